@@ -1,0 +1,1 @@
+"""Asynchronous reinforcement learning of language models with distribution-aware rollout shaping."""

@@ -1,0 +1,57 @@
+"""The exception tree: everything this package raises on purpose.
+
+Errors that a user can cause are `ValueError`s too and name the value, the place and the fix. Errors of our
+own making are plain assertions and appear nowhere here.
+"""
+
+
+class DartsError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class ConfigError(DartsError, ValueError):
+    """A setting is unknown, of the wrong type, or contradicts another one."""
+
+
+class DataError(DartsError, ValueError):
+    """A prompt data set is missing, empty, or a record of it cannot be used."""
+
+
+class ModelError(DartsError, ValueError):
+    """A model or tokenizer cannot be loaded, or does not fit the run."""
+
+
+class TransportError(DartsError):
+    """A link cannot do what was asked: unknown peer, full outbox, closed socket."""
+
+
+class ProtocolError(TransportError, ValueError):
+    """A message is malformed, oversized, or not of the link's union. The message is refused; the link lives."""
+
+
+class DeadlineError(DartsError, TimeoutError):
+    """A wait passed its deadline. The message names what was waited for and for how long."""
+
+
+class EngineError(DartsError):
+    """The inference engine cannot go on."""
+
+
+class WeightUpdateError(DartsError):
+    """A weight update failed or was aborted. The weights in use are untouched."""
+
+
+class RewardError(DartsError):
+    """A reward function cannot be loaded. (A reward that raises is a message, not an exception.)"""
+
+
+class StalenessError(DartsError):
+    """A token older than `max_staleness` was about to enter a gradient."""
+
+
+class CheckpointError(DartsError):
+    """A checkpoint is missing, torn, or of another model."""
+
+
+class ProcessDiedError(DartsError):
+    """A process of the run ended when it should not have."""

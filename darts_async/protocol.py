@@ -1,0 +1,406 @@
+"""Every message that crosses a process boundary: one union per direction of a link.
+
+             Generate, Cancel                Score                    TrainGroup
+ prompts -> SHAPER ---------> GENERATOR x N    SHAPER -------> REWARD x M    SHAPER -------> LEARNER
+              ^    <---------                         <-------                      <-------
+              |    GeneratorReady, TokensDecoded,     RewardReady,                  LearnerReady,
+              |    SampleFinished, SampleCancelled,   SampleScored,                 GroupsCommitted,
+              |    SampleRejected, WeightsApplied     ScoreFailed                   VersionPublished
+
+ LEARNER -> GENERATOR  EpochFormed, StoreValue, UpdateOffered, UpdateCommitted, UpdateAborted
+ GENERATOR -> LEARNER  MemberJoined, StoreValue, UpdateReady, UpdateStaged, UpdateApplied, UpdateFailed
+
+ every process -> LAUNCHER  ProcessStatus, StepCompleted, RunFinished
+ LAUNCHER -> every process  Shutdown
+
+Commands are verbs, events are past tense. Messages are frozen and tagged; arrays travel as raw buffer frames
+beside the MessagePack header (see `transport`), so an array field costs no per-element work. The element type
+in the annotation is checked on decoding; `__post_init__` checks what the types cannot say.
+
+Identifiers. A *group* is one visit to one prompt; `group_id` counts visits from 0 and is never reused. A
+*sample* is one response of a group: `sample_id = group_id * SAMPLES_PER_GROUP_LIMIT + index`. Identifiers are
+stable across restarts, which is what makes dropping duplicates by id possible.
+"""
+
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+SAMPLES_PER_GROUP_LIMIT = 4096
+"""Bits of a sample id that number the sample inside its group: a group has fewer samples than this."""
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: the model ended its response. `length`: it was cut at the token limit."""
+
+
+def sample_id_of(group_id: int, index: int) -> int:
+    """The identifier of sample `index` of a group."""
+    assert 0 <= index < SAMPLES_PER_GROUP_LIMIT
+    return group_id * SAMPLES_PER_GROUP_LIMIT + index
+
+
+def group_id_of(sample_id: int) -> int:
+    """The group that a sample belongs to."""
+    return sample_id // SAMPLES_PER_GROUP_LIMIT
+
+
+class Message(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of all messages: immutable, tagged by class name, unknown fields refused."""
+
+
+class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True):
+    """How tokens are drawn. `top_p=1` and `top_k=0` switch the truncation off."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+
+
+# --- shaper -> generator -------------------------------------------------------------------------------------
+
+
+class Generate(Message, frozen=True):
+    """Decode one sample. `prefix_tokens` were decoded before (by a generator that is gone) and count
+    towards `max_new_tokens`; decoding goes on behind them and they are not reported again."""
+
+    sample_id: int
+    prompt_tokens: NDArray[np.int32]  # [prompt_length]
+    prefix_tokens: NDArray[np.int32]  # [prefix_length], usually empty
+    seed: int
+    sampling: SamplingParams
+    priority: int = 0  # lower first; resumed samples go before new ones
+
+
+class Cancel(Message, frozen=True):
+    """Stop decoding a sample and free its slot. Answered by `SampleCancelled`, or by the `SampleFinished`
+    that was already under way; unknown ids (already ended) are answered by nothing."""
+
+    sample_id: int
+
+
+ShaperToGenerator = Generate | Cancel
+
+
+# --- generator -> shaper -------------------------------------------------------------------------------------
+
+
+class GeneratorReady(Message, frozen=True):
+    """First message of a generator: what it can hold. It has no weights yet (`WeightsApplied` follows)."""
+
+    num_slots: int
+    max_context_tokens: int
+
+
+class TokensDecoded(Message, frozen=True):
+    """Tokens of one or more engine steps, all decoded under one policy version.
+
+    The tokens of sample `sample_ids[i]` are the next `num_tokens[i]` entries of the flat arrays.
+    `logprobs` are of the distribution that was sampled from (after temperature and truncation).
+    """
+
+    policy_version: int
+    sample_ids: NDArray[np.int64]  # [num_samples]
+    num_tokens: NDArray[np.int32]  # [num_samples]
+    token_ids: NDArray[np.int32]  # [sum(num_tokens)]
+    logprobs: NDArray[np.float32]  # [sum(num_tokens)]
+
+    def __post_init__(self) -> None:
+        if len(self.sample_ids) != len(self.num_tokens):
+            raise ValueError(f"{len(self.sample_ids)} sample ids but {len(self.num_tokens)} token counts")
+        if len(self.num_tokens) and int(self.num_tokens.min()) < 1:
+            raise ValueError("a token count below 1")
+        total = int(self.num_tokens.sum())
+        if not total == len(self.token_ids) == len(self.logprobs):
+            raise ValueError(f"counts sum to {total}, {len(self.token_ids)} tokens, {len(self.logprobs)} logprobs")
+
+
+class SampleFinished(Message, frozen=True):
+    """The sample ended by itself; `num_tokens` (prefix included) were decoded, all of them already sent."""
+
+    sample_id: int
+    finish_reason: FinishReason
+    num_tokens: int
+
+
+class SampleCancelled(Message, frozen=True):
+    """Acknowledges `Cancel`: the slot is free and all `num_tokens` decoded tokens (prefix included) were sent."""
+
+    sample_id: int
+    num_tokens: int
+
+
+class SampleRejected(Message, frozen=True):
+    """The engine cannot decode this sample at all (say, its prompt does not fit)."""
+
+    sample_id: int
+    error: str
+
+
+class WeightsApplied(Message, frozen=True):
+    """Tokens sent after this message were decoded under `policy_version` or a later one."""
+
+    policy_version: int
+    stall_s: float  # time in which no token was decoded because of the update
+
+
+class GeneratorStopped(Message, frozen=True):
+    """Last message of a generator at a clean end: the engine's own count of the tokens it ever decoded."""
+
+    num_tokens_decoded: int
+
+
+GeneratorToShaper = (
+    GeneratorReady
+    | TokensDecoded
+    | SampleFinished
+    | SampleCancelled
+    | SampleRejected
+    | WeightsApplied
+    | GeneratorStopped
+)
+
+
+# --- shaper <-> reward ---------------------------------------------------------------------------------------
+
+
+class Score(Message, frozen=True):
+    """Judge one finished response."""
+
+    sample_id: int
+    prompt: str
+    answer: str
+    metadata: dict[str, str]
+    token_ids: NDArray[np.int32]  # [response_length], the end-of-sequence token included if there was one
+    finish_reason: FinishReason
+
+
+class RewardReady(Message, frozen=True):
+    """First message of a reward process: how many items it works on at once."""
+
+    num_workers: int
+
+
+class SampleScored(Message, frozen=True):
+    """The reward of a sample: a finite number."""
+
+    sample_id: int
+    reward: float
+
+
+class ScoreFailed(Message, frozen=True):
+    """There is no reward for this sample, and it is not zero: the function raised, hung or was not finite."""
+
+    sample_id: int
+    kind: Literal["raised", "timeout", "not_finite", "worker_died"]
+    error: str
+
+
+ShaperToReward = Score
+RewardToShaper = RewardReady | SampleScored | ScoreFailed
+
+
+# --- shaper <-> learner --------------------------------------------------------------------------------------
+
+
+class TrainGroup(Message, frozen=True):
+    """The kept samples of one group, for optimiser step `step` (which turns version `step` into `step + 1`)."""
+
+    group_id: int
+    step: int
+    prompt_tokens: NDArray[np.int32]  # [prompt_length]
+    num_tokens: NDArray[np.int32]  # [num_samples], response lengths
+    token_ids: NDArray[np.int32]  # [sum(num_tokens)]
+    logprobs: NDArray[np.float32]  # [sum(num_tokens)], behaviour policy
+    versions: NDArray[np.int32]  # [sum(num_tokens)], policy version that decoded each token
+    rewards: NDArray[np.float32]  # [num_samples]
+    weights: NDArray[np.float32]  # [num_samples], inverse inclusion probabilities to a power; 1 where unbiased
+
+    def __post_init__(self) -> None:
+        total = int(self.num_tokens.sum())
+        if not total == len(self.token_ids) == len(self.logprobs) == len(self.versions):
+            raise ValueError(f"group {self.group_id}: response arrays disagree with {total} tokens")
+        if not len(self.num_tokens) == len(self.rewards) == len(self.weights):
+            raise ValueError(f"group {self.group_id}: sample arrays disagree on the number of samples")
+
+
+class LearnerReady(Message, frozen=True):
+    """The learner has its model at `policy_version` and takes groups for step `policy_version` next."""
+
+    policy_version: int
+
+
+class GroupsCommitted(Message, frozen=True):
+    """These groups are in the gradient of `step`, and the step has been taken."""
+
+    step: int
+    group_ids: NDArray[np.int64]  # [groups_per_step]
+
+
+class VersionPublished(Message, frozen=True):
+    """Every member of the current epoch has applied `policy_version` (late members were dropped)."""
+
+    policy_version: int
+
+
+ShaperToLearner = TrainGroup
+LearnerToShaper = LearnerReady | GroupsCommitted | VersionPublished
+
+
+# --- learner <-> generator: weights --------------------------------------------------------------------------
+
+
+class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor of the model as it stands on the wire."""
+
+    name: str
+    dtype: str  # torch's name without the prefix: "float32", "bfloat16"
+    shape: tuple[int, ...]
+
+
+class WeightManifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is sent, in which order, in buckets of which size. Both sides derive the same bucket layout."""
+
+    tensors: tuple[TensorSpec, ...]
+    bucket_bytes: int
+
+
+class EpochFormed(Message, frozen=True):
+    """The receiver is rank `rank` of a broadcast group of `world_size` (the learner is rank 0)."""
+
+    epoch: int
+    rank: int
+    world_size: int
+    backend: Literal["gloo", "nccl"]
+    interface: str  # address that the collective's own sockets bind to
+    deadline_s: float
+
+
+class StoreValue(Message, frozen=True):
+    """One entry of the rendezvous store of `epoch`; the learner passes it on to the other members. It holds
+    the addresses of gloo's sockets or NCCL's unique id, which so never leave the authenticated link."""
+
+    epoch: int
+    key: str
+    value: bytes
+
+
+class UpdateOffered(Message, frozen=True):
+    """Phase one: `policy_version` is about to be broadcast to the members of `epoch`."""
+
+    epoch: int
+    policy_version: int
+    manifest: WeightManifest
+    deadline_s: float
+
+
+class UpdateCommitted(Message, frozen=True):
+    """Phase two: the checksums agree; swap the staged weights in at the next step boundary."""
+
+    epoch: int
+    policy_version: int
+
+
+class UpdateAborted(Message, frozen=True):
+    """Drop what was staged and leave the group of `epoch`; a new epoch will form."""
+
+    epoch: int
+    policy_version: int
+    reason: str
+
+
+LearnerToGenerator = EpochFormed | StoreValue | UpdateOffered | UpdateCommitted | UpdateAborted
+
+
+class MemberJoined(Message, frozen=True):
+    """A generator asks to be a member of the next epoch. `policy_version` is what it holds, -1 for nothing."""
+
+    policy_version: int
+
+
+class UpdateReady(Message, frozen=True):
+    """Phase one accepted: the group is joined, buffers stand ready, the receive has been posted."""
+
+    epoch: int
+    policy_version: int
+
+
+class UpdateStaged(Message, frozen=True):
+    """All buckets have arrived in side buffers; decoding never paused. One checksum per tensor."""
+
+    epoch: int
+    policy_version: int
+    checksums: NDArray[np.int64]  # [num_tensors]
+
+
+class UpdateApplied(Message, frozen=True):
+    """The staged weights are in use."""
+
+    epoch: int
+    policy_version: int
+    stall_s: float
+
+
+class UpdateFailed(Message, frozen=True):
+    """This member could not receive; its weights in use are untouched."""
+
+    epoch: int
+    policy_version: int
+    error: str
+
+
+GeneratorToLearner = MemberJoined | StoreValue | UpdateReady | UpdateStaged | UpdateApplied | UpdateFailed
+
+
+# --- every process <-> launcher ------------------------------------------------------------------------------
+
+
+class ProcessStatus(Message, frozen=True):
+    """A heartbeat with what the live view shows. `busy_s` integrates busy intervals by stage since the start."""
+
+    state: str
+    policy_version: int
+    num_tokens: int
+    num_in_flight: int
+    uptime_s: float
+    busy_s: dict[str, float]
+    loop_lag_s: float  # the longest the event loop was held since the last status
+
+
+class StepCompleted(Message, frozen=True):
+    """Metrics of one optimiser step, as the sender knows them; the launcher merges by `step`."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+class EvaluationCompleted(Message, frozen=True):
+    """Fresh, un-aborted samples of the fixed held-out prompts, under one version of the policy."""
+
+    policy_version: int
+    rewards: NDArray[np.float32]  # [num_samples]
+    num_tokens: NDArray[np.int32]  # [num_samples]
+
+
+class RunFinished(Message, frozen=True):
+    """The shaper has nothing left to do: totals by fate, staleness histogram, counts."""
+
+    reason: str
+    tokens_by_fate: dict[str, int]
+    samples_by_fate: dict[str, int]
+    tokens_decoded: int  # the engines' own count, to hold the fates against
+    tokens_by_staleness: dict[int, int]
+    num_steps: int
+
+
+class Shutdown(Message, frozen=True):
+    """End cleanly: finish what is under way, write what must be kept, leave. `finished`: the run is complete."""
+
+    reason: str
+    finished: bool
+
+
+ProcessToLauncher = ProcessStatus | StepCompleted | EvaluationCompleted | RunFinished
+LauncherToProcess = Shutdown
