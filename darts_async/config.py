@@ -202,7 +202,7 @@ class GeneratorConfig(Section):
     """Samples decoded at once by one generator."""
     max_queued: NonNegative = 16
     """Samples that may wait in a generator for a slot, so that a freed one is never idle."""
-    max_context_tokens: Positive = 512
+    max_context_tokens: Positive = 1024
     """Prompt and response together."""
     flush_every_steps: Positive = 4
     """Engine steps whose tokens are sent in one message."""
