@@ -146,21 +146,7 @@ class WeightsApplied(Message, frozen=True):
     stall_s: float  # time in which no token was decoded because of the update
 
 
-class GeneratorStopped(Message, frozen=True):
-    """Last message of a generator at a clean end: the engine's own count of the tokens it ever decoded."""
-
-    num_tokens_decoded: int
-
-
-GeneratorToShaper = (
-    GeneratorReady
-    | TokensDecoded
-    | SampleFinished
-    | SampleCancelled
-    | SampleRejected
-    | WeightsApplied
-    | GeneratorStopped
-)
+GeneratorToShaper = GeneratorReady | TokensDecoded | SampleFinished | SampleCancelled | SampleRejected | WeightsApplied
 
 
 # --- shaper <-> reward ---------------------------------------------------------------------------------------
@@ -358,7 +344,8 @@ GeneratorToLearner = MemberJoined | StoreValue | UpdateReady | UpdateStaged | Up
 
 
 class ProcessStatus(Message, frozen=True):
-    """A heartbeat with what the live view shows. `busy_s` integrates busy intervals by stage since the start."""
+    """A heartbeat with what the live view shows; one more is sent at the end. `busy_s` integrates busy intervals
+    by stage since the start; `num_tokens` is what a generator decoded, a learner trained."""
 
     state: str
     policy_version: int
@@ -385,12 +372,12 @@ class EvaluationCompleted(Message, frozen=True):
 
 
 class RunFinished(Message, frozen=True):
-    """The shaper has nothing left to do: totals by fate, staleness histogram, counts."""
+    """The shaper has nothing left to do. The fates must add up to what the generators' last `ProcessStatus`
+    count by themselves: that is the check on the whole bookkeeping."""
 
     reason: str
     tokens_by_fate: dict[str, int]
     samples_by_fate: dict[str, int]
-    tokens_decoded: int  # the engines' own count, to hold the fates against
     tokens_by_staleness: dict[int, int]
     num_steps: int
 

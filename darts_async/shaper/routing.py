@@ -1,0 +1,122 @@
+"""Which process does what: samples to generators, responses to reward processes. Pure bookkeeping.
+
+A generator is routable when it has applied the newest version known to be published; its version only grows, so a
+sample sent to it is decoded under at least the version it has now.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class GeneratorSeat:
+    """What the shaper knows of one generator."""
+
+    capacity: int
+    """Samples it may hold: its slots and a short queue."""
+    policy_version: int = -1
+    sample_ids: set[int] = field(default_factory=set)
+
+    @property
+    def room(self) -> int:
+        """Samples that still fit."""
+        return self.capacity - len(self.sample_ids)
+
+
+class GeneratorPool:
+    """The generators of the run."""
+
+    def __init__(self) -> None:
+        self._seats: dict[str, GeneratorSeat] = {}
+        self._published_version = -1
+
+    def join(self, name: str, capacity: int) -> None:
+        """A generator is up, without weights."""
+        assert name not in self._seats, name
+        self._seats[name] = GeneratorSeat(capacity)
+
+    def leave(self, name: str) -> set[int]:
+        """A generator is gone; the samples it held are returned."""
+        seat = self._seats.pop(name, None)
+        return seat.sample_ids if seat else set()
+
+    def applied(self, name: str, policy_version: int) -> None:
+        """A generator decodes under this version from now on."""
+        seat = self._seats.get(name)
+        if seat is not None:
+            assert policy_version >= seat.policy_version, (name, policy_version)
+            seat.policy_version = policy_version
+
+    def published(self, policy_version: int) -> None:
+        """Generators that have not applied this version get no new work until they have."""
+        self._published_version = max(self._published_version, policy_version)
+
+    @property
+    def lowest_version(self) -> int | None:
+        """The oldest version that a sample started now could be decoded under; None if nobody is routable."""
+        return min((seat.policy_version for _, seat in self._routable()), default=None)
+
+    def roomiest(self) -> str | None:
+        """The routable generator with most room, if any has room. Ties go to the first by name."""
+        return min(((-seat.room, name) for name, seat in self._routable() if seat.room > 0), default=(0, None))[1]
+
+    def has_room(self, name: str) -> bool:
+        """Whether this generator could take one more sample."""
+        return any(seat.room > 0 for routable, seat in self._routable() if routable == name)
+
+    def assign(self, name: str, sample_id: int) -> None:
+        """A sample takes a place."""
+        self._seats[name].sample_ids.add(sample_id)
+
+    def release(self, name: str, sample_id: int) -> None:
+        """A sample gives its place back."""
+        if name in self._seats:
+            self._seats[name].sample_ids.discard(sample_id)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Samples in all generators."""
+        return sum(len(seat.sample_ids) for seat in self._seats.values())
+
+    def seats(self) -> Iterator[tuple[str, GeneratorSeat]]:
+        """All generators that are up."""
+        return iter(self._seats.items())
+
+    def _routable(self) -> Iterator[tuple[str, GeneratorSeat]]:
+        oldest = max(self._published_version, 0)
+        return ((name, seat) for name, seat in self._seats.items() if seat.policy_version >= oldest)
+
+
+class RewardPool:
+    """The reward processes of the run and the items each has."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, set[int]] = {}
+
+    def join(self, name: str) -> None:
+        """A reward process is up."""
+        self._items.setdefault(name, set())
+
+    def leave(self, name: str) -> set[int]:
+        """A reward process is gone; the samples it had are returned."""
+        return self._items.pop(name, set())
+
+    @property
+    def num_up(self) -> int:
+        """Reward processes that are up."""
+        return len(self._items)
+
+    def assign(self, sample_id: int) -> str | None:
+        """Give an item to the process with the fewest; None if none is up."""
+        if not self._items:
+            return None
+        name = min(self._items, key=lambda name: (len(self._items[name]), name))
+        self._items[name].add(sample_id)
+        return name
+
+    def done(self, name: str, sample_id: int) -> bool:
+        """The process has answered; False if the item was not (any more) its own."""
+        items = self._items.get(name, set())
+        known = sample_id in items
+        items.discard(sample_id)
+        return known

@@ -1,0 +1,437 @@
+"""The shaper as a pure state machine: messages in, messages and ledger records out.
+
+No clock, socket, log, task or random source inside; time and seeds are arguments. The same object runs in the
+process, in simulation and under Hypothesis. Each method makes one decision completely and returns what to do about
+it; `validate` states the invariants and holds between any two calls.
+
+A training group is opened when the staleness window and the generators have room, complete when its rule has nothing
+left to wait for, shipped when the window lets it into the next step, and done when the learner has committed it.
+Samples of a generator that is gone go on elsewhere behind the tokens that were streamed.
+"""
+
+from collections import Counter, deque
+from enum import Enum, auto
+
+import numpy as np
+
+from darts_async.config import RunConfig
+from darts_async.prompts.source import Prompt, PromptSource
+from darts_async.protocol import (
+    Cancel,
+    EvaluationCompleted,
+    GeneratorReady,
+    GeneratorToShaper,
+    GroupsCommitted,
+    LearnerReady,
+    LearnerToShaper,
+    RewardReady,
+    RewardToShaper,
+    RunFinished,
+    SampleCancelled,
+    SampleFinished,
+    SampleRejected,
+    SampleScored,
+    ScoreFailed,
+    StepCompleted,
+    TokensDecoded,
+    VersionPublished,
+    WeightsApplied,
+)
+from darts_async.shaper.accounting import StepStatistics
+from darts_async.shaper.group import Fate, Group, Purpose, Sample, Stage, train_group
+from darts_async.shaper.ledger import GroupDropped, GroupOpened, GroupShipped, VersionSeen
+from darts_async.shaper.selection import selection_rule
+from darts_async.shaper.staleness import StalenessWindow
+from darts_async.shaper.workload import Forget, Output, Send, Workload
+
+LEARNER = "learner/0"
+LAUNCHER = "launcher"
+MAX_RETRIES_PER_PROMPT = 3
+"""A prompt whose groups came to nothing this often is left until the source brings it again."""
+
+Incoming = GeneratorToShaper | RewardToShaper | LearnerToShaper
+
+
+class Phase(Enum):
+    """What the run is doing."""
+
+    STARTING = auto()
+    EVALUATING_BEFORE = auto()
+    TRAINING = auto()
+    EVALUATING_AFTER = auto()
+    STOPPING = auto()
+    FINISHED = auto()
+
+
+class ShaperState:
+    """All that the shaper knows and decides."""
+
+    def __init__(self, config: RunConfig, prompts: PromptSource, held_out: tuple[Prompt, ...]) -> None:
+        self._config = config
+        self._prompts = prompts
+        self._held_out = held_out if config.evaluation.samples_per_prompt else ()
+        self._rule = selection_rule(config.shaping)
+        self._num_train_groups = config.learner.steps * config.learner.groups_per_step
+        self._window = StalenessWindow(
+            groups_per_step=config.learner.groups_per_step, max_staleness=config.staleness.max_staleness
+        )
+        self.phase = Phase.STARTING
+        self.work = Workload(config)
+        self._incarnations: dict[str, int] = {}
+        self._learner_up = False
+        self._learner_fed_s = 0.0
+        self._complete: dict[int, Group] = {}
+        self._shipped: dict[int, Group] = {}
+        self._requeued: deque[Prompt] = deque()
+        self._retries: Counter[int] = Counter()
+        self._evaluated: list[Sample] = []
+        self._statistics = StepStatistics()
+        self.num_steps = 0
+        self._stop_reason = "finished"
+
+    # --- events ----------------------------------------------------------------------------------------------
+
+    def handle(self, peer: str, message: Incoming, now_s: float) -> list[Output]:
+        """A message of a peer."""
+        match message:
+            case TokensDecoded():
+                self._tokens_decoded(peer, message)
+                return self._take()  # tokens alone open and close nothing
+            case SampleFinished():
+                self._sample_finished(peer, message)
+            case SampleCancelled():
+                self._sample_cancelled(peer, message)
+            case SampleScored():
+                self._sample_scored(peer, message)
+            case WeightsApplied():
+                self.work.generators.applied(peer, message.policy_version)
+            case GeneratorReady():
+                self.work.lose(peer)
+                self.work.generators.join(peer, message.num_slots + self._config.generator.max_queued)
+            case SampleRejected():
+                self._sample_rejected(peer, message)
+            case ScoreFailed():
+                self._score_failed(peer, message)
+            case RewardReady():
+                self.work.rewards.join(peer)
+            case LearnerReady():
+                self._learner_ready(message)
+            case GroupsCommitted():
+                self._groups_committed(message, now_s)
+            case VersionPublished():
+                self.work.generators.published(message.policy_version)
+                self._record(VersionSeen(message.policy_version))
+        return self._advance(now_s)
+
+    def peer_up(self, peer: str, incarnation: int, now_s: float) -> list[Output]:
+        """A peer is connected. A new incarnation has forgotten everything."""
+        if self._incarnations.get(peer, incarnation) != incarnation:
+            self._lose(peer)
+            self._record(Forget(peer))
+        self._incarnations[peer] = incarnation
+        return self._advance(now_s)
+
+    def peer_lost(self, peer: str, now_s: float) -> list[Output]:
+        """A peer is gone or has been silent for too long."""
+        self._lose(peer)
+        return self._advance(now_s)
+
+    def tick(self, now_s: float) -> list[Output]:
+        """Time has passed: a group that alone keeps the learner waiting for too long is cut."""
+        if self.phase is Phase.TRAINING and now_s - self._learner_fed_s > self._config.staleness.cut_after_s:
+            group = self._blocking_group()
+            if group is not None:
+                self._drop(group, fate="stale", reason="kept_learner_waiting")
+                self._learner_fed_s = now_s
+        return self._advance(now_s)
+
+    def stop(self, reason: str, now_s: float) -> list[Output]:
+        """End early: nothing new is opened, what runs is cancelled, and full steps are still committed."""
+        if self.phase not in (Phase.STOPPING, Phase.FINISHED):
+            self.phase, self._stop_reason = Phase.STOPPING, reason
+            self._complete.clear()
+            for group in list(self.work.groups.values()):
+                if group.step is None or group.step == self._window.next_step:
+                    self._shipped.pop(group.group_id, None)
+                    self._end_all(group, "filtered", "run_stopped", cancel_fate="cancelled")
+        return self._advance(now_s)
+
+    def abandon(self, now_s: float) -> list[Output]:
+        """What has not been acknowledged by the end of a stop is lost."""
+        for sample in self.work.samples():
+            if sample.stage is not Stage.ENDED:
+                self.work.end(sample, "lost", "unacknowledged_at_stop")
+        return self._advance(now_s)
+
+    # --- from generators -------------------------------------------------------------------------------------
+
+    def _tokens_decoded(self, peer: str, message: TokensDecoded) -> None:
+        self.work.totals.num_tokens_received += len(message.token_ids)
+        ends = np.cumsum(message.num_tokens).tolist()
+        begin = 0
+        for sample_id, end in zip(message.sample_ids.tolist(), ends, strict=True):
+            sample = self.work.owned(peer, sample_id)
+            if sample is not None:
+                sample.append(message.policy_version, message.token_ids[begin:end], message.logprobs[begin:end])
+            else:  # it was given to another generator while this one was silent
+                self.work.totals.tokens_by_fate["lost"] += end - begin
+                self._record(Send(peer, Cancel(sample_id)))
+            begin = end
+
+    def _sample_finished(self, peer: str, message: SampleFinished) -> None:
+        sample = self.work.owned(peer, message.sample_id)
+        if sample is None:
+            return
+        assert message.num_tokens == sample.num_tokens, (message, sample.num_tokens)
+        self.work.release(sample)
+        if sample.stage is Stage.CANCELLING:  # the cancel came too late, the decision stands
+            self.work.end(sample, sample.end_fate, sample.end_reason)
+            return
+        sample.finish_reason, sample.stage = message.finish_reason, Stage.FINISHED
+        self.work.judge(sample)
+        self._decide(self.work.group_of(sample))
+
+    def _sample_cancelled(self, peer: str, message: SampleCancelled) -> None:
+        sample = self.work.owned(peer, message.sample_id)
+        if sample is not None and sample.stage is Stage.CANCELLING:
+            assert message.num_tokens == sample.num_tokens, (message, sample.num_tokens)
+            self.work.end(sample, sample.end_fate, sample.end_reason)
+
+    def _sample_rejected(self, peer: str, message: SampleRejected) -> None:
+        sample = self.work.owned(peer, message.sample_id)
+        if sample is None:
+            return
+        self.work.release(sample)
+        if sample.stage is Stage.CANCELLING:
+            self.work.end(sample, sample.end_fate, sample.end_reason)
+            return
+        group = self.work.group_of(sample)
+        self._retries[group.prompt.prompt_id] = MAX_RETRIES_PER_PROMPT  # it would be rejected again
+        self._fail(sample, "rejected_by_engine")
+
+    # --- from reward processes -------------------------------------------------------------------------------
+
+    def _sample_scored(self, peer: str, message: SampleScored) -> None:
+        sample = self._judged(peer, message.sample_id)
+        if sample is not None:
+            sample.reward, sample.stage = message.reward, Stage.SCORED
+            self._decide(self.work.group_of(sample))
+
+    def _score_failed(self, peer: str, message: ScoreFailed) -> None:
+        sample = self._judged(peer, message.sample_id)
+        if sample is not None:
+            self._fail(sample, f"reward_{message.kind}")
+
+    def _judged(self, peer: str, sample_id: int) -> Sample | None:
+        """The sample that this reward process has just answered for, if the answer still matters."""
+        known = self.work.rewards.done(peer, sample_id)
+        sample = self.work.sample(sample_id)
+        return sample if known and sample is not None and sample.stage is Stage.FINISHED else None
+
+    def _fail(self, sample: Sample, reason: str) -> None:
+        """The sample has no reward, which is not a reward of zero."""
+        sample.stage, sample.end_reason = Stage.UNSCORABLE, reason
+        self._decide(self.work.group_of(sample))
+
+    # --- from the learner ------------------------------------------------------------------------------------
+
+    def _learner_ready(self, message: LearnerReady) -> None:
+        self._learner_up = True
+        for group in self._shipped.values():  # what it already has it drops by group id
+            if group.step is not None and group.step >= message.policy_version:
+                self._record(Send(LEARNER, train_group(group)))
+
+    def _groups_committed(self, message: GroupsCommitted, now_s: float) -> None:
+        groups = [self._shipped.pop(g) for g in message.group_ids.tolist() if g in self._shipped]
+        if not groups:  # told twice
+            return
+        metrics = self._statistics.close(message.step, groups)
+        for group in groups:
+            for sample, _ in group.kept or []:
+                self.work.totals.trained(sample, message.step)
+                self.work.end(sample, "trained", "committed", step=message.step)
+        self.num_steps = message.step + 1
+        self._learner_fed_s = now_s
+        metrics |= {f"tokens/{fate}": float(n) for fate, n in self.work.totals.tokens_by_fate.items()}
+        self._record(Send(LAUNCHER, StepCompleted(message.step, metrics)))
+
+    # --- decisions on one group ------------------------------------------------------------------------------
+
+    def _decide(self, group: Group) -> None:
+        """A sample of the group has finished, failed or got its reward: whom to cancel, and is it complete?"""
+        if group.purpose == "train":
+            for sample in self._rule.to_cancel(group, self._config.seed):
+                self.work.cancel(sample, "cancelled", self._config.shaping.rule)
+        if not group.undecided:
+            complete = self._complete_training if group.purpose == "train" else self._complete_evaluation
+            complete(group)
+
+    def _complete_training(self, group: Group) -> None:
+        kept = self._rule.select(group)
+        if len(kept) < self._config.shaping.keep:
+            self._drop(group, fate="filtered", reason="too_few_rewards")
+            return
+        self._statistics.completed(group)
+        group.kept = kept
+        self._complete[group.group_id] = group
+        self._window.set_floor(group.group_id, group.oldest_kept_version)
+        chosen = {sample.sample_id for sample, _ in kept}
+        for sample in group.at(Stage.SCORED, Stage.UNSCORABLE):
+            if sample.sample_id not in chosen:
+                self.work.end(sample, "filtered", sample.end_reason or "not_selected")
+
+    def _complete_evaluation(self, group: Group) -> None:
+        for sample in group.samples:
+            if sample.stage is Stage.SCORED:
+                self._evaluated.append(sample)
+                self.work.end(sample, "evaluated", "held_out")
+            else:
+                self.work.end(sample, "filtered", sample.end_reason)
+
+    def _drop(self, group: Group, *, fate: Fate, reason: str) -> None:
+        """Give an incomplete training group up and ask its prompt again."""
+        self._window.drop(group.group_id)
+        self._record(GroupDropped(group.group_id, reason))
+        if self._retries[group.prompt.prompt_id] < MAX_RETRIES_PER_PROMPT:
+            self._retries[group.prompt.prompt_id] += 1
+            self._requeued.append(group.prompt)
+        self._end_all(group, fate, reason, cancel_fate=fate)
+
+    def _end_all(self, group: Group, fate: Fate, reason: str, *, cancel_fate: Fate) -> None:
+        for sample in group.samples:
+            if sample.stage in (Stage.WAITING, Stage.DECODING):
+                self.work.cancel(sample, cancel_fate, reason)
+            elif sample.stage not in (Stage.CANCELLING, Stage.ENDED):
+                self.work.end(sample, fate, sample.end_reason or reason)
+
+    def _blocking_group(self) -> Group | None:
+        """The slowest group, if it alone keeps the learner waiting."""
+        groups = [g for g in self.work.groups.values() if g.purpose == "train" and g.undecided]
+        learner_waits = len(self._shipped) < self._config.learner.groups_per_step
+        if not groups or not learner_waits or not (self._complete or len(groups) == 1):
+            return None
+        return min(groups, key=self._urgency)
+
+    def _urgency(self, group: Group) -> tuple[int, int]:
+        return self._window.deadline(group.group_id), group.group_id
+
+    # --- what follows from any event -------------------------------------------------------------------------
+
+    def _advance(self, now_s: float) -> list[Output]:
+        self._ship(now_s)
+        self._change_phase(now_s)
+        self.work.judge_waiting()
+        self.work.place()
+        self._admit()
+        return self._take()
+
+    def _ship(self, now_s: float) -> None:
+        """Complete groups go to the learner, the most urgent first, while the window allows."""
+        if not self._learner_up:
+            return
+        for group in sorted(self._complete.values(), key=self._urgency):
+            if self._window.may_ship(group.group_id):
+                group.step = self._window.ship(group.group_id)
+                self._shipped[group.group_id] = self._complete.pop(group.group_id)
+                self._record(GroupShipped(group.group_id, group.step))
+                self._record(Send(LEARNER, train_group(group)))
+                self._learner_fed_s = now_s
+
+    def _admit(self) -> None:
+        """Open groups while generators have room and the window allows."""
+        while self.phase is Phase.TRAINING and self.work.has_room:
+            floor = self.work.generators.lowest_version
+            assert floor is not None
+            num_unfinished = self._window.num_shipped + self._window.num_open
+            if num_unfinished >= self._num_train_groups or not self._window.may_admit(floor):
+                return
+            prompt = self._requeued.popleft() if self._requeued else self._prompts.draw()
+            group = self._open(prompt, self._config.shaping.launch, floor)
+            self._window.admit(group.group_id, floor)
+            self.work.place()
+
+    def _open(self, prompt: Prompt, num_samples: int, floor: int) -> Group:
+        purpose: Purpose = "train" if self.phase is Phase.TRAINING else "evaluate"
+        group = self.work.open(prompt, purpose, num_samples)
+        self._record(
+            GroupOpened(group.group_id, prompt.prompt_id, group.purpose, num_samples, floor, self._prompts.cursor)
+        )
+        return group
+
+    def _change_phase(self, now_s: float) -> None:
+        lowest = self.work.generators.lowest_version
+        match self.phase:
+            case Phase.STARTING if self._learner_up and self.work.rewards.num_up and lowest is not None:
+                self._begin_evaluation(Phase.EVALUATING_BEFORE, lowest)
+            case Phase.EVALUATING_BEFORE if not self.work.groups:
+                self._report_evaluation()
+                self.phase, self._learner_fed_s = Phase.TRAINING, now_s
+            case Phase.TRAINING if self.num_steps == self._config.learner.steps == lowest:
+                self._begin_evaluation(Phase.EVALUATING_AFTER, lowest)
+            case Phase.EVALUATING_AFTER if not self.work.groups:
+                self._report_evaluation()
+                self._finish()
+            case Phase.STOPPING if not self.work.groups:
+                self._finish()
+            case _:
+                return
+        self._change_phase(now_s)  # without held-out prompts an evaluation ends as it begins
+
+    def _begin_evaluation(self, phase: Phase, floor: int) -> None:
+        self.phase = phase
+        for prompt in self._held_out:
+            self._open(prompt, self._config.evaluation.samples_per_prompt, floor)
+
+    def _report_evaluation(self) -> None:
+        if self._evaluated:
+            report = EvaluationCompleted(
+                policy_version=self.num_steps,
+                rewards=np.array([s.reward for s in self._evaluated], np.float32),
+                num_tokens=np.array([s.num_tokens for s in self._evaluated], np.int32),
+            )
+            self._record(Send(LAUNCHER, report))
+        self._evaluated = []
+
+    def _finish(self) -> None:
+        self.phase = Phase.FINISHED
+        totals = self.work.totals
+        message = RunFinished(
+            reason=self._stop_reason,
+            tokens_by_fate=dict(totals.tokens_by_fate),
+            samples_by_fate=dict(totals.samples_by_fate),
+            tokens_by_staleness=dict(totals.tokens_by_staleness),
+            num_steps=self.num_steps,
+        )
+        self._record(Send(LAUNCHER, message))
+
+    def _lose(self, peer: str) -> None:
+        if peer == LEARNER:
+            self._learner_up = False
+        self.work.lose(peer)
+
+    def _record(self, output: Output) -> None:
+        self.work.out.append(output)
+
+    def _take(self) -> list[Output]:
+        out, self.work.out = self.work.out, []
+        return out
+
+    # --- invariants ------------------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """What holds between any two calls; the parts have their own."""
+        self.work.validate()
+        self._window.validate()
+        if self.phase in (Phase.STOPPING, Phase.FINISHED):
+            return
+        groups = [g for g in self.work.groups.values() if g.purpose == "train"]
+        num_open = sum(1 for g in groups if g.undecided or g.group_id in self._complete)
+        assert num_open == self._window.num_open, (num_open, self._window.num_open)
+        assert self._window.num_open + len(self._shipped) <= self._config.max_open_groups
+        for group in groups:
+            assert not (group.undecided and group.kept), group.group_id
+        for group in [*self._complete.values(), *self._shipped.values()]:
+            assert len(group.kept or []) == self._config.shaping.keep, group.group_id
+        for group in self._shipped.values():
+            assert group.step is not None
+            assert group.step - group.oldest_kept_version <= self._config.staleness.max_staleness, group.group_id

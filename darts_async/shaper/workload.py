@@ -1,0 +1,217 @@
+"""Samples on processes: who decodes and who judges what, and how each sample ends, exactly once.
+
+The half of the shaper's state that knows generators and reward processes; what to open, keep and ship is decided in
+`state`. Pure like it: what is to be sent and recorded is appended to `out`.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from darts_async.config import RunConfig
+from darts_async.prompts.source import Prompt
+from darts_async.protocol import (
+    Cancel,
+    Generate,
+    ProcessToLauncher,
+    SamplingParams,
+    Score,
+    ShaperToGenerator,
+    ShaperToLearner,
+    ShaperToReward,
+    group_id_of,
+    sample_id_of,
+)
+from darts_async.shaper.accounting import Totals
+from darts_async.shaper.group import Fate, Group, Purpose, Sample, Stage
+from darts_async.shaper.ledger import AnyRecord, SampleEnded
+from darts_async.shaper.routing import GeneratorPool, RewardPool
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A message for a peer."""
+
+    peer: str
+    message: ShaperToGenerator | ShaperToReward | ShaperToLearner | ProcessToLauncher
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Messages that an earlier incarnation of this peer has not acknowledged are void."""
+
+    peer: str
+
+
+Output = Send | Forget | AnyRecord
+
+
+def sample_seed(run_seed: int, sample_id: int) -> int:
+    """Seed of a sample's draws: the same wherever and whenever it is decoded. 63 bits."""
+    return (run_seed * 0x9E3779B97F4A7C15 + sample_id * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % (1 << 63)
+
+
+class Workload:
+    """The open groups, their samples, and the processes that work on them."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._seed = config.seed
+        self._sampling = SamplingParams(**config.sampling.model_dump())
+        self.generators = GeneratorPool()
+        self.rewards = RewardPool()
+        self.groups: dict[int, Group] = {}
+        """Groups with a sample that has not ended."""
+        self.totals = Totals()
+        self.out: list[Output] = []
+        self._next_group_id = 0
+        self._waiting: deque[Sample] = deque()  # for room in a generator
+        self._unjudged: deque[Sample] = deque()  # finished while no reward process was up
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a sample opened now would start at once."""
+        return not self._waiting and self.generators.roomiest() is not None
+
+    def open(self, prompt: Prompt, purpose: Purpose, num_samples: int) -> Group:
+        """A new group, all of whose samples wait to be placed."""
+        group_id = self._next_group_id
+        self._next_group_id += 1
+        samples = [Sample(sample_id_of(group_id, index)) for index in range(num_samples)]
+        group = self.groups[group_id] = Group(group_id, prompt, purpose, samples)
+        self._waiting.extend(samples)
+        return group
+
+    def place(self) -> None:
+        """Waiting samples go to generators with room; a group stays together where it fits."""
+        home: tuple[int, str] | None = None
+        while self._waiting:
+            sample = self._waiting[0]
+            if sample.stage is not Stage.WAITING:
+                self._waiting.popleft()
+                continue
+            group_id = group_id_of(sample.sample_id)
+            stays = home is not None and home[0] == group_id and self.generators.has_room(home[1])
+            name = home[1] if stays and home is not None else self.generators.roomiest()
+            if name is None:
+                return
+            self._waiting.popleft()
+            self._start(sample, name)
+            home = (group_id, name)
+
+    def _start(self, sample: Sample, name: str) -> None:
+        self.generators.assign(name, sample.sample_id)
+        sample.generator, sample.stage = name, Stage.DECODING
+        generate = Generate(
+            sample_id=sample.sample_id,
+            prompt_tokens=self.group_of(sample).prompt.token_ids,
+            prefix_tokens=sample.token_ids(),
+            seed=sample_seed(self._seed, sample.sample_id),
+            sampling=self._sampling,
+            priority=-1 if sample.num_tokens else 0,
+        )
+        self.out.append(Send(name, generate))
+
+    def judge(self, sample: Sample) -> None:
+        """Have a finished sample scored, as soon as a reward process is up."""
+        peer = self.rewards.assign(sample.sample_id)
+        if peer is None:
+            self._unjudged.append(sample)
+            return
+        prompt = self.group_of(sample).prompt
+        assert sample.finish_reason is not None
+        tokens = sample.token_ids()
+        score = Score(sample.sample_id, prompt.text, prompt.answer, prompt.metadata, tokens, sample.finish_reason)
+        self.out.append(Send(peer, score))
+
+    def judge_waiting(self) -> None:
+        """A reward process may have come up."""
+        while self._unjudged and self.rewards.num_up:
+            sample = self._unjudged.popleft()
+            if sample.stage is Stage.FINISHED:
+                self.judge(sample)
+
+    def cancel(self, sample: Sample, fate: Fate, reason: str) -> None:
+        """Stop a sample that waits or decodes; it ends when the engine has acknowledged."""
+        if sample.generator is None:
+            self.end(sample, fate, reason)
+            return
+        sample.stage, sample.end_fate, sample.end_reason = Stage.CANCELLING, fate, reason
+        self.out.append(Send(sample.generator, Cancel(sample.sample_id)))
+
+    def end(self, sample: Sample, fate: Fate, reason: str, step: int | None = None) -> None:
+        """The one terminal event of a sample."""
+        assert sample.stage is not Stage.ENDED, sample.sample_id
+        self.release(sample)
+        sample.stage = Stage.ENDED
+        sample.chunks = []
+        self.totals.ended(fate, sample.num_tokens)
+        record = SampleEnded(
+            sample_id=sample.sample_id,
+            fate=fate,
+            reason=reason,
+            num_tokens=sample.num_tokens,
+            oldest_version=sample.oldest_version,
+            newest_version=sample.newest_version,
+            step=step,
+            reward=sample.reward,
+        )
+        self.out.append(record)
+        group_id = group_id_of(sample.sample_id)
+        if all(s.stage is Stage.ENDED for s in self.groups[group_id].samples):
+            del self.groups[group_id]
+
+    def release(self, sample: Sample) -> None:
+        """The sample no longer takes a place in its generator."""
+        if sample.generator is not None:
+            self.generators.release(sample.generator, sample.sample_id)
+            sample.generator = None
+
+    def lose(self, peer: str) -> None:
+        """Take back what a process had: decoding goes on elsewhere, judging starts again."""
+        for sample_id in sorted(self.generators.leave(peer), reverse=True):
+            sample = self.sample(sample_id)
+            assert sample is not None, sample_id
+            sample.generator = None
+            if sample.stage is Stage.CANCELLING:
+                self.end(sample, sample.end_fate, sample.end_reason)
+            else:
+                sample.stage = Stage.WAITING
+                self._waiting.appendleft(sample)
+        for sample_id in sorted(self.rewards.leave(peer)):
+            sample = self.sample(sample_id)
+            if sample is not None and sample.stage is Stage.FINISHED:
+                self._unjudged.append(sample)
+
+    def samples(self) -> list[Sample]:
+        """All samples of open groups, ended ones included."""
+        return [sample for group in self.groups.values() for sample in group.samples]
+
+    def sample(self, sample_id: int) -> Sample | None:
+        """A sample of an open group."""
+        group = self.groups.get(group_id_of(sample_id))
+        index = sample_id - sample_id_of(group_id_of(sample_id), 0)
+        return group.samples[index] if group is not None and index < len(group.samples) else None
+
+    def owned(self, peer: str, sample_id: int) -> Sample | None:
+        """The sample, if this generator holds it."""
+        sample = self.sample(sample_id)
+        return sample if sample is not None and sample.generator == peer else None
+
+    def group_of(self, sample: Sample) -> Group:
+        """The group of a sample that has not ended."""
+        return self.groups[group_id_of(sample.sample_id)]
+
+    def validate(self) -> None:
+        """Places are held by whom they say; every token received is in a live sample or has a fate."""
+        samples = self.samples()
+        for name, seat in self.generators.seats():
+            held = {s.sample_id for s in samples if s.generator == name}
+            assert held == seat.sample_ids, (name, held ^ seat.sample_ids)
+            assert seat.room >= 0, name
+        for sample in samples:
+            in_generator = sample.stage in (Stage.DECODING, Stage.CANCELLING)
+            assert in_generator == (sample.generator is not None), (sample.sample_id, sample.stage)
+        live = sum(s.num_tokens for s in samples if s.stage is not Stage.ENDED)
+        ended = sum(self.totals.tokens_by_fate.values())
+        assert live + ended == self.totals.num_tokens_received, (live, ended, self.totals.num_tokens_received)
+        for group in self.groups.values():
+            assert any(s.stage is not Stage.ENDED for s in group.samples), group.group_id

@@ -1,0 +1,214 @@
+"""A small adversarial world around the real `ShaperState`: generators, a reward process and a learner whose every
+move is chosen by the test. Links are first-in first-out; nothing else is promised."""
+
+import random
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from darts_async.config import RunConfig
+from darts_async.prompts.source import Prompt, ShuffledPrompts
+from darts_async.protocol import (
+    Cancel,
+    Generate,
+    GeneratorReady,
+    GroupsCommitted,
+    LearnerReady,
+    RewardReady,
+    RunFinished,
+    SampleCancelled,
+    SampleFinished,
+    SampleScored,
+    Score,
+    ScoreFailed,
+    TokensDecoded,
+    TrainGroup,
+    VersionPublished,
+    WeightsApplied,
+)
+from darts_async.shaper.ledger import GroupDropped, SampleEnded
+from darts_async.shaper.state import LAUNCHER, LEARNER, Incoming, Phase, ShaperState
+from darts_async.shaper.workload import Forget, Output, Send
+
+
+def prompts(count: int) -> tuple[Prompt, ...]:
+    return tuple(Prompt(i, f"p{i}", np.array([i % 50 + 1], np.int32), "0") for i in range(count))
+
+
+def world_config(**sections: dict) -> RunConfig:
+    base = {
+        "learner": {"steps": 4, "groups_per_step": 3},
+        "shaping": {"rule": "dual_end", "keep": 4, "launch": 6, "shortest": 3, "longest": 1},
+        "generator": {"num_slots": 8, "max_queued": 2},
+        "staleness": {"max_staleness": 1},
+        "evaluation": {"samples_per_prompt": 2},
+    }
+    for name, values in sections.items():
+        base[name] = base.get(name, {}) | values
+    return RunConfig.model_validate(base)
+
+
+@dataclass
+class FakeGenerator:
+    incarnation: int = 1
+    version: int = -1
+    running: dict[int, int] = field(default_factory=dict)  # sample id -> tokens so far
+    inbox: deque = field(default_factory=deque)
+
+
+class World:
+    """Moves are methods; `moves` lists what could happen now, so a test can choose any interleaving."""
+
+    def __init__(self, config: RunConfig, num_generators: int = 2, num_held_out: int = 2) -> None:
+        self.config = config
+        self.state = ShaperState(config, ShuffledPrompts(prompts(20), seed=1), prompts(num_held_out))
+        self.generators = {f"generator/{i}": FakeGenerator() for i in range(num_generators)}
+        self.to_judge: deque[Score] = deque()
+        self.step_groups: list[TrainGroup] = []
+        self.version = 0
+        self.seen_groups: set[int] = set()
+        self.ended: Counter[int] = Counter()
+        self.fates: dict[int, SampleEnded] = {}
+        self.dropped: list[GroupDropped] = []
+        self.to_launcher: list = []
+        self.max_staleness_seen = 0
+        self.num_decoded = 0
+        self.now_s = 0.0
+        for name in self.generators:
+            self.up(name)
+        self.feed("reward/0", RewardReady(1))
+        self.feed(LEARNER, LearnerReady(0))
+        self.feed(LEARNER, VersionPublished(0))
+
+    # --- moves
+
+    def feed(self, peer: str, message: Incoming) -> None:
+        self.now_s += 0.01
+        self.absorb(self.state.handle(peer, message, self.now_s))
+
+    def up(self, name: str) -> None:
+        generator = self.generators[name]
+        self.absorb(self.state.peer_up(name, generator.incarnation, self.now_s))
+        self.feed(name, GeneratorReady(self.config.generator.num_slots, 1024))
+        generator.version = self.version
+        self.feed(name, WeightsApplied(self.version, 0.0))
+
+    def die(self, name: str) -> None:
+        old = self.generators[name]
+        self.generators[name] = FakeGenerator(incarnation=old.incarnation + 1)
+        self.absorb(self.state.peer_lost(name, self.now_s))
+        self.up(name)
+
+    def receive(self, name: str) -> None:
+        """The generator takes its next command."""
+        generator = self.generators[name]
+        command = generator.inbox.popleft()
+        if isinstance(command, Generate):
+            generator.running[command.sample_id] = len(command.prefix_tokens)
+        elif isinstance(command, Cancel) and command.sample_id in generator.running:
+            tokens = generator.running.pop(command.sample_id)
+            self.feed(name, SampleCancelled(command.sample_id, tokens))
+
+    def decode(self, name: str, sample_ids: list[int], num_tokens: int = 1) -> None:
+        generator = self.generators[name]
+        for sample_id in sample_ids:
+            generator.running[sample_id] += num_tokens
+        total = num_tokens * len(sample_ids)
+        self.num_decoded += total
+        counts = np.full(len(sample_ids), num_tokens, np.int32)
+        flat = np.zeros(total, np.int32), np.zeros(total, np.float32)
+        self.feed(name, TokensDecoded(generator.version, np.array(sample_ids, np.int64), counts, *flat))
+
+    def finish(self, name: str, sample_id: int) -> None:
+        self.decode(name, [sample_id])
+        tokens = self.generators[name].running.pop(sample_id)
+        self.feed(name, SampleFinished(sample_id, "stop", tokens))
+
+    def judge(self, *, fails: bool = False) -> None:
+        score = self.to_judge.popleft()
+        if fails:
+            self.feed("reward/0", ScoreFailed(score.sample_id, "raised", "no"))
+        else:
+            self.feed("reward/0", SampleScored(score.sample_id, float(score.sample_id % 2)))
+
+    def learn(self) -> None:
+        """The learner takes its step and offers the new version."""
+        size = self.config.learner.groups_per_step
+        groups, self.step_groups = self.step_groups[:size], self.step_groups[size:]
+        assert {g.step for g in groups} == {self.version}
+        step, self.version = self.version, self.version + 1
+        self.feed(LEARNER, GroupsCommitted(step, np.array([g.group_id for g in groups], np.int64)))
+
+    def apply(self, name: str) -> None:
+        self.generators[name].version = self.version
+        self.feed(name, WeightsApplied(self.version, 0.0))
+        if all(g.version == self.version for g in self.generators.values()):
+            self.feed(LEARNER, VersionPublished(self.version))
+
+    def moves(self) -> list[tuple]:
+        moves: list[tuple] = []
+        for name, generator in self.generators.items():
+            if generator.inbox:
+                moves.append((self.receive, name))
+            moves += [(self.finish, name, sample_id) for sample_id in generator.running]
+            if generator.running:
+                moves.append((self.decode, name, sorted(generator.running)))
+            if generator.version < self.version:
+                moves.append((self.apply, name))
+        if self.to_judge:
+            moves.append((self.judge,))
+        full = len(self.step_groups) >= self.config.learner.groups_per_step
+        if full and all(g.version == self.version for g in self.generators.values()):
+            moves.append((self.learn,))
+        return moves
+
+    def run(self, rng: random.Random, max_moves: int = 20_000) -> None:
+        """Any fair interleaving must end."""
+        for _ in range(max_moves):
+            if self.state.phase is Phase.FINISHED:
+                return
+            moves = self.moves()
+            assert moves, f"deadlock in {self.state.phase}: {self.describe()}"
+            move, *arguments = rng.choice(moves)
+            move(*arguments)
+            self.state.validate()
+        raise AssertionError(f"no end after {max_moves} moves: {self.describe()}")
+
+    # --- consequences
+
+    def absorb(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Send(peer, message) if peer in self.generators:
+                    self.generators[peer].inbox.append(message)
+                case Send("reward/0", message):
+                    self.to_judge.append(message)
+                case Send(peer, message) if peer == LEARNER:
+                    self._train(message)
+                case Send(peer, message) if peer == LAUNCHER:
+                    self.to_launcher.append(message)
+                case Forget(peer):
+                    if peer in self.generators:
+                        self.generators[peer].inbox.clear()
+                case SampleEnded():
+                    self.ended[output.sample_id] += 1
+                    self.fates[output.sample_id] = output
+                case GroupDropped():
+                    self.dropped.append(output)
+
+    def _train(self, group: TrainGroup) -> None:
+        if group.group_id in self.seen_groups:
+            return
+        self.seen_groups.add(group.group_id)
+        assert group.step >= self.version
+        self.max_staleness_seen = max(self.max_staleness_seen, group.step - int(group.versions.min()))
+        self.step_groups.append(group)
+
+    @property
+    def finished(self) -> RunFinished:
+        return next(m for m in self.to_launcher if isinstance(m, RunFinished))
+
+    def describe(self) -> str:
+        inboxes = {n: (len(g.inbox), len(g.running), g.version) for n, g in self.generators.items()}
+        return f"{inboxes=} judge={len(self.to_judge)} step={len(self.step_groups)} version={self.version}"

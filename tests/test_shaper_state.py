@@ -1,0 +1,214 @@
+"""The shaper's state machine under any interleaving."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from darts_async.protocol import Cancel, EvaluationCompleted, GroupsCommitted, SampleFinished, StepCompleted
+from darts_async.shaper.state import LEARNER, Phase
+from tests.shaper_world import World, world_config
+
+RULES = {
+    "none": {"rule": "none", "keep": 4, "launch": 4},
+    "dual_end": {},
+    "early_stop": {"early_stop": True},
+    "survivor": {"rule": "survivor"},
+    "one_survivor_of_many": {"rule": "survivor", "launch": 12},
+}
+
+
+def finished_world(seed: int, *, shaping: dict, num_generators: int = 2, **sections: dict) -> World:
+    world = World(world_config(shaping=shaping, **sections), num_generators)
+    world.run(random.Random(seed))
+    return world
+
+
+def check_accounts(world: World) -> None:
+    """Every sample ended once; every decoded token has one fate; every step had its groups."""
+    config = world.config
+    assert set(world.ended.values()) == {1}
+    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert world.finished.num_steps == config.learner.steps
+    trained = [e for e in world.fates.values() if e.fate == "trained"]
+    assert len(trained) == config.learner.steps * config.learner.groups_per_step * config.shaping.keep
+    assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_fate["trained"]
+    assert max(world.finished.tokens_by_staleness) <= config.staleness.max_staleness
+    assert world.max_staleness_seen <= config.staleness.max_staleness
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32), max_staleness=st.integers(0, 3), num_generators=st.integers(1, 3))
+def test_any_interleaving_ends_with_every_sample_ended_once_and_nothing_over_stale(
+    rule: str, seed: int, max_staleness: int, num_generators: int
+) -> None:
+    staleness = {"max_staleness": max_staleness}
+    world = finished_world(seed, shaping=RULES[rule], num_generators=num_generators, staleness=staleness)
+    check_accounts(world)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32), data=st.data())
+def test_generators_may_die_at_any_time_and_nothing_is_lost(seed: int, data: st.DataObject) -> None:
+    world = World(world_config(shaping={"rule": "survivor"}))
+    rng = random.Random(seed)
+    for _ in range(data.draw(st.integers(1, 6), label="deaths")):
+        for _ in range(data.draw(st.integers(0, 150), label="moves before")):
+            if world.state.phase is Phase.FINISHED or not world.moves():
+                break
+            move, *arguments = rng.choice(world.moves())
+            move(*arguments)
+            world.state.validate()
+        if world.state.phase is Phase.TRAINING:
+            world.die(rng.choice(sorted(world.generators)))
+            world.state.validate()
+    world.run(rng)
+    check_accounts(world)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_failed_reward_is_never_trained_and_its_prompt_is_asked_again(seed: int) -> None:
+    world = World(world_config(learner={"steps": 3, "groups_per_step": 2}, evaluation={"samples_per_prompt": 0}))
+    rng = random.Random(seed)
+    failures = 0
+    while world.state.phase is not Phase.FINISHED:
+        move, *arguments = rng.choice(world.moves())
+        if move == world.judge and rng.random() < 0.3:
+            world.judge(fails=True)
+            failures += 1
+        else:
+            move(*arguments)
+        world.state.validate()
+    check_accounts(world)
+    failed = [e for e in world.fates.values() if e.reason.startswith("reward_")]
+    assert len(failed) >= sum(e.reason == "reward_raised" for e in failed)
+    assert all(e.fate == "filtered" and e.reward is None for e in failed)
+    assert all(e.reward is not None for e in world.fates.values() if e.fate == "trained")
+
+
+def test_synchronous_mode_opens_exactly_one_step_of_groups_per_version() -> None:
+    world = World(world_config(staleness={"max_staleness": 0}, generator={"num_slots": 100}))
+    rng = random.Random(0)
+    while world.state.phase is not Phase.FINISHED:
+        move, *arguments = rng.choice(world.moves())
+        move(*arguments)
+        opened_versions = {e.oldest_version for e in world.fates.values() if e.fate == "trained"}
+        assert opened_versions <= set(range(world.version + 1))
+    assert set(world.finished.tokens_by_staleness) == {0}
+
+
+def test_a_group_of_survivors_cancels_all_but_the_tail_sample_at_the_kth_finish() -> None:
+    world = World(world_config(shaping={"rule": "survivor", "launch": 8}, evaluation={"samples_per_prompt": 0}))
+    name = "generator/0"
+    while world.generators[name].inbox:
+        world.receive(name)
+    group = min(s // 4096 for s in world.generators[name].running)
+    samples = [s for s in world.generators[name].running if s // 4096 == group]
+    world.decode(name, samples)
+    for sample in samples[:3]:
+        assert not any(isinstance(m, Cancel) for m in world.generators[name].inbox)
+        world.finish(name, sample)
+    cancelled = {m.sample_id for m in world.generators[name].inbox if isinstance(m, Cancel)}
+    assert len(cancelled) == 8 - 3 - 1
+    assert cancelled < set(samples[3:])
+
+
+def test_a_cancelled_sample_that_finishes_first_is_still_cancelled_and_never_judged() -> None:
+    world = World(world_config(shaping={"rule": "survivor", "launch": 6}, evaluation={"samples_per_prompt": 0}))
+    name = "generator/0"
+    while world.generators[name].inbox:
+        world.receive(name)
+    group = min(s // 4096 for s in world.generators[name].running)
+    samples = [s for s in world.generators[name].running if s // 4096 == group]
+    for sample in samples[:3]:
+        world.finish(name, sample)
+    judged = len(world.to_judge)
+    late = next(m.sample_id for m in world.generators[name].inbox if isinstance(m, Cancel))
+    world.finish(name, late)
+    assert len(world.to_judge) == judged
+    assert world.fates[late].fate == "cancelled"
+    while world.generators[name].inbox:  # the cancel finds nothing and is not answered
+        world.receive(name)
+    world.run(random.Random(1))
+    check_accounts(world)
+
+
+def test_messages_told_twice_change_nothing() -> None:
+    world = World(world_config())
+    rng = random.Random(3)
+    while world.state.phase is not Phase.FINISHED:
+        move, *arguments = rng.choice(world.moves())
+        move(*arguments)
+        if move == world.finish:
+            world.feed(arguments[0], SampleFinished(arguments[1], "stop", 1))
+        if move == world.learn:
+            done = [e.sample_id // 4096 for e in world.fates.values() if e.step == world.version - 1]
+            world.feed(LEARNER, GroupsCommitted(world.version - 1, np.array(done)))
+        world.state.validate()
+    check_accounts(world)
+
+
+def test_a_group_that_alone_keeps_the_learner_waiting_is_cut_and_asked_again() -> None:
+    config = world_config(
+        staleness={"max_staleness": 0, "cut_after_s": 5.0},
+        generator={"num_slots": 100},
+        evaluation={"samples_per_prompt": 0},
+    )
+    world = World(config, num_generators=1)
+    name = "generator/0"
+    while world.generators[name].inbox:
+        world.receive(name)
+    slow = min(world.generators[name].running)
+    for sample in sorted(world.generators[name].running):
+        if sample != slow:
+            world.finish(name, sample)
+    while world.to_judge:
+        world.judge()
+    assert len(world.step_groups) == config.learner.groups_per_step - 1
+    world.absorb(world.state.tick(world.now_s + 4.0))
+    assert not world.dropped
+    world.absorb(world.state.tick(world.now_s + 6.0))
+    assert [d.group_id for d in world.dropped] == [slow // 4096]
+    world.run(random.Random(0))
+    check_accounts(world)
+    assert world.fates[slow].fate == "stale"
+
+
+def test_a_stop_cancels_what_runs_and_accounts_for_every_token() -> None:
+    world = World(world_config())
+    rng = random.Random(5)
+    while world.version < 2:
+        move, *arguments = rng.choice(world.moves())
+        move(*arguments)
+    world.absorb(world.state.stop("interrupted", world.now_s))
+    world.run(rng)
+    assert world.finished.reason == "interrupted"
+    assert set(world.ended.values()) == {1}
+    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+
+
+def test_a_stop_without_acknowledgements_ends_with_lost_samples() -> None:
+    world = World(world_config())
+    name = "generator/0"
+    while world.generators[name].inbox:
+        world.receive(name)
+    world.decode(name, sorted(world.generators[name].running), 3)
+    world.absorb(world.state.stop("interrupted", world.now_s))
+    assert world.state.phase is Phase.STOPPING
+    world.absorb(world.state.abandon(world.now_s))
+    assert world.state.phase is Phase.FINISHED
+    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert world.finished.tokens_by_fate["lost"] == world.num_decoded
+
+
+def test_held_out_prompts_are_evaluated_before_and_after_on_all_their_samples() -> None:
+    world = finished_world(7, shaping={})
+    reports = [m for m in world.to_launcher if isinstance(m, EvaluationCompleted)]
+    assert [r.policy_version for r in reports] == [0, world.config.learner.steps]
+    assert all(len(r.rewards) == 2 * 2 for r in reports)
+    steps = [m.step for m in world.to_launcher if isinstance(m, StepCompleted)]
+    assert steps == list(range(world.config.learner.steps))
