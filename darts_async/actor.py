@@ -1,0 +1,231 @@
+"""The one loop that all processes share: open, receive, handle, send, close.
+
+A process is an *actor*: it owns its state, and nothing but messages goes in or out. `main` reads the plan, opens the
+links that the plan gives this process, and feeds events to the actor one after the other; events count as handled, and
+are acknowledged, when the next batch is asked for. Long work lives in tasks of the actor's own, inside one task group:
+if any of them fails, the process ends with its error, and the launcher reports it.
+
+Shutdown order: the actor is told (`shutdown`), says when it is `done`, `close`s what it owns; then a last status goes
+out, the links linger until acknowledged, and the process ends.
+"""
+
+import argparse
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+import uvloop
+import yaml
+
+from darts_async.config import RunConfig
+from darts_async.errors import DartsError, ProcessDiedError
+from darts_async.lifetime import die_with_parent
+from darts_async.protocol import (
+    GeneratorToLearner,
+    GeneratorToShaper,
+    LauncherToProcess,
+    LearnerToGenerator,
+    LearnerToShaper,
+    Message,
+    ProcessStatus,
+    ProcessToLauncher,
+    RewardToShaper,
+    ShaperToGenerator,
+    ShaperToLearner,
+    ShaperToReward,
+    Shutdown,
+)
+from darts_async.telemetry import BusyClock, configure_logging
+from darts_async.topology import CONFIG_FILE, LAUNCHER, LinkPlan, RunPlan, file_stem, read_plan
+from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, Received, RunKeys, load_keys
+
+TICK_S = 0.25
+"""The actor's `tick` is called at least this often."""
+
+LINK_UNIONS: dict[str, tuple[Any, Any]] = {
+    "generators": (ShaperToGenerator, GeneratorToShaper),
+    "rewards": (ShaperToReward, RewardToShaper),
+    "learner": (ShaperToLearner, LearnerToShaper),
+    "weights": (LearnerToGenerator, GeneratorToLearner),
+    "launcher": (LauncherToProcess, ProcessToLauncher),
+}
+"""For each link, what its hub sends and what its hub receives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What an actor shows of itself."""
+
+    state: str
+    policy_version: int = -1
+    num_tokens: int = 0
+    num_in_flight: int = 0
+
+
+class Actor(Protocol):
+    """A process of the run."""
+
+    async def open(self, tasks: asyncio.TaskGroup) -> None:
+        """Load what takes long; start the tasks."""
+
+    def handle(self, event: Event) -> None:
+        """An event of one of the links (the launcher's excepted)."""
+
+    def tick(self, now_s: float) -> None:
+        """Time has passed. `now_s` is monotonic."""
+
+    def shutdown(self, message: Shutdown) -> None:
+        """The launcher asks for the end."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the loop may end."""
+
+    def gauges(self) -> Gauges:
+        """For the status."""
+
+    async def close(self) -> None:
+        """Release everything. Called once, also after an error."""
+
+
+@dataclass
+class Runtime:
+    """What an actor is given: who it is, what the run is, and its links."""
+
+    name: str
+    incarnation: int
+    run_dir: Path
+    config: RunConfig
+    plan: RunPlan
+    keys: RunKeys
+    mailbox: Mailbox
+    endpoint: Endpoint
+    links: dict[str, Link] = field(default_factory=dict)
+    clock: BusyClock = field(default_factory=BusyClock)
+
+    def send(self, link: str, peer: str, message: Message) -> None:
+        """Queue a message for a peer."""
+        self.links[link].send(peer, message)
+
+    def tell_launcher(self, message: Message) -> None:
+        """Queue a message for the launcher."""
+        self.send("launcher", LAUNCHER, message)
+
+    def open_links(self) -> None:
+        """Bind the links of which this process is the hub; connect the others."""
+        for plan in self.plan.links:
+            if plan.hub == self.name:
+                self.links[plan.name] = self._bind(plan)
+            elif self.name in plan.members:
+                self.links[plan.name] = self._connect(plan)
+
+    def _bind(self, plan: LinkPlan) -> Link:
+        sends, receives = LINK_UNIONS[plan.name]
+        allowed = {member: self.keys.public_of(member) for member in plan.members}
+        return self.endpoint.bind_link(
+            name=plan.name, address=plan.address, receives=receives, sends=sends, allowed=allowed
+        )
+
+    def _connect(self, plan: LinkPlan) -> Link:
+        receives, sends = LINK_UNIONS[plan.name]
+        key = self.keys.public_of(plan.hub)
+        return self.endpoint.connect_link(
+            name=plan.name, address=plan.address, peer=plan.hub, peer_key=key, receives=receives, sends=sends
+        )
+
+
+async def run_actor(runtime: Runtime, actor: Actor) -> None:
+    """Feed the actor until it is done."""
+    async with asyncio.TaskGroup() as tasks:
+        reporter = tasks.create_task(_report(runtime, actor), name="status")
+        opening = tasks.create_task(actor.open(tasks), name="open")
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, actor.shutdown, Shutdown("SIGTERM", False))
+        try:
+            while not actor.done:
+                for event in await runtime.mailbox.receive(TICK_S):
+                    _dispatch(actor, event)
+                actor.tick(time.monotonic())
+        finally:
+            opening.cancel()
+            reporter.cancel()
+            await actor.close()
+    runtime.tell_launcher(_status(runtime, actor, loop_lag_s=0.0))
+
+
+def _dispatch(actor: Actor, event: Event) -> None:
+    match event:
+        case Received(link="launcher", message=Shutdown() as message):
+            actor.shutdown(message)
+        case PeerDown(link="launcher", reason=reason):
+            raise ProcessDiedError(f"the launcher is gone: {reason}")
+        case Received() | PeerDown() | _ if event.link != "launcher":
+            actor.handle(event)
+
+
+async def _report(runtime: Runtime, actor: Actor) -> None:
+    """Status at a fixed interval; sleeping longer than asked is how a held event loop shows."""
+    interval_s = runtime.config.telemetry.status_every_s
+    while True:
+        before_s = time.perf_counter()
+        await asyncio.sleep(interval_s)
+        lag_s = time.perf_counter() - before_s - interval_s
+        runtime.tell_launcher(_status(runtime, actor, loop_lag_s=max(0.0, lag_s)))
+
+
+def _status(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> ProcessStatus:
+    gauges = actor.gauges()
+    return ProcessStatus(
+        state=gauges.state,
+        policy_version=gauges.policy_version,
+        num_tokens=gauges.num_tokens,
+        num_in_flight=gauges.num_in_flight,
+        uptime_s=runtime.clock.uptime_s,
+        busy_s=runtime.clock.busy_s(),
+        loop_lag_s=loop_lag_s,
+    )
+
+
+def main(make_actor: Callable[[Runtime], Actor]) -> None:
+    """Entry point of every process: `python -m darts_async.ROLE.process --run-dir DIR --name ROLE/N`."""
+    die_with_parent()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--incarnation", type=int, required=True)
+    arguments = parser.parse_args()
+    try:
+        uvloop.run(_run(make_actor, arguments.run_dir, arguments.name, arguments.incarnation))
+    except* DartsError as group:
+        for error in _leaves(group):
+            structlog.get_logger().error("died", error=str(error), kind=type(error).__name__)
+            sys.stderr.write(f"{arguments.name}: {type(error).__name__}: {error}\n")
+        sys.exit(1)
+
+
+async def _run(make_actor: Callable[[Runtime], Actor], run_dir: Path, name: str, incarnation: int) -> None:
+    config = RunConfig.model_validate(yaml.safe_load((run_dir / CONFIG_FILE).read_text()))
+    configure_logging(run_dir / "logs" / f"{file_stem(name)}.jsonl", process=name, level=config.telemetry.log_level)
+    mailbox = Mailbox()
+    keys = load_keys(run_dir / "keys", name)
+    endpoint = Endpoint(name=name, incarnation=incarnation, keys=keys, config=config.transport, mailbox=mailbox)
+    runtime = Runtime(name, incarnation, run_dir, config, read_plan(run_dir), keys, mailbox, endpoint)
+    try:
+        actor = make_actor(runtime)
+        runtime.open_links()
+        await run_actor(runtime, actor)
+    finally:
+        await endpoint.close()
+
+
+def _leaves(group: BaseExceptionGroup[DartsError]) -> list[DartsError]:
+    """The errors of a nested group."""
+    errors: list[DartsError] = []
+    for error in group.exceptions:
+        errors += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return errors

@@ -1,0 +1,213 @@
+"""The generator process: decodes what the shaper asks for, and swaps in what the learner sends.
+
+One task, `_decode`, owns the engine. Commands wait in a queue until the boundary between two steps and are applied
+there, in order; so do staged weights. Tokens of the old version are flushed before a swap, so a message never mixes
+versions, and the shaper learns of the new version before it sees a token of it.
+"""
+
+import asyncio
+import time
+from collections import deque
+from typing import Any
+
+import structlog
+
+from darts_async.actor import Gauges, Runtime, main
+from darts_async.config import RunConfig
+from darts_async.generator.engine import Engine
+from darts_async.generator.outgoing import Outgoing
+from darts_async.protocol import Cancel, Generate, GeneratorReady, Shutdown, WeightsApplied
+from darts_async.transport import Event, PeerDown, PeerUp, Received
+from darts_async.weights.receive import Receiver
+
+IDLE_CHECK_S = 1.0
+
+log = structlog.get_logger()
+
+
+def make_engine(config: RunConfig) -> Engine:
+    """The engine that the configuration names. Imports what it needs and no more."""
+    settings = config.generator
+    match settings.engine:
+        case "embedded":
+            from darts_async.generator.embedded import load_embedded_engine
+
+            return load_embedded_engine(
+                config.model.path,
+                dtype=config.model.dtype,
+                num_slots=settings.num_slots,
+                max_context_tokens=settings.max_context_tokens,
+            )
+        case "scripted":
+            from darts_async.generator.scripted import ScriptedEngine
+
+            assert settings.script is not None
+            return ScriptedEngine(
+                settings.script,
+                num_slots=settings.num_slots,
+                max_context_tokens=settings.max_context_tokens,
+                seed=config.seed,
+            )
+
+
+class _Swap:
+    """Weights that wait for the next boundary."""
+
+    def __init__(self, tensors: dict[str, Any], policy_version: int) -> None:
+        self.tensors = tensors
+        self.policy_version = policy_version
+        self.applied: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+
+class GeneratorActor:
+    """See the module."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._engine: Engine | None = None
+        self._outgoing = Outgoing(runtime.config.generator.flush_every_steps)
+        self._commands: deque[Generate | Cancel] = deque()  # bounded by the link's credit and the shaper's seats
+        self._swap: _Swap | None = None
+        self._work = asyncio.Event()
+        self._version = -1
+        self._shaper: str | None = None
+        self._learner: str | None = None
+        self._receiver: Receiver | None = None
+        self.done = False
+
+    async def open(self, tasks: asyncio.TaskGroup) -> None:
+        """Load the engine, then announce it and ask for weights."""
+        self._engine = await asyncio.to_thread(make_engine, self._runtime.config)
+        self._receiver = Receiver(
+            interface=self._runtime.config.network.host, send=self._send_learner, apply=self._apply
+        )
+        tasks.create_task(self._decode(self._engine), name="decode")
+        self._announce()
+        self._join()
+
+    def handle(self, event: Event) -> None:
+        """A command for the engine, or something about weights."""
+        match event:
+            case PeerUp(link="generators", peer=peer):
+                self._shaper = peer
+                self._announce()
+            case PeerUp(link="weights", peer=peer):
+                self._learner = peer
+                self._join()
+            case PeerDown(peer=peer, reason=reason):
+                log.warning("peer_lost", peer=peer, reason=reason)
+            case Received(link="generators", message=Generate() | Cancel() as command):
+                self._commands.append(command)
+                self._work.set()
+            case Received(link="weights", message=message):
+                assert self._receiver is not None
+                self._receiver.handle(message)  # type: ignore[arg-type]  # typed by the link
+
+    def tick(self, now_s: float) -> None:
+        """Nothing to do."""
+
+    def shutdown(self, message: Shutdown) -> None:
+        """Leave."""
+        self.done = True
+        self._work.set()
+
+    def gauges(self) -> Gauges:
+        """For the status."""
+        if self._engine is None:
+            return Gauges("loading")
+        busy = self._engine.num_unfinished
+        state = "waiting for weights" if self._version < 0 else "decoding" if busy else "idle"
+        return Gauges(state, self._version, self._engine.num_tokens_decoded, busy)
+
+    async def close(self) -> None:
+        """Leave the weight group; free the engine, which `_decode` leaves at the next boundary."""
+        self.done = True
+        self._work.set()
+        if self._receiver is not None:
+            await self._receiver.close()
+
+    # --- the engine's owner ----------------------------------------------------------------------------------
+
+    async def _decode(self, engine: Engine) -> None:
+        try:
+            while not self.done:
+                await self._boundary(engine)
+                if engine.num_unfinished == 0:
+                    await self._wait_for_work()
+                    continue
+                with self._runtime.clock.busy("decode"):
+                    self._outgoing.add(await engine.step())
+                if self._outgoing.is_due:
+                    self._flush()
+        finally:
+            await engine.close()
+
+    async def _boundary(self, engine: Engine) -> None:
+        """Between two steps: swap weights, then apply commands."""
+        if self._swap is not None:
+            swap, self._swap = self._swap, None
+            await self._swap_in(engine, swap)
+        while self._commands:
+            match self._commands.popleft():
+                case Generate() as request:
+                    engine.start(request)
+                case Cancel(sample_id=sample_id):
+                    engine.cancel(sample_id)
+
+    async def _swap_in(self, engine: Engine, swap: _Swap) -> None:
+        self._flush()
+        begin_s = time.perf_counter()
+        with self._runtime.clock.busy("swap"):
+            await engine.apply_weights(swap.tensors, swap.policy_version)
+        stall_s = time.perf_counter() - begin_s
+        self._version = swap.policy_version
+        if self._shaper is not None:
+            self._runtime.send("generators", self._shaper, WeightsApplied(self._version, stall_s))
+        swap.applied.set_result(stall_s)
+
+    async def _wait_for_work(self) -> None:
+        """Until a command or weights arrive; woken now and then so that a lost wake-up costs a second, not a run."""
+        self._flush()
+        self._work.clear()
+        if self._commands or self._swap is not None or self.done:
+            return
+        try:
+            async with asyncio.timeout(IDLE_CHECK_S):
+                await self._work.wait()
+        except TimeoutError:
+            return
+
+    def _flush(self) -> None:
+        for message in self._outgoing.flush(self._version):
+            assert self._shaper is not None
+            self._runtime.send("generators", self._shaper, message)
+
+    # --- weights ---------------------------------------------------------------------------------------------
+
+    async def _apply(self, tensors: dict[str, Any], policy_version: int) -> float:
+        """Swap staged weights in at the next boundary; returns for how long no token was decoded."""
+        assert self._swap is None, "one update at a time"
+        self._swap = _Swap(tensors, policy_version)
+        self._work.set()
+        return await self._swap.applied
+
+    def _send_learner(self, message: Any) -> None:
+        assert self._learner is not None
+        self._runtime.send("weights", self._learner, message)
+
+    def _announce(self) -> None:
+        """Tell the shaper what this generator is; it starts from nothing with it."""
+        if self._engine is None or self._shaper is None:
+            return
+        ready = GeneratorReady(self._engine.num_slots, self._engine.max_context_tokens)
+        self._runtime.send("generators", self._shaper, ready)
+        if self._version >= 0:
+            self._runtime.send("generators", self._shaper, WeightsApplied(self._version, 0.0))
+
+    def _join(self) -> None:
+        if self._receiver is not None and self._learner is not None:
+            self._receiver.join(self._version)
+
+
+if __name__ == "__main__":
+    main(GeneratorActor)

@@ -1,0 +1,109 @@
+"""The reward process: responses in, verdicts out, judged by a pool of workers.
+
+A failed judgement is reported as such. If most of them fail, the reward function is broken, and the run ends with its
+last error instead of training on what is left.
+"""
+
+import asyncio
+from collections import deque
+
+import structlog
+
+from darts_async.actor import Gauges, Runtime, main
+from darts_async.errors import RewardError
+from darts_async.models import resolve_model_path
+from darts_async.protocol import RewardReady, Score, ScoreFailed, Shutdown
+from darts_async.reward.pool import RewardPool
+from darts_async.transport import Event, PeerUp, Received
+
+WATCHED_ITEMS = 200
+"""Length of the window over which the share of failures is taken."""
+MIN_ITEMS = 20
+"""Below this many items no share is taken."""
+
+log = structlog.get_logger()
+
+
+class RewardActor:
+    """See the module."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        config = runtime.config
+        self._pool = RewardPool(
+            config.reward.function,
+            resolve_model_path(config.model.path, with_weights=False),
+            num_workers=config.reward.workers,
+            deadline_s=config.reward.deadline_s,
+        )
+        self._tasks: asyncio.TaskGroup | None = None
+        self._shaper: str | None = None
+        self._open = False
+        self._num_scored = 0
+        self._scoring: set[asyncio.Task[None]] = set()
+        self._failed: deque[bool] = deque(maxlen=WATCHED_ITEMS)
+        self.done = False
+
+    async def open(self, tasks: asyncio.TaskGroup) -> None:
+        """Start the workers, then announce them."""
+        self._tasks = tasks
+        await self._pool.start()
+        self._open = True
+        self._announce()
+
+    def handle(self, event: Event) -> None:
+        """An item to judge, or the shaper coming up."""
+        match event:
+            case PeerUp(peer=peer):
+                self._shaper = peer
+                self._announce()
+            case Received(peer=peer, message=Score() as item):
+                assert self._tasks is not None
+                task = self._tasks.create_task(self._score(peer, item), name=f"score {item.sample_id}")
+                self._scoring.add(task)
+                task.add_done_callback(self._scoring.discard)
+
+    def tick(self, now_s: float) -> None:
+        """Nothing to do."""
+
+    def shutdown(self, message: Shutdown) -> None:
+        """Leave."""
+        self.done = True
+
+    def gauges(self) -> Gauges:
+        """For the status."""
+        state = "scoring" if self._scoring else "ready" if self._open else "starting"
+        return Gauges(state, num_in_flight=len(self._scoring))
+
+    async def close(self) -> None:
+        """Stop judging; end the workers."""
+        for task in list(self._scoring):
+            task.cancel()
+        await self._pool.close()
+
+    def _announce(self) -> None:
+        if self._open and self._shaper is not None:
+            self._runtime.send("rewards", self._shaper, RewardReady(self._runtime.config.reward.workers))
+
+    async def _score(self, peer: str, item: Score) -> None:
+        with self._runtime.clock.busy("score"):
+            verdict = await self._pool.score(item)
+        self._num_scored += 1
+        self._runtime.send("rewards", peer, verdict)
+        if isinstance(verdict, ScoreFailed):
+            log.warning("score_failed", sample_id=verdict.sample_id, kind=verdict.kind, error=verdict.error)
+        self._watch(verdict)
+
+    def _watch(self, verdict: object) -> None:
+        self._failed.append(isinstance(verdict, ScoreFailed))
+        share, limit = sum(self._failed) / len(self._failed), self._runtime.config.reward.max_failed_share
+        if isinstance(verdict, ScoreFailed) and len(self._failed) >= MIN_ITEMS and share > limit:
+            raise RewardError(
+                f"reward function {self._runtime.config.reward.function!r} failed on {share:.0%} of the last "
+                f"{len(self._failed)} responses, more than reward.max_failed_share ({limit:g}); the last failure was "
+                f"{verdict.kind}: {verdict.error}"
+            )
+
+
+if __name__ == "__main__":
+    main(RewardActor)

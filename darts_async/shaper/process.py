@@ -1,0 +1,105 @@
+"""The shaper process: the only IO of the shaper. Events go into `ShaperState`, its outputs go out."""
+
+import asyncio
+import time
+
+import structlog
+
+from darts_async.actor import Gauges, Runtime, main
+from darts_async.prompts.load import load_prompts
+from darts_async.prompts.source import ShuffledPrompts
+from darts_async.protocol import Shutdown
+from darts_async.shaper.ledger import GroupDropped, LedgerWriter, VersionSeen
+from darts_async.shaper.state import Phase, ShaperState
+from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.transport import Event, PeerDown, PeerUp, Received
+
+LEDGER_FILE = "ledger.msgpack"
+STOP_WITHIN_S = 3.0
+"""How long engines have to acknowledge what a stop cancels."""
+_LINK_OF_ROLE = {"generator": "generators", "reward": "rewards", "learner": "learner", "launcher": "launcher"}
+
+log = structlog.get_logger()
+
+
+class ShaperActor:
+    """See the module."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        sets = load_prompts(runtime.config)
+        source = ShuffledPrompts(sets.train, seed=runtime.config.seed)
+        self._state = ShaperState(runtime.config, source, sets.held_out)
+        self._ledger = LedgerWriter(runtime.run_dir / LEDGER_FILE)
+        self._stop_at_s: float | None = None
+        self.done = False
+
+    async def open(self, tasks: asyncio.TaskGroup) -> None:
+        """Nothing takes long."""
+
+    def handle(self, event: Event) -> None:
+        """One event, completely: decide, record, send."""
+        now_s = time.monotonic()
+        with self._runtime.clock.busy("decide"):
+            match event:
+                case Received(peer=peer, message=message):
+                    outputs = self._state.handle(peer, message, now_s)  # type: ignore[arg-type]  # typed by the link
+                case PeerUp(peer=peer, incarnation=incarnation):
+                    outputs = self._state.peer_up(peer, incarnation, now_s)
+                case PeerDown(peer=peer, reason=reason):
+                    log.warning("peer_lost", peer=peer, reason=reason)
+                    outputs = self._state.peer_lost(peer, now_s)
+            self._carry_out(outputs)
+
+    def tick(self, now_s: float) -> None:
+        """Let the state see that time has passed; give up on a stop that takes too long."""
+        self._carry_out(self._state.tick(now_s))
+        if self._stop_at_s is not None and now_s > self._stop_at_s:
+            self._stop_at_s = None
+            self._carry_out(self._state.abandon(now_s))
+
+    def shutdown(self, message: Shutdown) -> None:
+        """Early: cancel what runs and report once the engines have acknowledged. At the end: leave."""
+        if self._state.phase is Phase.FINISHED:
+            self.done = True
+        elif self._stop_at_s is None:
+            now_s = time.monotonic()
+            self._stop_at_s = now_s + STOP_WITHIN_S
+            self._carry_out(self._state.stop(message.reason, now_s))
+
+    def gauges(self) -> Gauges:
+        """For the status."""
+        work = self._state.work
+        return Gauges(
+            state=self._state.phase.name.lower().replace("_", " "),
+            policy_version=self._state.num_steps,
+            num_tokens=work.totals.num_tokens_received,
+            num_in_flight=work.generators.num_in_flight,
+        )
+
+    async def close(self) -> None:
+        """Flush the ledger."""
+        self._ledger.close()
+
+    def _carry_out(self, outputs: list[Output]) -> None:
+        records = [output for output in outputs if not isinstance(output, Send | Forget)]
+        if records:  # before anything leaves: what others act on is on record
+            self._ledger.append(records)
+        for output in outputs:
+            match output:
+                case Send(peer, message):
+                    self._runtime.send(_link_to(peer), peer, message)
+                case Forget(peer):
+                    self._runtime.links[_link_to(peer)].forget(peer)
+                case GroupDropped(group_id=group_id, reason=reason):
+                    log.warning("group_dropped", group_id=group_id, reason=reason)
+                case VersionSeen(policy_version=version):
+                    log.info("version_published", policy_version=version)
+
+
+def _link_to(peer: str) -> str:
+    return _LINK_OF_ROLE[peer.partition("/")[0]]
+
+
+if __name__ == "__main__":
+    main(ShaperActor)
