@@ -1,0 +1,185 @@
+"""From settings to prompts that are ready to be generated from: read, render, tokenise, check, split.
+
+No prompt is in both sets: whatever stands in the held-out set, spelt with other white space or not, is taken out
+of the training set. Which prompts are held out depends on the data and the seed alone, so that runs of different
+sizes are judged on the same ones. Neither torch nor transformers is imported.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from darts_async.errors import ConfigError, DataError, ModelError
+from darts_async.models import load_tokenizer, resolve_model_path
+from darts_async.prompts.chat import ChatMessage, ChatTemplate, load_chat_template
+from darts_async.prompts.records import Record, read_records
+from darts_async.prompts.source import Prompt
+from darts_async.quickstart.task import ChainPrompt, make_prompts
+
+if TYPE_CHECKING:
+    from darts_async.config import PromptsConfig, RunConfig
+
+DEFAULT_NUM_CHAIN = 4096
+_TEXTS_PER_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSets:
+    """Training and held-out prompts, disjoint, and what was left out on the way."""
+
+    train: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    num_too_long: int
+    """Records skipped because the prompt is longer than `max_prompt_tokens`."""
+    num_duplicates: int
+    """Training records removed because they stand in the held-out set too."""
+
+
+class PromptEncoder:
+    """Turns a record into the tokens that the model is given."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, system_prompt: str | None) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._system_prompt = system_prompt
+
+    def encode(self, records: list[Record]) -> list[list[int]]:
+        """The token ids of every record's prompt, special tokens included.
+
+        Raises:
+            DataError: a record cannot be rendered.
+        """
+        token_ids: list[list[int]] = []
+        for start in range(0, len(records), _TEXTS_PER_BATCH):
+            texts = [self._render(record) for record in records[start : start + _TEXTS_PER_BATCH]]
+            # The template has written its special tokens; adding them again would double them.
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._template is None)
+            token_ids.extend(encoding.ids for encoding in encodings)
+        return token_ids
+
+    def _render(self, record: Record) -> str:
+        if self._template is not None:
+            try:
+                return self._template.render(self._conversation(record))
+            except DataError as error:
+                raise DataError(f"{record.place}: {error}") from error
+        if isinstance(record.prompt, str):
+            return record.prompt
+        raise DataError(
+            f"{record.place}: the prompt is a list of messages, which needs a chat template; set "
+            "prompts.chat_template: true and use a model that has one, or make the prompts texts"
+        )
+
+    def _conversation(self, record: Record) -> tuple[ChatMessage, ...]:
+        prompt = record.prompt
+        messages = (ChatMessage(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+        if self._system_prompt is None:
+            return messages
+        if messages[0]["role"] == "system":
+            raise DataError("the prompt has a system message of its own; remove it, or unset prompts.system_prompt")
+        return (ChatMessage(role="system", content=self._system_prompt), *messages)
+
+
+def load_prompts(config: "RunConfig") -> PromptSets:
+    """The prompts of a run. Blocks for as long as reading and tokenising take: not for an event loop.
+
+    Raises:
+        DataError: a file or a record cannot be used, or there are too few of them.
+        ModelError: the model has no tokenizer, or a chat template that cannot be used.
+        ConfigError: a system prompt is set, but the chat template is not used.
+    """
+    encoder = _make_encoder(resolve_model_path(config.model.path, with_weights=False), config.prompts)
+    train_records, held_out_records = _read(config.prompts, config.seed)
+    train, num_too_long = _to_prompts(train_records, encoder, config.prompts, first_id=0)
+    if held_out_records is None:
+        train, held_out = split_off(train, config.prompts.held_out, config.seed)
+    else:
+        others, num_others_too_long = _to_prompts(held_out_records, encoder, config.prompts, len(train_records))
+        num_too_long += num_others_too_long
+        _, held_out = split_off(others, config.prompts.held_out, config.seed)
+    distinct = without_those_of(train, held_out)
+    if not distinct:
+        raise DataError(f"no training prompts are left of {len(train_records)} records; give more, or hold out fewer")
+    return PromptSets(
+        tuple(distinct[: config.prompts.num_train]), tuple(held_out), num_too_long, len(train) - len(distinct)
+    )
+
+
+def split_off(prompts: list[Prompt], num_held_out: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """(the others, `num_held_out` prompts drawn by the seed), both in the order of the data set."""
+    if num_held_out > len(prompts):
+        raise DataError(
+            f"prompts.held_out is {num_held_out}, but there are only {len(prompts)} prompts to take them from; "
+            "lower prompts.held_out or give more records"
+        )
+    chosen = set(np.random.default_rng(seed).permutation(len(prompts))[:num_held_out].tolist())
+    others = [prompt for place, prompt in enumerate(prompts) if place not in chosen]
+    return others, [prompts[place] for place in sorted(chosen)]
+
+
+def without_those_of(prompts: Iterable[Prompt], held_out: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts that ask nothing that is asked in `held_out`, white space aside."""
+    held_out_texts = {_normalised(prompt.text) for prompt in held_out}
+    return [prompt for prompt in prompts if _normalised(prompt.text) not in held_out_texts]
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _make_encoder(model_dir: Path, config: "PromptsConfig") -> PromptEncoder:
+    if config.system_prompt is not None and not config.chat_template:
+        raise ConfigError(
+            "prompts.system_prompt is set, but prompts.chat_template is false: there is nowhere to put it"
+        )
+    template = load_chat_template(model_dir) if config.chat_template else None
+    if config.system_prompt is not None and template is None:
+        raise ModelError(f"prompts.system_prompt is set, but {model_dir} has no chat template; unset it")
+    return PromptEncoder(load_tokenizer(model_dir), template, config.system_prompt)
+
+
+def _read(config: "PromptsConfig", seed: int) -> tuple[list[Record], list[Record] | None]:
+    """Training records, and the held-out ones where they come apart."""
+    if config.source == "chain":
+        train, held_out = make_prompts(config.num_train or DEFAULT_NUM_CHAIN, config.held_out, seed)
+        return _chain_records(train), _chain_records(held_out)
+    assert config.path is not None, "the configuration requires it"
+    fields = {"prompt_field": config.prompt_field, "answer_field": config.answer_field}
+    records = read_records(Path(config.path), config.source, **fields)
+    if config.held_out_path is None:
+        return records, None
+    return records, read_records(Path(config.held_out_path), config.source, **fields)
+
+
+def _chain_records(prompts: Iterable[ChainPrompt]) -> list[Record]:
+    return [
+        Record(f"chain prompt {place}", prompt.text, prompt.answer, {"k": str(prompt.k)})
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def _to_prompts(
+    records: list[Record], encoder: PromptEncoder, config: "PromptsConfig", first_id: int
+) -> tuple[list[Prompt], int]:
+    """The prompts that fit, numbered by their place among the records, and how many do not."""
+    prompts = []
+    for place, (record, token_ids) in enumerate(zip(records, encoder.encode(records), strict=True)):
+        if _fits(len(token_ids), record, config):
+            ids = np.array(token_ids, np.int32)
+            prompts.append(Prompt(first_id + place, record.question, ids, record.answer, record.metadata))
+    return prompts, len(records) - len(prompts)
+
+
+def _fits(num_tokens: int, record: Record, config: "PromptsConfig") -> bool:
+    if num_tokens == 0:
+        raise DataError(f"{record.place}: the tokenizer makes no token of the prompt {record.question!r}")
+    if num_tokens > config.max_prompt_tokens and config.on_too_long == "error":
+        raise DataError(
+            f"{record.place}: the prompt has {num_tokens} tokens, but prompts.max_prompt_tokens is "
+            f"{config.max_prompt_tokens}; raise it, or set prompts.on_too_long: skip"
+        )
+    return num_tokens <= config.max_prompt_tokens

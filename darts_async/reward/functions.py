@@ -1,0 +1,121 @@
+"""Finding a reward function by name, and holding what it returns to what a reward is: one finite number."""
+
+import difflib
+import importlib
+import inspect
+import math
+import numbers
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+
+from darts_async.errors import RewardError
+
+RewardFunction = Callable[..., float]
+"""Called as `f(prompt=, response=, answer=, metadata=, finish_reason=)`; see `verifiers`."""
+
+BUILT_IN = {
+    "chain": "darts_async.reward.verifiers:chain",
+    "exact_match": "darts_async.reward.verifiers:exact_match",
+    "math": "darts_async.reward.mathematics:math",
+}
+KEYWORDS = ("prompt", "response", "answer", "metadata", "finish_reason")
+
+
+class NotFiniteError(ValueError):
+    """A reward function returned something that is not a finite number."""
+
+
+def load_function(name: str) -> RewardFunction:
+    """The reward function of a name: one of `BUILT_IN`, or `module:function`.
+
+    Modules are looked for in the current directory too.
+
+    Raises:
+        RewardError: no such module or function, its import fails, or it cannot be called as it must be.
+    """
+    target = BUILT_IN.get(name, name)
+    module_name, colon, function_name = target.partition(":")
+    if not (module_name and colon and function_name):
+        raise RewardError(
+            f"reward.function is {name!r}; it must be one of {sorted(BUILT_IN)} or have the form module:function"
+            + _suggestion(name, BUILT_IN)
+        )
+    function = _get_function(_import_module(module_name, name), function_name, name)
+    _check_signature(function, name)
+    return function
+
+
+def checked_reward(value: object) -> float:
+    """`value` as a float, if it is a finite number.
+
+    Raises:
+        NotFiniteError: it is something else.
+    """
+    if not isinstance(value, (numbers.Real, np.bool_)):
+        raise NotFiniteError(f"the reward must be a number, and {_shown(value)} is not one")
+    try:
+        reward = float(value)
+    except OverflowError:
+        reward = math.inf
+    if not math.isfinite(reward):
+        raise NotFiniteError(f"the reward must be finite, and {_shown(value)} is not")
+    return reward
+
+
+def _import_module(module_name: str, name: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises while it is imported
+        raise RewardError(_import_complaint(module_name, name, error)) from error
+
+
+def _import_complaint(module_name: str, name: str, error: Exception) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and (module_name == missing or module_name.startswith(f"{missing}.")):
+        return (
+            f"reward.function is {name!r}, but there is no module {missing!r}; looked in the current directory "
+            f"({os.getcwd()}) and in what is installed for {sys.executable}"
+        )
+    return f"reward.function is {name!r}, but importing {module_name!r} raised {type(error).__name__}: {error}"
+
+
+def _get_function(module: ModuleType, function_name: str, name: str) -> RewardFunction:
+    if not hasattr(module, function_name):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise RewardError(
+            f"reward.function is {name!r}, but {module.__name__!r} ({module.__file__}) has no {function_name!r}"
+            + _suggestion(function_name, public)
+        )
+    function = getattr(module, function_name)
+    if not callable(function):
+        raise RewardError(f"reward.function is {name!r}, which is a {type(function).__name__} and cannot be called")
+    return function  # type: ignore[no-any-return]
+
+
+def _check_signature(function: RewardFunction, name: str) -> None:
+    expected = f"it is called as {name.rpartition(':')[2]}({', '.join(f'{key}=' for key in KEYWORDS)})"
+    if inspect.iscoroutinefunction(function):
+        raise RewardError(f"reward.function {name!r} is a coroutine function, and none can be awaited; {expected}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C, without a signature: the first call will tell
+        return
+    try:
+        signature.bind(**dict.fromkeys(KEYWORDS))
+    except TypeError as error:
+        raise RewardError(f"reward.function {name!r} takes {signature}: {error}; {expected}") from error
+
+
+def _suggestion(name: str, known: object) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)  # type: ignore[call-overload]
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {repr(value)[:100]}"

@@ -1,0 +1,189 @@
+"""Worker processes that judge responses: one item at a time each, with a deadline, replaced when they fail.
+
+Invariants. Every item ends in a reward, in a `ScoreFailed` that says why there is none, or in the cancellation of
+its task: a failure is never a zero. A place has at most one process, which is started when an item needs it and
+the last one is gone for certain. Replacing a process that died waits longer each time in a row, so that a
+function that crashes at once costs no storm of processes; a late or cancelled item is no death in that sense.
+
+Waiting for a free worker has no deadline of its own: it is bounded by the items in front and their deadlines.
+"""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from darts_async.errors import DeadlineError, ProcessDiedError, RewardError
+from darts_async.protocol import SampleScored, Score, ScoreFailed
+from darts_async.reward.child import REAP_S, Worker
+from darts_async.reward.wire import Failed, Rewarded, WorkerReply, WorkItem
+
+START_TIMEOUT_S = 60.0
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 5.0
+
+
+def backoff_s(num_deaths_in_a_row: int) -> float:
+    """How long to wait before a process is replaced."""
+    if num_deaths_in_a_row == 0:
+        return 0.0
+    return min(FIRST_BACKOFF_S * 2.0 ** min(num_deaths_in_a_row - 1, 30), MAX_BACKOFF_S)
+
+
+class _Place:
+    """Where one worker runs at a time."""
+
+    def __init__(self, function: str, tokenizer_dir: Path, start_timeout_s: float, closing: asyncio.Event) -> None:
+        self._function = function
+        self._tokenizer_dir = tokenizer_dir
+        self._start_timeout_s = start_timeout_s
+        self._closing = closing
+        self.worker: Worker | None = None
+        self.num_deaths_in_a_row = 0
+
+    async def spawn(self) -> Worker:
+        """Start a process, without waiting until it is ready."""
+        self.worker = await Worker.spawn(self._function, self._tokenizer_dir)
+        return self.worker
+
+    async def usable_worker(self) -> Worker:
+        """The worker of this place: the one there is, or a new one."""
+        if self.worker is not None and self.worker.is_usable:
+            return self.worker
+        await self.reap()
+        await self._back_off()
+        worker = await self.spawn()
+        _refuse_if(self._closing)
+        await worker.ready(self._start_timeout_s)
+        return worker
+
+    def kill(self) -> None:
+        """End the process, if there is one, without waiting."""
+        if self.worker is not None:
+            self.worker.kill()
+
+    async def reap(self) -> None:
+        """Wait until the process is gone."""
+        if self.worker is not None:
+            self.worker.kill()
+            await self.worker.reap()
+            self.worker = None
+
+    async def _back_off(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(backoff_s(self.num_deaths_in_a_row)):
+                await self._closing.wait()
+        _refuse_if(self._closing)
+
+
+class RewardPool:
+    """Judges responses in `num_workers` processes.
+
+    Shutdown order: cancel the tasks that score, then `close`. A call under way at `close` raises `RewardError`.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        tokenizer_dir: Path,
+        *,
+        num_workers: int,
+        deadline_s: float,
+        start_timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
+        self._deadline_s = deadline_s
+        self._start_timeout_s = start_timeout_s
+        self._closing = asyncio.Event()
+        self._places = [_Place(function, tokenizer_dir, start_timeout_s, self._closing) for _ in range(num_workers)]
+        self._free: asyncio.Queue[_Place] = asyncio.Queue(num_workers)
+        self._started = False
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The processes that are usable now."""
+        workers = [place.worker for place in self._places]
+        return tuple(worker.pid for worker in workers if worker is not None and worker.is_usable)
+
+    async def start(self) -> None:
+        """Start all workers, at once.
+
+        Raises:
+            RewardError: the reward function cannot be loaded. No process is left.
+        """
+        try:
+            workers = [await place.spawn() for place in self._places]
+            for worker in workers:
+                await worker.ready(self._start_timeout_s)
+        except BaseException:
+            await self.close()
+            raise
+        self._started = True
+        for place in self._places:
+            self._free.put_nowait(place)
+
+    async def score(self, item: Score) -> SampleScored | ScoreFailed:
+        """Judge one response. Cancelling the call frees its worker.
+
+        Raises:
+            RewardError: the pool is closed.
+        """
+        assert self._started, "start the pool first"
+        place = await self._free.get()
+        try:
+            _refuse_if(self._closing)
+            return await self._score_at(place, item)
+        finally:
+            self._free.put_nowait(place)
+
+    async def close(self) -> None:
+        """End all workers. No process is left. Idempotent.
+
+        Raises:
+            DeadlineError: a killed process has not ended.
+        """
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        for place in self._places:
+            place.kill()
+        if self._started:
+            await self._until_nothing_is_under_way()
+        for place in self._places:
+            await place.reap()
+            self._free.put_nowait(place)  # a call that still waits for it is refused
+
+    async def _until_nothing_is_under_way(self) -> None:
+        try:
+            async with asyncio.timeout(REAP_S):
+                for _ in self._places:
+                    await self._free.get()
+        except TimeoutError as error:
+            raise DeadlineError(f"items are still being judged {REAP_S:g} s after their workers were killed") from error
+
+    async def _score_at(self, place: _Place, score: Score) -> SampleScored | ScoreFailed:
+        item = WorkItem(score.prompt, score.answer, score.metadata, score.finish_reason, score.token_ids.tobytes())
+        try:
+            worker = await place.usable_worker()
+            reply = await worker.ask(item, self._deadline_s)
+        except (ProcessDiedError, RewardError, DeadlineError) as error:
+            _refuse_if(self._closing)
+            place.num_deaths_in_a_row += 1
+            return ScoreFailed(score.sample_id, "worker_died", str(error))
+        except TimeoutError:
+            reason = f"the reward function took longer than reward.deadline_s ({self._deadline_s:g} s)"
+            return ScoreFailed(score.sample_id, "timeout", reason)
+        place.num_deaths_in_a_row = 0
+        return _verdict(score.sample_id, reply)
+
+
+def _refuse_if(closing: asyncio.Event) -> None:
+    if closing.is_set():
+        raise RewardError("the reward pool is closed")
+
+
+def _verdict(sample_id: int, reply: WorkerReply) -> SampleScored | ScoreFailed:
+    match reply:
+        case Rewarded(reward):
+            return SampleScored(sample_id, reward)
+        case Failed(kind, error):
+            return ScoreFailed(sample_id, kind, error)
+    raise AssertionError(f"a worker answered an item with {reply}")

@@ -1,0 +1,24 @@
+"""Reward functions that come with the package and need nothing beyond it.
+
+Every reward function, a user's too, has this shape:
+
+    def f(*, prompt: str, response: str, answer: str, metadata: dict[str, str], finish_reason: str) -> float
+
+`response` is decoded without special tokens; `finish_reason` is `stop` or `length` (cut at the token limit).
+"""
+
+from darts_async.quickstart.task import verify
+
+
+def chain(*, prompt: str, response: str, answer: str, metadata: dict[str, str], finish_reason: str) -> float:
+    """1.0 if the quickstart's chain was worked off to the right answer and ended by the model."""
+    return verify(response, answer, finish_reason == "stop")
+
+
+def exact_match(*, prompt: str, response: str, answer: str, metadata: dict[str, str], finish_reason: str) -> float:
+    """1.0 if the whole response is the answer, case and white space aside."""
+    return float(_normalised(response) == _normalised(answer))
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.casefold().split())

@@ -1,0 +1,214 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from darts_async.errors import CheckpointError
+from darts_async.learner import checkpoint
+from darts_async.learner.model import load_model
+from darts_async.learner.step import Trainer
+from tests.learner_world import make_group, make_trainer, packed_model, plain_model
+
+
+@pytest.fixture
+def tokenizer_dir(tmp_path: Path) -> Path:
+    """A directory as a model's is: tokenizer files beside weights that must not be copied."""
+    path = tmp_path / "source"
+    path.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        (path / name).write_text(name)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+def take_step(trainer: Trainer) -> dict[str, float]:
+    for place in range(2):
+        group_id = 2 * trainer.policy_version + place
+        trainer.add_group(make_group([3, 5, 2], group_id=group_id, step=trainer.policy_version, rewards=[1, 0, 0.5]))
+    return trainer.finish_step()
+
+
+def save(trainer: Trainer, root: Path, tokenizer_dir: Path, keep: int = 2) -> Path:
+    return checkpoint.save(root, trainer, tokenizer_dir=tokenizer_dir, keep=keep, extra={})
+
+
+def assert_same_state(one: Trainer, other: Trainer) -> None:
+    assert one.policy_version == other.policy_version
+    found, expected = one.state_tensors(), other.state_tensors()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].equal(tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_resumed_steps_equal_uninterrupted_ones_bitwise(
+    root: Path, tokenizer_dir: Path, dtype: torch.dtype, num_steps: int
+) -> None:
+    original = make_trainer(packed_model(dtype=dtype), warmup_steps=5, weight_decay=0.1)
+    for _ in range(num_steps):
+        take_step(original)
+    path = save(original, root, tokenizer_dir)
+    resumed = make_trainer(packed_model(seed=9, dtype=dtype), warmup_steps=5, weight_decay=0.1)
+    checkpoint.restore(path, resumed)
+    assert_same_state(resumed, original)
+    for _ in range(2):
+        found, expected = take_step(resumed), take_step(original)
+        del found["tokens_per_second"], expected["tokens_per_second"]
+        assert found == expected
+        assert_same_state(resumed, original)
+
+
+def test_random_states_continue_where_they_were(root: Path, tokenizer_dir: Path) -> None:
+    trainer = make_trainer()
+    path = save(trainer, root, tokenizer_dir)
+    expected = torch.rand(5)
+    torch.manual_seed(123)
+    checkpoint.restore(path, trainer)
+    assert torch.rand(5).equal(expected)
+
+
+def test_extra_state_comes_back(root: Path, tokenizer_dir: Path) -> None:
+    extra = {"consumed_group_ids": [0, 1, 2, 5], "cursor": 17, "nested": {"rate": 0.5, "none": None}}
+    trainer = make_trainer()
+    path = checkpoint.save(root, trainer, tokenizer_dir=tokenizer_dir, keep=1, extra=extra)
+    assert path.name == "step-000000"
+    assert checkpoint.restore(path, trainer) == extra
+
+
+def test_a_checkpoint_is_a_hugging_face_model(root: Path, tokenizer_dir: Path) -> None:
+    trainer = make_trainer()
+    take_step(trainer)
+    path = save(trainer, root, tokenizer_dir)
+    assert (path / "tokenizer.json").read_text() == "tokenizer.json"
+    plain = AutoModelForCausalLM.from_pretrained(path)
+    assert plain.config._attn_implementation == "sdpa"
+    loaded = load_model(str(path), dtype="float32")
+    for model in (plain, loaded):
+        for weight, expected in zip(model.parameters(), trainer.model.parameters(), strict=True):
+            assert weight.equal(expected)
+
+
+def test_an_export_holds_model_and_tokenizer_and_replaces_an_older_one(tmp_path: Path, tokenizer_dir: Path) -> None:
+    out_dir = tmp_path / "final"
+    for seed in (0, 1):
+        checkpoint.export(packed_model(seed), tokenizer_dir, out_dir)
+    names = {file.name for file in out_dir.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert "trainer.safetensors" not in names
+    tokens = torch.tensor([[1, 2, 3]])
+    found = AutoModelForCausalLM.from_pretrained(out_dir).eval()(tokens).logits
+    assert found.equal(plain_model(seed=1)(tokens).logits)
+    assert {path.name for path in tmp_path.iterdir()} == {"final", "source"}
+
+
+def test_the_newest_checkpoints_are_kept(root: Path, tokenizer_dir: Path) -> None:
+    trainer = make_trainer()
+    for _ in range(4):
+        save(trainer, root, tokenizer_dir, keep=2)
+        take_step(trainer)
+    assert sorted(path.name for path in root.iterdir()) == ["step-000002", "step-000003"]
+    assert checkpoint.latest(root) == root / "step-000003"
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(root: Path, tokenizer_dir: Path) -> None:
+    save(make_trainer(packed_model(seed=1)), root, tokenizer_dir)
+    newer = make_trainer(packed_model(seed=2))
+    path = save(newer, root, tokenizer_dir)
+    resumed = make_trainer()
+    checkpoint.restore(path, resumed)
+    assert_same_state(resumed, newer)
+    assert [path.name for path in root.iterdir()] == ["step-000000"]
+
+
+def test_there_is_no_latest_before_the_first(root: Path) -> None:
+    assert checkpoint.latest(root) is None
+    root.mkdir()
+    assert checkpoint.latest(root) is None
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "half a manifest", "short file", "missing file"])
+def test_latest_skips_a_torn_checkpoint(root: Path, tokenizer_dir: Path, damage: str) -> None:
+    trainer = make_trainer()
+    whole = save(trainer, root, tokenizer_dir)
+    take_step(trainer)
+    torn = save(trainer, root, tokenizer_dir)
+    manifest, state = torn / "manifest.json", torn / "trainer.safetensors"
+    match damage:
+        case "no manifest":
+            manifest.unlink()
+        case "half a manifest":
+            manifest.write_bytes(manifest.read_bytes()[:20])
+        case "short file":
+            state.write_bytes(state.read_bytes()[:-1])
+        case "missing file":
+            state.unlink()
+    assert checkpoint.latest(root) == whole
+    with pytest.raises(CheckpointError, match=r"step-000001 is (torn|not a complete checkpoint)"):
+        checkpoint.restore(torn, trainer)
+
+
+def test_a_crash_while_writing_leaves_the_old_checkpoint_and_no_half_of_a_new_one(
+    root: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
+    whole = save(trainer, root, tokenizer_dir)
+    take_step(trainer)
+
+    def crash(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", crash)
+        with pytest.raises(OSError, match="disk full"):
+            save(trainer, root, tokenizer_dir)
+    assert checkpoint.latest(root) == whole
+    assert checkpoint.latest(root) != save(trainer, root, tokenizer_dir)
+    assert sorted(path.name for path in root.iterdir()) == ["step-000000", "step-000001"]
+
+
+def test_only_torn_checkpoints_are_an_error_and_not_a_fresh_start(root: Path, tokenizer_dir: Path) -> None:
+    (save(make_trainer(), root, tokenizer_dir) / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is complete"):
+        checkpoint.latest(root)
+
+
+def test_a_missing_checkpoint_is_named(root: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"step-000007 is not a complete checkpoint"):
+        checkpoint.restore(root / "step-000007", make_trainer())
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(root: Path, tokenizer_dir: Path) -> None:
+    path = save(make_trainer(), root, tokenizer_dir)
+    config = plain_model().config
+    config.intermediate_size = 40
+    other = make_trainer(AutoModelForCausalLM.from_config(config))
+    before = {name: tensor.clone() for name, tensor in other.state_tensors().items()}
+    with pytest.raises(CheckpointError, match=r"of another model: exp_avg\..*\(24, 48\) there and \(24, 40\)"):
+        checkpoint.restore(path, other)
+    assert all(tensor.equal(before[name]) for name, tensor in other.state_tensors().items())
+
+
+def test_a_checkpoint_of_another_format_is_refused(root: Path, tokenizer_dir: Path) -> None:
+    trainer = make_trainer()
+    path = save(trainer, root, tokenizer_dir)
+    manifest = path / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+    with pytest.raises(CheckpointError, match="format 99, but this version reads format 1"):
+        checkpoint.restore(path, trainer)
+
+
+def test_a_damaged_tensor_file_is_named(root: Path, tokenizer_dir: Path) -> None:
+    trainer = make_trainer()
+    path = save(trainer, root, tokenizer_dir)
+    state = path / "trainer.safetensors"
+    state.write_bytes(b"\xff" * state.stat().st_size)
+    with pytest.raises(CheckpointError, match=r"trainer\.safetensors cannot be read"):
+        checkpoint.restore(path, trainer)

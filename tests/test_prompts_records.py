@@ -1,0 +1,133 @@
+"""Records: what can be used is read in full, what cannot is refused with its place and the fix."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darts_async.errors import DataError
+from darts_async.prompts.records import Record, parse_record, read_records
+
+FIELDS = {"prompt_field": "prompt", "answer_field": "answer"}
+texts = st.text().filter(str.strip)
+
+
+def write_jsonl(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def parse(row: Any, prompt_field: str = "prompt", answer_field: str = "answer") -> Record:
+    return parse_record(row, "f.jsonl, line 7", prompt_field, answer_field)
+
+
+def test_scalars_become_metadata_as_text(tmp_path: Path) -> None:
+    row = {"prompt": "1+1", "answer": 2, "level": 5, "hard": True, "rate": 0.5, "tag": "x", "none": None, "list": [1]}
+    (record,) = read_records(write_jsonl(tmp_path / "a.jsonl", row), "jsonl", **FIELDS)
+    assert (record.prompt, record.answer) == ("1+1", "2")
+    assert record.metadata == {"level": "5", "hard": "true", "rate": "0.5", "tag": "x"}
+    assert record.place == f"{tmp_path / 'a.jsonl'}, line 1"
+
+
+@given(texts, st.text(), st.dictionaries(st.text(), st.text() | st.integers() | st.booleans()))
+def test_any_texts_pass_unchanged(prompt: str, answer: str, others: dict[str, Any]) -> None:
+    record = parse({**others, "prompt": prompt, "answer": answer})
+    assert (record.prompt, record.answer, record.question) == (prompt, answer, prompt)
+    assert set(record.metadata) == set(others) - {"prompt", "answer"}
+
+
+def test_a_dotted_name_reaches_into_nested_objects() -> None:
+    row = {"prompt": "p", "reward_model": {"ground_truth": "42", "style": "rule"}, "source": "s"}
+    record = parse(row, answer_field="reward_model.ground_truth")
+    assert (record.answer, record.metadata) == ("42", {"source": "s"})
+
+
+def test_a_field_with_a_dot_in_its_name_wins_over_nesting() -> None:
+    assert parse({"prompt": "p", "a.b": "flat", "a": {"b": "nested"}}, answer_field="a.b").answer == "flat"
+
+
+def test_a_conversation_asks_all_but_the_system_message() -> None:
+    turns = [("system", "s"), ("user", "one"), ("assistant", "two"), ("user", "three")]
+    record = parse({"prompt": [{"role": r, "content": c, "name": None} for r, c in turns], "answer": "a"})
+    assert record.question == "one\n\ntwo\n\nthree"
+    assert record.prompt[0] == {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1], "expected an object with fields, found list"),
+        ({"answer": "a"}, r"no field 'prompt' \(prompts.prompt_field\); the record has \['answer'\]"),
+        ({"prompts": "p", "answer": "a"}, "did you mean 'prompts'"),
+        ({"prompt": "p"}, r"no field 'answer' \(prompts.answer_field\)"),
+        ({"prompt": "p", "answer": None}, "answer must be a text or a number, found nothing"),
+        ({"prompt": "p", "answer": {"x": 1}}, "a dotted name reaches into nested objects"),
+        ({"prompt": " \n", "answer": "a"}, "the prompt is empty"),
+        ({"prompt": 3, "answer": "a"}, "expected a text or a list of messages, found int"),
+        ({"prompt": [], "answer": "a"}, "list of messages is empty"),
+        ({"prompt": ["hello"], "answer": "a"}, "message 0: expected an object with role and content"),
+        ({"prompt": [{"role": "user"}], "answer": "a"}, "message 0: role and content must be texts, found str 'user'"),
+        ({"prompt": [{"role": "assistant", "content": "x"}], "answer": "a"}, "the last message is of the role"),
+    ],
+)
+def test_a_bad_record_is_refused_with_its_place(row: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message) as refusal:
+        parse(row)
+    assert str(refusal.value).startswith("f.jsonl, line 7: ")
+
+
+def test_a_missing_file_is_named_in_full(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"there is no file {tmp_path}/none.jsonl"):
+        read_records(tmp_path / "none.jsonl", "jsonl", **FIELDS)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    with pytest.raises(DataError, match="holds no records"):
+        read_records(tmp_path / "empty.jsonl", "jsonl", **FIELDS)
+
+
+@pytest.mark.parametrize("line", [b'{"prompt": "p"', b'{"prompt": "\xff"}'], ids=["torn", "not utf-8"])
+def test_a_line_that_is_not_json_is_named(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(b'{"prompt": "p", "answer": "a"}\n\n' + line + b"\n")
+    with pytest.raises(DataError, match=r"bad.jsonl, line 3: not valid JSON"):
+        read_records(file, "jsonl", **FIELDS)
+
+
+@pytest.mark.slow
+def test_parquet_holds_the_same_records_as_jsonl(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [
+        {"prompt": [{"role": "user", "content": f"q{n}"}], "reward_model": {"ground_truth": str(n)}, "level": n}
+        for n in range(5)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    write_jsonl(tmp_path / "a.jsonl", *rows)
+    fields = {"prompt_field": "prompt", "answer_field": "reward_model.ground_truth"}
+    of_parquet = read_records(tmp_path / "a.parquet", "parquet", **fields)
+    of_jsonl = read_records(tmp_path / "a.jsonl", "jsonl", **fields)
+    assert [(r.prompt, r.answer, r.metadata) for r in of_parquet] == [
+        (r.prompt, r.answer, r.metadata) for r in of_jsonl
+    ]
+    assert of_parquet[3].place.endswith("a.parquet, row 3")
+
+
+@pytest.mark.slow
+def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_text("not parquet at all")
+    with pytest.raises(DataError, match="not readable as parquet"):
+        read_records(tmp_path / "a.parquet", "parquet", **FIELDS)
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(DataError, match=r"pip install 'darts-async\[data\]'"):
+        read_records(tmp_path / "a.parquet", "parquet", **FIELDS)
