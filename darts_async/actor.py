@@ -5,8 +5,8 @@ links that the plan gives this process, and feeds events to the actor one after 
 are acknowledged, when the next batch is asked for. Long work lives in tasks of the actor's own, inside one task group:
 if any of them fails, the process ends with its error, and the launcher reports it.
 
-Shutdown order: the actor is told (`shutdown`), says when it is `done`, `close`s what it owns; then a last status goes
-out, the links linger until acknowledged, and the process ends.
+Shutdown order: the actor is told (`shutdown`) and says when it is `done`; its tasks are cancelled and awaited; it
+`close`s what it owns; a last status goes out, the links linger until acknowledged, and the process ends.
 """
 
 import argparse
@@ -91,7 +91,7 @@ class Actor(Protocol):
         """For the status."""
 
     async def close(self) -> None:
-        """Release everything. Called once, also after an error."""
+        """Release everything. Called once, when no task of the actor runs any more, also after an error."""
 
 
 @dataclass
@@ -140,22 +140,32 @@ class Runtime:
         )
 
 
+class _Done(Exception):
+    """Raised in a task group to end the tasks in it."""
+
+
 async def run_actor(runtime: Runtime, actor: Actor) -> None:
-    """Feed the actor until it is done."""
-    async with asyncio.TaskGroup() as tasks:
-        reporter = tasks.create_task(_report(runtime, actor), name="status")
-        opening = tasks.create_task(actor.open(tasks), name="open")
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, actor.shutdown, Shutdown("SIGTERM", False))
-        try:
-            while not actor.done:
-                for event in await runtime.mailbox.receive(TICK_S):
-                    _dispatch(actor, event)
-                actor.tick(time.monotonic())
-        finally:
-            opening.cancel()
-            reporter.cancel()
-            await actor.close()
+    """Feed the actor until it is done, end its tasks, close it."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_report(runtime, actor), name="status")
+            tasks.create_task(actor.open(tasks), name="open")
+            await _feed(runtime, actor)
+            raise _Done
+    except* _Done:
+        pass
+    finally:
+        await actor.close()
     runtime.tell_launcher(_status(runtime, actor, loop_lag_s=0.0))
+    runtime.mailbox.acknowledge()
+
+
+async def _feed(runtime: Runtime, actor: Actor) -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, actor.shutdown, Shutdown("SIGTERM", False))
+    while not actor.done:
+        for event in await runtime.mailbox.receive(TICK_S):
+            _dispatch(actor, event)
+        actor.tick(time.monotonic())
 
 
 def _dispatch(actor: Actor, event: Event) -> None:
@@ -164,7 +174,7 @@ def _dispatch(actor: Actor, event: Event) -> None:
             actor.shutdown(message)
         case PeerDown(link="launcher", reason=reason):
             raise ProcessDiedError(f"the launcher is gone: {reason}")
-        case Received() | PeerDown() | _ if event.link != "launcher":
+        case _ if event.link != "launcher":
             actor.handle(event)
 
 

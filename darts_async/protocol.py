@@ -364,7 +364,8 @@ class StepCompleted(Message, frozen=True):
 
 
 class EvaluationCompleted(Message, frozen=True):
-    """Fresh, un-aborted samples of the fixed held-out prompts, under one version of the policy."""
+    """Fresh, un-aborted samples of the fixed held-out prompts, under one version of the policy, ordered by prompt:
+    the samples of one prompt stand together, and the prompts are in the same order each time."""
 
     policy_version: int
     rewards: NDArray[np.float32]  # [num_samples]

@@ -8,7 +8,7 @@ versions, and the shaper learns of the new version before it sees a token of it.
 import asyncio
 import time
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -16,7 +16,16 @@ from darts_async.actor import Gauges, Runtime, main
 from darts_async.config import RunConfig
 from darts_async.generator.engine import Engine
 from darts_async.generator.outgoing import Outgoing
-from darts_async.protocol import Cancel, Generate, GeneratorReady, Shutdown, WeightsApplied
+from darts_async.models import resolve_model_path
+from darts_async.protocol import (
+    Cancel,
+    Generate,
+    GeneratorReady,
+    GeneratorToLearner,
+    LearnerToGenerator,
+    Shutdown,
+    WeightsApplied,
+)
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.receive import Receiver
 
@@ -33,7 +42,7 @@ def make_engine(config: RunConfig) -> Engine:
             from darts_async.generator.embedded import load_embedded_engine
 
             return load_embedded_engine(
-                config.model.path,
+                str(resolve_model_path(config.model.path)),
                 dtype=config.model.dtype,
                 num_slots=settings.num_slots,
                 max_context_tokens=settings.max_context_tokens,
@@ -78,9 +87,8 @@ class GeneratorActor:
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Load the engine, then announce it and ask for weights."""
         self._engine = await asyncio.to_thread(make_engine, self._runtime.config)
-        self._receiver = Receiver(
-            interface=self._runtime.config.network.host, send=self._send_learner, apply=self._apply
-        )
+        self._receiver = Receiver(self._runtime.config.network.host, self._send_learner, self._apply)
+        tasks.create_task(self._receiver.run(), name="weights")
         tasks.create_task(self._decode(self._engine), name="decode")
         self._announce()
         self._join()
@@ -94,14 +102,16 @@ class GeneratorActor:
             case PeerUp(link="weights", peer=peer):
                 self._learner = peer
                 self._join()
-            case PeerDown(peer=peer, reason=reason):
+            case PeerDown(link=link, peer=peer, reason=reason):
                 log.warning("peer_lost", peer=peer, reason=reason)
+                if link == "weights" and self._receiver is not None:
+                    self._receiver.learner_lost()
             case Received(link="generators", message=Generate() | Cancel() as command):
                 self._commands.append(command)
                 self._work.set()
             case Received(link="weights", message=message):
-                assert self._receiver is not None
-                self._receiver.handle(message)  # type: ignore[arg-type]  # typed by the link
+                assert self._receiver is not None, "the learner answers those who have joined"
+                self._receiver.handle(cast(LearnerToGenerator, message))
 
     def tick(self, now_s: float) -> None:
         """Nothing to do."""
@@ -109,7 +119,6 @@ class GeneratorActor:
     def shutdown(self, message: Shutdown) -> None:
         """Leave."""
         self.done = True
-        self._work.set()
 
     def gauges(self) -> Gauges:
         """For the status."""
@@ -120,9 +129,7 @@ class GeneratorActor:
         return Gauges(state, self._version, self._engine.num_tokens_decoded, busy)
 
     async def close(self) -> None:
-        """Leave the weight group; free the engine, which `_decode` leaves at the next boundary."""
-        self.done = True
-        self._work.set()
+        """Leave the weight group. (`_decode` has freed the engine.)"""
         if self._receiver is not None:
             await self._receiver.close()
 
@@ -130,7 +137,7 @@ class GeneratorActor:
 
     async def _decode(self, engine: Engine) -> None:
         try:
-            while not self.done:
+            while True:
                 await self._boundary(engine)
                 if engine.num_unfinished == 0:
                     await self._wait_for_work()
@@ -169,7 +176,7 @@ class GeneratorActor:
         """Until a command or weights arrive; woken now and then so that a lost wake-up costs a second, not a run."""
         self._flush()
         self._work.clear()
-        if self._commands or self._swap is not None or self.done:
+        if self._commands or self._swap is not None:
             return
         try:
             async with asyncio.timeout(IDLE_CHECK_S):
@@ -191,7 +198,7 @@ class GeneratorActor:
         self._work.set()
         return await self._swap.applied
 
-    def _send_learner(self, message: Any) -> None:
+    def _send_learner(self, message: GeneratorToLearner) -> None:
         assert self._learner is not None
         self._runtime.send("weights", self._learner, message)
 
@@ -206,7 +213,7 @@ class GeneratorActor:
 
     def _join(self) -> None:
         if self._receiver is not None and self._learner is not None:
-            self._receiver.join(self._version)
+            self._receiver.join()
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
     for each step:  B groups, each forward and backward as it arrives  ->  optimiser step  ->  commit  ->  publish
 
 The broadcast of a version reads the parameters while the next step's forward and backward passes run; only the next
-optimiser step waits for it. One task, `_train`, owns the trainer.
+optimiser step waits for it. One task, `_train`, owns the trainer; `_weights` is locked from the optimiser step until
+every generator has the result, so that nobody reads parameters of no version.
 """
 
 import asyncio
-import time
 from collections import deque
-from typing import Any
+from dataclasses import asdict
+from typing import cast
 
 import numpy as np
 import structlog
@@ -20,8 +21,11 @@ from darts_async.learner.model import load_model
 from darts_async.learner.step import Trainer
 from darts_async.models import resolve_model_path
 from darts_async.protocol import (
+    GeneratorToLearner,
     GroupsCommitted,
     LearnerReady,
+    LearnerToGenerator,
+    MemberJoined,
     Message,
     Shutdown,
     StepCompleted,
@@ -50,20 +54,24 @@ class LearnerActor:
         self._seen: set[int] = set()
         self._trainer: Trainer | None = None
         self._publisher = Publisher(runtime.config.weights, runtime.config.network.host, self._send_generator)
-        self._publishing: asyncio.Task[None] | None = None
+        self._weights = asyncio.Lock()
+        self._joined: set[str] = set()
+        self._all_joined = asyncio.Event()
         self._published = -1
         self._shaper: str | None = None
         self._num_tokens = 0
         self._state = "loading"
         self._export = False
-        self._training: asyncio.Task[None] | None = None
         self.done = False
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Load the model, publish its weights, take groups."""
         self._tokenizer_dir = resolve_model_path(self._runtime.config.model.path)
         self._trainer = await asyncio.to_thread(self._make_trainer)
-        self._training = tasks.create_task(self._train(tasks, self._trainer), name="train")
+        trainer = self._trainer
+        keep_current = self._publisher.run(trainer.model.named_parameters, self._weights)
+        tasks.create_task(self._train(tasks, trainer), name="train")
+        tasks.create_task(keep_current, name="late joiners")
         self._announce()
 
     def _make_trainer(self) -> Trainer:
@@ -86,7 +94,9 @@ class LearnerActor:
                 log.warning("peer_lost", peer=peer, reason=reason)
                 self._publisher.peer_lost(peer)
             case Received(link="weights", peer=peer, incarnation=incarnation, message=message):
-                self._publisher.handle(peer, incarnation, message)  # type: ignore[arg-type]  # typed by the link
+                self._publisher.handle(peer, incarnation, cast(GeneratorToLearner, message))
+                if isinstance(message, MemberJoined):
+                    self._member_joined(peer)
             case Received(link="learner", message=TrainGroup() as group):
                 if group.group_id not in self._seen:
                     self._seen.add(group.group_id)
@@ -110,10 +120,7 @@ class LearnerActor:
         return self._trainer.policy_version if self._trainer is not None else -1
 
     async def close(self) -> None:
-        """Stop training; write the final model if the run is complete."""
-        for task in (self._training, self._publishing):
-            if task is not None:
-                task.cancel()
+        """Leave the weight group; write the final model if the run is complete."""
         await self._publisher.close()
         if self._export and self._trainer is not None:
             target = self._runtime.run_dir / MODEL_DIR
@@ -122,17 +129,18 @@ class LearnerActor:
     # --- the trainer's owner ---------------------------------------------------------------------------------
 
     async def _train(self, tasks: asyncio.TaskGroup, trainer: Trainer) -> None:
+        await self._until_generators_joined()
+        await self._weights.acquire()
         await self._publish(trainer)
         while trainer.policy_version < self._config.steps:
             group_ids = await self._add_groups(trainer)
-            self._state = "step"
-            await self._until_published()
+            self._state = "publishing"
+            await self._weights.acquire()
             with self._runtime.clock.busy("step"):
                 metrics = await asyncio.to_thread(trainer.finish_step)
             self._commit(trainer.policy_version - 1, group_ids, metrics)
-            self._publishing = tasks.create_task(self._publish(trainer), name="publish")
+            tasks.create_task(self._publish(trainer), name="publish")
             await self._checkpoint(trainer)
-        await self._until_published()
         self._state = "finished"
 
     async def _add_groups(self, trainer: Trainer) -> list[int]:
@@ -179,22 +187,39 @@ class LearnerActor:
     # --- weights ---------------------------------------------------------------------------------------------
 
     async def _publish(self, trainer: Trainer) -> None:
-        """Broadcast the parameters as they are; they do not change meanwhile."""
+        """Broadcast the parameters, which are locked, and unlock them."""
         version = trainer.policy_version
-        begin_s = time.perf_counter()
-        with self._runtime.clock.busy("publish"):
-            report = await self._publisher.publish(version, trainer.model.named_parameters())
-        seconds = time.perf_counter() - begin_s
+        try:
+            with self._runtime.clock.busy("publish"):
+                report = await self._publisher.publish(version, trainer.model.named_parameters())
+        finally:
+            self._weights.release()
         self._published = version
         self._send_shaper(VersionPublished(version))
-        log.info("published", policy_version=version, seconds=seconds, members=sorted(report.members))
+        log.info("published", **asdict(report))
         if version:
-            metrics = {"weights/publish_s": seconds, "weights/transfer_s": report.transfer_s}
+            metrics = {
+                "weights/total_s": report.total_s,
+                "weights/transfer_s": report.transfer_s,
+                "weights/stall_s": max(report.stalls_s.values()),
+                "weights/num_bytes": float(report.num_bytes),
+            }
             self._runtime.tell_launcher(StepCompleted(version - 1, metrics))
 
-    async def _until_published(self) -> None:
-        if self._publishing is not None:
-            await self._publishing
+    def _member_joined(self, peer: str) -> None:
+        self._joined.add(peer)
+        if len(self._joined) == self._runtime.config.roles.generator.replicas:
+            self._all_joined.set()
+
+    async def _until_generators_joined(self) -> None:
+        """The first version goes to all generators at once; one that does not come up is not waited for for ever."""
+        self._state = "waiting for generators"
+        timeout_s = self._runtime.config.roles.generator.start_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._all_joined.wait()
+        except TimeoutError:
+            log.warning("generators_missing", joined=sorted(self._joined), waited_s=timeout_s)
 
     def _announce(self) -> None:
         """Tell the shaper where training stands."""
@@ -208,7 +233,7 @@ class LearnerActor:
         if self._shaper is not None:
             self._runtime.send("learner", self._shaper, message)
 
-    def _send_generator(self, peer: str, message: Any) -> None:
+    def _send_generator(self, peer: str, message: LearnerToGenerator) -> None:
         self._runtime.send("weights", peer, message)
 
 

@@ -39,8 +39,7 @@ class RewardActor:
         self._tasks: asyncio.TaskGroup | None = None
         self._shaper: str | None = None
         self._open = False
-        self._num_scored = 0
-        self._scoring: set[asyncio.Task[None]] = set()
+        self._num_scoring = 0
         self._failed: deque[bool] = deque(maxlen=WATCHED_ITEMS)
         self.done = False
 
@@ -59,9 +58,8 @@ class RewardActor:
                 self._announce()
             case Received(peer=peer, message=Score() as item):
                 assert self._tasks is not None
-                task = self._tasks.create_task(self._score(peer, item), name=f"score {item.sample_id}")
-                self._scoring.add(task)
-                task.add_done_callback(self._scoring.discard)
+                self._tasks.create_task(self._score(peer, item), name=f"score {item.sample_id}")
+                self._num_scoring += 1
 
     def tick(self, now_s: float) -> None:
         """Nothing to do."""
@@ -72,13 +70,11 @@ class RewardActor:
 
     def gauges(self) -> Gauges:
         """For the status."""
-        state = "scoring" if self._scoring else "ready" if self._open else "starting"
-        return Gauges(state, num_in_flight=len(self._scoring))
+        state = "scoring" if self._num_scoring else "ready" if self._open else "starting"
+        return Gauges(state, num_in_flight=self._num_scoring)
 
     async def close(self) -> None:
-        """Stop judging; end the workers."""
-        for task in list(self._scoring):
-            task.cancel()
+        """End the workers."""
         await self._pool.close()
 
     def _announce(self) -> None:
@@ -88,7 +84,7 @@ class RewardActor:
     async def _score(self, peer: str, item: Score) -> None:
         with self._runtime.clock.busy("score"):
             verdict = await self._pool.score(item)
-        self._num_scored += 1
+        self._num_scoring -= 1
         self._runtime.send("rewards", peer, verdict)
         if isinstance(verdict, ScoreFailed):
             log.warning("score_failed", sample_id=verdict.sample_id, kind=verdict.kind, error=verdict.error)

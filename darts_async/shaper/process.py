@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import cast
 
 import structlog
 
@@ -10,7 +11,7 @@ from darts_async.prompts.load import load_prompts
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import Shutdown
 from darts_async.shaper.ledger import GroupDropped, LedgerWriter, VersionSeen
-from darts_async.shaper.state import Phase, ShaperState
+from darts_async.shaper.state import Incoming, Phase, ShaperState
 from darts_async.shaper.workload import Forget, Output, Send
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
@@ -43,7 +44,7 @@ class ShaperActor:
         with self._runtime.clock.busy("decide"):
             match event:
                 case Received(peer=peer, message=message):
-                    outputs = self._state.handle(peer, message, now_s)  # type: ignore[arg-type]  # typed by the link
+                    outputs = self._state.handle(peer, cast(Incoming, message), now_s)
                 case PeerUp(peer=peer, incarnation=incarnation):
                     outputs = self._state.peer_up(peer, incarnation, now_s)
                 case PeerDown(peer=peer, reason=reason):

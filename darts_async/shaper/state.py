@@ -383,11 +383,12 @@ class ShaperState:
             self._open(prompt, self._config.evaluation.samples_per_prompt, floor)
 
     def _report_evaluation(self) -> None:
-        if self._evaluated:
+        samples = sorted(self._evaluated, key=lambda s: s.sample_id)
+        if samples:
             report = EvaluationCompleted(
                 policy_version=self.num_steps,
-                rewards=np.array([s.reward for s in self._evaluated], np.float32),
-                num_tokens=np.array([s.num_tokens for s in self._evaluated], np.int32),
+                rewards=np.array([s.reward for s in samples], np.float32),
+                num_tokens=np.array([s.num_tokens for s in samples], np.int32),
             )
             self._record(Send(LAUNCHER, report))
         self._evaluated = []

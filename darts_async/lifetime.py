@@ -1,0 +1,34 @@
+"""A process that does not outlive its parent.
+
+Linux delivers a chosen signal to a process when its parent ends, even when the parent was killed and could
+clean nothing up. The request does not look back: a parent that ended between fork and request is never
+noticed, so the parent's pid is compared afterwards. The signal is SIGKILL: everything a run must keep is
+written atomically, and a process that hangs would ignore anything weaker.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+PARENT_PID_VARIABLE = "DARTS_PARENT_PID"
+"""Set by the supervisor for its children: the pid that they must find as their parent."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int | None = None) -> None:
+    """Have the kernel kill this process when its parent ends. Call it first thing in `main`.
+
+    `parent_pid` is who the parent must be; without it the pid that the supervisor left in the environment,
+    and for a process started by hand its present parent. Does nothing on systems other than Linux.
+    """
+    if sys.platform != "linux":
+        return
+    expected_pid = parent_pid or int(os.environ.pop(PARENT_PID_VARIABLE, "0")) or os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"prctl(PR_SET_PDEATHSIG): {os.strerror(error)}")
+    if os.getppid() != expected_pid:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,87 @@
+"""Who runs and who talks to whom: the resolved plan of a run, written once and read by every process.
+
+A *link* is one socket bound by its hub; only its members may connect, and nobody else learns the address. A
+process finds in `plan.json`, by its own name, the links that it binds and those that it connects to, so
+addresses are decided in one place and never guessed. Names are `role/number` (`generator/0`); the launcher
+is `launcher`.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from darts_async.errors import ConfigError
+
+LAUNCHER = "launcher"
+"""Name of the launcher on its link."""
+
+PLAN_FILE = "plan.json"
+"""The plan's file in the run directory."""
+
+CONFIG_FILE = "config.yaml"
+"""The resolved settings in the run directory."""
+
+
+class LinkPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One link: `hub` binds `address`, and each of `members` connects to it."""
+
+    name: str
+    hub: str
+    address: str
+    members: tuple[str, ...]
+
+
+class ProcessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one process is started. `env` is added to the environment of the launcher."""
+
+    name: str
+    role: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    start_timeout_s: float
+
+
+class RunPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All processes and all links of a run."""
+
+    processes: tuple[ProcessSpec, ...]
+    links: tuple[LinkPlan, ...]
+
+    def link(self, name: str) -> LinkPlan:
+        """The link of that name."""
+        return next(link for link in self.links if link.name == name)
+
+    def names(self, role: str) -> tuple[str, ...]:
+        """The processes of a role, in order."""
+        return tuple(spec.name for spec in self.processes if spec.role == role)
+
+    def endpoints(self) -> tuple[str, ...]:
+        """Every name that needs a key: the launcher and all processes."""
+        return (LAUNCHER, *(spec.name for spec in self.processes))
+
+
+def encode_plan(plan: RunPlan) -> bytes:
+    """The plan as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n"
+
+
+def decode_plan(data: bytes) -> RunPlan:
+    """The inverse of `encode_plan`. Raises `ConfigError`."""
+    try:
+        return msgspec.json.decode(data, type=RunPlan)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"not a plan of this version: {error}") from error
+
+
+def read_plan(run_dir: Path) -> RunPlan:
+    """The plan that the launcher left in the run directory. Raises `ConfigError`."""
+    path = run_dir / PLAN_FILE
+    try:
+        return decode_plan(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{run_dir} is not a run directory: no {PLAN_FILE} ({error.strerror})") from error
+
+
+def file_stem(process_name: str) -> str:
+    """A process name as part of a file name: `generator/0` -> `generator-0`."""
+    return process_name.replace("/", "-")

@@ -1,0 +1,5 @@
+"""`python -m launcher` is `darts-launch`."""
+
+from launcher.cli import main
+
+main()

@@ -1,0 +1,134 @@
+"""The command line: `darts-launch cluster.yaml`, or a verb and its arguments.
+
+    exit code 0     the run finished, or the file is valid
+              1     the run failed
+              2     the input cannot be run; nothing was started
+              130   interrupted
+
+A verb is a function with `@app.command()`. What is not a verb is taken as the file of a run.
+"""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from darts_async.config import RunConfig
+from darts_async.errors import TransportError
+from darts_async.topology import RunPlan
+from darts_async.transport import create_run_keys
+from launcher.cluster import load_config
+from launcher.control import open_control
+from launcher.course import Limits, Outcome
+from launcher.dry_run import dry_run_screen
+from launcher.ending import failure_screen
+from launcher.plan import link_addresses, plan_run
+from launcher.preflight import check_run, link_ports
+from launcher.problems import InputError, problem_screen
+from launcher.run import run as carry_out
+from launcher.rundir import KEYS_DIR, create_run_dir, run_dir_name, write_inputs
+from launcher.summary import Summary, summary_screen
+from launcher.view import make_display
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_EXIT_CODES = {"finished": OK, "failed": FAILED, "stopped": INTERRUPTED}
+_DEFAULT_VERB = "run"
+
+
+class _FileOrVerb(TyperGroup):
+    """Puts `run` in front of arguments that name no verb."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = [word for word in args if not word.startswith("-")]
+        if words and words[0] not in self.commands:
+            args = [_DEFAULT_VERB, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_FileOrVerb,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Trains a language model as one YAML file says: darts-launch [--dry-run] FILE.yaml",
+)
+
+RunFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The cluster and the run.")]
+
+
+def main() -> None:
+    """Entry point of `darts-launch`."""
+    app(prog_name="darts-launch")
+
+
+@app.command(_DEFAULT_VERB)
+def run_command(
+    file: RunFile,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be started, and start nothing.")] = False,
+) -> None:
+    """Run FILE.yaml (the verb may be left out)."""
+    config = _checked(file)
+    if dry_run:
+        Console().print(dry_run_screen(config, _plan(config, Path(config.runs_dir) / run_dir_name(config.name))))
+        return
+    outcome, summary = _run(config)
+    _show_end(outcome, summary)
+    raise typer.Exit(_EXIT_CODES[outcome.status])
+
+
+@app.command()
+def validate(file: RunFile) -> None:
+    """Check FILE.yaml and everything it names, and start nothing."""
+    _checked(file)
+    Console().print(f"[green]✓[/] {file} can be run", highlight=False)
+
+
+def _checked(file: Path) -> RunConfig:
+    """The settings of a file that can be run on this machine; otherwise shows why not and leaves."""
+    try:
+        config = load_config(file)
+        problems = check_run(config)
+        if problems:
+            raise InputError(file, problems)
+    except InputError as error:
+        Console(stderr=True).print(problem_screen(error))
+        raise typer.Exit(BAD_INPUT) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    return config
+
+
+def _plan(config: RunConfig, run_dir: Path) -> RunPlan:
+    return plan_run(config, run_dir, link_addresses(config.network.host, link_ports(config)))
+
+
+def _run(config: RunConfig) -> tuple[Outcome, Summary]:
+    run_dir = create_run_dir(config)
+    plan = _plan(config, run_dir)
+    write_inputs(run_dir, config, plan)
+    create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
+    display = make_display(Console())
+    try:
+        control = partial(open_control, plan, run_dir, config.transport)
+        return asyncio.run(carry_out(config, plan, run_dir, open_control=control, display=display, limits=Limits()))
+    except TransportError as error:
+        display.close()
+        _give_up(f"the launcher's own link cannot be opened: {error}")
+    finally:
+        display.close()
+
+
+def _show_end(outcome: Outcome, summary: Summary) -> None:
+    Console().print(summary_screen(summary))
+    if outcome.status == "failed":
+        Console(stderr=True).print(failure_screen(outcome, Path(summary.run_dir)))
+
+
+def _give_up(message: str) -> NoReturn:
+    Console(stderr=True).print(f"[red]✗[/] {message}", highlight=False)
+    raise typer.Exit(FAILED)

@@ -1,0 +1,208 @@
+"""The YAML file of a run, as a typed configuration, or everything that is wrong with it.
+
+The text is parsed once into nodes, which know their lines; the plain values made of them are validated by
+`RunConfig`. So a message can name the line of a setting even though the validator never saw the file. Two
+rules of YAML 1.1 that surprise are changed: a key that stands twice is an error (the parser would let the
+last one win), and `5e-4` is a number (the parser would make it a text).
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from darts_async.config import RunConfig
+from launcher.problems import InputError, Problem, shown
+
+Place = tuple[str | int, ...]
+"""Path of a value in the file: keys and list positions."""
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with numbers such as `5e-4`."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read and validate a run's file. Raises `InputError` with all problems of the file."""
+    return parse_config(_read(path), path)
+
+
+def parse_config(text: str, path: Path) -> RunConfig:
+    """Validate the text of a run's file; `path` names it in messages. Raises `InputError`."""
+    data, lines, repeated = _parse(text, path)
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        found = tuple(_problem(details, lines) for details in error.errors(include_url=False))
+        by_line = sorted((*repeated, *found), key=lambda problem: problem.line or 0)
+        raise InputError(path, tuple(by_line)) from error
+    if repeated:
+        raise InputError(path, repeated)
+    return config
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(path, (_missing_file(path),)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, (Problem("", f"cannot be read: {error}"),)) from error
+
+
+def _missing_file(path: Path) -> Problem:
+    near = [found.name for found in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
+    guess = difflib.get_close_matches(path.name, near, n=1) or near[:1]
+    fix = f"did you mean {path.parent / guess[0]}?" if guess else "give the path of a YAML file"
+    return Problem("", "there is no such file", fix=fix)
+
+
+def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Place, int], tuple[Problem, ...]]:
+    """Values, the line of each place, and the keys that stand twice."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            raise InputError(path, (Problem("", "the file is empty", fix="start from configs/quickstart.yaml"),))
+        if not isinstance(node, yaml.MappingNode):
+            found = shown(loader.construct_document(node))
+            raise InputError(path, (Problem("", "is not a mapping", found, "write `section:` with keys below it", 1),))
+        places = dict(_places(node, ()))
+        repeated = tuple(_repeated(node, ()))
+        data = loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise InputError(path, (_syntax_problem(error),)) from error
+    except RecursionError as error:  # an alias inside its own anchor, or hundreds of brackets
+        raise InputError(path, (Problem("", "is nested without end", fix="write values out"),)) from error
+    return data, places, repeated
+
+
+def _places(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
+    """Every place in the file with its line, in file order."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*place, str(key.value))
+            yield inner, key.start_mark.line + 1
+            yield from _places(value, inner)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*place, index), value.start_mark.line + 1
+            yield from _places(value, (*place, index))
+
+
+def _repeated(node: yaml.Node, place: Place) -> Iterator[Problem]:
+    """A problem for each key that stands twice in one mapping."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    first: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in first:
+            message = f"this key stands twice, the first time on line {first[name]}"
+            yield Problem(_dotted((*place, name)), message, fix="remove one of them", line=line)
+        first.setdefault(name, line)
+        yield from _repeated(value, (*place, name))
+
+
+def _syntax_problem(error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or str(error)
+    if mark is None:
+        return Problem("", f"is not YAML: {what}")
+    fix = "check indentation, colons and quotes there"
+    return Problem("", f"is not YAML: {what} (column {mark.column + 1})", fix=fix, line=mark.line + 1)
+
+
+def _dotted(place: Place) -> str:
+    return ".".join(str(part) for part in place)
+
+
+def _problem(details: ErrorDetails, lines: Mapping[Place, int]) -> Problem:
+    place = tuple(details["loc"])
+    line = next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), None)
+    if details["type"] == "extra_forbidden":
+        return Problem(_dotted(place), "there is no such setting", shown(details["input"]), _suggestion(place), line)
+    if details["type"] == "value_error":
+        return Problem(_dotted(place), str(details["ctx"]["error"]), line=line)
+    return Problem(_dotted(place), _expected(details), shown(details["input"]), _type_fix(details), line)
+
+
+_EXPECTED = {
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "string_type": "expected a text",
+    "model_type": "expected a section: keys and values, indented below",
+    "dict_type": "expected a mapping",
+    "tuple_type": "expected a list",
+    "finite_number": "expected a finite number",
+}
+
+
+def _expected(details: ErrorDetails) -> str:
+    if details["type"] in _EXPECTED:
+        return _EXPECTED[details["type"]]
+    return details["msg"].replace("Input should be", "expected", 1)
+
+
+def _type_fix(details: ErrorDetails) -> str | None:
+    kind, value = details["type"], details["input"]
+    if kind == "string_type" and isinstance(value, (int, float)):
+        return f"put it in quotes: '{value}'"
+    if kind in ("int_type", "float_type", "bool_type") and isinstance(value, str):
+        return "write it without quotes"
+    if kind == "literal_error" and isinstance(value, str):
+        options = re.findall(r"'([^']*)'", details["ctx"]["expected"])
+        near = difflib.get_close_matches(value, options, n=1)
+        return f"did you mean {near[0]}?" if near else None
+    return None
+
+
+def _suggestion(place: Place) -> str:
+    """The nearest key of that section, the same key in another one, or the keys there are."""
+    section = _section(place[:-1])
+    key = str(place[-1])
+    near = difflib.get_close_matches(key, list(section.model_fields), n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {_dotted((*place[:-1], near[0]))}?"
+    elsewhere = next((found for found in _all_places(RunConfig, ()) if found[-1] == key), None)
+    if elsewhere is not None:
+        return f"did you mean {_dotted(elsewhere)}?"
+    return "the settings here are " + ", ".join(section.model_fields)
+
+
+def _section(place: Place) -> type[BaseModel]:
+    section: type[BaseModel] = RunConfig
+    for part in place:
+        section = _section_of(section, str(part)) or section
+    return section
+
+
+def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The section that a field holds, if it holds one (`X` or `X | None`)."""
+    annotation = section.model_fields[key].annotation if key in section.model_fields else None
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _all_places(section: type[BaseModel], place: Place) -> Iterator[Place]:
+    for key in section.model_fields:
+        yield (*place, key)
+        inner = _section_of(section, key)
+        if inner is not None:
+            yield from _all_places(inner, (*place, key))

@@ -1,0 +1,184 @@
+"""The course of a run: pure decisions about when it ends, and why.
+
+    running --RunFinished-------------------------------> leaving --all gone, each with code 0--> finished
+       |---a signal------------------> stopping --------> leaving --all gone or killed----------> stopped
+       `---a process ends, or never--> stopping --------> leaving --all gone or killed----------> failed
+           reports
+
+In `stopping` only the shaper has been told: it cancels what is decoded and accounts for it, which it can only do
+while the others live. Its `RunFinished`, its death or a deadline lead on to `leaving`, where all are told. What is
+left at the last deadline is for the supervisor to stop. The first reason stands, except that a run fails after all
+when a process cannot end cleanly after the last step: the final model may not have been written.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from darts_async.topology import RunPlan
+from launcher.supervisor import ProcessExit
+
+Status = Literal["finished", "stopped", "failed"]
+
+STALLED_AFTER_S = 60.0
+"""A run without a step for this long is worth a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the processes get to leave after they were asked."""
+
+    finish_s: float = 120.0
+    """After the last step: the learner writes its final checkpoint and the model."""
+    stop_s: float = 10.0
+    """When the run is cut short; the first half of it is the shaper's."""
+    grace_s: float = 5.0
+    """Between SIGTERM and SIGKILL for those that did not listen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. `culprit` is the process whose log says more."""
+
+    status: Status
+    reason: str
+    culprit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskToStop:
+    """Send `Shutdown` to the shaper: it cancels what runs and reports."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskToLeave:
+    """Send `Shutdown` to every process."""
+
+    finished: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the user should know."""
+
+    text: str
+
+
+Action = AskToStop | AskToLeave | Notice
+
+
+class Course:
+    """Where a run stands. Times are seconds of one monotonic clock, given by the caller."""
+
+    def __init__(self, plan: RunPlan, limits: Limits, *, now_s: float) -> None:
+        self._limits = limits
+        self._start_timeouts_s = {spec.name: spec.start_timeout_s for spec in plan.processes}
+        self._shapers = plan.names("shaper")
+        self._silent_since_s: dict[str, float] = {}
+        self._running: set[str] = set()
+        self._progress_at_s = now_s
+        self._warned = False
+        self._deadline_s: float | None = None
+        self._leave_at_s: float | None = None  # set while stopping
+        self.outcome: Outcome | None = None
+        """Set from the moment the run is ending."""
+
+    @property
+    def ending(self) -> bool:
+        """The processes have been asked to leave."""
+        return self.outcome is not None
+
+    def over(self, now_s: float) -> bool:
+        """Nothing is left to wait for: all have ended, or their time is up."""
+        return self._deadline_s is not None and (not self._running or now_s >= self._deadline_s)
+
+    def started(self, name: str, now_s: float) -> None:
+        """A process was started; it has to report in time."""
+        self._running.add(name)
+        self._silent_since_s[name] = now_s
+
+    def failed_to_start(self, name: str, error: str, now_s: float) -> list[Action]:
+        """The system would not start a process."""
+        return self._cut_short(Outcome("failed", f"{name} cannot be started: {error}"), now_s)
+
+    def reported(self, name: str) -> None:
+        """A process is up and has said so."""
+        self._silent_since_s.pop(name, None)
+
+    def progressed(self, now_s: float) -> None:
+        """A step was taken, or an evaluation was completed."""
+        self._progress_at_s, self._warned = now_s, False
+
+    def finished(self, reason: str, now_s: float) -> list[Action]:
+        """The shaper says that nothing is left to do: all steps are taken, or it was told to stop."""
+        if self.outcome is not None:
+            return self._leave()
+        self.outcome, self._deadline_s = Outcome("finished", reason), now_s + self._limits.finish_s
+        return [AskToLeave(True, reason), Notice(reason)]
+
+    def interrupted(self, reason: str, now_s: float) -> list[Action]:
+        """The user wants the run to stop."""
+        if self.outcome is not None and self.outcome.status == "finished":  # whoever stops this means it
+            self.outcome, self._deadline_s = Outcome("stopped", reason), now_s + self._limits.stop_s
+            return []
+        return self._cut_short(Outcome("stopped", reason), now_s)
+
+    def give_up(self, now_s: float) -> None:
+        """Wait for nobody any more."""
+        self._deadline_s = now_s
+
+    def exited(self, ended: ProcessExit, now_s: float) -> list[Action]:
+        """A process has ended: unexpected while the run goes on, and a failure if not clean after it."""
+        self._running.discard(ended.name)
+        self._silent_since_s.pop(ended.name, None)
+        if self.outcome is None:
+            return self._cut_short(Outcome("failed", str(ended), ended.name), now_s)
+        if self.outcome.status == "finished" and ended.code != 0:
+            self.outcome = Outcome("failed", f"{ended} after the last step", ended.name)
+            return [Notice(self.outcome.reason)]
+        return self._leave() if ended.name in self._shapers else []
+
+    def overdue(self) -> None:
+        """The time to leave is up for the processes that still run."""
+        if self.outcome is not None and self.outcome.status == "finished" and self._running:
+            names = sorted(self._running)
+            reason = f"{', '.join(names)} did not leave within {self._limits.finish_s:.0f} s after the last step"
+            self.outcome = Outcome("failed", reason, names[0])
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Look at the clock: processes that never reported, and steps that do not come."""
+        if self.outcome is not None:
+            return self._leave() if self._leave_at_s is not None and now_s >= self._leave_at_s else []
+        for name, since_s in sorted(self._silent_since_s.items()):
+            timeout_s = self._start_timeouts_s[name]
+            if now_s - since_s >= timeout_s:
+                role = name.partition("/")[0]
+                reason = f"{name} did not report within {timeout_s:g} s (roles.{role}.start_timeout_s)"
+                return self._cut_short(Outcome("failed", reason, name), now_s)
+        return self._stall_warning(now_s)
+
+    def _stall_warning(self, now_s: float) -> list[Action]:
+        idle_s = now_s - self._progress_at_s
+        if self._silent_since_s or self._warned or idle_s < STALLED_AFTER_S:
+            return []
+        self._warned = True
+        return [Notice(f"no step for {idle_s:.0f} s; logs/ in the run directory shows what the processes do")]
+
+    def _cut_short(self, outcome: Outcome, now_s: float) -> list[Action]:
+        """End the run before its last step; nothing if it is ending already."""
+        if self.outcome is not None:
+            return []
+        self.outcome = outcome
+        self._deadline_s = now_s + self._limits.stop_s
+        self._leave_at_s = now_s + self._limits.stop_s / 2
+        shaper_listens = any(name in self._running and name not in self._silent_since_s for name in self._shapers)
+        return [Notice(outcome.reason), *([AskToStop(outcome.reason)] if shaper_listens else self._leave())]
+
+    def _leave(self) -> list[Action]:
+        """From `stopping` to `leaving`."""
+        if self.outcome is None or self._leave_at_s is None:
+            return []
+        self._leave_at_s = None
+        return [AskToLeave(False, self.outcome.reason)]

@@ -1,0 +1,73 @@
+"""What is wrong with a user's input: collected, never one at a time, and shown as one screen."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.text import Text
+
+from darts_async.errors import ConfigError
+
+_MAX_VALUE_CHARS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake: where it stands, what stands there, and what to do about it."""
+
+    place: str
+    """Dotted path of the setting; empty where the whole file is meant."""
+    message: str
+    """What is wrong, or what was expected."""
+    value: str | None = None
+    """The value that was found, as text."""
+    fix: str | None = None
+    line: int | None = None
+    """Line in the file, counted from 1."""
+
+
+class InputError(ConfigError):
+    """A file that cannot be run. Holds every problem that was found."""
+
+    def __init__(self, file: Path, problems: tuple[Problem, ...]) -> None:
+        assert problems
+        self.file = file
+        self.problems = problems
+        super().__init__("\n".join(_plain(file, problem) for problem in problems))
+
+    def __rich__(self) -> Group:
+        return problem_screen(self)
+
+
+def shown(value: object) -> str:
+    """A value as it is shown: on one line, and not too long."""
+    text = repr(value)
+    return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."
+
+
+def problem_screen(error: InputError) -> Group:
+    """All problems of a file, each with place, value and fix."""
+    count = len(error.problems)
+    title = Text.assemble(
+        ("✗ ", "red"), (str(error.file), "bold"), f" cannot be run: {count} problem{'s' if count > 1 else ''}"
+    )
+    return Group(title, *(Padding(_problem_text(problem), (1, 0, 0, 2)) for problem in error.problems), "")
+
+
+def _problem_text(problem: Problem) -> Text:
+    head = Text(problem.place or "the file", style="bold")
+    if problem.value is not None:
+        head.append(": ", style="not bold").append(problem.value, style="not bold yellow")
+    if problem.line is not None:
+        head.append(f"  line {problem.line}", style="not bold dim")
+    head.append(f"\n  {problem.message}", style="not bold")
+    if problem.fix is not None:
+        head.append("\n  → ", style="not bold green").append(problem.fix, style="not bold")
+    return head
+
+
+def _plain(file: Path, problem: Problem) -> str:
+    place = f"{file}:{problem.line}" if problem.line is not None else str(file)
+    parts = [place, problem.place, problem.value, problem.message, problem.fix]
+    return ": ".join(part for part in parts if part)

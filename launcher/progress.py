@@ -1,0 +1,155 @@
+"""What the live view shows, as plain data: updated by messages, rendered by `view`, read by `summary`."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
+from darts_async.topology import RunPlan
+from launcher.steps import StepLine
+
+REWARD_METRIC = "reward/pool_mean"
+LENGTH_METRIC = "length/pool_mean"
+STALENESS_METRIC = "staleness/mean"
+"""Names in `StepCompleted.metrics` of what is shown. Reward and length are of all samples, before selection."""
+
+IDLE_STAGE = "idle"
+"""Key of `busy_s` for the time in which no stage was under way; without it, what the stages leave of the uptime."""
+
+_MAX_NOTICES = 4
+_RATE_WINDOW_S = 5.0
+
+
+@dataclass(slots=True)
+class ProcessRow:
+    """One process as it is shown."""
+
+    name: str
+    state: str = "starting"
+    policy_version: int = -1
+    num_tokens: int = 0
+    num_in_flight: int = 0
+    uptime_s: float = 0.0
+    busy_s: dict[str, float] = field(default_factory=dict)
+    loop_lag_max_s: float = 0.0
+    restarts: int = 0
+    ended: bool = False
+    num_tokens_before: int = 0
+    """Tokens of earlier incarnations."""
+    _window: deque[tuple[float, int, float]] = field(default_factory=lambda: deque(maxlen=64))
+    """Uptime, tokens and idle seconds of recent statuses."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Over the last few seconds."""
+        elapsed_s, num_tokens, _ = self._window_change()
+        return num_tokens / elapsed_s if elapsed_s > 0 else 0.0
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the last few seconds in which the process worked."""
+        elapsed_s, _, idle_s = self._window_change()
+        return min(1.0, max(0.0, 1.0 - idle_s / elapsed_s)) if elapsed_s > 0 else 0.0
+
+    @property
+    def idle_s(self) -> float:
+        """Time since the start in which the process did not work."""
+        return _idle_s(self.uptime_s, self.busy_s)
+
+    def update(self, status: ProcessStatus) -> None:
+        """Take a heartbeat."""
+        if status.uptime_s < self.uptime_s:  # a new incarnation counts from zero
+            self.num_tokens_before += self.num_tokens
+            self._window.clear()
+        self.state, self.policy_version = status.state, status.policy_version
+        self.num_tokens, self.num_in_flight = status.num_tokens, status.num_in_flight
+        self.uptime_s, self.busy_s = status.uptime_s, status.busy_s
+        self.loop_lag_max_s = max(self.loop_lag_max_s, status.loop_lag_s)
+        self._window.append((status.uptime_s, status.num_tokens, self.idle_s))
+        while len(self._window) > 2 and status.uptime_s - self._window[0][0] > _RATE_WINDOW_S:
+            self._window.popleft()
+
+    def _window_change(self) -> tuple[float, int, float]:
+        if len(self._window) < 2:
+            return 0.0, 0, 0.0
+        first, last = self._window[0], self._window[-1]
+        return last[0] - first[0], last[1] - first[1], last[2] - first[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Rewards and lengths of the held-out prompts under one version."""
+
+    policy_version: int
+    rewards: NDArray[np.float32]  # [num_samples]
+    num_tokens: NDArray[np.int32]  # [num_samples]
+
+
+class RunView:
+    """Everything that is known about a run while it goes. Times are of the caller's monotonic clock."""
+
+    def __init__(self, plan: RunPlan, *, name: str, run_dir: str, total_steps: int, now_s: float) -> None:
+        self.name, self.run_dir, self.total_steps = name, run_dir, total_steps
+        self.rows = {spec.name: ProcessRow(spec.name) for spec in plan.processes}
+        self.started_at_s = now_s
+        self.num_steps = 0
+        self.first_step_at_s: float | None = None
+        self.last_step_at_s: float | None = None
+        self.lines: dict[int, StepLine] = {}  # by step: bounded by learner.steps
+        self.evaluations: dict[int, Evaluation] = {}
+        self.finished: RunFinished | None = None
+        self.notices: deque[str] = deque(maxlen=_MAX_NOTICES)
+
+    def take_status(self, name: str, status: ProcessStatus) -> None:
+        """A heartbeat of a process."""
+        self.rows[name].update(status)
+
+    def take_step(self, line: StepLine, now_s: float) -> bool:
+        """The metrics of an optimiser step; steps count from 0. Returns whether the step is new."""
+        known = self.lines.get(line.step)
+        self.lines[line.step] = StepLine(line.step, {**known.metrics, **line.metrics}) if known else line
+        if known:
+            return False
+        self.num_steps = max(self.num_steps, line.step + 1)
+        self.first_step_at_s = now_s if self.first_step_at_s is None else self.first_step_at_s
+        self.last_step_at_s = now_s
+        return True
+
+    def take_evaluation(self, message: EvaluationCompleted) -> None:
+        """An evaluation; a later one of the same version replaces it."""
+        version = message.policy_version
+        self.evaluations[version] = Evaluation(version, message.rewards.copy(), message.num_tokens.copy())
+
+    def take_exit(self, name: str, text: str) -> None:
+        """A process has ended."""
+        row = self.rows[name]
+        row.state, row.ended, row.num_in_flight = text, True, 0
+
+    @property
+    def tokens_decoded(self) -> int:
+        """The generators' own count over the run."""
+        rows = (row for row in self.rows.values() if row.name.startswith("generator/"))
+        return sum(row.num_tokens_before + row.num_tokens for row in rows)
+
+    def note(self, text: str) -> None:
+        """Show a notice; repeated ones are shown once."""
+        if text not in self.notices:
+            self.notices.append(text)
+
+    def trend(self, metric: str) -> list[float]:
+        """The values of a metric, step by step, where it was reported."""
+        return [line.metrics[metric] for _, line in sorted(self.lines.items()) if metric in line.metrics]
+
+    def remaining_s(self, now_s: float) -> float | None:
+        """Time to the last step, from the mean time of the steps after the first. None before, and at the end."""
+        if self.first_step_at_s is None or self.last_step_at_s is None or not 1 < self.num_steps < self.total_steps:
+            return None
+        per_step_s = (self.last_step_at_s - self.first_step_at_s) / (self.num_steps - 1)
+        left_s = per_step_s * (self.total_steps - self.num_steps) - (now_s - self.last_step_at_s)
+        return max(0.0, left_s)
+
+
+def _idle_s(uptime_s: float, busy_s: dict[str, float]) -> float:
+    return busy_s[IDLE_STAGE] if IDLE_STAGE in busy_s else max(0.0, uptime_s - sum(busy_s.values()))

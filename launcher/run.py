@@ -1,0 +1,258 @@
+"""One run, from the first process to the last.
+
+    bind the link -> start processes -> hear them until all have left, or had their time -> stop the rest
+
+`Course` decides, `RunView` remembers, `Display` shows; this module only moves messages between them, the
+supervisor and the control link. All handlers are synchronous, so nothing interleaves inside one. On every way
+out of here no process is left, and `state.json` says how the run ended.
+
+The first signal ends the run in order; the second kills every process at once.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from darts_async.config import RunConfig
+from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished, Shutdown, StepCompleted
+from darts_async.topology import RunPlan
+from launcher.control import Control, Heard, Silence
+from launcher.course import Action, AskToLeave, AskToStop, Course, Limits, Notice, Outcome
+from launcher.plan import reports_per_step
+from launcher.progress import RunView
+from launcher.rundir import (
+    LOGS_DIR,
+    PROCESSES_FILE,
+    RunRecord,
+    RunStatus,
+    append_metrics,
+    final_model_path,
+    write_record,
+    write_summary,
+)
+from launcher.steps import StepLine, StepMerger
+from launcher.summary import Summary, summarise
+from launcher.supervisor import ProcessExit, Supervisor
+from launcher.view import Display
+
+_TICK_S = 0.25
+_CRASHED = Outcome("failed", "darts-launch itself ended by an error")
+
+OpenControl = Callable[[], contextlib.AbstractAsyncContextManager[Control]]
+
+
+@dataclass(slots=True)
+class Run:
+    """The state of a run and the handlers of its events."""
+
+    plan: RunPlan
+    run_dir: Path
+    control: Control
+    supervisor: Supervisor
+    course: Course
+    view: RunView
+    display: Display
+    grace_s: float
+    merger: StepMerger
+    _num_signals: int = field(default=0, init=False)
+
+    async def conduct(self) -> Outcome:
+        """Start everything, and return when everything has ended."""
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(self._watch_exits(), name="watch exits")
+            with self._signals():
+                await self._start_all()
+                while not self.course.over(_now_s()):
+                    await self._turn(_TICK_S)
+                await self._end(tasks)
+            watching.cancel()
+        assert self.course.outcome is not None
+        return self.course.outcome
+
+    async def _start_all(self) -> None:
+        for spec in self.plan.processes:
+            if self.course.ending:
+                return
+            try:
+                await self.supervisor.start(spec)
+            except OSError as error:
+                self._act(self.course.failed_to_start(spec.name, str(error), _now_s()))
+                return
+            self.course.started(spec.name, _now_s())
+            self.display.refresh(self.view, _now_s())
+
+    async def _turn(self, timeout_s: float) -> None:
+        for heard in await self.control.receive(timeout_s):
+            self._hear(heard)
+        self._act(self.course.tick(_now_s()))
+        self.display.refresh(self.view, _now_s())
+
+    async def _end(self, tasks: asyncio.TaskGroup) -> None:
+        """Stop who is left, and hear them out: who leaves in order waits for its last words to be acknowledged."""
+        self.course.overdue()
+        stopping = tasks.create_task(self.supervisor.stop_all(self.grace_s), name="stop all")
+        while not stopping.done():
+            await self._turn(_TICK_S)
+        await self._turn(0.0)
+        self._take_lines(self.merger.flush())
+        self.display.refresh(self.view, _now_s())
+
+    # --- events ----------------------------------------------------------------------------------------------
+
+    def _hear(self, heard: Heard) -> None:
+        name, now_s = heard.process, _now_s()
+        match heard.body:
+            case ProcessStatus():
+                self.course.reported(name)
+                self.view.take_status(name, heard.body)
+            case StepCompleted():
+                self._take_lines(self.merger.add(name, heard.body.step, heard.body.metrics))
+            case EvaluationCompleted():
+                self._take_evaluation(heard.body)
+            case RunFinished():
+                self.view.finished = heard.body
+                self._act(self.course.finished(heard.body.reason, now_s))
+            case Silence():
+                if name in self.supervisor.running and not self.course.ending:
+                    self._note(f"nothing is heard of {name}: {heard.body.reason}")
+
+    def _take_lines(self, lines: list[StepLine]) -> None:
+        for line in lines:
+            now_s = _now_s()
+            self.course.progressed(now_s)
+            is_new = self.view.take_step(line, now_s)
+            elapsed_s = round(now_s - self.view.started_at_s, 3)
+            append_metrics(self.run_dir, {"type": "step", "step": line.step, "elapsed_s": elapsed_s, **line.metrics})
+            if is_new:
+                self.display.step(self.view, line, now_s)
+
+    def _take_evaluation(self, message: EvaluationCompleted) -> None:
+        now_s = _now_s()
+        self.course.progressed(now_s)
+        self.view.take_evaluation(message)
+        line = {
+            "type": "evaluation",
+            "policy_version": message.policy_version,
+            "elapsed_s": round(now_s - self.view.started_at_s, 3),
+            "rewards": message.rewards.tolist(),
+            "num_tokens": message.num_tokens.tolist(),
+        }
+        append_metrics(self.run_dir, line)
+        reward, length = float(np.mean(message.rewards)), float(np.mean(message.num_tokens))
+        self._note(f"held-out prompts at version {message.policy_version}: reward {reward:.3f}, length {length:.1f}")
+
+    async def _watch_exits(self) -> None:
+        async for ended in self.supervisor.exits():
+            self._take_exit(ended)
+
+    def _take_exit(self, ended: ProcessExit) -> None:
+        self.control.forget(ended.name)
+        self.view.take_exit(ended.name, "done" if ended.code == 0 else str(ended).removeprefix(f"{ended.name} "))
+        self._act(self.course.exited(ended, _now_s()))
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case AskToStop(reason=reason):
+                    self._tell(self.plan.names("shaper"), Shutdown(reason, finished=False))
+                case AskToLeave(finished=finished, reason=reason):
+                    self._tell(self.supervisor.running, Shutdown(reason, finished))
+                case Notice(text=text):
+                    self._note(text)
+
+    def _tell(self, names: tuple[str, ...], message: Shutdown) -> None:
+        for name in names:
+            self.control.send(name, message)
+
+    def _note(self, text: str) -> None:
+        self.view.note(text)
+        self.display.note(text)
+
+    # --- signals ---------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupt, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _interrupt(self, number: signal.Signals) -> None:
+        self._num_signals += 1
+        reason = "stopped by Ctrl-C" if number == signal.SIGINT else f"stopped by {number.name}"
+        self._act(self.course.interrupted(reason, _now_s()))
+        if self._num_signals > 1:
+            self.course.give_up(_now_s())
+            self.supervisor.kill_all()
+
+
+async def run(
+    config: RunConfig,
+    plan: RunPlan,
+    run_dir: Path,
+    *,
+    open_control: OpenControl,
+    display: Display,
+    limits: Limits,
+) -> tuple[Outcome, Summary]:
+    """Carry a run out in a prepared run directory."""
+    now_s = _now_s()
+    view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=now_s)
+    supervisor = Supervisor(logs_dir=run_dir / LOGS_DIR, records_path=run_dir / PROCESSES_FILE)
+    async with _recorded(run_dir) as record, open_control() as control, supervisor:
+        it = Run(
+            plan=plan,
+            run_dir=run_dir,
+            control=control,
+            supervisor=supervisor,
+            course=Course(plan, limits, now_s=now_s),
+            view=view,
+            display=display,
+            grace_s=limits.grace_s,
+            merger=StepMerger(reports_per_step(plan)),
+        )
+        record.outcome = await it.conduct()
+    summary = summarise(
+        view,
+        record.outcome,
+        samples_per_prompt=config.evaluation.samples_per_prompt,
+        model_path=final_model_path(run_dir),
+        now_s=_now_s(),
+    )
+    write_summary(run_dir, summary)
+    return record.outcome, summary
+
+
+@dataclass(slots=True)
+class _Record:
+    outcome: Outcome
+
+
+@contextlib.asynccontextmanager
+async def _recorded(run_dir: Path) -> AsyncIterator[_Record]:
+    """`state.json` says `running` inside, and how the run ended afterwards."""
+    started_at_s, record = time.time(), _Record(_CRASHED)
+
+    def write(status: RunStatus, reason: str, ended_at_s: float | None) -> None:
+        write_record(run_dir, RunRecord(status, reason, started_at_s, ended_at_s, os.getpid()))
+
+    write("running", "", None)
+    try:
+        yield record
+    finally:
+        write(record.outcome.status, record.outcome.reason, time.time())
+
+
+def _now_s() -> float:
+    return time.monotonic()

@@ -1,0 +1,110 @@
+"""The directory of a run: what it was asked to do, what it did, and how it ended.
+
+    config.yaml      the resolved settings, every default written out
+    plan.json        processes and links
+    processes.json   name, pid and start time of each process
+    state.json       running | finished | stopped | failed, and why
+    metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together
+    summary.json     the totals
+    keys/            one key pair per process
+    logs/            what each process printed, and its structured log
+    model/           the trained model, at the end
+
+Files that are rewritten are replaced atomically: a reader sees the old one or the new one.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from darts_async.config import RunConfig
+from darts_async.topology import CONFIG_FILE, PLAN_FILE, RunPlan, encode_plan
+
+STATE_FILE = "state.json"
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+PROCESSES_FILE = "processes.json"
+LOGS_DIR = "logs"
+KEYS_DIR = "keys"
+MODEL_DIR = "model"
+
+RunStatus = Literal["running", "finished", "stopped", "failed"]
+
+
+class RunRecord(msgspec.Struct, frozen=True):
+    """How the run stands. Times are seconds since 1970."""
+
+    status: RunStatus
+    reason: str
+    started_at_s: float
+    ended_at_s: float | None
+    launcher_pid: int
+
+
+def run_dir_name(name: str, number: int = 1) -> str:
+    """`NAME-YYYYmmdd-HHMMSS` of this moment; numbered when that name has been used before."""
+    stamp = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return stamp if number == 1 else f"{stamp}-{number}"
+
+
+def create_run_dir(config: RunConfig) -> Path:
+    """Make a directory that did not exist, with `logs/` in it; readable by the user alone, for the keys."""
+    runs_dir = Path(config.runs_dir).absolute()
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = runs_dir / run_dir_name(config.name, number)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            number += 1
+            continue
+        (path / LOGS_DIR).mkdir()
+        return path
+
+
+def write_inputs(run_dir: Path, config: RunConfig, plan: RunPlan) -> None:
+    """Settings and plan, as every process will read them."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    replace_file(run_dir / CONFIG_FILE, text.encode())
+    replace_file(run_dir / PLAN_FILE, encode_plan(plan))
+
+
+def write_record(run_dir: Path, record: RunRecord) -> None:
+    """Say how the run stands."""
+    replace_file(run_dir / STATE_FILE, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+
+
+def read_record(run_dir: Path) -> RunRecord:
+    """How the run stands. Raises `OSError` or `msgspec.DecodeError`."""
+    return msgspec.json.decode((run_dir / STATE_FILE).read_bytes(), type=RunRecord)
+
+
+def append_metrics(run_dir: Path, line: Mapping[str, Any]) -> None:
+    """One JSON object, on disk before this returns to the caller's next event."""
+    with (run_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def write_summary(run_dir: Path, summary: msgspec.Struct) -> None:
+    """The totals of the run."""
+    replace_file(run_dir / SUMMARY_FILE, msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+
+
+def final_model_path(run_dir: Path) -> Path | None:
+    """The trained model in Hugging Face format, if the learner has written it."""
+    path = run_dir / MODEL_DIR
+    return path if (path / "config.json").is_file() else None
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file beside its place and move it there."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_bytes(data)
+    os.replace(beside, path)

@@ -1,0 +1,55 @@
+"""Metrics of one optimiser step come from several processes; here they become one line.
+
+A step is complete when every process has spoken as often as it does about each step, and lines leave in the
+order of the steps. A report that is late or lost holds a line back for `MAX_OPEN_STEPS` steps only; what comes
+afterwards leaves as a further line of the same step. So readers merge the lines of a step, and a later one wins.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+MAX_OPEN_STEPS = 4
+"""Steps that wait for a reporter at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepLine:
+    """What is known about one optimiser step."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(slots=True)
+class _Open:
+    metrics: dict[str, float] = field(default_factory=dict)
+    reports: Counter[str] = field(default_factory=Counter)
+
+
+class StepMerger:
+    """Joins the reports of a step. `expected` is how often each process speaks about a step."""
+
+    def __init__(self, expected: Mapping[str, int]) -> None:
+        self._expected = Counter(expected)
+        self._open: dict[int, _Open] = {}
+
+    def add(self, reporter: str, step: int, metrics: dict[str, float]) -> list[StepLine]:
+        """Take one report; returns the lines that are ready."""
+        entry = self._open.setdefault(step, _Open())
+        entry.metrics.update(metrics)
+        entry.reports[reporter] += 1
+        return list(self._take_ready())
+
+    def flush(self) -> list[StepLine]:
+        """All lines that are still waiting, complete or not."""
+        return [self._take(step) for step in sorted(self._open)]
+
+    def _take_ready(self) -> Iterator[StepLine]:
+        for step in sorted(self._open):
+            if len(self._open) <= MAX_OPEN_STEPS and not self._open[step].reports >= self._expected:
+                return
+            yield self._take(step)
+
+    def _take(self, step: int) -> StepLine:
+        return StepLine(step, self._open.pop(step).metrics)

@@ -1,0 +1,284 @@
+"""What a run came to: numbers first (`summarise`, pure), then a screen of them.
+
+Every decoded token has exactly one fate, so
+
+    trained + cancelled + filtered + stale + lost + evaluated = decoded
+
+where the left side is the shaper's ledger and the right side the generators' own counters. The summary says so,
+or says by how much it is not so.
+"""
+
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from launcher.course import Outcome
+from launcher.progress import IDLE_STAGE, Evaluation, RunView
+from launcher.view import bar, clock
+
+FATES = ("trained", "cancelled", "filtered", "stale", "lost")
+EVALUATED = "evaluated"
+STALL_STAGE = "swap"
+"""The stage of a generator in which it swaps weights in and decodes nothing."""
+_BAR_WIDTH = 24
+
+
+class EvaluationSummary(msgspec.Struct, frozen=True):
+    """Rewards and lengths of the held-out prompts under one version."""
+
+    policy_version: int
+    num_samples: int
+    reward: float
+    length_mean: float
+    length_std_within_prompt: float | None
+    """Mean over prompts of the standard deviation of their samples' lengths."""
+    length_p50: float
+    length_p99: float
+
+
+class Gain(msgspec.Struct, frozen=True):
+    """Reward after minus before, over the same prompts."""
+
+    reward: float
+    standard_error: float | None
+    """Of the mean over prompts of the paired differences."""
+
+
+class TokenAccount(msgspec.Struct, frozen=True):
+    """Where the decoded tokens went."""
+
+    by_fate: dict[str, int]
+    evaluated: int
+    accounted: int
+    decoded: int
+
+    @property
+    def balanced(self) -> bool:
+        """The ledger and the engines agree."""
+        return self.accounted == self.decoded
+
+
+class ProcessTime(msgspec.Struct, frozen=True):
+    """How a process spent its time."""
+
+    name: str
+    uptime_s: float
+    busy_s: dict[str, float]
+    idle_s: float
+    loop_lag_max_s: float
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """Everything that `summary.json` holds."""
+
+    name: str
+    status: str
+    reason: str
+    duration_s: float
+    num_steps: int
+    total_steps: int
+    before: EvaluationSummary | None
+    after: EvaluationSummary | None
+    gain: Gain | None
+    tokens: TokenAccount | None
+    samples_by_fate: dict[str, int]
+    tokens_by_staleness: dict[int, int]
+    processes: list[ProcessTime]
+    weight_stall_s: dict[str, float]
+    """Per generator, the time in which it did not decode because of weight updates."""
+    run_dir: str
+    model_path: str | None
+
+
+def summarise(
+    view: RunView, outcome: Outcome, *, samples_per_prompt: int, model_path: Path | None, now_s: float
+) -> Summary:
+    """The totals of a run that has ended."""
+    versions = sorted(view.evaluations)
+    before = view.evaluations[versions[0]] if versions else None
+    after = view.evaluations[versions[-1]] if len(versions) > 1 else None
+    finished = view.finished
+    return Summary(
+        name=view.name,
+        status=outcome.status,
+        reason=outcome.reason,
+        duration_s=now_s - view.started_at_s,
+        num_steps=view.num_steps,
+        total_steps=view.total_steps,
+        before=_evaluation(before, samples_per_prompt),
+        after=_evaluation(after, samples_per_prompt),
+        gain=_gain(before, after, samples_per_prompt),
+        tokens=token_account(finished.tokens_by_fate, view.tokens_decoded) if finished else None,
+        samples_by_fate=finished.samples_by_fate if finished else {},
+        tokens_by_staleness=finished.tokens_by_staleness if finished else {},
+        processes=[
+            ProcessTime(
+                name=row.name,
+                uptime_s=row.uptime_s,
+                busy_s={stage: seconds for stage, seconds in row.busy_s.items() if stage != IDLE_STAGE},
+                idle_s=row.idle_s,
+                loop_lag_max_s=row.loop_lag_max_s,
+            )
+            for row in view.rows.values()
+            if row.uptime_s > 0
+        ],
+        weight_stall_s={row.name: row.busy_s[STALL_STAGE] for row in view.rows.values() if STALL_STAGE in row.busy_s},
+        run_dir=view.run_dir,
+        model_path=str(model_path) if model_path is not None else None,
+    )
+
+
+def token_account(tokens_by_fate: dict[str, int], decoded: int) -> TokenAccount:
+    """Hold the fates against what the engines counted. Fates of other names count too."""
+    evaluated = tokens_by_fate.get(EVALUATED, 0)
+    by_fate = {fate: tokens_by_fate.get(fate, 0) for fate in FATES}
+    by_fate |= {fate: count for fate, count in tokens_by_fate.items() if fate not in (*FATES, EVALUATED)}
+    return TokenAccount(by_fate, evaluated, sum(by_fate.values()) + evaluated, decoded)
+
+
+def _evaluation(evaluation: Evaluation | None, samples_per_prompt: int) -> EvaluationSummary | None:
+    if evaluation is None or not len(evaluation.rewards):
+        return None
+    lengths = evaluation.num_tokens
+    by_prompt = _by_prompt(lengths, samples_per_prompt)
+    return EvaluationSummary(
+        policy_version=evaluation.policy_version,
+        num_samples=len(lengths),
+        reward=float(evaluation.rewards.mean()),
+        length_mean=float(lengths.mean()),
+        length_std_within_prompt=float(by_prompt.std(axis=1, ddof=1).mean()) if by_prompt is not None else None,
+        length_p50=float(np.percentile(lengths, 50)),
+        length_p99=float(np.percentile(lengths, 99)),
+    )
+
+
+def _gain(before: Evaluation | None, after: Evaluation | None, samples_per_prompt: int) -> Gain | None:
+    if before is None or after is None or not len(before.rewards) or not len(after.rewards):
+        return None
+    gain = float(after.rewards.mean() - before.rewards.mean())
+    first, last = _by_prompt(before.rewards, samples_per_prompt), _by_prompt(after.rewards, samples_per_prompt)
+    if first is None or last is None or first.shape != last.shape or len(first) < 2:
+        return Gain(gain, None)
+    differences = last.mean(axis=1) - first.mean(axis=1)  # [num_prompts]
+    return Gain(gain, float(differences.std(ddof=1) / math.sqrt(len(differences))))
+
+
+def _by_prompt(values: NDArray[np.generic], samples_per_prompt: int) -> NDArray[np.float64] | None:
+    """[num_prompts, samples_per_prompt], or None where a sample is missing or alone."""
+    if samples_per_prompt < 2 or len(values) % samples_per_prompt:
+        return None
+    return values.reshape(-1, samples_per_prompt).astype(np.float64)
+
+
+# --- the screen ----------------------------------------------------------------------------------------------
+
+
+def summary_screen(summary: Summary) -> RenderableType:
+    """The totals, as they are shown at the end of a run."""
+    parts: list[RenderableType] = [_title(summary)]
+    if summary.before is not None:
+        parts += ["", _evaluation_table(summary)]
+    if summary.tokens is not None and max(summary.tokens.accounted, summary.tokens.decoded) > 0:
+        parts += ["", _token_table(summary.tokens), _balance(summary.tokens)]
+    if summary.tokens_by_staleness:
+        parts += ["", _staleness_table(summary.tokens_by_staleness)]
+    if summary.processes:
+        parts += ["", _time_table(summary)]
+    return Padding(Group(*parts, "", _places(summary)), (1, 2))
+
+
+def _title(summary: Summary) -> Text:
+    mark, style = {"finished": ("✓", "green"), "stopped": ("■", "yellow")}.get(summary.status, ("✗", "red"))
+    steps = f"{summary.num_steps} of {summary.total_steps} steps in {clock(summary.duration_s)}"
+    return Text.assemble((f"{mark} ", style), (summary.name, "bold"), f" {summary.status}: {steps}")
+
+
+def _table(*columns: str, title: str) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column(title, min_width=14, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _evaluation_table(summary: Summary) -> Table:
+    before, after, gain = summary.before, summary.after, summary.gain
+    assert before is not None
+    table = _table("before", "after", "change", title="held-out")
+    error = f" ± {gain.standard_error:.3f}" if gain and gain.standard_error is not None else ""
+    change = Text(f"{gain.reward:+.3f}{error}", style="green" if gain.reward > 0 else "red") if gain else Text("")
+    table.add_row("reward", f"{before.reward:.3f}", f"{after.reward:.3f}" if after else "", change)
+    for label, name in (
+        ("length, mean", "length_mean"),
+        ("  std in prompt", "length_std_within_prompt"),
+        ("  p50", "length_p50"),
+        ("  p99", "length_p99"),
+    ):
+        first, last = getattr(before, name), getattr(after, name, None)
+        if first is not None:
+            difference = f"{last - first:+,.1f}" if last is not None else ""
+            table.add_row(label, f"{first:,.1f}", f"{last:,.1f}" if last is not None else "", difference)
+    return table
+
+
+def _token_table(tokens: TokenAccount) -> Table:
+    table = _table("count", "share", title="tokens")
+    table.add_column("")
+    for fate, count in (*tokens.by_fate.items(), (EVALUATED, tokens.evaluated)):
+        share = count / tokens.accounted if tokens.accounted else 0.0
+        table.add_row(fate, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
+    return table
+
+
+def _balance(tokens: TokenAccount) -> Text:
+    if tokens.balanced:
+        return Text.assemble(("✓ ", "green"), f"adds up to the {tokens.decoded:,} tokens that the engines decoded")
+    difference = tokens.accounted - tokens.decoded
+    return Text.assemble(
+        ("✗ ", "red"),
+        f"accounts for {tokens.accounted:,} tokens, but the engines decoded {tokens.decoded:,} ({difference:+,})",
+    )
+
+
+def _staleness_table(tokens_by_staleness: dict[int, int]) -> Table:
+    table = _table("count", "share", title="staleness")
+    table.add_column("")
+    total = sum(tokens_by_staleness.values())
+    for staleness, count in sorted(tokens_by_staleness.items()):
+        share = count / total if total else 0.0
+        table.add_row(
+            f"{staleness} version{'' if staleness == 1 else 's'}", f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH)
+        )
+    return table
+
+
+def _time_table(summary: Summary) -> Table:
+    table = _table("up", "idle", title="time")
+    table.add_column("busy, by stage")
+    for row in summary.processes:
+        stages = sorted(row.busy_s.items(), key=lambda item: -item[1])
+        shown = " · ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in stages if seconds >= 0.05)
+        table.add_row(row.name, clock(row.uptime_s), f"{row.idle_s / row.uptime_s:.0%}", Text(shown, style="dim"))
+    if summary.weight_stall_s:
+        stall_s = max(summary.weight_stall_s.values())
+        table.add_row(
+            "weight stall", f"{stall_s:.2f} s", "", Text("decoding held, at most in a generator", style="dim")
+        )
+    return table
+
+
+def _places(summary: Summary) -> Table:
+    grid = Table.grid(padding=(0, 3, 0, 0))
+    grid.add_column(min_width=14, style="dim")
+    grid.add_column(overflow="fold")
+    grid.add_row("run", summary.run_dir)
+    if summary.model_path is not None:
+        grid.add_row("model", summary.model_path)
+    return grid

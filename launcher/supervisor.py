@@ -1,0 +1,238 @@
+"""Starts processes, watches them end, and leaves none behind.
+
+Every process leads a session of its own, so its children can be ended with it and a Ctrl-C in the terminal
+reaches the launcher alone. A process is known by its pid and its start time, never by a name. Three things
+hold whatever happens:
+
+- each process that was started gives exactly one `ProcessExit`;
+- when a process is gone, so is the rest of its session (workers it had started);
+- when the launcher is killed, the kernel kills the processes (`darts_async.lifetime`); when it leaves the
+  supervisor's block, by whatever way, everything still running has been killed and waited for.
+
+Stopping asks first (SIGTERM), waits, and then kills the session.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import psutil
+
+from darts_async.errors import DeadlineError
+from darts_async.lifetime import PARENT_PID_VARIABLE
+from darts_async.topology import ProcessSpec, file_stem
+from launcher.rundir import replace_file
+
+KILLED_AFTER_S = 10.0
+"""A killed process that the kernel has not ended by then hangs in a system call."""
+_GONE_POLL_S = 0.02
+_TAIL_BYTES = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessExit:
+    """A process ended, asked to or not."""
+
+    name: str
+    pid: int
+    code: int
+    """Exit code, or minus the number of the signal that ended it."""
+
+    def __str__(self) -> str:
+        if self.code < 0:
+            return f"{self.name} was ended by {signal.Signals(-self.code).name}"
+        return f"{self.name} ended with exit code {self.code}"
+
+
+class ProcessRecord(msgspec.Struct, frozen=True):
+    """What is needed to find a process again, and to be sure that it is the same one."""
+
+    name: str
+    pid: int
+    started_at_s: float
+    argv: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Child:
+    record: ProcessRecord
+    process: asyncio.subprocess.Process
+    watcher: asyncio.Task[None]
+
+
+class Supervisor:
+    """The processes of one machine. Use as `async with`; leaving the block kills what still runs."""
+
+    def __init__(self, *, logs_dir: Path, records_path: Path) -> None:
+        self._logs_dir = logs_dir
+        self._records_path = records_path
+        self._children: dict[str, _Child] = {}
+        self._ended: deque[ProcessExit] = deque()  # as many as were started and not yet read
+        self._changed = asyncio.Event()
+        self._watchers = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._watchers.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill_all()
+        watchers = [child.watcher for child in self._children.values()]
+        if watchers:  # first, for a task group that is left by an error cancels its tasks
+            await asyncio.wait(watchers, timeout=2 * KILLED_AFTER_S)
+        await self._watchers.__aexit__(kind, error, trace)
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Names of the processes that have not ended, in the order they were started."""
+        return tuple(self._children)
+
+    async def start(self, spec: ProcessSpec) -> ProcessRecord:
+        """Start a process. Its output goes to `logs/ROLE-N.out`. Raises `OSError` if it cannot be executed."""
+        assert spec.name not in self._children, f"{spec.name} is running"
+        with self.output_path(spec.name).open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *spec.argv,
+                env={**os.environ, **spec.env, PARENT_PID_VARIABLE: str(os.getpid())},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        record = ProcessRecord(spec.name, process.pid, _start_time_s(process.pid), spec.argv)
+        watcher = self._watchers.create_task(self._watch(spec.name, process), name=f"watch {spec.name}")
+        self._children[spec.name] = _Child(record, process, watcher)
+        self._write_records()
+        return record
+
+    async def exits(self) -> AsyncIterator[ProcessExit]:
+        """Each process that ends, once. Goes on until the caller stops iterating."""
+        while True:
+            while self._ended:
+                yield self._ended.popleft()
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def stop(self, name: str, grace_s: float) -> None:
+        """Ask a process to leave, wait, kill its session; returns when it is gone. Nothing if it has ended."""
+        child = self._children.get(name)
+        if child is None:
+            return
+        _send_signal(child.record.pid, signal.SIGTERM)
+        _, late = await asyncio.wait([child.watcher], timeout=grace_s)
+        if late:
+            _kill_session(child.process.pid)
+            await self._gone(child)
+
+    async def stop_all(self, grace_s: float) -> None:
+        """Stop all processes at the same time."""
+        await asyncio.gather(*(self.stop(name, grace_s) for name in self.running))
+
+    def kill_all(self) -> None:
+        """Kill every session now. The exits follow."""
+        for child in self._children.values():
+            _kill_session(child.process.pid)
+
+    def output_path(self, name: str) -> Path:
+        """Where the output of a process goes."""
+        return self._logs_dir / f"{file_stem(name)}.out"
+
+    async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
+        code = await process.wait()
+        await _end_session(process.pid)
+        del self._children[name]
+        self._ended.append(ProcessExit(name, process.pid, code))
+        self._changed.set()
+
+    async def _gone(self, child: _Child) -> None:
+        _, late = await asyncio.wait([child.watcher], timeout=KILLED_AFTER_S)
+        if late:
+            raise DeadlineError(
+                f"{child.record.name} (pid {child.record.pid}) is alive {KILLED_AFTER_S} s after SIGKILL"
+            )
+
+    def _write_records(self) -> None:
+        records = [child.record for child in self._children.values()]
+        replace_file(self._records_path, msgspec.json.format(msgspec.json.encode(records)) + b"\n")
+
+
+def last_lines(logs_dir: Path, name: str, count: int) -> list[str]:
+    """The last lines a process left: of its structured log, then of its output, without empty ones."""
+    stem = logs_dir / file_stem(name)
+    logged = [_readable(line) for line in _tail(stem.with_suffix(".jsonl"), count)]
+    return (logged + _tail(stem.with_suffix(".out"), count))[-count:]
+
+
+def _tail(path: Path, count: int) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
+def _readable(line: str) -> str:
+    """A line of the structured log as `level event key=value`."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(fields, dict):
+        return line
+    head = [str(fields.pop(key)) for key in ("level", "event") if key in fields]
+    rest = [f"{key}={value}" for key, value in fields.items() if key not in ("timestamp", "process")]
+    return " ".join(head + rest)
+
+
+def _start_time_s(pid: int) -> float:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:  # it has ended already; its exit follows
+        return 0.0
+
+
+def _send_signal(pid: int, number: signal.Signals) -> None:
+    """Not by `asyncio`'s process object, whose poll can take the exit code from its own watcher."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _session_members(session_id: int) -> list[int]:
+    """Living processes of a session; zombies are gone as far as we care."""
+    return [pid for pid in psutil.pids() if _is_member(pid, session_id)]
+
+
+def _is_member(pid: int, session_id: int) -> bool:
+    try:
+        return os.getsid(pid) == session_id and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+        return False
+
+
+def _kill_session(session_id: int) -> None:
+    """SIGKILL to every member, one by one: a member may have made a process group of its own."""
+    for pid in _session_members(session_id):
+        _send_signal(pid, signal.SIGKILL)
+
+
+async def _end_session(session_id: int) -> None:
+    """Kill until nobody is left: a member may fork between the look and the signal."""
+    deadline_s = asyncio.get_running_loop().time() + KILLED_AFTER_S
+    while members := _session_members(session_id):
+        if asyncio.get_running_loop().time() > deadline_s:
+            raise DeadlineError(f"processes {members} are alive {KILLED_AFTER_S} s after SIGKILL")
+        _kill_session(session_id)
+        await asyncio.sleep(_GONE_POLL_S)

@@ -1,0 +1,231 @@
+"""When a run ends, and why; how steps are merged; what plan follows from settings. No input or output."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darts_async.config import RunConfig
+from darts_async.errors import ConfigError
+from darts_async.topology import decode_plan, encode_plan, file_stem, read_plan
+from launcher.course import STALLED_AFTER_S, AskToLeave, AskToStop, Course, Limits, Notice, Outcome
+from launcher.plan import link_addresses, plan_run, reports_per_step
+from launcher.steps import MAX_OPEN_STEPS, StepLine, StepMerger
+from launcher.supervisor import ProcessExit
+
+ADDRESSES = link_addresses("127.0.0.1", range(7000, 7005))
+PLAN = plan_run(RunConfig(), Path("/runs/a"), ADDRESSES)
+NAMES = [spec.name for spec in PLAN.processes]
+LIMITS = Limits(finish_s=100.0, stop_s=10.0, grace_s=1.0)
+
+
+def running_course() -> Course:
+    """All processes were started at 0 and have reported."""
+    course = Course(PLAN, LIMITS, now_s=0.0)
+    for name in NAMES:
+        course.started(name, 0.0)
+        course.reported(name)
+    return course
+
+
+def leave(course: Course, code: int, now_s: float) -> None:
+    for name in NAMES:
+        course.exited(ProcessExit(name, 1, code), now_s)
+
+
+def test_a_run_is_finished_when_all_have_left_by_themselves() -> None:
+    course = running_course()
+    assert course.finished("all steps taken", 5.0) == [AskToLeave(True, "all steps taken"), Notice("all steps taken")]
+    assert not course.over(6.0)
+    leave(course, 0, 6.0)
+    assert course.over(6.0)
+    assert course.outcome == Outcome("finished", "all steps taken")
+
+
+def test_an_exit_fails_the_run_even_with_code_0() -> None:
+    course = running_course()
+    assert AskToStop("reward/0 ended with exit code 0") in course.exited(ProcessExit("reward/0", 1, 0), 5.0)
+    assert course.outcome == Outcome("failed", "reward/0 ended with exit code 0", "reward/0")
+
+
+def test_the_first_reason_stands() -> None:
+    course = running_course()
+    course.exited(ProcessExit("reward/0", 1, 2), 5.0)
+    assert course.exited(ProcessExit("learner/0", 1, 1), 5.1) == []
+    assert course.interrupted("Ctrl-C", 5.2) == []
+    assert course.outcome is not None
+    assert course.outcome.culprit == "reward/0"
+
+
+def test_a_bad_exit_after_the_last_step_fails_the_run() -> None:
+    course = running_course()
+    course.finished("done", 5.0)
+    course.exited(ProcessExit("learner/0", 1, -9), 6.0)
+    assert course.outcome == Outcome("failed", "learner/0 was ended by SIGKILL after the last step", "learner/0")
+
+
+def test_a_stopped_run_stays_stopped_whatever_the_exit_codes() -> None:
+    course = running_course()
+    course.interrupted("Ctrl-C", 5.0)
+    leave(course, -15, 6.0)
+    assert course.over(6.0)
+    assert course.outcome == Outcome("stopped", "Ctrl-C")
+
+
+def test_a_user_who_stops_a_finishing_run_waits_no_longer_than_for_any_other() -> None:
+    course = running_course()
+    course.finished("done", 0.0)
+    course.interrupted("Ctrl-C", 1.0)
+    assert not course.over(10.9)
+    assert course.over(11.0)
+    assert course.outcome == Outcome("stopped", "Ctrl-C")
+
+
+def test_the_time_to_leave_is_bounded() -> None:
+    course = running_course()
+    course.finished("done", 0.0)
+    assert not course.over(99.9)
+    assert course.over(100.0)
+    course.overdue()
+    assert course.outcome is not None
+    assert course.outcome.status == "failed"
+    assert "did not leave within 100 s" in course.outcome.reason
+
+
+def test_a_stop_lets_the_shaper_account_before_the_others_leave() -> None:
+    course = running_course()
+    assert course.interrupted("Ctrl-C", 5.0) == [Notice("Ctrl-C"), AskToStop("Ctrl-C")]
+    assert course.tick(9.9) == []
+    assert course.finished("stopped", 9.9) == [AskToLeave(False, "Ctrl-C")]
+    assert course.tick(12.0) == []
+    assert course.outcome == Outcome("stopped", "Ctrl-C")
+
+
+def test_a_shaper_that_does_not_account_in_time_keeps_nobody() -> None:
+    course = running_course()
+    course.interrupted("Ctrl-C", 5.0)
+    assert course.tick(10.0) == [AskToLeave(False, "Ctrl-C")]
+    assert course.tick(11.0) == []
+
+
+def test_a_shaper_that_dies_while_it_stops_keeps_nobody() -> None:
+    course = running_course()
+    course.interrupted("Ctrl-C", 5.0)
+    assert course.exited(ProcessExit("shaper/0", 1, 1), 5.1) == [AskToLeave(False, "Ctrl-C")]
+
+
+def test_a_shaper_that_is_not_there_is_not_asked() -> None:
+    course = Course(PLAN, LIMITS, now_s=0.0)
+    course.started("shaper/0", 0.0)
+    assert course.interrupted("Ctrl-C", 1.0) == [Notice("Ctrl-C"), AskToLeave(False, "Ctrl-C")]
+    dead = running_course()
+    assert AskToLeave(False, "shaper/0 ended with exit code 1") in dead.exited(ProcessExit("shaper/0", 1, 1), 1.0)
+
+
+def test_giving_up_waits_for_nobody() -> None:
+    course = running_course()
+    course.interrupted("Ctrl-C", 5.0)
+    course.give_up(5.1)
+    assert course.over(5.1)
+
+
+def test_a_process_that_does_not_report_in_time_fails_the_run() -> None:
+    course = Course(PLAN, LIMITS, now_s=0.0)
+    course.started("reward/0", 3.0)
+    assert course.tick(122.9) == []
+    course.tick(123.0)
+    reason = "reward/0 did not report within 120 s (roles.reward.start_timeout_s)"
+    assert course.outcome == Outcome("failed", reason, "reward/0")
+
+
+def test_a_process_that_cannot_be_started_fails_the_run() -> None:
+    course = Course(PLAN, LIMITS, now_s=0.0)
+    course.failed_to_start("reward/0", "no memory", 1.0)
+    assert course.outcome == Outcome("failed", "reward/0 cannot be started: no memory")
+    assert course.over(1.0)
+
+
+def test_a_run_without_steps_is_warned_about_once_until_it_moves_again() -> None:
+    course = running_course()
+    assert course.tick(STALLED_AFTER_S - 0.1) == []
+    [notice] = course.tick(STALLED_AFTER_S)
+    assert isinstance(notice, Notice)
+    assert notice.text.startswith("no step for 60 s")
+    assert course.tick(STALLED_AFTER_S + 1) == []
+    course.progressed(100.0)
+    assert course.tick(100.0 + STALLED_AFTER_S) != []
+
+
+def test_a_step_is_one_line_once_all_have_spoken() -> None:
+    merger = StepMerger({"shaper/0": 1, "learner/0": 1})
+    assert merger.add("shaper/0", 0, {"a": 1.0}) == []
+    assert merger.add("shaper/0", 1, {"a": 2.0}) == []
+    assert merger.add("learner/0", 0, {"b": 3.0}) == [StepLine(0, {"a": 1.0, "b": 3.0})]
+    assert merger.flush() == [StepLine(1, {"a": 2.0})]
+    assert merger.flush() == []
+
+
+def test_a_process_that_speaks_twice_about_a_step_is_waited_for_twice() -> None:
+    merger = StepMerger({"shaper/0": 1, "learner/0": 2})
+    assert merger.add("shaper/0", 0, {"a": 1.0}) == []
+    assert merger.add("learner/0", 0, {"b": 3.0}) == []
+    assert merger.add("learner/0", 0, {"c": 4.0}) == [StepLine(0, {"a": 1.0, "b": 3.0, "c": 4.0})]
+
+
+def test_a_silent_reporter_holds_a_step_back_for_a_few_steps_only() -> None:
+    merger = StepMerger({"shaper/0": 1, "learner/0": 1})
+    ready = [line for step in range(10) for line in merger.add("shaper/0", step, {})]
+    assert [line.step for line in ready] == list(range(10 - MAX_OPEN_STEPS))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["shaper/0", "learner/0"]), st.integers(0, 8)), max_size=60))
+def test_no_report_is_lost_and_each_leaves_once(reports: list[tuple[str, int]]) -> None:
+    merger = StepMerger({"shaper/0": 1, "learner/0": 1})
+    lines: list[StepLine] = []
+    for number, (reporter, step) in enumerate(reports):
+        lines += merger.add(reporter, step, {f"m{number}": float(step)})
+    lines += merger.flush()
+    values = {name: (value, line.step) for line in lines for name, value in line.metrics.items()}
+    assert values == {f"m{number}": (float(step), step) for number, (_, step) in enumerate(reports)}
+    assert sum(len(line.metrics) for line in lines) == len(reports)
+
+
+def test_the_plan_names_every_process_and_who_may_connect_to_whom() -> None:
+    config = RunConfig.model_validate(
+        {"roles": {"generator": {"replicas": 2, "threads": 3}, "reward": {"replicas": 2}}}
+    )
+    plan = plan_run(config, Path("/runs/a"), ADDRESSES)
+    generators, rewards = ("generator/0", "generator/1"), ("reward/0", "reward/1")
+    assert plan.endpoints() == ("launcher", "shaper/0", "learner/0", *rewards, *generators)
+    assert {link.name: (link.hub, link.members) for link in plan.links} == {
+        "generators": ("shaper/0", generators),
+        "rewards": ("shaper/0", rewards),
+        "learner": ("shaper/0", ("learner/0",)),
+        "weights": ("learner/0", generators),
+        "launcher": ("launcher", ("shaper/0", "learner/0", *rewards, *generators)),
+    }
+    assert [link.address for link in plan.links] == [f"tcp://127.0.0.1:{port}" for port in range(7000, 7005)]
+    spec = plan.processes[-1]
+    assert spec.argv[1:] == (
+        *("-m", "darts_async.generator.process"),
+        *("--run-dir", "/runs/a", "--name", "generator/1", "--incarnation", "1"),
+    )
+    assert spec.env["OMP_NUM_THREADS"] == spec.env["TORCH_NUM_THREADS"] == "3"
+    assert reports_per_step(plan) == {"shaper/0": 1, "learner/0": 2}
+
+
+def test_the_plan_reads_back_as_it_was_written() -> None:
+    assert decode_plan(encode_plan(PLAN)) == PLAN
+
+
+def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a plan of this version"):
+        decode_plan(b'{"processes": [], "links": [], "more": 1}')
+    with pytest.raises(ConfigError, match="is not a run directory"):
+        read_plan(tmp_path)
+
+
+def test_addresses_of_ipv6_have_brackets_and_names_become_file_names() -> None:
+    assert link_addresses("::1", [5]) == ("tcp://[::1]:5",)
+    assert file_stem("generator/0") == "generator-0"

@@ -1,0 +1,216 @@
+"""What is shown: the live view, the plain lines and the final totals, from plain data."""
+
+import io
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
+
+from darts_async.config import RunConfig
+from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
+from launcher.course import Outcome
+from launcher.plan import link_addresses, plan_run
+from launcher.progress import LENGTH_METRIC, REWARD_METRIC, RunView
+from launcher.steps import StepLine
+from launcher.summary import Summary, summarise, summary_screen, token_account
+from launcher.view import LiveDisplay, PlainDisplay, bar, clock, make_display, run_screen, sparkline, step_text
+
+PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7005)))
+FATES = {"trained": 700, "cancelled": 150, "filtered": 50, "evaluated": 100}
+
+
+def new_view() -> RunView:
+    return RunView(PLAN, name="demo", run_dir="/runs/a", total_steps=10, now_s=100.0)
+
+
+def status(uptime_s: float, num_tokens: int, busy_s: float) -> ProcessStatus:
+    return ProcessStatus("decoding", 4, num_tokens, 64, uptime_s, {"decode": busy_s}, 0.002)
+
+
+def text_of(renderable: RenderableType, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, record=True)
+    console.print(renderable)
+    return console.export_text()
+
+
+def line(step: int, reward: float) -> StepLine:
+    return StepLine(step, {REWARD_METRIC: reward, LENGTH_METRIC: 100.0 - step})
+
+
+def test_rates_and_busy_shares_are_of_the_last_seconds() -> None:
+    view = new_view()
+    for second in range(20):
+        view.take_status("generator/0", status(float(second), 100 * second + 1000 * (second > 10), second * 0.5))
+    row = view.rows["generator/0"]
+    assert row.tokens_per_s == pytest.approx(100.0)
+    assert row.busy_share == pytest.approx(0.5)
+
+
+def test_a_new_incarnation_adds_to_the_tokens_of_the_one_before() -> None:
+    view = new_view()
+    for uptime_s, num_tokens in ((5.0, 800), (0.1, 0), (1.0, 50)):
+        view.take_status("generator/0", status(uptime_s, num_tokens, 0.0))
+    assert view.tokens_decoded == 850
+    assert view.rows["generator/0"].tokens_per_s > 0
+
+
+def test_idle_time_is_taken_as_reported_where_stages_overlap() -> None:
+    view = new_view()
+    for uptime_s in (0.0, 10.0):
+        busy_s = {"train": 0.8 * uptime_s, "publish": 0.6 * uptime_s, "idle": 0.1 * uptime_s}
+        view.take_status("learner/0", ProcessStatus("training", 1, 0, 0, uptime_s, busy_s, 0.0))
+    assert view.rows["learner/0"].busy_share == pytest.approx(0.9)
+    assert view.rows["learner/0"].idle_s == pytest.approx(1.0)
+
+
+def test_a_late_report_joins_its_step() -> None:
+    view = new_view()
+    assert view.take_step(StepLine(0, {"a": 1.0}), 101.0)
+    assert not view.take_step(StepLine(0, {"b": 2.0}), 105.0)
+    assert view.lines == {0: StepLine(0, {"a": 1.0, "b": 2.0})}
+    assert view.last_step_at_s == 101.0
+
+
+def test_the_time_left_follows_from_the_steps_after_the_first() -> None:
+    view = new_view()
+    assert view.remaining_s(150.0) is None
+    view.take_step(line(0, 0.1), 160.0)  # the first one includes loading and the evaluation
+    assert view.remaining_s(160.0) is None
+    view.take_step(line(1, 0.2), 162.0)
+    assert view.remaining_s(162.0) == pytest.approx(16.0)
+    assert view.remaining_s(163.0) == pytest.approx(15.0)
+    assert view.remaining_s(1000.0) == 0.0
+
+
+def test_a_notice_is_shown_once_and_only_the_last_few() -> None:
+    view = new_view()
+    for number in (1, 2, 2, 3, 4, 5):
+        view.note(f"notice {number}")
+    assert list(view.notices) == [f"notice {number}" for number in (2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("width", [40, 60, 100, 200])
+def test_the_live_view_shows_processes_trends_and_notices(width: int) -> None:
+    view = new_view()
+    view.take_status("generator/0", status(1.0, 0, 0.9))
+    view.take_status("generator/0", status(2.0, 1234, 1.8))
+    for step in range(4):
+        view.take_step(line(step, 0.1 * step), 110.0 + step)
+    view.take_exit("reward/0", "ended with exit code 1")
+    view.note("no step for 60 s")
+    text = text_of(run_screen(view, 120.0), width)
+    assert all(len(row) <= width for row in text.splitlines())
+    assert "no step for 60 s" in text
+    if width >= 100:
+        for part in ("4/10 steps", "0:20", "1,234", "90%", "0.300", "▁▃▆█", "exit code 1", "starting"):
+            assert part in text
+
+
+def test_one_plain_line_per_step() -> None:
+    output = io.StringIO()
+    view, display = new_view(), PlainDisplay(Console(file=output, width=40))
+    view.take_step(line(2, 0.25), 165.0)
+    display.refresh(view, 165.0)
+    display.step(view, line(2, 0.25), 165.0)
+    display.note("[a] notice")
+    display.close()
+    assert output.getvalue() == "step  3/10  reward 0.250  length 98.0  elapsed 1:05\n[a] notice\n"
+    assert step_text(view, StepLine(0, {}), 100.0) == "step  1/10  elapsed 0:00"
+
+
+def test_the_display_is_live_on_a_terminal_only() -> None:
+    assert isinstance(make_display(Console(file=io.StringIO())), PlainDisplay)
+    assert isinstance(
+        make_display(Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})), PlainDisplay
+    )
+    output = io.StringIO()
+    display = make_display(Console(file=output, force_terminal=True, width=100, _environ={"TERM": "xterm"}))
+    assert isinstance(display, LiveDisplay)
+    display.refresh(new_view(), 101.0)
+    display.close()
+    display.close()
+    assert "generator/0" in output.getvalue()
+
+
+@given(st.lists(st.floats(), max_size=90), st.integers(1, 50))
+def test_a_sparkline_is_never_wider_than_asked(values: list[float], width: int) -> None:
+    assert len(sparkline(values, width)) <= min(len(values), width)
+
+
+def test_sparklines_bars_and_clocks() -> None:
+    assert sparkline([1, 2, 3, 8], 8) == "▁▂▃█"
+    assert sparkline([0, 2, 6, 8], 2) == "▁█"
+    assert sparkline([5, 5], 8) == "▄▄"
+    assert sparkline([], 8) == ""
+    assert bar(0.5, 4).plain == "██  "
+    assert bar(7.0, 2).plain == "██"
+    assert clock(59.6) == "1:00"
+    assert clock(3725) == "1:02:05"
+
+
+def summary_of(view: RunView, status: str = "finished") -> Summary:
+    outcome = Outcome(status, "why")  # type: ignore[arg-type]
+    return summarise(view, outcome, samples_per_prompt=2, model_path=Path("/runs/a/model"), now_s=160.0)
+
+
+def finished_view(decoded: int) -> RunView:
+    view = new_view()
+    before = EvaluationCompleted(0, np.array([0, 0, 1, 0], np.float32), np.array([10, 14, 40, 40], np.int32))
+    after = EvaluationCompleted(10, np.array([1, 1, 1, 0], np.float32), np.array([10, 10, 20, 24], np.int32))
+    view.take_evaluation(before)
+    view.take_evaluation(after)
+    view.take_status("generator/0", status(50.0, decoded, 40.0))
+    view.finished = RunFinished("why", FATES, {"trained": 8}, {0: 300, 1: 400}, 10)
+    return view
+
+
+def test_the_gain_and_its_error_are_of_paired_prompts() -> None:
+    summary = summary_of(finished_view(1000))
+    assert summary.before is not None
+    assert summary.gain is not None
+    assert summary.gain.reward == pytest.approx(0.5)
+    # prompt means before (0, .5), after (1, .5): differences (1, 0), standard deviation .7071, over sqrt(2)
+    assert summary.gain.standard_error == pytest.approx(0.5)
+    # within the prompts: std(10, 14) = 2.828, std(40, 40) = 0
+    assert summary.before.length_std_within_prompt == pytest.approx(1.41421, rel=1e-4)
+    assert summary.before.length_mean == 26.0
+
+
+def test_an_evaluation_with_a_sample_missing_has_no_numbers_per_prompt() -> None:
+    view = finished_view(1000)
+    view.take_evaluation(EvaluationCompleted(10, np.ones(3, np.float32), np.ones(3, np.int32)))
+    summary = summary_of(view)
+    assert summary.after is not None
+    assert summary.after.length_std_within_prompt is None
+    assert summary.gain is not None
+    assert summary.gain.standard_error is None
+
+
+def test_tokens_that_do_not_add_up_are_said_so() -> None:
+    text = text_of(summary_screen(summary_of(finished_view(1000))))
+    assert "✓ adds up to the 1,000 tokens that the engines decoded" in text
+    text = text_of(summary_screen(summary_of(finished_view(1025))))
+    assert "✗ accounts for 1,000 tokens, but the engines decoded 1,025 (-25)" in text
+
+
+def test_a_fate_of_another_name_is_not_lost() -> None:
+    account = token_account({"trained": 5, "vanished": 3, "evaluated": 2}, 10)
+    assert account.by_fate["vanished"] == 3
+    assert account.accounted == 10
+
+
+def test_the_totals_show_gain_staleness_times_and_places() -> None:
+    text = text_of(summary_screen(summary_of(finished_view(1000))))
+    for part in ("✓ demo finished", "+0.500 ± 0.500", "1 version ", "57.1%", "decode 40.0 s", "20%", "/runs/a/model"):
+        assert part in text
+
+
+def test_a_run_that_was_stopped_early_has_a_summary_too() -> None:
+    summary = summary_of(new_view(), "stopped")
+    assert "■ demo stopped: 0 of 10 steps in 1:00" in text_of(summary_screen(summary))
+    assert json.loads(msgspec.json.encode(summary))["tokens"] is None
