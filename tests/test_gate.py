@@ -1,0 +1,78 @@
+"""The gate: format, lint, types and the rules of the architecture. The same locally and in CI."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("generator", "shaper", "reward", "learner")
+SOURCES = sorted(path for folder in ("darts_async", "launcher") for path in (ROOT / folder).rglob("*.py"))
+
+
+def run(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules that a file imports, those inside functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_the_code_is_formatted() -> None:
+    run("ruff", "format", "--check", ".")
+
+
+def test_the_code_is_lint_free() -> None:
+    run("ruff", "check", ".")
+
+
+@pytest.mark.slow
+def test_the_types_hold() -> None:
+    run("mypy")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_never_imports_another_stage(stage: str) -> None:
+    others = tuple(f"darts_async.{other}" for other in STAGES if other != stage)
+    for path in (ROOT / "darts_async" / stage).rglob("*.py"):
+        crossing = [name for name in imports_of(path) if name.startswith(others)]
+        assert not crossing, f"{path}: {crossing}"
+
+
+def test_the_package_never_imports_the_launcher() -> None:
+    for path in (ROOT / "darts_async").rglob("*.py"):
+        assert not [name for name in imports_of(path) if name.partition(".")[0] == "launcher"], path
+
+
+def test_nothing_pickles() -> None:
+    forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "multiprocessing"}
+    for path in SOURCES:
+        assert not {name.partition(".")[0] for name in imports_of(path)} & forbidden, path
+        text = path.read_text()
+        assert not [word for word in ("send_pyobj", "recv_pyobj", "torch.load(", "torch.save(") if word in text], path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["shaper", "reward"])
+def test_shaper_and_reward_start_without_torch(role: str) -> None:
+    code = f"import sys, darts_async.{role}.process; print({{'torch', 'transformers'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_shaper_state_does_no_io() -> None:
+    """Nothing that decides may see a clock, a socket, a task, a log or a source of randomness of its own."""
+    forbidden = {"time", "asyncio", "random", "socket", "zmq", "structlog", "threading", "os", "datetime"}
+    for path in (ROOT / "darts_async" / "shaper").glob("*.py"):
+        if path.name not in ("process.py", "ledger.py"):
+            assert not {name.partition(".")[0] for name in imports_of(path)} & forbidden, path
