@@ -1,0 +1,79 @@
+"""The network identity of a process: its name and incarnation, its keys, its ZeroMQ context and all its links."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import zmq
+
+from darts_async.config import TransportConfig
+from darts_async.errors import TransportError
+from darts_async.transport.authentication import Authenticator
+from darts_async.transport.codec import MessageCodec
+from darts_async.transport.keys import RunKeys
+from darts_async.transport.link import Link
+from darts_async.transport.mailbox import Mailbox
+from darts_async.transport.session import Session
+from darts_async.transport.wire import Wire, open_dealer, open_router
+
+
+class Endpoint:
+    """Makes links that deliver into one mailbox. Must be made and closed inside a running event loop.
+
+    Args:
+        name: unique in the run, for example "generator/0".
+        incarnation: larger at each restart of the process; what it has received before is sent to it again.
+        keys: of this process; None leaves links unauthenticated and confines them to loopback addresses.
+    """
+
+    def __init__(
+        self, name: str, incarnation: int, keys: RunKeys | None, config: TransportConfig, mailbox: Mailbox
+    ) -> None:
+        if keys is not None and keys.name != name:
+            raise TransportError(f"endpoint {name!r} was given the keys of {keys.name!r}")
+        if incarnation < 0:
+            raise TransportError(f"incarnation {incarnation} of {name!r} is negative")
+        self.name = name
+        self.incarnation = incarnation
+        self._keys = keys
+        self._config = config
+        self._mailbox = mailbox
+        self._links: list[Link] = []
+        self._loop = asyncio.get_running_loop()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._authenticator = Authenticator(self._context, self._loop)
+
+    def bind_link(self, *, name: str, address: str, receives: Any, sends: Any, allowed: Mapping[str, str]) -> Link:
+        """Wait at `address` for the peers in `allowed`, `{peer name: public key}`.
+
+        `receives` and `sends` are message classes or unions. Raises `TransportError` if the address is taken.
+        """
+        self._authenticator.allow(name, allowed)
+        wire = open_router(self._context, address, self._keys, name, self._config)
+        return self._open(name, wire, allowed, receives, sends)
+
+    def connect_link(self, *, name: str, address: str, peer: str, peer_key: str, receives: Any, sends: Any) -> Link:
+        """Connect, now and whenever the connection is lost, to `peer`, which listens at `address` and holds the
+        secret of `peer_key`."""
+        wire = open_dealer(self._context, address, self._keys, peer_key, self._config)
+        return self._open(name, wire, [peer], receives, sends)
+
+    async def close(self) -> None:
+        """Close all links (see `Link.close`) and free the context. Returns in `2 * linger_s` at the latest.
+
+        Events that the mailbox has returned are not acknowledged by this: a process may be ending because it
+        could not handle them. A clean end calls `Mailbox.acknowledge` first.
+        """
+        async with asyncio.TaskGroup() as group:
+            for link in self._links:
+                group.create_task(link.close(), name=f"close {self.name} {link.name}")
+        self._authenticator.close()
+        await asyncio.to_thread(self._context.term)
+
+    def _open(self, name: str, wire: Wire, peers: Iterable[str], receives: Any, sends: Any) -> Link:
+        now_s = self._loop.time()
+        sessions = [Session(self.name, self.incarnation, peer, self._config, now_s) for peer in peers]
+        codec = MessageCodec(receives=receives, sends=sends, max_message_bytes=self._config.max_message_bytes)
+        link = Link(name, wire, sessions, codec, self._config, self._mailbox)
+        self._links.append(link)
+        return link

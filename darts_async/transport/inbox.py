@@ -1,0 +1,91 @@
+"""The receiving half of a session: order, duplicates and credit. No input or output.
+
+A message is accepted when its number is the expected one and there is room for it; everything else is dropped
+and will be sent again. Accepted messages stay *unhandled* until the consumer acknowledges them.
+
+    len(unhandled) <= window                         the bound on what waits for the consumer, also across
+                                                     incarnations of the peer
+    limit = expected + window - len(unhandled)       never falls within one incarnation of the peer
+    handled <= expected <= limit                     `handled` is the cumulative acknowledgement
+
+Proof that the limit never falls: accepting adds one to `expected` and one to `len(unhandled)`; handling and
+refusing take from the latter only; skipping adds to the former only.
+"""
+
+from collections import deque
+from enum import Enum, auto
+
+NO_INCARNATION = -1
+"""Stands for a peer that was never heard of; incarnations count from 0."""
+
+
+class Offer(Enum):
+    """What becomes of a message that arrives."""
+
+    ACCEPTED = auto()
+    REPEATED = auto()
+    GAP = auto()
+    NO_ROOM = auto()
+
+
+class Inbox:
+    """What one peer has sent.
+
+    Args:
+        window: messages that may be unhandled.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._unhandled: deque[tuple[int, int]] = deque()  # (incarnation, sequence number)
+        self.incarnation = NO_INCARNATION
+        self.expected = 0
+
+    @property
+    def handled(self) -> int:
+        """All messages of this incarnation below this number have been handled, those of earlier ones before."""
+        if not self._unhandled:
+            return self.expected
+        incarnation, seq = self._unhandled[0]
+        return seq if incarnation == self.incarnation else 0
+
+    @property
+    def limit(self) -> int:
+        """First number that the peer has no credit for."""
+        return self.expected + self._window - len(self._unhandled)
+
+    def begin(self, incarnation: int) -> None:
+        """A new incarnation of the peer, which counts from 0 again."""
+        assert incarnation > self.incarnation
+        self.incarnation = incarnation
+        self.expected = 0
+
+    def skip_to(self, first: int) -> None:
+        """The peer keeps nothing below `first`: an earlier incarnation of us handled it, or it was forgotten."""
+        self.expected = max(self.expected, first)
+
+    def offer(self, seq: int) -> Offer:
+        """Accept message `seq` of the current incarnation, or say why not."""
+        if seq != self.expected:
+            return Offer.REPEATED if seq < self.expected else Offer.GAP
+        if len(self._unhandled) >= self._window:
+            return Offer.NO_ROOM
+        self._unhandled.append((self.incarnation, seq))
+        self.expected += 1
+        return Offer.ACCEPTED
+
+    def refuse_last(self) -> None:
+        """The message just accepted cannot be used: it needs no handling."""
+        self._unhandled.pop()
+
+    def acknowledge(self, incarnation: int, seq: int) -> None:
+        """The consumer has handled everything up to message `seq` of that incarnation."""
+        while self._unhandled and self._unhandled[0] <= (incarnation, seq):
+            self._unhandled.popleft()
+
+    def validate(self) -> None:
+        """Assert the invariants of the module."""
+        assert len(self._unhandled) <= self._window
+        assert list(self._unhandled) == sorted(set(self._unhandled))
+        assert self.handled <= self.expected <= self.limit
+        assert all(key <= (self.incarnation, self.expected - 1) for key in self._unhandled)

@@ -1,0 +1,280 @@
+"""A link: one socket, one session per peer, one codec, on an asyncio loop.
+
+The socket is polled and drained: the loop watches its file descriptor, and each wake-up takes what is there, up to
+`MAX_FRAMES_PER_WAKEUP` so that other work gets its turn. The descriptor is edge triggered and any use of the
+socket may consume the edge, hence a drain is due after every send.
+
+Whatever arrives is refused or taken, and nothing that arrives can harm more than its own sender: frames that are
+malformed, of a wrong name or of an old incarnation are counted in `refused`, logged and dropped. A message whose
+envelope is sound but which cannot be read counts as handled, or its sender would repeat it for ever.
+
+Closing: wait for acknowledgements until the deadline, say farewell, stop watching, close the socket (which sends
+its last frames in the background, for a bounded time).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+
+from darts_async.config import TransportConfig
+from darts_async.errors import DeadlineError, ProtocolError, TransportError
+from darts_async.protocol import Message
+from darts_async.transport.codec import MessageCodec, typed_decoder
+from darts_async.transport.mailbox import Mailbox, PeerDown, PeerUp, Received
+from darts_async.transport.refusals import Refusals
+from darts_async.transport.session import Delivered, Down, Envelope, Session, SessionEvent, Up
+from darts_async.transport.wire import Arrival, Sent, Wire
+
+MAX_FRAMES_PER_WAKEUP = 256
+TICKS_PER_PERIOD = 4
+"""How often timers are looked at in the shortest period they measure."""
+
+_log = structlog.get_logger()
+_decode_envelope = typed_decoder(Envelope)
+_encode_envelope = msgspec.msgpack.Encoder().encode
+
+
+@dataclass
+class _Peer:
+    """A session and the connection that its frames take. Retired connections may still have frames queued; they
+    must not take over again."""
+
+    session: Session
+    route: bytes | None
+    retired: deque[bytes] = field(default_factory=lambda: deque(maxlen=8))
+
+    def adopt(self, route: bytes, now_s: float) -> None:
+        if route == self.route or route in self.retired:
+            return
+        self.retire()
+        self.route = route
+        self.session.reconnect(now_s)
+
+    def retire(self) -> None:
+        if self.route is not None:
+            self.retired.append(self.route)
+        self.route = None
+
+
+class Link:
+    """Made by `Endpoint.bind_link` and `Endpoint.connect_link`."""
+
+    def __init__(
+        self,
+        name: str,
+        wire: Wire,
+        sessions: Iterable[Session],
+        codec: MessageCodec,
+        config: TransportConfig,
+        mailbox: Mailbox,
+    ) -> None:
+        self.name = name
+        self._wire = wire
+        self._peers = {session.peer: _Peer(session, None if wire.routes else b"") for session in sessions}
+        self._codec = codec
+        self._config = config
+        self._mailbox = mailbox
+        self._refusals = Refusals("frame_refused")
+        self._changed = asyncio.Event()
+        self._is_closed = False
+        self._is_shut = False
+        self._is_drain_due = False
+        self._blocked: set[str] = set()
+        self._loop = asyncio.get_running_loop()
+        self._tick_s = min(config.heartbeat_s, config.resend_after_s) / TICKS_PER_PERIOD
+        self._loop.add_reader(wire.fd, self._drain)
+        self._timer = self._loop.call_soon(self._tick)
+
+    # --- for the process -------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """Where the link is bound or connected to, the port resolved."""
+        return self._wire.address
+
+    @property
+    def peers(self) -> dict[str, int]:
+        """The peers that are up, with their incarnations."""
+        return {name: peer.session.peer_incarnation for name, peer in self._peers.items() if peer.session.is_up}
+
+    @property
+    def refused(self) -> int:
+        """Frames and messages refused so far."""
+        return self._refusals.total
+
+    def num_unacknowledged(self, peer: str) -> int:
+        """Messages to `peer` that it has not handled yet, sent or not."""
+        return len(self._find(peer).session.outbox)
+
+    def send(self, peer: str, message: Message) -> None:
+        """Queue a message and transmit what the peer's credit allows. A peer that may connect but is not up gets
+        it when it comes. Raises `TransportError`: unknown peer, full outbox, closed link; `ProtocolError`: not a
+        message of this link, or too large."""
+        target = self._find(peer)
+        if self._is_closed:
+            raise TransportError(f"link {self.name!r} is closed; cannot send {type(message).__name__} to {peer}")
+        target.session.push(self._codec.encode(message))
+        self._flush(target)
+        self._drain_soon()
+
+    def forget(self, peer: str) -> None:
+        """Drop the unacknowledged messages to `peer`; those already under way may still arrive."""
+        self._find(peer).session.forget()
+        self._changed.set()
+
+    async def drain(self, peer: str, timeout_s: float) -> None:
+        """Wait until no more than a window of messages to `peer` waits to be sent. Raises `DeadlineError`."""
+        outbox = self._find(peer).session.outbox
+        await self._wait(lambda: outbox.num_unsent <= self._config.window, timeout_s, f"room to send to {peer}")
+
+    async def close(self, linger_s: float | None = None) -> None:
+        """Wait until what was sent is acknowledged, at most `linger_s` (default: transport.linger_s) and not for
+        peers that are down; then close."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            await self._wait(
+                lambda: not any(peer.session.is_worth_waiting_for for peer in self._peers.values()),
+                self._config.linger_s if linger_s is None else linger_s,
+                "the last acknowledgements",
+            )
+        except DeadlineError as error:
+            left = {name: len(peer.session.outbox) for name, peer in self._peers.items() if peer.session.outbox}
+            _log.warning("link_closed_early", link=self.name, error=str(error), unacknowledged=left)
+        finally:
+            self._shut()
+
+    # --- for the mailbox -------------------------------------------------------------------------------------
+
+    def acknowledge(self, peer: str, incarnation: int, seq: int) -> None:
+        """Messages of `peer` up to this one have been handled."""
+        if self._is_shut:
+            return
+        target = self._peers[peer]
+        target.session.acknowledge(incarnation, seq)
+        self._flush(target)
+        self._drain_soon()
+
+    # --- on the loop -----------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        self._is_drain_due = False
+        if self._is_shut:
+            return
+        now_s = self._loop.time()
+        touched = set(self._blocked)
+        for _ in range(MAX_FRAMES_PER_WAKEUP):
+            arrival = self._wire.receive()
+            if arrival is None:
+                break
+            touched |= self._accept(arrival, now_s)
+        for name in touched:
+            self._flush(self._peers[name])
+        self._changed.set()
+        if self._wire.has_input():
+            self._drain_soon()
+
+    def _tick(self) -> None:
+        now_s = self._loop.time()
+        for peer in self._peers.values():
+            for event in peer.session.tick(now_s):
+                self._publish(peer.session, event, ())
+            self._flush(peer)
+        self._changed.set()
+        self._drain_soon()
+        self._timer = self._loop.call_later(self._tick_s, self._tick)
+
+    def _accept(self, arrival: Arrival, now_s: float) -> set[str]:
+        """Take in one arrival; the peer whose session it concerned, unless it was refused."""
+        try:
+            envelope: Envelope = _decode_envelope(arrival.frames[0])
+            peer = self._claimed(envelope.sender, arrival.user_id)
+            if envelope.seq is None and len(arrival.frames) > 1:
+                raise ProtocolError(f"{len(arrival.frames) - 1} frames behind an envelope without a message")
+            events = peer.session.receive(envelope, now_s)
+        except ProtocolError as error:
+            self._refusals.add(now_s, link=self.name, peer=arrival.user_id, error=str(error))
+            return set()
+        peer.adopt(arrival.route, now_s)
+        for event in events:
+            self._publish(peer.session, event, arrival.frames[1:])
+        return {envelope.sender}
+
+    def _claimed(self, name: str, user_id: str | None) -> _Peer:
+        if self._wire.checks_user_id and user_id != name:
+            raise ProtocolError(f"the key of {user_id} does not belong to {name[:80]!r}")
+        peer = self._peers.get(name)
+        if peer is None:
+            raise ProtocolError(f"{name[:80]!r} is no peer of this link")
+        return peer
+
+    def _publish(self, session: Session, event: SessionEvent, frames: Sequence[bytes]) -> None:
+        match event:
+            case Up(incarnation):
+                self._mailbox.announce(PeerUp(self.name, session.peer, incarnation))
+            case Down(incarnation, reason):
+                self._mailbox.announce(PeerDown(self.name, session.peer, incarnation, reason))
+            case Delivered():
+                self._deliver(session, event, frames)
+
+    def _deliver(self, session: Session, event: Delivered, frames: Sequence[bytes]) -> None:
+        try:
+            message = self._codec.decode(frames)
+        except ProtocolError as error:
+            session.refuse_last()
+            self._refusals.add(self._loop.time(), link=self.name, peer=session.peer, error=str(error))
+            return
+        self._mailbox.deliver(Received(self.name, session.peer, event.incarnation, message), self, event.seq)
+
+    def _flush(self, peer: _Peer) -> None:
+        """Transmit what a session has to send, as far as the socket takes it."""
+        session = peer.session
+        self._blocked.discard(session.peer)
+        now_s = self._loop.time()
+        while peer.route is not None and (frame := session.next_frame()) is not None:
+            envelope, payload = frame
+            match self._wire.send(peer.route, (_encode_envelope(envelope), *payload)):
+                case Sent.TAKEN:
+                    session.sent(envelope, now_s)
+                case Sent.UNREACHABLE:
+                    peer.retire()
+                case Sent.FULL:
+                    self._blocked.add(session.peer)
+                    return
+
+    def _drain_soon(self) -> None:
+        """Look for input: a use of the socket may have taken the edge that announced it."""
+        if not self._is_drain_due:
+            self._is_drain_due = True
+            self._loop.call_soon(self._drain)
+
+    # --- inside ----------------------------------------------------------------------------------------------
+
+    def _find(self, peer: str) -> _Peer:
+        try:
+            return self._peers[peer]
+        except KeyError:
+            raise TransportError(f"{peer!r} is no peer of link {self.name!r}; it has {sorted(self._peers)}") from None
+
+    async def _wait(self, is_done: Callable[[], bool], timeout_s: float, what: str) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not is_done():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise DeadlineError(f"link {self.name!r} waited {timeout_s} s for {what}") from error
+
+    def _shut(self) -> None:
+        for peer in self._peers.values():
+            if peer.route is not None and peer.session.is_up:
+                self._wire.send(peer.route, (_encode_envelope(peer.session.farewell()),))
+        self._is_shut = True
+        self._timer.cancel()
+        self._loop.remove_reader(self._wire.fd)
+        self._wire.close()

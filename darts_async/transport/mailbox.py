@@ -1,0 +1,89 @@
+"""Everything that the links of one process have received, in one place.
+
+`receive` returns what is there. Messages count as handled when `receive` is called the next time (or
+`acknowledge`): then they are acknowledged and their senders get credit for more. A process that dies before has
+acknowledged nothing, and its next incarnation gets the messages again. So: handle all events of one `receive`,
+make durable what must be, call it again.
+
+A mailbox holds at most `window` messages per peer: senders without credit wait.
+"""
+
+import asyncio
+import contextlib
+from typing import Protocol
+
+from msgspec import Struct
+
+from darts_async.protocol import Message
+
+
+class _LinkEvent(Struct, frozen=True):
+    link: str  # the name given to `bind_link` or `connect_link`
+    peer: str
+    incarnation: int
+
+
+class PeerUp(_LinkEvent, frozen=True):
+    """The peer answers. A new incarnation starts without memory of what the one before had received."""
+
+
+class PeerDown(_LinkEvent, frozen=True):
+    """The peer is silent, has closed its link, or was replaced by a newer incarnation. It may come back."""
+
+    reason: str
+
+
+class Received(_LinkEvent, frozen=True):
+    """A message, in order and once for each pair of incarnations."""
+
+    message: Message
+
+
+Event = PeerUp | PeerDown | Received
+
+
+class Acknowledger(Protocol):
+    """What a mailbox needs of a link."""
+
+    def acknowledge(self, peer: str, incarnation: int, seq: int) -> None:
+        """Messages of `peer` up to this one have been handled."""
+
+
+class Mailbox:
+    """Merges the links of one process, in order of arrival. One consumer."""
+
+    def __init__(self) -> None:
+        self._arrived = asyncio.Event()
+        self._events: list[Event] = []
+        self._receipts: dict[tuple[Acknowledger, str], tuple[int, int]] = {}
+        self._unacknowledged: dict[tuple[Acknowledger, str], tuple[int, int]] = {}
+
+    async def receive(self, timeout_s: float) -> list[Event]:
+        """Acknowledge the events of the last call, then return all that have arrived since, waiting up to
+        `timeout_s` for the first one. Empty if there was none."""
+        self.acknowledge()
+        if not self._events:
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
+        events, self._events = self._events, []
+        self._unacknowledged, self._receipts = self._receipts, {}
+        return events
+
+    def acknowledge(self) -> None:
+        """Acknowledge what the last `receive` returned. Needed only by a process that will not call it again."""
+        receipts, self._unacknowledged = self._unacknowledged, {}
+        for (link, peer), (incarnation, seq) in receipts.items():
+            link.acknowledge(peer, incarnation, seq)
+
+    def announce(self, event: PeerUp | PeerDown) -> None:
+        """Add a transition. Called by links."""
+        self._events.append(event)
+        self._arrived.set()
+
+    def deliver(self, event: Received, link: Acknowledger, seq: int) -> None:
+        """Add a message, which is to be acknowledged to `link` as number `seq`. Called by links."""
+        self._receipts[link, event.peer] = (event.incarnation, seq)
+        self._events.append(event)
+        self._arrived.set()

@@ -1,0 +1,159 @@
+"""One ZeroMQ socket that never blocks, with every unsafe default replaced.
+
+The binding side is a ROUTER, the connecting side a DEALER. Routing ids are those that the ROUTER makes up, a
+new one for each connection. So a restarted or reconnected peer is never refused as a duplicate, no peer can take
+over the connection of another by claiming its routing id, and a new id tells that a connection was lost.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from urllib.parse import urlsplit
+
+import zmq
+
+from darts_async.config import TransportConfig
+from darts_async.errors import TransportError
+from darts_async.transport.keys import RunKeys
+
+Socket = zmq.Socket[bytes]
+Context = zmq.Context[Socket]
+
+NOBLOCK, POLLIN = int(zmq.NOBLOCK), int(zmq.POLLIN)  # operations on enums are slow, and these are on the hot path
+
+WILDCARD_HOSTS = ("", "*", "0.0.0.0", "::")
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+FRAME_SLACK_BYTES = 1 << 16
+"""libzmq drops the connection over a frame that is larger than the largest message by this much."""
+
+QUEUE_SLACK = 64
+"""Room in the socket's queues for envelopes without a message, beside a full window."""
+
+RECONNECT_S = 0.1
+"""First wait before connecting again; doubles up to one heartbeat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What came in: the connection (empty on the connecting side), the owner of its key, the frames."""
+
+    route: bytes
+    user_id: str | None
+    frames: list[bytes]
+
+
+class Sent(Enum):
+    """What became of a frame."""
+
+    TAKEN = auto()
+    FULL = auto()
+    UNREACHABLE = auto()
+
+
+class Wire:
+    """A socket of a link. `routes`: its frames are addressed to connections (ROUTER). `checks_user_id`: its
+    arrivals come with the name that the authenticator gave to the key of the connection."""
+
+    def __init__(self, socket: Socket, *, routes: bool, authenticated: bool) -> None:
+        self._socket = socket
+        self.routes = routes
+        self.checks_user_id = routes and authenticated
+        self.fd = int(socket.getsockopt(zmq.FD))
+
+    @property
+    def address(self) -> str:
+        """Where it is bound or connected to, the port resolved."""
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    def has_input(self) -> bool:
+        """Whether there is something to receive. To be asked after sending too: the file descriptor signals
+        changes, and a send may take the signal that was meant for a receive."""
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & POLLIN)
+
+    def receive(self) -> Arrival | None:
+        """The next thing that has come in, if any."""
+        try:
+            parts = self._socket.recv_multipart(NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        user_id = str(parts[-1].get("User-Id")) if self.checks_user_id else None
+        frames = [part.bytes for part in parts]
+        return Arrival(frames[0], user_id, frames[1:]) if self.routes else Arrival(b"", user_id, frames)
+
+    def send(self, route: bytes, frames: tuple[bytes, ...]) -> Sent:
+        """Hand frames to the socket, all or none."""
+        parts = (route, *frames) if self.routes else frames
+        try:
+            self._socket.send_multipart(parts, NOBLOCK)
+        except zmq.Again:
+            return Sent.FULL
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return Sent.UNREACHABLE
+        return Sent.TAKEN
+
+    def close(self) -> None:
+        """Close the socket; what it holds is sent in the background for up to `linger_s`."""
+        self._socket.close()
+
+
+def open_router(context: Context, address: str, keys: RunKeys | None, domain: str, config: TransportConfig) -> Wire:
+    """Bind `address` as the CURVE server of `domain`. Raises `TransportError` if that cannot be."""
+    _check_address(address, keys)
+    socket = _new_socket(context, zmq.ROUTER, config)
+    socket.router_mandatory = 1
+    if keys is not None:
+        socket.curve_server = 1
+        socket.curve_publickey = keys.public_key.encode()
+        socket.curve_secretkey = keys.secret_key.encode()
+        socket.zap_domain = domain.encode()
+    _attach(socket, socket.bind, address)
+    return Wire(socket, routes=True, authenticated=keys is not None)
+
+
+def open_dealer(context: Context, address: str, keys: RunKeys | None, server_key: str, config: TransportConfig) -> Wire:
+    """Connect to `address`, whose owner must hold the secret of `server_key`."""
+    _check_address(address, keys)
+    socket = _new_socket(context, zmq.DEALER, config)
+    socket.immediate = 1
+    if keys is not None:
+        socket.curve_serverkey = server_key.encode()
+        socket.curve_publickey = keys.public_key.encode()
+        socket.curve_secretkey = keys.secret_key.encode()
+    _attach(socket, socket.connect, address)
+    return Wire(socket, routes=False, authenticated=keys is not None)
+
+
+def _new_socket(context: Context, kind: int, config: TransportConfig) -> Socket:
+    heartbeat_ms, dead_after_ms = int(config.heartbeat_s * 1000), int(config.dead_after_s * 1000)
+    socket = context.socket(kind)
+    socket.heartbeat_ivl = heartbeat_ms
+    socket.heartbeat_timeout = dead_after_ms
+    socket.heartbeat_ttl = dead_after_ms
+    socket.handshake_ivl = dead_after_ms
+    socket.reconnect_ivl = int(RECONNECT_S * 1000)
+    socket.reconnect_ivl_max = max(heartbeat_ms, int(RECONNECT_S * 1000))
+    socket.maxmsgsize = config.max_message_bytes + FRAME_SLACK_BYTES
+    socket.sndhwm = socket.rcvhwm = config.window + QUEUE_SLACK
+    socket.linger = int(config.linger_s * 1000)
+    return socket
+
+
+def _attach(socket: Socket, attach: Callable[[str], object], address: str) -> None:
+    try:
+        attach(address)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise TransportError(f"cannot use {address}: {zmq.strerror(error.errno or 0)}") from error
+
+
+def _check_address(address: str, keys: RunKeys | None) -> None:
+    """Refuse addresses that listen on every interface, and ones beyond this machine without keys."""
+    url = urlsplit(address)
+    host = url.hostname or ""
+    if url.scheme != "tcp" or host in WILDCARD_HOSTS:
+        raise TransportError(f"{address!r} is no tcp://HOST:PORT of one interface (network.host)")
+    if keys is None and host not in LOOPBACK_HOSTS:
+        raise TransportError(f"{address!r} is not a loopback address, and a link without keys goes no further")
