@@ -1,0 +1,179 @@
+"""A chain of operations on a digit, modulo 10: prompts, supervised responses and the verifier.
+
+A prompt is a start digit and k operations; a response works them off one by one, may verify, and answers:
+
+    prompt     7 +5 *3 -9 =
+    response   +5 2 *3 6 -9 7  check +5 2 *3 6 -9 7  ans 7
+
+Every operation is a bijection of the ten digits, so a slip is carried to the end unless a second one happens to
+undo it: k is the difficulty. Verification is of two kinds. `check` copies the block before it (verbosity without
+effect); `redo` computes the chain afresh (useful depth). The answer is the last result of the last block. How
+many blocks there are follows a chain of two states, a brief one that stops soon and a sticky one that does not,
+which makes lengths long-tailed within a prompt.
+
+Training and held-out prompts are disjoint for every seed: a checksum of the text decides to which of the two
+pools a text belongs (`is_held_out`), and the warm start of the shipped model draws from the training pool too.
+
+Words are separated by single spaces and each is one token. This module imports neither torch nor transformers.
+"""
+
+import random
+import zlib
+from dataclasses import dataclass
+
+from darts_async.errors import DataError
+
+MIN_OPERATIONS = 2
+MAX_OPERATIONS = 10
+OPERATIONS = (*(f"+{n}" for n in range(1, 10)), *(f"-{n}" for n in range(1, 10)), "*3", "*7", "*9")
+EQUALS, CHECK, REDO, ANSWER = "=", "check", "redo", "ans"
+WORDS = (EQUALS, ANSWER, CHECK, REDO, *(str(digit) for digit in range(10)), *OPERATIONS)
+"""Every word of prompts and responses."""
+
+HELD_OUT_SHARE = 16
+"""One text in so many belongs to the held-out pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPrompt:
+    """A prompt of the task."""
+
+    text: str
+    answer: str
+    k: int
+    """Number of operations."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseStyle:
+    """How supervised responses are written. Every field is a probability.
+
+    With `verify * (1 - redo) < 1 - verify` the answer is the likeliest word behind the first block. Where a copy is
+    likelier, greedy decoding copies for ever.
+    """
+
+    step_error: float = 0.10
+    """A result of the first block is wrong."""
+    verify: float = 0.50
+    """Another block follows, in the brief state (the state before the first verification)."""
+    turn_sticky: float = 0.65
+    """The brief state turns into the sticky one, at each verification block."""
+    stickiness: float = 0.73
+    """Another block follows, in the sticky state. Below 1, or a response never ends."""
+    redo: float = 0.15
+    """A verification block computes afresh instead of copying."""
+    redo_error: float = 0.08
+    """A result that is computed afresh is wrong."""
+    copy_error: float = 0.01
+    """A result is miscopied; the results behind it are copied all the same."""
+
+
+CONCISE = ResponseStyle(verify=0.0)
+FLAWLESS = ResponseStyle(step_error=0.0, verify=0.0)
+
+
+def apply_operation(digit: int, operation: str) -> int:
+    """The result of one operation, modulo 10."""
+    operand = int(operation[1:])
+    match operation[0]:
+        case "+":
+            return (digit + operand) % 10
+        case "-":
+            return (digit - operand) % 10
+        case "*":
+            return (digit * operand) % 10
+    raise ValueError(f"{operation!r} is not an operation of this task")
+
+
+def is_held_out(text: str) -> bool:
+    """To which of the two pools a prompt's text belongs."""
+    return zlib.crc32(text.encode()) % HELD_OUT_SHARE == 0
+
+
+def make_prompts(num_train: int, num_held_out: int, seed: int) -> tuple[list[ChainPrompt], list[ChainPrompt]]:
+    """Distinct training and held-out prompts, difficulties in turn.
+
+    Each list depends on the seed and its own length alone, and a shorter list is the beginning of a longer one.
+
+    Raises `DataError` when so many are asked for that the texts of the lowest difficulty would run short.
+    """
+    train = _draw_distinct(random.Random(f"train/{seed}"), num_train, from_held_out=False)
+    return train, _draw_distinct(random.Random(f"held-out/{seed}"), num_held_out, from_held_out=True)
+
+
+def draw_prompt(rng: random.Random, k: int) -> ChainPrompt:
+    """A prompt with k operations, of either pool."""
+    digit = rng.randrange(10)
+    operations = rng.choices(OPERATIONS, k=k)
+    text = " ".join((str(digit), *operations, EQUALS))
+    for operation in operations:
+        digit = apply_operation(digit, operation)
+    return ChainPrompt(text, str(digit), k)
+
+
+def write_response(rng: random.Random, prompt: ChainPrompt, style: ResponseStyle) -> str:
+    """One supervised response to a prompt, without the end-of-sequence token."""
+    start, *operations, _equals = prompt.text.split()
+    results = _compute(rng, int(start), operations, style.step_error)
+    words = _block(operations, results)
+    for _ in range(_num_verifications(rng, style)):
+        if rng.random() < style.redo:
+            results = _compute(rng, int(start), operations, style.redo_error)
+            words += [REDO, *_block(operations, results)]
+        else:
+            results = [_perhaps_wrong(rng, digit, style.copy_error) for digit in results]
+            words += [CHECK, *_block(operations, results)]
+    return " ".join((*words, ANSWER, str(results[-1])))
+
+
+def verify(response_text: str, answer: str, finished: bool) -> float:
+    """1.0 if the response ends with the right answer and was finished by the end-of-sequence token, else 0.0.
+
+    `response_text` is decoded without special tokens.
+    """
+    return float(finished and response_text.split()[-2:] == [ANSWER, answer])
+
+
+def _draw_distinct(rng: random.Random, num_prompts: int, *, from_held_out: bool) -> list[ChainPrompt]:
+    _refuse_too_many(num_prompts, from_held_out=from_held_out)
+    prompts: dict[str, ChainPrompt] = {}
+    while len(prompts) < num_prompts:
+        k = MIN_OPERATIONS + len(prompts) % (MAX_OPERATIONS - MIN_OPERATIONS + 1)
+        prompt = draw_prompt(rng, k)
+        if is_held_out(prompt.text) == from_held_out:
+            prompts.setdefault(prompt.text, prompt)
+    return list(prompts.values())
+
+
+def _refuse_too_many(num_prompts: int, *, from_held_out: bool) -> None:
+    # Half of the shortest texts: a pool that is nearly used up makes drawing distinct ones slow.
+    num_texts = 10 * len(OPERATIONS) ** MIN_OPERATIONS
+    pool = num_texts // HELD_OUT_SHARE if from_held_out else num_texts - num_texts // HELD_OUT_SHARE
+    limit = pool // 2 * (MAX_OPERATIONS - MIN_OPERATIONS + 1)
+    if not 0 <= num_prompts <= limit:
+        name = "held-out" if from_held_out else "training"
+        raise DataError(f"{num_prompts} {name} prompts asked of the chain task, which can make 0 to {limit}")
+
+
+def _compute(rng: random.Random, digit: int, operations: list[str], error: float) -> list[int]:
+    results = []
+    for operation in operations:
+        digit = _perhaps_wrong(rng, apply_operation(digit, operation), error)
+        results.append(digit)
+    return results
+
+
+def _perhaps_wrong(rng: random.Random, digit: int, error: float) -> int:
+    return (digit + rng.randrange(1, 10)) % 10 if rng.random() < error else digit
+
+
+def _block(operations: list[str], results: list[int]) -> list[str]:
+    return [word for operation, result in zip(operations, results, strict=True) for word in (operation, str(result))]
+
+
+def _num_verifications(rng: random.Random, style: ResponseStyle) -> int:
+    num_blocks, sticky = 0, False
+    while rng.random() < (style.stickiness if sticky else style.verify):
+        num_blocks += 1
+        sticky = sticky or rng.random() < style.turn_sticky
+    return num_blocks
