@@ -41,7 +41,7 @@ from darts_async.protocol import (
     ShaperToReward,
     Shutdown,
 )
-from darts_async.telemetry import BusyClock, configure_logging
+from darts_async.telemetry import BusyClock, logging_to
 from darts_async.topology import CONFIG_FILE, LAUNCHER, LinkPlan, RunPlan, file_stem, read_plan
 from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, Received, RunKeys, load_keys
 
@@ -158,6 +158,7 @@ async def run_actor(runtime: Runtime, actor: Actor) -> None:
         await actor.close()
     runtime.tell_launcher(_status(runtime, actor, loop_lag_s=0.0))
     runtime.mailbox.acknowledge()
+    structlog.get_logger().info("ended", uptime_s=runtime.clock.uptime_s, cpu_s=time.process_time())
 
 
 async def _feed(runtime: Runtime, actor: Actor) -> None:
@@ -209,18 +210,21 @@ def main(make_actor: Callable[[Runtime], Actor]) -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--incarnation", type=int, required=True)
     arguments = parser.parse_args()
-    try:
-        uvloop.run(_run(make_actor, arguments.run_dir, arguments.name, arguments.incarnation))
-    except* DartsError as group:
-        for error in _leaves(group):
-            structlog.get_logger().error("died", error=str(error), kind=type(error).__name__)
-            sys.stderr.write(f"{arguments.name}: {type(error).__name__}: {error}\n")
-        sys.exit(1)
+    config = RunConfig.model_validate(yaml.safe_load((arguments.run_dir / CONFIG_FILE).read_text()))
+    log_path = arguments.run_dir / "logs" / f"{file_stem(arguments.name)}.jsonl"
+    with logging_to(log_path, process=arguments.name, level=config.telemetry.log_level):
+        try:
+            uvloop.run(_run(make_actor, config, arguments.run_dir, arguments.name, arguments.incarnation))
+        except* DartsError as group:
+            for error in _leaves(group):
+                structlog.get_logger().error("died", error=str(error), kind=type(error).__name__)
+                sys.stderr.write(f"{arguments.name}: {type(error).__name__}: {error}\n")
+            sys.exit(1)
 
 
-async def _run(make_actor: Callable[[Runtime], Actor], run_dir: Path, name: str, incarnation: int) -> None:
-    config = RunConfig.model_validate(yaml.safe_load((run_dir / CONFIG_FILE).read_text()))
-    configure_logging(run_dir / "logs" / f"{file_stem(name)}.jsonl", process=name, level=config.telemetry.log_level)
+async def _run(
+    make_actor: Callable[[Runtime], Actor], config: RunConfig, run_dir: Path, name: str, incarnation: int
+) -> None:
     mailbox = Mailbox()
     keys = load_keys(run_dir / "keys", name)
     endpoint = Endpoint(name=name, incarnation=incarnation, keys=keys, config=config.transport, mailbox=mailbox)

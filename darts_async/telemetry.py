@@ -16,26 +16,47 @@ import structlog
 _LEVELS = {"debug": 10, "info": 20, "warning": 30}
 
 
-def configure_logging(path: Path, *, process: str, level: str) -> None:
+@contextlib.contextmanager
+def logging_to(path: Path, *, process: str, level: str) -> Iterator[None]:
     """Send every structlog event of this process to `path`, one JSON object per line."""
 
     def add_process(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event["process"] = process
         return event
 
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            add_process,
-            structlog.processors.dict_tracebacks,
-            structlog.processors.JSONRenderer(default=str),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=path.open("a", buffering=1, encoding="utf-8")),
-        cache_logger_on_first_use=True,
-    )
+    with path.open("a", buffering=1, encoding="utf-8") as file:
+        structlog.configure(
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                add_process,
+                structlog.processors.dict_tracebacks,
+                structlog.processors.JSONRenderer(default=str),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+            logger_factory=structlog.WriteLoggerFactory(file=file),
+        )
+        yield
+
+
+class _Intervals:
+    """Integrates the time in which at least one of several overlapping intervals is open."""
+
+    def __init__(self) -> None:
+        self._num_open = 0
+        self._since_s = 0.0
+        self.total_s = 0.0
+
+    def begin(self, now_s: float) -> None:
+        if self._num_open == 0:
+            self._since_s = now_s
+        self._num_open += 1
+
+    def end(self, now_s: float) -> None:
+        self._num_open -= 1
+        if self._num_open == 0:
+            self.total_s += now_s - self._since_s
 
 
 class BusyClock:
@@ -43,26 +64,21 @@ class BusyClock:
 
     def __init__(self) -> None:
         self._started_s = time.perf_counter()
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._num_under_way = 0
-        self._any_since_s = 0.0
-        self._any_s = 0.0
+        self._stages: defaultdict[str, _Intervals] = defaultdict(_Intervals)
+        self._any = _Intervals()
 
     @contextlib.contextmanager
     def busy(self, stage: str) -> Iterator[None]:
         """Count the time inside the block for `stage`."""
         begin_s = time.perf_counter()
-        if self._num_under_way == 0:
-            self._any_since_s = begin_s
-        self._num_under_way += 1
+        self._stages[stage].begin(begin_s)
+        self._any.begin(begin_s)
         try:
             yield
         finally:
             end_s = time.perf_counter()
-            self._seconds[stage] += end_s - begin_s
-            self._num_under_way -= 1
-            if self._num_under_way == 0:
-                self._any_s += end_s - self._any_since_s
+            self._stages[stage].end(end_s)
+            self._any.end(end_s)
 
     @property
     def uptime_s(self) -> float:
@@ -71,4 +87,5 @@ class BusyClock:
 
     def busy_s(self) -> dict[str, float]:
         """Seconds by stage, and `idle`. Intervals under way are counted when they end."""
-        return {**self._seconds, "idle": max(0.0, self.uptime_s - self._any_s)}
+        busy = {name: stage.total_s for name, stage in self._stages.items()}
+        return {**busy, "idle": max(0.0, self.uptime_s - self._any.total_s)}
