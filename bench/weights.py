@@ -1,0 +1,241 @@
+"""How long does an update take, against a bare torch.distributed broadcast of the same buckets?
+
+    python bench/weights.py [--megabytes 1 100] [--receivers 1 2] [--repeats 7]
+
+Learner and receivers are processes on one machine, linked by gloo over loopback; control messages go through
+pipes. Both measurements run in the same processes, one after the other. `bare` is the broadcast alone into
+buffers that are there; `transfer` is what replaces it: packing the live parameters, broadcast, a checksum per
+tensor on both sides, and the answers. `update` is everything from the offer to the last acknowledgement; `apply`
+here is a copy into tensors of the receiver. Medians.
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from darts_async.config import WeightsConfig
+from darts_async.lifetime import die_with_parent
+from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, MemberJoined, Message
+from darts_async.transport.codec import MessageCodec
+from darts_async.weights.plan import layout_of, manifest_of
+from darts_async.weights.publish import Publisher, PublishReport
+from darts_async.weights.receive import Receiver
+
+HOST = "127.0.0.1"
+MEGABYTE = 1 << 20
+TO_MEMBER = MessageCodec(receives=GeneratorToLearner, sends=LearnerToGenerator, max_message_bytes=MEGABYTE)
+TO_LEARNER = MessageCodec(receives=LearnerToGenerator, sends=GeneratorToLearner, max_message_bytes=MEGABYTE)
+
+
+def make_model(num_megabytes: int) -> dict[str, torch.Tensor]:
+    """Float32 tensors shaped like a transformer's: a few large ones, many small ones."""
+    num_layers = 12
+    num_floats = num_megabytes * MEGABYTE // 4 // num_layers
+    return {
+        f"layer{layer}.{name}": torch.randn(count)
+        for layer in range(num_layers)
+        for name, count in (("mlp", num_floats * 2 // 3), ("attention", num_floats // 3 - 64), ("norm", 64))
+    }
+
+
+# --- the bare broadcast ------------------------------------------------------------------------------------------
+
+
+def bare_broadcast(rank: int, world_size: int, port: int, bucket_sizes: list[int], repeats: int) -> list[float]:
+    """Seconds of each repetition, the warm-up excluded, as this rank sees them."""
+    address = f"tcp://{HOST}:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size, timeout=timedelta(minutes=2))
+    buffers = [torch.zeros(size, dtype=torch.uint8) for size in bucket_sizes]
+    times_s = []
+    for _ in range(repeats + 1):
+        dist.barrier()
+        began = time.perf_counter()
+        for buffer in buffers:
+            dist.broadcast(buffer, 0)
+        dist.barrier()  # rank 0 is done when all have everything, as in an update
+        times_s.append(time.perf_counter() - began)
+    dist.destroy_process_group()
+    return times_s[1:]
+
+
+def bucket_sizes_of(model: dict[str, torch.Tensor], config: WeightsConfig) -> list[int]:
+    """Bytes of each bucket of an update."""
+    layout = layout_of(manifest_of(model, config.bucket_bytes))
+    ranges = [layout.bucket_range(bucket) for bucket in range(layout.num_buckets)]
+    return [stop - start for start, stop in ranges]
+
+
+# --- messages through pipes --------------------------------------------------------------------------------------
+
+
+def write(stream: Any, codec: MessageCodec, message: Message) -> None:
+    """The number of frames, their sizes, the frames."""
+    frames = codec.encode(message)
+    stream.write(struct.pack(f"=B{len(frames)}I", len(frames), *map(len, frames)) + b"".join(frames))
+
+
+async def pump(stream: asyncio.StreamReader, codec: MessageCodec, handle: Callable[[Any], None]) -> None:
+    """Hand over messages until the pipe closes."""
+    while head := await stream.read(1):
+        sizes = struct.unpack(f"={head[0]}I", await stream.readexactly(4 * head[0]))
+        handle(codec.decode([await stream.readexactly(size) for size in sizes]))
+
+
+# --- a receiver --------------------------------------------------------------------------------------------------
+
+
+async def receive() -> None:
+    """A receiver that copies what it gets into tensors of its own."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    in_use: dict[str, torch.Tensor] = {}
+
+    async def apply(tensors: dict[str, torch.Tensor], policy_version: int) -> float:
+        began = time.perf_counter()
+        for name, tensor in tensors.items():
+            in_use.setdefault(name, torch.empty_like(tensor)).copy_(tensor)
+        return time.perf_counter() - began
+
+    def send(message: GeneratorToLearner) -> None:
+        write(sys.stdout.buffer, TO_LEARNER, message)
+        sys.stdout.buffer.flush()
+
+    receiver = Receiver(HOST, send, apply)
+    applying = asyncio.create_task(receiver.run(), name="apply")
+    receiver.join()
+    await pump(reader, TO_LEARNER, receiver.handle)
+    applying.cancel()
+    await asyncio.wait({applying})
+    await receiver.close()
+
+
+# --- the learner -------------------------------------------------------------------------------------------------
+
+
+async def publish_repeatedly(
+    children: dict[str, asyncio.subprocess.Process],
+    model: dict[str, torch.Tensor],
+    config: WeightsConfig,
+    repeats: int,
+) -> list[PublishReport]:
+    """Reports of `repeats` updates, after one that forms the group and allocates staging memory."""
+    publisher = Publisher(config, HOST, lambda name, message: write(children[name].stdin, TO_MEMBER, message))
+    waiting = set(children)
+    all_joined = asyncio.Event()
+
+    def handle(name: str, message: GeneratorToLearner) -> None:
+        publisher.handle(name, 1, message)
+        if isinstance(message, MemberJoined):
+            waiting.discard(name)
+            if not waiting:
+                all_joined.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        for name, child in children.items():
+            assert child.stdout is not None
+            tasks.create_task(pump(child.stdout, TO_MEMBER, partial(handle, name)), name=f"read {name}")
+        await asyncio.wait_for(all_joined.wait(), timeout=60)
+        reports = [await publisher.publish(version, model.items()) for version in range(repeats + 1)]
+        await publisher.close()
+        for child in children.values():
+            assert child.stdin is not None
+            child.stdin.close()
+    assert all(len(report.members) == len(children) for report in reports)
+    return reports[1:]
+
+
+async def measure(num_megabytes: int, num_receivers: int, repeats: int) -> str:
+    """One row of the table."""
+    model, config = make_model(num_megabytes), WeightsConfig()
+    sizes = bucket_sizes_of(model, config)
+    port = free_port()
+    children = {}
+    for rank in range(1, num_receivers + 1):
+        member = (rank, num_receivers + 1, port, num_megabytes, repeats)
+        children[f"receiver{rank}"] = await asyncio.create_subprocess_exec(
+            *(sys.executable, __file__, "--member", *map(str, member)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+    bare_s = await asyncio.to_thread(bare_broadcast, 0, num_receivers + 1, port, sizes, repeats)
+    reports = await publish_repeatedly(children, model, config, repeats)
+    for child in children.values():
+        await asyncio.wait_for(child.wait(), timeout=60)
+    return row(num_megabytes, num_receivers, sum(sizes), bare_s, reports)
+
+
+def row(
+    num_megabytes: int, num_receivers: int, num_bytes: int, bare_s: list[float], reports: list[PublishReport]
+) -> str:
+    """A line of the table."""
+    bare = statistics.median(bare_s)
+    transfer = statistics.median(report.transfer_s for report in reports)
+    update = statistics.median(report.total_s for report in reports)
+    stall = statistics.median(max(report.stalls_s.values()) for report in reports)
+    rate, bare_rate = (num_bytes / seconds / 1e9 for seconds in (transfer, bare))
+    return (
+        f"| {num_megabytes} MB | {num_receivers} | {bare * 1e3:.1f} ms | {bare_rate:.2f} GB/s "
+        f"| {transfer * 1e3:.1f} ms | {rate:.2f} GB/s | {transfer / bare:.2f} "
+        f"| {update * 1e3:.1f} ms | {stall * 1e3:.1f} ms |"
+    )
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.create_server((HOST, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def print_conditions(repeats: int) -> None:
+    """What a table means nothing without."""
+    commit = subprocess.run(("git", "rev-parse", "--short", "HEAD"), capture_output=True, text=True, check=False)
+    print(f"`python bench/weights.py {' '.join(sys.argv[1:])}`, commit {commit.stdout.strip() or 'unknown'},")
+    print(f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, gloo over loopback, 1 thread,")
+    print(f"buckets of {WeightsConfig().bucket_bytes >> 20} MiB, medians of {repeats}.\n")
+
+
+async def main(arguments: argparse.Namespace) -> None:
+    """Print the table."""
+    print("| model | receivers | bare | | transfer | | transfer / bare | update | apply |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for num_megabytes in arguments.megabytes:
+        for num_receivers in arguments.receivers:
+            print(await measure(num_megabytes, num_receivers, arguments.repeats), flush=True)
+
+
+def run_member(rank: int, world_size: int, port: int, num_megabytes: int, repeats: int) -> None:
+    """The process of a receiver: first the bare broadcast, then updates."""
+    die_with_parent()
+    torch.set_num_threads(1)
+    sizes = bucket_sizes_of(make_model(num_megabytes), WeightsConfig())
+    bare_broadcast(rank, world_size, port, sizes, repeats)
+    asyncio.run(receive())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["--member"]:
+        run_member(*map(int, sys.argv[2:]))
+    else:
+        parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+        parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 100])
+        parser.add_argument("--receivers", type=int, nargs="+", default=[1, 2])
+        parser.add_argument("--repeats", type=int, default=7)
+        options = parser.parse_args()
+        print_conditions(options.repeats)
+        asyncio.run(main(options))

@@ -1,0 +1,120 @@
+"""What goes into the coordinator and what comes out of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from darts_async.protocol import GeneratorToLearner, LearnerToGenerator
+
+# --- events ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MemberMessage:
+    """A generator said something."""
+
+    name: str
+    incarnation: int
+    message: GeneratorToLearner
+
+
+@dataclass(frozen=True, slots=True)
+class MemberLost:
+    """A generator's link is down."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastDone:
+    """The learner has sent all buckets."""
+
+    epoch: int
+    checksums: Sequence[int]
+    """Of its own tensors. [num_tensors]"""
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastFailed:
+    """The learner could not join the group of `epoch`, or could not send."""
+
+    epoch: int
+    error: str
+
+
+Event = MemberMessage | MemberLost | BroadcastDone | BroadcastFailed
+
+
+# --- actions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to a member."""
+
+    name: str
+    message: LearnerToGenerator
+
+
+@dataclass(frozen=True, slots=True)
+class FormGroup:
+    """Join the group of `epoch` as rank 0."""
+
+    epoch: int
+    world_size: int
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Send all buckets to the group of `epoch`; answered by `BroadcastDone` or `BroadcastFailed`."""
+
+    epoch: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropGroup:
+    """Abort the group of `epoch`: whatever hangs in it ends."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberDropped:
+    """A member is no longer one, through its own fault or because it is gone."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The members have applied the version. The durations are of the round that succeeded."""
+
+    version: int
+    members: tuple[str, ...]
+    dropped: Mapping[str, str]
+    forming_s: float = 0.0
+    transfer_s: float = 0.0
+    apply_s: float = 0.0
+    stalls_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishFailed:
+    """The update was given up."""
+
+    version: int
+    reason: str
+    dropped: Mapping[str, str]
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A queued version was replaced by a newer one."""
+
+    version: int
+
+
+Action = Send | FormGroup | Broadcast | DropGroup | MemberDropped | Published | PublishFailed | Superseded
