@@ -127,7 +127,11 @@ class PromptsConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How tokens are drawn during training and evaluation."""
+    """How tokens are drawn during training and evaluation.
+
+    Behaviour log-probabilities are those of the truncated distribution, the learner's those of the whole one: with
+    `top_p` or `top_k` the importance weight of a fresh token is the share of probability that truncation kept.
+    """
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides the logits. The learner uses the same value."""
@@ -314,7 +318,7 @@ class RunConfig(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Part of the run directory's name."""
     seed: NonNegative = 0
-    """Seeds prompts, sampling, selection and the model's dropout."""
+    """Seeds prompts, sampling and selection."""
     runs_dir: str = "runs"
     """A directory `NAME-TIME` is made in it."""
     network: NetworkConfig = NetworkConfig()

@@ -1,6 +1,6 @@
 """Every message that crosses a process boundary: one union per direction of a link.
 
-             Generate, Cancel                Score                    TrainGroup
+             Greet, Generate, Cancel         Greet, Score             Greet, TrainGroup
  prompts -> SHAPER ---------> GENERATOR x N    SHAPER -------> REWARD x M    SHAPER -------> LEARNER
               ^    <---------                         <-------                      <-------
               |    GeneratorReady, TokensDecoded,     RewardReady,                  LearnerReady,
@@ -59,6 +59,12 @@ class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True):
     max_new_tokens: int
 
 
+class Greet(Message, frozen=True):
+    """The shaper's first word to a peer that has come up, or come back: it counts on nothing the peer may hold of
+    it. The peer drops that (a generator: every sample; the others: nothing they would not do twice anyway) and
+    answers with its `...Ready`."""
+
+
 # --- shaper -> generator -------------------------------------------------------------------------------------
 
 
@@ -81,14 +87,14 @@ class Cancel(Message, frozen=True):
     sample_id: int
 
 
-ShaperToGenerator = Generate | Cancel
+ShaperToGenerator = Greet | Generate | Cancel
 
 
 # --- generator -> shaper -------------------------------------------------------------------------------------
 
 
 class GeneratorReady(Message, frozen=True):
-    """First message of a generator: what it can hold. It has no weights yet (`WeightsApplied` follows)."""
+    """A generator holds no sample and can hold these. `WeightsApplied` follows as soon as it has weights."""
 
     num_slots: int
     max_context_tokens: int
@@ -164,7 +170,7 @@ class Score(Message, frozen=True):
 
 
 class RewardReady(Message, frozen=True):
-    """First message of a reward process: how many items it works on at once."""
+    """A reward process takes items, and works on so many at once."""
 
     num_workers: int
 
@@ -184,7 +190,7 @@ class ScoreFailed(Message, frozen=True):
     error: str
 
 
-ShaperToReward = Score
+ShaperToReward = Greet | Score
 RewardToShaper = RewardReady | SampleScored | ScoreFailed
 
 
@@ -231,7 +237,7 @@ class VersionPublished(Message, frozen=True):
     policy_version: int
 
 
-ShaperToLearner = TrainGroup
+ShaperToLearner = Greet | TrainGroup
 LearnerToShaper = LearnerReady | GroupsCommitted | VersionPublished
 
 

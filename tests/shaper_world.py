@@ -13,6 +13,7 @@ from darts_async.protocol import (
     Cancel,
     Generate,
     GeneratorReady,
+    Greet,
     GroupsCommitted,
     LearnerReady,
     RewardReady,
@@ -75,10 +76,10 @@ class World:
         self.max_staleness_seen = 0
         self.num_decoded = 0
         self.now_s = 0.0
+        for name in (*self.generators, "reward/0", LEARNER):
+            self.absorb(self.state.peer_up(name, 1, self.now_s))
         for name in self.generators:
-            self.up(name)
-        self.feed("reward/0", RewardReady(1))
-        self.feed(LEARNER, LearnerReady(0))
+            self.receive(name)
         self.feed(LEARNER, VersionPublished(0))
 
     # --- moves
@@ -87,24 +88,29 @@ class World:
         self.now_s += 0.01
         self.absorb(self.state.handle(peer, message, self.now_s))
 
-    def up(self, name: str) -> None:
-        generator = self.generators[name]
-        self.absorb(self.state.peer_up(name, generator.incarnation, self.now_s))
-        self.feed(name, GeneratorReady(self.config.generator.num_slots, 1024))
-        generator.version = self.version
-        self.feed(name, WeightsApplied(self.version, 0.0))
-
     def die(self, name: str) -> None:
+        """The generator is replaced by a new incarnation that knows nothing."""
         old = self.generators[name]
         self.generators[name] = FakeGenerator(incarnation=old.incarnation + 1)
         self.absorb(self.state.peer_lost(name, self.now_s))
-        self.up(name)
+        self.absorb(self.state.peer_up(name, old.incarnation + 1, self.now_s))
+
+    def fall_silent(self, name: str) -> None:
+        """The shaper hears nothing of a generator, which goes on, and then hears of it again."""
+        self.absorb(self.state.peer_lost(name, self.now_s))
+        self.absorb(self.state.peer_up(name, self.generators[name].incarnation, self.now_s))
 
     def receive(self, name: str) -> None:
         """The generator takes its next command."""
         generator = self.generators[name]
         command = generator.inbox.popleft()
-        if isinstance(command, Generate):
+        if isinstance(command, Greet):
+            generator.running.clear()
+            self.feed(name, GeneratorReady(self.config.generator.num_slots, 1024))
+            generator.version = self.version
+            self.feed(name, WeightsApplied(self.version, 0.0))
+        elif isinstance(command, Generate):
+            assert command.sample_id not in generator.running
             generator.running[command.sample_id] = len(command.prefix_tokens)
         elif isinstance(command, Cancel) and command.sample_id in generator.running:
             tokens = generator.running.pop(command.sample_id)
@@ -182,6 +188,10 @@ class World:
             match output:
                 case Send(peer, message) if peer in self.generators:
                     self.generators[peer].inbox.append(message)
+                case Send("reward/0", Greet()):
+                    self.feed("reward/0", RewardReady(1))
+                case Send(peer, Greet()) if peer == LEARNER:
+                    self.feed(LEARNER, LearnerReady(self.version))
                 case Send("reward/0", message):
                     self.to_judge.append(message)
                 case Send(peer, message) if peer == LEARNER:

@@ -52,7 +52,7 @@ def test_any_interleaving_ends_with_every_sample_ended_once_and_nothing_over_sta
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), data=st.data())
-def test_generators_may_die_at_any_time_and_nothing_is_lost(seed: int, data: st.DataObject) -> None:
+def test_generators_may_die_or_fall_silent_at_any_time_and_nothing_is_lost(seed: int, data: st.DataObject) -> None:
     world = World(world_config(shaping={"rule": "survivor"}))
     rng = random.Random(seed)
     for _ in range(data.draw(st.integers(1, 6), label="deaths")):
@@ -63,7 +63,7 @@ def test_generators_may_die_at_any_time_and_nothing_is_lost(seed: int, data: st.
             move(*arguments)
             world.state.validate()
         if world.state.phase is Phase.TRAINING:
-            world.die(rng.choice(sorted(world.generators)))
+            rng.choice([world.die, world.fall_silent])(rng.choice(sorted(world.generators)))
             world.state.validate()
     world.run(rng)
     check_accounts(world)

@@ -22,6 +22,8 @@ from darts_async.protocol import (
     Generate,
     GeneratorReady,
     GeneratorToLearner,
+    GeneratorToShaper,
+    Greet,
     LearnerToGenerator,
     Shutdown,
     WeightsApplied,
@@ -77,6 +79,8 @@ class GeneratorActor:
         self._outgoing = Outgoing(runtime.config.generator.flush_every_steps)
         self._commands: deque[Generate | Cancel] = deque()  # bounded by the link's credit and the shaper's seats
         self._swap: _Swap | None = None
+        self._greeted = False
+        self._live: set[int] = set()
         self._work = asyncio.Event()
         self._version = -1
         self._shaper: str | None = None
@@ -90,15 +94,16 @@ class GeneratorActor:
         self._receiver = Receiver(self._runtime.config.network.host, self._send_learner, self._apply)
         tasks.create_task(self._receiver.run(), name="weights")
         tasks.create_task(self._decode(self._engine), name="decode")
-        self._announce()
         self._join()
 
     def handle(self, event: Event) -> None:
         """A command for the engine, or something about weights."""
         match event:
-            case PeerUp(link="generators", peer=peer):
+            case Received(link="generators", peer=peer, message=Greet()):
                 self._shaper = peer
-                self._announce()
+                self._commands.clear()
+                self._greeted = True
+                self._work.set()
             case PeerUp(link="weights", peer=peer):
                 self._learner = peer
                 self._join()
@@ -143,23 +148,42 @@ class GeneratorActor:
                     await self._wait_for_work()
                     continue
                 with self._runtime.clock.busy("decode"):
-                    self._outgoing.add(await engine.step())
+                    events = await engine.step()
+                self._outgoing.add(events)
+                self._live.difference_update(end.sample_id for end in events.ended)
+                self._live.difference_update(sample_id for sample_id, _ in events.rejected)
                 if self._outgoing.is_due:
                     self._flush()
         finally:
             await engine.close()
 
     async def _boundary(self, engine: Engine) -> None:
-        """Between two steps: swap weights, then apply commands."""
+        """Between two steps: start over if greeted, swap weights, apply commands."""
+        if self._greeted:
+            await self._start_over(engine)
         if self._swap is not None:
             swap, self._swap = self._swap, None
             await self._swap_in(engine, swap)
         while self._commands:
             match self._commands.popleft():
                 case Generate() as request:
+                    self._live.add(request.sample_id)
                     engine.start(request)
                 case Cancel(sample_id=sample_id):
                     engine.cancel(sample_id)
+
+    async def _start_over(self, engine: Engine) -> None:
+        """Drop every sample, unreported: the shaper has given them to others. Then say what this generator is."""
+        self._greeted = False
+        self._outgoing.flush(self._version)
+        for sample_id in self._live:
+            engine.cancel(sample_id)
+        while engine.num_unfinished:
+            await engine.step()
+        self._live.clear()
+        self._tell_shaper(GeneratorReady(engine.num_slots, engine.max_context_tokens))
+        if self._version >= 0:
+            self._tell_shaper(WeightsApplied(self._version, 0.0))
 
     async def _swap_in(self, engine: Engine, swap: _Swap) -> None:
         self._flush()
@@ -169,14 +193,14 @@ class GeneratorActor:
         stall_s = time.perf_counter() - begin_s
         self._version = swap.policy_version
         if self._shaper is not None:
-            self._runtime.send("generators", self._shaper, WeightsApplied(self._version, stall_s))
+            self._tell_shaper(WeightsApplied(self._version, stall_s))
         swap.applied.set_result(stall_s)
 
     async def _wait_for_work(self) -> None:
         """Until a command or weights arrive; woken now and then so that a lost wake-up costs a second, not a run."""
         self._flush()
         self._work.clear()
-        if self._commands or self._swap is not None:
+        if self._commands or self._greeted or self._swap is not None:
             return
         try:
             async with asyncio.timeout(IDLE_CHECK_S):
@@ -186,8 +210,11 @@ class GeneratorActor:
 
     def _flush(self) -> None:
         for message in self._outgoing.flush(self._version):
-            assert self._shaper is not None
-            self._runtime.send("generators", self._shaper, message)
+            self._tell_shaper(message)
+
+    def _tell_shaper(self, message: GeneratorToShaper) -> None:
+        assert self._shaper is not None, "it has greeted before anything can be told"
+        self._runtime.send("generators", self._shaper, message)
 
     # --- weights ---------------------------------------------------------------------------------------------
 
@@ -201,15 +228,6 @@ class GeneratorActor:
     def _send_learner(self, message: GeneratorToLearner) -> None:
         assert self._learner is not None
         self._runtime.send("weights", self._learner, message)
-
-    def _announce(self) -> None:
-        """Tell the shaper what this generator is; it starts from nothing with it."""
-        if self._engine is None or self._shaper is None:
-            return
-        ready = GeneratorReady(self._engine.num_slots, self._engine.max_context_tokens)
-        self._runtime.send("generators", self._shaper, ready)
-        if self._version >= 0:
-            self._runtime.send("generators", self._shaper, WeightsApplied(self._version, 0.0))
 
     def _join(self) -> None:
         if self._receiver is not None and self._learner is not None:

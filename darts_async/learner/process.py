@@ -14,6 +14,7 @@ from typing import cast
 
 import numpy as np
 import structlog
+import transformers
 
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.learner import checkpoint
@@ -22,6 +23,7 @@ from darts_async.learner.step import Trainer
 from darts_async.models import resolve_model_path
 from darts_async.protocol import (
     GeneratorToLearner,
+    Greet,
     GroupsCommitted,
     LearnerReady,
     LearnerToGenerator,
@@ -32,7 +34,7 @@ from darts_async.protocol import (
     TrainGroup,
     VersionPublished,
 )
-from darts_async.transport import Event, PeerDown, PeerUp, Received
+from darts_async.transport import Event, PeerDown, Received
 from darts_async.weights.publish import Publisher
 
 CHECKPOINTS_DIR = "checkpoints"
@@ -87,7 +89,7 @@ class LearnerActor:
     def handle(self, event: Event) -> None:
         """A group, or something about weights."""
         match event:
-            case PeerUp(link="learner", peer=peer):
+            case Received(link="learner", peer=peer, message=Greet()):
                 self._shaper = peer
                 self._announce()
             case PeerDown(link="weights", peer=peer, reason=reason):
@@ -238,4 +240,5 @@ class LearnerActor:
 
 
 if __name__ == "__main__":
+    transformers.logging.disable_progress_bar()  # nobody watches the learner's standard error
     main(LearnerActor)

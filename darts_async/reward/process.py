@@ -12,9 +12,9 @@ import structlog
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.errors import RewardError
 from darts_async.models import resolve_model_path
-from darts_async.protocol import RewardReady, Score, ScoreFailed, Shutdown
+from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, Shutdown
 from darts_async.reward.pool import RewardPool
-from darts_async.transport import Event, PeerUp, Received
+from darts_async.transport import Event, Received
 
 WATCHED_ITEMS = 200
 """Length of the window over which the share of failures is taken."""
@@ -51,9 +51,9 @@ class RewardActor:
         self._announce()
 
     def handle(self, event: Event) -> None:
-        """An item to judge, or the shaper coming up."""
+        """An item to judge, or the shaper's greeting."""
         match event:
-            case PeerUp(peer=peer):
+            case Received(peer=peer, message=Greet()):
                 self._shaper = peer
                 self._announce()
             case Received(peer=peer, message=Score() as item):

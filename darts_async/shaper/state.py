@@ -21,6 +21,7 @@ from darts_async.protocol import (
     EvaluationCompleted,
     GeneratorReady,
     GeneratorToShaper,
+    Greet,
     GroupsCommitted,
     LearnerReady,
     LearnerToShaper,
@@ -106,7 +107,6 @@ class ShaperState:
             case WeightsApplied():
                 self.work.generators.applied(peer, message.policy_version)
             case GeneratorReady():
-                self.work.lose(peer)
                 self.work.generators.join(peer, message.num_slots + self._config.generator.max_queued)
             case SampleRejected():
                 self._sample_rejected(peer, message)
@@ -124,11 +124,12 @@ class ShaperState:
         return self._advance(now_s)
 
     def peer_up(self, peer: str, incarnation: int, now_s: float) -> list[Output]:
-        """A peer is connected. A new incarnation has forgotten everything."""
+        """A peer is connected, anew or again. Whatever it had is taken back, and it is asked to announce itself."""
+        self._lose(peer)
         if self._incarnations.get(peer, incarnation) != incarnation:
-            self._lose(peer)
             self._record(Forget(peer))
         self._incarnations[peer] = incarnation
+        self._record(Send(peer, Greet()))
         return self._advance(now_s)
 
     def peer_lost(self, peer: str, now_s: float) -> list[Output]:
