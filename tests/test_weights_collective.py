@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 
 import psutil
 import pytest
@@ -15,7 +15,7 @@ import torch
 
 from darts_async.errors import ConfigError, DeadlineError, WeightUpdateError
 from darts_async.protocol import StoreValue
-from darts_async.weights.collective import Collective, GroupSpec
+from darts_async.weights.collective import CONNECT_LIMIT_S, Collective, GroupSpec
 from darts_async.weights.sever import addresses_in, sever
 from darts_async.weights.store import RelayStore
 
@@ -75,8 +75,12 @@ async def formed(world_size: int) -> AsyncIterator[Ranks]:
     finally:
         for member in ranks.members:
             await member.close(LONG_S)
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("weights-")] == []
+    assert threads_left() == []
     assert set(psutil.Process().net_connections("inet")) <= before
+
+
+def threads_left() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("weights-")]
 
 
 def large(value: int) -> torch.Tensor:
@@ -137,6 +141,22 @@ async def test_abort_frees_a_thread_that_joins() -> None:
     for member in ranks.members:
         await member.close(LONG_S)
         assert member.ended
+
+
+@pytest.mark.slow
+async def test_abort_at_any_moment_of_joining_leaves_nothing_behind() -> None:
+    for num_turns in range(0, 40, 5):
+        async with AsyncExitStack() as stack:
+            ranks = Ranks(2)
+            for member in ranks.members:
+                stack.push_async_callback(member.close, 2 * CONNECT_LIMIT_S)
+            joining = [ranks.form(rank) for rank in range(2)]
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            ranks.members[0].abort("never mind")
+        outcomes = await asyncio.gather(*joining, return_exceptions=True)
+        assert all(error is None or isinstance(error, WeightUpdateError) for error in outcomes)
+    assert threads_left() == []
 
 
 async def test_closing_says_which_thread_hangs() -> None:

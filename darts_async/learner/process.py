@@ -203,7 +203,7 @@ class LearnerActor:
             metrics = {
                 "weights/total_s": report.total_s,
                 "weights/transfer_s": report.transfer_s,
-                "weights/stall_s": max(report.stalls_s.values()),
+                "weights/stall_s": max(report.stalls_s.values(), default=0.0),
                 "weights/num_bytes": float(report.num_bytes),
             }
             self._runtime.tell_launcher(StepCompleted(version - 1, metrics))

@@ -159,6 +159,8 @@ class Collective:
 
     def _form(self) -> None:
         self._raise_if_aborted()
+        if self._spec.backend == "nccl" and not distributed_c10d.is_nccl_available():
+            raise ConfigError("weights.backend is nccl, but this build of torch has no NCCL; set it to gloo")
         self._store.meet(self._spec.rank, self._spec.world_size)
         try:
             self._group = _new_group(self._spec, self._store)
@@ -200,8 +202,6 @@ def _new_group(spec: GroupSpec, store: RelayStore) -> Any:
         options._timeout = timedelta(seconds=CONNECT_LIMIT_S / _GLOO_CONNECT_ATTEMPTS)
         options._threads = 1
         return _c10d.ProcessGroupGloo(store, spec.rank, spec.world_size, options)
-    if not hasattr(_c10d, "ProcessGroupNCCL"):
-        raise ConfigError("weights.backend is nccl, but this build of torch has no NCCL; set it to gloo")
     options = _c10d.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=spec.deadline_s)
     group = _c10d.ProcessGroupNCCL(store, spec.rank, spec.world_size, options)

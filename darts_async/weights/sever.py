@@ -1,6 +1,6 @@
 """Cut the connections of a gloo group, because gloo cannot be aborted.
 
-Observed with torch 2.11 to 2.13: `ProcessGroupGloo.abort` and `shutdown` do nothing, dropping the group waits for its
+Observed with torch 2.13: `ProcessGroupGloo.abort` and `shutdown` do nothing, dropping the group waits for its
 running operation, and an operation on a peer that hangs blocks until its timeout. What frees it at once is the
 end of its TCP connections. They are found by their addresses: every rank publishes the address it listens on
 through the rendezvous store, as a `sockaddr` inside an opaque value. If gloo ever changes that format nothing
