@@ -24,7 +24,7 @@ import uvloop
 import yaml
 
 from darts_async.config import RunConfig
-from darts_async.errors import DartsError, ProcessDiedError
+from darts_async.errors import DartsError
 from darts_async.lifetime import die_with_parent
 from darts_async.protocol import (
     GeneratorToLearner,
@@ -173,8 +173,8 @@ def _dispatch(actor: Actor, event: Event) -> None:
     match event:
         case Received(link="launcher", message=Shutdown() as message):
             actor.shutdown(message)
-        case PeerDown(link="launcher", reason=reason):
-            raise ProcessDiedError(f"the launcher is gone: {reason}")
+        case PeerDown(link="launcher", reason=reason):  # had it died, the kernel would have ended this process
+            structlog.get_logger().warning("launcher_silent", reason=reason)
         case _ if event.link != "launcher":
             actor.handle(event)
 
@@ -182,11 +182,12 @@ def _dispatch(actor: Actor, event: Event) -> None:
 async def _report(runtime: Runtime, actor: Actor) -> None:
     """Status at a fixed interval; sleeping longer than asked is how a held event loop shows."""
     interval_s = runtime.config.telemetry.status_every_s
+    lag_s = 0.0
     while True:
+        runtime.tell_launcher(_status(runtime, actor, loop_lag_s=max(0.0, lag_s)))
         before_s = time.perf_counter()
         await asyncio.sleep(interval_s)
         lag_s = time.perf_counter() - before_s - interval_s
-        runtime.tell_launcher(_status(runtime, actor, loop_lag_s=max(0.0, lag_s)))
 
 
 def _status(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> ProcessStatus:

@@ -149,9 +149,9 @@ class ShapingConfig(Section):
     rule: Literal["none", "dual_end", "survivor"] = "dual_end"
     """`none`: plain GRPO, `launch` must equal `keep`. `dual_end`: the `shortest` shortest and `longest` longest
     by tokens. `survivor`: once `shortest` have finished, `longest` of the others survive a uniform draw."""
-    keep: Positive = 8
+    keep: Annotated[int, Field(gt=0, le=1024)] = 8
     """Samples trained per prompt (M)."""
-    launch: Positive = 10
+    launch: Annotated[int, Field(gt=0, le=2048)] = 10
     """Samples launched per prompt (R): the redundant exploration space."""
     shortest: NonNegative = 7
     """Samples kept from the short end (K)."""
@@ -248,7 +248,7 @@ class RewardConfig(Section):
     """Worker processes of each reward process."""
     deadline_s: Seconds = 10.0
     """An item that takes longer is reported as failed and its worker is replaced."""
-    max_failed_share: Fraction = 0.5
+    max_failed_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """The run ends with an error when more than this share of the last 200 items failed."""
 
 
@@ -273,7 +273,7 @@ class LearnerConfig(Section):
     """The ratio to the behaviour policy is clipped at 1 - clip_low..."""
     clip_high: Annotated[float, Field(gt=0)] = 0.28
     """...and at 1 + clip_high (clip-higher)."""
-    truncate_ratio: Annotated[float, Field(ge=1)] = 2.0
+    truncate_ratio: Annotated[float, Field(gt=1)] = 2.0
     """Cap of the per-token importance weight against the behaviour policy."""
     normalise_advantage: bool = True
     """Divide a group's advantages by the standard deviation of its rewards."""
@@ -283,6 +283,17 @@ class LearnerConfig(Section):
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: Positive = 2
     """Older ones are removed."""
+    finish_timeout_s: Seconds = 600.0
+    """After the last step, time to write the final checkpoint and the model."""
+
+    @model_validator(mode="after")
+    def _clips_below_the_cap(self) -> Self:
+        if self.truncate_ratio <= 1 + self.clip_high:
+            raise ValueError(
+                f"learner.truncate_ratio ({self.truncate_ratio}) caps ratios before they reach 1 + learner.clip_high "
+                f"({1 + self.clip_high:g}), so nothing would be clipped from above; raise it"
+            )
+        return self
 
 
 class WeightsConfig(Section):
@@ -299,7 +310,7 @@ class WeightsConfig(Section):
 class EvaluationConfig(Section):
     """Fresh, un-aborted samples of the held-out prompts, before the first and after the last step."""
 
-    samples_per_prompt: NonNegative = 4
+    samples_per_prompt: Annotated[int, Field(ge=0, le=1024)] = 4
     """Samples of each held-out prompt. 0 switches the evaluation off."""
 
 
@@ -310,6 +321,8 @@ class TelemetryConfig(Section):
     """Interval of the status of each process."""
     log_level: Literal["debug", "info", "warning"] = "info"
     """Level of the logs in the run directory."""
+    no_progress_timeout_s: Seconds = 1800.0
+    """A run without a step or an evaluation for this long has failed, however alive its processes look."""
 
 
 class RunConfig(Section):

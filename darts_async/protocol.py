@@ -60,9 +60,14 @@ class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Greet(Message, frozen=True):
-    """The shaper's first word to a peer that has come up, or come back: it counts on nothing the peer may hold of
-    it. The peer drops that (a generator: every sample; the others: nothing they would not do twice anyway) and
-    answers with its `...Ready`."""
+    """A hub's first word to a peer that has come up, or come back, whoever noticed that it had been away: the hub
+    counts on nothing the peer may hold of it. From the shaper: a generator drops every sample, the others nothing
+    they would not do twice anyway, and each answers with its `...Ready`. From the learner: join the weights anew.
+
+    A generator repeats the `number`: only its answer to the newest greeting counts, because the next greeting will make
+    it drop whatever it is sent before."""
+
+    number: int
 
 
 # --- shaper -> generator -------------------------------------------------------------------------------------
@@ -96,6 +101,7 @@ ShaperToGenerator = Greet | Generate | Cancel
 class GeneratorReady(Message, frozen=True):
     """A generator holds no sample and can hold these. `WeightsApplied` follows as soon as it has weights."""
 
+    greeting: int  # the number of the `Greet` that this answers
     num_slots: int
     max_context_tokens: int
 
@@ -303,7 +309,7 @@ class UpdateAborted(Message, frozen=True):
     reason: str
 
 
-LearnerToGenerator = EpochFormed | StoreValue | UpdateOffered | UpdateCommitted | UpdateAborted
+LearnerToGenerator = Greet | EpochFormed | StoreValue | UpdateOffered | UpdateCommitted | UpdateAborted
 
 
 class MemberJoined(Message, frozen=True):
@@ -371,9 +377,10 @@ class StepCompleted(Message, frozen=True):
 
 class EvaluationCompleted(Message, frozen=True):
     """Fresh, un-aborted samples of the fixed held-out prompts, under one version of the policy, ordered by prompt:
-    the samples of one prompt stand together, and the prompts are in the same order each time."""
+    the samples of one prompt stand together. A sample without a reward is left out."""
 
     policy_version: int
+    prompt_ids: NDArray[np.int64]  # [num_samples], places in the held-out set
     rewards: NDArray[np.float32]  # [num_samples]
     num_tokens: NDArray[np.int32]  # [num_samples]
 

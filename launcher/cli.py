@@ -88,6 +88,10 @@ def validate(file: RunFile) -> None:
     Console().print(f"[green]✓[/] {file} can be run", highlight=False)
 
 
+def _limits(config: RunConfig) -> Limits:
+    return Limits(finish_s=config.learner.finish_timeout_s, no_progress_s=config.telemetry.no_progress_timeout_s)
+
+
 def _checked(file: Path) -> RunConfig:
     """The settings of a file that can be run on this machine; otherwise shows why not and leaves."""
     try:
@@ -115,7 +119,9 @@ def _run(config: RunConfig) -> tuple[Outcome, Summary]:
     display = make_display(Console())
     try:
         control = partial(open_control, plan, run_dir, config.transport)
-        return asyncio.run(carry_out(config, plan, run_dir, open_control=control, display=display, limits=Limits()))
+        return asyncio.run(
+            carry_out(config, plan, run_dir, open_control=control, display=display, limits=_limits(config))
+        )
     except TransportError as error:
         display.close()
         _give_up(f"the launcher's own link cannot be opened: {error}")

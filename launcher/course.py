@@ -27,12 +27,14 @@ STALLED_AFTER_S = 60.0
 class Limits:
     """How long the processes get to leave after they were asked."""
 
-    finish_s: float = 120.0
+    finish_s: float = 600.0
     """After the last step: the learner writes its final checkpoint and the model."""
     stop_s: float = 10.0
     """When the run is cut short; the first half of it is the shaper's."""
     grace_s: float = 5.0
     """Between SIGTERM and SIGKILL for those that did not listen."""
+    no_progress_s: float = 1800.0
+    """A run without a step or an evaluation for this long has failed, however alive its processes look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +159,13 @@ class Course:
                 role = name.partition("/")[0]
                 reason = f"{name} did not report within {timeout_s:g} s (roles.{role}.start_timeout_s)"
                 return self._cut_short(Outcome("failed", reason, name), now_s)
-        return self._stall_warning(now_s)
+        return self._watch_progress(now_s)
 
-    def _stall_warning(self, now_s: float) -> list[Action]:
+    def _watch_progress(self, now_s: float) -> list[Action]:
         idle_s = now_s - self._progress_at_s
+        if idle_s >= self._limits.no_progress_s:
+            reason = f"no step for {idle_s:.0f} s (telemetry.no_progress_timeout_s)"
+            return self._cut_short(Outcome("failed", reason), now_s)
         if self._silent_since_s or self._warned or idle_s < STALLED_AFTER_S:
             return []
         self._warned = True

@@ -84,9 +84,12 @@ def check_runs_dir(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_devices(config: RunConfig) -> Iterator[Problem]:
-    """NCCL needs GPUs, and a driver shows itself by its control device."""
-    if config.weights.backend == "nccl" and not Path("/dev/nvidiactl").exists():
-        yield Problem("weights.backend", "this machine has no NVIDIA driver", "'nccl'", "use gloo")
+    """NCCL moves weights between GPUs, and these engines and this learner hold theirs in host memory."""
+    if config.weights.backend == "nccl":
+        engine = config.generator.engine
+        yield Problem(
+            "weights.backend", f"the engine {engine!r} holds its weights in host memory", "'nccl'", "use gloo"
+        )
 
 
 def check_script(config: RunConfig) -> Iterator[Problem]:

@@ -83,6 +83,7 @@ class Evaluation:
     """Rewards and lengths of the held-out prompts under one version."""
 
     policy_version: int
+    prompt_ids: NDArray[np.int64]  # [num_samples]
     rewards: NDArray[np.float32]  # [num_samples]
     num_tokens: NDArray[np.int32]  # [num_samples]
 
@@ -120,7 +121,8 @@ class RunView:
     def take_evaluation(self, message: EvaluationCompleted) -> None:
         """An evaluation; a later one of the same version replaces it."""
         version = message.policy_version
-        self.evaluations[version] = Evaluation(version, message.rewards.copy(), message.num_tokens.copy())
+        arrays = message.prompt_ids.copy(), message.rewards.copy(), message.num_tokens.copy()
+        self.evaluations[version] = Evaluation(version, *arrays)
 
     def take_exit(self, name: str, text: str) -> None:
         """A process has ended."""

@@ -226,7 +226,6 @@ async def run(
     summary = summarise(
         view,
         record.outcome,
-        samples_per_prompt=config.evaluation.samples_per_prompt,
         model_path=final_model_path(run_dir),
         now_s=_now_s(),
     )

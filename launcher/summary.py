@@ -97,9 +97,7 @@ class Summary(msgspec.Struct, frozen=True):
     model_path: str | None
 
 
-def summarise(
-    view: RunView, outcome: Outcome, *, samples_per_prompt: int, model_path: Path | None, now_s: float
-) -> Summary:
+def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s: float) -> Summary:
     """The totals of a run that has ended."""
     versions = sorted(view.evaluations)
     before = view.evaluations[versions[0]] if versions else None
@@ -112,9 +110,9 @@ def summarise(
         duration_s=now_s - view.started_at_s,
         num_steps=view.num_steps,
         total_steps=view.total_steps,
-        before=_evaluation(before, samples_per_prompt),
-        after=_evaluation(after, samples_per_prompt),
-        gain=_gain(before, after, samples_per_prompt),
+        before=_evaluation(before),
+        after=_evaluation(after),
+        gain=_gain(before, after),
         tokens=token_account(finished.tokens_by_fate, view.tokens_decoded) if finished else None,
         samples_by_fate=finished.samples_by_fate if finished else {},
         tokens_by_staleness=finished.tokens_by_staleness if finished else {},
@@ -143,38 +141,37 @@ def token_account(tokens_by_fate: dict[str, int], decoded: int) -> TokenAccount:
     return TokenAccount(by_fate, evaluated, sum(by_fate.values()) + evaluated, decoded)
 
 
-def _evaluation(evaluation: Evaluation | None, samples_per_prompt: int) -> EvaluationSummary | None:
+def _evaluation(evaluation: Evaluation | None) -> EvaluationSummary | None:
     if evaluation is None or not len(evaluation.rewards):
         return None
     lengths = evaluation.num_tokens
-    by_prompt = _by_prompt(lengths, samples_per_prompt)
+    spreads = [float(of.std(ddof=1)) for of in _by_prompt(evaluation, lengths).values() if len(of) > 1]
     return EvaluationSummary(
         policy_version=evaluation.policy_version,
         num_samples=len(lengths),
         reward=float(evaluation.rewards.mean()),
         length_mean=float(lengths.mean()),
-        length_std_within_prompt=float(by_prompt.std(axis=1, ddof=1).mean()) if by_prompt is not None else None,
+        length_std_within_prompt=float(np.mean(spreads)) if spreads else None,
         length_p50=float(np.percentile(lengths, 50)),
         length_p99=float(np.percentile(lengths, 99)),
     )
 
 
-def _gain(before: Evaluation | None, after: Evaluation | None, samples_per_prompt: int) -> Gain | None:
+def _gain(before: Evaluation | None, after: Evaluation | None) -> Gain | None:
+    """The standard error is of the paired differences between prompts: the held-out prompts are the same."""
     if before is None or after is None or not len(before.rewards) or not len(after.rewards):
         return None
     gain = float(after.rewards.mean() - before.rewards.mean())
-    first, last = _by_prompt(before.rewards, samples_per_prompt), _by_prompt(after.rewards, samples_per_prompt)
-    if first is None or last is None or first.shape != last.shape or len(first) < 2:
+    first, last = _by_prompt(before, before.rewards), _by_prompt(after, after.rewards)
+    differences = [float(last[prompt].mean() - first[prompt].mean()) for prompt in first.keys() & last.keys()]
+    if len(differences) < 2:
         return Gain(gain, None)
-    differences = last.mean(axis=1) - first.mean(axis=1)  # [num_prompts]
-    return Gain(gain, float(differences.std(ddof=1) / math.sqrt(len(differences))))
+    return Gain(gain, float(np.std(differences, ddof=1) / math.sqrt(len(differences))))
 
 
-def _by_prompt(values: NDArray[np.generic], samples_per_prompt: int) -> NDArray[np.float64] | None:
-    """[num_prompts, samples_per_prompt], or None where a sample is missing or alone."""
-    if samples_per_prompt < 2 or len(values) % samples_per_prompt:
-        return None
-    return values.reshape(-1, samples_per_prompt).astype(np.float64)
+def _by_prompt(evaluation: Evaluation, values: NDArray[np.generic]) -> dict[int, NDArray[np.float64]]:
+    ids = evaluation.prompt_ids
+    return {int(prompt): values[ids == prompt].astype(np.float64) for prompt in np.unique(ids)}
 
 
 # --- the screen ----------------------------------------------------------------------------------------------

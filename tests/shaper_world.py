@@ -80,7 +80,7 @@ class World:
             self.absorb(self.state.peer_up(name, 1, self.now_s))
         for name in self.generators:
             self.receive(name)
-        self.feed(LEARNER, VersionPublished(0))
+            self.apply(name)
 
     # --- moves
 
@@ -106,9 +106,9 @@ class World:
         command = generator.inbox.popleft()
         if isinstance(command, Greet):
             generator.running.clear()
-            self.feed(name, GeneratorReady(self.config.generator.num_slots, 1024))
-            generator.version = self.version
-            self.feed(name, WeightsApplied(self.version, 0.0))
+            self.feed(name, GeneratorReady(command.number, self.config.generator.num_slots, 1024))
+            if generator.version >= 0:  # a new one gets its weights in its own time, see `apply`
+                self.feed(name, WeightsApplied(generator.version, 0.0))
         elif isinstance(command, Generate):
             assert command.sample_id not in generator.running
             generator.running[command.sample_id] = len(command.prefix_tokens)

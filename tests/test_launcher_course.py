@@ -17,7 +17,7 @@ from launcher.supervisor import ProcessExit
 ADDRESSES = link_addresses("127.0.0.1", range(7000, 7005))
 PLAN = plan_run(RunConfig(), Path("/runs/a"), ADDRESSES)
 NAMES = [spec.name for spec in PLAN.processes]
-LIMITS = Limits(finish_s=100.0, stop_s=10.0, grace_s=1.0)
+LIMITS = Limits(finish_s=100.0, stop_s=10.0, grace_s=1.0, no_progress_s=500.0)
 
 
 def running_course() -> Course:
@@ -155,6 +155,17 @@ def test_a_run_without_steps_is_warned_about_once_until_it_moves_again() -> None
     assert course.tick(STALLED_AFTER_S + 1) == []
     course.progressed(100.0)
     assert course.tick(100.0 + STALLED_AFTER_S) != []
+
+
+def test_a_run_without_progress_fails_however_alive_its_processes_look() -> None:
+    course = running_course()
+    course.progressed(100.0)
+    course.tick(100.0 + STALLED_AFTER_S)
+    assert course.tick(599.0) == []
+    actions = course.tick(600.0)
+    reason = "no step for 500 s (telemetry.no_progress_timeout_s)"
+    assert course.outcome == Outcome("failed", reason)
+    assert actions[0] == Notice(reason)
 
 
 def test_a_step_is_one_line_once_all_have_spoken() -> None:

@@ -2,7 +2,6 @@
 
 import socket
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -123,10 +122,9 @@ def test_a_port_in_use_is_named_with_its_setting() -> None:
     ]
 
 
-def test_nccl_without_a_driver_is_refused() -> None:
+def test_nccl_is_refused_where_weights_are_in_host_memory() -> None:
     config = RunConfig.model_validate({"weights": {"backend": "nccl"}})
-    with patch.object(Path, "exists", return_value=False):
-        assert [problem.place for problem in check_devices(config)] == ["weights.backend"]
+    assert [problem.place for problem in check_devices(config)] == ["weights.backend"]
 
 
 def test_free_ports_are_a_block_below_the_range_of_outgoing_connections() -> None:

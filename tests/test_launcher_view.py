@@ -155,13 +155,17 @@ def test_sparklines_bars_and_clocks() -> None:
 
 def summary_of(view: RunView, status: str = "finished") -> Summary:
     outcome = Outcome(status, "why")  # type: ignore[arg-type]
-    return summarise(view, outcome, samples_per_prompt=2, model_path=Path("/runs/a/model"), now_s=160.0)
+    return summarise(view, outcome, model_path=Path("/runs/a/model"), now_s=160.0)
 
 
 def finished_view(decoded: int) -> RunView:
     view = new_view()
-    before = EvaluationCompleted(0, np.array([0, 0, 1, 0], np.float32), np.array([10, 14, 40, 40], np.int32))
-    after = EvaluationCompleted(10, np.array([1, 1, 1, 0], np.float32), np.array([10, 10, 20, 24], np.int32))
+    before = EvaluationCompleted(
+        0, np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0], np.float32), np.array([10, 14, 40, 40], np.int32)
+    )
+    after = EvaluationCompleted(
+        10, np.array([0, 0, 1, 1]), np.array([1, 1, 1, 0], np.float32), np.array([10, 10, 20, 24], np.int32)
+    )
     view.take_evaluation(before)
     view.take_evaluation(after)
     view.take_status("generator/0", status(50.0, decoded, 40.0))
@@ -181,14 +185,16 @@ def test_the_gain_and_its_error_are_of_paired_prompts() -> None:
     assert summary.before.length_mean == 26.0
 
 
-def test_an_evaluation_with_a_sample_missing_has_no_numbers_per_prompt() -> None:
+def test_a_sample_without_a_reward_leaves_the_numbers_of_its_prompt_right() -> None:
     view = finished_view(1000)
-    view.take_evaluation(EvaluationCompleted(10, np.ones(3, np.float32), np.ones(3, np.int32)))
+    ids, rewards = np.array([0, 0, 1]), np.array([1, 1, 0], np.float32)
+    view.take_evaluation(EvaluationCompleted(10, ids, rewards, np.array([10, 14, 40], np.int32)))
     summary = summary_of(view)
     assert summary.after is not None
-    assert summary.after.length_std_within_prompt is None
+    assert summary.after.length_std_within_prompt == pytest.approx(2.82843, rel=1e-4)  # of the first prompt alone
     assert summary.gain is not None
-    assert summary.gain.standard_error is None
+    # prompt means before (0, .5), after (1, 0): differences (1, -.5), standard deviation 1.0607, over sqrt(2)
+    assert summary.gain.standard_error == pytest.approx(0.75)
 
 
 def test_tokens_that_do_not_add_up_are_said_so() -> None:

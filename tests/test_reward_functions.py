@@ -168,9 +168,14 @@ def test_every_built_in_name_can_be_loaded(name: str) -> None:
 # --- values --------------------------------------------------------------------------------------------------
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**1000), 2**1000) | st.booleans())
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32) | st.integers(-(2**127), 2**127) | st.booleans())
 def test_a_finite_number_is_a_reward(value: float) -> None:
     assert checked_reward(value) == float(value)
+
+
+def test_a_number_beyond_float32_is_refused_because_it_would_travel_as_infinity() -> None:
+    with pytest.raises(NotFiniteError, match="1e\\+39"):
+        checked_reward(1e39)
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.int64(3), np.bool_(True)])

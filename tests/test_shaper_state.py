@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from darts_async.errors import DataError
 from darts_async.protocol import Cancel, EvaluationCompleted, GroupsCommitted, SampleFinished, StepCompleted
 from darts_async.shaper.state import LEARNER, Phase
 from tests.shaper_world import World, world_config
@@ -189,6 +190,68 @@ def test_a_stop_cancels_what_runs_and_accounts_for_every_token() -> None:
     assert world.finished.reason == "interrupted"
     assert set(world.ended.values()) == {1}
     assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+
+
+def test_a_slow_group_of_its_own_step_is_waited_for() -> None:
+    """With one group to a step nobody else waits, however long it takes."""
+    config = world_config(
+        learner={"steps": 2, "groups_per_step": 1},
+        staleness={"max_staleness": 0, "cut_after_s": 5.0},
+        evaluation={"samples_per_prompt": 0},
+    )
+    world = World(config)
+    world.absorb(world.state.tick(world.now_s + 1000.0))
+    assert not world.dropped
+    world.run(random.Random(0))
+    check_accounts(world)
+
+
+def test_a_sample_never_goes_on_under_older_weights() -> None:
+    world = World(world_config(evaluation={"samples_per_prompt": 0}), num_generators=2)
+    first, second = sorted(world.generators)
+    rng = random.Random(0)
+    while world.version == 0:
+        move, *arguments = rng.choice(world.moves())
+        move(*arguments)
+    if world.generators[first].version == 0:
+        world.apply(first)
+    assert world.generators[second].version == 0
+    while world.generators[first].inbox:
+        world.receive(first)
+    moving = sorted(world.generators[first].running)
+    world.decode(first, moving)
+    world.fall_silent(first)
+    while world.generators[second].inbox:
+        world.receive(second)
+    assert not set(moving) & set(world.generators[second].running)
+    world.run(rng)
+    check_accounts(world)
+
+
+def test_a_commit_after_everything_was_given_up_changes_nothing() -> None:
+    world = World(world_config())
+    rng = random.Random(2)
+    while len(world.step_groups) < world.config.learner.groups_per_step:
+        move, *arguments = rng.choice([m for m in world.moves() if m[0] != world.learn])
+        move(*arguments)
+    world.absorb(world.state.stop("interrupted", world.now_s))
+    world.absorb(world.state.abandon(world.now_s))
+    assert world.state.phase is Phase.FINISHED
+    world.learn()
+    assert set(world.ended.values()) == {1}
+
+
+def test_a_run_in_which_every_group_comes_to_nothing_ends_with_an_error() -> None:
+    world = World(world_config(evaluation={"samples_per_prompt": 0}))
+    rng = random.Random(0)
+
+    def fail_for_ever() -> None:
+        while True:
+            move, *arguments = rng.choice(world.moves())
+            world.judge(fails=True) if move == world.judge else move(*arguments)
+
+    with pytest.raises(DataError, match="came to nothing one after another"):
+        fail_for_ever()
 
 
 def test_a_stop_without_acknowledgements_ends_with_lost_samples() -> None:

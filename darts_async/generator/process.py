@@ -28,7 +28,7 @@ from darts_async.protocol import (
     Shutdown,
     WeightsApplied,
 )
-from darts_async.transport import Event, PeerDown, PeerUp, Received
+from darts_async.transport import Event, PeerDown, Received
 from darts_async.weights.receive import Receiver
 
 IDLE_CHECK_S = 1.0
@@ -79,7 +79,7 @@ class GeneratorActor:
         self._outgoing = Outgoing(runtime.config.generator.flush_every_steps)
         self._commands: deque[Generate | Cancel] = deque()  # bounded by the link's credit and the shaper's seats
         self._swap: _Swap | None = None
-        self._greeted = False
+        self._greeting: Greet | None = None
         self._live: set[int] = set()
         self._work = asyncio.Event()
         self._version = -1
@@ -99,12 +99,12 @@ class GeneratorActor:
     def handle(self, event: Event) -> None:
         """A command for the engine, or something about weights."""
         match event:
-            case Received(link="generators", peer=peer, message=Greet()):
+            case Received(link="generators", peer=peer, message=Greet() as greeting):
                 self._shaper = peer
                 self._commands.clear()
-                self._greeted = True
+                self._greeting = greeting
                 self._work.set()
-            case PeerUp(link="weights", peer=peer):
+            case Received(link="weights", peer=peer, message=Greet()):
                 self._learner = peer
                 self._join()
             case PeerDown(link=link, peer=peer, reason=reason):
@@ -159,8 +159,9 @@ class GeneratorActor:
 
     async def _boundary(self, engine: Engine) -> None:
         """Between two steps: start over if greeted, swap weights, apply commands."""
-        if self._greeted:
-            await self._start_over(engine)
+        if self._greeting is not None:
+            greeting, self._greeting = self._greeting, None
+            await self._start_over(engine, greeting)
         if self._swap is not None:
             swap, self._swap = self._swap, None
             await self._swap_in(engine, swap)
@@ -172,16 +173,15 @@ class GeneratorActor:
                 case Cancel(sample_id=sample_id):
                     engine.cancel(sample_id)
 
-    async def _start_over(self, engine: Engine) -> None:
-        """Drop every sample, unreported: the shaper has given them to others. Then say what this generator is."""
-        self._greeted = False
-        self._outgoing.flush(self._version)
+    async def _start_over(self, engine: Engine, greeting: Greet) -> None:
+        """Drop every sample: the shaper has given them to others. Then say what this generator is."""
+        self._flush()  # nobody waits for these tokens, but they were decoded and are to be counted
         for sample_id in self._live:
             engine.cancel(sample_id)
         while engine.num_unfinished:
             await engine.step()
         self._live.clear()
-        self._tell_shaper(GeneratorReady(engine.num_slots, engine.max_context_tokens))
+        self._tell_shaper(GeneratorReady(greeting.number, engine.num_slots, engine.max_context_tokens))
         if self._version >= 0:
             self._tell_shaper(WeightsApplied(self._version, 0.0))
 
@@ -200,7 +200,7 @@ class GeneratorActor:
         """Until a command or weights arrive; woken now and then so that a lost wake-up costs a second, not a run."""
         self._flush()
         self._work.clear()
-        if self._commands or self._greeted or self._swap is not None:
+        if self._commands or self._greeting is not None or self._swap is not None:
             return
         try:
             async with asyncio.timeout(IDLE_CHECK_S):

@@ -34,7 +34,7 @@ from darts_async.protocol import (
     TrainGroup,
     VersionPublished,
 )
-from darts_async.transport import Event, PeerDown, Received
+from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.publish import Publisher
 
 CHECKPOINTS_DIR = "checkpoints"
@@ -62,9 +62,10 @@ class LearnerActor:
         self._published = -1
         self._shaper: str | None = None
         self._num_tokens = 0
+        self._num_greetings = 0
         self._state = "loading"
-        self._export = False
-        self.done = False
+        self._leaving: Shutdown | None = None
+        self._trained = False
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Load the model, publish its weights, take groups."""
@@ -92,6 +93,9 @@ class LearnerActor:
             case Received(link="learner", peer=peer, message=Greet()):
                 self._shaper = peer
                 self._announce()
+            case PeerUp(link="weights", peer=peer):
+                self._num_greetings += 1
+                self._send_generator(peer, Greet(self._num_greetings))
             case PeerDown(link="weights", peer=peer, reason=reason):
                 log.warning("peer_lost", peer=peer, reason=reason)
                 self._publisher.peer_lost(peer)
@@ -109,9 +113,13 @@ class LearnerActor:
         """Nothing to do."""
 
     def shutdown(self, message: Shutdown) -> None:
-        """Leave; a complete run leaves its model behind."""
-        self._export = message.finished
-        self.done = True
+        """Leave; a complete run leaves its last checkpoint and its model behind."""
+        self._leaving = message
+
+    @property
+    def done(self) -> bool:
+        """A complete run ends when the last checkpoint is written, any other at once."""
+        return self._leaving is not None and (self._trained or not self._leaving.finished)
 
     def gauges(self) -> Gauges:
         """For the status."""
@@ -124,7 +132,7 @@ class LearnerActor:
     async def close(self) -> None:
         """Leave the weight group; write the final model if the run is complete."""
         await self._publisher.close()
-        if self._export and self._trainer is not None:
+        if self._leaving is not None and self._leaving.finished and self._trainer is not None:
             target = self._runtime.run_dir / MODEL_DIR
             await asyncio.to_thread(checkpoint.export, self._trainer.model, self._tokenizer_dir, target)
 
@@ -144,6 +152,7 @@ class LearnerActor:
             tasks.create_task(self._publish(trainer), name="publish")
             await self._checkpoint(trainer)
         self._state = "finished"
+        self._trained = True
 
     async def _add_groups(self, trainer: Trainer) -> list[int]:
         """Forward and backward of the groups of one step, as they arrive."""

@@ -49,8 +49,11 @@ def load_function(name: str) -> RewardFunction:
     return function
 
 
+_LARGEST_REWARD = float(np.finfo(np.float32).max)
+
+
 def checked_reward(value: object) -> float:
-    """`value` as a float, if it is a finite number.
+    """`value` as a float, if it is a finite number in the range of float32, in which rewards travel.
 
     Raises:
         NotFiniteError: it is something else.
@@ -61,7 +64,7 @@ def checked_reward(value: object) -> float:
         reward = float(value)
     except OverflowError:
         reward = math.inf
-    if not math.isfinite(reward):
+    if not abs(reward) <= _LARGEST_REWARD:
         raise NotFiniteError(f"the reward must be finite, and {_shown(value)} is not")
     return reward
 

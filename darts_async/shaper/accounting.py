@@ -46,10 +46,6 @@ class StepStatistics:
         """Remember the pool of a group, before the rule's choice."""
         self._pools[group.group_id] = pool_statistics(group)
 
-    def forget(self, group_id: int) -> None:
-        """The group was dropped after all."""
-        self._pools.pop(group_id, None)
-
     def close(self, step: int, groups: list[Group]) -> dict[str, float]:
         """Metrics of one step over its groups."""
         kept = [sample for group in groups for sample, _ in group.kept or []]

@@ -83,6 +83,9 @@ class Group:
     prompt: Prompt
     purpose: Purpose
     samples: list[Sample]
+    floor: int = 0
+    """No token of it is of an older version than this."""
+    opened_s: float = 0.0
     survivors: frozenset[int] = frozenset()
     """Sample ids that a survivor draw spared."""
     kept: list[tuple[Sample, float]] | None = None

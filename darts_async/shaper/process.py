@@ -9,14 +9,14 @@ import structlog
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.prompts.load import load_prompts
 from darts_async.prompts.source import ShuffledPrompts
-from darts_async.protocol import Shutdown
+from darts_async.protocol import SampleRejected, Shutdown
 from darts_async.shaper.ledger import GroupDropped, LedgerWriter, VersionSeen
 from darts_async.shaper.state import Incoming, Phase, ShaperState
 from darts_async.shaper.workload import Forget, Output, Send
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
 LEDGER_FILE = "ledger.msgpack"
-STOP_WITHIN_S = 3.0
+STOP_WITHIN_S = 4.0
 """How long engines have to acknowledge what a stop cancels."""
 _LINK_OF_ROLE = {"generator": "generators", "reward": "rewards", "learner": "learner", "launcher": "launcher"}
 
@@ -33,7 +33,7 @@ class ShaperActor:
         self._state = ShaperState(runtime.config, source, sets.held_out)
         self._ledger = LedgerWriter(runtime.run_dir / LEDGER_FILE)
         self._stop_at_s: float | None = None
-        self.done = False
+        self._leaving = False
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Nothing takes long."""
@@ -44,6 +44,8 @@ class ShaperActor:
         with self._runtime.clock.busy("decide"):
             match event:
                 case Received(peer=peer, message=message):
+                    if isinstance(message, SampleRejected):
+                        log.error("sample_rejected", sample_id=message.sample_id, error=message.error)
                     outputs = self._state.handle(peer, cast(Incoming, message), now_s)
                 case PeerUp(peer=peer, incarnation=incarnation):
                     outputs = self._state.peer_up(peer, incarnation, now_s)
@@ -60,13 +62,17 @@ class ShaperActor:
             self._carry_out(self._state.abandon(now_s))
 
     def shutdown(self, message: Shutdown) -> None:
-        """Early: cancel what runs and report once the engines have acknowledged. At the end: leave."""
-        if self._state.phase is Phase.FINISHED:
-            self.done = True
-        elif self._stop_at_s is None:
+        """Early: cancel what runs, report once the engines have acknowledged, and leave. At the end: leave."""
+        self._leaving = True
+        if self._state.phase is not Phase.FINISHED and self._stop_at_s is None:
             now_s = time.monotonic()
             self._stop_at_s = now_s + STOP_WITHIN_S
             self._carry_out(self._state.stop(message.reason, now_s))
+
+    @property
+    def done(self) -> bool:
+        """Everything is accounted for and the launcher has said so."""
+        return self._leaving and self._state.phase is Phase.FINISHED
 
     def gauges(self) -> Gauges:
         """For the status."""

@@ -29,15 +29,20 @@ class GeneratorPool:
     def __init__(self) -> None:
         self._seats: dict[str, GeneratorSeat] = {}
         self._published_version = -1
+        self._routable: dict[str, GeneratorSeat] = {}
+        """The seats that have applied the newest published version; renewed when seats or versions change."""
+        self._lowest_version: int | None = None
 
     def join(self, name: str, capacity: int) -> None:
         """A generator is up, without weights."""
         assert name not in self._seats, name
         self._seats[name] = GeneratorSeat(capacity)
+        self._route()
 
     def leave(self, name: str) -> set[int]:
         """A generator is gone; the samples it held are returned."""
         seat = self._seats.pop(name, None)
+        self._route()
         return seat.sample_ids if seat else set()
 
     def applied(self, name: str, policy_version: int) -> None:
@@ -46,23 +51,32 @@ class GeneratorPool:
         if seat is not None:
             assert policy_version >= seat.policy_version, (name, policy_version)
             seat.policy_version = policy_version
+            self._route()
 
     def published(self, policy_version: int) -> None:
         """Generators that have not applied this version get no new work until they have."""
         self._published_version = max(self._published_version, policy_version)
+        self._route()
 
     @property
     def lowest_version(self) -> int | None:
         """The oldest version that a sample started now could be decoded under; None if nobody is routable."""
-        return min((seat.policy_version for _, seat in self._routable()), default=None)
+        return self._lowest_version
 
-    def roomiest(self) -> str | None:
-        """The routable generator with most room, if any has room. Ties go to the first by name."""
-        return min(((-seat.room, name) for name, seat in self._routable() if seat.room > 0), default=(0, None))[1]
+    def roomiest(self, oldest: int = 0) -> str | None:
+        """The routable generator of version `oldest` or later with most room, if any has room. Ties go to the first
+        by name."""
+        best, most = None, 0
+        for name, seat in self._routable.items():
+            room = seat.room
+            if room > most and seat.policy_version >= oldest:
+                best, most = name, room
+        return best
 
-    def has_room(self, name: str) -> bool:
-        """Whether this generator could take one more sample."""
-        return any(seat.room > 0 for routable, seat in self._routable() if routable == name)
+    def has_room(self, name: str, oldest: int = 0) -> bool:
+        """Whether this generator could take one more sample, and decodes under version `oldest` or later."""
+        seat = self._routable.get(name)
+        return seat is not None and seat.room > 0 and seat.policy_version >= oldest
 
     def assign(self, name: str, sample_id: int) -> None:
         """A sample takes a place."""
@@ -82,9 +96,11 @@ class GeneratorPool:
         """All generators that are up."""
         return iter(self._seats.items())
 
-    def _routable(self) -> Iterator[tuple[str, GeneratorSeat]]:
+    def _route(self) -> None:
         oldest = max(self._published_version, 0)
-        return ((name, seat) for name, seat in self._seats.items() if seat.policy_version >= oldest)
+        names = sorted(name for name, seat in self._seats.items() if seat.policy_version >= oldest)
+        self._routable = {name: self._seats[name] for name in names}
+        self._lowest_version = min((seat.policy_version for seat in self._routable.values()), default=None)
 
 
 class RewardPool:

@@ -35,6 +35,8 @@ class StalenessWindow:
         self._num_shipped = num_shipped
         self._floors: dict[int, int] = {}
         self._open_by_deadline: Counter[int] = Counter()
+        self._answers: dict[tuple[int | None, int | None, int], bool] = {}
+        """What `_feasible` has answered since the last change: the same few questions come with every event."""
 
     @property
     def next_step(self) -> int:
@@ -59,8 +61,7 @@ class StalenessWindow:
         """Open a group."""
         assert group_id not in self._floors, group_id
         assert self.may_admit(floor), (group_id, floor)
-        self._floors[group_id] = floor
-        self._open_by_deadline[floor + self._max_staleness] += 1
+        self._open(group_id, floor)
 
     def deadline(self, group_id: int) -> int:
         """The last step that may consume an open group."""
@@ -70,8 +71,7 @@ class StalenessWindow:
         """The oldest token of an open group is now known to be of version `floor`: later than it might have been."""
         assert floor >= self._floors[group_id], (group_id, floor, self._floors[group_id])
         self._close(group_id)
-        self._floors[group_id] = floor
-        self._open_by_deadline[floor + self._max_staleness] += 1
+        self._open(group_id, floor)
 
     def may_ship(self, group_id: int) -> bool:
         """Whether a complete group may enter the next step, slower groups considered."""
@@ -91,8 +91,8 @@ class StalenessWindow:
                 f"group {group_id} has tokens of version {floor}; step {step} would train on them at staleness "
                 f"{step - floor}, and max_staleness is {self._max_staleness}"
             )
-        self._close(group_id)
         self._num_shipped += 1
+        self._close(group_id)
         return step
 
     def drop(self, group_id: int) -> None:
@@ -103,9 +103,15 @@ class StalenessWindow:
         """Invariants: the counts agree and (H) holds."""
         expected = Counter(floor + self._max_staleness for floor in self._floors.values())
         assert expected == self._open_by_deadline, (expected, self._open_by_deadline)
-        assert self._feasible(), (self._num_shipped, sorted(self._floors.items()))
+        assert self._holds(None, None, 0), (self._num_shipped, sorted(self._floors.items()))
+
+    def _open(self, group_id: int, floor: int) -> None:
+        self._answers.clear()
+        self._floors[group_id] = floor
+        self._open_by_deadline[floor + self._max_staleness] += 1
 
     def _close(self, group_id: int) -> None:
+        self._answers.clear()
         deadline = self._floors.pop(group_id) + self._max_staleness
         self._open_by_deadline[deadline] -= 1
         if not self._open_by_deadline[deadline]:
@@ -113,9 +119,16 @@ class StalenessWindow:
 
     def _feasible(self, *, added: int | None = None, removed: int | None = None, shipped: int = 0) -> bool:
         """Condition (H) after a change."""
-        counts = self._open_by_deadline.copy()
+        question = added, removed, shipped
+        answer = self._answers.get(question)
+        if answer is None:
+            answer = self._answers[question] = self._holds(*question)
+        return answer
+
+    def _holds(self, added: int | None, removed: int | None, shipped: int) -> bool:
+        counts = dict(self._open_by_deadline)
         if added is not None:
-            counts[added] += 1
+            counts[added] = counts.get(added, 0) + 1
         if removed is not None:
             counts[removed] -= 1
         num_shipped, num_due = self._num_shipped + shipped, 0

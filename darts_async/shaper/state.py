@@ -15,6 +15,7 @@ from enum import Enum, auto
 import numpy as np
 
 from darts_async.config import RunConfig
+from darts_async.errors import DataError
 from darts_async.prompts.source import Prompt, PromptSource
 from darts_async.protocol import (
     Cancel,
@@ -50,6 +51,9 @@ LAUNCHER = "launcher"
 MAX_RETRIES_PER_PROMPT = 3
 """A prompt whose groups came to nothing this often is left until the source brings it again."""
 
+MAX_DROPPED_IN_A_ROW = 200
+"""Without a complete group in between: the run cannot go on."""
+
 Incoming = GeneratorToShaper | RewardToShaper | LearnerToShaper
 
 
@@ -79,13 +83,15 @@ class ShaperState:
         self.phase = Phase.STARTING
         self.work = Workload(config)
         self._incarnations: dict[str, int] = {}
+        self._greetings: dict[str, int] = {}
         self._learner_up = False
         self._learner_fed_s = 0.0
         self._complete: dict[int, Group] = {}
         self._shipped: dict[int, Group] = {}
         self._requeued: deque[Prompt] = deque()
         self._retries: Counter[int] = Counter()
-        self._evaluated: list[Sample] = []
+        self._num_dropped_in_a_row = 0
+        self._evaluated: list[tuple[int, Sample]] = []
         self._statistics = StepStatistics()
         self.num_steps = 0
         self._stop_reason = "finished"
@@ -107,7 +113,8 @@ class ShaperState:
             case WeightsApplied():
                 self.work.generators.applied(peer, message.policy_version)
             case GeneratorReady():
-                self.work.generators.join(peer, message.num_slots + self._config.generator.max_queued)
+                if message.greeting == self._greetings.get(peer):
+                    self.work.generators.join(peer, message.num_slots + self._config.generator.max_queued)
             case SampleRejected():
                 self._sample_rejected(peer, message)
             case ScoreFailed():
@@ -129,7 +136,8 @@ class ShaperState:
         if self._incarnations.get(peer, incarnation) != incarnation:
             self._record(Forget(peer))
         self._incarnations[peer] = incarnation
-        self._record(Send(peer, Greet()))
+        self._greetings[peer] = self._greetings.get(peer, 0) + 1
+        self._record(Send(peer, Greet(self._greetings[peer])))
         return self._advance(now_s)
 
     def peer_lost(self, peer: str, now_s: float) -> list[Output]:
@@ -139,9 +147,10 @@ class ShaperState:
 
     def tick(self, now_s: float) -> list[Output]:
         """Time has passed: a group that alone keeps the learner waiting for too long is cut."""
-        if self.phase is Phase.TRAINING and now_s - self._learner_fed_s > self._config.staleness.cut_after_s:
+        patience_s = self._config.staleness.cut_after_s
+        if self.phase is Phase.TRAINING and now_s - self._learner_fed_s > patience_s:
             group = self._blocking_group()
-            if group is not None:
+            if group is not None and now_s - group.opened_s > patience_s:
                 self._drop(group, fate="stale", reason="kept_learner_waiting")
                 self._learner_fed_s = now_s
         return self._advance(now_s)
@@ -159,6 +168,7 @@ class ShaperState:
 
     def abandon(self, now_s: float) -> list[Output]:
         """What has not been acknowledged by the end of a stop is lost."""
+        self._shipped.clear()
         for sample in self.work.samples():
             if sample.stage is not Stage.ENDED:
                 self.work.end(sample, "lost", "unacknowledged_at_stop")
@@ -275,6 +285,8 @@ class ShaperState:
         self._statistics.completed(group)
         group.kept = kept
         self._complete[group.group_id] = group
+        self._num_dropped_in_a_row = 0
+        self._retries.pop(group.prompt.prompt_id, None)
         self._window.set_floor(group.group_id, group.oldest_kept_version)
         chosen = {sample.sample_id for sample, _ in kept}
         for sample in group.at(Stage.SCORED, Stage.UNSCORABLE):
@@ -284,7 +296,7 @@ class ShaperState:
     def _complete_evaluation(self, group: Group) -> None:
         for sample in group.samples:
             if sample.stage is Stage.SCORED:
-                self._evaluated.append(sample)
+                self._evaluated.append((group.prompt.prompt_id, sample))
                 self.work.end(sample, "evaluated", "held_out")
             else:
                 self.work.end(sample, "filtered", sample.end_reason)
@@ -293,6 +305,12 @@ class ShaperState:
         """Give an incomplete training group up and ask its prompt again."""
         self._window.drop(group.group_id)
         self._record(GroupDropped(group.group_id, reason))
+        self._num_dropped_in_a_row += 1
+        if self._num_dropped_in_a_row > MAX_DROPPED_IN_A_ROW:
+            raise DataError(
+                f"{self._num_dropped_in_a_row} groups came to nothing one after another, the last because of "
+                f"{reason!r}: no step can be filled; the logs of reward and generator say why"
+            )
         if self._retries[group.prompt.prompt_id] < MAX_RETRIES_PER_PROMPT:
             self._retries[group.prompt.prompt_id] += 1
             self._requeued.append(group.prompt)
@@ -306,12 +324,12 @@ class ShaperState:
                 self.work.end(sample, fate, sample.end_reason or reason)
 
     def _blocking_group(self) -> Group | None:
-        """The slowest group, if it alone keeps the learner waiting."""
+        """The slowest group, if it alone keeps the learner and others waiting."""
+        size = self._config.learner.groups_per_step
         groups = [g for g in self.work.groups.values() if g.purpose == "train" and g.undecided]
-        learner_waits = len(self._shipped) < self._config.learner.groups_per_step
-        if not groups or not learner_waits or not (self._complete or len(groups) == 1):
-            return None
-        return min(groups, key=self._urgency)
+        learner_waits = self._learner_up and len(self._shipped) < size
+        others_wait = bool(self._complete) or (len(groups) == 1 and self._window.num_shipped % size > 0)
+        return min(groups, key=self._urgency) if groups and learner_waits and others_wait else None
 
     def _urgency(self, group: Group) -> tuple[int, int]:
         return self._window.deadline(group.group_id), group.group_id
@@ -323,7 +341,7 @@ class ShaperState:
         self._change_phase(now_s)
         self.work.judge_waiting()
         self.work.place()
-        self._admit()
+        self._admit(now_s)
         return self._take()
 
     def _ship(self, now_s: float) -> None:
@@ -338,7 +356,7 @@ class ShaperState:
                 self._record(Send(LEARNER, train_group(group)))
                 self._learner_fed_s = now_s
 
-    def _admit(self) -> None:
+    def _admit(self, now_s: float) -> None:
         """Open groups while generators have room and the window allows."""
         while self.phase is Phase.TRAINING and self.work.has_room:
             floor = self.work.generators.lowest_version
@@ -347,13 +365,13 @@ class ShaperState:
             if num_unfinished >= self._num_train_groups or not self._window.may_admit(floor):
                 return
             prompt = self._requeued.popleft() if self._requeued else self._prompts.draw()
-            group = self._open(prompt, self._config.shaping.launch, floor)
+            group = self._open(prompt, self._config.shaping.launch, floor, now_s)
             self._window.admit(group.group_id, floor)
             self.work.place()
 
-    def _open(self, prompt: Prompt, num_samples: int, floor: int) -> Group:
+    def _open(self, prompt: Prompt, num_samples: int, floor: int, now_s: float) -> Group:
         purpose: Purpose = "train" if self.phase is Phase.TRAINING else "evaluate"
-        group = self.work.open(prompt, purpose, num_samples)
+        group = self.work.open(prompt, purpose, num_samples, floor, now_s)
         self._record(
             GroupOpened(group.group_id, prompt.prompt_id, group.purpose, num_samples, floor, self._prompts.cursor)
         )
@@ -363,12 +381,12 @@ class ShaperState:
         lowest = self.work.generators.lowest_version
         match self.phase:
             case Phase.STARTING if self._learner_up and self.work.rewards.num_up and lowest is not None:
-                self._begin_evaluation(Phase.EVALUATING_BEFORE, lowest)
+                self._begin_evaluation(Phase.EVALUATING_BEFORE, lowest, now_s)
             case Phase.EVALUATING_BEFORE if not self.work.groups:
                 self._report_evaluation()
                 self.phase, self._learner_fed_s = Phase.TRAINING, now_s
             case Phase.TRAINING if self.num_steps == self._config.learner.steps == lowest:
-                self._begin_evaluation(Phase.EVALUATING_AFTER, lowest)
+                self._begin_evaluation(Phase.EVALUATING_AFTER, lowest, now_s)
             case Phase.EVALUATING_AFTER if not self.work.groups:
                 self._report_evaluation()
                 self._finish()
@@ -378,16 +396,18 @@ class ShaperState:
                 return
         self._change_phase(now_s)  # without held-out prompts an evaluation ends as it begins
 
-    def _begin_evaluation(self, phase: Phase, floor: int) -> None:
+    def _begin_evaluation(self, phase: Phase, floor: int, now_s: float) -> None:
         self.phase = phase
         for prompt in self._held_out:
-            self._open(prompt, self._config.evaluation.samples_per_prompt, floor)
+            self._open(prompt, self._config.evaluation.samples_per_prompt, floor, now_s)
 
     def _report_evaluation(self) -> None:
-        samples = sorted(self._evaluated, key=lambda s: s.sample_id)
+        evaluated = sorted(self._evaluated, key=lambda pair: pair[1].sample_id)
+        samples = [sample for _, sample in evaluated]
         if samples:
             report = EvaluationCompleted(
                 policy_version=self.num_steps,
+                prompt_ids=np.array([prompt_id for prompt_id, _ in evaluated], np.int64),
                 rewards=np.array([s.reward for s in samples], np.float32),
                 num_tokens=np.array([s.num_tokens for s in samples], np.int32),
             )

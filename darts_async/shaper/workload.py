@@ -71,17 +71,21 @@ class Workload:
         """Whether a sample opened now would start at once."""
         return not self._waiting and self.generators.roomiest() is not None
 
-    def open(self, prompt: Prompt, purpose: Purpose, num_samples: int) -> Group:
-        """A new group, all of whose samples wait to be placed."""
+    def open(self, prompt: Prompt, purpose: Purpose, num_samples: int, floor: int, now_s: float) -> Group:
+        """A new group, all of whose samples wait to be placed, where no token can be older than `floor`."""
         group_id = self._next_group_id
         self._next_group_id += 1
         samples = [Sample(sample_id_of(group_id, index)) for index in range(num_samples)]
-        group = self.groups[group_id] = Group(group_id, prompt, purpose, samples)
+        group = self.groups[group_id] = Group(group_id, prompt, purpose, samples, floor, now_s)
         self._waiting.extend(samples)
         return group
 
     def place(self) -> None:
-        """Waiting samples go to generators with room; a group stays together where it fits."""
+        """Waiting samples go to generators with room; a group stays together where it fits.
+
+        A sample never goes back to weights older than its group's floor or its own last token: versions never
+        decrease along a sample, and the floor is what the staleness window relies on.
+        """
         home: tuple[int, str] | None = None
         while self._waiting:
             sample = self._waiting[0]
@@ -89,8 +93,9 @@ class Workload:
                 self._waiting.popleft()
                 continue
             group_id = group_id_of(sample.sample_id)
-            stays = home is not None and home[0] == group_id and self.generators.has_room(home[1])
-            name = home[1] if stays and home is not None else self.generators.roomiest()
+            oldest = max(self.groups[group_id].floor, sample.newest_version or 0)
+            stays = home is not None and home[0] == group_id and self.generators.has_room(home[1], oldest)
+            name = home[1] if stays and home is not None else self.generators.roomiest(oldest)
             if name is None:
                 return
             self._waiting.popleft()
