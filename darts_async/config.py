@@ -143,46 +143,96 @@ class SamplingConfig(Section):
     """Cap on the response length."""
 
 
-class ShapingConfig(Section):
-    """Distribution-aware shaping: which of the launched samples are decoded to the end, and which are trained."""
+Baseline = Literal["group", "history", "leave_one_out"]
 
-    rule: Literal["none", "dual_end", "survivor"] = "dual_end"
-    """`none`: plain GRPO, `launch` must equal `keep`. `dual_end`: the `shortest` shortest and `longest` longest
-    by tokens. `survivor`: once `shortest` have finished, `longest` of the others survive a uniform draw."""
+
+class ShapingConfig(Section):
+    """Distribution-aware shaping: which of the launched samples are decoded to the end, and which are trained.
+
+    A setting that the rule does not name is not read, so that arms of an experiment differ in `rule` alone.
+    """
+
+    rule: Literal["none", "random", "shortest", "longest", "dual_end", "survivor", "qlpo"] = "dual_end"
+    """`none`: plain GRPO, `launch` must equal `keep`. `random`: `keep` of the finished by lot. `shortest`, `longest`:
+    that end alone. `dual_end`: the `shortest` shortest and the `longest` longest. `survivor`: once `shortest` have
+    finished, `longest` of the others survive a uniform draw. `qlpo`: mostly short right and mostly long wrong ones."""
     keep: Annotated[int, Field(gt=0, le=1024)] = 8
     """Samples trained per prompt (M)."""
     launch: Annotated[int, Field(gt=0, le=2048)] = 10
     """Samples launched per prompt (R): the redundant exploration space."""
     shortest: NonNegative = 7
-    """Samples kept from the short end (K)."""
+    """`dual_end`, `survivor`: samples kept from the short end (K)."""
     longest: NonNegative = 1
-    """Samples kept from the long end (L)."""
+    """`dual_end`, `survivor`: samples kept from the long end (L)."""
+    order: Literal["tokens", "completion"] = "tokens"
+    """`shortest`, `longest`, `dual_end`, `qlpo`: what makes a sample short, few tokens or an early finish."""
     exclude_capped: bool = True
-    """`dual_end`: samples cut at the length cap are kept only where there are too few others."""
+    """`shortest`, `longest`, `dual_end`: samples cut at the length cap are kept only where there are too few others."""
     early_stop: bool = False
-    """`dual_end`: stop a group as soon as `keep` samples have finished, and cancel the rest in flight."""
+    """`shortest`, `dual_end`: stop a group as soon as `keep` samples have finished, and cancel the rest in flight."""
+    guard: bool = False
+    """Where the finished samples have rewards on both sides of their mean, so have the kept: one is exchanged if need
+    be. Changes nothing where all finished samples are kept (`none`, `survivor`, `early_stop`)."""
+    qlpo_alpha: Annotated[float, Field(ge=0)] = 1 / 3
+    """`qlpo`: 1 / (1 + this) of the right ones are the shortest, as of the wrong ones the longest."""
     weight_power: Fraction = 0.0
-    """`survivor`: inverse inclusion probabilities enter the loss to this power (gamma)."""
+    """`survivor`: inverse inclusion probabilities enter the loss to this power (gamma). 1 is unbiased."""
+    baseline: Baseline = "group"
+    """What a reward is compared with. `group`: the mean of the kept. `history`: the prompt's pass rate on earlier
+    visits. `leave_one_out`: the mean of its siblings, those that were cancelled included by their weights."""
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
-        if self.rule == "none":
-            if self.launch != self.keep:
-                raise ValueError(
-                    f"shaping.rule none trains every sample, but launch is {self.launch} and keep is {self.keep}; "
-                    "set them equal or choose another rule"
-                )
-            return self
-        if self.shortest + self.longest != self.keep:
+        if self.rule == "none" and self.launch != self.keep:
+            raise ValueError(
+                f"shaping.rule none trains every sample, but launch is {self.launch} and keep is {self.keep}; "
+                "set them equal or choose another rule"
+            )
+        if self.rule in ("dual_end", "survivor") and self.shortest + self.longest != self.keep:
             raise ValueError(
                 f"shaping.shortest ({self.shortest}) + shaping.longest ({self.longest}) is "
                 f"{self.shortest + self.longest}, but shaping.keep is {self.keep}"
             )
         if self.launch < self.keep:
             raise ValueError(f"shaping.launch ({self.launch}) is below shaping.keep ({self.keep})")
-        if self.weight_power == 1 and self.rule == "survivor":
+        if self.rule == "survivor" and self.shortest == 0:
             raise ValueError(
-                "shaping.weight_power 1 with the group's own mean as baseline is biased; use a value below 1"
+                "shaping.rule survivor draws when the first shaping.shortest samples have finished, but that is 0; "
+                "set at least 1, or rule random"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_sample_has_no_sibling(self) -> Self:
+        if self.keep == 1 and self.guard:
+            raise ValueError("shaping.guard keeps rewards of both kinds, but shaping.keep is 1; set at least 2")
+        if self.keep == 1 and self.baseline == "leave_one_out":
+            raise ValueError("shaping.baseline leave_one_out compares siblings, but shaping.keep is 1; set at least 2")
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_fits_weights(self) -> Self:
+        if self.rule != "survivor" or self.weight_power == 0:
+            return self
+        if self.longest == 0:
+            raise ValueError(
+                f"shaping.weight_power is {self.weight_power}, but shaping.longest is 0: nothing that could be "
+                "weighted stands for the cancelled samples"
+            )
+        if self.baseline == "group" and self.weight_power == 1:
+            raise ValueError(
+                "shaping.weight_power 1 is meant to be unbiased, but with shaping.baseline group, the group's own "
+                "mean, it is not; use baseline history or leave_one_out, or a power below 1"
+            )
+        if self.baseline == "leave_one_out" and self.weight_power < 1:
+            raise ValueError(
+                f"shaping.baseline leave_one_out needs the inclusion probabilities themselves, but "
+                f"shaping.weight_power is {self.weight_power}; set 0 or 1"
+            )
+        if self.baseline == "leave_one_out" and self.longest == 1:
+            raise ValueError(
+                "shaping.baseline leave_one_out with weight_power 1 needs shaping.longest of at least 2, but it is 1: "
+                "a lone survivor has no sibling that could stand for the rest of the tail"
             )
         return self
 

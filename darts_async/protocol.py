@@ -215,6 +215,7 @@ class TrainGroup(Message, frozen=True):
     versions: NDArray[np.int32]  # [sum(num_tokens)], policy version that decoded each token
     rewards: NDArray[np.float32]  # [num_samples]
     weights: NDArray[np.float32]  # [num_samples], inverse inclusion probabilities to a power; 1 where unbiased
+    baseline: float | None = None  # pass rate of the prompt before this group; None: a baseline made of the group
 
     def __post_init__(self) -> None:
         total = int(self.num_tokens.sum())

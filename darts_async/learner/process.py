@@ -85,6 +85,7 @@ class LearnerActor:
             config.learner,
             temperature=config.sampling.temperature,
             max_staleness=config.staleness.max_staleness,
+            baseline=config.shaping.baseline,
         )
 
     def handle(self, event: Event) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from darts_async.config import LearnerConfig
+from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import StalenessError
 from darts_async.learner.advantage import group_advantages
 from darts_async.learner.batch import PackedBatch, micro_batches
@@ -38,6 +38,7 @@ class Trainer:
         *,
         temperature: float,
         max_staleness: int,
+        baseline: Baseline = "group",
         policy_version: int = 0,
     ) -> None:
         self.model = model
@@ -45,6 +46,7 @@ class Trainer:
         self._config = config
         self._temperature = temperature
         self._max_staleness = max_staleness
+        self._baseline = baseline
         self._weights: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._masters = {name: _master(weight) for name, weight in self._weights.items()}
         self._device = next(iter(self._weights.values())).device
@@ -62,7 +64,13 @@ class Trainer:
         started_s = time.perf_counter()
         assert group.step == self.policy_version, f"group of step {group.step} at version {self.policy_version}"
         _check_staleness(group, self._max_staleness)
-        advantages = group_advantages(group.rewards, group.weights, normalise=self._config.normalise_advantage)
+        advantages = group_advantages(
+            group.rewards,
+            group.weights,
+            normalise=self._config.normalise_advantage,
+            baseline=self._baseline,
+            pass_rate=group.baseline,
+        )
         tally = _group_metrics(group, torch.from_numpy(advantages))
         for batch in micro_batches(group, advantages, self._config.tokens_per_micro_batch):
             tally.merge(self._add_batch(batch.to(self._device)))

@@ -35,6 +35,11 @@ class Stage(Enum):
     ENDED = auto()
 
 
+RUNNING = (Stage.WAITING, Stage.DECODING)
+DECODED = (Stage.FINISHED, Stage.SCORED, Stage.UNSCORABLE)
+"""Came to the end of their response."""
+
+
 @dataclass(slots=True, eq=False)
 class Sample:
     """One response of a group."""
@@ -46,6 +51,8 @@ class Sample:
     oldest_version: int | None = None
     newest_version: int | None = None
     finish_reason: FinishReason | None = None
+    finish_rank: int | None = None
+    """How many of its group had finished before it."""
     reward: float | None = None
     end_fate: Fate = "cancelled"
     end_reason: str = ""
@@ -63,16 +70,9 @@ class Sample:
 
     def token_ids(self) -> NDArray[np.int32]:
         """All tokens so far. [num_tokens]"""
+        if len(self.chunks) == 1:
+            return self.chunks[0][1]
         return np.concatenate([chunk[1] for chunk in self.chunks] or [np.empty(0, np.int32)])
-
-    def logprobs(self) -> NDArray[np.float32]:
-        """Their behaviour log-probabilities. [num_tokens]"""
-        return np.concatenate([chunk[2] for chunk in self.chunks] or [np.empty(0, np.float32)])
-
-    def versions(self) -> NDArray[np.int32]:
-        """The version that decoded each. [num_tokens]"""
-        versions = np.array([chunk[0] for chunk in self.chunks], np.int32)
-        return np.repeat(versions, [len(chunk[1]) for chunk in self.chunks])
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +88,10 @@ class Group:
     opened_s: float = 0.0
     survivors: frozenset[int] = frozenset()
     """Sample ids that a survivor draw spared."""
+    lots: tuple[Sample, ...] = ()
+    """The samples in a uniformly drawn order, once drawn."""
+    baseline: float | None = None
+    """The prompt's pass rate before this group was opened; only where the history is the baseline."""
     kept: list[tuple[Sample, float]] | None = None
     """Samples to train, with their weights, once complete."""
     step: int | None = None
@@ -96,6 +100,11 @@ class Group:
     def at(self, *stages: Stage) -> list[Sample]:
         """The samples in one of these stages."""
         return [sample for sample in self.samples if sample.stage in stages]
+
+    def finish(self, sample: Sample, reason: FinishReason) -> None:
+        """The sample has ended its response: it waits for its reward, and has its place in the order of completion."""
+        sample.finish_rank = sum(s.finish_rank is not None for s in self.samples)
+        sample.finish_reason, sample.stage = reason, Stage.FINISHED
 
     @property
     def undecided(self) -> bool:
@@ -114,14 +123,17 @@ def train_group(group: Group) -> TrainGroup:
     assert group.kept is not None
     assert group.step is not None
     samples = [sample for sample, _ in group.kept]
+    chunks = [chunk for sample in samples for chunk in sample.chunks]
+    versions = np.array([version for version, _, _ in chunks], np.int32)
     return TrainGroup(
         group_id=group.group_id,
         step=group.step,
         prompt_tokens=group.prompt.token_ids,
         num_tokens=np.array([s.num_tokens for s in samples], np.int32),
-        token_ids=np.concatenate([s.token_ids() for s in samples]),
-        logprobs=np.concatenate([s.logprobs() for s in samples]),
-        versions=np.concatenate([s.versions() for s in samples]),
+        token_ids=np.concatenate([token_ids for _, token_ids, _ in chunks]),
+        logprobs=np.concatenate([logprobs for _, _, logprobs in chunks]),
+        versions=np.repeat(versions, [len(token_ids) for _, token_ids, _ in chunks]),
         rewards=np.array([s.reward for s in samples], np.float32),
         weights=np.array([weight for _, weight in group.kept], np.float32),
+        baseline=group.baseline,
     )

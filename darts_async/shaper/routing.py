@@ -68,7 +68,7 @@ class GeneratorPool:
         by name."""
         best, most = None, 0
         for name, seat in self._routable.items():
-            room = seat.room
+            room = seat.capacity - len(seat.sample_ids)
             if room > most and seat.policy_version >= oldest:
                 best, most = name, room
         return best

@@ -1,9 +1,11 @@
 """Which samples of a group are trained, and which are cancelled in flight.
 
-M samples are trained per prompt and R >= M launched; K come from the short end of the length distribution and L from
-the long one, K + L = M (DARTS, arXiv 2605.30859). A rule answers two questions, both without looking at rewards:
-whom to cancel when a sample has finished, and whom to keep when nothing is undecided any more. With R = M every rule
-keeps all samples in their order, so it is plain GRPO bit for bit.
+M samples are trained per prompt and R >= M launched (DARTS, arXiv 2605.30859). A rule answers two questions: whom to
+cancel when a sample has finished, which never depends on a reward, and whom to keep when nothing is undecided any
+more, when every finished sample has its reward; only the guard and QLPO look at it.
+
+Invariants, for every rule. Of R >= M scored samples exactly M are kept, in launch order. With R = M all are, with
+weight 1, so every rule is plain GRPO bit for bit. R is the group's own: it may differ from prompt to prompt.
 """
 
 from dataclasses import dataclass
@@ -12,19 +14,18 @@ from typing import Protocol
 import numpy as np
 
 from darts_async.config import ShapingConfig
-from darts_async.shaper.group import Group, Sample, Stage
-
-_FINISHED = (Stage.FINISHED, Stage.SCORED, Stage.UNSCORABLE)
-_RUNNING = (Stage.WAITING, Stage.DECODING)
+from darts_async.shaper.ends import DualEnd, Kept, Quadrants, in_launch_order
+from darts_async.shaper.group import DECODED, RUNNING, Group, Sample, Stage
+from darts_async.shaper.guard import keep_signal
 
 
 class SelectionRule(Protocol):
     """Decides on one group; it may note what it drew on the group."""
 
     def to_cancel(self, group: Group, seed: int) -> list[Sample]:
-        """Called after each finish: the samples that will not be needed."""
+        """Called after each finish and each reward: the samples that will not be needed."""
 
-    def select(self, group: Group) -> list[tuple[Sample, float]]:
+    def select(self, group: Group) -> Kept:
         """Samples to train with their weights, in launch order; fewer than M if there are not enough."""
 
 
@@ -36,43 +37,37 @@ class KeepAll:
         """Nobody."""
         return []
 
-    def select(self, group: Group) -> list[tuple[Sample, float]]:
+    def select(self, group: Group) -> Kept:
         """Everybody with a reward."""
         return [(sample, 1.0) for sample in group.at(Stage.SCORED)]
 
 
 @dataclass(frozen=True, slots=True)
-class DualEnd:
-    """The K shortest and the L longest by tokens; samples cut at the length cap only fill up what is missing.
+class RandomKeep:
+    """M by lot: the control that samples as much as the others and shapes nothing.
 
-    With `early_stop` the first M finishers are kept instead and the rest cancelled at once: selection by completion
-    order, which equals selection by length only where samples start together and decode at one speed.
+    Everybody is decoded to the end. Lots are drawn for all R, so that a sample without a reward gives its place to
+    the next. With `guard` the last lot that won gives way to the next lot of the kind that is missing.
     """
 
-    shortest: int
-    longest: int
-    exclude_capped: bool
-    early_stop: bool
+    keep: int
+    guard: bool = False
 
     def to_cancel(self, group: Group, seed: int) -> list[Sample]:
-        """With `early_stop`: whoever runs when M have finished."""
-        enough = self.early_stop and len(group.at(*_FINISHED)) >= self.shortest + self.longest
-        return group.at(*_RUNNING) if enough else []
+        """Nobody; the lots are drawn here, once."""
+        if not group.lots:
+            order = np.random.default_rng((seed, group.group_id)).permutation(len(group.samples))
+            group.lots = tuple(group.samples[i] for i in order.tolist())
+        return []
 
-    def select(self, group: Group) -> list[tuple[Sample, float]]:
-        """Both ends of the scored samples. O(R log R)."""
-        keep = self.shortest + self.longest
-        by_length = sorted(group.at(Stage.SCORED), key=lambda s: (s.num_tokens, s.sample_id))
-        if len(by_length) > keep:
-            by_length = self._both_ends(by_length, keep)
-        return [(sample, 1.0) for sample in sorted(by_length, key=lambda s: s.sample_id)]
-
-    def _both_ends(self, by_length: list[Sample], keep: int) -> list[Sample]:
-        capped = [s for s in by_length if self.exclude_capped and s.finish_reason == "length"]
-        pool = [s for s in by_length if s not in capped]
-        if len(pool) <= keep:
-            return pool + capped[: keep - len(pool)]
-        return pool[: self.shortest] + pool[len(pool) - self.longest :]
+    def select(self, group: Group) -> Kept:
+        """The first M lots among the scored samples."""
+        assert group.lots, group.group_id
+        line = [sample for sample in group.lots if sample.stage is Stage.SCORED]
+        kept = line[: self.keep]
+        if self.guard and kept:
+            kept = keep_signal(kept, line, kept[-1], num_preferred=len(line))
+        return in_launch_order(kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +76,7 @@ class Survivor:
 
     Inclusion probabilities are exact without knowing the length distribution: 1 for the short end and L / (R - K)
     for the tail, so the weights ((R - K) / L) ** gamma of the survivors make a sum over the group unbiased at
-    gamma = 1 (Horvitz-Thompson).
+    gamma = 1 (Horvitz-Thompson). What it keeps is all that finishes, so there is nothing a guard could exchange.
     """
 
     shortest: int
@@ -90,15 +85,15 @@ class Survivor:
 
     def to_cancel(self, group: Group, seed: int) -> list[Sample]:
         """The unfinished samples that lose the draw, once."""
-        running = group.at(*_RUNNING)
-        if group.survivors or not running or len(group.at(*_FINISHED)) < self.shortest:
+        running = group.at(*RUNNING)
+        if group.survivors or not running or len(group.at(*DECODED)) < self.shortest:
             return []
         rng = np.random.default_rng((seed, group.group_id))
         spared = set(rng.choice(len(running), min(self.longest, len(running)), replace=False).tolist())
         group.survivors = frozenset(running[i].sample_id for i in spared)
         return [sample for i, sample in enumerate(running) if i not in spared]
 
-    def select(self, group: Group) -> list[tuple[Sample, float]]:
+    def select(self, group: Group) -> Kept:
         """Everybody who was not cancelled."""
         tail = len(group.samples) - self.shortest
         weight = (tail / self.longest) ** self.weight_power if self.longest else 1.0
@@ -110,7 +105,19 @@ def selection_rule(config: ShapingConfig) -> SelectionRule:
     match config.rule:
         case "none":
             return KeepAll()
+        case "random":
+            return RandomKeep(config.keep, config.guard)
+        case "shortest":
+            return _ends(config, config.keep, 0, early_stop=config.early_stop)
+        case "longest":
+            return _ends(config, 0, config.keep, early_stop=False)
         case "dual_end":
-            return DualEnd(config.shortest, config.longest, config.exclude_capped, config.early_stop)
+            return _ends(config, config.shortest, config.longest, early_stop=config.early_stop)
         case "survivor":
             return Survivor(config.shortest, config.longest, config.weight_power)
+        case "qlpo":
+            return Quadrants(config.keep, config.qlpo_alpha, config.order, config.guard)
+
+
+def _ends(config: ShapingConfig, shortest: int, longest: int, *, early_stop: bool) -> DualEnd:
+    return DualEnd(shortest, longest, config.exclude_capped, early_stop, config.order, config.guard)

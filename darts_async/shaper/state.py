@@ -198,9 +198,10 @@ class ShaperState:
         if sample.stage is Stage.CANCELLING:  # the cancel came too late, the decision stands
             self.work.end(sample, sample.end_fate, sample.end_reason)
             return
-        sample.finish_reason, sample.stage = message.finish_reason, Stage.FINISHED
+        group = self.work.group_of(sample)
+        group.finish(sample, message.finish_reason)
         self.work.judge(sample)
-        self._decide(self.work.group_of(sample))
+        self._decide(group)
 
     def _sample_cancelled(self, peer: str, message: SampleCancelled) -> None:
         sample = self.work.owned(peer, message.sample_id)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from darts_async.config import RunConfig
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import (
+    SAMPLES_PER_GROUP_LIMIT,
     Cancel,
     Generate,
     ProcessToLauncher,
@@ -192,8 +193,8 @@ class Workload:
 
     def sample(self, sample_id: int) -> Sample | None:
         """A sample of an open group."""
-        group = self.groups.get(group_id_of(sample_id))
-        index = sample_id - sample_id_of(group_id_of(sample_id), 0)
+        group_id, index = divmod(sample_id, SAMPLES_PER_GROUP_LIMIT)
+        group = self.groups.get(group_id)
         return group.samples[index] if group is not None and index < len(group.samples) else None
 
     def owned(self, peer: str, sample_id: int) -> Sample | None:
