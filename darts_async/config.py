@@ -146,6 +146,34 @@ class SamplingConfig(Section):
 Baseline = Literal["group", "history", "leave_one_out"]
 
 
+class RedundancyConfig(Section):
+    """How many samples each prompt is launched with, between `shaping.keep` and twice that."""
+
+    total: Literal["off", "fixed", "utility"] = "off"
+    """`off`: `shaping.launch` for every prompt. `fixed`: `shaping.launch` on average. `utility`: on average as many as
+    pay for themselves at the present spread of lengths; none beyond `shaping.keep` where lengths hardly differ."""
+    split: Literal["uniform", "paper", "shuffled", "reward_aware"] = "paper"
+    """Who gets them. `uniform`: all alike. `paper`: by the spread of the prompt's lengths. `shuffled`: the same numbers
+    handed out by lot, a placebo. `reward_aware`: by spread times what a group of the prompt is expected to teach."""
+    window: Positive = 128
+    """Latest prompts over which the split is solved."""
+    latency_elasticity: Fraction = 1.0
+    """`utility`: by how many per cent a decode step slows when the batch grows by one; 1 where generators are full."""
+
+
+class PruningConfig(Section):
+    """Which running samples are aborted because waiting for them does not pay."""
+
+    mode: Literal["off", "saturation", "hazard"] = "off"
+    """`saturation`: prompts launched with twice `shaping.keep` keep only the shortest, and stop when these have
+    finished. `hazard`: a sample is aborted when its expected remaining length exceeds `threshold_tokens`, once
+    `shaping.shortest` siblings have finished."""
+    threshold_tokens: Annotated[float, Field(gt=0)] = 100.0
+    """`hazard`: tokens that a sample may still be expected to need (tau)."""
+    spare_probability: Fraction = 0.1
+    """`hazard`: share of the aborted tail that is let run and weighed by the inverse (rho)."""
+
+
 class ShapingConfig(Section):
     """Distribution-aware shaping: which of the launched samples are decoded to the end, and which are trained.
 
@@ -177,6 +205,8 @@ class ShapingConfig(Section):
     """`qlpo`: 1 / (1 + this) of the right ones are the shortest, as of the wrong ones the longest."""
     weight_power: Fraction = 0.0
     """`survivor`: inverse inclusion probabilities enter the loss to this power (gamma). 1 is unbiased."""
+    redundancy: RedundancyConfig = RedundancyConfig()
+    pruning: PruningConfig = PruningConfig()
     baseline: Baseline = "group"
     """What a reward is compared with. `group`: the mean of the kept. `history`: the prompt's pass rate on earlier
     visits. `leave_one_out`: the mean of its siblings, those that were cancelled included by their weights."""
@@ -199,6 +229,43 @@ class ShapingConfig(Section):
             raise ValueError(
                 "shaping.rule survivor draws when the first shaping.shortest samples have finished, but that is 0; "
                 "set at least 1, or rule random"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _redundancy_has_a_use(self) -> Self:
+        if self.redundancy.total == "off":
+            return self
+        if self.rule == "none":
+            raise ValueError(
+                f"shaping.redundancy.total is {self.redundancy.total!r}, but shaping.rule none launches what it "
+                "trains; choose another rule"
+            )
+        if self.launch > 2 * self.keep:
+            raise ValueError(
+                f"shaping.launch ({self.launch}) is above twice shaping.keep ({self.keep}), the most that "
+                "shaping.redundancy gives to a prompt"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pruning_has_a_use(self) -> Self:
+        if self.pruning.mode == "off":
+            return self
+        if self.rule == "none":
+            raise ValueError(
+                f"shaping.pruning.mode is {self.pruning.mode!r}, but shaping.rule none trains every sample; choose "
+                "another rule"
+            )
+        if self.pruning.mode == "saturation" and self.redundancy.total == "off" and self.launch < 2 * self.keep:
+            raise ValueError(
+                f"shaping.pruning.mode saturation acts on prompts launched with twice shaping.keep ({self.keep}), but "
+                f"shaping.redundancy.total is off and shaping.launch is {self.launch}"
+            )
+        if self.pruning.mode == "hazard" and self.rule == "survivor" and self.weight_power > 0:
+            raise ValueError(
+                "shaping.pruning.mode hazard aborts survivors, whose inclusion probabilities shaping.weight_power "
+                f"({self.weight_power}) relies on; set it to 0 or choose another rule"
             )
         return self
 

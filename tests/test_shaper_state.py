@@ -18,6 +18,15 @@ RULES = {
     "early_stop": {"early_stop": True},
     "survivor": {"rule": "survivor"},
     "one_survivor_of_many": {"rule": "survivor", "launch": 12},
+    "random": {"rule": "random", "guard": True},
+    "shortest": {"rule": "shortest", "early_stop": True},
+    "longest": {"rule": "longest", "order": "completion"},
+    "qlpo": {"rule": "qlpo", "guard": True},
+    "unbiased survivor": {"rule": "survivor", "shortest": 2, "longest": 2, "weight_power": 1.0, "baseline": "history"},
+    "utility": {"redundancy": {"total": "utility", "split": "paper"}},
+    "placebo": {"redundancy": {"total": "fixed", "split": "shuffled"}},
+    "saturation": {"redundancy": {"total": "fixed", "split": "reward_aware"}, "pruning": {"mode": "saturation"}},
+    "hazard": {"launch": 8, "pruning": {"mode": "hazard", "threshold_tokens": 2.0, "spare_probability": 0.3}},
 }
 
 
@@ -151,6 +160,48 @@ def test_messages_told_twice_change_nothing() -> None:
             world.feed(LEARNER, GroupsCommitted(world.version - 1, np.array(done)))
         world.state.validate()
     check_accounts(world)
+
+
+def test_hazard_pruning_aborts_stragglers_as_their_tokens_stream() -> None:
+    """Lengths are spread widely, so whoever has run for long is expected to run for long."""
+    shaping = {"launch": 8, "pruning": {"mode": "hazard", "threshold_tokens": 40.0, "spare_probability": 0.0}}
+    world = World(world_config(shaping=shaping, evaluation={"samples_per_prompt": 0}), num_generators=1)
+    lengths = [3, 6, 10, 20, 40]
+    for visit in range(100):
+        world.state.planner.history.observe(visit % 20, lengths, [], [0.0, 1.0])
+    name = "generator/0"
+    while world.generators[name].inbox:
+        world.receive(name)
+    samples = [s for s in world.generators[name].running if s // 4096 == 0]
+    for sample, length in zip(samples, lengths, strict=False):
+        world.decode(name, [sample], length - 1)
+        world.finish(name, sample)
+    while world.to_judge:
+        world.judge()
+    world.absorb(world.state.tick(world.now_s))
+    assert not any(isinstance(m, Cancel) for m in world.generators[name].inbox)
+    world.decode(name, samples[5:7], 150)
+    world.absorb(world.state.tick(world.now_s))
+    cancelled = {m.sample_id for m in world.generators[name].inbox if isinstance(m, Cancel)}
+    assert cancelled == set(samples[5:7]), "the one that has not grown old goes on"
+    world.run(random.Random(0))
+    check_accounts(world)
+    assert {world.fates[s].reason for s in cancelled} == {"hazard"}
+
+
+def test_redundancy_stays_between_keep_and_twice_that_and_falls_to_keep_without_spread() -> None:
+    """All responses of this world are of nearly one length."""
+    shaping = {"redundancy": {"total": "utility", "split": "paper"}}
+    config = world_config(shaping=shaping, learner={"steps": 30}, evaluation={"samples_per_prompt": 0})
+    world = World(config)
+    rng = random.Random(0)
+    while world.state.phase is not Phase.FINISHED:
+        moves = [m for m in world.moves() if m[0] != world.decode]
+        move, *arguments = rng.choice(moves)
+        move(*arguments)
+    means = [m.metrics["redundancy/mean"] for m in world.to_launcher if isinstance(m, StepCompleted)]
+    assert all(4 <= mean <= 8 for mean in means)
+    assert means[-1] == 4, "and the metrics say so"
 
 
 def test_a_group_that_alone_keeps_the_learner_waiting_is_cut_and_asked_again() -> None:

@@ -1,13 +1,21 @@
 """Where every token went: generated = trained + cancelled + filtered + stale + lost (+ evaluated), by construction
-of exactly one end per sample; and the statistics of each step."""
+of exactly one end per sample; and the statistics of each step.
 
-from collections import Counter
+Statistics of the kept samples say little about the policy: selection alone shortens them. So the pool, everything that
+was scored before the rule chose, stands beside them.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from darts_async.shaper.group import Fate, Group, Sample, Stage
 
 FATES: tuple[Fate, ...] = ("trained", "cancelled", "filtered", "stale", "lost", "evaluated")
+DIFFICULTIES = ("hard", "middle", "easy")
 
 
 class Totals:
@@ -30,40 +38,131 @@ class Totals:
             self.tokens_by_staleness[step - version] += len(token_ids)
 
 
-def pool_statistics(group: Group) -> tuple[list[float], list[int]]:
-    """Rewards and lengths of all scored samples of a group, before anything is selected."""
-    scored = group.at(Stage.SCORED)
-    return [s.reward for s in scored if s.reward is not None], [s.num_tokens for s in scored]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pool:
+    """A group when it was complete, before anything was filtered."""
+
+    rewards: NDArray[np.float64]  # [num_scored]
+    num_tokens: NDArray[np.float64]  # [num_scored]
+    num_launched: int
 
 
 class StepStatistics:
-    """Collects the groups of the steps under way; `close` gives the metrics of one."""
+    """Collects complete groups; `close` gives the metrics of one step, and of the run so far where it says `run/`."""
 
     def __init__(self) -> None:
-        self._pools: dict[int, tuple[list[float], list[int]]] = {}
+        self._pools: dict[int, _Pool] = {}
+        self._launched_before: dict[int, int] = {}
+        self._launches: list[tuple[int, int]] = []
+        self._num_complete: defaultdict[str, int] = defaultdict(int)
+        self._num_dropped: defaultdict[str, int] = defaultdict(int)
+        self._num_samples: defaultdict[str, int] = defaultdict(int)
+        self._num_censored: defaultdict[str, int] = defaultdict(int)
 
-    def completed(self, group: Group) -> None:
-        """Remember the pool of a group, before the rule's choice."""
-        self._pools[group.group_id] = pool_statistics(group)
+    def completed(self, group: Group, tercile: int | None) -> None:
+        """Remember the pool of a group, before the rule's choice is carried out."""
+        scored = [s for s in group.at(Stage.SCORED) if s.reward is not None]
+        rewards = np.array([s.reward for s in scored], np.float64)
+        lengths = np.array([s.num_tokens for s in scored], np.float64)
+        self._pools[group.group_id] = _Pool(rewards, lengths, len(group.samples))
+        self._visit(group.prompt.prompt_id, len(group.samples))
+        name = _difficulty(tercile)
+        self._num_complete[name] += 1
+        self._num_samples[name] += len(group.samples)
+        self._num_censored[name] += sum(s.finish_reason is None for s in group.samples)
 
-    def close(self, step: int, groups: list[Group]) -> dict[str, float]:
+    def dropped(self, tercile: int | None) -> None:
+        """A group came to nothing."""
+        self._num_dropped[_difficulty(tercile)] += 1
+
+    def close(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
         """Metrics of one step over its groups."""
-        kept = [sample for group in groups for sample, _ in group.kept or []]
+        kept = [[sample for sample, _ in group.kept or []] for group in groups]
+        weights = [np.array([weight for _, weight in group.kept or []]) for group in groups]
         pools = [self._pools.pop(group.group_id) for group in groups]
-        pool_rewards = [r for rewards, _ in pools for r in rewards]
-        pool_lengths = [n for _, lengths in pools for n in lengths]
-        staleness = [step - s.oldest_version for s in kept if s.oldest_version is not None]
         return {
-            "reward/mean": float(np.mean([s.reward for s in kept])),
-            "reward/pool_mean": float(np.mean(pool_rewards)),
-            "length/mean": float(np.mean([s.num_tokens for s in kept])),
-            "length/pool_mean": float(np.mean(pool_lengths)),
-            "length/pool_p99": float(np.percentile(pool_lengths, 99)),
-            "staleness/mean": float(np.mean(staleness)),
-            "staleness/max": float(max(staleness)),
-            "groups/zero_advantage_share": float(np.mean([_all_equal(group) for group in groups])),
+            **_samples(kept),
+            **_pool_metrics(pools),
+            **_staleness(step, [sample for samples in kept for sample in samples]),
+            "groups/zero_advantage_share": _mean([_all_equal(_rewards(samples)) for samples in kept]),
+            "groups/baseline_shift": _mean(
+                [_rewards(samples).mean() - pool.rewards.mean() for samples, pool in zip(kept, pools, strict=True)]
+            ),
+            "weights/effective_share": _mean([w.sum() ** 2 / (len(w) * (w**2).sum()) for w in weights]),
+            **self._redundancy(pools),
+            **self._survival(),
         }
 
+    def _visit(self, prompt_id: int, num_launched: int) -> None:
+        before = self._launched_before.get(prompt_id)
+        if before is not None:
+            self._launches = [*self._launches[-4095:], (before, num_launched)]
+        self._launched_before[prompt_id] = num_launched
 
-def _all_equal(group: Group) -> bool:
-    return len({sample.reward for sample, _ in group.kept or []}) <= 1
+    def _redundancy(self, pools: Sequence[_Pool]) -> dict[str, float]:
+        """Samples launched per prompt, and how those of a visit go with those of the visit before."""
+        launched = [pool.num_launched for pool in pools]
+        metrics = {f"redundancy/launched_{n}": float(count) for n, count in sorted(Counter(launched).items())}
+        metrics["redundancy/mean"] = _mean(launched)
+        before, now = np.array(self._launches, np.float64).reshape(-1, 2).T
+        if len(now) > 2 and before.std() > 0 and now.std() > 0:
+            metrics["run/redundancy_autocorrelation"] = float(np.corrcoef(before, now)[0, 1])
+        return metrics
+
+    def _survival(self) -> dict[str, float]:
+        """Shares by difficulty: groups that were completed, samples that were cut short."""
+        metrics = {}
+        for name in (*DIFFICULTIES, "unknown"):
+            num_complete, num_dropped = self._num_complete[name], self._num_dropped[name]
+            if num_complete + num_dropped:
+                metrics[f"run/survival_{name}"] = num_complete / (num_complete + num_dropped)
+            if self._num_samples[name]:
+                metrics[f"run/censored_{name}"] = self._num_censored[name] / self._num_samples[name]
+        return metrics
+
+
+def _samples(kept: Sequence[Sequence[Sample]]) -> dict[str, float]:
+    lengths = np.array([s.num_tokens for samples in kept for s in samples], np.float64)
+    rewards = np.concatenate([_rewards(samples) for samples in kept])
+    # Advantages in a group sum to zero, so to first order length falls if and only if this is negative.
+    covariance = _mean([np.cov(_rewards(k), [s.num_tokens for s in k], ddof=0)[0, 1] for k in kept])
+    return {
+        "reward/mean": float(rewards.mean()),
+        "length/mean": float(lengths.mean()),
+        "length/p50": float(np.percentile(lengths, 50)),
+        "length/p99": float(np.percentile(lengths, 99)),
+        "reward/length_covariance": covariance,
+    }
+
+
+def _pool_metrics(pools: Sequence[_Pool]) -> dict[str, float]:
+    rewards = np.concatenate([pool.rewards for pool in pools])
+    lengths = np.concatenate([pool.num_tokens for pool in pools])
+    return {
+        "reward/pool_mean": float(rewards.mean()),
+        "length/pool_mean": float(lengths.mean()),
+        "length/pool_p50": float(np.percentile(lengths, 50)),
+        "length/pool_p99": float(np.percentile(lengths, 99)),
+        "groups/pool_zero_advantage_share": _mean([_all_equal(pool.rewards) for pool in pools]),
+    }
+
+
+def _staleness(step: int, samples: Sequence[Sample]) -> dict[str, float]:
+    staleness = [step - s.oldest_version for s in samples if s.oldest_version is not None]
+    return {"staleness/mean": _mean(staleness), "staleness/max": float(max(staleness))}
+
+
+def _rewards(samples: Sequence[Sample]) -> NDArray[np.float64]:
+    return np.array([s.reward for s in samples], np.float64)
+
+
+def _all_equal(rewards: NDArray[np.float64]) -> bool:
+    return bool((rewards == rewards[0]).all())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _difficulty(tercile: int | None) -> str:
+    return "unknown" if tercile is None else DIFFICULTIES[tercile]

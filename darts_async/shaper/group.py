@@ -90,6 +90,10 @@ class Group:
     """Sample ids that a survivor draw spared."""
     lots: tuple[Sample, ...] = ()
     """The samples in a uniformly drawn order, once drawn."""
+    spared: int | None = None
+    """The sample id that hazard pruning lets run in place of those it aborts."""
+    num_hazard_candidates: int = 0
+    """Samples that hazard pruning has aborted or spared."""
     baseline: float | None = None
     """The prompt's pass rate before this group was opened; only where the history is the baseline."""
     kept: list[tuple[Sample, float]] | None = None

@@ -2,20 +2,24 @@
 
 import asyncio
 import time
+from pathlib import Path
 from typing import cast
 
+import msgspec
 import structlog
 
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.prompts.load import load_prompts
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import SampleRejected, Shutdown
+from darts_async.shaper.history import History
 from darts_async.shaper.ledger import GroupDropped, LedgerWriter, VersionSeen
 from darts_async.shaper.state import Incoming, Phase, ShaperState
 from darts_async.shaper.workload import Forget, Output, Send
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
 LEDGER_FILE = "ledger.msgpack"
+HISTORY_FILE = "history.json"
 STOP_WITHIN_S = 4.0
 """How long engines have to acknowledge what a stop cancels."""
 _LINK_OF_ROLE = {"generator": "generators", "reward": "rewards", "learner": "learner", "launcher": "launcher"}
@@ -30,7 +34,9 @@ class ShaperActor:
         self._runtime = runtime
         sets = load_prompts(runtime.config)
         source = ShuffledPrompts(sets.train, seed=runtime.config.seed)
-        self._state = ShaperState(runtime.config, source, sets.held_out)
+        self._history_path = runtime.run_dir / HISTORY_FILE
+        history = load_history(self._history_path)
+        self._state = ShaperState(runtime.config, source, sets.held_out, history)
         self._ledger = LedgerWriter(runtime.run_dir / LEDGER_FILE)
         self._stop_at_s: float | None = None
         self._leaving = False
@@ -85,8 +91,9 @@ class ShaperActor:
         )
 
     async def close(self) -> None:
-        """Flush the ledger."""
+        """Flush the ledger; save what was learnt about the prompts."""
         self._ledger.close()
+        save_history(self._history_path, self._state.planner.history)
 
     def _carry_out(self, outputs: list[Output]) -> None:
         records = [output for output in outputs if not isinstance(output, Send | Forget)]
@@ -102,6 +109,20 @@ class ShaperActor:
                     log.warning("group_dropped", group_id=group_id, reason=reason)
                 case VersionSeen(policy_version=version):
                     log.info("version_published", policy_version=version)
+                    if version % self._runtime.config.learner.checkpoint_every == 0:
+                        save_history(self._history_path, self._state.planner.history)
+
+
+def load_history(path: Path) -> History:
+    """The history that an earlier process of the run has saved; an empty one if there is none."""
+    return History.from_state(msgspec.json.decode(path.read_bytes())) if path.exists() else History()
+
+
+def save_history(path: Path, history: History) -> None:
+    """Replace the file at once."""
+    staging = path.with_suffix(".new")
+    staging.write_bytes(msgspec.json.encode(history.to_state()))
+    staging.replace(path)
 
 
 def _link_to(peer: str) -> str:

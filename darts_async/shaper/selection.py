@@ -119,5 +119,10 @@ def selection_rule(config: ShapingConfig) -> SelectionRule:
             return Quadrants(config.keep, config.qlpo_alpha, config.order, config.guard)
 
 
+def shortest_only(config: ShapingConfig) -> SelectionRule:
+    """The rule of prompts whose redundancy is saturated: the first M to finish, the rest aborted at once."""
+    return _ends(config, config.keep, 0, early_stop=True)
+
+
 def _ends(config: ShapingConfig, shortest: int, longest: int, *, early_stop: bool) -> DualEnd:
     return DualEnd(shortest, longest, config.exclude_capped, early_stop, config.order, config.guard)

@@ -41,8 +41,9 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.accounting import StepStatistics
 from darts_async.shaper.group import Fate, Group, Purpose, Sample, Stage, train_group
+from darts_async.shaper.history import History
 from darts_async.shaper.ledger import GroupDropped, GroupOpened, GroupShipped, VersionSeen
-from darts_async.shaper.selection import selection_rule
+from darts_async.shaper.planner import Planner
 from darts_async.shaper.staleness import StalenessWindow
 from darts_async.shaper.workload import Forget, Output, Send, Workload
 
@@ -71,11 +72,17 @@ class Phase(Enum):
 class ShaperState:
     """All that the shaper knows and decides."""
 
-    def __init__(self, config: RunConfig, prompts: PromptSource, held_out: tuple[Prompt, ...]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        prompts: PromptSource,
+        held_out: tuple[Prompt, ...],
+        history: History | None = None,
+    ) -> None:
         self._config = config
         self._prompts = prompts
         self._held_out = held_out if config.evaluation.samples_per_prompt else ()
-        self._rule = selection_rule(config.shaping)
+        self.planner = Planner(config, history or History())
         self._num_train_groups = config.learner.steps * config.learner.groups_per_step
         self._window = StalenessWindow(
             groups_per_step=config.learner.groups_per_step, max_staleness=config.staleness.max_staleness
@@ -146,7 +153,10 @@ class ShaperState:
         return self._advance(now_s)
 
     def tick(self, now_s: float) -> list[Output]:
-        """Time has passed: a group that alone keeps the learner waiting for too long is cut."""
+        """Time has passed: tails have grown, and a group that alone keeps the learner waiting for too long is cut."""
+        if self._config.shaping.pruning.mode == "hazard":
+            for running in [g for g in self.work.groups.values() if g.purpose == "train" and g.undecided]:
+                self._decide(running)
         patience_s = self._config.staleness.cut_after_s
         if self.phase is Phase.TRAINING and now_s - self._learner_fed_s > patience_s:
             group = self._blocking_group()
@@ -272,19 +282,22 @@ class ShaperState:
     def _decide(self, group: Group) -> None:
         """A sample of the group has finished, failed or got its reward: whom to cancel, and is it complete?"""
         if group.purpose == "train":
-            for sample in self._rule.to_cancel(group, self._config.seed):
+            for sample in self.planner.rule(group).to_cancel(group, self._config.seed):
                 self.work.cancel(sample, "cancelled", self._config.shaping.rule)
+            for sample in self.planner.tail_to_prune(group):
+                self.work.cancel(sample, "cancelled", "hazard")
         if not group.undecided:
             complete = self._complete_training if group.purpose == "train" else self._complete_evaluation
             complete(group)
 
     def _complete_training(self, group: Group) -> None:
-        kept = self._rule.select(group)
+        kept = self.planner.weighed(group, self.planner.rule(group).select(group))
         if len(kept) < self._config.shaping.keep:
             self._drop(group, fate="filtered", reason="too_few_rewards")
             return
-        self._statistics.completed(group)
         group.kept = kept
+        self._statistics.completed(group, self.planner.tercile(group))
+        self.planner.observe(group)
         self._complete[group.group_id] = group
         self._num_dropped_in_a_row = 0
         self._retries.pop(group.prompt.prompt_id, None)
@@ -305,6 +318,8 @@ class ShaperState:
     def _drop(self, group: Group, *, fate: Fate, reason: str) -> None:
         """Give an incomplete training group up and ask its prompt again."""
         self._window.drop(group.group_id)
+        self._statistics.dropped(self.planner.tercile(group))
+        self.planner.observe(group)
         self._record(GroupDropped(group.group_id, reason))
         self._num_dropped_in_a_row += 1
         if self._num_dropped_in_a_row > MAX_DROPPED_IN_A_ROW:
@@ -366,7 +381,8 @@ class ShaperState:
             if num_unfinished >= self._num_train_groups or not self._window.may_admit(floor):
                 return
             prompt = self._requeued.popleft() if self._requeued else self._prompts.draw()
-            group = self._open(prompt, self._config.shaping.launch, floor, now_s)
+            group = self._open(prompt, self.planner.num_samples(prompt.prompt_id), floor, now_s)
+            group.baseline = self.planner.baseline(prompt.prompt_id)
             self._window.admit(group.group_id, floor)
             self.work.place()
 
