@@ -205,6 +205,9 @@ class ShapingConfig(Section):
     """`qlpo`: 1 / (1 + this) of the right ones are the shortest, as of the wrong ones the longest."""
     weight_power: Fraction = 0.0
     """`survivor`: inverse inclusion probabilities enter the loss to this power (gamma). 1 is unbiased."""
+    overcommit: Annotated[float, Field(ge=1, le=2)] = 1.0
+    """Tail batching: this many times the groups that the staleness window admits are opened. Whichever complete first
+    are trained; the others are cancelled when their time is up, and their prompts asked again, then without rivals."""
     redundancy: RedundancyConfig = RedundancyConfig()
     pruning: PruningConfig = PruningConfig()
     baseline: Baseline = "group"

@@ -28,7 +28,7 @@ from darts_async.protocol import (
     VersionPublished,
     WeightsApplied,
 )
-from darts_async.shaper.ledger import GroupDropped, SampleEnded
+from darts_async.shaper.ledger import GroupDropped, GroupOpened, SampleEnded
 from darts_async.shaper.state import LAUNCHER, LEARNER, Incoming, Phase, ShaperState
 from darts_async.shaper.workload import Forget, Output, Send
 
@@ -72,6 +72,7 @@ class World:
         self.ended: Counter[int] = Counter()
         self.fates: dict[int, SampleEnded] = {}
         self.dropped: list[GroupDropped] = []
+        self.prompt_of: dict[int, int] = {}
         self.to_launcher: list = []
         self.max_staleness_seen = 0
         self.num_decoded = 0
@@ -204,6 +205,8 @@ class World:
                 case SampleEnded():
                     self.ended[output.sample_id] += 1
                     self.fates[output.sample_id] = output
+                case GroupOpened():
+                    self.prompt_of[output.group_id] = output.prompt_id
                 case GroupDropped():
                     self.dropped.append(output)
 

@@ -26,7 +26,7 @@ def test_the_metrics_of_a_step_are_those_of_its_kept_samples_beside_the_pool() -
     second = group_of(1, [1.0, 1.0, 0.0], [30, 30, 30], [0, 1])
     statistics.completed(first, tercile=0)
     statistics.completed(second, tercile=None)
-    statistics.dropped(0)
+    statistics.dropped(7, 0)
     metrics = statistics.close(5, [first, second])
     assert metrics["reward/mean"] == pytest.approx(3 / 4)
     assert metrics["reward/pool_mean"] == pytest.approx(4 / 6)

@@ -26,6 +26,8 @@ RULES = {
     "utility": {"redundancy": {"total": "utility", "split": "paper"}},
     "placebo": {"redundancy": {"total": "fixed", "split": "shuffled"}},
     "saturation": {"redundancy": {"total": "fixed", "split": "reward_aware"}, "pruning": {"mode": "saturation"}},
+    "tail batching": {"overcommit": 1.5},
+    "tail batching of survivors": {"rule": "survivor", "launch": 8, "overcommit": 2.0},
     "hazard": {"launch": 8, "pruning": {"mode": "hazard", "threshold_tokens": 2.0, "spare_probability": 0.3}},
 }
 
@@ -160,6 +162,36 @@ def test_messages_told_twice_change_nothing() -> None:
             world.feed(LEARNER, GroupsCommitted(world.version - 1, np.array(done)))
         world.state.validate()
     check_accounts(world)
+
+
+def test_overcommitted_groups_replace_slow_ones_and_cut_prompts_come_back() -> None:
+    """Synchronous, four groups to a step and two spares: whichever four complete first make the step."""
+    config = world_config(
+        learner={"steps": 2, "groups_per_step": 4},
+        shaping={"rule": "none", "launch": 4, "overcommit": 1.5},
+        staleness={"max_staleness": 0},
+        generator={"num_slots": 100},
+        evaluation={"samples_per_prompt": 0},
+    )
+    world = World(config, num_generators=1)
+    name = "generator/0"
+    while world.generators[name].inbox:
+        world.receive(name)
+    assert len({s // 4096 for s in world.generators[name].running}) == 6
+    slow = {0, 1}
+    for sample in sorted(world.generators[name].running):
+        if sample // 4096 not in slow:
+            world.finish(name, sample)
+    while world.to_judge:
+        world.judge()
+    assert {g.group_id for g in world.step_groups} == {2, 3, 4, 5}
+    assert {d.group_id for d in world.dropped} == slow
+    assert {d.reason for d in world.dropped} == {"overcommitted"}
+    cut_prompts = {world.prompt_of[group] for group in slow}
+    world.run(random.Random(0))
+    check_accounts(world)
+    again = [group for group, prompt in world.prompt_of.items() if prompt in cut_prompts and group not in slow]
+    assert {world.fates[group * 4096].fate for group in again} == {"trained"}, "and then they have no rivals"
 
 
 def test_hazard_pruning_aborts_stragglers_as_their_tokens_stream() -> None:

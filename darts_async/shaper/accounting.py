@@ -71,9 +71,11 @@ class StepStatistics:
         self._num_samples[name] += len(group.samples)
         self._num_censored[name] += sum(s.finish_reason is None for s in group.samples)
 
-    def dropped(self, tercile: int | None) -> None:
-        """A group came to nothing."""
+    def dropped(self, group_id: int, tercile: int | None) -> None:
+        """A group came to nothing, complete or not."""
         self._num_dropped[_difficulty(tercile)] += 1
+        if self._pools.pop(group_id, None) is not None:
+            self._num_complete[_difficulty(tercile)] -= 1
 
     def close(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
         """Metrics of one step over its groups."""

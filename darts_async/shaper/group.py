@@ -94,6 +94,8 @@ class Group:
     """The sample id that hazard pruning lets run in place of those it aborts."""
     num_hazard_candidates: int = 0
     """Samples that hazard pruning has aborted or spared."""
+    asked_again: bool = False
+    """An earlier group of the prompt was cut or dropped: this one has its place for good."""
     baseline: float | None = None
     """The prompt's pass rate before this group was opened; only where the history is the baseline."""
     kept: list[tuple[Sample, float]] | None = None

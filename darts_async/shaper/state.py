@@ -6,6 +6,8 @@ it; `validate` states the invariants and holds between any two calls.
 
 A training group is opened when the staleness window and the generators have room, complete when its rule has nothing
 left to wait for, shipped when the window lets it into the next step, and done when the learner has committed it.
+With `overcommit` there are spare groups beside those in the window: one that completes takes the place of one that has
+not, which becomes a spare in its turn; spares too old for any step are cut, and their prompts asked again.
 Samples of a generator that is gone go on elsewhere behind the tokens that were streamed.
 """
 
@@ -95,6 +97,8 @@ class ShaperState:
         self._learner_fed_s = 0.0
         self._complete: dict[int, Group] = {}
         self._shipped: dict[int, Group] = {}
+        self._spares: dict[int, Group] = {}
+        self._max_spares = round((config.shaping.overcommit - 1) * config.max_open_groups)
         self._requeued: deque[Prompt] = deque()
         self._retries: Counter[int] = Counter()
         self._num_dropped_in_a_row = 0
@@ -161,7 +165,7 @@ class ShaperState:
         if self.phase is Phase.TRAINING and now_s - self._learner_fed_s > patience_s:
             group = self._blocking_group()
             if group is not None and now_s - group.opened_s > patience_s:
-                self._drop(group, fate="stale", reason="kept_learner_waiting")
+                self._give_up(group, fate="stale", reason="kept_learner_waiting")
                 self._learner_fed_s = now_s
         return self._advance(now_s)
 
@@ -170,6 +174,7 @@ class ShaperState:
         if self.phase not in (Phase.STOPPING, Phase.FINISHED):
             self.phase, self._stop_reason = Phase.STOPPING, reason
             self._complete.clear()
+            self._spares.clear()
             for group in list(self.work.groups.values()):
                 if group.step is None or group.step == self._window.next_step:
                     self._shipped.pop(group.group_id, None)
@@ -293,15 +298,16 @@ class ShaperState:
     def _complete_training(self, group: Group) -> None:
         kept = self.planner.weighed(group, self.planner.rule(group).select(group))
         if len(kept) < self._config.shaping.keep:
-            self._drop(group, fate="filtered", reason="too_few_rewards")
+            self._give_up(group, fate="filtered", reason="too_few_rewards")
             return
         group.kept = kept
         self._statistics.completed(group, self.planner.tercile(group))
         self.planner.observe(group)
-        self._complete[group.group_id] = group
+        if group.group_id not in self._spares:
+            self._complete[group.group_id] = group
+            self._window.set_floor(group.group_id, group.oldest_kept_version)
         self._num_dropped_in_a_row = 0
         self._retries.pop(group.prompt.prompt_id, None)
-        self._window.set_floor(group.group_id, group.oldest_kept_version)
         chosen = {sample.sample_id for sample, _ in kept}
         for sample in group.at(Stage.SCORED, Stage.UNSCORABLE):
             if sample.sample_id not in chosen:
@@ -315,12 +321,10 @@ class ShaperState:
             else:
                 self.work.end(sample, "filtered", sample.end_reason)
 
-    def _drop(self, group: Group, *, fate: Fate, reason: str) -> None:
-        """Give an incomplete training group up and ask its prompt again."""
-        self._window.drop(group.group_id)
-        self._statistics.dropped(self.planner.tercile(group))
-        self.planner.observe(group)
-        self._record(GroupDropped(group.group_id, reason))
+    def _give_up(self, group: Group, *, fate: Fate, reason: str) -> None:
+        """A group comes to nothing; its prompt is asked again, but not for ever."""
+        if self._spares.pop(group.group_id, None) is None:
+            self._window.drop(group.group_id)
         self._num_dropped_in_a_row += 1
         if self._num_dropped_in_a_row > MAX_DROPPED_IN_A_ROW:
             raise DataError(
@@ -330,6 +334,14 @@ class ShaperState:
         if self._retries[group.prompt.prompt_id] < MAX_RETRIES_PER_PROMPT:
             self._retries[group.prompt.prompt_id] += 1
             self._requeued.append(group.prompt)
+        self._drop(group, fate=fate, reason=reason)
+
+    def _drop(self, group: Group, *, fate: Fate, reason: str) -> None:
+        """End a training group that is neither in the window nor a spare any more."""
+        self._statistics.dropped(group.group_id, self.planner.tercile(group))
+        if group.kept is None:
+            self.planner.observe(group)
+        self._record(GroupDropped(group.group_id, reason))
         self._end_all(group, fate, reason, cancel_fate=fate)
 
     def _end_all(self, group: Group, fate: Fate, reason: str, *, cancel_fate: Fate) -> None:
@@ -342,10 +354,18 @@ class ShaperState:
     def _blocking_group(self) -> Group | None:
         """The slowest group, if it alone keeps the learner and others waiting."""
         size = self._config.learner.groups_per_step
-        groups = [g for g in self.work.groups.values() if g.purpose == "train" and g.undecided]
+        groups = self._undecided()
         learner_waits = self._learner_up and len(self._shipped) < size
         others_wait = bool(self._complete) or (len(groups) == 1 and self._window.num_shipped % size > 0)
         return min(groups, key=self._urgency) if groups and learner_waits and others_wait else None
+
+    def _undecided(self) -> list[Group]:
+        """Groups in the window that are still waited for."""
+        return [
+            group
+            for group in self.work.groups.values()
+            if group.purpose == "train" and group.undecided and group.group_id not in self._spares
+        ]
 
     def _urgency(self, group: Group) -> tuple[int, int]:
         return self._window.deadline(group.group_id), group.group_id
@@ -353,7 +373,9 @@ class ShaperState:
     # --- what follows from any event -------------------------------------------------------------------------
 
     def _advance(self, now_s: float) -> list[Output]:
+        self._use_spares()
         self._ship(now_s)
+        self._cut_spares()
         self._change_phase(now_s)
         self.work.judge_waiting()
         self.work.place()
@@ -364,13 +386,15 @@ class ShaperState:
         """Complete groups go to the learner, the most urgent first, while the window allows."""
         if not self._learner_up:
             return
-        for group in sorted(self._complete.values(), key=self._urgency):
-            if self._window.may_ship(group.group_id):
-                group.step = self._window.ship(group.group_id)
-                self._shipped[group.group_id] = self._complete.pop(group.group_id)
-                self._record(GroupShipped(group.group_id, group.step))
-                self._record(Send(LEARNER, train_group(group)))
-                self._learner_fed_s = now_s
+        while self._complete:
+            group = min(self._complete.values(), key=self._urgency)
+            if not self._window.may_ship(group.group_id):
+                return  # nor may any later one, which would leave this one waiting as well
+            group.step = self._window.ship(group.group_id)
+            self._shipped[group.group_id] = self._complete.pop(group.group_id)
+            self._record(GroupShipped(group.group_id, group.step))
+            self._record(Send(LEARNER, train_group(group)))
+            self._learner_fed_s = now_s
 
     def _admit(self, now_s: float) -> None:
         """Open groups while generators have room and the window allows."""
@@ -378,13 +402,64 @@ class ShaperState:
             floor = self.work.generators.lowest_version
             assert floor is not None
             num_unfinished = self._window.num_shipped + self._window.num_open
-            if num_unfinished >= self._num_train_groups or not self._window.may_admit(floor):
+            if num_unfinished < self._num_train_groups and self._window.may_admit(floor):
+                asked_again = bool(self._requeued)
+                prompt = self._requeued.popleft() if asked_again else self._prompts.draw()
+                group = self._open_training(prompt, floor, now_s)
+                group.asked_again = asked_again
+                self._window.admit(group.group_id, floor)
+            elif len(self._spares) < self._max_spares and not self._is_too_late(floor):
+                group = self._open_training(self._prompts.draw(), floor, now_s)
+                self._spares[group.group_id] = group
+            else:
                 return
-            prompt = self._requeued.popleft() if self._requeued else self._prompts.draw()
-            group = self._open(prompt, self.planner.num_samples(prompt.prompt_id), floor, now_s)
-            group.baseline = self.planner.baseline(prompt.prompt_id)
-            self._window.admit(group.group_id, floor)
             self.work.place()
+
+    def _open_training(self, prompt: Prompt, floor: int, now_s: float) -> Group:
+        group = self._open(prompt, self.planner.num_samples(prompt.prompt_id), floor, now_s)
+        group.baseline = self.planner.baseline(prompt.prompt_id)
+        return group
+
+    def _is_too_late(self, floor: int) -> bool:
+        """Whether no step may take a group whose oldest token is of version `floor`."""
+        step = self._window.next_step
+        return step >= self._config.learner.steps or floor + self._config.staleness.max_staleness < step
+
+    def _use_spares(self) -> None:
+        """Complete spares take places in the window: free ones, or those of groups that are still waited for."""
+        for spare in [g for g in self._spares.values() if g.kept is not None]:
+            floor = spare.oldest_kept_version
+            if self._window.num_shipped + self._window.num_open < self._num_train_groups and self._enter(spare, floor):
+                continue
+            for rival in sorted(self._undecided(), key=lambda g: (-self._window.deadline(g.group_id), -g.group_id)):
+                if not rival.asked_again and self._replace(rival, spare, floor):
+                    break
+
+    def _enter(self, spare: Group, floor: int) -> bool:
+        """The spare joins the window, if that has a place for it."""
+        if not self._window.may_admit(floor):
+            return False
+        self._window.admit(spare.group_id, floor)
+        self._complete[spare.group_id] = self._spares.pop(spare.group_id)
+        return True
+
+    def _replace(self, rival: Group, spare: Group, floor: int) -> bool:
+        """The spare takes the place of a rival, which becomes a spare, if everyone else still meets its deadline."""
+        deadline = self._window.deadline(rival.group_id)
+        self._window.drop(rival.group_id)
+        if self._enter(spare, floor):
+            self._spares[rival.group_id] = rival
+            return True
+        self._window.admit(rival.group_id, deadline - self._config.staleness.max_staleness)
+        return False
+
+    def _cut_spares(self) -> None:
+        """Spares that no step may take any more, and all when the last step is filled."""
+        for spare in list(self._spares.values()):
+            if self._is_too_late(spare.floor if spare.kept is None else spare.oldest_kept_version):
+                del self._spares[spare.group_id]
+                self._requeued.append(spare.prompt)
+                self._drop(spare, fate="cancelled", reason="overcommitted")
 
     def _open(self, prompt: Prompt, num_samples: int, floor: int, now_s: float) -> Group:
         purpose: Purpose = "train" if self.phase is Phase.TRAINING else "evaluate"
@@ -464,7 +539,9 @@ class ShaperState:
         if self.phase in (Phase.STOPPING, Phase.FINISHED):
             return
         groups = [g for g in self.work.groups.values() if g.purpose == "train"]
-        num_open = sum(1 for g in groups if g.undecided or g.group_id in self._complete)
+        num_open = len(self._undecided()) + len(self._complete)
+        assert len(self._spares) <= self._max_spares, len(self._spares)
+        assert not self._spares.keys() & self._complete.keys()
         assert num_open == self._window.num_open, (num_open, self._window.num_open)
         assert self._window.num_open + len(self._shipped) <= self._config.max_open_groups
         for group in groups:
