@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from darts_async.config import RunConfig
+from darts_async.config import RunConfig, ShapingConfig
 from darts_async.topology import ProcessSpec, RunPlan
 
 
@@ -33,12 +33,11 @@ def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
 def key_settings(config: RunConfig) -> dict[str, str]:
     """The settings that shape a run most, in words."""
     shaping, learner, prompts, generator = config.shaping, config.learner, config.prompts, config.generator
-    rule = f" ({shaping.shortest} shortest + {shaping.longest} longest)" if shaping.rule != "none" else ""
     return {
         "model": f"{config.model.path}, {config.model.dtype}",
         "prompts": f"{prompts.path or prompts.source}, {prompts.held_out} held out",
         "reward": f"{config.reward.function}, workers in each process: {config.reward.workers}",
-        "shaping": f"{shaping.rule}: launch {shaping.launch}, keep {shaping.keep}{rule}",
+        "shaping": _shaping(shaping),
         "learner": f"{learner.steps} steps of {learner.groups_per_step} groups, rate {learner.learning_rate:g}",
         "generator": f"{generator.engine}, {generator.num_slots} slots of {generator.max_context_tokens} tokens",
         "weights": f"{config.weights.backend}, buckets of {config.weights.bucket_bytes:,} bytes",
@@ -60,6 +59,20 @@ def bounds(config: RunConfig) -> dict[str, str]:
         "samples decoded at once": f"at most {slots}",
         "threads": f"{threads} of numerical libraries",
     }
+
+
+def _shaping(shaping: ShapingConfig) -> str:
+    """The arm: rule, counts, and what is switched on beside it."""
+    ends = f" ({shaping.shortest} + {shaping.longest})" if shaping.rule in ("dual_end", "survivor") else ""
+    switches = {
+        "early stop": shaping.early_stop,
+        "guard": shaping.guard,
+        f"redundancy {shaping.redundancy.total}, {shaping.redundancy.split}": shaping.redundancy.total != "off",
+        f"pruning {shaping.pruning.mode}": shaping.pruning.mode != "off",
+        f"baseline {shaping.baseline}": shaping.baseline != "group",
+    }
+    parts = [f"{shaping.rule}: keep {shaping.keep}{ends} of {shaping.launch}", *(k for k, on in switches.items() if on)]
+    return ", ".join(parts)
 
 
 def _process_lines(plan: RunPlan) -> Iterator[RenderableType]:

@@ -29,7 +29,8 @@ from darts_async.protocol import (
     WeightsApplied,
 )
 from darts_async.shaper.ledger import GroupDropped, GroupOpened, SampleEnded
-from darts_async.shaper.state import LAUNCHER, LEARNER, Incoming, Phase, ShaperState
+from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState
+from darts_async.shaper.training import LEARNER
 from darts_async.shaper.workload import Forget, Output, Send
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from darts_async.errors import DataError
 from darts_async.protocol import Cancel, EvaluationCompleted, GroupsCommitted, SampleFinished, StepCompleted
-from darts_async.shaper.state import LEARNER, Phase
+from darts_async.shaper.state import Phase
+from darts_async.shaper.training import LEARNER
 from tests.shaper_world import World, world_config
 
 RULES = {

@@ -1,0 +1,275 @@
+"""Which shaping makes a step sooner, at which price in tokens and in what the gradient sees?
+
+    python -m bench.shaping [--trace PATH] [--workloads NAME ...] [--arms NAME ...] [--launch 8 10 12 16]
+                            [--groups N] [--prompts N] [--seed S] [--out DIR]
+
+Simulated: the real shaper against modelled generators and learner (see `darts_async.simulation`), every arm on the
+same prompts and samples. The policy does not change, so this is the effect of the schedule alone.
+"""
+
+import argparse
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.shaping_plots import PLOTS, draw, require_matplotlib
+from darts_async.config import RunConfig
+from darts_async.errors import ConfigError
+from darts_async.simulation import (
+    LONG_THOUGHT,
+    EngineModel,
+    FixedWorkload,
+    LearnerModel,
+    LognormalWorkload,
+    Models,
+    RewardModel,
+    SimulationResult,
+    TraceWorkload,
+    Workload,
+    simulate,
+)
+
+KEEP = 8
+GROUPS_PER_STEP = 32
+GENERATORS, SLOTS = 4, 128
+STALENESS = 2
+MAX_NEW_TOKENS = 1 << 15
+BASELINE = "synchronous"
+ENGINE = {"token_latency_s": 0.01, "batch_for_double_latency": 64.0, "update_stall_s": 0.5}
+LEARNER = LearnerModel(step_s=1.0, token_s=4e-5, broadcast_s=1.0)
+REWARD = RewardModel(latency_s=0.05)
+NEVER_S = 1e9
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to run: a baseline launches exactly what it says, a shaping arm every number asked for."""
+
+    shaping: dict[str, object]
+    max_staleness: int = STALENESS
+    drain: bool = False
+    launch: int | None = None
+    """None: as asked on the command line."""
+    flush_every_s: float | None = None
+    """Rules that watch running samples need their tokens as they come."""
+
+    def config(self, launch: int, max_new_tokens: int, num_groups: int, seed: int) -> RunConfig:
+        """The run, with `launch` samples per prompt."""
+        return RunConfig.model_validate(
+            {
+                "seed": seed,
+                "shaping": {"keep": KEEP, "launch": launch, **self.shaping},
+                "staleness": {"max_staleness": self.max_staleness, "cut_after_s": NEVER_S},
+                "learner": {"steps": max(num_groups // GROUPS_PER_STEP, 1), "groups_per_step": GROUPS_PER_STEP},
+                "generator": {"num_slots": SLOTS, "max_context_tokens": 1 << 16},
+                "sampling": {"max_new_tokens": max_new_tokens},
+                "evaluation": {"samples_per_prompt": 0},
+                "roles": {"generator": {"replicas": GENERATORS}},
+            }
+        )
+
+    def models(self) -> Models:
+        """The cluster."""
+        return Models(
+            EngineModel(**ENGINE, drain_before_update=self.drain, flush_every_s=self.flush_every_s), REWARD, LEARNER
+        )
+
+
+DUAL_END = {"rule": "dual_end", "shortest": 7, "longest": 1}
+SURVIVOR = {"rule": "survivor", "shortest": 7, "longest": 1}
+ARMS = {
+    BASELINE: Arm({"rule": "none"}, max_staleness=0, launch=KEEP),
+    "synchronous, tail batching": Arm(
+        {"rule": "shortest", "early_stop": True}, max_staleness=0, launch=math.ceil(1.25 * KEEP)
+    ),
+    "synchronous, dual_end": Arm(DUAL_END, max_staleness=0),
+    "synchronous, survivor": Arm(SURVIVOR, max_staleness=0),
+    "asynchronous": Arm({"rule": "none"}, launch=KEEP),
+    "asynchronous, drained": Arm({"rule": "none"}, drain=True, launch=KEEP),
+    "random": Arm({"rule": "random"}),
+    "shortest": Arm({"rule": "shortest", "early_stop": True}),
+    "dual_end": Arm(DUAL_END),
+    "dual_end + guard": Arm(DUAL_END | {"guard": True}),
+    "survivor": Arm(SURVIVOR),
+    "qlpo": Arm({"rule": "qlpo"}),
+}
+SYNTHETIC: dict[str, tuple[Workload, int]] = {
+    "math": (LognormalWorkload(), 4096),
+    "heavy": (LognormalWorkload(LONG_THOUGHT), MAX_NEW_TOKENS),
+    "fixed": (FixedWorkload(800), MAX_NEW_TOKENS),
+}
+"""With the cap on the response length."""
+COLUMNS = (
+    "arm",
+    "R",
+    "s / step",
+    "s / 1,000 groups",
+    "speed-up",
+    "decoded / trained",
+    "slots used",
+    "generator idle",
+    "learner idle",
+    "group p50, s",
+    "group p99, s",
+    "staleness mean",
+    "max",
+    "drift",
+    "zero advantage",
+)
+
+
+NOTES = """\
+Speed-up: makespan of the synchronous baseline over the arm's. Decoded / trained: tokens. Drift: first-order change of
+the mean length per unit step, negative shortens. Group: from its opening to its last reward. Drained: generators finish
+what runs before they take new weights; the other asynchronous arms take them in flight (partial rollout). Tail batching
+is its sample side only, the first 8 of 10 samples: over-provisioned *prompts* with the slow ones put off do not exist
+in the shaper, whose synchronous window admits exactly one step of groups.
+`shortest` stops a group at its 8th finish. With R = 8 every rule gives the very same run as the baseline, so it is only
+plotted."""
+
+
+@dataclass
+class Table:
+    """The results of one workload."""
+
+    workload: str
+    cells: dict[tuple[str, int], SimulationResult] = field(default_factory=dict)
+
+    def speed_up(self, arm: str, launch: int) -> float:
+        """Against the synchronous baseline: its makespan over this one's, for the same number of trained groups."""
+        return self.cells[BASELINE, KEEP].makespan_s / self.cells[arm, launch].makespan_s
+
+    def markdown(self) -> str:
+        """The table with its heading."""
+        rows = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+        shown = [(arm, launch) for arm, launch in self.cells if ARMS[arm].launch or launch != KEEP]
+        rows += [f"| {' | '.join(self._row(arm, launch))} |" for arm, launch in shown]
+        return "\n".join([f"## {self.workload}", "", *rows, ""])
+
+    def _row(self, arm: str, launch: int) -> list[str]:
+        r = self.cells[arm, launch]
+        per_group_s = r.makespan_s / r.num_trained_groups
+        return [
+            arm,
+            str(launch),
+            f"{per_group_s * GROUPS_PER_STEP:.1f}",
+            f"{per_group_s * 1000:,.0f}",
+            f"{self.speed_up(arm, launch):.2f}",
+            f"{r.generated_per_trained:.2f}",
+            f"{r.slot_use:.0%}",
+            f"{r.generator_idle_share:.0%}",
+            f"{r.learner_idle_share:.0%}",
+            f"{r.group_percentile_s(50):.0f}",
+            f"{r.group_percentile_s(99):.0f}",
+            f"{r.staleness_mean:.2f}",
+            str(r.staleness_max),
+            f"{round(r.length_drift, 4) + 0.0:+.4f}",
+            f"{r.zero_advantage_share:.0%}",
+        ]
+
+
+def cells(arms: list[str], launches: list[int]) -> Iterator[tuple[str, int]]:
+    """The baseline first, then every arm with every number of samples that makes sense for it."""
+    for arm in [BASELINE, *(arm for arm in arms if arm != BASELINE)]:
+        fixed = ARMS[arm].launch
+        yield from ((arm, launch) for launch in ([fixed] if fixed else launches))
+
+
+def measure(name: str, workload: Workload, max_new_tokens: int, arguments: argparse.Namespace) -> Table:
+    """Every cell of one workload."""
+    table = Table(name)
+    num_prompts = arguments.prompts or (workload.num_prompts if isinstance(workload, TraceWorkload) else 4096)
+    for arm, launch in cells(arguments.arms, arguments.launch):
+        config = ARMS[arm].config(launch, max_new_tokens, arguments.groups, arguments.seed)
+        table.cells[arm, launch] = simulate(config, workload, ARMS[arm].models(), num_prompts=num_prompts)
+        print(f"{name}, {arm}, {launch}", end="          \r", file=sys.stderr)
+    return table
+
+
+def commit() -> str:
+    """The checked-out commit, marked if the tree differs from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    return done.stdout.strip() or "unknown"
+
+
+def report(tables: list[Table], command: str, elapsed_s: float, *, plotted: bool) -> str:
+    """All tables, with how they came about."""
+    num_samples = sum(r.num_samples for table in tables for r in table.cells.values())
+    return "\n".join(
+        [
+            "# Shaping, simulated",
+            "",
+            f"`{command}`, commit {commit()}, {os.cpu_count()} cores ({platform.machine()}), Python "
+            f"{platform.python_version()}; {num_samples:,} samples in {elapsed_s:.0f} s of one core, "
+            f"{elapsed_s / num_samples * 1e6:.0f} us each.",
+            "",
+            f"{GENERATORS} generators of {SLOTS} slots, a decode step of b samples takes 10 ms * (1 + b / 64), weights "
+            f"stall it {ENGINE['update_stall_s']} s; the learner takes {LEARNER.token_s * 1e6:.0f} us per token, "
+            f"{LEARNER.step_s} s per step, {LEARNER.broadcast_s} s per broadcast; {GROUPS_PER_STEP} groups of {KEEP} "
+            f"per step; max_staleness {STALENESS} unless synchronous. Caps: 4,096 tokens (`math`), "
+            f"{MAX_NEW_TOKENS:,} (the others). Times are virtual. The policy is frozen: this is "
+            "the schedule alone, without what shorter responses would save later.",
+            "",
+            NOTES,
+            "",
+            *(f"![{plot}]({plot})\n" for plot in PLOTS if plotted),
+            *(table.markdown() for table in tables),
+        ]
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", type=Path, help=".npz file with lengths and rewards [num_prompts, samples]")
+    parser.add_argument("--workloads", nargs="*", choices=SYNTHETIC, default=list(SYNTHETIC))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--launch", nargs="+", type=int, default=[8, 10, 12, 16])
+    parser.add_argument("--groups", type=int, default=1024, help="trained groups per cell")
+    parser.add_argument("--prompts", type=int, help="prompts that are visited in turn (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="directory for shaping.md and its plots")
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print, and write what was asked for."""
+    if arguments.out:
+        require_matplotlib()
+    workloads = {name: SYNTHETIC[name] for name in arguments.workloads}
+    if arguments.trace:
+        workloads = {arguments.trace.stem: (TraceWorkload(arguments.trace), MAX_NEW_TOKENS)} | workloads
+    start_s = time.process_time()
+    tables = [measure(name, *workload, arguments) for name, workload in workloads.items()]
+    words = [Path(a).name if arguments.trace and a == str(arguments.trace) else a for a in sys.argv[1:]]
+    text = report(
+        tables,
+        shlex.join(["python", "-m", "bench.shaping", *words]),
+        time.process_time() - start_s,
+        plotted=bool(arguments.out),
+    )
+    print(text)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "shaping.md").write_text(text)
+        draw({table.workload: table.cells for table in tables}, BASELINE, arguments.out)
+
+
+def main() -> None:
+    """One command; a user's mistake ends it with one line."""
+    try:
+        run(parse_arguments())
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

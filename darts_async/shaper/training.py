@@ -1,0 +1,285 @@
+"""Training groups from admission to commit: what is opened, completed, shipped, replaced and given up.
+
+The half of the shaper's decisions that the staleness window rules; pure like the rest. Groups wait in the window, are
+`complete` until it lets them into a step, and `shipped` until the learner has committed them. Spares are open groups
+outside the window: one that completes takes the place of one that has not, which becomes a spare in its turn; spares
+too old for any step are cut, and their prompts asked again, then with a place that nobody takes from them.
+"""
+
+from collections import Counter, deque
+
+from darts_async.config import RunConfig
+from darts_async.errors import DataError
+from darts_async.prompts.source import Prompt, PromptSource
+from darts_async.protocol import GroupsCommitted
+from darts_async.shaper.accounting import StepStatistics
+from darts_async.shaper.group import Fate, Group, Stage, train_group
+from darts_async.shaper.ledger import GroupDropped, GroupShipped
+from darts_async.shaper.planner import Planner
+from darts_async.shaper.staleness import StalenessWindow
+from darts_async.shaper.workload import Send, Workload
+
+LEARNER = "learner/0"
+MAX_RETRIES_PER_PROMPT = 3
+"""A prompt whose groups came to nothing this often is left until the source brings it again."""
+MAX_DROPPED_IN_A_ROW = 200
+"""Without a complete group in between: the run cannot go on."""
+
+
+class Training:
+    """All training groups and the staleness window."""
+
+    def __init__(self, config: RunConfig, prompts: PromptSource, work: Workload, planner: Planner) -> None:
+        self._config = config
+        self._prompts = prompts
+        self._work = work
+        self._planner = planner
+        self._num_train_groups = config.learner.steps * config.learner.groups_per_step
+        self._window = StalenessWindow(
+            groups_per_step=config.learner.groups_per_step, max_staleness=config.staleness.max_staleness
+        )
+        self._complete: dict[int, Group] = {}
+        self._shipped: dict[int, Group] = {}
+        self._spares: dict[int, Group] = {}
+        self._max_spares = round((config.shaping.overcommit - 1) * config.max_open_groups)
+        self._requeued: deque[Prompt] = deque()
+        self._retries: Counter[int] = Counter()
+        self._num_dropped_in_a_row = 0
+        self._learner_fed_s = 0.0
+        self._statistics = StepStatistics()
+        self.learner_up = False
+        self.num_steps = 0
+
+    # --- one group -------------------------------------------------------------------------------------------
+
+    def decide(self, group: Group) -> None:
+        """A sample has finished, failed, got its reward or grown old: whom to cancel, and is the group complete?"""
+        for sample in self._planner.rule(group).to_cancel(group, self._config.seed):
+            self._work.cancel(sample, "cancelled", self._config.shaping.rule)
+        for sample in self._planner.tail_to_prune(group):
+            self._work.cancel(sample, "cancelled", "hazard")
+        if not group.undecided:
+            self._complete_group(group)
+
+    def rejected(self, group: Group) -> None:
+        """The engine cannot decode this prompt: it would be rejected again."""
+        self._retries[group.prompt.prompt_id] = MAX_RETRIES_PER_PROMPT
+
+    def _complete_group(self, group: Group) -> None:
+        kept = self._planner.weighed(group, self._planner.rule(group).select(group))
+        if len(kept) < self._config.shaping.keep:
+            self._give_up(group, fate="filtered", reason="too_few_rewards")
+            return
+        group.kept = kept
+        self._statistics.completed(group, self._planner.tercile(group))
+        self._planner.observe(group)
+        if group.group_id not in self._spares:
+            self._complete[group.group_id] = group
+            self._window.set_floor(group.group_id, group.oldest_kept_version)
+        self._num_dropped_in_a_row = 0
+        self._retries.pop(group.prompt.prompt_id, None)
+        chosen = {sample.sample_id for sample, _ in kept}
+        for sample in group.at(Stage.SCORED, Stage.UNSCORABLE):
+            if sample.sample_id not in chosen:
+                self._work.end(sample, "filtered", sample.end_reason or "not_selected")
+
+    def _give_up(self, group: Group, *, fate: Fate, reason: str) -> None:
+        """A group comes to nothing; its prompt is asked again, but not for ever."""
+        if self._spares.pop(group.group_id, None) is None:
+            self._window.drop(group.group_id)
+        self._num_dropped_in_a_row += 1
+        if self._num_dropped_in_a_row > MAX_DROPPED_IN_A_ROW:
+            raise DataError(
+                f"{self._num_dropped_in_a_row} groups came to nothing one after another, the last because of "
+                f"{reason!r}: no step can be filled; the logs of reward and generator say why"
+            )
+        if self._retries[group.prompt.prompt_id] < MAX_RETRIES_PER_PROMPT:
+            self._retries[group.prompt.prompt_id] += 1
+            self._requeued.append(group.prompt)
+        self._drop(group, fate=fate, reason=reason)
+
+    def _drop(self, group: Group, *, fate: Fate, reason: str) -> None:
+        """End a training group that is neither in the window nor a spare any more."""
+        self._statistics.dropped(group.group_id, self._planner.tercile(group))
+        if group.kept is None:
+            self._planner.observe(group)
+        self._work.out.append(GroupDropped(group.group_id, reason))
+        end_all(self._work, group, fate, reason, cancel_fate=fate)
+
+    # --- time, the learner, the end --------------------------------------------------------------------------
+
+    def tick(self, now_s: float) -> None:
+        """Tails have grown; a group that alone keeps the learner waiting for too long is cut."""
+        if self._config.shaping.pruning.mode == "hazard":
+            for running in [g for g in self._work.groups.values() if g.purpose == "train" and g.undecided]:
+                self.decide(running)
+        patience_s = self._config.staleness.cut_after_s
+        if now_s - self._learner_fed_s > patience_s:
+            group = self._blocking_group()
+            if group is not None and now_s - group.opened_s > patience_s:
+                self._give_up(group, fate="stale", reason="kept_learner_waiting")
+                self._learner_fed_s = now_s
+
+    def begin(self, now_s: float) -> None:
+        """Training starts now."""
+        self._learner_fed_s = now_s
+
+    def advance(self, now_s: float) -> None:
+        """What follows from any event: replace, ship, cut."""
+        self._use_spares()
+        if self.learner_up:
+            self._ship(now_s)
+        self._cut_spares()
+
+    def next_prompt(self, floor: int) -> tuple[Prompt, bool] | None:
+        """The prompt of a group that may be opened now, and whether as a spare."""
+        num_unfinished = self._window.num_shipped + self._window.num_open
+        if num_unfinished < self._num_train_groups and self._window.may_admit(floor):
+            return (self._requeued[0] if self._requeued else self._prompts.draw()), False
+        if len(self._spares) < self._max_spares and not self._is_too_late(floor):
+            return self._prompts.draw(), True
+        return None
+
+    def opened(self, group: Group, *, as_spare: bool) -> None:
+        """A group of `next_prompt` was opened."""
+        group.baseline = self._planner.baseline(group.prompt.prompt_id)
+        if as_spare:
+            self._spares[group.group_id] = group
+            return
+        if self._requeued:
+            self._requeued.popleft()
+            group.asked_again = True
+        self._window.admit(group.group_id, group.floor)
+
+    def replay(self, policy_version: int) -> None:
+        """A learner at this version is up: send it what is shipped; what it already has it drops by group id."""
+        self.learner_up = True
+        for group in self._shipped.values():
+            if group.step is not None and group.step >= policy_version:
+                self._work.out.append(Send(LEARNER, train_group(group)))
+
+    def committed(self, message: GroupsCommitted, now_s: float) -> dict[str, float] | None:
+        """The learner has taken a step; its metrics, or None if that was known."""
+        groups = [self._shipped.pop(g) for g in message.group_ids.tolist() if g in self._shipped]
+        if not groups:
+            return None
+        metrics = self._statistics.close(message.step, groups)
+        for group in groups:
+            for sample, _ in group.kept or []:
+                self._work.totals.trained(sample, message.step)
+                self._work.end(sample, "trained", "committed", step=message.step)
+        self.num_steps = message.step + 1
+        self._learner_fed_s = now_s
+        return metrics
+
+    def stop(self, reason: str) -> None:
+        """End every group but those of full steps, which are still committed."""
+        self._complete.clear()
+        self._spares.clear()
+        for group in list(self._work.groups.values()):
+            if group.step is None or group.step == self._window.next_step:
+                self._shipped.pop(group.group_id, None)
+                end_all(self._work, group, "filtered", reason, cancel_fate="cancelled")
+
+    def abandon(self) -> None:
+        """Nothing more will be committed."""
+        self._shipped.clear()
+
+    # --- the window ------------------------------------------------------------------------------------------
+
+    def _ship(self, now_s: float) -> None:
+        """Complete groups go to the learner, the most urgent first, while the window allows."""
+        while self._complete:
+            group = min(self._complete.values(), key=self._urgency)
+            if not self._window.may_ship(group.group_id):
+                return  # nor may any later one, which would leave this one waiting as well
+            group.step = self._window.ship(group.group_id)
+            self._shipped[group.group_id] = self._complete.pop(group.group_id)
+            self._work.out.append(GroupShipped(group.group_id, group.step))
+            self._work.out.append(Send(LEARNER, train_group(group)))
+            self._learner_fed_s = now_s
+
+    def _is_too_late(self, floor: int) -> bool:
+        """Whether no step may take a group whose oldest token is of version `floor`."""
+        step = self._window.next_step
+        return step >= self._config.learner.steps or floor + self._config.staleness.max_staleness < step
+
+    def _use_spares(self) -> None:
+        """Complete spares take places in the window: free ones, or those of groups that are still waited for."""
+        for spare in [g for g in self._spares.values() if g.kept is not None]:
+            floor = spare.oldest_kept_version
+            if self._window.num_shipped + self._window.num_open < self._num_train_groups and self._enter(spare, floor):
+                continue
+            for rival in sorted(self._undecided(), key=lambda g: (-self._window.deadline(g.group_id), -g.group_id)):
+                if not rival.asked_again and self._replace(rival, spare, floor):
+                    break
+
+    def _enter(self, spare: Group, floor: int) -> bool:
+        """The spare joins the window, if that has a place for it."""
+        if not self._window.may_admit(floor):
+            return False
+        self._window.admit(spare.group_id, floor)
+        self._complete[spare.group_id] = self._spares.pop(spare.group_id)
+        return True
+
+    def _replace(self, rival: Group, spare: Group, floor: int) -> bool:
+        """The spare takes the place of a rival, which becomes a spare, if everyone else still meets its deadline."""
+        deadline = self._window.deadline(rival.group_id)
+        self._window.drop(rival.group_id)
+        if self._enter(spare, floor):
+            self._spares[rival.group_id] = rival
+            return True
+        self._window.admit(rival.group_id, deadline - self._config.staleness.max_staleness)
+        return False
+
+    def _cut_spares(self) -> None:
+        """Spares that no step may take any more, and all when the last step is filled."""
+        for spare in list(self._spares.values()):
+            if self._is_too_late(spare.floor if spare.kept is None else spare.oldest_kept_version):
+                del self._spares[spare.group_id]
+                self._requeued.append(spare.prompt)
+                self._drop(spare, fate="cancelled", reason="overcommitted")
+
+    def _blocking_group(self) -> Group | None:
+        """The slowest group, if it alone keeps the learner and others waiting."""
+        size = self._config.learner.groups_per_step
+        groups = self._undecided()
+        learner_waits = self.learner_up and len(self._shipped) < size
+        others_wait = bool(self._complete) or (len(groups) == 1 and self._window.num_shipped % size > 0)
+        return min(groups, key=self._urgency) if groups and learner_waits and others_wait else None
+
+    def _undecided(self) -> list[Group]:
+        """Groups in the window that are still waited for."""
+        return [
+            group
+            for group in self._work.groups.values()
+            if group.purpose == "train" and group.undecided and group.group_id not in self._spares
+        ]
+
+    def _urgency(self, group: Group) -> tuple[int, int]:
+        return self._window.deadline(group.group_id), group.group_id
+
+    def validate(self) -> None:
+        """Every group is where it says, and everyone who is waited for meets its deadline."""
+        self._window.validate()
+        num_open = len(self._undecided()) + len(self._complete)
+        assert num_open == self._window.num_open, (num_open, self._window.num_open)
+        assert len(self._spares) <= self._max_spares, len(self._spares)
+        assert not self._spares.keys() & self._complete.keys()
+        assert self._window.num_open + len(self._shipped) <= self._config.max_open_groups
+        for group in self._work.groups.values():
+            assert not (group.undecided and group.kept), group.group_id
+        for group in [*self._complete.values(), *self._shipped.values()]:
+            assert len(group.kept or []) == self._config.shaping.keep, group.group_id
+        for group in self._shipped.values():
+            assert group.step is not None
+            assert group.step - group.oldest_kept_version <= self._config.staleness.max_staleness, group.group_id
+
+
+def end_all(work: Workload, group: Group, fate: Fate, reason: str, *, cancel_fate: Fate) -> None:
+    """End every sample of a group, the running ones by cancelling them."""
+    for sample in group.samples:
+        if sample.stage in (Stage.WAITING, Stage.DECODING):
+            work.cancel(sample, cancel_fate, reason)
+        elif sample.stage not in (Stage.CANCELLING, Stage.ENDED):
+            work.end(sample, fate, sample.end_reason or reason)

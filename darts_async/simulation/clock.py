@@ -1,0 +1,46 @@
+"""Virtual time: a heap of wake-ups, and the letters to the shaper that are due now."""
+
+import heapq
+from collections import deque
+from typing import Protocol
+
+from darts_async.shaper.state import Incoming
+
+
+class Actor(Protocol):
+    """Whoever can be woken."""
+
+    def wake(self, stamp: int) -> None:
+        """The time that was asked for has come; `stamp` is what was given when asking."""
+
+
+class Clock:
+    """The present, what will happen, and the outbox of everybody."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.outbox: deque[tuple[str, Incoming]] = deque()
+        """Messages for the shaper, with their sender, sent at this moment."""
+        self._wakes: list[tuple[float, int, Actor, int]] = []
+        self._num_wakes = 0
+
+    def wake_at(self, at_s: float, actor: Actor, stamp: int) -> None:
+        """Ask for `actor.wake(stamp)`. Ties are served in the order of asking."""
+        self._num_wakes += 1
+        heapq.heappush(self._wakes, (max(at_s, self.now_s), self._num_wakes, actor, stamp))
+
+    @property
+    def num_waiting(self) -> int:
+        """Wake-ups that were asked for and have not come."""
+        return len(self._wakes)
+
+    def advance(self) -> Actor:
+        """Jump to the next wake-up and serve it; who was woken."""
+        assert self._wakes, f"deadlock at {self.now_s} s: nobody waits for a time"
+        self.now_s, _, actor, stamp = heapq.heappop(self._wakes)
+        actor.wake(stamp)
+        return actor
+
+    def send(self, sender: str, message: Incoming) -> None:
+        """A message for the shaper."""
+        self.outbox.append((sender, message))

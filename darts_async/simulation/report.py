@@ -1,0 +1,126 @@
+"""What a simulated run was like, and how it is collected."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from darts_async.protocol import RunFinished, TrainGroup
+from darts_async.simulation.workload import Draw
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationResult:
+    """One run. Times are virtual seconds."""
+
+    makespan_s: float
+    step_s: tuple[float, ...]
+    """Time between one optimiser step and the one before; the first from the start."""
+    generator_s: dict[str, float]
+    """Generator time by state (`decode`, `stall`, `idle`), summed over generators."""
+    learner_s: dict[str, float]
+    """Learner time by state (`train`, `idle`)."""
+    slot_use: float
+    """Share of all slots, over the whole time, that decoded."""
+    num_tokens_decoded: int
+    """As the engines count them."""
+    tokens_by_fate: dict[str, int]
+    """As the shaper counts them."""
+    samples_by_fate: dict[str, int]
+    tokens_by_staleness: dict[int, int]
+    """Trained tokens by the age of the version that decoded them."""
+    group_s: tuple[float, ...]
+    """For each trained group, from its opening to its last reward."""
+    launched: dict[int, int]
+    """How many training groups were opened with so many samples."""
+    num_trained_groups: int
+    zero_advantage_share: float
+    """Trained groups whose kept rewards are all equal."""
+    length_drift: float
+    """First-order change of the mean length per unit step: the mean over trained groups of
+    `mean_i(w_i A_i l_i) / E[l]`, A_i = (r_i - mean) / std over the kept samples, w_i their weights, and E[l] the mean
+    full length of all that were launched for the prompt. Negative shortens. It holds for the policy as it is, which
+    here never moves."""
+    num_events: int
+    """Messages that the shaper handled."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples launched."""
+        return sum(self.samples_by_fate.values())
+
+    @property
+    def generated_per_trained(self) -> float:
+        """Tokens decoded per token trained."""
+        return self.num_tokens_decoded / self.tokens_by_fate["trained"]
+
+    @property
+    def generator_idle_share(self) -> float:
+        """Share of generator time without a sample to decode, stalls included: the generator bubble."""
+        return 1 - self.generator_s.get("decode", 0.0) / sum(self.generator_s.values())
+
+    @property
+    def learner_idle_share(self) -> float:
+        """Share of learner time without a group or step to work on: the learner bubble."""
+        return self.learner_s.get("idle", 0.0) / sum(self.learner_s.values())
+
+    @property
+    def staleness_mean(self) -> float:
+        """Mean staleness of the trained tokens."""
+        return sum(age * n for age, n in self.tokens_by_staleness.items()) / sum(self.tokens_by_staleness.values())
+
+    @property
+    def staleness_max(self) -> int:
+        """Largest staleness of a trained token."""
+        return max(self.tokens_by_staleness)
+
+    def group_percentile_s(self, percentile: float) -> float:
+        """Percentile of the group completion times."""
+        return float(np.percentile(self.group_s, percentile))
+
+
+@dataclass(slots=True)
+class OpenGroup:
+    """A group that has a sample left."""
+
+    opened_s: float
+    draws: list[Draw]
+    num_left: int
+    last_scored_s: float = 0.0
+
+    @property
+    def mean_length(self) -> float:
+        """Of all launched samples, had they been decoded to the end."""
+        return sum(length for length, _ in self.draws) / len(self.draws)
+
+
+@dataclass(slots=True)
+class GroupStatistics:
+    """Collects what is known when a group is shipped."""
+
+    group_s: list[float] = field(default_factory=list)
+    launched: Counter[int] = field(default_factory=Counter)
+    finished: RunFinished | None = None
+    _num_zero: int = 0
+    _sum_drift: float = 0.0
+
+    def shipped(self, message: TrainGroup, group: OpenGroup) -> None:
+        """A group went to the learner."""
+        self.group_s.append(group.last_scored_s - group.opened_s)
+        rewards = message.rewards.astype(np.float64)
+        spread = rewards.std()
+        if spread == 0:
+            self._num_zero += 1
+            return
+        advantages = message.weights * (rewards - rewards.mean()) / spread
+        self._sum_drift += float(advantages @ message.num_tokens) / (len(rewards) * group.mean_length)
+
+    @property
+    def zero_advantage_share(self) -> float:
+        """Groups without a gradient."""
+        return self._num_zero / len(self.group_s)
+
+    @property
+    def length_drift(self) -> float:
+        """See `SimulationResult`."""
+        return self._sum_drift / len(self.group_s)
