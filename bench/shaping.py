@@ -84,20 +84,23 @@ class Arm:
 
 DUAL_END = {"rule": "dual_end", "shortest": 7, "longest": 1}
 SURVIVOR = {"rule": "survivor", "shortest": 7, "longest": 1}
+TAIL_BATCHING = {"rule": "shortest", "early_stop": True, "overcommit": 1.25}
+HAZARD = {"pruning": {"mode": "hazard", "threshold_tokens": 1000.0}}
 ARMS = {
     BASELINE: Arm({"rule": "none"}, max_staleness=0, launch=KEEP),
-    "synchronous, tail batching": Arm(
-        {"rule": "shortest", "early_stop": True}, max_staleness=0, launch=math.ceil(1.25 * KEEP)
-    ),
+    "synchronous, tail batching": Arm(TAIL_BATCHING, max_staleness=0, launch=math.ceil(1.25 * KEEP)),
     "synchronous, dual_end": Arm(DUAL_END, max_staleness=0),
     "synchronous, survivor": Arm(SURVIVOR, max_staleness=0),
     "asynchronous": Arm({"rule": "none"}, launch=KEEP),
     "asynchronous, drained": Arm({"rule": "none"}, drain=True, launch=KEEP),
+    "asynchronous, tail batching": Arm(TAIL_BATCHING, launch=math.ceil(1.25 * KEEP)),
     "random": Arm({"rule": "random"}),
     "shortest": Arm({"rule": "shortest", "early_stop": True}),
     "dual_end": Arm(DUAL_END),
     "dual_end + guard": Arm(DUAL_END | {"guard": True}),
+    "dual_end + hazard": Arm(DUAL_END | HAZARD, launch=12, flush_every_s=2.0),
     "survivor": Arm(SURVIVOR),
+    "survivor, utility": Arm(SURVIVOR | {"redundancy": {"total": "utility"}}, launch=12),
     "qlpo": Arm({"rule": "qlpo"}),
 }
 SYNTHETIC: dict[str, tuple[Workload, int]] = {
@@ -129,8 +132,7 @@ NOTES = """\
 Speed-up: makespan of the synchronous baseline over the arm's. Decoded / trained: tokens. Drift: first-order change of
 the mean length per unit step, negative shortens. Group: from its opening to its last reward. Drained: generators finish
 what runs before they take new weights; the other asynchronous arms take them in flight (partial rollout). Tail batching
-is its sample side only, the first 8 of 10 samples: over-provisioned *prompts* with the slow ones put off do not exist
-in the shaper, whose synchronous window admits exactly one step of groups.
+opens 1.25 times the groups and 1.25 times the samples; what completes first is trained, cut prompts are asked again.
 `shortest` stops a group at its 8th finish. With R = 8 every rule gives the very same run as the baseline, so it is only
 plotted."""
 

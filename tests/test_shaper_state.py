@@ -66,7 +66,7 @@ def test_any_interleaving_ends_with_every_sample_ended_once_and_nothing_over_sta
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), data=st.data())
 def test_generators_may_die_or_fall_silent_at_any_time_and_nothing_is_lost(seed: int, data: st.DataObject) -> None:
-    world = World(world_config(shaping={"rule": "survivor"}))
+    world = World(world_config(shaping=RULES[data.draw(st.sampled_from(sorted(RULES)), label="rule")]))
     rng = random.Random(seed)
     for _ in range(data.draw(st.integers(1, 6), label="deaths")):
         for _ in range(data.draw(st.integers(0, 150), label="moves before")):
@@ -74,6 +74,7 @@ def test_generators_may_die_or_fall_silent_at_any_time_and_nothing_is_lost(seed:
                 break
             move, *arguments = rng.choice(world.moves())
             move(*arguments)
+            world.absorb(world.state.tick(world.now_s))
             world.state.validate()
         if world.state.phase is Phase.TRAINING:
             rng.choice([world.die, world.fall_silent])(rng.choice(sorted(world.generators)))
