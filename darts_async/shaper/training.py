@@ -7,6 +7,7 @@ too old for any step are cut, and their prompts asked again, then with a place t
 """
 
 from collections import Counter, deque
+from heapq import heappop, heappush
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
@@ -39,6 +40,8 @@ class Training:
             groups_per_step=config.learner.groups_per_step, max_staleness=config.staleness.max_staleness
         )
         self._complete: dict[int, Group] = {}
+        self._most_urgent: list[tuple[int, int]] = []
+        """A heap of (deadline, group id) of the complete groups: a deadline is fixed once the group is complete."""
         self._shipped: dict[int, Group] = {}
         self._spares: dict[int, Group] = {}
         self._max_spares = round((config.shaping.overcommit - 1) * config.max_open_groups)
@@ -74,8 +77,8 @@ class Training:
         self._statistics.completed(group, self._planner.tercile(group))
         self._planner.observe(group)
         if group.group_id not in self._spares:
-            self._complete[group.group_id] = group
             self._window.set_floor(group.group_id, group.oldest_kept_version)
+            self._add_complete(group)
         self._num_dropped_in_a_row = 0
         self._retries.pop(group.prompt.prompt_id, None)
         chosen = {sample.sample_id for sample, _ in kept}
@@ -175,6 +178,7 @@ class Training:
     def stop(self, reason: str) -> None:
         """End every group but those of full steps, which are still committed."""
         self._complete.clear()
+        self._most_urgent.clear()
         self._spares.clear()
         for group in list(self._work.groups.values()):
             if group.step is None or group.step == self._window.next_step:
@@ -189,12 +193,11 @@ class Training:
 
     def _ship(self, now_s: float) -> None:
         """Complete groups go to the learner, the most urgent first, while the window allows."""
-        while self._complete:
-            group = min(self._complete.values(), key=self._urgency)
-            if not self._window.may_ship(group.group_id):
-                return  # nor may any later one, which would leave this one waiting as well
+        # If the most urgent one may not be shipped nor may any other, which would leave this one waiting as well.
+        while self._most_urgent and self._window.may_ship(self._most_urgent[0][1]):
+            group = self._complete.pop(heappop(self._most_urgent)[1])
             group.step = self._window.ship(group.group_id)
-            self._shipped[group.group_id] = self._complete.pop(group.group_id)
+            self._shipped[group.group_id] = group
             self._work.out.append(GroupShipped(group.group_id, group.step))
             self._work.out.append(Send(LEARNER, train_group(group)))
             self._learner_fed_s = now_s
@@ -219,8 +222,12 @@ class Training:
         if not self._window.may_admit(floor):
             return False
         self._window.admit(spare.group_id, floor)
-        self._complete[spare.group_id] = self._spares.pop(spare.group_id)
+        self._add_complete(self._spares.pop(spare.group_id))
         return True
+
+    def _add_complete(self, group: Group) -> None:
+        self._complete[group.group_id] = group
+        heappush(self._most_urgent, self._urgency(group))
 
     def _replace(self, rival: Group, spare: Group, floor: int) -> bool:
         """The spare takes the place of a rival, which becomes a spare, if everyone else still meets its deadline."""
@@ -266,6 +273,7 @@ class Training:
         assert num_open == self._window.num_open, (num_open, self._window.num_open)
         assert len(self._spares) <= self._max_spares, len(self._spares)
         assert not self._spares.keys() & self._complete.keys()
+        assert sorted(self._most_urgent) == sorted(map(self._urgency, self._complete.values()))
         assert self._window.num_open + len(self._shipped) <= self._config.max_open_groups
         for group in self._work.groups.values():
             assert not (group.undecided and group.kept), group.group_id
