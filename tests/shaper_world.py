@@ -74,6 +74,7 @@ class World:
         self.fates: dict[int, SampleEnded] = {}
         self.dropped: list[GroupDropped] = []
         self.prompt_of: dict[int, int] = {}
+        self.opened: list[GroupOpened] = []
         self.to_launcher: list = []
         self.max_staleness_seen = 0
         self.num_decoded = 0
@@ -208,6 +209,7 @@ class World:
                     self.fates[output.sample_id] = output
                 case GroupOpened():
                     self.prompt_of[output.group_id] = output.prompt_id
+                    self.opened.append(output)
                 case GroupDropped():
                     self.dropped.append(output)
 

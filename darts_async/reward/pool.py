@@ -113,7 +113,7 @@ class RewardPool:
             workers = [await place.spawn() for place in self._places]
             for worker in workers:
                 await worker.ready(self._start_timeout_s)
-        except BaseException:
+        except BaseException:  # cancellation too: whatever ends the start, no worker is left; it is raised again
             await self.close()
             raise
         self._started = True
