@@ -20,10 +20,7 @@ from transformers import PreTrainedModel
 
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import StalenessError
-from darts_async.learner.advantage import group_advantages
-from darts_async.learner.batch import PackedBatch, micro_batches
-from darts_async.learner.loss import policy_loss
-from darts_async.learner.model import response_logprobs
+from darts_async.learner.objective import Objective
 from darts_async.learner.tally import Tally
 from darts_async.protocol import TrainGroup
 
@@ -44,12 +41,10 @@ class Trainer:
         self.model = model
         self.policy_version = policy_version
         self._config = config
-        self._temperature = temperature
+        self._objective = Objective(model, config, temperature=temperature, baseline=baseline)
         self._max_staleness = max_staleness
-        self._baseline = baseline
         self._weights: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._masters = {name: _master(weight) for name, weight in self._weights.items()}
-        self._device = next(iter(self._weights.values())).device
         self._optimiser = torch.optim.AdamW(
             self._masters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -64,16 +59,7 @@ class Trainer:
         started_s = time.perf_counter()
         assert group.step == self.policy_version, f"group of step {group.step} at version {self.policy_version}"
         _check_staleness(group, self._max_staleness)
-        advantages = group_advantages(
-            group.rewards,
-            group.weights,
-            normalise=self._config.normalise_advantage,
-            baseline=self._baseline,
-            pass_rate=group.baseline,
-        )
-        tally = _group_metrics(group, torch.from_numpy(advantages))
-        for batch in micro_batches(group, advantages, self._config.tokens_per_micro_batch):
-            tally.merge(self._add_batch(batch.to(self._device)))
+        tally = self._objective.backward(group, self._collect_gradients)
         self._tally.merge(tally)
         self._num_tokens += len(group.token_ids)
         self._busy_s += time.perf_counter() - started_s
@@ -131,27 +117,6 @@ class Trainer:
         self._num_tokens = 0
         self._busy_s = 0.0
 
-    def _add_batch(self, batch: PackedBatch) -> Tally:
-        # About half of all groups have equal rewards: their gradient is exactly zero and only metrics are wanted.
-        has_gradient = bool(batch.advantages.any())
-        with torch.set_grad_enabled(has_gradient):
-            logprobs, entropy = response_logprobs(self.model, batch, self._temperature)
-            loss, tally = policy_loss(
-                logprobs,
-                batch.behaviour_logprobs,
-                batch.advantages,
-                batch.on_policy,
-                clip_low=self._config.clip_low,
-                clip_high=self._config.clip_high,
-                truncate_ratio=self._config.truncate_ratio,
-            )
-        if has_gradient:
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._collect_gradients()
-        tally.mean("entropy", entropy)
-        tally.add("loss", loss.item(), len(batch.targets))
-        return tally
-
     def _collect_gradients(self) -> None:
         for name, weight in self._weights.items():
             master = self._masters[name]
@@ -203,18 +168,3 @@ def _check_staleness(group: TrainGroup, max_staleness: int) -> None:
             f"group {group.group_id} has a token of version {oldest} at step {group.step}: staleness "
             f"{group.step - oldest}, but staleness.max_staleness is {max_staleness}"
         )
-
-
-def _group_metrics(group: TrainGroup, advantages: Tensor) -> Tally:
-    """What is known before the forward pass. After a restart from an older checkpoint replayed tokens may carry a
-    later version than the step has; they count as staleness 0 (and not as on-policy)."""
-    tally = Tally()
-    staleness = torch.from_numpy(group.step - group.versions).clamp(min=0).float()
-    tally.mean("staleness_mean", staleness)
-    tally.maximum("staleness_max", staleness)
-    tally.mean("reward_mean", torch.tensor(group.rewards))
-    tally.mean("advantage_abs_mean", advantages.abs())
-    # Below zero: longer samples did worse, and the step makes responses shorter.
-    tally.mean("advantage_token_mean", advantages.repeat_interleave(torch.tensor(group.num_tokens)))
-    tally.mean("zero_advantage_share", ~advantages.any()[None])
-    return tally

@@ -1,0 +1,66 @@
+"""The language model, its prompts, and how tokens are drawn."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from darts_async.config.section import NonNegative, Positive, Section
+
+
+class ModelConfig(Section):
+    """The language model that is trained."""
+
+    path: str = "quickstart"
+    """A local directory in Hugging Face format, a hub id, or `quickstart`: the small model that is shipped."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights in learner and generator."""
+
+
+class PromptsConfig(Section):
+    """Where prompts come from. Training and held-out prompts never overlap."""
+
+    source: Literal["chain", "jsonl", "parquet"] = "chain"
+    """`chain`: the quickstart's arithmetic, made by code. Otherwise a file of records."""
+    path: str | None = None
+    """File of training records (jsonl, parquet)."""
+    held_out_path: str | None = None
+    """File of held-out records; without it `held_out` records are taken off the training file."""
+    prompt_field: str = "prompt"
+    """Field that holds the prompt: a text, or a list of {role, content} messages."""
+    answer_field: str = "answer"
+    """Field that holds the reference answer."""
+    chat_template: bool = True
+    """Render the prompt with the tokenizer's chat template, if it has one."""
+    system_prompt: str | None = None
+    """Put in front as a system message when the chat template is used."""
+    num_train: Positive | None = None
+    """Training prompts: how many the task makes (`chain`), or how many records are taken at most."""
+    held_out: Positive = 128
+    """Held-out prompts, fixed by the seed."""
+    max_prompt_tokens: Positive = 512
+    """Longer prompts are refused when the data set is loaded."""
+    on_too_long: Literal["error", "skip"] = "error"
+    """What to do with a prompt longer than `max_prompt_tokens`."""
+
+    @model_validator(mode="after")
+    def _files_have_paths(self) -> Self:
+        if self.source != "chain" and self.path is None:
+            raise ValueError(f"prompts.source is {self.source!r}, which needs prompts.path")
+        return self
+
+
+class SamplingConfig(Section):
+    """How tokens are drawn during training and evaluation.
+
+    Behaviour log-probabilities are those of the truncated distribution, the learner's those of the whole one: with
+    `top_p` or `top_k` the importance weight of a fresh token is the share of probability that truncation kept.
+    """
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the logits. The learner uses the same value."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus; 1 switches it off."""
+    top_k: NonNegative = 0
+    """Only the k likeliest tokens; 0 switches it off."""
+    max_new_tokens: Positive = 256
+    """Cap on the response length."""

@@ -1,0 +1,180 @@
+"""Which samples of a group are launched, kept and trained, and how old they may be."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from darts_async.config.section import Fraction, NonNegative, Positive, Seconds, Section
+
+Baseline = Literal["group", "history", "leave_one_out"]
+
+
+class RedundancyConfig(Section):
+    """How many samples each prompt is launched with, between `shaping.keep` and twice that."""
+
+    total: Literal["off", "fixed", "utility"] = "off"
+    """`off`: `shaping.launch` for every prompt. `fixed`: `shaping.launch` on average. `utility`: on average as many as
+    pay for themselves at the present spread of lengths; none beyond `shaping.keep` where lengths hardly differ."""
+    split: Literal["uniform", "paper", "shuffled", "reward_aware"] = "paper"
+    """Who gets them. `uniform`: all alike. `paper`: by the spread of the prompt's lengths. `shuffled`: the same numbers
+    handed out by lot, a placebo. `reward_aware`: by spread times what a group of the prompt is expected to teach."""
+    window: Positive = 128
+    """Latest prompts over which the split is solved."""
+    latency_elasticity: Fraction = 1.0
+    """`utility`: by how many per cent a decode step slows when the batch grows by one; 1 where generators are full."""
+
+
+class PruningConfig(Section):
+    """Which running samples are aborted because waiting for them does not pay."""
+
+    mode: Literal["off", "saturation", "hazard"] = "off"
+    """`saturation`: prompts launched with twice `shaping.keep` keep only the shortest, and stop when these have
+    finished. `hazard`: a sample is aborted when its expected remaining length exceeds `threshold_tokens`, once
+    `shaping.shortest` siblings have finished."""
+    threshold_tokens: Annotated[float, Field(gt=0)] = 100.0
+    """`hazard`: tokens that a sample may still be expected to need (tau)."""
+    spare_probability: Fraction = 0.1
+    """`hazard`: share of the aborted tail that is let run and weighed by the inverse (rho)."""
+
+
+class ShapingConfig(Section):
+    """Distribution-aware shaping: which of the launched samples are decoded to the end, and which are trained.
+
+    A setting that the rule does not name is not read, so that arms of an experiment differ in `rule` alone.
+    """
+
+    rule: Literal["none", "random", "shortest", "longest", "dual_end", "survivor", "qlpo"] = "dual_end"
+    """`none`: plain GRPO, `launch` must equal `keep`. `random`: `keep` of the finished by lot. `shortest`, `longest`:
+    that end alone. `dual_end`: the `shortest` shortest and the `longest` longest. `survivor`: once `shortest` have
+    finished, `longest` of the others survive a uniform draw. `qlpo`: mostly short right and mostly long wrong ones."""
+    keep: Annotated[int, Field(gt=0, le=1024)] = 8
+    """Samples trained per prompt (M)."""
+    launch: Annotated[int, Field(gt=0, le=2048)] = 10
+    """Samples launched per prompt (R): the redundant exploration space."""
+    shortest: NonNegative = 7
+    """`dual_end`, `survivor`: samples kept from the short end (K)."""
+    longest: NonNegative = 1
+    """`dual_end`, `survivor`: samples kept from the long end (L)."""
+    order: Literal["tokens", "completion"] = "tokens"
+    """`shortest`, `longest`, `dual_end`, `qlpo`: what makes a sample short, few tokens or an early finish."""
+    exclude_capped: bool = True
+    """`shortest`, `longest`, `dual_end`: samples cut at the length cap are kept only where there are too few others."""
+    early_stop: bool = False
+    """`shortest`, `dual_end`: stop a group as soon as `keep` samples have finished, and cancel the rest in flight."""
+    guard: bool = False
+    """Where the finished samples have rewards on both sides of their mean, so have the kept: one is exchanged if need
+    be. Changes nothing where all finished samples are kept (`none`, `survivor`, `early_stop`)."""
+    qlpo_alpha: Annotated[float, Field(ge=0)] = 1 / 3
+    """`qlpo`: 1 / (1 + this) of the right ones are the shortest, as of the wrong ones the longest."""
+    weight_power: Fraction = 0.0
+    """`survivor`: inverse inclusion probabilities enter the loss to this power (gamma). 1 is unbiased."""
+    overcommit: Annotated[float, Field(ge=1, le=2)] = 1.0
+    """Tail batching: this many times the groups that the staleness window admits are opened. Whichever complete first
+    are trained; the others are cancelled when their time is up, and their prompts asked again, then without rivals."""
+    redundancy: RedundancyConfig = RedundancyConfig()
+    pruning: PruningConfig = PruningConfig()
+    baseline: Baseline = "group"
+    """What a reward is compared with. `group`: the mean of the kept. `history`: the prompt's pass rate on earlier
+    visits. `leave_one_out`: the mean of its siblings, those that were cancelled included by their weights."""
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
+        if self.rule == "none" and self.launch != self.keep:
+            raise ValueError(
+                f"shaping.rule none trains every sample, but launch is {self.launch} and keep is {self.keep}; "
+                "set them equal or choose another rule"
+            )
+        if self.rule in ("dual_end", "survivor") and self.shortest + self.longest != self.keep:
+            raise ValueError(
+                f"shaping.shortest ({self.shortest}) + shaping.longest ({self.longest}) is "
+                f"{self.shortest + self.longest}, but shaping.keep is {self.keep}"
+            )
+        if self.launch < self.keep:
+            raise ValueError(f"shaping.launch ({self.launch}) is below shaping.keep ({self.keep})")
+        if self.rule == "survivor" and self.shortest == 0:
+            raise ValueError(
+                "shaping.rule survivor draws when the first shaping.shortest samples have finished, but that is 0; "
+                "set at least 1, or rule random"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _redundancy_has_a_use(self) -> Self:
+        if self.redundancy.total == "off":
+            return self
+        if self.rule == "none":
+            raise ValueError(
+                f"shaping.redundancy.total is {self.redundancy.total!r}, but shaping.rule none launches what it "
+                "trains; choose another rule"
+            )
+        if self.launch > 2 * self.keep:
+            raise ValueError(
+                f"shaping.launch ({self.launch}) is above twice shaping.keep ({self.keep}), the most that "
+                "shaping.redundancy gives to a prompt"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pruning_has_a_use(self) -> Self:
+        if self.pruning.mode == "off":
+            return self
+        if self.rule == "none":
+            raise ValueError(
+                f"shaping.pruning.mode is {self.pruning.mode!r}, but shaping.rule none trains every sample; choose "
+                "another rule"
+            )
+        if self.pruning.mode == "saturation" and self.redundancy.total == "off" and self.launch < 2 * self.keep:
+            raise ValueError(
+                f"shaping.pruning.mode saturation acts on prompts launched with twice shaping.keep ({self.keep}), but "
+                f"shaping.redundancy.total is off and shaping.launch is {self.launch}"
+            )
+        if self.pruning.mode == "hazard" and self.rule == "survivor" and self.weight_power > 0:
+            raise ValueError(
+                "shaping.pruning.mode hazard aborts survivors, whose inclusion probabilities shaping.weight_power "
+                f"({self.weight_power}) relies on; set it to 0 or choose another rule"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_sample_has_no_sibling(self) -> Self:
+        if self.keep == 1 and self.guard:
+            raise ValueError("shaping.guard keeps rewards of both kinds, but shaping.keep is 1; set at least 2")
+        if self.keep == 1 and self.baseline == "leave_one_out":
+            raise ValueError("shaping.baseline leave_one_out compares siblings, but shaping.keep is 1; set at least 2")
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_fits_weights(self) -> Self:
+        if self.rule != "survivor" or self.weight_power == 0:
+            return self
+        if self.longest == 0:
+            raise ValueError(
+                f"shaping.weight_power is {self.weight_power}, but shaping.longest is 0: nothing that could be "
+                "weighted stands for the cancelled samples"
+            )
+        if self.baseline == "group" and self.weight_power == 1:
+            raise ValueError(
+                "shaping.weight_power 1 is meant to be unbiased, but with shaping.baseline group, the group's own "
+                "mean, it is not; use baseline history or leave_one_out, or a power below 1"
+            )
+        if self.baseline == "leave_one_out" and self.weight_power < 1:
+            raise ValueError(
+                f"shaping.baseline leave_one_out needs the inclusion probabilities themselves, but "
+                f"shaping.weight_power is {self.weight_power}; set 0 or 1"
+            )
+        if self.baseline == "leave_one_out" and self.longest == 1:
+            raise ValueError(
+                "shaping.baseline leave_one_out with weight_power 1 needs shaping.longest of at least 2, but it is 1: "
+                "a lone survivor has no sibling that could stand for the rest of the tail"
+            )
+        return self
+
+
+class StalenessConfig(Section):
+    """The bound on off-policyness."""
+
+    max_staleness: NonNegative = 2
+    """Hard bound: at the step that consumes a token, current version minus the version that decoded it.
+    0 is the synchronous, on-policy mode."""
+    cut_after_s: Seconds = 60.0
+    """A group that alone has kept the learner waiting for this long is cancelled and its prompt asked again."""
