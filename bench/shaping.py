@@ -1,10 +1,10 @@
 """Which shaping makes a step sooner, at which price in tokens and in what the gradient sees?
 
     python -m bench.shaping [--trace PATH] [--workloads NAME ...] [--arms NAME ...] [--launch 8 10 12 16]
-                            [--groups N] [--prompts N] [--seed S] [--out DIR]
+                            [--groups N] [--prompts N] [--seeds S ...] [--out DIR]
 
 Simulated: the real shaper against modelled generators and learner (see `darts_async.simulation`), every arm on the
-same prompts and samples. The policy does not change, so this is the effect of the schedule alone.
+same prompts and samples, once for each seed. The policy does not change, so this is the effect of the schedule alone.
 """
 
 import argparse
@@ -15,9 +15,11 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 from bench.shaping_plots import PLOTS, draw, require_matplotlib
 from darts_async.config import RunConfig
@@ -58,7 +60,6 @@ class Arm:
     launch: int | None = None
     """None: as asked on the command line."""
     flush_every_s: float | None = None
-    """Rules that watch running samples need their tokens as they come."""
 
     def config(self, launch: int, max_new_tokens: int, num_groups: int, seed: int) -> RunConfig:
         """The run, with `launch` samples per prompt."""
@@ -85,7 +86,16 @@ class Arm:
 DUAL_END = {"rule": "dual_end", "shortest": 7, "longest": 1}
 SURVIVOR = {"rule": "survivor", "shortest": 7, "longest": 1}
 TAIL_BATCHING = {"rule": "shortest", "early_stop": True, "overcommit": 1.25}
-HAZARD = {"pruning": {"mode": "hazard", "threshold_tokens": 1000.0}}
+HAZARD = {"pruning": {"mode": "hazard"}}
+WATCHED_S = 2.0
+"""Rules that watch running samples get their tokens this often."""
+
+
+def darts(split: str) -> dict[str, object]:
+    """The method as published: adaptive split, saturated prompts keep the shortest and stop early."""
+    return DUAL_END | {"redundancy": {"total": "fixed", "split": split}, "pruning": {"mode": "saturation"}}
+
+
 ARMS = {
     BASELINE: Arm({"rule": "none"}, max_staleness=0, launch=KEEP),
     "synchronous, tail batching": Arm(TAIL_BATCHING, max_staleness=0, launch=math.ceil(1.25 * KEEP)),
@@ -98,83 +108,100 @@ ARMS = {
     "shortest": Arm({"rule": "shortest", "early_stop": True}),
     "dual_end": Arm(DUAL_END),
     "dual_end + guard": Arm(DUAL_END | {"guard": True}),
-    "dual_end + hazard": Arm(DUAL_END | HAZARD, launch=12, flush_every_s=2.0),
+    "dual_end + hazard": Arm(DUAL_END | HAZARD, launch=12, flush_every_s=WATCHED_S),
+    "darts": Arm(darts("paper")),
+    "darts, shuffled split": Arm(darts("shuffled"), launch=12),
+    "darts, reward_aware split": Arm(darts("reward_aware"), launch=12),
     "survivor": Arm(SURVIVOR),
-    "survivor, utility": Arm(SURVIVOR | {"redundancy": {"total": "utility"}}, launch=12),
+    "survivor, utility": Arm(SURVIVOR | {"redundancy": {"total": "utility"}}, launch=12, flush_every_s=WATCHED_S),
     "qlpo": Arm({"rule": "qlpo"}),
 }
-SYNTHETIC: dict[str, tuple[Workload, int]] = {
-    "math": (LognormalWorkload(), 4096),
-    "heavy": (LognormalWorkload(LONG_THOUGHT), MAX_NEW_TOKENS),
-    "fixed": (FixedWorkload(800), MAX_NEW_TOKENS),
+Make = Callable[[int, int], Workload]
+"""A workload from a seed and the number of prompts."""
+SYNTHETIC: dict[str, tuple[Make, int]] = {
+    "math": (lambda seed, _: LognormalWorkload(seed=seed), 4096),
+    "heavy": (lambda seed, _: LognormalWorkload(LONG_THOUGHT, seed=seed), MAX_NEW_TOKENS),
+    "fixed": (lambda *_: FixedWorkload(800), MAX_NEW_TOKENS),
 }
 """With the cap on the response length."""
-COLUMNS = (
-    "arm",
-    "R",
-    "s / step",
-    "s / 1,000 groups",
-    "speed-up",
-    "decoded / trained",
-    "slots used",
-    "generator idle",
-    "learner idle",
-    "group p50, s",
-    "group p99, s",
-    "staleness mean",
-    "max",
-    "drift",
-    "zero advantage",
-)
+
+
+def s_per_group(result: SimulationResult) -> float:
+    """Makespan over the number of groups that were trained."""
+    return result.makespan_s / result.num_trained_groups
+
+
+def mean_launched(result: SimulationResult) -> float:
+    """Samples per group that was opened."""
+    return sum(size * num for size, num in result.launched.items()) / sum(result.launched.values())
+
+
+COLUMNS: dict[str, tuple[str, Callable[[SimulationResult, SimulationResult], float]]] = {
+    "mean R": (".1f", lambda r, _: mean_launched(r)),
+    "s / step": (".1f", lambda r, _: s_per_group(r) * GROUPS_PER_STEP),
+    "s / 1,000 groups": (",.0f", lambda r, _: s_per_group(r) * 1000),
+    "speed-up": (".2f", lambda r, baseline: baseline.makespan_s / r.makespan_s),
+    "decoded / trained": (".2f", lambda r, _: r.generated_per_trained),
+    "slots used": (".0%", lambda r, _: r.slot_use),
+    "generator idle": (".0%", lambda r, _: r.generator_idle_share),
+    "learner idle": (".0%", lambda r, _: r.learner_idle_share),
+    "group p50, s": (".0f", lambda r, _: r.group_percentile_s(50)),
+    "group p99, s": (".0f", lambda r, _: r.group_percentile_s(99)),
+    "staleness mean": (".2f", lambda r, _: r.staleness_mean),
+    "max": (".0f", lambda r, _: r.staleness_max),
+    "drift": ("+.4f", lambda r, _: r.length_drift),
+    "zero advantage": (".0%", lambda r, _: r.zero_advantage_share),
+}
+"""How to show it, and what it is of a run and the baseline's run with the same seed."""
 
 
 NOTES = """\
-Speed-up: makespan of the synchronous baseline over the arm's. Decoded / trained: tokens. Drift: first-order change of
-the mean length per unit step, negative shortens. Group: from its opening to its last reward. Drained: generators finish
-what runs before they take new weights; the other asynchronous arms take them in flight (partial rollout). Tail batching
-opens 1.25 times the groups and 1.25 times the samples; what completes first is trained, cut prompts are asked again.
-`shortest` stops a group at its 8th finish. With R = 8 every rule gives the very same run as the baseline, so it is only
-plotted."""
+Medians over the seeds, with half of the range between the lowest and the highest. Each seed has prompts of its own, and
+arms are compared seed by seed. Speed-up: makespan of the synchronous baseline over the arm's. Decoded / trained:
+tokens. Drift: first-order change of the mean length per unit step, negative shortens. Group: from its opening to its
+last reward. Drained: generators finish what runs before they take new weights; the other asynchronous arms take them in
+flight (partial rollout). Tail batching opens 1.25 times the groups and 1.25 times the samples; what completes first is
+trained, cut prompts are asked again. `shortest` stops a group at its 8th finish. `darts`: dual_end with R samples on
+average, split by spread, and saturated prompts (R_i = 16) keep their shortest. `utility`: R on average as the utility
+rule has it, with the elasticity measured. With R = 8 every rule gives the very same run as plain sampling, so
+it is only plotted."""
 
 
 @dataclass
 class Table:
-    """The results of one workload."""
+    """The results of one workload, by arm and number of launched samples: one for each seed."""
 
     workload: str
-    cells: dict[tuple[str, int], SimulationResult] = field(default_factory=dict)
-
-    def speed_up(self, arm: str, launch: int) -> float:
-        """Against the synchronous baseline: its makespan over this one's, for the same number of trained groups."""
-        return self.cells[BASELINE, KEEP].makespan_s / self.cells[arm, launch].makespan_s
+    cells: dict[tuple[str, int], list[SimulationResult]] = field(default_factory=dict)
 
     def markdown(self) -> str:
         """The table with its heading."""
-        rows = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+        rows = [f"| {' | '.join(('arm', 'R', *COLUMNS))} |", "|" + "---|" * (len(COLUMNS) + 2)]
         shown = [(arm, launch) for arm, launch in self.cells if ARMS[arm].launch or launch != KEEP]
         rows += [f"| {' | '.join(self._row(arm, launch))} |" for arm, launch in shown]
         return "\n".join([f"## {self.workload}", "", *rows, ""])
 
     def _row(self, arm: str, launch: int) -> list[str]:
-        r = self.cells[arm, launch]
-        per_group_s = r.makespan_s / r.num_trained_groups
-        return [
-            arm,
-            str(launch),
-            f"{per_group_s * GROUPS_PER_STEP:.1f}",
-            f"{per_group_s * 1000:,.0f}",
-            f"{self.speed_up(arm, launch):.2f}",
-            f"{r.generated_per_trained:.2f}",
-            f"{r.slot_use:.0%}",
-            f"{r.generator_idle_share:.0%}",
-            f"{r.learner_idle_share:.0%}",
-            f"{r.group_percentile_s(50):.0f}",
-            f"{r.group_percentile_s(99):.0f}",
-            f"{r.staleness_mean:.2f}",
-            str(r.staleness_max),
-            f"{round(r.length_drift, 4) + 0.0:+.4f}",
-            f"{r.zero_advantage_share:.0%}",
-        ]
+        pairs = list(zip(self.cells[arm, launch], self.cells[BASELINE, KEEP], strict=True))
+        values = {name: [measure(r, baseline) for r, baseline in pairs] for name, (_, measure) in COLUMNS.items()}
+        return [arm, str(launch), *(spread(values[name], style) for name, (style, _) in COLUMNS.items())]
+
+
+def spread(values: Sequence[float], style: str) -> str:
+    """The median, and half the range if that shows."""
+    middle = format(round(median(values), 9) + 0.0, style)
+    half = format((max(values) - min(values)) / 2, style.replace("+", ""))
+    return f"{middle} ± {half}" if any(digit in half for digit in "123456789") else middle
+
+
+def plain(arm: str) -> str:
+    """The baseline that the arm is the very same run as where no more samples are launched than kept."""
+    return BASELINE if ARMS[arm].max_staleness == 0 else "asynchronous"
+
+
+def from_trace(path: Path, seed: int, num_prompts: int) -> TraceWorkload:
+    """Other prompts of the trace for another seed, as long as there are any."""
+    return TraceWorkload(path, first=seed * num_prompts)
 
 
 def cells(arms: list[str], launches: list[int]) -> Iterator[tuple[str, int]]:
@@ -184,13 +211,19 @@ def cells(arms: list[str], launches: list[int]) -> Iterator[tuple[str, int]]:
         yield from ((arm, launch) for launch in ([fixed] if fixed else launches))
 
 
-def measure(name: str, workload: Workload, max_new_tokens: int, arguments: argparse.Namespace) -> Table:
+def measure(name: str, make: Make, max_new_tokens: int, arguments: argparse.Namespace) -> Table:
     """Every cell of one workload."""
     table = Table(name)
-    num_prompts = arguments.prompts or (workload.num_prompts if isinstance(workload, TraceWorkload) else 4096)
+    workloads = {seed: make(seed, arguments.prompts) for seed in arguments.seeds}
     for arm, launch in cells(arguments.arms, arguments.launch):
-        config = ARMS[arm].config(launch, max_new_tokens, arguments.groups, arguments.seed)
-        table.cells[arm, launch] = simulate(config, workload, ARMS[arm].models(), num_prompts=num_prompts)
+        same = plain(arm), KEEP
+        if launch == KEEP and not ARMS[arm].launch and same in table.cells:
+            table.cells[arm, launch] = table.cells[same]
+            continue
+        for seed, workload in workloads.items():
+            config = ARMS[arm].config(launch, max_new_tokens, arguments.groups, seed)
+            result = simulate(config, workload, ARMS[arm].models(), num_prompts=arguments.prompts)
+            table.cells.setdefault((arm, launch), []).append(result)
         print(f"{name}, {arm}, {launch}", end="          \r", file=sys.stderr)
     return table
 
@@ -204,14 +237,14 @@ def commit() -> str:
 
 def report(tables: list[Table], command: str, elapsed_s: float, *, plotted: bool) -> str:
     """All tables, with how they came about."""
-    num_samples = sum(r.num_samples for table in tables for r in table.cells.values())
+    num_samples = sum(r.num_samples for table in tables for cell in table.cells.values() for r in cell)
     return "\n".join(
         [
             "# Shaping, simulated",
             "",
             f"`{command}`, commit {commit()}, {os.cpu_count()} cores ({platform.machine()}), Python "
-            f"{platform.python_version()}; {num_samples:,} samples in {elapsed_s:.0f} s of one core, "
-            f"{elapsed_s / num_samples * 1e6:.0f} us each.",
+            f"{platform.python_version()}; {num_samples:,} samples in {elapsed_s:.0f} s of processor time, "
+            f"{elapsed_s / num_samples * 1e6:.0f} us each, {num_samples / elapsed_s * 60 / 1e6:.2f} million a minute.",
             "",
             f"{GENERATORS} generators of {SLOTS} slots, a decode step of b samples takes 10 ms * (1 + b / 64), weights "
             f"stall it {ENGINE['update_stall_s']} s; the learner takes {LEARNER.token_s * 1e6:.0f} us per token, "
@@ -236,8 +269,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--launch", nargs="+", type=int, default=[8, 10, 12, 16])
     parser.add_argument("--groups", type=int, default=1024, help="trained groups per cell")
-    parser.add_argument("--prompts", type=int, help="prompts that are visited in turn (default: all)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompts", type=int, default=512, help="prompts that are visited in turn")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="directory for shaping.md and its plots")
     return parser.parse_args()
 
@@ -248,7 +281,7 @@ def run(arguments: argparse.Namespace) -> None:
         require_matplotlib()
     workloads = {name: SYNTHETIC[name] for name in arguments.workloads}
     if arguments.trace:
-        workloads = {arguments.trace.stem: (TraceWorkload(arguments.trace), MAX_NEW_TOKENS)} | workloads
+        workloads = {arguments.trace.stem: (partial(from_trace, arguments.trace), MAX_NEW_TOKENS)} | workloads
     start_s = time.process_time()
     tables = [measure(name, *workload, arguments) for name, workload in workloads.items()]
     words = [Path(a).name if arguments.trace and a == str(arguments.trace) else a for a in sys.argv[1:]]

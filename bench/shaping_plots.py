@@ -3,12 +3,17 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+
+import numpy as np
 
 from darts_async.errors import ConfigError
 from darts_async.simulation import SimulationResult
 
-Cells = dict[tuple[str, int], SimulationResult]
-"""By arm and number of launched samples."""
+Cells = dict[tuple[str, int], list[SimulationResult]]
+"""By arm and number of launched samples: one result for each seed."""
+Value = Callable[[SimulationResult, SimulationResult], float]
+"""Of a run and the baseline's run with the same seed."""
 
 PLOTS = ("shaping_speed_up.png", "shaping_drift.png")
 _DASHES = ((8, 2), (1, 1), (5, 1, 1, 1), (2, 3), (8, 1, 1, 1, 1, 1))
@@ -24,26 +29,23 @@ def require_matplotlib() -> None:
 
 
 def draw(tables: dict[str, Cells], baseline: str, directory: Path) -> None:
-    """Two figures, one panel per workload: the speed-up and the length drift over the number of launched samples."""
+    """Two figures, one panel per workload: the speed-up and the length drift over the number of launched samples.
+
+    Medians over the seeds, bars from the lowest to the highest.
+    """
     _draw(tables, baseline, "speed-up over synchronous", _speed_up, directory / PLOTS[0])
     _draw(tables, baseline, "length drift (negative shortens)", _drift, directory / PLOTS[1])
 
 
-def _speed_up(cells: Cells, baseline: SimulationResult, arm: str, launch: int) -> float:
-    return baseline.makespan_s / cells[arm, launch].makespan_s
+def _speed_up(result: SimulationResult, baseline: SimulationResult) -> float:
+    return baseline.makespan_s / result.makespan_s
 
 
-def _drift(cells: Cells, baseline: SimulationResult, arm: str, launch: int) -> float:
-    return round(cells[arm, launch].length_drift, 9)  # no panel of rounding errors
+def _drift(result: SimulationResult, baseline: SimulationResult) -> float:
+    return round(result.length_drift, 9)  # no panel of rounding errors
 
 
-def _draw(
-    tables: dict[str, Cells],
-    baseline: str,
-    label: str,
-    value: Callable[[Cells, SimulationResult, str, int], float],
-    path: Path,
-) -> None:
+def _draw(tables: dict[str, Cells], baseline: str, label: str, value: Value, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -52,11 +54,12 @@ def _draw(
     figure, axes = plt.subplots(1, len(tables), figsize=(4.4 * len(tables), 4.6), squeeze=False)
     arms = list(dict.fromkeys(arm for cells in tables.values() for arm, _ in cells))
     for axis, (workload, cells) in zip(axes[0], tables.items(), strict=True):
-        reference = next(r for (arm, _), r in cells.items() if arm == baseline)
+        reference = next(cell for (arm, _), cell in cells.items() if arm == baseline)
         num_flat, num_curved = 0, 0
         for arm in arms:
             launches = [launch for name, launch in cells if name == arm]
-            values = [value(cells, reference, arm, launch) for launch in launches]
+            seeds = [[value(*pair) for pair in zip(cells[arm, launch], reference, strict=True)] for launch in launches]
+            values = [median(each) for each in seeds]
             if len(launches) == 1:  # a baseline: a line to compare with
                 axis.axhline(
                     values[0],
@@ -67,9 +70,13 @@ def _draw(
                 )
                 num_flat += 1
             else:
-                axis.plot(
+                ranges = np.abs([[min(each), max(each)] for each in seeds] - np.array(values)[:, None]).T
+                axis.errorbar(
                     launches,
                     values,
+                    yerr=ranges,
+                    capsize=2,
+                    linewidth=1.2,
                     label=arm,
                     color=f"C{num_curved}",
                     marker=_MARKERS[num_curved % len(_MARKERS)],
@@ -80,7 +87,9 @@ def _draw(
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel(label)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=6, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.13, 1, 1))
+    columns = max(3 * len(tables) // 2, 1)
+    num_rows = -(-len(labels) // columns)
+    figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.02 + 0.04 * num_rows, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)

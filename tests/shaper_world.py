@@ -67,6 +67,7 @@ class World:
         self.state = ShaperState(config, ShuffledPrompts(prompts(20), seed=1), prompts(num_held_out))
         self.generators = {f"generator/{i}": FakeGenerator() for i in range(num_generators)}
         self.to_judge: deque[Score] = deque()
+        self.judged: set[int] = set()
         self.step_groups: list[TrainGroup] = []
         self.version = 0
         self.seen_groups: set[int] = set()
@@ -197,6 +198,7 @@ class World:
                     self.feed(LEARNER, LearnerReady(self.version))
                 case Send("reward/0", message):
                     self.to_judge.append(message)
+                    self.judged.add(message.sample_id)
                 case Send(peer, message) if peer == LEARNER:
                     self._train(message)
                 case Send(peer, message) if peer == LAUNCHER:

@@ -2,18 +2,26 @@
 
 from pathlib import Path
 
-from darts_async.shaper.history import History
-from darts_async.shaper.process import load_history, save_history
+from darts_async.shaper.planner import Planner
+from darts_async.shaper.process import load_learnt, save_learnt
+from tests.shaper_world import world_config
 
 
-def test_what_was_learnt_about_prompts_is_there_when_the_run_is_taken_up_again(tmp_path: Path) -> None:
-    path = tmp_path / "history.json"
-    assert load_history(path).num_visits(3) == 0
-    history = History()
-    history.observe(3, [10, 20, 40], [15, 80], [0.0, 1.0, 1.0])
-    save_history(path, history)
-    restored = load_history(path)
-    assert restored.length(3) == history.length(3)
-    assert restored.pass_rate(3) == history.pass_rate(3)
-    assert restored.to_state() == history.to_state()
-    assert [p.name for p in tmp_path.iterdir()] == ["history.json"]
+def test_what_was_learnt_is_there_when_the_run_is_taken_up_again(tmp_path: Path) -> None:
+    path = tmp_path / "learnt.json"
+    assert load_learnt(path) is None
+    config = world_config(shaping={"redundancy": {"total": "fixed", "split": "shuffled"}, "launch": 6})
+    planner = Planner(config, load_learnt(path))
+    planner.history.observe(3, [10, 20, 40], [15, 80], [0.0, 1.0, 1.0])
+    planner.history.observe(4, [10, 200, 400], [150, 800], [0.0, 1.0, 1.0])
+    planner.num_samples([3, 4, 5])
+    save_learnt(path, planner)
+    restored, fresh = Planner(config, load_learnt(path)), Planner(config)
+    assert restored.history.length(3) == planner.history.length(3)
+    assert restored.history.pass_rate(3) == planner.history.pass_rate(3)
+    assert restored.to_state() == planner.to_state()
+    prompts = list(range(40))
+    after = planner.num_samples(prompts)
+    assert restored.num_samples(prompts) == after, "the lots go on where they were"
+    assert fresh.num_samples(prompts) != after
+    assert [p.name for p in tmp_path.iterdir()] == ["learnt.json"]

@@ -20,13 +20,14 @@ from darts_async.shaper.pruning import (
 )
 
 ESTIMATE = LengthEstimate(mu=math.log(100), sigma=1.0, num_samples=8)
-RULE = HazardRule(keep=8, shortest=7, threshold_tokens=180.0, spare_probability=0.0)
+RULE = HazardRule(keep=8, shortest=7, threshold=1.8, spare_probability=0.0)
 GROUP = GroupProgress(
     group_id=1,
     estimate=ESTIMATE,
     difficulty=0,
+    typical_tokens=100.0,
     num_launched=12,
-    num_finished=7,
+    finished_tokens=(20, 30, 40, 50, 60, 70, 80),
     finished_rewards=(0.0,) * 7,
     running={1: 120, 4: 300, 5: 250, 8: 100, 9: 400},
 )
@@ -80,14 +81,36 @@ def test_a_straggler_is_expected_to_need_ever_longer() -> None:
 
 def test_the_tail_is_pruned_worst_first_while_m_stay_alive() -> None:
     assert hazard_prunes(RULE, GROUP, seed=0).prune == (9, 4, 5, 1)
-    assert hazard_prunes(replace(RULE, threshold_tokens=250.0), GROUP, seed=0).prune == (9, 4)
-    eager = replace(RULE, threshold_tokens=100.0)
+    assert hazard_prunes(replace(RULE, threshold=2.5), GROUP, seed=0).prune == (9, 4)
+    eager = replace(RULE, threshold=1.0)
     assert hazard_prunes(eager, GROUP, seed=0).prune == (9, 4, 5, 1)
-    assert hazard_prunes(eager, replace(GROUP, num_finished=8), seed=0).prune == (9, 4, 5, 1, 8)
+    assert hazard_prunes(eager, replace(GROUP, finished_tokens=(*GROUP.finished_tokens, 90)), seed=0).prune == (
+        9,
+        4,
+        5,
+        1,
+        8,
+    )
 
 
 def test_nothing_is_pruned_before_k_siblings_have_finished() -> None:
-    assert hazard_prunes(RULE, replace(GROUP, num_finished=6), seed=0) == Verdict()
+    assert hazard_prunes(RULE, replace(GROUP, finished_tokens=GROUP.finished_tokens[:6]), seed=0) == Verdict()
+
+
+def test_a_sample_that_began_late_is_not_of_the_tail_however_much_it_still_needs() -> None:
+    even = LengthEstimate(mu=math.log(100), sigma=0.2, num_samples=8)
+    running = {1: 0, 2: 5, 3: 80, 4: 130, 5: 135}
+    assert expected_remaining(even, 5) > expected_remaining(even, 130)
+    group = replace(GROUP, estimate=even, running=running)
+    assert set(hazard_prunes(replace(RULE, threshold=0.01), group, seed=0).prune) == {4, 5}
+    # K-th of the finished, not the longest of them
+    many = replace(group, finished_tokens=(20, 30, 40, 50, 60, 70, 75, 200))
+    assert set(hazard_prunes(replace(RULE, threshold=0.01), many, seed=0).prune) == {3, 4, 5}
+
+
+def test_the_threshold_is_in_typical_lengths() -> None:
+    long = replace(GROUP, typical_tokens=200.0)
+    assert hazard_prunes(replace(RULE, threshold=1.25), long, seed=0).prune == (9, 4)
 
 
 @pytest.mark.parametrize("difficulty", [1, None])
@@ -121,8 +144,8 @@ def test_rho_is_lowered_where_the_candidates_could_outnumber_its_inverse() -> No
 def weighted_sum(rule: HazardRule, values: dict[int, float], group: GroupProgress, seed: int) -> float:
     """Samples become candidates in two goes; the estimate of the sum over all."""
     total, weight = sum(values.values()), rule.weight_of_spared(group.num_launched)
-    for threshold in (250.0, 180.0):
-        verdict = hazard_prunes(replace(rule, threshold_tokens=threshold), group, seed)
+    for threshold in (2.5, 1.8):
+        verdict = hazard_prunes(replace(rule, threshold=threshold), group, seed)
         total -= sum(values[s] for s in verdict.prune)
         if verdict.spare is not None:
             total += (weight - 1) * values[verdict.spare]
@@ -145,22 +168,22 @@ def test_spared_samples_make_sums_over_the_group_unbiased() -> None:
 
 @given(
     st.dictionaries(st.integers(0, 30), st.integers(0, 2000), max_size=9),
-    st.integers(0, 8),
+    st.lists(st.integers(1, 200), max_size=8).map(sorted),
     st.integers(0, 4),
     st.floats(0, 1),
     st.integers(0, 2**40),
 )
 def test_a_verdict_names_running_samples_once_and_leaves_m_alive(
-    running: dict[int, int], num_finished: int, num_before: int, rho: float, seed: int
+    running: dict[int, int], finished_tokens: list[int], num_before: int, rho: float, seed: int
 ) -> None:
     rule = replace(RULE, spare_probability=rho)
-    group = replace(GROUP, running=running, num_finished=num_finished, num_candidates=num_before, num_launched=17)
+    group = replace(GROUP, running=running, finished_tokens=finished_tokens, num_candidates=num_before, num_launched=17)
     verdict = hazard_prunes(rule, group, seed)
     named = [*verdict.prune, *([] if verdict.spare is None else [verdict.spare])]
     assert len(set(named)) == len(named)
     assert set(named) <= set(running)
-    assert not named or num_finished + len(running) - len(named) >= rule.keep
-    assert not named or num_finished >= rule.shortest
+    assert not named or len(finished_tokens) + len(running) - len(named) >= rule.keep
+    assert all(running[s] > finished_tokens[rule.shortest - 1] for s in named)
 
 
 def test_redundancy_saturates_at_twice_m() -> None:
@@ -171,5 +194,5 @@ def test_redundancy_saturates_at_twice_m() -> None:
 def test_settings_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"spare_probability is 1\.5"):
         replace(RULE, spare_probability=1.5)
-    with pytest.raises(ValueError, match="threshold_tokens is 0"):
-        replace(RULE, threshold_tokens=0)
+    with pytest.raises(ValueError, match="threshold is 0"):
+        replace(RULE, threshold=0)

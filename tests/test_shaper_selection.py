@@ -16,6 +16,7 @@ from darts_async.shaper.ends import DualEnd, Order, Quadrants
 from darts_async.shaper.group import Group, Sample, Stage, train_group
 from darts_async.shaper.guard import split_by_reward
 from darts_async.shaper.selection import KeepAll, RandomKeep, SelectionRule, Survivor, selection_rule
+from tests.learner_world import gradients, make_group, make_trainer
 from tests.shaper_world import prompts
 
 PROMPT = prompts(1)[0]
@@ -52,6 +53,7 @@ def play(rule: SelectionRule, group: Group, order: list[int], seed: int = 0) -> 
     reasons: list[FinishReason] = [sample.finish_reason or "stop" for sample in group.samples]
     for sample in group.samples:
         sample.stage, sample.finish_rank = Stage.DECODING, None
+    group.num_finished = 0
     for index in order:
         sample = group.samples[index]
         if sample.stage is Stage.DECODING:
@@ -99,11 +101,12 @@ def test_early_stop_cancels_everybody_who_runs_when_m_have_finished_that_may_hav
     rule = dual_end(2, 1, early_stop=True)
     group = group_of([1, 2, 3, 4, 5], stage=Stage.DECODING)
     for sample in group.samples[:2]:
-        sample.stage = Stage.FINISHED
+        group.finish(sample, "stop")
     assert rule.to_cancel(group, seed=0) == []
+    group.finish(group.samples[4], "stop")
     group.samples[4].stage = Stage.UNSCORABLE
     assert rule.to_cancel(group, seed=0) == []
-    group.samples[3].stage = Stage.FINISHED
+    group.finish(group.samples[3], "stop")
     assert [s.sample_id for s in rule.to_cancel(group, seed=0)] == [2]
 
 
@@ -156,7 +159,7 @@ def survivors_of(seed: int, *, group_id: int = 0) -> set[int]:
     group = group_of([1] * 8, stage=Stage.DECODING)
     group.group_id = group_id
     for sample in group.samples[:3]:
-        sample.stage = Stage.FINISHED
+        group.finish(sample, "stop")
     rule = Survivor(shortest=3, longest=2, weight_power=1.0)
     cancelled = {s.sample_id for s in rule.to_cancel(group, seed=seed)}
     assert len(cancelled) == 8 - 3 - 2
@@ -410,6 +413,28 @@ def test_with_as_many_launched_as_kept_every_arm_is_plain_grpo_bit_for_bit(
             assert advantages.tobytes() == expected.tobytes()
 
 
+@pytest.mark.slow
+def test_with_as_many_launched_as_kept_the_gradient_of_every_arm_is_that_of_plain_grpo_bit_for_bit() -> None:
+    recorded = make_group([5, 3, 9, 7], rewards=[0.1, 0.0, 1.0, 1.0])
+    ends = np.cumsum(recorded.num_tokens).tolist()
+
+    def gradient(name: str) -> dict[str, bytes]:
+        group = group_of(recorded.num_tokens.tolist(), recorded.rewards.tolist())
+        for sample, begin, end in zip(group.samples, [0, *ends], ends, strict=False):
+            sample.append(0, recorded.token_ids[begin:end], recorded.logprobs[begin:end])
+            sample.num_tokens = end - begin
+        shaping = {"rule": name, "keep": 4, "launch": 4, "shortest": 3, "longest": 1}
+        group.kept, group.step = play(selection_rule(ShapingConfig.model_validate(shaping)), group, [1, 0, 3, 2]), 0
+        trainer = make_trainer()
+        trainer.add_group(train_group(group))
+        return {name: tensor.numpy().tobytes() for name, tensor in gradients(trainer).items()}
+
+    plain = gradient("none")
+    assert any(any(tensor) for tensor in plain.values())
+    for name in ARMS:
+        assert gradient(name) == plain, name
+
+
 def as_trained(group: Group, kept: list[tuple[Sample, float]]) -> tuple[np.ndarray, np.ndarray]:
     for sample in group.samples:
         sample.chunks = [(0, np.zeros(sample.num_tokens, np.int32), np.zeros(sample.num_tokens, np.float32))]
@@ -472,6 +497,16 @@ def test_one_setting_names_the_arm(name: str, rule: SelectionRule) -> None:
         ),
         ({"rule": "random", "keep": 1, "guard": True}, ["guard", "keep is 1"]),
         ({"rule": "random", "keep": 1, "baseline": "leave_one_out"}, ["leave_one_out", "keep is 1"]),
+        ({"rule": "none", "launch": 8, "redundancy": {"total": "fixed"}}, ["redundancy.total", "'fixed'", "rule none"]),
+        ({"launch": 17, "redundancy": {"total": "fixed"}}, ["launch (17)", "twice shaping.keep (8)"]),
+        ({"redundancy": {"split": "papers"}}, ["papers", "'paper'", "'reward_aware'"]),
+        ({"redundancy": {"batch": 0}}, ["redundancy.batch", "greater than 0"]),
+        ({"redundancy": {"latency_elasticity": 1.5}}, ["latency_elasticity", "1.5"]),
+        ({"rule": "none", "launch": 8, "pruning": {"mode": "hazard"}}, ["pruning.mode", "'hazard'", "rule none"]),
+        ({"pruning": {"mode": "saturation"}}, ["saturation", "twice shaping.keep (8)", "launch is 10"]),
+        ({"rule": "survivor", "weight_power": 0.5, "pruning": {"mode": "hazard"}}, ["hazard", "weight_power", "0.5"]),
+        ({"rule": "qlpo", "keep": 4, "pruning": {"mode": "hazard"}}, ["hazard", "shortest (7)", "keep (4)"]),
+        ({"pruning": {"threshold": 0}}, ["threshold", "greater than 0"]),
         ({"rule": "qlpo", "qlpo_alpha": -0.5}, ["qlpo_alpha", "-0.5"]),
         ({"weight_power": 1.5}, ["weight_power", "1.5"]),
     ],

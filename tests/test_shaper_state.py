@@ -25,12 +25,12 @@ RULES = {
     "longest": {"rule": "longest", "order": "completion"},
     "qlpo": {"rule": "qlpo", "guard": True},
     "unbiased survivor": {"rule": "survivor", "shortest": 2, "longest": 2, "weight_power": 1.0, "baseline": "history"},
-    "utility": {"redundancy": {"total": "utility", "split": "paper"}},
+    "utility": {"redundancy": {"total": "utility", "split": "paper", "batch": 5}},
     "placebo": {"redundancy": {"total": "fixed", "split": "shuffled"}},
     "saturation": {"redundancy": {"total": "fixed", "split": "reward_aware"}, "pruning": {"mode": "saturation"}},
     "tail batching": {"overcommit": 1.5},
     "tail batching of survivors": {"rule": "survivor", "launch": 8, "overcommit": 2.0},
-    "hazard": {"launch": 8, "pruning": {"mode": "hazard", "threshold_tokens": 2.0, "spare_probability": 0.3}},
+    "hazard": {"launch": 8, "pruning": {"mode": "hazard", "threshold": 0.02, "spare_probability": 0.3}},
 }
 
 
@@ -44,8 +44,12 @@ def check_accounts(world: World) -> None:
     """Every sample ended once; every decoded token has one fate; every step had its groups."""
     config = world.config
     assert set(world.ended.values()) == {1}
+    assert all(e.reason for e in world.fates.values())
     assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
     assert world.finished.num_steps == config.learner.steps
+    aborted = {e.sample_id for e in world.fates.values() if e.reason in ("hazard", config.shaping.rule)}
+    assert not aborted & world.judged, "an aborted sample never reaches a reward"
+    assert {world.fates[sample_id].fate for sample_id in aborted} <= {"cancelled"}
     trained = [e for e in world.fates.values() if e.fate == "trained"]
     assert len(trained) == config.learner.steps * config.learner.groups_per_step * config.shaping.keep
     assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_fate["trained"]
@@ -200,7 +204,7 @@ def test_overcommitted_groups_replace_slow_ones_and_cut_prompts_come_back() -> N
 
 def test_hazard_pruning_aborts_stragglers_as_their_tokens_stream() -> None:
     """Lengths are spread widely, so whoever has run for long is expected to run for long."""
-    shaping = {"launch": 8, "pruning": {"mode": "hazard", "threshold_tokens": 40.0, "spare_probability": 0.0}}
+    shaping = {"launch": 8, "pruning": {"mode": "hazard", "threshold": 2.0, "spare_probability": 0.0}}
     world = World(world_config(shaping=shaping, evaluation={"samples_per_prompt": 0}), num_generators=1)
     lengths = [3, 6, 10, 20, 40]
     for visit in range(100):

@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darts_async.config import RunConfig
-from darts_async.protocol import WeightsApplied
+from darts_async.protocol import TrainGroup, WeightsApplied
 from darts_async.shaper.ledger import SampleEnded
 from darts_async.shaper.state import Incoming
 from darts_async.shaper.workload import Output
@@ -23,6 +24,7 @@ from darts_async.simulation import (
     Workload,
     simulate,
 )
+from darts_async.simulation.report import GroupStatistics, OpenGroup
 from darts_async.simulation.run import Simulation
 
 SHORT = LognormalWorkload(LengthModel(mean_log=3.0, prompt_sigma=0.5, mean_log_sigma=-0.7), seed=5)
@@ -186,7 +188,7 @@ def test_asynchronous_is_not_slower_than_synchronous_over_the_same_prompts(shapi
 def test_draining_before_an_update_costs_time() -> None:
     def result(drain: bool) -> SimulationResult:
         engine = dataclasses.replace(MODELS.engine, drain_before_update=drain)
-        return simulate(run_config(), SHORT, dataclasses.replace(MODELS, engine=engine))
+        return simulate(run_config(), SHORT, Models(engine, learner=LearnerModel(broadcast_s=0.1)))
 
     assert result(drain=True).makespan_s > result(drain=False).makespan_s
 
@@ -217,7 +219,25 @@ def test_drift_is_zero_where_all_lengths_are_equal_and_negative_where_the_wrong_
     once = {"steps": 1, "groups_per_step": 1}
     assert alone(FixedWorkload(50), Models(), learner=once).length_drift == pytest.approx(0.0)
     # even samples are wrong and long: advantages -1, +1, so the mean of A l is (-30 + 10 - 30 + 10) / 4, E[l] = 20
-    assert alone(Listed(30, 10, 30, 10), Models(), learner=once).length_drift == pytest.approx(-10 / 20)
+    assert alone(Listed(30, 10, 30, 10), Models(), learner=once).length_drift == pytest.approx(-10 / 20, rel=1e-5)
+
+
+def test_drift_is_of_the_advantages_that_the_learner_would_compute_from_the_weights() -> None:
+    statistics, arrays = GroupStatistics("group"), np.zeros(60, np.int32)
+    message = TrainGroup(
+        group_id=0,
+        step=0,
+        prompt_tokens=arrays[:1],
+        num_tokens=np.array([10, 20, 30], np.int32),
+        token_ids=arrays,
+        logprobs=arrays.astype(np.float32),
+        versions=arrays,
+        rewards=np.array([1, 1, 0], np.float32),
+        weights=np.array([1, 1, 6], np.float32),
+    )
+    statistics.shipped(message, OpenGroup(0.0, [(10, 1.0), (20, 1.0), (30, 0.0)], num_left=3))
+    # baseline 2 / 8, variance 2 / 8 * 6 / 8: weighted advantages 3/4, 3/4 and -6/4, over sqrt(3) / 4
+    assert statistics.length_drift == pytest.approx((0.75 * 30 - 1.5 * 30) / (3**0.5 / 4) / 3 / 20, rel=1e-4)
 
 
 def test_a_group_with_equal_rewards_counts_as_without_advantage() -> None:

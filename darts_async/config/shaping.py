@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from darts_async.config.section import Fraction, NonNegative, Positive, Seconds, Section
 
 Baseline = Literal["group", "history", "leave_one_out"]
+Split = Literal["uniform", "paper", "shuffled", "reward_aware"]
 
 
 class RedundancyConfig(Section):
@@ -15,13 +16,14 @@ class RedundancyConfig(Section):
     total: Literal["off", "fixed", "utility"] = "off"
     """`off`: `shaping.launch` for every prompt. `fixed`: `shaping.launch` on average. `utility`: on average as many as
     pay for themselves at the present spread of lengths; none beyond `shaping.keep` where lengths hardly differ."""
-    split: Literal["uniform", "paper", "shuffled", "reward_aware"] = "paper"
+    split: Split = "paper"
     """Who gets them. `uniform`: all alike. `paper`: by the spread of the prompt's lengths. `shuffled`: the same numbers
     handed out by lot, a placebo. `reward_aware`: by spread times what a group of the prompt is expected to teach."""
-    window: Positive = 128
-    """Latest prompts over which the split is solved."""
-    latency_elasticity: Fraction = 1.0
-    """`utility`: by how many per cent a decode step slows when the batch grows by one; 1 where generators are full."""
+    batch: Positive = 32
+    """Prompts that a budget is split among: the next so many to be asked."""
+    latency_elasticity: Fraction | None = None
+    """`utility`: by how many per cent decoding slows when one per cent more samples are decoded; 1 where generators are
+    full. Unset: measured from the tokens that they report."""
 
 
 class PruningConfig(Section):
@@ -29,10 +31,10 @@ class PruningConfig(Section):
 
     mode: Literal["off", "saturation", "hazard"] = "off"
     """`saturation`: prompts launched with twice `shaping.keep` keep only the shortest, and stop when these have
-    finished. `hazard`: a sample is aborted when its expected remaining length exceeds `threshold_tokens`, once
-    `shaping.shortest` siblings have finished."""
-    threshold_tokens: Annotated[float, Field(gt=0)] = 100.0
-    """`hazard`: tokens that a sample may still be expected to need (tau)."""
+    finished. `hazard`: a sample that has run for longer than `shaping.shortest` siblings in all is aborted when its
+    expected remaining length exceeds `threshold`."""
+    threshold: Annotated[float, Field(gt=0)] = 0.25
+    """`hazard`: what a sample may still be expected to need (tau), in mean lengths of a typical prompt's responses."""
     spare_probability: Fraction = 0.1
     """`hazard`: share of the aborted tail that is let run and weighed by the inverse (rho)."""
 
@@ -52,7 +54,7 @@ class ShapingConfig(Section):
     launch: Annotated[int, Field(gt=0, le=2048)] = 10
     """Samples launched per prompt (R): the redundant exploration space."""
     shortest: NonNegative = 7
-    """`dual_end`, `survivor`: samples kept from the short end (K)."""
+    """`dual_end`, `survivor`: samples kept from the short end (K). Pruning by hazard: see there."""
     longest: NonNegative = 1
     """`dual_end`, `survivor`: samples kept from the long end (L)."""
     order: Literal["tokens", "completion"] = "tokens"
@@ -127,6 +129,11 @@ class ShapingConfig(Section):
             raise ValueError(
                 f"shaping.pruning.mode saturation acts on prompts launched with twice shaping.keep ({self.keep}), but "
                 f"shaping.redundancy.total is off and shaping.launch is {self.launch}"
+            )
+        if self.pruning.mode == "hazard" and self.shortest > self.keep:
+            raise ValueError(
+                f"shaping.pruning.mode hazard waits until shaping.shortest ({self.shortest}) samples have finished, "
+                f"but shaping.keep ({self.keep}) is less"
             )
         if self.pruning.mode == "hazard" and self.rule == "survivor" and self.weight_power > 0:
             raise ValueError(

@@ -5,7 +5,7 @@ Statistics of the kept samples say little about the policy: selection alone shor
 was scored before the rule chose, stands beside them.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ from darts_async.shaper.group import Fate, Group, Sample, Stage
 
 FATES: tuple[Fate, ...] = ("trained", "cancelled", "filtered", "stale", "lost", "evaluated")
 DIFFICULTIES = ("hard", "middle", "easy")
+_VISITS_CORRELATED = 1024
+"""Latest second visits over which the autocorrelation of redundancy is taken."""
 
 
 class Totals:
@@ -26,6 +28,8 @@ class Totals:
         self.samples_by_fate: Counter[str] = Counter()
         self.tokens_by_staleness: Counter[int] = Counter()
         self.num_tokens_received = 0
+        self.tokens_by_generator: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        """{generator: {incarnation: tokens received of it}}"""
 
     def ended(self, fate: Fate, num_tokens: int) -> None:
         """A sample ended."""
@@ -53,7 +57,7 @@ class StepStatistics:
     def __init__(self) -> None:
         self._pools: dict[int, _Pool] = {}
         self._launched_before: dict[int, int] = {}
-        self._launches: list[tuple[int, int]] = []
+        self._launches: deque[tuple[int, int]] = deque(maxlen=_VISITS_CORRELATED)
         self._num_complete: defaultdict[str, int] = defaultdict(int)
         self._num_dropped: defaultdict[str, int] = defaultdict(int)
         self._num_samples: defaultdict[str, int] = defaultdict(int)
@@ -78,19 +82,22 @@ class StepStatistics:
             self._num_complete[_difficulty(tercile)] -= 1
 
     def close(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
-        """Metrics of one step over its groups."""
-        kept = [[sample for sample, _ in group.kept or []] for group in groups]
-        weights = [np.array([weight for _, weight in group.kept or []]) for group in groups]
+        """Metrics of one step over its groups, all of which keep the same number of samples."""
+        kept = [group.kept or [] for group in groups]
+        samples = [sample for pairs in kept for sample, _ in pairs]
+        shape = len(groups), -1
+        rewards = np.array([s.reward for s in samples], np.float64).reshape(shape)
+        lengths = np.array([s.num_tokens for s in samples], np.float64).reshape(shape)
+        weights = np.array([weight for pairs in kept for _, weight in pairs]).reshape(shape)
         pools = [self._pools.pop(group.group_id) for group in groups]
+        pool_means = np.array([pool.rewards.mean() for pool in pools])
+        effective = weights.sum(1) ** 2 / (weights.shape[1] * (weights**2).sum(1))
         return {
-            **_samples(kept),
+            **_kept_metrics(rewards, lengths),
             **_pool_metrics(pools),
-            **_staleness(step, [sample for samples in kept for sample in samples]),
-            "groups/zero_advantage_share": _mean([_all_equal(_rewards(samples)) for samples in kept]),
-            "groups/baseline_shift": _mean(
-                [_rewards(samples).mean() - pool.rewards.mean() for samples, pool in zip(kept, pools, strict=True)]
-            ),
-            "weights/effective_share": _mean([w.sum() ** 2 / (len(w) * (w**2).sum()) for w in weights]),
+            **_staleness(step, samples),
+            "groups/baseline_shift": float((rewards.mean(1) - pool_means).mean()),
+            "weights/effective_share": float(effective.mean()),
             **self._redundancy(pools),
             **self._survival(),
         }
@@ -98,7 +105,7 @@ class StepStatistics:
     def _visit(self, prompt_id: int, num_launched: int) -> None:
         before = self._launched_before.get(prompt_id)
         if before is not None:
-            self._launches = [*self._launches[-4095:], (before, num_launched)]
+            self._launches.append((before, num_launched))
         self._launched_before[prompt_id] = num_launched
 
     def _redundancy(self, pools: Sequence[_Pool]) -> dict[str, float]:
@@ -123,43 +130,37 @@ class StepStatistics:
         return metrics
 
 
-def _samples(kept: Sequence[Sequence[Sample]]) -> dict[str, float]:
-    lengths = np.array([s.num_tokens for samples in kept for s in samples], np.float64)
-    rewards = np.concatenate([_rewards(samples) for samples in kept])
+def _kept_metrics(rewards: NDArray[np.float64], lengths: NDArray[np.float64]) -> dict[str, float]:
+    """Of the kept samples, both [num_groups, num_kept]."""
     # Advantages in a group sum to zero, so to first order length falls if and only if this is negative.
-    covariance = _mean([np.cov(_rewards(k), [s.num_tokens for s in k], ddof=0)[0, 1] for k in kept])
+    covariance = ((rewards - rewards.mean(1, keepdims=True)) * lengths).mean()
+    median, p99 = np.percentile(lengths, (50, 99))
     return {
         "reward/mean": float(rewards.mean()),
         "length/mean": float(lengths.mean()),
-        "length/p50": float(np.percentile(lengths, 50)),
-        "length/p99": float(np.percentile(lengths, 99)),
-        "reward/length_covariance": covariance,
+        "length/p50": float(median),
+        "length/p99": float(p99),
+        "reward/length_covariance": float(covariance),
+        "groups/zero_advantage_share": float((rewards == rewards[:, :1]).all(1).mean()),
     }
 
 
 def _pool_metrics(pools: Sequence[_Pool]) -> dict[str, float]:
     rewards = np.concatenate([pool.rewards for pool in pools])
     lengths = np.concatenate([pool.num_tokens for pool in pools])
+    median, p99 = np.percentile(lengths, (50, 99))
     return {
         "reward/pool_mean": float(rewards.mean()),
         "length/pool_mean": float(lengths.mean()),
-        "length/pool_p50": float(np.percentile(lengths, 50)),
-        "length/pool_p99": float(np.percentile(lengths, 99)),
-        "groups/pool_zero_advantage_share": _mean([_all_equal(pool.rewards) for pool in pools]),
+        "length/pool_p50": float(median),
+        "length/pool_p99": float(p99),
+        "groups/pool_zero_advantage_share": _mean([bool((p.rewards == p.rewards[0]).all()) for p in pools]),
     }
 
 
 def _staleness(step: int, samples: Sequence[Sample]) -> dict[str, float]:
     staleness = [step - s.oldest_version for s in samples if s.oldest_version is not None]
     return {"staleness/mean": _mean(staleness), "staleness/max": float(max(staleness))}
-
-
-def _rewards(samples: Sequence[Sample]) -> NDArray[np.float64]:
-    return np.array([s.reward for s in samples], np.float64)
-
-
-def _all_equal(rewards: NDArray[np.float64]) -> bool:
-    return bool((rewards == rewards[0]).all())
 
 
 def _mean(values: Sequence[float]) -> float:

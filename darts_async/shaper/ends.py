@@ -33,8 +33,10 @@ class DualEnd:
 
     def to_cancel(self, group: Group, seed: int) -> list[Sample]:
         """With `early_stop`: whoever runs when M have finished that may have a reward."""
-        enough = self.early_stop and len(group.at(Stage.FINISHED, Stage.SCORED)) >= self.shortest + self.longest
-        return group.at(*RUNNING) if enough else []
+        keep = self.shortest + self.longest
+        if not self.early_stop or group.num_finished < keep or len(group.at(Stage.FINISHED, Stage.SCORED)) < keep:
+            return []
+        return group.at(*RUNNING)
 
     def select(self, group: Group) -> Kept:
         """Both ends of the scored samples, each with weight 1. O(R log R)."""

@@ -36,8 +36,9 @@ class Stage(Enum):
 
 
 RUNNING = (Stage.WAITING, Stage.DECODING)
-DECODED = (Stage.FINISHED, Stage.SCORED, Stage.UNSCORABLE)
-"""Came to the end of their response."""
+_NO_TOKENS = np.empty(0, np.int32)
+_WAITING, _DECODING, _FINISHED = Stage.WAITING, Stage.DECODING, Stage.FINISHED
+"""A look-up in an `Enum` costs as much as the rest of `undecided`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +73,7 @@ class Sample:
         """All tokens so far. [num_tokens]"""
         if len(self.chunks) == 1:
             return self.chunks[0][1]
-        return np.concatenate([chunk[1] for chunk in self.chunks] or [np.empty(0, np.int32)])
+        return np.concatenate([chunk[1] for chunk in self.chunks]) if self.chunks else _NO_TOKENS
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +87,10 @@ class Group:
     floor: int = 0
     """No token of it is of an older version than this."""
     opened_s: float = 0.0
+    num_finished: int = 0
+    """Samples that have ended their response."""
+    num_ended: int = 0
+    """Samples whose one terminal event has come."""
     survivors: frozenset[int] = frozenset()
     """Sample ids that a survivor draw spared."""
     lots: tuple[Sample, ...] = ()
@@ -109,13 +114,17 @@ class Group:
 
     def finish(self, sample: Sample, reason: FinishReason) -> None:
         """The sample has ended its response: it waits for its reward, and has its place in the order of completion."""
-        sample.finish_rank = sum(s.finish_rank is not None for s in self.samples)
+        sample.finish_rank, self.num_finished = self.num_finished, self.num_finished + 1
         sample.finish_reason, sample.stage = reason, Stage.FINISHED
 
     @property
     def undecided(self) -> bool:
         """Whether a sample may still become trainable."""
-        return any(s.stage in (Stage.WAITING, Stage.DECODING, Stage.FINISHED) for s in self.samples)
+        for sample in self.samples:  # asked with every event
+            stage = sample.stage
+            if stage is _DECODING or stage is _FINISHED or stage is _WAITING:
+                return True
+        return False
 
     @property
     def oldest_kept_version(self) -> int:

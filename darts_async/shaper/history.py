@@ -107,9 +107,10 @@ class History:
         return self._population
 
     @property
-    def typical_relative_spread(self) -> float:
-        """Standard deviation of the lengths within a typical prompt, over their mean."""
-        return LengthEstimate(0.0, math.exp(self._population.lengths.log_sigma), 0.0).relative_spread
+    def typical_length(self) -> LengthEstimate:
+        """Length distribution of a typical prompt, and of one never seen."""
+        prior = self._population.lengths
+        return LengthEstimate(prior.mean, math.exp(prior.log_sigma), 0.0)
 
     def num_visits(self, prompt_id: int) -> int:
         """Groups of this prompt that were observed."""
@@ -119,10 +120,7 @@ class History:
     def length(self, prompt_id: int) -> LengthEstimate:
         """Length distribution of the prompt, as of its last visit; the population's for a prompt never seen."""
         record = self._prompts.get(prompt_id)
-        if record is None:
-            prior = self._population.lengths
-            return LengthEstimate(prior.mean, math.exp(prior.log_sigma), 0.0)
-        return record.length
+        return self.typical_length if record is None else record.length
 
     def pass_rate(self, prompt_id: int) -> float:
         """Posterior mean of the probability that a finished response is right, in (0, 1)."""

@@ -188,6 +188,8 @@ class _Tail:
 
     @classmethod
     def of(cls, beyond: Sequence[float], mu: float, sigma: float) -> "_Tail":
+        if not beyond:
+            return _NO_TAIL
         hazards = z_hazards = info_mean = info_cross = info_spread = 0.0
         for log_length in beyond:
             z = (log_length - mu) / sigma
@@ -199,6 +201,9 @@ class _Tail:
             info_cross += h + z * slope
             info_spread += z * (h + z * slope)
         return cls(float(len(beyond)), hazards, z_hazards, info_mean, info_cross, info_spread)
+
+
+_NO_TAIL = _Tail(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def _completed(seen: LogSample, tail: _Tail, mu: float, sigma: float) -> LogSample:

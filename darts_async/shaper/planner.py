@@ -2,11 +2,13 @@
 aborted. Composes `history`, `redundancy` and `pruning` for `state`; pure like them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from darts_async.config import RunConfig
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.history import History, Tercile
-from darts_async.shaper.pruning import GroupProgress, HazardRule, hazard_prunes, saturation_mode
+from darts_async.shaper.pace import DecodePace
+from darts_async.shaper.pruning import GroupProgress, HazardRule, hazard_prunes, saturation_mode, tail_of
 from darts_async.shaper.redundancy import Allocator, Utility, mean_redundancy, reward_aware_value
 from darts_async.shaper.selection import SelectionRule, selection_rule, shortest_only
 
@@ -14,33 +16,39 @@ from darts_async.shaper.selection import SelectionRule, selection_rule, shortest
 class Planner:
     """Decides on a prompt before, during and after a visit."""
 
-    def __init__(self, config: RunConfig, history: History) -> None:
-        self.history = history
+    def __init__(self, config: RunConfig, learnt: dict[str, Any] | None = None) -> None:
+        """`learnt`: what `to_state` gave in an earlier process of the run."""
+        self.history = History.from_state(learnt["history"]) if learnt else History()
         self._shaping = config.shaping
         self._seed = config.seed
         self._rule = selection_rule(config.shaping)
         self._saturated_rule = shortest_only(config.shaping)
         budget = config.shaping.redundancy
-        shuffle_seed = config.seed if budget.split == "shuffled" else None
-        self._allocator = Allocator(
-            config.shaping.keep, 2 * config.shaping.keep, window=budget.window, shuffle_seed=shuffle_seed
-        )
-        self._utility = Utility(elasticity=budget.latency_elasticity)
+        self._allocator = Allocator(config.shaping.keep, 2 * config.shaping.keep, budget.split, seed=config.seed)
+        if learnt:
+            self._allocator.restore(learnt["allocator"])
+        self.pace = DecodePace() if budget.total == "utility" and budget.latency_elasticity is None else None
+        """Watches the generators, where that has a use."""
         pruning = config.shaping.pruning
+        self._pruning = pruning.mode
         self._hazard = HazardRule(
             keep=config.shaping.keep,
             shortest=config.shaping.shortest,
-            threshold_tokens=pruning.threshold_tokens,
+            threshold=pruning.threshold,
             spare_probability=pruning.spare_probability,
             max_tokens=config.sampling.max_new_tokens,
         )
 
-    def num_samples(self, prompt_id: int) -> int:
-        """How many samples the prompt is launched with now (R)."""
-        budget = self._shaping.redundancy
-        if budget.total == "off":
-            return self._shaping.launch
-        return self._allocator.allocate(self._value(prompt_id), self._mean_target())
+    @property
+    def batch(self) -> int:
+        """Prompts that `num_samples` is asked about at once."""
+        return 1 if self._shaping.redundancy.total == "off" else self._shaping.redundancy.batch
+
+    def num_samples(self, prompt_ids: Sequence[int]) -> list[int]:
+        """How many samples each of the next prompts is launched with (R)."""
+        if self._shaping.redundancy.total == "off":
+            return [self._shaping.launch] * len(prompt_ids)
+        return self._allocator.allocate([self._value(prompt_id) for prompt_id in prompt_ids], self._mean_target())
 
     def baseline(self, prompt_id: int) -> float | None:
         """The prompt's pass rate so far, where that is the baseline."""
@@ -48,26 +56,27 @@ class Planner:
 
     def rule(self, group: Group) -> SelectionRule:
         """The selection rule of a group: shortest-only where its redundancy is saturated and that prunes."""
-        saturated = self._shaping.pruning.mode == "saturation" and saturation_mode(
-            len(group.samples), self._shaping.keep
-        )
-        return self._saturated_rule if saturated else self._rule
+        if self._pruning == "saturation" and saturation_mode(len(group.samples), self._shaping.keep):
+            return self._saturated_rule
+        return self._rule
 
     def tail_to_prune(self, group: Group) -> list[Sample]:
         """Running samples whose expected remainder is not worth waiting for; may spare one of them for good."""
-        if self._shaping.pruning.mode != "hazard":
+        if self._pruning != "hazard" or group.num_finished < self._hazard.shortest:
             return []
         samples = [s for s in group.samples if s.sample_id != group.spared]
         finished = [s for s in samples if s.stage in (Stage.FINISHED, Stage.SCORED)]
         running = {s.sample_id: s.num_tokens for s in samples if s.stage in RUNNING}
-        if len(finished) < self._hazard.shortest or not running:
+        finished_tokens = sorted(s.num_tokens for s in finished)
+        if not tail_of(running, finished_tokens, self._hazard.shortest):
             return []
         progress = GroupProgress(
             group_id=group.group_id,
             estimate=self.history.estimate_with(group.prompt.prompt_id, *_lengths(group)),
             difficulty=self.tercile(group),
+            typical_tokens=self.history.typical_length.mean_tokens,
             num_launched=len(group.samples),
-            num_finished=len(finished),
+            finished_tokens=finished_tokens,
             finished_rewards=[s.reward for s in finished if s.reward is not None],
             running=running,
             num_candidates=group.num_hazard_candidates,
@@ -92,6 +101,27 @@ class Planner:
         rewards = [s.reward for s in group.samples if s.reward is not None]
         self.history.observe(group.prompt.prompt_id, *_lengths(group), rewards)
 
+    def metrics(self) -> dict[str, float]:
+        """What the total rests on, where it is the utility rule's."""
+        if self._shaping.redundancy.total != "utility":
+            return {}
+        return {
+            "redundancy/target": self._mean_target(),
+            "redundancy/elasticity": self._elasticity,
+            "redundancy/typical_spread": self.history.typical_length.relative_spread,
+        }
+
+    def to_state(self) -> dict[str, Any]:
+        """What was learnt, as plain data. The pace is not in it: it is measured anew in seconds."""
+        return {"history": self.history.to_state(), "allocator": self._allocator.to_state()}
+
+    @property
+    def _elasticity(self) -> float:
+        if self.pace is not None:
+            return self.pace.elasticity
+        given = self._shaping.redundancy.latency_elasticity
+        return 1.0 if given is None else given
+
     def _value(self, prompt_id: int) -> float:
         """What the split looks at."""
         spread = self.history.length(prompt_id).relative_spread
@@ -106,8 +136,8 @@ class Planner:
     def _mean_target(self) -> float:
         if self._shaping.redundancy.total == "fixed":
             return self._shaping.launch
-        spread = self.history.typical_relative_spread
-        return mean_redundancy(spread, self._shaping.keep, utility=self._utility)
+        spread = self.history.typical_length.relative_spread
+        return mean_redundancy(spread, self._shaping.keep, utility=Utility(elasticity=self._elasticity))
 
 
 def _lengths(group: Group) -> tuple[list[int], list[int]]:

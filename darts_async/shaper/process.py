@@ -3,23 +3,27 @@
 import asyncio
 import time
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import structlog
 
 from darts_async.actor import Gauges, Runtime, main
+from darts_async.config import RunConfig
+from darts_async.models import resolve_model_path, stop_token_ids
 from darts_async.prompts.load import load_prompts
 from darts_async.prompts.source import ShuffledPrompts
-from darts_async.protocol import SampleRejected, Shutdown
-from darts_async.shaper.history import History
+from darts_async.protocol import GroupsCommitted, SampleRejected, ShaperSnapshot, Shutdown
 from darts_async.shaper.ledger import GroupDropped, LedgerWriter, VersionSeen
+from darts_async.shaper.planner import Planner
 from darts_async.shaper.state import Incoming, Phase, ShaperState
+from darts_async.shaper.training import LEARNER
 from darts_async.shaper.workload import Forget, Output, Send
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
 LEDGER_FILE = "ledger.msgpack"
-HISTORY_FILE = "history.json"
+LEARNT_FILE = "learnt.json"
+"""What was learnt about the prompts, and where the split of the budget stands."""
 STOP_WITHIN_S = 4.0
 """How long engines have to acknowledge what a stop cancels."""
 _LINK_OF_ROLE = {"generator": "generators", "reward": "rewards", "learner": "learner", "launcher": "launcher"}
@@ -33,10 +37,10 @@ class ShaperActor:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         sets = load_prompts(runtime.config)
-        source = ShuffledPrompts(sets.train, seed=runtime.config.seed)
-        self._history_path = runtime.run_dir / HISTORY_FILE
-        history = load_history(self._history_path)
-        self._state = ShaperState(runtime.config, source, sets.held_out, history)
+        self._source = ShuffledPrompts(sets.train, seed=runtime.config.seed)
+        self._learnt_path = runtime.run_dir / LEARNT_FILE
+        learnt, stop_token_ids = load_learnt(self._learnt_path), stop_tokens_of(runtime.config)
+        self._state = ShaperState(runtime.config, self._source, sets.held_out, learnt, stop_token_ids)
         self._ledger = LedgerWriter(runtime.run_dir / LEDGER_FILE)
         self._stop_at_s: float | None = None
         self._leaving = False
@@ -59,6 +63,8 @@ class ShaperActor:
                     log.warning("peer_lost", peer=peer, reason=reason)
                     outputs = self._state.peer_lost(peer, now_s)
             self._carry_out(outputs)
+        if isinstance(event, Received) and isinstance(event.message, GroupsCommitted):
+            self._add_to_checkpoint(event.message.step + 1)
 
     def tick(self, now_s: float) -> None:
         """Let the state see that time has passed; give up on a stop that takes too long."""
@@ -93,12 +99,22 @@ class ShaperActor:
     async def close(self) -> None:
         """Flush the ledger; save what was learnt about the prompts."""
         self._ledger.close()
-        save_history(self._history_path, self._state.planner.history)
+        save_learnt(self._learnt_path, self._state.planner)
+
+    def _add_to_checkpoint(self, policy_version: int) -> None:
+        """Where a checkpoint is written, it holds what is known here at that step. The cursor runs ahead of training:
+        the prompts under way were drawn, and are not trained yet."""
+        if self._runtime.config.learner.is_saved(policy_version):
+            under_way = {g.prompt.prompt_id for g in self._state.work.groups.values() if g.purpose == "train"}
+            known = {"cursor": self._source.cursor, "under_way": sorted(under_way), **self._state.planner.to_state()}
+            self._runtime.send("learner", LEARNER, ShaperSnapshot(policy_version, msgspec.json.encode(known)))
 
     def _carry_out(self, outputs: list[Output]) -> None:
         records = [output for output in outputs if not isinstance(output, Send | Forget)]
         if records:  # before anything leaves: what others act on is on record
+            self._runtime.faults.reach("shaper.before_record")
             self._ledger.append(records)
+            self._runtime.faults.reach("shaper.before_send")
         for output in outputs:
             match output:
                 case Send(peer, message):
@@ -110,19 +126,26 @@ class ShaperActor:
                 case VersionSeen(policy_version=version):
                     log.info("version_published", policy_version=version)
                     if version % self._runtime.config.learner.checkpoint_every == 0:
-                        save_history(self._history_path, self._state.planner.history)
+                        save_learnt(self._learnt_path, self._state.planner)
 
 
-def load_history(path: Path) -> History:
-    """The history that an earlier process of the run has saved; an empty one if there is none."""
-    return History.from_state(msgspec.json.decode(path.read_bytes())) if path.exists() else History()
+def load_learnt(path: Path) -> dict[str, Any] | None:
+    """What an earlier process of the run has saved, if there was one."""
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.exists() else None
 
 
-def save_history(path: Path, history: History) -> None:
+def save_learnt(path: Path, planner: Planner) -> None:
     """Replace the file at once."""
     staging = path.with_suffix(".new")
-    staging.write_bytes(msgspec.json.encode(history.to_state()))
+    staging.write_bytes(msgspec.json.encode(planner.to_state()))
     staging.replace(path)
+
+
+def stop_tokens_of(config: RunConfig) -> frozenset[int]:
+    """The tokens that end a response of the run's engine; the scripted one ends by length alone."""
+    if config.generator.engine == "scripted":
+        return frozenset()
+    return stop_token_ids(resolve_model_path(config.model.path, with_weights=False))
 
 
 def _link_to(peer: str) -> str:

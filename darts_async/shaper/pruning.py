@@ -1,9 +1,10 @@
 """Aborting the tail of a group in flight: by hazard, or because its redundancy is saturated.
 
 How much longer will a sample run that has already run for t tokens? For lognormal lengths the expected remainder falls
-with t and then rises without bound, so a straggler is recognised by its age alone, provided that lengths are spread
-enough: the remainder is least at z = .7 for sigma = .5, but at z = 4.4 for sigma = .2, where the rule therefore rather
-picks the samples that began late. With the normal hazard h and z = (ln t - mu) / sigma,
+with t and then rises without bound: it is least at z = .7 for sigma = .5, but at z = 4.4 for sigma = .2. So where
+lengths hardly differ, a sample that began late is expected to need more than any straggler, though nothing says that it
+is long. A candidate is therefore of the tail by its own tokens: it has run for longer than K siblings in all. With the
+normal hazard h and z = (ln t - mu) / sigma,
 
     E[l | l > t] = exp(mu + sigma^2 / 2) P(u > z - sigma) / P(u > z)  =  t h(z) / h(z - sigma);
 
@@ -69,6 +70,20 @@ def saturation_mode(num_launched: int, keep: int) -> bool:
     return num_launched >= 2 * keep
 
 
+def tail_of(running: Mapping[int, int], finished_tokens: Sequence[int], shortest: int) -> dict[int, int]:
+    """Running samples that are known to be longer than K siblings, with their tokens so far.
+
+    Args:
+        running: sample id to tokens so far.
+        finished_tokens: of the finished siblings, the shortest first.
+        shortest: K.
+    """
+    if len(finished_tokens) < shortest:
+        return {}
+    beyond = finished_tokens[shortest - 1] if shortest else 0
+    return {sample_id: tokens for sample_id, tokens in running.items() if tokens > beyond}
+
+
 @dataclass(frozen=True, slots=True)
 class HazardRule:
     """Settings of hazard pruning."""
@@ -77,8 +92,8 @@ class HazardRule:
     """M: samples that must stay alive."""
     shortest: int
     """K: siblings that must have finished before anything is pruned."""
-    threshold_tokens: float
-    """tau: a sample that is expected to need more than this is a candidate."""
+    threshold: float
+    """tau: a sample that is expected to need more than this many typical responses is a candidate."""
     spare_probability: float
     """rho, in [0, 1]."""
     max_tokens: float = math.inf
@@ -88,8 +103,8 @@ class HazardRule:
         """Refuses values that mean nothing."""
         if not 0 <= self.spare_probability <= 1:
             raise ValueError(f"spare_probability is {self.spare_probability}; it must be in [0, 1]")
-        if not self.threshold_tokens > 0:
-            raise ValueError(f"threshold_tokens is {self.threshold_tokens}; it must be positive")
+        if not self.threshold > 0:
+            raise ValueError(f"threshold is {self.threshold}; it must be positive")
 
     def spare_probability_of(self, num_launched: int) -> float:
         """rho for a group of this size: at most one over its candidates, so that the weights stay exact."""
@@ -109,9 +124,11 @@ class GroupProgress:
     """Of the prompt; best with the siblings counted in (`History.estimate_with`)."""
     difficulty: int | None
     """Tercile: 0 hard, 1 middle, 2 easy, None unknown."""
+    typical_tokens: float
+    """Mean length of the responses to a typical prompt."""
     num_launched: int
-    num_finished: int
-    """Complete, and not known to be without a reward."""
+    finished_tokens: Sequence[int]
+    """Of those that are complete and not known to be without a reward, the shortest first."""
     finished_rewards: Sequence[float]
     """Of those that are scored."""
     running: Mapping[int, int]
@@ -132,9 +149,10 @@ class Verdict:
 
 def hazard_prunes(rule: HazardRule, group: GroupProgress, seed: int) -> Verdict:
     """Which running samples are aborted now, the worst first. O(R log R)."""
-    if group.num_finished < rule.shortest or _awaits_contrast(group):
+    num_finished = len(group.finished_tokens)
+    if num_finished < rule.shortest or _awaits_contrast(group):
         return Verdict()
-    num_expendable = group.num_finished + len(group.running) - rule.keep
+    num_expendable = num_finished + len(group.running) - rule.keep
     candidates = _candidates(rule, group)[: max(0, num_expendable)]
     draw = _uniform(seed, group.group_id) if candidates else 0.0
     rho = rule.spare_probability_of(group.num_launched)
@@ -147,9 +165,11 @@ def _awaits_contrast(group: GroupProgress) -> bool:
 
 
 def _candidates(rule: HazardRule, group: GroupProgress) -> list[int]:
-    """Running samples that are expected to need too long, the worst first."""
-    remaining = {s: expected_remaining(group.estimate, tokens, rule.max_tokens) for s, tokens in group.running.items()}
-    too_long = [(-expected, s) for s, expected in remaining.items() if expected > rule.threshold_tokens]
+    """Running samples of the tail that are expected to need too long, the worst first."""
+    tail = tail_of(group.running, group.finished_tokens, rule.shortest)
+    remaining = {s: expected_remaining(group.estimate, tokens, rule.max_tokens) for s, tokens in tail.items()}
+    most = rule.threshold * group.typical_tokens
+    too_long = [(-expected, s) for s, expected in remaining.items() if expected > most]
     return [s for _, s in sorted(too_long)]
 
 

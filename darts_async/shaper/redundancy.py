@@ -3,24 +3,22 @@
 M samples are trained per prompt and R_i in [M, 2M] launched. Stopping at the shortest of R_i saves time where lengths
 differ, with diminishing returns, so a budget B = sum R_i is split to minimise sum v_i / R_i, v_i the relative length
 spread of prompt i. One more sample for i lowers this by v_i / (R_i (R_i + 1)), which falls with R_i: giving the samples
-out one by one to the largest gain is exactly optimal. Its continuous counterpart is
+out one by one to the largest gain is exactly optimal. The total follows from `mean_redundancy`; without spread there is
+nothing to gain and R = M.
 
-    R_i = clip(sqrt(v_i / nu), M, 2M)        with nu such that the sum is B,                               (S)
-
-and the total follows from `mean_redundancy`. Without spread there is nothing to gain and R = M.
-
-An asynchronous system opens groups one at a time and never sees a batch: `Allocator` solves (S) over a window of the
-latest prompts.
+An asynchronous system opens groups one at a time, so prompts are drawn ahead and planned by the batch: `Allocator`.
 """
 
 import heapq
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from darts_async.config.shaping import Split
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -35,22 +33,7 @@ class Utility:
     price: float = 2 / 15
     """Benefit that one per cent of time must bring, in per cent."""
     elasticity: float = 1.0
-    """d ln(time) / d ln(samples) where the generators work: 1 if they are always full, see `latency_elasticity`."""
-
-
-def latency_elasticity(latency: Callable[[float], float], batch: float) -> float:
-    """d ln PTL / d ln b, clipped to [0, 1]: by how many per cent a decode step slows when the batch grows by one.
-
-    Args:
-        latency: PTL(b), the profiled time of a decode step of b samples, for real b >= 1, in any unit.
-        batch: samples decoded at once with R = M. For PTL = 1 + b / b0 the result is b / (b0 + b): on idle hardware
-            redundancy is free.
-    """
-    if batch < 1:
-        raise ValueError(f"batch is {batch}; a decode step has at least one sample")
-    below, above = max(1.0, 0.9 * batch), 1.1 * batch
-    slope = math.log(latency(above) / latency(below)) / math.log(above / below)
-    return min(max(slope, 0.0), 1.0)
+    """d ln(time) / d ln(samples) where the generators work: 1 if they are always full, see `pace`."""
 
 
 def mean_redundancy(relative_spread: float, keep: int, *, utility: Utility = Utility(), most: float = 14 / 8) -> float:
@@ -120,13 +103,6 @@ def split_paper(spreads: Sequence[float] | FloatArray, budget: int, low: int, hi
     return np.array(split, np.int64)
 
 
-def split_shuffled(
-    spreads: Sequence[float] | FloatArray, budget: int, low: int, high: int, *, seed: int | tuple[int, ...]
-) -> IntArray:
-    """The placebo: the multiset of `split_paper`, handed out at random."""
-    return np.random.default_rng(seed).permutation(split_paper(spreads, budget, low, high))
-
-
 def reward_aware_value(relative_spread: float, reward_variance: float) -> float:
     """Spread times expected reward variance E[p (1 - p)], to be used in place of the spread.
 
@@ -138,104 +114,68 @@ def reward_aware_value(relative_spread: float, reward_variance: float) -> float:
     return relative_spread * reward_variance
 
 
-def split_reward_aware(
-    spreads: Sequence[float] | FloatArray,
-    reward_variances: Sequence[float] | FloatArray,
-    budget: int,
-    low: int,
-    high: int,
-) -> IntArray:
-    """`split_paper` by `reward_aware_value`."""
-    pairs = zip(spreads, reward_variances, strict=True)
-    return split_paper([reward_aware_value(spread, variance) for spread, variance in pairs], budget, low, high)
-
-
-def continuous_split(values: FloatArray, mean: float, low: int, high: int) -> FloatArray:
-    """(S): the real-valued split with this mean over the window; all `high` or `low` if it cannot be reached.
-
-    With y = sqrt(v) and q = 1 / sqrt(nu) the sum of clip(q y_i, low, high) is piecewise linear in q, with a kink where
-    a prompt leaves `low` or reaches `high`; so q is found exactly. O(N log N).
-    """
-    roots = np.sqrt(values)
-    rising = roots[roots > 1e-9 * roots.max()] if roots.any() else roots[:0]
-    if not rising.size:
-        return np.full(len(roots), float(low))
-    kinks = np.concatenate([low / rising, high / rising])
-    order = np.argsort(kinks, kind="stable")
-    kinks, slopes = kinks[order], np.cumsum(np.concatenate([rising, -rising])[order])
-    sums = low * len(roots) + np.concatenate([[0.0], np.cumsum(slopes[:-1] * np.diff(kinks))])
-    q = float(np.interp(mean * len(roots), np.maximum.accumulate(sums), kinks))
-    split: FloatArray = np.clip(q * roots, low, high)
-    return split
-
-
 class Allocator:
-    """R for one prompt at a time, such that over a window it is the batch split and its mean the target.
+    """R for the prompts of one batch after the other.
 
-    Three sources of error are fed back. Rounding: what was rounded off is carried to the next prompt that is not at a
-    bound. Drift of (S): the window that gave R to a prompt is not the one the prompt ends up in, so the accumulated
-    gap between target and R is paid back over a window's length. Bounds: a gap that cannot be paid back, because no
-    prompt has any spread, is not remembered beyond one sample per prompt of the window.
-
-    Deterministic: R depends on the arguments so far and the seed alone.
+    Each batch spends exactly its budget, B = mean * N rounded; what was rounded off is carried to the next batch, so
+    that the running mean is the target. Deterministic: R depends on the arguments so far and the seed alone.
     """
 
-    def __init__(self, keep: int, most: int, *, window: int = 128, shuffle_seed: int | None = None) -> None:
+    def __init__(self, keep: int, most: int, split: Split, *, seed: int = 0) -> None:
         """Start without history.
 
         Args:
             keep: lower bound M.
             most: upper bound, 2M.
-            window: prompts that (S) is solved over.
-            shuffle_seed: makes it the placebo: each prompt gets the R of a random one of the window.
+            split: `uniform` looks at no value; `paper` and `reward_aware` (which differ in the values they are given)
+                are the exact greedy; `shuffled`, the placebo, hands its numbers out by lot.
+            seed: of the lots.
         """
-        if not 0 < keep <= most or window < 1:
-            raise ValueError(f"bounds [{keep}, {most}] over a window of {window} prompts cannot be met")
+        if not 0 < keep <= most:
+            raise ValueError(f"bounds [{keep}, {most}] cannot be met")
         self._keep, self._most = keep, most
-        self._shuffle_seed = shuffle_seed
-        self._values: deque[float] = deque(maxlen=window)
-        self._window = window
-        self._num_allocated = 0
-        self._drift = 0.0
+        self._split = split
+        self._seed = seed
+        self._num_batches = 0
         self._carry = 0.0
 
-    def allocate(self, value: float, mean: float) -> int:
-        """Samples to launch for the next prompt.
+    def allocate(self, values: Sequence[float], mean: float) -> list[int]:
+        """Samples to launch for each prompt of the next batch, in [M, 2M].
 
         Args:
-            value: its relative length spread, or another value to be used in place of it; 1 for all is uniform.
-            mean: target of the running mean, clipped to the bounds. At the lower bound the answer is that bound, and
-                nothing is owed.
+            values: their relative length spreads, or what is to be used in place of them.
+            mean: target of the running mean, clipped to the bounds. At the lower bound nothing is owed afterwards.
         """
-        self._values.append(_checked(value))
-        self._num_allocated += 1
+        num = len(values)
+        self._num_batches += 1
         if mean <= self._keep:
-            self._drift = self._carry = 0.0
-            return self._keep
-        mean = min(mean, float(self._most))
-        ideal = self._ideal(mean + self._drift / self._window)
-        self._drift = min(max(self._drift + mean - ideal, -self._window), self._window)
-        return self._rounded(ideal)
+            self._carry = 0.0
+            return [self._keep] * num
+        wanted = min(mean, float(self._most)) * num + self._carry
+        budget = min(max(math.floor(wanted + 0.5), self._keep * num), self._most * num)
+        self._carry = min(max(wanted - budget, -0.5), 0.5)
+        launched: list[int] = self._shares(values, budget).tolist()
+        return launched
+
+    def to_state(self) -> dict[str, Any]:
+        """What later batches depend on, as plain data."""
+        return {"num_batches": self._num_batches, "carry": self._carry}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `to_state` was taken."""
+        self._num_batches, self._carry = state["num_batches"], state["carry"]
 
     def validate(self) -> None:
-        """Invariants: what is carried is less than a sample, what is owed at most one per prompt of the window."""
+        """Invariant: less than a sample is carried."""
         assert abs(self._carry) <= 0.5, self._carry
-        assert abs(self._drift) <= self._window, self._drift
 
-    def _ideal(self, mean: float) -> float:
-        values = np.array(self._values)
-        own = len(values) - 1
-        if self._shuffle_seed is not None:
-            own = int(np.random.default_rng((self._shuffle_seed, self._num_allocated)).integers(len(values)))
-        return float(continuous_split(values, mean, self._keep, self._most)[own])
-
-    def _rounded(self, ideal: float) -> int:
-        if ideal in (self._keep, self._most):
-            return int(ideal)
-        wanted = ideal + self._carry
-        given = min(max(math.floor(wanted + 0.5), self._keep), self._most)
-        self._carry = min(max(wanted - given, -0.5), 0.5)
-        return given
+    def _shares(self, values: Sequence[float], budget: int) -> IntArray:
+        if self._split == "uniform":
+            return split_uniform(len(values), budget, self._keep, self._most)
+        greedy = split_paper(values, budget, self._keep, self._most)
+        if self._split == "shuffled":
+            return np.random.default_rng((self._seed, self._num_batches)).permutation(greedy)
+        return greedy
 
 
 def _checked(value: float) -> float:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 class GeneratorSeat:
     """What the shaper knows of one generator."""
 
+    num_slots: int
+    """Samples it decodes at once."""
     capacity: int
     """Samples it may hold: its slots and a short queue."""
     policy_version: int = -1
@@ -33,10 +35,10 @@ class GeneratorPool:
         """The seats that have applied the newest published version; renewed when seats or versions change."""
         self._lowest_version: int | None = None
 
-    def join(self, name: str, capacity: int) -> None:
+    def join(self, name: str, num_slots: int, max_queued: int) -> None:
         """A generator is up, without weights."""
         assert name not in self._seats, name
-        self._seats[name] = GeneratorSeat(capacity)
+        self._seats[name] = GeneratorSeat(num_slots, num_slots + max_queued)
         self._route()
 
     def leave(self, name: str) -> set[int]:
@@ -86,6 +88,10 @@ class GeneratorPool:
         """A sample gives its place back."""
         if name in self._seats:
             self._seats[name].sample_ids.discard(sample_id)
+
+    def seat(self, name: str) -> GeneratorSeat | None:
+        """A generator that is up."""
+        return self._seats.get(name)
 
     @property
     def num_in_flight(self) -> int:

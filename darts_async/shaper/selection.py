@@ -15,7 +15,7 @@ import numpy as np
 
 from darts_async.config import ShapingConfig
 from darts_async.shaper.ends import DualEnd, Kept, Quadrants, in_launch_order
-from darts_async.shaper.group import DECODED, RUNNING, Group, Sample, Stage
+from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.guard import keep_signal
 
 
@@ -85,8 +85,10 @@ class Survivor:
 
     def to_cancel(self, group: Group, seed: int) -> list[Sample]:
         """The unfinished samples that lose the draw, once."""
+        if group.survivors or group.num_finished < self.shortest:
+            return []
         running = group.at(*RUNNING)
-        if group.survivors or not running or len(group.at(*DECODED)) < self.shortest:
+        if not running:
             return []
         rng = np.random.default_rng((seed, group.group_id))
         spared = set(rng.choice(len(running), min(self.longest, len(running)), replace=False).tolist())

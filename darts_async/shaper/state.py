@@ -10,14 +10,13 @@ Samples of a generator that is gone go on elsewhere behind the tokens that were 
 """
 
 from enum import Enum, auto
-
-import numpy as np
+from typing import Any
 
 from darts_async.config import RunConfig
 from darts_async.prompts.source import Prompt, PromptSource
 from darts_async.protocol import (
     Cancel,
-    EvaluationCompleted,
+    FinishReason,
     GeneratorReady,
     GeneratorToShaper,
     Greet,
@@ -37,8 +36,8 @@ from darts_async.protocol import (
     VersionPublished,
     WeightsApplied,
 )
+from darts_async.shaper.evaluation import Evaluation
 from darts_async.shaper.group import Group, Purpose, Sample, Stage
-from darts_async.shaper.history import History
 from darts_async.shaper.ledger import GroupOpened, VersionSeen
 from darts_async.shaper.planner import Planner
 from darts_async.shaper.training import LEARNER, Training
@@ -69,18 +68,23 @@ class ShaperState:
         config: RunConfig,
         prompts: PromptSource,
         held_out: tuple[Prompt, ...],
-        history: History | None = None,
+        learnt: dict[str, Any] | None = None,
+        stop_token_ids: frozenset[int] = frozenset(),
     ) -> None:
+        """
+        Args:
+            learnt: what `Planner.to_state` gave in an earlier process of the run.
+            stop_token_ids: the tokens that end a response, where the engine's model names any.
+        """
         self._config = config
-        self._prompts = prompts
         self._held_out = held_out if config.evaluation.samples_per_prompt else ()
-        self.planner = Planner(config, history or History())
+        self.planner = Planner(config, learnt)
         self.phase = Phase.STARTING
-        self.work = Workload(config)
+        self.work = Workload(config, stop_token_ids)
         self._training = Training(config, prompts, self.work, self.planner)
         self._incarnations: dict[str, int] = {}
         self._greetings: dict[str, int] = {}
-        self._evaluated: list[tuple[int, Sample]] = []
+        self._evaluation = Evaluation(self.work)
         self._stop_reason = "finished"
 
     # --- events ----------------------------------------------------------------------------------------------
@@ -94,32 +98,28 @@ class ShaperState:
         """A message of a peer."""
         match message:
             case TokensDecoded():
-                self._tokens_decoded(peer, message)
+                self._tokens_decoded(peer, message, now_s)
                 return self._take()  # tokens alone open and close nothing
             case SampleFinished():
                 self._sample_finished(peer, message)
             case SampleCancelled():
                 self._sample_cancelled(peer, message)
             case SampleScored():
-                self._sample_scored(peer, message)
+                if not self._sample_scored(peer, message):
+                    return self._take()
             case WeightsApplied():
-                self.work.generators.applied(peer, message.policy_version)
+                self._weights_applied(peer, message, now_s)
             case GeneratorReady():
                 if message.greeting == self._greetings.get(peer):
-                    self.work.generators.join(peer, message.num_slots + self._config.generator.max_queued)
+                    self.work.generators.join(peer, message.num_slots, self._config.generator.max_queued)
             case SampleRejected():
                 self._sample_rejected(peer, message)
             case ScoreFailed():
                 self._score_failed(peer, message)
             case RewardReady():
                 self.work.rewards.join(peer)
-            case LearnerReady():
-                self._training.replay(message.policy_version)
-            case GroupsCommitted():
-                self._groups_committed(message, now_s)
-            case VersionPublished():
-                self.work.generators.published(message.policy_version)
-                self._record(VersionSeen(message.policy_version))
+            case LearnerReady() | GroupsCommitted() | VersionPublished():
+                self._learner_said(message, now_s)
         return self._advance(now_s)
 
     def peer_up(self, peer: str, incarnation: int, now_s: float) -> list[Output]:
@@ -160,18 +160,25 @@ class ShaperState:
 
     # --- from generators -------------------------------------------------------------------------------------
 
-    def _tokens_decoded(self, peer: str, message: TokensDecoded) -> None:
+    def _tokens_decoded(self, peer: str, message: TokensDecoded, now_s: float) -> None:
         self.work.totals.num_tokens_received += len(message.token_ids)
-        ends = np.cumsum(message.num_tokens).tolist()
-        begin = 0
-        for sample_id, end in zip(message.sample_ids.tolist(), ends, strict=True):
+        self.work.totals.tokens_by_generator[peer][self._incarnations[peer]] += len(message.token_ids)
+        version, token_ids, logprobs = message.policy_version, message.token_ids, message.logprobs
+        sample_ids, counts, begin = message.sample_ids.tolist(), message.num_tokens.tolist(), 0
+        for sample_id, count in zip(sample_ids, counts, strict=True):
+            end = begin + count
             sample = self.work.owned(peer, sample_id)
             if sample is not None:
-                sample.append(message.policy_version, message.token_ids[begin:end], message.logprobs[begin:end])
+                sample.append(version, token_ids[begin:end], logprobs[begin:end])
             else:  # it was given to another generator while this one was silent
-                self.work.totals.tokens_by_fate["lost"] += end - begin
+                self.work.totals.tokens_by_fate["lost"] += count
                 self._record(Send(peer, Cancel(sample_id)))
             begin = end
+        seat = self.work.generators.seat(peer)
+        if self.planner.pace is not None and seat is not None:
+            self.planner.pace.reported(
+                peer, sample_ids, counts, held=seat.sample_ids, num_slots=seat.num_slots, now_s=now_s
+            )
 
     def _sample_finished(self, peer: str, message: SampleFinished) -> None:
         sample = self.work.owned(peer, message.sample_id)
@@ -182,8 +189,12 @@ class ShaperState:
         if sample.stage is Stage.CANCELLING:  # the cancel came too late, the decision stands
             self.work.end(sample, sample.end_fate, sample.end_reason)
             return
+        self._finish_sample(sample, message.finish_reason)
+
+    def _finish_sample(self, sample: Sample, reason: FinishReason) -> None:
+        """A sample has come to the end of its response, and is judged."""
         group = self.work.group_of(sample)
-        group.finish(sample, message.finish_reason)
+        group.finish(sample, reason)
         self.work.judge(sample)
         self._decide(group)
 
@@ -205,13 +216,22 @@ class ShaperState:
         self._training.rejected(group)
         self._fail(sample, "rejected_by_engine")
 
+    def _weights_applied(self, peer: str, message: WeightsApplied, now_s: float) -> None:
+        self.work.generators.applied(peer, message.policy_version)
+        if self.planner.pace is not None:
+            self.planner.pace.paused(peer, now_s)
+
     # --- from reward processes -------------------------------------------------------------------------------
 
-    def _sample_scored(self, peer: str, message: SampleScored) -> None:
+    def _sample_scored(self, peer: str, message: SampleScored) -> bool:
+        """False if nothing follows from it: the group waits for others."""
         sample = self._judged(peer, message.sample_id)
-        if sample is not None:
-            sample.reward, sample.stage = message.reward, Stage.SCORED
-            self._decide(self.work.group_of(sample))
+        if sample is None:
+            return False
+        sample.reward, sample.stage = message.reward, Stage.SCORED
+        group = self.work.group_of(sample)
+        self._decide(group)
+        return bool(self.work.out) or not group.undecided
 
     def _score_failed(self, peer: str, message: ScoreFailed) -> None:
         sample = self._judged(peer, message.sample_id)
@@ -231,9 +251,20 @@ class ShaperState:
 
     # --- from the learner ------------------------------------------------------------------------------------
 
+    def _learner_said(self, message: LearnerToShaper, now_s: float) -> None:
+        match message:
+            case LearnerReady():
+                self._training.replay(message.policy_version)
+            case GroupsCommitted():
+                self._groups_committed(message, now_s)
+            case VersionPublished():
+                self.work.generators.published(message.policy_version)
+                self._record(VersionSeen(message.policy_version))
+
     def _groups_committed(self, message: GroupsCommitted, now_s: float) -> None:
         metrics = self._training.committed(message, now_s)
         if metrics is not None:
+            metrics |= self.planner.metrics()
             metrics |= {f"tokens/{fate}": float(n) for fate, n in self.work.totals.tokens_by_fate.items()}
             self._record(Send(LAUNCHER, StepCompleted(message.step, metrics)))
 
@@ -243,16 +274,8 @@ class ShaperState:
         """A sample of the group has finished, failed or got its reward."""
         if group.purpose == "train":
             self._training.decide(group)
-        elif not group.undecided:
-            self._complete_evaluation(group)
-
-    def _complete_evaluation(self, group: Group) -> None:
-        for sample in group.samples:
-            if sample.stage is Stage.SCORED:
-                self._evaluated.append((group.prompt.prompt_id, sample))
-                self.work.end(sample, "evaluated", "held_out")
-            else:
-                self.work.end(sample, "filtered", sample.end_reason)
+        else:
+            self._evaluation.decide(group)
 
     # --- what follows from any event -------------------------------------------------------------------------
 
@@ -269,32 +292,33 @@ class ShaperState:
         while self.phase is Phase.TRAINING and self.work.has_room:
             floor = self.work.generators.lowest_version
             assert floor is not None
-            chosen = self._training.next_prompt(floor)
-            if chosen is None:
+            launch = self._training.next_launch(floor)
+            if launch is None:
                 return
-            prompt, as_spare = chosen
-            group = self._open(prompt, self.planner.num_samples(prompt.prompt_id), floor, now_s)
-            self._training.opened(group, as_spare=as_spare)
+            group = self._open(launch.prompt, launch.num_samples, floor, now_s)
+            self._training.opened(group, launch)
             self.work.place()
 
     def _open(self, prompt: Prompt, num_samples: int, floor: int, now_s: float) -> Group:
         purpose: Purpose = "train" if self.phase is Phase.TRAINING else "evaluate"
         group = self.work.open(prompt, purpose, num_samples, floor, now_s)
         self._record(
-            GroupOpened(group.group_id, prompt.prompt_id, group.purpose, num_samples, floor, self._prompts.cursor)
+            GroupOpened(group.group_id, prompt.prompt_id, group.purpose, num_samples, floor, self._training.cursor)
         )
         return group
 
     def _change_phase(self, now_s: float) -> None:
         lowest = self.work.generators.lowest_version
         match self.phase:
+            case Phase.TRAINING if self.num_steps != self._config.learner.steps:
+                return
             case Phase.STARTING if self._training.learner_up and self.work.rewards.num_up and lowest is not None:
                 self._begin_evaluation(Phase.EVALUATING_BEFORE, lowest, now_s)
             case Phase.EVALUATING_BEFORE if not self.work.groups:
                 self._report_evaluation()
                 self.phase = Phase.TRAINING
                 self._training.begin(now_s)
-            case Phase.TRAINING if self.num_steps == self._config.learner.steps == lowest:
+            case Phase.TRAINING if lowest == self.num_steps:
                 self._begin_evaluation(Phase.EVALUATING_AFTER, lowest, now_s)
             case Phase.EVALUATING_AFTER if not self.work.groups:
                 self._report_evaluation()
@@ -311,17 +335,9 @@ class ShaperState:
             self._open(prompt, self._config.evaluation.samples_per_prompt, floor, now_s)
 
     def _report_evaluation(self) -> None:
-        evaluated = sorted(self._evaluated, key=lambda pair: pair[1].sample_id)
-        samples = [sample for _, sample in evaluated]
-        if samples:
-            report = EvaluationCompleted(
-                policy_version=self.num_steps,
-                prompt_ids=np.array([prompt_id for prompt_id, _ in evaluated], np.int64),
-                rewards=np.array([s.reward for s in samples], np.float32),
-                num_tokens=np.array([s.num_tokens for s in samples], np.int32),
-            )
+        report = self._evaluation.close(self.num_steps)
+        if report is not None:
             self._record(Send(LAUNCHER, report))
-        self._evaluated = []
 
     def _finish(self) -> None:
         self.phase = Phase.FINISHED
@@ -332,13 +348,18 @@ class ShaperState:
             samples_by_fate=dict(totals.samples_by_fate),
             tokens_by_staleness=dict(totals.tokens_by_staleness),
             num_steps=self.num_steps,
+            tokens_by_generator={name: dict(counts) for name, counts in totals.tokens_by_generator.items()},
         )
         self._record(Send(LAUNCHER, message))
 
     def _lose(self, peer: str) -> None:
         if peer == LEARNER:
             self._training.learner_up = False
-        self.work.lose(peer)
+        if self.planner.pace is not None:
+            self.planner.pace.forget(peer)
+        for sample, reason in self.work.lose(peer):
+            if sample.stage is Stage.WAITING:  # what was decided about one may have cancelled the next
+                self._finish_sample(sample, reason)
 
     def _record(self, output: Output) -> None:
         self.work.out.append(output)

@@ -6,17 +6,19 @@ outside the window: one that completes takes the place of one that has not, whic
 too old for any step are cut, and their prompts asked again, then with a place that nobody takes from them.
 """
 
-from collections import Counter, deque
+from collections import Counter
+from dataclasses import replace
 from heapq import heappop, heappush
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
-from darts_async.prompts.source import Prompt, PromptSource
+from darts_async.prompts.source import PromptSource
 from darts_async.protocol import GroupsCommitted
 from darts_async.shaper.accounting import StepStatistics
 from darts_async.shaper.group import Fate, Group, Stage, train_group
 from darts_async.shaper.ledger import GroupDropped, GroupShipped
 from darts_async.shaper.planner import Planner
+from darts_async.shaper.queue import Launch, PromptQueue
 from darts_async.shaper.staleness import StalenessWindow
 from darts_async.shaper.workload import Send, Workload
 
@@ -32,7 +34,6 @@ class Training:
 
     def __init__(self, config: RunConfig, prompts: PromptSource, work: Workload, planner: Planner) -> None:
         self._config = config
-        self._prompts = prompts
         self._work = work
         self._planner = planner
         self._num_train_groups = config.learner.steps * config.learner.groups_per_step
@@ -45,7 +46,7 @@ class Training:
         self._shipped: dict[int, Group] = {}
         self._spares: dict[int, Group] = {}
         self._max_spares = round((config.shaping.overcommit - 1) * config.max_open_groups)
-        self._requeued: deque[Prompt] = deque()
+        self._queue = PromptQueue(prompts, planner.num_samples, planner.batch)
         self._retries: Counter[int] = Counter()
         self._num_dropped_in_a_row = 0
         self._learner_fed_s = 0.0
@@ -98,7 +99,7 @@ class Training:
             )
         if self._retries[group.prompt.prompt_id] < MAX_RETRIES_PER_PROMPT:
             self._retries[group.prompt.prompt_id] += 1
-            self._requeued.append(group.prompt)
+            self._queue.ask_again(group.prompt, len(group.samples))
         self._drop(group, fate=fate, reason=reason)
 
     def _drop(self, group: Group, *, fate: Fate, reason: str) -> None:
@@ -116,6 +117,8 @@ class Training:
         if self._config.shaping.pruning.mode == "hazard":
             for running in [g for g in self._work.groups.values() if g.purpose == "train" and g.undecided]:
                 self.decide(running)
+        if self._work.generators.lowest_version is None:  # nobody decodes: no group is to blame for that
+            self._learner_fed_s = now_s
         patience_s = self._config.staleness.cut_after_s
         if now_s - self._learner_fed_s > patience_s:
             group = self._blocking_group()
@@ -129,30 +132,35 @@ class Training:
 
     def advance(self, now_s: float) -> None:
         """What follows from any event: replace, ship, cut."""
-        self._use_spares()
+        if self._spares:
+            self._use_spares()
         if self.learner_up:
             self._ship(now_s)
-        self._cut_spares()
+        if self._spares:
+            self._cut_spares()
 
-    def next_prompt(self, floor: int) -> tuple[Prompt, bool] | None:
-        """The prompt of a group that may be opened now, and whether as a spare."""
+    @property
+    def cursor(self) -> int:
+        """Prompts of the source that have been asked."""
+        return self._queue.cursor
+
+    def next_launch(self, floor: int) -> Launch | None:
+        """A group that may be opened now, and is."""
         num_unfinished = self._window.num_shipped + self._window.num_open
         if num_unfinished < self._num_train_groups and self._window.may_admit(floor):
-            return (self._requeued[0] if self._requeued else self._prompts.draw()), False
+            return self._queue.next()
         if len(self._spares) < self._max_spares and not self._is_too_late(floor):
-            return self._prompts.draw(), True
+            return replace(self._queue.fresh(), as_spare=True)
         return None
 
-    def opened(self, group: Group, *, as_spare: bool) -> None:
-        """A group of `next_prompt` was opened."""
+    def opened(self, group: Group, launch: Launch) -> None:
+        """The group of `next_launch` was opened."""
         group.baseline = self._planner.baseline(group.prompt.prompt_id)
-        if as_spare:
+        group.asked_again = launch.asked_again
+        if launch.as_spare:
             self._spares[group.group_id] = group
-            return
-        if self._requeued:
-            self._requeued.popleft()
-            group.asked_again = True
-        self._window.admit(group.group_id, group.floor)
+        else:
+            self._window.admit(group.group_id, group.floor)
 
     def replay(self, policy_version: int) -> None:
         """A learner at this version is up: send it what is shipped; what it already has it drops by group id."""
@@ -213,8 +221,11 @@ class Training:
             floor = spare.oldest_kept_version
             if self._window.num_shipped + self._window.num_open < self._num_train_groups and self._enter(spare, floor):
                 continue
-            for rival in sorted(self._undecided(), key=lambda g: (-self._window.deadline(g.group_id), -g.group_id)):
-                if not rival.asked_again and self._replace(rival, spare, floor):
+            rivals = sorted((g for g in self._undecided() if not g.asked_again), key=self._urgency)
+            # Of those with one deadline all could be replaced or none: the latest is asked.
+            latest = {self._window.deadline(g.group_id): g for g in rivals}
+            for rival in reversed(latest.values()):
+                if self._replace(rival, spare, floor):
                     break
 
     def _enter(self, spare: Group, floor: int) -> bool:
@@ -244,7 +255,7 @@ class Training:
         for spare in list(self._spares.values()):
             if self._is_too_late(spare.floor if spare.kept is None else spare.oldest_kept_version):
                 del self._spares[spare.group_id]
-                self._requeued.append(spare.prompt)
+                self._queue.ask_again(spare.prompt, len(spare.samples))
                 self._drop(spare, fate="cancelled", reason="overcommitted")
 
     def _blocking_group(self) -> Group | None:

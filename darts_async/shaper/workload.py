@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from darts_async.config import RunConfig
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import (
-    SAMPLES_PER_GROUP_LIMIT,
     Cancel,
+    FinishReason,
     Generate,
     ProcessToLauncher,
     SamplingParams,
@@ -54,13 +54,16 @@ def sample_seed(run_seed: int, sample_id: int) -> int:
 class Workload:
     """The open groups, their samples, and the processes that work on them."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, stop_token_ids: frozenset[int] = frozenset()) -> None:
         self._seed = config.seed
+        self.stop_token_ids = stop_token_ids
         self._sampling = SamplingParams(**config.sampling.model_dump())
         self.generators = GeneratorPool()
         self.rewards = RewardPool()
         self.groups: dict[int, Group] = {}
         """Groups with a sample that has not ended."""
+        self._samples: dict[int, Sample] = {}
+        """All samples of these."""
         self.totals = Totals()
         self.out: list[Output] = []
         self._next_group_id = 0
@@ -79,6 +82,7 @@ class Workload:
         samples = [Sample(sample_id_of(group_id, index)) for index in range(num_samples)]
         group = self.groups[group_id] = Group(group_id, prompt, purpose, samples, floor, now_s)
         self._waiting.extend(samples)
+        self._samples.update((sample.sample_id, sample) for sample in samples)
         return group
 
     def place(self) -> None:
@@ -161,9 +165,12 @@ class Workload:
             reward=sample.reward,
         )
         self.out.append(record)
-        group_id = group_id_of(sample.sample_id)
-        if all(s.stage is Stage.ENDED for s in self.groups[group_id].samples):
-            del self.groups[group_id]
+        group = self.group_of(sample)
+        group.num_ended += 1
+        if group.num_ended == len(group.samples):
+            del self.groups[group.group_id]
+            for ended in group.samples:
+                del self._samples[ended.sample_id]
 
     def release(self, sample: Sample) -> None:
         """The sample no longer takes a place in its generator."""
@@ -171,35 +178,48 @@ class Workload:
             self.generators.release(sample.generator, sample.sample_id)
             sample.generator = None
 
-    def lose(self, peer: str) -> None:
-        """Take back what a process had: decoding goes on elsewhere, judging starts again."""
+    def lose(self, peer: str) -> list[tuple[Sample, FinishReason]]:
+        """Take back what a process had: decoding goes on elsewhere, judging starts again. Returns the samples that had
+        come to their end, of which a generator could not say so any more: nothing is left to decode of them."""
+        complete: list[tuple[Sample, FinishReason]] = []
         for sample_id in sorted(self.generators.leave(peer), reverse=True):
             sample = self.sample(sample_id)
             assert sample is not None, sample_id
             sample.generator = None
             if sample.stage is Stage.CANCELLING:
                 self.end(sample, sample.end_fate, sample.end_reason)
-            else:
-                sample.stage = Stage.WAITING
+                continue
+            sample.stage = Stage.WAITING
+            reason = self._reason_to_stop(sample)
+            if reason is None:
                 self._waiting.appendleft(sample)
+            else:
+                complete.append((sample, reason))
         for sample_id in sorted(self.rewards.leave(peer)):
             sample = self.sample(sample_id)
             if sample is not None and sample.stage is Stage.FINISHED:
                 self._unjudged.append(sample)
+        return complete
+
+    def _reason_to_stop(self, sample: Sample) -> FinishReason | None:
+        """Why nothing follows the tokens of a sample, if nothing does: what its engine would have said of the last."""
+        if not sample.chunks:
+            return None
+        if int(sample.chunks[-1][1][-1]) in self.stop_token_ids:
+            return "stop"
+        return "length" if sample.num_tokens >= self._sampling.max_new_tokens else None
 
     def samples(self) -> list[Sample]:
         """All samples of open groups, ended ones included."""
-        return [sample for group in self.groups.values() for sample in group.samples]
+        return list(self._samples.values())
 
     def sample(self, sample_id: int) -> Sample | None:
         """A sample of an open group."""
-        group_id, index = divmod(sample_id, SAMPLES_PER_GROUP_LIMIT)
-        group = self.groups.get(group_id)
-        return group.samples[index] if group is not None and index < len(group.samples) else None
+        return self._samples.get(sample_id)
 
     def owned(self, peer: str, sample_id: int) -> Sample | None:
         """The sample, if this generator holds it."""
-        sample = self.sample(sample_id)
+        sample = self._samples.get(sample_id)
         return sample if sample is not None and sample.generator == peer else None
 
     def group_of(self, sample: Sample) -> Group:
@@ -209,6 +229,7 @@ class Workload:
     def validate(self) -> None:
         """Places are held by whom they say; every token received is in a live sample or has a fate."""
         samples = self.samples()
+        assert samples == [sample for group in self.groups.values() for sample in group.samples]
         for name, seat in self.generators.seats():
             held = {s.sample_id for s in samples if s.generator == name}
             assert held == seat.sample_ids, (name, held ^ seat.sample_ids)
@@ -220,4 +241,5 @@ class Workload:
         ended = sum(self.totals.tokens_by_fate.values())
         assert live + ended == self.totals.num_tokens_received, (live, ended, self.totals.num_tokens_received)
         for group in self.groups.values():
-            assert any(s.stage is not Stage.ENDED for s in group.samples), group.group_id
+            assert group.num_ended == sum(s.stage is Stage.ENDED for s in group.samples), group.group_id
+            assert group.num_ended < len(group.samples), group.group_id

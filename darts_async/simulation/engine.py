@@ -235,12 +235,12 @@ class SimulatedEngine:
         heapq.heappush(self._ends, (end, sample.sample_id))
 
     def _report(self, samples: list[_Running]) -> None:
-        fresh = [sample for sample in samples if sample.reported < self._count]
-        if not fresh:
-            return
-        counts = [self._count - sample.reported for sample in fresh]
-        for sample in fresh:
-            sample.reported = self._count
-        sample_ids = np.array([sample.sample_id for sample in fresh], np.int64)
-        tokens = _ZEROS.take(sum(counts))
-        self._clock.send(self.name, TokensDecoded(self.version, sample_ids, np.array(counts, np.int32), *tokens))
+        sample_ids, counts = [], []
+        for sample in samples:
+            if sample.reported < self._count:
+                sample_ids.append(sample.sample_id)
+                counts.append(self._count - sample.reported)
+                sample.reported = self._count
+        if counts:
+            arrays = np.array(sample_ids, np.int64), np.array(counts, np.int32), *_ZEROS.take(sum(counts))
+            self._clock.send(self.name, TokensDecoded(self.version, *arrays))

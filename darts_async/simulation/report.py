@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from darts_async.config import Baseline
+from darts_async.learner.advantage import group_advantages
 from darts_async.protocol import RunFinished, TrainGroup
 from darts_async.simulation.workload import Draw
 
@@ -38,9 +40,9 @@ class SimulationResult:
     """Trained groups whose kept rewards are all equal."""
     length_drift: float
     """First-order change of the mean length per unit step: the mean over trained groups of
-    `mean_i(w_i A_i l_i) / E[l]`, A_i = (r_i - mean) / std over the kept samples, w_i their weights, and E[l] the mean
-    full length of all that were launched for the prompt. Negative shortens. It holds for the policy as it is, which
-    here never moves."""
+    `mean_i(A_i l_i) / E[l]` over the kept samples, with A_i the learner's own normalised advantages, weights included,
+    and E[l] the mean full length of all that were launched for the prompt. Negative shortens. It holds for the policy
+    as it is, which here never moves."""
     num_events: int
     """Messages that the shaper handled."""
 
@@ -98,6 +100,7 @@ class OpenGroup:
 class GroupStatistics:
     """Collects what is known when a group is shipped."""
 
+    baseline: Baseline
     group_s: list[float] = field(default_factory=list)
     launched: Counter[int] = field(default_factory=Counter)
     finished: RunFinished | None = None
@@ -107,13 +110,11 @@ class GroupStatistics:
     def shipped(self, message: TrainGroup, group: OpenGroup) -> None:
         """A group went to the learner."""
         self.group_s.append(group.last_scored_s - group.opened_s)
-        rewards = message.rewards.astype(np.float64)
-        spread = rewards.std()
-        if spread == 0:
-            self._num_zero += 1
-            return
-        advantages = message.weights * (rewards - rewards.mean()) / spread
-        self._sum_drift += float(advantages @ message.num_tokens) / (len(rewards) * group.mean_length)
+        self._num_zero += int(message.rewards.min() == message.rewards.max())
+        advantages = group_advantages(
+            message.rewards, message.weights, normalise=True, baseline=self.baseline, pass_rate=message.baseline
+        )
+        self._sum_drift += float(advantages @ message.num_tokens) / (len(advantages) * group.mean_length)
 
     @property
     def zero_advantage_share(self) -> float:

@@ -20,8 +20,9 @@ from darts_async.errors import ConfigError
 Draw = tuple[int, float]
 """Length in tokens, at least 1, and reward."""
 
-_BLOCK: Final = 16
-_CACHED_BLOCKS: Final = 8192
+_SHEET_PROMPTS: Final = 64
+_SHEET_SAMPLES: Final = 16
+_CACHED_SHEETS: Final = 256
 _NORMAL: Final = NormalDist()
 
 
@@ -70,38 +71,54 @@ LONG_THOUGHT = LengthModel(
 
 
 class LognormalWorkload:
-    """Samples of a `LengthModel`."""
+    """Samples of a `LengthModel`, drawn for a sheet of neighbouring prompts at once."""
 
     def __init__(self, model: LengthModel = MATH_7B, *, seed: int = 0) -> None:
         self._model = model
         self._seed = seed
-        self._block: Callable[[int, int, int], list[Draw]] = lru_cache(_CACHED_BLOCKS)(self._draw_block)
+        self._prompts: Callable[[int], _Prompts] = lru_cache(maxsize=None)(self._draw_prompts)
+        self._sheet: Callable[[int, int, int], list[list[Draw]]] = lru_cache(_CACHED_SHEETS)(self._draw_sheet)
 
     def draw(self, prompt_id: int, sample_index: int, visit: int) -> Draw:
         """See `Workload`."""
-        block, place = divmod(sample_index, _BLOCK)
-        return self._block(prompt_id, visit, block)[place]
+        sheet, row = divmod(prompt_id, _SHEET_PROMPTS)
+        block, place = divmod(sample_index, _SHEET_SAMPLES)
+        return self._sheet(sheet, visit, block)[row][place]
 
-    def _draw_block(self, prompt_id: int, visit: int, block: int) -> list[Draw]:
-        model = self._model
-        pass_rate, mu, sigma, rho = self._prompt(prompt_id)
-        rng = np.random.default_rng((self._seed, prompt_id, visit, block))
-        z, noise = rng.standard_normal((2, _BLOCK))
-        contaminated = rng.random(_BLOCK) < model.contaminated_share
-        lengths = np.exp(mu + sigma * z * np.where(contaminated, model.contamination_scale, 1.0))
-        threshold = _NORMAL.inv_cdf(min(max(pass_rate, 1e-9), 1 - 1e-9))
-        right = np.sqrt(1 - rho**2) * noise - rho * z < threshold
-        return list(zip(np.maximum(lengths, 1).astype(int).tolist(), right.astype(float).tolist(), strict=True))
+    def _draw_sheet(self, sheet: int, visit: int, block: int) -> list[list[Draw]]:
+        """[_SHEET_PROMPTS][_SHEET_SAMPLES]"""
+        prompts = self._prompts(sheet)
+        rng = np.random.default_rng((self._seed, sheet, visit, block))
+        z, noise = rng.standard_normal((2, _SHEET_PROMPTS, _SHEET_SAMPLES))
+        contaminated = rng.random(z.shape) < self._model.contaminated_share
+        scale = np.where(contaminated, self._model.contamination_scale, 1.0)
+        lengths = np.maximum(np.exp(prompts.mu + prompts.sigma * z * scale), 1).astype(int)
+        right = np.sqrt(1 - prompts.rho**2) * noise - prompts.rho * z < prompts.threshold
+        return [
+            list(zip(*row, strict=True)) for row in zip(lengths.tolist(), right.astype(float).tolist(), strict=True)
+        ]
 
-    def _prompt(self, prompt_id: int) -> tuple[float, float, float, float]:
-        model = self._model
-        rng = np.random.default_rng((self._seed, prompt_id))
-        pass_rate = rng.beta(model.pass_rate_a, model.pass_rate_b)
+    def _draw_prompts(self, sheet: int) -> "_Prompts":
+        model, shape = self._model, (_SHEET_PROMPTS, 1)
+        rng = np.random.default_rng((self._seed, sheet))
+        pass_rate = rng.beta(model.pass_rate_a, model.pass_rate_b, shape)
         expected = model.pass_rate_a / (model.pass_rate_a + model.pass_rate_b)
         mu = rng.normal(model.mean_log - model.wrong_is_longer * (pass_rate - expected), model.prompt_sigma)
-        sigma = np.exp(rng.normal(model.mean_log_sigma, model.sd_log_sigma))
-        rho = np.clip(rng.normal(model.reward_correlation_mean, model.reward_correlation_sd), -0.95, 0.95)
-        return float(pass_rate), float(mu), float(sigma), float(rho)
+        sigma = np.exp(rng.normal(model.mean_log_sigma, model.sd_log_sigma, shape))
+        rho = np.clip(rng.normal(model.reward_correlation_mean, model.reward_correlation_sd, shape), -0.95, 0.95)
+        thresholds = [_NORMAL.inv_cdf(rate) for rate in np.clip(pass_rate, 1e-9, 1 - 1e-9).ravel().tolist()]
+        return _Prompts(mu, sigma, rho, np.array(thresholds).reshape(shape))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prompts:
+    """Parameters of a sheet, all [_SHEET_PROMPTS, 1]."""
+
+    mu: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    rho: NDArray[np.float64]
+    threshold: NDArray[np.float64]
+    """A sample is right if its normal score is below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +143,13 @@ class TraceWorkload:
     results with more launched samples than columns with care.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Raises `ConfigError` if the file cannot be read or its arrays are not as described."""
+    def __init__(self, path: str | Path, *, first: int = 0) -> None:
+        """Prompt 0 is the recorded prompt `first`.
+
+        Raises:
+            ConfigError: the file cannot be read or its arrays are not as described.
+        """
+        self._first = first
         lengths, rewards = _read_trace(Path(path))
         self._rows: list[list[Draw]] = [
             list(zip(*row, strict=True)) for row in zip(lengths.tolist(), rewards.tolist(), strict=True)
@@ -140,7 +162,7 @@ class TraceWorkload:
 
     def draw(self, prompt_id: int, sample_index: int, visit: int) -> Draw:
         """See `Workload`."""
-        row = self._rows[prompt_id % len(self._rows)]
+        row = self._rows[(self._first + prompt_id) % len(self._rows)]
         return row[(sample_index + 7 * visit) % len(row)]
 
 
