@@ -24,17 +24,21 @@ import uvloop
 import yaml
 
 from darts_async.config import RunConfig
-from darts_async.errors import DartsError
+from darts_async.errors import PERMANENT_ERRORS, PERMANENT_EXIT_CODE, DartsError
+from darts_async.faults import Faults
 from darts_async.lifetime import die_with_parent
 from darts_async.protocol import (
     GeneratorToLearner,
     GeneratorToShaper,
     LauncherToProcess,
+    LeaderToRank,
     LearnerToGenerator,
     LearnerToShaper,
     Message,
+    ProcessEnded,
     ProcessStatus,
     ProcessToLauncher,
+    RankToLeader,
     RewardToShaper,
     ShaperToGenerator,
     ShaperToLearner,
@@ -53,6 +57,7 @@ LINK_UNIONS: dict[str, tuple[Any, Any]] = {
     "rewards": (ShaperToReward, RewardToShaper),
     "learner": (ShaperToLearner, LearnerToShaper),
     "weights": (LearnerToGenerator, GeneratorToLearner),
+    "ranks": (LeaderToRank, RankToLeader),
     "launcher": (LauncherToProcess, ProcessToLauncher),
 }
 """For each link, what its hub sends and what its hub receives."""
@@ -108,6 +113,7 @@ class Runtime:
     endpoint: Endpoint
     links: dict[str, Link] = field(default_factory=dict)
     clock: BusyClock = field(default_factory=BusyClock)
+    faults: Faults = field(default_factory=Faults)
 
     def send(self, link: str, peer: str, message: Message) -> None:
         """Queue a message for a peer."""
@@ -116,6 +122,14 @@ class Runtime:
     def tell_launcher(self, message: Message) -> None:
         """Queue a message for the launcher."""
         self.send("launcher", LAUNCHER, message)
+
+    def process_ended(self, ended: ProcessEnded) -> None:
+        """The launcher says that a process is gone: do not wait until its silence shows. What the hub of a link had for
+        it is for nobody; what a member had is for the next incarnation of the hub."""
+        for plan in self.plan.links:
+            link, is_hub = self.links.get(plan.name), plan.hub == self.name
+            if link is not None and ended.name in (plan.members if is_hub else (plan.hub,)):
+                link.end(ended.name, ended.incarnation, forget=is_hub)
 
     def open_links(self) -> None:
         """Bind the links of which this process is the hub; connect the others."""
@@ -165,12 +179,14 @@ async def _feed(runtime: Runtime, actor: Actor) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, actor.shutdown, Shutdown("SIGTERM", False))
     while not actor.done:
         for event in await runtime.mailbox.receive(TICK_S):
-            _dispatch(actor, event)
+            _dispatch(runtime, actor, event)
         actor.tick(time.monotonic())
 
 
-def _dispatch(actor: Actor, event: Event) -> None:
+def _dispatch(runtime: Runtime, actor: Actor, event: Event) -> None:
     match event:
+        case Received(link="launcher", message=ProcessEnded() as ended):
+            runtime.process_ended(ended)
         case Received(link="launcher", message=Shutdown() as message):
             actor.shutdown(message)
         case PeerDown(link="launcher", reason=reason):  # had it died, the kernel would have ended this process
@@ -220,7 +236,8 @@ def main(make_actor: Callable[[Runtime], Actor]) -> None:
             for error in _leaves(group):
                 structlog.get_logger().error("died", error=str(error), kind=type(error).__name__)
                 sys.stderr.write(f"{arguments.name}: {type(error).__name__}: {error}\n")
-            sys.exit(1)
+            is_permanent = any(isinstance(error, PERMANENT_ERRORS) for error in _leaves(group))
+            sys.exit(PERMANENT_EXIT_CODE if is_permanent else 1)
 
 
 async def _run(
@@ -230,6 +247,7 @@ async def _run(
     keys = load_keys(run_dir / "keys", name)
     endpoint = Endpoint(name=name, incarnation=incarnation, keys=keys, config=config.transport, mailbox=mailbox)
     runtime = Runtime(name, incarnation, run_dir, config, read_plan(run_dir), keys, mailbox, endpoint)
+    runtime.faults = Faults.from_environment(name, incarnation)
     try:
         actor = make_actor(runtime)
         runtime.open_links()

@@ -32,13 +32,18 @@ class LinkPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ProcessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How one process is started. `env` is added to the environment of the launcher."""
+    """How and where one process is started. `env` is added to the environment of the launcher."""
 
     name: str
     role: str
     argv: tuple[str, ...]
     env: dict[str, str]
     start_timeout_s: float
+    node: str = "local"
+    host: str = "127.0.0.1"
+    """Address of its node: whatever the process listens on, it binds there."""
+    devices: tuple[int, ...] = ()
+    """Numbers of the GPUs of the node that it may use. It sees them as `cuda:0` onwards."""
 
 
 class RunPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,6 +55,10 @@ class RunPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def link(self, name: str) -> LinkPlan:
         """The link of that name."""
         return next(link for link in self.links if link.name == name)
+
+    def process(self, name: str) -> ProcessSpec:
+        """The process of that name."""
+        return next(spec for spec in self.processes if spec.name == name)
 
     def names(self, role: str) -> tuple[str, ...]:
         """The processes of a role, in order."""

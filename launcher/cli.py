@@ -1,11 +1,12 @@
 """The command line: `darts-launch cluster.yaml`, or a verb and its arguments.
 
     exit code 0     the run finished, or the file is valid
-              1     the run failed
+              1     the run failed, or the audit found something
               2     the input cannot be run; nothing was started
               130   interrupted
 
-A verb is a function with `@app.command()`. What is not a verb is taken as the file of a run.
+A verb is a function with `@app.command()`; those for a run that goes on are in `verbs`. What is not a verb is taken as
+the file of a run.
 """
 
 import asyncio
@@ -26,12 +27,13 @@ from launcher.control import open_control
 from launcher.course import Limits, Outcome
 from launcher.dry_run import dry_run_screen
 from launcher.ending import failure_screen
-from launcher.plan import link_addresses, plan_run
+from launcher.plan import hub_addresses, plan_run
 from launcher.preflight import check_run, link_ports
-from launcher.problems import InputError, problem_screen
+from launcher.problems import InputError, Problem, missing_screen, problem_screen
 from launcher.run import run as carry_out
 from launcher.rundir import KEYS_DIR, create_run_dir, run_dir_name, write_inputs
 from launcher.summary import Summary, summary_screen
+from launcher.verbs import VERBS
 from launcher.view import make_display
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -61,6 +63,10 @@ app = typer.Typer(
 RunFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The cluster and the run.")]
 
 
+for _verb in VERBS:
+    app.command()(_verb)
+
+
 def main() -> None:
     """Entry point of `darts-launch`."""
     app(prog_name="darts-launch")
@@ -72,7 +78,7 @@ def run_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be started, and start nothing.")] = False,
 ) -> None:
     """Run FILE.yaml (the verb may be left out)."""
-    config = _checked(file)
+    config, _ = _checked(file, starts=not dry_run)
     if dry_run:
         Console().print(dry_run_screen(config, _plan(config, Path(config.runs_dir) / run_dir_name(config.name))))
         return
@@ -84,31 +90,37 @@ def run_command(
 @app.command()
 def validate(file: RunFile) -> None:
     """Check FILE.yaml and everything it names, and start nothing."""
-    _checked(file)
-    Console().print(f"[green]✓[/] {file} can be run", highlight=False)
+    _, missing = _checked(file, starts=False)
+    Console().print(f"[green]✓[/] {file} {'is valid' if missing else 'can be run'}", highlight=False)
 
 
 def _limits(config: RunConfig) -> Limits:
     return Limits(finish_s=config.learner.finish_timeout_s, no_progress_s=config.telemetry.no_progress_timeout_s)
 
 
-def _checked(file: Path) -> RunConfig:
-    """The settings of a file that can be run on this machine; otherwise shows why not and leaves."""
+def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, tuple[Problem, ...]]:
+    """The settings of a file that can be run, and what this machine lacks for it; otherwise shows why not and leaves.
+
+    Where the run `starts`, what the machine lacks is a reason to leave; else it is shown as a warning.
+    """
     try:
         config = load_config(file)
         problems = check_run(config)
-        if problems:
-            raise InputError(file, problems)
+        refused = tuple(problem for problem in problems if starts or not problem.here)
+        if refused:
+            raise InputError(file, refused)
     except InputError as error:
         Console(stderr=True).print(problem_screen(error))
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    return config
+    if problems:
+        Console(stderr=True).print(missing_screen(file, problems))
+    return config, problems
 
 
 def _plan(config: RunConfig, run_dir: Path) -> RunPlan:
-    return plan_run(config, run_dir, link_addresses(config.network.host, link_ports(config)))
+    return plan_run(config, run_dir, hub_addresses(config, link_ports(config)))
 
 
 def _run(config: RunConfig) -> tuple[Outcome, Summary]:

@@ -26,9 +26,10 @@ class Silence:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Something came from a process."""
+    """Something came from a process, from this incarnation of it."""
 
     process: str
+    incarnation: int
     body: ProcessToLauncher | Silence
 
 
@@ -58,9 +59,9 @@ class LinkControl:
         for event in await self._mailbox.receive(timeout_s):
             match event:
                 case Received(message=message):
-                    heard.append(Heard(event.peer, cast(ProcessToLauncher, message)))
+                    heard.append(Heard(event.peer, event.incarnation, cast(ProcessToLauncher, message)))
                 case PeerDown(reason=reason):
-                    heard.append(Heard(event.peer, Silence(reason)))
+                    heard.append(Heard(event.peer, event.incarnation, Silence(reason)))
         return heard
 
     def send(self, process: str, message: LauncherToProcess) -> None:

@@ -1,26 +1,33 @@
-"""The course of a run: pure decisions about when it ends, and why.
+"""The course of a run: pure decisions about when it ends, and why, and what is done about a process that ends.
 
     running --RunFinished-------------------------------> leaving --all gone, each with code 0--> finished
        |---a signal------------------> stopping --------> leaving --all gone or killed----------> stopped
-       `---a process ends, or never--> stopping --------> leaving --all gone or killed----------> failed
-           reports
+       |---a process ends for good,--> stopping --------> leaving --all gone or killed----------> failed
+       |   or never reports
+       `---a process ends or hangs---> running, without it for a while (see `restarts` and `liveness`)
 
 In `stopping` only the shaper has been told: it cancels what is decoded and accounts for it, which it can only do
 while the others live. Its `RunFinished`, its death or a deadline lead on to `leaving`, where all are told. What is
 left at the last deadline is for the supervisor to stop. The first reason stands, except that a run fails after all
-when a process cannot end cleanly after the last step: the final model may not have been written.
+when the shaper or the learner cannot end cleanly after the last step: the final model may not have been written.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from darts_async.protocol import ProcessStatus
 from darts_async.topology import RunPlan
+from launcher.liveness import Liveness
+from launcher.restarts import RESTARTABLE_ROLES, EndRun, LeaveDown, Restarts, StartAgain
 from launcher.supervisor import ProcessExit
 
 Status = Literal["finished", "stopped", "failed"]
 
 STALLED_AFTER_S = 60.0
 """A run without a step for this long is worth a warning."""
+
+NOT_SERVING = ("starting", "loading", "waiting for weights")
+"""States in which a process reports, but does no work yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +75,65 @@ class Notice:
     text: str
 
 
-Action = AskToStop | AskToLeave | Notice
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a process again, as this incarnation."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask a process to end, and see to it that it does."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """A process hangs: it would not listen."""
+
+    name: str
+    incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The run goes on without a process: for a while, or, without `restart_at_s`, until somebody restarts it. The
+    others are to know that this incarnation is over."""
+
+    ended: ProcessExit
+    restart_at_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Serves:
+    """A process that was started again does its work."""
+
+    name: str
+    incarnation: int
+    away_s: float
+
+
+Action = AskToStop | AskToLeave | Notice | Start | Stop | Kill | Lost | Serves
+
+
+class RestartRefused(ValueError):
+    """A process cannot be restarted by hand."""
 
 
 class Course:
     """Where a run stands. Times are seconds of one monotonic clock, given by the caller."""
 
-    def __init__(self, plan: RunPlan, limits: Limits, *, now_s: float) -> None:
+    def __init__(self, plan: RunPlan, limits: Limits, restarts: Restarts, *, now_s: float) -> None:
         self._limits = limits
+        self._restarts = restarts
+        self._liveness = Liveness(restarts.policies)
+        self._names = frozenset(spec.name for spec in plan.processes)
+        self._away_since_s: dict[str, float] = {}
+        self._stopping: set[str] = set()  # asked to end: who sees to that has a deadline of its own
         self._start_timeouts_s = {spec.name: spec.start_timeout_s for spec in plan.processes}
         self._shapers = plan.names("shaper")
         self._silent_since_s: dict[str, float] = {}
@@ -103,11 +161,36 @@ class Course:
 
     def failed_to_start(self, name: str, error: str, now_s: float) -> list[Action]:
         """The system would not start a process."""
-        return self._cut_short(Outcome("failed", f"{name} cannot be started: {error}"), now_s)
+        reason = f"{name} cannot be started: {error}"
+        if self._restarts.incarnation(name) > 1 and self.outcome is None:  # it could before: as if it had died
+            return self._lose(ProcessExit(name, 0, -1, self._restarts.incarnation(name)), reason, now_s)
+        return self._cut_short(Outcome("failed", reason), now_s)
 
-    def reported(self, name: str) -> None:
+    def reported(self, name: str, status: ProcessStatus, now_s: float) -> list[Action]:
         """A process is up and has said so."""
         self._silent_since_s.pop(name, None)
+        if name not in self._stopping:
+            self._liveness.heard(name, status, now_s)
+        if name not in self._restarts or status.state in NOT_SERVING:
+            return []
+        self._restarts.served(name)
+        since_s = self._away_since_s.pop(name, None)
+        return [] if since_s is None else [Serves(name, self._restarts.incarnation(name), now_s - since_s)]
+
+    def restart(self, name: str, now_s: float) -> list[Action]:
+        """Somebody wants a process restarted. Raises `RestartRefused`."""
+        if self.outcome is not None:
+            raise RestartRefused(f"the run is ending: {self.outcome.reason}")
+        if name not in self._names:
+            raise RestartRefused(f"there is no {name!r}; the run has {', '.join(sorted(self._names))}")
+        if name not in self._restarts:
+            roles = " and ".join(RESTARTABLE_ROLES)
+            raise RestartRefused(f"{name} cannot be restarted in a live run, only {roles} processes can")
+        if not self._restarts.asked(name, now_s):
+            return []
+        self._stopping.add(name)
+        self._liveness.forget(name)
+        return [Stop(name)]
 
     def progressed(self, now_s: float) -> None:
         """A step was taken, or an evaluation was completed."""
@@ -135,9 +218,11 @@ class Course:
         """A process has ended: unexpected while the run goes on, and a failure if not clean after it."""
         self._running.discard(ended.name)
         self._silent_since_s.pop(ended.name, None)
+        self._liveness.forget(ended.name)
+        self._stopping.discard(ended.name)
         if self.outcome is None:
-            return self._cut_short(Outcome("failed", str(ended), ended.name), now_s)
-        if self.outcome.status == "finished" and ended.code != 0:
+            return self._lose(ended, str(ended), now_s)
+        if self.outcome.status == "finished" and ended.code != 0 and ended.name not in self._restarts:
             self.outcome = Outcome("failed", f"{ended} after the last step", ended.name)
             return [Notice(self.outcome.reason)]
         return self._leave() if ended.name in self._shapers else []
@@ -153,13 +238,40 @@ class Course:
         """Look at the clock: processes that never reported, and steps that do not come."""
         if self.outcome is not None:
             return self._leave() if self._leave_at_s is not None and now_s >= self._leave_at_s else []
+        actions: list[Action] = []
         for name, since_s in sorted(self._silent_since_s.items()):
             timeout_s = self._start_timeouts_s[name]
-            if now_s - since_s >= timeout_s:
-                role = name.partition("/")[0]
-                reason = f"{name} did not report within {timeout_s:g} s (roles.{role}.start_timeout_s)"
-                return self._cut_short(Outcome("failed", reason, name), now_s)
-        return self._watch_progress(now_s)
+            if now_s - since_s < timeout_s:
+                continue
+            reason = f"did not report within {timeout_s:g} s (roles.{name.partition('/')[0]}.start_timeout_s)"
+            if self._restarts.incarnation(name) == 1:
+                return self._cut_short(Outcome("failed", f"{name} {reason}", name), now_s)
+            actions += self._kill(name, f"it {reason}")
+        for name, reason in self._liveness.hanging(now_s):
+            actions += self._kill(name, reason)
+        actions += [Start(name, self._restarts.incarnation(name)) for name in self._restarts.take_due(now_s)]
+        return actions + self._watch_progress(now_s)
+
+    def _kill(self, name: str, reason: str) -> list[Action]:
+        """Its exit follows; nothing else is expected of it."""
+        self._silent_since_s.pop(name, None)
+        self._liveness.forget(name)
+        return [Kill(name, self._restarts.incarnation(name), reason), Notice(f"{name} hangs and is killed: {reason}")]
+
+    def _lose(self, ended: ProcessExit, reason: str, now_s: float) -> list[Action]:
+        """A process is gone while the run goes on."""
+        match self._restarts.ended(ended.name, ended.code, now_s):
+            case StartAgain(delay_s=delay_s):
+                self._away_since_s.setdefault(ended.name, now_s)
+                when = f"again in {delay_s:.1f} s" if delay_s else "again at once"
+                return [Lost(ended, now_s + delay_s), Notice(f"{reason}; it is started {when}")]
+            case LeaveDown(reason=why):
+                self._away_since_s.setdefault(ended.name, now_s)
+                return [Lost(ended, None), Notice(f"{reason}; the run goes on without it: {why}")]
+            case EndRun(reason=why):
+                known = ended.name in self._restarts
+                text = f"{reason}: {why}" if known else reason
+                return self._cut_short(Outcome("failed", text, ended.name), now_s)
 
     def _watch_progress(self, now_s: float) -> list[Action]:
         idle_s = now_s - self._progress_at_s

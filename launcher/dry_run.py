@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from darts_async.config import RunConfig, ShapingConfig
+from darts_async.config import NodeConfig, RunConfig, ShapingConfig
 from darts_async.topology import ProcessSpec, RunPlan
 
 
@@ -19,7 +19,7 @@ def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
         Group(
             title,
             "",
-            *_process_lines(plan),
+            *_process_lines(config, plan),
             _link_table(plan),
             "",
             _pairs("settings", key_settings(config)),
@@ -75,12 +75,22 @@ def _shaping(shaping: ShapingConfig) -> str:
     return ", ".join(parts)
 
 
-def _process_lines(plan: RunPlan) -> Iterator[RenderableType]:
-    yield Text("processes", style="dim")
-    for spec in plan.processes:
-        yield Text(spec.name, style="bold")
-        yield Padding(Text(_command(spec), overflow="fold"), (0, 0, 0, 2))
-    yield ""
+def _process_lines(config: RunConfig, plan: RunPlan) -> Iterator[RenderableType]:
+    """The processes of each node, under its address and what is used of it."""
+    for node in config.nodes:
+        yield Text(_node_title(config, node, plan), style="dim")
+        for spec in plan.processes:
+            if spec.node == node.name:
+                devices = f"  GPU {', '.join(map(str, spec.devices))}" if spec.devices else ""
+                yield Text.assemble((spec.name, "bold"), devices)
+                yield Padding(Text(_command(spec), overflow="fold"), (0, 0, 0, 2))
+        yield ""
+
+
+def _node_title(config: RunConfig, node: NodeConfig, plan: RunPlan) -> str:
+    used = {device for spec in plan.processes if spec.node == node.name for device in spec.devices}
+    devices = f", {len(used)} of {len(node.devices)} GPUs used" if node.devices else ""
+    return f"processes on {node.name}, {config.host_of(node)}{devices}"
 
 
 def _command(spec: ProcessSpec) -> str:

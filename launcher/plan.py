@@ -3,48 +3,49 @@
     link         bound by     members
     generators   shaper       generator/*     work out, tokens back
     rewards      shaper       reward/*        responses out, rewards back
-    learner      shaper       learner/*       groups out, commits back
-    weights      learner      generator/*     control of the weight broadcast
+    learner      shaper       learner/0       groups out, commits back
+    weights      learner/0    generator/*     control of the weight broadcast
     launcher     launcher     every process   status, shutdown
+    ranks        learner/0    learner/1...    a learner of several ranks: their work, and where they meet
 
 Addresses are an argument: which ports are free is a question for the machine, not for the plan.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
-from darts_async.config import RoleConfig, RunConfig
+from darts_async.config import RunConfig
 from darts_async.topology import LAUNCHER, LinkPlan, ProcessSpec, RunPlan
-
-Role = Literal["shaper", "learner", "reward", "generator"]
-
-ROLES: tuple[Role, ...] = ("shaper", "learner", "reward", "generator")
-"""In the order of starting: hubs first, so that members find them listening."""
+from launcher.placement import ROLES, Place, Role, local_node, place_processes, role_config, role_names
 
 _SHAPER = "shaper/0"
 _LEARNER = "learner/0"
 
-LINKS: tuple[tuple[str, str, tuple[Role, ...]], ...] = (
-    ("generators", _SHAPER, ("generator",)),
-    ("rewards", _SHAPER, ("reward",)),
-    ("learner", _SHAPER, ("learner",)),
-    ("weights", _LEARNER, ("generator",)),
-    ("launcher", LAUNCHER, ROLES),
-)
-"""Name, hub and member roles of every link, in the order of their ports."""
-
 
 def plan_run(config: RunConfig, run_dir: Path, addresses: Sequence[str]) -> RunPlan:
-    """The processes and links of a run; `addresses[i]` is for link i of `LINKS`."""
+    """The processes and links of a run; `addresses[i]` is for link i of `link_hubs`. Raises `PlacementError`."""
     return RunPlan(
         processes=tuple(_processes(config, run_dir)),
         links=tuple(
-            LinkPlan(name, hub, address, tuple(name for role in roles for name in _names(config, role)))
-            for (name, hub, roles), address in zip(LINKS, addresses, strict=True)
+            LinkPlan(name, hub, address, _members(config, name))
+            for (name, hub), address in zip(link_hubs(config).items(), addresses, strict=True)
         ),
     )
+
+
+def link_hubs(config: RunConfig) -> dict[str, str]:
+    """The hub of every link, by the link's name, in the order of their ports."""
+    hubs = {"generators": _SHAPER, "rewards": _SHAPER, "learner": _SHAPER, "weights": _LEARNER, "launcher": LAUNCHER}
+    return {**hubs, "ranks": _LEARNER} if config.roles.learner.replicas > 1 else hubs
+
+
+def hub_addresses(config: RunConfig, ports: Sequence[int]) -> tuple[str, ...]:
+    """Where each link of `link_hubs` is bound: at the host of its hub. Raises `PlacementError`."""
+    places = place_processes(config)
+    here = config.host_of(local_node(config))
+    hosts = [places[hub].host if hub in places else here for hub in link_hubs(config).values()]
+    return tuple(address for host, port in zip(hosts, ports, strict=True) for address in link_addresses(host, [port]))
 
 
 def link_addresses(host: str, ports: Sequence[int]) -> tuple[str, ...]:
@@ -56,30 +57,31 @@ def link_addresses(host: str, ports: Sequence[int]) -> tuple[str, ...]:
 def reports_per_step(plan: RunPlan) -> dict[str, int]:
     """How often each process speaks about an optimiser step: the shaper once, the learner when it has taken the
     step and when the version is published."""
-    return {**dict.fromkeys(plan.names("shaper"), 1), **dict.fromkeys(plan.names("learner"), 2)}
+    return {plan.link("learner").hub: 1, plan.link("weights").hub: 2}
 
 
-def role_config(config: RunConfig, role: Role) -> RoleConfig:
-    """The settings of a role."""
-    roles: dict[Role, RoleConfig] = {
-        "shaper": config.roles.shaper,
-        "learner": config.roles.learner,
-        "reward": config.roles.reward,
-        "generator": config.roles.generator,
-    }
-    return roles[role]
-
-
-def _names(config: RunConfig, role: Role) -> Iterator[str]:
-    return (f"{role}/{number}" for number in range(role_config(config, role).replicas))
+def _members(config: RunConfig, link: str) -> tuple[str, ...]:
+    match link:
+        case "generators" | "weights":
+            return role_names(config, "generator")
+        case "rewards":
+            return role_names(config, "reward")
+        case "learner":
+            return (_LEARNER,)
+        case "ranks":
+            return role_names(config, "learner")[1:]
+        case _:
+            return tuple(name for role in ROLES for name in role_names(config, role))
 
 
 def _processes(config: RunConfig, run_dir: Path) -> Iterator[ProcessSpec]:
+    places = place_processes(config)
     for role in ROLES:
         settings = role_config(config, role)
-        for name in _names(config, role):
-            argv = _command(role, name, run_dir)
-            yield ProcessSpec(name, role, argv, _environment(settings), settings.start_timeout_s)
+        for name in role_names(config, role):
+            argv, env = _command(role, name, run_dir), _environment(config, role, name, places)
+            place = places[name]
+            yield ProcessSpec(name, role, argv, env, settings.start_timeout_s, place.node, place.host, place.devices)
 
 
 def _command(role: Role, name: str, run_dir: Path) -> tuple[str, ...]:
@@ -87,7 +89,28 @@ def _command(role: Role, name: str, run_dir: Path) -> tuple[str, ...]:
     return (sys.executable, "-m", module, "--run-dir", str(run_dir), "--name", name, "--incarnation", "1")
 
 
-def _environment(settings: RoleConfig) -> dict[str, str]:
-    """Numerical libraries take every core unless told otherwise, and the processes would fight for them."""
+def _environment(config: RunConfig, role: Role, name: str, places: Mapping[str, Place]) -> dict[str, str]:
+    """What must be set before the process starts.
+
+    Numerical libraries take every core unless told otherwise, and the processes would fight for them.
+    """
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_NUM_THREADS")
-    return {**dict.fromkeys(variables, str(settings.threads)), "TOKENIZERS_PARALLELISM": "false"}
+    return {
+        **dict.fromkeys(variables, str(role_config(config, role).threads)),
+        "TOKENIZERS_PARALLELISM": "false",
+        **(_visible_devices(places[name]) if any(place.devices for place in places.values()) else {}),
+        **(_rank(config, name, places) if role == "learner" else {}),
+    }
+
+
+def _visible_devices(place: Place) -> dict[str, str]:
+    """A process sees its own devices alone, as `cuda:0` onwards, numbered before that as `nvidia-smi` does."""
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, place.devices))}
+
+
+def _rank(config: RunConfig, name: str, places: Mapping[str, Place]) -> dict[str, str]:
+    """As torchrun sets them; where the ranks meet travels over the link `ranks`."""
+    names = role_names(config, "learner")
+    rank = names.index(name)
+    local_rank = sum(places[other].node == places[name].node for other in names[:rank])
+    return {"RANK": str(rank), "WORLD_SIZE": str(len(names)), "LOCAL_RANK": str(local_rank)}

@@ -1,76 +1,74 @@
 """Every check that must fail before a process is started: a mistake costs a second, not a cluster's minutes.
 
-Checks look at the world (files, ports, the reward function); what settings alone can tell is checked by
-`darts_async.config`. Each check returns the problems it finds, and all are shown together. Nothing here
-imports torch.
+Checks look at the world (files, ports, the reward function) and at where processes go; what the sections alone can
+tell is checked by `darts_async.config`. Each check returns the problems it finds, and all are shown together. A
+`Problem` that is `here` is one of this machine: another one could run the file. Nothing here imports torch.
 """
 
-import errno
+import importlib.util
 import ipaddress
 import json
 import os
-import random
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from darts_async.config import RunConfig
+from darts_async.config import NodeConfig, RunConfig
 from darts_async.errors import ConfigError, DataError, ModelError, RewardError
 from darts_async.models import load_tokenizer, resolve_model_path
 from darts_async.prompts.load import load_prompts
 from darts_async.reward.functions import load_function
-from launcher.plan import LINKS
+from launcher.devices import check_backend, check_gpus, check_vllm
+from launcher.placement import Place, PlacementError, local_node, place_processes, role_names
+from launcher.plan import link_hubs
+from launcher.ports import block, free_block, why_not_bound
 from launcher.problems import Problem, shown
-
-_FREE_PORTS = range(20_000, 32_000)
-"""Below what Linux gives to outgoing connections: such a one could take a port before its hub binds it."""
 
 
 def check_run(config: RunConfig) -> tuple[Problem, ...]:
-    """All problems of a run on this machine; empty when it may start. Takes the time of loading the prompts."""
-    model = tuple(check_model(config))
+    """All problems of a run; empty when it may start here. Takes the time of loading the prompts."""
+    model, data = tuple(check_model(config)), tuple(check_data_files(config))
     return (
         *check_network(config),
         *check_runs_dir(config),
-        *check_devices(config),
+        *_check_places(config),
         *check_script(config),
         *check_reward(config),
         *model,
-        *(() if model else check_prompts(config)),  # without a tokenizer, prompts fail for the same reason
+        *data,
+        *(() if model or data else check_prompts(config)),  # without these, prompts fail for the same reason
     )
 
 
 def link_ports(config: RunConfig) -> tuple[int, ...]:
-    """The ports of the links, in the order of `LINKS`: the configured block, or free ones. Raises `OSError`."""
+    """The ports of the links, in the order of `link_hubs`: the configured block, or free ones. Raises `OSError`."""
+    count = len(link_hubs(config))
     if config.network.base_port:
-        return _block(config.network.base_port)
-    for first in random.SystemRandom().sample(_FREE_PORTS, len(_FREE_PORTS)):
-        if all(_is_free(config.network.host, port) for port in _block(first)):
-            return _block(first)
-    raise OSError(f"no {len(LINKS)} free ports in a row from {_FREE_PORTS.start} to {_FREE_PORTS.stop}")
+        return block(config.network.base_port, count)
+    return free_block(config.host_of(local_node(config)), count)
 
 
 def check_network(config: RunConfig) -> Iterator[Problem]:
-    """The host is an address of this machine, and the ports of the block are free."""
-    host = config.network.host
-    try:
-        if ipaddress.ip_address(host).is_unspecified:
-            yield Problem("network.host", "would listen on every interface", shown(host), "name one address")
-            return
-        _bound(host, 0).close()
-    except ValueError:
-        yield Problem("network.host", "is not an IP address", shown(host), "write it in numbers: 127.0.0.1")
+    """Hosts are addresses, the local one is of this machine, and the ports of the block are free on it."""
+    wrong = tuple(problem for node in config.nodes for problem in _check_address(_host_setting(config, node)))
+    yield from wrong
+    if wrong:
         return
-    except OSError as error:
-        message = f"is not an address of this machine ({error.strerror})"
-        yield Problem("network.host", message, shown(host), "use 127.0.0.1, or an address that `ip addr` shows")
+    hosts = {config.host_of(node) for node in config.nodes}
+    inner = sorted(host for host in hosts if ipaddress.ip_address(host).is_loopback)
+    if inner and len(inner) < len(hosts):
+        message = f"{inner[0]} is reached from its own machine alone, but the nodes are at {', '.join(sorted(hosts))}"
+        yield Problem("nodes", message, shown(inner[0]), "give the address at which the others reach it")
+    setting, host = _host_setting(config, local_node(config))
+    if (reason := why_not_bound(host, 0)) is not None:
+        fix = "use 127.0.0.1, or an address that `ip addr` shows"
+        yield Problem(setting, f"is not an address of this machine: {reason}", shown(host), fix, here=True)
         return
     for port in link_ports(config) if config.network.base_port else ():
-        try:
-            _bound(host, port).close()
-        except OSError as error:
-            yield _port_problem(config, port, error)
+        if (reason := why_not_bound(host, port)) is not None:
+            fix = f"choose a base_port with {len(link_hubs(config))} free ports from it on, or 0 for free ones"
+            value = shown(config.network.base_port)
+            yield Problem("network.base_port", f"port {port} {reason}", value, fix, here=True)
 
 
 def check_runs_dir(config: RunConfig) -> Iterator[Problem]:
@@ -78,18 +76,10 @@ def check_runs_dir(config: RunConfig) -> Iterator[Problem]:
     path = Path(config.runs_dir).absolute()
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir():
-        yield Problem("runs_dir", f"{existing} is a file", shown(config.runs_dir), "name a directory")
+        yield Problem("runs_dir", f"{existing} is a file", shown(config.runs_dir), "name a directory", here=True)
     elif not os.access(existing, os.W_OK | os.X_OK):
-        yield Problem("runs_dir", f"{existing} cannot be written to", shown(config.runs_dir), "choose another one")
-
-
-def check_devices(config: RunConfig) -> Iterator[Problem]:
-    """NCCL moves weights between GPUs, and these engines and this learner hold theirs in host memory."""
-    if config.weights.backend == "nccl":
-        engine = config.generator.engine
-        yield Problem(
-            "weights.backend", f"the engine {engine!r} holds its weights in host memory", "'nccl'", "use gloo"
-        )
+        message = f"{existing} cannot be written to"
+        yield Problem("runs_dir", message, shown(config.runs_dir), "choose another one", here=True)
 
 
 def check_script(config: RunConfig) -> Iterator[Problem]:
@@ -97,7 +87,7 @@ def check_script(config: RunConfig) -> Iterator[Problem]:
     trace = config.generator.script.trace_path if config.generator.script else None
     if config.generator.engine == "scripted" and trace is not None and not Path(trace).is_file():
         fix = "give the path of an .npz file, or leave it out"
-        yield Problem("generator.script.trace_path", "there is no such file", shown(trace), fix)
+        yield Problem("generator.script.trace_path", "there is no such file", shown(trace), fix, here=True)
 
 
 def check_reward(config: RunConfig) -> Iterator[Problem]:
@@ -112,6 +102,10 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
     """The model's files are there, and its context and vocabulary hold what the run asks for."""
     try:
         directory = resolve_model_path(config.model.path, with_weights=False)
+    except ModelError as error:
+        yield Problem("model.path", str(error), shown(config.model.path), here=True)
+        return
+    try:
         num_tokens = load_tokenizer(directory).get_vocab_size()
     except ModelError as error:
         yield Problem("model.path", str(error), shown(config.model.path))
@@ -124,6 +118,19 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
     yield from _check_model_fits(config, described, num_tokens)
 
 
+def check_data_files(config: RunConfig) -> Iterator[Problem]:
+    """The files are there, and what reads them."""
+    if config.prompts.source == "chain":
+        return
+    for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
+        if path is not None and not Path(path).is_file():
+            message = f"there is no file {Path(path).absolute()}"
+            yield Problem(f"prompts.{setting}", message, shown(path), "give the path of a file of records", here=True)
+    if config.prompts.source == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        fix = "pip install 'darts-async[data]'"
+        yield Problem("prompts.source", "parquet files are read by pyarrow", "'parquet'", fix, here=True)
+
+
 def check_prompts(config: RunConfig) -> Iterator[Problem]:
     """Tokenizer and data sets load, no set is empty, and every prompt fits."""
     try:
@@ -132,6 +139,49 @@ def check_prompts(config: RunConfig) -> Iterator[Problem]:
         yield Problem("model.path", str(error), shown(config.model.path))
     except (ConfigError, DataError) as error:
         yield Problem("prompts", str(error))
+
+
+def _check_places(config: RunConfig) -> Iterator[Problem]:
+    """There is room for every process, engine and backend suit it, and this machine has its share of it."""
+    try:
+        places = place_processes(config)
+    except PlacementError as error:
+        yield error.problem
+        return
+    yield from check_backend(config, places)
+    yield from check_gpus(config, places)
+    if any(places[name].node == local_node(config).name for name in role_names(config, "generator")):
+        yield from check_vllm(config)
+    yield from _check_other_nodes(config, places)
+
+
+def _check_other_nodes(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
+    local = local_node(config).name
+    others = sorted({place.node for place in places.values()} - {local})
+    if not others:
+        return
+    far_hubs = sorted({hub for hub in link_hubs(config).values() if hub in places and places[hub].node != local})
+    if far_hubs and not config.network.base_port:
+        message = f"free ports can be looked for on {local} alone, but {', '.join(far_hubs)} listens elsewhere"
+        yield Problem("network.base_port", message, "0", "set the first of a block of ports that is free everywhere")
+    message = f"processes go to {', '.join(others)}, but they can be started on the first node, {local}, alone"
+    yield Problem("nodes", message, shown([node.name for node in config.nodes]), "place all roles on it", here=True)
+
+
+def _host_setting(config: RunConfig, node: NodeConfig) -> tuple[str, str]:
+    """The setting that decides the address of a node, and the address."""
+    return ("network.host" if node.host is None else f"nodes: {node.name}.host"), config.host_of(node)
+
+
+def _check_address(setting: tuple[str, str]) -> Iterator[Problem]:
+    name, host = setting
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        yield Problem(name, "is not an IP address", shown(host), "write it in numbers: 127.0.0.1")
+        return
+    if address.is_unspecified:
+        yield Problem(name, "would listen on every interface", shown(host), "name one address")
 
 
 def _check_model_fits(config: RunConfig, described: dict[str, Any], num_tokens: int) -> Iterator[Problem]:
@@ -143,34 +193,3 @@ def _check_model_fits(config: RunConfig, described: dict[str, Any], num_tokens: 
     if isinstance(vocabulary, int) and num_tokens > vocabulary:
         message = f"its tokenizer has {num_tokens} tokens, but the model's vocab_size is {vocabulary}"
         yield Problem("model.path", message, shown(config.model.path), "save the tokenizer that belongs to the model")
-
-
-def _block(first_port: int) -> tuple[int, ...]:
-    return tuple(range(first_port, first_port + len(LINKS)))
-
-
-def _port_problem(config: RunConfig, port: int, error: OSError) -> Problem:
-    what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
-    fix = f"choose a base_port with {len(LINKS)} free ports behind it, or 0 for free ones"
-    return Problem("network.base_port", f"port {port} {what}", shown(config.network.base_port), fix)
-
-
-def _is_free(host: str, port: int) -> bool:
-    try:
-        _bound(host, port).close()
-    except OSError:
-        return False
-    return True
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket bound to that address. Raises `OSError`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except OSError:
-        bound.close()
-        raise
-    return bound

@@ -25,6 +25,8 @@ class Problem:
     fix: str | None = None
     line: int | None = None
     """Line in the file, counted from 1."""
+    here: bool = False
+    """The file is right, and this machine stands in the way: nothing that only shows or checks the file fails by it."""
 
 
 class InputError(ConfigError):
@@ -53,6 +55,12 @@ def problem_screen(error: InputError) -> Group:
         ("✗ ", "red"), (str(error.file), "bold"), f" cannot be run: {count} problem{'s' if count > 1 else ''}"
     )
     return Group(title, *(Padding(_problem_text(problem), (1, 0, 0, 2)) for problem in error.problems), "")
+
+
+def missing_screen(file: Path, problems: tuple[Problem, ...]) -> Group:
+    """What keeps a valid file from being run on this machine."""
+    title = Text.assemble(("! ", "yellow"), (str(file), "bold"), " is valid, but could not be run here as things are:")
+    return Group(title, *(Padding(_problem_text(problem), (1, 0, 0, 2)) for problem in problems), "")
 
 
 def _problem_text(problem: Problem) -> Text:

@@ -1,6 +1,7 @@
 """What the live view shows, as plain data: updated by messages, rendered by `view`, read by `summary`."""
 
 from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,10 +35,12 @@ class ProcessRow:
     uptime_s: float = 0.0
     busy_s: dict[str, float] = field(default_factory=dict)
     loop_lag_max_s: float = 0.0
-    restarts: int = 0
+    incarnation: int = 1
+    restart_at_s: float | None = None
+    """When it is started again, while it is gone."""
     ended: bool = False
-    num_tokens_before: int = 0
-    """Tokens of earlier incarnations."""
+    left_cleanly: bool = False
+    """Its last words have been heard: its count of tokens is complete."""
     _window: deque[tuple[float, int, float]] = field(default_factory=lambda: deque(maxlen=64))
     """Uptime, tokens and idle seconds of recent statuses."""
 
@@ -58,11 +61,21 @@ class ProcessRow:
         """Time since the start in which the process did not work."""
         return _idle_s(self.uptime_s, self.busy_s)
 
+    @property
+    def restarts(self) -> int:
+        """How often it was started again."""
+        return self.incarnation - 1
+
+    def begin(self, incarnation: int) -> None:
+        """The process was started again: it counts from zero."""
+        self.incarnation, self.state = incarnation, "starting"
+        self.restart_at_s, self.ended, self.left_cleanly = None, False, False
+        self.policy_version, self.num_tokens, self.num_in_flight = -1, 0, 0
+        self.uptime_s, self.busy_s = 0.0, {}
+        self._window.clear()
+
     def update(self, status: ProcessStatus) -> None:
         """Take a heartbeat."""
-        if status.uptime_s < self.uptime_s:  # a new incarnation counts from zero
-            self.num_tokens_before += self.num_tokens
-            self._window.clear()
         self.state, self.policy_version = status.state, status.policy_version
         self.num_tokens, self.num_in_flight = status.num_tokens, status.num_in_flight
         self.uptime_s, self.busy_s = status.uptime_s, status.busy_s
@@ -103,8 +116,12 @@ class RunView:
         self.finished: RunFinished | None = None
         self.notices: deque[str] = deque(maxlen=_MAX_NOTICES)
 
+    def take_start(self, name: str, incarnation: int) -> None:
+        """A process was started again."""
+        self.rows[name].begin(incarnation)
+
     def take_status(self, name: str, status: ProcessStatus) -> None:
-        """A heartbeat of a process."""
+        """A heartbeat of a process, of its present incarnation."""
         self.rows[name].update(status)
 
     def take_step(self, line: StepLine, now_s: float) -> bool:
@@ -124,16 +141,36 @@ class RunView:
         arrays = message.prompt_ids.copy(), message.rewards.copy(), message.num_tokens.copy()
         self.evaluations[version] = Evaluation(version, *arrays)
 
-    def take_exit(self, name: str, text: str) -> None:
+    def take_exit(self, name: str, text: str, *, left_cleanly: bool) -> None:
         """A process has ended."""
         row = self.rows[name]
-        row.state, row.ended, row.num_in_flight = text, True, 0
+        row.state, row.ended, row.num_in_flight, row.left_cleanly = text, True, 0, left_cleanly
+
+    def take_restart(self, name: str, at_s: float | None) -> None:
+        """A process that has ended is started again then, or not."""
+        self.rows[name].restart_at_s = at_s
 
     @property
     def tokens_decoded(self) -> int:
-        """The generators' own count over the run."""
-        rows = (row for row in self.rows.values() if row.name.startswith("generator/"))
-        return sum(row.num_tokens_before + row.num_tokens for row in rows)
+        """The generators' own count, of those that have said their last word."""
+        return sum(row.num_tokens for row in self._generators() if row.left_cleanly)
+
+    def tokens_received(self, tokens_by_generator: Mapping[str, Mapping[int, int]]) -> int:
+        """What came of the generators that ended early: nobody has their own count.
+
+        Args:
+            tokens_by_generator: the shaper's count, {name: {incarnation: tokens}}.
+        """
+        counted = {(row.name, row.incarnation) for row in self._generators() if row.left_cleanly}
+        return sum(
+            num_tokens
+            for name, counts in tokens_by_generator.items()
+            for incarnation, num_tokens in counts.items()
+            if (name, incarnation) not in counted
+        )
+
+    def _generators(self) -> Iterator[ProcessRow]:
+        return (row for row in self.rows.values() if row.name.startswith("generator/"))
 
     def note(self, text: str) -> None:
         """Show a notice; repeated ones are shown once."""

@@ -3,47 +3,69 @@
     bind the link -> start processes -> hear them until all have left, or had their time -> stop the rest
 
 `Course` decides, `RunView` remembers, `Display` shows; this module only moves messages between them, the
-supervisor and the control link. All handlers are synchronous, so nothing interleaves inside one. On every way
-out of here no process is left, and `state.json` says how the run ended.
+supervisor, the control link and whoever asks from another terminal. All handlers are synchronous, so nothing
+interleaves inside one; what takes long (to start or stop a process) is a task. On every way out of here no process
+is left, and `state.json` says how the run ended.
 
 The first signal ends the run in order; the second kills every process at once.
 """
 
 import asyncio
 import contextlib
-import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from darts_async.config import RunConfig
-from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished, Shutdown, StepCompleted
+from darts_async.protocol import (
+    EvaluationCompleted,
+    LauncherToProcess,
+    ProcessEnded,
+    ProcessStatus,
+    RunFinished,
+    Shutdown,
+    StepCompleted,
+)
 from darts_async.topology import RunPlan
 from launcher.control import Control, Heard, Silence
-from launcher.course import Action, AskToLeave, AskToStop, Course, Limits, Notice, Outcome
+from launcher.course import (
+    Action,
+    AskToLeave,
+    AskToStop,
+    Course,
+    Kill,
+    Limits,
+    Lost,
+    Notice,
+    Outcome,
+    RestartRefused,
+    Serves,
+    Start,
+    Stop,
+)
 from launcher.plan import reports_per_step
 from launcher.progress import RunView
+from launcher.recorder import Recorder, recorded
+from launcher.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
+from launcher.restarts import Restarts
 from launcher.rundir import (
     LOGS_DIR,
     PROCESSES_FILE,
-    RunRecord,
-    RunStatus,
-    append_metrics,
     final_model_path,
-    write_record,
     write_summary,
 )
+from launcher.service import serving_requests
+from launcher.status import run_status
 from launcher.steps import StepLine, StepMerger
 from launcher.summary import Summary, summarise
 from launcher.supervisor import ProcessExit, Supervisor
 from launcher.view import Display
 
 _TICK_S = 0.25
-_CRASHED = Outcome("failed", "darts-launch itself ended by an error")
 
 OpenControl = Callable[[], contextlib.AbstractAsyncContextManager[Control]]
 
@@ -53,19 +75,20 @@ class Run:
     """The state of a run and the handlers of its events."""
 
     plan: RunPlan
-    run_dir: Path
     control: Control
     supervisor: Supervisor
     course: Course
     view: RunView
     display: Display
+    recorder: Recorder
     grace_s: float
     merger: StepMerger
+    tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
     _num_signals: int = field(default=0, init=False)
 
     async def conduct(self) -> Outcome:
         """Start everything, and return when everything has ended."""
-        async with asyncio.TaskGroup() as tasks:
+        async with self.tasks as tasks:
             watching = tasks.create_task(self._watch_exits(), name="watch exits")
             with self._signals():
                 await self._start_all()
@@ -80,13 +103,22 @@ class Run:
         for spec in self.plan.processes:
             if self.course.ending:
                 return
-            try:
-                await self.supervisor.start(spec)
-            except OSError as error:
-                self._act(self.course.failed_to_start(spec.name, str(error), _now_s()))
-                return
-            self.course.started(spec.name, _now_s())
+            await self._start(spec.name, 1)
             self.display.refresh(self.view, _now_s())
+
+    async def _start(self, name: str, incarnation: int) -> None:
+        """Start a process, as this incarnation."""
+        self.view.take_start(name, incarnation)
+        spec = next(spec for spec in self.plan.processes if spec.name == name)
+        try:
+            record = await self.supervisor.start(spec, incarnation)
+        except OSError as error:
+            self._act(self.course.failed_to_start(name, str(error), _now_s()))
+            return
+        self.recorder.started(name, incarnation, record.pid, _now_s())
+        self.course.started(name, _now_s())
+        if self.course.ending and incarnation > 1:  # all the others have been told to leave
+            self.supervisor.kill(name)
 
     async def _turn(self, timeout_s: float) -> None:
         for heard in await self.control.receive(timeout_s):
@@ -108,9 +140,10 @@ class Run:
 
     def _hear(self, heard: Heard) -> None:
         name, now_s = heard.process, _now_s()
+        is_current = heard.incarnation == self.view.rows[name].incarnation
         match heard.body:
-            case ProcessStatus():
-                self.course.reported(name)
+            case ProcessStatus() if is_current:
+                self._act(self.course.reported(name, heard.body, now_s))
                 self.view.take_status(name, heard.body)
             case StepCompleted():
                 self._take_lines(self.merger.add(name, heard.body.step, heard.body.metrics))
@@ -119,17 +152,15 @@ class Run:
             case RunFinished():
                 self.view.finished = heard.body
                 self._act(self.course.finished(heard.body.reason, now_s))
-            case Silence():
-                if name in self.supervisor.running and not self.course.ending:
-                    self._note(f"nothing is heard of {name}: {heard.body.reason}")
+            case Silence() if is_current and name in self.supervisor.running and not self.course.ending:
+                self._note(f"nothing is heard of {name}: {heard.body.reason}")
 
     def _take_lines(self, lines: list[StepLine]) -> None:
         for line in lines:
             now_s = _now_s()
             self.course.progressed(now_s)
             is_new = self.view.take_step(line, now_s)
-            elapsed_s = round(now_s - self.view.started_at_s, 3)
-            append_metrics(self.run_dir, {"type": "step", "step": line.step, "elapsed_s": elapsed_s, **line.metrics})
+            self.recorder.step(line, now_s)
             if is_new:
                 self.display.step(self.view, line, now_s)
 
@@ -137,14 +168,7 @@ class Run:
         now_s = _now_s()
         self.course.progressed(now_s)
         self.view.take_evaluation(message)
-        line = {
-            "type": "evaluation",
-            "policy_version": message.policy_version,
-            "elapsed_s": round(now_s - self.view.started_at_s, 3),
-            "rewards": message.rewards.tolist(),
-            "num_tokens": message.num_tokens.tolist(),
-        }
-        append_metrics(self.run_dir, line)
+        self.recorder.evaluation(message, now_s)
         reward, length = float(np.mean(message.rewards)), float(np.mean(message.num_tokens))
         self._note(f"held-out prompts at version {message.policy_version}: reward {reward:.3f}, length {length:.1f}")
 
@@ -154,7 +178,8 @@ class Run:
 
     def _take_exit(self, ended: ProcessExit) -> None:
         self.control.forget(ended.name)
-        self.view.take_exit(ended.name, "done" if ended.code == 0 else str(ended).removeprefix(f"{ended.name} "))
+        text = "done" if ended.code == 0 else str(ended).removeprefix(f"{ended.name} ")
+        self.view.take_exit(ended.name, text, left_cleanly=ended.code == 0 and self.course.ending)
         self._act(self.course.exited(ended, _now_s()))
 
     def _act(self, actions: list[Action]) -> None:
@@ -166,14 +191,52 @@ class Run:
                     self._tell(self.supervisor.running, Shutdown(reason, finished))
                 case Notice(text=text):
                     self._note(text)
+                case Start(name=name, incarnation=incarnation):
+                    self.tasks.create_task(self._start(name, incarnation), name=f"start {name}")
+                case Stop(name=name):
+                    self.tasks.create_task(self.supervisor.stop(name, self.grace_s), name=f"stop {name}")
+                case Kill(name=name):
+                    self.recorder.killed(action, _now_s())
+                    self.supervisor.kill(name)
+                case Lost(ended=ended, restart_at_s=at_s):
+                    self.recorder.lost(action, _now_s())
+                    self.view.take_restart(ended.name, at_s)
+                    self._tell(self.supervisor.running, ProcessEnded(ended.name, ended.incarnation))
+                case Serves(name=name, away_s=away_s):
+                    self.recorder.serves(action, _now_s())
+                    self._note(f"{name} serves again, {away_s:.1f} s after it ended")
 
-    def _tell(self, names: tuple[str, ...], message: Shutdown) -> None:
+    def _tell(self, names: tuple[str, ...], message: LauncherToProcess) -> None:
         for name in names:
             self.control.send(name, message)
 
     def _note(self, text: str) -> None:
         self.view.note(text)
         self.display.note(text)
+
+    # --- from other terminals --------------------------------------------------------------------------------
+
+    def answer(self, request: Request) -> Reply:
+        """Do what somebody asks for, or say why not."""
+        match request:
+            case GetStatus():
+                return run_status(self.view, self.supervisor.pids, _now_s(), ending=self.course.outcome)
+            case StopRun(reason=reason):
+                self._act(self.course.interrupted(reason, _now_s()))
+                return Done("the run is stopping")
+            case RestartProcess(process=process):
+                return self._restart(process)
+
+    def _restart(self, process: str) -> Reply:
+        """One process, or all of a role."""
+        names = self.plan.names(process) or (process,)
+        try:
+            for name in names:
+                self._act(self.course.restart(name, _now_s()))
+                self._note(f"{name} is restarted by hand")
+        except RestartRefused as error:
+            return Refused(str(error))
+        return Done(f"{', '.join(names)}: restarting")
 
     # --- signals ---------------------------------------------------------------------------------------------
 
@@ -210,47 +273,24 @@ async def run(
     now_s = _now_s()
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=now_s)
     supervisor = Supervisor(logs_dir=run_dir / LOGS_DIR, records_path=run_dir / PROCESSES_FILE)
-    async with _recorded(run_dir) as record, open_control() as control, supervisor:
-        it = Run(
-            plan=plan,
-            run_dir=run_dir,
-            control=control,
-            supervisor=supervisor,
-            course=Course(plan, limits, now_s=now_s),
-            view=view,
-            display=display,
-            grace_s=limits.grace_s,
-            merger=StepMerger(reports_per_step(plan)),
-        )
-        record.outcome = await it.conduct()
-    summary = summarise(
-        view,
-        record.outcome,
-        model_path=final_model_path(run_dir),
-        now_s=_now_s(),
-    )
+    with recorded(run_dir) as ending:
+        async with open_control() as control, supervisor:
+            it = Run(
+                plan=plan,
+                control=control,
+                supervisor=supervisor,
+                course=Course(plan, limits, Restarts(plan, config.roles, config.seed), now_s=now_s),
+                view=view,
+                display=display,
+                recorder=Recorder(run_dir, now_s),
+                grace_s=limits.grace_s,
+                merger=StepMerger(reports_per_step(plan)),
+            )
+            async with serving_requests(run_dir, it.answer):
+                ending.outcome = await it.conduct()
+    summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())
     write_summary(run_dir, summary)
-    return record.outcome, summary
-
-
-@dataclass(slots=True)
-class _Record:
-    outcome: Outcome
-
-
-@contextlib.asynccontextmanager
-async def _recorded(run_dir: Path) -> AsyncIterator[_Record]:
-    """`state.json` says `running` inside, and how the run ended afterwards."""
-    started_at_s, record = time.time(), _Record(_CRASHED)
-
-    def write(status: RunStatus, reason: str, ended_at_s: float | None) -> None:
-        write_record(run_dir, RunRecord(status, reason, started_at_s, ended_at_s, os.getpid()))
-
-    write("running", "", None)
-    try:
-        yield record
-    finally:
-        write(record.outcome.status, record.outcome.reason, time.time())
+    return ending.outcome, summary
 
 
 def _now_s() -> float:

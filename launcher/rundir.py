@@ -5,6 +5,8 @@
     processes.json   name, pid and start time of each process
     state.json       running | finished | stopped | failed, and why
     metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together
+    events.jsonl     one line for each process that started, ended, was found hanging or serves again
+    control.sock     where the running launcher takes requests; only the owner of the directory gets there
     summary.json     the totals
     keys/            one key pair per process
     logs/            what each process printed, and its structured log
@@ -28,6 +30,7 @@ from darts_async.topology import CONFIG_FILE, PLAN_FILE, RunPlan, encode_plan
 
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
 SUMMARY_FILE = "summary.json"
 PROCESSES_FILE = "processes.json"
 LOGS_DIR = "logs"
@@ -86,9 +89,9 @@ def read_record(run_dir: Path) -> RunRecord:
     return msgspec.json.decode((run_dir / STATE_FILE).read_bytes(), type=RunRecord)
 
 
-def append_metrics(run_dir: Path, line: Mapping[str, Any]) -> None:
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """One JSON object, on disk before this returns to the caller's next event."""
-    with (run_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -4,8 +4,9 @@ Every decoded token has exactly one fate, so
 
     trained + cancelled + filtered + stale + lost + evaluated = decoded
 
-where the left side is the shaper's ledger and the right side the generators' own counters. The summary says so,
-or says by how much it is not so.
+where the left side is the shaper's ledger and the right side the generators' own counters. A generator that ended
+early took its counter with it: of that one the right side has what the shaper received. The summary says so, or says by
+how much it is not so.
 """
 
 import math
@@ -19,6 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from darts_async.protocol import RunFinished
 from launcher.course import Outcome
 from launcher.progress import IDLE_STAGE, Evaluation, RunView
 from launcher.view import bar, clock
@@ -58,6 +60,9 @@ class TokenAccount(msgspec.Struct, frozen=True):
     evaluated: int
     accounted: int
     decoded: int
+    """By the engines' own count, and of those that ended early as received."""
+    of_ended_early: int = 0
+    """The part of it that was decoded by generators that died or were restarted."""
 
     @property
     def balanced(self) -> bool:
@@ -66,13 +71,14 @@ class TokenAccount(msgspec.Struct, frozen=True):
 
 
 class ProcessTime(msgspec.Struct, frozen=True):
-    """How a process spent its time."""
+    """How a process spent its time: the last incarnation of it."""
 
     name: str
     uptime_s: float
     busy_s: dict[str, float]
     idle_s: float
     loop_lag_max_s: float
+    restarts: int = 0
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -113,7 +119,7 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
         before=_evaluation(before),
         after=_evaluation(after),
         gain=_gain(before, after),
-        tokens=token_account(finished.tokens_by_fate, view.tokens_decoded) if finished else None,
+        tokens=_tokens(view, finished) if finished else None,
         samples_by_fate=finished.samples_by_fate if finished else {},
         tokens_by_staleness=finished.tokens_by_staleness if finished else {},
         processes=[
@@ -123,6 +129,7 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
                 busy_s={stage: seconds for stage, seconds in row.busy_s.items() if stage != IDLE_STAGE},
                 idle_s=row.idle_s,
                 loop_lag_max_s=row.loop_lag_max_s,
+                restarts=row.restarts,
             )
             for row in view.rows.values()
             if row.uptime_s > 0
@@ -133,12 +140,17 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
     )
 
 
-def token_account(tokens_by_fate: dict[str, int], decoded: int) -> TokenAccount:
+def _tokens(view: RunView, finished: RunFinished) -> TokenAccount:
+    of_ended_early = view.tokens_received(finished.tokens_by_generator)
+    return token_account(finished.tokens_by_fate, view.tokens_decoded + of_ended_early, of_ended_early)
+
+
+def token_account(tokens_by_fate: dict[str, int], decoded: int, of_ended_early: int = 0) -> TokenAccount:
     """Hold the fates against what the engines counted. Fates of other names count too."""
     evaluated = tokens_by_fate.get(EVALUATED, 0)
     by_fate = {fate: tokens_by_fate.get(fate, 0) for fate in FATES}
     by_fate |= {fate: count for fate, count in tokens_by_fate.items() if fate not in (*FATES, EVALUATED)}
-    return TokenAccount(by_fate, evaluated, sum(by_fate.values()) + evaluated, decoded)
+    return TokenAccount(by_fate, evaluated, sum(by_fate.values()) + evaluated, decoded, of_ended_early)
 
 
 def _evaluation(evaluation: Evaluation | None) -> EvaluationSummary | None:
@@ -236,7 +248,10 @@ def _token_table(tokens: TokenAccount) -> Table:
 
 def _balance(tokens: TokenAccount) -> Text:
     if tokens.balanced:
-        return Text.assemble(("✓ ", "green"), f"adds up to the {tokens.decoded:,} tokens that the engines decoded")
+        early = f", {tokens.of_ended_early:,} of them before they were restarted" if tokens.of_ended_early else ""
+        return Text.assemble(
+            ("✓ ", "green"), f"adds up to the {tokens.decoded:,} tokens that the engines decoded{early}"
+        )
     difference = tokens.accounted - tokens.decoded
     return Text.assemble(
         ("✗ ", "red"),
@@ -257,16 +272,19 @@ def _staleness_table(tokens_by_staleness: dict[int, int]) -> Table:
 
 
 def _time_table(summary: Summary) -> Table:
-    table = _table("up", "idle", title="time")
+    table = _table("restarts", "up", "idle", title="time")
     table.add_column("busy, by stage")
     for row in summary.processes:
         stages = sorted(row.busy_s.items(), key=lambda item: -item[1])
         shown = " · ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in stages if seconds >= 0.05)
-        table.add_row(row.name, clock(row.uptime_s), f"{row.idle_s / row.uptime_s:.0%}", Text(shown, style="dim"))
+        restarts = Text(str(row.restarts), style="yellow" if row.restarts else "dim")
+        table.add_row(
+            row.name, restarts, clock(row.uptime_s), f"{row.idle_s / row.uptime_s:.0%}", Text(shown, style="dim")
+        )
     if summary.weight_stall_s:
         stall_s = max(summary.weight_stall_s.values())
         table.add_row(
-            "weight stall", f"{stall_s:.2f} s", "", Text("decoding held, at most in a generator", style="dim")
+            "weight stall", "", f"{stall_s:.2f} s", "", Text("decoding held, at most in a generator", style="dim")
         )
     return table
 

@@ -5,7 +5,8 @@ reaches the launcher alone. A process is known by its pid and its start time, ne
 hold whatever happens:
 
 - each process that was started gives exactly one `ProcessExit`;
-- when a process is gone, so is the rest of its session (workers it had started);
+- when a process is gone, so is the rest of its session (workers it had started): its exit is not given before, so
+  whoever starts it again finds nobody left of the one before;
 - when the launcher is killed, the kernel kills the processes (`darts_async.lifetime`); when it leaves the
   supervisor's block, by whatever way, everything still running has been killed and waited for.
 
@@ -46,6 +47,7 @@ class ProcessExit:
     pid: int
     code: int
     """Exit code, or minus the number of the signal that ended it."""
+    incarnation: int = 1
 
     def __str__(self) -> str:
         if self.code < 0:
@@ -60,6 +62,7 @@ class ProcessRecord(msgspec.Struct, frozen=True):
     pid: int
     started_at_s: float
     argv: tuple[str, ...]
+    incarnation: int = 1
 
 
 @dataclass(slots=True)
@@ -98,20 +101,26 @@ class Supervisor:
         """Names of the processes that have not ended, in the order they were started."""
         return tuple(self._children)
 
-    async def start(self, spec: ProcessSpec) -> ProcessRecord:
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of the processes that have not ended."""
+        return {name: child.record.pid for name, child in self._children.items()}
+
+    async def start(self, spec: ProcessSpec, incarnation: int = 1) -> ProcessRecord:
         """Start a process. Its output goes to `logs/ROLE-N.out`. Raises `OSError` if it cannot be executed."""
         assert spec.name not in self._children, f"{spec.name} is running"
+        argv = _as_incarnation(spec.argv, incarnation)
         with self.output_path(spec.name).open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *spec.argv,
+                *argv,
                 env={**os.environ, **spec.env, PARENT_PID_VARIABLE: str(os.getpid())},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
             )
-        record = ProcessRecord(spec.name, process.pid, _start_time_s(process.pid), spec.argv)
-        watcher = self._watchers.create_task(self._watch(spec.name, process), name=f"watch {spec.name}")
+        record = ProcessRecord(spec.name, process.pid, _start_time_s(process.pid), argv, incarnation)
+        watcher = self._watchers.create_task(self._watch(record, process), name=f"watch {spec.name}")
         self._children[spec.name] = _Child(record, process, watcher)
         self._write_records()
         return record
@@ -139,6 +148,11 @@ class Supervisor:
         """Stop all processes at the same time."""
         await asyncio.gather(*(self.stop(name, grace_s) for name in self.running))
 
+    def kill(self, name: str) -> None:
+        """Kill the session of one process now. The exit follows; nothing if it has ended."""
+        if name in self._children:
+            _kill_session(self._children[name].process.pid)
+
     def kill_all(self) -> None:
         """Kill every session now. The exits follow."""
         for child in self._children.values():
@@ -148,11 +162,11 @@ class Supervisor:
         """Where the output of a process goes."""
         return self._logs_dir / f"{file_stem(name)}.out"
 
-    async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, record: ProcessRecord, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
         await _end_session(process.pid)
-        del self._children[name]
-        self._ended.append(ProcessExit(name, process.pid, code))
+        del self._children[record.name]
+        self._ended.append(ProcessExit(record.name, process.pid, code, record.incarnation))
         self._changed.set()
 
     async def _gone(self, child: _Child) -> None:
@@ -170,7 +184,7 @@ class Supervisor:
 def last_lines(logs_dir: Path, name: str, count: int) -> list[str]:
     """The last lines a process left: of its structured log, then of its output, without empty ones."""
     stem = logs_dir / file_stem(name)
-    logged = [_readable(line) for line in _tail(stem.with_suffix(".jsonl"), count)]
+    logged = [readable_line(line) for line in _tail(stem.with_suffix(".jsonl"), count)]
     return (logged + _tail(stem.with_suffix(".out"), count))[-count:]
 
 
@@ -184,7 +198,7 @@ def _tail(path: Path, count: int) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
 
 
-def _readable(line: str) -> str:
+def readable_line(line: str) -> str:
     """A line of the structured log as `level event key=value`."""
     try:
         fields = json.loads(line)
@@ -195,6 +209,14 @@ def _readable(line: str) -> str:
     head = [str(fields.pop(key)) for key in ("level", "event") if key in fields]
     rest = [f"{key}={value}" for key, value in fields.items() if key not in ("timestamp", "process")]
     return " ".join(head + rest)
+
+
+def _as_incarnation(argv: tuple[str, ...], incarnation: int) -> tuple[str, ...]:
+    """The command line with the value of `--incarnation` replaced; one without it is left as it is."""
+    if "--incarnation" not in argv:
+        return argv
+    place = argv.index("--incarnation") + 1
+    return (*argv[:place], str(incarnation), *argv[place + 1 :])
 
 
 def _start_time_s(pid: int) -> float:

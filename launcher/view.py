@@ -105,7 +105,13 @@ def step_text(view: RunView, line: StepLine, now_s: float) -> str:
 
 def run_screen(view: RunView, now_s: float) -> RenderableType:
     """The whole live view."""
-    parts: list[RenderableType] = [_header(view), _progress(view, now_s), "", *_trends(view), _process_table(view)]
+    parts: list[RenderableType] = [
+        _header(view),
+        _progress(view, now_s),
+        "",
+        *_trends(view),
+        _process_table(view, now_s),
+    ]
     if view.notices:
         parts.append("")
         parts.extend(Text.assemble(("• ", "yellow"), notice) for notice in view.notices)
@@ -182,7 +188,7 @@ def _trends(view: RunView) -> Iterator[RenderableType]:
     yield ""
 
 
-def _process_table(view: RunView) -> Table:
+def _process_table(view: RunView, now_s: float) -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("process", no_wrap=True)
     table.add_column("state", no_wrap=True, max_width=32, min_width=12, overflow="ellipsis")
@@ -191,16 +197,23 @@ def _process_table(view: RunView) -> Table:
     table.add_column("busy", no_wrap=True)
     table.add_column("restarts", justify="right", no_wrap=True)
     for row in view.rows.values():
-        table.add_row(*_cells(row), style="dim" if row.ended or row.state == "starting" else "")
+        table.add_row(*_cells(row, now_s), style="dim" if row.ended or row.state == "starting" else "")
     return table
 
 
-def _cells(row: ProcessRow) -> tuple[RenderableType, ...]:
+def state_text(row: ProcessRow, now_s: float) -> str:
+    """What a process does, or when it does it again."""
+    if row.restart_at_s is None:
+        return row.state
+    return f"restarting in {max(0.0, row.restart_at_s - now_s):.1f} s"
+
+
+def _cells(row: ProcessRow, now_s: float) -> tuple[RenderableType, ...]:
     has_tokens = row.name.startswith("generator") and not row.ended
     busy = Text.assemble(bar(row.busy_share, _BAR_WIDTH), f" {row.busy_share:4.0%}") if row.uptime_s else Text("")
     return (
         row.name,
-        row.state,
+        state_text(row, now_s),
         str(row.policy_version) if row.policy_version >= 0 else "",
         f"{row.tokens_per_s:,.0f}" if has_tokens else "",
         f"{row.num_in_flight:,}" if row.uptime_s else "",

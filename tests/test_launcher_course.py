@@ -1,16 +1,36 @@
 """When a run ends, and why; how steps are merged; what plan follows from settings. No input or output."""
 
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darts_async.config import RunConfig
+import darts_async
+from darts_async.config import BackoffConfig, RestartConfig, RoleConfig, RolesConfig, RunConfig
 from darts_async.errors import ConfigError
+from darts_async.protocol import ProcessStatus
 from darts_async.topology import decode_plan, encode_plan, file_stem, read_plan
-from launcher.course import STALLED_AFTER_S, AskToLeave, AskToStop, Course, Limits, Notice, Outcome
+from launcher.course import (
+    NOT_SERVING,
+    STALLED_AFTER_S,
+    AskToLeave,
+    AskToStop,
+    Course,
+    Kill,
+    Limits,
+    Lost,
+    Notice,
+    Outcome,
+    RestartRefused,
+    Serves,
+    Start,
+    Stop,
+)
 from launcher.plan import link_addresses, plan_run, reports_per_step
+from launcher.restarts import Restarts
 from launcher.steps import MAX_OPEN_STEPS, StepLine, StepMerger
 from launcher.supervisor import ProcessExit
 
@@ -18,14 +38,21 @@ ADDRESSES = link_addresses("127.0.0.1", range(7000, 7005))
 PLAN = plan_run(RunConfig(), Path("/runs/a"), ADDRESSES)
 NAMES = [spec.name for spec in PLAN.processes]
 LIMITS = Limits(finish_s=100.0, stop_s=10.0, grace_s=1.0, no_progress_s=500.0)
+WORKING = ProcessStatus("working", 1, 0, 0, 1.0, {}, 0.0)
 
 
-def running_course() -> Course:
-    """All processes were started at 0 and have reported."""
-    course = Course(PLAN, LIMITS, now_s=0.0)
+def new_course(restart: RestartConfig | None = None) -> Course:
+    """A course at 0, of processes with this restart policy."""
+    roles = dict.fromkeys(("generator", "reward"), RoleConfig(restart=restart or RestartConfig()))
+    return Course(PLAN, LIMITS, Restarts(PLAN, RolesConfig(**roles), seed=0), now_s=0.0)
+
+
+def running_course(restart: RestartConfig | None = None) -> Course:
+    """All processes were started at 0 and do their work."""
+    course = new_course(restart)
     for name in NAMES:
         course.started(name, 0.0)
-        course.reported(name)
+        course.reported(name, WORKING, 0.0)
     return course
 
 
@@ -43,19 +70,19 @@ def test_a_run_is_finished_when_all_have_left_by_themselves() -> None:
     assert course.outcome == Outcome("finished", "all steps taken")
 
 
-def test_an_exit_fails_the_run_even_with_code_0() -> None:
+def test_the_exit_of_the_learner_fails_the_run_even_with_code_0() -> None:
     course = running_course()
-    assert AskToStop("reward/0 ended with exit code 0") in course.exited(ProcessExit("reward/0", 1, 0), 5.0)
-    assert course.outcome == Outcome("failed", "reward/0 ended with exit code 0", "reward/0")
+    assert AskToStop("learner/0 ended with exit code 0") in course.exited(ProcessExit("learner/0", 1, 0), 5.0)
+    assert course.outcome == Outcome("failed", "learner/0 ended with exit code 0", "learner/0")
 
 
 def test_the_first_reason_stands() -> None:
     course = running_course()
-    course.exited(ProcessExit("reward/0", 1, 2), 5.0)
-    assert course.exited(ProcessExit("learner/0", 1, 1), 5.1) == []
+    course.exited(ProcessExit("learner/0", 1, 2), 5.0)
+    assert course.exited(ProcessExit("reward/0", 1, 1), 5.1) == []
     assert course.interrupted("Ctrl-C", 5.2) == []
     assert course.outcome is not None
-    assert course.outcome.culprit == "reward/0"
+    assert course.outcome.culprit == "learner/0"
 
 
 def test_a_bad_exit_after_the_last_step_fails_the_run() -> None:
@@ -63,6 +90,13 @@ def test_a_bad_exit_after_the_last_step_fails_the_run() -> None:
     course.finished("done", 5.0)
     course.exited(ProcessExit("learner/0", 1, -9), 6.0)
     assert course.outcome == Outcome("failed", "learner/0 was ended by SIGKILL after the last step", "learner/0")
+
+
+def test_a_generator_has_nothing_to_write_after_the_last_step() -> None:
+    course = running_course()
+    course.finished("done", 5.0)
+    course.exited(ProcessExit("generator/0", 1, -9), 6.0)
+    assert course.outcome == Outcome("finished", "done")
 
 
 def test_a_stopped_run_stays_stopped_whatever_the_exit_codes() -> None:
@@ -116,7 +150,7 @@ def test_a_shaper_that_dies_while_it_stops_keeps_nobody() -> None:
 
 
 def test_a_shaper_that_is_not_there_is_not_asked() -> None:
-    course = Course(PLAN, LIMITS, now_s=0.0)
+    course = new_course()
     course.started("shaper/0", 0.0)
     assert course.interrupted("Ctrl-C", 1.0) == [Notice("Ctrl-C"), AskToLeave(False, "Ctrl-C")]
     dead = running_course()
@@ -131,7 +165,7 @@ def test_giving_up_waits_for_nobody() -> None:
 
 
 def test_a_process_that_does_not_report_in_time_fails_the_run() -> None:
-    course = Course(PLAN, LIMITS, now_s=0.0)
+    course = new_course()
     course.started("reward/0", 3.0)
     assert course.tick(122.9) == []
     course.tick(123.0)
@@ -140,14 +174,127 @@ def test_a_process_that_does_not_report_in_time_fails_the_run() -> None:
 
 
 def test_a_process_that_cannot_be_started_fails_the_run() -> None:
-    course = Course(PLAN, LIMITS, now_s=0.0)
+    course = new_course()
     course.failed_to_start("reward/0", "no memory", 1.0)
     assert course.outcome == Outcome("failed", "reward/0 cannot be started: no memory")
     assert course.over(1.0)
 
 
-def test_a_run_without_steps_is_warned_about_once_until_it_moves_again() -> None:
+def test_a_dead_generator_is_lost_and_started_again_after_its_back_off() -> None:
+    course = running_course(RestartConfig(backoff=BackoffConfig(initial_s=2.0, jitter=0.0)))
+    ended = ProcessExit("generator/0", 1, -9)
+    lost, notice = course.exited(ended, 5.0)
+    assert lost == Lost(ended, 7.0)
+    assert isinstance(notice, Notice)
+    assert "generator/0 was ended by SIGKILL; it is started again in 2.0 s" in notice.text
+    assert course.outcome is None
+    assert course.tick(6.9) == []
+    assert course.tick(7.0) == [Start("generator/0", 2)]
+    assert course.tick(7.1) == []
+
+
+def test_a_process_serves_again_when_it_does_its_work_and_not_when_it_reports() -> None:
     course = running_course()
+    course.exited(ProcessExit("generator/0", 1, -9), 5.0)
+    course.tick(6.0)
+    course.started("generator/0", 6.0)
+    for state in NOT_SERVING:
+        assert course.reported("generator/0", msgspec.structs.replace(WORKING, state=state), 7.0) == []
+    assert course.reported("generator/0", WORKING, 8.0) == [Serves("generator/0", 2, 3.0)]
+    assert course.reported("generator/0", WORKING, 9.0) == []
+
+
+def test_a_state_that_is_no_service_is_one_that_a_process_reports() -> None:
+    sources = "".join(path.read_text() for path in Path(darts_async.__path__[0]).glob("*/process.py"))
+    assert all(f'"{state}"' in sources for state in NOT_SERVING)
+
+
+def test_a_process_that_does_not_report_after_a_restart_is_killed_and_counts_as_dead() -> None:
+    course = running_course()
+    course.exited(ProcessExit("reward/0", 1, -9), 5.0)
+    course.tick(6.0)
+    course.started("reward/0", 6.0)
+    assert not [action for action in course.tick(125.9) if isinstance(action, Kill)]
+    kill = next(action for action in course.tick(126.0) if isinstance(action, Kill))
+    assert (kill.name, kill.incarnation) == ("reward/0", 2)
+    assert "start_timeout_s" in kill.reason
+    assert isinstance(course.exited(ProcessExit("reward/0", 2, -9, 2), 126.1)[0], Lost)
+
+
+def test_a_process_that_cannot_be_started_again_is_tried_once_more() -> None:
+    course = running_course()
+    course.exited(ProcessExit("reward/0", 1, -9), 5.0)
+    course.tick(6.0)
+    assert isinstance(course.failed_to_start("reward/0", "no memory", 6.0)[0], Lost)
+    assert course.tick(10.0) == [Start("reward/0", 3)]
+
+
+def test_the_run_goes_on_without_a_process_above_min_healthy_and_fails_below() -> None:
+    course = running_course(RestartConfig(when="never", min_healthy=0))
+    ended = ProcessExit("generator/0", 1, -9)
+    assert course.exited(ended, 5.0)[0] == Lost(ended, None)
+    assert course.outcome is None
+    course = running_course(RestartConfig(when="never"))
+    course.exited(ended, 5.0)
+    assert course.outcome is not None
+    assert course.outcome.culprit == "generator/0"
+    assert "min_healthy is 1" in course.outcome.reason
+
+
+def test_a_silent_process_is_killed_once() -> None:
+    course = running_course(RestartConfig(silent_after_s=3.0))
+    for tenth_s in range(29):
+        assert course.tick(tenth_s / 10) == []
+    kills = [action for action in course.tick(3.0) if isinstance(action, Kill)]
+    assert {kill.name for kill in kills} == {"generator/0", "reward/0"}, "and not the learner, nor the shaper"
+    assert course.tick(3.1) == []
+
+
+def test_a_restart_by_hand_asks_the_process_to_end_and_starts_it_at_once() -> None:
+    course = running_course()
+    assert course.restart("generator/0", 5.0) == [Stop("generator/0")]
+    ended = ProcessExit("generator/0", 1, 0)
+    assert course.exited(ended, 6.0)[0] == Lost(ended, 6.0)
+    assert course.tick(6.0) == [Start("generator/0", 2)]
+
+
+def test_a_process_that_was_asked_to_end_may_fall_silent() -> None:
+    course = running_course(RestartConfig(silent_after_s=3.0))
+    course.restart("generator/0", 1.0)
+    course.reported("generator/0", WORKING, 1.1)  # was on its way
+    for second in range(2, 30):
+        course.reported("reward/0", WORKING, float(second))
+        assert course.tick(float(second)) == []
+    course.exited(ProcessExit("generator/0", 1, 0), 30.0)
+    course.tick(30.0)
+    course.started("generator/0", 30.0)
+    course.reported("generator/0", WORKING, 31.0)
+    assert [type(action) for action in course.tick(32.0) + course.tick(33.5) + course.tick(34.5)][:1] == [Kill]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("generator/7", "there is no 'generator/7'; the run has generator/0, learner/0, reward/0, shaper/0"),
+        ("learner/0", "learner/0 cannot be restarted in a live run, only generator and reward processes can"),
+    ],
+)
+def test_what_cannot_be_restarted_by_hand_is_refused_with_the_reason(name: str, reason: str) -> None:
+    with pytest.raises(RestartRefused, match=re.escape(reason)):
+        running_course().restart(name, 5.0)
+
+
+def test_a_run_that_is_ending_restarts_nothing() -> None:
+    course = running_course()
+    course.exited(ProcessExit("generator/0", 1, -9), 5.0)
+    course.interrupted("Ctrl-C", 5.1)
+    assert not [action for action in course.tick(60.0) if isinstance(action, Start)]
+    with pytest.raises(RestartRefused, match="the run is ending: Ctrl-C"):
+        course.restart("reward/0", 5.2)
+
+
+def test_a_run_without_steps_is_warned_about_once_until_it_moves_again() -> None:
+    course = running_course(RestartConfig(silent_after_s=1e6))
     assert course.tick(STALLED_AFTER_S - 0.1) == []
     [notice] = course.tick(STALLED_AFTER_S)
     assert isinstance(notice, Notice)
@@ -158,7 +305,7 @@ def test_a_run_without_steps_is_warned_about_once_until_it_moves_again() -> None
 
 
 def test_a_run_without_progress_fails_however_alive_its_processes_look() -> None:
-    course = running_course()
+    course = running_course(RestartConfig(silent_after_s=1e6))
     course.progressed(100.0)
     course.tick(100.0 + STALLED_AFTER_S)
     assert course.tick(599.0) == []

@@ -121,7 +121,10 @@ def test_a_process_that_dies_at_once_fails_the_run_with_its_last_words(
     assert "the sky is falling" in result.output
     [run_dir] = tmp_path.glob("fake-*")
     record = read_record(run_dir)
-    assert (record.status, record.reason) == ("failed", "generator/0 ended with exit code 3")
+    assert (record.status, record.reason) == (
+        "failed",
+        "generator/0 ended with exit code 3: it has never come as far as doing its work",
+    )
     assert_nothing_is_left(run_dir)
 
 

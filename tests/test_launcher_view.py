@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
 from launcher.course import Outcome
 from launcher.plan import link_addresses, plan_run
 from launcher.progress import LENGTH_METRIC, REWARD_METRIC, RunView
+from launcher.status import run_status, status_screen
 from launcher.steps import StepLine
 from launcher.summary import Summary, summarise, summary_screen, token_account
 from launcher.view import LiveDisplay, PlainDisplay, bar, clock, make_display, run_screen, sparkline, step_text
@@ -51,12 +53,31 @@ def test_rates_and_busy_shares_are_of_the_last_seconds() -> None:
     assert row.busy_share == pytest.approx(0.5)
 
 
-def test_a_new_incarnation_adds_to_the_tokens_of_the_one_before() -> None:
+def test_of_a_generator_that_ended_early_counts_what_was_received_and_of_the_last_one_its_own_count() -> None:
     view = new_view()
-    for uptime_s, num_tokens in ((5.0, 800), (0.1, 0), (1.0, 50)):
+    view.take_status("generator/0", status(5.0, 800, 0.0))
+    view.take_exit("generator/0", "was ended by SIGKILL", left_cleanly=False)
+    view.take_start("generator/0", 2)
+    for uptime_s, num_tokens in ((0.1, 0), (1.0, 50)):
         view.take_status("generator/0", status(uptime_s, num_tokens, 0.0))
-    assert view.tokens_decoded == 850
-    assert view.rows["generator/0"].tokens_per_s > 0
+    assert view.rows["generator/0"].tokens_per_s == pytest.approx(50 / 0.9)
+    assert (view.rows["generator/0"].restarts, view.rows["generator/0"].ended) == (1, False)
+    received = {"generator/0": {1: 790, 2: 49}}
+    assert (view.tokens_decoded, view.tokens_received(received)) == (0, 839)
+    view.take_exit("generator/0", "done", left_cleanly=True)
+    assert (view.tokens_decoded, view.tokens_received(received)) == (50, 790)
+
+
+def test_a_process_that_is_away_shows_when_it_comes_back() -> None:
+    view = new_view()
+    view.take_exit("generator/0", "was ended by SIGKILL", left_cleanly=False)
+    view.take_restart("generator/0", 121.2)
+    assert "restarting in 1.2 s" in text_of(run_screen(view, 120.0))
+    assert "restarting in 1.2 s" in text_of(status_screen(run_status(view, {}, 120.0, ending=None)))
+    view.take_start("generator/0", 2)
+    text = text_of(run_screen(view, 122.0))
+    assert "restarting" not in text
+    assert re.search(r"generator/0 +starting .* 1 *\n", text), "the count of restarts"
 
 
 def test_idle_time_is_taken_as_reported_where_stages_overlap() -> None:
@@ -101,7 +122,7 @@ def test_the_live_view_shows_processes_trends_and_notices(width: int) -> None:
     view.take_status("generator/0", status(2.0, 1234, 1.8))
     for step in range(4):
         view.take_step(line(step, 0.1 * step), 110.0 + step)
-    view.take_exit("reward/0", "ended with exit code 1")
+    view.take_exit("reward/0", "ended with exit code 1", left_cleanly=False)
     view.note("no step for 60 s")
     text = text_of(run_screen(view, 120.0), width)
     assert all(len(row) <= width for row in text.splitlines())
@@ -169,6 +190,7 @@ def finished_view(decoded: int) -> RunView:
     view.take_evaluation(before)
     view.take_evaluation(after)
     view.take_status("generator/0", status(50.0, decoded, 40.0))
+    view.take_exit("generator/0", "done", left_cleanly=True)
     view.finished = RunFinished("why", FATES, {"trained": 8}, {0: 300, 1: 400}, 10)
     return view
 

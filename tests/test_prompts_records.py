@@ -1,6 +1,7 @@
 """Records: what can be used is read in full, what cannot is refused with its place and the fix."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darts_async.errors import DataError
-from darts_async.prompts.records import Record, parse_record, read_records
+from darts_async.prompts.records import Fields, Record, parse_record, read_records
 
-FIELDS = {"prompt_field": "prompt", "answer_field": "answer"}
+FIELDS = Fields("prompt", "answer")
+GSM8K = Fields("question", "answer", re.compile(r"####\s*(.+)"))
 texts = st.text().filter(str.strip)
 
 
@@ -20,13 +22,13 @@ def write_jsonl(path: Path, *rows: Any) -> Path:
     return path
 
 
-def parse(row: Any, prompt_field: str = "prompt", answer_field: str = "answer") -> Record:
-    return parse_record(row, "f.jsonl, line 7", prompt_field, answer_field)
+def parse(row: Any, fields: Fields = FIELDS) -> Record:
+    return parse_record(row, "f.jsonl, line 7", fields)
 
 
 def test_scalars_become_metadata_as_text(tmp_path: Path) -> None:
     row = {"prompt": "1+1", "answer": 2, "level": 5, "hard": True, "rate": 0.5, "tag": "x", "none": None, "list": [1]}
-    (record,) = read_records(write_jsonl(tmp_path / "a.jsonl", row), "jsonl", **FIELDS)
+    (record,) = read_records(write_jsonl(tmp_path / "a.jsonl", row), "jsonl", FIELDS)
     assert (record.prompt, record.answer) == ("1+1", "2")
     assert record.metadata == {"level": "5", "hard": "true", "rate": "0.5", "tag": "x"}
     assert record.place == f"{tmp_path / 'a.jsonl'}, line 1"
@@ -41,12 +43,29 @@ def test_any_texts_pass_unchanged(prompt: str, answer: str, others: dict[str, An
 
 def test_a_dotted_name_reaches_into_nested_objects() -> None:
     row = {"prompt": "p", "reward_model": {"ground_truth": "42", "style": "rule"}, "source": "s"}
-    record = parse(row, answer_field="reward_model.ground_truth")
+    record = parse(row, Fields("prompt", "reward_model.ground_truth"))
     assert (record.answer, record.metadata) == ("42", {"source": "s"})
 
 
 def test_a_field_with_a_dot_in_its_name_wins_over_nesting() -> None:
-    assert parse({"prompt": "p", "a.b": "flat", "a": {"b": "nested"}}, answer_field="a.b").answer == "flat"
+    row = {"prompt": "p", "a.b": "flat", "a": {"b": "nested"}}
+    assert parse(row, Fields("prompt", "a.b")).answer == "flat"
+
+
+def test_a_pattern_finds_the_answer_behind_its_reasoning() -> None:
+    row = {"question": "How many?", "answer": "48/2 = <<48/2=24>>24 #\n48+24 = 72\n#### 1,072 \n"}
+    assert parse(row, GSM8K).answer == "1,072"
+
+
+def test_a_pattern_without_a_group_takes_all_that_it_matches() -> None:
+    fields = Fields("prompt", "answer", re.compile(r"\d+$"))
+    assert parse({"prompt": "p", "answer": "12 and 34"}, fields).answer == "34"
+
+
+@pytest.mark.parametrize("answer", ["no mark here", "#### ", ""])
+def test_a_pattern_that_finds_nothing_is_an_error(answer: str) -> None:
+    with pytest.raises(DataError, match=r"line 7: field 'answer': prompts.answer_pattern '####.*' finds nothing in"):
+        parse({"question": "q", "answer": answer}, GSM8K)
 
 
 def test_a_conversation_asks_all_but_the_system_message() -> None:
@@ -81,13 +100,13 @@ def test_a_bad_record_is_refused_with_its_place(row: Any, message: str) -> None:
 
 def test_a_missing_file_is_named_in_full(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"there is no file {tmp_path}/none.jsonl"):
-        read_records(tmp_path / "none.jsonl", "jsonl", **FIELDS)
+        read_records(tmp_path / "none.jsonl", "jsonl", FIELDS)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n \n")
     with pytest.raises(DataError, match="holds no records"):
-        read_records(tmp_path / "empty.jsonl", "jsonl", **FIELDS)
+        read_records(tmp_path / "empty.jsonl", "jsonl", FIELDS)
 
 
 @pytest.mark.parametrize("line", [b'{"prompt": "p"', b'{"prompt": "\xff"}'], ids=["torn", "not utf-8"])
@@ -95,7 +114,7 @@ def test_a_line_that_is_not_json_is_named(tmp_path: Path, line: bytes) -> None:
     file = tmp_path / "bad.jsonl"
     file.write_bytes(b'{"prompt": "p", "answer": "a"}\n\n' + line + b"\n")
     with pytest.raises(DataError, match=r"bad.jsonl, line 3: not valid JSON"):
-        read_records(file, "jsonl", **FIELDS)
+        read_records(file, "jsonl", FIELDS)
 
 
 @pytest.mark.slow
@@ -109,9 +128,9 @@ def test_parquet_holds_the_same_records_as_jsonl(tmp_path: Path) -> None:
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     write_jsonl(tmp_path / "a.jsonl", *rows)
-    fields = {"prompt_field": "prompt", "answer_field": "reward_model.ground_truth"}
-    of_parquet = read_records(tmp_path / "a.parquet", "parquet", **fields)
-    of_jsonl = read_records(tmp_path / "a.jsonl", "jsonl", **fields)
+    fields = Fields("prompt", "reward_model.ground_truth")
+    of_parquet = read_records(tmp_path / "a.parquet", "parquet", fields)
+    of_jsonl = read_records(tmp_path / "a.jsonl", "jsonl", fields)
     assert [(r.prompt, r.answer, r.metadata) for r in of_parquet] == [
         (r.prompt, r.answer, r.metadata) for r in of_jsonl
     ]
@@ -123,11 +142,11 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_text("not parquet at all")
     with pytest.raises(DataError, match="not readable as parquet"):
-        read_records(tmp_path / "a.parquet", "parquet", **FIELDS)
+        read_records(tmp_path / "a.parquet", "parquet", FIELDS)
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "a.parquet").touch()
     with pytest.raises(DataError, match=r"pip install 'darts-async\[data\]'"):
-        read_records(tmp_path / "a.parquet", "parquet", **FIELDS)
+        read_records(tmp_path / "a.parquet", "parquet", FIELDS)

@@ -4,10 +4,13 @@ A process reads the resolved file that the launcher wrote; nothing else configur
 settings are properties of `RunConfig`, with their proof, so that no two places can disagree about them.
 """
 
-from darts_async.config.generator import GeneratorConfig, ScriptConfig
+from darts_async.config.generator import GeneratorConfig, ScriptConfig, VllmConfig
 from darts_async.config.learner import LearnerConfig
+from darts_async.config.loss import LossConfig
 from darts_async.config.model import ModelConfig, PromptsConfig, SamplingConfig
 from darts_async.config.network import NetworkConfig, TransportConfig
+from darts_async.config.nodes import NodeConfig
+from darts_async.config.restart import BackoffConfig, IntensityConfig, RestartConfig
 from darts_async.config.reward import RewardConfig
 from darts_async.config.roles import RoleConfig, RolesConfig
 from darts_async.config.run import RunConfig
@@ -16,15 +19,20 @@ from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
 
 __all__ = [
+    "BackoffConfig",
     "Baseline",
     "EvaluationConfig",
     "GeneratorConfig",
+    "IntensityConfig",
     "LearnerConfig",
+    "LossConfig",
     "ModelConfig",
     "NetworkConfig",
+    "NodeConfig",
     "PromptsConfig",
     "PruningConfig",
     "RedundancyConfig",
+    "RestartConfig",
     "RewardConfig",
     "RoleConfig",
     "RolesConfig",
@@ -35,5 +43,6 @@ __all__ = [
     "StalenessConfig",
     "TelemetryConfig",
     "TransportConfig",
+    "VllmConfig",
     "WeightsConfig",
 ]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from darts_async.config.section import NonNegative, Positive, Section
+from darts_async.config.section import NonNegative, Positive, Seconds, Section
 
 
 class ScriptConfig(Section):
@@ -26,11 +26,40 @@ class ScriptConfig(Section):
     """Pause at each weight update."""
 
 
+class VllmConfig(Section):
+    """The engine vLLM."""
+
+    tensor_parallel_size: Positive = 1
+    """GPUs that one generator spreads its model over."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of each GPU's memory for weights, activations and keys and values. CPUs ignore it."""
+    kv_cache_bytes: Positive | None = None
+    """Memory for keys and values on each GPU, or on the CPU. Without it: what `gpu_memory_utilization` leaves; on CPUs
+    what the slots need."""
+    kv_tokens_per_sample: Positive | None = None
+    """Tokens to expect of prompt and response: so many slots are offered as fit into the memory for keys and values,
+    `num_slots` at most. Without it `max_context_tokens`: nothing is ever computed twice. A smaller number lets more
+    samples decode at once where few are long; when they do not fit, vLLM takes some out and computes them again."""
+    block_size: Positive | None = None
+    """Tokens in a block of keys and values; only whole blocks of a prompt are shared within a group. Without it vLLM's
+    own: 16 on GPUs, 128 on CPUs."""
+    max_num_batched_tokens: Positive | None = None
+    """Prompt and response tokens in one step, at most: `num_slots` or more. Without it vLLM's own; on CPUs 4096, and
+    never less than `max_context_tokens`."""
+    enforce_eager: bool = False
+    """Do without compiled kernels and CUDA graphs: starts sooner, decodes slower. On CPUs always so."""
+    start_deadline_s: Seconds = 600.0
+    """A start that takes longer has failed."""
+    step_deadline_s: Seconds = 120.0
+    """An engine that brings no token and answers no call for so long is taken for dead."""
+
+
 class GeneratorConfig(Section):
     """The inference engine."""
 
-    engine: Literal["embedded", "scripted"] = "embedded"
-    """`embedded`: continuous batching on CPUs. `scripted`: seeded lengths at a modelled speed, no model."""
+    engine: Literal["embedded", "vllm", "scripted"] = "embedded"
+    """`embedded`: continuous batching on CPUs. `vllm`: vLLM on GPUs or CPUs. `scripted`: seeded lengths at a modelled
+    speed, no model."""
     num_slots: Positive = 64
     """Samples decoded at once by one generator."""
     max_queued: NonNegative = 16
@@ -39,6 +68,7 @@ class GeneratorConfig(Section):
     """Prompt and response together."""
     flush_every_steps: Positive = 4
     """Engine steps whose tokens are sent in one message."""
+    vllm: VllmConfig = VllmConfig()
     script: ScriptConfig | None = None
     """Settings of the scripted engine."""
 
@@ -46,4 +76,14 @@ class GeneratorConfig(Section):
     def _scripted_has_script(self) -> Self:
         if self.engine == "scripted" and self.script is None:
             raise ValueError("generator.engine is scripted, which needs the section generator.script")
+        return self
+
+    @model_validator(mode="after")
+    def _step_holds_every_slot(self) -> Self:
+        limit = self.vllm.max_num_batched_tokens
+        if self.engine == "vllm" and limit is not None and limit < self.num_slots:
+            raise ValueError(
+                f"generator.vllm.max_num_batched_tokens is {limit}, but a step brings a token for each of "
+                f"generator.num_slots {self.num_slots}: leave it out, or give {self.num_slots} or more"
+            )
         return self

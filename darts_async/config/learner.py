@@ -1,10 +1,11 @@
 """Optimisation."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from darts_async.config.section import NonNegative, Positive, Seconds, Section
+from darts_async.config.loss import LossConfig
+from darts_async.config.section import Fraction, NonNegative, Positive, Seconds, Section
 
 
 class LearnerConfig(Section):
@@ -18,34 +19,42 @@ class LearnerConfig(Section):
     """Peak rate of AdamW."""
     warmup_steps: NonNegative = 0
     """Steps over which the rate rises linearly."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate goes on from there until the last step."""
+    final_rate_share: Fraction = 0.0
+    """`linear`, `cosine`: the rate behind the last step, as a share of the peak rate."""
     betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
     """Decay rates of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this norm."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio to the behaviour policy is clipped at 1 - clip_low..."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.28
-    """...and at 1 + clip_high (clip-higher)."""
-    truncate_ratio: Annotated[float, Field(gt=1)] = 2.0
-    """Cap of the per-token importance weight against the behaviour policy."""
-    normalise_advantage: bool = True
-    """Divide a group's advantages by the standard deviation of its rewards."""
+    max_skipped_steps: Positive = 5
+    """A step whose loss or gradient is not finite is skipped; after so many in a row the run fails, with the batch of
+    the last one saved in the run directory."""
+    loss: LossConfig = LossConfig()
     tokens_per_micro_batch: Positive = 8192
     """Packed tokens in one forward and backward pass."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of each layer and compute it again on the way back: less memory, a third more work."""
     checkpoint_every: Positive = 50
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: Positive = 2
     """Older ones are removed."""
     finish_timeout_s: Seconds = 600.0
     """After the last step, time to write the final checkpoint and the model."""
+    rank_deadline_s: Seconds = 600.0
+    """Several ranks: a rank that keeps the others waiting for this long has failed, and the learner with it."""
+
+    def is_saved(self, policy_version: int) -> bool:
+        """Whether a checkpoint of this version is written."""
+        return policy_version % self.checkpoint_every == 0 or policy_version == self.steps
 
     @model_validator(mode="after")
-    def _clips_below_the_cap(self) -> Self:
-        if self.truncate_ratio <= 1 + self.clip_high:
+    def _steps_outlast_the_warmup(self) -> Self:
+        if self.schedule != "constant" and self.warmup_steps >= self.steps:
             raise ValueError(
-                f"learner.truncate_ratio ({self.truncate_ratio}) caps ratios before they reach 1 + learner.clip_high "
-                f"({1 + self.clip_high:g}), so nothing would be clipped from above; raise it"
+                f"learner.schedule {self.schedule} decays from the end of learner.warmup_steps ({self.warmup_steps}) "
+                f"to the end of learner.steps ({self.steps}), but nothing lies between them"
             )
         return self

@@ -1,8 +1,9 @@
 """The language model, its prompts, and how tokens are drawn."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from darts_async.config.section import NonNegative, Positive, Section
 
@@ -28,7 +29,10 @@ class PromptsConfig(Section):
     prompt_field: str = "prompt"
     """Field that holds the prompt: a text, or a list of {role, content} messages."""
     answer_field: str = "answer"
-    """Field that holds the reference answer."""
+    """Field that holds the reference answer. Dots reach into nested fields: `reward_model.ground_truth`."""
+    answer_pattern: str | None = None
+    """Regular expression that finds the answer in that field: its first group, or all that it matches without one.
+    A record in which it finds nothing is an error."""
     chat_template: bool = True
     """Render the prompt with the tokenizer's chat template, if it has one."""
     system_prompt: str | None = None
@@ -41,6 +45,15 @@ class PromptsConfig(Section):
     """Longer prompts are refused when the data set is loaded."""
     on_too_long: Literal["error", "skip"] = "error"
     """What to do with a prompt longer than `max_prompt_tokens`."""
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _pattern_is_a_regular_expression(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return pattern
 
     @model_validator(mode="after")
     def _files_have_paths(self) -> Self:

@@ -11,9 +11,10 @@ class NetworkConfig(Section):
     """Where the processes of a run listen."""
 
     host: str = "127.0.0.1"
-    """Address that every socket binds to. Loopback unless the run spans machines; never a wildcard."""
+    """Address that every socket binds to, where a node names none of its own. Loopback unless the run spans machines;
+    never a wildcard."""
     base_port: Annotated[int, Field(ge=0, le=65000)] = 0
-    """First of a block of ports, one per link. 0 takes free ones."""
+    """First of a block of ports, one per link. 0 takes free ones, where all that listen are on the first node."""
 
 
 class TransportConfig(Section):

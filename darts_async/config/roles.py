@@ -2,9 +2,10 @@
 
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from darts_async.config.section import Positive, Seconds, Section
+from darts_async.config.restart import RestartConfig
+from darts_async.config.section import NonNegative, Positive, Seconds, Section
 
 
 class RoleConfig(Section):
@@ -16,10 +17,24 @@ class RoleConfig(Section):
     """Threads of numerical libraries in each."""
     start_timeout_s: Seconds = 120.0
     """A process that has not reported by then has failed to start."""
+    devices: NonNegative = 0
+    """GPUs that each process takes, all on one node; the process sees no others."""
+    share_devices: bool = False
+    """Its devices may be taken by the processes of another role too, where that role says the same."""
+    nodes: tuple[str, ...] = Field((), strict=False)
+    """Names of the nodes that the role may be on; all of them if empty."""
+    restart: RestartConfig = RestartConfig()
+    """What becomes of a process of the role that dies or hangs."""
+
+    @model_validator(mode="after")
+    def _can_be_healthy(self) -> Self:
+        if self.restart.min_healthy > self.replicas:
+            raise ValueError(f"restart.min_healthy is {self.restart.min_healthy}, but replicas is {self.replicas}")
+        return self
 
 
 class RolesConfig(Section):
-    """The processes of a run. There is one shaper and one learner; the others scale out."""
+    """The processes of a run. There is one shaper. The replicas of the learner are the ranks of the one learner."""
 
     shaper: RoleConfig = RoleConfig()
     generator: RoleConfig = RoleConfig()
@@ -27,9 +42,16 @@ class RolesConfig(Section):
     learner: RoleConfig = RoleConfig()
 
     @model_validator(mode="after")
-    def _single_roles(self) -> Self:
-        for role in ("shaper", "learner"):
-            replicas = getattr(self, role).replicas
-            if replicas != 1:
-                raise ValueError(f"roles.{role}.replicas is {replicas}, but there is exactly one {role}")
+    def _one_shaper(self) -> Self:
+        if self.shaper.replicas != 1:
+            raise ValueError(f"roles.shaper.replicas is {self.shaper.replicas}, but there is exactly one shaper")
+        return self
+
+    @model_validator(mode="after")
+    def _a_rank_drives_one_device(self) -> Self:
+        if self.learner.devices > 1:
+            raise ValueError(
+                f"roles.learner.devices is {self.learner.devices}, but a rank drives one device; for more devices "
+                "raise roles.learner.replicas"
+            )
         return self

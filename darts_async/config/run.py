@@ -8,6 +8,7 @@ from darts_async.config.generator import GeneratorConfig
 from darts_async.config.learner import LearnerConfig
 from darts_async.config.model import ModelConfig, PromptsConfig, SamplingConfig
 from darts_async.config.network import NetworkConfig, TransportConfig
+from darts_async.config.nodes import NodeConfig, Nodes
 from darts_async.config.reward import RewardConfig
 from darts_async.config.roles import RolesConfig
 from darts_async.config.section import NonNegative, Section
@@ -25,6 +26,8 @@ class RunConfig(Section):
     """Seeds prompts, sampling and selection."""
     runs_dir: str = "runs"
     """A directory `NAME-TIME` is made in it."""
+    nodes: Nodes = (NodeConfig(name="local"),)
+    """The machines; the processes are spread over them by `roles`."""
     network: NetworkConfig = NetworkConfig()
     transport: TransportConfig = TransportConfig()
     roles: RolesConfig = RolesConfig()
@@ -50,6 +53,66 @@ class RunConfig(Section):
                 f"{self.generator.max_context_tokens}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _token_staleness_masks_something(self) -> Self:
+        tokens, samples = self.learner.loss.max_token_staleness, self.staleness.max_staleness
+        if tokens is not None and tokens >= samples:
+            raise ValueError(
+                f"learner.loss.max_token_staleness is {tokens}, but staleness.max_staleness is {samples}, so no token "
+                "is ever that old; lower the first or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _overlong_buffer_is_part_of_a_response(self) -> Self:
+        buffer, cap = self.learner.loss.overlong_buffer_tokens, self.sampling.max_new_tokens
+        if buffer >= cap:
+            raise ValueError(
+                f"learner.loss.overlong_buffer_tokens ({buffer}) is not below sampling.max_new_tokens ({cap}), so "
+                "every response would be punished; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _roles_are_on_nodes_of_the_run(self) -> Self:
+        names = [node.name for node in self.nodes]
+        for role in RolesConfig.model_fields:
+            for name in getattr(self.roles, role).nodes:
+                if name not in names:
+                    raise ValueError(f"roles.{role}.nodes names {name!r}, but the nodes are {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_engine_has_the_devices_that_it_drives(self) -> Self:
+        engine, devices = self.generator.engine, self.roles.generator.devices
+        if engine == "vllm":
+            size = self.generator.vllm.tensor_parallel_size
+            if size != max(devices, 1):
+                raise ValueError(
+                    f"generator.vllm.tensor_parallel_size is {size}, but roles.generator.devices is {devices}: a "
+                    "generator spreads its model over all its devices, or runs on CPUs without any; make them agree"
+                )
+        elif devices:
+            raise ValueError(
+                f"roles.generator.devices is {devices}, but generator.engine {engine} decodes on CPUs; leave it out, "
+                "or choose vllm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_engine_can_take_weights_so(self) -> Self:
+        engine, weights = self.generator.engine, self.weights
+        if engine != "vllm" and (weights.receive != "staged" or weights.reprefill):
+            raise ValueError(
+                f"weights.receive is {weights.receive} and weights.reprefill {weights.reprefill}, but generator.engine "
+                f"{engine} takes weights staged and keeps what it has computed; leave both out, or choose vllm"
+            )
+        return self
+
+    def host_of(self, node: NodeConfig) -> str:
+        """The address that processes on a node listen at."""
+        return self.network.host if node.host is None else node.host
 
     @property
     def max_open_groups(self) -> int:

@@ -5,6 +5,7 @@ of the training set. Which prompts are held out depends on the data and the seed
 sizes are judged on the same ones. Neither torch nor transformers is imported.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 from darts_async.errors import ConfigError, DataError, ModelError
 from darts_async.models import load_tokenizer, resolve_model_path
 from darts_async.prompts.chat import ChatMessage, ChatTemplate, load_chat_template
-from darts_async.prompts.records import Record, read_records
+from darts_async.prompts.records import Fields, Record, read_records
 from darts_async.prompts.source import Prompt
 from darts_async.quickstart.task import ChainPrompt, make_prompts
 
@@ -148,11 +149,12 @@ def _read(config: "PromptsConfig", seed: int) -> tuple[list[Record], list[Record
         train, held_out = make_prompts(config.num_train or DEFAULT_NUM_CHAIN, config.held_out, seed)
         return _chain_records(train), _chain_records(held_out)
     assert config.path is not None, "the configuration requires it"
-    fields = {"prompt_field": config.prompt_field, "answer_field": config.answer_field}
-    records = read_records(Path(config.path), config.source, **fields)
+    pattern = None if config.answer_pattern is None else re.compile(config.answer_pattern)
+    fields = Fields(config.prompt_field, config.answer_field, pattern)
+    records = read_records(Path(config.path), config.source, fields)
     if config.held_out_path is None:
         return records, None
-    return records, read_records(Path(config.held_out_path), config.source, **fields)
+    return records, read_records(Path(config.held_out_path), config.source, fields)
 
 
 def _chain_records(prompts: Iterable[ChainPrompt]) -> list[Record]:

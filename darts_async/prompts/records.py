@@ -1,12 +1,14 @@
 """Records of a data set file, checked field by field: every refusal names the file, the line and the fix.
 
 A record is an object with a prompt (a text, or a list of {role, content} messages), a reference answer (a text or
-a number; a dotted name such as `reward_model.ground_truth` reaches into nested objects) and anything else. Other
-fields that hold a text, a number or a truth value become metadata.
+a number; a dotted name such as `reward_model.ground_truth` reaches into nested objects, a pattern such as
+`####\\s*(.+)` finds the answer behind its reasoning) and anything else. Other fields that hold a text, a number or a
+truth value become metadata.
 """
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,17 @@ class Record:
         return "\n\n".join(message["content"] for message in self.prompt if message["role"] != "system")
 
 
-def read_records(path: Path, file_format: FileFormat, *, prompt_field: str, answer_field: str) -> list[Record]:
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Where a record has what."""
+
+    prompt: str
+    answer: str
+    answer_pattern: re.Pattern[str] | None = None
+    """Finds the answer in its field: the first group, or all that is matched."""
+
+
+def read_records(path: Path, file_format: FileFormat, fields: Fields) -> list[Record]:
     """All records of a file, in its order.
 
     Raises:
@@ -49,19 +61,22 @@ def read_records(path: Path, file_format: FileFormat, *, prompt_field: str, answ
     if not path.is_file():
         raise DataError(f"there is no file {path.absolute()}; check prompts.path and prompts.held_out_path")
     rows = _jsonl_rows(path) if file_format == "jsonl" else _parquet_rows(path)
-    records = [parse_record(row, place, prompt_field, answer_field) for place, row in rows]
+    records = [parse_record(row, place, fields) for place, row in rows]
     if not records:
         raise DataError(f"{path} holds no records")
     return records
 
 
-def parse_record(row: Any, place: str, prompt_field: str, answer_field: str) -> Record:
+def parse_record(row: Any, place: str, fields: Fields) -> Record:
     """A record from its decoded form."""
     if not isinstance(row, dict):
         raise DataError(f"{place}: expected an object with fields, found {_named_type(row)}")
-    prompt = _parse_prompt(_field(row, prompt_field, place, "prompts.prompt_field"), f"{place}: field {prompt_field!r}")
-    answer = _parse_answer(_field(row, answer_field, place, "prompts.answer_field"), f"{place}: field {answer_field!r}")
-    used = {_top_level(row, prompt_field), _top_level(row, answer_field)}
+    prompt_place, answer_place = f"{place}: field {fields.prompt!r}", f"{place}: field {fields.answer!r}"
+    prompt = _parse_prompt(_field(row, fields.prompt, place, "prompts.prompt_field"), prompt_place)
+    answer = _parse_answer(_field(row, fields.answer, place, "prompts.answer_field"), answer_place)
+    if fields.answer_pattern is not None:
+        answer = _found(fields.answer_pattern, answer, answer_place)
+    used = {_top_level(row, fields.prompt), _top_level(row, fields.answer)}
     metadata = {
         str(name): text for name, value in row.items() if name not in used and (text := _scalar_text(value)) is not None
     }
@@ -161,6 +176,14 @@ def _parse_answer(value: Any, place: str) -> str:
             "a dotted name reaches into nested objects"
         )
     return text
+
+
+def _found(pattern: re.Pattern[str], text: str, place: str) -> str:
+    match = pattern.search(text)
+    found = (match[1 if pattern.groups else 0] or "").strip() if match else ""
+    if not found:
+        raise DataError(f"{place}: prompts.answer_pattern {pattern.pattern!r} finds nothing in {text[-60:]!r}")
+    return found
 
 
 def _scalar_text(value: Any) -> str | None:

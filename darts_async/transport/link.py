@@ -126,10 +126,13 @@ class Link:
         self._find(peer).session.forget()
         self._changed.set()
 
-    async def drain(self, peer: str, timeout_s: float) -> None:
-        """Wait until no more than a window of messages to `peer` waits to be sent. Raises `DeadlineError`."""
-        outbox = self._find(peer).session.outbox
-        await self._wait(lambda: outbox.num_unsent <= self._config.window, timeout_s, f"room to send to {peer}")
+    def end(self, peer: str, incarnation: int, *, forget: bool) -> None:
+        """This incarnation of `peer` is known to be gone. If it was up, `PeerDown` comes at once. What it has not
+        acknowledged is dropped (`forget`), or kept for the next one."""
+        target = self._find(peer)
+        for event in target.session.end(incarnation, forget=forget):
+            self._publish(target.session, event, ())
+        self._changed.set()
 
     async def close(self, linger_s: float | None = None) -> None:
         """Wait until what was sent is acknowledged, at most `linger_s` (default: transport.linger_s) and not for

@@ -79,6 +79,7 @@ class Session:
         self.incarnation = incarnation
         self.peer = peer
         self.is_up = False
+        self._ended_incarnation = NO_INCARNATION
         self.outbox = Outbox(peer, config.max_outbox)
         self.inbox = Inbox(config.window)
         self._config = config
@@ -120,6 +121,16 @@ class Session:
         if envelope.closing:
             events.append(self._lose("it closed the link"))
         return events
+
+    def end(self, incarnation: int, *, forget: bool) -> list[SessionEvent]:
+        """This incarnation of the peer is certainly gone: frames of it that are still under way are refused, and what
+        it has not acknowledged is dropped (`forget`) or kept for the next one."""
+        self._ended_incarnation = max(self._ended_incarnation, incarnation)
+        if self.peer_incarnation > incarnation:
+            return []  # the next one is here already
+        if forget:
+            self.forget()
+        return [self._lose("it has ended")] if self.is_up else []
 
     def acknowledge(self, incarnation: int, seq: int) -> None:
         """The consumer has handled everything delivered up to this message."""
@@ -197,6 +208,8 @@ class Session:
                 f"a frame of incarnation {envelope.incarnation} of {self.peer}, "
                 f"which has been replaced by {self.peer_incarnation}"
             )
+        if envelope.incarnation <= self._ended_incarnation:
+            raise ProtocolError(f"a frame of incarnation {envelope.incarnation} of {self.peer}, which has ended")
         if envelope.seq is not None and envelope.seq < envelope.first_unacknowledged:
             raise ProtocolError(f"{self.peer} sends message {envelope.seq}, which it calls acknowledged")
         if envelope.peer_incarnation == self.incarnation:

@@ -1,0 +1,135 @@
+"""The loss: which surrogate, over which tokens, divided by what.
+
+`kind` fills in every setting that is not given with the value of its paper, so the resolved file shows all numbers.
+A setting that the kind does not use is null, and refused if given. The formulas stand in `learner/losses/`.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from darts_async.config.section import NonNegative, Section
+
+LossKind = Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "decoupled_ppo", "reinforce"]
+Aggregate = Literal["token_mean", "sequence_mean", "constant"]
+Importance = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+Proximal = Literal["step_start", "interpolated"]
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "dapo": {"clip_low": 0.2, "clip_high": 0.28, "aggregate": "token_mean"},
+    "grpo": {"clip_low": 0.2, "clip_high": 0.2, "aggregate": "sequence_mean"},
+    "dr_grpo": {"clip_low": 0.2, "clip_high": 0.2, "aggregate": "constant", "normalise_advantage": False},
+    "gspo": {"clip_low": 3e-4, "clip_high": 4e-4, "aggregate": "sequence_mean", "importance": "none"},
+    "cispo": {"clip_low": None, "clip_high": 4.0, "aggregate": "token_mean", "importance": "none"},
+    "decoupled_ppo": {"clip_low": 0.2, "clip_high": 0.2, "aggregate": "token_mean", "proximal": "interpolated"},
+    "reinforce": {"clip_low": None, "clip_high": None, "aggregate": "constant", "normalise_advantage": False},
+}
+_CLIPPED: tuple[LossKind, ...] = ("dapo", "grpo", "dr_grpo")
+_IMPORTANCE: dict[str, tuple[Importance, ...]] = {
+    **dict.fromkeys(_CLIPPED, ("none", "token_truncate", "token_mask", "sequence_mask")),
+    "gspo": ("none", "sequence_mask"),
+    "cispo": ("none", "token_mask", "sequence_mask"),
+}
+"""What may bound the ratio, per kind; a kind that is absent takes all. Those with an own bound take no second cap."""
+
+
+class LossConfig(Section):
+    """What is minimised. Ratios are to the behaviour policy: the log-probabilities the generator reported."""
+
+    kind: LossKind = "dapo"
+    """`dapo`, `grpo`, `dr_grpo`: clipped token ratios. `gspo`: clipped sequence ratios. `cispo`: a clipped weight on
+    the log-probability. `decoupled_ppo`: clipped against a proximal policy. `reinforce`: the weighted log-probability;
+    with `shaping.baseline: leave_one_out` it is RLOO."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
+    """The ratio is clipped at 1 - clip_low..."""
+    clip_high: Annotated[float, Field(gt=0)] | None = 0.28
+    """...and at 1 + clip_high; above clip_low it is DAPO's clip-higher. `cispo`: the cap of the weight."""
+    proximal: Proximal | None = None
+    """`decoupled_ppo`: the policy at the start of the step, or the one a step earlier, interpolated by age."""
+    importance: Importance = "token_truncate"
+    """What bounds the ratio to the behaviour policy, per token or per sequence (the product over its tokens):
+    truncation at importance_high, or leaving out what lies outside importance_low to importance_high (IcePop)."""
+    importance_low: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Below it a mask leaves out."""
+    importance_high: Annotated[float, Field(gt=1)] | None = 2.0
+    """Cap of a truncation; above it a mask leaves out."""
+    aggregate: Aggregate = "token_mean"
+    """What the step's sum is divided by: its tokens; the length of each sample and the number of samples; or the
+    number of samples times sampling.max_new_tokens."""
+    normalise_advantage: bool = True
+    """Divide a group's advantages by the standard deviation of its rewards."""
+    max_token_staleness: NonNegative | None = None
+    """Tokens that are more versions old are left out of the loss; their samples' other tokens are trained."""
+    overlong_filter: bool = False
+    """Leave samples that reached sampling.max_new_tokens out of the loss; their rewards stay in the baseline."""
+    overlong_buffer_tokens: NonNegative = 0
+    """Over the last so many tokens before sampling.max_new_tokens the reward falls by up to overlong_penalty."""
+    overlong_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """What a sample loses that reaches sampling.max_new_tokens."""
+    kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the divergence from a frozen reference model; 0 loads none."""
+    kl_unbiased: bool = True
+    """Weigh the divergence of a token with its ratio to the behaviour policy, which makes the gradient right."""
+    reference_path: str | None = None
+    """The reference; null: `model.path`, as it was before training."""
+    entropy_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy bonus, per token."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_kind(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = _PRESETS.get(given.get("kind", "dapo"), {})
+        importance = str(given.get("importance", preset.get("importance", "token_truncate")))
+        low, high = (0.5, 5.0) if importance.endswith("mask") else (None, None if importance == "none" else 2.0)
+        return {"importance_low": low, "importance_high": high} | preset | given
+
+    @model_validator(mode="after")
+    def _settings_fit_the_kind(self) -> Self:
+        self._check_use("clip_low", used=self.kind not in ("cispo", "reinforce"))
+        self._check_use("clip_high", used=self.kind != "reinforce")
+        self._check_use("proximal", used=self.kind == "decoupled_ppo")
+        fitting = _IMPORTANCE.get(self.kind)
+        if fitting is not None and self.importance not in fitting:
+            raise ValueError(
+                f"learner.loss.kind is {self.kind!r}, which cannot be combined with learner.loss.importance "
+                f"{self.importance!r}; use one of {', '.join(fitting)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_fit_the_importance(self) -> Self:
+        for name, used in (
+            ("importance_low", self.importance.endswith("mask")),
+            ("importance_high", self.importance != "none"),
+        ):
+            if (getattr(self, name) is not None) != used:
+                raise ValueError(
+                    f"learner.loss.importance is {self.importance!r}, which {'needs' if used else 'does not use'} "
+                    f"learner.loss.{name}, but that is {getattr(self, name)}"
+                )
+        cap, reach = self.importance_high, 1 + (self.clip_high or 0.0)
+        if self.kind in _CLIPPED and self.importance == "token_truncate" and (cap or 0.0) <= reach:
+            raise ValueError(
+                f"learner.loss.importance_high ({cap}) caps ratios before they reach 1 + learner.loss.clip_high "
+                f"({reach:g}), so nothing would be clipped from above; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _references_are_used(self) -> Self:
+        if self.reference_path is not None and not self.kl_weight:
+            raise ValueError(
+                f"learner.loss.reference_path is {self.reference_path!r}, but learner.loss.kl_weight is 0, so it would "
+                "never be used; set a weight or remove the path"
+            )
+        return self
+
+    def _check_use(self, name: str, *, used: bool) -> None:
+        value = getattr(self, name)
+        if (value is not None) != used:
+            raise ValueError(
+                f"learner.loss.kind is {self.kind!r}, which {'needs' if used else 'does not use'} "
+                f"learner.loss.{name}, but that is {value!r}"
+            )

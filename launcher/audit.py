@@ -1,0 +1,197 @@
+"""Was anything lost? The ledger of a run, held against what must hold of it.
+
+    every sample that was drawn ends exactly once, and nothing ends that was not drawn
+    a group is shipped once, and is either trained at that step or dropped
+    no sample is trained twice, none with a token older than the bound or of a version that came later
+    no token is older than the floor of its group: whoever decoded it had acknowledged that version
+    a finished run: each step took its whole number of samples, and the tokens add up to the summary's
+
+The checks are pure, over records in order. A torn last record is as good as none: what it said was never acted on.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from darts_async.config import RunConfig
+from darts_async.errors import ConfigError
+from darts_async.protocol import group_id_of, sample_id_of
+from darts_async.shaper.ledger import AnyRecord, GroupDropped, GroupOpened, GroupShipped, SampleEnded, read_ledger
+from launcher.cluster import load_config
+from launcher.live import record_of
+from launcher.rundir import SUMMARY_FILE
+from launcher.summary import Summary
+
+LEDGER_FILE = "ledger.msgpack"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One rule that was broken, and where."""
+
+    rule: str
+    ids: tuple[int, ...]
+    """Of samples, groups or steps, as the rule says."""
+
+
+@dataclass(slots=True)
+class Books:
+    """The records of a ledger, by what they are about."""
+
+    opened: dict[int, GroupOpened] = field(default_factory=dict)
+    shipped: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """The steps that each group was shipped for."""
+    dropped: set[int] = field(default_factory=set)
+    endings: defaultdict[int, list[SampleEnded]] = field(default_factory=lambda: defaultdict(list))
+    opened_twice: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, records: Iterable[AnyRecord]) -> "Books":
+        """Sort the records of a ledger."""
+        books = cls()
+        for record in records:
+            match record:
+                case GroupOpened(group_id=group_id):
+                    if group_id in books.opened:
+                        books.opened_twice.add(group_id)
+                    books.opened[group_id] = record
+                case GroupShipped(group_id=group_id, step=step):
+                    books.shipped[group_id].append(step)
+                case GroupDropped(group_id=group_id):
+                    books.dropped.add(group_id)
+                case SampleEnded(sample_id=sample_id):
+                    books.endings[sample_id].append(record)
+        return books
+
+    @property
+    def drawn(self) -> set[int]:
+        """The samples that were launched."""
+        groups = self.opened.items()
+        return {sample_id_of(group_id, index) for group_id, group in groups for index in range(group.num_samples)}
+
+    def ended(self) -> Iterator[SampleEnded]:
+        """All endings."""
+        return (record for records in self.endings.values() for record in records)
+
+    def trained(self) -> Iterator[SampleEnded]:
+        """The samples that are in a gradient."""
+        return (record for record in self.ended() if record.fate == "trained")
+
+
+def audit(books: Books, config: RunConfig, *, is_over: bool, num_steps: int | None) -> list[Finding]:
+    """What is wrong with the books of a run, empty if nothing is.
+
+    Args:
+        is_over: nothing goes on any more, so everything must have ended.
+        num_steps: optimiser steps of a run that is finished; None for one that is not.
+    """
+    findings = [
+        Finding("groups opened twice", tuple(books.opened_twice)),
+        Finding("samples that ended and were never drawn", tuple(books.endings.keys() - books.drawn)),
+        Finding("samples that ended more than once", _many(books.endings)),
+        Finding("groups shipped more than once", _many(books.shipped)),
+        Finding("groups shipped and dropped", tuple(books.shipped.keys() & books.dropped)),
+        *_training(books, config.staleness.max_staleness),
+        *([Finding("samples that never ended", tuple(books.drawn - books.endings.keys()))] if is_over else []),
+    ]
+    if num_steps is not None:
+        per_step = config.learner.groups_per_step * config.shaping.keep
+        findings.append(Finding(f"steps that did not take {per_step} samples", _uneven(books, num_steps, per_step)))
+    return [Finding(found.rule, tuple(sorted(found.ids))) for found in findings if found.ids]
+
+
+def _training(books: Books, max_staleness: int) -> Iterator[Finding]:
+    ids: defaultdict[str, list[int]] = defaultdict(list)
+    for record in books.trained():
+        for rule in _wrong_with(record, books, max_staleness):
+            ids[rule].append(record.sample_id)
+    for rule, sample_ids in ids.items():
+        yield Finding(rule, tuple(sample_ids))
+
+
+def _wrong_with(record: SampleEnded, books: Books, max_staleness: int) -> Iterator[str]:
+    """The rules that a trained sample breaks."""
+    step, oldest, newest = record.step, record.oldest_version, record.newest_version
+    group_id = group_id_of(record.sample_id)
+    if step is None or oldest is None or newest is None:
+        yield "samples trained without a step or without tokens"
+        return
+    if books.shipped.get(group_id) != [step]:
+        yield "samples trained at another step than their group was shipped for"
+    if step - oldest > max_staleness:
+        yield f"samples trained with a token more than {max_staleness} versions old"
+    if not oldest <= newest <= step:
+        yield "samples trained before their tokens can have been decoded"
+    group = books.opened.get(group_id)
+    if group is not None and oldest < group.floor:
+        yield "samples decoded under a version older than the floor of their group"
+
+
+def _many(lists: dict[int, list[SampleEnded]] | dict[int, list[int]]) -> tuple[int, ...]:
+    return tuple(key for key, entries in lists.items() if len(entries) > 1)
+
+
+def _uneven(books: Books, num_steps: int, per_step: int) -> tuple[int, ...]:
+    taken = Counter(record.step for record in books.trained() if record.step is not None)
+    return tuple(step for step in {*taken, *range(num_steps)} if taken[step] != (per_step if step < num_steps else 0))
+
+
+# --- a run directory -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What was looked at, and what was wrong."""
+
+    run_dir: str
+    status: str
+    num_groups: int
+    num_samples: int
+    num_ended: int
+    num_trained: int
+    findings: list[Finding]
+
+
+def audit_run(run_dir: Path) -> AuditReport:
+    """Check the ledger of a run. Raises `ConfigError` if the directory has none that can be read."""
+    record, config = record_of(run_dir), load_config(run_dir / "config.yaml")
+    try:
+        books = Books.of(read_ledger(run_dir / LEDGER_FILE))
+    except (OSError, msgspec.MsgspecError, ValueError) as error:
+        raise ConfigError(f"{run_dir / LEDGER_FILE} cannot be read as a ledger: {error}") from error
+    num_steps = config.learner.steps if record.status == "finished" else None
+    findings = audit(books, config, is_over=record.status != "running", num_steps=num_steps)
+    return AuditReport(
+        run_dir=str(run_dir),
+        status=record.status,
+        num_groups=len(books.opened),
+        num_samples=len(books.drawn),
+        num_ended=len(books.endings),
+        num_trained=sum(1 for _ in books.trained()),
+        findings=findings + _unbalanced(run_dir, books),
+    )
+
+
+def _unbalanced(run_dir: Path, books: Books) -> list[Finding]:
+    """The tokens of the ledger are those of the summary, which the engines' own counters agree with."""
+    try:
+        summary = msgspec.json.decode((run_dir / SUMMARY_FILE).read_bytes(), type=Summary)
+    except FileNotFoundError:
+        return []  # the run is live, or its launcher was killed
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{run_dir / SUMMARY_FILE} is not a summary of this version: {error}") from error
+    if summary.tokens is None:
+        return []
+    in_ledger = sum(record.num_tokens for record in books.ended())
+    strays = summary.tokens.accounted - in_ledger  # came of a generator that had lost the sample: in no sample's end
+    findings = (
+        []
+        if summary.tokens.balanced
+        else [Finding("tokens decoded and not accounted for", (summary.tokens.decoded - summary.tokens.accounted,))]
+    )
+    if not 0 <= strays <= summary.tokens.by_fate["lost"]:
+        findings.append(Finding("tokens of the summary that are not in the ledger", (strays,)))
+    return findings

@@ -1,0 +1,68 @@
+"""Who hangs: a process that says nothing, or that says it has work and does none of it. Pure.
+
+Silence is the absence of statuses, which every process sends at a fixed interval from its event loop. A stall is a
+status that says the same as the one before: samples in flight, and not one token more. Both are measured from the
+first report on; the time before is the start timeout's. Time in which the watcher itself did not look counts for
+nobody.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from darts_async.config import RestartConfig
+from darts_async.protocol import ProcessStatus
+
+WATCHER_ABSENT_AFTER_S = 2.0
+"""A longer time between two looks is the watcher's own absence."""
+
+
+@dataclass(slots=True)
+class _Pulse:
+    heard_at_s: float
+    moved_at_s: float
+    num_tokens: int
+
+
+class Liveness:
+    """Watches the processes that have a policy. Times are of one monotonic clock, given by the caller."""
+
+    def __init__(self, policies: Mapping[str, RestartConfig]) -> None:
+        self._policies = policies
+        self._pulses: dict[str, _Pulse] = {}
+        self._looked_at_s: float | None = None
+
+    def heard(self, name: str, status: ProcessStatus, now_s: float) -> None:
+        """A process has reported."""
+        if name not in self._policies:
+            return
+        pulse = self._pulses.get(name)
+        if pulse is None or status.num_in_flight == 0 or status.num_tokens != pulse.num_tokens:
+            self._pulses[name] = _Pulse(now_s, now_s, status.num_tokens)
+        else:
+            pulse.heard_at_s = now_s
+
+    def forget(self, name: str) -> None:
+        """The process is gone, or about to be."""
+        self._pulses.pop(name, None)
+
+    def hanging(self, now_s: float) -> list[tuple[str, str]]:
+        """Processes that hang, each with how that shows."""
+        self._forgive_own_absence(now_s)
+        return [(name, reason) for name in sorted(self._pulses) if (reason := self._diagnosis(name, now_s))]
+
+    def _diagnosis(self, name: str, now_s: float) -> str | None:
+        policy, pulse, role = self._policies[name], self._pulses[name], name.partition("/")[0]
+        silent_s, still_s = now_s - pulse.heard_at_s, now_s - pulse.moved_at_s
+        if silent_s >= policy.silent_after_s:
+            return f"it has not reported for {silent_s:.1f} s (roles.{role}.restart.silent_after_s)"
+        if role == "generator" and still_s >= policy.stalled_after_s:
+            return f"it holds samples and decodes nothing for {still_s:.1f} s (roles.{role}.restart.stalled_after_s)"
+        return None
+
+    def _forgive_own_absence(self, now_s: float) -> None:
+        looked_at_s, self._looked_at_s = self._looked_at_s, now_s
+        absent_s = now_s - looked_at_s if looked_at_s is not None else 0.0
+        if absent_s > WATCHER_ABSENT_AFTER_S:
+            for pulse in self._pulses.values():
+                pulse.heard_at_s = min(now_s, pulse.heard_at_s + absent_s)
+                pulse.moved_at_s = min(now_s, pulse.moved_at_s + absent_s)

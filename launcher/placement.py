@@ -1,0 +1,122 @@
+"""Which process is on which node, with which devices: pure, and the same for the same settings.
+
+Roles choose in the order of how little choice they have: those that may be on fewer nodes first, then those that
+take more devices per process (so that tensor-parallel groups get neighbours), then in the order of `ROLES`; within
+a role by number. A process that takes devices goes to the node where it has to share the fewest, of these to the
+first in the file, and gets the lowest numbers there, unused ones first. A role never shares a device with itself.
+Processes without devices go round the nodes of their role, in the order of the file.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from darts_async.config import NodeConfig, RoleConfig, RunConfig
+from darts_async.errors import ConfigError
+from launcher.problems import Problem, shown
+
+Role = Literal["shaper", "learner", "reward", "generator"]
+
+ROLES: tuple[Role, ...] = ("shaper", "learner", "reward", "generator")
+"""In the order of starting: hubs first, so that members find them listening."""
+
+Takers = defaultdict[tuple[str, int], set[Role]]
+"""The roles that have taken a device, by name of the node and number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process is."""
+
+    node: str
+    host: str
+    devices: tuple[int, ...] = ()
+
+
+class PlacementError(ConfigError):
+    """There are too few devices where a role may be."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(f"{problem.place}: {problem.message}")
+
+
+def role_config(config: RunConfig, role: Role) -> RoleConfig:
+    """The settings of a role."""
+    settings: RoleConfig = getattr(config.roles, role)
+    return settings
+
+
+def role_names(config: RunConfig, role: Role) -> tuple[str, ...]:
+    """The processes of a role, in order."""
+    return tuple(f"{role}/{number}" for number in range(role_config(config, role).replicas))
+
+
+def place_processes(config: RunConfig) -> dict[str, Place]:
+    """The place of every process, by name. Raises `PlacementError`."""
+    takers: Takers = defaultdict(set)
+    places: dict[str, Place] = {}
+    for role in sorted(ROLES, key=lambda role: _order_of_choice(config, role)):
+        for number, name in enumerate(role_names(config, role)):
+            places[name] = _place(config, role, number, takers)
+    return places
+
+
+def local_node(config: RunConfig) -> NodeConfig:
+    """The node on which `darts-launch` is called."""
+    return config.nodes[0]
+
+
+def _order_of_choice(config: RunConfig, role: Role) -> tuple[int, int, int]:
+    return len(_nodes_of(config, role)), -role_config(config, role).devices, ROLES.index(role)
+
+
+def _nodes_of(config: RunConfig, role: Role) -> list[NodeConfig]:
+    """The nodes that a role may be on, in the order of the file."""
+    names = role_config(config, role).nodes
+    return [node for node in config.nodes if not names or node.name in names]
+
+
+def _place(config: RunConfig, role: Role, number: int, takers: Takers) -> Place:
+    nodes, wanted = _nodes_of(config, role), role_config(config, role).devices
+    if wanted == 0:
+        node = nodes[number % len(nodes)]
+        return Place(node.name, config.host_of(node))
+    offers = [(node, list(_free_devices(config, role, node, takers))[:wanted]) for node in nodes]
+    offers = [(node, devices) for node, devices in offers if len(devices) == wanted]
+    if not offers:
+        raise PlacementError(_no_room(config, role, number, takers))
+    node, devices = min(offers, key=lambda offer: _num_shared(offer[0], offer[1], takers))  # the first of several
+    for device in devices:
+        takers[node.name, device].add(role)
+    return Place(node.name, config.host_of(node), tuple(sorted(devices)))
+
+
+def _num_shared(node: NodeConfig, devices: list[int], takers: Takers) -> int:
+    return sum(bool(takers[node.name, device]) for device in devices)
+
+
+def _free_devices(config: RunConfig, role: Role, node: NodeConfig, takers: Takers) -> Iterator[int]:
+    """What a process of the role may take there: unused devices first, then those that others would share."""
+    devices = sorted(node.devices)
+    yield from (device for device in devices if not takers[node.name, device])
+    if role_config(config, role).share_devices:
+        for device in devices:
+            others = takers[node.name, device]
+            if others and role not in others and all(role_config(config, other).share_devices for other in others):
+                yield device
+
+
+def _no_room(config: RunConfig, role: Role, number: int, takers: Takers) -> Problem:
+    settings, nodes = role_config(config, role), _nodes_of(config, role)
+    room = ", ".join(
+        f"{node.name} has {sum(1 for _ in _free_devices(config, role, node, takers))} of {len(node.devices)} free"
+        for node in nodes
+    )
+    message = f"there is no room for {role}/{number} of {settings.replicas}: it takes {settings.devices} of one node"
+    fix = (
+        f"lower roles.{role}.devices or replicas, raise devices of a node, or set share_devices for {role} and for "
+        "the role to share with"
+    )
+    return Problem(f"roles.{role}.devices", f"{message}, but {room}", shown(settings.devices), fix)

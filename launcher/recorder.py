@@ -1,0 +1,91 @@
+"""What a run leaves on disk while it goes: how it stands, and `metrics.jsonl` and `events.jsonl`, one JSON object per
+line."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from darts_async.protocol import EvaluationCompleted
+from launcher.course import Kill, Lost, Outcome, Serves
+from launcher.rundir import EVENTS_FILE, METRICS_FILE, RunRecord, RunStatus, append_line, write_record
+from launcher.steps import StepLine
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """Times are of the caller's monotonic clock; lines hold seconds since the start of the run."""
+
+    run_dir: Path
+    started_at_s: float
+
+    def step(self, line: StepLine, now_s: float) -> None:
+        """Metrics of an optimiser step."""
+        self._metrics(now_s, type="step", step=line.step, **line.metrics)
+
+    def evaluation(self, message: EvaluationCompleted, now_s: float) -> None:
+        """Held-out samples under one version."""
+        rewards, num_tokens = message.rewards.tolist(), message.num_tokens.tolist()
+        version = message.policy_version
+        self._metrics(now_s, type="evaluation", policy_version=version, rewards=rewards, num_tokens=num_tokens)
+
+    def started(self, name: str, incarnation: int, pid: int, now_s: float) -> None:
+        """A process runs."""
+        self._event(now_s, type="started", process=name, incarnation=incarnation, pid=pid)
+
+    def lost(self, lost: Lost, now_s: float) -> None:
+        """A process has ended while the run goes on. `restart_in_s` is null where it is not started again."""
+        ended, at_s = lost.ended, lost.restart_at_s
+        restart_in_s = None if at_s is None else max(0.0, round(at_s - now_s, 3))
+        self._event(
+            now_s,
+            type="ended",
+            process=ended.name,
+            incarnation=ended.incarnation,
+            pid=ended.pid,
+            code=ended.code,
+            restart_in_s=restart_in_s,
+        )
+
+    def killed(self, kill: Kill, now_s: float) -> None:
+        """A process hangs."""
+        self._event(now_s, type="hangs", process=kill.name, incarnation=kill.incarnation, reason=kill.reason)
+
+    def serves(self, serves: Serves, now_s: float) -> None:
+        """A process that was restarted does its work again; `away_s` is the time since it ended."""
+        away_s = round(serves.away_s, 3)
+        self._event(now_s, type="serves", process=serves.name, incarnation=serves.incarnation, away_s=away_s)
+
+    def _metrics(self, now_s: float, **values: Any) -> None:
+        append_line(self.run_dir / METRICS_FILE, values | self._elapsed(now_s))
+
+    def _event(self, now_s: float, **values: Any) -> None:
+        append_line(self.run_dir / EVENTS_FILE, values | self._elapsed(now_s))
+
+    def _elapsed(self, now_s: float) -> dict[str, float]:
+        return {"elapsed_s": round(now_s - self.started_at_s, 3)}
+
+
+@dataclass(slots=True)
+class Ending:
+    """How the run has ended, once it has."""
+
+    outcome: Outcome
+
+
+@contextlib.contextmanager
+def recorded(run_dir: Path) -> Iterator[Ending]:
+    """`state.json` says `running` inside, and how the run ended afterwards."""
+    started_at_s, ending = time.time(), Ending(Outcome("failed", "darts-launch itself ended by an error"))
+
+    def write(status: RunStatus, reason: str, ended_at_s: float | None) -> None:
+        write_record(run_dir, RunRecord(status, reason, started_at_s, ended_at_s, os.getpid()))
+
+    write("running", "", None)
+    try:
+        yield ending
+    finally:
+        write(ending.outcome.status, ending.outcome.reason, time.time())

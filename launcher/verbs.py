@@ -1,0 +1,195 @@
+"""The verbs for a run that goes on, or has gone: each works from any terminal.
+
+RUN_DIR is the directory of a run; left out, it is the newest run in `--runs-dir` that is live.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from darts_async.errors import ConfigError
+from darts_async.topology import read_plan
+from launcher.audit import AuditReport, audit_run
+from launcher.live import find_run, names_of, not_live, record_of
+from launcher.logs import log_tails
+from launcher.requests import Done, GetStatus, Refused, Request, RestartProcess, RunState, StopRun
+from launcher.rundir import LOGS_DIR
+from launcher.service import NotRunningError, ask
+from launcher.status import status_screen
+from launcher.template import run_template
+
+FAILED, BAD_INPUT = 1, 2
+_POLL_S = 0.2
+_MAX_IDS = 20
+
+RunDir = Annotated[Path | None, typer.Argument(metavar="[RUN_DIR]", help="The run; left out: the newest live one.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where RUN_DIR is looked for when it is left out.")]
+Process = Annotated[str, typer.Argument(metavar="ROLE[/N]", help="One process, or all of a role.")]
+_RUNS = Path("runs")
+
+
+def status(
+    run_dir: RunDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    runs_dir: RunsDir = _RUNS,
+) -> None:
+    """Show how a run stands."""
+    with _bad_input():
+        found = find_run(run_dir, runs_dir)
+        try:
+            state = ask(found, GetStatus())
+        except NotRunningError as error:
+            _show_ended(found, error, as_json=as_json)
+            return
+    assert isinstance(state, RunState)
+    if as_json:
+        _print(msgspec.json.encode(state).decode())
+    else:
+        Console().print(status_screen(state))
+
+
+def restart(process: Process, run_dir: RunDir = None, runs_dir: RunsDir = _RUNS) -> None:
+    """Restart a generator or a reward process, or all of them, in a live run."""
+    with _bad_input():
+        found = find_run(run_dir, runs_dir)
+        names_of(read_plan(found), process)
+        _print(_asked(found, RestartProcess(process)))
+
+
+def down(
+    run_dir: RunDir = None,
+    runs_dir: RunsDir = _RUNS,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.0, help="Seconds to wait for the end.")] = 60.0,
+) -> None:
+    """End a live run in order, as Ctrl-C does, and wait until it has ended."""
+    with _bad_input():
+        found = find_run(run_dir, runs_dir)
+        _asked(found, StopRun("stopped by darts-launch down"))
+    deadline_s = time.monotonic() + timeout_s
+    while (record := record_of(found)).status == "running":
+        if time.monotonic() >= deadline_s:
+            Console(stderr=True).print(f"[red]✗[/] {found} has not ended within {timeout_s:g} s", highlight=False)
+            raise typer.Exit(FAILED)
+        time.sleep(_POLL_S)
+    _print(f"{found}: {record.status}: {record.reason}")
+
+
+def logs(
+    process: Process,
+    run_dir: RunDir = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of each file to begin with.")] = 20,
+    runs_dir: RunsDir = _RUNS,
+) -> None:
+    """Show what processes have logged and printed."""
+    with _bad_input():
+        found = find_run(run_dir, runs_dir)
+        tails = log_tails(found / LOGS_DIR, names_of(read_plan(found), process))
+        for tail in tails:
+            for line in tail.skip_to_last(num_lines):
+                _print(line)
+        is_live = follow
+        while is_live:  # and once more when it has ended
+            is_live = _goes_on(found)
+            for tail in tails:
+                for line in tail.new_lines():
+                    _print(line)
+            time.sleep(_POLL_S if is_live else 0.0)
+
+
+def audit(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Check that nothing was lost, trained twice or over-stale; exit code 1 with the ids if something was."""
+    with _bad_input():
+        report = audit_run(find_run(run_dir, _RUNS))
+    _print(msgspec.json.encode(report).decode()) if as_json else Console().print(_audit_text(report))
+    if report.findings:
+        raise typer.Exit(FAILED)
+
+
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE.yaml]", help="The file to write.")] = Path("cluster.yaml"),
+) -> None:
+    """Write a file with every setting, its default and its meaning."""
+    with _bad_input():
+        try:
+            with file.open("x", encoding="utf-8") as new:
+                new.write(run_template())
+        except FileExistsError as error:
+            raise ConfigError(f"{file} exists: give another name, or remove it") from error
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
+    _print(f"{file} is written; try: darts-launch {file}")
+
+
+VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, init)
+
+
+def _asked(run_dir: Path, request: Request) -> str:
+    """What the launcher has done. Raises `ConfigError` where it cannot be."""
+    try:
+        reply = ask(run_dir, request)
+    except NotRunningError as error:
+        raise not_live(run_dir, error) from error
+    if isinstance(reply, Refused):
+        raise ConfigError(reply.reason)
+    assert isinstance(reply, Done)
+    return reply.text
+
+
+def _goes_on(run_dir: Path) -> bool:
+    """Whether more may be logged: also a launcher that was killed logs nothing more."""
+    if record_of(run_dir).status != "running":
+        return False
+    try:
+        ask(run_dir, GetStatus())
+    except NotRunningError:
+        return False
+    return True
+
+
+def _show_ended(run_dir: Path, error: NotRunningError, *, as_json: bool) -> None:
+    record = record_of(run_dir)
+    if record.status == "running":
+        raise not_live(run_dir, error)
+    _print(msgspec.json.encode(record).decode() if as_json else f"{run_dir}: {record.status}: {record.reason}")
+
+
+def _audit_text(report: AuditReport) -> Text:
+    samples = f"{report.num_samples:,} samples in {report.num_groups:,} groups were drawn"
+    text = Text(f"{report.run_dir} ({report.status})\n", overflow="fold")
+    text.append(f"{samples}, {report.num_ended:,} have ended, {report.num_trained:,} of them trained\n")
+    if not report.findings:
+        return text.append("✓ ", "green").append("nothing is lost, nothing is trained twice, nothing is over-stale")
+    for finding in report.findings:
+        shown, more = finding.ids[:_MAX_IDS], len(finding.ids) - _MAX_IDS
+        text.append("✗ ", "red").append(f"{len(finding.ids)} {finding.rule}: {', '.join(map(str, shown))}")
+        text.append(f" and {more} more\n" if more > 0 else "\n")
+    return text
+
+
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """Shows what cannot be done, and leaves with exit code 2."""
+    try:
+        yield
+    except ConfigError as error:
+        Console(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)))
+        raise typer.Exit(BAD_INPUT) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,218 @@
+"""The audit: books that are in order pass, and each way of cooking them is found, with the ids."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from darts_async.config import RunConfig
+from darts_async.protocol import sample_id_of
+from darts_async.shaper.ledger import (
+    AnyRecord,
+    GroupDropped,
+    GroupOpened,
+    GroupShipped,
+    LedgerWriter,
+    SampleEnded,
+    VersionSeen,
+)
+from launcher.audit import Books, audit
+from launcher.cli import app
+from launcher.rundir import RunRecord, write_record
+
+CONFIG = RunConfig.model_validate(
+    {
+        "learner": {"steps": 2, "groups_per_step": 2},
+        "shaping": {"rule": "none", "launch": 3, "keep": 3},
+        "staleness": {"max_staleness": 1},
+    }
+)
+
+
+def ending(group_id: int, index: int, step: int | None, oldest: int = 0, newest: int | None = None) -> SampleEnded:
+    fate = "filtered" if step is None else "trained"
+    newest = oldest if newest is None else newest
+    return SampleEnded(sample_id_of(group_id, index), fate, "why", 10, oldest, newest, step, 1.0)
+
+
+def good_records() -> list[AnyRecord]:
+    """Two steps of two groups of three samples, and one group that was dropped."""
+    records: list[AnyRecord] = []
+    for group_id in range(4):
+        step = group_id // 2
+        records += [GroupOpened(group_id, group_id + 50, "train", 3, step, group_id), GroupShipped(group_id, step)]
+        records += [ending(group_id, index, step, oldest=step) for index in range(3)]
+    records += [GroupOpened(4, 60, "train", 3, 1, 4), GroupDropped(4, "few"), VersionSeen(1)]
+    return records + [ending(4, index, None) for index in range(3)]
+
+
+def findings(
+    records: list[AnyRecord], *, is_over: bool = True, num_steps: int | None = 2
+) -> dict[str, tuple[int, ...]]:
+    found = audit(Books.of(records), CONFIG, is_over=is_over, num_steps=num_steps)
+    return {finding.rule: finding.ids for finding in found}
+
+
+def test_books_in_order_pass() -> None:
+    assert findings(good_records()) == {}
+
+
+def first(records: list[AnyRecord], kind: type, **values: int) -> int:
+    """The place of the first record of a kind with these values."""
+    return next(
+        place
+        for place, record in enumerate(records)
+        if isinstance(record, kind) and all(getattr(record, name) == value for name, value in values.items())
+    )
+
+
+def changed(records: list[AnyRecord], sample_id: int, **values: object) -> list[AnyRecord]:
+    place = first(records, SampleEnded, sample_id=sample_id)
+    return [*records[:place], msgspec.structs.replace(records[place], **values), *records[place + 1 :]]
+
+
+SAMPLE = sample_id_of(2, 1)  # trained at step 1, of version 1
+
+CRIMES: dict[str, tuple[Callable[[list[AnyRecord]], list[AnyRecord]], dict[str, tuple[int, ...]]]] = {
+    "a sample is lost": (
+        lambda records: [r for r in records if not (isinstance(r, SampleEnded) and r.sample_id == sample_id_of(4, 0))],
+        {"samples that never ended": (sample_id_of(4, 0),)},
+    ),
+    "a sample ends twice": (
+        lambda records: [*records, ending(4, 2, None)],
+        {"samples that ended more than once": (sample_id_of(4, 2),)},
+    ),
+    "a sample is trained twice": (
+        lambda records: [*records, ending(2, 1, 1, oldest=1)],
+        {"samples that ended more than once": (SAMPLE,), "steps that did not take 6 samples": (1,)},
+    ),
+    "a sample comes from nowhere": (
+        lambda records: [*records, ending(9, 0, None)],
+        {"samples that ended and were never drawn": (sample_id_of(9, 0),)},
+    ),
+    "a token is too old": (
+        lambda records: changed(records, SAMPLE, oldest_version=-1),
+        {
+            "samples trained with a token more than 1 versions old": (SAMPLE,),
+            "samples decoded under a version older than the floor of their group": (SAMPLE,),
+        },
+    ),
+    "a generator had not the version it was said to have": (
+        lambda records: changed(records, SAMPLE, oldest_version=0),
+        {"samples decoded under a version older than the floor of their group": (SAMPLE,)},
+    ),
+    "a token comes from the future": (
+        lambda records: changed(records, SAMPLE, newest_version=2),
+        {"samples trained before their tokens can have been decoded": (SAMPLE,)},
+    ),
+    "a sample is trained at another step": (
+        lambda records: changed(records, SAMPLE, step=0, oldest_version=1),
+        {
+            "samples trained at another step than their group was shipped for": (SAMPLE,),
+            "samples trained before their tokens can have been decoded": (SAMPLE,),
+            "steps that did not take 6 samples": (0, 1),
+        },
+    ),
+    "a sample is trained without tokens": (
+        lambda records: changed(records, SAMPLE, oldest_version=None, newest_version=None),
+        {"samples trained without a step or without tokens": (SAMPLE,)},
+    ),
+    "a group is shipped twice": (
+        lambda records: [*records, GroupShipped(3, 1)],
+        {
+            "groups shipped more than once": (3,),
+            "samples trained at another step than their group was shipped for": tuple(
+                sample_id_of(3, index) for index in range(3)
+            ),
+        },
+    ),
+    "a group is shipped and dropped": (
+        lambda records: [*records, GroupDropped(0, "why")],
+        {"groups shipped and dropped": (0,)},
+    ),
+    "a group is opened twice": (
+        lambda records: [*records, GroupOpened(4, 61, "train", 3, 1, 4)],
+        {"groups opened twice": (4,)},
+    ),
+}
+
+
+@pytest.mark.parametrize("crime", CRIMES)
+def test_each_crime_is_found_with_the_ids(crime: str) -> None:
+    commit, expected = CRIMES[crime]
+    assert findings(commit(good_records())) == expected
+
+
+def test_a_live_run_may_have_samples_that_go_on_and_steps_that_are_not_full() -> None:
+    records = good_records()[:4]
+    assert findings(records, is_over=False, num_steps=None) == {}
+    assert list(findings(records, is_over=True, num_steps=None)) == ["samples that never ended"]
+
+
+@given(st.data())
+def test_a_ledger_that_lacks_any_ending_is_never_clean(data: st.DataObject) -> None:
+    records = good_records()
+    endings = [place for place, record in enumerate(records) if isinstance(record, SampleEnded)]
+    gone = set(data.draw(st.lists(st.sampled_from(endings), min_size=1, max_size=8)))
+    missing = tuple(sorted(records[place].sample_id for place in gone))  # type: ignore[union-attr]
+    left = [record for place, record in enumerate(records) if place not in gone]
+    assert findings(left)["samples that never ended"] == missing
+
+
+# --- a run directory -------------------------------------------------------------------------------------------
+
+
+def run_dir_of(tmp_path: Path, records: list[AnyRecord], status: str = "finished") -> Path:
+    (tmp_path / "config.yaml").write_text(
+        "learner: {steps: 2, groups_per_step: 2}\nshaping: {rule: none, launch: 3, keep: 3}\n"
+        "staleness: {max_staleness: 1}\n"
+    )
+    write_record(tmp_path, RunRecord(status, "why", 0.0, 1.0, 1))  # type: ignore[arg-type]
+    ledger = LedgerWriter(tmp_path / "ledger.msgpack")
+    ledger.append(records)
+    ledger.close()
+    return tmp_path
+
+
+def test_the_verb_says_so_and_ends_with_0_where_nothing_is_wrong(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["audit", str(run_dir_of(tmp_path, good_records()))])
+    assert result.exit_code == 0, result.output
+    assert "15 samples in 5 groups were drawn, 15 have ended, 12 of them trained" in " ".join(result.output.split())
+    assert "nothing is lost" in result.output
+
+
+def test_the_verb_ends_with_1_and_the_ids_where_something_is(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["audit", str(run_dir_of(tmp_path, good_records()[:-1]))])
+    assert result.exit_code == 1
+    assert f"1 samples that never ended: {sample_id_of(4, 2)}" in result.output
+    result = CliRunner().invoke(app, ["audit", "--json", str(tmp_path)])
+    assert result.exit_code == 1
+    assert msgspec.json.decode(result.output)["findings"] == [
+        {"rule": "samples that never ended", "ids": [sample_id_of(4, 2)]}
+    ]
+
+
+def test_a_torn_tail_is_no_record(tmp_path: Path) -> None:
+    run_dir = run_dir_of(tmp_path, good_records())
+    with (run_dir / "ledger.msgpack").open("ab") as file:
+        file.write(msgspec.msgpack.encode(ending(4, 2, None))[:-3])
+    assert CliRunner().invoke(app, ["audit", str(run_dir)]).exit_code == 0
+
+
+@pytest.mark.parametrize("damage", ["no directory", "no ledger", "not a ledger"])
+def test_what_cannot_be_audited_is_bad_input(tmp_path: Path, damage: str) -> None:
+    run_dir = run_dir_of(tmp_path, good_records())
+    match damage:
+        case "no directory":
+            run_dir = tmp_path / "nowhere"
+        case "no ledger":
+            (run_dir / "ledger.msgpack").unlink()
+        case "not a ledger":
+            (run_dir / "ledger.msgpack").write_bytes(msgspec.msgpack.encode({"type": "Poem"}))
+    result = CliRunner().invoke(app, ["audit", str(run_dir)])
+    assert result.exit_code == 2
+    assert str(run_dir) in result.output.replace("\n", "")

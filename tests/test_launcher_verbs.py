@@ -1,0 +1,161 @@
+"""Requests over the Unix socket of a run, and the verbs that need no live run."""
+
+import asyncio
+import json
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from darts_async.config import RunConfig
+from launcher.cli import app
+from launcher.cluster import load_config
+from launcher.logs import LogTail
+from launcher.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
+from launcher.rundir import RunRecord, write_record
+from launcher.service import MAX_REQUEST_BYTES, SOCKET_FILE, NotRunningError, ask, serving_requests
+
+
+def echo(request: Request) -> Reply:
+    return Done(repr(request))
+
+
+@pytest.mark.parametrize("depth", [0, 9], ids=["short path", "longer than a socket's address"])
+async def test_a_request_is_answered_and_the_socket_goes_with_the_server(tmp_path: Path, depth: int) -> None:
+    run_dir = tmp_path.joinpath(*["a-directory-of-some-length"] * depth)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    num_descriptors = len(os.listdir("/proc/self/fd"))
+    async with serving_requests(run_dir, echo):
+        for request in (GetStatus(), RestartProcess("generator/0"), StopRun("why")):
+            assert await asyncio.to_thread(ask, run_dir, request) == Done(repr(request))
+        assert stat.S_ISSOCK((run_dir / SOCKET_FILE).stat().st_mode)
+    assert not (run_dir / SOCKET_FILE).exists()
+    with pytest.raises(NotRunningError, match="no launcher is running in"):
+        ask(run_dir, GetStatus())
+    assert len(os.listdir("/proc/self/fd")) == num_descriptors
+
+
+async def test_a_socket_that_a_killed_launcher_left_is_nobody_and_does_not_bar_the_next(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / SOCKET_FILE))
+    with pytest.raises(NotRunningError, match="no launcher is running in"):
+        ask(tmp_path, GetStatus())
+    async with serving_requests(tmp_path, echo):
+        assert await asyncio.to_thread(ask, tmp_path, GetStatus()) == Done("GetStatus()")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n",
+        b"[]\n",
+        b'{"type": "Reboot"}\n',
+        b'{"type": "GetStatus", "more": 1}\n',
+        b"\xff\n",
+        b"x" * MAX_REQUEST_BYTES * 3,
+    ],
+    ids=["empty", "a list", "unknown", "more", "no text", "too long"],
+)
+async def test_what_is_not_a_request_is_refused_and_harms_nobody(tmp_path: Path, line: bytes) -> None:
+    async with serving_requests(tmp_path, echo):
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / SOCKET_FILE))
+        writer.write(line)
+        async with asyncio.timeout(10):
+            reply = json.loads(await reader.readline())
+        assert reply["type"] == "Refused"
+        writer.close()
+        assert await asyncio.to_thread(ask, tmp_path, GetStatus()) == Done("GetStatus()")
+
+
+async def test_a_refusal_reaches_who_asked(tmp_path: Path) -> None:
+    async with serving_requests(tmp_path, lambda request: Refused("no")):
+        assert await asyncio.to_thread(ask, tmp_path, GetStatus()) == Refused("no")
+
+
+# --- the newest live run ---------------------------------------------------------------------------------------
+
+
+def run_dir_of(runs_dir: Path, name: str, status: str, started_at_s: float) -> Path:
+    run_dir = runs_dir / name
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text("name: a\n")
+    write_record(run_dir, RunRecord(status, "why", started_at_s, None, 1))  # type: ignore[arg-type]
+    return run_dir
+
+
+async def test_the_newest_run_that_is_live_is_meant(tmp_path: Path) -> None:
+    older = run_dir_of(tmp_path, "older", "running", 1.0)
+    newer = run_dir_of(tmp_path, "newer", "running", 2.0)
+    run_dir_of(tmp_path, "killed", "running", 3.0)
+    run_dir_of(tmp_path, "over", "finished", 4.0)
+    arguments = ["down", "--runs-dir", str(tmp_path), "--timeout", "0"]
+    heard: list[str] = []
+
+    def hear(name: str) -> Done:
+        heard.append(name)
+        return Done("")
+
+    async with serving_requests(older, lambda _: hear("older")):
+        async with serving_requests(newer, lambda _: hear("newer")):
+            result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+        assert "newer has not ended within 0 s" in result.output.replace("\n", "")
+        assert (result.exit_code, set(heard)) == (1, {"newer"})
+        await asyncio.to_thread(CliRunner().invoke, app, arguments)
+        assert heard[-1] == "older"
+
+
+@pytest.mark.parametrize("verb", [["restart", "generator/0"], ["down"], ["status"], ["logs", "shaper"]])
+def test_a_verb_without_a_live_run_is_bad_input(tmp_path: Path, verb: list[str]) -> None:
+    over = run_dir_of(tmp_path, "over", "finished", 4.0)
+    (over / "plan.json").write_text('{"processes": [], "links": []}')
+    result = CliRunner().invoke(app, [*verb, "--runs-dir", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "no run is live in" in result.output
+    result = CliRunner().invoke(app, [*verb, str(tmp_path / "nowhere")])
+    assert result.exit_code == 2
+    assert "is not a run directory" in result.output.replace("\n", " ")
+
+
+def test_a_run_whose_launcher_was_killed_is_named_so(tmp_path: Path) -> None:
+    killed = run_dir_of(tmp_path, "killed", "running", 3.0)
+    for verb in (["down", str(killed)], ["status", str(killed)]):
+        result = CliRunner().invoke(app, verb)
+        assert (result.exit_code, "it was killed" in " ".join(result.output.split())) == (2, True)
+
+
+# --- logs and init ---------------------------------------------------------------------------------------------
+
+
+def test_a_tail_gives_whole_lines_once_however_they_come(tmp_path: Path) -> None:
+    path = tmp_path / "generator-0.jsonl"
+    tail = LogTail(path, "generator/0")
+    assert list(tail.new_lines()) == []
+    path.write_text('{"level": "info", "event": "begun", "x": 1}\nTrace')
+    assert list(tail.new_lines()) == ["generator/0  info begun x=1"]
+    with path.open("a") as file:
+        file.write("back\n\nend\n")
+    assert list(tail.new_lines()) == ["generator/0  Traceback", "generator/0  end"]
+    assert list(tail.new_lines()) == []
+    assert LogTail(path, "a").skip_to_last(1) == ["a  end"]
+    assert LogTail(path, "a").skip_to_last(0) == []
+
+
+def test_init_writes_a_file_that_says_what_would_be_without_it(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    assert CliRunner().invoke(app, ["init", str(file)]).exit_code == 0
+    assert load_config(file) == RunConfig()
+    text = file.read_text()
+    for meaning in ("Seeds prompts, sampling and selection", "`on_failure`: one that leaves", "median_tokens"):
+        assert meaning in " ".join(text.replace("#", "").split()), meaning
+    assert CliRunner().invoke(app, ["validate", str(file)]).exit_code == 0
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("mine")
+    result = CliRunner().invoke(app, ["init", str(file)])
+    assert (result.exit_code, file.read_text()) == (2, "mine")
+    assert "exists" in result.output
