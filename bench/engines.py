@@ -1,19 +1,25 @@
-"""How fast does the embedded engine decode, and how does that compare with transformers' continuous batching?
+"""How fast do the engines decode, how does transformers' continuous batching compare, and how soon is a cancel done?
 
     python -m bench.engines [--model DIR] [--repeats N] [--new-tokens N]
 
-Both decode the same prompts to the same length with log-probabilities, in one process with one thread, in turn; the
-table shows medians over the repeats. The library's speed depends on how its cache is sized: it is measured with each
-of `MANAGER_SIZES`, and the best counts. Its managers are started and warmed up before the clock runs. Without --model
-the weights are random, of the size of the quickstart's model.
+All decode the same prompts to the same length with log-probabilities, in turn; the table shows medians over the
+repeats. The embedded engine and the library run in this process with one thread; vLLM, which is left out where it is
+not installed, has a process of its own beside it. The library's speed depends on how its cache is sized: it is measured
+with each of `MANAGER_SIZES`, and the best counts. Everything is started and warmed up before the clock runs. Without
+--model the weights are random, of the size of the quickstart's model.
 """
 
 import argparse
 import asyncio
+import copy
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from statistics import median
+from pathlib import Path
+from statistics import median, quantiles
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +28,10 @@ import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, Qwen3Config
 
+from darts_async.config import VllmConfig
 from darts_async.generator.embedded import EmbeddedEngine
+from darts_async.generator.engine import Engine
+from darts_async.generator.vllm.installed import find_vllm
 from darts_async.protocol import Generate, SamplingParams, sample_id_of
 
 CONCURRENCY: Final = (1, 16, 64, 128)
@@ -31,12 +40,15 @@ RESULT_DEADLINE_S: Final = 120.0
 MAX_PROMPT_TOKENS: Final = 30
 MANAGER_SIZES: Final = ((32, 2048), (128, 512))
 """Tokens in a page of the cache, and tokens in a batch at most."""
+CANCEL_CONCURRENCY: Final = 64
+NUM_CANCELS: Final = 200
+CANCEL_NEW_TOKENS: Final = 900
 
 Run = Callable[[], int]
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory of a model; random weights without it")
     parser.add_argument("--repeats", type=int, default=5)
@@ -44,31 +56,125 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {arguments.new_tokens} new tokens each")
-    print("| concurrent | embedded, tokens/s | transformers (best sizing), tokens/s | ratio |\n|---|---|---|---|")
-    for num_samples in CONCURRENCY:
-        ours, theirs = measure(arguments.model, num_samples, arguments.new_tokens, arguments.repeats)
-        print(f"| {num_samples} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.1f} |", flush=True)
-
-
-def measure(model_path: str | None, num_samples: int, new_tokens: int, repeats: int) -> tuple[float, float]:
-    """Median tokens per second of the embedded engine and of transformers' best-sized manager, measured in turn."""
-    prompts = make_prompts(num_samples)
-    managers = [start_manager(load_model(model_path), num_samples, new_tokens, *size) for size in MANAGER_SIZES]
-    engine = EmbeddedEngine(
-        load_model(model_path), num_slots=num_samples, max_context_tokens=new_tokens + 32, eos_token_ids=()
-    )
+    vllm = find_vllm()
+    named = "vLLM is not installed and left out" if vllm is None else f"{vllm.name} {vllm.version}"
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {named}")
+    model = load_model(arguments.model)
     with asyncio.Runner() as runner:
-        runs: list[Run] = [lambda: runner.run(run_engine(engine, prompts, new_tokens))]
-        runs += [partial(run_manager, manager, prompts) for manager in managers]
-        for run in runs:
-            run()
-        speeds = [[tokens_per_s(run) for run in runs] for _ in range(repeats)]
-        runner.run(engine.close())
+        engine = None if vllm is None else runner.run(load_vllm(model))
+        speed_table(runner, model, engine, arguments.new_tokens, arguments.repeats)
+        runner.run(cancel_table(model, engine))
+        if engine is not None:
+            runner.run(engine.close())
+
+
+def speed_table(runner: asyncio.Runner, model: Any, vllm: Engine | None, new_tokens: int, repeats: int) -> None:
+    """Tokens per second."""
+    print(f"{new_tokens} new tokens each\n")
+    print(
+        "| concurrent | embedded, tokens/s | vLLM, tokens/s | transformers (best sizing), tokens/s |\n|---|---|---|---|"
+    )
+    for num_samples in CONCURRENCY:
+        ours, vllms, theirs = measure(runner, model, vllm, num_samples, new_tokens, repeats)
+        shown = "-" if vllms is None else f"{vllms:,.0f}"
+        print(f"| {num_samples} | {ours:,.0f} | {shown} | {theirs:,.0f} |", flush=True)
+
+
+def measure(
+    runner: asyncio.Runner, model: Any, vllm: Engine | None, num_samples: int, new_tokens: int, repeats: int
+) -> tuple[float, float | None, float]:
+    """Median tokens per second of the embedded engine, vLLM and transformers' best-sized manager, measured in turn."""
+    prompts = make_prompts(num_samples)
+    managers = [start_manager(copy.deepcopy(model), num_samples, new_tokens, *size) for size in MANAGER_SIZES]
+    embedded = load_embedded(model, num_samples, new_tokens + 32)
+    engines: list[Engine] = [embedded] if vllm is None else [embedded, vllm]
+    runs: list[Run] = [partial(run_in, runner, engine, prompts, new_tokens) for engine in engines]
+    runs += [partial(run_manager, manager, prompts) for manager in managers]
+    for run in runs:
+        run()
+    speeds = [[tokens_per_s(run) for run in runs] for _ in range(repeats)]
+    runner.run(embedded.close())
     for manager in managers:
         manager.stop(block=True, timeout=RESULT_DEADLINE_S)
-    ours, *theirs = (median(column) for column in zip(*speeds, strict=True))
-    return ours, max(theirs)
+    medians = [median(column) for column in zip(*speeds, strict=True)]
+    return medians[0], None if vllm is None else medians[1], max(medians[len(engines) :])
+
+
+async def cancel_table(model: Any, vllm: Any) -> None:
+    """From the cancel to the events that acknowledge it, with `CANCEL_CONCURRENCY` samples in flight."""
+    print(f"\n| cancel, {CANCEL_CONCURRENCY} in flight | p50, ms | p99, ms | a step, p50, ms |\n|---|---|---|---|")
+    embedded = load_embedded(model, CANCEL_CONCURRENCY, CANCEL_NEW_TOKENS + 32)
+    show("embedded", *await cancel_latencies(embedded))
+    await embedded.close()
+    if vllm is not None:
+        show("vLLM", *await cancel_latencies(vllm))
+        show("vLLM, paused", await paused_cancel_latencies(vllm), [])
+
+
+def show(name: str, latencies_s: list[float], steps_s: list[float]) -> None:
+    """One row."""
+    p50, p99 = (quantiles(latencies_s, n=100)[place] * 1000 for place in (49, 98))
+    step = f"{median(steps_s) * 1000:.1f}" if steps_s else "-"
+    print(f"| {name} | {p50:.1f} | {p99:.1f} | {step} |", flush=True)
+
+
+async def cancel_latencies(engine: Engine) -> tuple[list[float], list[float]]:
+    """Seconds until each of many cancels was acknowledged, and of a step without one. A new sample takes each place."""
+    next_id = 0
+    latencies_s: list[float] = []
+    steps_s: list[float] = []
+    while len(latencies_s) < NUM_CANCELS:
+        while engine.num_unfinished < CANCEL_CONCURRENCY:
+            engine.start(endless_request(next_id))
+            next_id += 1
+        for _ in range(3):
+            start_s = time.perf_counter()
+            await engine.step()
+            steps_s.append(time.perf_counter() - start_s)
+        latencies_s.append(await cancel(engine, next_id - CANCEL_CONCURRENCY // 2))
+    await cancel_all(engine, next_id)
+    return latencies_s, steps_s
+
+
+async def paused_cancel_latencies(vllm: Any) -> list[float]:
+    """The same while vLLM stands still; every pause sees four of them."""
+    next_id = 0
+    latencies_s: list[float] = []
+    while len(latencies_s) < NUM_CANCELS:
+        while vllm.num_unfinished < CANCEL_CONCURRENCY:
+            vllm.start(endless_request(next_id))
+            next_id += 1
+        for _ in range(3):
+            await vllm.step()
+        async with vllm.paused():
+            vllm.take()
+            latencies_s += [await cancel(vllm, next_id - CANCEL_CONCURRENCY // 2 - place) for place in range(4)]
+    await cancel_all(vllm, next_id)
+    return latencies_s
+
+
+async def cancel(engine: Engine, sample_id: int) -> float:
+    """Seconds until a cancel was acknowledged; nothing is measured of a sample that had left before."""
+    start_s = time.perf_counter()
+    engine.cancel(sample_id)
+    events = await engine.step()
+    assert [end.sample_id for end in events.ended] == [sample_id]
+    return time.perf_counter() - start_s
+
+
+async def cancel_all(engine: Engine, num_ids: int) -> None:
+    """Leave the engine empty."""
+    for sample_id in range(num_ids):
+        engine.cancel(sample_id)
+    while engine.num_unfinished:
+        await engine.step()
+
+
+def endless_request(sample_id: int) -> Generate:
+    """A sample that does not end by itself while it is measured."""
+    prompt = np.array([5, 6, 7, 8], np.int32)
+    sampling = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=CANCEL_NEW_TOKENS)
+    return Generate(sample_id, prompt, np.empty(0, np.int32), seed=sample_id, sampling=sampling)
 
 
 def tokens_per_s(run: Run) -> float:
@@ -87,6 +193,28 @@ def make_prompts(num_samples: int) -> list[NDArray[np.int32]]:
     return prompts
 
 
+def load_embedded(model: Any, num_slots: int, max_context_tokens: int) -> EmbeddedEngine:
+    """A copy is taken over. No token ends a response, here and in `load_vllm`."""
+    return EmbeddedEngine(
+        copy.deepcopy(model), num_slots=num_slots, max_context_tokens=max_context_tokens, eos_token_ids=()
+    )
+
+
+async def load_vllm(model: Any) -> Any:
+    """vLLM with as many slots as are ever needed."""
+    from darts_async.generator.vllm.engine import VllmEngine
+    from darts_async.generator.vllm.startup import start_vllm
+
+    thread = ThreadPoolExecutor(max_workers=1)
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(Path(directory))
+        started = await asyncio.to_thread(
+            start_vllm, thread, directory, VllmConfig(), dtype="float32", num_slots=max(CONCURRENCY),
+            max_context_tokens=CANCEL_NEW_TOKENS + 32, seed=0,
+        )  # fmt: skip
+    return VllmEngine(replace(started, eos_token_ids=()), thread, step_deadline_s=RESULT_DEADLINE_S)
+
+
 def load_model(model_path: str | None) -> Any:
     """The model to measure, or one of the quickstart's size with random weights."""
     if model_path is not None:
@@ -102,11 +230,17 @@ def load_model(model_path: str | None) -> Any:
         intermediate_size=256,
         tie_word_embeddings=True,
         max_position_embeddings=1024,
+        eos_token_id=1,
     )
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-async def run_engine(engine: EmbeddedEngine, prompts: list[NDArray[np.int32]], new_tokens: int) -> int:
+def run_in(runner: asyncio.Runner, engine: Engine, prompts: list[NDArray[np.int32]], new_tokens: int) -> int:
+    """`run_engine` on this loop."""
+    return runner.run(run_engine(engine, prompts, new_tokens))
+
+
+async def run_engine(engine: Engine, prompts: list[NDArray[np.int32]], new_tokens: int) -> int:
     """Decode all prompts to the full length; the number of tokens."""
     before = engine.num_tokens_decoded
     sampling = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=new_tokens)

@@ -1,6 +1,6 @@
 """How long does an update take, against a bare torch.distributed broadcast of the same buckets?
 
-    python bench/weights.py [--megabytes 1 100] [--receivers 1 2] [--repeats 7]
+    python -m bench.weights [--megabytes 1 100] [--receivers 1 2] [--repeats 7]
 
 Learner and receivers are processes on one machine, linked by gloo over loopback; control messages go through
 pipes. Both measurements run in the same processes, one after the other. `bare` is the broadcast alone into
@@ -34,6 +34,8 @@ from darts_async.transport.codec import MessageCodec
 from darts_async.weights.plan import layout_of, manifest_of
 from darts_async.weights.publish import Publisher, PublishReport
 from darts_async.weights.receive import Receiver
+from darts_async.weights.source import LiveTensors
+from darts_async.weights.transfer import LocalTransfer
 
 HOST = "127.0.0.1"
 MEGABYTE = 1 << 20
@@ -114,13 +116,13 @@ async def receive() -> None:
         write(sys.stdout.buffer, TO_LEARNER, message)
         sys.stdout.buffer.flush()
 
-    receiver = Receiver(HOST, send, apply)
-    applying = asyncio.create_task(receiver.run(), name="apply")
-    receiver.join()
-    await pump(reader, TO_LEARNER, receiver.handle)
-    applying.cancel()
-    await asyncio.wait({applying})
-    await receiver.close()
+    receiver = Receiver(send, LocalTransfer(HOST, apply))
+    async with asyncio.TaskGroup() as tasks:
+        await receiver.open(tasks)
+        receiver.join()
+        await pump(reader, TO_LEARNER, receiver.handle)
+        await receiver.close()
+        sys.exit()  # and with it the task that applies
 
 
 # --- the learner -------------------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ async def publish_repeatedly(
             assert child.stdout is not None
             tasks.create_task(pump(child.stdout, TO_MEMBER, partial(handle, name)), name=f"read {name}")
         await asyncio.wait_for(all_joined.wait(), timeout=60)
-        reports = [await publisher.publish(version, model.items()) for version in range(repeats + 1)]
+        reports = [await publisher.publish(version, LiveTensors(model.items())) for version in range(repeats + 1)]
         await publisher.close()
         for child in children.values():
             assert child.stdin is not None

@@ -49,9 +49,20 @@ class StalenessError(DartsError):
     """A token older than `max_staleness` was about to enter a gradient."""
 
 
+class TrainingError(DartsError):
+    """Training cannot go on: losses or gradients are not finite, step after step."""
+
+
 class CheckpointError(DartsError):
     """A checkpoint is missing, torn, or of another model."""
 
 
 class ProcessDiedError(DartsError):
     """A process of the run ended when it should not have."""
+
+
+PERMANENT_ERRORS = (ConfigError, DataError, ModelError, RewardError)
+"""Mistakes in what the run was given: a process that was started again would end by the same one."""
+
+PERMANENT_EXIT_CODE = 78
+"""Exit code of a process that ends by one of them (EX_CONFIG of sysexits.h)."""

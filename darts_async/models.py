@@ -6,6 +6,7 @@ cannot end up with different directories.
 
 from pathlib import Path
 
+import msgspec
 from tokenizers import Tokenizer
 
 from darts_async.errors import ModelError
@@ -59,6 +60,32 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def stop_token_ids(model_dir: Path) -> frozenset[int]:
+    """The end-of-sequence tokens of a model, as its `generation_config.json` or else its `config.json` names them;
+    empty if neither does.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    for name in ("generation_config.json", "config.json"):
+        file = model_dir / name
+        if not file.is_file():
+            continue
+        try:
+            ids = msgspec.json.decode(file.read_bytes(), type=_StopTokens).eos_token_id
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ModelError(f"{file} cannot be read: {error}") from error
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
+
+
+class _StopTokens(msgspec.Struct):
+    """What is read of a model's configuration."""
+
+    eos_token_id: int | list[int] | None = None
 
 
 def _checked_directory(directory: Path, what: str) -> Path:

@@ -1,17 +1,21 @@
 """Every message that crosses a process boundary: one union per direction of a link.
 
-             Greet, Generate, Cancel         Greet, Score             Greet, TrainGroup
+             Greet, Generate, Cancel         Greet, Score             Greet, TrainGroup, ShaperSnapshot
  prompts -> SHAPER ---------> GENERATOR x N    SHAPER -------> REWARD x M    SHAPER -------> LEARNER
               ^    <---------                         <-------                      <-------
               |    GeneratorReady, TokensDecoded,     RewardReady,                  LearnerReady,
               |    SampleFinished, SampleCancelled,   SampleScored,                 GroupsCommitted,
-              |    SampleRejected, WeightsApplied     ScoreFailed                   VersionPublished
+              |    SampleRejected, WeightsApplied     ScoreFailed                   VersionPublished, VersionSaved
 
- LEARNER -> GENERATOR  EpochFormed, StoreValue, UpdateOffered, UpdateCommitted, UpdateAborted
- GENERATOR -> LEARNER  MemberJoined, StoreValue, UpdateReady, UpdateStaged, UpdateApplied, UpdateFailed
+ LEARNER rank 0 -> OTHER RANKS  StoreValue, Prepare, TrainGroup, FinishStep, SaveCheckpoint, GatherWeights, Dismiss
+ OTHER RANKS -> LEARNER rank 0  StoreValue, RankReady, StepTallied, PartSaved
+
+ LEARNER -> GENERATOR  EpochFormed, StoreValue, UpdateOffered, UpdateCommitted, UpdateAborted, ProbeWeights, WeightsRefused
+ GENERATOR -> LEARNER  MemberJoined, StoreValue, UpdateReady, UpdateStaged, UpdateApplied, UpdateFailed, ProbeMeasured
+ GENERATOR <-> its engine's WORKERS  the same about the broadcast group, worker by worker
 
  every process -> LAUNCHER  ProcessStatus, StepCompleted, RunFinished
- LAUNCHER -> every process  Shutdown
+ LAUNCHER -> every process  Shutdown, ProcessEnded
 
 Commands are verbs, events are past tense. Messages are frozen and tagged; arrays travel as raw buffer frames
 beside the MessagePack header (see `transport`), so an array field costs no per-element work. The element type
@@ -122,9 +126,10 @@ class TokensDecoded(Message, frozen=True):
     def __post_init__(self) -> None:
         if len(self.sample_ids) != len(self.num_tokens):
             raise ValueError(f"{len(self.sample_ids)} sample ids but {len(self.num_tokens)} token counts")
-        if len(self.num_tokens) and int(self.num_tokens.min()) < 1:
+        counts = self.num_tokens.tolist()  # few of them: faster than reductions of an array
+        if min(counts, default=1) < 1:
             raise ValueError("a token count below 1")
-        total = int(self.num_tokens.sum())
+        total = sum(counts)
         if not total == len(self.token_ids) == len(self.logprobs):
             raise ValueError(f"counts sum to {total}, {len(self.token_ids)} tokens, {len(self.logprobs)} logprobs")
 
@@ -244,8 +249,23 @@ class VersionPublished(Message, frozen=True):
     policy_version: int
 
 
-ShaperToLearner = Greet | TrainGroup
-LearnerToShaper = LearnerReady | GroupsCommitted | VersionPublished
+class VersionSaved(Message, frozen=True):
+    """A checkpoint of `policy_version` is on the disk: what the steps before it have consumed is never asked for again,
+    whatever happens to the learner."""
+
+    policy_version: int
+
+
+class ShaperSnapshot(Message, frozen=True):
+    """What the shaper knows when the step that makes `policy_version` is committed, for the checkpoint of that version.
+    The learner keeps it unread."""
+
+    policy_version: int
+    state: bytes
+
+
+ShaperToLearner = Greet | TrainGroup | ShaperSnapshot
+LearnerToShaper = LearnerReady | GroupsCommitted | VersionPublished | VersionSaved
 
 
 # --- learner <-> generator: weights --------------------------------------------------------------------------
@@ -267,10 +287,10 @@ class WeightManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EpochFormed(Message, frozen=True):
-    """The receiver is rank `rank` of a broadcast group of `world_size` (the learner is rank 0)."""
+    """The receiver's ranks in a broadcast group of `world_size` begin with `first_rank` (the learner is rank 0)."""
 
     epoch: int
-    rank: int
+    first_rank: int
     world_size: int
     backend: Literal["gloo", "nccl"]
     interface: str  # address that the collective's own sockets bind to
@@ -310,13 +330,47 @@ class UpdateAborted(Message, frozen=True):
     reason: str
 
 
-LearnerToGenerator = Greet | EpochFormed | StoreValue | UpdateOffered | UpdateCommitted | UpdateAborted
+class ProbeWeights(Message, frozen=True):
+    """Draw a token behind each of these prompts under `policy_version`, if that is in use. Answered by `ProbeMeasured`."""
+
+    policy_version: int
+    prompt_tokens: NDArray[np.int32]  # [num_prompts * prompt_length]
+    prompt_length: int
+
+    def __post_init__(self) -> None:
+        if self.prompt_length < 1 or len(self.prompt_tokens) % self.prompt_length:
+            raise ValueError(f"{len(self.prompt_tokens)} tokens are no prompts of {self.prompt_length}")
+
+
+class WeightsRefused(Message, frozen=True):
+    """What this generator decodes with is not `policy_version`, whatever it was sent: it must not go on."""
+
+    policy_version: int
+    reason: str
+
+
+LearnerToGenerator = (
+    Greet
+    | EpochFormed
+    | StoreValue
+    | UpdateOffered
+    | UpdateCommitted
+    | UpdateAborted
+    | ProbeWeights
+    | WeightsRefused
+)
 
 
 class MemberJoined(Message, frozen=True):
-    """A generator asks to be a member of the next epoch. `policy_version` is what it holds, -1 for nothing."""
+    """A generator asks to be a member of the next epoch. `policy_version` is what it holds, -1 for nothing. Each of its
+    workers that receives weights is a rank of the group."""
 
     policy_version: int
+    num_ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_ranks < 1:
+            raise ValueError(f"a member of {self.num_ranks} ranks")
 
 
 class UpdateReady(Message, frozen=True):
@@ -350,7 +404,94 @@ class UpdateFailed(Message, frozen=True):
     error: str
 
 
-GeneratorToLearner = MemberJoined | StoreValue | UpdateReady | UpdateStaged | UpdateApplied | UpdateFailed
+class ProbeMeasured(Message, frozen=True):
+    """The tokens drawn behind the prompts of `ProbeWeights`, and their log-probabilities at temperature 1. Empty: the
+    generator could not tell, because it uses another version by now, or does not take such prompts."""
+
+    policy_version: int
+    token_ids: NDArray[np.int32]  # [num_prompts]
+    logprobs: NDArray[np.float32]  # [num_prompts]
+
+
+GeneratorToLearner = (
+    MemberJoined | StoreValue | UpdateReady | UpdateStaged | UpdateApplied | UpdateFailed | ProbeMeasured
+)
+
+
+# --- generator <-> the workers of its engine -----------------------------------------------------------------
+
+
+class WorkerConnected(Message, frozen=True):
+    """A worker's first word: which of the generator's ranks it is. Then it is told what the learner says of its group,
+    and says what came of it."""
+
+    rank: int  # from 0
+
+
+GeneratorToWorker = EpochFormed | StoreValue | UpdateOffered | UpdateCommitted | UpdateAborted
+WorkerToGenerator = WorkerConnected | StoreValue | UpdateReady | UpdateStaged | UpdateFailed
+
+
+# --- learner's rank 0 <-> its other ranks --------------------------------------------------------------------
+
+
+class Prepare(Message, frozen=True):
+    """Load the model, join the process group, and continue from a checkpoint of the run if one is named."""
+
+    epoch: int  # of the rendezvous
+    checkpoint: str  # name of its directory, empty for none
+
+
+class FinishStep(Message, frozen=True):
+    """The groups so far make `step`. Answered by `StepTallied`."""
+
+    step: int
+
+
+class SaveCheckpoint(Message, frozen=True):
+    """Write this rank's part of the checkpoint of `policy_version` into the directory that rank 0 has made."""
+
+    policy_version: int
+
+
+class GatherWeights(Message, frozen=True):
+    """Send rank 0 this rank's rows of every parameter of `policy_version`: those in use, or those being saved."""
+
+    policy_version: int
+    of_checkpoint: bool
+
+
+class Dismiss(Message, frozen=True):
+    """Nothing more is to be done."""
+
+
+LeaderToRank = StoreValue | Prepare | TrainGroup | FinishStep | SaveCheckpoint | GatherWeights | Dismiss
+
+
+class RankReady(Message, frozen=True):
+    """The rank stands at `policy_version`."""
+
+    policy_version: int
+
+
+class StepTallied(Message, frozen=True):
+    """The rank has trained its samples of every group of `step`; what its `Tally` holds of them."""
+
+    step: int
+    sums: dict[str, float]
+    counts: dict[str, float]
+    maxima: dict[str, float]
+    histograms: dict[str, bytes]  # little-endian float64
+
+
+class PartSaved(Message, frozen=True):
+    """The rank's part of a checkpoint is on the disk."""
+
+    policy_version: int
+    num_bytes: int
+
+
+RankToLeader = StoreValue | RankReady | StepTallied | PartSaved
 
 
 # --- every process <-> launcher ------------------------------------------------------------------------------
@@ -388,13 +529,15 @@ class EvaluationCompleted(Message, frozen=True):
 
 class RunFinished(Message, frozen=True):
     """The shaper has nothing left to do. The fates must add up to what the generators' last `ProcessStatus`
-    count by themselves: that is the check on the whole bookkeeping."""
+    count by themselves: that is the check on the whole bookkeeping. Of a generator that was killed there is no last
+    count; what came of it is in `tokens_by_generator`, {name: {incarnation: tokens}}."""
 
     reason: str
     tokens_by_fate: dict[str, int]
     samples_by_fate: dict[str, int]
     tokens_by_staleness: dict[int, int]
     num_steps: int
+    tokens_by_generator: dict[str, dict[int, int]] = {}
 
 
 class Shutdown(Message, frozen=True):
@@ -404,5 +547,13 @@ class Shutdown(Message, frozen=True):
     finished: bool
 
 
+class ProcessEnded(Message, frozen=True):
+    """A process of the run is gone, and with it everything on its way to this incarnation: nobody needs to wait until
+    its silence is noticed."""
+
+    name: str
+    incarnation: int
+
+
 ProcessToLauncher = ProcessStatus | StepCompleted | EvaluationCompleted | RunFinished
-LauncherToProcess = Shutdown
+LauncherToProcess = Shutdown | ProcessEnded

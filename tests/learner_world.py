@@ -77,11 +77,24 @@ def make_group(
 
 
 def make_trainer(
-    model: PreTrainedModel | None = None, *, max_staleness: int = 4, temperature: float = 1.0, **settings: object
+    model: PreTrainedModel | None = None,
+    *,
+    max_staleness: int = 4,
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+    reference: PreTrainedModel | None = None,
+    **settings: object,
 ) -> Trainer:
     """A trainer of `packed_model()`, or of `model`, with `LearnerConfig` settings."""
     config = LearnerConfig.model_validate({"learning_rate": 1e-3, **settings})
-    return Trainer(model or packed_model(), config, temperature=temperature, max_staleness=max_staleness)
+    return Trainer(
+        model or packed_model(),
+        config,
+        temperature=temperature,
+        max_staleness=max_staleness,
+        max_new_tokens=max_new_tokens,
+        reference=reference,
+    )
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:

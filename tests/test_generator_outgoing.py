@@ -35,6 +35,19 @@ def test_every_token_leaves_once_in_the_order_it_was_decoded(steps: list[dict[in
     assert outgoing.flush(4) == []
 
 
+def test_several_tokens_of_a_sample_in_one_step_keep_their_order() -> None:
+    outgoing = Outgoing(flush_every_steps=4)
+    ids, tokens = np.array([7, 3, 7, 3, 7], np.int64), np.array([1, 10, 2, 11, 3], np.int32)
+    outgoing.add(StepEvents(ids, tokens, -tokens.astype(np.float32)))
+    outgoing.add(step({7: 4}))
+    (message,) = outgoing.flush(0)
+    assert isinstance(message, TokensDecoded)
+    assert message.sample_ids.tolist() == [3, 7]
+    assert message.num_tokens.tolist() == [2, 4]
+    assert message.token_ids.tolist() == [10, 11, 1, 2, 3, 4]
+    assert message.logprobs.tolist() == [-10, -11, -1, -2, -3, -4]
+
+
 def test_an_end_is_sent_at_once_and_behind_the_tokens() -> None:
     outgoing = Outgoing(flush_every_steps=100)
     outgoing.add(step({1: 5, 2: 6}))

@@ -30,18 +30,45 @@ def test_packing_equals_the_layout_written_by_hand() -> None:
     assert batch.targets.tolist() == [1, 2, 3, 4]
     assert batch.advantages.tolist() == [0.5, 0.5, 0.5, -0.5]
     assert batch.on_policy.tolist() == [False, False, True, True]
+    assert batch.staleness.tolist() == [1, 1, 0, 0]
+    assert batch.owners.tolist() == [0, 0, 0, 1]
+    assert batch.shares.tolist() == [1, 1, 1, 1]
     torch.testing.assert_close(batch.behaviour_logprobs, torch.tensor([-0.1, -0.2, -0.3, -0.4]))
 
 
-@given(LENGTHS, st.integers(1, 40), st.integers(1, 5))
-def test_every_response_token_is_a_target_once_and_in_order(lengths: list[int], budget: int, prompt: int) -> None:
+@given(LENGTHS, st.integers(1, 40), st.integers(1, 5), st.integers(1, 3))
+def test_every_response_token_is_a_target_once_and_on_one_rank(
+    lengths: list[int], budget: int, prompt: int, num_ranks: int
+) -> None:
     group = make_group(lengths, prompt_length=prompt)
-    batches = list(micro_batches(group, np.arange(len(lengths), dtype=np.float32), budget))
-    assert [token for batch in batches for token in batch.targets.tolist()] == group.token_ids.tolist()
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    assert [a for batch in batches for a in batch.advantages.tolist()] == owners.tolist()
-    logprobs = [value for batch in batches for value in batch.behaviour_logprobs.tolist()]
-    assert logprobs == group.logprobs.tolist()
+    ends = np.cumsum(lengths)
+    found = {}
+    for rank in range(num_ranks):
+        sample_numbers = np.arange(len(lengths), dtype=np.float32)
+        for batch in micro_batches(group, sample_numbers, budget, rank=rank, num_ranks=num_ranks):
+            if batch.idle:
+                continue
+            for place in range(len(batch.lengths)):
+                tokens = batch.owners == place
+                (sample,) = batch.advantages[tokens].unique().long().tolist()
+                assert sample not in found
+                found[sample] = batch.targets[tokens].tolist()
+                flat = slice(ends[sample] - lengths[sample], ends[sample])
+                assert batch.behaviour_logprobs[tokens].tolist() == group.logprobs[flat].tolist()
+    responses = np.split(group.token_ids, ends[:-1])
+    assert found == {i: response.tolist() for i, response in enumerate(responses) if len(response)}
+
+
+@given(LENGTHS, st.integers(1, 40), st.integers(1, 4))
+def test_all_ranks_make_the_same_number_of_passes(lengths: list[int], budget: int, num_ranks: int) -> None:
+    group = make_group(lengths)
+    passes = [
+        list(micro_batches(group, np.ones(len(lengths), np.float32), budget, rank=rank, num_ranks=num_ranks))
+        for rank in range(num_ranks)
+    ]
+    assert len({len(batches) for batches in passes}) == 1
+    for batch in (batch for batches in passes for batch in batches):
+        assert not batch.idle or not batch.shares.any()
 
 
 @given(LENGTHS, st.integers(1, 40), st.integers(1, 5))
@@ -65,3 +92,8 @@ def test_the_place_of_a_target_holds_the_token_before_it(lengths: list[int], pro
 
 def test_a_group_without_tokens_has_no_batches() -> None:
     assert list(micro_batches(make_group([0, 0]), np.zeros(2, np.float32), 10)) == []
+
+
+def test_micro_batches_are_about_equally_large() -> None:
+    batches = list(micro_batches(make_group([30, 1, 1, 1, 25, 2, 2], prompt_length=1), np.ones(7, np.float32), 32))
+    assert sorted(sum(batch.lengths) for batch in batches) == [31, 31]

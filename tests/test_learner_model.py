@@ -19,8 +19,9 @@ from transformers import (
 
 from darts_async.errors import ModelError
 from darts_async.learner.batch import PackedBatch, micro_batches
-from darts_async.learner.model import load_model, response_logprobs, use_packed_attention
+from darts_async.learner.model import checkpoint_activations, load_model, response_logprobs, use_packed_attention
 from darts_async.protocol import TrainGroup
+from tests.byte_tokenizer import write_tokenizer
 from tests.learner_world import VOCABULARY, make_group, packed_model, plain_logprobs, plain_model
 
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "initializer_range": 0.2}
@@ -60,10 +61,14 @@ def test_packed_gradients_equal_those_of_a_plain_forward() -> None:
 
 def test_micro_batches_give_the_logprobs_of_one_batch() -> None:
     group, model = make_group(LENGTHS), packed_model()
-    whole, split = (
-        torch.cat([response_logprobs(model, batch, 1.0)[0] for batch in pack(group, budget)]) for budget in (10_000, 20)
-    )
-    torch.testing.assert_close(split, whole, atol=1e-5, rtol=0)
+    (whole,) = pack(group)
+    expected = response_logprobs(model, whole, 1.0)[0]
+    samples = np.arange(len(LENGTHS), dtype=np.float32)  # as advantages, to find each sample's tokens again
+    for batch in micro_batches(group, samples, 20):
+        for sample in batch.advantages.unique().tolist():
+            found = response_logprobs(model, batch, 1.0)[0][batch.advantages == sample]
+            tokens = whole.owners == int(sample)
+            torch.testing.assert_close(found, expected[tokens], atol=1e-5, rtol=0)
 
 
 def test_changing_one_sample_does_not_change_another() -> None:
@@ -138,6 +143,48 @@ def test_a_saved_model_loads_and_scores_as_before(tmp_path: Path, dtype: str) ->
     (batch,) = pack(make_group([3, 4]))
     assert response_logprobs(loaded, batch, 1.0)[0].equal(response_logprobs(original, batch, 1.0)[0])
     assert not loaded.training
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
+    plain_model().save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match=r"'<\|im_end\|>' with id 258, but the model's vocabulary has 16 rows"):
+        load_model(str(tmp_path), dtype="float32")
+
+
+def test_a_model_with_more_rows_than_its_tokenizer_has_tokens_is_taken(tmp_path: Path) -> None:
+    """Vocabularies are often rounded up."""
+    model = plain_model()
+    model.resize_token_embeddings(320)
+    model.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    load_model(str(tmp_path), dtype="float32")
+
+
+def test_activation_checkpointing_keeps_less_for_the_same_gradient() -> None:
+    (batch,) = pack(make_group(LENGTHS))
+    kept, gradients = [], []
+    for checkpointing in (False, True):
+        model = packed_model()
+        if checkpointing:
+            checkpoint_activations(model)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: (sizes.append(x.numel()), x)[1], lambda x: x
+        ):
+            logprobs = response_logprobs(model, batch, 1.0)[0]
+        logprobs.sum().backward()
+        kept.append(sum(sizes))
+        gradients.append([weight.grad for weight in model.parameters()])
+        assert not any(module.training for module in model.modules() if not list(module.children()))
+    assert kept[1] < kept[0] / 3
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_model_without_layers_to_checkpoint_is_refused() -> None:
+    with pytest.raises(ModelError, match="activation_checkpointing is on, but Linear does not support it"):
+        checkpoint_activations(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", ["/no/such/model", "./absent"])

@@ -140,9 +140,16 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(poison: flo
         weight.copy_(saved)
     metrics = trainer.finish_step()
     assert metrics["skipped_steps"] == 1
+    assert trainer.num_skipped_in_a_row == 1
     assert not math.isfinite(metrics["grad_norm"])
     assert trainer.policy_version == 2
-    assert_same(trainer.state_tensors(), before)
+    after = trainer.state_tensors()
+    assert after.pop("counts").tolist() == [1, 1, 1]
+    assert before.pop("counts").tolist() == [1, 0, 0]
+    assert_same(after, before)
+    trainer.add_group(groups_of_a_step(step=2)[0])
+    assert trainer.finish_step()["skipped_steps"] == 1
+    assert trainer.num_skipped_in_a_row == 0
 
 
 def test_a_group_of_the_staleness_bound_is_taken_and_an_older_one_refused() -> None:
@@ -275,3 +282,15 @@ def test_arrays_as_they_come_off_the_wire_are_taken() -> None:
         if isinstance(array := getattr(group, name), np.ndarray):
             array.flags.writeable = False
     assert make_trainer().add_group(group)["reward_mean"] == 0.5
+
+
+def test_a_step_counts_what_it_computed_and_passes_without_advantages_once() -> None:
+    """tflops_per_second / tokens_per_second is operations per token, whatever the time was."""
+
+    def flops_per_token(rewards: list[float]) -> float:
+        trainer = make_trainer()
+        trainer.add_group(make_group([3, 4], rewards=rewards))
+        metrics = trainer.finish_step()
+        return metrics["tflops_per_second"] / metrics["tokens_per_second"]
+
+    assert flops_per_token([1, 0]) == pytest.approx(3 * flops_per_token([1, 1]))

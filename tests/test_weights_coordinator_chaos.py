@@ -38,6 +38,7 @@ from darts_async.weights.events import (
 
 MANIFEST = WeightManifest((TensorSpec("w", "float32", (4,)),), 4096)
 NAMES = ("a", "b", "c")
+RANKS = {"a": 1, "b": 2, "c": 4}
 RIGHT, WRONG = (1, 2), (1, 3)
 
 # Progress is likelier than trouble, or hardly any round would live to see its commit.
@@ -80,11 +81,11 @@ class World:
         self.now += 0.01
         match kind:
             case "join":
-                self.say(name, MemberJoined(-1))
+                self.say(name, MemberJoined(-1, RANKS[name]))
             case "restart":
                 self.incarnations[name] += 1
                 self.open_offers.pop(name, None)
-                self.say(name, MemberJoined(-1))
+                self.say(name, MemberJoined(-1, RANKS[name]))
             case "lose":
                 self.open_offers.pop(name, None)
                 self.feed(MemberLost(name))
@@ -124,7 +125,7 @@ class World:
                 self.say(name, UpdateApplied(*self.committed.get(name, (0, 0)), 0.1))
             case "fail":
                 self.say(name, UpdateFailed(epoch, version, "it broke"))
-                self.say(name, MemberJoined(-1))
+                self.say(name, MemberJoined(-1, RANKS[name]))
             case "stale":
                 self.say(name, UpdateApplied(epoch - 1, version, 0.1))
                 self.say(name, UpdateFailed(epoch - 1, version, "it broke long ago"))
@@ -139,7 +140,7 @@ class World:
             case UpdateCommitted(epoch, version):
                 self.say(name, UpdateApplied(epoch, version, 0.1))
             case UpdateAborted() | None:
-                self.say(name, MemberJoined(-1))
+                self.say(name, MemberJoined(-1, RANKS[name]))
 
     def stage(self, name: str, epoch: int, version: int) -> None:
         sums = self.staged.setdefault((name, epoch), WRONG if name in self.corrupt else RIGHT)
@@ -169,7 +170,8 @@ class World:
             match action:
                 case Send(name, message):
                     self.hear(name, message)
-                case FormGroup(epoch):
+                case FormGroup(epoch, world_size, members):
+                    assert world_size == 1 + sum(RANKS[name] for name in members)
                     assert self.learner_epoch is None, "the learner leaves a group before it joins another"
                     self.epochs.append(epoch)
                     self.learner_epoch, self.broadcasting = epoch, None

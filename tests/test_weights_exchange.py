@@ -20,9 +20,12 @@ from darts_async.protocol import (
     UpdateReady,
     UpdateStaged,
 )
-from darts_async.weights import receive
+from darts_async.weights import rank
 from darts_async.weights.checksum import checksum
 from darts_async.weights.plan import layout_of, manifest_of
+from darts_async.weights.receive import Receiver
+from darts_async.weights.source import LiveTensors
+from darts_async.weights.transfer import Command, LocalTransfer
 from tests.weights_world import HOST, PATIENCE_S, Generator, equal, make_world, model
 
 pytestmark = pytest.mark.slow
@@ -57,7 +60,7 @@ async def test_the_same_group_and_staging_memory_serve_the_next_versions() -> No
             places.append(tensors["big"].data_ptr())
             return await Generator.apply(generator, tensors, version)
 
-        generator.receiver._apply = apply
+        generator.transfer._apply = apply
         for version in range(3):
             await world.publish(version, model(version))
             assert equal(generator.weights, model(version))
@@ -94,9 +97,15 @@ class Dumb(Generator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.receiver._receive = lambda _, message: self.send(  # type: ignore[method-assign,assignment]
-            UpdateReady(message.epoch, message.policy_version)
-        )
+        handle = self.transfer.handle
+
+        def pretend(command: Command) -> None:
+            if isinstance(command, UpdateOffered):
+                self.send(UpdateReady(command.epoch, command.policy_version))
+            else:
+                handle(command)
+
+        self.transfer.handle = pretend  # type: ignore[method-assign]
 
 
 async def test_a_member_that_hangs_in_the_transfer_is_dropped_at_the_deadline() -> None:
@@ -125,7 +134,7 @@ async def test_a_member_that_hangs_before_it_is_ready_is_dropped_at_the_deadline
 
 
 async def test_a_bit_flipped_in_staging_is_never_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = receive.receive_buckets
+    sound = rank.receive_buckets
     flips = iter([True])
 
     def flipping(collective, staging, deadline, posted):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
@@ -135,7 +144,7 @@ async def test_a_bit_flipped_in_staging_is_never_committed(monkeypatch: pytest.M
             checksums = [checksum(tensor) for tensor in staging.tensors.values()]
         return checksums
 
-    monkeypatch.setattr(receive, "receive_buckets", flipping)
+    monkeypatch.setattr(rank, "receive_buckets", flipping)
     async with make_world("a") as world:
         (generator,) = world.everyone
         report = await world.publish(0, model(0))
@@ -149,8 +158,8 @@ async def test_a_bit_flipped_in_staging_is_never_committed(monkeypatch: pytest.M
 async def test_a_member_that_is_always_wrong_is_given_up_and_the_failure_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sound = receive.receive_buckets
-    monkeypatch.setattr(receive, "receive_buckets", lambda *arguments: [x + 1 for x in sound(*arguments)])
+    sound = rank.receive_buckets
+    monkeypatch.setattr(rank, "receive_buckets", lambda *arguments: [x + 1 for x in sound(*arguments)])
     async with make_world("a", deadline_s=1.0) as world:
         with pytest.raises(WeightUpdateError, match=r"no generator.*checksums of version 0 differ"):
             await world.publish(0, model(0))
@@ -163,11 +172,11 @@ async def test_a_late_joiner_catches_up_while_the_parameters_are_locked() -> Non
         lock = asyncio.Lock()
         asked: list[bool] = []
 
-        def named_tensors() -> list[tuple[str, torch.Tensor]]:
+        def source() -> LiveTensors:
             asked.append(lock.locked())
-            return list(model(0).items())
+            return LiveTensors(model(0).items())
 
-        keeping = asyncio.create_task(world.publisher.run(named_tensors, lock), name="catch up")
+        keeping = asyncio.create_task(world.publisher.run(source, lock), name="catch up")
         (late,) = world.join("b")
         await until(lambda: late.applied == [0])
         await until(lambda: not lock.locked())
@@ -217,7 +226,7 @@ async def test_a_generator_that_cannot_apply_stays_at_its_version_and_is_dropped
         async def refuse(tensors: dict[str, torch.Tensor], version: int) -> float:
             raise WeightUpdateError("no room")
 
-        world.generators["b"].receiver._apply = refuse
+        world.generators["b"].transfer._apply = refuse
         report = await world.publish(1, model(1))
         assert report.members == ("a",)
         assert "no room" in report.dropped["b"]
@@ -237,7 +246,7 @@ async def test_an_offer_that_arrives_while_weights_are_applied_waits_for_the_end
             seen.append(before)
             return await Generator.apply(generator, tensors, version)
 
-        generator.receiver._apply = apply
+        generator.transfer._apply = apply
         publishing = asyncio.create_task(world.publish(0, model(0)), name="publish")
         await until(lambda: sum(isinstance(message, UpdateOffered) for message in generator.heard) == 2)
         may_go_on.set()
@@ -288,7 +297,7 @@ async def test_answers_to_another_epoch_are_ignored_by_the_generator() -> None:
 
 async def test_an_offer_for_a_group_it_has_left_is_refused() -> None:
     sent: list[GeneratorToLearner] = []
-    receiver = receive.Receiver(HOST, sent.append, lambda tensors, version: asyncio.sleep(0, 0.0))
+    receiver = Receiver(sent.append, LocalTransfer(HOST, lambda tensors, version: asyncio.sleep(0, 0.0)))
     receiver.handle(UpdateOffered(4, 2, manifest_of(model(0), 4096), 1.0))
     assert sent == [UpdateFailed(4, 2, "it is not in the group of epoch 4")]
     await receiver.close()

@@ -1,5 +1,7 @@
 """The bucket layout: the same on both sides, every byte once, whatever the tensors are."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 
 from darts_async.errors import ModelError, ProtocolError
 from darts_async.protocol import TensorSpec, WeightManifest
+from darts_async.weights.checksum import checksum
+from darts_async.weights.pack import Packer
 from darts_async.weights.plan import (
     ALIGNMENT_BYTES,
     MIN_BUCKET_BYTES,
@@ -16,7 +20,6 @@ from darts_async.weights.plan import (
     manifest_of,
     views_of,
 )
-from darts_async.weights.publish import pack_bucket
 
 DTYPES = ["float32", "bfloat16", "float16", "float64", "int64", "uint8", "bool", "float8_e4m3fn"]
 specs = st.lists(
@@ -77,9 +80,12 @@ def test_packed_buckets_read_back_as_the_tensors(tensors: tuple[TensorSpec, ...]
         for p in layout.placements
     }
     flat = torch.full((layout.total_bytes,), 255, dtype=torch.uint8)
+    packer = Packer(layout, iter(source.values()))
     for bucket in range(layout.num_buckets):
         start, stop = layout.bucket_range(bucket)
-        pack_bucket(flat[start:stop], layout, bucket, list(source.values()))
+        packer.pack(flat[start:stop], bucket)
+        packer.digest(bucket)
+    assert packer.checksums() == [checksum(tensor) for tensor in source.values()]
     for name, tensor in views_of(flat, layout).items():
         assert tensor.dtype == source[name].dtype
         assert tensor.shape == source[name].shape
@@ -113,8 +119,28 @@ def test_a_module_without_contiguous_parameters_is_packed_in_row_major_order() -
     tensor = torch.arange(12, dtype=torch.float32).view(3, 4).t()
     layout = layout_of(manifest_of({"t": tensor}, 4096))
     flat = torch.zeros(layout.total_bytes, dtype=torch.uint8)
-    pack_bucket(flat, layout, 0, [tensor])
+    Packer(layout, iter([tensor])).pack(flat, 0)
     assert torch.equal(views_of(flat, layout)["t"], tensor)
+
+
+def test_packing_takes_a_tensor_when_its_bucket_comes_and_lets_it_go_with_its_checksum() -> None:
+    alive: set[int] = set()
+
+    def fresh(index: int) -> torch.Tensor:
+        tensor = torch.full((1024,), index, dtype=torch.float32)
+        alive.add(index)
+        weakref.finalize(tensor, alive.discard, index)
+        return tensor
+
+    specs = tuple(TensorSpec(str(index), "float32", (1024,)) for index in range(6))
+    layout = layout_of(WeightManifest(specs, 8192))
+    packer = Packer(layout, map(fresh, range(6)))
+    buffer = torch.zeros(8192, dtype=torch.uint8)
+    for bucket in range(3):
+        packer.pack(buffer, bucket)
+        assert alive == {2 * bucket, 2 * bucket + 1}
+        packer.digest(bucket)
+        assert alive == set()
 
 
 @pytest.mark.parametrize(

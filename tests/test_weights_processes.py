@@ -12,6 +12,7 @@ from darts_async.config import WeightsConfig
 from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, MemberJoined, UpdateReady
 from darts_async.transport.codec import MessageCodec
 from darts_async.weights.publish import Publisher, PublishReport
+from darts_async.weights.source import LiveTensors
 from tests.weights_world import HOST, model, read_message, write_message
 
 NUM_FLOATS = 4_000_000  # more than the kernel buffers for a process that does not read
@@ -58,7 +59,7 @@ class Children:
 
     async def publish(self, version: int) -> PublishReport:
         tensors = await asyncio.to_thread(model, version, num_floats=NUM_FLOATS)
-        return await self.publisher.publish(version, tensors.items())
+        return await self.publisher.publish(version, LiveTensors(tensors.items()))
 
     async def stop(self) -> None:
         await self.publisher.close()

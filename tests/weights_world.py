@@ -16,6 +16,8 @@ from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, Message
 from darts_async.transport.codec import MessageCodec
 from darts_async.weights.publish import Publisher
 from darts_async.weights.receive import Receiver
+from darts_async.weights.source import LiveTensors
+from darts_async.weights.transfer import LocalTransfer
 
 HOST = "127.0.0.1"
 PATIENCE_S = 30.0
@@ -52,8 +54,13 @@ class Generator:
     pass_on: Callable[[GeneratorToLearner], bool] = lambda _: True
 
     def __post_init__(self) -> None:
-        self.receiver = Receiver(HOST, self.send, self.apply)
-        self.task = asyncio.create_task(self.receiver.run(), name=f"{self.name} applies")
+        self.transfer = LocalTransfer(HOST, self.apply)
+        self.receiver = Receiver(self.send, self.transfer)
+        self.task = asyncio.create_task(self.run(), name=f"{self.name} applies")
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            await self.receiver.open(tasks)
 
     async def apply(self, tensors: dict[str, torch.Tensor], policy_version: int) -> float:
         self.weights = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -107,7 +114,7 @@ class World:
 
     async def publish(self, version: int, tensors: dict[str, torch.Tensor]):  # type: ignore[no-untyped-def]  # noqa: ANN201
         async with asyncio.timeout(PATIENCE_S):
-            return await self.publisher.publish(version, tensors.items())
+            return await self.publisher.publish(version, LiveTensors(tensors.items()))
 
 
 @asynccontextmanager

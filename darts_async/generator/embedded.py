@@ -20,14 +20,18 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
+from darts_async.config import WeightsConfig
 from darts_async.errors import EngineError, ModelError
 from darts_async.generator.attention import Prefill
 from darts_async.generator.decoder import SlotDecoder
 from darts_async.generator.draws import uniforms
 from darts_async.generator.engine import StepEvents
+from darts_async.generator.eos import eos_token_ids
+from darts_async.generator.hold import Hold, local_transfer
 from darts_async.generator.sampling import draw
 from darts_async.generator.slots import SlotTable
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate, group_id_of
+from darts_async.weights.transfer import Transfer
 
 _MAX_PREFILL_TOKENS: Final = 4096
 """Context tokens admitted in one step: bounds its memory, and how long running samples wait for their next token."""
@@ -96,6 +100,10 @@ class EmbeddedEngine:
         except EngineError as error:
             raise EngineError(f"policy version {policy_version}: {error}") from error
         self._num_updates += 1
+
+    def weight_transfer(self, hold: Hold, interface: str, config: WeightsConfig) -> Transfer:
+        """In this process, and staged."""
+        return local_transfer(hold, interface, config, self.apply_weights)
 
     async def close(self) -> None:
         """Wait for the step under way, if any, and end the thread. Idempotent."""
@@ -189,13 +197,5 @@ def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_con
         model,
         num_slots=num_slots,
         max_context_tokens=max_context_tokens,
-        eos_token_ids=_eos_token_ids(model, model_path),
+        eos_token_ids=eos_token_ids(model_path, model.generation_config, model.config),
     )
-
-
-def _eos_token_ids(model: Any, model_path: str) -> list[int]:
-    for config in (model.generation_config, model.config):
-        ids = getattr(config, "eos_token_id", None)
-        if ids is not None:
-            return [ids] if isinstance(ids, int) else list(ids)
-    raise ModelError(f"{model_path!r} names no eos_token_id in its generation_config.json or config.json")

@@ -1,4 +1,4 @@
-"""The interface of an inference engine: start, cancel, step, apply weights, close.
+"""The interface of an inference engine: start, cancel, step, take part in weight updates, close.
 
 One task owns an engine and makes every call from the event loop; an engine that computes hands the work of
 `step` to a thread of its own, so the loop stays free. Between two steps the owner may start and cancel
@@ -7,16 +7,21 @@ samples and swap weights in; samples go on afterwards from the keys and values t
     events = await engine.step()        # decode one token for every running sample, or wait for work
     engine.start(request)               # takes a slot now or queues for one
     engine.cancel(sample_id)            # the slot is free at the next step, whose events acknowledge it
-    await engine.apply_weights(...)     # swaps staged weights in; no step runs meanwhile
+    engine.weight_transfer(...)         # where weights arrive, and how they come into use between two steps
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from darts_async.protocol import FinishReason, Generate
+
+if TYPE_CHECKING:  # these need torch, which an engine that models another does not
+    from darts_async.config import WeightsConfig
+    from darts_async.generator.hold import Hold
+    from darts_async.weights.transfer import Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +36,11 @@ class SampleEnd:
 
 @dataclass(frozen=True, slots=True)
 class StepEvents:
-    """What one step brought: at most one token per sample, in flat arrays, and the samples that ended.
+    """What one step brought: tokens in flat arrays, and the samples that ended.
 
-    A sample that ended in this step has its last token (the end-of-sequence token) in the arrays.
+    One token per sample, or several from an engine that decodes without waiting for its owner; those of one sample
+    stand in the order in which they were decoded. A sample that ended has its last token (the end-of-sequence token)
+    in the arrays.
     """
 
     sample_ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # [num_decoded]
@@ -70,10 +77,12 @@ class Engine(Protocol):
         """Stop a sample, running or waiting. The events of the next step carry its end. Unknown ids: no-op."""
 
     async def step(self) -> StepEvents:
-        """Decode one token for every running sample. Returns at once, with nothing, if there is no work."""
+        """Decode one token for every running sample; an engine that decodes by itself waits for tokens instead, and
+        brings all that have arrived. Returns at once, with nothing, if there is no work."""
 
-    async def apply_weights(self, tensors: "dict[str, object]", policy_version: int) -> None:
-        """Swap weights in between two steps; `tensors` maps parameter names to torch tensors (host or device)."""
+    def weight_transfer(self, hold: "Hold", interface: str, config: "WeightsConfig") -> "Transfer":
+        """Where weights arrive for this engine. `hold` keeps its owner from making steps, `interface` is the local
+        address that the collective's sockets bind to."""
 
     async def close(self) -> None:
         """Free everything. Idempotent."""

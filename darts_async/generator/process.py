@@ -1,21 +1,26 @@
 """The generator process: decodes what the shaper asks for, and swaps in what the learner sends.
 
 One task, `_decode`, owns the engine. Commands wait in a queue until the boundary between two steps and are applied
-there, in order; so do staged weights. Tokens of the old version are flushed before a swap, so a message never mixes
-versions, and the shaper learns of the new version before it sees a token of it.
+there, in order; weights come into use there too, while the task stands still. Tokens of the old version are flushed
+before, so a message never mixes versions, and the shaper learns of the new version before it sees a token of it.
 """
 
 import asyncio
 import time
 from collections import deque
-from typing import Any, cast
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
 
 import structlog
 
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.config import RunConfig
-from darts_async.generator.engine import Engine
+from darts_async.errors import EngineError, WeightUpdateError
+from darts_async.generator.engine import Engine, StepEvents
+from darts_async.generator.hold import Stillness
 from darts_async.generator.outgoing import Outgoing
+from darts_async.generator.probe import Probing
 from darts_async.models import resolve_model_path
 from darts_async.protocol import (
     Cancel,
@@ -25,8 +30,10 @@ from darts_async.protocol import (
     GeneratorToShaper,
     Greet,
     LearnerToGenerator,
+    ProbeWeights,
     Shutdown,
     WeightsApplied,
+    WeightsRefused,
 )
 from darts_async.transport import Event, PeerDown, Received
 from darts_async.weights.receive import Receiver
@@ -49,6 +56,17 @@ def make_engine(config: RunConfig) -> Engine:
                 num_slots=settings.num_slots,
                 max_context_tokens=settings.max_context_tokens,
             )
+        case "vllm":
+            from darts_async.generator.vllm.engine import load_vllm_engine
+
+            return load_vllm_engine(
+                str(resolve_model_path(config.model.path)),
+                settings.vllm,
+                dtype=config.model.dtype,
+                num_slots=settings.num_slots,
+                max_context_tokens=settings.max_context_tokens,
+                seed=config.seed,
+            )
         case "scripted":
             from darts_async.generator.scripted import ScriptedEngine
 
@@ -61,15 +79,6 @@ def make_engine(config: RunConfig) -> Engine:
             )
 
 
-class _Swap:
-    """Weights that wait for the next boundary."""
-
-    def __init__(self, tensors: dict[str, Any], policy_version: int) -> None:
-        self.tensors = tensors
-        self.policy_version = policy_version
-        self.applied: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-
-
 class GeneratorActor:
     """See the module."""
 
@@ -78,7 +87,8 @@ class GeneratorActor:
         self._engine: Engine | None = None
         self._outgoing = Outgoing(runtime.config.generator.flush_every_steps)
         self._commands: deque[Generate | Cancel] = deque()  # bounded by the link's credit and the shaper's seats
-        self._swap: _Swap | None = None
+        self._stillness: Stillness | None = None
+        self._probing = Probing(self._send_learner)
         self._greeting: Greet | None = None
         self._live: set[int] = set()
         self._work = asyncio.Event()
@@ -91,8 +101,10 @@ class GeneratorActor:
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Load the engine, then announce it and ask for weights."""
         self._engine = await asyncio.to_thread(make_engine, self._runtime.config)
-        self._receiver = Receiver(self._runtime.config.network.host, self._send_learner, self._apply)
-        tasks.create_task(self._receiver.run(), name="weights")
+        config = self._runtime.config
+        transfer = self._engine.weight_transfer(self._hold, config.network.host, config.weights)
+        self._receiver = Receiver(self._send_learner, transfer)
+        await self._receiver.open(tasks)
         tasks.create_task(self._decode(self._engine), name="decode")
         self._join()
 
@@ -114,6 +126,11 @@ class GeneratorActor:
             case Received(link="generators", message=Generate() | Cancel() as command):
                 self._commands.append(command)
                 self._work.set()
+            case Received(link="weights", message=ProbeWeights() as probe):
+                self._probing.ask(probe)
+                self._work.set()
+            case Received(link="weights", message=WeightsRefused(reason=reason)):
+                raise EngineError(f"the learner refuses the weights that this generator decodes with: {reason}")
             case Received(link="weights", message=message):
                 assert self._receiver is not None, "the learner answers those who have joined"
                 self._receiver.handle(cast(LearnerToGenerator, message))
@@ -129,9 +146,9 @@ class GeneratorActor:
         """For the status."""
         if self._engine is None:
             return Gauges("loading")
-        busy = self._engine.num_unfinished
+        busy = self._engine.num_unfinished + len(self._commands)
         state = "waiting for weights" if self._version < 0 else "decoding" if busy else "idle"
-        return Gauges(state, self._version, self._engine.num_tokens_decoded, busy)
+        return Gauges(state, self._version, self._engine.num_tokens_decoded - self._probing.num_tokens, busy)
 
     async def close(self) -> None:
         """Leave the weight group. (`_decode` has freed the engine.)"""
@@ -147,24 +164,25 @@ class GeneratorActor:
                 if engine.num_unfinished == 0:
                     await self._wait_for_work()
                     continue
+                await self._runtime.faults.pass_by("generator.step")
                 with self._runtime.clock.busy("decode"):
                     events = await engine.step()
-                self._outgoing.add(events)
-                self._live.difference_update(end.sample_id for end in events.ended)
-                self._live.difference_update(sample_id for sample_id, _ in events.rejected)
+                self._take(events)
                 if self._outgoing.is_due:
                     self._flush()
         finally:
             await engine.close()
 
     async def _boundary(self, engine: Engine) -> None:
-        """Between two steps: start over if greeted, swap weights, apply commands."""
+        """Between two steps: start over if greeted, stand still for new weights, apply commands."""
         if self._greeting is not None:
             greeting, self._greeting = self._greeting, None
             await self._start_over(engine, greeting)
-        if self._swap is not None:
-            swap, self._swap = self._swap, None
-            await self._swap_in(engine, swap)
+        if self._stillness is not None:
+            stillness, self._stillness = self._stillness, None
+            await self._stand_still(stillness)
+        if self._commands:
+            self._runtime.faults.reach("generator.before_start")
         while self._commands:
             match self._commands.popleft():
                 case Generate() as request:
@@ -172,6 +190,8 @@ class GeneratorActor:
                     engine.start(request)
                 case Cancel(sample_id=sample_id):
                     engine.cancel(sample_id)
+        for request in self._probing.begin(self._version):
+            engine.start(request)
 
     async def _start_over(self, engine: Engine, greeting: Greet) -> None:
         """Drop every sample: the shaper has given them to others. Then say what this generator is."""
@@ -179,28 +199,30 @@ class GeneratorActor:
         for sample_id in self._live:
             engine.cancel(sample_id)
         while engine.num_unfinished:
-            await engine.step()
+            self._probing.sift(await engine.step(), self._version)
         self._live.clear()
         self._tell_shaper(GeneratorReady(greeting.number, engine.num_slots, engine.max_context_tokens))
         if self._version >= 0:
             self._tell_shaper(WeightsApplied(self._version, 0.0))
 
-    async def _swap_in(self, engine: Engine, swap: _Swap) -> None:
+    async def _stand_still(self, stillness: Stillness) -> None:
         self._flush()
-        begin_s = time.perf_counter()
+        self._runtime.faults.reach("generator.before_swap")
+        stillness.reached.set()
         with self._runtime.clock.busy("swap"):
-            await engine.apply_weights(swap.tensors, swap.policy_version)
-        stall_s = time.perf_counter() - begin_s
-        self._version = swap.policy_version
-        if self._shaper is not None:
-            self._tell_shaper(WeightsApplied(self._version, stall_s))
-        swap.applied.set_result(stall_s)
+            await stillness.over.wait()  # what is done meanwhile has deadlines; if it fails this task is cancelled
+
+    def _take(self, events: StepEvents) -> None:
+        events = self._probing.sift(events, self._version)
+        self._outgoing.add(events)
+        self._live.difference_update(end.sample_id for end in events.ended)
+        self._live.difference_update(sample_id for sample_id, _ in events.rejected)
 
     async def _wait_for_work(self) -> None:
         """Until a command or weights arrive; woken now and then so that a lost wake-up costs a second, not a run."""
         self._flush()
         self._work.clear()
-        if self._commands or self._greeting is not None or self._swap is not None:
+        if self._commands or self._greeting is not None or self._stillness is not None or self._probing.is_asked:
             return
         try:
             async with asyncio.timeout(IDLE_CHECK_S):
@@ -209,6 +231,7 @@ class GeneratorActor:
             return
 
     def _flush(self) -> None:
+        self._runtime.faults.reach("generator.before_flush")
         for message in self._outgoing.flush(self._version):
             self._tell_shaper(message)
 
@@ -218,12 +241,30 @@ class GeneratorActor:
 
     # --- weights ---------------------------------------------------------------------------------------------
 
-    async def _apply(self, tensors: dict[str, Any], policy_version: int) -> float:
-        """Swap staged weights in at the next boundary; returns for how long no token was decoded."""
-        assert self._swap is None, "one update at a time"
-        self._swap = _Swap(tensors, policy_version)
+    @asynccontextmanager
+    async def _hold(self) -> AsyncIterator[Stillness]:
+        """Have `_decode` stand still from the next boundary on (see `hold`)."""
+        assert self._stillness is None, "one update at a time"
+        self._stillness = stillness = Stillness(self._deliver)
         self._work.set()
-        return await self._swap.applied
+        await stillness.reached.wait()
+        begin_s = time.perf_counter()
+        try:
+            yield stillness
+        except WeightUpdateError:
+            stillness.over.set()
+            raise
+        stillness.stall_s = time.perf_counter() - begin_s
+        if stillness.policy_version is not None:
+            self._version = stillness.policy_version
+            self._runtime.faults.reach("generator.after_swap")
+            if self._shaper is not None:
+                self._tell_shaper(WeightsApplied(self._version, stillness.stall_s))
+        stillness.over.set()
+
+    def _deliver(self, events: StepEvents) -> None:
+        self._take(events)
+        self._flush()
 
     def _send_learner(self, message: GeneratorToLearner) -> None:
         assert self._learner is not None

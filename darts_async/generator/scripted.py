@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path
 from statistics import NormalDist
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,11 @@ from darts_async.generator.draws import hash_words, seed_word, uniforms
 from darts_async.generator.engine import StepEvents
 from darts_async.generator.slots import SlotTable
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate
+
+if TYPE_CHECKING:
+    from darts_async.config import WeightsConfig
+    from darts_async.generator.hold import Hold
+    from darts_async.weights.transfer import Transfer
 
 _NORMAL: Final = NormalDist()
 _LENGTH_STREAM: Final = np.array([-1])  # counters of draws that belong to no token
@@ -128,6 +133,12 @@ class ScriptedEngine:
         self._assert_between_steps()
         await self._sleep(self._script.update_stall_s)
         self._due_s = None
+
+    def weight_transfer(self, hold: "Hold", interface: str, config: "WeightsConfig") -> "Transfer":
+        """In this process, and staged."""
+        from darts_async.generator.hold import local_transfer  # needs torch, which a simulation does not
+
+        return local_transfer(hold, interface, config, self.apply_weights)
 
     async def close(self) -> None:
         """Nothing to free. Idempotent."""

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from darts_async.generator.admissible import why_not
 from darts_async.generator.draws import seed_word
 from darts_async.generator.engine import SampleEnd, StepEvents
 from darts_async.protocol import FinishReason, Generate
@@ -98,7 +99,7 @@ class SlotTable:
         waiting = any(other.sample_id == request.sample_id for other in self._waiting)
         assert not waiting, f"sample {request.sample_id} started twice"
         assert request.sample_id not in self._slot_of, f"sample {request.sample_id} started twice"
-        if (reason := self._why_not(request)) is not None:
+        if (reason := why_not(request, self.max_context_tokens, self._vocab_size)) is not None:
             self._rejected.append((request.sample_id, reason))
         else:
             insort(self._waiting, request, key=_priority)
@@ -207,33 +208,6 @@ class SlotTable:
         del self._slot_of[sample_id]
         self._holes.append(slot)
         self._ended.append(SampleEnd(sample_id, int(self._table[slot]["num_tokens"]), reason))
-
-    def _why_not(self, request: Generate) -> str | None:
-        num_prompt, num_prefix = len(request.prompt_tokens), len(request.prefix_tokens)
-        sampling = request.sampling
-        if num_prompt == 0:
-            return "the prompt is empty"
-        if num_prompt + sampling.max_new_tokens > self.max_context_tokens:
-            return (
-                f"{num_prompt} prompt tokens and max_new_tokens {sampling.max_new_tokens} do not fit into "
-                f"max_context_tokens {self.max_context_tokens}"
-            )
-        if num_prefix >= sampling.max_new_tokens:
-            return f"{num_prefix} tokens were decoded before, which is all of max_new_tokens {sampling.max_new_tokens}"
-        if not (sampling.temperature > 0 and 0 < sampling.top_p <= 1 and sampling.top_k >= 0):
-            return (
-                f"temperature {sampling.temperature}, top_p {sampling.top_p}, top_k {sampling.top_k}: "
-                "the first must be above 0, the second in (0, 1], the third not negative"
-            )
-        return self._why_not_in_vocabulary(request)
-
-    def _why_not_in_vocabulary(self, request: Generate) -> str | None:
-        if self._vocab_size is None:
-            return None
-        tokens = np.concatenate((request.prompt_tokens, request.prefix_tokens))
-        if tokens.min() >= 0 and tokens.max() < self._vocab_size:
-            return None
-        return f"token ids {tokens.min()} to {tokens.max()} are outside the vocabulary of {self._vocab_size}"
 
 
 def _priority(request: Generate) -> int:

@@ -1,44 +1,49 @@
-"""Checkpoints: complete or absent, loadable by transformers, bitwise to resume from; no pickle.
+"""Checkpoints: complete or absent, bitwise to resume from, by any number of ranks; loadable by transformers; no pickle.
 
     ROOT/step-000050/
-        config.json, model.safetensors, tokenizer files    a Hugging Face model, for anybody
-        trainer.safetensors                                float32 weights, AdamW moments, random states
-        manifest.json                                      version, sizes of all other files, the caller's state
+        config.json, model*.safetensors, tokenizer files   a Hugging Face model, for anybody
+        trainer-00001-of-00004.safetensors                 of each rank: its rows of weights and moments, random states
+        shaper.state                                       what the shaper knew at that step, unread
+        manifest.json                                      version, shapes, consumed groups, sizes of all other files
 
-A checkpoint is written to a hidden directory, the manifest last, flushed to the disk and then renamed, so a crash at
-any point leaves the old checkpoints and no half of a new one. The sizes in the manifest find what a broken disk or
-copy did. A single process writes to ROOT.
+Writing. A `Snapshot` is copied to the host between two steps; everything else may happen while training goes on. Each
+rank writes its part, rank 0 the rest, the manifest last; then the directory is flushed and renamed (see `storage`), so
+a crash leaves the old checkpoints and no half of a new one. All ranks see the same ROOT, and one run writes to it.
+
+Reading. Which rows a rank held follows from the shapes alone, so each rank of a new run, however many there are, reads
+just its own rows out of the parts that hold them. Damage is found by the sizes in the manifest and by the header of
+every tensor file; then the checkpoint before is used.
+
+Why not `torch.distributed.checkpoint`: its metadata is a pickle, which runs what it is told to, and its planner sends
+pickles between the ranks. Rows of one dimension need neither.
 """
 
-import os
+import contextlib
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from darts_async.errors import CheckpointError
+from darts_async.learner.place import Place
+from darts_async.learner.rows import overlaps, rows_of
 from darts_async.learner.step import Trainer
+from darts_async.learner.storage import open_staging, put_in_place, set_aside
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-TRAINER_STATE = "trainer.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-)
+SHAPER_STATE = "shaper.state"
+_PER_ROW = ("weight", "exp_avg", "exp_avg_sq")
+
+log = structlog.get_logger()
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,37 +51,110 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     format: int
     policy_version: int
+    num_ranks: int
+    shapes: dict[str, tuple[int, ...]]
+    """Of the whole parameters, in the order of the model."""
+    consumed: tuple[tuple[int, int], ...]
+    """Groups in some gradient so far, as intervals of ids (see `consumed`)."""
     file_bytes: dict[str, int]
-    extra: dict[str, Any]
 
 
-def save(root: Path, trainer: Trainer, *, tokenizer_dir: Path, keep: int, extra: dict[str, Any]) -> Path:
-    """Write `step-NNNNNN` of the trainer's version, between two steps, and keep the `keep` newest ones.
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A trainer between two steps, in memory of its own on the host."""
 
-    `extra` is the caller's own state (consumed group ids, say), anything JSON can hold. When this returns, the
-    checkpoint is on the disk. Returns its directory.
+    policy_version: int
+    place: Place
+    shapes: dict[str, tuple[int, ...]]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> "Snapshot":
+        """Copy what this rank holds."""
+        tensors = trainer.state_tensors() | _random_states()
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        return cls(trainer.policy_version, trainer.place, trainer.shapes(), copies)
+
+    def weights(self) -> dict[str, Tensor]:
+        """This rank's rows of every parameter, float32, in the order of the model."""
+        return {name: self.tensors[f"weight.{name}"] for name in self.shapes}
+
+
+# --- writing -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def naming_failures(root: Path) -> Iterator[None]:
+    """Raise `CheckpointError` where the disk does not take a checkpoint."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"a checkpoint cannot be written to {root}: {error}") from error
+
+
+def directory_of(root: Path, policy_version: int) -> Path:
+    """Where the checkpoint of a version lies."""
+    return root / f"step-{policy_version:06d}"
+
+
+def open_checkpoint(root: Path, policy_version: int) -> Path:
+    """Rank 0, first: make the directory that all ranks write to. Returns it."""
+    return open_staging(directory_of(root, policy_version))
+
+
+def write_part(staging: Path, snapshot: Snapshot) -> int:
+    """Each rank: write its own state. Returns the size of the file in bytes."""
+    path = staging / _part_name(snapshot.place.rank, snapshot.place.num_ranks)
+    save_file(snapshot.tensors, path)
+    return path.stat().st_size
+
+
+def complete(
+    staging: Path, snapshot: Snapshot, *, consumed: tuple[tuple[int, int], ...], shaper_state: bytes, keep: int
+) -> Path:
+    """Rank 0, when all parts are written: add the manifest, give the directory its name, keep the `keep` newest ones.
+
+    When this returns, the checkpoint is on the disk. Returns its directory.
     """
-    staging = _staging(root / f"step-{trainer.policy_version:06d}")
-    _write_model(trainer.model, tokenizer_dir, staging)
-    save_file(trainer.state_tensors() | _random_states(), staging / TRAINER_STATE)
-    file_bytes = {file.name: file.stat().st_size for file in staging.iterdir()}
-    manifest = Manifest(FORMAT, trainer.policy_version, file_bytes, extra)
+    (staging / SHAPER_STATE).write_bytes(shaper_state)
+    manifest = Manifest(
+        format=FORMAT,
+        policy_version=snapshot.policy_version,
+        num_ranks=snapshot.place.num_ranks,
+        shapes=snapshot.shapes,
+        consumed=consumed,
+        file_bytes={file.name: file.stat().st_size for file in staging.iterdir()},
+    )
     (staging / MANIFEST).write_bytes(msgspec.json.encode(manifest))
-    path = _put_in_place(staging)
-    _remove_old(root, path, keep)
+    path = put_in_place(staging)
+    _remove_old(path.parent, path, keep)
     return path
 
 
+def export(checkpoint: Path, out_dir: Path) -> None:
+    """Copy the model and its tokenizer out of a checkpoint; replaces `out_dir` as a whole."""
+    staging = open_staging(out_dir)
+    manifest = read_manifest(checkpoint)
+    for name in manifest.file_bytes:
+        if not name.startswith("trainer-") and name != SHAPER_STATE:
+            shutil.copyfile(checkpoint / name, staging / name)
+    put_in_place(staging)
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
 def latest(root: Path) -> Path | None:
-    """The newest complete checkpoint in `root`; None if there is none at all.
+    """The newest complete checkpoint in `root`; None if there is none at all. Damaged ones are logged and passed over.
 
     Raises `CheckpointError` if there are checkpoints, but all of them are damaged: starting over is not ours to decide.
     """
     damage = ""
     for path in reversed(_checkpoints(root)):
         try:
-            _read_manifest(path)
+            read_manifest(path)
         except CheckpointError as error:
+            log.warning("checkpoint_passed_over", error=str(error))
             damage = damage or str(error)
         else:
             return path
@@ -85,36 +163,86 @@ def latest(root: Path) -> Path | None:
     return None
 
 
-def restore(path: Path, trainer: Trainer) -> dict[str, Any]:
-    """Make the trainer, and torch's random states, continue from `path`. Returns `extra`.
+def restore(path: Path, trainer: Trainer) -> Manifest:
+    """Make the trainer, and torch's random states, continue from `path`.
 
     Raises `CheckpointError` if the checkpoint is missing, damaged, or of another model; the trainer is then as before.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
+    _check_same_model(path, manifest.shapes, trainer.shapes())
+    trainer.load_state_tensors(read_state(path, manifest, trainer.place), manifest.policy_version)
+    _set_random_states(_read_random_states(path, manifest, trainer.place))
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a complete checkpoint; raises `CheckpointError` that says what is wrong with it."""
     try:
-        tensors = load_file(path / TRAINER_STATE)
+        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+    except OSError as error:
+        raise CheckpointError(f"{path} is not a complete checkpoint: {MANIFEST} cannot be read ({error})") from error
+    except msgspec.DecodeError as error:
+        raise CheckpointError(f"{path} is not a complete checkpoint: {MANIFEST} is damaged ({error})") from error
+    if manifest.format != FORMAT:
+        raise CheckpointError(f"{path} has format {manifest.format}, but this version reads format {FORMAT}")
+    for name, num_bytes in manifest.file_bytes.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else "none"
+        if found != num_bytes:
+            raise CheckpointError(f"{path} is torn: {name} should have {num_bytes} bytes and has {found}")
+        if file.suffix == ".safetensors":
+            _check_header(file)
+    return manifest
+
+
+def _check_header(file: Path) -> None:
+    try:
+        with safe_open(file, "pt"):
+            pass
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path / TRAINER_STATE} cannot be read: {error}") from error
-    random_states = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
-    _check_same_model(path, tensors, trainer.state_tensors())
-    trainer.load_state_tensors(tensors, manifest.policy_version)
-    _set_random_states(random_states)
-    return manifest.extra
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def export(model: PreTrainedModel, tokenizer_dir: Path, out_dir: Path) -> None:
-    """Write the model and its tokenizer in Hugging Face format; replaces `out_dir` as a whole."""
-    staging = _staging(out_dir)
-    _write_model(model, tokenizer_dir, staging)
-    _put_in_place(staging)
+def _check_same_model(path: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        shapes = [shape.get(name, "absent") for shape in (found, expected)]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                f"{path} is of another model: {name} is {shapes[0]} there and {shapes[1]} in the model of this run"
+            )
 
 
-def _write_model(model: PreTrainedModel, tokenizer_dir: Path, out_dir: Path) -> None:
-    model.save_pretrained(out_dir)
-    for pattern in TOKENIZER_FILES:
-        for file in tokenizer_dir.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, out_dir / file.name)
+def read_state(path: Path, manifest: Manifest, place: Place) -> dict[str, Tensor]:
+    """This rank's rows, wherever they were."""
+    parts = [_open_part(path, rank, manifest.num_ranks) for rank in range(manifest.num_ranks)]
+    tensors = {"counts": parts[0].get_tensor("counts")}
+    for name, shape in manifest.shapes.items():
+        for kind in _PER_ROW:
+            tensors[f"{kind}.{name}"] = _read_rows(parts, f"{kind}.{name}", shape, place)
+    return tensors
+
+
+def _read_rows(parts: list[Any], name: str, shape: tuple[int, ...], place: Place) -> Tensor:
+    if not shape:  # a number has no rows; only a model in one piece may have one
+        number: Tensor = parts[0].get_tensor(name)
+        return number
+    start, stop = rows_of(shape[0], place.rank, place.num_ranks)
+    pieces = [parts[k].get_slice(name)[first:last] for k, first, last in overlaps(start, stop, shape[0], len(parts))]
+    return torch.cat(pieces) if pieces else torch.empty((0, *shape[1:]))
+
+
+def _open_part(path: Path, rank: int, num_ranks: int) -> Any:
+    file = path / _part_name(rank, num_ranks)
+    try:
+        return safe_open(file, "pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _read_random_states(path: Path, manifest: Manifest, place: Place) -> dict[str, Tensor]:
+    """Those of the same rank; with another number of ranks nothing could be bitwise, and some state will do."""
+    part = _open_part(path, place.rank % manifest.num_ranks, manifest.num_ranks)
+    return {name: part.get_tensor(name) for name in part.keys() if name.startswith("random.")}  # noqa: SIM118
 
 
 def _random_states() -> dict[str, Tensor]:
@@ -130,13 +258,11 @@ def _set_random_states(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["random.cuda"])
 
 
-def _check_same_model(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    for name in sorted(found.keys() | expected.keys()):
-        shapes = [tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (found, expected)]
-        if shapes[0] != shapes[1]:
-            raise CheckpointError(
-                f"{path} is of another model: {name} is {shapes[0]} there and {shapes[1]} in the model of this run"
-            )
+# --- the directory -------------------------------------------------------------------------------------------
+
+
+def _part_name(rank: int, num_ranks: int) -> str:
+    return f"trainer-{rank + 1:05d}-of-{num_ranks:05d}.safetensors"
 
 
 def _checkpoints(root: Path) -> list[Path]:
@@ -145,61 +271,7 @@ def _checkpoints(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def _read_manifest(path: Path) -> Manifest:
-    """The manifest of a complete checkpoint; raises `CheckpointError` that says what is wrong with it."""
-    try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
-    except OSError as error:
-        raise CheckpointError(f"{path} is not a complete checkpoint: {MANIFEST} cannot be read ({error})") from error
-    except msgspec.DecodeError as error:
-        raise CheckpointError(f"{path} is not a complete checkpoint: {MANIFEST} is damaged ({error})") from error
-    if manifest.format != FORMAT:
-        raise CheckpointError(f"{path} has format {manifest.format}, but this version reads format {FORMAT}")
-    for name, num_bytes in manifest.file_bytes.items():
-        file = path / name
-        found = file.stat().st_size if file.is_file() else "none"
-        if found != num_bytes:
-            raise CheckpointError(f"{path} is torn: {name} should have {num_bytes} bytes and has {found}")
-    return manifest
-
-
-def _staging(target: Path) -> Path:
-    """An empty hidden directory beside `target`; what a crashed run left there is removed."""
-    staging = target.parent / f".writing-{target.name}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    return staging
-
-
-def _put_in_place(staging: Path) -> Path:
-    """Flush a staged directory to the disk and give it its name, replacing what has that name."""
-    for path in (*staging.iterdir(), staging):
-        _flush(path)
-    target = staging.parent / staging.name.removeprefix(".writing-")
-    replaced = _set_aside(target) if target.exists() else None
-    staging.rename(target)
-    _flush(target.parent)
-    if replaced:
-        shutil.rmtree(replaced)
-    return target
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _remove_old(root: Path, newest: Path, keep: int) -> None:
     for path in _checkpoints(root)[:-keep]:
         if path != newest:
-            shutil.rmtree(_set_aside(path))
-
-
-def _set_aside(path: Path) -> Path:
-    """Hide a directory that is to be removed, so that it is never seen half removed."""
-    doomed = path.parent / f".removing-{path.name}"
-    shutil.rmtree(doomed, ignore_errors=True)
-    return path.rename(doomed)
+            shutil.rmtree(set_aside(path))

@@ -6,16 +6,24 @@ attention. A model that fails is refused, not trained on mixed samples.
 """
 
 import os
+from pathlib import Path
+from types import MethodType
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from darts_async.errors import ModelError
 from darts_async.learner.attention import PACKED_ATTENTION
 from darts_async.learner.batch import PackedBatch
+from darts_async.learner.logprobs import Head, head_logprobs
+from darts_async.models import TOKENIZER_FILE, load_tokenizer
+
+PackedRow = tuple[Tensor, Tensor, tuple[int, ...], Tensor]
+"""Token ids, positions, lengths of the sequences, and the places whose logits are wanted."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -24,11 +32,15 @@ _PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of packed logits relative to the largest logit: room for rounding, none for another sample."""
 
 
+log = structlog.get_logger()
+
+
 def load_model(path: str, *, dtype: str, device: str = "cpu") -> PreTrainedModel:
     """A causal LM with its trained head, ready for `response_logprobs`, in evaluation mode.
 
     Dropout stays off, because the ratio to the generator's probabilities would otherwise be noise at lag 0.
-    Raises `ModelError` if there is no such model, it lacks weights, or it cannot be packed.
+    Raises `ModelError` if there is no such model, it lacks weights, its tokenizer has more tokens than it, or it cannot
+    be packed.
     """
     if dtype not in DTYPES:
         raise ModelError(f"model.dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
@@ -40,6 +52,7 @@ def load_model(path: str, *, dtype: str, device: str = "cpu") -> PreTrainedModel
             "its trained output head is needed"
         )
     model = model.to(device).eval()
+    _check_vocabulary(model, Path(path))
     use_packed_attention(model)
     return model
 
@@ -57,6 +70,20 @@ def _from_pretrained(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, di
     return model, loading
 
 
+def _check_vocabulary(model: PreTrainedModel, directory: Path) -> None:
+    """Raises `ModelError` if the directory has a tokenizer with tokens that the model has no row for."""
+    if not (directory / TOKENIZER_FILE).is_file():
+        return
+    vocabulary = load_tokenizer(directory).get_vocab(with_added_tokens=True)
+    token, token_id = max(vocabulary.items(), key=lambda item: item[1])
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    if token_id >= num_rows:
+        raise ModelError(
+            f"the tokenizer in {directory} has a token {token!r} with id {token_id}, but the model's vocabulary has "
+            f"{num_rows} rows; they belong to different models, or the model was not resized when tokens were added"
+        )
+
+
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Switch the model to packed attention, after which only `response_logprobs` may call it.
 
@@ -64,18 +91,91 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     """
     device = model.get_input_embeddings().weight.device
     sequences = [torch.arange(1, length + 1, device=device) for length in _PROBE_LENGTHS]
+    positions = torch.cat([torch.arange(length, device=device) for length in _PROBE_LENGTHS])
+    places = torch.arange(sum(_PROBE_LENGTHS), device=device)
+    packed_row = (torch.cat(sequences), positions, _PROBE_LENGTHS, places)
     with torch.no_grad():
         alone = torch.cat([model(input_ids=ids[None], use_cache=False).logits[0] for ids in sequences])
         _set_packed_attention(model)
-        places = torch.arange(sum(_PROBE_LENGTHS), device=device)
-        positions = torch.cat([torch.arange(length, device=device) for length in _PROBE_LENGTHS])
-        packed = _logits(model, torch.cat(sequences), positions, _PROBE_LENGTHS, places)
-    difference = ((packed - alone).abs().max() / alone.abs().max()).item()
-    if not difference <= _PROBE_TOLERANCE[alone.dtype]:
+        difference = _relative(_logits(model, *packed_row), alone)
+        if not difference <= _PROBE_TOLERANCE[alone.dtype]:
+            raise ModelError(
+                f"{type(model).__name__} cannot be trained on packed sequences: its logits differ from those of each "
+                f"sequence alone by {difference:.1e} of the largest; its layers mix neighbours or ignore position_ids"
+            )
+        _choose_head(model, packed_row, alone)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only the inputs of each layer for the backward pass. Raises `ModelError` if the model cannot.
+
+    transformers does so only in layers that are in training mode. The model is not, for the sake of dropout; so the
+    flag is set on the layers themselves and not on what is inside them.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or not model.supports_gradient_checkpointing:
         raise ModelError(
-            f"{type(model).__name__} cannot be trained on packed sequences: its logits differ from those of each "
-            f"sequence alone by {difference:.1e} of the largest; its layers mix neighbours or ignore position_ids"
+            f"learner.activation_checkpointing is on, but {type(model).__name__} does not support it; switch it off"
         )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+
+
+def response_logprobs(
+    model: PreTrainedModel, batch: PackedBatch, temperature: float, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target at `temperature`, and the entropy in nats there.
+
+    The entropy has a gradient only with `entropy_gradient`. Returns: two float32 tensors [num_targets].
+    """
+    logprobs: Tensor
+    entropy: Tensor
+    logprobs, entropy = model.packed_logprobs(batch, temperature)
+    return logprobs, entropy if entropy_gradient else entropy.detach()
+
+
+def _logprobs_in_rows(model: PreTrainedModel, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    hidden = _hidden(model, batch.input_ids, batch.position_ids, batch.lengths, batch.logit_places)
+    return head_logprobs(hidden, Head.of(model), batch.targets, temperature)
+
+
+def _logprobs_at_once(model: PreTrainedModel, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = _logits(model, batch.input_ids, batch.position_ids, batch.lengths, batch.logit_places)
+    log_p = (logits.float() / temperature).log_softmax(-1)
+    return log_p.gather(-1, batch.targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+def _choose_head(model: PreTrainedModel, packed_row: PackedRow, logits: Tensor) -> None:
+    """Give the model its method `packed_logprobs`: in rows if `Head` says what the model's own head does.
+
+    It is a method, so that whoever shards the model can have its parameters gathered around the call
+    (`torch.distributed.fsdp.register_fsdp_forward_method`).
+    """
+    reason = _why_not_in_rows(model, packed_row, logits)
+    if reason is None:
+        model.packed_logprobs = MethodType(_logprobs_in_rows, model)
+        return
+    log.warning("logits_held_at_once", model=type(model).__name__, reason=reason)
+    model.packed_logprobs = MethodType(_logprobs_at_once, model)
+
+
+def _why_not_in_rows(model: PreTrainedModel, packed_row: PackedRow, logits: Tensor) -> str | None:
+    try:
+        head = Head.of(model)
+    except TypeError as error:
+        return str(error)
+    expected = logits.float().log_softmax(-1)
+    targets = expected.argmin(-1)  # where a wrong scale or cap shows most
+    found, _ = head_logprobs(_hidden(model, *packed_row), head, targets, 1.0)
+    difference = _relative(found, expected.gather(-1, targets[:, None])[:, 0])
+    if difference <= _PROBE_TOLERANCE[logits.dtype]:
+        return None
+    return f"its log-probabilities differ by {difference:.1e} of the largest from those of a linear head"
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def _set_packed_attention(model: PreTrainedModel) -> None:
@@ -84,18 +184,15 @@ def _set_packed_attention(model: PreTrainedModel) -> None:
         raise ModelError(f"{type(model).__name__} cannot be trained on packed sequences: its attention is built in")
 
 
-def response_logprobs(model: PreTrainedModel, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target at `temperature`, and the entropy in nats there (without gradient).
-
-    Returns: two float32 tensors [num_targets]. Logits are computed at the places of targets only.
-    """
-    logits = _logits(model, batch.input_ids, batch.position_ids, batch.lengths, batch.logit_places)
-    scaled = logits.float() / temperature
-    logprobs = -cross_entropy(scaled, batch.targets, reduction="none")
-    with torch.no_grad():
-        log_p = scaled.log_softmax(-1)
-        entropy = -(log_p.exp() * log_p).sum(-1)
-    return logprobs, entropy
+def _hidden(
+    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...], places: Tensor
+) -> Tensor:
+    """What the head sees, [num_places, hidden_size], of the packed row `input_ids` [num_packed_tokens]."""
+    output = model.base_model(
+        input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, sequence_lengths=lengths
+    )
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden[places]
 
 
 def _logits(

@@ -1,19 +1,24 @@
 """A group's contribution to the gradient: advantages, packed forward and backward passes, metrics.
 
-Gradients are sums over tokens, not means: `Trainer` divides once per step.
+Gradients are sums over tokens, not means: `Trainer` divides once per step, by the sum of `denominator`.
 """
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from darts_async.config import Baseline, LearnerConfig
+from darts_async.errors import ModelError
 from darts_async.learner.advantage import group_advantages
 from darts_async.learner.batch import PackedBatch, micro_batches
-from darts_async.learner.loss import policy_loss
-from darts_async.learner.model import response_logprobs
+from darts_async.learner.flops import ModelFlops, utilisation
+from darts_async.learner.losses.policy import policy_loss
+from darts_async.learner.losses.shares import denominator, overlong_penalties, token_shares
+from darts_async.learner.model import checkpoint_activations, response_logprobs
 from darts_async.learner.tally import Tally
 from darts_async.protocol import TrainGroup
 
@@ -22,51 +27,116 @@ class Objective:
     """What is maximised. It changes no parameter."""
 
     def __init__(
-        self, model: PreTrainedModel, config: LearnerConfig, *, temperature: float, baseline: Baseline
+        self,
+        model: PreTrainedModel,
+        config: LearnerConfig,
+        *,
+        temperature: float,
+        baseline: Baseline,
+        max_new_tokens: int,
+        reference: PreTrainedModel | None = None,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
+        """`max_new_tokens` is the cap on responses; `reference` is given if the loss has a `kl_weight`. All ranks are
+        given the same groups, and each makes the passes of its own samples.
+
+        Raises `ModelError` if the reference has another vocabulary, or if activations cannot be checkpointed.
+        """
+        assert (reference is not None) == (config.loss.kl_weight > 0), "a reference comes with a weight"
+        if reference is not None:
+            _check_reference(reference, model)
         self._model = model
+        self._reference = reference
         self._config = config
         self._temperature = temperature
         self._baseline = baseline
+        self._max_new_tokens = max_new_tokens
+        self._rank, self._num_ranks = rank, num_ranks
         self._device = next(model.parameters()).device
+        self._flops = ModelFlops.of(model)
+        self._num_flops = 0
+        if config.activation_checkpointing:
+            checkpoint_activations(model)
+
+    def denominator(self, group: TrainGroup) -> float:
+        """What the group adds, with all ranks, to the number that the step's gradient is divided by; it may be 0."""
+        return denominator(group, self._config.loss, self._max_new_tokens)
+
+    def take_utilisation(self, busy_s: float) -> dict[str, float]:
+        """What this rank computed since the last call, in `busy_s`: see `flops.utilisation`. Empty for models whose
+        operations are not counted."""
+        num_flops, self._num_flops = self._num_flops, 0
+        return {} if self._flops is None else utilisation(num_flops, busy_s, self._device)
 
     def backward(self, group: TrainGroup, collect: Callable[[], None]) -> Tally:
-        """Add the group's gradient to the parameters'; `collect` is called after each micro-batch's backward pass."""
+        """Add the gradient of this rank's samples to the parameters'; `collect` is called after each micro-batch's
+        backward pass. The tallies of all ranks add up to that of the group."""
+        loss = self._config.loss
         advantages = group_advantages(
-            group.rewards,
+            group.rewards - overlong_penalties(group.num_tokens, loss, self._max_new_tokens),
             group.weights,
-            normalise=self._config.normalise_advantage,
+            normalise=loss.normalise_advantage,
             baseline=self._baseline,
             pass_rate=group.baseline,
         )
-        tally = _group_metrics(group, torch.from_numpy(advantages))
-        for batch in micro_batches(group, advantages, self._config.tokens_per_micro_batch):
-            tally.merge(self._backward_batch(batch.to(self._device), collect))
+        shares = token_shares(group, loss, self._max_new_tokens)
+        # About half of all groups have equal rewards: their gradient is exactly zero and only metrics are wanted.
+        regularised = loss.kl_weight > 0 or loss.entropy_weight > 0
+        has_gradient = bool((shares * (np.repeat(advantages != 0, group.num_tokens) | regularised)).any())
+        tally = Tally()
+        for batch in micro_batches(
+            group,
+            advantages,
+            self._config.tokens_per_micro_batch,
+            shares,
+            rank=self._rank,
+            num_ranks=self._num_ranks,
+        ):
+            found = self._pass(batch.to(self._device), has_gradient, collect)
+            if not batch.idle:
+                tally.merge(found)
+                self._count(batch, has_gradient)
+        if self._rank == 0:
+            tally.merge(_group_metrics(group, advantages, shares))
+            for name in [name for name in tally.sums if name.startswith("loss")]:
+                tally.add(name, 0.0, self.denominator(group))
         return tally
 
-    def _backward_batch(self, batch: PackedBatch, collect: Callable[[], None]) -> Tally:
-        # About half of all groups have equal rewards: their gradient is exactly zero and only metrics are wanted.
-        has_gradient = bool(batch.advantages.any())
+    def _pass(self, batch: PackedBatch, has_gradient: bool, collect: Callable[[], None]) -> Tally:
+        config = self._config.loss
         with torch.set_grad_enabled(has_gradient):
-            logprobs, entropy = response_logprobs(self._model, batch, self._temperature)
-            loss, tally = policy_loss(
-                logprobs,
-                batch.behaviour_logprobs,
-                batch.advantages,
-                batch.on_policy,
-                clip_low=self._config.clip_low,
-                clip_high=self._config.clip_high,
-                truncate_ratio=self._config.truncate_ratio,
+            logprobs, entropy = response_logprobs(
+                self._model, batch, self._temperature, entropy_gradient=config.entropy_weight > 0
             )
+            loss, tally = policy_loss(logprobs, entropy, batch, config, self._reference_logprobs(batch))
         if has_gradient:
             loss.backward()  # type: ignore[no-untyped-call]
             collect()
-        tally.mean("entropy", entropy)
-        tally.add("loss", loss.item(), len(batch.targets))
         return tally
 
+    def _count(self, batch: PackedBatch, has_gradient: bool) -> None:
+        if self._flops is not None:
+            count = self._flops.training if has_gradient else self._flops.forward
+            self._num_flops += count(batch.lengths, len(batch.targets))
 
-def _group_metrics(group: TrainGroup, advantages: Tensor) -> Tally:
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: PackedBatch) -> Tensor | None:
+        if self._reference is None:
+            return None
+        return response_logprobs(self._reference, batch, self._temperature)[0]
+
+
+def _check_reference(reference: PreTrainedModel, model: PreTrainedModel) -> None:
+    theirs, ours = (len(each.get_output_embeddings().weight) for each in (reference, model))
+    if theirs != ours:
+        raise ModelError(
+            f"the reference model (learner.loss.reference_path) has a vocabulary of {theirs} rows, but the model in "
+            f"training has {ours}; the divergence needs two models with one tokenizer"
+        )
+
+
+def _group_metrics(group: TrainGroup, advantages: NDArray[np.float32], shares: NDArray[np.float32]) -> Tally:
     """What is known before the forward pass. After a restart from an older checkpoint replayed tokens may carry a
     later version than the step has; they count as staleness 0 (and not as on-policy)."""
     tally = Tally()
@@ -74,8 +144,9 @@ def _group_metrics(group: TrainGroup, advantages: Tensor) -> Tally:
     tally.mean("staleness_mean", staleness)
     tally.maximum("staleness_max", staleness)
     tally.mean("reward_mean", torch.tensor(group.rewards))
-    tally.mean("advantage_abs_mean", advantages.abs())
+    tally.mean("advantage_abs_mean", torch.from_numpy(np.abs(advantages)))
     # Below zero: longer samples did worse, and the step makes responses shorter.
-    tally.mean("advantage_token_mean", advantages.repeat_interleave(torch.tensor(group.num_tokens)))
-    tally.mean("zero_advantage_share", ~advantages.any()[None])
+    tally.mean("advantage_token_mean", torch.from_numpy(np.repeat(advantages, group.num_tokens)))
+    tally.mean("zero_advantage_share", torch.tensor([not advantages.any()]))
+    tally.mean("left_out_share", torch.from_numpy(shares == 0))
     return tally

@@ -5,42 +5,68 @@
 The broadcast of a version reads the parameters while the next step's forward and backward passes run; only the next
 optimiser step waits for it. One task, `_train`, owns the trainer; `_weights` is locked from the optimiser step until
 every generator has the result, so that nobody reads parameters of no version.
+
+Several ranks. This is rank 0, which alone talks to shaper and generators and has the others do the same on their rows
+(`team`, `follower`). One that is gone, or late, ends this process, and the whole learner is started again.
+
+Restarts. A run directory with checkpoints is continued from the newest whole one: its version is published again, and
+groups that it has consumed are not trained again, however often the shaper sends them.
 """
 
 import asyncio
-from collections import deque
+import os
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import cast
+from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
 import structlog
 import transformers
 
-from darts_async.actor import Gauges, Runtime, main
+from darts_async.actor import Actor, Gauges, Runtime, main
+from darts_async.errors import ConfigError
 from darts_async.learner import checkpoint
-from darts_async.learner.model import load_model
+from darts_async.learner.consumed import ConsumedGroups
+from darts_async.learner.follower import CHECKPOINTS_DIR, LINK, FollowerActor
+from darts_async.learner.intake import Intake
+from darts_async.learner.meter import StepMeter
+from darts_async.learner.model import DTYPES
+from darts_async.learner.nonfinite import stop_training
+from darts_async.learner.place import Place
+from darts_async.learner.probe import packed_reference
+from darts_async.learner.saving import Saver
+from darts_async.learner.setup import make_trainer
 from darts_async.learner.step import Trainer
+from darts_async.learner.team import Team
 from darts_async.models import resolve_model_path
 from darts_async.protocol import (
+    FinishStep,
+    GatherWeights,
     GeneratorToLearner,
     Greet,
     GroupsCommitted,
+    LeaderToRank,
     LearnerReady,
     LearnerToGenerator,
     MemberJoined,
     Message,
+    RankToLeader,
+    ShaperSnapshot,
     Shutdown,
     StepCompleted,
     TrainGroup,
     VersionPublished,
+    VersionSaved,
 )
 from darts_async.transport import Event, PeerDown, PeerUp, Received
+from darts_async.weights.probe import Examiner, tolerance_of
 from darts_async.weights.publish import Publisher
+from darts_async.weights.source import LiveTensors, WeightSource
 
-CHECKPOINTS_DIR = "checkpoints"
 MODEL_DIR = "model"
-WARN_AFTER_S = 60.0
-"""A learner that has had no group for this long says so, again and again."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -51,11 +77,27 @@ class LearnerActor:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._config = runtime.config.learner
-        self._groups: deque[TrainGroup] = deque()  # bounded by the shaper's staleness window
-        self._arrived = asyncio.Event()
-        self._seen: set[int] = set()
+        self._dtype = DTYPES[runtime.config.model.dtype]
+        self._intake = Intake()
         self._trainer: Trainer | None = None
-        self._publisher = Publisher(runtime.config.weights, runtime.config.network.host, self._send_generator)
+        self._team = Team(
+            _other_ranks(runtime),
+            epoch=runtime.incarnation,
+            interface=runtime.config.network.host,
+            send=self._send_rank,
+            deadline_s=self._config.rank_deadline_s,
+        )
+        self._saver: Saver | None = None
+        generators = runtime.config.roles.generator
+        self._publisher = Publisher(
+            runtime.config.weights,
+            runtime.config.network.host,
+            self._send_generator,
+            absence_s=generators.restart.absence_s(generators.start_timeout_s),
+        )
+        tolerance_nats = tolerance_of(runtime.config.weights, runtime.config.model.dtype)
+        self._examiner = Examiner(self._send_generator, tolerance_nats)
+        self._meter = StepMeter(runtime.clock)
         self._weights = asyncio.Lock()
         self._joined: set[str] = set()
         self._all_joined = asyncio.Event()
@@ -68,28 +110,37 @@ class LearnerActor:
         self._trained = False
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
-        """Load the model, publish its weights, take groups."""
-        self._tokenizer_dir = resolve_model_path(self._runtime.config.model.path)
-        self._trainer = await asyncio.to_thread(self._make_trainer)
-        trainer = self._trainer
-        keep_current = self._publisher.run(trainer.model.named_parameters, self._weights)
+        """Load the model, or continue from a checkpoint; publish its weights, take groups."""
+        trainer = await self._load()
+        self._trainer = trainer
+        keep_current = self._publisher.run(lambda: self._source(trainer), self._weights)
         tasks.create_task(self._train(tasks, trainer), name="train")
         tasks.create_task(keep_current, name="late joiners")
         self._announce()
 
-    def _make_trainer(self) -> Trainer:
-        config = self._runtime.config
-        model = load_model(str(self._tokenizer_dir), dtype=config.model.dtype)
-        return Trainer(
-            model,
-            config.learner,
-            temperature=config.sampling.temperature,
-            max_staleness=config.staleness.max_staleness,
-            baseline=config.shaping.baseline,
+    async def _load(self) -> Trainer:
+        root = self._runtime.run_dir / CHECKPOINTS_DIR
+        model_dir = resolve_model_path(self._runtime.config.model.path)
+        path = await asyncio.to_thread(checkpoint.latest, root)
+        self._team.prepare(path.name if path is not None else "")
+        trainer = await self._in_thread(make_trainer, self._runtime.config, model_dir, self._team.ranks)
+        if path is not None:
+            manifest = await asyncio.to_thread(checkpoint.restore, path, trainer)
+            self._intake.consumed = ConsumedGroups(manifest.consumed)
+            log.info("resumed", path=str(path), policy_version=trainer.policy_version)
+        await self._team.ready()
+        self._saver = Saver(
+            root,
+            self._team,
+            tokenizer_dir=model_dir,
+            dtype=self._dtype,
+            keep=self._config.keep_checkpoints,
+            saved=lambda version: self._send_shaper(VersionSaved(version)),
         )
+        return trainer
 
     def handle(self, event: Event) -> None:
-        """A group, or something about weights."""
+        """A group, or something about weights, or about the other ranks."""
         match event:
             case Received(link="learner", peer=peer, message=Greet()):
                 self._shaper = peer
@@ -100,15 +151,19 @@ class LearnerActor:
             case PeerDown(link="weights", peer=peer, reason=reason):
                 log.warning("peer_lost", peer=peer, reason=reason)
                 self._publisher.peer_lost(peer)
+            case PeerDown(link="ranks", peer=peer, reason=reason):
+                self._team.lost(peer, reason)
+            case Received(link="ranks", peer=peer, message=message):
+                self._team.handle(peer, cast(RankToLeader, message))
             case Received(link="weights", peer=peer, incarnation=incarnation, message=message):
                 self._publisher.handle(peer, incarnation, cast(GeneratorToLearner, message))
+                self._examiner.handle(peer, cast(GeneratorToLearner, message))
                 if isinstance(message, MemberJoined):
                     self._member_joined(peer)
             case Received(link="learner", message=TrainGroup() as group):
-                if group.group_id not in self._seen:
-                    self._seen.add(group.group_id)
-                    self._groups.append(group)
-                    self._arrived.set()
+                self._intake.take(group)
+            case Received(link="learner", message=ShaperSnapshot() as snapshot) if self._saver is not None:
+                self._saver.take(snapshot)
 
     def tick(self, now_s: float) -> None:
         """Nothing to do."""
@@ -124,86 +179,108 @@ class LearnerActor:
 
     def gauges(self) -> Gauges:
         """For the status."""
-        return Gauges(self._state, self._policy_version, self._num_tokens, len(self._groups))
+        return Gauges(self._state, self._policy_version, self._num_tokens, self._intake.num_waiting)
 
     @property
     def _policy_version(self) -> int:
         return self._trainer.policy_version if self._trainer is not None else -1
 
     async def close(self) -> None:
-        """Leave the weight group; write the final model if the run is complete."""
+        """Leave the groups; copy the final model out of the last checkpoint if the run is complete."""
+        if self._leaving is not None:
+            self._team.dismiss()
+        self._team.abort("rank 0 leaves")
         await self._publisher.close()
-        if self._leaving is not None and self._leaving.finished and self._trainer is not None:
-            target = self._runtime.run_dir / MODEL_DIR
-            await asyncio.to_thread(checkpoint.export, self._trainer.model, self._tokenizer_dir, target)
+        if self._leaving is not None and self._leaving.finished and self._trained:
+            last = checkpoint.directory_of(self._runtime.run_dir / CHECKPOINTS_DIR, self._config.steps)
+            await asyncio.to_thread(checkpoint.export, last, self._runtime.run_dir / MODEL_DIR)
 
     # --- the trainer's owner ---------------------------------------------------------------------------------
 
     async def _train(self, tasks: asyncio.TaskGroup, trainer: Trainer) -> None:
         await self._until_generators_joined()
         await self._weights.acquire()
+        await self._prepare_probe(trainer)
         await self._publish(trainer)
         while trainer.policy_version < self._config.steps:
-            group_ids = await self._add_groups(trainer)
+            groups = await self._add_groups(trainer)
             self._state = "publishing"
             await self._weights.acquire()
-            with self._runtime.clock.busy("step"):
-                metrics = await asyncio.to_thread(trainer.finish_step)
-            self._commit(trainer.policy_version - 1, group_ids, metrics)
+            self._runtime.faults.reach("learner.before_step")
+            metrics = await self._finish_step(trainer)
+            if trainer.num_skipped_in_a_row >= self._config.max_skipped_steps:
+                raise stop_training(self._runtime.run_dir, groups, trainer.num_skipped_in_a_row)
+            self._runtime.faults.reach("learner.before_commit")
+            self._commit(trainer.policy_version - 1, groups, metrics)
+            await self._prepare_probe(trainer)
             tasks.create_task(self._publish(trainer), name="publish")
-            await self._checkpoint(trainer)
+            await self._checkpoint(tasks, trainer)
         self._state = "finished"
+        assert self._saver is not None
+        await self._saver.settled()
         self._trained = True
 
-    async def _add_groups(self, trainer: Trainer) -> list[int]:
+    async def _add_groups(self, trainer: Trainer) -> list[TrainGroup]:
         """Forward and backward of the groups of one step, as they arrive."""
-        group_ids: list[int] = []
-        while len(group_ids) < self._config.groups_per_step:
-            group = await self._next_group()
+        groups: list[TrainGroup] = []
+        while len(groups) < self._config.groups_per_step:
+            self._state = "training" if self._intake.has(trainer.policy_version) else "waiting for groups"
+            group = await self._intake.next(trainer.policy_version)
+            self._state = "training"
             with self._runtime.clock.busy("train"):
-                await asyncio.to_thread(trainer.add_group, group)
-            group_ids.append(group.group_id)
+                self._team.tell(group)
+                await self._in_thread(trainer.add_group, group)
+            groups.append(group)
             self._num_tokens += len(group.token_ids)
-        return group_ids
+        return groups
 
-    async def _next_group(self) -> TrainGroup:
-        while not self._groups:
-            self._state = "waiting for groups"
-            self._arrived.clear()
-            try:
-                async with asyncio.timeout(WARN_AFTER_S):
-                    await self._arrived.wait()
-            except TimeoutError:
-                log.warning("no_group", step=self._policy_version, waited_s=WARN_AFTER_S)
-        self._state = "training"
-        return self._groups.popleft()
+    async def _finish_step(self, trainer: Trainer) -> dict[str, float]:
+        """The optimiser step, on all ranks."""
+        step = trainer.policy_version
+        self._team.tell(FinishStep(step))
+        for tally in await self._team.tallies(step):
+            trainer.tally.merge(tally)
+        with self._runtime.clock.busy("step"):
+            metrics = await self._in_thread(trainer.finish_step)
+        return metrics | self._meter.metrics()
 
-    def _commit(self, step: int, group_ids: list[int], metrics: dict[str, float]) -> None:
+    def _commit(self, step: int, groups: list[TrainGroup], metrics: dict[str, float]) -> None:
+        group_ids = [group.group_id for group in groups]
+        self._intake.commit(step, group_ids)
         self._send_shaper(GroupsCommitted(step, np.array(group_ids, np.int64)))
         self._runtime.tell_launcher(StepCompleted(step, {f"learner/{name}": x for name, x in metrics.items()}))
 
-    async def _checkpoint(self, trainer: Trainer) -> None:
-        version = trainer.policy_version
-        if version % self._config.checkpoint_every and version != self._config.steps:
+    async def _checkpoint(self, tasks: asyncio.TaskGroup, trainer: Trainer) -> None:
+        if not self._config.is_saved(trainer.policy_version):
             return
+        assert self._saver is not None
         with self._runtime.clock.busy("checkpoint"):
-            await asyncio.to_thread(
-                checkpoint.save,
-                self._runtime.run_dir / CHECKPOINTS_DIR,
-                trainer,
-                tokenizer_dir=self._tokenizer_dir,
-                keep=self._config.keep_checkpoints,
-                extra={"consumed_group_ids": sorted(self._seen - {group.group_id for group in self._groups})},
-            )
+            has_shaper = self._shaper is not None
+            await self._saver.save(tasks, trainer, self._intake.consumed.intervals, has_shaper=has_shaper)
 
     # --- weights ---------------------------------------------------------------------------------------------
+
+    def _source(self, trainer: Trainer) -> WeightSource:
+        """The parameters of the present version."""
+        if trainer.place.num_ranks == 1:
+            return LiveTensors(trainer.rows().items())
+        order = GatherWeights(trainer.policy_version, of_checkpoint=False)
+        return self._team.gathered(trainer.rows(), trainer.shapes(), self._dtype, order)
+
+    async def _prepare_probe(self, trainer: Trainer) -> None:
+        """Before the parameters are published, so that it is known what generators must say with them. With several
+        ranks it would take all of them."""
+        config = self._runtime.config
+        if config.weights.probe and config.generator.engine != "scripted" and trainer.place.num_ranks == 1:
+            reference = await self._in_thread(packed_reference, trainer.model, trainer.policy_version)
+            self._examiner.expect(reference)
 
     async def _publish(self, trainer: Trainer) -> None:
         """Broadcast the parameters, which are locked, and unlock them."""
         version = trainer.policy_version
         try:
             with self._runtime.clock.busy("publish"):
-                report = await self._publisher.publish(version, trainer.model.named_parameters())
+                report = await self._publisher.publish(version, self._source(trainer))
         finally:
             self._weights.release()
         self._published = version
@@ -233,6 +310,8 @@ class LearnerActor:
         except TimeoutError:
             log.warning("generators_missing", joined=sorted(self._joined), waited_s=timeout_s)
 
+    # --- inside ----------------------------------------------------------------------------------------------
+
     def _announce(self) -> None:
         """Tell the shaper where training stands."""
         if self._trainer is None or self._shaper is None:
@@ -241,6 +320,11 @@ class LearnerActor:
         if self._published >= 0:
             self._send_shaper(VersionPublished(self._published))
 
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What may be a collective of all ranks."""
+        with self._team.naming_failures():
+            return await asyncio.to_thread(work, *args, **kwargs)
+
     def _send_shaper(self, message: Message) -> None:
         if self._shaper is not None:
             self._runtime.send("learner", self._shaper, message)
@@ -248,7 +332,26 @@ class LearnerActor:
     def _send_generator(self, peer: str, message: LearnerToGenerator) -> None:
         self._runtime.send("weights", peer, message)
 
+    def _send_rank(self, peer: str, message: LeaderToRank) -> None:
+        self._runtime.send(LINK, peer, message)
+
+
+def make_actor(runtime: Runtime) -> Actor:
+    """The actor of this process's rank. Raises `ConfigError` if environment and plan do not agree on it."""
+    place = Place.from_environment(os.environ)
+    num_ranks = 1 + len(_other_ranks(runtime))
+    if (runtime.name, num_ranks) != (f"learner/{place.rank}", place.num_ranks):
+        raise ConfigError(
+            f"{runtime.name} of {num_ranks} in the plan was started as RANK {place.rank} of WORLD_SIZE "
+            f"{place.num_ranks}"
+        )
+    return FollowerActor(runtime, place) if place.rank else LearnerActor(runtime)
+
+
+def _other_ranks(runtime: Runtime) -> tuple[str, ...]:
+    return next((link.members for link in runtime.plan.links if link.name == LINK), ())
+
 
 if __name__ == "__main__":
     transformers.logging.disable_progress_bar()  # nobody watches the learner's standard error
-    main(LearnerActor)
+    main(make_actor)

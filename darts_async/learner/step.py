@@ -1,17 +1,19 @@
 """One optimiser step, fed group by group: streamed gradient = batch gradient.
 
 A group's forward and backward pass run when it arrives and add to unnormalised sums of gradients. `finish_step`
-divides them once by the number of trained tokens of the whole step. Sums do not depend on the order or on the split
-into micro-batches (up to rounding), so it does not matter when a group came.
+divides them once by the denominator of the whole step. Sums do not depend on the order or on the split into
+micro-batches or over ranks (up to rounding), so it does not matter when a group came.
 
 Invariants. Between steps all gradients are zero. A token older than `max_staleness` never reaches the forward
-pass. `policy_version` counts finished steps, including those whose gradient was not finite: such a step leaves
-parameters and moments untouched.
+pass. `policy_version` counts finished steps, including those whose loss or gradient was not finite: such a step leaves
+parameters and moments untouched, on all ranks alike.
 
 Weights of less than 32 bits have a float32 master copy for sums and updates: at a rate of 1e-6 an update is
-below half a unit in the last place of bfloat16 and would be lost.
+below half a unit in the last place of bfloat16 and would be lost. A sharded model (see `sharding`) holds float32
+shards, which are masters themselves; the state of a trainer is then that of this rank's rows.
 """
 
+import math
 import time
 
 import torch
@@ -21,6 +23,9 @@ from transformers import PreTrainedModel
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import StalenessError
 from darts_async.learner.objective import Objective
+from darts_async.learner.place import ALONE, Place
+from darts_async.learner.schedule import learning_rate
+from darts_async.learner.sharding import drop_gathered, local_rows, whole
 from darts_async.learner.tally import Tally
 from darts_async.protocol import TrainGroup
 
@@ -35,13 +40,28 @@ class Trainer:
         *,
         temperature: float,
         max_staleness: int,
+        max_new_tokens: int,
         baseline: Baseline = "group",
-        policy_version: int = 0,
+        reference: PreTrainedModel | None = None,
+        place: Place = ALONE,
     ) -> None:
+        """`max_new_tokens` is the cap on responses; `reference` is given if the loss has a `kl_weight`; `place` is this
+        process among those that the model is spread over."""
         self.model = model
-        self.policy_version = policy_version
+        self.policy_version = 0
+        self.num_skipped_in_a_row = 0
+        self.place = place
         self._config = config
-        self._objective = Objective(model, config, temperature=temperature, baseline=baseline)
+        self._objective = Objective(
+            model,
+            config,
+            temperature=temperature,
+            baseline=baseline,
+            max_new_tokens=max_new_tokens,
+            reference=reference,
+            rank=place.rank,
+            num_ranks=place.num_ranks,
+        )
         self._max_staleness = max_staleness
         self._weights: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._masters = {name: _master(weight) for name, weight in self._weights.items()}
@@ -51,8 +71,10 @@ class Trainer:
         self._num_skipped_steps = 0
         self._open_step()
 
+    # --- a step ----------------------------------------------------------------------------------------------
+
     def add_group(self, group: TrainGroup) -> dict[str, float]:
-        """Add the group's gradient to the step, and return its metrics.
+        """Add the group's gradient (this rank's samples of it) to the step, and return its metrics.
 
         Raises `StalenessError`, before anything is added, if a token is older than `max_staleness`.
         """
@@ -60,61 +82,91 @@ class Trainer:
         assert group.step == self.policy_version, f"group of step {group.step} at version {self.policy_version}"
         _check_staleness(group, self._max_staleness)
         tally = self._objective.backward(group, self._collect_gradients)
-        self._tally.merge(tally)
+        self.tally.merge(tally)
+        self._num_groups += 1
         self._num_tokens += len(group.token_ids)
+        self._denominator += self._objective.denominator(group)
         self._busy_s += time.perf_counter() - started_s
         return tally.as_floats()
 
     def finish_step(self) -> dict[str, float]:
-        """Update the parameters with the mean gradient per token, and return the metrics of the step."""
+        """Update the parameters with the mean gradient, and return the metrics of the step; a collective of all ranks.
+        To have metrics of all ranks, merge the tallies of the others into `tally` before."""
         started_s = time.perf_counter()
-        assert self._num_tokens, "a step is finished after at least one group"
-        rate = self._config.learning_rate * _warmup(self.policy_version, self._config.warmup_steps)
+        assert self._num_groups, "a step is finished after at least one group"
+        rate = learning_rate(self._config, self.policy_version)
         grad_norm = self._mean_gradient()
-        if grad_norm.isfinite():
+        if math.isfinite(grad_norm):
+            self.num_skipped_in_a_row = 0
             self._update(rate)
         else:
             self._num_skipped_steps += 1
+            self.num_skipped_in_a_row += 1
         busy_s = self._busy_s + time.perf_counter() - started_s
-        metrics = self._tally.as_floats() | {
-            "grad_norm": grad_norm.item(),
+        metrics = self.tally.as_floats() | {
+            "grad_norm": grad_norm,
             "learning_rate": rate,
             "skipped_steps": float(self._num_skipped_steps),
             "tokens": float(self._num_tokens),
             "tokens_per_second": self._num_tokens / busy_s,
+            **self._objective.take_utilisation(busy_s),
         }
         self.policy_version += 1
         self._open_step()
         return metrics
 
+    # --- state -----------------------------------------------------------------------------------------------
+
     def state_tensors(self) -> dict[str, Tensor]:
-        """All that the next step depends on besides `policy_version`: float32 weights, moments, update count."""
-        tensors = {"num_updates": torch.tensor(self._num_updates())}
+        """All that the next step depends on besides `policy_version`, without a copy: float32 weights and moments, of
+        this rank's rows, and counts."""
+        counts = [self._num_updates(), self._num_skipped_steps, self.num_skipped_in_a_row]
+        tensors = {"counts": torch.tensor(counts)}
         for name, master in self._masters.items():
             state = self._optimiser.state.get(master, {})
-            tensors[f"weight.{name}"] = master.detach()
-            tensors[f"exp_avg.{name}"] = state.get("exp_avg", torch.zeros_like(master)).detach()
-            tensors[f"exp_avg_sq.{name}"] = state.get("exp_avg_sq", torch.zeros_like(master)).detach()
+            tensors[f"weight.{name}"] = local_rows(master.detach())
+            for moment in ("exp_avg", "exp_avg_sq"):
+                value = state[moment] if moment in state else torch.zeros_like(master)
+                tensors[f"{moment}.{name}"] = local_rows(value.detach())
         return tensors
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: dict[str, Tensor], policy_version: int) -> None:
-        """Continue from `state_tensors` of the same model, at the beginning of a step."""
-        num_updates = tensors["num_updates"].float()
+        """Continue from `state_tensors` of the same model and the same rows, at the beginning of a step."""
+        num_updates, self._num_skipped_steps, self.num_skipped_in_a_row = tensors["counts"].tolist()
         for name, master in self._masters.items():
-            master.copy_(tensors[f"weight.{name}"])
-            moments = {key: tensors[f"{key}.{name}"].to(master.device) for key in ("exp_avg", "exp_avg_sq")}
-            self._optimiser.state[master] = {"step": num_updates.clone(), **moments}
+            local_rows(master).copy_(tensors[f"weight.{name}"])
+            moments = {moment: torch.zeros_like(master) for moment in ("exp_avg", "exp_avg_sq")}
+            for moment, value in moments.items():
+                local_rows(value).copy_(tensors[f"{moment}.{name}"])
+            self._optimiser.state[master] = {"step": torch.tensor(float(num_updates)), **moments}
         self.policy_version = policy_version
         self._publish_masters()
         self._open_step()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shape of each parameter, whatever rows of it are here."""
+        return {name: tuple(weight.shape) for name, weight in self._weights.items()}
+
+    def rows(self) -> dict[str, Tensor]:
+        """This rank's rows of every parameter in use, without a copy. Not the module's own parameters: during a pass
+        those of a sharded model are what was gathered."""
+        return {name: local_rows(weight.detach()) for name, weight in self._weights.items()}
+
+    def _num_updates(self) -> int:
+        states = iter(self._optimiser.state.values())
+        return int(next(states, {"step": 0})["step"])
+
+    # --- inside ----------------------------------------------------------------------------------------------
 
     def _open_step(self) -> None:
         # Zeros, not None: AdamW leaves a parameter without gradient out, momentum and decay included.
         for master in self._masters.values():
             master.grad = torch.zeros_like(master)
-        self._tally = Tally()
+        self.tally = Tally()
+        self._num_groups = 0
         self._num_tokens = 0
+        self._denominator = 0.0
         self._busy_s = 0.0
 
     def _collect_gradients(self) -> None:
@@ -125,12 +177,19 @@ class Trainer:
                 master.grad.add_(weight.grad)
                 weight.grad = None
 
-    def _mean_gradient(self) -> Tensor:
-        """Divide by the tokens and clip; returns the norm before clipping."""
+    def _mean_gradient(self) -> float:
+        """Divide by the denominator and clip; returns the norm before clipping, over all ranks.
+
+        A loss that is not finite spoils the gradient even where that happens to be finite; by way of the norm all ranks
+        see it. A step of which no token is trained has a sum, and a denominator, of zero.
+        """
+        divisor = self._denominator or 1.0
+        if not math.isfinite(self.tally.sums.get("loss", 0.0)):
+            divisor = math.nan
         for master in self._masters.values():
             assert master.grad is not None
-            master.grad.div_(self._num_tokens)
-        return nn.utils.clip_grad_norm_(self._masters.values(), self._config.max_grad_norm)
+            master.grad.div_(divisor)
+        return whole(nn.utils.clip_grad_norm_(self._masters.values(), self._config.max_grad_norm)).item()
 
     def _update(self, rate: float) -> None:
         for param_group in self._optimiser.param_groups:
@@ -140,13 +199,10 @@ class Trainer:
 
     @torch.no_grad()
     def _publish_masters(self) -> None:
+        drop_gathered(self.model)
         for name, weight in self._weights.items():
             if self._masters[name] is not weight:
                 weight.copy_(self._masters[name])
-
-    def _num_updates(self) -> int:
-        states = iter(self._optimiser.state.values())
-        return int(next(states, {"step": 0})["step"])
 
 
 def _master(weight: nn.Parameter) -> Tensor:
@@ -154,11 +210,6 @@ def _master(weight: nn.Parameter) -> Tensor:
     if weight.dtype == torch.float32:
         return weight
     return weight.detach().float().requires_grad_()
-
-
-def _warmup(num_steps_done: int, warmup_steps: int) -> float:
-    """Share of the peak rate: rises linearly and is 1 from step number `warmup_steps` on."""
-    return min(1.0, (num_steps_done + 1) / max(1, warmup_steps))
 
 
 def _check_staleness(group: TrainGroup, max_staleness: int) -> None:

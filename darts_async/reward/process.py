@@ -58,6 +58,7 @@ class RewardActor:
                 self._announce()
             case Received(peer=peer, message=Score() as item):
                 assert self._tasks is not None
+                self._runtime.faults.reach("reward.before_score")
                 self._tasks.create_task(self._score(peer, item), name=f"score {item.sample_id}")
                 self._num_scoring += 1
 
@@ -85,6 +86,7 @@ class RewardActor:
         with self._runtime.clock.busy("score"):
             verdict = await self._pool.score(item)
         self._num_scoring -= 1
+        self._runtime.faults.reach("reward.before_verdict")
         self._runtime.send("rewards", peer, verdict)
         if isinstance(verdict, ScoreFailed):
             log.warning("score_failed", sample_id=verdict.sample_id, kind=verdict.kind, error=verdict.error)

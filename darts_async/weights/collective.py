@@ -6,6 +6,9 @@ come back on the event loop. Nothing blocks beyond a deadline: joining by `deadl
 most for connecting), each broadcast by the deadline it is posted with. Aborting ends both at once, connecting
 excepted: cutting it half-way would have the other side wait for a second attempt, so it is let finish.
 
+Under NCCL the thread works on the device of its rank, on a stream of its own beside the one that computes: it waits for
+what was queued there before, not the other way round. What it hands over has arrived: each wait ends on the host.
+
 Invariants: the group object lives and dies in its thread; after `abort` no operation is posted; the thread ends
 once what it was doing has ended.
 """
@@ -34,6 +37,8 @@ CONNECT_LIMIT_S = 5.0
 cut yet. Members first meet in the store, a wait that can be ended, so connecting takes milliseconds unless a member
 dies or hangs in just these."""
 
+_NCCL_WATCHDOG = 10.0  # in deadlines of joining
+_POLL_S = 0.0005
 _GLOO_CONNECT_ATTEMPTS = 5  # gloo waits this many of its timeouts (seen in torch 2.13)
 
 
@@ -49,15 +54,18 @@ class GroupSpec:
     """Local address that gloo's sockets bind to."""
     deadline_s: float
     """Members wait for each other no longer than this."""
+    device: torch.device | None = None
+    """Of NCCL; None: the current device of the thread that asks to join."""
 
 
 class PendingBroadcast:
     """A broadcast that has been posted."""
 
-    def __init__(self, work: Any, deadline: float, group: str) -> None:
+    def __init__(self, work: Any, deadline: float, group: str, *, polls: bool = False) -> None:
         self._work: Any = work
         self._deadline = deadline
         self._group = group
+        self._polls = polls
 
     def wait(self) -> None:
         """Block until the buffer has been sent or filled.
@@ -69,6 +77,8 @@ class PendingBroadcast:
         # Dropped in any case: a work kept alive by a traceback would keep the group's sockets open.
         work, self._work = self._work, None
         try:
+            if self._polls:
+                self._poll(work)
             work.wait(_timeout_until(self._deadline))
         except RuntimeError as error:
             failure = str(error).split("\n")[0]
@@ -79,6 +89,13 @@ class PendingBroadcast:
         if time.monotonic() >= self._deadline:
             raise DeadlineError(f"a broadcast in {self._group} did not end by its deadline: a member hangs ({failure})")
         raise WeightUpdateError(f"a broadcast in {self._group} failed: {failure}")
+
+    def _poll(self, work: Any) -> None:
+        """Until it is over. NCCL's own wait makes a stream wait, not the host, and so knows no deadline."""
+        while not work.is_completed():
+            if time.monotonic() >= self._deadline:
+                raise RuntimeError("it is still under way")  # told as any other failure of torch's
+            time.sleep(_POLL_S)
 
 
 class Collective:
@@ -92,6 +109,9 @@ class Collective:
 
     def __init__(self, spec: GroupSpec, store: RelayStore, loop: asyncio.AbstractEventLoop) -> None:
         self._spec = spec
+        self._device = spec.device
+        if spec.backend == "nccl" and spec.device is None and torch.cuda.is_available():
+            self._device = device_of("nccl")  # here, because the group's thread has a current device of its own
         self._store = store
         self._loop = loop
         self._name = f"the group of epoch {spec.epoch} (rank {spec.rank} of {spec.world_size})"
@@ -113,7 +133,7 @@ class Collective:
 
     def submit(self, work: Callable[[], T], done: Callable[[Future[T]], None]) -> None:
         """Run `work` in the group's thread, after what was submitted before; `done` is called on the event loop."""
-        self._thread.submit(work).add_done_callback(partial(self._report, done))
+        self._thread.submit(self._in_order, work).add_done_callback(partial(self._report, done))
 
     def abort(self, reason: str) -> None:
         """Give the group up: whatever blocks in it fails, the group is dropped and its thread ends. Idempotent."""
@@ -155,17 +175,27 @@ class Collective:
         options = _c10d.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
         options.timeout = _timeout_until(deadline)
-        return PendingBroadcast(self._group.broadcast([buffer], options), deadline, self._name)
+        polls = self._spec.backend == "nccl"
+        return PendingBroadcast(self._group.broadcast([buffer], options), deadline, self._name, polls=polls)
 
     def _form(self) -> None:
         self._raise_if_aborted()
         if self._spec.backend == "nccl" and not distributed_c10d.is_nccl_available():
             raise ConfigError("weights.backend is nccl, but this build of torch has no NCCL; set it to gloo")
+        if self._device is not None and self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+            torch.cuda.set_stream(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
         self._store.meet(self._spec.rank, self._spec.world_size)
         try:
-            self._group = _new_group(self._spec, self._store)
+            self._group = _new_group(self._spec, self._store, self._device)
         except RuntimeError as error:
             raise WeightUpdateError(f"joining {self._name} failed: {str(error).split(chr(10))[0]}") from None
+
+    def _in_order(self, work: Callable[[], T]) -> T:
+        """Work that sees what the computing stream had queued before."""
+        if self._group is not None and self._device is not None and self._device.type == "cuda":
+            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream(self._device))
+        return work()
 
     def _drop(self) -> None:
         self._group = None
@@ -195,7 +225,7 @@ def _timeout_until(deadline: float) -> timedelta:
     return timedelta(seconds=max(0.0, deadline - time.monotonic()), milliseconds=1)
 
 
-def _new_group(spec: GroupSpec, store: RelayStore) -> Any:
+def _new_group(spec: GroupSpec, store: RelayStore, device: torch.device | None) -> Any:
     if spec.backend == "gloo":
         options = _c10d.ProcessGroupGloo._Options()
         options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=spec.interface)]
@@ -203,8 +233,9 @@ def _new_group(spec: GroupSpec, store: RelayStore) -> Any:
         options._threads = 1
         return _c10d.ProcessGroupGloo(store, spec.rank, spec.world_size, options)
     options = _c10d.ProcessGroupNCCL.Options()
-    options._timeout = timedelta(seconds=spec.deadline_s)
+    # NCCL's watchdog ends the process, so it must be the last to lose patience.
+    options._timeout = timedelta(seconds=_NCCL_WATCHDOG * spec.deadline_s)
     group = _c10d.ProcessGroupNCCL(store, spec.rank, spec.world_size, options)
     # Otherwise NCCL would join at the first broadcast, after this member has said that it is ready.
-    group.eager_connect_single_device(device_of("nccl"))
+    group.eager_connect_single_device(device)
     return group

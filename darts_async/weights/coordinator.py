@@ -25,6 +25,7 @@ from darts_async.protocol import (
     EpochFormed,
     GeneratorToLearner,
     MemberJoined,
+    ProbeMeasured,
     StoreValue,
     UpdateAborted,
     UpdateApplied,
@@ -76,16 +77,24 @@ class Coordinator:
     Args:
         backend: of torch.distributed.
         interface: the learner's address, named to the members.
-        deadline_s: of each phase, and of the wait for a first member.
+        deadline_s: of each phase.
+        absence_s: of the wait for a first member, or for one to come back; as `deadline_s` if left out.
         first_epoch: above every epoch that the members can have seen from a learner before this one.
     """
 
     def __init__(
-        self, *, backend: Literal["gloo", "nccl"], interface: str, deadline_s: float, first_epoch: int = 1
+        self,
+        *,
+        backend: Literal["gloo", "nccl"],
+        interface: str,
+        deadline_s: float,
+        absence_s: float | None = None,
+        first_epoch: int = 1,
     ) -> None:
         self._backend: Literal["gloo", "nccl"] = backend
         self._interface = interface
         self._deadline_s = deadline_s
+        self._absence_s = deadline_s if absence_s is None else absence_s
         self._next_epoch = first_epoch
         self._members = Membership()
         self._target: _Offer | None = None
@@ -143,8 +152,8 @@ class Coordinator:
         match event:
             case MemberLost(name):
                 self._leave(name, "its link is down", now)
-            case MemberMessage(name, incarnation, MemberJoined()):
-                self._join(name, incarnation, now)
+            case MemberMessage(name, incarnation, MemberJoined(num_ranks=num_ranks)):
+                self._join(name, incarnation, num_ranks, now)
             case MemberMessage(name, incarnation, message):
                 if self._members.is_current(name, incarnation):
                     self._answer(name, message, now)
@@ -167,18 +176,18 @@ class Coordinator:
             else:
                 self._break(f"the learner's own broadcast took longer than {self._deadline_s:g} s", now)
         elif self._wait_until is not None and now >= self._wait_until:
-            self._fail(f"no generator was there to take it within {self._deadline_s:g} s", now)
+            self._fail(f"no generator was there to take it within {self._absence_s:g} s", now)
         return self._take_actions()
 
     # --- members come and go ---------------------------------------------------------------------------------
 
-    def _join(self, name: str, incarnation: int, now: float) -> None:
+    def _join(self, name: str, incarnation: int, num_ranks: int, now: float) -> None:
         if self._members.is_current(name, incarnation):
             if self._round is None:
                 self._drop_group()  # it has left the group
             return
         self._leave(name, "it was restarted", now)
-        self._members.add(name, incarnation)
+        self._members.add(name, incarnation, num_ranks)
         self._broken_broadcasts = 0
         if self._target is not None and self._round is None:
             self._begin_round(self._target, now)
@@ -220,7 +229,9 @@ class Coordinator:
 
     def _answer(self, name: str, message: GeneratorToLearner, now: float) -> None:
         current = self._round
-        if isinstance(message, MemberJoined | StoreValue) or current is None or name not in current.audience:
+        if isinstance(message, MemberJoined | StoreValue | ProbeMeasured):
+            return
+        if current is None or name not in current.audience:
             return
         if message.epoch != current.epoch:
             return
@@ -303,7 +314,7 @@ class Coordinator:
         elif holders := self._members.holders(target.version):
             self._finish(Published(target.version, tuple(holders), dict(self._dropped)), now)
         elif self._wait_until is None:
-            self._wait_until = now + self._deadline_s
+            self._wait_until = now + self._absence_s
 
     def _epoch_for(self, audience: list[str]) -> _Epoch:
         """The epoch there is, if it has just these members, else a new one."""
@@ -311,11 +322,13 @@ class Coordinator:
         if self._epoch is not None and self._epoch.incarnations == incarnations:
             return self._epoch
         self._drop_group()
-        number, world_size = self._next_epoch, len(audience) + 1
+        number, world_size = self._next_epoch, 1 + sum(map(self._members.num_ranks, audience))
         self._next_epoch += 1
-        for rank, name in enumerate(audience, start=1):
-            formed = EpochFormed(number, rank, world_size, self._backend, self._interface, self._deadline_s)
+        first_rank = 1
+        for name in audience:
+            formed = EpochFormed(number, first_rank, world_size, self._backend, self._interface, self._deadline_s)
             self._actions.append(Send(name, formed))
+            first_rank += self._members.num_ranks(name)
         self._actions.append(FormGroup(number, world_size, tuple(audience)))
         self._epoch = _Epoch(number, incarnations)
         return self._epoch

@@ -60,7 +60,7 @@ class FormGroup:
     """Join the group of `epoch` as rank 0."""
 
     epoch: int
-    world_size: int
+    world_size: int  # ranks: the learner's and each member's
     members: tuple[str, ...]
 
 

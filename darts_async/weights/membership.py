@@ -13,6 +13,7 @@ MAX_STRIKES = 3
 @dataclass(slots=True)
 class _Member:
     incarnation: int
+    num_ranks: int
     version: int | None = None
 
 
@@ -39,10 +40,15 @@ class Membership:
         """Of these members."""
         return {name: self._members[name].incarnation for name in names}
 
-    def add(self, name: str, incarnation: int) -> None:
+    def num_ranks(self, name: str) -> int:
+        """Places that a member takes in a group."""
+        return self._members[name].num_ranks
+
+    def add(self, name: str, incarnation: int, num_ranks: int) -> None:
         """Take in a member, which has no version of this learner yet."""
         assert name not in self._members
-        self._members[name] = _Member(incarnation)
+        assert num_ranks > 0
+        self._members[name] = _Member(incarnation, num_ranks)
 
     def remove(self, name: str) -> bool:
         """Forget a member; False if it was none. Its strikes stay."""

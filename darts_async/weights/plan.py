@@ -9,7 +9,7 @@ views: nothing is unpacked.
 Invariants: offsets ascend without overlap; every byte of every tensor is in exactly one piece of one bucket.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -126,8 +126,12 @@ def distinct_tensors(named_tensors: NamedTensors) -> dict[str, torch.Tensor]:
 
 def manifest_of(tensors: dict[str, torch.Tensor], bucket_bytes: int) -> WeightManifest:
     """What will be sent, in the order of `tensors`."""
-    specs = (TensorSpec(name, _dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items())
-    return WeightManifest(tuple(specs), bucket_bytes)
+    return WeightManifest(specs_of(tensors), bucket_bytes)
+
+
+def specs_of(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
+    """What a manifest says of each tensor."""
+    return tuple(TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items())
 
 
 def layout_of(manifest: WeightManifest) -> Layout:
@@ -184,7 +188,8 @@ def _size_of(spec: TensorSpec) -> tuple[torch.dtype, int]:
     return dtype, prod(spec.shape) * dtype.itemsize
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """As a manifest names it."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -1,15 +1,17 @@
 """The learner's side of a weight update: does what the coordinator decides.
 
-`publish` packs the live parameters bucket by bucket, so there is never a second copy of the model: two bucket
-buffers, one being sent while the other is filled. Packing, checksums and sending run in the thread of the
-group; torch releases the interpreter lock there, so the learner may compute meanwhile. What it may not do is
-*change* a parameter before `publish` returns; forward and backward passes do not.
+`publish` packs what its source yields bucket by bucket, so there is never a second copy of the model: two bucket
+buffers, one being sent while the other is filled, and the parameters that the second has pieces of. Where these must be
+gathered from other ranks, each gather is finished before its bucket is sent. Gathering, packing, checksums and sending
+run in the thread of the group; torch releases the interpreter lock there, so the learner may compute meanwhile. What it
+may not do is *change* a parameter before `publish` returns; forward and backward passes do not.
 
 A generator that joins later is given the current version by `run`, under a lock that the learner holds whenever
 its parameters are not those of the version it published last.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,7 +24,6 @@ import torch
 from darts_async.config import WeightsConfig
 from darts_async.errors import ProtocolError, WeightUpdateError
 from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, StoreValue, WeightManifest
-from darts_async.weights.checksum import checksum
 from darts_async.weights.collective import CONNECT_LIMIT_S, Collective, GroupSpec, describe, device_of
 from darts_async.weights.coordinator import Coordinator
 from darts_async.weights.events import (
@@ -42,7 +43,9 @@ from darts_async.weights.events import (
     Superseded,
 )
 from darts_async.weights.groups import Group, Groups
-from darts_async.weights.plan import Layout, NamedTensors, bytes_of, distinct_tensors, layout_of, manifest_of
+from darts_async.weights.pack import Packer
+from darts_async.weights.plan import Layout, layout_of
+from darts_async.weights.source import WeightSource
 
 _log = structlog.get_logger(__name__)
 
@@ -77,7 +80,7 @@ class PublishReport:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Update:
     version: int
-    tensors: dict[str, torch.Tensor]
+    source: WeightSource
     manifest: WeightManifest
     layout: Layout
     began: float
@@ -91,16 +94,27 @@ class Publisher:
         config: the backend, the bucket size and the deadline of each phase.
         interface: local address that the collective's sockets bind to.
         send: queues a message for a generator.
+        absence_s: how long to wait where no generator is there, but one is to come back.
     """
 
-    def __init__(self, config: WeightsConfig, interface: str, send: Callable[[str, LearnerToGenerator], None]) -> None:
+    def __init__(
+        self,
+        config: WeightsConfig,
+        interface: str,
+        send: Callable[[str, LearnerToGenerator], None],
+        absence_s: float | None = None,
+    ) -> None:
         self._config = config
         self._interface = interface
         self._send = send
         # Epochs ascend across restarts of the learner, so that no answer to the one before is taken for ours.
         first_epoch = time.time_ns() // 1_000_000
         self._coordinator = Coordinator(
-            backend=config.backend, interface=interface, deadline_s=config.deadline_s, first_epoch=first_epoch
+            backend=config.backend,
+            interface=interface,
+            deadline_s=config.deadline_s,
+            absence_s=absence_s,
+            first_epoch=first_epoch,
         )
         self._groups = Groups()
         self._members_of_group: frozenset[str] = frozenset()
@@ -120,35 +134,35 @@ class Publisher:
         """A generator's link is down. It joins again when it is back."""
         self._feed(MemberLost(peer))
 
-    async def publish(self, version: int, named_tensors: NamedTensors) -> PublishReport:
+    async def publish(self, version: int, source: WeightSource) -> PublishReport:
         """Give the generators a version; returns when all members use it.
 
         Args:
             version: what the tokens decoded from then on are stamped with.
-            named_tensors: the parameters, on any device; unchanged until this returns.
+            source: the parameters; unchanged until this returns.
 
         Raises:
             WeightUpdateError: nobody took it by the deadline, the broadcast broke again and again, or a newer
                 version came in between. The message says which generators were dropped and why.
         """
-        update = self._updates.get(version) or self._prepare(version, named_tensors)
+        update = self._updates.get(version) or self._prepare(version, source)
         try:
             return await asyncio.shield(update.outcome)
         except asyncio.CancelledError:
             self._withdraw(f"publishing version {version} was cancelled")
             raise
 
-    async def run(self, named_tensors: Callable[[], NamedTensors], lock: asyncio.Lock) -> None:
+    async def run(self, source: Callable[[], WeightSource], lock: asyncio.Lock) -> None:
         """Give the current version to generators that join after it was published; runs until cancelled.
 
         Args:
-            named_tensors: the parameters now.
+            source: the parameters now.
             lock: the learner holds it from the first change of a parameter until `publish` has returned.
         """
         while True:
             await self._someone_lags.wait()
             async with lock:
-                is_caught_up = await self._catch_up(named_tensors)
+                is_caught_up = await self._catch_up(source)
             if not is_caught_up:
                 await asyncio.sleep(self._config.deadline_s)
 
@@ -165,21 +179,20 @@ class Publisher:
 
     # --- decisions in, actions out ---------------------------------------------------------------------------
 
-    def _prepare(self, version: int, named_tensors: NamedTensors) -> _Update:
-        tensors = distinct_tensors(named_tensors)
-        manifest = manifest_of(tensors, self._config.bucket_bytes)
+    def _prepare(self, version: int, source: WeightSource) -> _Update:
+        manifest = WeightManifest(source.specs, self._config.bucket_bytes)
         loop = asyncio.get_running_loop()
-        update = _Update(version, tensors, manifest, layout_of(manifest), loop.time(), loop.create_future())
+        update = _Update(version, source, manifest, layout_of(manifest), loop.time(), loop.create_future())
         self._updates[version] = update
         self._version = version
         self._execute(self._coordinator.offer(version, manifest, loop.time()))
         return update
 
-    async def _catch_up(self, named_tensors: Callable[[], NamedTensors]) -> bool:
+    async def _catch_up(self, source: Callable[[], WeightSource]) -> bool:
         if self._version is None or not self._coordinator.lagging(self._version):
             return True  # whoever lagged is gone, or was served by an update meanwhile
         try:
-            await self.publish(self._version, named_tensors())
+            await self.publish(self._version, source())
         except WeightUpdateError as error:
             _log.warning("weights.catch_up_failed", error=str(error))
             return False
@@ -279,7 +292,7 @@ class Publisher:
         assert group is not None, "the coordinator broadcasts in the epoch it formed"
         deadline = time.monotonic() + BACKSTOP * self._config.deadline_s
         device = device_of(self._config.backend)
-        transfer = partial(send_buckets, group.collective, update.layout, update.tensors, device, deadline)
+        transfer = partial(send_buckets, group.collective, update.layout, update.source, device, deadline)
         group.collective.submit(transfer, partial(self._sent, group))
 
     def _sent(self, group: Group, outcome: Future[list[int]]) -> None:
@@ -290,42 +303,24 @@ class Publisher:
 
 
 def send_buckets(
-    collective: Collective,
-    layout: Layout,
-    tensors: Mapping[str, torch.Tensor],
-    device: torch.device,
-    deadline: float,
+    collective: Collective, layout: Layout, source: WeightSource, device: torch.device, deadline: float
 ) -> list[int]:
     """Broadcast all buckets from rank 0; runs in the group's thread.
 
     Returns:
         The checksum of each tensor, taken while buckets are under way. [num_tensors]
     """
-    ordered = list(tensors.values())
-    checksums = [0] * len(ordered)
     buffers = [torch.zeros(min(layout.bucket_bytes, layout.total_bytes), dtype=torch.uint8, device=device)]
     buffers.append(torch.zeros_like(buffers[0]) if layout.num_buckets > 1 else buffers[0])
-    if layout.num_buckets:
-        pack_bucket(buffers[0], layout, 0, ordered)
-    for bucket in range(layout.num_buckets):
-        start, stop = layout.bucket_range(bucket)
-        pending = collective.post(buffers[bucket % 2][: stop - start], deadline)
-        if bucket + 1 < layout.num_buckets:
-            pack_bucket(buffers[(bucket + 1) % 2], layout, bucket + 1, ordered)
-        for index in layout.completed[bucket]:
-            checksums[index] = checksum(ordered[index])
-        pending.wait()
-    for index in layout.empty:
-        checksums[index] = checksum(ordered[index])
-    return checksums
-
-
-def pack_bucket(buffer: torch.Tensor, layout: Layout, bucket: int, tensors: Sequence[torch.Tensor]) -> None:
-    """Copy what belongs into one bucket out of the live tensors.
-
-    Args:
-        buffer: uint8, at least as long as the bucket.
-    """
-    for piece in layout.pieces[bucket]:
-        source = bytes_of(tensors[piece.tensor])[piece.tensor_start : piece.tensor_start + piece.num_bytes]
-        buffer[piece.bucket_start : piece.bucket_start + piece.num_bytes].copy_(source)
+    with contextlib.closing(source.tensors()) as tensors:
+        packer = Packer(layout, tensors)
+        if layout.num_buckets:
+            packer.pack(buffers[0], 0)
+        for bucket in range(layout.num_buckets):
+            start, stop = layout.bucket_range(bucket)
+            pending = collective.post(buffers[bucket % 2][: stop - start], deadline)
+            packer.digest(bucket)
+            if bucket + 1 < layout.num_buckets:
+                packer.pack(buffers[(bucket + 1) % 2], bucket + 1)
+            pending.wait()
+        return packer.checksums()

@@ -15,6 +15,7 @@ from darts_async.lifetime import die_with_parent
 from darts_async.protocol import GeneratorToLearner, LearnerToGenerator
 from darts_async.transport.codec import MessageCodec
 from darts_async.weights.receive import Receiver
+from darts_async.weights.transfer import LocalTransfer
 from tests.weights_world import HOST, equal, model
 from tests.weights_world import read_message as read
 from tests.weights_world import write_message as write
@@ -35,14 +36,14 @@ async def main(num_floats: int) -> None:
         write(sys.stdout.buffer, codec, message)
         sys.stdout.buffer.flush()
 
-    receiver = Receiver(HOST, send, apply)
-    applying = asyncio.create_task(receiver.run(), name="apply")
-    receiver.join()
-    while (message := await read(reader, codec)) is not None:
-        receiver.handle(message)
-    applying.cancel()
-    await asyncio.wait({applying})
-    await receiver.close()
+    receiver = Receiver(send, LocalTransfer(HOST, apply))
+    async with asyncio.TaskGroup() as tasks:
+        await receiver.open(tasks)
+        receiver.join()
+        while (message := await read(reader, codec)) is not None:
+            receiver.handle(message)
+        await receiver.close()
+        sys.exit()  # and with it the task that applies
 
 
 if __name__ == "__main__":

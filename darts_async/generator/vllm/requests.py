@@ -1,0 +1,58 @@
+"""A sample as vLLM's request.
+
+vLLM draws the tokens of a seeded request from a stream of its own, from its beginning, whatever the prompt. A sample
+that is continued behind a prefix therefore gets another stream: with the old one its first token would be drawn by the
+very number that drew the first token of the prefix.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from darts_async.generator.draws import hash_words, seed_word
+from darts_async.protocol import Generate
+
+
+def to_core_request(llm: Any, request: Generate, eos_token_ids: tuple[int, ...], cache_salt: str) -> Any:
+    """The `EngineCoreRequest` of a sample. Blocks of the prompt are shared with those of the same salt alone.
+
+    Raises `ValueError` if the sample is beyond a limit of vLLM's own, a temperature above 2 for one.
+    """
+    from vllm.exceptions import VLLMValidationError
+    from vllm.inputs import tokens_input
+
+    context = np.concatenate((request.prompt_tokens, request.prefix_tokens)).tolist()
+    try:
+        return llm.input_processor.process_inputs(
+            str(request.sample_id),
+            tokens_input(context, cache_salt=cache_salt),
+            _sampling_params(request, eos_token_ids),
+            supported_tasks=("generate",),
+            priority=request.priority,
+        )
+    except VLLMValidationError as error:
+        raise ValueError(f"vLLM refuses it: {error}") from error
+
+
+def _sampling_params(request: Generate, eos_token_ids: tuple[int, ...]) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    sampling, num_prefix = request.sampling, len(request.prefix_tokens)
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_new_tokens - num_prefix,
+        seed=stream_seed(request.seed, num_prefix),
+        logprobs=0,  # of the token that was drawn, and of no other
+        ignore_eos=True,  # the tokens that end a response are named here, as for every other engine
+        stop_token_ids=list(eos_token_ids),
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def stream_seed(seed: int, num_prefix: int) -> int:
+    """The seed of what comes behind a prefix: 63 bits, which is what torch and the wire can take."""
+    word = hash_words(np.array([seed_word(seed)], np.uint64), np.array([num_prefix]))
+    return int(word[0] >> np.uint64(1))

@@ -1,0 +1,276 @@
+"""Starting vLLM: its settings, its environment, its memory, and what can be wrong with them.
+
+vLLM runs in a child process, the engine core; this process holds the client. The start takes a few seconds instead
+of most of a minute because the child is forked, so it imports nothing again, because on CPUs its only worker lives
+inside it, no model class is inspected in a process of its own, and nothing is compiled. Forking allows one thing less:
+nothing in this process may have used several threads of torch, nor CUDA, before.
+
+All of vLLM is imported here and below, never at the top of a module that others import.
+"""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from pydantic import ValidationError
+from transformers import AutoConfig, GenerationConfig
+
+from darts_async.config import VllmConfig
+from darts_async.errors import ConfigError, EngineError, ModelError
+from darts_async.generator.eos import eos_token_ids
+from darts_async.generator.vllm.installed import InstalledVllm, require_vllm
+from darts_async.generator.vllm.process_tree import binding_children
+
+WORKER_EXTENSION: Final = "darts_async.generator.vllm.worker.WorkerExtension"
+WEIGHT_BACKEND: Final = "darts"
+"""Both stand in `worker`, which only vLLM's workers may import."""
+
+_ENVIRONMENT: Final = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_CPU_ENVIRONMENT: Final = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker lives in the engine core
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # as many threads as this process was given, on any core
+}
+
+_CPU_STEP_TOKENS: Final = 4096
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the engine can take."""
+
+    num_slots: int
+    """Samples decoded at once."""
+    max_context_tokens: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartedVllm:
+    """vLLM, running."""
+
+    llm: Any
+    """`vllm.v1.engine.async_llm.AsyncLLM`."""
+    capacity: Capacity
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    config: Any
+    """`vllm.config.VllmConfig`."""
+    model_path: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+def start_vllm(
+    thread: ThreadPoolExecutor,
+    model_path: str,
+    settings: VllmConfig,
+    *,
+    dtype: str,
+    num_slots: int,
+    max_context_tokens: int,
+    seed: int,
+) -> StartedVllm:
+    """Load a model into vLLM, in a thread that is to outlive the engine: the engine core dies with it.
+
+    Raises `ConfigError` if vLLM is missing, of another version, or has too little memory for one sample, `ModelError`
+    if the model cannot be read or vLLM has no code for it, and `EngineError` if the engine core ended while it loaded.
+    """
+    preparing = thread.submit(
+        _prepare, model_path, settings, dtype=dtype, num_slots=num_slots, max_context_tokens=max_context_tokens,
+        seed=seed,
+    )  # fmt: skip
+    prepared = preparing.result()
+    llm = thread.submit(_launch, prepared).result()  # not one call: vLLM keeps the frames of the first for ever
+    num_slots = _count_slots(prepared.config, settings, num_slots)
+    return StartedVllm(llm, Capacity(num_slots, max_context_tokens, prepared.vocab_size), prepared.eos_token_ids)
+
+
+def _prepare(
+    model_path: str, settings: VllmConfig, *, dtype: str, num_slots: int, max_context_tokens: int, seed: int
+) -> _Prepared:
+    installed = require_vllm()
+    eos, vocab_size = _read_model(model_path, max_context_tokens)
+    _set_environment(installed, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's imports warn about themselves
+        config = _engine_config(
+            installed, model_path, settings, dtype=dtype, num_slots=num_slots, max_context_tokens=max_context_tokens,
+            seed=seed,
+        )  # fmt: skip
+    _size_cache(config, settings, is_for_cpus=installed.is_for_cpus, num_slots=num_slots)
+    return _Prepared(config, model_path, vocab_size, eos)
+
+
+def _read_model(model_path: str, max_context_tokens: int) -> tuple[tuple[int, ...], int]:
+    """End-of-sequence tokens and size of the vocabulary."""
+    try:
+        config = AutoConfig.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path {model_path!r} cannot be loaded as a causal language model: {error}") from error
+    try:
+        generation = GenerationConfig.from_pretrained(model_path)
+    except OSError:
+        generation = None
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is not None and positions < max_context_tokens:
+        raise ModelError(
+            f"generator.max_context_tokens is {max_context_tokens}, but {model_path!r} has {positions} positions"
+        )
+    return tuple(eos_token_ids(model_path, generation, text)), int(text.vocab_size)
+
+
+def _set_environment(installed: InstalledVllm, settings: VllmConfig) -> None:
+    """What can only be said by variables; those that the user has set stay."""
+    variables = _ENVIRONMENT | (_CPU_ENVIRONMENT if installed.is_for_cpus else {})
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+    os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(settings.start_deadline_s))
+
+
+def _engine_config(
+    installed: InstalledVllm,
+    model_path: str,
+    settings: VllmConfig,
+    *,
+    dtype: str,
+    num_slots: int,
+    max_context_tokens: int,
+    seed: int,
+) -> Any:
+    try:
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+    except ImportError as error:
+        raise ConfigError(
+            f"{installed.name} {installed.version} is installed, but cannot be imported: {error}; install it with all "
+            "that it needs"
+        ) from error
+    if installed.is_for_cpus:
+        _do_without_compiler_and_inspection(AutoConfig.from_pretrained(model_path).architectures or [])
+    try:
+        arguments = AsyncEngineArgs(
+            model=model_path,
+            skip_tokenizer_init=True,
+            dtype=dtype,
+            seed=seed,
+            max_model_len=max_context_tokens,
+            max_num_seqs=num_slots,
+            max_num_batched_tokens=_step_tokens(installed, settings, max_context_tokens),
+            enable_chunked_prefill=not installed.is_for_cpus,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            kv_cache_memory_bytes=settings.kv_cache_bytes,
+            block_size=settings.block_size,
+            enforce_eager=settings.enforce_eager or installed.is_for_cpus,
+            generation_config="vllm",  # every sampling parameter comes with the request
+            logprobs_mode="processed_logprobs",
+            scheduling_policy="priority",
+            weight_transfer_config=WeightTransferConfig(backend=WEIGHT_BACKEND),
+            worker_extension_cls=WORKER_EXTENSION,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+        )
+        return arguments.create_engine_config()
+    except (ValueError, OSError, ImportError) as error:  # pydantic's ValidationError is a ValueError
+        raise ModelError(
+            f"vLLM cannot run model.path {model_path!r} with these settings of generator and generator.vllm: "
+            f"{_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Without pydantic's account of the input, which is all of vLLM's settings."""
+    return "; ".join(detail["msg"] for detail in error.errors()) if isinstance(error, ValidationError) else str(error)
+
+
+def _step_tokens(installed: InstalledVllm, settings: VllmConfig, max_context_tokens: int) -> int | None:
+    """On CPUs vLLM 0.32 dies of a prompt that is computed in parts: behind all but the last part it winds the stream of
+    a seeded sample back, which CPU streams cannot do. So a step there holds any prompt as a whole."""
+    if not installed.is_for_cpus:
+        return settings.max_num_batched_tokens
+    return max(settings.max_num_batched_tokens or _CPU_STEP_TOKENS, max_context_tokens)
+
+
+def _do_without_compiler_and_inspection(architectures: list[str]) -> None:
+    """On CPUs compiling gains nothing. And a model class that is imported here need not be inspected elsewhere; on GPUs
+    importing it might initialise CUDA, which would rule out forking."""
+    import torch._dynamo
+    from vllm import ModelRegistry
+
+    torch._dynamo.config.disable = True
+    for architecture in architectures:
+        registered = ModelRegistry.models.get(architecture)
+        if registered is not None:
+            ModelRegistry.register_model(architecture, registered.load_model_cls())
+
+
+def _size_cache(config: Any, settings: VllmConfig, *, is_for_cpus: bool, num_slots: int) -> None:
+    """On CPUs give the cache what the slots need; refuse a cache that cannot hold one sample."""
+    cache = config.cache_config
+    needed = _blocks_per_sample(config, config.model_config.max_model_len)
+    if settings.kv_cache_bytes is None:
+        if is_for_cpus:
+            per_slot = _blocks_per_sample(config, _tokens_per_sample(config, settings))
+            cache.kv_cache_memory_bytes = _block_bytes(config) * (max(needed, num_slots * per_slot) + 1)
+    elif settings.kv_cache_bytes < (minimum := _block_bytes(config) * (needed + 1)):
+        raise ConfigError(
+            f"generator.vllm.kv_cache_bytes is {settings.kv_cache_bytes}, but keys and values of one sample of "
+            f"generator.max_context_tokens {config.model_config.max_model_len} take {minimum}: raise the one or lower "
+            "the other"
+        )
+
+
+def _launch(prepared: _Prepared) -> Any:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # the configuration has just set it to `spawn` on CPUs
+    try:
+        with binding_children(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return AsyncLLM.from_vllm_config(prepared.config, disable_log_stats=True)
+    except (RuntimeError, TimeoutError) as error:
+        raise EngineError(
+            f"vLLM's engine core ended while it loaded {prepared.model_path!r}; what it wrote before says why: {error}"
+        ) from error
+
+
+def _count_slots(config: Any, settings: VllmConfig, num_slots: int) -> int:
+    """The slots that the cache has room for. One block of vLLM's serves as padding."""
+    num_blocks = int(config.cache_config.num_gpu_blocks) - 1
+    tokens = _tokens_per_sample(config, settings)
+    room = num_blocks // _blocks_per_sample(config, tokens)
+    offered = max(1, min(num_slots, room))
+    kv_tokens = num_blocks * int(config.cache_config.block_size)
+    log.info("vllm_ready", num_slots=offered, kv_tokens=kv_tokens, kv_tokens_per_sample=tokens)
+    if offered < num_slots:
+        log.warning("fewer_slots_than_wanted", wanted=num_slots, num_slots=offered, reason="memory for keys and values")
+    return offered
+
+
+def _tokens_per_sample(config: Any, settings: VllmConfig) -> int:
+    longest = int(config.model_config.max_model_len)
+    return min(settings.kv_tokens_per_sample or longest, longest)
+
+
+def _blocks_per_sample(config: Any, num_tokens: int) -> int:
+    block_tokens = int(config.cache_config.block_size)
+    return -(-num_tokens // block_tokens)
+
+
+def _block_bytes(config: Any) -> int:
+    """Keys and values of one block in all layers, on one worker."""
+    model, parallel = config.model_config, config.parallel_config
+    heads, layers = model.get_num_kv_heads(parallel), model.get_num_layers(parallel)
+    return int(2 * layers * heads * model.get_head_size() * model.dtype.itemsize * config.cache_config.block_size)

@@ -1,0 +1,98 @@
+"""Floating-point operations of a training pass, counted from the model's own layers, and how busy they keep a device.
+
+Of a pass forward, with 2 operations for a multiplication and an addition:
+
+    2 * weights of all linear layers but the head        per packed token
+    2 * weights of the head                              per target: other places have no logits
+    4 * heads * head_size                                per layer and pair of a query and a key that it sees
+
+A sequence of n tokens has n (n + 1) / 2 such pairs, fewer where a layer has a window. The backward pass takes twice as
+much. What is computed a second time to save memory is not counted: this is model FLOPs utilisation as defined for PaLM
+(arXiv 2204.02311, appendix B), except that the pairs a causal mask hides are not counted either.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+}
+"""Dense 16-bit operations per second by a part of the device's name, from the makers' data sheets; the first fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFlops:
+    """Operations of a forward pass."""
+
+    per_token: int
+    per_target: int
+    per_pair: int
+    windows: tuple[int | None, ...]
+    """Of each layer: how many keys a query sees at most."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "ModelFlops | None":
+        """Of a dense transformer; None for a model with other weights than vectors, matrices and embeddings."""
+        if any(weight.ndim > 2 for weight in model.parameters()):
+            return None
+        head, config = model.get_output_embeddings(), model.config.get_text_config()
+        layers = (module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head)
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            per_token=2 * sum(layer.weight.numel() for layer in layers),
+            per_target=2 * head.weight.numel(),
+            per_pair=4 * config.num_attention_heads * head_size,
+            windows=_windows(config),
+        )
+
+    def training(self, lengths: Sequence[int], num_targets: int) -> int:
+        """Operations of a forward and backward pass over packed sequences of `lengths` tokens."""
+        return 3 * self.forward(lengths, num_targets)
+
+    def forward(self, lengths: Sequence[int], num_targets: int) -> int:
+        """Operations of a forward pass over packed sequences of `lengths` tokens."""
+        pairs = sum(_pairs(length, window) for window in self.windows for length in lengths)
+        return self.per_token * sum(lengths) + self.per_target * num_targets + self.per_pair * pairs
+
+    @property
+    def attention_tokens(self) -> float:
+        """The length at which attention without a window costs as much as everything else (see `balance`)."""
+        return 2 * (self.per_token + self.per_target) / (self.per_pair * len(self.windows))
+
+
+def utilisation(num_flops: int, busy_s: float, device: torch.device) -> dict[str, float]:
+    """`tflops_per_second`, and `mfu`, the share of the device's 16-bit peak, where the table knows that."""
+    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    metrics = {"tflops_per_second": num_flops / busy_s / 1e12}
+    return metrics if peak is None else metrics | {"mfu": num_flops / busy_s / peak}
+
+
+def peak_of(device_name: str) -> float | None:
+    """Dense 16-bit operations per second of a device, by its name; None if the table does not have it."""
+    return next((peak for part, peak in PEAKS.items() if part in device_name), None)
+
+
+def _windows(config: object) -> tuple[int | None, ...]:
+    num_layers: int = config.num_hidden_layers  # type: ignore[attr-defined]
+    window = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True):
+        window = None
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * num_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _pairs(length: int, window: int | None) -> int:
+    if window is None or length <= window:
+        return length * (length + 1) // 2
+    return window * (window + 1) // 2 + (length - window) * window

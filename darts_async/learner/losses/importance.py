@@ -1,0 +1,48 @@
+"""Bounds on the ratio to the behaviour policy: truncation and masks, per token or per sequence.
+
+Truncation, `min(w, C)`: IMPALA (arXiv 1802.01561), for the gap between engine and trainer "TIS" (Yao et al., 2025).
+Mask, `w if low <= w <= high else 0`: IcePop (Ring-1T, arXiv 2510.18855), where alpha, beta are 0.5 and 5.
+The ratio of a sequence is the product over its tokens, what an unbiased weight of a whole sample would be.
+"""
+
+import math
+
+from torch import Tensor
+
+from darts_async.config import LossConfig
+from darts_async.learner.losses.sequences import Sequences
+from darts_async.learner.losses.surrogates import LARGEST_LOG_RATIO
+from darts_async.learner.tally import Tally
+
+
+def importance_weights(log_ratio: Tensor, sequences: Sequences, config: LossConfig) -> tuple[Tensor, Tally]:
+    """The bounded weight of each token, [num_tokens], without gradient, and the share that was bounded."""
+    log_weight = _at_level(log_ratio, sequences, config)
+    tally = Tally()
+    if config.importance.endswith("mask"):
+        kept = _inside(log_weight, config)
+        tally.mean("masked_share", ~kept)
+        return log_weight.clamp(max=LARGEST_LOG_RATIO).exp() * kept, tally
+    limit = LARGEST_LOG_RATIO if config.importance_high is None else math.log(config.importance_high)
+    tally.mean("truncated_share", log_weight > limit)
+    return log_weight.clamp(max=limit).exp(), tally
+
+
+def importance_mask(log_ratio: Tensor, sequences: Sequences, config: LossConfig) -> tuple[Tensor | None, Tally]:
+    """Which tokens a mask leaves in, [num_tokens] bool; None where the configuration has no mask."""
+    tally = Tally()
+    if not config.importance.endswith("mask"):
+        return None, tally
+    kept = _inside(_at_level(log_ratio, sequences, config), config)
+    tally.mean("masked_share", ~kept)
+    return kept, tally
+
+
+def _at_level(log_ratio: Tensor, sequences: Sequences, config: LossConfig) -> Tensor:
+    return sequences.sum(log_ratio.detach()) if config.importance.startswith("sequence") else log_ratio.detach()
+
+
+def _inside(log_weight: Tensor, config: LossConfig) -> Tensor:
+    assert config.importance_low is not None
+    assert config.importance_high is not None
+    return (log_weight >= math.log(config.importance_low)) & (log_weight <= math.log(config.importance_high))

@@ -1,0 +1,51 @@
+"""A trainer as the settings of a run ask for it, on this process's rank."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from darts_async.config import RunConfig
+from darts_async.learner.model import DTYPES, load_model
+from darts_async.learner.place import ALONE, training_device
+from darts_async.learner.ranks import RankGroup
+from darts_async.learner.sharding import shard_model
+from darts_async.learner.step import Trainer
+from darts_async.models import resolve_model_path
+
+
+def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) -> Trainer:
+    """Load the model and make its trainer; blocks. With `ranks`, join them, and keep this rank's rows alone.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be trained.
+        DeadlineError: some ranks have not come.
+    """
+    device = training_device()
+    torch.manual_seed(config.seed + (ranks.place.rank if ranks is not None else 0))
+    return Trainer(
+        _load(config, model_dir, ranks, device),
+        config.learner,
+        temperature=config.sampling.temperature,
+        max_staleness=config.staleness.max_staleness,
+        max_new_tokens=config.sampling.max_new_tokens,
+        reference=_load_reference(config, device),
+        baseline=config.shaping.baseline,
+        place=ranks.place if ranks is not None else ALONE,
+    )
+
+
+def _load(config: RunConfig, model_dir: Path, ranks: RankGroup | None, device: torch.device) -> PreTrainedModel:
+    if ranks is None:
+        return load_model(str(model_dir), dtype=config.model.dtype, device=str(device))
+    model = load_model(str(model_dir), dtype="float32")
+    shard_model(model, ranks.form(device), DTYPES[config.model.dtype])
+    return model
+
+
+def _load_reference(config: RunConfig, device: torch.device) -> PreTrainedModel | None:
+    """The frozen model that the loss measures the divergence from, if it does. Whole on every rank."""
+    if not config.learner.loss.kl_weight:
+        return None
+    path = resolve_model_path(config.learner.loss.reference_path or config.model.path)
+    return load_model(str(path), dtype=config.model.dtype, device=str(device)).requires_grad_(False)

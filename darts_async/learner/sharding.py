@@ -1,0 +1,54 @@
+"""A model whose parameters are spread over ranks by FSDP2, and which rows of each lie here.
+
+Every layer is a unit: its parameters are gathered before its pass and let go behind it; embeddings and head stay
+gathered from the forward to the backward pass. Shards are float32, the masters of the optimiser; passes run in
+`compute_dtype`, to which FSDP casts what it gathers, and gradients are added up in float32. They are summed over ranks,
+not averaged: `Trainer` divides once per step.
+
+Invariant. All ranks make the same passes in the same order, because every pass is a collective of all.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from darts_async.errors import ModelError
+
+
+def shard_model(model: PreTrainedModel, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+    """Spread a float32 model over the ranks of a mesh, in place, and move it to their device layer by layer.
+
+    Raises `ModelError` if the model does not say what its layers are.
+    """
+    names = set(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ModelError(f"{type(model).__name__} names no layers (_no_split_modules), by which it could be sharded")
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    for module in (*layers, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+            module.set_gradient_divide_factor(1.0)
+    register_fsdp_forward_method(model, "packed_logprobs")
+
+
+def drop_gathered(model: nn.Module) -> None:
+    """Have the next pass gather everything anew: what a forward pass without a backward pass has left gathered would
+    hide an update of the shards."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+def local_rows(tensor: Tensor) -> Tensor:
+    """This rank's rows of a parameter (or of a moment), without a copy; the tensor itself if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor of all ranks; a collective if it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,51 @@
+"""Directories that are complete or absent: written beside their place, flushed to the disk, renamed, old ones removed.
+
+A crash at any point leaves what was there before, and no half of anything new.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+_WRITING, _REMOVING = ".writing-", ".removing-"
+
+
+def staging_beside(target: Path) -> Path:
+    """Where a directory that will be `target` is to be written: hidden, beside it."""
+    return target.parent / f"{_WRITING}{target.name}"
+
+
+def open_staging(target: Path) -> Path:
+    """Make it, empty: what a crashed run left there is removed."""
+    staging = staging_beside(target)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    return staging
+
+
+def put_in_place(staging: Path) -> Path:
+    """Flush a staged directory to the disk and give it its name, replacing what has that name."""
+    for path in (*staging.iterdir(), staging):
+        _flush(path)
+    target = staging.parent / staging.name.removeprefix(_WRITING)
+    replaced = set_aside(target) if target.exists() else None
+    staging.rename(target)
+    _flush(target.parent)
+    if replaced:
+        shutil.rmtree(replaced)
+    return target
+
+
+def set_aside(path: Path) -> Path:
+    """Hide a directory that is to be removed, so that it is never seen half removed."""
+    doomed = path.parent / f"{_REMOVING}{path.name}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    return path.rename(doomed)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

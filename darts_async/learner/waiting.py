@@ -1,0 +1,27 @@
+"""Waiting on an event loop for something to become true, never for ever."""
+
+import asyncio
+from collections.abc import Callable
+
+from darts_async.errors import DeadlineError
+
+
+class Changes:
+    """Wakes those who wait for a condition whenever something has changed."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    def notify(self) -> None:
+        """Have every waiter look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until(self, is_true: Callable[[], bool], timeout_s: float, what: Callable[[], str]) -> None:
+        """Wait for a condition. Raises `DeadlineError`, with `what` was waited for, after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not is_true():
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise DeadlineError(f"waited {timeout_s:g} s for {what()}") from error

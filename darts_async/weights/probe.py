@@ -1,0 +1,117 @@
+"""Does a generator decode with the weights it was given? Asked after every update, whatever the checksums say.
+
+A checksum covers the way to the generator. What the engine makes of the weights there (fusing, packing, sharding) it
+does not, and that has gone wrong in engines. So the learner sends prompts; the generator draws one token behind each,
+as for any other sample, and reports the token and its log-probability; the learner has its own log-probabilities of
+all tokens behind these prompts under that version, and compares.
+
+The prompts are drawn anew for each version, so in the course of a run every row of the embedding is looked at.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+
+from darts_async.config import WeightsConfig
+from darts_async.protocol import (
+    GeneratorToLearner,
+    LearnerToGenerator,
+    ProbeMeasured,
+    ProbeWeights,
+    UpdateApplied,
+    WeightsRefused,
+)
+
+NUM_PROMPTS: Final = 4
+PROMPT_TOKENS: Final = 12
+TOLERANCE_NATS: Final = {"float32": 2e-2, "float16": 0.2, "bfloat16": 0.5}
+"""By the coarser dtype of the two. Engine and learner compute in another order, and round differently; weights that are
+wrong are off by more, unless they are wrong by less than a training step."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the learner's own model says. Made by `reference_of`."""
+
+    policy_version: int
+    prompts: NDArray[np.int32]  # [NUM_PROMPTS, PROMPT_TOKENS]
+    logprobs: NDArray[np.float32]  # [NUM_PROMPTS, vocab_size], of the token behind each prompt
+
+    def question(self) -> ProbeWeights:
+        """What to ask of a generator that uses this version."""
+        return ProbeWeights(self.policy_version, self.prompts.reshape(-1), self.prompts.shape[1])
+
+
+@torch.no_grad()
+def reference_of(
+    last_logits: Callable[[torch.Tensor], torch.Tensor], policy_version: int, *, vocab_size: int
+) -> Reference:
+    """Ask a model whose weights are those of `policy_version`.
+
+    Args:
+        last_logits: maps prompts, int64 [NUM_PROMPTS, PROMPT_TOKENS], to the logits behind each, [NUM_PROMPTS, vocab].
+        vocab_size: of the model; prompts are drawn from all of it.
+    """
+    prompts = np.random.default_rng(policy_version).integers(vocab_size, size=(NUM_PROMPTS, PROMPT_TOKENS))
+    logprobs = last_logits(torch.from_numpy(prompts)).float().log_softmax(-1).cpu().numpy()
+    return Reference(policy_version, prompts.astype(np.int32), logprobs)
+
+
+def mismatch(reference: Reference, measured: ProbeMeasured, tolerance_nats: float) -> str | None:
+    """Why a generator's weights cannot be those of the version; None if they can. An answer of another version, or one
+    that the generator could not give, says nothing."""
+    if measured.policy_version != reference.policy_version or not len(measured.token_ids):
+        return None
+    num_prompts, vocab_size = reference.logprobs.shape
+    if len(measured.token_ids) != num_prompts or len(measured.logprobs) != num_prompts:
+        return f"it drew {len(measured.token_ids)} tokens behind {num_prompts} prompts"
+    if measured.token_ids.min() < 0 or measured.token_ids.max() >= vocab_size:
+        return f"it drew tokens {measured.token_ids.tolist()} of a vocabulary of {vocab_size}"
+    expected = reference.logprobs[np.arange(num_prompts), measured.token_ids]
+    error = float(np.abs(expected - measured.logprobs).max())
+    if error <= tolerance_nats:  # and not so if it is not a number
+        return None
+    return (
+        f"log-probabilities under version {reference.policy_version} are {error:.3g} nats from the learner's, "
+        f"tolerance {tolerance_nats:g} (weights.probe_tolerance_nats)"
+    )
+
+
+class Examiner:
+    """Asks every generator that has applied the version of the present reference, and refuses who answers wrongly.
+
+    Args:
+        send: queues a message for a generator.
+    """
+
+    def __init__(self, send: Callable[[str, LearnerToGenerator], None], tolerance_nats: float) -> None:
+        self._send = send
+        self._tolerance_nats = tolerance_nats
+        self._reference: Reference | None = None
+
+    def expect(self, reference: Reference) -> None:
+        """A version is about to be published."""
+        self._reference = reference
+
+    def handle(self, peer: str, message: GeneratorToLearner) -> None:
+        """Take in a message of a generator; most are of no interest here."""
+        reference = self._reference
+        match message:
+            case UpdateApplied(policy_version=version) if reference is not None and version == reference.policy_version:
+                self._send(peer, reference.question())
+            case ProbeMeasured() if reference is not None:
+                if (reason := mismatch(reference, message, self._tolerance_nats)) is not None:
+                    log.error("weights_refused", generator=peer, reason=reason)
+                    self._send(peer, WeightsRefused(message.policy_version, reason))
+
+
+def tolerance_of(config: WeightsConfig, dtype: str) -> float:
+    """As set, or by the dtype of the models."""
+    return config.probe_tolerance_nats or TOLERANCE_NATS[dtype]

@@ -1,0 +1,145 @@
+"""Whole runs of `darts-launch` as a user starts them, faults and kills in them, and proof that nothing is left."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from darts_async.faults import VARIABLE
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "launcher" / "configs"
+DEADLINE_S = 120.0
+
+
+class LaunchedRun:
+    """A run in a directory of its own; its temporary files go there too. Use as a context manager.
+
+    Args:
+        base: name of a shipped configuration.
+        sections: settings that are put over it.
+        faults: for the environment of its processes.
+    """
+
+    def __init__(self, tmp_path: Path, base: str, sections: dict[str, Any], faults: str = "") -> None:
+        self._home = tmp_path
+        self._temporary = tmp_path / "temporary"
+        self._temporary.mkdir()
+        settings = _merged(yaml.safe_load((CONFIGS / base).read_text()), sections)
+        config = tmp_path / "cluster.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(self._temporary), VARIABLE: faults}
+        command = [sys.executable, "-m", "launcher", str(config)]
+        with (tmp_path / "output.txt").open("w") as output:
+            self.process = subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def __enter__(self) -> "LaunchedRun":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:  # a test failed: the kernel ends the others with the launcher
+            self.process.kill()
+            self.process.wait(DEADLINE_S)
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory of the run, once there is one."""
+        [found] = (self._home / "runs").iterdir()
+        return found
+
+    @property
+    def output(self) -> str:
+        """What the launcher has printed."""
+        return (self._home / "output.txt").read_text()
+
+    def verb(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`darts-launch WORDS`, from another process, where the run was started."""
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        command = [sys.executable, "-m", "launcher", *words]
+        return subprocess.run(
+            command, cwd=self._home, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        )
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """Whole lines of a JSON file of the run, none if it is not there yet."""
+        if not (self._home / "runs").exists() or not (self.run_dir / name).exists():
+            return []
+        return [
+            json.loads(line)
+            for line in (self.run_dir / name).read_text().splitlines(keepends=True)
+            if line[-1:] == "\n"
+        ]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The events of a kind, in order."""
+        return [line for line in self.lines("events.jsonl") if line["type"] == kind]
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Until something holds, of a run that goes on."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not holds():
+            assert self.process.poll() is None, f"the run has ended:\n{self.output}"
+            assert time.monotonic() < deadline_s, f"it does not come:\n{self.output}"
+            time.sleep(0.02)
+
+    def wait_for_steps(self, number: int) -> None:
+        """Until so many steps are taken."""
+        self.wait_until(lambda: sum(line["type"] == "step" for line in self.lines("metrics.jsonl")) >= number)
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """A signal to the present incarnation of a process, whose number is returned."""
+        started = next(line for line in reversed(self.events("started")) if line["process"] == name)
+        os.kill(started["pid"], number)
+        return int(started["incarnation"])
+
+    def wait_for_service(self, name: str, incarnation: int) -> None:
+        """Until this incarnation does its work."""
+        self.wait_until(
+            lambda: any((e["process"], e["incarnation"]) == (name, incarnation) for e in self.events("serves"))
+        )
+
+    def end(self) -> int:
+        """Wait for the end. Returns the exit code, after making sure that nothing is left."""
+        code = self.process.wait(DEADLINE_S)
+        self._assert_nothing_is_left()
+        return code
+
+    def assert_clean(self) -> dict[str, Any]:
+        """The audit finds nothing and the tokens add up to what the engines decoded. Returns the summary."""
+        audit = self.verb("audit", str(self.run_dir))
+        assert audit.returncode == 0, audit.stdout
+        summary: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
+        assert summary["tokens"]["accounted"] == summary["tokens"]["decoded"]
+        return summary
+
+    def _assert_nothing_is_left(self) -> None:
+        mark = str(self.run_dir)
+        processes = [p.pid for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
+        assert not processes
+        pids = {line["pid"] for line in self.events("started")}
+        assert not [pid for pid in pids if psutil.pid_exists(pid)]
+        assert not [path for path in Path("/dev/shm").iterdir() if any(f"_{pid}_" in path.name for pid in pids)]
+        for link in json.loads((self.run_dir / "plan.json").read_text())["links"]:
+            host, port = link["address"].removeprefix("tcp://").rsplit(":", 1)
+            with socket.socket() as probe:
+                assert probe.connect_ex((host, int(port))) != 0, f"somebody listens on {link['address']}"
+        assert not (self.run_dir / "control.sock").exists()
+        # torch makes an empty directory for its compiler, one per user and machine, when it is imported
+        assert [path.name for path in self._temporary.rglob("*") if not path.name.startswith("torchinductor")] == []
+
+
+def _merged(settings: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = settings.keys() & over.keys()
+    nested = {key: _merged(settings[key], over[key]) for key in both if isinstance(over[key], dict)}
+    return settings | over | nested

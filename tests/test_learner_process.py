@@ -1,0 +1,112 @@
+"""Learners of real processes: killed, started again, of one rank and of several."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from darts_async.learner import checkpoint
+from darts_async.learner.nonfinite import load_groups
+from tests.learner_run import GROUPS_PER_STEP, LearnerRun, groups_of, learner_run, settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> LearnerRun:
+    """Four steps of one rank that nothing disturbed."""
+
+    async def play() -> LearnerRun:
+        async with learner_run(tmp_path_factory.mktemp("whole"), settings(1)) as run:
+            await run.start()
+            await run.finish()
+        return run
+
+    return asyncio.run(play())
+
+
+def last_checkpoint(run: LearnerRun) -> Path:
+    return run.run_dir / "checkpoints" / "step-000004"
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=tolerance, rtol=0, msg=name)
+
+
+async def test_a_learner_that_was_killed_takes_the_same_steps_as_one_that_was_not(
+    tmp_path: Path, whole: LearnerRun
+) -> None:
+    async with learner_run(tmp_path, settings(1), max_step=2) as killed:
+        await killed.start()
+        await killed.until(lambda: killed.published[-1:] == [3] and 2 in killed.saved)
+        await killed.kill("learner/0")
+        killed.max_step = killed.early_step = 3
+        await killed.start(incarnation=2)
+        await killed.until(lambda: killed.ready == [0, 2])
+        await killed.finish()
+    assert [step for step, _ in killed.committed] == [0, 1, 2, 2, 3]
+    for step, group_ids in killed.committed:
+        assert group_ids == [group.group_id for group in groups_of(step)], "none twice, none left out"
+    assert killed.published == [0, 1, 2, 3, 2, 3, 4]
+    parts = [load_file(last_checkpoint(run) / "trainer-00001-of-00001.safetensors") for run in (killed, whole)]
+    assert_close(*parts, tolerance=0)
+    assert checkpoint.read_manifest(last_checkpoint(killed)).consumed == ((0, 4 * GROUPS_PER_STEP),)
+    assert (last_checkpoint(killed) / "shaper.state").read_bytes() == b"the shaper after step 3"
+    assert_close(load_file(tmp_path / "model" / "model.safetensors"), killed.weights[4], tolerance=0)
+
+
+async def test_two_ranks_train_and_publish_what_one_does(tmp_path: Path, whole: LearnerRun) -> None:
+    async with learner_run(tmp_path, settings(2)) as two:
+        await two.start()
+        await two.finish()
+    for step in range(4):
+        found, expected = two.metrics[step], whole.metrics[step]
+        assert found.keys() == expected.keys()
+        for name in ("loss", "entropy", "grad_norm", "reward_mean", "ratio_max", "ratio_p50", "tokens"):
+            name = f"learner/{name}"
+            assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-4), (step, name)
+    assert two.weights.keys() == whole.weights.keys() == set(range(5))
+    for version, weights in whole.weights.items():
+        assert_close(two.weights[version], weights, tolerance=1e-4)
+    assert_close(load_file(tmp_path / "model" / "model.safetensors"), two.weights[4], tolerance=0)
+    parts = {path.name for path in last_checkpoint(two).glob("trainer-*")}
+    assert parts == {"trainer-00001-of-00002.safetensors", "trainer-00002-of-00002.safetensors"}
+
+
+async def test_a_hung_rank_ends_the_learner_and_any_number_of_ranks_goes_on_from_its_checkpoint(
+    tmp_path: Path, whole: LearnerRun
+) -> None:
+    async with learner_run(tmp_path, settings(2), max_step=1) as two:
+        await two.start()
+        await two.until(lambda: two.published[-1:] == [2] and 2 in two.saved)
+        two.processes["learner/1"].send_signal(signal.SIGSTOP)
+        two.send_groups(2)  # so that rank 0 waits inside a collective
+        async with asyncio.timeout(30):  # transport.dead_after_s is 2, learner.rank_deadline_s 60
+            assert await two.processes["learner/0"].wait() == 1
+        gone = "learner/1, a rank of the learner, is gone (it was silent for 2.0 s)"
+        assert f"learner/0: ProcessDiedError: {gone}" in two.errors()
+    async with learner_run(tmp_path, settings(1)) as one:
+        await one.start(incarnation=2)
+        await one.finish()
+    assert one.ready == [2]
+    assert one.published == [2, 3, 4]
+    assert_close(one.weights[4], whole.weights[4], tolerance=1e-4)
+
+
+async def test_losses_that_are_not_finite_end_the_run_and_leave_their_batch_behind(tmp_path: Path) -> None:
+    async with learner_run(tmp_path, settings(1, max_skipped_steps=2), poison=float("inf")) as run:
+        await run.start()
+        assert await run.exit_codes() == {"learner/0": 1}
+        assert "not finite in 2 steps in a row (learner.max_skipped_steps), the last was step 1" in run.errors()
+    assert run.published == [0, 1], "the step before was skipped, and its version published"
+    assert run.metrics[0]["learner/skipped_steps"] == 1
+    groups = load_groups(tmp_path / "nonfinite-step-000001.safetensors")
+    for found, expected in zip(groups, groups_of(1, poison=float("inf")), strict=True):
+        assert all(str(getattr(found, name)) == str(getattr(expected, name)) for name in found.__struct_fields__), (
+            found.group_id
+        )

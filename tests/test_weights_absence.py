@@ -1,0 +1,39 @@
+"""Weights that nobody is there to take: the only generator has died, and is to come back."""
+
+from darts_async.config import RestartConfig
+from darts_async.protocol import EpochFormed, MemberJoined, TensorSpec, WeightManifest
+from darts_async.weights.coordinator import Coordinator
+from darts_async.weights.events import MemberLost, MemberMessage, PublishFailed, Send
+
+MANIFEST = WeightManifest((TensorSpec("w", "float32", (4,)),), 4096)
+
+
+def coordinator_whose_only_member_is_gone() -> Coordinator:
+    coordinator = Coordinator(backend="gloo", interface="127.0.0.1", deadline_s=10.0, absence_s=100.0)
+    coordinator.handle(MemberMessage("generator/0", 1, MemberJoined(-1)), 0.0)
+    coordinator.offer(1, MANIFEST, 0.0)
+    coordinator.handle(MemberLost("generator/0"), 1.0)
+    coordinator.validate()
+    return coordinator
+
+
+def test_an_update_outlasts_the_absence_of_the_only_generator_and_goes_to_its_next_incarnation() -> None:
+    coordinator = coordinator_whose_only_member_is_gone()
+    assert coordinator.tick(100.9) == []
+    actions = coordinator.handle(MemberMessage("generator/0", 2, MemberJoined(-1)), 100.9)
+    [formed] = [a.message for a in actions if isinstance(a, Send) and isinstance(a.message, EpochFormed)]
+    assert formed.world_size == 2
+
+
+def test_an_absence_that_does_not_end_fails_the_update() -> None:
+    coordinator = coordinator_whose_only_member_is_gone()
+    [failed] = coordinator.tick(101.0)
+    assert isinstance(failed, PublishFailed)
+    assert "no generator was there to take it within 100 s" in failed.reason
+
+
+def test_the_absence_that_is_allowed_holds_every_start_that_the_policy_allows() -> None:
+    policy = RestartConfig.model_validate(
+        {"intensity": {"max": 2}, "backoff": {"initial_s": 1.0, "max_s": 4.0, "jitter": 0.5}}
+    )
+    assert policy.absence_s(start_timeout_s=60.0) == 3 * (4.0 * 1.5 + 60.0)
