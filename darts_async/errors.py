@@ -61,8 +61,9 @@ class ProcessDiedError(DartsError):
     """A process of the run ended when it should not have."""
 
 
-PERMANENT_ERRORS = (ConfigError, DataError, ModelError, RewardError)
-"""Mistakes in what the run was given: a process that was started again would end by the same one."""
+PERMANENT_ERRORS = (ConfigError, DataError, ModelError, RewardError, TrainingError)
+"""Mistakes in what the run was given, and steps that come to nothing: a process that was started again would end by the
+same one."""
 
 PERMANENT_EXIT_CODE = 78
 """Exit code of a process that ends by one of them (EX_CONFIG of sysexits.h)."""

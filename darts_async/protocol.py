@@ -231,7 +231,14 @@ class TrainGroup(Message, frozen=True):
 
 
 class LearnerReady(Message, frozen=True):
-    """The learner has its model at `policy_version` and takes groups for step `policy_version` next."""
+    """The learner has its model at `policy_version` and takes groups for step `policy_version` next. Answered by
+    `CatchUp` and by every group from that step on: a learner that was restarted takes steps again."""
+
+    policy_version: int
+
+
+class CatchUp(Message, frozen=True):
+    """A generator may use `policy_version` already: publish nothing older."""
 
     policy_version: int
 
@@ -251,7 +258,7 @@ class VersionPublished(Message, frozen=True):
 
 class VersionSaved(Message, frozen=True):
     """A checkpoint of `policy_version` is on the disk: what the steps before it have consumed is never asked for again,
-    whatever happens to the learner."""
+    whatever happens to the learner. Of the last version: so is the model that the run leaves behind."""
 
     policy_version: int
 
@@ -264,7 +271,7 @@ class ShaperSnapshot(Message, frozen=True):
     state: bytes
 
 
-ShaperToLearner = Greet | TrainGroup | ShaperSnapshot
+ShaperToLearner = Greet | CatchUp | TrainGroup | ShaperSnapshot
 LearnerToShaper = LearnerReady | GroupsCommitted | VersionPublished | VersionSaved
 
 

@@ -4,7 +4,10 @@
     a group is shipped once, and is either trained at that step or dropped
     no sample is trained twice, none with a token older than the bound or of a version that came later
     no token is older than the floor of its group: whoever decoded it had acknowledged that version
-    a finished run: each step took its whole number of samples, and the tokens add up to the summary's
+    steps follow one another, and a learner that is back at a version undoes the steps from it on: along the history
+      that survives no group is in two steps, and each is in the step that it was shipped for
+    a finished run: each step took its whole number of samples, what was trained is in the surviving history and in no
+      other step, and the tokens add up to the summary's
 
 The checks are pure, over records in order. A torn last record is as good as none: what it said was never acted on.
 """
@@ -19,7 +22,16 @@ import msgspec
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.protocol import group_id_of, sample_id_of
-from darts_async.shaper.ledger import AnyRecord, GroupDropped, GroupOpened, GroupShipped, SampleEnded, read_ledger
+from darts_async.shaper.ledger import (
+    AnyRecord,
+    GroupDropped,
+    GroupOpened,
+    GroupShipped,
+    LearnerRewound,
+    SampleEnded,
+    StepCommitted,
+    read_ledger,
+)
 from launcher.cluster import load_config
 from launcher.live import record_of
 from launcher.rundir import SUMMARY_FILE
@@ -47,6 +59,10 @@ class Books:
     dropped: set[int] = field(default_factory=set)
     endings: defaultdict[int, list[SampleEnded]] = field(default_factory=lambda: defaultdict(list))
     opened_twice: set[int] = field(default_factory=set)
+    history: list[tuple[int, ...]] = field(default_factory=list)
+    """The groups of each step, of those that no rewind has undone."""
+    out_of_order: list[int] = field(default_factory=list)
+    """Steps that did not follow the one before, and versions that the learner came back at and never had."""
 
     @classmethod
     def of(cls, records: Iterable[AnyRecord]) -> "Books":
@@ -64,7 +80,19 @@ class Books:
                     books.dropped.add(group_id)
                 case SampleEnded(sample_id=sample_id):
                     books.endings[sample_id].append(record)
+                case StepCommitted(step=step) | LearnerRewound(policy_version=step):
+                    books._take_history(step, record)
         return books
+
+    def _take_history(self, step: int, record: StepCommitted | LearnerRewound) -> None:
+        if isinstance(record, LearnerRewound):
+            if step >= len(self.history):
+                self.out_of_order.append(step)
+            del self.history[step:]
+        elif step == len(self.history):
+            self.history.append(record.group_ids)
+        else:
+            self.out_of_order.append(step)
 
     @property
     def drawn(self) -> set[int]:
@@ -95,11 +123,13 @@ def audit(books: Books, config: RunConfig, *, is_over: bool, num_steps: int | No
         Finding("groups shipped more than once", _many(books.shipped)),
         Finding("groups shipped and dropped", tuple(books.shipped.keys() & books.dropped)),
         *_training(books, config.staleness.max_staleness),
+        *_history(books),
         *([Finding("samples that never ended", tuple(books.drawn - books.endings.keys()))] if is_over else []),
     ]
     if num_steps is not None:
         per_step = config.learner.groups_per_step * config.shaping.keep
         findings.append(Finding(f"steps that did not take {per_step} samples", _uneven(books, num_steps, per_step)))
+        findings.append(Finding("groups trained by their samples or by the steps, not by both", tuple(_apart(books))))
     return [Finding(found.rule, tuple(sorted(found.ids))) for found in findings if found.ids]
 
 
@@ -128,6 +158,25 @@ def _wrong_with(record: SampleEnded, books: Books, max_staleness: int) -> Iterat
     group = books.opened.get(group_id)
     if group is not None and oldest < group.floor:
         yield "samples decoded under a version older than the floor of their group"
+
+
+def _history(books: Books) -> Iterator[Finding]:
+    """The steps that survive, by themselves."""
+    counts = Counter(group_id for group_ids in books.history for group_id in group_ids)
+    placed = [(group_id, step) for step, group_ids in enumerate(books.history) for group_id in group_ids]
+    yield Finding("steps out of order", tuple(books.out_of_order))
+    yield Finding("groups trained twice along the surviving history", tuple(g for g, n in counts.items() if n > 1))
+    yield Finding(
+        "groups in the gradient of a step that they were not shipped for",
+        tuple(group_id for group_id, step in placed if step not in books.shipped.get(group_id, ())),
+    )
+
+
+def _apart(books: Books) -> set[int]:
+    """Groups whose samples say that they were trained, and the steps do not; and the reverse."""
+    by_samples = {(group_id_of(record.sample_id), record.step) for record in books.trained()}
+    by_steps = {(group_id, step) for step, group_ids in enumerate(books.history) for group_id in group_ids}
+    return {group_id for group_id, _ in by_samples ^ by_steps}
 
 
 def _many(lists: dict[int, list[SampleEnded]] | dict[int, list[int]]) -> tuple[int, ...]:

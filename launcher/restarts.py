@@ -1,19 +1,24 @@
-"""Whether a process that has ended is started again, and when: pure decisions, one policy per process.
+"""Whether a process that has ended is started again, and when: pure decisions, one policy per unit.
 
-    running --ends--> waiting --its back-off is over, or by hand--> running, as the next incarnation
-       `----ends, and is not to come back--> down --by hand--> running
+A *unit* is what comes and goes together: one generator, one reward process, or all ranks of the learner, which meet
+anew with each start. When one of a unit has ended the others are to be ended too, and their ends are no deaths.
+
+    running --one ends--> ending --all have ended--> waiting --back-off is over, or by hand--> running, the next incarnation
+       `------one ends, and is not to come back--------> down --by hand--> running
 
 The n-th death within the window of the policy waits
 
     min(max_s, initial_s * 2^(n - 1)) * (1 + jitter * u),    u uniform in [-1, 1) and seeded,
 
-and with more than `intensity.max` deaths in the window the process is exhausted. A restart by hand is no death.
+from the first end on, and with more than `intensity.max` deaths in the window the unit is exhausted. A restart by hand
+is no death.
 
-A process is not started again where that cannot help: it ended by a mistake in what the run was given (its exit
+A unit is not started again where that cannot help: a process ended by a mistake in what the run was given (its exit
 code says so), or by an error of its own before it ever served. A kill may have come from anywhere, so one that was
 killed while it started is tried again.
 
-Invariants: a process is running, waiting or down; incarnations count up by one.
+Invariants: a unit is running, ending or waiting, or down; it is started when none of its processes runs; incarnations
+count up by one.
 """
 
 import random
@@ -25,15 +30,17 @@ from darts_async.config import RestartConfig, RolesConfig
 from darts_async.errors import PERMANENT_EXIT_CODE
 from darts_async.topology import RunPlan
 
-RESTARTABLE_ROLES = ("generator", "reward")
+RESTARTABLE_ROLES = ("generator", "reward", "learner")
 """What these had can be given to others, or to themselves again. The death of any other process ends the run."""
+_LEARNER = "learner"
 
 
 @dataclass(frozen=True, slots=True)
 class StartAgain:
-    """It comes back after this time."""
+    """It comes back after this time. The rest of its unit is to be ended, to come back with it."""
 
     delay_s: float
+    to_end: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +61,11 @@ Verdict = StartAgain | LeaveDown | EndRun
 
 
 @dataclass(slots=True)
-class _Process:
+class _Unit:
     role: str
+    names: tuple[str, ...]
     policy: RestartConfig
+    alive: set[str]
     incarnation: int = 1
     has_served: bool = False
     by_hand: bool = False
@@ -70,79 +79,94 @@ class Restarts:
     """The restartable processes of a run. Times are seconds of one monotonic clock, given by the caller."""
 
     def __init__(self, plan: RunPlan, roles: RolesConfig, seed: int) -> None:
-        policies = {"generator": roles.generator.restart, "reward": roles.reward.restart}
-        self._processes = {
-            spec.name: _Process(spec.role, policies[spec.role])
-            for spec in plan.processes
-            if spec.role in RESTARTABLE_ROLES
+        policies = {
+            "generator": roles.generator.restart,
+            "reward": roles.reward.restart,
+            _LEARNER: roles.learner.restart,
         }
+        self._units = [
+            _Unit(role, names, policies[role], set(names))
+            for role in RESTARTABLE_ROLES
+            for names in ([plan.names(role)] if role == _LEARNER else [(name,) for name in plan.names(role)])
+        ]
+        self._unit_of = {name: unit for unit in self._units for name in unit.names}
         self._random = random.Random(seed)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._processes
+        return name in self._unit_of
 
     @property
     def policies(self) -> Mapping[str, RestartConfig]:
         """By process."""
-        return {name: process.policy for name, process in self._processes.items()}
+        return {name: unit.policy for name, unit in self._unit_of.items()}
 
     def incarnation(self, name: str) -> int:
         """Which start of the process is the present one, or was the last."""
-        return self._processes[name].incarnation if name in self._processes else 1
+        return self._unit_of[name].incarnation if name in self._unit_of else 1
+
+    def is_unwanted(self, name: str) -> bool:
+        """Whether a process that runs is to be ended, because another of its unit has ended."""
+        unit = self._unit_of.get(name)
+        return unit is not None and unit.start_at_s is not None
 
     def has_served(self, name: str) -> bool:
         """Whether any incarnation of it has."""
-        return self._processes[name].has_served
+        return self._unit_of[name].has_served
 
     def served(self, name: str) -> None:
         """The process has come as far as doing its work."""
-        self._processes[name].has_served = True
+        self._unit_of[name].has_served = True
 
     def ended(self, name: str, code: int, now_s: float) -> Verdict:
         """A process has ended, or could not be started, while the run goes on. `code` is its exit code, or minus the
         number of the signal that ended it."""
-        process = self._processes.get(name)
-        if process is None:
+        unit = self._unit_of.get(name)
+        if unit is None:
             return EndRun("the run cannot go on without it")
-        if process.by_hand:
-            process.by_hand = False
-            return self._start_again(process, 0.0, now_s)
+        unit.alive.discard(name)
         if code == PERMANENT_EXIT_CODE:
             return EndRun("it would end the same way again")
-        if code > 0 and not process.has_served:
+        if unit.start_at_s is not None:  # it follows another of its unit
+            return StartAgain(max(0.0, unit.start_at_s - now_s))
+        if unit.by_hand:
+            unit.by_hand = False
+            return self._start_again(unit, 0.0, now_s)
+        if code > 0 and not unit.has_served:
             return EndRun("it has never come as far as doing its work")
-        if process.policy.when == "never" or (process.policy.when == "on_failure" and code == 0):
-            return self._give_up(process, f"roles.{process.role}.restart.when is {process.policy.when}")
-        return self._count_death(process, now_s)
+        if unit.policy.when == "never" or (unit.policy.when == "on_failure" and code == 0):
+            return self._give_up(unit, f"roles.{unit.role}.restart.when is {unit.policy.when}")
+        return self._count_death(unit, now_s)
 
     def asked(self, name: str, now_s: float) -> bool:
-        """Restart a process by hand. Returns whether it has to be stopped first; otherwise it is due at once."""
-        process = self._processes[name]
-        if process.start_at_s is None and not process.is_down:
-            process.by_hand = True
-            return True
-        process.is_down = False
-        process.deaths_s.clear()
-        self._start_again(process, 0.0, now_s)
+        """Restart a process by hand, and its unit with it. Returns whether it has to be stopped first; otherwise it is
+        due at once."""
+        unit = self._unit_of[name]
+        if unit.start_at_s is None and not unit.is_down:
+            is_first, unit.by_hand = not unit.by_hand, True
+            return is_first or len(unit.names) == 1
+        unit.is_down = False
+        unit.deaths_s.clear()
+        self._start_again(unit, 0.0, now_s)
         return False
 
     def take_due(self, now_s: float) -> list[str]:
         """The processes to start now; they count as running, as their next incarnation."""
-        due = [name for name, p in self._processes.items() if p.start_at_s is not None and now_s >= p.start_at_s]
-        for name in due:
-            self._processes[name].start_at_s = None
-            self._processes[name].incarnation += 1
-        return due
+        due = [u for u in self._units if u.start_at_s is not None and now_s >= u.start_at_s and not u.alive]
+        for unit in due:
+            unit.start_at_s = None
+            unit.incarnation += 1
+            unit.alive = set(unit.names)
+        return [name for unit in due for name in unit.names]
 
-    def _count_death(self, process: _Process, now_s: float) -> Verdict:
-        deaths, intensity = process.deaths_s, process.policy.intensity
+    def _count_death(self, unit: _Unit, now_s: float) -> Verdict:
+        deaths, intensity = unit.deaths_s, unit.policy.intensity
         deaths.append(now_s)
         while now_s - deaths[0] >= intensity.window_s:
             deaths.popleft()
         if len(deaths) > intensity.max:
             deaths.popleft()
-            return self._give_up(process, f"it has died {intensity.max + 1} times within {intensity.window_s:g} s")
-        return self._start_again(process, self._backoff_s(process.policy, len(deaths)), now_s)
+            return self._give_up(unit, f"it has died {intensity.max + 1} times within {intensity.window_s:g} s")
+        return self._start_again(unit, self._backoff_s(unit.policy, len(deaths)), now_s)
 
     def _backoff_s(self, policy: RestartConfig, num_deaths: int) -> float:
         backoff = policy.backoff
@@ -150,25 +174,28 @@ class Restarts:
         grown_s = min(backoff.max_s, backoff.initial_s * 2.0**doublings)
         return grown_s * (1 + backoff.jitter * self._random.uniform(-1, 1))
 
-    def _start_again(self, process: _Process, delay_s: float, now_s: float) -> StartAgain:
-        process.start_at_s = now_s + delay_s
-        return StartAgain(delay_s)
+    def _start_again(self, unit: _Unit, delay_s: float, now_s: float) -> StartAgain:
+        unit.start_at_s = now_s + delay_s
+        return StartAgain(delay_s, tuple(sorted(unit.alive)))
 
-    def _give_up(self, process: _Process, reason: str) -> Verdict:
-        if process.policy.on_exhausted == "fail_run":
-            return EndRun(f"{reason}, and roles.{process.role}.restart.on_exhausted is fail_run")
-        process.is_down = True
-        left = sum(p.role == process.role and not p.is_down for p in self._processes.values())
-        if left < process.policy.min_healthy:
+    def _give_up(self, unit: _Unit, reason: str) -> Verdict:
+        if unit.role == _LEARNER:
+            return EndRun(f"{reason}, and nothing is trained without it")
+        if unit.policy.on_exhausted == "fail_run":
+            return EndRun(f"{reason}, and roles.{unit.role}.restart.on_exhausted is fail_run")
+        unit.is_down = True
+        left = sum(u.role == unit.role and not u.is_down for u in self._units)
+        if left < unit.policy.min_healthy:
             return EndRun(
-                f"{reason}, which leaves {left}; roles.{process.role}.restart.min_healthy is "
-                f"{process.policy.min_healthy}"
+                f"{reason}, which leaves {left}; roles.{unit.role}.restart.min_healthy is {unit.policy.min_healthy}"
             )
         return LeaveDown(reason)
 
     def validate(self) -> None:
         """Assert the invariants of the module."""
-        for name, process in self._processes.items():
-            assert not (process.is_down and process.start_at_s is not None), name
-            assert not (process.by_hand and (process.is_down or process.start_at_s is not None)), name
-            assert len(process.deaths_s) <= process.policy.intensity.max, name
+        for unit in self._units:
+            assert not (unit.is_down and unit.start_at_s is not None), unit.names
+            assert not (unit.by_hand and (unit.is_down or unit.start_at_s is not None)), unit.names
+            assert not (unit.is_down and unit.alive), unit.names
+            assert unit.alive == set(unit.names) or unit.is_down or unit.start_at_s is not None, unit.names
+            assert len(unit.deaths_s) <= unit.policy.intensity.max, unit.names

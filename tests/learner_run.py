@@ -15,6 +15,7 @@ import yaml
 from darts_async.actor import LINK_UNIONS
 from darts_async.config import RunConfig
 from darts_async.protocol import (
+    CatchUp,
     Greet,
     GroupsCommitted,
     LearnerReady,
@@ -218,6 +219,7 @@ class LearnerRun:
         match message:
             case LearnerReady(version):
                 self.ready.append(version)
+                self._tell(CatchUp(max(version, len({step for step, _ in self.committed}))))
                 for step in range(min(self.config.learner.steps, self.max_step + 1)):  # all, also those it has had
                     self.send_groups(step)
             case GroupsCommitted(step=step, group_ids=group_ids):

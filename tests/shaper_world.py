@@ -11,6 +11,7 @@ from darts_async.config import RunConfig
 from darts_async.prompts.source import Prompt, ShuffledPrompts
 from darts_async.protocol import (
     Cancel,
+    CatchUp,
     Generate,
     GeneratorReady,
     Greet,
@@ -26,9 +27,10 @@ from darts_async.protocol import (
     TokensDecoded,
     TrainGroup,
     VersionPublished,
+    VersionSaved,
     WeightsApplied,
 )
-from darts_async.shaper.ledger import GroupDropped, GroupOpened, SampleEnded
+from darts_async.shaper.ledger import AnyRecord, GroupDropped, GroupOpened, SampleEnded
 from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState
 from darts_async.shaper.training import LEARNER
 from darts_async.shaper.workload import Forget, Output, Send
@@ -55,6 +57,8 @@ def world_config(**sections: dict) -> RunConfig:
 class FakeGenerator:
     incarnation: int = 1
     version: int = -1
+    lineage: int = 0
+    """The learner that the version is of: another incarnation of it makes its own."""
     running: dict[int, int] = field(default_factory=dict)  # sample id -> tokens so far
     inbox: deque = field(default_factory=deque)
 
@@ -70,7 +74,13 @@ class World:
         self.judged: set[int] = set()
         self.step_groups: list[TrainGroup] = []
         self.version = 0
+        self.learner = 1
+        self.floor = 0
         self.seen_groups: set[int] = set()
+        self.history: list[list[int]] = []
+        """The groups of each step that no death of the learner has undone."""
+        self.saved = 0
+        self.ledger: list[AnyRecord] = []
         self.ended: Counter[int] = Counter()
         self.fates: dict[int, SampleEnded] = {}
         self.dropped: list[GroupDropped] = []
@@ -142,18 +152,46 @@ class World:
         else:
             self.feed("reward/0", SampleScored(score.sample_id, float(score.sample_id % 2)))
 
-    def learn(self) -> None:
-        """The learner takes its step and offers the new version."""
-        size = self.config.learner.groups_per_step
-        groups, self.step_groups = self.step_groups[:size], self.step_groups[size:]
-        assert {g.step for g in groups} == {self.version}
+    def learn(self, *, tells: bool = True) -> None:
+        """The learner takes its step and offers the new version. It may die before the shaper hears of it."""
+        groups = self.groups_of_step()
+        assert len(groups) == self.config.learner.groups_per_step
+        self.step_groups = [g for g in self.step_groups if g.step > self.version]
         step, self.version = self.version, self.version + 1
-        self.feed(LEARNER, GroupsCommitted(step, np.array([g.group_id for g in groups], np.int64)))
+        self.history.append([g.group_id for g in groups])
+        if tells:
+            self.feed(LEARNER, GroupsCommitted(step, np.array(self.history[step], np.int64)))
+            if step + 1 == self.config.learner.steps:
+                self.save()
+
+    def groups_of_step(self) -> list[TrainGroup]:
+        return [g for g in self.step_groups if g.step == self.version]
+
+    def save(self, *, tells: bool = True) -> None:
+        """The learner writes a checkpoint. It may die before the shaper hears of it."""
+        self.saved = self.version
+        if tells:
+            self.feed(LEARNER, VersionSaved(self.saved))
+
+    def learner_dies(self) -> None:
+        """The next incarnation goes on from the last checkpoint."""
+        self.learner += 1
+        self.version = self.floor = self.saved
+        self.step_groups = []
+        del self.history[self.version :]
+        self.seen_groups = {group_id for groups in self.history for group_id in groups}
+        self.absorb(self.state.peer_lost(LEARNER, self.now_s))
+        self.absorb(self.state.peer_up(LEARNER, self.learner, self.now_s))
+
+    def lags(self, generator: FakeGenerator) -> bool:
+        return (generator.version, generator.lineage) != (self.version, self.learner)
 
     def apply(self, name: str) -> None:
-        self.generators[name].version = self.version
+        generator = self.generators[name]
+        assert generator.version <= self.version, "no version is older than what a generator has"
+        generator.version, generator.lineage = self.version, self.learner
         self.feed(name, WeightsApplied(self.version, 0.0))
-        if all(g.version == self.version for g in self.generators.values()):
+        if not any(map(self.lags, self.generators.values())):
             self.feed(LEARNER, VersionPublished(self.version))
 
     def moves(self) -> list[tuple]:
@@ -164,12 +202,12 @@ class World:
             moves += [(self.finish, name, sample_id) for sample_id in generator.running]
             if generator.running:
                 moves.append((self.decode, name, sorted(generator.running)))
-            if generator.version < self.version:
+            if self.version >= self.floor and self.lags(generator):
                 moves.append((self.apply, name))
         if self.to_judge:
             moves.append((self.judge,))
-        full = len(self.step_groups) >= self.config.learner.groups_per_step
-        if full and all(g.version == self.version for g in self.generators.values()):
+        full = len(self.groups_of_step()) == self.config.learner.groups_per_step
+        if full and (self.version < self.floor or not any(map(self.lags, self.generators.values()))):
             moves.append((self.learn,))
         return moves
 
@@ -188,6 +226,7 @@ class World:
     # --- consequences
 
     def absorb(self, outputs: list[Output]) -> None:
+        self.ledger += [output for output in outputs if not isinstance(output, Send | Forget)]
         for output in outputs:
             match output:
                 case Send(peer, message) if peer in self.generators:
@@ -196,6 +235,10 @@ class World:
                     self.feed("reward/0", RewardReady(1))
                 case Send(peer, Greet()) if peer == LEARNER:
                     self.feed(LEARNER, LearnerReady(self.version))
+                    if self.saved:
+                        self.feed(LEARNER, VersionSaved(self.saved))
+                case Send(peer, CatchUp(policy_version=floor)) if peer == LEARNER:
+                    self.floor = floor
                 case Send("reward/0", message):
                     self.to_judge.append(message)
                     self.judged.add(message.sample_id)

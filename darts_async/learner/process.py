@@ -9,8 +9,10 @@ every generator has the result, so that nobody reads parameters of no version.
 Several ranks. This is rank 0, which alone talks to shaper and generators and has the others do the same on their rows
 (`team`, `follower`). One that is gone, or late, ends this process, and the whole learner is started again.
 
-Restarts. A run directory with checkpoints is continued from the newest whole one: its version is published again, and
-groups that it has consumed are not trained again, however often the shaper sends them.
+Restarts. A run directory with checkpoints is continued from the newest whole one: groups that it has consumed are not
+trained again, however often the shaper sends them. The steps since then are taken again, with the same groups, and
+nothing is published before the version that generators may use already: versions never go back anywhere else. That
+version is published again, because the steps may not have come out the same to the last bit.
 """
 
 import asyncio
@@ -40,6 +42,7 @@ from darts_async.learner.step import Trainer
 from darts_async.learner.team import Team
 from darts_async.models import resolve_model_path
 from darts_async.protocol import (
+    CatchUp,
     FinishStep,
     GatherWeights,
     GeneratorToLearner,
@@ -102,6 +105,9 @@ class LearnerActor:
         self._joined: set[str] = set()
         self._all_joined = asyncio.Event()
         self._published = -1
+        self._saved = 0
+        self._floor = -1  # nothing older is published
+        self._told_floor = asyncio.Event()
         self._shaper: str | None = None
         self._num_tokens = 0
         self._num_greetings = 0
@@ -127,6 +133,7 @@ class LearnerActor:
         if path is not None:
             manifest = await asyncio.to_thread(checkpoint.restore, path, trainer)
             self._intake.consumed = ConsumedGroups(manifest.consumed)
+            self._is_saved(trainer.policy_version)
             log.info("resumed", path=str(path), policy_version=trainer.policy_version)
         await self._team.ready()
         self._saver = Saver(
@@ -135,7 +142,7 @@ class LearnerActor:
             tokenizer_dir=model_dir,
             dtype=self._dtype,
             keep=self._config.keep_checkpoints,
-            saved=lambda version: self._send_shaper(VersionSaved(version)),
+            saved=self._is_saved,
         )
         return trainer
 
@@ -159,7 +166,10 @@ class LearnerActor:
                 self._publisher.handle(peer, incarnation, cast(GeneratorToLearner, message))
                 self._examiner.handle(peer, cast(GeneratorToLearner, message))
                 if isinstance(message, MemberJoined):
-                    self._member_joined(peer)
+                    self._member_joined(peer, message.policy_version)
+            case Received(link="learner", message=CatchUp(policy_version=version)):
+                self._floor = max(self._floor, version)
+                self._told_floor.set()
             case Received(link="learner", message=TrainGroup() as group):
                 self._intake.take(group)
             case Received(link="learner", message=ShaperSnapshot() as snapshot) if self._saver is not None:
@@ -169,12 +179,12 @@ class LearnerActor:
         """Nothing to do."""
 
     def shutdown(self, message: Shutdown) -> None:
-        """Leave; a complete run leaves its last checkpoint and its model behind."""
+        """Leave; a complete run has its last checkpoint and its model."""
         self._leaving = message
 
     @property
     def done(self) -> bool:
-        """A complete run ends when the last checkpoint is written, any other at once."""
+        """A complete run ends when its model is written, any other at once."""
         return self._leaving is not None and (self._trained or not self._leaving.finished)
 
     def gauges(self) -> Gauges:
@@ -186,22 +196,20 @@ class LearnerActor:
         return self._trainer.policy_version if self._trainer is not None else -1
 
     async def close(self) -> None:
-        """Leave the groups; copy the final model out of the last checkpoint if the run is complete."""
+        """Leave the groups."""
         if self._leaving is not None:
             self._team.dismiss()
         self._team.abort("rank 0 leaves")
         await self._publisher.close()
-        if self._leaving is not None and self._leaving.finished and self._trained:
-            last = checkpoint.directory_of(self._runtime.run_dir / CHECKPOINTS_DIR, self._config.steps)
-            await asyncio.to_thread(checkpoint.export, last, self._runtime.run_dir / MODEL_DIR)
 
     # --- the trainer's owner ---------------------------------------------------------------------------------
 
     async def _train(self, tasks: asyncio.TaskGroup, trainer: Trainer) -> None:
-        await self._until_generators_joined()
+        if self._runtime.incarnation == 1:
+            await self._until_generators_joined()
+        await self._told_floor.wait()
         await self._weights.acquire()
-        await self._prepare_probe(trainer)
-        await self._publish(trainer)
+        await self._offer(tasks, trainer)
         while trainer.policy_version < self._config.steps:
             groups = await self._add_groups(trainer)
             self._state = "publishing"
@@ -212,21 +220,29 @@ class LearnerActor:
                 raise stop_training(self._runtime.run_dir, groups, trainer.num_skipped_in_a_row)
             self._runtime.faults.reach("learner.before_commit")
             self._commit(trainer.policy_version - 1, groups, metrics)
-            await self._prepare_probe(trainer)
-            tasks.create_task(self._publish(trainer), name="publish")
+            await self._offer(tasks, trainer)
             await self._checkpoint(tasks, trainer)
+        await self._finish()
+
+    async def _finish(self) -> None:
+        """Leave the model behind: when the shaper hears that the last version is saved, it has nothing left to do."""
         self._state = "finished"
         assert self._saver is not None
         await self._saver.settled()
+        last = checkpoint.directory_of(self._runtime.run_dir / CHECKPOINTS_DIR, self._config.steps)
+        with checkpoint.naming_failures(self._runtime.run_dir):
+            await asyncio.to_thread(checkpoint.export, last, self._runtime.run_dir / MODEL_DIR)
         self._trained = True
+        self._is_saved(self._config.steps)
 
     async def _add_groups(self, trainer: Trainer) -> list[TrainGroup]:
         """Forward and backward of the groups of one step, as they arrive."""
         groups: list[TrainGroup] = []
         while len(groups) < self._config.groups_per_step:
-            self._state = "training" if self._intake.has(trainer.policy_version) else "waiting for groups"
+            at_work = "catching up" if trainer.policy_version < self._floor else "training"
+            self._state = at_work if self._intake.has(trainer.policy_version) else "waiting for groups"
             group = await self._intake.next(trainer.policy_version)
-            self._state = "training"
+            self._state = at_work
             with self._runtime.clock.busy("train"):
                 self._team.tell(group)
                 await self._in_thread(trainer.add_group, group)
@@ -258,6 +274,12 @@ class LearnerActor:
             has_shaper = self._shaper is not None
             await self._saver.save(tasks, trainer, self._intake.consumed.intervals, has_shaper=has_shaper)
 
+    def _is_saved(self, version: int) -> None:
+        """A checkpoint of this version is on the disk. Of the last version nothing is said before the model is."""
+        if version < self._config.steps or self._trained:
+            self._saved = version
+            self._send_shaper(VersionSaved(version))
+
     # --- weights ---------------------------------------------------------------------------------------------
 
     def _source(self, trainer: Trainer) -> WeightSource:
@@ -266,6 +288,14 @@ class LearnerActor:
             return LiveTensors(trainer.rows().items())
         order = GatherWeights(trainer.policy_version, of_checkpoint=False)
         return self._team.gathered(trainer.rows(), trainer.shapes(), self._dtype, order)
+
+    async def _offer(self, tasks: asyncio.TaskGroup, trainer: Trainer) -> None:
+        """Have the present version published, and the parameters, which are locked, unlocked after it."""
+        if trainer.policy_version < self._floor:
+            self._weights.release()
+            return
+        await self._prepare_probe(trainer)
+        tasks.create_task(self._publish(trainer), name="publish")
 
     async def _prepare_probe(self, trainer: Trainer) -> None:
         """Before the parameters are published, so that it is known what generators must say with them. With several
@@ -295,7 +325,8 @@ class LearnerActor:
             }
             self._runtime.tell_launcher(StepCompleted(version - 1, metrics))
 
-    def _member_joined(self, peer: str) -> None:
+    def _member_joined(self, peer: str, policy_version: int) -> None:
+        self._floor = max(self._floor, policy_version)
         self._joined.add(peer)
         if len(self._joined) == self._runtime.config.roles.generator.replicas:
             self._all_joined.set()
@@ -319,6 +350,8 @@ class LearnerActor:
         self._send_shaper(LearnerReady(self._trainer.policy_version))
         if self._published >= 0:
             self._send_shaper(VersionPublished(self._published))
+        if self._saved:
+            self._send_shaper(VersionSaved(self._saved))
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What may be a collective of all ranks."""

@@ -64,7 +64,20 @@ class VersionSeen(Record, frozen=True):
     policy_version: int
 
 
-AnyRecord = GroupOpened | GroupShipped | GroupDropped | SampleEnded | VersionSeen
+class StepCommitted(Record, frozen=True):
+    """The learner has taken a step with these groups in its gradient, for the first time or again."""
+
+    step: int
+    group_ids: tuple[int, ...]
+
+
+class LearnerRewound(Record, frozen=True):
+    """The learner is back at this version: the steps from it on are undone, and are taken again."""
+
+    policy_version: int
+
+
+AnyRecord = GroupOpened | GroupShipped | GroupDropped | SampleEnded | VersionSeen | StepCommitted | LearnerRewound
 
 
 class LedgerWriter:

@@ -105,7 +105,7 @@ class ShaperActor:
         """Where a checkpoint is written, it holds what is known here at that step. The cursor runs ahead of training:
         the prompts under way were drawn, and are not trained yet."""
         if self._runtime.config.learner.is_saved(policy_version):
-            under_way = {g.prompt.prompt_id for g in self._state.work.groups.values() if g.purpose == "train"}
+            under_way = self._state.prompts_under_way(policy_version)
             known = {"cursor": self._source.cursor, "under_way": sorted(under_way), **self._state.planner.to_state()}
             self._runtime.send("learner", LEARNER, ShaperSnapshot(policy_version, msgspec.json.encode(known)))
 

@@ -31,6 +31,7 @@ class GeneratorPool:
     def __init__(self) -> None:
         self._seats: dict[str, GeneratorSeat] = {}
         self._published_version = -1
+        self._newest_version = -1
         self._routable: dict[str, GeneratorSeat] = {}
         """The seats that have applied the newest published version; renewed when seats or versions change."""
         self._lowest_version: int | None = None
@@ -53,12 +54,18 @@ class GeneratorPool:
         if seat is not None:
             assert policy_version >= seat.policy_version, (name, policy_version)
             seat.policy_version = policy_version
+            self._newest_version = max(self._newest_version, policy_version)
             self._route()
 
     def published(self, policy_version: int) -> None:
         """Generators that have not applied this version get no new work until they have."""
         self._published_version = max(self._published_version, policy_version)
         self._route()
+
+    @property
+    def newest_version(self) -> int:
+        """The newest version that any generator has said to use; -1 if none has."""
+        return self._newest_version
 
     @property
     def lowest_version(self) -> int | None:

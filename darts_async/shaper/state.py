@@ -6,7 +6,9 @@ it; `validate` states the invariants and holds between any two calls.
 
 A training group is opened when the staleness window and the generators have room, complete when its rule has nothing
 left to wait for, shipped when the window lets it into the next step, and done when the learner has committed it.
-Samples of a generator that is gone go on elsewhere behind the tokens that were streamed.
+Samples of a generator that is gone go on elsewhere behind the tokens that were streamed. A learner that comes back from
+a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice; a run is finished when
+its last step is in a checkpoint.
 """
 
 from enum import Enum, auto
@@ -34,6 +36,7 @@ from darts_async.protocol import (
     StepCompleted,
     TokensDecoded,
     VersionPublished,
+    VersionSaved,
     WeightsApplied,
 )
 from darts_async.shaper.evaluation import Evaluation
@@ -87,6 +90,11 @@ class ShaperState:
         self._evaluation = Evaluation(self.work)
         self._stop_reason = "finished"
 
+    def prompts_under_way(self, policy_version: int) -> set[int]:
+        """Training prompts that were drawn, and are in no gradient of this version."""
+        opened = {g.prompt.prompt_id for g in self.work.groups.values() if g.purpose == "train"}
+        return opened | self._training.taken.prompts_since(policy_version)
+
     # --- events ----------------------------------------------------------------------------------------------
 
     @property
@@ -118,7 +126,7 @@ class ShaperState:
                 self._score_failed(peer, message)
             case RewardReady():
                 self.work.rewards.join(peer)
-            case LearnerReady() | GroupsCommitted() | VersionPublished():
+            case LearnerReady() | GroupsCommitted() | VersionPublished() | VersionSaved():
                 self._learner_said(message, now_s)
         return self._advance(now_s)
 
@@ -254,12 +262,20 @@ class ShaperState:
     def _learner_said(self, message: LearnerToShaper, now_s: float) -> None:
         match message:
             case LearnerReady():
-                self._training.replay(message.policy_version)
+                self._learner_ready(message, now_s)
             case GroupsCommitted():
                 self._groups_committed(message, now_s)
             case VersionPublished():
                 self.work.generators.published(message.policy_version)
                 self._record(VersionSeen(message.policy_version))
+            case VersionSaved():
+                self._training.taken.saved(message.policy_version)
+
+    def _learner_ready(self, message: LearnerReady, now_s: float) -> None:
+        if self.phase is not Phase.FINISHED:
+            for unheard in self._training.unheard(message.policy_version):
+                self._groups_committed(unheard, now_s)
+            self._training.learner_ready(message.policy_version)
 
     def _groups_committed(self, message: GroupsCommitted, now_s: float) -> None:
         metrics = self._training.committed(message, now_s)
@@ -320,7 +336,7 @@ class ShaperState:
                 self._training.begin(now_s)
             case Phase.TRAINING if lowest == self.num_steps:
                 self._begin_evaluation(Phase.EVALUATING_AFTER, lowest, now_s)
-            case Phase.EVALUATING_AFTER if not self.work.groups:
+            case Phase.EVALUATING_AFTER if not self.work.groups and self._training.taken.durable == self.num_steps:
                 self._report_evaluation()
                 self._finish()
             case Phase.STOPPING if not self.work.groups:

@@ -1,7 +1,8 @@
 """Training groups from admission to commit: what is opened, completed, shipped, replaced and given up.
 
 The half of the shaper's decisions that the staleness window rules; pure like the rest. Groups wait in the window, are
-`complete` until it lets them into a step, and `shipped` until the learner has committed them. Spares are open groups
+`complete` until it lets them into a step, and `shipped` until the learner has committed them; after that they are kept
+aside until a checkpoint holds them (see `taken`). Spares are open groups
 outside the window: one that completes takes the place of one that has not, which becomes a spare in its turn; spares
 too old for any step are cut, and their prompts asked again, then with a place that nobody takes from them.
 """
@@ -10,16 +11,19 @@ from collections import Counter
 from dataclasses import replace
 from heapq import heappop, heappush
 
+import numpy as np
+
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.prompts.source import PromptSource
-from darts_async.protocol import GroupsCommitted
+from darts_async.protocol import CatchUp, GroupsCommitted
 from darts_async.shaper.accounting import StepStatistics
 from darts_async.shaper.group import Fate, Group, Stage, train_group
-from darts_async.shaper.ledger import GroupDropped, GroupShipped
+from darts_async.shaper.ledger import GroupDropped, GroupShipped, LearnerRewound, StepCommitted
 from darts_async.shaper.planner import Planner
 from darts_async.shaper.queue import Launch, PromptQueue
 from darts_async.shaper.staleness import StalenessWindow
+from darts_async.shaper.taken import TakenGroup, TakenSteps
 from darts_async.shaper.workload import Send, Workload
 
 LEARNER = "learner/0"
@@ -51,8 +55,8 @@ class Training:
         self._num_dropped_in_a_row = 0
         self._learner_fed_s = 0.0
         self._statistics = StepStatistics()
+        self.taken = TakenSteps()
         self.learner_up = False
-        self.num_steps = 0
 
     # --- one group -------------------------------------------------------------------------------------------
 
@@ -117,7 +121,8 @@ class Training:
         if self._config.shaping.pruning.mode == "hazard":
             for running in [g for g in self._work.groups.values() if g.purpose == "train" and g.undecided]:
                 self.decide(running)
-        if self._work.generators.lowest_version is None:  # nobody decodes: no group is to blame for that
+        # Nobody decodes, or the learner is busy with what it has had before: no group is to blame.
+        if self._work.generators.lowest_version is None or self.taken.is_behind:
             self._learner_fed_s = now_s
         patience_s = self._config.staleness.cut_after_s
         if now_s - self._learner_fed_s > patience_s:
@@ -138,6 +143,11 @@ class Training:
             self._ship(now_s)
         if self._spares:
             self._cut_spares()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that were taken, whether or not the present learner takes some of them again."""
+        return self.taken.num_steps
 
     @property
     def cursor(self) -> int:
@@ -162,24 +172,60 @@ class Training:
         else:
             self._window.admit(group.group_id, group.floor)
 
-    def replay(self, policy_version: int) -> None:
-        """A learner at this version is up: send it what is shipped; what it already has it drops by group id."""
-        self.learner_up = True
+    def unheard(self, policy_version: int) -> list[GroupsCommitted]:
+        """The steps that a learner at this version has taken, and whose commit was lost with the learner before it.
+
+        Raises:
+            DataError: it cannot have got there from here.
+        """
+        steps = range(self.taken.position, policy_version)
+        ids = {step: self.taken.group_ids(step) for step in steps}
         for group in self._shipped.values():
-            if group.step is not None and group.step >= policy_version:
-                self._work.out.append(Send(LEARNER, train_group(group)))
+            if group.step in ids:
+                ids[group.step].append(group.group_id)
+        for step, group_ids in ids.items():
+            if len(group_ids) != self._config.learner.groups_per_step:
+                raise DataError(
+                    f"the learner has a checkpoint of version {policy_version}, but only {len(group_ids)} groups were "
+                    f"shipped for step {step}: its checkpoints are of another run"
+                )
+        return [GroupsCommitted(step, np.array(group_ids, np.int64)) for step, group_ids in ids.items()]
+
+    def learner_ready(self, policy_version: int) -> None:
+        """A learner at this version is up: send it what is shipped, and before that what it has to take again. What it
+        already has it drops by group id."""
+        self.learner_up = True
+        if self.taken.rewind(policy_version):
+            self._work.out.append(LearnerRewound(policy_version))
+        floor = max(self.num_steps, self._work.generators.newest_version)
+        self._work.out.append(Send(LEARNER, CatchUp(floor)))
+        self._replay()
+        for group in self._shipped.values():
+            self._work.out.append(Send(LEARNER, train_group(group)))
+
+    def _replay(self) -> None:
+        self._work.out += [Send(LEARNER, group) for group in self.taken.to_send()]
 
     def committed(self, message: GroupsCommitted, now_s: float) -> dict[str, float] | None:
-        """The learner has taken a step; its metrics, or None if that was known."""
-        groups = [self._shipped.pop(g) for g in message.group_ids.tolist() if g in self._shipped]
-        if not groups:
+        """The learner has taken a step; its metrics, or None if it was taken before."""
+        step, group_ids = message.step, message.group_ids.tolist()
+        if step < self.taken.position:
             return None
-        metrics = self._statistics.close(message.step, groups)
+        if self.taken.is_behind:
+            self.taken.took_again(step, group_ids)
+            self._work.out.append(StepCommitted(step, tuple(group_ids)))
+            self._replay()
+            return None
+        groups = [self._shipped.pop(g) for g in group_ids if g in self._shipped]
+        if not groups:  # they were given up at the end of a stop
+            return None
+        self.taken.took(step, [TakenGroup(group.prompt.prompt_id, train_group(group)) for group in groups])
+        self._work.out.append(StepCommitted(step, tuple(group_ids)))
+        metrics = self._statistics.close(step, groups)
         for group in groups:
             for sample, _ in group.kept or []:
-                self._work.totals.trained(sample, message.step)
-                self._work.end(sample, "trained", "committed", step=message.step)
-        self.num_steps = message.step + 1
+                self._work.totals.trained(sample, step)
+                self._work.end(sample, "trained", "committed", step=step)
         self._learner_fed_s = now_s
         return metrics
 
@@ -280,6 +326,7 @@ class Training:
     def validate(self) -> None:
         """Every group is where it says, and everyone who is waited for meets its deadline."""
         self._window.validate()
+        self.taken.validate()
         num_open = len(self._undecided()) + len(self._complete)
         assert num_open == self._window.num_open, (num_open, self._window.num_open)
         assert len(self._spares) <= self._max_spares, len(self._spares)

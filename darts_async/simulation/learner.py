@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from darts_async.protocol import GroupsCommitted, LearnerReady, TrainGroup, VersionPublished
+from darts_async.protocol import GroupsCommitted, LearnerReady, TrainGroup, VersionPublished, VersionSaved
 from darts_async.shaper.training import LEARNER
 from darts_async.simulation.clock import Clock
 from darts_async.simulation.meter import Meter
@@ -85,5 +85,6 @@ class SimulatedLearner:
         self.committed_at_s.append(self._clock.now_s)
         self._in_step, self._stepping = [], False
         self.version += 1
+        self._clock.send(LEARNER, VersionSaved(self.version))  # checkpoints cost no time
         self._publishing = True
         self._clock.wake_at(self._clock.now_s + self._model.broadcast_s, self, _BROADCAST)

@@ -152,8 +152,8 @@ class Coordinator:
         match event:
             case MemberLost(name):
                 self._leave(name, "its link is down", now)
-            case MemberMessage(name, incarnation, MemberJoined(num_ranks=num_ranks)):
-                self._join(name, incarnation, num_ranks, now)
+            case MemberMessage(name, incarnation, MemberJoined() as joined):
+                self._join(name, incarnation, joined, now)
             case MemberMessage(name, incarnation, message):
                 if self._members.is_current(name, incarnation):
                     self._answer(name, message, now)
@@ -181,13 +181,13 @@ class Coordinator:
 
     # --- members come and go ---------------------------------------------------------------------------------
 
-    def _join(self, name: str, incarnation: int, num_ranks: int, now: float) -> None:
+    def _join(self, name: str, incarnation: int, joined: MemberJoined, now: float) -> None:
         if self._members.is_current(name, incarnation):
             if self._round is None:
                 self._drop_group()  # it has left the group
             return
         self._leave(name, "it was restarted", now)
-        self._members.add(name, incarnation, num_ranks)
+        self._members.add(name, incarnation, joined.num_ranks, joined.policy_version)
         self._broken_broadcasts = 0
         if self._target is not None and self._round is None:
             self._begin_round(self._target, now)
@@ -311,7 +311,7 @@ class Coordinator:
             self._round = Round(epoch.number, target.version, set(audience), self._deadline_s, began=now)
             offered = UpdateOffered(epoch.number, target.version, target.manifest, self._deadline_s)
             self._actions += [Send(name, offered) for name in audience]
-        elif holders := self._members.holders(target.version):
+        elif (holders := self._members.holders(target.version)) or self._members.ahead(target.version):
             self._finish(Published(target.version, tuple(holders), dict(self._dropped)), now)
         elif self._wait_until is None:
             self._wait_until = now + self._absence_s

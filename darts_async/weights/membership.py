@@ -1,5 +1,8 @@
 """Which generators may be in an epoch, what each has, and how often each failed. Pure.
 
+A member may hold a version of an earlier learner. One that is newer than what is published stays in use, for versions
+never decrease along a sample; any other is replaced.
+
 Invariants: one incarnation per name; three strikes under one version bar an incarnation until the next version,
 whether or not it joined again in between.
 """
@@ -14,6 +17,8 @@ MAX_STRIKES = 3
 class _Member:
     incarnation: int
     num_ranks: int
+    held: int
+    """What it had when it joined, of whatever learner."""
     version: int | None = None
 
 
@@ -44,11 +49,11 @@ class Membership:
         """Places that a member takes in a group."""
         return self._members[name].num_ranks
 
-    def add(self, name: str, incarnation: int, num_ranks: int) -> None:
+    def add(self, name: str, incarnation: int, num_ranks: int, held: int = -1) -> None:
         """Take in a member, which has no version of this learner yet."""
         assert name not in self._members
         assert num_ranks > 0
-        self._members[name] = _Member(incarnation, num_ranks)
+        self._members[name] = _Member(incarnation, num_ranks, held)
 
     def remove(self, name: str) -> bool:
         """Forget a member; False if it was none. Its strikes stay."""
@@ -59,8 +64,16 @@ class Membership:
         self._members[name].version = version
 
     def lagging(self, version: int) -> list[str]:
-        """Members without `version` that are not barred from it, sorted."""
-        return [name for name in self.names() if self._members[name].version != version and not self.is_barred(name)]
+        """Members without `version` that are not barred from it and hold nothing newer, sorted."""
+        return [
+            name
+            for name, member in sorted(self._members.items())
+            if member.version != version and member.held <= version and not self.is_barred(name)
+        ]
+
+    def ahead(self, version: int) -> list[str]:
+        """Members that hold something newer, sorted."""
+        return [name for name in self.names() if self._members[name].held > version]
 
     def holders(self, version: int) -> list[str]:
         """Members that use `version`, sorted."""

@@ -1,0 +1,100 @@
+"""Steps that were taken and could be lost: what a learner that comes back from a checkpoint has to train again.
+
+    0 ........ durable ........ position ........ num_steps
+               |  given up at a crash  |
+               `-- kept, to be replayed ------------'
+
+Steps before `durable` are in a checkpoint. The groups of the others are kept, with all their tokens, however often the
+learner dies. `position` is how many steps the present learner has; after a rewind it is behind `num_steps`, and it is
+sent the groups of the next steps only, so that neither side ever holds many in between.
+
+Memory: one group is (12 bytes per response token, 4 per token of the prompt). Checkpoints follow one another every
+`checkpoint_every` steps and each is written before the next is begun, so at most `2 * checkpoint_every` steps are kept.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from darts_async.errors import DataError
+from darts_async.protocol import TrainGroup
+
+REPLAYED_AHEAD = 2
+"""Steps that a learner which catches up is sent before it has taken them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TakenGroup:
+    """A group in the gradient of a step."""
+
+    prompt_id: int
+    message: TrainGroup
+
+
+class TakenSteps:
+    """The steps of the surviving history."""
+
+    def __init__(self) -> None:
+        self._groups: dict[int, list[TakenGroup]] = {}  # by step, from `durable` to `num_steps`
+        self._num_sent = 0  # steps whose groups the present learner has been sent, replayed or not
+        self.durable = 0
+        self.position = 0
+        self.num_steps = 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the learner takes steps again."""
+        return self.position < self.num_steps
+
+    def group_ids(self, step: int) -> list[int]:
+        """The groups of a step that may have to be taken again; none if it has not been taken."""
+        return [group.message.group_id for group in self._groups.get(step, [])]
+
+    def took(self, step: int, groups: Sequence[TakenGroup]) -> None:
+        """The learner has taken a step for the first time."""
+        assert step == self.position == self.num_steps, (step, self.position, self.num_steps)
+        self._groups[step] = list(groups)
+        self.num_steps = self.position = self._num_sent = step + 1
+
+    def took_again(self, step: int, group_ids: Iterable[int]) -> None:
+        """The learner has taken a step that another one before it had taken."""
+        assert step == self.position < self.num_steps, (step, self.position, self.num_steps)
+        assert set(group_ids) == set(self.group_ids(step)), step
+        self.position = step + 1
+
+    def saved(self, policy_version: int) -> None:
+        """A checkpoint covers the steps before this version. After a stop that may be more than were taken here."""
+        for step in [step for step in self._groups if step < policy_version]:
+            del self._groups[step]
+        self.durable = max(self.durable, min(policy_version, self.num_steps))
+
+    def rewind(self, policy_version: int) -> bool:
+        """A learner is up, and has taken this many steps. Returns whether that undoes any.
+
+        Raises:
+            DataError: groups that it needs are gone, because a later checkpoint was complete and is not there any more.
+        """
+        if policy_version < self.durable:
+            raise DataError(
+                f"the learner came back at version {policy_version}, but a checkpoint of version {self.durable} was "
+                "written, and the groups before that were given up; somebody has damaged or removed that checkpoint"
+            )
+        is_rewind = policy_version < self.position
+        self.position = self._num_sent = policy_version
+        return is_rewind
+
+    def to_send(self) -> list[TrainGroup]:
+        """The groups that the learner is to be sent now, of steps that it takes again."""
+        end = min(self.position + REPLAYED_AHEAD, self.num_steps)
+        steps = range(self._num_sent, end)
+        self._num_sent = max(self._num_sent, end)
+        return [group.message for step in steps for group in self._groups[step]]
+
+    def prompts_since(self, policy_version: int) -> set[int]:
+        """Prompts whose groups no checkpoint of this version has seen."""
+        return {group.prompt_id for step, groups in self._groups.items() if step >= policy_version for group in groups}
+
+    def validate(self) -> None:
+        """Nothing that may have to be taken again is missing, and nothing else is kept."""
+        assert self.durable <= self.position <= self._num_sent <= max(self.num_steps, self.position)
+        assert self.position <= self.num_steps
+        assert sorted(self._groups) == list(range(self.durable, self.num_steps)), sorted(self._groups)

@@ -1,0 +1,178 @@
+"""The learner dies at any point and comes back at its last checkpoint: the same steps with the same groups, once."""
+
+import random
+
+import numpy as np
+import pytest
+
+from darts_async.config import RunConfig
+from darts_async.errors import DataError
+from darts_async.protocol import CatchUp, LearnerReady, StepCompleted, VersionSaved
+from darts_async.shaper.ledger import LearnerRewound, StepCommitted
+from darts_async.shaper.state import Phase
+from darts_async.shaper.taken import REPLAYED_AHEAD
+from darts_async.shaper.training import LEARNER
+from darts_async.shaper.workload import Send
+from launcher.audit import Books, audit
+from tests.shaper_world import World, world_config
+
+
+def step_to(world: World, version: int, rng: random.Random) -> None:
+    """Any interleaving until the learner has this version and has published it."""
+    while world.version < version or any(map(world.lags, world.generators.values())):
+        play(world, rng)
+
+
+def play(world: World, rng: random.Random) -> None:
+    moves = world.moves()
+    assert moves, world.describe()
+    move, *arguments = rng.choice(moves)
+    move(*arguments)
+    world.state.validate()
+
+
+def learner_dies_somehow(world: World, rng: random.Random) -> None:
+    """Between two messages, or after a step or a checkpoint that nobody hears of."""
+    if (world.learn,) in world.moves() and rng.random() < 0.5:
+        world.learn(tells=False)
+    if rng.random() < 0.3:
+        world.save(tells=False)
+    world.learner_dies()
+    world.state.validate()
+
+
+def assert_nothing_is_lost(world: World, config: RunConfig) -> None:
+    size, steps = config.learner.groups_per_step, config.learner.steps
+    assert [len(groups) for groups in world.history] == [size] * steps
+    trained = [group_id for groups in world.history for group_id in groups]
+    assert len(set(trained)) == len(trained)
+    assert set(world.ended.values()) == {1}
+    assert world.max_staleness_seen <= config.staleness.max_staleness
+    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_fate["trained"]
+    assert [m.step for m in world.to_launcher if isinstance(m, StepCompleted)] == list(range(steps))
+    assert audit(Books.of(world.ledger), config, is_over=True, num_steps=steps) == []
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_surviving_history_trains_every_step_with_exactly_its_groups(seed: int, max_staleness: int) -> None:
+    rng = random.Random(seed)
+    config = world_config(learner={"steps": 6}, staleness={"max_staleness": max_staleness})
+    world = World(config)
+    num_deaths = 0
+    for _ in range(20_000):
+        if world.state.phase is Phase.FINISHED:
+            break
+        chance = rng.random()
+        if chance < 0.012 and num_deaths < 10:
+            num_deaths += 1
+            learner_dies_somehow(world, rng)
+        elif chance < 0.016:
+            world.die(rng.choice(sorted(world.generators)))
+        elif chance < 0.02:  # the link of the learner is down for a while
+            world.absorb(world.state.peer_lost(LEARNER, world.now_s))
+            world.absorb(world.state.peer_up(LEARNER, world.learner, world.now_s))
+        elif chance < 0.03:
+            world.save()
+        else:
+            play(world, rng)
+        world.state.validate()
+    assert world.state.phase is Phase.FINISHED, world.describe()
+    assert num_deaths > 1
+    assert_nothing_is_lost(world, config)
+
+
+def test_a_learner_without_a_checkpoint_begins_anew_and_generators_go_on_decoding() -> None:
+    config = world_config(learner={"steps": 4})
+    world, rng = World(config), random.Random(1)
+    step_to(world, 2, rng)
+    versions = {name: generator.version for name, generator in world.generators.items()}
+    first = [list(groups) for groups in world.history]
+    world.learner_dies()
+    assert LearnerRewound(0) in world.ledger
+    assert world.floor == 2
+    assert not [move for move in world.moves() if move[0] == world.apply], "nothing older is published"
+    for expected in first:
+        world.learn()
+        assert world.history[-1] == expected
+    assert {name: generator.version for name, generator in world.generators.items()} == versions
+    world.run(rng)
+    assert [record.step for record in world.ledger if isinstance(record, StepCommitted)] == [0, 1, 0, 1, 2, 3]
+    assert_nothing_is_lost(world, config)
+
+
+def test_a_learner_that_catches_up_is_sent_a_few_steps_at_a_time() -> None:
+    config = world_config(learner={"steps": 6})
+    world, rng = World(config), random.Random(2)
+    step_to(world, 5, rng)
+    world.learner_dies()
+    size = config.learner.groups_per_step
+    for taken in range(5):
+        replayed = [group.step for group in world.step_groups if group.step < 5]
+        assert sorted(set(replayed)) == list(range(taken, min(taken + REPLAYED_AHEAD, 5)))
+        assert len(replayed) == size * len(set(replayed))
+        world.learn()
+
+
+def test_groups_are_kept_until_a_checkpoint_holds_them_and_no_longer() -> None:
+    config = world_config(learner={"steps": 4})
+    world, rng = World(config), random.Random(3)
+    step_to(world, 3, rng)
+    world.saved = 2
+    world.feed(LEARNER, VersionSaved(2))
+    world.state.validate()
+    with pytest.raises(DataError, match="came back at version 1, but a checkpoint of version 2 was written"):
+        world.state.handle(LEARNER, LearnerReady(1), world.now_s)
+    world.learner_dies()
+    assert LearnerRewound(2) in world.ledger
+    world.run(rng)
+    assert_nothing_is_lost(world, config)
+
+
+def test_a_commit_that_died_with_the_learner_follows_from_its_checkpoint() -> None:
+    config = world_config(learner={"steps": 4})
+    world, rng = World(config), random.Random(4)
+    while (world.learn,) not in world.moves():
+        play(world, rng)
+    world.learn(tells=False)
+    world.save(tells=False)
+    assert world.state.num_steps == 0
+    world.learner_dies()
+    assert world.state.num_steps == 1
+    assert not [record for record in world.ledger if isinstance(record, LearnerRewound)]
+    world.run(rng)
+    assert_nothing_is_lost(world, config)
+
+
+def test_checkpoints_of_another_run_are_refused() -> None:
+    world = World(world_config())
+    with pytest.raises(DataError, match="its checkpoints are of another run"):
+        world.state.handle(LEARNER, LearnerReady(3), world.now_s)
+
+
+def test_a_run_is_finished_when_its_last_step_is_in_a_checkpoint() -> None:
+    config = world_config(learner={"steps": 2})
+    world, rng = World(config), random.Random(5)
+    world.save = lambda **_: None  # type: ignore[method-assign]
+    while world.moves():
+        play(world, rng)
+    assert world.state.phase is Phase.EVALUATING_AFTER
+    assert world.state.num_steps == 2
+    world.learner_dies()
+    del world.save
+    world.run(rng)
+    assert_nothing_is_lost(world, config)
+
+
+def test_a_version_that_a_generator_has_said_to_use_is_the_floor() -> None:
+    """The commit of the step before it may have died with the learner."""
+    world, rng = World(world_config(learner={"steps": 4})), random.Random(6)
+    step_to(world, 1, rng)
+    while (world.learn,) not in world.moves():
+        play(world, rng)
+    world.learn(tells=False)
+    world.apply("generator/0")
+    outputs = world.state.handle(LEARNER, LearnerReady(1), world.now_s)
+    assert Send(LEARNER, CatchUp(2)) in outputs
+    assert np.all([world.state.num_steps == 1])
