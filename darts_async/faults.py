@@ -33,6 +33,8 @@ POINTS = (
     "shaper.before_send",  # on record, and not sent
     "learner.before_step",  # all groups of a step are in the gradient
     "learner.before_commit",  # the step is taken, and nobody has been told
+    "learner.before_publish",  # the shaper has been told, and no generator
+    "learner.before_saved",  # a checkpoint is on the disk, and nobody has been told
 )
 
 Kind = Literal["crash", "freeze", "stall"]

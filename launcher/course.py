@@ -9,7 +9,7 @@
 In `stopping` only the shaper has been told: it cancels what is decoded and accounts for it, which it can only do
 while the others live. Its `RunFinished`, its death or a deadline lead on to `leaving`, where all are told. What is
 left at the last deadline is for the supervisor to stop. The first reason stands, except that a run fails after all
-when the shaper or the learner cannot end cleanly after the last step: the final model may not have been written.
+when the shaper cannot end cleanly after the last step. (The model has been written when it says that nothing is left.)
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Status = Literal["finished", "stopped", "failed"]
 STALLED_AFTER_S = 60.0
 """A run without a step for this long is worth a warning."""
 
-NOT_SERVING = ("starting", "loading", "waiting for weights")
+NOT_SERVING = ("starting", "loading", "waiting for weights", "catching up")
 """States in which a process reports, but does no work yet."""
 
 
@@ -35,7 +35,7 @@ class Limits:
     """How long the processes get to leave after they were asked."""
 
     finish_s: float = 600.0
-    """After the last step: the learner writes its final checkpoint and the model."""
+    """After everything is done."""
     stop_s: float = 10.0
     """When the run is cut short; the first half of it is the shaper's."""
     grace_s: float = 5.0
@@ -100,6 +100,13 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """A process is of no use without another that is gone: kill it, so that both start anew."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The run goes on without a process: for a while, or, without `restart_at_s`, until somebody restarts it. The
     others are to know that this incarnation is over."""
@@ -117,7 +124,7 @@ class Serves:
     away_s: float
 
 
-Action = AskToStop | AskToLeave | Notice | Start | Stop | Kill | Lost | Serves
+Action = AskToStop | AskToLeave | Notice | Start | Stop | Kill | Drop | Lost | Serves
 
 
 class RestartRefused(ValueError):
@@ -154,10 +161,13 @@ class Course:
         """Nothing is left to wait for: all have ended, or their time is up."""
         return self._deadline_s is not None and (not self._running or now_s >= self._deadline_s)
 
-    def started(self, name: str, now_s: float) -> None:
-        """A process was started; it has to report in time."""
+    def started(self, name: str, now_s: float) -> list[Action]:
+        """A process was started; it has to report in time, if it is still wanted."""
         self._running.add(name)
+        self._stopping.discard(name)
         self._silent_since_s[name] = now_s
+        is_too_late = self.outcome is not None and self._restarts.incarnation(name) > 1  # the others were told to leave
+        return self._drop(name) if is_too_late or self._restarts.is_unwanted(name) else []
 
     def failed_to_start(self, name: str, error: str, now_s: float) -> list[Action]:
         """The system would not start a process."""
@@ -184,8 +194,8 @@ class Course:
         if name not in self._names:
             raise RestartRefused(f"there is no {name!r}; the run has {', '.join(sorted(self._names))}")
         if name not in self._restarts:
-            roles = " and ".join(RESTARTABLE_ROLES)
-            raise RestartRefused(f"{name} cannot be restarted in a live run, only {roles} processes can")
+            roles = ", ".join(RESTARTABLE_ROLES)
+            raise RestartRefused(f"{name} cannot be restarted in a live run, only the roles {roles} can")
         if not self._restarts.asked(name, now_s):
             return []
         self._stopping.add(name)
@@ -258,13 +268,21 @@ class Course:
         self._liveness.forget(name)
         return [Kill(name, self._restarts.incarnation(name), reason), Notice(f"{name} hangs and is killed: {reason}")]
 
+    def _drop(self, name: str) -> list[Action]:
+        self._silent_since_s.pop(name, None)
+        self._liveness.forget(name)
+        self._stopping.add(name)
+        return [Drop(name)]
+
     def _lose(self, ended: ProcessExit, reason: str, now_s: float) -> list[Action]:
         """A process is gone while the run goes on."""
         match self._restarts.ended(ended.name, ended.code, now_s):
-            case StartAgain(delay_s=delay_s):
+            case StartAgain(delay_s=delay_s, to_end=to_end):
                 self._away_since_s.setdefault(ended.name, now_s)
                 when = f"again in {delay_s:.1f} s" if delay_s else "again at once"
-                return [Lost(ended, now_s + delay_s), Notice(f"{reason}; it is started {when}")]
+                others = f" with {', '.join(to_end)}" if to_end else ""
+                drops = [action for name in to_end for action in self._drop(name)]
+                return [Lost(ended, now_s + delay_s), *drops, Notice(f"{reason}; it is started {when}{others}")]
             case LeaveDown(reason=why):
                 self._away_since_s.setdefault(ended.name, now_s)
                 return [Lost(ended, None), Notice(f"{reason}; the run goes on without it: {why}")]

@@ -124,13 +124,13 @@ class Restarts:
         if unit is None:
             return EndRun("the run cannot go on without it")
         unit.alive.discard(name)
+        if unit.by_hand:
+            unit.by_hand = False
+            return self._start_again(unit, 0.0, now_s)
         if code == PERMANENT_EXIT_CODE:
             return EndRun("it would end the same way again")
         if unit.start_at_s is not None:  # it follows another of its unit
             return StartAgain(max(0.0, unit.start_at_s - now_s))
-        if unit.by_hand:
-            unit.by_hand = False
-            return self._start_again(unit, 0.0, now_s)
         if code > 0 and not unit.has_served:
             return EndRun("it has never come as far as doing its work")
         if unit.policy.when == "never" or (unit.policy.when == "on_failure" and code == 0):

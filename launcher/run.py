@@ -37,6 +37,7 @@ from launcher.course import (
     AskToLeave,
     AskToStop,
     Course,
+    Drop,
     Kill,
     Limits,
     Lost,
@@ -116,9 +117,7 @@ class Run:
             self._act(self.course.failed_to_start(name, str(error), _now_s()))
             return
         self.recorder.started(name, incarnation, record.pid, _now_s())
-        self.course.started(name, _now_s())
-        if self.course.ending and incarnation > 1:  # all the others have been told to leave
-            self.supervisor.kill(name)
+        self._act(self.course.started(name, _now_s()))
 
     async def _turn(self, timeout_s: float) -> None:
         for heard in await self.control.receive(timeout_s):
@@ -197,6 +196,8 @@ class Run:
                     self.tasks.create_task(self.supervisor.stop(name, self.grace_s), name=f"stop {name}")
                 case Kill(name=name):
                     self.recorder.killed(action, _now_s())
+                    self.supervisor.kill(name)
+                case Drop(name=name):
                     self.supervisor.kill(name)
                 case Lost(ended=ended, restart_at_s=at_s):
                     self.recorder.lost(action, _now_s())

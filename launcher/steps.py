@@ -2,7 +2,8 @@
 
 A step is complete when every process has spoken as often as it does about each step, and lines leave in the
 order of the steps. A report that is late or lost holds a line back for `MAX_OPEN_STEPS` steps only; what comes
-afterwards leaves as a further line of the same step. So readers merge the lines of a step, and a later one wins.
+afterwards leaves at once, as a further line of the same step. So readers merge the lines of a step, and a later one
+wins: that of a step which a restarted learner has taken again.
 """
 
 from collections import Counter
@@ -33,9 +34,13 @@ class StepMerger:
     def __init__(self, expected: Mapping[str, int]) -> None:
         self._expected = Counter(expected)
         self._open: dict[int, _Open] = {}
+        self._last = -1
+        """The latest step of which a line has left."""
 
     def add(self, reporter: str, step: int, metrics: dict[str, float]) -> list[StepLine]:
         """Take one report; returns the lines that are ready."""
+        if step <= self._last and step not in self._open:
+            return [StepLine(step, metrics)]
         entry = self._open.setdefault(step, _Open())
         entry.metrics.update(metrics)
         entry.reports[reporter] += 1
@@ -52,4 +57,5 @@ class StepMerger:
             yield self._take(step)
 
     def _take(self, step: int) -> StepLine:
+        self._last = max(self._last, step)
         return StepLine(step, self._open.pop(step).metrics)

@@ -135,7 +135,7 @@ def test_the_verbs_work_from_another_terminal(tmp_path: Path) -> None:
 
         for process, reason in {
             "generator/9": "there is no 'generator/9'",
-            "learner/0": "learner/0 cannot be restarted in a live run",
+            "shaper/0": "shaper/0 cannot be restarted in a live run",
         }.items():
             refused = run.verb("restart", process)
             assert (refused.returncode, reason in refused.stderr) == (2, True), refused.stderr

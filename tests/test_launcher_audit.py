@@ -16,8 +16,10 @@ from darts_async.shaper.ledger import (
     GroupDropped,
     GroupOpened,
     GroupShipped,
+    LearnerRewound,
     LedgerWriter,
     SampleEnded,
+    StepCommitted,
     VersionSeen,
 )
 from launcher.audit import Books, audit
@@ -45,6 +47,8 @@ def good_records() -> list[AnyRecord]:
     for group_id in range(4):
         step = group_id // 2
         records += [GroupOpened(group_id, group_id + 50, "train", 3, step, group_id), GroupShipped(group_id, step)]
+        if group_id % 2:
+            records.append(StepCommitted(step, (group_id - 1, group_id)))
         records += [ending(group_id, index, step, oldest=step) for index in range(3)]
     records += [GroupOpened(4, 60, "train", 3, 1, 4), GroupDropped(4, "few"), VersionSeen(1)]
     return records + [ending(4, index, None) for index in range(3)]
@@ -90,6 +94,33 @@ CRIMES: dict[str, tuple[Callable[[list[AnyRecord]], list[AnyRecord]], dict[str, 
         lambda records: [*records, ending(2, 1, 1, oldest=1)],
         {"samples that ended more than once": (SAMPLE,), "steps that did not take 6 samples": (1,)},
     ),
+    "a group is trained twice": (
+        lambda records: [
+            *(r for r in records if not (isinstance(r, StepCommitted) and r.step == 1)),
+            StepCommitted(1, (2, 3, 0)),
+        ],
+        {
+            "groups trained twice along the surviving history": (0,),
+            "groups in the gradient of a step that they were not shipped for": (0,),
+            "groups trained by their samples or by the steps, not by both": (0,),
+        },
+    ),
+    "a step is taken twice": (
+        lambda records: [*records, StepCommitted(1, (2, 3))],
+        {"steps out of order": (1,)},
+    ),
+    "a step is undone and not taken again": (
+        lambda records: [*records, LearnerRewound(1)],
+        {"groups trained by their samples or by the steps, not by both": (2, 3)},
+    ),
+    "a step is taken again with another group": (
+        lambda records: [*records, LearnerRewound(1), StepCommitted(1, (2,))],
+        {"groups trained by their samples or by the steps, not by both": (3,)},
+    ),
+    "a learner comes back from a step that nobody saw it take": (
+        lambda records: [*records, LearnerRewound(5)],
+        {"steps out of order": (5,)},
+    ),
     "a sample comes from nowhere": (
         lambda records: [*records, ending(9, 0, None)],
         {"samples that ended and were never drawn": (sample_id_of(9, 0),)},
@@ -115,6 +146,7 @@ CRIMES: dict[str, tuple[Callable[[list[AnyRecord]], list[AnyRecord]], dict[str, 
             "samples trained at another step than their group was shipped for": (SAMPLE,),
             "samples trained before their tokens can have been decoded": (SAMPLE,),
             "steps that did not take 6 samples": (0, 1),
+            "groups trained by their samples or by the steps, not by both": (2,),
         },
     ),
     "a sample is trained without tokens": (
@@ -145,6 +177,11 @@ CRIMES: dict[str, tuple[Callable[[list[AnyRecord]], list[AnyRecord]], dict[str, 
 def test_each_crime_is_found_with_the_ids(crime: str) -> None:
     commit, expected = CRIMES[crime]
     assert findings(commit(good_records())) == expected
+
+
+def test_steps_that_a_restarted_learner_has_taken_again_are_no_crime() -> None:
+    assert findings([*good_records(), LearnerRewound(0), StepCommitted(0, (1, 0)), StepCommitted(1, (2, 3))]) == {}
+    assert findings([*good_records(), LearnerRewound(0)], num_steps=None) == {}, "a run that ended before it could"
 
 
 def test_a_live_run_may_have_samples_that_go_on_and_steps_that_are_not_full() -> None:

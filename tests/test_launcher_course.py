@@ -12,13 +12,14 @@ import darts_async
 from darts_async.config import BackoffConfig, RestartConfig, RoleConfig, RolesConfig, RunConfig
 from darts_async.errors import ConfigError
 from darts_async.protocol import ProcessStatus
-from darts_async.topology import decode_plan, encode_plan, file_stem, read_plan
+from darts_async.topology import RunPlan, decode_plan, encode_plan, file_stem, read_plan
 from launcher.course import (
     NOT_SERVING,
     STALLED_AFTER_S,
     AskToLeave,
     AskToStop,
     Course,
+    Drop,
     Kill,
     Limits,
     Lost,
@@ -41,16 +42,16 @@ LIMITS = Limits(finish_s=100.0, stop_s=10.0, grace_s=1.0, no_progress_s=500.0)
 WORKING = ProcessStatus("working", 1, 0, 0, 1.0, {}, 0.0)
 
 
-def new_course(restart: RestartConfig | None = None) -> Course:
+def new_course(restart: RestartConfig | None = None, plan: RunPlan = PLAN) -> Course:
     """A course at 0, of processes with this restart policy."""
-    roles = dict.fromkeys(("generator", "reward"), RoleConfig(restart=restart or RestartConfig()))
-    return Course(PLAN, LIMITS, Restarts(PLAN, RolesConfig(**roles), seed=0), now_s=0.0)
+    roles = dict.fromkeys(("generator", "reward", "learner"), RoleConfig(restart=restart or RestartConfig()))
+    return Course(plan, LIMITS, Restarts(plan, RolesConfig(**roles), seed=0), now_s=0.0)
 
 
-def running_course(restart: RestartConfig | None = None) -> Course:
+def running_course(restart: RestartConfig | None = None, plan: RunPlan = PLAN) -> Course:
     """All processes were started at 0 and do their work."""
-    course = new_course(restart)
-    for name in NAMES:
+    course = new_course(restart, plan)
+    for name in [spec.name for spec in plan.processes]:
         course.started(name, 0.0)
         course.reported(name, WORKING, 0.0)
     return course
@@ -70,32 +71,40 @@ def test_a_run_is_finished_when_all_have_left_by_themselves() -> None:
     assert course.outcome == Outcome("finished", "all steps taken")
 
 
-def test_the_exit_of_the_learner_fails_the_run_even_with_code_0() -> None:
+def test_the_exit_of_the_shaper_fails_the_run_even_with_code_0() -> None:
     course = running_course()
-    assert AskToStop("learner/0 ended with exit code 0") in course.exited(ProcessExit("learner/0", 1, 0), 5.0)
-    assert course.outcome == Outcome("failed", "learner/0 ended with exit code 0", "learner/0")
+    assert AskToLeave(False, "shaper/0 ended with exit code 0") in course.exited(ProcessExit("shaper/0", 1, 0), 5.0)
+    assert course.outcome == Outcome("failed", "shaper/0 ended with exit code 0", "shaper/0")
+
+
+def test_the_exit_of_a_learner_that_is_not_started_again_fails_the_run() -> None:
+    course = running_course(RestartConfig(when="never", min_healthy=0))
+    reason = "learner/0 ended with exit code 0: roles.learner.restart.when is never, and nothing is trained without it"
+    assert AskToStop(reason) in course.exited(ProcessExit("learner/0", 1, 0), 5.0)
+    assert course.outcome == Outcome("failed", reason, "learner/0")
 
 
 def test_the_first_reason_stands() -> None:
     course = running_course()
-    course.exited(ProcessExit("learner/0", 1, 2), 5.0)
+    course.exited(ProcessExit("shaper/0", 1, 2), 5.0)
     assert course.exited(ProcessExit("reward/0", 1, 1), 5.1) == []
     assert course.interrupted("Ctrl-C", 5.2) == []
     assert course.outcome is not None
-    assert course.outcome.culprit == "learner/0"
+    assert course.outcome.culprit == "shaper/0"
 
 
 def test_a_bad_exit_after_the_last_step_fails_the_run() -> None:
     course = running_course()
     course.finished("done", 5.0)
-    course.exited(ProcessExit("learner/0", 1, -9), 6.0)
-    assert course.outcome == Outcome("failed", "learner/0 was ended by SIGKILL after the last step", "learner/0")
+    course.exited(ProcessExit("shaper/0", 1, -9), 6.0)
+    assert course.outcome == Outcome("failed", "shaper/0 was ended by SIGKILL after the last step", "shaper/0")
 
 
-def test_a_generator_has_nothing_to_write_after_the_last_step() -> None:
+@pytest.mark.parametrize("name", ["generator/0", "learner/0"])
+def test_generators_and_learner_have_nothing_to_write_when_a_run_is_finished(name: str) -> None:
     course = running_course()
     course.finished("done", 5.0)
-    course.exited(ProcessExit("generator/0", 1, -9), 6.0)
+    course.exited(ProcessExit(name, 1, -9), 6.0)
     assert course.outcome == Outcome("finished", "done")
 
 
@@ -246,7 +255,7 @@ def test_a_silent_process_is_killed_once() -> None:
     for tenth_s in range(29):
         assert course.tick(tenth_s / 10) == []
     kills = [action for action in course.tick(3.0) if isinstance(action, Kill)]
-    assert {kill.name for kill in kills} == {"generator/0", "reward/0"}, "and not the learner, nor the shaper"
+    assert {kill.name for kill in kills} == {"generator/0", "reward/0", "learner/0"}, "and not the shaper"
     assert course.tick(3.1) == []
 
 
@@ -263,7 +272,8 @@ def test_a_process_that_was_asked_to_end_may_fall_silent() -> None:
     course.restart("generator/0", 1.0)
     course.reported("generator/0", WORKING, 1.1)  # was on its way
     for second in range(2, 30):
-        course.reported("reward/0", WORKING, float(second))
+        for name in ("reward/0", "learner/0"):
+            course.reported(name, WORKING, float(second))
         assert course.tick(float(second)) == []
     course.exited(ProcessExit("generator/0", 1, 0), 30.0)
     course.tick(30.0)
@@ -276,12 +286,50 @@ def test_a_process_that_was_asked_to_end_may_fall_silent() -> None:
     ("name", "reason"),
     [
         ("generator/7", "there is no 'generator/7'; the run has generator/0, learner/0, reward/0, shaper/0"),
-        ("learner/0", "learner/0 cannot be restarted in a live run, only generator and reward processes can"),
+        ("shaper/0", "shaper/0 cannot be restarted in a live run, only the roles generator, reward, learner can"),
     ],
 )
 def test_what_cannot_be_restarted_by_hand_is_refused_with_the_reason(name: str, reason: str) -> None:
     with pytest.raises(RestartRefused, match=re.escape(reason)):
         running_course().restart(name, 5.0)
+
+
+def ranks_course() -> Course:
+    """With a learner of three ranks."""
+    config = RunConfig.model_validate({"roles": {"learner": {"replicas": 3}}})
+    plan = plan_run(config, Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
+    return running_course(RestartConfig(backoff=BackoffConfig(initial_s=2.0, jitter=0.0)), plan)
+
+
+RANKS = ["learner/0", "learner/1", "learner/2"]
+
+
+def test_the_ranks_of_the_learner_end_together_and_come_back_together() -> None:
+    course = ranks_course()
+    ended = ProcessExit("learner/1", 1, -9)
+    lost, *drops, notice = course.exited(ended, 5.0)
+    assert (lost, drops) == (Lost(ended, 7.0), [Drop("learner/0"), Drop("learner/2")])
+    assert isinstance(notice, Notice)
+    assert "learner/1 was ended by SIGKILL; it is started again in 2.0 s with learner/0, learner/2" in notice.text
+    assert course.exited(ProcessExit("learner/0", 1, 1), 5.1)[0] == Lost(ProcessExit("learner/0", 1, 1), 7.0)
+    assert course.tick(8.0) == [], "one of them still runs"
+    course.exited(ProcessExit("learner/2", 1, -9), 8.1)
+    assert course.tick(8.2) == [Start(name, 2) for name in RANKS]
+    course.exited(ProcessExit("learner/2", 1, -9, 2), 9.0)
+    assert course.started("learner/0", 9.1) == [Drop("learner/0")], "it was on its way when another ended"
+
+
+def test_a_rank_that_is_restarted_by_hand_takes_the_others_with_it() -> None:
+    course = ranks_course()
+    assert [course.restart(name, 5.0) for name in RANKS] == [[Stop("learner/0")], [], []]
+    drops = [action for action in course.exited(ProcessExit("learner/2", 1, 0), 5.1) if isinstance(action, Drop)]
+    assert drops == [Drop("learner/0"), Drop("learner/1")]
+    for name in RANKS[:2]:
+        course.exited(ProcessExit(name, 1, -9), 5.2)
+    assert course.tick(5.2) == [Start(name, 2) for name in RANKS]
+    for name in RANKS:
+        assert course.started(name, 5.3) == []
+        assert course.reported(name, WORKING, 6.0) != []
 
 
 def test_a_run_that_is_ending_restarts_nothing() -> None:
@@ -335,6 +383,16 @@ def test_a_silent_reporter_holds_a_step_back_for_a_few_steps_only() -> None:
     merger = StepMerger({"shaper/0": 1, "learner/0": 1})
     ready = [line for step in range(10) for line in merger.add("shaper/0", step, {})]
     assert [line.step for line in ready] == list(range(10 - MAX_OPEN_STEPS))
+
+
+def test_a_report_of_a_step_whose_line_has_left_holds_no_other_back() -> None:
+    merger = StepMerger({"shaper/0": 1, "learner/0": 1})
+    for step in range(3):
+        merger.add("shaper/0", step, {})
+        merger.add("learner/0", step, {"loss": 1.0})
+    assert merger.add("learner/0", 1, {"loss": 2.0}) == [StepLine(1, {"loss": 2.0})], "it was taken again"
+    assert merger.add("shaper/0", 3, {}) == []
+    assert merger.add("learner/0", 3, {"loss": 3.0}) == [StepLine(3, {"loss": 3.0})]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["shaper/0", "learner/0"]), st.integers(0, 8)), max_size=60))

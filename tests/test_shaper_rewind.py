@@ -2,7 +2,6 @@
 
 import random
 
-import numpy as np
 import pytest
 
 from darts_async.config import RunConfig
@@ -65,21 +64,21 @@ def test_the_surviving_history_trains_every_step_with_exactly_its_groups(seed: i
         if world.state.phase is Phase.FINISHED:
             break
         chance = rng.random()
-        if chance < 0.012 and num_deaths < 10:
+        if chance < 0.02 and num_deaths < 10:
             num_deaths += 1
             learner_dies_somehow(world, rng)
-        elif chance < 0.016:
+        elif chance < 0.025:
             world.die(rng.choice(sorted(world.generators)))
-        elif chance < 0.02:  # the link of the learner is down for a while
+        elif chance < 0.03:  # the link of the learner is down for a while
             world.absorb(world.state.peer_lost(LEARNER, world.now_s))
             world.absorb(world.state.peer_up(LEARNER, world.learner, world.now_s))
-        elif chance < 0.03:
+        elif chance < 0.04:
             world.save()
         else:
             play(world, rng)
         world.state.validate()
     assert world.state.phase is Phase.FINISHED, world.describe()
-    assert num_deaths > 1
+    assert num_deaths
     assert_nothing_is_lost(world, config)
 
 
@@ -175,4 +174,4 @@ def test_a_version_that_a_generator_has_said_to_use_is_the_floor() -> None:
     world.apply("generator/0")
     outputs = world.state.handle(LEARNER, LearnerReady(1), world.now_s)
     assert Send(LEARNER, CatchUp(2)) in outputs
-    assert np.all([world.state.num_steps == 1])
+    assert world.state.num_steps == 1

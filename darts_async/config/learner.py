@@ -38,11 +38,12 @@ class LearnerConfig(Section):
     activation_checkpointing: bool = False
     """Keep only the inputs of each layer and compute it again on the way back: less memory, a third more work."""
     checkpoint_every: Positive = 50
-    """Steps between checkpoints; one is always written at the end."""
+    """Steps between checkpoints; one is always written at the end. A learner that dies takes the steps since the last
+    one again, and the shaper keeps their groups in memory until then: 12 bytes per trained token."""
     keep_checkpoints: Positive = 2
     """Older ones are removed."""
     finish_timeout_s: Seconds = 600.0
-    """After the last step, time to write the final checkpoint and the model."""
+    """After the model is written, time for all processes to leave."""
     rank_deadline_s: Seconds = 600.0
     """Several ranks: a rank that keeps the others waiting for this long has failed, and the learner with it."""
 

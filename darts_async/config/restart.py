@@ -28,13 +28,14 @@ class IntensityConfig(Section):
     """How many deaths of one process are too many."""
 
     max: Positive = 6
-    """Restarts of one process within the window. One more death exhausts it."""
+    """Restarts of one process, or of the learner, within the window. One more death exhausts it."""
     window_s: Seconds = 600.0
     """Length of the window; a process that lived that long starts over with the first back-off."""
 
 
 class RestartConfig(Section):
-    """What becomes of a generator or reward process that dies or hangs. The death of another ends the run."""
+    """What becomes of a process that dies or hangs. The ranks of the learner come back together, from the last
+    checkpoint; without the learner, and without the shaper, the run ends."""
 
     when: Literal["always", "on_failure", "never"] = "always"
     """`on_failure`: one that leaves with exit code 0 is not started again."""

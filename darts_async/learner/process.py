@@ -189,7 +189,9 @@ class LearnerActor:
 
     def gauges(self) -> Gauges:
         """For the status."""
-        return Gauges(self._state, self._policy_version, self._num_tokens, self._intake.num_waiting)
+        is_behind = 0 <= self._policy_version < self._floor
+        state = "catching up" if is_behind else self._state
+        return Gauges(state, self._policy_version, self._num_tokens, self._intake.num_waiting)
 
     @property
     def _policy_version(self) -> int:
@@ -239,10 +241,9 @@ class LearnerActor:
         """Forward and backward of the groups of one step, as they arrive."""
         groups: list[TrainGroup] = []
         while len(groups) < self._config.groups_per_step:
-            at_work = "catching up" if trainer.policy_version < self._floor else "training"
-            self._state = at_work if self._intake.has(trainer.policy_version) else "waiting for groups"
+            self._state = "training" if self._intake.has(trainer.policy_version) else "waiting for groups"
             group = await self._intake.next(trainer.policy_version)
-            self._state = at_work
+            self._state = "training"
             with self._runtime.clock.busy("train"):
                 self._team.tell(group)
                 await self._in_thread(trainer.add_group, group)
@@ -276,6 +277,7 @@ class LearnerActor:
 
     def _is_saved(self, version: int) -> None:
         """A checkpoint of this version is on the disk. Of the last version nothing is said before the model is."""
+        self._runtime.faults.reach("learner.before_saved")
         if version < self._config.steps or self._trained:
             self._saved = version
             self._send_shaper(VersionSaved(version))
@@ -308,6 +310,7 @@ class LearnerActor:
     async def _publish(self, trainer: Trainer) -> None:
         """Broadcast the parameters, which are locked, and unlock them."""
         version = trainer.policy_version
+        self._runtime.faults.reach("learner.before_publish")
         try:
             with self._runtime.clock.busy("publish"):
                 report = await self._publisher.publish(version, self._source(trainer))

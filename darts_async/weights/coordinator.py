@@ -183,6 +183,7 @@ class Coordinator:
 
     def _join(self, name: str, incarnation: int, joined: MemberJoined, now: float) -> None:
         if self._members.is_current(name, incarnation):
+            self._members.holds(name, joined.policy_version)
             if self._round is None:
                 self._drop_group()  # it has left the group
             return

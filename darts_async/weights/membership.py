@@ -55,6 +55,10 @@ class Membership:
         assert num_ranks > 0
         self._members[name] = _Member(incarnation, num_ranks, held)
 
+    def holds(self, name: str, version: int) -> None:
+        """A member says again what it has."""
+        self._members[name].held = version
+
     def remove(self, name: str) -> bool:
         """Forget a member; False if it was none. Its strikes stay."""
         return self._members.pop(name, None) is not None
