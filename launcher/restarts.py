@@ -3,7 +3,7 @@
 A *unit* is what comes and goes together: one generator, one reward process, or all ranks of the learner, which meet
 anew with each start. When one of a unit has ended the others are to be ended too, and their ends are no deaths.
 
-    running --one ends--> ending --all have ended--> waiting --back-off is over, or by hand--> running, the next incarnation
+    running --one ends--> ending --all have ended--> waiting --back-off over, or by hand--> running, next incarnation
        `------one ends, and is not to come back--------> down --by hand--> running
 
 The n-th death within the window of the policy waits

@@ -233,17 +233,11 @@ class World:
                     self.generators[peer].inbox.append(message)
                 case Send("reward/0", Greet()):
                     self.feed("reward/0", RewardReady(1))
-                case Send(peer, Greet()) if peer == LEARNER:
-                    self.feed(LEARNER, LearnerReady(self.version))
-                    if self.saved:
-                        self.feed(LEARNER, VersionSaved(self.saved))
-                case Send(peer, CatchUp(policy_version=floor)) if peer == LEARNER:
-                    self.floor = floor
                 case Send("reward/0", message):
                     self.to_judge.append(message)
                     self.judged.add(message.sample_id)
                 case Send(peer, message) if peer == LEARNER:
-                    self._train(message)
+                    self._tell_learner(message)
                 case Send(peer, message) if peer == LAUNCHER:
                     self.to_launcher.append(message)
                 case Forget(peer):
@@ -257,6 +251,17 @@ class World:
                     self.opened.append(output)
                 case GroupDropped():
                     self.dropped.append(output)
+
+    def _tell_learner(self, message: Greet | CatchUp | TrainGroup) -> None:
+        match message:
+            case Greet():
+                self.feed(LEARNER, LearnerReady(self.version))
+                if self.saved:
+                    self.feed(LEARNER, VersionSaved(self.saved))
+            case CatchUp(policy_version=floor):
+                self.floor = floor
+            case TrainGroup():
+                self._train(message)
 
     def _train(self, group: TrainGroup) -> None:
         if group.group_id in self.seen_groups:

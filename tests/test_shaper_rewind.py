@@ -144,6 +144,24 @@ def test_a_commit_that_died_with_the_learner_follows_from_its_checkpoint() -> No
     assert_nothing_is_lost(world, config)
 
 
+@pytest.mark.parametrize("is_behind", [True, False])
+def test_no_group_is_cut_while_the_learner_catches_up(is_behind: bool) -> None:
+    """Of the second step two groups are ready, and the third is waited for."""
+    config = world_config(learner={"steps": 4}, staleness={"max_staleness": 0})
+    world, rng = World(config, num_generators=1), random.Random(3)
+    step_to(world, 1, rng)
+    while len(world.groups_of_step()) != 2:
+        play(world, rng)
+    world.learner_dies()
+    if not is_behind:
+        world.learn()
+    for _ in range(100):
+        world.now_s += config.staleness.cut_after_s / 10
+        world.absorb(world.state.tick(world.now_s))
+        world.state.validate()
+    assert bool(world.dropped) != is_behind
+
+
 def test_checkpoints_of_another_run_are_refused() -> None:
     world = World(world_config())
     with pytest.raises(DataError, match="its checkpoints are of another run"):

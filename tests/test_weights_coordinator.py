@@ -170,6 +170,24 @@ def test_one_that_joins_during_an_update_is_not_waited_for() -> None:
     assert desk.coordinator.lagging(1) == ["b"]
 
 
+def test_a_version_of_an_earlier_learner_is_replaced_by_the_same_and_never_by_an_older_one() -> None:
+    desk = Desk()
+    for name, held in (("a", 6), ("b", 5), ("c", -1)):
+        desk.say(name, MemberJoined(held))
+    assert sorted(sent(desk.offer(5), UpdateOffered)) == ["b", "c"]
+    assert only(desk.complete(1, 5, "b", "c"), Published).members == ("b", "c")
+    assert desk.coordinator.lagging(5) == []
+    assert sorted(sent(desk.offer(6), UpdateOffered)) == ["a", "b", "c"]
+
+
+def test_nobody_is_waited_for_where_all_are_ahead() -> None:
+    desk = Desk()
+    assert desk.offer(5) == []
+    (published,) = desk.say("a", MemberJoined(6))
+    assert published == Published(5, (), {})
+    assert not desk.coordinator.is_busy
+
+
 def test_without_members_an_offer_waits_for_the_first() -> None:
     desk = Desk()
     assert desk.offer(1) == []

@@ -1,15 +1,15 @@
 """Steps that were taken and could be lost: what a learner that comes back from a checkpoint has to train again.
 
-    0 ........ durable ........ position ........ num_steps
-               |  given up at a crash  |
-               `-- kept, to be replayed ------------'
+    0 ------------ durable ------------ position ------------ num_steps
+      in a checkpoint |  taken by the        |  taken by a learner
+                      |  present learner     |  that died, to be taken again
+                      `------------ kept here ---------------'
 
-Steps before `durable` are in a checkpoint. The groups of the others are kept, with all their tokens, however often the
-learner dies. `position` is how many steps the present learner has; after a rewind it is behind `num_steps`, and it is
-sent the groups of the next steps only, so that neither side ever holds many in between.
+The groups of steps that are in no checkpoint are kept with all their tokens, however often the learner dies. One that
+is behind is sent the groups of the next steps only, so that nothing piles up between the two.
 
-Memory: one group is (12 bytes per response token, 4 per token of the prompt). Checkpoints follow one another every
-`checkpoint_every` steps and each is written before the next is begun, so at most `2 * checkpoint_every` steps are kept.
+Memory: 12 bytes per trained token. There is a checkpoint every `checkpoint_every` steps, and each is written before the
+next is begun, so at most `2 * checkpoint_every` steps are kept.
 """
 
 from collections.abc import Iterable, Sequence
