@@ -10,8 +10,10 @@
  LEARNER rank 0 -> OTHER RANKS  StoreValue, Prepare, TrainGroup, FinishStep, SaveCheckpoint, GatherWeights, Dismiss
  OTHER RANKS -> LEARNER rank 0  StoreValue, RankReady, StepTallied, PartSaved
 
- LEARNER -> GENERATOR  EpochFormed, StoreValue, UpdateOffered, UpdateCommitted, UpdateAborted, ProbeWeights, WeightsRefused
- GENERATOR -> LEARNER  MemberJoined, StoreValue, UpdateReady, UpdateStaged, UpdateApplied, UpdateFailed, ProbeMeasured
+ LEARNER -> GENERATOR  EpochFormed, StoreValue, UpdateOffered, UpdateCommitted, UpdateAborted,
+                       ProbeWeights, WeightsRefused
+ GENERATOR -> LEARNER  MemberJoined, StoreValue, UpdateReady, UpdateStaged, UpdateApplied, UpdateFailed,
+                       ProbeMeasured
  GENERATOR <-> its engine's WORKERS  the same about the broadcast group, worker by worker
 
  every process -> LAUNCHER  ProcessStatus, StepCompleted, RunFinished
@@ -338,7 +340,7 @@ class UpdateAborted(Message, frozen=True):
 
 
 class ProbeWeights(Message, frozen=True):
-    """Draw a token behind each of these prompts under `policy_version`, if that is in use. Answered by `ProbeMeasured`."""
+    """Draw a token behind each prompt under `policy_version`, if that is in use. Answered by `ProbeMeasured`."""
 
     policy_version: int
     prompt_tokens: NDArray[np.int32]  # [num_prompts * prompt_length]
@@ -357,14 +359,7 @@ class WeightsRefused(Message, frozen=True):
 
 
 LearnerToGenerator = (
-    Greet
-    | EpochFormed
-    | StoreValue
-    | UpdateOffered
-    | UpdateCommitted
-    | UpdateAborted
-    | ProbeWeights
-    | WeightsRefused
+    Greet | EpochFormed | StoreValue | UpdateOffered | UpdateCommitted | UpdateAborted | ProbeWeights | WeightsRefused
 )
 
 
