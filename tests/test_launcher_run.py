@@ -140,10 +140,10 @@ def test_a_process_that_listens_to_nothing_is_killed_and_fails_a_finished_run(tm
 
 
 @pytest.mark.slow
-def test_a_learner_that_cannot_write_the_model_fails_the_run(tmp_path: Path) -> None:
-    prepared = prepare(tmp_path, {"learner/0": "fails_at_end"})
+def test_a_shaper_that_cannot_leave_in_order_fails_the_run(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path, {"shaper/0": "fails_at_end"})
     outcome, _ = prepared.carry_out()
-    assert outcome == Outcome("failed", "learner/0 ended with exit code 4 after the last step", "learner/0")
+    assert outcome == Outcome("failed", "shaper/0 ended with exit code 4 after the last step", "shaper/0")
     assert_nothing_is_left(prepared.run_dir)
 
 

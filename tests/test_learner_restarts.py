@@ -48,7 +48,6 @@ def assert_complete(run: LaunchedRun, steps: int) -> None:
         ("crash learner.before_commit:10", 4, [8]),
         ("crash learner.before_publish:1", 4, []),
         ("crash learner.before_publish:8", 4, None),
-        ("crash learner.before_saved:1", 4, None),
         ("crash learner.before_saved:3", 4, None),
     ],
     ids=lambda value: str(value).removeprefix("crash learner."),
@@ -82,6 +81,16 @@ def test_a_run_survives_kills_of_its_learner_at_random_times_and_generators_stay
 
 def num_started(run: LaunchedRun, name: str) -> int:
     return sum(event["process"] == name for event in run.events("started"))
+
+
+def test_a_learner_that_hangs_is_found_killed_and_restarted(tmp_path: Path) -> None:
+    sections = settings(8, checkpoint_every=3)
+    sections["roles"]["learner"]["restart"] = FAST | {"silent_after_s": 5.0}
+    with LaunchedRun(tmp_path, "scripted.yaml", sections, "freeze learner.before_step:6") as run:
+        assert run.end() == 0, run.output
+        assert "silent_after_s" in run.events("hangs")[0]["reason"]
+        assert_complete(run, 8)
+        assert LearnerRewound(3) in ledger(run)
 
 
 def test_all_ranks_come_back_when_one_is_killed_or_restarted_by_hand(tmp_path: Path) -> None:
