@@ -115,6 +115,11 @@ class Runtime:
     clock: BusyClock = field(default_factory=BusyClock)
     faults: Faults = field(default_factory=Faults)
 
+    @property
+    def host(self) -> str:
+        """Address of this node: whatever the process listens on, it binds there."""
+        return self.plan.process(self.name).host
+
     def send(self, link: str, peer: str, message: Message) -> None:
         """Queue a message for a peer."""
         self.links[link].send(peer, message)

@@ -491,6 +491,7 @@ class PartSaved(Message, frozen=True):
 
     policy_version: int
     num_bytes: int
+    crc32: int
 
 
 RankToLeader = StoreValue | RankReady | StepTallied | PartSaved
@@ -520,13 +521,16 @@ class StepCompleted(Message, frozen=True):
 
 
 class EvaluationCompleted(Message, frozen=True):
-    """Fresh, un-aborted samples of the fixed held-out prompts, under one version of the policy, ordered by prompt:
-    the samples of one prompt stand together. A sample without a reward is left out."""
+    """Fresh, un-aborted samples of the fixed held-out prompts, ordered by prompt: the samples of one prompt stand
+    together. A sample without a reward is left out. No token is of a version before `policy_version`; beside training
+    they may be of later ones, since weights are updated in flight."""
 
     policy_version: int
-    prompt_ids: NDArray[np.int64]  # [num_samples], places in the held-out set
+    prompt_ids: NDArray[np.int64]  # [num_samples], the same in every evaluation
     rewards: NDArray[np.float32]  # [num_samples]
     num_tokens: NDArray[np.int32]  # [num_samples]
+    newest_version: int  # of all their tokens
+    num_skipped: int = 0  # evaluations that came due while this one was under way, and were not made
 
 
 class RunFinished(Message, frozen=True):

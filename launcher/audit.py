@@ -2,7 +2,7 @@
 
     every sample that was drawn ends exactly once, and nothing ends that was not drawn
     a group is shipped once, and is either trained at that step or dropped
-    no sample is trained twice, none with a token older than the bound or of a version that came later
+    no sample is trained twice, none with a token older than the bound or of a version that came later, none held out
     no token is older than the floor of its group: whoever decoded it had acknowledged that version
     steps follow one another, and a learner that is back at a version undoes the steps from it on: along the history
       that survives no group is in two steps, and each is in the step that it was shipped for
@@ -158,6 +158,8 @@ def _wrong_with(record: SampleEnded, books: Books, max_staleness: int) -> Iterat
     group = books.opened.get(group_id)
     if group is not None and oldest < group.floor:
         yield "samples decoded under a version older than the floor of their group"
+    if group is not None and group.purpose != "train":
+        yield "samples trained of prompts that are held out"
 
 
 def _history(books: Books) -> Iterator[Finding]:

@@ -117,6 +117,11 @@ class Restarts:
         """The process has come as far as doing its work."""
         self._unit_of[name].has_served = True
 
+    def is_up(self, name: str) -> bool:
+        """Whether it counts as running."""
+        unit = self._unit_of[name]
+        return unit.start_at_s is None and not unit.is_down
+
     def ended(self, name: str, code: int, now_s: float) -> Verdict:
         """A process has ended, or could not be started, while the run goes on. `code` is its exit code, or minus the
         number of the signal that ended it."""
@@ -141,7 +146,7 @@ class Restarts:
         """Restart a process by hand, and its unit with it. Returns whether it has to be stopped first; otherwise it is
         due at once."""
         unit = self._unit_of[name]
-        if unit.start_at_s is None and not unit.is_down:
+        if self.is_up(name):
             is_first, unit.by_hand = not unit.by_hand, True
             return is_first or len(unit.names) == 1
         unit.is_down = False

@@ -1,0 +1,110 @@
+"""The owner of an engine, over an engine whose last steps bring tokens that nobody waits for."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from darts_async.config import GeneratorConfig, WeightsConfig
+from darts_async.faults import Faults
+from darts_async.generator import process
+from darts_async.generator.engine import SampleEnd, StepEvents
+from darts_async.generator.hold import Hold
+from darts_async.generator.process import GeneratorActor
+from darts_async.protocol import Generate, GeneratorReady, Greet, Message, SampleCancelled, TokensDecoded
+from darts_async.telemetry import BusyClock
+from darts_async.transport import Received
+from tests.engine_world import generate
+
+HOST = "127.0.0.7"
+
+
+class NoWeights:
+    """A transfer that is never told anything."""
+
+    num_ranks = 1
+
+    async def open(self, *_: object) -> None:
+        """Nothing to do."""
+
+    async def close(self, deadline_s: float) -> None:
+        """Nothing to do."""
+
+
+class LastWords:
+    """An engine in which a sample that is cancelled brings one more token, as one that decodes ahead does."""
+
+    num_slots, max_context_tokens = 4, 64
+
+    def __init__(self) -> None:
+        self.num_tokens_decoded = 0
+        self.interface: str | None = None
+        self._lengths: dict[int, int] = {}
+        self._cancelled: set[int] = set()
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._lengths)
+
+    def start(self, request: Generate) -> None:
+        self._lengths[request.sample_id] = 0
+
+    def cancel(self, sample_id: int) -> None:
+        self._cancelled.add(sample_id)
+
+    async def step(self) -> StepEvents:
+        await asyncio.sleep(0)
+        ids = sorted(self._lengths)
+        self.num_tokens_decoded += len(ids)
+        for sample_id in ids:
+            self._lengths[sample_id] += 1
+        ended = tuple(SampleEnd(i, self._lengths.pop(i), None) for i in ids if i in self._cancelled)
+        return StepEvents(np.array(ids, np.int64), np.ones(len(ids), np.int32), np.zeros(len(ids), np.float32), ended)
+
+    def weight_transfer(self, hold: Hold, interface: str, config: WeightsConfig) -> Any:
+        self.interface = interface
+        return NoWeights()
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+
+async def test_what_was_decoded_before_a_new_greeting_is_told_before_it_is_answered() -> None:
+    engine, told, is_ready = LastWords(), list[Message](), asyncio.Event()
+
+    def send(link: str, peer: str, message: Message) -> None:
+        told.append(message)
+        if isinstance(message, GeneratorReady):
+            is_ready.set()
+
+    config = SimpleNamespace(generator=GeneratorConfig(flush_every_steps=1000), weights=WeightsConfig())
+    runtime: Any = SimpleNamespace(config=config, host=HOST, send=send, clock=BusyClock(), faults=Faults())
+    actor = GeneratorActor(runtime)
+
+    def hear(message: Message) -> None:
+        actor.handle(Received(link="generators", peer="shaper/0", incarnation=1, message=message))
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        with mock.patch.object(process, "make_engine", return_value=engine):
+            await actor.open(tasks)
+        assert engine.interface == HOST, "the collective listens at the address of its node"
+        hear(Greet(1))
+        await is_ready.wait()
+        is_ready.clear()
+        for sample_id in range(3):
+            hear(generate(sample_id))
+        while engine.num_tokens_decoded < 30:  # noqa: ASYNC110  (the actor's own task decodes)
+            await asyncio.sleep(0)
+        hear(Greet(2))
+        await is_ready.wait()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+    await actor.close()
+
+    assert isinstance(told[-1], GeneratorReady)
+    assert told[-1].greeting == 2
+    tokens = [message for message in told if isinstance(message, TokensDecoded)]
+    assert sum(len(message.token_ids) for message in tokens) == engine.num_tokens_decoded
+    assert [message.sample_id for message in told if isinstance(message, SampleCancelled)] == [0, 1, 2]
