@@ -1,10 +1,17 @@
 """Held-out prompts: every sample is decoded to the end, judged and reported, and none is trained."""
 
 import numpy as np
+from msgspec import Struct
 
 from darts_async.protocol import EvaluationCompleted
 from darts_async.shaper.group import Group, Sample, Stage
 from darts_async.shaper.workload import Workload
+
+
+class EvaluationState(Struct, frozen=True):
+    """What `Evaluation` has collected."""
+
+    evaluated: list[tuple[int, Sample]]
 
 
 class Evaluation:
@@ -37,3 +44,11 @@ class Evaluation:
             rewards=np.array([s.reward for _, s in evaluated], np.float32),
             num_tokens=np.array([s.num_tokens for _, s in evaluated], np.int32),
         )
+
+    def to_state(self) -> EvaluationState:
+        """For `restore`."""
+        return EvaluationState(self._evaluated)
+
+    def restore(self, state: EvaluationState) -> None:
+        """Go on where `to_state` was taken."""
+        self._evaluated = state.evaluated

@@ -14,6 +14,7 @@ from enum import Enum, auto
 from typing import Literal
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from darts_async.prompts.source import Prompt
@@ -76,6 +77,27 @@ class Sample:
         return np.concatenate([chunk[1] for chunk in self.chunks]) if self.chunks else _NO_TOKENS
 
 
+class GroupState(Struct, frozen=True):
+    """A `Group`, where samples that it names twice stand once."""
+
+    group_id: int
+    prompt: Prompt
+    purpose: Purpose
+    samples: list[Sample]
+    floor: int
+    opened_s: float
+    num_finished: int
+    num_ended: int
+    survivors: frozenset[int]
+    lots: tuple[int, ...]
+    spared: int | None
+    num_hazard_candidates: int
+    asked_again: bool
+    baseline: float | None
+    kept: list[tuple[int, float]] | None
+    step: int | None
+
+
 @dataclass(slots=True, eq=False)
 class Group:
     """One visit to one prompt."""
@@ -131,6 +153,25 @@ class Group:
         """The version of the oldest token that would be trained."""
         assert self.kept
         return min(sample.oldest_version for sample, _ in self.kept if sample.oldest_version is not None)
+
+
+def group_state(group: Group) -> GroupState:
+    """For `group_of_state`."""
+    fields = {name: getattr(group, name) for name in GroupState.__struct_fields__}
+    fields["lots"] = tuple(sample.sample_id for sample in group.lots)
+    if group.kept is not None:
+        fields["kept"] = [(sample.sample_id, weight) for sample, weight in group.kept]
+    return GroupState(**fields)
+
+
+def group_of_state(state: GroupState) -> Group:
+    """The group that `group_state` described."""
+    by_id = {sample.sample_id: sample for sample in state.samples}
+    fields = {name: getattr(state, name) for name in GroupState.__struct_fields__}
+    fields["lots"] = tuple(by_id[sample_id] for sample_id in state.lots)
+    if state.kept is not None:
+        fields["kept"] = [(by_id[sample_id], weight) for sample_id, weight in state.kept]
+    return Group(**fields)
 
 
 def train_group(group: Group) -> TrainGroup:

@@ -12,6 +12,8 @@ Samples of a generator that is gone go on elsewhere behind the tokens that were 
 from enum import Enum, auto
 from typing import Any
 
+from msgspec import Struct
+
 from darts_async.config import RunConfig
 from darts_async.prompts.source import Prompt, PromptSource
 from darts_async.protocol import (
@@ -36,12 +38,13 @@ from darts_async.protocol import (
     VersionPublished,
     WeightsApplied,
 )
-from darts_async.shaper.evaluation import Evaluation
+from darts_async.shaper.evaluation import Evaluation, EvaluationState
 from darts_async.shaper.group import Group, Purpose, Sample, Stage
 from darts_async.shaper.ledger import GroupOpened, VersionSeen
+from darts_async.shaper.pace import PaceState
 from darts_async.shaper.planner import Planner
-from darts_async.shaper.training import LEARNER, Training
-from darts_async.shaper.workload import Forget, Output, Send, Workload
+from darts_async.shaper.training import LEARNER, Training, TrainingState
+from darts_async.shaper.workload import Forget, Output, Send, Workload, WorkloadState
 
 LAUNCHER = "launcher"
 
@@ -58,6 +61,21 @@ class Phase(Enum):
     EVALUATING_AFTER = auto()
     STOPPING = auto()
     FINISHED = auto()
+
+
+class Snapshot(Struct, frozen=True):
+    """All that a `ShaperState` knows between two events, beside what it is made with. To be encoded at once: it shares
+    its parts with the state."""
+
+    phase: Phase
+    stop_reason: str
+    learnt: dict[str, Any]
+    pace: PaceState | None
+    work: WorkloadState
+    training: TrainingState
+    evaluation: EvaluationState
+    incarnations: dict[str, int]
+    greetings: dict[str, int]
 
 
 class ShaperState:
@@ -86,6 +104,40 @@ class ShaperState:
         self._greetings: dict[str, int] = {}
         self._evaluation = Evaluation(self.work)
         self._stop_reason = "finished"
+
+    def to_state(self) -> Snapshot:
+        """For `from_state`."""
+        return Snapshot(
+            phase=self.phase,
+            stop_reason=self._stop_reason,
+            learnt=self.planner.to_state(),
+            pace=self.planner.pace.to_state() if self.planner.pace is not None else None,
+            work=self.work.to_state(),
+            training=self._training.to_state(),
+            evaluation=self._evaluation.to_state(),
+            incarnations=self._incarnations,
+            greetings=self._greetings,
+        )
+
+    @classmethod
+    def from_state(
+        cls,
+        snapshot: Snapshot,
+        config: RunConfig,
+        prompts: PromptSource,
+        held_out: tuple[Prompt, ...],
+        stop_token_ids: frozenset[int] = frozenset(),
+    ) -> "ShaperState":
+        """A state that behaves from here on as the one that `to_state` described, made with the same arguments."""
+        state = cls(config, prompts, held_out, snapshot.learnt, stop_token_ids)
+        state.phase, state._stop_reason = snapshot.phase, snapshot.stop_reason
+        if state.planner.pace is not None and snapshot.pace is not None:
+            state.planner.pace.restore(snapshot.pace)
+        state.work.restore(snapshot.work)
+        state._training.restore(snapshot.training)
+        state._evaluation.restore(snapshot.evaluation)
+        state._incarnations, state._greetings = snapshot.incarnations, snapshot.greetings
+        return state
 
     # --- events ----------------------------------------------------------------------------------------------
 
@@ -135,6 +187,13 @@ class ShaperState:
     def peer_lost(self, peer: str, now_s: float) -> list[Output]:
         """A peer is gone or has been silent for too long."""
         self._lose(peer)
+        return self._advance(now_s)
+
+    def restarted(self, now_s: float) -> list[Output]:
+        """The process of this state has died and come back: it knows of nobody whether they are up. Each is greeted when
+        it is heard of, and goes on behind what had been streamed."""
+        for peer in sorted(self._incarnations):
+            self._lose(peer)
         return self._advance(now_s)
 
     def tick(self, now_s: float) -> list[Output]:
