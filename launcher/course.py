@@ -184,7 +184,7 @@ class Course:
         if name not in self._names:
             raise RestartRefused(f"there is no {name!r}; the run has {', '.join(sorted(self._names))}")
         if name not in self._restarts:
-            roles = " and ".join(RESTARTABLE_ROLES)
+            roles = ", ".join(RESTARTABLE_ROLES[:-1]) + " and " + RESTARTABLE_ROLES[-1]
             raise RestartRefused(f"{name} cannot be restarted in a live run, only {roles} processes can")
         if not self._restarts.asked(name, now_s):
             return []

@@ -25,8 +25,9 @@ from darts_async.config import RestartConfig, RolesConfig
 from darts_async.errors import PERMANENT_EXIT_CODE
 from darts_async.topology import RunPlan
 
-RESTARTABLE_ROLES = ("generator", "reward")
-"""What these had can be given to others, or to themselves again. The death of any other process ends the run."""
+RESTARTABLE_ROLES = ("generator", "reward", "shaper")
+"""What these had can be given to others, or to themselves again; the shaper goes on from its journal. The death of any
+other process ends the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,11 @@ class Restarts:
     """The restartable processes of a run. Times are seconds of one monotonic clock, given by the caller."""
 
     def __init__(self, plan: RunPlan, roles: RolesConfig, seed: int) -> None:
-        policies = {"generator": roles.generator.restart, "reward": roles.reward.restart}
+        policies = {
+            "generator": roles.generator.restart,
+            "reward": roles.reward.restart,
+            "shaper": roles.shaper.restart,
+        }
         self._processes = {
             spec.name: _Process(spec.role, policies[spec.role])
             for spec in plan.processes

@@ -64,7 +64,8 @@ class World:
 
     def __init__(self, config: RunConfig, num_generators: int = 2, num_held_out: int = 2) -> None:
         self.config = config
-        self.state = ShaperState(config, ShuffledPrompts(prompts(20), seed=1), prompts(num_held_out))
+        self.num_held_out = num_held_out
+        self.state = self.make_state()
         self.generators = {f"generator/{i}": FakeGenerator() for i in range(num_generators)}
         self.to_judge: deque[Score] = deque()
         self.judged: set[int] = set()
@@ -85,6 +86,10 @@ class World:
         for name in self.generators:
             self.receive(name)
             self.apply(name)
+
+    def make_state(self) -> ShaperState:
+        """The shaper."""
+        return ShaperState(self.config, ShuffledPrompts(prompts(20), seed=1), prompts(self.num_held_out))
 
     # --- moves
 
@@ -199,7 +204,7 @@ class World:
                 case Send("reward/0", message):
                     self.to_judge.append(message)
                     self.judged.add(message.sample_id)
-                case Send(peer, message) if peer == LEARNER:
+                case Send(peer, TrainGroup() as message) if peer == LEARNER:
                     self._train(message)
                 case Send(peer, message) if peer == LAUNCHER:
                     self.to_launcher.append(message)

@@ -276,7 +276,7 @@ def test_a_process_that_was_asked_to_end_may_fall_silent() -> None:
     ("name", "reason"),
     [
         ("generator/7", "there is no 'generator/7'; the run has generator/0, learner/0, reward/0, shaper/0"),
-        ("learner/0", "learner/0 cannot be restarted in a live run, only generator and reward processes can"),
+        ("learner/0", "learner/0 cannot be restarted in a live run, only generator, reward and shaper processes can"),
     ],
 )
 def test_what_cannot_be_restarted_by_hand_is_refused_with_the_reason(name: str, reason: str) -> None:

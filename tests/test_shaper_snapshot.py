@@ -31,8 +31,8 @@ DERIVED = {
 
 def copy_of(world: World, state: ShaperState) -> ShaperState:
     snapshot = decoder(Snapshot).decode(encode(state.to_state()))
-    held_out = prompts(2)
-    return ShaperState.from_state(snapshot, world.config, ShuffledPrompts(prompts(20), seed=1), held_out)
+    source = ShuffledPrompts(prompts(20), seed=1)
+    return ShaperState(world.config, source, prompts(2), snapshot=snapshot)
 
 
 def said(outputs: list[Output]) -> list[bytes]:

@@ -12,6 +12,7 @@ Samples of a generator that is gone go on elsewhere behind the tokens that were 
 from enum import Enum, auto
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from darts_async.config import RunConfig
@@ -33,6 +34,7 @@ from darts_async.protocol import (
     SampleRejected,
     SampleScored,
     ScoreFailed,
+    ShaperSnapshot,
     StepCompleted,
     TokensDecoded,
     VersionPublished,
@@ -86,17 +88,21 @@ class ShaperState:
         config: RunConfig,
         prompts: PromptSource,
         held_out: tuple[Prompt, ...],
-        learnt: dict[str, Any] | None = None,
         stop_token_ids: frozenset[int] = frozenset(),
+        snapshot: Snapshot | None = None,
     ) -> None:
         """
         Args:
-            learnt: what `Planner.to_state` gave in an earlier process of the run.
+            config: of the run.
+            prompts: to train on.
+            held_out: to evaluate on.
             stop_token_ids: the tokens that end a response, where the engine's model names any.
+            snapshot: what `to_state` gave of a state that was made with the same of all these: this one behaves from
+                here on as that one does.
         """
         self._config = config
         self._held_out = held_out if config.evaluation.samples_per_prompt else ()
-        self.planner = Planner(config, learnt)
+        self.planner = Planner(config, snapshot.learnt if snapshot is not None else None)
         self.phase = Phase.STARTING
         self.work = Workload(config, stop_token_ids)
         self._training = Training(config, prompts, self.work, self.planner)
@@ -104,9 +110,11 @@ class ShaperState:
         self._greetings: dict[str, int] = {}
         self._evaluation = Evaluation(self.work)
         self._stop_reason = "finished"
+        if snapshot is not None:
+            self._restore(snapshot)
 
     def to_state(self) -> Snapshot:
-        """For `from_state`."""
+        """For another one that is to go on from here."""
         return Snapshot(
             phase=self.phase,
             stop_reason=self._stop_reason,
@@ -119,25 +127,14 @@ class ShaperState:
             greetings=self._greetings,
         )
 
-    @classmethod
-    def from_state(
-        cls,
-        snapshot: Snapshot,
-        config: RunConfig,
-        prompts: PromptSource,
-        held_out: tuple[Prompt, ...],
-        stop_token_ids: frozenset[int] = frozenset(),
-    ) -> "ShaperState":
-        """A state that behaves from here on as the one that `to_state` described, made with the same arguments."""
-        state = cls(config, prompts, held_out, snapshot.learnt, stop_token_ids)
-        state.phase, state._stop_reason = snapshot.phase, snapshot.stop_reason
-        if state.planner.pace is not None and snapshot.pace is not None:
-            state.planner.pace.restore(snapshot.pace)
-        state.work.restore(snapshot.work)
-        state._training.restore(snapshot.training)
-        state._evaluation.restore(snapshot.evaluation)
-        state._incarnations, state._greetings = snapshot.incarnations, snapshot.greetings
-        return state
+    def _restore(self, snapshot: Snapshot) -> None:
+        self.phase, self._stop_reason = snapshot.phase, snapshot.stop_reason
+        if self.planner.pace is not None and snapshot.pace is not None:
+            self.planner.pace.restore(snapshot.pace)
+        self.work.restore(snapshot.work)
+        self._training.restore(snapshot.training)
+        self._evaluation.restore(snapshot.evaluation)
+        self._incarnations, self._greetings = snapshot.incarnations, snapshot.greetings
 
     # --- events ----------------------------------------------------------------------------------------------
 
@@ -323,9 +320,18 @@ class ShaperState:
     def _groups_committed(self, message: GroupsCommitted, now_s: float) -> None:
         metrics = self._training.committed(message, now_s)
         if metrics is not None:
+            self._add_to_checkpoint(message.step + 1)
             metrics |= self.planner.metrics()
             metrics |= {f"tokens/{fate}": float(n) for fate, n in self.work.totals.tokens_by_fate.items()}
             self._record(Send(LAUNCHER, StepCompleted(message.step, metrics)))
+
+    def _add_to_checkpoint(self, policy_version: int) -> None:
+        """Where a checkpoint is written, it holds what is known here at that step. The cursor runs ahead of training:
+        the prompts under way were drawn, and are not trained yet."""
+        if self._config.learner.is_saved(policy_version):
+            under_way = sorted({g.prompt.prompt_id for g in self.work.groups.values() if g.purpose == "train"})
+            known = {"cursor": self._training.cursor, "under_way": under_way, **self.planner.to_state()}
+            self._record(Send(LEARNER, ShaperSnapshot(policy_version, msgspec.json.encode(known))))
 
     # --- decisions on one group ------------------------------------------------------------------------------
 
