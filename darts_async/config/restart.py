@@ -34,7 +34,8 @@ class IntensityConfig(Section):
 
 
 class RestartConfig(Section):
-    """What becomes of a generator, a reward process or the shaper if it dies or hangs. The death of another ends the run."""
+    """What becomes of a generator, a reward process or the shaper that dies or hangs. The death of another ends the
+    run."""
 
     when: Literal["always", "on_failure", "never"] = "always"
     """`on_failure`: one that leaves with exit code 0 is not started again."""

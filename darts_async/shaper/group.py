@@ -11,6 +11,8 @@ along a sample.
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -69,6 +71,15 @@ class Sample:
         self.newest_version = version
         self.num_tokens += len(token_ids)
         self.chunks.append((version, token_ids, logprobs))
+
+    def merge_chunks(self) -> None:
+        """One chunk for each version."""
+        if len(self.chunks) > 1:
+            by_version = [list(chunks) for _, chunks in groupby(self.chunks, key=itemgetter(0))]
+            self.chunks = [
+                (chunks[0][0], np.concatenate([c[1] for c in chunks]), np.concatenate([c[2] for c in chunks]))
+                for chunks in by_version
+            ]
 
     def token_ids(self) -> NDArray[np.int32]:
         """All tokens so far. [num_tokens]"""
@@ -156,7 +167,9 @@ class Group:
 
 
 def group_state(group: Group) -> GroupState:
-    """For `group_of_state`."""
+    """For `group_of_state`. Merges chunks: there are hundreds in a long sample, and each is an array to be written."""
+    for sample in group.samples:
+        sample.merge_chunks()
     fields = {name: getattr(group, name) for name in GroupState.__struct_fields__}
     fields["lots"] = tuple(sample.sample_id for sample in group.lots)
     if group.kept is not None:

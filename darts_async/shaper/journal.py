@@ -95,7 +95,9 @@ def read_journal(path: Path) -> tuple[Head, list[AnyInput], int]:
         decode_input = decoder(AnyInput).decode
         inputs = [decode_input(record) for record in records[1:]]
     except msgspec.DecodeError as error:
-        raise DataError(f"{path} is no journal of this version: {error}; a run goes on with the version it began with") from error
+        raise DataError(
+            f"{path} is no journal of this version: {error}; a run goes on with the version it began with"
+        ) from error
     return head, inputs, sum(_LENGTH.size + len(record) for record in records)
 
 

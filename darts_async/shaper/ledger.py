@@ -82,8 +82,8 @@ class LedgerWriter:
         self._write(b"".join(map(self._encoder.encode, records)))
 
     def catch_up(self, num_bytes: int, records: Sequence[AnyRecord]) -> None:
-        """Write what is missing of the records that belong behind the first `num_bytes`: a process has died, and another
-        has come to the same decisions.
+        """Write what is missing of the records that belong behind the first `num_bytes`: a process has died, and
+        another has come to the same decisions.
 
         Raises:
             DataError: the file holds something else there.

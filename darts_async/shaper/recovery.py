@@ -10,9 +10,7 @@ from darts_async.shaper.state import ShaperState, Snapshot
 from darts_async.shaper.workload import Forget, Send
 
 
-def take_up(
-    path: Path, ledger: LedgerWriter, make_state: Callable[[Snapshot], ShaperState]
-) -> tuple[Standing, int]:
+def take_up(path: Path, ledger: LedgerWriter, make_state: Callable[[Snapshot], ShaperState]) -> tuple[Standing, int]:
     """Where the process before stood when it died, and the bytes of the journal behind which to go on.
 
     What was decided is decided again, and what of it is missing in the ledger is written there. Nothing is sent.

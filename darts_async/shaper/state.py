@@ -187,8 +187,8 @@ class ShaperState:
         return self._advance(now_s)
 
     def restarted(self, now_s: float) -> list[Output]:
-        """The process of this state has died and come back: it knows of nobody whether they are up. Each is greeted when
-        it is heard of, and goes on behind what had been streamed."""
+        """The process of this state has died and come back: it knows of nobody whether they are up. Each is greeted
+        when it is heard of, and goes on behind what had been streamed."""
         for peer in sorted(self._incarnations):
             self._lose(peer)
         return self._advance(now_s)
