@@ -205,12 +205,12 @@ class GeneratorActor:
 
     async def _start_over(self, engine: Engine, greeting: Greet) -> None:
         """Drop every sample: the shaper has given them to others. Then say what this generator is."""
-        self._flush()  # nobody waits for these tokens, but they were decoded and are to be counted
         for sample_id in self._live:
             engine.cancel(sample_id)
         while engine.num_unfinished:
-            self._probing.sift(await engine.step(), self._version)
+            self._take(await engine.step())
         self._live.clear()
+        self._flush()  # nobody waits for these tokens, but they were decoded and are to be counted
         self._tell_shaper(GeneratorReady(greeting.number, engine.num_slots, engine.max_context_tokens))
         if self._version >= 0:
             self._tell_shaper(WeightsApplied(self._version, 0.0))
