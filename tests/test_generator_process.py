@@ -1,7 +1,7 @@
 """The generator's process around a scripted engine; its links are lists."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -26,17 +26,13 @@ class Generator:
         script = {"median_tokens": 100_000, "prompt_sigma": 0.0, "sample_sigma": 0.0, "token_latency_s": 0.0}
         config = RunConfig.model_validate(
             {
-                "generator": {"engine": "scripted", "script": script, "max_context_tokens": 1 << 20},
+                "generator": {"engine": "scripted", "num_slots": 64, "script": script, "max_context_tokens": 1 << 20},
                 "sampling": {"max_new_tokens": 1 << 18},
             }
         )
         self.told: list[Message] = []
-        runtime: Any = SimpleNamespace(
-            config=config,
-            send=lambda _link, _peer, message: self.told.append(message),
-            clock=BusyClock(),
-            faults=Faults(),
-        )
+        self._tells = asyncio.Event()
+        runtime: Any = SimpleNamespace(config=config, send=self._send, clock=BusyClock(), faults=Faults())
         self.actor = GeneratorActor(runtime)
 
     def hear(self, message: Message) -> None:
@@ -46,10 +42,19 @@ class Generator:
     def num_told(self) -> int:
         return sum(len(message.token_ids) for message in self.told if isinstance(message, TokensDecoded))
 
-    async def until_told(self, num_tokens: int) -> None:
+    def _send(self, link: str, peer: str, message: Message) -> None:
+        assert (link, peer) == ("generators", SHAPER)
+        self.told.append(message)
+        self._tells.set()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
-            while self.num_told < num_tokens:
-                await asyncio.sleep(0)
+            while not holds():
+                self._tells.clear()
+                await self._tells.wait()
+
+    async def until_told(self, num_tokens: int) -> None:
+        await self.until(lambda: self.num_told >= num_tokens)
 
 
 @asynccontextmanager
@@ -94,9 +99,7 @@ async def test_a_greeting_ends_every_sample_and_counts_all_of_its_tokens() -> No
         generator.actor.handle(PeerDown("generators", SHAPER, 1, "it has ended"))
         generator.actor.handle(PeerUp("generators", SHAPER, 2))
         generator.hear(Greet(7))
-        async with asyncio.timeout(10):
-            while not any(isinstance(message, GeneratorReady) and message.greeting == 7 for message in generator.told):
-                await asyncio.sleep(0)
+        await generator.until(lambda: GeneratorReady(7, 64, 1 << 20) in generator.told)
         assert generator.num_told == generator.actor.gauges().num_tokens
         assert generator.actor.gauges().num_in_flight == 0
         prefix = np.arange(5, dtype=np.int32)

@@ -43,7 +43,7 @@ WORKING = ProcessStatus("working", 1, 0, 0, 1.0, {}, 0.0)
 
 def new_course(restart: RestartConfig | None = None) -> Course:
     """A course at 0, of processes with this restart policy."""
-    roles = dict.fromkeys(("generator", "reward"), RoleConfig(restart=restart or RestartConfig()))
+    roles = dict.fromkeys(("generator", "reward", "shaper"), RoleConfig(restart=restart or RestartConfig()))
     return Course(PLAN, LIMITS, Restarts(PLAN, RolesConfig(**roles), seed=0), now_s=0.0)
 
 
@@ -154,7 +154,9 @@ def test_a_shaper_that_is_not_there_is_not_asked() -> None:
     course.started("shaper/0", 0.0)
     assert course.interrupted("Ctrl-C", 1.0) == [Notice("Ctrl-C"), AskToLeave(False, "Ctrl-C")]
     dead = running_course()
-    assert AskToLeave(False, "shaper/0 ended with exit code 1") in dead.exited(ProcessExit("shaper/0", 1, 1), 1.0)
+    assert isinstance(dead.exited(ProcessExit("shaper/0", 1, -9), 1.0)[0], Lost)
+    assert AskToLeave(False, "Ctrl-C") in dead.interrupted("Ctrl-C", 1.1)
+    assert dead.tick(10.0) == [], "and not started for that"
 
 
 def test_giving_up_waits_for_nobody() -> None:
@@ -246,7 +248,7 @@ def test_a_silent_process_is_killed_once() -> None:
     for tenth_s in range(29):
         assert course.tick(tenth_s / 10) == []
     kills = [action for action in course.tick(3.0) if isinstance(action, Kill)]
-    assert {kill.name for kill in kills} == {"generator/0", "reward/0"}, "and not the learner, nor the shaper"
+    assert {kill.name for kill in kills} == {"generator/0", "reward/0", "shaper/0"}, "and not the learner"
     assert course.tick(3.1) == []
 
 
@@ -263,7 +265,8 @@ def test_a_process_that_was_asked_to_end_may_fall_silent() -> None:
     course.restart("generator/0", 1.0)
     course.reported("generator/0", WORKING, 1.1)  # was on its way
     for second in range(2, 30):
-        course.reported("reward/0", WORKING, float(second))
+        for name in ("reward/0", "shaper/0"):
+            course.reported(name, WORKING, float(second))
         assert course.tick(float(second)) == []
     course.exited(ProcessExit("generator/0", 1, 0), 30.0)
     course.tick(30.0)

@@ -104,11 +104,11 @@ def test_a_mistake_that_a_restart_does_not_mend_ends_the_run() -> None:
     assert isinstance(restarts.ended("generator/0", PERMANENT_EXIT_CODE, 0.0), EndRun)
 
 
-def test_the_shaper_and_the_learner_are_not_restarted() -> None:
+def test_the_shaper_is_restarted_and_the_learner_is_not() -> None:
     restarts = restarts_of(RestartConfig())
-    for name in ("shaper/0", "learner/0"):
-        assert name not in restarts
-        assert isinstance(restarts.ended(name, KILLED, 0.0), EndRun)
+    assert isinstance(restarts.ended("shaper/0", KILLED, 0.0), StartAgain)
+    assert "learner/0" not in restarts
+    assert isinstance(restarts.ended("learner/0", KILLED, 0.0), EndRun)
 
 
 def test_a_restart_by_hand_costs_nothing_and_brings_back_who_was_given_up() -> None:

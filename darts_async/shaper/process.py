@@ -149,20 +149,20 @@ class ShaperActor:
 
     def _settle(self) -> None:
         """Record what was taken, then do what follows."""
-        reach = self._runtime.faults.reach
+        faults = self._runtime.faults
         records = [output for output in self._outputs if not isinstance(output, Send | Forget)]
         if records:
-            reach("shaper.before_record")
+            faults.reach("shaper.before_record")
         self._journal.append(self._inputs)
         if records:
-            reach("shaper.before_ledger")
+            faults.reach("shaper.before_ledger")
             self._ledger.append(records)
-            reach("shaper.before_send")
+            faults.reach("shaper.before_send")
         self._inputs = []
         self._carry_out()
         if self._journal.is_due:
             self._journal.prepare(self._standing.to_head(self._ledger.num_bytes))
-            reach("shaper.before_new_journal")
+            faults.reach("shaper.before_new_journal")
             self._journal.replace()
         for peer in {report.peer for report in self._standing.reports}:
             if not self._runtime.links[_link_to(peer)].num_unacknowledged(peer):
