@@ -29,9 +29,9 @@ import torch.distributed as dist
 
 from darts_async.config import WeightsConfig
 from darts_async.lifetime import die_with_parent
-from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, MemberJoined, Message
+from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, MemberJoined, Message, WeightManifest
 from darts_async.transport.codec import MessageCodec
-from darts_async.weights.plan import layout_of, manifest_of
+from darts_async.weights.plan import layout_of, specs_of
 from darts_async.weights.publish import Publisher, PublishReport
 from darts_async.weights.receive import Receiver
 from darts_async.weights.source import LiveTensors
@@ -76,7 +76,7 @@ def bare_broadcast(rank: int, world_size: int, port: int, bucket_sizes: list[int
 
 def bucket_sizes_of(model: dict[str, torch.Tensor], config: WeightsConfig) -> list[int]:
     """Bytes of each bucket of an update."""
-    layout = layout_of(manifest_of(model, config.bucket_bytes))
+    layout = layout_of(WeightManifest(specs_of(model), config.bucket_bytes))
     ranges = [layout.bucket_range(bucket) for bucket in range(layout.num_buckets)]
     return [stop - start for start, stop in ranges]
 

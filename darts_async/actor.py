@@ -121,6 +121,11 @@ class Runtime:
     """What an earlier incarnation has kept of what came on the links of which this process is the hub: see
     `Endpoint.bind_link`. To be set before they are opened."""
 
+    @property
+    def host(self) -> str:
+        """Address of this node: whatever the process listens on, it binds there."""
+        return self.plan.process(self.name).host
+
     def send(self, link: str, peer: str, message: Message) -> None:
         """Queue a message for a peer."""
         self.links[link].send(peer, message)

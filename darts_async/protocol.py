@@ -10,8 +10,10 @@
  LEARNER rank 0 -> OTHER RANKS  StoreValue, Prepare, TrainGroup, FinishStep, SaveCheckpoint, GatherWeights, Dismiss
  OTHER RANKS -> LEARNER rank 0  StoreValue, RankReady, StepTallied, PartSaved
 
- LEARNER -> GENERATOR  EpochFormed, StoreValue, UpdateOffered, UpdateCommitted, UpdateAborted, ProbeWeights, WeightsRefused
- GENERATOR -> LEARNER  MemberJoined, StoreValue, UpdateReady, UpdateStaged, UpdateApplied, UpdateFailed, ProbeMeasured
+ LEARNER -> GENERATOR  EpochFormed, StoreValue, UpdateOffered, UpdateCommitted, UpdateAborted,
+                       ProbeWeights, WeightsRefused
+ GENERATOR -> LEARNER  MemberJoined, StoreValue, UpdateReady, UpdateStaged, UpdateApplied, UpdateFailed,
+                       ProbeMeasured
  GENERATOR <-> its engine's WORKERS  the same about the broadcast group, worker by worker
 
  every process -> LAUNCHER  ProcessStatus, StepCompleted, RunFinished
@@ -331,7 +333,7 @@ class UpdateAborted(Message, frozen=True):
 
 
 class ProbeWeights(Message, frozen=True):
-    """Draw a token behind each of these prompts under `policy_version`, if that is in use. Answered by `ProbeMeasured`."""
+    """Draw a token behind each prompt under `policy_version`, if that is in use. Answered by `ProbeMeasured`."""
 
     policy_version: int
     prompt_tokens: NDArray[np.int32]  # [num_prompts * prompt_length]
@@ -350,14 +352,7 @@ class WeightsRefused(Message, frozen=True):
 
 
 LearnerToGenerator = (
-    Greet
-    | EpochFormed
-    | StoreValue
-    | UpdateOffered
-    | UpdateCommitted
-    | UpdateAborted
-    | ProbeWeights
-    | WeightsRefused
+    Greet | EpochFormed | StoreValue | UpdateOffered | UpdateCommitted | UpdateAborted | ProbeWeights | WeightsRefused
 )
 
 
@@ -489,6 +484,7 @@ class PartSaved(Message, frozen=True):
 
     policy_version: int
     num_bytes: int
+    crc32: int
 
 
 RankToLeader = StoreValue | RankReady | StepTallied | PartSaved
@@ -518,13 +514,16 @@ class StepCompleted(Message, frozen=True):
 
 
 class EvaluationCompleted(Message, frozen=True):
-    """Fresh, un-aborted samples of the fixed held-out prompts, under one version of the policy, ordered by prompt:
-    the samples of one prompt stand together. A sample without a reward is left out."""
+    """Fresh, un-aborted samples of the fixed held-out prompts, ordered by prompt: the samples of one prompt stand
+    together. A sample without a reward is left out. No token is of a version before `policy_version`; beside training
+    they may be of later ones, since weights are updated in flight."""
 
     policy_version: int
-    prompt_ids: NDArray[np.int64]  # [num_samples], places in the held-out set
+    prompt_ids: NDArray[np.int64]  # [num_samples], the same in every evaluation
     rewards: NDArray[np.float32]  # [num_samples]
     num_tokens: NDArray[np.int32]  # [num_samples]
+    newest_version: int  # of all their tokens
+    num_skipped: int = 0  # evaluations that came due while this one was under way, and were not made
 
 
 class RunFinished(Message, frozen=True):

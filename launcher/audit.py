@@ -2,7 +2,7 @@
 
     every sample that was drawn ends exactly once, and nothing ends that was not drawn
     a group is shipped once, and is either trained at that step or dropped
-    no sample is trained twice, none with a token older than the bound or of a version that came later
+    no sample is trained twice, none with a token older than the bound or of a version that came later, none held out
     no token is older than the floor of its group: whoever decoded it had acknowledged that version
     a finished run: each step took its whole number of samples, and the tokens add up to the summary's
 
@@ -128,6 +128,8 @@ def _wrong_with(record: SampleEnded, books: Books, max_staleness: int) -> Iterat
     group = books.opened.get(group_id)
     if group is not None and oldest < group.floor:
         yield "samples decoded under a version older than the floor of their group"
+    if group is not None and group.purpose != "train":
+        yield "samples trained of prompts that are held out"
 
 
 def _many(lists: dict[int, list[SampleEnded]] | dict[int, list[int]]) -> tuple[int, ...]:

@@ -131,7 +131,6 @@ class Course:
         self._limits = limits
         self._restarts = restarts
         self._liveness = Liveness(restarts.policies)
-        self._names = frozenset(spec.name for spec in plan.processes)
         self._away_since_s: dict[str, float] = {}
         self._stopping: set[str] = set()  # asked to end: who sees to that has a deadline of its own
         self._start_timeouts_s = {spec.name: spec.start_timeout_s for spec in plan.processes}
@@ -181,12 +180,13 @@ class Course:
         """Somebody wants a process restarted. Raises `RestartRefused`."""
         if self.outcome is not None:
             raise RestartRefused(f"the run is ending: {self.outcome.reason}")
-        if name not in self._names:
-            raise RestartRefused(f"there is no {name!r}; the run has {', '.join(sorted(self._names))}")
+        if name not in self._start_timeouts_s:
+            raise RestartRefused(f"there is no {name!r}; the run has {', '.join(sorted(self._start_timeouts_s))}")
         if name not in self._restarts:
             roles = ", ".join(RESTARTABLE_ROLES[:-1]) + " and " + RESTARTABLE_ROLES[-1]
             raise RestartRefused(f"{name} cannot be restarted in a live run, only {roles} processes can")
-        if not self._restarts.asked(name, now_s):
+        is_being_started = self._restarts.is_up(name) and name not in self._running
+        if is_being_started or not self._restarts.asked(name, now_s):
             return []
         self._stopping.add(name)
         self._liveness.forget(name)
@@ -269,8 +269,7 @@ class Course:
                 self._away_since_s.setdefault(ended.name, now_s)
                 return [Lost(ended, None), Notice(f"{reason}; the run goes on without it: {why}")]
             case EndRun(reason=why):
-                known = ended.name in self._restarts
-                text = f"{reason}: {why}" if known else reason
+                text = f"{reason}: {why}" if ended.name in self._restarts else reason
                 return self._cut_short(Outcome("failed", text, ended.name), now_s)
 
     def _watch_progress(self, now_s: float) -> list[Action]:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 
 from darts_async.config import RunConfig
@@ -12,6 +13,8 @@ from launcher.problems import Problem, shown
 
 _QUERY = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
 _QUERY_TIMEOUT_S = 20.0
+_MAX_SOCKETS_PATH_BYTES = 70
+"""Of the 107 bytes of a socket's name; vLLM puts 37 behind."""
 
 
 def check_backend(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
@@ -48,6 +51,11 @@ def check_vllm(config: RunConfig) -> Iterator[Problem]:
     except ConfigError as error:
         yield Problem("generator.engine", str(error), "'vllm'", here=True)
         return
+    sockets = os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir()
+    if len(os.fsencode(sockets)) > _MAX_SOCKETS_PATH_BYTES:
+        message = f"vLLM makes its sockets in {sockets}, but the name of a socket cannot be so long"
+        fix = f"set TMPDIR to a directory of at most {_MAX_SOCKETS_PATH_BYTES} bytes"
+        yield Problem("generator.engine", message, "'vllm'", fix, here=True)
     devices, build = config.roles.generator.devices, f"{installed.name} {installed.version}"
     if devices and installed.is_for_cpus:
         message = f"roles.generator.devices is {devices}, but {build} is built for CPUs"

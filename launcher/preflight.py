@@ -34,6 +34,7 @@ def check_run(config: RunConfig) -> tuple[Problem, ...]:
         *_check_places(config),
         *check_script(config),
         *check_reward(config),
+        *check_adapters(config),
         *model,
         *data,
         *(() if model or data else check_prompts(config)),  # without these, prompts fail for the same reason
@@ -96,6 +97,15 @@ def check_reward(config: RunConfig) -> Iterator[Problem]:
         load_function(config.reward.function)
     except RewardError as error:
         yield Problem("reward.function", str(error), shown(config.reward.function))
+
+
+def check_adapters(config: RunConfig) -> Iterator[Problem]:
+    """What trains adapters is installed."""
+    if config.learner.lora is not None and importlib.util.find_spec("peft") is None:
+        fix = "pip install 'darts-async[lora]'"
+        yield Problem(
+            "learner.lora", "adapters are trained with peft", f"rank {config.learner.lora.rank}", fix, here=True
+        )
 
 
 def check_model(config: RunConfig) -> Iterator[Problem]:

@@ -4,11 +4,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
 from darts_async.topology import RunPlan
+from launcher.evaluation import Evaluation
 from launcher.steps import StepLine
 
 REWARD_METRIC = "reward/pool_mean"
@@ -91,16 +89,6 @@ class ProcessRow:
         return last[0] - first[0], last[1] - first[1], last[2] - first[2]
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Rewards and lengths of the held-out prompts under one version."""
-
-    policy_version: int
-    prompt_ids: NDArray[np.int64]  # [num_samples]
-    rewards: NDArray[np.float32]  # [num_samples]
-    num_tokens: NDArray[np.int32]  # [num_samples]
-
-
 class RunView:
     """Everything that is known about a run while it goes. Times are of the caller's monotonic clock."""
 
@@ -112,7 +100,7 @@ class RunView:
         self.first_step_at_s: float | None = None
         self.last_step_at_s: float | None = None
         self.lines: dict[int, StepLine] = {}  # by step: bounded by learner.steps
-        self.evaluations: dict[int, Evaluation] = {}
+        self.evaluations: dict[int, Evaluation] = {}  # by version, ascending
         self.finished: RunFinished | None = None
         self.notices: deque[str] = deque(maxlen=_MAX_NOTICES)
 
@@ -135,11 +123,11 @@ class RunView:
         self.last_step_at_s = now_s
         return True
 
-    def take_evaluation(self, message: EvaluationCompleted) -> None:
+    def take_evaluation(self, message: EvaluationCompleted) -> Evaluation:
         """An evaluation; a later one of the same version replaces it."""
-        version = message.policy_version
-        arrays = message.prompt_ids.copy(), message.rewards.copy(), message.num_tokens.copy()
-        self.evaluations[version] = Evaluation(version, *arrays)
+        evaluation = Evaluation.of(message)
+        self.evaluations = dict(sorted((self.evaluations | {evaluation.policy_version: evaluation}).items()))
+        return evaluation
 
     def take_exit(self, name: str, text: str, *, left_cleanly: bool) -> None:
         """A process has ended."""

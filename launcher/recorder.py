@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darts_async.protocol import EvaluationCompleted
 from launcher.course import Kill, Lost, Outcome, Serves
+from launcher.evaluation import Evaluation
 from launcher.rundir import EVENTS_FILE, METRICS_FILE, RunRecord, RunStatus, append_line, write_record
 from launcher.steps import StepLine
 
@@ -26,11 +26,19 @@ class Recorder:
         """Metrics of an optimiser step."""
         self._metrics(now_s, type="step", step=line.step, **line.metrics)
 
-    def evaluation(self, message: EvaluationCompleted, now_s: float) -> None:
-        """Held-out samples under one version."""
-        rewards, num_tokens = message.rewards.tolist(), message.num_tokens.tolist()
-        version = message.policy_version
-        self._metrics(now_s, type="evaluation", policy_version=version, rewards=rewards, num_tokens=num_tokens)
+    def evaluation(self, evaluation: Evaluation, now_s: float) -> None:
+        """Held-out samples under one version: the numbers, and those of each sample."""
+        summary = evaluation.summary()
+        self._metrics(
+            now_s,
+            type="evaluation",
+            policy_version=summary.policy_version,
+            newest_version=summary.newest_version,
+            num_skipped=summary.num_skipped,
+            **summary.metrics(),
+            rewards=evaluation.rewards.tolist(),
+            num_tokens=evaluation.num_tokens.tolist(),
+        )
 
     def started(self, name: str, incarnation: int, pid: int, now_s: float) -> None:
         """A process runs."""

@@ -103,6 +103,11 @@ class Restarts:
         """The process has come as far as doing its work."""
         self._processes[name].has_served = True
 
+    def is_up(self, name: str) -> bool:
+        """Whether it counts as running."""
+        process = self._processes[name]
+        return process.start_at_s is None and not process.is_down
+
     def ended(self, name: str, code: int, now_s: float) -> Verdict:
         """A process has ended, or could not be started, while the run goes on. `code` is its exit code, or minus the
         number of the signal that ended it."""
@@ -123,7 +128,7 @@ class Restarts:
     def asked(self, name: str, now_s: float) -> bool:
         """Restart a process by hand. Returns whether it has to be stopped first; otherwise it is due at once."""
         process = self._processes[name]
-        if process.start_at_s is None and not process.is_down:
+        if self.is_up(name):
             process.by_hand = True
             return True
         process.is_down = False

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from darts_async.config import RunConfig
 from darts_async.protocol import (
     EvaluationCompleted,
@@ -47,6 +45,7 @@ from launcher.course import (
     Start,
     Stop,
 )
+from launcher.evaluation import evaluation_text
 from launcher.plan import reports_per_step
 from launcher.progress import RunView
 from launcher.recorder import Recorder, recorded
@@ -117,7 +116,7 @@ class Run:
             return
         self.recorder.started(name, incarnation, record.pid, _now_s())
         self.course.started(name, _now_s())
-        if self.course.ending and incarnation > 1:  # all the others have been told to leave
+        if self.course.ending:  # all the others have been told to leave
             self.supervisor.kill(name)
 
     async def _turn(self, timeout_s: float) -> None:
@@ -167,10 +166,9 @@ class Run:
     def _take_evaluation(self, message: EvaluationCompleted) -> None:
         now_s = _now_s()
         self.course.progressed(now_s)
-        self.view.take_evaluation(message)
-        self.recorder.evaluation(message, now_s)
-        reward, length = float(np.mean(message.rewards)), float(np.mean(message.num_tokens))
-        self._note(f"held-out prompts at version {message.policy_version}: reward {reward:.3f}, length {length:.1f}")
+        evaluation = self.view.take_evaluation(message)
+        self.recorder.evaluation(evaluation, now_s)
+        self.display.note(evaluation_text(evaluation.summary()))  # the view has a place for it: no notice
 
     async def _watch_exits(self) -> None:
         async for ended in self.supervisor.exits():

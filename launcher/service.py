@@ -44,10 +44,9 @@ async def serving_requests(run_dir: Path, answer: Answer) -> AsyncIterator[None]
         with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 writer.write(msgspec.json.encode(await _reply(reader, answer)) + b"\n")
-                await writer.drain()
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
+                writer.close()
+                await writer.wait_closed()
+        writer.transport.abort()  # nothing, unless the client did not read
 
     with _address(run_dir) as address:
         server = await asyncio.start_unix_server(serve, address, limit=MAX_REQUEST_BYTES)

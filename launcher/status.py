@@ -48,13 +48,13 @@ def status_screen(state: RunState) -> RenderableType:
     steps = f"{state.num_steps} of {state.total_steps} steps in {clock(state.elapsed_s)}{left}{ending}"
     title = Text.assemble((state.name, "bold"), f"   {steps}")
     notices = [Text.assemble(("• ", "yellow"), notice) for notice in state.notices]
-    return Padding(Group(title, Text(state.run_dir, style="dim"), "", _table(state), *notices), (1, 2))
+    return Padding(Group(title, Text(state.run_dir, style="dim"), "", _table(state), *notices), (1, 1))
 
 
 def _table(state: RunState) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)  # 80 columns hold it
     table.add_column("process", no_wrap=True)
-    table.add_column("state", min_width=12, max_width=40)
+    table.add_column("state", min_width=7, max_width=40)
     for title in ("pid", "version", "tokens/s", "in flight", "up", "restarts"):
         table.add_column(title, justify="right", no_wrap=True)
     for process in state.processes:

@@ -9,12 +9,9 @@ early took its counter with it: of that one the right side has what the shaper r
 how much it is not so.
 """
 
-import math
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -22,35 +19,15 @@ from rich.text import Text
 
 from darts_async.protocol import RunFinished
 from launcher.course import Outcome
-from launcher.progress import IDLE_STAGE, Evaluation, RunView
-from launcher.view import bar, clock
+from launcher.evaluation import EvaluationSummary, Gain, gain_between
+from launcher.progress import IDLE_STAGE, RunView
+from launcher.view import bar, clock, sparkline
 
 FATES = ("trained", "cancelled", "filtered", "stale", "lost")
 EVALUATED = "evaluated"
 STALL_STAGE = "swap"
 """The stage of a generator in which it swaps weights in and decodes nothing."""
 _BAR_WIDTH = 24
-
-
-class EvaluationSummary(msgspec.Struct, frozen=True):
-    """Rewards and lengths of the held-out prompts under one version."""
-
-    policy_version: int
-    num_samples: int
-    reward: float
-    length_mean: float
-    length_std_within_prompt: float | None
-    """Mean over prompts of the standard deviation of their samples' lengths."""
-    length_p50: float
-    length_p99: float
-
-
-class Gain(msgspec.Struct, frozen=True):
-    """Reward after minus before, over the same prompts."""
-
-    reward: float
-    standard_error: float | None
-    """Of the mean over prompts of the paired differences."""
 
 
 class TokenAccount(msgspec.Struct, frozen=True):
@@ -93,6 +70,8 @@ class Summary(msgspec.Struct, frozen=True):
     before: EvaluationSummary | None
     after: EvaluationSummary | None
     gain: Gain | None
+    evaluations: list[EvaluationSummary]
+    """All of them, by version, the first and the last included."""
     tokens: TokenAccount | None
     samples_by_fate: dict[str, int]
     tokens_by_staleness: dict[int, int]
@@ -105,10 +84,9 @@ class Summary(msgspec.Struct, frozen=True):
 
 def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s: float) -> Summary:
     """The totals of a run that has ended."""
-    versions = sorted(view.evaluations)
-    before = view.evaluations[versions[0]] if versions else None
-    after = view.evaluations[versions[-1]] if len(versions) > 1 else None
-    finished = view.finished
+    evaluations = list(view.evaluations.values())
+    summaries = [evaluation.summary() for evaluation in evaluations]
+    several, finished = len(evaluations) > 1, view.finished
     return Summary(
         name=view.name,
         status=outcome.status,
@@ -116,9 +94,10 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
         duration_s=now_s - view.started_at_s,
         num_steps=view.num_steps,
         total_steps=view.total_steps,
-        before=_evaluation(before),
-        after=_evaluation(after),
-        gain=_gain(before, after),
+        before=summaries[0] if summaries else None,
+        after=summaries[-1] if several else None,
+        gain=gain_between(evaluations[0], evaluations[-1]) if several else None,
+        evaluations=summaries,
         tokens=_tokens(view, finished) if finished else None,
         samples_by_fate=finished.samples_by_fate if finished else {},
         tokens_by_staleness=finished.tokens_by_staleness if finished else {},
@@ -153,39 +132,6 @@ def token_account(tokens_by_fate: dict[str, int], decoded: int, of_ended_early: 
     return TokenAccount(by_fate, evaluated, sum(by_fate.values()) + evaluated, decoded, of_ended_early)
 
 
-def _evaluation(evaluation: Evaluation | None) -> EvaluationSummary | None:
-    if evaluation is None or not len(evaluation.rewards):
-        return None
-    lengths = evaluation.num_tokens
-    spreads = [float(of.std(ddof=1)) for of in _by_prompt(evaluation, lengths).values() if len(of) > 1]
-    return EvaluationSummary(
-        policy_version=evaluation.policy_version,
-        num_samples=len(lengths),
-        reward=float(evaluation.rewards.mean()),
-        length_mean=float(lengths.mean()),
-        length_std_within_prompt=float(np.mean(spreads)) if spreads else None,
-        length_p50=float(np.percentile(lengths, 50)),
-        length_p99=float(np.percentile(lengths, 99)),
-    )
-
-
-def _gain(before: Evaluation | None, after: Evaluation | None) -> Gain | None:
-    """The standard error is of the paired differences between prompts: the held-out prompts are the same."""
-    if before is None or after is None or not len(before.rewards) or not len(after.rewards):
-        return None
-    gain = float(after.rewards.mean() - before.rewards.mean())
-    first, last = _by_prompt(before, before.rewards), _by_prompt(after, after.rewards)
-    differences = [float(last[prompt].mean() - first[prompt].mean()) for prompt in first.keys() & last.keys()]
-    if len(differences) < 2:
-        return Gain(gain, None)
-    return Gain(gain, float(np.std(differences, ddof=1) / math.sqrt(len(differences))))
-
-
-def _by_prompt(evaluation: Evaluation, values: NDArray[np.generic]) -> dict[int, NDArray[np.float64]]:
-    ids = evaluation.prompt_ids
-    return {int(prompt): values[ids == prompt].astype(np.float64) for prompt in np.unique(ids)}
-
-
 # --- the screen ----------------------------------------------------------------------------------------------
 
 
@@ -194,6 +140,8 @@ def summary_screen(summary: Summary) -> RenderableType:
     parts: list[RenderableType] = [_title(summary)]
     if summary.before is not None:
         parts += ["", _evaluation_table(summary)]
+    if len(summary.evaluations) > 2:
+        parts.append(_all_evaluations(summary.evaluations))
     if summary.tokens is not None and max(summary.tokens.accounted, summary.tokens.decoded) > 0:
         parts += ["", _token_table(summary.tokens), _balance(summary.tokens)]
     if summary.tokens_by_staleness:
@@ -220,21 +168,38 @@ def _table(*columns: str, title: str) -> Table:
 def _evaluation_table(summary: Summary) -> Table:
     before, after, gain = summary.before, summary.after, summary.gain
     assert before is not None
-    table = _table("before", "after", "change", title="held-out")
+    is_whole = after is None or after.policy_version == summary.total_steps
+    table = _table("before", "after" if is_whole else "last", "change", title="held-out")
     error = f" ± {gain.standard_error:.3f}" if gain and gain.standard_error is not None else ""
     change = Text(f"{gain.reward:+.3f}{error}", style="green" if gain.reward > 0 else "red") if gain else Text("")
     table.add_row("reward", f"{before.reward:.3f}", f"{after.reward:.3f}" if after else "", change)
+    for k, first in before.headline_pass_at.items():
+        _add_change(table, f"pass@{k}", first, after.pass_at.get(k) if after else None, ".3f")
     for label, name in (
         ("length, mean", "length_mean"),
         ("  std in prompt", "length_std_within_prompt"),
         ("  p50", "length_p50"),
         ("  p99", "length_p99"),
     ):
-        first, last = getattr(before, name), getattr(after, name, None)
-        if first is not None:
-            difference = f"{last - first:+,.1f}" if last is not None else ""
-            table.add_row(label, f"{first:,.1f}", f"{last:,.1f}" if last is not None else "", difference)
+        _add_change(table, label, getattr(before, name), getattr(after, name, None), ",.1f")
     return table
+
+
+def _add_change(table: Table, label: str, first: float | None, last: float | None, form: str) -> None:
+    if first is not None:
+        values = (f"{last:{form}}", f"{last - first:+{form}}") if last is not None else ("", "")
+        table.add_row(label, f"{first:{form}}", *values)
+
+
+def _all_evaluations(evaluations: list[EvaluationSummary]) -> Text:
+    """Those beside training too, in one line."""
+    num_skipped = sum(evaluation.num_skipped for evaluation in evaluations)
+    skipped = f", {num_skipped} skipped" if num_skipped else ""
+    first, last = evaluations[0].policy_version, evaluations[-1].policy_version
+    return Text.assemble(
+        (sparkline([evaluation.reward for evaluation in evaluations], _BAR_WIDTH), "cyan"),
+        (f"  reward at versions {first} to {last}: {len(evaluations)} evaluations{skipped}", "dim"),
+    )
 
 
 def _token_table(tokens: TokenAccount) -> Table:

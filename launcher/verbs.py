@@ -184,7 +184,7 @@ def _bad_input() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        Console(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)))
+        Console(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)), soft_wrap=True)
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

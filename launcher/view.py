@@ -172,26 +172,33 @@ def _progress(view: RunView, now_s: float) -> RenderableType:
 
 
 def _trends(view: RunView) -> Iterator[RenderableType]:
-    rows = [("reward", view.trend(REWARD_METRIC), "{:.3f}"), ("length", view.trend(LENGTH_METRIC), "{:.0f}")]
-    if not any(values for _, values, _ in rows):
+    evaluations = list(view.evaluations.values())
+    held_out = [float(evaluation.rewards.mean()) for evaluation in evaluations]
+    at_version = f", at version {evaluations[-1].policy_version}" if evaluations else ""
+    rows = [
+        ("reward", view.trend(REWARD_METRIC), "{:.3f}", ""),
+        ("length", view.trend(LENGTH_METRIC), "{:.0f}", ""),
+        ("held-out", held_out, "{:.3f}", at_version),
+    ]
+    if not any(values for _, values, _, _ in rows):
         return
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim")
     grid.add_column(justify="right", min_width=6)
     grid.add_column(no_wrap=True)
     grid.add_column(style="dim", no_wrap=True)
-    for label, values, form in rows:
+    for label, values, form, place in rows:
         if values:
             trend = Text(sparkline(values, _TREND_WIDTH), style="cyan")
-            grid.add_row(label, form.format(values[-1]), trend, f"from {form.format(values[0])}")
+            grid.add_row(label, form.format(values[-1]), trend, f"from {form.format(values[0])}{place}")
     yield grid
     yield ""
 
 
 def _process_table(view: RunView, now_s: float) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)  # 80 columns hold it
     table.add_column("process", no_wrap=True)
-    table.add_column("state", no_wrap=True, max_width=32, min_width=12, overflow="ellipsis")
+    table.add_column("state", no_wrap=True, max_width=32, min_width=8, overflow="ellipsis")
     for title in ("version", "tokens/s", "in flight"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("busy", no_wrap=True)

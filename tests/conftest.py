@@ -1,9 +1,16 @@
-"""Nothing is skipped that was to be run: `DARTS_REQUIRE_VLLM=1` makes a missing vLLM an error."""
+"""Nothing is skipped that was to be run: `DARTS_REQUIRE_VLLM=1` makes a missing vLLM an error.
+
+Nothing fails for being slow: examples have no deadline.
+"""
 
 import importlib.util
 import os
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:

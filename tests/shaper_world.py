@@ -28,6 +28,7 @@ from darts_async.protocol import (
     VersionPublished,
     WeightsApplied,
 )
+from darts_async.shaper.group import Purpose
 from darts_async.shaper.ledger import GroupDropped, GroupOpened, SampleEnded
 from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState
 from darts_async.shaper.training import LEARNER
@@ -76,6 +77,7 @@ class World:
         self.fates: dict[int, SampleEnded] = {}
         self.dropped: list[GroupDropped] = []
         self.prompt_of: dict[int, int] = {}
+        self.purpose_of: dict[int, Purpose] = {}
         self.opened: list[GroupOpened] = []
         self.to_launcher: list = []
         self.max_staleness_seen = 0
@@ -216,6 +218,7 @@ class World:
                     self.fates[output.sample_id] = output
                 case GroupOpened():
                     self.prompt_of[output.group_id] = output.prompt_id
+                    self.purpose_of[output.group_id] = output.purpose
                     self.opened.append(output)
                 case GroupDropped():
                     self.dropped.append(output)

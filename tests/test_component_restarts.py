@@ -1,5 +1,6 @@
 """Generators and reward processes die, hang and are restarted in live runs of real processes: nothing is lost."""
 
+import contextlib
 import json
 import random
 import re
@@ -60,9 +61,10 @@ def test_a_run_survives_kills_at_random_times(tmp_path: Path) -> None:
     with LaunchedRun(tmp_path, "scripted.yaml", settings(steps=40)) as run:
         for step in sorted(rng.sample(range(1, 30), 5)):
             run.wait_for_steps(step)
-            run.kill(rng.choice(["generator/0", "generator/1", "reward/0", "reward/1"]))
+            with contextlib.suppress(ProcessLookupError):  # dead still from the kill before
+                run.kill(rng.choice(["generator/0", "generator/1", "reward/0", "reward/1"]))
         assert run.end() == 0, run.output
-        assert len(run.events("ended")) >= 4, "one may have been hit twice before it was noticed"
+        assert len(run.events("ended")) >= 3, "some may have been hit twice before it was noticed"
         run.assert_clean()
 
 

@@ -1,107 +1,110 @@
-"""The generator's process around a scripted engine; its links are lists."""
+"""The owner of an engine, over an engine whose last steps bring tokens that nobody waits for."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
-from darts_async.config import RunConfig
+from darts_async.config import GeneratorConfig, WeightsConfig
 from darts_async.faults import Faults
+from darts_async.generator import process
+from darts_async.generator.engine import SampleEnd, StepEvents
+from darts_async.generator.hold import Hold
 from darts_async.generator.process import GeneratorActor
-from darts_async.protocol import GeneratorReady, Greet, Message, TokensDecoded
+from darts_async.protocol import Generate, GeneratorReady, Greet, Message, SampleCancelled, TokensDecoded
 from darts_async.telemetry import BusyClock
-from darts_async.transport import PeerDown, PeerUp, Received
+from darts_async.transport import Received
 from tests.engine_world import generate
 
-SHAPER = "shaper/0"
+HOST = "127.0.0.7"
 
 
-class Generator:
-    """The actor, and what it has told the shaper."""
+class NoWeights:
+    """A transfer that is never told anything."""
+
+    num_ranks = 1
+
+    async def open(self, *_: object) -> None:
+        """Nothing to do."""
+
+    async def close(self, deadline_s: float) -> None:
+        """Nothing to do."""
+
+
+class LastWords:
+    """An engine in which a sample that is cancelled brings one more token, as one that decodes ahead does."""
+
+    num_slots, max_context_tokens = 4, 64
 
     def __init__(self) -> None:
-        script = {"median_tokens": 100_000, "prompt_sigma": 0.0, "sample_sigma": 0.0, "token_latency_s": 0.0}
-        config = RunConfig.model_validate(
-            {
-                "generator": {"engine": "scripted", "num_slots": 64, "script": script, "max_context_tokens": 1 << 20},
-                "sampling": {"max_new_tokens": 1 << 18},
-            }
-        )
-        self.told: list[Message] = []
-        self._tells = asyncio.Event()
-        runtime: Any = SimpleNamespace(config=config, send=self._send, clock=BusyClock(), faults=Faults())
-        self.actor = GeneratorActor(runtime)
-
-    def hear(self, message: Message) -> None:
-        self.actor.handle(Received("generators", SHAPER, 1, message))
+        self.num_tokens_decoded = 0
+        self.interface: str | None = None
+        self._lengths: dict[int, int] = {}
+        self._cancelled: set[int] = set()
 
     @property
-    def num_told(self) -> int:
-        return sum(len(message.token_ids) for message in self.told if isinstance(message, TokensDecoded))
+    def num_unfinished(self) -> int:
+        return len(self._lengths)
 
-    def _send(self, link: str, peer: str, message: Message) -> None:
-        assert (link, peer) == ("generators", SHAPER)
-        self.told.append(message)
-        self._tells.set()
+    def start(self, request: Generate) -> None:
+        self._lengths[request.sample_id] = 0
 
-    async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not holds():
-                self._tells.clear()
-                await self._tells.wait()
+    def cancel(self, sample_id: int) -> None:
+        self._cancelled.add(sample_id)
 
-    async def until_told(self, num_tokens: int) -> None:
-        await self.until(lambda: self.num_told >= num_tokens)
-
-
-@asynccontextmanager
-async def decoding() -> AsyncIterator[Generator]:
-    """A generator that has told the first tokens of two long samples."""
-    generator = Generator()
-
-    async def live() -> None:
-        async with asyncio.TaskGroup() as tasks:
-            await generator.actor.open(tasks)
-
-    life = asyncio.create_task(live(), name="generator")
-    generator.hear(Greet(1))
-    for sample_id in (1, 2):
-        generator.hear(generate(sample_id, max_new_tokens=1 << 18))
-    await generator.until_told(20)
-    yield generator
-    life.cancel()
-    await asyncio.wait([life], timeout=10)
-    await generator.actor.close()
-
-
-async def turns(count: int) -> None:
-    for _ in range(count):
+    async def step(self) -> StepEvents:
         await asyncio.sleep(0)
+        ids = sorted(self._lengths)
+        self.num_tokens_decoded += len(ids)
+        for sample_id in ids:
+            self._lengths[sample_id] += 1
+        ended = tuple(SampleEnd(i, self._lengths.pop(i), None) for i in ids if i in self._cancelled)
+        return StepEvents(np.array(ids, np.int64), np.ones(len(ids), np.int32), np.zeros(len(ids), np.float32), ended)
+
+    def weight_transfer(self, hold: Hold, interface: str, config: WeightsConfig) -> Any:
+        self.interface = interface
+        return NoWeights()
+
+    async def close(self) -> None:
+        """Nothing to do."""
 
 
-async def test_nothing_is_decoded_while_the_shaper_is_away() -> None:
-    async with decoding() as generator:
-        generator.actor.handle(PeerDown("generators", SHAPER, 1, "it has ended"))
-        assert generator.actor.gauges().num_in_flight == 0, "it holds samples, and does not hang"
-        await turns(50)
-        num_told = generator.num_told
-        await turns(500)
-        assert generator.num_told == num_told == generator.actor.gauges().num_tokens, "all it has decoded is told"
-        generator.actor.handle(PeerUp("generators", SHAPER, 1))
-        await generator.until_told(num_told + 20)
+async def test_what_was_decoded_before_a_new_greeting_is_told_before_it_is_answered() -> None:
+    engine, told, is_ready = LastWords(), list[Message](), asyncio.Event()
 
+    def send(link: str, peer: str, message: Message) -> None:
+        told.append(message)
+        if isinstance(message, GeneratorReady):
+            is_ready.set()
 
-async def test_a_greeting_ends_every_sample_and_counts_all_of_its_tokens() -> None:
-    async with decoding() as generator:
-        generator.actor.handle(PeerDown("generators", SHAPER, 1, "it has ended"))
-        generator.actor.handle(PeerUp("generators", SHAPER, 2))
-        generator.hear(Greet(7))
-        await generator.until(lambda: GeneratorReady(7, 64, 1 << 20) in generator.told)
-        assert generator.num_told == generator.actor.gauges().num_tokens
-        assert generator.actor.gauges().num_in_flight == 0
-        prefix = np.arange(5, dtype=np.int32)
-        generator.hear(generate(1, prefix=tuple(prefix.tolist()), max_new_tokens=1 << 18))
-        await generator.until_told(generator.num_told + 20)
+    config = SimpleNamespace(generator=GeneratorConfig(flush_every_steps=1000), weights=WeightsConfig())
+    runtime: Any = SimpleNamespace(config=config, host=HOST, send=send, clock=BusyClock(), faults=Faults())
+    actor = GeneratorActor(runtime)
+
+    def hear(message: Message) -> None:
+        actor.handle(Received(link="generators", peer="shaper/0", incarnation=1, message=message))
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        with mock.patch.object(process, "make_engine", return_value=engine):
+            await actor.open(tasks)
+        assert engine.interface == HOST, "the collective listens at the address of its node"
+        hear(Greet(1))
+        await is_ready.wait()
+        is_ready.clear()
+        for sample_id in range(3):
+            hear(generate(sample_id))
+        while engine.num_tokens_decoded < 30:  # noqa: ASYNC110  (the actor's own task decodes)
+            await asyncio.sleep(0)
+        hear(Greet(2))
+        await is_ready.wait()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+    await actor.close()
+
+    assert isinstance(told[-1], GeneratorReady)
+    assert told[-1].greeting == 2
+    tokens = [message for message in told if isinstance(message, TokensDecoded)]
+    assert sum(len(message.token_ids) for message in tokens) == engine.num_tokens_decoded
+    assert [message.sample_id for message in told if isinstance(message, SampleCancelled)] == [0, 1, 2]

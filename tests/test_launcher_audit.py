@@ -105,6 +105,13 @@ CRIMES: dict[str, tuple[Callable[[list[AnyRecord]], list[AnyRecord]], dict[str, 
         lambda records: changed(records, SAMPLE, oldest_version=0),
         {"samples decoded under a version older than the floor of their group": (SAMPLE,)},
     ),
+    "a held-out prompt is trained": (
+        lambda records: [
+            msgspec.structs.replace(r, purpose="evaluate") if isinstance(r, GroupOpened) and r.group_id == 2 else r
+            for r in records
+        ],
+        {"samples trained of prompts that are held out": tuple(sample_id_of(2, index) for index in range(3))},
+    ),
     "a token comes from the future": (
         lambda records: changed(records, SAMPLE, newest_version=2),
         {"samples trained before their tokens can have been decoded": (SAMPLE,)},

@@ -260,6 +260,18 @@ def test_a_restart_by_hand_asks_the_process_to_end_and_starts_it_at_once() -> No
     assert course.tick(6.0) == [Start("generator/0", 2)]
 
 
+def test_a_restart_by_hand_of_a_process_that_is_being_started_asks_for_nothing_more() -> None:
+    course = new_course()
+    assert course.restart("generator/0", 0.0) == [], "the run has just begun"
+    course = running_course(RestartConfig(backoff=BackoffConfig(initial_s=1.0, jitter=0.0)))
+    course.exited(ProcessExit("generator/0", 1, -9), 5.0)
+    assert course.tick(6.0) == [Start("generator/0", 2)]
+    assert course.restart("generator/0", 6.0) == []
+    course.started("generator/0", 6.1)
+    ended = ProcessExit("generator/0", 2, -9, 2)
+    assert course.exited(ended, 7.0)[0] == Lost(ended, 9.0), "it died by itself: that counts"
+
+
 def test_a_process_that_was_asked_to_end_may_fall_silent() -> None:
     course = running_course(RestartConfig(silent_after_s=3.0))
     course.restart("generator/0", 1.0)

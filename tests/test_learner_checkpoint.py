@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,9 @@ def save(
 ) -> Path:
     staging = checkpoint.open_checkpoint(root, trainer.policy_version)
     snapshot = checkpoint.Snapshot.of(trainer)
-    checkpoint.write_part(staging, snapshot)
-    write_model(staging, trainer.model, snapshot.weights(), trainer.model.dtype, tokenizer_dir)
-    return checkpoint.complete(staging, snapshot, consumed=consumed, shaper_state=shaper_state, keep=keep)
+    part = checkpoint.write_part(staging, snapshot)
+    write_model(staging, trainer.model, snapshot.weights, trainer.model.dtype, tokenizer_dir)
+    return checkpoint.complete(staging, snapshot, [part], consumed=consumed, shaper_state=shaper_state, keep=keep)
 
 
 def assert_same_state(one: Trainer, other: Trainer) -> None:
@@ -110,9 +111,9 @@ def test_a_snapshot_is_not_changed_by_the_steps_that_follow(root: Path, tokenize
     snapshot = checkpoint.Snapshot.of(trainer)
     expected = {name: tensor.clone() for name, tensor in trainer.state_tensors().items()}
     take_step(trainer)
-    checkpoint.write_part(staging, snapshot)
-    write_model(staging, trainer.model, snapshot.weights(), torch.float32, tokenizer_dir)
-    path = checkpoint.complete(staging, snapshot, consumed=(), shaper_state=b"", keep=1)
+    part = checkpoint.write_part(staging, snapshot)
+    write_model(staging, trainer.model, snapshot.weights, torch.float32, tokenizer_dir)
+    path = checkpoint.complete(staging, snapshot, [part], consumed=(), shaper_state=b"", keep=1)
     resumed = make_trainer()
     checkpoint.restore(path, resumed)
     assert resumed.policy_version == 1
@@ -176,7 +177,7 @@ def test_there_is_no_latest_before_the_first(root: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "half a manifest", "short file", "missing file"])
-def test_latest_skips_a_torn_checkpoint(root: Path, tokenizer_dir: Path, damage: str) -> None:
+def test_a_torn_checkpoint_is_passed_over_and_refused(root: Path, tokenizer_dir: Path, damage: str) -> None:
     trainer = make_trainer()
     whole = save(trainer, root, tokenizer_dir)
     take_step(trainer)
@@ -196,6 +197,21 @@ def test_latest_skips_a_torn_checkpoint(root: Path, tokenizer_dir: Path, damage:
     assert [(entry["event"], "step-000001" in entry["error"]) for entry in logs] == [("checkpoint_passed_over", True)]
     with pytest.raises(CheckpointError, match=r"step-000001 is (torn|not a complete checkpoint)"):
         checkpoint.restore(torn, trainer)
+
+
+@pytest.mark.parametrize("name", [PART, "model.safetensors", "shaper.state"])
+def test_a_single_flipped_bit_has_the_checkpoint_before_be_used(root: Path, tokenizer_dir: Path, name: str) -> None:
+    trainer = make_trainer()
+    whole = save(trainer, root, tokenizer_dir)
+    take_step(trainer)
+    damaged = save(trainer, root, tokenizer_dir, shaper_state=b"what it knew") / name
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with structlog.testing.capture_logs() as logs:
+        assert checkpoint.latest(root) == whole
+    (entry,) = logs
+    assert re.search(rf"step-000001 is damaged: the CRC-32 of {name} is [0-9a-f]{{8}}, but", entry["error"])
 
 
 def test_a_crash_while_writing_leaves_the_old_checkpoint_and_no_half_of_a_new_one(
@@ -244,7 +260,7 @@ def test_a_checkpoint_of_another_format_is_refused(root: Path, tokenizer_dir: Pa
     path = save(trainer, root, tokenizer_dir)
     manifest = path / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, but this version reads format 2"):
+    with pytest.raises(CheckpointError, match="format 99, but this version reads format 3"):
         checkpoint.restore(path, trainer)
 
 
@@ -252,6 +268,6 @@ def test_a_damaged_tensor_file_is_named(root: Path, tokenizer_dir: Path) -> None
     trainer = make_trainer()
     path = save(trainer, root, tokenizer_dir)
     state = path / PART
-    state.write_bytes(b"\xff" * state.stat().st_size)
+    state.write_bytes(b"\xff" * state.stat().st_size)  # after `latest` has read it
     with pytest.raises(CheckpointError, match=r"trainer-00001-of-00001\.safetensors cannot be read"):
         checkpoint.restore(path, trainer)

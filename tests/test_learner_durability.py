@@ -119,10 +119,11 @@ def test_a_checkpoint_of_two_ranks_is_read_by_one_and_by_three(tmp_path: Path) -
     trainer.finish_step()
     whole = checkpoint.Snapshot.of(trainer)
     staging = checkpoint.open_checkpoint(tmp_path, 1)
-    for rank in range(2):
-        checkpoint.write_part(staging, replace(whole, place=Place(rank, 2), tensors=cut(whole.tensors, rank, 2)))
-    write_model(staging, trainer.model, whole.weights(), torch.float32, tmp_path)
-    path = checkpoint.complete(staging, replace(whole, place=Place(0, 2)), consumed=(), shaper_state=b"", keep=1)
+    tensors = [cut(whole.tensors, rank, 2) for rank in range(2)]
+    snapshots = [replace(whole, place=Place(rank, 2), tensors=tensors[rank]) for rank in range(2)]
+    parts = [checkpoint.write_part(staging, snapshot) for snapshot in snapshots]
+    write_model(staging, trainer.model, whole.weights, torch.float32, tmp_path)
+    path = checkpoint.complete(staging, snapshots[0], parts, consumed=(), shaper_state=b"", keep=1)
     resumed = make_trainer(packed_model(seed=5))
     manifest = checkpoint.restore(path, resumed)
     for name, tensor in resumed.state_tensors().items():
@@ -147,9 +148,9 @@ def test_a_missing_part_makes_a_checkpoint_torn(tmp_path: Path) -> None:
     trainer = make_trainer()
     whole = checkpoint.Snapshot.of(trainer)
     staging = checkpoint.open_checkpoint(tmp_path, 0)
-    for rank in range(2):
-        checkpoint.write_part(staging, replace(whole, place=Place(rank, 2)))
-    path = checkpoint.complete(staging, replace(whole, place=Place(0, 2)), consumed=(), shaper_state=b"", keep=1)
+    snapshots = [replace(whole, place=Place(rank, 2)) for rank in range(2)]
+    parts = [checkpoint.write_part(staging, snapshot) for snapshot in snapshots]
+    path = checkpoint.complete(staging, snapshots[0], parts, consumed=(), shaper_state=b"", keep=1)
     (path / "trainer-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"trainer-00002-of-00002.safetensors should have \d+ bytes and has none"):
         checkpoint.latest(tmp_path)
@@ -158,7 +159,7 @@ def test_a_missing_part_makes_a_checkpoint_torn(tmp_path: Path) -> None:
 def test_weights_are_exported_in_the_type_of_the_run_and_say_so(tmp_path: Path) -> None:
     trainer = make_trainer()
     staging = checkpoint.open_checkpoint(tmp_path, 0)
-    write_model(staging, trainer.model, checkpoint.Snapshot.of(trainer).weights(), torch.bfloat16, tmp_path)
+    write_model(staging, trainer.model, checkpoint.Snapshot.of(trainer).weights, torch.bfloat16, tmp_path)
     assert '"dtype": "bfloat16"' in (staging / "config.json").read_text()
     assert {tensor.dtype for tensor in load_file(staging / "model.safetensors").values()} == {torch.bfloat16}
 

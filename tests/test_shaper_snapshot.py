@@ -98,9 +98,12 @@ def some_moves(world: World, rng: random.Random, count: int) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 2**32), num_moves=st.integers(0, 400), late=st.booleans())
-def test_a_restored_state_is_the_same_and_answers_the_same(rule: str, seed: int, num_moves: int, late: bool) -> None:
-    world, rng = World(world_config(shaping=RULES[rule], staleness={"max_staleness": 2})), random.Random(seed)
+@given(seed=st.integers(0, 2**32), num_moves=st.integers(0, 400), late=st.booleans(), every_steps=st.integers(0, 1))
+def test_a_restored_state_is_the_same_and_answers_the_same(
+    rule: str, seed: int, num_moves: int, late: bool, every_steps: int
+) -> None:
+    sections = {"staleness": {"max_staleness": 2}, "evaluation": {"every_steps": every_steps}}
+    world, rng = World(world_config(shaping=RULES[rule], **sections)), random.Random(seed)
     some_moves(world, rng, num_moves)
     if late:
         world.absorb(world.state.peer_lost("generator/0", world.now_s))

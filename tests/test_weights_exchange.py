@@ -19,10 +19,11 @@ from darts_async.protocol import (
     UpdateOffered,
     UpdateReady,
     UpdateStaged,
+    WeightManifest,
 )
 from darts_async.weights import rank
 from darts_async.weights.checksum import checksum
-from darts_async.weights.plan import layout_of, manifest_of
+from darts_async.weights.plan import layout_of, specs_of
 from darts_async.weights.receive import Receiver
 from darts_async.weights.source import LiveTensors
 from darts_async.weights.transfer import Command, LocalTransfer
@@ -44,7 +45,7 @@ async def test_two_generators_use_what_the_learner_published() -> None:
         assert report.members == ("a", "b")
         assert report.dropped == {}
         assert report.stalls_s == {"a": 0.25, "b": 0.25}
-        assert report.num_bytes == layout_of(manifest_of(tensors, world.config.bucket_bytes)).total_bytes
+        assert report.num_bytes == layout_of(WeightManifest(specs_of(tensors), world.config.bucket_bytes)).total_bytes
         for generator in world.generators.values():
             assert generator.applied == [0]
             assert equal(generator.weights, tensors)
@@ -298,7 +299,7 @@ async def test_answers_to_another_epoch_are_ignored_by_the_generator() -> None:
 async def test_an_offer_for_a_group_it_has_left_is_refused() -> None:
     sent: list[GeneratorToLearner] = []
     receiver = Receiver(sent.append, LocalTransfer(HOST, lambda tensors, version: asyncio.sleep(0, 0.0)))
-    receiver.handle(UpdateOffered(4, 2, manifest_of(model(0), 4096), 1.0))
+    receiver.handle(UpdateOffered(4, 2, WeightManifest(specs_of(model(0)), 4096), 1.0))
     assert sent == [UpdateFailed(4, 2, "it is not in the group of epoch 4")]
     await receiver.close()
 
@@ -308,7 +309,7 @@ async def test_a_broken_manifest_is_reported_and_the_generator_joins_anew() -> N
         (generator,) = world.everyone
         await world.publish(0, model(0))
         epoch = next(message.epoch for message in generator.heard if isinstance(message, EpochFormed))
-        manifest = manifest_of(model(0), 4096)
+        manifest = WeightManifest(specs_of(model(0)), 4096)
         generator.receiver.handle(UpdateOffered(epoch, 1, type(manifest)((), 4096), 1.0))
         await until(lambda: isinstance(generator.sent[-1], MemberJoined))
         failed = generator.sent[-2]

@@ -1,8 +1,10 @@
 """Members of several ranks: places in the group, one answer of all workers, and real groups through real sockets."""
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +24,9 @@ from darts_async.protocol import (
     LearnerToGenerator,
     MemberJoined,
     TensorSpec,
+    UpdateAborted,
     UpdateFailed,
+    UpdateOffered,
     UpdateReady,
     UpdateStaged,
     WeightManifest,
@@ -179,6 +183,35 @@ async def test_both_workers_of_a_generator_get_every_version(receive: str) -> No
     await publisher.close()
 
 
+async def test_a_direct_update_that_is_given_up_before_the_engine_stands_still_holds_nobody() -> None:
+    config = WeightsConfig(receive="direct")
+    workers, stills = Workers(), list[Stillness]()
+    wanted, boundary, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def hold() -> AsyncIterator[Stillness]:
+        wanted.set()
+        await boundary.wait()
+        stills.append(Stillness(lambda _: None))
+        yield stills[0]
+        left.set()
+
+    transfer = worker_transfer(workers, hold, HOST, config)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        await transfer.open(lambda _: None, tasks)
+        transfer.handle(UpdateOffered(1, 7, MANIFEST, 10.0))
+        await wanted.wait()
+        transfer.handle(UpdateAborted(1, 7, "the learner is gone"))
+        boundary.set()
+        await left.wait()
+        for task in asyncio.all_tasks():
+            if task.get_name() == "direct updates":
+                task.cancel()
+    assert (workers.is_paused, stills[0].policy_version) == (False, None)
+    await asyncio.gather(*(asyncio.to_thread(link.close) for link in workers.links))
+    await transfer.close(5.0)
+
+
 async def test_a_worker_that_does_not_connect_is_named_at_the_deadline() -> None:
     links = WorkerLinks(2, lambda number, message: None)
     path = await links.open()
@@ -206,3 +239,24 @@ async def test_a_worker_whose_generator_is_gone_is_told() -> None:
     async with asyncio.timeout(10):
         await lost.wait()
     await asyncio.to_thread(link.close)
+
+
+async def test_a_worker_that_cannot_understand_its_generator_is_lost_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(struct.pack("=BI", 1, 4) + b"\xff\xff\xff\xff")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_unix_server(babble, tmp_path / "workers"):
+        device, path = torch.device("cpu"), tmp_path / "workers"
+        link = WorkerLink(path, 0, HOST, device, is_direct=False, lost=lambda: loop.call_soon_threadsafe(lost.set))
+        await asyncio.to_thread(link.open)
+        async with asyncio.timeout(10):
+            await lost.wait()
+        await asyncio.to_thread(link.close)
+    assert "the weight link of worker 0 ended" in capsys.readouterr().err

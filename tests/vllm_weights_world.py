@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from darts_async.config import GeneratorConfig, NetworkConfig, WeightsConfig
+from darts_async.config import GeneratorConfig, WeightsConfig
 from darts_async.errors import DartsError, EngineError
 from darts_async.faults import Faults
 from darts_async.generator import process
@@ -55,6 +55,9 @@ class LentEngine(VllmEngine):
     async def close(self) -> None:
         if self._is_closed:
             return
+        if self._is_paused:  # an update was cut short
+            await self.llm.engine_core.resume_scheduler_async()
+            self._is_paused = False
         for sample_id in list(self._book._live):
             self.cancel(sample_id)
         while self.num_unfinished:
@@ -79,9 +82,7 @@ class Member:
     """A generator: the real actor, with links that are lists."""
 
     def __init__(self, name: str, engine: VllmEngine, weights: WeightsConfig) -> None:
-        config = SimpleNamespace(
-            generator=GeneratorConfig(engine="vllm", flush_every_steps=1), network=NetworkConfig(), weights=weights
-        )
+        config = SimpleNamespace(generator=GeneratorConfig(engine="vllm", flush_every_steps=1), weights=weights)
         self.name = name
         self.engine = engine
         self.incarnation = 1
@@ -90,7 +91,9 @@ class Member:
         self.stalls_s: dict[int, float] = {}
         self.said: list[GeneratorToLearner] = []
         self.failure: BaseException | None = None
-        runtime: Any = SimpleNamespace(config=config, send=self.send, clock=BusyClock(), name=name, faults=Faults())
+        runtime: Any = SimpleNamespace(
+            config=config, host="127.0.0.1", send=self.send, clock=BusyClock(), name=name, faults=Faults()
+        )
         self.actor = GeneratorActor(runtime)
         self._task: asyncio.Task[None] | None = None
 

@@ -5,7 +5,7 @@ settings are properties of `RunConfig`, with their proof, so that no two places 
 """
 
 from darts_async.config.generator import GeneratorConfig, ScriptConfig, VllmConfig
-from darts_async.config.learner import LearnerConfig
+from darts_async.config.learner import LearnerConfig, LoraConfig
 from darts_async.config.loss import LossConfig
 from darts_async.config.model import ModelConfig, PromptsConfig, SamplingConfig
 from darts_async.config.network import NetworkConfig, TransportConfig
@@ -25,6 +25,7 @@ __all__ = [
     "GeneratorConfig",
     "IntensityConfig",
     "LearnerConfig",
+    "LoraConfig",
     "LossConfig",
     "ModelConfig",
     "NetworkConfig",

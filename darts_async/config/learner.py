@@ -8,6 +8,17 @@ from darts_async.config.loss import LossConfig
 from darts_async.config.section import Fraction, NonNegative, Positive, Seconds, Section
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685): a weight W is trained as W + alpha / rank * B A, where W is frozen."""
+
+    rank: Positive = 16
+    """Rows of A."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """What B A is multiplied with, times the rank."""
+    target_modules: tuple[str, ...] = Field((), strict=False)
+    """Linear layers that get an adapter, by the ends of their names; all but the output head if empty."""
+
+
 class LearnerConfig(Section):
     """Optimisation."""
 
@@ -33,6 +44,9 @@ class LearnerConfig(Section):
     """A step whose loss or gradient is not finite is skipped; after so many in a row the run fails, with the batch of
     the last one saved in the run directory."""
     loss: LossConfig = LossConfig()
+    lora: LoraConfig | None = None
+    """Train adapters instead of the model, which takes the extra `lora`, less memory, and about ten times the rate. The
+    others see none of it: weights are merged when they are published or saved."""
     tokens_per_micro_batch: Positive = 8192
     """Packed tokens in one forward and backward pass."""
     activation_checkpointing: bool = False

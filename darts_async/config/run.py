@@ -16,6 +16,9 @@ from darts_async.config.shaping import ShapingConfig, StalenessConfig
 from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
 
+VLLM_TEMPERATURES = (0.01, 2.0)
+"""What vLLM can draw at: it takes 0.01 for anything lower, without a word to who sent the sample, and refuses more."""
+
 
 class RunConfig(Section):
     """One YAML file: the cluster and the run."""
@@ -107,6 +110,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"weights.receive is {weights.receive} and weights.reprefill {weights.reprefill}, but generator.engine "
                 f"{engine} takes weights staged and keeps what it has computed; leave both out, or choose vllm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_engine_draws_at_the_temperature(self) -> Self:
+        temperature, (lowest, highest) = self.sampling.temperature, VLLM_TEMPERATURES
+        if self.generator.engine == "vllm" and not lowest <= temperature <= highest:
+            raise ValueError(
+                f"sampling.temperature is {temperature:g}, but generator.engine vllm draws at {lowest:g} to "
+                f"{highest:g} alone: choose one of these, or another engine"
             )
         return self
 

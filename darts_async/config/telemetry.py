@@ -1,17 +1,34 @@
 """What is measured and reported."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from darts_async.config.section import Seconds, Section
+from darts_async.config.section import NonNegative, Seconds, Section
 
 
 class EvaluationConfig(Section):
-    """Fresh, un-aborted samples of the held-out prompts, before the first and after the last step."""
+    """Fresh, un-aborted samples of the held-out prompts: before the first and after the last step, with nothing beside
+    them, and in between while training goes on."""
 
     samples_per_prompt: Annotated[int, Field(ge=0, le=1024)] = 4
     """Samples of each held-out prompt. 0 switches the evaluation off."""
+    every_steps: NonNegative = 0
+    """An evaluation is due when every so-many-th version is published; one that is due while another is under way is
+    skipped, and counted. 0: only before the first and after the last step."""
+    max_slot_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the generators' slots that held-out samples take while training goes on, at most; but always those of
+    one prompt. Inside a generator they queue as any other sample. A larger share ends an evaluation sooner, so that its
+    tokens are of fewer versions."""
+
+    @model_validator(mode="after")
+    def _something_is_evaluated(self) -> Self:
+        if self.every_steps and not self.samples_per_prompt:
+            raise ValueError(
+                f"evaluation.every_steps is {self.every_steps}, but evaluation.samples_per_prompt is 0, so nothing is "
+                "evaluated; raise the second or remove the first"
+            )
+        return self
 
 
 class TelemetryConfig(Section):

@@ -20,7 +20,8 @@ class WeightsConfig(Section):
     """`staged`: into memory beside the model, while decoding goes on; it is held for a copy. `direct`: into the model
     itself, without a second copy of it; decoding is held for the whole update. Only vLLM can do the latter."""
     torn_limit_s: Seconds = 600.0
-    """A generator whose direct update broke half-way waits so long for a whole one, decoding nothing; then it ends."""
+    """A generator whose direct update broke half-way waits so long for a whole one, decoding nothing; then it ends. The
+    launcher ends it sooner where `roles.generator.restart.stalled_after_s` is shorter and it holds samples."""
     probe: bool = True
     """After each update compare a generator's log-probabilities of a few tokens with the learner's."""
     probe_tolerance_nats: Annotated[float, Field(gt=0)] | None = None

@@ -105,8 +105,7 @@ class GeneratorActor:
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Load the engine, then announce it and ask for weights."""
         self._engine = await asyncio.to_thread(make_engine, self._runtime.config)
-        config = self._runtime.config
-        transfer = self._engine.weight_transfer(self._hold, config.network.host, config.weights)
+        transfer = self._engine.weight_transfer(self._hold, self._runtime.host, self._runtime.config.weights)
         self._receiver = Receiver(self._send_learner, transfer)
         await self._receiver.open(tasks)
         tasks.create_task(self._decode(self._engine), name="decode")
@@ -209,8 +208,8 @@ class GeneratorActor:
             engine.cancel(sample_id)
         while engine.num_unfinished:
             self._take(await engine.step())
-        self._live.clear()
         self._flush()  # nobody waits for these tokens, but they were decoded and are to be counted
+        assert not self._live, "every sample that was started has ended"
         self._tell_shaper(GeneratorReady(greeting.number, engine.num_slots, engine.max_context_tokens))
         if self._version >= 0:
             self._tell_shaper(WeightsApplied(self._version, 0.0))

@@ -6,12 +6,14 @@ model is being trained.
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from darts_async.learner.lora import base_name
 from darts_async.weights.plan import dtype_name
 
 TOKENIZER_FILES = (
@@ -28,15 +30,15 @@ TOKENIZER_FILES = (
 
 
 def write_model(
-    out_dir: Path, model: PreTrainedModel, weights: dict[str, Tensor], dtype: torch.dtype, tokenizer_dir: Path
+    out_dir: Path, model: PreTrainedModel, weights: Mapping[str, Tensor], dtype: torch.dtype, tokenizer_dir: Path
 ) -> None:
     """Write config, weights and tokenizer into a directory that is there.
 
     Args:
-        weights: whole, by the names of the model's parameters; they are cast to `dtype`.
+        weights: whole, by the names of the model's parameters without adapters; they are cast to `dtype`.
         tokenizer_dir: the directory that the model came from.
     """
-    cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    cast = {name: tensor.to("cpu", dtype) for name, tensor in weights.items()}
     model.save_pretrained(out_dir, state_dict=cast | _persistent_buffers(model))
     config_path = out_dir / "config.json"
     config = json.loads(config_path.read_text())
@@ -51,7 +53,7 @@ def _persistent_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
     """What `state_dict` has besides parameters. It is not called, because in a sharded model it lets go of what a pass
     that is under way has gathered."""
     return {
-        f"{prefix}.{name}" if prefix else name: buffer
+        base_name(f"{prefix}.{name}" if prefix else name): buffer
         for prefix, module in model.named_modules()
         for name, buffer in module.named_buffers(recurse=False)
         if name not in module._non_persistent_buffers_set

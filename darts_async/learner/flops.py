@@ -7,8 +7,9 @@ Of a pass forward, with 2 operations for a multiplication and an addition:
     4 * heads * head_size                                per layer and pair of a query and a key that it sees
 
 A sequence of n tokens has n (n + 1) / 2 such pairs, fewer where a layer has a window. The backward pass takes twice as
-much. What is computed a second time to save memory is not counted: this is model FLOPs utilisation as defined for PaLM
-(arXiv 2204.02311, appendix B), except that the pairs a causal mask hides are not counted either.
+much, but for frozen weights (see `lora`) once as much, as these have no gradient of their own. What is computed a
+second time to save memory is not counted: this is model FLOPs utilisation as defined for PaLM (arXiv 2204.02311,
+appendix B), except that the pairs a causal mask hides are not counted either.
 """
 
 from collections.abc import Sequence
@@ -40,6 +41,9 @@ class ModelFlops:
     per_pair: int
     windows: tuple[int | None, ...]
     """Of each layer: how many keys a query sees at most."""
+    frozen_per_token: int = 0
+    frozen_per_target: int = 0
+    """What of the first two is of weights without a gradient."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "ModelFlops | None":
@@ -47,18 +51,22 @@ class ModelFlops:
         if any(weight.ndim > 2 for weight in model.parameters()):
             return None
         head, config = model.get_output_embeddings(), model.config.get_text_config()
-        layers = (module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head)
+        layers = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
+        frozen = [layer for layer in layers if not layer.weight.requires_grad]
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             per_token=2 * sum(layer.weight.numel() for layer in layers),
             per_target=2 * head.weight.numel(),
             per_pair=4 * config.num_attention_heads * head_size,
             windows=_windows(config),
+            frozen_per_token=2 * sum(layer.weight.numel() for layer in frozen),
+            frozen_per_target=0 if head.weight.requires_grad else 2 * head.weight.numel(),
         )
 
     def training(self, lengths: Sequence[int], num_targets: int) -> int:
         """Operations of a forward and backward pass over packed sequences of `lengths` tokens."""
-        return 3 * self.forward(lengths, num_targets)
+        frozen = self.frozen_per_token * sum(lengths) + self.frozen_per_target * num_targets
+        return 3 * self.forward(lengths, num_targets) - frozen
 
     def forward(self, lengths: Sequence[int], num_targets: int) -> int:
         """Operations of a forward pass over packed sequences of `lengths` tokens."""

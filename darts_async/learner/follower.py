@@ -17,10 +17,11 @@ from torch import Tensor
 from darts_async.actor import Gauges, Runtime
 from darts_async.errors import ProcessDiedError
 from darts_async.learner import checkpoint
+from darts_async.learner.checkpoint import CHECKPOINTS_DIR
 from darts_async.learner.gather import send_rows
 from darts_async.learner.model import DTYPES
 from darts_async.learner.place import Place
-from darts_async.learner.ranks import RankGroup
+from darts_async.learner.ranks import LINK, RankGroup
 from darts_async.learner.setup import make_trainer
 from darts_async.learner.step import Trainer
 from darts_async.learner.storage import staging_beside
@@ -38,14 +39,11 @@ from darts_async.protocol import (
     RankToLeader,
     SaveCheckpoint,
     Shutdown,
-    StepTallied,
     StoreValue,
     TrainGroup,
 )
 from darts_async.transport import Event, PeerDown, Received
 
-LINK = "ranks"
-CHECKPOINTS_DIR = "checkpoints"
 STOP_WITHIN_S = 5.0
 """How long rank 0 has to dismiss this one when the run is stopped."""
 MAX_ORDERS = 1024
@@ -86,7 +84,7 @@ class FollowerActor:
         trainer = await self._in_thread(make_trainer, self._config, model_dir, self._ranks)
         if prepare.checkpoint:
             path = self._runtime.run_dir / CHECKPOINTS_DIR / prepare.checkpoint
-            await asyncio.to_thread(checkpoint.restore, path, trainer)
+            await self._in_thread(checkpoint.restore, path, trainer)
         self._trainer = trainer
         tasks.create_task(self._work(tasks, trainer), name="work")
         tasks.create_task(self._answer(trainer, self._ranks), name="send parameters")
@@ -106,7 +104,7 @@ class FollowerActor:
             case Prepare():
                 self._ranks = RankGroup(
                     self._place,
-                    interface=self._config.network.host,
+                    interface=self._runtime.host,
                     epoch=message.epoch,
                     send=self._tell,
                     deadline_s=self._config.learner.rank_deadline_s,
@@ -174,8 +172,8 @@ class FollowerActor:
         root = self._runtime.run_dir / CHECKPOINTS_DIR
         staging = staging_beside(checkpoint.directory_of(root, version))
         with checkpoint.naming_failures(root):
-            num_bytes = await asyncio.to_thread(checkpoint.write_part, staging, snapshot)
-        self._tell(PartSaved(version, num_bytes))
+            part = await asyncio.to_thread(checkpoint.write_part, staging, snapshot)
+        self._tell(PartSaved(version, part.num_bytes, part.crc32))
 
     # --- parameters for rank 0 -------------------------------------------------------------------------------
 
@@ -195,7 +193,7 @@ class FollowerActor:
             )
             assert self._snapshot is not None
             snapshot, self._snapshot = self._snapshot, None
-            return snapshot.weights()
+            return snapshot.weights
         await self._changes.until(
             lambda: trainer.policy_version == version,
             patience_s,
@@ -210,5 +208,5 @@ class FollowerActor:
         with self._ranks.naming_failures():
             return await asyncio.to_thread(work, *args, **kwargs)
 
-    def _tell(self, message: RankToLeader | StoreValue | StepTallied) -> None:
+    def _tell(self, message: RankToLeader) -> None:
         self._runtime.send(LINK, self._leader, message)

@@ -16,6 +16,7 @@ from darts_async.errors import ModelError
 from darts_async.learner.advantage import group_advantages
 from darts_async.learner.batch import PackedBatch, micro_batches
 from darts_async.learner.flops import ModelFlops, utilisation
+from darts_async.learner.lora import adapters_off, has_adapters
 from darts_async.learner.losses.policy import policy_loss
 from darts_async.learner.losses.shares import denominator, overlong_penalties, token_shares
 from darts_async.learner.model import checkpoint_activations, response_logprobs
@@ -38,12 +39,13 @@ class Objective:
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
-        """`max_new_tokens` is the cap on responses; `reference` is given if the loss has a `kl_weight`. All ranks are
-        given the same groups, and each makes the passes of its own samples.
+        """`max_new_tokens` is the cap on responses; `reference` is given if the loss has a `kl_weight`, and may be left
+        out for a model with adapters, which without them is the reference itself. All ranks are given the same groups,
+        and each makes the passes of its own samples.
 
         Raises `ModelError` if the reference has another vocabulary, or if activations cannot be checkpointed.
         """
-        assert (reference is not None) == (config.loss.kl_weight > 0), "a reference comes with a weight"
+        assert not config.loss.kl_weight or reference is not None or has_adapters(model), "divergence from what?"
         if reference is not None:
             _check_reference(reference, model)
         self._model = model
@@ -105,11 +107,12 @@ class Objective:
 
     def _pass(self, batch: PackedBatch, has_gradient: bool, collect: Callable[[], None]) -> Tally:
         config = self._config.loss
+        reference_logprobs = self._reference_logprobs(batch) if config.kl_weight else None
         with torch.set_grad_enabled(has_gradient):
             logprobs, entropy = response_logprobs(
                 self._model, batch, self._temperature, entropy_gradient=config.entropy_weight > 0
             )
-            loss, tally = policy_loss(logprobs, entropy, batch, config, self._reference_logprobs(batch))
+            loss, tally = policy_loss(logprobs, entropy, batch, config, reference_logprobs)
         if has_gradient:
             loss.backward()  # type: ignore[no-untyped-call]
             collect()
@@ -121,10 +124,11 @@ class Objective:
             self._num_flops += count(batch.lengths, len(batch.targets))
 
     @torch.no_grad()
-    def _reference_logprobs(self, batch: PackedBatch) -> Tensor | None:
-        if self._reference is None:
-            return None
-        return response_logprobs(self._reference, batch, self._temperature)[0]
+    def _reference_logprobs(self, batch: PackedBatch) -> Tensor:
+        if self._reference is not None:
+            return response_logprobs(self._reference, batch, self._temperature)[0]
+        with adapters_off(self._model):
+            return response_logprobs(self._model, batch, self._temperature)[0]
 
 
 def _check_reference(reference: PreTrainedModel, model: PreTrainedModel) -> None:

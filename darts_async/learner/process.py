@@ -26,14 +26,16 @@ import transformers
 from darts_async.actor import Actor, Gauges, Runtime, main
 from darts_async.errors import ConfigError
 from darts_async.learner import checkpoint
+from darts_async.learner.checkpoint import CHECKPOINTS_DIR
 from darts_async.learner.consumed import ConsumedGroups
-from darts_async.learner.follower import CHECKPOINTS_DIR, LINK, FollowerActor
+from darts_async.learner.follower import FollowerActor
 from darts_async.learner.intake import Intake
 from darts_async.learner.meter import StepMeter
 from darts_async.learner.model import DTYPES
 from darts_async.learner.nonfinite import stop_training
 from darts_async.learner.place import Place
 from darts_async.learner.probe import packed_reference
+from darts_async.learner.ranks import LINK
 from darts_async.learner.saving import Saver
 from darts_async.learner.setup import make_trainer
 from darts_async.learner.step import Trainer
@@ -61,7 +63,7 @@ from darts_async.protocol import (
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.probe import Examiner, tolerance_of
 from darts_async.weights.publish import Publisher
-from darts_async.weights.source import LiveTensors, WeightSource
+from darts_async.weights.source import WeightSource
 
 MODEL_DIR = "model"
 
@@ -83,7 +85,7 @@ class LearnerActor:
         self._team = Team(
             _other_ranks(runtime),
             epoch=runtime.incarnation,
-            interface=runtime.config.network.host,
+            interface=runtime.host,
             send=self._send_rank,
             deadline_s=self._config.rank_deadline_s,
         )
@@ -91,7 +93,7 @@ class LearnerActor:
         generators = runtime.config.roles.generator
         self._publisher = Publisher(
             runtime.config.weights,
-            runtime.config.network.host,
+            runtime.host,
             self._send_generator,
             absence_s=generators.restart.absence_s(generators.start_timeout_s),
         )
@@ -125,7 +127,7 @@ class LearnerActor:
         self._team.prepare(path.name if path is not None else "")
         trainer = await self._in_thread(make_trainer, self._runtime.config, model_dir, self._team.ranks)
         if path is not None:
-            manifest = await asyncio.to_thread(checkpoint.restore, path, trainer)
+            manifest = await self._in_thread(checkpoint.restore, path, trainer)
             self._intake.consumed = ConsumedGroups(manifest.consumed)
             log.info("resumed", path=str(path), policy_version=trainer.policy_version)
         await self._team.ready()
@@ -263,9 +265,9 @@ class LearnerActor:
     def _source(self, trainer: Trainer) -> WeightSource:
         """The parameters of the present version."""
         if trainer.place.num_ranks == 1:
-            return LiveTensors(trainer.rows().items())
+            return trainer.source()
         order = GatherWeights(trainer.policy_version, of_checkpoint=False)
-        return self._team.gathered(trainer.rows(), trainer.shapes(), self._dtype, order)
+        return self._team.gathered(trainer.rows(), trainer.row_shapes(), self._dtype, order)
 
     async def _prepare_probe(self, trainer: Trainer) -> None:
         """Before the parameters are published, so that it is known what generators must say with them. With several

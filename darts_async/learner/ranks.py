@@ -31,6 +31,8 @@ from darts_async.protocol import StoreValue
 from darts_async.weights.sever import addresses_in, sever
 from darts_async.weights.store import RelayStore
 
+LINK = "ranks"
+"""Rank 0 is the hub of this link, the others are its members."""
 _c10d: Any = distributed_c10d  # the parts used here are not in torch's type stubs
 _GLOO = "darts_gloo"
 """Gloo on the run's own interface: torch's takes whatever interface the host name resolves to."""

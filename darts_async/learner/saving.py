@@ -5,7 +5,7 @@ not send it in time does not keep the weights from the disk.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
@@ -15,6 +15,7 @@ from torch import Tensor
 from darts_async.errors import DeadlineError
 from darts_async.learner import checkpoint
 from darts_async.learner.export import write_model
+from darts_async.learner.gather import Shapes
 from darts_async.learner.step import Trainer
 from darts_async.learner.team import Team
 from darts_async.learner.waiting import Changes
@@ -90,24 +91,29 @@ class Saver:
     ) -> None:
         version = snapshot.policy_version
         with checkpoint.naming_failures(self._root):
-            await asyncio.to_thread(checkpoint.write_part, staging, snapshot)
-            weights = await asyncio.to_thread(self._whole_weights, snapshot)
+            part = await asyncio.to_thread(checkpoint.write_part, staging, snapshot)
+            weights = await asyncio.to_thread(self._whole_weights, snapshot, trainer.row_shapes())
             await asyncio.to_thread(write_model, staging, trainer.model, weights, self._dtype, self._tokenizer_dir)
-            await self._team.saved(version)
+            parts = [part, *await self._team.saved(version)]
             shaper_state = await self._shaper_state(version) if has_shaper else b""
             await asyncio.to_thread(
-                checkpoint.complete, staging, snapshot, consumed=consumed, shaper_state=shaper_state, keep=self._keep
+                checkpoint.complete,
+                staging,
+                snapshot,
+                parts,
+                consumed=consumed,
+                shaper_state=shaper_state,
+                keep=self._keep,
             )
         log.info("checkpoint_saved", policy_version=version)
         self._saved(version)
 
-    def _whole_weights(self, snapshot: checkpoint.Snapshot) -> dict[str, Tensor]:
-        rows = snapshot.weights()
+    def _whole_weights(self, snapshot: checkpoint.Snapshot, shapes: Shapes) -> Mapping[str, Tensor]:
         if self._team.place.num_ranks == 1:
-            return rows
+            return snapshot.weights
         order = GatherWeights(snapshot.policy_version, of_checkpoint=True)
-        tensors = self._team.gathered(rows, snapshot.shapes, self._dtype, order).tensors()
-        return dict(zip(rows, tensors, strict=True))
+        tensors = self._team.gathered(snapshot.weights, shapes, self._dtype, order).tensors()
+        return dict(zip(snapshot.weights, tensors, strict=True))
 
     async def _shaper_state(self, version: int) -> bytes:
         try:

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from darts_async.config import RunConfig
+from darts_async.learner.lora import add_adapters
 from darts_async.learner.model import DTYPES, load_model
 from darts_async.learner.place import ALONE, training_device
 from darts_async.learner.ranks import RankGroup
@@ -18,6 +19,7 @@ def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) ->
     """Load the model and make its trainer; blocks. With `ranks`, join them, and keep this rank's rows alone.
 
     Raises:
+        ConfigError: there are to be adapters, but peft is not installed.
         ModelError: there is no such model, or it cannot be trained.
         DeadlineError: some ranks have not come.
     """
@@ -37,15 +39,21 @@ def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) ->
 
 def _load(config: RunConfig, model_dir: Path, ranks: RankGroup | None, device: torch.device) -> PreTrainedModel:
     if ranks is None:
-        return load_model(str(model_dir), dtype=config.model.dtype, device=str(device))
-    model = load_model(str(model_dir), dtype="float32")
-    shard_model(model, ranks.form(device), DTYPES[config.model.dtype])
+        model = load_model(str(model_dir), dtype=config.model.dtype, device=str(device))
+    else:
+        model = load_model(str(model_dir), dtype="float32")
+    if config.learner.lora is not None:
+        add_adapters(model, config.learner.lora, config.seed)
+    if ranks is not None:
+        shard_model(model, ranks.form(device), DTYPES[config.model.dtype])
     return model
 
 
 def _load_reference(config: RunConfig, device: torch.device) -> PreTrainedModel | None:
-    """The frozen model that the loss measures the divergence from, if it does. Whole on every rank."""
-    if not config.learner.loss.kl_weight:
+    """The frozen model that the loss measures the divergence from, if it does, and if it is not what the model in
+    training is without its adapters. Whole on every rank."""
+    loss = config.learner.loss
+    if not loss.kl_weight or (config.learner.lora is not None and loss.reference_path is None):
         return None
-    path = resolve_model_path(config.learner.loss.reference_path or config.model.path)
+    path = resolve_model_path(loss.reference_path or config.model.path)
     return load_model(str(path), dtype=config.model.dtype, device=str(device)).requires_grad_(False)

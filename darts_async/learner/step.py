@@ -10,11 +10,13 @@ parameters and moments untouched, on all ranks alike.
 
 Weights of less than 32 bits have a float32 master copy for sums and updates: at a rate of 1e-6 an update is
 below half a unit in the last place of bfloat16 and would be lost. A sharded model (see `sharding`) holds float32
-shards, which are masters themselves; the state of a trainer is then that of this rank's rows.
+shards, which are masters themselves; the state of a trainer is then that of this rank's rows. Where the model has
+adapters (see `lora`), they alone are parameters, and the state is theirs.
 """
 
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +24,14 @@ from transformers import PreTrainedModel
 
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import StalenessError
+from darts_async.learner.lora import Adapters
 from darts_async.learner.objective import Objective
 from darts_async.learner.place import ALONE, Place
 from darts_async.learner.schedule import learning_rate
 from darts_async.learner.sharding import drop_gathered, local_rows, whole
 from darts_async.learner.tally import Tally
 from darts_async.protocol import TrainGroup
+from darts_async.weights.source import LiveTensors, WeightSource
 
 
 class Trainer:
@@ -45,8 +49,8 @@ class Trainer:
         reference: PreTrainedModel | None = None,
         place: Place = ALONE,
     ) -> None:
-        """`max_new_tokens` is the cap on responses; `reference` is given if the loss has a `kl_weight`; `place` is this
-        process among those that the model is spread over."""
+        """`max_new_tokens` is the cap on responses; `reference`: see `Objective`; `place` is this process among those
+        that the model is spread over."""
         self.model = model
         self.policy_version = 0
         self.num_skipped_in_a_row = 0
@@ -63,7 +67,10 @@ class Trainer:
             num_ranks=place.num_ranks,
         )
         self._max_staleness = max_staleness
-        self._weights: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self._adapters = Adapters.of(model, place)
+        self._merged = None if self._adapters is None else self._adapters.merged()
+        weights = model.named_parameters()
+        self._weights = {name: weight for name, weight in weights if self._adapters is None or weight.requires_grad}
         self._masters = {name: _master(weight) for name, weight in self._weights.items()}
         self._optimiser = torch.optim.AdamW(
             self._masters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
@@ -145,13 +152,30 @@ class Trainer:
         self._open_step()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The whole shape of each parameter, whatever rows of it are here."""
+        """The whole shape of each parameter that is trained, whatever rows of it are here."""
         return {name: tuple(weight.shape) for name, weight in self._weights.items()}
 
-    def rows(self) -> dict[str, Tensor]:
-        """This rank's rows of every parameter in use, without a copy. Not the module's own parameters: during a pass
-        those of a sharded model are what was gathered."""
+    # --- what others use -------------------------------------------------------------------------------------
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether `rows` are not what is trained. They are of memory that no later step changes then."""
+        return self._merged is not None
+
+    def rows(self) -> Mapping[str, Tensor]:
+        """This rank's rows of every weight of the model, adapters merged, without a copy of the model. Not the module's
+        own parameters: during a pass those of a sharded model are what was gathered."""
+        if self._merged is not None:
+            return self._merged
         return {name: local_rows(weight.detach()) for name, weight in self._weights.items()}
+
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shapes of what `rows` has rows of."""
+        return self.shapes() if self._merged is None else self._merged.shapes
+
+    def source(self) -> WeightSource:
+        """The weights of this version, if one rank has them all."""
+        return LiveTensors(self.rows().items()) if self._merged is None else self._merged
 
     def _num_updates(self) -> int:
         states = iter(self._optimiser.state.values())
@@ -203,6 +227,8 @@ class Trainer:
         for name, weight in self._weights.items():
             if self._masters[name] is not weight:
                 weight.copy_(self._masters[name])
+        if self._adapters is not None:
+            self._merged = self._adapters.merged()
 
 
 def _master(weight: nn.Parameter) -> Tensor:

@@ -1,11 +1,17 @@
 """Directories that are complete or absent: written beside their place, flushed to the disk, renamed, old ones removed.
 
-A crash at any point leaves what was there before, and no half of anything new.
+A crash at any point leaves what was there before, and no half of anything new. What happens to a file later is found by
+its size and its CRC-32, which misses one in four thousand million accidents.
 """
 
 import os
 import shutil
+import zlib
 from pathlib import Path
+
+import msgspec
+
+_READ_BYTES = 1 << 22
 
 _WRITING, _REMOVING = ".writing-", ".removing-"
 
@@ -41,6 +47,22 @@ def set_aside(path: Path) -> Path:
     doomed = path.parent / f"{_REMOVING}{path.name}"
     shutil.rmtree(doomed, ignore_errors=True)
     return path.rename(doomed)
+
+
+class FileSum(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file is known by."""
+
+    num_bytes: int
+    crc32: int
+
+
+def file_sum(path: Path) -> FileSum:
+    """Read a file, at about 1 GB/s; other threads run meanwhile."""
+    crc32, num_bytes = 0, 0
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            crc32, num_bytes = zlib.crc32(piece, crc32), num_bytes + len(piece)
+    return FileSum(num_bytes, crc32)
 
 
 def _flush(path: Path) -> None:

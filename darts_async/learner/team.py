@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from darts_async.errors import ProcessDiedError
-from darts_async.learner.gather import GatheredTensors
+from darts_async.learner.gather import GatheredTensors, Shapes
 from darts_async.learner.place import ALONE, Place
 from darts_async.learner.ranks import RankGroup
+from darts_async.learner.storage import FileSum
 from darts_async.learner.tally import Tally
 from darts_async.learner.tally_message import tally_of
 from darts_async.learner.waiting import Changes
@@ -61,7 +62,7 @@ class Team:
         self._changes = Changes()
         self._ready: set[str] = set()
         self._tallies: defaultdict[int, dict[str, Tally]] = defaultdict(dict)
-        self._saved: defaultdict[int, set[str]] = defaultdict(set)
+        self._saved: defaultdict[int, dict[str, FileSum]] = defaultdict(dict)
         self._gather_lock = threading.Lock()
         self._is_dismissed = False
         self.ranks: RankGroup | None = None
@@ -94,8 +95,8 @@ class Team:
                 self._ready.add(peer)
             case StepTallied(step=step):
                 self._tallies[step][peer] = tally_of(message)
-            case PartSaved(policy_version=version):
-                self._saved[version].add(peer)
+            case PartSaved(policy_version=version, num_bytes=num_bytes, crc32=crc32):
+                self._saved[version][peer] = FileSum(num_bytes, crc32)
         self._changes.notify()
 
     def lost(self, peer: str, reason: str) -> None:
@@ -118,15 +119,16 @@ class Team:
         await self._until(lambda: self._tallies[step], f"to train the groups of step {step}")
         return list(self._tallies.pop(step, {}).values())
 
-    async def saved(self, policy_version: int) -> None:
-        """Wait until every part of a checkpoint is written. Raises `DeadlineError`."""
+    async def saved(self, policy_version: int) -> list[FileSum]:
+        """The others' parts of a checkpoint, by rank, when all are written. Raises `DeadlineError`."""
         await self._until(lambda: self._saved[policy_version], f"to write their parts of checkpoint {policy_version}")
-        self._saved.pop(policy_version, None)
+        parts = self._saved.pop(policy_version, {})
+        return [parts[name] for name in self._names]
 
     def gathered(
         self,
         rows: Mapping[str, Tensor],
-        shapes: Mapping[str, tuple[int, ...]],
+        shapes: Shapes,
         dtype: torch.dtype,
         order: GatherWeights,
     ) -> GatheredTensors:

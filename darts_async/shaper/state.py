@@ -101,14 +101,13 @@ class ShaperState:
                 here on as that one does.
         """
         self._config = config
-        self._held_out = held_out if config.evaluation.samples_per_prompt else ()
         self.planner = Planner(config, snapshot.learnt if snapshot is not None else None)
         self.phase = Phase.STARTING
         self.work = Workload(config, stop_token_ids)
         self._training = Training(config, prompts, self.work, self.planner)
         self._incarnations: dict[str, int] = {}
         self._greetings: dict[str, int] = {}
-        self._evaluation = Evaluation(self.work)
+        self._evaluation = Evaluation(config.evaluation, self.work, held_out)
         self._stop_reason = "finished"
         if snapshot is not None:
             self._restore(snapshot)
@@ -204,6 +203,7 @@ class ShaperState:
         if self.phase not in (Phase.STOPPING, Phase.FINISHED):
             self.phase, self._stop_reason = Phase.STOPPING, reason
             self._training.stop("run_stopped")
+            self._evaluation.abandon()
         return self._advance(now_s)
 
     def abandon(self, now_s: float) -> list[Output]:
@@ -316,6 +316,8 @@ class ShaperState:
             case VersionPublished():
                 self.work.generators.published(message.policy_version)
                 self._record(VersionSeen(message.policy_version))
+                if self._training_goes_on:
+                    self._evaluation.published(message.policy_version)
 
     def _groups_committed(self, message: GroupsCommitted, now_s: float) -> None:
         metrics = self._training.committed(message, now_s)
@@ -346,63 +348,61 @@ class ShaperState:
 
     def _advance(self, now_s: float) -> list[Output]:
         self._training.advance(now_s)
+        report = self._evaluation.close()
+        if report is not None:
+            self._record(Send(LAUNCHER, report))
         self._change_phase(now_s)
         self.work.judge_waiting()
         self.work.place()
-        self._admit(now_s)
+        while self.work.has_room and self._admit(now_s):
+            self.work.place()
         return self._take()
 
-    def _admit(self, now_s: float) -> None:
-        """Open training groups while generators have room and the window allows."""
-        while self.phase is Phase.TRAINING and self.work.has_room:
-            floor = self.work.generators.lowest_version
-            assert floor is not None
-            launch = self._training.next_launch(floor)
-            if launch is None:
-                return
-            group = self._open(launch.prompt, launch.num_samples, floor, now_s)
-            self._training.opened(group, launch)
-            self.work.place()
+    @property
+    def _training_goes_on(self) -> bool:
+        return self.phase is Phase.TRAINING and self.num_steps < self._config.learner.steps
 
-    def _open(self, prompt: Prompt, num_samples: int, floor: int, now_s: float) -> Group:
-        purpose: Purpose = "train" if self.phase is Phase.TRAINING else "evaluate"
+    def _admit(self, now_s: float) -> bool:
+        """Open a group if an evaluation wants one, or training and the window allows it."""
+        floor = self.work.generators.lowest_version
+        assert floor is not None
+        prompt = self._evaluation.next_prompt(alone=not self._training_goes_on)
+        if prompt is not None:
+            num_samples = self._config.evaluation.samples_per_prompt
+            self._evaluation.opened(self._open(prompt, "evaluate", num_samples, floor, now_s))
+            return True
+        launch = self._training.next_launch(floor) if self.phase is Phase.TRAINING else None
+        if launch is None:
+            return False
+        self._training.opened(self._open(launch.prompt, "train", launch.num_samples, floor, now_s), launch)
+        return True
+
+    def _open(self, prompt: Prompt, purpose: Purpose, num_samples: int, floor: int, now_s: float) -> Group:
         group = self.work.open(prompt, purpose, num_samples, floor, now_s)
-        self._record(
-            GroupOpened(group.group_id, prompt.prompt_id, group.purpose, num_samples, floor, self._training.cursor)
-        )
+        self._record(GroupOpened(group.group_id, prompt.prompt_id, purpose, num_samples, floor, self._training.cursor))
         return group
 
     def _change_phase(self, now_s: float) -> None:
         lowest = self.work.generators.lowest_version
         match self.phase:
-            case Phase.TRAINING if self.num_steps != self._config.learner.steps:
-                return
             case Phase.STARTING if self._training.learner_up and self.work.rewards.num_up and lowest is not None:
-                self._begin_evaluation(Phase.EVALUATING_BEFORE, lowest, now_s)
-            case Phase.EVALUATING_BEFORE if not self.work.groups:
-                self._report_evaluation()
+                self.phase = Phase.EVALUATING_BEFORE
+                self._evaluation.begin(self.num_steps)
+            case Phase.STOPPING if not self.work.groups:
+                self._finish()
+            case _ if self._evaluation.under_way or self._training_goes_on:
+                return
+            case Phase.EVALUATING_BEFORE:
                 self.phase = Phase.TRAINING
                 self._training.begin(now_s)
             case Phase.TRAINING if lowest == self.num_steps:
-                self._begin_evaluation(Phase.EVALUATING_AFTER, lowest, now_s)
+                self.phase = Phase.EVALUATING_AFTER
+                self._evaluation.begin(self.num_steps)
             case Phase.EVALUATING_AFTER if not self.work.groups:
-                self._report_evaluation()
-                self._finish()
-            case Phase.STOPPING if not self.work.groups:
                 self._finish()
             case _:
                 return
         self._change_phase(now_s)  # without held-out prompts an evaluation ends as it begins
-
-    def _begin_evaluation(self, phase: Phase, floor: int, now_s: float) -> None:
-        self.phase = phase
-        for prompt in self._held_out:
-            self._open(prompt, self._config.evaluation.samples_per_prompt, floor, now_s)
-
-    def _report_evaluation(self) -> None:
-        report = self._evaluation.close(self.num_steps)
-        if report is not None:
-            self._record(Send(LAUNCHER, report))
 
     def _finish(self) -> None:
         self.phase = Phase.FINISHED
@@ -440,3 +440,4 @@ class ShaperState:
         self.work.validate()
         if self.phase not in (Phase.STOPPING, Phase.FINISHED):
             self._training.validate()
+            self._evaluation.validate()

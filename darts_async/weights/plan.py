@@ -124,11 +124,6 @@ def distinct_tensors(named_tensors: NamedTensors) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def manifest_of(tensors: dict[str, torch.Tensor], bucket_bytes: int) -> WeightManifest:
-    """What will be sent, in the order of `tensors`."""
-    return WeightManifest(specs_of(tensors), bucket_bytes)
-
-
 def specs_of(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
     """What a manifest says of each tensor."""
     return tuple(TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items())

@@ -119,7 +119,8 @@ def shaper_messages(step: int, steps: int) -> list[ProcessToLauncher]:
         return [StepCompleted(step, {"reward/pool_mean": 0.1 * step, "length/pool_mean": 100.0 - step})]
     rewards = np.array([0, 1, 0, 0] if step < 0 else [1, 1, 0, 1], np.float32)
     lengths = np.array([10, 20, 30, 40], np.int32) // (1 if step < 0 else 2)
-    evaluation = EvaluationCompleted(max(0, step), np.array([0, 0, 1, 1]), rewards, lengths)
+    version = max(0, step)
+    evaluation = EvaluationCompleted(version, np.array([0, 0, 1, 1]), rewards, lengths, newest_version=version)
     if step < 0:
         return [evaluation]
     total = TOKENS_PER_STEP * steps

@@ -125,17 +125,17 @@ class VllmEngine:
 
         Samples go on behind the pause from the keys and values they have; with `clear_cache` these are thrown away
         and computed again, under the weights of then. Raises `EngineError` if the engine core dies or does not answer.
+
+        A body that raises, or is cancelled, leaves vLLM paused: its weights may be torn, or the engine may be closed
+        by now.
         """
         assert not self._is_paused, "paused already"
         await self._within(self._core.pause_scheduler_async(mode="keep", clear_cache=clear_cache), "a pause")
         self._is_paused = True
-        try:
-            self._take_arrived()
-            yield
-        finally:
-            self._is_paused = False
-            if not self._core.resources.engine_dead:
-                await self._within(self._core.resume_scheduler_async(), "going on")
+        self._take_arrived()
+        yield
+        await self._within(self._core.resume_scheduler_async(), "going on")
+        self._is_paused = False
 
     async def set_policy_version(self, policy_version: int) -> None:
         """Say that the weights in use are now these; to be called while paused.

@@ -7,14 +7,16 @@ decoding, and comes by only to fetch what was received. Nothing of vLLM is used 
 
 import asyncio
 import queue
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 import torch
 
-from darts_async.errors import DeadlineError, WeightUpdateError
+from darts_async.errors import DartsError, DeadlineError, WeightUpdateError
 from darts_async.generator.vllm.stream import read_message, worker_codec, write_message
 from darts_async.protocol import UpdateCommitted, WorkerConnected
 from darts_async.weights.rank import Rank, Report
@@ -60,7 +62,7 @@ class WorkerLink:
         interface: local address that the collective's sockets bind to.
         device: of the model.
         is_direct: updates are not staged but streamed (see `stream`).
-        lost: called, in the link's thread, when the generator is gone.
+        lost: called, in the link's thread, when the generator is gone, or cannot be understood.
     """
 
     def __init__(
@@ -146,15 +148,16 @@ class WorkerLink:
     # --- the link's thread -----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with asyncio.Runner() as runner:
-            self._loop = runner.get_loop()
-            self._conversation = self._loop.create_task(self._converse(), name="weights link")
-            try:
+        try:
+            with asyncio.Runner() as runner, suppress(asyncio.CancelledError):
+                self._loop = runner.get_loop()
+                self._conversation = self._loop.create_task(self._converse(), name="weights link")
                 self._loop.run_until_complete(self._conversation)
-            except asyncio.CancelledError:
-                return
-        if not self._closing:
-            self._lost()
+        except DartsError as error:
+            sys.stderr.write(f"the weight link of worker {self._number} ended: {error}\n")
+        finally:  # whatever ended it: no weights would reach this worker any more, and nobody would know
+            if not self._closing:
+                self._lost()
 
     async def _converse(self) -> None:
         """Until the generator is gone, or `close`."""

@@ -156,7 +156,7 @@ class DirectTransfer(WorkerTransfer):
     def __init__(self, engine: WorkerEngine, hold: Hold, interface: str, config: WeightsConfig) -> None:
         super().__init__(engine, hold, interface, config)
         self._news = asyncio.Event()
-        self._offer: UpdateOffered | None = None  # the last one, unless it was given up
+        self._offer: UpdateOffered | None = None  # the last one, unless it was given up or is in use
         self._commit: _Commit | None = None
 
     async def open(self, report: Callable[[Report], None], tasks: asyncio.TaskGroup) -> None:
@@ -182,12 +182,14 @@ class DirectTransfer(WorkerTransfer):
 
     async def _run(self) -> None:
         while True:
-            self._news.clear()
             await self._news.wait()
+            self._news.clear()
             if self._offer is None:
-                continue  # it was given up meanwhile
+                continue
             async with self._hold() as still, self._engine.paused(clear_cache=self._config.reprefill):
                 still.deliver(self._engine.take())
+                if self._offer is None:
+                    continue  # given up on the way here: nothing was touched
                 commit = await self._until_committed()
                 await self._engine.set_policy_version(commit.version)
                 still.policy_version = commit.version
@@ -210,7 +212,7 @@ class DirectTransfer(WorkerTransfer):
                 raise EngineError(
                     f"an update straight into the model was not completed, and no other got through for {limit}"
                 ) from None
-        commit, self._commit = self._commit, None
+        commit, self._commit, self._offer = self._commit, None, None
         return commit
 
     async def _load(self, offer: UpdateOffered) -> None:

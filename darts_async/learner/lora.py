@@ -1,0 +1,205 @@
+"""Low-rank adapters (arXiv 2106.09685) from `peft`: the model is frozen, and a few small matrices are trained.
+
+    W' = W + scale * B A,    scale = alpha / rank
+
+The layers are replaced inside the model, which stays a `PreTrainedModel`: its packed pass, its head and its layers are
+found as before. Nobody outside the learner knows of adapters: what is published and saved are the merged W', under the
+names that W has in the base model. They are computed one at a time, whenever one is asked for, so there is never a
+second model.
+
+Invariants. Adapters start at W' = W. Their first values depend on the seed alone, so they are the same on all ranks. No
+adapter is on the output head, with whose weight log-probabilities are computed. There is no dropout: the ratio to the
+generator's probabilities would be noise at lag 0.
+"""
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from darts_async.config import LoraConfig
+from darts_async.errors import ConfigError, ModelError
+from darts_async.learner.place import Place
+from darts_async.learner.rows import rows_of
+from darts_async.learner.sharding import local_rows, whole
+from darts_async.protocol import TensorSpec
+from darts_async.weights.plan import dtype_name
+
+ADAPTER = "default"
+_FROZEN = ".base_layer."
+"""What peft puts into the name of a parameter whose layer has an adapter."""
+
+
+def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
+    """Freeze the model and add adapters to it, in place; before it is sharded.
+
+    Raises:
+        ConfigError: peft is not installed.
+        ModelError: the model has no such layers.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError("learner.lora needs the extra `lora`: pip install 'darts-async[lora]'") from error
+    targets = _targets(model, config.target_modules)
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=list(targets),
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in targets.values()),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
+
+
+def adapters_off(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Have the model compute what it would without its adapters."""
+    from peft.helpers import rescale_adapter_scale
+
+    # Not by peft's own switch, which takes away `requires_grad` meanwhile, a flag that FSDP copies.
+    off: AbstractContextManager[None] = rescale_adapter_scale(model, 0)
+    return off
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether `add_adapters` was called."""
+    return any(_adapted_layers(model))
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """What is added to a weight: `scale * left @ right`."""
+
+    left: Tensor  # [num_rows, rank] float32
+    right: Tensor  # [rank, num_columns] float32
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Factors:
+    """The parameters of one adapter, in use."""
+
+    a: nn.Parameter  # [rank, num_inputs]
+    b: nn.Parameter  # [num_outputs, rank]
+    scale: float
+    is_transposed: bool
+    """The layer stores its weight as [num_inputs, num_outputs]."""
+
+    @classmethod
+    def of(cls, layer: Any) -> "_Factors":
+        """Of one of peft's layers."""
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        return cls(a, b, layer.scaling[ADAPTER], layer.fan_in_fan_out)
+
+    def update(self) -> _Update:
+        """What they add just now, in memory of its own; a collective if they are sharded."""
+        a, b = (whole(factor.detach()).to(torch.float32, copy=True) for factor in (self.a, self.b))
+        left, right = (a.t(), b.t()) if self.is_transposed else (b, a)
+        return _Update(left, right, self.scale)
+
+
+class MergedWeights(Mapping[str, Tensor]):
+    """This rank's rows of every parameter at one version, by the names of the base model, each computed when it is
+    asked for. Without several ranks it is a `WeightSource`.
+
+    What it is made of does not change: the frozen weights and copies of the adapters. So it outlasts the version.
+    """
+
+    def __init__(self, frozen: Mapping[str, Tensor], updates: Mapping[str, _Update], place: Place) -> None:
+        self._frozen = frozen
+        self._updates = updates
+        self._place = place
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = local_rows(self._frozen[name].detach())
+        update = self._updates.get(name)
+        if update is None:
+            return weight
+        rows = slice(*rows_of(len(update.left), self._place.rank, self._place.num_ranks))
+        # Added up in float32: in the weight's own bfloat16 the product would be rounded twice.
+        return torch.addmm(weight.float(), update.left[rows], update.right, alpha=update.scale).to(weight.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._frozen)
+
+    def __len__(self) -> int:
+        return len(self._frozen)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the whole parameters."""
+        return {name: tuple(weight.shape) for name, weight in self._frozen.items()}
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """One for each parameter."""
+        return tuple(
+            TensorSpec(name, dtype_name(weight.dtype), tuple(weight.shape)) for name, weight in self._frozen.items()
+        )
+
+    def tensors(self) -> Generator[Tensor]:
+        """Each parameter, whole if there is one rank."""
+        assert self._place.num_ranks == 1, "rows of several ranks are gathered first"
+        yield from self.values()
+
+
+class Adapters:
+    """The adapters of a model, sharded or not.
+
+    Parameters are looked up once: during a pass those of a sharded model are what was gathered.
+    """
+
+    def __init__(self, model: PreTrainedModel, place: Place) -> None:
+        self._place = place
+        self._frozen = {
+            base_name(name): weight for name, weight in model.named_parameters() if not weight.requires_grad
+        }
+        self._factors = {f"{name}.weight": _Factors.of(layer) for name, layer in _adapted_layers(model)}
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, place: Place) -> "Adapters | None":
+        """None if the model has none."""
+        return cls(model, place) if has_adapters(model) else None
+
+    def merged(self) -> MergedWeights:
+        """The weights of this version; a collective of all ranks."""
+        updates = {name: factors.update() for name, factors in self._factors.items()}
+        return MergedWeights(self._frozen, updates, self._place)
+
+
+def base_name(name: str) -> str:
+    """What the base model calls a parameter or buffer of a model with adapters."""
+    return name.replace(_FROZEN, ".")
+
+
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Known by their parts, so that peft need not be installed to find none."""
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
+
+
+def _targets(model: PreTrainedModel, endings: tuple[str, ...]) -> dict[str, nn.Module]:
+    """Linear layers but the head, by name: all, or those whose names end so."""
+    head = model.get_output_embeddings()
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    for ending in endings:
+        if not any(_ends(name, ending) for name in layers):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise ModelError(
+                f"learner.lora.target_modules names {ending!r}, but no linear layer of {type(model).__name__} besides "
+                f"its head is called so; there are {known or 'none'}"
+            )
+    return {name: layer for name, layer in layers.items() if not endings or any(_ends(name, each) for each in endings)}
+
+
+def _ends(name: str, ending: str) -> bool:
+    return f".{name}".endswith(f".{ending}")

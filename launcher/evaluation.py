@@ -1,0 +1,153 @@
+"""What an evaluation says: rewards, pass@k and lengths of the held-out prompts under one version.
+
+    pass@k = mean over prompts of 1 - C(n - c, k) / C(n, k)
+
+for n samples of a prompt of which c pass, is the chance that one of k passes, without the bias of drawing the k from
+the n (Chen et al. 2021, arXiv 2107.03374, equation 1). A sample passes with a reward above `PASS_ABOVE`. A prompt with
+fewer than k samples that were judged says nothing about pass@k and is left out.
+
+Samples of one prompt resemble one another, so the standard error of the mean reward is that of the prompts' means.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from darts_async.protocol import EvaluationCompleted
+
+PASS_ABOVE = 0.5
+
+
+class EvaluationSummary(msgspec.Struct, frozen=True):
+    """Rewards and lengths of the held-out prompts under one version."""
+
+    policy_version: int
+    newest_version: int
+    """Tokens may be of versions from `policy_version` to this one: weights were updated meanwhile."""
+    num_samples: int
+    reward: float
+    reward_standard_error: float | None
+    pass_at: dict[int, float]
+    """pass@k by k: 1, 2, 4 ... up to the samples of a prompt."""
+    length_mean: float
+    length_std_within_prompt: float | None
+    """Mean over prompts of the standard deviation of their samples' lengths."""
+    length_p50: float
+    length_p99: float
+    num_skipped: int
+    """Evaluations that came due while this one was under way."""
+
+    @property
+    def headline_pass_at(self) -> dict[int, float]:
+        """Of the smallest and the largest k."""
+        return {k: self.pass_at[k] for k in sorted({min(self.pass_at), max(self.pass_at)})}
+
+    def metrics(self) -> dict[str, float]:
+        """By name, as `metrics.jsonl` has them; what cannot be said is absent."""
+        values = {
+            "reward/mean": self.reward,
+            "reward/standard_error": self.reward_standard_error,
+            **{f"pass@{k}": value for k, value in self.pass_at.items()},
+            "length/mean": self.length_mean,
+            "length/std_within_prompt": self.length_std_within_prompt,
+            "length/p50": self.length_p50,
+            "length/p99": self.length_p99,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class Gain(msgspec.Struct, frozen=True):
+    """Reward after minus before, over the same prompts."""
+
+    reward: float
+    standard_error: float | None
+    """Of the mean over prompts of the paired differences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation, sample by sample, one at least."""
+
+    policy_version: int
+    newest_version: int
+    num_skipped: int
+    prompt_ids: NDArray[np.int64]  # [num_samples]
+    rewards: NDArray[np.float32]  # [num_samples]
+    num_tokens: NDArray[np.int32]  # [num_samples]
+
+    @classmethod
+    def of(cls, message: EvaluationCompleted) -> Self:
+        """Copies of the arrays of a message."""
+        arrays = message.prompt_ids.copy(), message.rewards.copy(), message.num_tokens.copy()
+        return cls(message.policy_version, message.newest_version, message.num_skipped, *arrays)
+
+    def summary(self) -> EvaluationSummary:
+        """The numbers."""
+        lengths = self.num_tokens
+        spreads = [float(of.std(ddof=1)) for of in self._by_prompt(lengths).values() if len(of) > 1]
+        return EvaluationSummary(
+            policy_version=self.policy_version,
+            newest_version=self.newest_version,
+            num_samples=len(lengths),
+            reward=float(self.rewards.mean()),
+            reward_standard_error=_standard_error(list(self.prompt_rewards().values())),
+            pass_at=self._pass_at(),
+            length_mean=float(lengths.mean()),
+            length_std_within_prompt=float(np.mean(spreads)) if spreads else None,
+            length_p50=float(np.percentile(lengths, 50)),
+            length_p99=float(np.percentile(lengths, 99)),
+            num_skipped=self.num_skipped,
+        )
+
+    def prompt_rewards(self) -> dict[int, float]:
+        """The mean reward of each prompt."""
+        return {prompt: float(rewards.mean()) for prompt, rewards in self._by_prompt(self.rewards).items()}
+
+    def _pass_at(self) -> dict[int, float]:
+        counts = [(len(of), int((of > PASS_ABOVE).sum())) for of in self._by_prompt(self.rewards).values()]
+        most = max(num_samples for num_samples, _ in counts)
+        ks = [1 << power for power in range(most.bit_length())]
+        return {k: float(np.mean([pass_at_k(n, c, k) for n, c in counts if n >= k])) for k in ks}
+
+    def _by_prompt(self, values: NDArray[np.generic]) -> dict[int, NDArray[np.float64]]:
+        prompts = np.unique(self.prompt_ids)
+        return {int(prompt): values[self.prompt_ids == prompt].astype(np.float64) for prompt in prompts}
+
+
+def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
+    """The chance that one passes of k drawn from `num_samples` without replacement, `num_passed` of which pass."""
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"pass@{k} of {num_samples} samples; k is from 1 to the number of samples")
+    return 1.0 - math.comb(num_samples - num_passed, k) / math.comb(num_samples, k)
+
+
+def gain_between(before: Evaluation, after: Evaluation) -> Gain:
+    """The standard error is of the paired differences between prompts: the held-out prompts are the same."""
+    first, last = before.prompt_rewards(), after.prompt_rewards()
+    differences = [last[prompt] - first[prompt] for prompt in first.keys() & last.keys()]
+    return Gain(float(after.rewards.mean() - before.rewards.mean()), _standard_error(differences))
+
+
+def evaluation_text(evaluation: EvaluationSummary) -> str:
+    """One evaluation in one line."""
+    error = evaluation.reward_standard_error
+    parts = [
+        f"held-out prompts at version {evaluation.policy_version}",
+        f"reward {evaluation.reward:.3f}" + (f" ± {error:.3f}" if error is not None else ""),
+        *(f"pass@{k} {value:.3f}" for k, value in evaluation.headline_pass_at.items()),
+        f"length {evaluation.length_mean:.1f}",
+    ]
+    if evaluation.newest_version > evaluation.policy_version:
+        parts.append(f"versions up to {evaluation.newest_version}")
+    if evaluation.num_skipped:
+        parts.append(f"{evaluation.num_skipped} skipped meanwhile")
+    return "  ".join(parts)
+
+
+def _standard_error(values: list[float]) -> float | None:
+    """Of the mean; None of fewer than two values."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
