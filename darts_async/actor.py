@@ -14,7 +14,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,9 @@ from darts_async.protocol import (
 from darts_async.telemetry import BusyClock, logging_to
 from darts_async.topology import CONFIG_FILE, LAUNCHER, LinkPlan, RunPlan, file_stem, read_plan
 from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, Received, RunKeys, load_keys
+
+TERMINATED = Shutdown("SIGTERM", finished=False)
+"""The process is to leave; what becomes of the run is not said."""
 
 TICK_S = 0.25
 """The actor's `tick` is called at least this often."""
@@ -83,10 +86,10 @@ class Actor(Protocol):
         """An event of one of the links (the launcher's excepted)."""
 
     def tick(self, now_s: float) -> None:
-        """Time has passed. `now_s` is monotonic."""
+        """Time has passed, and all events that had arrived are handled. `now_s` is monotonic."""
 
     def shutdown(self, message: Shutdown) -> None:
-        """The launcher asks for the end."""
+        """The launcher asks for the end, or a signal (`TERMINATED`)."""
 
     @property
     def done(self) -> bool:
@@ -114,6 +117,9 @@ class Runtime:
     links: dict[str, Link] = field(default_factory=dict)
     clock: BusyClock = field(default_factory=BusyClock)
     faults: Faults = field(default_factory=Faults)
+    heard: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """What an earlier incarnation has kept of what came on the links of which this process is the hub: see
+    `Endpoint.bind_link`. To be set before they are opened."""
 
     @property
     def host(self) -> str:
@@ -148,7 +154,12 @@ class Runtime:
         sends, receives = LINK_UNIONS[plan.name]
         allowed = {member: self.keys.public_of(member) for member in plan.members}
         return self.endpoint.bind_link(
-            name=plan.name, address=plan.address, receives=receives, sends=sends, allowed=allowed
+            name=plan.name,
+            address=plan.address,
+            receives=receives,
+            sends=sends,
+            allowed=allowed,
+            heard=self.heard,
         )
 
     def _connect(self, plan: LinkPlan) -> Link:
@@ -181,7 +192,7 @@ async def run_actor(runtime: Runtime, actor: Actor) -> None:
 
 
 async def _feed(runtime: Runtime, actor: Actor) -> None:
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, actor.shutdown, Shutdown("SIGTERM", False))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, actor.shutdown, TERMINATED)
     while not actor.done:
         for event in await runtime.mailbox.receive(TICK_S):
             _dispatch(runtime, actor, event)

@@ -29,8 +29,10 @@ POINTS = (
     "generator.after_swap",  # and are in use, and nobody has been told
     "reward.before_score",  # an item has arrived
     "reward.before_verdict",  # it is judged, and the verdict is not sent
-    "shaper.before_record",  # decided, and not on record
+    "shaper.before_record",  # decided, and not on record: not in the journal, which comes first
+    "shaper.before_ledger",  # in the journal, and not in the ledger
     "shaper.before_send",  # on record, and not sent
+    "shaper.before_new_journal",  # it is written, and not in its place
     "learner.before_step",  # all groups of a step are in the gradient
     "learner.before_commit",  # the step is taken, and nobody has been told
     "learner.before_publish",  # the shaper has been told, and no generator

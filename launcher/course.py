@@ -1,6 +1,6 @@
 """The course of a run: pure decisions about when it ends, and why, and what is done about a process that ends.
 
-    running --RunFinished-------------------------------> leaving --all gone, each with code 0--> finished
+    running --RunFinished-------------------------------> leaving --all gone-----------------> finished
        |---a signal------------------> stopping --------> leaving --all gone or killed----------> stopped
        |---a process ends for good,--> stopping --------> leaving --all gone or killed----------> failed
        |   or never reports
@@ -8,8 +8,8 @@
 
 In `stopping` only the shaper has been told: it cancels what is decoded and accounts for it, which it can only do
 while the others live. Its `RunFinished`, its death or a deadline lead on to `leaving`, where all are told. What is
-left at the last deadline is for the supervisor to stop. The first reason stands, except that a run fails after all
-when the shaper cannot end cleanly after the last step. (The model has been written when it says that nothing is left.)
+left at the last deadline is for the supervisor to stop. The first reason stands. How a process ends after the last
+step changes nothing: when the shaper says that nothing is left, the model and the ledger have been written.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from typing import Literal
 from darts_async.protocol import ProcessStatus
 from darts_async.topology import RunPlan
 from launcher.liveness import Liveness
-from launcher.restarts import RESTARTABLE_ROLES, EndRun, LeaveDown, Restarts, StartAgain
+from launcher.restarts import EndRun, LeaveDown, Restarts, StartAgain
 from launcher.supervisor import ProcessExit
 
 Status = Literal["finished", "stopped", "failed"]
@@ -192,9 +192,6 @@ class Course:
             raise RestartRefused(f"the run is ending: {self.outcome.reason}")
         if name not in self._start_timeouts_s:
             raise RestartRefused(f"there is no {name!r}; the run has {', '.join(sorted(self._start_timeouts_s))}")
-        if name not in self._restarts:
-            roles = ", ".join(RESTARTABLE_ROLES)
-            raise RestartRefused(f"{name} cannot be restarted in a live run, only the roles {roles} can")
         is_being_started = self._restarts.is_up(name) and name not in self._running
         if is_being_started or not self._restarts.asked(name, now_s):
             return []
@@ -225,16 +222,13 @@ class Course:
         self._deadline_s = now_s
 
     def exited(self, ended: ProcessExit, now_s: float) -> list[Action]:
-        """A process has ended: unexpected while the run goes on, and a failure if not clean after it."""
+        """A process has ended: unexpected while the run goes on."""
         self._running.discard(ended.name)
         self._silent_since_s.pop(ended.name, None)
         self._liveness.forget(ended.name)
         self._stopping.discard(ended.name)
         if self.outcome is None:
             return self._lose(ended, str(ended), now_s)
-        if self.outcome.status == "finished" and ended.code != 0 and ended.name not in self._restarts:
-            self.outcome = Outcome("failed", f"{ended} after the last step", ended.name)
-            return [Notice(self.outcome.reason)]
         return self._leave() if ended.name in self._shapers else []
 
     def overdue(self) -> None:

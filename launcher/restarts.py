@@ -30,8 +30,9 @@ from darts_async.config import RestartConfig, RolesConfig
 from darts_async.errors import PERMANENT_EXIT_CODE
 from darts_async.topology import RunPlan
 
-RESTARTABLE_ROLES = ("generator", "reward", "learner")
-"""What these had can be given to others, or to themselves again. The death of any other process ends the run."""
+RESTARTABLE_ROLES = ("generator", "reward", "shaper", "learner")
+"""What these had can be given to others, or to themselves again; the shaper goes on from its journal, and the learner
+from its checkpoint. The death of any other process ends the run."""
 _LEARNER = "learner"
 
 
@@ -82,6 +83,7 @@ class Restarts:
         policies = {
             "generator": roles.generator.restart,
             "reward": roles.reward.restart,
+            "shaper": roles.shaper.restart,
             _LEARNER: roles.learner.restart,
         }
         self._units = [

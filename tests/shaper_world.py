@@ -69,7 +69,8 @@ class World:
 
     def __init__(self, config: RunConfig, num_generators: int = 2, num_held_out: int = 2) -> None:
         self.config = config
-        self.state = ShaperState(config, ShuffledPrompts(prompts(20), seed=1), prompts(num_held_out))
+        self.num_held_out = num_held_out
+        self.state = self.make_state()
         self.generators = {f"generator/{i}": FakeGenerator() for i in range(num_generators)}
         self.to_judge: deque[Score] = deque()
         self.judged: set[int] = set()
@@ -97,6 +98,10 @@ class World:
         for name in self.generators:
             self.receive(name)
             self.apply(name)
+
+    def make_state(self) -> ShaperState:
+        """The shaper."""
+        return ShaperState(self.config, ShuffledPrompts(prompts(20), seed=1), prompts(self.num_held_out))
 
     # --- moves
 

@@ -162,18 +162,6 @@ def test_ctrl_c_stops_cleanly_and_accounts_for_every_token(tmp_path: Path) -> No
     assert_no_process_is_left(run.run_dir)
 
 
-def test_a_shaper_that_is_killed_ends_the_run_with_its_name(tmp_path: Path) -> None:
-    config = config_file(tmp_path, "scripted.yaml", learner={"steps": 100_000})
-    process = launch(config)
-    run_dir = wait_for_step(config, 3)
-    os.kill(recorded_pids(run_dir)["shaper/0"], signal.SIGKILL)
-    run = ended(process, config)
-    assert run.code == 1, run.output
-    assert "shaper/0 was ended by SIGKILL" in run.output
-    assert run.read("state.json")["status"] == "failed"
-    assert_no_process_is_left(run.run_dir)
-
-
 def test_a_broken_reward_function_ends_the_run_with_its_error(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def judge(**item):\n    raise RuntimeError('the judge is out')\n")
     config = config_file(tmp_path, "scripted.yaml", reward={"function": "broken:judge"})

@@ -104,12 +104,6 @@ def test_a_mistake_that_a_restart_does_not_mend_ends_the_run() -> None:
     assert isinstance(restarts.ended("generator/0", PERMANENT_EXIT_CODE, 0.0), EndRun)
 
 
-def test_the_shaper_is_not_restarted() -> None:
-    restarts = restarts_of(RestartConfig())
-    assert "shaper/0" not in restarts
-    assert isinstance(restarts.ended("shaper/0", KILLED, 0.0), EndRun)
-
-
 @pytest.mark.parametrize("on_exhausted", ["degrade", "fail_run"])
 def test_a_run_does_not_go_on_without_its_learner(on_exhausted: str) -> None:
     policy = RestartConfig.model_validate({"intensity": {"max": 1}, "on_exhausted": on_exhausted, "min_healthy": 0})
@@ -161,7 +155,7 @@ def test_any_history_keeps_the_invariants(
     policy = {"when": when, "on_exhausted": on_exhausted, "min_healthy": min_healthy}
     policy |= {"intensity": {"max": most, "window_s": 30.0}, "backoff": {"initial_s": 1.0, "max_s": 8.0}}
     restarts = restarts_of(RestartConfig.model_validate(policy))
-    names = [name for name in sorted(restarts.policies) if not name.startswith("learner")]
+    names = [name for name in sorted(restarts.policies) if name.startswith(("generator", "reward"))]
     running, waiting, down = set(names), dict[str, float](), set[str]()
     died_s: dict[str, list[float]] = {name: [] for name in names}
     asked: set[str] = set()

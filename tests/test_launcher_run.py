@@ -166,14 +166,6 @@ def test_a_process_that_listens_to_nothing_is_killed_and_fails_a_finished_run(tm
 
 
 @pytest.mark.slow
-def test_a_shaper_that_cannot_leave_in_order_fails_the_run(tmp_path: Path) -> None:
-    prepared = prepare(tmp_path, {"shaper/0": "fails_at_end"})
-    outcome, _ = prepared.carry_out()
-    assert outcome == Outcome("failed", "shaper/0 ended with exit code 4 after the last step", "shaper/0")
-    assert_nothing_is_left(prepared.run_dir)
-
-
-@pytest.mark.slow
 def test_a_process_that_never_reports_fails_the_run_at_its_own_deadline(tmp_path: Path) -> None:
     limits = Limits(finish_s=0.5, stop_s=0.2, grace_s=0.1)
     prepared = prepare(tmp_path, {"reward/0": "mute", "shaper/0": "idle"}, limits)

@@ -86,7 +86,12 @@ class Node:
 
 
 @asynccontextmanager
-async def hub(keys: Keys, incarnation: int = 1, address: str = "tcp://127.0.0.1:0") -> AsyncIterator[Node]:
+async def hub(
+    keys: Keys,
+    incarnation: int = 1,
+    address: str = "tcp://127.0.0.1:0",
+    heard: dict[str, tuple[int, int]] | None = None,
+) -> AsyncIterator[Node]:
     mailbox = Mailbox()
     endpoint = Endpoint(HUB, incarnation, keys[HUB], CONFIG, mailbox)
     link = endpoint.bind_link(
@@ -95,6 +100,7 @@ async def hub(keys: Keys, incarnation: int = 1, address: str = "tcp://127.0.0.1:
         receives=p.GeneratorToShaper,
         sends=p.ShaperToGenerator,
         allowed={SPOKE: keys[HUB].public_of(SPOKE)},
+        heard=heard,
     )
     yield Node(endpoint, link, mailbox)
     await endpoint.close()
@@ -211,6 +217,21 @@ async def test_restarted_hub_gets_what_was_not_acknowledged(keys: Keys) -> None:
                 assert ids(await again.until_received(5))[-1] == 4
                 again.link.send(SPOKE, p.Cancel(9))
                 assert ids(await b.until_received(1)) == [9]
+
+
+@pytest.mark.slow
+async def test_restarted_hub_does_not_get_again_what_it_has_kept(keys: Keys) -> None:
+    async with hub(keys) as a:
+        address = a.link.address
+        async with spoke(keys, address) as b:
+            await b.until_event(PeerUp)
+            for sample_id in range(5):
+                b.link.send(HUB, p.SampleFinished(sample_id, "stop", 1))
+            await a.until_received(5)
+            assert [event.seq for event in a.events if isinstance(event, Received)] == [0, 1, 2, 3, 4]
+            a.die()
+            async with hub(keys, incarnation=2, address=address, heard={SPOKE: (1, 3)}) as again:
+                assert ids(await again.until_received(2)) == [3, 4]
 
 
 @pytest.mark.slow

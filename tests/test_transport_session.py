@@ -27,6 +27,7 @@ class Side:
     delivered: list[tuple[int, int, int, bytes]] = field(default_factory=list)  # (own, peer, seq, content)
     acknowledged: set[tuple[int, int]] = field(default_factory=set)  # (peer incarnation, seq), in any incarnation
     acknowledged_before: dict[int, int] = field(default_factory=dict)  # what the peer knew when this one started
+    kept: set[tuple[int, int]] = field(default_factory=set)  # (peer incarnation, seq), by those before this one
     sent: list[tuple[int, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -36,6 +37,17 @@ class Side:
         self.incarnation += 1
         self.session = Session(self.name, self.incarnation, self.peer, CONFIG, now_s)
         self.waiting = []
+        self.kept = set()
+
+    def restart_with_memory(self, now_s: float) -> None:
+        """Everything that was delivered has been kept, and nothing else."""
+        inbox = self.session.inbox
+        self.acknowledged.update(self.waiting)
+        kept = self.kept | {(peer, seq) for own, peer, seq, _ in self.delivered if own == self.incarnation}
+        self.restart(now_s)
+        self.kept = kept
+        heard = inbox.incarnation, inbox.expected
+        self.session = Session(self.name, self.incarnation, self.peer, CONFIG, now_s, heard)
 
     def send(self) -> None:
         content = b"%d" % len(self.sent)
@@ -60,6 +72,7 @@ class Side:
         for event in events:
             if isinstance(event, Delivered):
                 key = (event.incarnation, event.seq)
+                assert key not in self.kept
                 assert event.seq >= self.acknowledged_before.get(event.incarnation, 0)
                 self.delivered.append((self.incarnation, *key, payload[0]))
                 self.waiting.append(key)
@@ -115,6 +128,8 @@ class Network:
                 other = self.sides[1 - origin]
                 side.acknowledged_before = {other.incarnation: other.session.outbox.first_unacknowledged}
                 side.restart(self.now_s)
+            case "restart with memory":
+                side.restart_with_memory(self.now_s)
             case "reconnect":
                 side.session.reconnect(self.now_s)
             case "time":
@@ -140,6 +155,7 @@ class Network:
 
 
 ACTIONS = [*["send"] * 6, *["arrive"] * 10, "repeat", "lose", *["handle"] * 3, "time", "reconnect", "restart"]
+ACTIONS += ["restart with memory"]
 STEP = st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1), st.integers(0, 20))
 
 
@@ -256,6 +272,22 @@ def test_restarted_receiver_gets_exactly_what_was_not_acknowledged() -> None:
     b.restart(network.now_s)
     exchange(network)
     assert [(own, seq) for own, _, seq, _ in b.delivered] == [(1, 0), (1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+def test_receiver_that_has_kept_what_it_was_sent_gets_only_what_is_new() -> None:
+    network = connected()
+    a, b = network.sides
+    for _ in range(3):
+        a.send()
+    exchange(network)
+    b.session.acknowledge(1, 0)
+    b.restart_with_memory(network.now_s)
+    a.send()
+    exchange(network)
+    assert [(own, seq) for own, _, seq, _ in b.delivered] == [(1, 0), (1, 1), (1, 2), (2, 3)]
+    b.handle(1)
+    exchange(network)
+    assert len(a.session.outbox) == 0, "what was kept counts as acknowledged"
 
 
 def test_forgotten_messages_are_not_sent_to_the_next_incarnation() -> None:

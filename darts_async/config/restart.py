@@ -35,7 +35,7 @@ class IntensityConfig(Section):
 
 class RestartConfig(Section):
     """What becomes of a process that dies or hangs. The ranks of the learner come back together, from the last
-    checkpoint; without the learner, and without the shaper, the run ends."""
+    checkpoint, and the shaper from its journal; without the learner or the shaper the run ends."""
 
     when: Literal["always", "on_failure", "never"] = "always"
     """`on_failure`: one that leaves with exit code 0 is not started again."""

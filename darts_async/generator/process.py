@@ -3,6 +3,9 @@
 One task, `_decode`, owns the engine. Commands wait in a queue until the boundary between two steps and are applied
 there, in order; weights come into use there too, while the task stands still. Tokens of the old version are flushed
 before, so a message never mixes versions, and the shaper learns of the new version before it sees a token of it.
+
+While the shaper is away nothing is decoded: when it is back it greets, and whatever it has not heard of by then is
+dropped. Weights are taken meanwhile as ever.
 """
 
 import asyncio
@@ -35,7 +38,7 @@ from darts_async.protocol import (
     WeightsApplied,
     WeightsRefused,
 )
-from darts_async.transport import Event, PeerDown, Received
+from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.receive import Receiver
 
 IDLE_CHECK_S = 1.0
@@ -94,6 +97,7 @@ class GeneratorActor:
         self._work = asyncio.Event()
         self._version = -1
         self._shaper: str | None = None
+        self._shaper_is_away = False
         self._learner: str | None = None
         self._receiver: Receiver | None = None
         self.done = False
@@ -114,13 +118,19 @@ class GeneratorActor:
                 self._shaper = peer
                 self._commands.clear()
                 self._greeting = greeting
+                self._shaper_is_away = False
                 self._work.set()
             case Received(link="weights", peer=peer, message=Greet()):
                 self._learner = peer
                 self._join()
+            case PeerUp(link="generators"):  # it may not have noticed that it was away, and then does not greet
+                self._shaper_is_away = False
+                self._work.set()
             case PeerDown(link=link, peer=peer, reason=reason):
                 log.warning("peer_lost", peer=peer, reason=reason)
-                if link == "weights" and self._receiver is not None:
+                if link == "generators":
+                    self._shaper_is_away = True
+                elif self._receiver is not None:
                     self._receiver.learner_lost()
             case Received(link="generators", message=Generate() | Cancel() as command):
                 self._commands.append(command)
@@ -145,7 +155,7 @@ class GeneratorActor:
         """For the status."""
         if self._engine is None:
             return Gauges("loading")
-        busy = self._engine.num_unfinished + len(self._commands)
+        busy = 0 if self._shaper_is_away else self._engine.num_unfinished + len(self._commands)
         state = "waiting for weights" if self._version < 0 else "decoding" if busy else "idle"
         return Gauges(state, self._version, self._engine.num_tokens_decoded - self._probing.num_tokens, busy)
 
@@ -160,7 +170,7 @@ class GeneratorActor:
         try:
             while True:
                 await self._boundary(engine)
-                if engine.num_unfinished == 0:
+                if engine.num_unfinished == 0 or self._shaper_is_away:
                     await self._wait_for_work()
                     continue
                 await self._runtime.faults.pass_by("generator.step")

@@ -35,6 +35,9 @@ class PromptSource(Protocol):
     def draw(self) -> Prompt:
         """The next prompt."""
 
+    def seek(self, cursor: int) -> None:
+        """Go to where so many have been drawn."""
+
 
 class ShuffledPrompts:
     """Visits a finite set in a new seeded order each epoch."""
@@ -60,3 +63,7 @@ class ShuffledPrompts:
             self._epoch = epoch
         self._cursor += 1
         return self._prompts[int(self._order[place])]
+
+    def seek(self, cursor: int) -> None:
+        """Go to where so many have been drawn."""
+        self._cursor = cursor

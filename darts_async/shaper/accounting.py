@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from darts_async.shaper.group import Fate, Group, Sample, Stage
@@ -18,6 +19,16 @@ FATES: tuple[Fate, ...] = ("trained", "cancelled", "filtered", "stale", "lost", 
 DIFFICULTIES = ("hard", "middle", "easy")
 _VISITS_CORRELATED = 1024
 """Latest second visits over which the autocorrelation of redundancy is taken."""
+
+
+class TotalsState(Struct, frozen=True):
+    """What `Totals` count."""
+
+    tokens_by_fate: dict[str, int]
+    samples_by_fate: dict[str, int]
+    tokens_by_staleness: dict[int, int]
+    num_tokens_received: int
+    tokens_by_generator: dict[str, dict[int, int]]
 
 
 class Totals:
@@ -41,6 +52,25 @@ class Totals:
         for version, token_ids, _ in sample.chunks:
             self.tokens_by_staleness[step - version] += len(token_ids)
 
+    def to_state(self) -> TotalsState:
+        """For `restore`."""
+        return TotalsState(
+            self.tokens_by_fate,
+            self.samples_by_fate,
+            self.tokens_by_staleness,
+            self.num_tokens_received,
+            {name: dict(counts) for name, counts in self.tokens_by_generator.items()},
+        )
+
+    def restore(self, state: TotalsState) -> None:
+        """Go on where `to_state` was taken."""
+        self.tokens_by_fate.update(state.tokens_by_fate)
+        self.samples_by_fate.update(state.samples_by_fate)
+        self.tokens_by_staleness.update(state.tokens_by_staleness)
+        self.num_tokens_received = state.num_tokens_received
+        for name, counts in state.tokens_by_generator.items():
+            self.tokens_by_generator[name].update(counts)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pool:
@@ -49,6 +79,18 @@ class _Pool:
     rewards: NDArray[np.float64]  # [num_scored]
     num_tokens: NDArray[np.float64]  # [num_scored]
     num_launched: int
+
+
+class StatisticsState(Struct, frozen=True):
+    """What `StepStatistics` have collected."""
+
+    pools: dict[int, _Pool]
+    launched_before: dict[int, int]
+    launches: list[tuple[int, int]]
+    num_complete: dict[str, int]
+    num_dropped: dict[str, int]
+    num_samples: dict[str, int]
+    num_censored: dict[str, int]
 
 
 class StepStatistics:
@@ -101,6 +143,27 @@ class StepStatistics:
             **self._redundancy(pools),
             **self._survival(),
         }
+
+    def to_state(self) -> StatisticsState:
+        """For `restore`."""
+        return StatisticsState(
+            self._pools,
+            self._launched_before,
+            list(self._launches),
+            self._num_complete,
+            self._num_dropped,
+            self._num_samples,
+            self._num_censored,
+        )
+
+    def restore(self, state: StatisticsState) -> None:
+        """Go on where `to_state` was taken."""
+        self._pools, self._launched_before = state.pools, state.launched_before
+        self._launches.extend(state.launches)
+        self._num_complete.update(state.num_complete)
+        self._num_dropped.update(state.num_dropped)
+        self._num_samples.update(state.num_samples)
+        self._num_censored.update(state.num_censored)
 
     def _visit(self, prompt_id: int, num_launched: int) -> None:
         before = self._launched_before.get(prompt_id)

@@ -12,12 +12,24 @@ report says up to which.
 from collections import deque
 
 import numpy as np
+from msgspec import Struct
 
 from darts_async.config import EvaluationConfig
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import EvaluationCompleted
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.workload import Workload
+
+
+class EvaluationState(Struct, frozen=True):
+    """What `Evaluation` knows between two events; open groups by id."""
+
+    policy_version: int | None
+    unopened: list[Prompt]
+    open: list[int]
+    evaluated: list[tuple[int, Sample]]
+    newest_due: int
+    num_skipped: int
 
 
 class Evaluation:
@@ -105,6 +117,25 @@ class Evaluation:
             newest_version=max(s.newest_version for _, s in evaluated if s.newest_version is not None),
             num_skipped=self._num_skipped,
         )
+
+    def to_state(self) -> EvaluationState:
+        """For `restore`."""
+        return EvaluationState(
+            self._policy_version,
+            list(self._unopened),
+            list(self._open),
+            self._evaluated,
+            self._newest_due,
+            self._num_skipped,
+        )
+
+    def restore(self, state: EvaluationState) -> None:
+        """Go on where `to_state` was taken, the workload before."""
+        self._policy_version = state.policy_version
+        self._unopened.extend(state.unopened)
+        self._open = {group_id: self._work.groups[group_id] for group_id in state.open}
+        self._evaluated = state.evaluated
+        self._newest_due, self._num_skipped = state.newest_due, state.num_skipped
 
     def _has_slots(self) -> bool:
         """Whether one more group keeps to the share, or is the only one that decodes."""

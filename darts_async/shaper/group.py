@@ -11,9 +11,12 @@ along a sample.
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from darts_async.prompts.source import Prompt
@@ -69,11 +72,41 @@ class Sample:
         self.num_tokens += len(token_ids)
         self.chunks.append((version, token_ids, logprobs))
 
+    def merge_chunks(self) -> None:
+        """One chunk for each version."""
+        if len(self.chunks) > 1:
+            by_version = [list(chunks) for _, chunks in groupby(self.chunks, key=itemgetter(0))]
+            self.chunks = [
+                (chunks[0][0], np.concatenate([c[1] for c in chunks]), np.concatenate([c[2] for c in chunks]))
+                for chunks in by_version
+            ]
+
     def token_ids(self) -> NDArray[np.int32]:
         """All tokens so far. [num_tokens]"""
         if len(self.chunks) == 1:
             return self.chunks[0][1]
         return np.concatenate([chunk[1] for chunk in self.chunks]) if self.chunks else _NO_TOKENS
+
+
+class GroupState(Struct, frozen=True):
+    """A `Group`, where samples that it names twice stand once."""
+
+    group_id: int
+    prompt: Prompt
+    purpose: Purpose
+    samples: list[Sample]
+    floor: int
+    opened_s: float
+    num_finished: int
+    num_ended: int
+    survivors: frozenset[int]
+    lots: tuple[int, ...]
+    spared: int | None
+    num_hazard_candidates: int
+    asked_again: bool
+    baseline: float | None
+    kept: list[tuple[int, float]] | None
+    step: int | None
 
 
 @dataclass(slots=True, eq=False)
@@ -131,6 +164,27 @@ class Group:
         """The version of the oldest token that would be trained."""
         assert self.kept
         return min(sample.oldest_version for sample, _ in self.kept if sample.oldest_version is not None)
+
+
+def group_state(group: Group) -> GroupState:
+    """For `group_of_state`. Merges chunks: there are hundreds in a long sample, and each is an array to be written."""
+    for sample in group.samples:
+        sample.merge_chunks()
+    fields = {name: getattr(group, name) for name in GroupState.__struct_fields__}
+    fields["lots"] = tuple(sample.sample_id for sample in group.lots)
+    if group.kept is not None:
+        fields["kept"] = [(sample.sample_id, weight) for sample, weight in group.kept]
+    return GroupState(**fields)
+
+
+def group_of_state(state: GroupState) -> Group:
+    """The group that `group_state` described."""
+    by_id = {sample.sample_id: sample for sample in state.samples}
+    fields = {name: getattr(state, name) for name in GroupState.__struct_fields__}
+    fields["lots"] = tuple(by_id[sample_id] for sample_id in state.lots)
+    if state.kept is not None:
+        fields["kept"] = [(by_id[sample_id], weight) for sample_id, weight in state.kept]
+    return Group(**fields)
 
 
 def train_group(group: Group) -> TrainGroup:

@@ -6,13 +6,14 @@ written survives its own death (not a power cut).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgpack
 import msgspec
 from msgspec import Struct
 
+from darts_async.errors import DataError
 from darts_async.shaper.group import Fate, Purpose
 
 
@@ -84,12 +85,33 @@ class LedgerWriter:
     """Appends records to a file."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._encoder = msgspec.msgpack.Encoder()
+        self.num_bytes = os.fstat(self._file).st_size
 
-    def append(self, records: list[AnyRecord]) -> None:
+    def append(self, records: Sequence[AnyRecord]) -> None:
         """Write records in one call; they are with the operating system on return."""
+        self._write(b"".join(map(self._encoder.encode, records)))
+
+    def catch_up(self, num_bytes: int, records: Sequence[AnyRecord]) -> None:
+        """Write what is missing of the records that belong behind the first `num_bytes`: a process has died, and
+        another has come to the same decisions.
+
+        Raises:
+            DataError: the file holds something else there.
+        """
         data = b"".join(map(self._encoder.encode, records))
+        there = os.pread(self._file, max(0, self.num_bytes - num_bytes), num_bytes)
+        if self.num_bytes < num_bytes or not data.startswith(there):
+            raise DataError(
+                f"{self._path} and the journal beside it tell different stories from byte {num_bytes} of "
+                f"{self.num_bytes} on: one of them was changed or lost; the run can only be resumed from a checkpoint"
+            )
+        self._write(data[len(there) :])
+
+    def _write(self, data: bytes) -> None:
+        self.num_bytes += len(data)
         while data:
             data = data[os.write(self._file, data) :]
 

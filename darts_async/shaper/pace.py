@@ -19,6 +19,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 _MEMORY_STEPS = 20_000.0
 """Measurements of so many decode steps ago count 1 / e."""
 _PRIOR_SCATTER = 5.0
@@ -64,6 +66,13 @@ class _Regression:
         slope = (relative_xy + _PRIOR_SCATTER * _PRIOR_SLOPE) / (self.scatter_xx / self.mean_x**2 + _PRIOR_SCATTER)
         full = self.weight_full / self.weight
         return full + (1 - full) * min(max(slope, 0.0), 1.0)
+
+
+class PaceState(Struct, frozen=True):
+    """What `DecodePace` has measured, by generator."""
+
+    tracers: dict[str, _Tracer]
+    regressions: dict[str, _Regression]
 
 
 class DecodePace:
@@ -124,3 +133,11 @@ class DecodePace:
         """A generator is gone."""
         self._tracers.pop(name, None)
         self._regressions.pop(name, None)
+
+    def to_state(self) -> PaceState:
+        """For `restore`."""
+        return PaceState(self._tracers, self._regressions)
+
+    def restore(self, state: PaceState) -> None:
+        """Go on where `to_state` was taken."""
+        self._tracers, self._regressions = state.tracers, state.regressions

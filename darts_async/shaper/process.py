@@ -1,29 +1,43 @@
-"""The shaper process: the only IO of the shaper. Events go into `ShaperState`, its outputs go out."""
+"""The shaper process: the only IO of the shaper. Events go into `Standing`, its outputs go out.
+
+What happened goes to the journal and what was decided to the ledger, once per batch of events: before anybody hears of
+it, and before the events are acknowledged. A shaper that was killed goes on where the journal ends. Whatever it decided
+behind that nobody knows, and the events come again.
+"""
 
 import asyncio
 import time
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import msgspec
 import structlog
 
-from darts_async.actor import Gauges, Runtime, main
+from darts_async.actor import TERMINATED, Gauges, Runtime, main
 from darts_async.config import RunConfig
 from darts_async.models import resolve_model_path, stop_token_ids
 from darts_async.prompts.load import load_prompts
 from darts_async.prompts.source import ShuffledPrompts
-from darts_async.protocol import GroupsCommitted, SampleRejected, ShaperSnapshot, Shutdown
+from darts_async.protocol import SampleRejected, Shutdown
+from darts_async.shaper.journal import Journal
 from darts_async.shaper.ledger import GroupDropped, LedgerWriter, VersionSeen
-from darts_async.shaper.planner import Planner
-from darts_async.shaper.state import Incoming, Phase, ShaperState
-from darts_async.shaper.training import LEARNER
+from darts_async.shaper.recovery import take_up
+from darts_async.shaper.standing import (
+    Abandoned,
+    AnyInput,
+    CameUp,
+    Confirmed,
+    Heard,
+    Restarted,
+    Standing,
+    Stopped,
+    Ticked,
+    WentDown,
+)
+from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
 from darts_async.shaper.workload import Forget, Output, Send
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
 LEDGER_FILE = "ledger.msgpack"
-LEARNT_FILE = "learnt.json"
-"""What was learnt about the prompts, and where the split of the budget stands."""
+JOURNAL_FILE = "shaper.journal"
 STOP_WITHIN_S = 4.0
 """How long engines have to acknowledge what a stop cancels."""
 _LINK_OF_ROLE = {"generator": "generators", "reward": "rewards", "learner": "learner", "launcher": "launcher"}
@@ -36,55 +50,74 @@ class ShaperActor:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        sets = load_prompts(runtime.config)
-        self._source = ShuffledPrompts(sets.train, seed=runtime.config.seed)
-        self._learnt_path = runtime.run_dir / LEARNT_FILE
-        learnt, stop_token_ids = load_learnt(self._learnt_path), stop_tokens_of(runtime.config)
-        self._state = ShaperState(runtime.config, self._source, sets.held_out, learnt, stop_token_ids)
-        self._ledger = LedgerWriter(runtime.run_dir / LEDGER_FILE)
+        config, path = runtime.config, runtime.run_dir / JOURNAL_FILE
+        self._journal, self._ledger = Journal(path), LedgerWriter(runtime.run_dir / LEDGER_FILE)
+        sets = load_prompts(config)
+        stop_token_ids = stop_tokens_of(config)
+
+        def make_state(snapshot: Snapshot | None) -> ShaperState:
+            source = ShuffledPrompts(sets.train, seed=config.seed)
+            return ShaperState(config, source, sets.held_out, stop_token_ids, snapshot)
+
+        self._inputs: list[AnyInput] = []
+        self._outputs: list[Output] = []
+        if path.exists():
+            self._standing, num_bytes = take_up(path, self._ledger, make_state)
+            self._journal.resume(num_bytes)
+            self._outputs += self._standing.reports
+            log.info("taken_up", journal_bytes=num_bytes, phase=self._state.phase.name)
+        else:
+            self._standing = Standing(make_state(None))
+            self._standing.now_s = time.monotonic()
+            self._journal.begin(self._standing.to_head(self._ledger.num_bytes))
+        # The time of the state stands still while there is no shaper, and does not run backwards when a machine starts.
+        self._ahead_s = self._standing.now_s - time.monotonic()
+        runtime.heard = self._standing.heard
+        self._take(Restarted(self._now_s()))
         self._stop_at_s: float | None = None
-        self._leaving = False
+        self._leaving = self._terminated = False
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Nothing takes long."""
 
     def handle(self, event: Event) -> None:
-        """One event, completely: decide, record, send."""
-        now_s = time.monotonic()
-        with self._runtime.clock.busy("decide"):
-            match event:
-                case Received(peer=peer, message=message):
-                    if isinstance(message, SampleRejected):
-                        log.error("sample_rejected", sample_id=message.sample_id, error=message.error)
-                    outputs = self._state.handle(peer, cast(Incoming, message), now_s)
-                case PeerUp(peer=peer, incarnation=incarnation):
-                    outputs = self._state.peer_up(peer, incarnation, now_s)
-                case PeerDown(peer=peer, reason=reason):
-                    log.warning("peer_lost", peer=peer, reason=reason)
-                    outputs = self._state.peer_lost(peer, now_s)
-            self._carry_out(outputs)
-        if isinstance(event, Received) and isinstance(event.message, GroupsCommitted):
-            self._add_to_checkpoint(event.message.step + 1)
+        """One event: decide."""
+        now_s = self._now_s()
+        match event:
+            case Received(peer=peer, incarnation=incarnation, message=message, seq=seq):
+                if isinstance(message, SampleRejected):
+                    log.error("sample_rejected", sample_id=message.sample_id, error=message.error)
+                self._take(Heard(now_s, peer, incarnation, seq, cast(Incoming, message)))
+            case PeerUp(peer=peer, incarnation=incarnation):
+                self._take(CameUp(now_s, peer, incarnation))
+            case PeerDown(peer=peer, reason=reason):
+                log.warning("peer_lost", peer=peer, reason=reason)
+                self._take(WentDown(now_s, peer))
 
     def tick(self, now_s: float) -> None:
-        """Let the state see that time has passed; give up on a stop that takes too long."""
-        self._carry_out(self._state.tick(now_s))
+        """Let the state see that time has passed; give up on a stop that takes too long. Then record and send."""
+        self._take(Ticked(self._now_s()))
         if self._stop_at_s is not None and now_s > self._stop_at_s:
             self._stop_at_s = None
-            self._carry_out(self._state.abandon(now_s))
+            self._take(Abandoned(self._now_s()))
+        with self._runtime.clock.busy("record"):
+            self._settle()
 
     def shutdown(self, message: Shutdown) -> None:
-        """Early: cancel what runs, report once the engines have acknowledged, and leave. At the end: leave."""
+        """By a signal: leave as one who comes back. Early: cancel what runs, report once the engines have acknowledged,
+        and leave. At the end: leave."""
+        if message is TERMINATED:
+            self._terminated = True
+            return
         self._leaving = True
         if self._state.phase is not Phase.FINISHED and self._stop_at_s is None:
-            now_s = time.monotonic()
-            self._stop_at_s = now_s + STOP_WITHIN_S
-            self._carry_out(self._state.stop(message.reason, now_s))
+            self._stop_at_s = time.monotonic() + STOP_WITHIN_S
+            self._take(Stopped(self._now_s(), message.reason))
 
     @property
     def done(self) -> bool:
-        """Everything is accounted for and the launcher has said so."""
-        return self._leaving and self._state.phase is Phase.FINISHED
+        """Everything is accounted for and the launcher has said so, or another is to take this one's place."""
+        return self._terminated or (self._leaving and self._state.phase is Phase.FINISHED)
 
     def gauges(self) -> Gauges:
         """For the status."""
@@ -97,24 +130,46 @@ class ShaperActor:
         )
 
     async def close(self) -> None:
-        """Flush the ledger; save what was learnt about the prompts."""
+        """Close the files."""
+        self._journal.close()
         self._ledger.close()
-        save_learnt(self._learnt_path, self._state.planner)
 
-    def _add_to_checkpoint(self, policy_version: int) -> None:
-        """Where a checkpoint is written, it holds what is known here at that step. The cursor runs ahead of training:
-        the prompts under way were drawn, and are not trained yet."""
-        if self._runtime.config.learner.is_saved(policy_version):
-            under_way = self._state.prompts_under_way(policy_version)
-            known = {"cursor": self._source.cursor, "under_way": sorted(under_way), **self._state.planner.to_state()}
-            self._runtime.send("learner", LEARNER, ShaperSnapshot(policy_version, msgspec.json.encode(known)))
+    @property
+    def _state(self) -> ShaperState:
+        return self._standing.state
 
-    def _carry_out(self, outputs: list[Output]) -> None:
-        records = [output for output in outputs if not isinstance(output, Send | Forget)]
-        if records:  # before anything leaves: what others act on is on record
-            self._runtime.faults.reach("shaper.before_record")
+    def _now_s(self) -> float:
+        return time.monotonic() + self._ahead_s
+
+    def _take(self, given: AnyInput) -> None:
+        """Decide what follows from an input; `_settle` does it."""
+        with self._runtime.clock.busy("decide"):
+            self._outputs += self._standing.take(given)
+        self._inputs.append(given)
+
+    def _settle(self) -> None:
+        """Record what was taken, then do what follows."""
+        faults = self._runtime.faults
+        records = [output for output in self._outputs if not isinstance(output, Send | Forget)]
+        if records:
+            faults.reach("shaper.before_record")
+        self._journal.append(self._inputs)
+        if records:
+            faults.reach("shaper.before_ledger")
             self._ledger.append(records)
-            self._runtime.faults.reach("shaper.before_send")
+            faults.reach("shaper.before_send")
+        self._inputs = []
+        self._carry_out()
+        if self._journal.is_due:
+            self._journal.prepare(self._standing.to_head(self._ledger.num_bytes))
+            faults.reach("shaper.before_new_journal")
+            self._journal.replace()
+        for peer in {report.peer for report in self._standing.reports}:
+            if not self._runtime.links[_link_to(peer)].num_unacknowledged(peer):
+                self._take(Confirmed(self._now_s(), peer))
+
+    def _carry_out(self) -> None:
+        outputs, self._outputs = self._outputs, []
         for output in outputs:
             match output:
                 case Send(peer, message):
@@ -125,20 +180,6 @@ class ShaperActor:
                     log.warning("group_dropped", group_id=group_id, reason=reason)
                 case VersionSeen(policy_version=version):
                     log.info("version_published", policy_version=version)
-                    if version % self._runtime.config.learner.checkpoint_every == 0:
-                        save_learnt(self._learnt_path, self._state.planner)
-
-
-def load_learnt(path: Path) -> dict[str, Any] | None:
-    """What an earlier process of the run has saved, if there was one."""
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.exists() else None
-
-
-def save_learnt(path: Path, planner: Planner) -> None:
-    """Replace the file at once."""
-    staging = path.with_suffix(".new")
-    staging.write_bytes(msgspec.json.encode(planner.to_state()))
-    staging.replace(path)
 
 
 def stop_tokens_of(config: RunConfig) -> frozenset[int]:

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from darts_async.prompts.source import Prompt, PromptSource
 
 
@@ -21,6 +23,14 @@ class Launch:
     """An earlier group of the prompt was cut or dropped."""
     as_spare: bool = False
     """It is opened outside the staleness window."""
+
+
+class QueueState(Struct, frozen=True):
+    """What a `PromptQueue` knows, and where its source stands."""
+
+    source_cursor: int
+    drawn: list[Launch]
+    again: list[Launch]
 
 
 class PromptQueue:
@@ -54,3 +64,13 @@ class PromptQueue:
     def ask_again(self, prompt: Prompt, num_samples: int) -> None:
         """The prompt's group came to nothing."""
         self._again.append(Launch(prompt, num_samples, asked_again=True))
+
+    def to_state(self) -> QueueState:
+        """For `restore`."""
+        return QueueState(self._source.cursor, list(self._drawn), list(self._again))
+
+    def restore(self, state: QueueState) -> None:
+        """Go on where `to_state` was taken."""
+        self._source.seek(state.source_cursor)
+        self._drawn.extend(state.drawn)
+        self._again.extend(state.again)

@@ -7,6 +7,8 @@ sample sent to it is decoded under at least the version it has now.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 
 @dataclass(slots=True)
 class GeneratorSeat:
@@ -23,6 +25,14 @@ class GeneratorSeat:
     def room(self) -> int:
         """Samples that still fit."""
         return self.capacity - len(self.sample_ids)
+
+
+class GeneratorsState(Struct, frozen=True):
+    """What a `GeneratorPool` knows."""
+
+    seats: dict[str, GeneratorSeat]
+    published_version: int
+    newest_version: int
 
 
 class GeneratorPool:
@@ -109,6 +119,16 @@ class GeneratorPool:
         """All generators that are up."""
         return iter(self._seats.items())
 
+    def to_state(self) -> GeneratorsState:
+        """For `restore`."""
+        return GeneratorsState(self._seats, self._published_version, self._newest_version)
+
+    def restore(self, state: GeneratorsState) -> None:
+        """Go on where `to_state` was taken."""
+        self._seats, self._published_version = state.seats, state.published_version
+        self._newest_version = state.newest_version
+        self._route()
+
     def _route(self) -> None:
         oldest = max(self._published_version, 0)
         names = sorted(name for name, seat in self._seats.items() if seat.policy_version >= oldest)
@@ -149,3 +169,11 @@ class RewardPool:
         known = sample_id in items
         items.discard(sample_id)
         return known
+
+    def to_state(self) -> dict[str, set[int]]:
+        """For `restore`: the items of each process."""
+        return self._items
+
+    def restore(self, state: dict[str, set[int]]) -> None:
+        """Go on where `to_state` was taken."""
+        self._items = state

@@ -23,7 +23,16 @@ mode: B groups per version, no more.
 
 from collections import Counter
 
+from msgspec import Struct
+
 from darts_async.errors import StalenessError
+
+
+class WindowState(Struct, frozen=True):
+    """What a `StalenessWindow` knows."""
+
+    num_shipped: int
+    floors: dict[int, int]
 
 
 class StalenessWindow:
@@ -98,6 +107,16 @@ class StalenessWindow:
     def drop(self, group_id: int) -> None:
         """Close a group that will not be trained."""
         self._close(group_id)
+
+    def to_state(self) -> WindowState:
+        """For `restore`."""
+        return WindowState(self._num_shipped, self._floors)
+
+    def restore(self, state: WindowState) -> None:
+        """Go on where `to_state` was taken."""
+        self._num_shipped = state.num_shipped
+        for group_id, floor in state.floors.items():
+            self._open(group_id, floor)
 
     def validate(self) -> None:
         """Invariants: the counts agree and (H) holds."""

@@ -14,6 +14,9 @@ its last step is in a checkpoint.
 from enum import Enum, auto
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
 from darts_async.config import RunConfig
 from darts_async.prompts.source import Prompt, PromptSource
 from darts_async.protocol import (
@@ -33,18 +36,20 @@ from darts_async.protocol import (
     SampleRejected,
     SampleScored,
     ScoreFailed,
+    ShaperSnapshot,
     StepCompleted,
     TokensDecoded,
     VersionPublished,
     VersionSaved,
     WeightsApplied,
 )
-from darts_async.shaper.evaluation import Evaluation
+from darts_async.shaper.evaluation import Evaluation, EvaluationState
 from darts_async.shaper.group import Group, Purpose, Sample, Stage
 from darts_async.shaper.ledger import GroupOpened, VersionSeen
+from darts_async.shaper.pace import PaceState
 from darts_async.shaper.planner import Planner
-from darts_async.shaper.training import LEARNER, Training
-from darts_async.shaper.workload import Forget, Output, Send, Workload
+from darts_async.shaper.training import LEARNER, Training, TrainingState
+from darts_async.shaper.workload import Forget, Output, Send, Workload, WorkloadState
 
 LAUNCHER = "launcher"
 
@@ -63,6 +68,21 @@ class Phase(Enum):
     FINISHED = auto()
 
 
+class Snapshot(Struct, frozen=True):
+    """All that a `ShaperState` knows between two events, beside what it is made with. To be encoded at once: it shares
+    its parts with the state."""
+
+    phase: Phase
+    stop_reason: str
+    learnt: dict[str, Any]
+    pace: PaceState | None
+    work: WorkloadState
+    training: TrainingState
+    evaluation: EvaluationState
+    incarnations: dict[str, int]
+    greetings: dict[str, int]
+
+
 class ShaperState:
     """All that the shaper knows and decides."""
 
@@ -71,16 +91,20 @@ class ShaperState:
         config: RunConfig,
         prompts: PromptSource,
         held_out: tuple[Prompt, ...],
-        learnt: dict[str, Any] | None = None,
         stop_token_ids: frozenset[int] = frozenset(),
+        snapshot: Snapshot | None = None,
     ) -> None:
         """
         Args:
-            learnt: what `Planner.to_state` gave in an earlier process of the run.
+            config: of the run.
+            prompts: to train on.
+            held_out: to evaluate on.
             stop_token_ids: the tokens that end a response, where the engine's model names any.
+            snapshot: what `to_state` gave of a state that was made with the same of all these: this one behaves from
+                here on as that one does.
         """
         self._config = config
-        self.planner = Planner(config, learnt)
+        self.planner = Planner(config, snapshot.learnt if snapshot is not None else None)
         self.phase = Phase.STARTING
         self.work = Workload(config, stop_token_ids)
         self._training = Training(config, prompts, self.work, self.planner)
@@ -88,11 +112,31 @@ class ShaperState:
         self._greetings: dict[str, int] = {}
         self._evaluation = Evaluation(config.evaluation, self.work, held_out)
         self._stop_reason = "finished"
+        if snapshot is not None:
+            self._restore(snapshot)
 
-    def prompts_under_way(self, policy_version: int) -> set[int]:
-        """Training prompts that were drawn, and are in no gradient of this version."""
-        opened = {g.prompt.prompt_id for g in self.work.groups.values() if g.purpose == "train"}
-        return opened | self._training.taken.prompts_since(policy_version)
+    def to_state(self) -> Snapshot:
+        """For another one that is to go on from here."""
+        return Snapshot(
+            phase=self.phase,
+            stop_reason=self._stop_reason,
+            learnt=self.planner.to_state(),
+            pace=self.planner.pace.to_state() if self.planner.pace is not None else None,
+            work=self.work.to_state(),
+            training=self._training.to_state(),
+            evaluation=self._evaluation.to_state(),
+            incarnations=self._incarnations,
+            greetings=self._greetings,
+        )
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        self.phase, self._stop_reason = snapshot.phase, snapshot.stop_reason
+        if self.planner.pace is not None and snapshot.pace is not None:
+            self.planner.pace.restore(snapshot.pace)
+        self.work.restore(snapshot.work)
+        self._training.restore(snapshot.training)
+        self._evaluation.restore(snapshot.evaluation)
+        self._incarnations, self._greetings = snapshot.incarnations, snapshot.greetings
 
     # --- events ----------------------------------------------------------------------------------------------
 
@@ -142,6 +186,13 @@ class ShaperState:
     def peer_lost(self, peer: str, now_s: float) -> list[Output]:
         """A peer is gone or has been silent for too long."""
         self._lose(peer)
+        return self._advance(now_s)
+
+    def restarted(self, now_s: float) -> list[Output]:
+        """The process of this state has died and come back: it knows of nobody whether they are up. Each is greeted
+        when it is heard of, and goes on behind what had been streamed."""
+        for peer in sorted(self._incarnations):
+            self._lose(peer)
         return self._advance(now_s)
 
     def tick(self, now_s: float) -> list[Output]:
@@ -280,11 +331,27 @@ class ShaperState:
             self._training.learner_ready(message.policy_version)
 
     def _groups_committed(self, message: GroupsCommitted, now_s: float) -> None:
+        before = self._training.taken.position
         metrics = self._training.committed(message, now_s)
+        if self._training.taken.position > before:
+            self._add_to_checkpoint(message.step + 1)
         if metrics is not None:
             metrics |= self.planner.metrics()
             metrics |= {f"tokens/{fate}": float(n) for fate, n in self.work.totals.tokens_by_fate.items()}
             self._record(Send(LAUNCHER, StepCompleted(message.step, metrics)))
+
+    def _add_to_checkpoint(self, policy_version: int) -> None:
+        """Where a checkpoint is written, it holds what is known here at that step. The cursor runs ahead of training:
+        the prompts under way were drawn, and are not trained yet."""
+        if self._config.learner.is_saved(policy_version):
+            under_way = self._prompts_under_way(policy_version)
+            known = {"cursor": self._training.cursor, "under_way": sorted(under_way), **self.planner.to_state()}
+            self._record(Send(LEARNER, ShaperSnapshot(policy_version, msgspec.json.encode(known))))
+
+    def _prompts_under_way(self, policy_version: int) -> set[int]:
+        """Training prompts that were drawn, and are in no gradient of this version."""
+        opened = {g.prompt.prompt_id for g in self.work.groups.values() if g.purpose == "train"}
+        return opened | self._training.taken.prompts_since(policy_version)
 
     # --- decisions on one group ------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ next is begun, so at most `2 * checkpoint_every` steps are kept.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from darts_async.errors import DataError
 from darts_async.protocol import TrainGroup
@@ -22,12 +23,21 @@ REPLAYED_AHEAD = 2
 """Steps that a learner which catches up is sent before it has taken them."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TakenGroup:
+class TakenGroup(Struct, frozen=True, eq=False):
     """A group in the gradient of a step."""
 
     prompt_id: int
     message: TrainGroup
+
+
+class TakenState(Struct, frozen=True):
+    """What `TakenSteps` knows between two events."""
+
+    groups: dict[int, list[TakenGroup]]
+    num_sent: int
+    durable: int
+    position: int
+    num_steps: int
 
 
 class TakenSteps:
@@ -39,6 +49,15 @@ class TakenSteps:
         self.durable = 0
         self.position = 0
         self.num_steps = 0
+
+    def to_state(self) -> TakenState:
+        """For `restore`."""
+        return TakenState(self._groups, self._num_sent, self.durable, self.position, self.num_steps)
+
+    def restore(self, state: TakenState) -> None:
+        """Go on where `to_state` was taken."""
+        self._groups, self._num_sent = state.groups, state.num_sent
+        self.durable, self.position, self.num_steps = state.durable, state.position, state.num_steps
 
     @property
     def is_behind(self) -> bool:

@@ -12,18 +12,19 @@ from dataclasses import replace
 from heapq import heappop, heappush
 
 import numpy as np
+from msgspec import Struct
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.prompts.source import PromptSource
 from darts_async.protocol import CatchUp, GroupsCommitted
-from darts_async.shaper.accounting import StepStatistics
+from darts_async.shaper.accounting import StatisticsState, StepStatistics
 from darts_async.shaper.group import Fate, Group, Stage, train_group
 from darts_async.shaper.ledger import GroupDropped, GroupShipped, LearnerRewound, StepCommitted
 from darts_async.shaper.planner import Planner
-from darts_async.shaper.queue import Launch, PromptQueue
-from darts_async.shaper.staleness import StalenessWindow
-from darts_async.shaper.taken import TakenGroup, TakenSteps
+from darts_async.shaper.queue import Launch, PromptQueue, QueueState
+from darts_async.shaper.staleness import StalenessWindow, WindowState
+from darts_async.shaper.taken import TakenGroup, TakenState, TakenSteps
 from darts_async.shaper.workload import Send, Workload
 
 LEARNER = "learner/0"
@@ -31,6 +32,23 @@ MAX_RETRIES_PER_PROMPT = 3
 """A prompt whose groups came to nothing this often is left until the source brings it again."""
 MAX_DROPPED_IN_A_ROW = 200
 """Without a complete group in between: the run cannot go on."""
+
+
+class TrainingState(Struct, frozen=True):
+    """What `Training` knows between two events; groups by id."""
+
+    window: WindowState
+    complete: list[int]
+    most_urgent: list[tuple[int, int]]
+    shipped: list[int]
+    spares: list[int]
+    queue: QueueState
+    retries: dict[int, int]
+    num_dropped_in_a_row: int
+    learner_fed_s: float
+    statistics: StatisticsState
+    learner_up: bool
+    taken: TakenState
 
 
 class Training:
@@ -322,6 +340,39 @@ class Training:
 
     def _urgency(self, group: Group) -> tuple[int, int]:
         return self._window.deadline(group.group_id), group.group_id
+
+    def to_state(self) -> TrainingState:
+        """For `restore`."""
+        return TrainingState(
+            self._window.to_state(),
+            list(self._complete),
+            self._most_urgent,
+            list(self._shipped),
+            list(self._spares),
+            self._queue.to_state(),
+            self._retries,
+            self._num_dropped_in_a_row,
+            self._learner_fed_s,
+            self._statistics.to_state(),
+            self.learner_up,
+            self.taken.to_state(),
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on where `to_state` was taken, the workload before."""
+        groups = self._work.groups
+        self._window.restore(state.window)
+        self._complete = {group_id: groups[group_id] for group_id in state.complete}
+        self._most_urgent = state.most_urgent
+        self._shipped = {group_id: groups[group_id] for group_id in state.shipped}
+        self._spares = {group_id: groups[group_id] for group_id in state.spares}
+        self._queue.restore(state.queue)
+        self._retries.update(state.retries)
+        self._num_dropped_in_a_row = state.num_dropped_in_a_row
+        self._learner_fed_s = state.learner_fed_s
+        self._statistics.restore(state.statistics)
+        self.learner_up = state.learner_up
+        self.taken.restore(state.taken)
 
     def validate(self) -> None:
         """Every group is where it says, and everyone who is waited for meets its deadline."""

@@ -7,6 +7,8 @@ The half of the shaper's state that knows generators and reward processes; what 
 from collections import deque
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from darts_async.config import RunConfig
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import (
@@ -22,10 +24,10 @@ from darts_async.protocol import (
     group_id_of,
     sample_id_of,
 )
-from darts_async.shaper.accounting import Totals
-from darts_async.shaper.group import Fate, Group, Purpose, Sample, Stage
+from darts_async.shaper.accounting import Totals, TotalsState
+from darts_async.shaper.group import Fate, Group, GroupState, Purpose, Sample, Stage, group_of_state, group_state
 from darts_async.shaper.ledger import AnyRecord, SampleEnded
-from darts_async.shaper.routing import GeneratorPool, RewardPool
+from darts_async.shaper.routing import GeneratorPool, GeneratorsState, RewardPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,18 @@ Output = Send | Forget | AnyRecord
 def sample_seed(run_seed: int, sample_id: int) -> int:
     """Seed of a sample's draws: the same wherever and whenever it is decoded. 63 bits."""
     return (run_seed * 0x9E3779B97F4A7C15 + sample_id * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % (1 << 63)
+
+
+class WorkloadState(Struct, frozen=True):
+    """What a `Workload` knows between two events."""
+
+    groups: list[GroupState]
+    totals: TotalsState
+    generators: GeneratorsState
+    rewards: dict[str, set[int]]
+    next_group_id: int
+    waiting: list[int]
+    unjudged: list[int]
 
 
 class Workload:
@@ -225,6 +239,31 @@ class Workload:
     def group_of(self, sample: Sample) -> Group:
         """The group of a sample that has not ended."""
         return self.groups[group_id_of(sample.sample_id)]
+
+    def to_state(self) -> WorkloadState:
+        """For `restore`."""
+        assert not self.out, "between two events nothing is left to be sent"
+        return WorkloadState(
+            [group_state(group) for group in self.groups.values()],
+            self.totals.to_state(),
+            self.generators.to_state(),
+            self.rewards.to_state(),
+            self._next_group_id,
+            # What has been cancelled since it came into a queue is passed over there: here it is left out.
+            [sample.sample_id for sample in self._waiting if sample.stage is Stage.WAITING],
+            [sample.sample_id for sample in self._unjudged if sample.stage is Stage.FINISHED],
+        )
+
+    def restore(self, state: WorkloadState) -> None:
+        """Go on where `to_state` was taken."""
+        self.groups = {group.group_id: group_of_state(group) for group in state.groups}
+        self._samples = {sample.sample_id: sample for group in self.groups.values() for sample in group.samples}
+        self.totals.restore(state.totals)
+        self.generators.restore(state.generators)
+        self.rewards.restore(state.rewards)
+        self._next_group_id = state.next_group_id
+        self._waiting.extend(self._samples[sample_id] for sample_id in state.waiting)
+        self._unjudged.extend(self._samples[sample_id] for sample_id in state.unjudged)
 
     def validate(self) -> None:
         """Places are held by whom they say; every token received is in a live sample or has a fate."""

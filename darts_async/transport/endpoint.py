@@ -10,6 +10,7 @@ from darts_async.config import TransportConfig
 from darts_async.errors import TransportError
 from darts_async.transport.authentication import Authenticator
 from darts_async.transport.codec import MessageCodec
+from darts_async.transport.inbox import NOTHING_HEARD
 from darts_async.transport.keys import RunKeys
 from darts_async.transport.link import Link
 from darts_async.transport.mailbox import Mailbox
@@ -43,20 +44,39 @@ class Endpoint:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._authenticator = Authenticator(self._context, self._loop)
 
-    def bind_link(self, *, name: str, address: str, receives: Any, sends: Any, allowed: Mapping[str, str]) -> Link:
+    def bind_link(
+        self,
+        *,
+        name: str,
+        address: str,
+        receives: Any,
+        sends: Any,
+        allowed: Mapping[str, str],
+        heard: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Link:
         """Wait at `address` for the peers in `allowed`, `{peer name: public key}`.
 
-        `receives` and `sends` are message classes or unions. Raises `TransportError` if the address is taken.
+        Args:
+            name: of the link.
+            address: where to bind.
+            receives: a message class or a union.
+            sends: the same.
+            allowed: the peers that may connect.
+            heard: where an earlier incarnation of this process has kept what it was sent, {peer: (incarnation, first
+                message of it that was not kept)}: what comes before is not delivered again, acknowledged or not.
+
+        Raises:
+            TransportError: the address is taken.
         """
         self._authenticator.allow(name, allowed)
         wire = open_router(self._context, address, self._keys, name, self._config)
-        return self._open(name, wire, allowed, receives, sends)
+        return self._open(name, wire, allowed, receives, sends, heard or {})
 
     def connect_link(self, *, name: str, address: str, peer: str, peer_key: str, receives: Any, sends: Any) -> Link:
         """Connect, now and whenever the connection is lost, to `peer`, which listens at `address` and holds the
         secret of `peer_key`."""
         wire = open_dealer(self._context, address, self._keys, peer_key, self._config)
-        return self._open(name, wire, [peer], receives, sends)
+        return self._open(name, wire, [peer], receives, sends, {})
 
     async def close(self) -> None:
         """Close all links (see `Link.close`) and free the context. Returns in `2 * linger_s` at the latest.
@@ -70,9 +90,20 @@ class Endpoint:
         self._authenticator.close()
         await asyncio.to_thread(self._context.term)
 
-    def _open(self, name: str, wire: Wire, peers: Iterable[str], receives: Any, sends: Any) -> Link:
+    def _open(
+        self,
+        name: str,
+        wire: Wire,
+        peers: Iterable[str],
+        receives: Any,
+        sends: Any,
+        heard: Mapping[str, tuple[int, int]],
+    ) -> Link:
         now_s = self._loop.time()
-        sessions = [Session(self.name, self.incarnation, peer, self._config, now_s) for peer in peers]
+        sessions = [
+            Session(self.name, self.incarnation, peer, self._config, now_s, heard.get(peer, NOTHING_HEARD))
+            for peer in peers
+        ]
         codec = MessageCodec(receives=receives, sends=sends, max_message_bytes=self._config.max_message_bytes)
         link = Link(name, wire, sessions, codec, self._config, self._mailbox)
         self._links.append(link)

@@ -18,6 +18,9 @@ from enum import Enum, auto
 NO_INCARNATION = -1
 """Stands for a peer that was never heard of; incarnations count from 0."""
 
+NOTHING_HEARD = NO_INCARNATION, 0
+"""Where a receiver without memory begins."""
+
 
 class Offer(Enum):
     """What becomes of a message that arrives."""
@@ -33,13 +36,13 @@ class Inbox:
 
     Args:
         window: messages that may be unhandled.
+        heard: the peer's incarnation, and the first message of it, that an earlier incarnation of us has not handled.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, heard: tuple[int, int] = NOTHING_HEARD) -> None:
         self._window = window
         self._unhandled: deque[tuple[int, int]] = deque()  # (incarnation, sequence number)
-        self.incarnation = NO_INCARNATION
-        self.expected = 0
+        self.incarnation, self.expected = heard
 
     @property
     def handled(self) -> int:

@@ -232,7 +232,8 @@ class Link:
             session.refuse_last()
             self._refusals.add(self._loop.time(), link=self.name, peer=session.peer, error=str(error))
             return
-        self._mailbox.deliver(Received(self.name, session.peer, event.incarnation, message), self, event.seq)
+        received = Received(self.name, session.peer, event.incarnation, message, event.seq)
+        self._mailbox.deliver(received, self, event.seq)
 
     def _flush(self, peer: _Peer) -> None:
         """Transmit what a session has to send, as far as the socket takes it."""

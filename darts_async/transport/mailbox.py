@@ -37,6 +37,7 @@ class Received(_LinkEvent, frozen=True):
     """A message, in order and once for each pair of incarnations."""
 
     message: Message
+    seq: int = 0  # of the messages of that incarnation of the peer
 
 
 Event = PeerUp | PeerDown | Received

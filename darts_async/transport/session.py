@@ -13,7 +13,8 @@ may be one that a predecessor has acknowledged since.
 gets every message that the old one has not acknowledged; acknowledgements come from the consumer, after
 handling. So a message is handled at least once, and only one that was under way when the receiver died more
 than once. Its envelope names the first unacknowledged number, which is where a receiver without memory begins:
-everything below was acknowledged by an incarnation before it (or was forgotten on purpose).
+everything below was acknowledged by an incarnation before it (or was forgotten on purpose). A receiver that has kept
+what it handled begins behind that (`heard`), and so handles every message exactly once.
 
 *Repair* is go-back-N: by timer, when a gap shows, and when the peer is back.
 
@@ -27,7 +28,7 @@ from msgspec import Meta, Struct
 from darts_async.config import TransportConfig
 from darts_async.errors import ProtocolError
 from darts_async.transport.codec import Payload
-from darts_async.transport.inbox import NO_INCARNATION, Inbox, Offer
+from darts_async.transport.inbox import NO_INCARNATION, NOTHING_HEARD, Inbox, Offer
 from darts_async.transport.outbox import Outbox
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
@@ -74,14 +75,22 @@ SessionEvent = Up | Down | Delivered
 class Session:
     """Both directions between `(name, incarnation)` and one peer. Times are of one monotonic clock, in seconds."""
 
-    def __init__(self, name: str, incarnation: int, peer: str, config: TransportConfig, now_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        incarnation: int,
+        peer: str,
+        config: TransportConfig,
+        now_s: float,
+        heard: tuple[int, int] = NOTHING_HEARD,
+    ) -> None:
         self.name = name
         self.incarnation = incarnation
         self.peer = peer
         self.is_up = False
         self._ended_incarnation = NO_INCARNATION
         self.outbox = Outbox(peer, config.max_outbox)
-        self.inbox = Inbox(config.window)
+        self.inbox = Inbox(config.window, heard)
         self._config = config
         self._heard_s = self._ticked_s = now_s
         self._sent_s = float("-inf")

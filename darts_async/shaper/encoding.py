@@ -1,0 +1,33 @@
+"""Structs, dataclasses and arrays to bytes and back, for what the shaper keeps on the disk.
+
+MessagePack by msgspec; an array is its raw little-endian elements, of the type that the annotation names. Decoded
+arrays are read-only views, as those of messages that have just come in.
+"""
+
+from typing import Any, get_args
+
+import msgspec
+import numpy as np
+
+
+def encode(value: Any) -> bytes:
+    """The bytes of a struct. It is read at once: nothing of it is kept."""
+    return _encoder.encode(value)
+
+
+def decoder(kind: Any) -> "msgspec.msgpack.Decoder[Any]":
+    """Decodes what `encode` has made of a value of this type. Raises `msgspec.DecodeError`."""
+    return msgspec.msgpack.Decoder(kind, dec_hook=_attach)
+
+
+def _detach(value: object) -> bytes:
+    assert isinstance(value, np.ndarray), type(value)
+    return value.tobytes()
+
+
+def _attach(annotation: Any, data: bytes) -> np.ndarray[Any, Any]:
+    _shape, element = get_args(annotation)
+    return np.frombuffer(data, np.dtype(get_args(element)[0]))
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_detach)
