@@ -2,7 +2,7 @@
 
     python -m bench.faults [--kills 60] [--kills-per-run 10] [--engine scripted | embedded] [--seed 0] [--out FILE.md]
 
-Generators and reward processes are killed (SIGKILL) one at a time, at random times, while all of them serve; each run
+Generators, reward processes and the shaper are killed (SIGKILL) one at a time, at random, while all serve; each run
 goes to its last step and is then audited. `away` is the time from the kill until the process reports that it does its
 work again, the first back-off of 0.1 s, the start of Python and the catch-up with the weights included. A run that
 fails, or an audit that finds something, is a line in the table and exit code 1.
@@ -30,7 +30,7 @@ RESTART = {
     "silent_after_s": 20.0,
     "stalled_after_s": 30.0,
 }
-PROCESSES = ("generator/0", "generator/1", "reward/0", "reward/1")
+PROCESSES = ("generator/0", "generator/1", "reward/0", "reward/1", "shaper/0")
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "scripted": (
         "scripted.yaml",
@@ -87,7 +87,7 @@ def one_run(home: Path, engine: str, num_kills: int, seed: int, rng: random.Rand
     steps = STEPS_PER_KILL[engine] * num_kills
     sections = sections | {
         "seed": seed,
-        "roles": {"generator": role, "reward": role},
+        "roles": {"generator": role, "reward": role, "shaper": {"restart": RESTART}},
         "learner": sections.get("learner", {}) | {"steps": steps, "checkpoint_every": 1000},
         "telemetry": {"status_every_s": 0.05},
     }

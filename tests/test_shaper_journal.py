@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.prompts.source import ShuffledPrompts
-from darts_async.protocol import EvaluationCompleted, RunFinished, ShaperSnapshot, StepCompleted
+from darts_async.protocol import EvaluationCompleted, GroupsCommitted, RunFinished, ShaperSnapshot, StepCompleted
 from darts_async.shaper.journal import MIN_BYTES, Journal, read_journal
 from darts_async.shaper.ledger import GroupOpened, LedgerWriter, VersionSeen, read_ledger
 from darts_async.shaper.recovery import take_up
@@ -132,7 +132,7 @@ def read_journal_bytes_before_last(path: Path) -> int:
 
 
 class MortalWorld(World):
-    """A world whose shaper may die at any message. `deaths`: where, at how manieth message."""
+    """A world whose shaper may die at any message. `deaths`: where, at how manieth message; 0 means at each commit."""
 
     def __init__(self, config: RunConfig, directory: Path, deaths: dict[int, str], rng: random.Random) -> None:
         self._directory, self._deaths, self._rng = directory, deaths, rng
@@ -146,7 +146,7 @@ class MortalWorld(World):
         self.now_s += 0.01
         if self._depth == 0:
             self._num_fed += 1
-            self.state.death = self._deaths.get(self._num_fed)
+            self.state.death = self._deaths.get(0 if isinstance(message, GroupsCommitted) else self._num_fed)
         number = self.state.next_number(peer)
         try:
             outputs = self.state.handle(peer, message, self.now_s)
@@ -200,7 +200,7 @@ def check(world: MortalWorld) -> None:
 @given(
     seed=st.integers(0, 2**32),
     rule=st.sampled_from(sorted(RULES)),
-    deaths=st.dictionaries(st.integers(1, 400), st.sampled_from(DEATHS), min_size=1, max_size=8),
+    deaths=st.dictionaries(st.integers(0, 400), st.sampled_from(DEATHS), min_size=1, max_size=8),
 )
 def test_nothing_is_lost_and_nothing_comes_twice_wherever_the_process_dies(
     seed: int, rule: str, deaths: dict[int, str]
@@ -213,9 +213,9 @@ def test_nothing_is_lost_and_nothing_comes_twice_wherever_the_process_dies(
 
 
 @pytest.mark.parametrize("death", DEATHS)
-def test_a_run_survives_a_death_at_every_fortieth_message(death: str, tmp_path: Path) -> None:
+def test_a_run_survives_a_death_at_every_commit_and_every_fortieth_message(death: str, tmp_path: Path) -> None:
     rng = random.Random(7)
-    world = MortalWorld(world_config(), tmp_path, dict.fromkeys(range(3, 20_000, 40), death), rng)
+    world = MortalWorld(world_config(), tmp_path, dict.fromkeys([0, *range(3, 20_000, 40)], death), rng)
     world.run(rng)
     check(world)
     assert world.num_deaths > 5

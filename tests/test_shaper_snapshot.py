@@ -24,6 +24,8 @@ DERIVED = {
     "_answers": "a cache of the staleness window",
     "_order": "of an epoch, drawn when it is needed",
     "_epoch": "goes with it",
+    "_lowest_version": "follows from the seats",
+    "_routable": "the same",
     "_waiting": "may hold samples that have been cancelled, which are passed over",
     "_unjudged": "the same",
 }
@@ -90,6 +92,32 @@ def assert_same(one: Any, other: Any, place: str, seen: set[int]) -> None:
                 assert_same(getattr(one, name), getattr(other, name), f"{place}.{name}", seen)
 
 
+OF_CONFIG = {
+    "_batch",
+    "_groups_per_step",
+    "_keep",
+    "_max_spares",
+    "_max_staleness",
+    "_memory",
+    "_most",
+    "_num_train_groups",
+    "_seed",
+}
+"""Numbers of parts that are the same for every state of a run."""
+
+
+def change_numbers(part: Any, seen: set[int]) -> None:
+    """Make every number that a part of the state holds a rare one."""
+    is_part = type(part).__module__.startswith(("darts_async.shaper", "darts_async.prompts"))
+    if not is_part or isinstance(part, Enum) or id(part) in seen:
+        return
+    seen.add(id(part))
+    for name, value in vars(part).items() if hasattr(part, "__dict__") else ():
+        if type(value) in (int, float) and name not in OF_CONFIG | DERIVED.keys():
+            setattr(part, name, value + 1000)
+        change_numbers(value, seen)
+
+
 def some_moves(world: World, rng: random.Random, count: int) -> None:
     for _ in range(count):
         if world.state.phase is Phase.FINISHED or not world.moves():
@@ -123,6 +151,16 @@ def test_a_restored_state_is_the_same_and_answers_the_same(
         world.die("generator/1")
     world.run(rng)
     check_accounts(world)
+
+
+def test_no_number_of_any_part_is_forgotten() -> None:
+    world = World(world_config(shaping=RULES["utility"] | {"overcommit": 1.5}))
+    some_moves(world, random.Random(2), 150)
+    assert world.state.phase is Phase.TRAINING
+    seen: set[int] = set()
+    change_numbers(world.state, seen)
+    assert len(seen) > 12, "the parts"
+    assert_same(world.state, copy_of(world, world.state), "state", set())
 
 
 def test_a_snapshot_holds_prompts_as_they_are() -> None:

@@ -1,8 +1,9 @@
 """The shaper process: the only IO of the shaper. Events go into `Standing`, its outputs go out.
 
 What happened goes to the journal and what was decided to the ledger, once per batch of events: before anybody hears of
-it, and before the events are acknowledged. A shaper that was killed goes on where the journal ends. Whatever it decided
-behind that nobody knows, and the events come again.
+it, and before the events are acknowledged. A shaper that was killed goes on where the journal ends: whatever it decided
+behind that nobody knows, and the events come again. The time of the state stands still while there is no shaper, so
+that no group is to blame for its absence, and does not run backwards when a machine starts anew.
 """
 
 import asyncio
@@ -70,7 +71,6 @@ class ShaperActor:
             self._standing = Standing(make_state(None))
             self._standing.now_s = time.monotonic()
             self._journal.begin(self._standing.to_head(self._ledger.num_bytes))
-        # The time of the state stands still while there is no shaper, and does not run backwards when a machine starts.
         self._ahead_s = self._standing.now_s - time.monotonic()
         runtime.heard = self._standing.heard
         self._take(Restarted(self._now_s()))
