@@ -75,11 +75,10 @@ async def talk(arguments: argparse.Namespace, link: Link, mailbox: Mailbox) -> N
     role = arguments.name.partition("/")[0]
     steps = arguments.steps
     step = -1 if role == "shaper" else 0
-    stopping = False
     while True:
         tell = status(role, step, time.monotonic() - started_s)
         link.send(LAUNCHER, tell)
-        if role == "shaper" and step <= steps and not stopping and arguments.behaviour != "idle":
+        if role == "shaper" and step <= steps and arguments.behaviour != "idle":
             for message in shaper_messages(step, steps):
                 link.send(LAUNCHER, message)
         elif role == "learner" and step < steps and arguments.behaviour != "idle":
@@ -88,10 +87,8 @@ async def talk(arguments: argparse.Namespace, link: Link, mailbox: Mailbox) -> N
         step = min(step + 1, steps + 1)
         for event in await mailbox.receive(arguments.step_s or 0.05):
             if isinstance(event, Received) and isinstance(event.message, Shutdown):
-                if role == "shaper" and step <= steps and not stopping:  # accounts first, and leaves when told again
-                    stopping, step = True, steps + 1
+                if role == "shaper" and step <= steps:
                     link.send(LAUNCHER, RunFinished(event.message.reason, {}, {}, {}, 0))
-                    continue
                 for missing in range(step, steps) if role == "learner" and event.message.finished else ():
                     for message in learner_messages(missing):
                         link.send(LAUNCHER, message)
