@@ -225,10 +225,12 @@ async def test_restarted_hub_does_not_get_again_what_it_has_kept(keys: Keys) -> 
         address = a.link.address
         async with spoke(keys, address) as b:
             await b.until_event(PeerUp)
-            for sample_id in range(5):
+            for sample_id in range(3):
                 b.link.send(HUB, p.SampleFinished(sample_id, "stop", 1))
-            await a.until_received(5)
-            assert [event.seq for event in a.events if isinstance(event, Received)] == [0, 1, 2, 3, 4]
+            await a.until_received(3)  # and the last of them are not acknowledged
+            assert [event.seq for event in a.events if isinstance(event, Received)] == [0, 1, 2]
+            for sample_id in range(3, 5):
+                b.link.send(HUB, p.SampleFinished(sample_id, "stop", 1))
             a.die()
             async with hub(keys, incarnation=2, address=address, heard={SPOKE: (1, 3)}) as again:
                 assert ids(await again.until_received(2)) == [3, 4]
