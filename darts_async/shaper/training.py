@@ -66,6 +66,8 @@ class Training:
         self._most_urgent: list[tuple[int, int]] = []
         """A heap of (deadline, group id) of the complete groups: a deadline is fixed once the group is complete."""
         self._shipped: dict[int, Group] = {}
+        self._sent: dict[int, TakenGroup] = {}
+        """The shipped groups as the learner was sent them."""
         self._spares: dict[int, Group] = {}
         self._max_spares = round((config.shaping.overcommit - 1) * config.max_open_groups)
         self._queue = PromptQueue(prompts, planner.num_samples, planner.batch)
@@ -218,8 +220,7 @@ class Training:
         floor = max(self.num_steps, self._work.generators.newest_version)
         self._work.out.append(Send(LEARNER, CatchUp(floor)))
         self._replay()
-        for group in self._shipped.values():
-            self._work.out.append(Send(LEARNER, train_group(group)))
+        self._work.out += [Send(LEARNER, group.message) for group in self._sent.values()]
 
     def _replay(self) -> None:
         self._work.out += [Send(LEARNER, group) for group in self.taken.to_send()]
@@ -237,7 +238,7 @@ class Training:
         groups = [self._shipped.pop(g) for g in group_ids if g in self._shipped]
         if not groups:  # they were given up at the end of a stop
             return None
-        self.taken.took(step, [TakenGroup(group.prompt.prompt_id, train_group(group)) for group in groups])
+        self.taken.took(step, [self._sent.pop(group.group_id) for group in groups])
         self._work.out.append(StepCommitted(step, tuple(group_ids)))
         metrics = self._statistics.close(step, groups)
         for group in groups:
@@ -255,11 +256,13 @@ class Training:
         for group in list(self._work.groups.values()):
             if group.step is None or group.step == self._window.next_step:
                 self._shipped.pop(group.group_id, None)
+                self._sent.pop(group.group_id, None)
                 end_all(self._work, group, "filtered", reason, cancel_fate="cancelled")
 
     def abandon(self) -> None:
         """Nothing more will be committed."""
         self._shipped.clear()
+        self._sent.clear()
 
     # --- the window ------------------------------------------------------------------------------------------
 
@@ -271,7 +274,8 @@ class Training:
             group.step = self._window.ship(group.group_id)
             self._shipped[group.group_id] = group
             self._work.out.append(GroupShipped(group.group_id, group.step))
-            self._work.out.append(Send(LEARNER, train_group(group)))
+            self._sent[group.group_id] = taken = _as_sent(group)
+            self._work.out.append(Send(LEARNER, taken.message))
             self._learner_fed_s = now_s
 
     def _is_too_late(self, floor: int) -> bool:
@@ -365,6 +369,7 @@ class Training:
         self._complete = {group_id: groups[group_id] for group_id in state.complete}
         self._most_urgent = state.most_urgent
         self._shipped = {group_id: groups[group_id] for group_id in state.shipped}
+        self._sent = {group_id: _as_sent(group) for group_id, group in self._shipped.items()}
         self._spares = {group_id: groups[group_id] for group_id in state.spares}
         self._queue.restore(state.queue)
         self._retries.update(state.retries)
@@ -384,6 +389,7 @@ class Training:
         assert not self._spares.keys() & self._complete.keys()
         assert sorted(self._most_urgent) == sorted(map(self._urgency, self._complete.values()))
         assert self._window.num_open + len(self._shipped) <= self._config.max_open_groups
+        assert list(self._sent) == list(self._shipped)
         for group in self._work.groups.values():
             assert not (group.undecided and group.kept), group.group_id
         for group in [*self._complete.values(), *self._shipped.values()]:
@@ -391,6 +397,10 @@ class Training:
         for group in self._shipped.values():
             assert group.step is not None
             assert group.step - group.oldest_kept_version <= self._config.staleness.max_staleness, group.group_id
+
+
+def _as_sent(group: Group) -> TakenGroup:
+    return TakenGroup(group.prompt.prompt_id, train_group(group))
 
 
 def end_all(work: Workload, group: Group, fate: Fate, reason: str, *, cancel_fate: Fate) -> None:
