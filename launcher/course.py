@@ -180,7 +180,7 @@ class Course:
         self._silent_since_s.pop(name, None)
         if name not in self._stopping:
             self._liveness.heard(name, status, now_s)
-        if name not in self._restarts or status.state in NOT_SERVING:
+        if status.state in NOT_SERVING:
             return []
         self._restarts.served(name)
         since_s = self._away_since_s.pop(name, None)
@@ -281,8 +281,7 @@ class Course:
                 self._away_since_s.setdefault(ended.name, now_s)
                 return [Lost(ended, None), Notice(f"{reason}; the run goes on without it: {why}")]
             case EndRun(reason=why):
-                text = f"{reason}: {why}" if ended.name in self._restarts else reason
-                return self._cut_short(Outcome("failed", text, ended.name), now_s)
+                return self._cut_short(Outcome("failed", f"{reason}: {why}", ended.name), now_s)
 
     def _watch_progress(self, now_s: float) -> list[Action]:
         idle_s = now_s - self._progress_at_s

@@ -30,9 +30,6 @@ from darts_async.config import RestartConfig, RolesConfig
 from darts_async.errors import PERMANENT_EXIT_CODE
 from darts_async.topology import RunPlan
 
-RESTARTABLE_ROLES = ("generator", "reward", "shaper", "learner")
-"""What these had can be given to others, or to themselves again; the shaper goes on from its journal, and the learner
-from its checkpoint. The death of any other process ends the run."""
 _LEARNER = "learner"
 
 
@@ -88,14 +85,11 @@ class Restarts:
         }
         self._units = [
             _Unit(role, names, policies[role], set(names))
-            for role in RESTARTABLE_ROLES
+            for role in policies
             for names in ([plan.names(role)] if role == _LEARNER else [(name,) for name in plan.names(role)])
         ]
         self._unit_of = {name: unit for unit in self._units for name in unit.names}
         self._random = random.Random(seed)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._unit_of
 
     @property
     def policies(self) -> Mapping[str, RestartConfig]:
@@ -104,12 +98,11 @@ class Restarts:
 
     def incarnation(self, name: str) -> int:
         """Which start of the process is the present one, or was the last."""
-        return self._unit_of[name].incarnation if name in self._unit_of else 1
+        return self._unit_of[name].incarnation
 
     def is_unwanted(self, name: str) -> bool:
         """Whether a process that runs is to be ended, because another of its unit has ended."""
-        unit = self._unit_of.get(name)
-        return unit is not None and unit.start_at_s is not None
+        return self._unit_of[name].start_at_s is not None
 
     def has_served(self, name: str) -> bool:
         """Whether any incarnation of it has."""
@@ -127,9 +120,7 @@ class Restarts:
     def ended(self, name: str, code: int, now_s: float) -> Verdict:
         """A process has ended, or could not be started, while the run goes on. `code` is its exit code, or minus the
         number of the signal that ended it."""
-        unit = self._unit_of.get(name)
-        if unit is None:
-            return EndRun("the run cannot go on without it")
+        unit = self._unit_of[name]
         unit.alive.discard(name)
         if unit.by_hand:
             unit.by_hand = False

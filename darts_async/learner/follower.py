@@ -15,7 +15,7 @@ import structlog
 from torch import Tensor
 
 from darts_async.actor import Gauges, Runtime
-from darts_async.errors import ProcessDiedError
+from darts_async.errors import DeadlineError, ProcessDiedError
 from darts_async.learner import checkpoint
 from darts_async.learner.checkpoint import CHECKPOINTS_DIR
 from darts_async.learner.gather import send_rows
@@ -78,7 +78,12 @@ class FollowerActor:
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Load the model with the others, when rank 0 says so."""
-        prepare = await self._prepare
+        deadline_s = self._config.learner.rank_deadline_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                prepare = await self._prepare
+        except TimeoutError:
+            raise DeadlineError(f"{self._leader} (rank 0) did not begin within {deadline_s:g} s") from None
         assert self._ranks is not None
         model_dir = resolve_model_path(self._config.model.path)
         trainer = await self._in_thread(make_trainer, self._config, model_dir, self._ranks)

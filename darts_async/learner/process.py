@@ -31,7 +31,7 @@ from darts_async.learner import checkpoint
 from darts_async.learner.checkpoint import CHECKPOINTS_DIR
 from darts_async.learner.consumed import ConsumedGroups
 from darts_async.learner.follower import FollowerActor
-from darts_async.learner.intake import Intake
+from darts_async.learner.intake import WARN_AFTER_S, Intake
 from darts_async.learner.meter import StepMeter
 from darts_async.learner.model import DTYPES
 from darts_async.learner.nonfinite import stop_training
@@ -211,7 +211,7 @@ class LearnerActor:
     async def _train(self, tasks: asyncio.TaskGroup, trainer: Trainer) -> None:
         if self._runtime.incarnation == 1:
             await self._until_generators_joined()
-        await self._told_floor.wait()
+        await self._until_told_floor()
         await self._weights.acquire()
         await self._offer(tasks, trainer)
         while trainer.policy_version < self._config.steps:
@@ -238,6 +238,15 @@ class LearnerActor:
             await asyncio.to_thread(checkpoint.export, last, self._runtime.run_dir / MODEL_DIR)
         self._trained = True
         self._is_saved(self._config.steps)
+
+    async def _until_told_floor(self) -> None:
+        """The shaper may be away for as long as the launcher lets it."""
+        while not self._told_floor.is_set():
+            try:
+                async with asyncio.timeout(WARN_AFTER_S):
+                    await self._told_floor.wait()
+            except TimeoutError:
+                log.warning("no_word_of_the_shaper", waited_s=WARN_AFTER_S)
 
     async def _add_groups(self, trainer: Trainer) -> list[TrainGroup]:
         """Forward and backward of the groups of one step, as they arrive."""

@@ -265,7 +265,7 @@ def load_vllm_engine(
             thread, model_path, settings, dtype=dtype, num_slots=num_slots, max_context_tokens=max_context_tokens,
             seed=seed,
         )  # fmt: skip
-    except BaseException:
+    except BaseException:  # whatever ends the start, the thread ends too; it is raised again
         thread.shutdown(wait=False)
         raise
     return VllmEngine(started, thread, step_deadline_s=settings.step_deadline_s)
