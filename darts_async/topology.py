@@ -3,7 +3,7 @@
 A *link* is one socket bound by its hub; only its members may connect, and nobody else learns the address. A
 process finds in `plan.json`, by its own name, the links that it binds and those that it connects to, so
 addresses are decided in one place and never guessed. Names are `role/number` (`generator/0`); the launcher
-is `launcher`.
+is `launcher`, and on each node its hand there is `agent/NODE`.
 """
 
 from pathlib import Path
@@ -14,6 +14,9 @@ from darts_async.errors import ConfigError
 
 LAUNCHER = "launcher"
 """Name of the launcher on its link."""
+
+AGENTS_LINK = "agents"
+"""Name of the link between the launcher and the agents of the nodes."""
 
 PLAN_FILE = "plan.json"
 """The plan's file in the run directory."""
@@ -65,8 +68,13 @@ class RunPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(spec.name for spec in self.processes if spec.role == role)
 
     def endpoints(self) -> tuple[str, ...]:
-        """Every name that needs a key: the launcher and all processes."""
-        return (LAUNCHER, *(spec.name for spec in self.processes))
+        """Every name that needs a key: the launcher, its agents, and all processes."""
+        return (LAUNCHER, *map(agent_name, self.nodes), *(spec.name for spec in self.processes))
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes that have processes, in the order of these."""
+        return tuple(dict.fromkeys(spec.node for spec in self.processes))
 
 
 def encode_plan(plan: RunPlan) -> bytes:
@@ -89,6 +97,11 @@ def read_plan(run_dir: Path) -> RunPlan:
         return decode_plan(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{run_dir} is not a run directory: no {PLAN_FILE} ({error.strerror})") from error
+
+
+def agent_name(node: str) -> str:
+    """What the agent of a node is called."""
+    return f"agent/{node}"
 
 
 def file_stem(process_name: str) -> str:

@@ -1,19 +1,17 @@
-"""The launcher's end of the `launcher` link, as narrow as a run needs it: hear every process, tell one to leave.
-
-This is also the seam for several machines: an agent that relays for the processes of its node is another
-`Control`, and `run` does not change.
-"""
+"""The launcher's links, as narrow as a run needs them: hear every process and the agent of every node, tell one to
+leave, order something of a node."""
 
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from darts_async.config import TransportConfig
 from darts_async.protocol import LauncherToProcess, ProcessToLauncher
-from darts_async.topology import LAUNCHER, RunPlan
-from darts_async.transport import Endpoint, Link, Mailbox, PeerDown, Received, load_keys
+from darts_async.topology import AGENTS_LINK, LAUNCHER, RunPlan, agent_name
+from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, PeerUp, Received, load_keys
+from launcher.orders import Order, Report
 from launcher.rundir import KEYS_DIR
 
 
@@ -22,6 +20,20 @@ class Silence:
     """The connection to a process is down; it may come back."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """The connection to an agent is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeardOfNode:
+    """Something came from this incarnation of the agent of a node."""
+
+    node: str
+    incarnation: int
+    body: Report | Presence | Silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +48,7 @@ class Heard:
 class Control(Protocol):
     """Messages from and to the processes of a run."""
 
-    async def receive(self, timeout_s: float) -> list[Heard]:
+    async def receive(self, timeout_s: float) -> list[Heard | HeardOfNode]:
         """What has arrived, in order; empty after `timeout_s` without anything."""
 
     def send(self, process: str, message: LauncherToProcess) -> None:
@@ -45,18 +57,28 @@ class Control(Protocol):
     def forget(self, process: str) -> None:
         """A process has ended: what it did not acknowledge is for nobody."""
 
+    def order(self, node: str, order: Order) -> None:
+        """Have an order delivered to the agent of a node, or to the next one there."""
+
+    def forget_node(self, node: str) -> None:
+        """A node is given up: what its agent did not acknowledge is not delivered when it comes back."""
+
 
 class LinkControl:
-    """The `launcher` link."""
+    """The links `launcher` and `agents`."""
 
-    def __init__(self, link: Link, mailbox: Mailbox) -> None:
+    def __init__(self, link: Link, agents: Link, mailbox: Mailbox) -> None:
         self._link = link
+        self._agents = agents
         self._mailbox = mailbox
 
-    async def receive(self, timeout_s: float) -> list[Heard]:
+    async def receive(self, timeout_s: float) -> list[Heard | HeardOfNode]:
         """What has arrived. Acknowledges what the call before returned."""
-        heard = []
+        heard: list[Heard | HeardOfNode] = []
         for event in await self._mailbox.receive(timeout_s):
+            if event.link == AGENTS_LINK:
+                heard.append(_of_node(event))
+                continue
             match event:
                 case Received(message=message):
                     heard.append(Heard(event.peer, event.incarnation, cast(ProcessToLauncher, message)))
@@ -72,23 +94,41 @@ class LinkControl:
         """Do not wait for its acknowledgements when the link is closed."""
         self._link.forget(process)
 
+    def order(self, node: str, order: Order) -> None:
+        """Queue an order."""
+        self._agents.send(agent_name(node), order)
+
+    def forget_node(self, node: str) -> None:
+        """Drop the orders that have not been acknowledged."""
+        self._agents.forget(agent_name(node))
+
+
+def _of_node(event: Event) -> HeardOfNode:
+    node, incarnation = event.peer.partition("/")[2], event.incarnation
+    match event:
+        case Received(message=message):
+            return HeardOfNode(node, incarnation, cast(Report, message))
+        case PeerDown(reason=reason):
+            return HeardOfNode(node, incarnation, Silence(reason))
+        case PeerUp():
+            return HeardOfNode(node, incarnation, Presence())
+
 
 @contextlib.asynccontextmanager
 async def open_control(plan: RunPlan, run_dir: Path, config: TransportConfig) -> AsyncIterator[Control]:
-    """Bind the `launcher` link. Raises `TransportError` if its address cannot be bound."""
-    link_plan = plan.link("launcher")
+    """Bind both links. Raises `TransportError` if an address cannot be bound."""
     keys = load_keys(run_dir / KEYS_DIR, LAUNCHER)
     mailbox = Mailbox()
     endpoint = Endpoint(name=LAUNCHER, incarnation=1, keys=keys, config=config, mailbox=mailbox)
+
+    def bind(name: str, receives: Any, sends: Any) -> Link:
+        link = plan.link(name)
+        allowed = {member: keys.public_of(member) for member in link.members}
+        return endpoint.bind_link(name=name, address=link.address, receives=receives, sends=sends, allowed=allowed)
+
     try:
-        link = endpoint.bind_link(
-            name=link_plan.name,
-            address=link_plan.address,
-            receives=ProcessToLauncher,
-            sends=LauncherToProcess,
-            allowed={name: keys.public_of(name) for name in link_plan.members},
-        )
-        yield LinkControl(link, mailbox)
+        link = bind("launcher", ProcessToLauncher, LauncherToProcess)
+        yield LinkControl(link, bind(AGENTS_LINK, Report, Order), mailbox)
         mailbox.acknowledge()
     finally:
         await endpoint.close()

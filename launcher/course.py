@@ -26,6 +26,9 @@ Status = Literal["finished", "stopped", "failed"]
 STALLED_AFTER_S = 60.0
 """A run without a step for this long is worth a warning."""
 
+NODE_COMES_UP_WITHIN_S = 60.0
+"""Nobody waits longer for a node, to which a process goes, than for this and the start of the process."""
+
 NOT_SERVING = ("starting", "loading", "waiting for weights", "catching up")
 """States in which a process reports, but does no work yet."""
 
@@ -142,7 +145,7 @@ class Course:
         self._stopping: set[str] = set()  # asked to end: who sees to that has a deadline of its own
         self._start_timeouts_s = {spec.name: spec.start_timeout_s for spec in plan.processes}
         self._shapers = plan.names("shaper")
-        self._silent_since_s: dict[str, float] = {}
+        self._silent_since_s: dict[str, float] = {}  # processes that have not reported; from when on they should
         self._running: set[str] = set()
         self._progress_at_s = now_s
         self._warned = False
@@ -160,19 +163,30 @@ class Course:
         """Nothing is left to wait for: all have ended, or their time is up."""
         return self._deadline_s is not None and (not self._running or now_s >= self._deadline_s)
 
-    def started(self, name: str, now_s: float) -> list[Action]:
-        """A process was started; it has to report in time, if it is still wanted."""
+    def ordered(self, name: str, now_s: float) -> None:
+        """A process is to be started on its node, which may have to come up first."""
         self._running.add(name)
         self._stopping.discard(name)
+        self._silent_since_s[name] = now_s + NODE_COMES_UP_WITHIN_S
+
+    def started(self, name: str, now_s: float) -> list[Action]:
+        """A process was started; it has to report in time, if it is still wanted."""
         self._silent_since_s[name] = now_s
         is_too_late = self.outcome is not None  # all the others have been told to leave
         return self._drop(name) if is_too_late or self._restarts.is_unwanted(name) else []
 
     def failed_to_start(self, name: str, error: str, now_s: float) -> list[Action]:
         """The system would not start a process."""
+        self._running.discard(name)
+        self._silent_since_s.pop(name, None)
+        self._stopping.discard(name)
         reason = f"{name} cannot be started: {error}"
         if self._restarts.incarnation(name) > 1 and self.outcome is None:  # it could before: as if it had died
             return self._lose(ProcessExit(name, 0, -1, self._restarts.incarnation(name)), reason, now_s)
+        return self._cut_short(Outcome("failed", reason), now_s)
+
+    def node_failed(self, reason: str, now_s: float) -> list[Action]:
+        """A node cannot be used from the start."""
         return self._cut_short(Outcome("failed", reason), now_s)
 
     def reported(self, name: str, status: ProcessStatus, now_s: float) -> list[Action]:

@@ -6,6 +6,7 @@
     learner      shaper       learner/0       groups out, commits back
     weights      learner/0    generator/*     control of the weight broadcast
     launcher     launcher     every process   status, shutdown
+    agents       launcher     agent/*         of each node: what is to be started and ended there, and what has ended
     ranks        learner/0    learner/1...    a learner of several ranks: their work, and where they meet
 
 Addresses are an argument: which ports are free is a question for the machine, not for the plan.
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from darts_async.config import RunConfig
-from darts_async.topology import LAUNCHER, LinkPlan, ProcessSpec, RunPlan
+from darts_async.topology import AGENTS_LINK, LAUNCHER, LinkPlan, ProcessSpec, RunPlan, agent_name
 from launcher.placement import ROLES, Place, Role, local_node, place_processes, role_config, role_names
 
 _SHAPER = "shaper/0"
@@ -25,10 +26,11 @@ _LEARNER = "learner/0"
 
 def plan_run(config: RunConfig, run_dir: Path, addresses: Sequence[str]) -> RunPlan:
     """The processes and links of a run; `addresses[i]` is for link i of `link_hubs`. Raises `PlacementError`."""
+    processes = tuple(_processes(config, run_dir))
     return RunPlan(
-        processes=tuple(_processes(config, run_dir)),
+        processes=processes,
         links=tuple(
-            LinkPlan(name, hub, address, _members(config, name))
+            LinkPlan(name, hub, address, _members(config, name, processes))
             for (name, hub), address in zip(link_hubs(config).items(), addresses, strict=True)
         ),
     )
@@ -36,7 +38,8 @@ def plan_run(config: RunConfig, run_dir: Path, addresses: Sequence[str]) -> RunP
 
 def link_hubs(config: RunConfig) -> dict[str, str]:
     """The hub of every link, by the link's name, in the order of their ports."""
-    hubs = {"generators": _SHAPER, "rewards": _SHAPER, "learner": _SHAPER, "weights": _LEARNER, "launcher": LAUNCHER}
+    hubs = {"generators": _SHAPER, "rewards": _SHAPER, "learner": _SHAPER, "weights": _LEARNER}
+    hubs |= {"launcher": LAUNCHER, AGENTS_LINK: LAUNCHER}
     return {**hubs, "ranks": _LEARNER} if config.roles.learner.replicas > 1 else hubs
 
 
@@ -60,7 +63,7 @@ def reports_per_step(plan: RunPlan) -> dict[str, int]:
     return {plan.link("learner").hub: 1, plan.link("weights").hub: 2}
 
 
-def _members(config: RunConfig, link: str) -> tuple[str, ...]:
+def _members(config: RunConfig, link: str, processes: Sequence[ProcessSpec]) -> tuple[str, ...]:
     match link:
         case "generators" | "weights":
             return role_names(config, "generator")
@@ -70,6 +73,8 @@ def _members(config: RunConfig, link: str) -> tuple[str, ...]:
             return (_LEARNER,)
         case "ranks":
             return role_names(config, "learner")[1:]
+        case str() if link == AGENTS_LINK:
+            return tuple(agent_name(node) for node in dict.fromkeys(spec.node for spec in processes))
         case _:
             return tuple(name for role in ROLES for name in role_names(config, role))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.course import Kill, Lost, Outcome, Serves
 from launcher.evaluation import Evaluation
+from launcher.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.rundir import EVENTS_FILE, METRICS_FILE, RunRecord, RunStatus, append_line, write_record
 from launcher.steps import StepLine
 
@@ -66,6 +67,17 @@ class Recorder:
         """A process that was restarted does its work again; `away_s` is the time since it ended."""
         away_s = round(serves.away_s, 3)
         self._event(now_s, type="serves", process=serves.name, incarnation=serves.incarnation, away_s=away_s)
+
+    def node(self, step: NodeCame | NodeSilent | NodeLost, now_s: float) -> None:
+        """A node has come up or back, has fallen silent, or is given up."""
+        match step:
+            case NodeCame(node=node, agent_incarnation=incarnation, away_s=away_s):
+                back_s = None if away_s is None else round(away_s, 3)
+                self._event(now_s, type="node_up", node=node, agent_incarnation=incarnation, away_s=back_s)
+            case NodeSilent(node=node, reason=reason):
+                self._event(now_s, type="node_silent", node=node, reason=reason)
+            case NodeLost(node=node, reason=reason):
+                self._event(now_s, type="node_lost", node=node, reason=reason)
 
     def _metrics(self, now_s: float, **values: Any) -> None:
         append_line(self.run_dir / METRICS_FILE, values | self._elapsed(now_s))

@@ -1,11 +1,11 @@
 """One run, from the first process to the last.
 
-    bind the link -> start processes -> hear them until all have left, or had their time -> stop the rest
+    bind the links -> start nodes and processes -> hear them until all have left, or had their time -> end the nodes
 
-`Course` decides, `RunView` remembers, `Display` shows; this module only moves messages between them, the
-supervisor, the control link and whoever asks from another terminal. All handlers are synchronous, so nothing
-interleaves inside one; what takes long (to start or stop a process) is a task. On every way out of here no process
-is left, and `state.json` says how the run ended.
+`Course` decides about processes and `Fleet` about nodes, `RunView` remembers, `Display` shows; this module only moves
+messages between them, the links and whoever asks from another terminal. All handlers are synchronous, so nothing
+interleaves inside one. On every way out of here no process is left on a node that can be reached, and `state.json` says
+how the run ended.
 
 The first signal ends the run in order; the second kills every process at once.
 """
@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from darts_async.config import RunConfig
@@ -29,7 +30,8 @@ from darts_async.protocol import (
     StepCompleted,
 )
 from darts_async.topology import RunPlan
-from launcher.control import Control, Heard, Silence
+from launcher import fleet as on_nodes
+from launcher.control import Control, Heard, HeardOfNode, Presence, Silence
 from launcher.course import (
     Action,
     AskToLeave,
@@ -47,24 +49,25 @@ from launcher.course import (
     Stop,
 )
 from launcher.evaluation import evaluation_text
+from launcher.fleet import Fleet
+from launcher.nodes import KeeperEnded, LaunchFailed, NodeNews, Nodes, agent_command, make_backends
 from launcher.plan import reports_per_step
 from launcher.progress import RunView
 from launcher.recorder import Recorder, recorded
 from launcher.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
 from launcher.restarts import Restarts
-from launcher.rundir import (
-    LOGS_DIR,
-    PROCESSES_FILE,
-    final_model_path,
-    write_summary,
-)
+from launcher.rundir import final_model_path, write_summary
 from launcher.service import serving_requests
 from launcher.status import run_status
 from launcher.steps import StepLine, StepMerger
 from launcher.summary import Summary, summarise
-from launcher.supervisor import ProcessExit, Supervisor
+from launcher.supervisor import ProcessExit
 from launcher.view import Display
 
+NODE_ENDS_WITHIN_S = 20.0
+"""After the grace of its processes: they are killed, and the last reports are delivered."""
+LEASE_MARGIN_S = 10.0
+"""A node is given up so long after its lease is over: it ends what runs there, and clocks differ."""
 _TICK_S = 0.25
 
 OpenControl = Callable[[], contextlib.AbstractAsyncContextManager[Control]]
@@ -76,60 +79,54 @@ class Run:
 
     plan: RunPlan
     control: Control
-    supervisor: Supervisor
+    nodes: Nodes
+    fleet: Fleet
     course: Course
     view: RunView
     display: Display
     recorder: Recorder
     grace_s: float
     merger: StepMerger
-    tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
     _num_signals: int = field(default=0, init=False)
 
     async def conduct(self) -> Outcome:
         """Start everything, and return when everything has ended."""
-        async with self.tasks as tasks:
-            watching = tasks.create_task(self._watch_exits(), name="watch exits")
-            with self._signals():
-                await self._start_all()
-                while not self.course.over(_now_s()):
-                    await self._turn(_TICK_S)
-                await self._end(tasks)
-            watching.cancel()
+        with self._signals():
+            self._do(self.fleet.begin(_now_s()))
+            for spec in self.plan.processes:
+                self._start(spec.name, 1)
+            while not self.course.over(_now_s()):
+                await self._turn(_TICK_S)
+            await self._end()
         assert self.course.outcome is not None
         return self.course.outcome
 
-    async def _start_all(self) -> None:
-        for spec in self.plan.processes:
-            if self.course.ending:
-                return
-            await self._start(spec.name, 1)
-            self.display.refresh(self.view, _now_s())
-
-    async def _start(self, name: str, incarnation: int) -> None:
+    def _start(self, name: str, incarnation: int) -> None:
         """Start a process, as this incarnation."""
         self.view.take_start(name, incarnation)
-        spec = next(spec for spec in self.plan.processes if spec.name == name)
-        try:
-            record = await self.supervisor.start(spec, incarnation)
-        except OSError as error:
-            self._act(self.course.failed_to_start(name, str(error), _now_s()))
-            return
-        self.recorder.started(name, incarnation, record.pid, _now_s())
-        self._act(self.course.started(name, _now_s()))
+        self.course.ordered(name, _now_s())
+        self._do(self.fleet.start(name, incarnation))
 
     async def _turn(self, timeout_s: float) -> None:
         for heard in await self.control.receive(timeout_s):
-            self._hear(heard)
+            if isinstance(heard, HeardOfNode):
+                self._hear_of_node(heard)
+            else:
+                self._hear(heard)
+        for news in self.nodes.take_news():
+            self._take_news(news)
+        self._do(self.fleet.tick(_now_s()))
         self._act(self.course.tick(_now_s()))
         self.display.refresh(self.view, _now_s())
 
-    async def _end(self, tasks: asyncio.TaskGroup) -> None:
-        """Stop who is left, and hear them out: who leaves in order waits for its last words to be acknowledged."""
+    async def _end(self) -> None:
+        """End the nodes, and hear them out: who leaves in order waits for its last words to be acknowledged."""
         self.course.overdue()
-        stopping = tasks.create_task(self.supervisor.stop_all(self.grace_s), name="stop all")
-        while not stopping.done():
+        self._do(self.fleet.end(self.grace_s))
+        deadline_s = _now_s() + self.grace_s + NODE_ENDS_WITHIN_S
+        while not self.fleet.is_over and _now_s() < deadline_s:
             await self._turn(_TICK_S)
+        await self.nodes.kill([node.name for node in self.fleet.nodes.values() if node.is_up])
         await self._turn(0.0)
         self._take_lines(self.merger.flush())
         self.display.refresh(self.view, _now_s())
@@ -150,7 +147,7 @@ class Run:
             case RunFinished():
                 self.view.finished = heard.body
                 self._act(self.course.finished(heard.body.reason, now_s))
-            case Silence() if is_current and name in self.supervisor.running and not self.course.ending:
+            case Silence() if is_current and name in self.fleet.running and not self.course.ending:
                 self._note(f"nothing is heard of {name}: {heard.body.reason}")
 
     def _take_lines(self, lines: list[StepLine]) -> None:
@@ -169,9 +166,54 @@ class Run:
         self.recorder.evaluation(evaluation, now_s)
         self.display.note(evaluation_text(evaluation.summary()))  # the view has a place for it: no notice
 
-    async def _watch_exits(self) -> None:
-        async for ended in self.supervisor.exits():
-            self._take_exit(ended)
+    def _hear_of_node(self, heard: HeardOfNode) -> None:
+        now_s = _now_s()
+        match heard.body:
+            case Presence():
+                self._do(self.fleet.heard(heard.node))
+            case Silence(reason=reason):
+                self._do(self.fleet.silent(heard.node, reason, now_s))
+            case report:
+                self._do(self.fleet.reported(heard.node, heard.incarnation, report, now_s))
+
+    def _take_news(self, news: NodeNews) -> None:
+        match news:
+            case LaunchFailed(node=node, reason=reason):
+                self._do(self.fleet.launch_failed(node, reason, _now_s()))
+            case KeeperEnded(node=node, reason=reason):
+                self._do(self.fleet.keeper_ended(node, reason, _now_s()))
+
+    def _do(self, steps: list[on_nodes.Step]) -> None:
+        for step in steps:
+            match step:
+                case on_nodes.Tell(node=node, order=order):
+                    self.control.order(node, order)
+                case on_nodes.Launch(node=node):
+                    self.nodes.launch(node)
+                case on_nodes.Started(record=record):
+                    self.recorder.started(record.name, record.incarnation, record.pid, _now_s())
+                    self._act(self.course.started(record.name, _now_s()))
+                case on_nodes.NotStarted(name=name, error=error):
+                    self._act(self.course.failed_to_start(name, error, _now_s()))
+                case on_nodes.Ended(exit=ended):
+                    self._take_exit(ended)
+                case on_nodes.NodeFailed(node=node, reason=reason):
+                    self._act(self.course.node_failed(reason, _now_s()))
+                case on_nodes.NodeCame() | on_nodes.NodeSilent() | on_nodes.NodeLost():
+                    self._take_node(step)
+
+    def _take_node(self, step: on_nodes.NodeCame | on_nodes.NodeSilent | on_nodes.NodeLost) -> None:
+        self.recorder.node(step, _now_s())
+        match step:
+            case on_nodes.NodeCame(node=node, away_s=away_s) if away_s is not None:
+                self._note(f"node {node} is back, {away_s:.1f} s after it was lost")
+            case on_nodes.NodeCame(node=node, agent_incarnation=incarnation) if incarnation > 1:
+                self._note(f"node {node} has a new agent, its number {incarnation}")
+            case on_nodes.NodeSilent(node=node, reason=reason):
+                self._note(f"nothing is heard of node {node}: {reason}")
+            case on_nodes.NodeLost(node=node, reason=reason):
+                self.control.forget_node(node)
+                self._note(f"node {node} is lost: {reason}")
 
     def _take_exit(self, ended: ProcessExit) -> None:
         self.control.forget(ended.name)
@@ -185,22 +227,22 @@ class Run:
                 case AskToStop(reason=reason):
                     self._tell(self.plan.names("shaper"), Shutdown(reason, finished=False))
                 case AskToLeave(finished=finished, reason=reason):
-                    self._tell(self.supervisor.running, Shutdown(reason, finished))
+                    self._tell(self.fleet.running, Shutdown(reason, finished))
                 case Notice(text=text):
                     self._note(text)
                 case Start(name=name, incarnation=incarnation):
-                    self.tasks.create_task(self._start(name, incarnation), name=f"start {name}")
+                    self._start(name, incarnation)
                 case Stop(name=name):
-                    self.tasks.create_task(self.supervisor.stop(name, self.grace_s), name=f"stop {name}")
+                    self._do(self.fleet.stop(name, self.grace_s))
                 case Kill(name=name):
                     self.recorder.killed(action, _now_s())
-                    self.supervisor.kill(name)
+                    self._do(self.fleet.kill(name))
                 case Drop(name=name):
-                    self.supervisor.kill(name)
+                    self._do(self.fleet.kill(name))
                 case Lost(ended=ended, restart_at_s=at_s):
                     self.recorder.lost(action, _now_s())
                     self.view.take_restart(ended.name, at_s)
-                    self._tell(self.supervisor.running, ProcessEnded(ended.name, ended.incarnation))
+                    self._tell(self.fleet.running, ProcessEnded(ended.name, ended.incarnation))
                 case Serves(name=name, away_s=away_s):
                     self.recorder.serves(action, _now_s())
                     self._note(f"{name} serves again, {away_s:.1f} s after it ended")
@@ -219,7 +261,7 @@ class Run:
         """Do what somebody asks for, or say why not."""
         match request:
             case GetStatus():
-                return run_status(self.view, self.supervisor.pids, _now_s(), ending=self.course.outcome)
+                return run_status(self.view, self.fleet.pids, _now_s(), ending=self.course.outcome)
             case StopRun(reason=reason):
                 self._act(self.course.interrupted(reason, _now_s()))
                 return Done("the run is stopping")
@@ -256,7 +298,8 @@ class Run:
         self._act(self.course.interrupted(reason, _now_s()))
         if self._num_signals > 1:
             self.course.give_up(_now_s())
-            self.supervisor.kill_all()
+            for name in self.fleet.running:
+                self._do(self.fleet.kill(name))
 
 
 async def run(
@@ -271,13 +314,15 @@ async def run(
     """Carry a run out in a prepared run directory."""
     now_s = _now_s()
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=now_s)
-    supervisor = Supervisor(logs_dir=run_dir / LOGS_DIR, records_path=run_dir / PROCESSES_FILE)
     with recorded(run_dir) as ending:
-        async with open_control() as control, supervisor:
+        backends = make_backends(config, plan, run_dir)
+        command_of = partial(agent_command, config, run_dir, life=1)
+        async with open_control() as control, Nodes(backends, command_of) as nodes:
             it = Run(
                 plan=plan,
                 control=control,
-                supervisor=supervisor,
+                nodes=nodes,
+                fleet=Fleet(plan, lost_after_s=config.network.lease_s + LEASE_MARGIN_S),
                 course=Course(plan, limits, Restarts(plan, config.roles, config.seed), now_s=now_s),
                 view=view,
                 display=display,

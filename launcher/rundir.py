@@ -2,7 +2,7 @@
 
     config.yaml      the resolved settings, every default written out
     plan.json        processes and links
-    processes.json   name, pid and start time of each process
+    nodes/           of each node: pid and start time of its keeper, its agent and its processes
     state.json       running | finished | stopped | failed, and why
     metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together
     events.jsonl     one line for each process that started, ended, was found hanging or serves again
@@ -16,7 +16,6 @@ Files that are rewritten are replaced atomically: a reader sees the old one or t
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,12 +26,12 @@ import yaml
 
 from darts_async.config import RunConfig
 from darts_async.topology import CONFIG_FILE, PLAN_FILE, RunPlan, encode_plan
+from launcher.files import replace_file
 
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 SUMMARY_FILE = "summary.json"
-PROCESSES_FILE = "processes.json"
 LOGS_DIR = "logs"
 KEYS_DIR = "keys"
 MODEL_DIR = "model"
@@ -104,10 +103,3 @@ def final_model_path(run_dir: Path) -> Path | None:
     """The trained model in Hugging Face format, if the learner has written it."""
     path = run_dir / MODEL_DIR
     return path if (path / "config.json").is_file() else None
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file beside its place and move it there."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_bytes(data)
-    os.replace(beside, path)

@@ -7,7 +7,7 @@ hold whatever happens:
 - each process that was started gives exactly one `ProcessExit`;
 - when a process is gone, so is the rest of its session (workers it had started): its exit is not given before, so
   whoever starts it again finds nobody left of the one before;
-- when the launcher is killed, the kernel kills the processes (`darts_async.lifetime`); when it leaves the
+- when the supervisor's process is killed, the kernel kills the processes (`darts_async.lifetime`); when it leaves the
   supervisor's block, by whatever way, everything still running has been killed and waited for.
 
 Stopping asks first (SIGTERM), waits, and then kills the session.
@@ -19,7 +19,7 @@ import json
 import os
 import signal
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,6 @@ import psutil
 from darts_async.errors import DeadlineError
 from darts_async.lifetime import PARENT_PID_VARIABLE
 from darts_async.topology import ProcessSpec, file_stem
-from launcher.rundir import replace_file
 
 KILLED_AFTER_S = 10.0
 """A killed process that the kernel has not ended by then hangs in a system call."""
@@ -39,8 +38,7 @@ _GONE_POLL_S = 0.02
 _TAIL_BYTES = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessExit:
+class ProcessExit(msgspec.Struct, frozen=True):
     """A process ended, asked to or not."""
 
     name: str
@@ -75,9 +73,8 @@ class _Child:
 class Supervisor:
     """The processes of one machine. Use as `async with`; leaving the block kills what still runs."""
 
-    def __init__(self, *, logs_dir: Path, records_path: Path) -> None:
+    def __init__(self, logs_dir: Path) -> None:
         self._logs_dir = logs_dir
-        self._records_path = records_path
         self._children: dict[str, _Child] = {}
         self._ended: deque[ProcessExit] = deque()  # as many as were started and not yet read
         self._changed = asyncio.Event()
@@ -102,9 +99,9 @@ class Supervisor:
         return tuple(self._children)
 
     @property
-    def pids(self) -> dict[str, int]:
+    def records(self) -> dict[str, ProcessRecord]:
         """Of the processes that have not ended."""
-        return {name: child.record.pid for name, child in self._children.items()}
+        return {name: child.record for name, child in self._children.items()}
 
     async def start(self, spec: ProcessSpec, incarnation: int = 1) -> ProcessRecord:
         """Start a process. Its output goes to `logs/ROLE-N.out`. Raises `OSError` if it cannot be executed."""
@@ -119,19 +116,23 @@ class Supervisor:
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
             )
-        record = ProcessRecord(spec.name, process.pid, _start_time_s(process.pid), argv, incarnation)
+        record = ProcessRecord(spec.name, process.pid, start_time_s(process.pid), argv, incarnation)
         watcher = self._watchers.create_task(self._watch(record, process), name=f"watch {spec.name}")
         self._children[spec.name] = _Child(record, process, watcher)
-        self._write_records()
         return record
 
     async def exits(self) -> AsyncIterator[ProcessExit]:
         """Each process that ends, once. Goes on until the caller stops iterating."""
         while True:
-            while self._ended:
-                yield self._ended.popleft()
+            for ended in self.take_exits():
+                yield ended
             self._changed.clear()
             await self._changed.wait()
+
+    def take_exits(self) -> Iterator[ProcessExit]:
+        """The exits that `exits` has not yielded yet."""
+        while self._ended:
+            yield self._ended.popleft()
 
     async def stop(self, name: str, grace_s: float) -> None:
         """Ask a process to leave, wait, kill its session; returns when it is gone. Nothing if it has ended."""
@@ -164,7 +165,7 @@ class Supervisor:
 
     async def _watch(self, record: ProcessRecord, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
-        await _end_session(process.pid)
+        await end_session(process.pid)
         del self._children[record.name]
         self._ended.append(ProcessExit(record.name, process.pid, code, record.incarnation))
         self._changed.set()
@@ -175,10 +176,6 @@ class Supervisor:
             raise DeadlineError(
                 f"{child.record.name} (pid {child.record.pid}) is alive {KILLED_AFTER_S} s after SIGKILL"
             )
-
-    def _write_records(self) -> None:
-        records = [child.record for child in self._children.values()]
-        replace_file(self._records_path, msgspec.json.format(msgspec.json.encode(records)) + b"\n")
 
 
 def last_lines(logs_dir: Path, name: str, count: int) -> list[str]:
@@ -219,10 +216,11 @@ def _as_incarnation(argv: tuple[str, ...], incarnation: int) -> tuple[str, ...]:
     return (*argv[:place], str(incarnation), *argv[place + 1 :])
 
 
-def _start_time_s(pid: int) -> float:
+def start_time_s(pid: int) -> float:
+    """When a process was started, in seconds since 1970; 0 if it is gone."""
     try:
         return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:  # it has ended already; its exit follows
+    except psutil.NoSuchProcess:
         return 0.0
 
 
@@ -250,8 +248,8 @@ def _kill_session(session_id: int) -> None:
         _send_signal(pid, signal.SIGKILL)
 
 
-async def _end_session(session_id: int) -> None:
-    """Kill until nobody is left: a member may fork between the look and the signal."""
+async def end_session(session_id: int) -> None:
+    """Kill until nobody is left: a member may fork between the look and the signal. Raises `DeadlineError`."""
     deadline_s = asyncio.get_running_loop().time() + KILLED_AFTER_S
     while members := _session_members(session_id):
         if asyncio.get_running_loop().time() > deadline_s:

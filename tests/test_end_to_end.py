@@ -79,8 +79,8 @@ def assert_no_process_is_left(run_dir: Path) -> None:
 
 
 def recorded_pids(run_dir: Path) -> dict[str, int]:
-    records = json.loads((run_dir / "processes.json").read_text())
-    return {record["name"]: record["pid"] for record in records}
+    started = map(json.loads, (run_dir / "events.jsonl").read_text().splitlines())
+    return {event["process"]: event["pid"] for event in started if event["type"] == "started"}
 
 
 def check_ledger(run: EndedRun, config: Path) -> None:

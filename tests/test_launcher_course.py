@@ -14,8 +14,10 @@ from darts_async.errors import ConfigError
 from darts_async.protocol import ProcessStatus
 from darts_async.topology import RunPlan, decode_plan, encode_plan, file_stem, read_plan
 from launcher.course import (
+    NODE_COMES_UP_WITHIN_S,
     NOT_SERVING,
     STALLED_AFTER_S,
+    Action,
     AskToLeave,
     AskToStop,
     Course,
@@ -35,7 +37,7 @@ from launcher.restarts import Restarts
 from launcher.steps import MAX_OPEN_STEPS, StepLine, StepMerger
 from launcher.supervisor import ProcessExit
 
-ADDRESSES = link_addresses("127.0.0.1", range(7000, 7005))
+ADDRESSES = link_addresses("127.0.0.1", range(7000, 7006))
 PLAN = plan_run(RunConfig(), Path("/runs/a"), ADDRESSES)
 NAMES = [spec.name for spec in PLAN.processes]
 LIMITS = Limits(finish_s=100.0, stop_s=10.0, grace_s=1.0, no_progress_s=500.0)
@@ -52,9 +54,15 @@ def running_course(restart: RestartConfig | None = None, plan: RunPlan = PLAN) -
     """All processes were started at 0 and do their work."""
     course = new_course(restart, plan)
     for name in [spec.name for spec in plan.processes]:
-        course.started(name, 0.0)
+        start(course, name, 0.0)
         course.reported(name, WORKING, 0.0)
     return course
+
+
+def start(course: Course, name: str, now_s: float) -> list[Action]:
+    """Its node is up, and starts it at once."""
+    course.ordered(name, now_s)
+    return course.started(name, now_s)
 
 
 def leave(course: Course, code: int, now_s: float) -> None:
@@ -147,7 +155,7 @@ def test_a_shaper_that_dies_while_it_stops_keeps_nobody() -> None:
 
 def test_a_shaper_that_is_not_there_is_not_asked() -> None:
     course = new_course()
-    course.started("shaper/0", 0.0)
+    start(course, "shaper/0", 0.0)
     assert course.interrupted("Ctrl-C", 1.0) == [Notice("Ctrl-C"), AskToLeave(False, "Ctrl-C")]
     dead = running_course()
     assert isinstance(dead.exited(ProcessExit("shaper/0", 1, -9), 1.0)[0], Lost)
@@ -164,7 +172,7 @@ def test_giving_up_waits_for_nobody() -> None:
 
 def test_a_process_that_does_not_report_in_time_fails_the_run() -> None:
     course = new_course()
-    course.started("reward/0", 3.0)
+    start(course, "reward/0", 3.0)
     assert course.tick(122.9) == []
     course.tick(123.0)
     reason = "reward/0 did not report within 120 s (roles.reward.start_timeout_s)"
@@ -195,7 +203,7 @@ def test_a_process_serves_again_when_it_does_its_work_and_not_when_it_reports() 
     course = running_course()
     course.exited(ProcessExit("generator/0", 1, -9), 5.0)
     course.tick(6.0)
-    course.started("generator/0", 6.0)
+    start(course, "generator/0", 6.0)
     for state in NOT_SERVING:
         assert course.reported("generator/0", msgspec.structs.replace(WORKING, state=state), 7.0) == []
     assert course.reported("generator/0", WORKING, 8.0) == [Serves("generator/0", 2, 3.0)]
@@ -211,7 +219,7 @@ def test_a_process_that_does_not_report_after_a_restart_is_killed_and_counts_as_
     course = running_course()
     course.exited(ProcessExit("reward/0", 1, -9), 5.0)
     course.tick(6.0)
-    course.started("reward/0", 6.0)
+    start(course, "reward/0", 6.0)
     assert not [action for action in course.tick(125.9) if isinstance(action, Kill)]
     kill = next(action for action in course.tick(126.0) if isinstance(action, Kill))
     assert (kill.name, kill.incarnation) == ("reward/0", 2)
@@ -263,7 +271,7 @@ def test_a_restart_by_hand_of_a_process_that_is_being_started_asks_for_nothing_m
     course.exited(ProcessExit("generator/0", 1, -9), 5.0)
     assert course.tick(6.0) == [Start("generator/0", 2)]
     assert course.restart("generator/0", 6.0) == []
-    course.started("generator/0", 6.1)
+    start(course, "generator/0", 6.1)
     ended = ProcessExit("generator/0", 2, -9, 2)
     assert course.exited(ended, 7.0)[0] == Lost(ended, 9.0), "it died by itself: that counts"
 
@@ -278,7 +286,7 @@ def test_a_process_that_was_asked_to_end_may_fall_silent() -> None:
         assert course.tick(float(second)) == []
     course.exited(ProcessExit("generator/0", 1, 0), 30.0)
     course.tick(30.0)
-    course.started("generator/0", 30.0)
+    start(course, "generator/0", 30.0)
     course.reported("generator/0", WORKING, 31.0)
     assert [type(action) for action in course.tick(32.0) + course.tick(33.5) + course.tick(34.5)][:1] == [Kill]
 
@@ -297,7 +305,7 @@ def test_what_cannot_be_restarted_by_hand_is_refused_with_the_reason(name: str, 
 def ranks_course() -> Course:
     """With a learner of three ranks."""
     config = RunConfig.model_validate({"roles": {"learner": {"replicas": 3}}})
-    plan = plan_run(config, Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
+    plan = plan_run(config, Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7007)))
     return running_course(RestartConfig(backoff=BackoffConfig(initial_s=2.0, jitter=0.0)), plan)
 
 
@@ -316,7 +324,7 @@ def test_the_ranks_of_the_learner_end_together_and_come_back_together() -> None:
     course.exited(ProcessExit("learner/2", 1, -9), 8.1)
     assert course.tick(8.2) == [Start(name, 2) for name in RANKS]
     course.exited(ProcessExit("learner/2", 1, -9, 2), 9.0)
-    assert course.started("learner/0", 9.1) == [Drop("learner/0")], "it was on its way when another ended"
+    assert start(course, "learner/0", 9.1) == [Drop("learner/0")], "it was on its way when another ended"
 
 
 def test_a_rank_that_is_restarted_by_hand_takes_the_others_with_it() -> None:
@@ -328,7 +336,7 @@ def test_a_rank_that_is_restarted_by_hand_takes_the_others_with_it() -> None:
         course.exited(ProcessExit(name, 1, -9), 5.2)
     assert course.tick(5.2) == [Start(name, 2) for name in RANKS]
     for name in RANKS:
-        assert course.started(name, 5.3) == []
+        assert start(course, name, 5.3) == []
         assert course.reported(name, WORKING, 6.0) != []
 
 
@@ -413,15 +421,16 @@ def test_the_plan_names_every_process_and_who_may_connect_to_whom() -> None:
     )
     plan = plan_run(config, Path("/runs/a"), ADDRESSES)
     generators, rewards = ("generator/0", "generator/1"), ("reward/0", "reward/1")
-    assert plan.endpoints() == ("launcher", "shaper/0", "learner/0", *rewards, *generators)
+    assert plan.endpoints() == ("launcher", "agent/local", "shaper/0", "learner/0", *rewards, *generators)
     assert {link.name: (link.hub, link.members) for link in plan.links} == {
         "generators": ("shaper/0", generators),
         "rewards": ("shaper/0", rewards),
         "learner": ("shaper/0", ("learner/0",)),
         "weights": ("learner/0", generators),
         "launcher": ("launcher", ("shaper/0", "learner/0", *rewards, *generators)),
+        "agents": ("launcher", ("agent/local",)),
     }
-    assert [link.address for link in plan.links] == [f"tcp://127.0.0.1:{port}" for port in range(7000, 7005)]
+    assert [link.address for link in plan.links] == [f"tcp://127.0.0.1:{port}" for port in range(7000, 7006)]
     spec = plan.processes[-1]
     assert spec.argv[1:] == (
         *("-m", "darts_async.generator.process"),
@@ -433,6 +442,16 @@ def test_the_plan_names_every_process_and_who_may_connect_to_whom() -> None:
 
 def test_the_plan_reads_back_as_it_was_written() -> None:
     assert decode_plan(encode_plan(PLAN)) == PLAN
+
+
+def test_a_process_whose_node_has_to_come_up_first_has_that_time_too() -> None:
+    course = new_course()
+    timeout_s = PLAN.process("reward/0").start_timeout_s
+    course.ordered("reward/0", 0.0)
+    assert course.tick(timeout_s + NODE_COMES_UP_WITHIN_S - 0.1) == []
+    course.tick(timeout_s + NODE_COMES_UP_WITHIN_S + 0.1)
+    assert course.outcome is not None
+    assert course.outcome.culprit == "reward/0"
 
 
 def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def shown(renderable: RenderableType) -> str:
 
 def new_view(*reports: EvaluationCompleted, total_steps: int = 10) -> RunView:
     config = RunConfig()
-    plan = plan_run(config, Path("/runs/demo"), ["tcp://127.0.0.1:1"] * 5)
+    plan = plan_run(config, Path("/runs/demo"), ["tcp://127.0.0.1:1"] * 6)
     view = RunView(plan, name="demo", run_dir="/runs/demo", total_steps=total_steps, now_s=0.0)
     for each in reports:
         view.take_evaluation(each)

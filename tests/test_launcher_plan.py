@@ -38,7 +38,7 @@ def test_the_local_rank_counts_within_a_node() -> None:
 def test_ranks_meet_over_a_link_of_their_own_and_only_the_first_is_on_the_others() -> None:
     ranks = plan({"roles": {"learner": {"replicas": 3}, "generator": {"replicas": 2}}})
     link = ranks.link("ranks")
-    assert (link.hub, link.members, link.address) == ("learner/0", ("learner/1", "learner/2"), "tcp://127.0.0.1:7005")
+    assert (link.hub, link.members, link.address) == ("learner/0", ("learner/1", "learner/2"), "tcp://127.0.0.1:7006")
     assert ranks.link("learner").members == ("learner/0",)
     assert ranks.link("weights").members == ("generator/0", "generator/1")
     assert {"learner/0", "learner/1", "learner/2"} < set(ranks.link("launcher").members)
@@ -47,7 +47,14 @@ def test_ranks_meet_over_a_link_of_their_own_and_only_the_first_is_on_the_others
 
 
 def test_one_rank_needs_no_link_among_ranks() -> None:
-    assert [link.name for link in plan({}).links] == ["generators", "rewards", "learner", "weights", "launcher"]
+    assert [link.name for link in plan({}).links] == [
+        "generators",
+        "rewards",
+        "learner",
+        "weights",
+        "launcher",
+        "agents",
+    ]
 
 
 def test_a_process_sees_its_own_devices_alone() -> None:
@@ -80,7 +87,8 @@ def test_a_link_is_bound_at_the_host_of_its_hub() -> None:
         "learner": "tcp://10.0.0.2:7002",
         "weights": "tcp://10.0.0.2:7003",
         "launcher": "tcp://10.0.0.1:7004",
-        "ranks": "tcp://10.0.0.2:7005",
+        "agents": "tcp://10.0.0.1:7005",
+        "ranks": "tcp://10.0.0.2:7006",
     }
     assert (placed.process("learner/1").node, placed.process("learner/1").host) == ("b", "10.0.0.2")
 

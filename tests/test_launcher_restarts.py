@@ -15,7 +15,7 @@ from launcher.plan import link_addresses, plan_run
 from launcher.restarts import EndRun, LeaveDown, Restarts, StartAgain, Verdict
 
 KILLED = -9
-ADDRESSES = link_addresses("127.0.0.1", range(7000, 7005))
+ADDRESSES = link_addresses("127.0.0.1", range(7000, 7006))
 
 
 def restarts_of(policy: RestartConfig, replicas: int = 2, seed: int = 0) -> Restarts:

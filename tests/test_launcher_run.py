@@ -8,6 +8,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -60,10 +61,14 @@ class Prepared:
 
 
 def assert_nothing_is_left(run_dir: Path) -> None:
-    records = json.loads((run_dir / "processes.json").read_text())
-    assert records
-    for record in records:
-        assert not psutil.pid_exists(record["pid"]), record["name"]
+    node = json.loads((run_dir / "nodes" / "local.json").read_text())
+    pids = {event["pid"] for event in events_of(run_dir) if event["type"] == "started"}
+    for pid in pids | {node["keeper"]["pid"], node["agent"]["pid"]}:
+        assert not psutil.pid_exists(pid)
+
+
+def events_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
 
 
 def faked(plan: RunPlan, behaviours: dict[str, str]) -> RunPlan:
@@ -108,10 +113,11 @@ def test_a_run_goes_to_its_end_and_accounts_for_every_token(tmp_path: Path) -> N
 
 
 class InterruptedDisplay(PlainDisplay):
-    """Ctrl-C when the first process has been started."""
+    """Ctrl-C when a process has been started."""
 
     def refresh(self, view: RunView, now_s: float) -> None:
-        if not self.was_interrupted:
+        events = Path(view.run_dir) / "events.jsonl"
+        if not self.was_interrupted and events.exists() and '"started"' in events.read_text():
             self.was_interrupted = True
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -127,7 +133,7 @@ def test_a_process_that_was_being_started_at_ctrl_c_is_not_waited_for(
     prepared = prepare(tmp_path, limits=Limits(stop_s=600.0, grace_s=0.2))
     outcome, summary = prepared.carry_out()
     assert outcome == Outcome("stopped", "stopped by Ctrl-C")
-    started = [json.loads(line)["process"] for line in (prepared.run_dir / "events.jsonl").read_text().splitlines()]
+    started = [event["process"] for event in events_of(prepared.run_dir) if event["type"] == "started"]
     assert started[-1] not in {row.name for row in summary.processes}, "it was ended before it could report"
     assert_nothing_is_left(prepared.run_dir)
 

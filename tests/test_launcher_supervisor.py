@@ -28,7 +28,7 @@ def spec(name: str, code: str) -> ProcessSpec:
 
 @pytest.fixture
 async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
-    async with Supervisor(logs_dir=tmp_path, records_path=tmp_path / "processes.json") as supervisor:
+    async with Supervisor(tmp_path) as supervisor:
         yield supervisor
 
 
@@ -78,9 +78,8 @@ async def test_a_signal_is_named(supervisor: Supervisor, tmp_path: Path) -> None
 @pytest.mark.slow
 async def test_a_process_is_known_by_pid_and_start_time(supervisor: Supervisor, tmp_path: Path) -> None:
     record = await supervisor.start(spec("reward/0", SLEEPS))
-    [written] = json.loads((tmp_path / "processes.json").read_text())
-    assert written["pid"] == record.pid
-    assert written["started_at_s"] == pytest.approx(psutil.Process(record.pid).create_time())
+    assert supervisor.records == {"reward/0": record}
+    assert record.started_at_s == pytest.approx(psutil.Process(record.pid).create_time())
 
 
 @pytest.mark.slow
@@ -139,7 +138,7 @@ async def test_leaving_the_block_by_an_error_leaves_nobody(tmp_path: Path) -> No
     pids: list[int] = []
 
     async def fail() -> None:
-        async with Supervisor(logs_dir=tmp_path, records_path=tmp_path / "processes.json") as supervisor:
+        async with Supervisor(tmp_path) as supervisor:
             for number in range(3):
                 pids.append((await supervisor.start(spec(f"reward/{number}", IGNORES_SIGTERM))).pid)
             raise ValueError("a mistake of ours")
@@ -169,7 +168,7 @@ LAUNCHER = textwrap.dedent("""
 
     async def main():
         logs = Path(sys.argv[1])
-        async with Supervisor(logs_dir=logs, records_path=logs / "processes.json") as supervisor:
+        async with Supervisor(logs) as supervisor:
             record = await supervisor.start(ProcessSpec("reward/0", "reward", (sys.executable, "-c", CHILD), {}, 1.0))
             while not (logs / "reward-0.out").read_text():
                 await asyncio.sleep(0.01)

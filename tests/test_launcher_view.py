@@ -22,7 +22,7 @@ from launcher.steps import StepLine
 from launcher.summary import Summary, summarise, summary_screen, token_account
 from launcher.view import LiveDisplay, PlainDisplay, bar, clock, make_display, run_screen, sparkline, step_text
 
-PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7005)))
+PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
 FATES = {"trained": 700, "cancelled": 150, "filtered": 50, "evaluated": 100}
 
 

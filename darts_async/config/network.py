@@ -15,6 +15,9 @@ class NetworkConfig(Section):
     never a wildcard."""
     base_port: Annotated[int, Field(ge=0, le=65000)] = 0
     """First of a block of ports, one per link. 0 takes free ones, where all that listen are on the first node."""
+    lease_s: Seconds = 30.0
+    """A node that has not heard the launcher for so long, beyond `transport.dead_after_s`, ends what runs on it. Some
+    time later the launcher counts its processes as killed, and starts them again when it is back."""
 
 
 class TransportConfig(Section):

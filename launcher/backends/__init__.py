@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from darts_async.config import NodeConfig
 from darts_async.errors import DartsError
 
 

@@ -1,0 +1,331 @@
+"""The keeper of a node: the parent of the node's agent and of all its processes.
+
+    launcher -- a child, or over ssh --> KEEPER --> agent       talks to the launcher, may die at any time
+                                           |`-----> generator/0 ...
+                                           `------> the kernel ends all of them if the keeper dies
+
+The keeper does what it is ordered to (see `orders`) and nothing of its own accord but three things: it starts the agent
+again when it has ended or hangs, which touches no process; it remembers who runs and how the others have ended, so that
+a new agent can say it; and it ends the node when the launcher has not been heard for the length of a lease, or when it
+is asked to. So nothing of a run outlives its launcher for longer than that, wherever it is, and no exit is lost.
+
+It opens no port and reads nothing but its agent's orders.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import structlog
+
+from darts_async.errors import DeadlineError
+from darts_async.lifetime import PARENT_PID_VARIABLE, die_with_parent
+from darts_async.protocol import Message
+from darts_async.telemetry import logging_to
+from darts_async.topology import agent_name, file_stem
+from launcher.channel import Channel
+from launcher.node_record import (
+    NODES_DIR,
+    NodeRecord,
+    end_leftovers,
+    is_alive,
+    locked,
+    read_node_record,
+    write_node_record,
+)
+from launcher.orders import (
+    EndNode,
+    KillProcess,
+    NodeEnded,
+    NodeStands,
+    ProcessLeft,
+    ProcessNotStarted,
+    ProcessStarted,
+    Pulse,
+    StartProcess,
+    StopProcess,
+    ToKeeper,
+)
+from launcher.rundir import LOGS_DIR
+from launcher.supervisor import ProcessExit, ProcessRecord, Supervisor, start_time_s
+
+AGENT_SILENT_S = 20.0
+"""An agent that has not given a sign of life for this long hangs."""
+AGENT_LEAVES_S = 10.0
+"""How long the last agent has to deliver the last reports."""
+GRACE_S = 5.0
+"""For processes that are ended because nobody leads them any more."""
+REPLACED_WITHIN_S = 20.0
+_BACKOFF_S = (0.05, 5.0)
+_LONG_LIFE_S = 60.0
+_TICK_S = 0.25
+
+log = structlog.get_logger()
+
+
+class Keeper:
+    """See the module. `lease_s` is None where the kernel sees to it that the keeper ends with the launcher."""
+
+    def __init__(self, run_dir: Path, node: str, *, life: int, lease_s: float | None, supervisor: Supervisor) -> None:
+        self._run_dir = run_dir
+        self._node = node
+        self._lease_s = lease_s
+        self._supervisor = supervisor
+        before = read_node_record(run_dir, node)
+        self._before = before
+        self._life = life
+        self._me = ProcessRecord(f"keeper/{node}", os.getpid(), start_time_s(os.getpid()), tuple(sys.argv))
+        self._agent: ProcessRecord | None = None
+        self._agent_incarnation = before.agent_incarnation if before else 0
+        self._channel: Channel[ToKeeper] | None = None
+        self._newest: dict[str, int] = {}
+        """The newest incarnation of each process that was ordered."""
+        self._unwanted: set[tuple[str, int]] = set()
+        """Ended by order before they were started."""
+        self._ended: dict[str, ProcessExit] = {}
+        self._heard_at_s = time.monotonic()
+        self._over = asyncio.Event()
+        self._grace_s = GRACE_S
+        self._tasks = asyncio.TaskGroup()
+
+    async def keep(self) -> None:
+        """Until the node is to end; then everything on it has ended."""
+        if self._before is not None:
+            await end_leftovers(self._before)
+        self._write_record()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, GRACE_S)
+        async with self._tasks as tasks:
+            exits = tasks.create_task(self._report_exits(), name="report exits")
+            agent = tasks.create_task(self._keep_agent(), name="keep the agent")
+            lease = tasks.create_task(self._watch_lease(), name="watch the lease")
+            await self._over.wait()
+            lease.cancel()
+            await self._supervisor.stop_all(self._grace_s)
+            exits.cancel()
+            for ended in self._supervisor.take_exits():
+                self._report_exit(ended)
+            self._tell(NodeEnded())
+            _, late = await asyncio.wait([agent], timeout=AGENT_LEAVES_S)
+            if late:
+                agent.cancel()
+
+    # --- the agent -------------------------------------------------------------------------------------------
+
+    async def _keep_agent(self) -> None:
+        backoff_s, (least_s, most_s) = 0.0, _BACKOFF_S
+        while True:
+            started_s = time.monotonic()
+            await self._one_agent()
+            if self._over.is_set():
+                return
+            lived_s = time.monotonic() - started_s
+            backoff_s = least_s if lived_s > _LONG_LIFE_S else min(most_s, max(least_s, 2 * backoff_s))
+            log.warning("agent_ended", incarnation=self._agent_incarnation, again_in_s=backoff_s)
+            await asyncio.sleep(backoff_s)
+
+    async def _one_agent(self) -> None:
+        """Start an agent, do what it orders, and return when it has ended."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await self._start_agent(theirs.fileno())
+        try:
+            channel: Channel[ToKeeper] = await Channel.over(ours, ToKeeper)
+            self._channel = channel
+            running, ended = self._supervisor.records, self._ended
+            self._tell(NodeStands(self._me, list(running.values()), list(ended.values())))
+            await self._serve(channel)
+        finally:
+            self._channel = None
+            ours.close()
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+    async def _start_agent(self, descriptor: int) -> asyncio.subprocess.Process:
+        self._agent_incarnation += 1
+        whose = ("--run-dir", str(self._run_dir), "--node", self._node, "--incarnation", str(self._agent_incarnation))
+        argv = (sys.executable, "-m", "launcher.agent", *whose, "--channel", str(descriptor))
+        name = agent_name(self._node)
+        with (self._run_dir / LOGS_DIR / f"{file_stem(name)}.out").open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                env={**os.environ, PARENT_PID_VARIABLE: str(os.getpid())},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(descriptor,),
+            )
+        started_at_s = start_time_s(process.pid)
+        self._agent = ProcessRecord(name, process.pid, started_at_s, argv, self._agent_incarnation)
+        self._write_record()
+        return process
+
+    async def _serve(self, channel: Channel[ToKeeper]) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(AGENT_SILENT_S):
+                    message = await channel.receive()
+            except TimeoutError:
+                log.error("agent_hangs", incarnation=self._agent_incarnation, silent_s=AGENT_SILENT_S)
+                return
+            if message is None:
+                return
+            self._obey(message)
+
+    def _tell(self, message: Message) -> None:
+        """Have a message delivered; without an agent the next one says it all."""
+        if self._channel is not None:
+            self._channel.send(message)
+
+    # --- orders ----------------------------------------------------------------------------------------------
+
+    def _obey(self, order: ToKeeper) -> None:
+        match order:
+            case Pulse(launcher_is_heard=True):
+                self._heard_at_s = time.monotonic()
+            case StartProcess(spec=spec, incarnation=incarnation):
+                if incarnation > self._newest.get(spec.name, 0) and not self._over.is_set():
+                    self._newest[spec.name] = incarnation
+                    self._tasks.create_task(self._start(order), name=f"start {spec.name}")
+            case StopProcess(name=name, incarnation=incarnation, grace_s=grace_s):
+                if self._is_running(name, incarnation):
+                    self._tasks.create_task(self._supervisor.stop(name, grace_s), name=f"stop {name}")
+            case KillProcess(name=name, incarnation=incarnation):
+                if self._is_running(name, incarnation):
+                    self._supervisor.kill(name)
+            case EndNode(grace_s=grace_s):
+                self._end(grace_s)
+
+    def _is_running(self, name: str, incarnation: int) -> bool:
+        """Whether there is something to end; if that has not been started yet, it is ended then."""
+        record = self._supervisor.records.get(name)
+        if record is not None and record.incarnation == incarnation:
+            return True
+        ended = self._ended.get(name)
+        if self._newest.get(name) == incarnation and (ended is None or ended.incarnation < incarnation):
+            self._unwanted.add((name, incarnation))
+        return False
+
+    async def _start(self, order: StartProcess) -> None:
+        name, incarnation = order.spec.name, order.incarnation
+        await self._supervisor.stop(name, 0.0)  # of one that the launcher counts as lost
+        if self._over.is_set() or self._newest[name] != incarnation:
+            return
+        try:
+            record = await self._supervisor.start(order.spec, incarnation)
+        except OSError as error:
+            self._ended[name] = ProcessExit(name, 0, -signal.SIGKILL, incarnation)
+            self._tell(ProcessNotStarted(name, incarnation, str(error)))
+            return
+        self._write_record()
+        self._tell(ProcessStarted(record))
+        if (name, incarnation) in self._unwanted or self._over.is_set():
+            self._unwanted.discard((name, incarnation))
+            self._supervisor.kill(name)
+
+    async def _report_exits(self) -> None:
+        async for ended in self._supervisor.exits():
+            self._report_exit(ended)
+
+    def _report_exit(self, ended: ProcessExit) -> None:
+        self._ended[ended.name] = ended
+        self._write_record()
+        self._tell(ProcessLeft(ended))
+
+    # --- the end ---------------------------------------------------------------------------------------------
+
+    def _end(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._over.set()
+
+    async def _watch_lease(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            silent_s = time.monotonic() - self._heard_at_s
+            if self._lease_s is not None and silent_s > self._lease_s:
+                log.error("lease_is_over", silent_s=silent_s, lease_s=self._lease_s)
+                self._end(GRACE_S)
+
+    def _write_record(self) -> None:
+        processes = list(self._supervisor.records.values())
+        record = NodeRecord(self._life, self._me, self._agent, self._agent_incarnation, processes)
+        write_node_record(self._run_dir, self._node, record)
+
+
+def main() -> None:
+    """Entry point: `python -m launcher.keeper --run-dir DIR --node NAME --life N [--lease-s S --detach]`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--life", type=int, required=True, help="which start of the launcher this is")
+    parser.add_argument("--lease-s", type=float, default=None)
+    parser.add_argument("--detach", action="store_true", help="go on in the background, and say so in a line of JSON")
+    arguments = parser.parse_args()
+    (arguments.run_dir / NODES_DIR).mkdir(exist_ok=True)
+    if arguments.detach:
+        _detach(arguments.run_dir, arguments.node, arguments.life)
+    else:
+        die_with_parent()
+    name = f"keeper/{arguments.node}"
+    log_path = arguments.run_dir / LOGS_DIR / f"{file_stem(name)}.jsonl"
+    with locked(arguments.run_dir, arguments.node) as is_the_one, logging_to(log_path, process=name, level="info"):
+        if not is_the_one:
+            sys.exit(f"{arguments.node} has a keeper already")
+        asyncio.run(_keep(arguments))
+
+
+async def _keep(arguments: argparse.Namespace) -> None:
+    async with Supervisor(arguments.run_dir / LOGS_DIR) as supervisor:
+        run_dir, node, life, lease_s = arguments.run_dir, arguments.node, arguments.life, arguments.lease_s
+        await Keeper(run_dir, node, life=life, lease_s=lease_s, supervisor=supervisor).keep()
+
+
+def _detach(run_dir: Path, node: str, life: int) -> None:
+    """Return in a process of its own session, or leave: having said so, or that one of this life is there."""
+    there = read_node_record(run_dir, node)
+    if there is not None and is_alive(there.keeper):
+        if there.life == life:
+            _say(alive=there.keeper.pid)
+            sys.exit()
+        _replace(there)
+    if (pid := os.fork()) != 0:
+        os.waitpid(pid, 0)
+        sys.exit()
+    os.setsid()
+    if os.fork() != 0:
+        os._exit(0)
+    _say(pid=os.getpid())
+    null = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(run_dir / LOGS_DIR / f"keeper-{node}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for ours, standard in ((null, 0), (output, 1), (output, 2)):
+        os.dup2(ours, standard)
+    os.close(null)
+    os.close(output)
+
+
+def _replace(there: NodeRecord) -> None:
+    """End the keeper of an earlier life of the launcher; the kernel ends everything below it."""
+    os.kill(there.keeper.pid, signal.SIGKILL)
+    deadline_s = time.monotonic() + REPLACED_WITHIN_S
+    while is_alive(there.keeper):
+        if time.monotonic() > deadline_s:
+            raise DeadlineError(
+                f"the keeper before, pid {there.keeper.pid}, is alive {REPLACED_WITHIN_S} s after SIGKILL"
+            )
+        time.sleep(_TICK_S / 10)
+
+
+def _say(**words: int) -> None:
+    sys.stdout.write(json.dumps(words) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What a keeper leaves on disk of itself and of what it has started: `nodes/NODE.json`, and the lock that it holds.
+
+A process is the recorded one if it has that pid and was started at that time: pids are used again.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from launcher.files import replace_file
+from launcher.supervisor import ProcessRecord, end_session, start_time_s
+
+NODES_DIR = "nodes"
+_SAME_START_WITHIN_S = 1.0
+"""The kernel counts from the boot, and the time of the boot is known to a fraction of a second."""
+
+
+class NodeRecord(msgspec.Struct, frozen=True):
+    """A keeper, its agent and its processes. `life` is which start of the launcher the keeper belongs to."""
+
+    life: int
+    keeper: ProcessRecord
+    agent: ProcessRecord | None = None
+    agent_incarnation: int = 0
+    """Of the newest agent of this node that any keeper has started."""
+    processes: list[ProcessRecord] = []
+
+
+def record_path(run_dir: Path, node: str) -> Path:
+    """Where a node's record is."""
+    return run_dir / NODES_DIR / f"{node}.json"
+
+
+def write_node_record(run_dir: Path, node: str, record: NodeRecord) -> None:
+    """Replace the record of a node."""
+    replace_file(record_path(run_dir, node), msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+
+
+def read_node_record(run_dir: Path, node: str) -> NodeRecord | None:
+    """The record that the last keeper of a node has left; None without one that can be read."""
+    try:
+        return msgspec.json.decode(record_path(run_dir, node).read_bytes(), type=NodeRecord)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def is_alive(record: ProcessRecord) -> bool:
+    """Whether the recorded process runs, on this machine."""
+    if abs(start_time_s(record.pid) - record.started_at_s) > _SAME_START_WITHIN_S:
+        return False
+    try:
+        return psutil.Process(record.pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def end_leftovers(record: NodeRecord) -> None:
+    """End what an earlier keeper has started and the kernel has not ended with it."""
+    for left in (*record.processes, *([record.agent] if record.agent else [])):
+        if is_alive(left):
+            await end_session(left.pid)
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path, node: str) -> Iterator[bool]:
+    """Whether this process is the one keeper of the node; it is until it leaves the block or ends."""
+    descriptor = os.open(run_dir / NODES_DIR / f"{node}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(descriptor)
