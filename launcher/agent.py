@@ -96,7 +96,7 @@ async def _run(arguments: argparse.Namespace, config: RunConfig) -> None:
         mailbox.acknowledge()
         await link.close(FAREWELL_S)
     finally:
-        channel.close()
+        await channel.close()
         await endpoint.close()
 
 

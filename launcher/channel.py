@@ -5,6 +5,7 @@ read; a message that was torn by its death is as good as not written.
 """
 
 import asyncio
+import contextlib
 import socket
 from struct import Struct as Layout
 from typing import Any, Generic, TypeVar, cast
@@ -58,6 +59,8 @@ class Channel(Generic[Receives]):
         data = self._encode(message)
         self._writer.write(_LENGTH.pack(len(data)) + data)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Write what is queued, and no more."""
         self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()

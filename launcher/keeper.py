@@ -132,20 +132,20 @@ class Keeper:
     async def _one_agent(self) -> None:
         """Start an agent, do what it orders, and return when it has ended."""
         ours, theirs = socket.socketpair()
+        channel: Channel[ToKeeper] = await Channel.over(ours, ToKeeper)
         with theirs:
             process = await self._start_agent(theirs.fileno())
         try:
-            channel: Channel[ToKeeper] = await Channel.over(ours, ToKeeper)
             self._channel = channel
             running, ended = self._supervisor.records, self._ended
             self._tell(NodeStands(self._me, list(running.values()), list(ended.values())))
             await self._serve(channel)
         finally:
             self._channel = None
-            ours.close()
             if process.returncode is None:
                 process.kill()
             await process.wait()
+            await channel.close()
 
     async def _start_agent(self, descriptor: int) -> asyncio.subprocess.Process:
         self._agent_incarnation += 1

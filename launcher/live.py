@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from darts_async.errors import ConfigError
-from darts_async.topology import CONFIG_FILE, RunPlan
+from darts_async.topology import CONFIG_FILE, RunPlan, agent_name
 from launcher.requests import GetStatus
 from launcher.rundir import STATE_FILE, RunRecord, read_record
 from launcher.service import NotRunningError, ask
@@ -37,8 +37,8 @@ def not_live(run_dir: Path, error: NotRunningError) -> ConfigError:
 
 
 def names_of(plan: RunPlan, process: str) -> tuple[str, ...]:
-    """The processes that `ROLE/N` or `ROLE` means. Raises `ConfigError` if there are none."""
-    everyone = tuple(spec.name for spec in plan.processes)
+    """The processes that `ROLE/N` or `ROLE` means, or the agent of a node. Raises `ConfigError` if there are none."""
+    everyone = (*(spec.name for spec in plan.processes), *map(agent_name, plan.nodes))
     names = plan.names(process) or tuple(name for name in everyone if name == process)
     if not names:
         raise ConfigError(f"there is no {process!r}; the run has {', '.join(everyone)}")

@@ -8,7 +8,8 @@ class GetStatus(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class RestartProcess(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """End a process (`generator/0`) or all of a role (`generator`), and start it again."""
+    """End a process (`generator/0`) or all of a role (`generator`), and start it again; or the agent of a node
+    (`agent/NODE`), which no process notices."""
 
     process: str
 
@@ -35,6 +36,16 @@ class ProcessState(Struct, frozen=True):
     restarts: int
 
 
+class NodeState(Struct, frozen=True):
+    """One node: starting, up, silent or lost."""
+
+    name: str
+    state: str
+    agent_incarnation: int
+    """How many agents it has had."""
+    keeper_pid: int | None
+
+
 class RunState(Struct, frozen=True, tag=True):
     """How the run stands."""
 
@@ -47,6 +58,7 @@ class RunState(Struct, frozen=True, tag=True):
     elapsed_s: float
     remaining_s: float | None
     processes: list[ProcessState]
+    nodes: list[NodeState]
     notices: list[str]
 
 

@@ -29,7 +29,7 @@ from darts_async.protocol import (
     Shutdown,
     StepCompleted,
 )
-from darts_async.topology import RunPlan
+from darts_async.topology import RunPlan, agent_name
 from launcher import fleet as on_nodes
 from launcher.control import Control, Heard, HeardOfNode, Presence, Silence
 from launcher.course import (
@@ -261,7 +261,7 @@ class Run:
         """Do what somebody asks for, or say why not."""
         match request:
             case GetStatus():
-                return run_status(self.view, self.fleet.pids, _now_s(), ending=self.course.outcome)
+                return run_status(self.view, self.fleet, _now_s(), ending=self.course.outcome)
             case StopRun(reason=reason):
                 self._act(self.course.interrupted(reason, _now_s()))
                 return Done("the run is stopping")
@@ -269,7 +269,11 @@ class Run:
                 return self._restart(process)
 
     def _restart(self, process: str) -> Reply:
-        """One process, or all of a role."""
+        """One process, or all of a role, or the agent of a node."""
+        for node in self.fleet.nodes:
+            if process == agent_name(node):
+                self._do(self.fleet.restart_agent(node))
+                return Done(f"{process}: restarting")
         names = self.plan.names(process) or (process,)
         try:
             for name in names:

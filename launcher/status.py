@@ -1,20 +1,20 @@
 """How a run stands: as data for other terminals, and as a screen of it."""
 
-from collections.abc import Mapping
-
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from launcher.course import Outcome
+from launcher.fleet import Fleet
 from launcher.progress import RunView
-from launcher.requests import ProcessState, RunState
+from launcher.requests import NodeState, ProcessState, RunState
 from launcher.view import clock, state_text
 
 
-def run_status(view: RunView, pids: Mapping[str, int], now_s: float, *, ending: Outcome | None) -> RunState:
+def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: Outcome | None) -> RunState:
     """What `status` shows. `now_s` is of the view's clock."""
+    pids = fleet.pids
     processes = [
         ProcessState(
             name=row.name,
@@ -37,6 +37,9 @@ def run_status(view: RunView, pids: Mapping[str, int], now_s: float, *, ending: 
         elapsed_s=round(now_s - view.started_at_s, 3),
         remaining_s=view.remaining_s(now_s),
         processes=processes,
+        nodes=[
+            NodeState(node.name, node.state, node.agent_incarnation, node.keeper_pid) for node in fleet.nodes.values()
+        ],
         notices=list(view.notices),
     )
 
@@ -47,8 +50,9 @@ def status_screen(state: RunState) -> RenderableType:
     ending = f", ending: {state.ending}" if state.ending else ""
     steps = f"{state.num_steps} of {state.total_steps} steps in {clock(state.elapsed_s)}{left}{ending}"
     title = Text.assemble((state.name, "bold"), f"   {steps}")
+    nodes = [Text.assemble((f"{node.name} ", "bold"), node.state) for node in state.nodes if node.state != "up"]
     notices = [Text.assemble(("• ", "yellow"), notice) for notice in state.notices]
-    return Padding(Group(title, Text(state.run_dir, style="dim"), "", _table(state), *notices), (1, 1))
+    return Padding(Group(title, Text(state.run_dir, style="dim"), "", _table(state), *nodes, *notices), (1, 1))
 
 
 def _table(state: RunState) -> Table:

@@ -15,11 +15,14 @@ from rich.console import Console, RenderableType
 from darts_async.config import RunConfig
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
 from launcher.course import Outcome
+from launcher.fleet import Fleet
+from launcher.orders import NodeStands
 from launcher.plan import link_addresses, plan_run
 from launcher.progress import LENGTH_METRIC, REWARD_METRIC, RunView
 from launcher.status import run_status, status_screen
 from launcher.steps import StepLine
 from launcher.summary import Summary, summarise, summary_screen, token_account
+from launcher.supervisor import ProcessRecord
 from launcher.view import LiveDisplay, PlainDisplay, bar, clock, make_display, run_screen, sparkline, step_text
 
 PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
@@ -68,12 +71,21 @@ def test_of_a_generator_that_ended_early_counts_what_was_received_and_of_the_las
     assert (view.tokens_decoded, view.tokens_received(received)) == (50, 790)
 
 
+def fleet_with(name: str, pid: int) -> Fleet:
+    """A process runs."""
+    fleet = Fleet(PLAN, lost_after_s=1.0)
+    fleet.start(name, 1)
+    record = ProcessRecord(name, pid, 1.0, ())
+    fleet.reported("local", 1, NodeStands(record, [record], []), 0.0)
+    return fleet
+
+
 def test_the_status_and_the_live_view_fit_into_80_columns() -> None:
     view = new_view()
     view.take_start("generator/0", 4)
     view.take_status("generator/0", status(0.0, 0, 0.0))
     view.take_status("generator/0", status(4000.0, 50_000_000, 0.0))
-    text = text_of(status_screen(run_status(view, {"generator/0": 12345}, 4200.0, ending=None)), 80)
+    text = text_of(status_screen(run_status(view, fleet_with("generator/0", 12345), 4200.0, ending=None)), 80)
     row = r"generator/0 +decoding +12345 +4 +12,500 +64 +1:06:40 +3"
     assert re.search(row, text), text
     text = text_of(run_screen(view, 4200.0), 80)
@@ -85,7 +97,9 @@ def test_a_process_that_is_away_shows_when_it_comes_back() -> None:
     view.take_exit("generator/0", "was ended by SIGKILL", left_cleanly=False)
     view.take_restart("generator/0", 121.2)
     assert "restarting in 1.2 s" in text_of(run_screen(view, 120.0))
-    assert "restarting in 1.2 s" in text_of(status_screen(run_status(view, {}, 120.0, ending=None)))
+    assert "restarting in 1.2 s" in text_of(
+        status_screen(run_status(view, Fleet(PLAN, lost_after_s=1.0), 120.0, ending=None))
+    )
     view.take_start("generator/0", 2)
     text = text_of(run_screen(view, 122.0))
     assert "restarting" not in text
