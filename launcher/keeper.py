@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import structlog
@@ -89,6 +90,7 @@ class Keeper:
         self._unwanted: set[tuple[str, int]] = set()
         """Ended by order before they were started."""
         self._ended: dict[str, ProcessExit] = {}
+        self._starting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._heard_at_s = time.monotonic()
         self._over = asyncio.Event()
         self._grace_s = GRACE_S
@@ -215,15 +217,16 @@ class Keeper:
 
     async def _start(self, order: StartProcess) -> None:
         name, incarnation = order.spec.name, order.incarnation
-        await self._supervisor.stop(name, 0.0)  # of one that the launcher counts as lost
-        if self._over.is_set() or self._newest[name] != incarnation:
-            return
-        try:
-            record = await self._supervisor.start(order.spec, incarnation)
-        except OSError as error:
-            self._ended[name] = ProcessExit(name, 0, -signal.SIGKILL, incarnation)
-            self._tell(ProcessNotStarted(name, incarnation, str(error)))
-            return
+        async with self._starting[name]:
+            await self._supervisor.stop(name, 0.0)  # one that the launcher counts as lost
+            if self._over.is_set():
+                return
+            try:
+                record = await self._supervisor.start(order.spec, incarnation)
+            except OSError as error:
+                self._ended[name] = ProcessExit(name, 0, -signal.SIGKILL, incarnation)
+                self._tell(ProcessNotStarted(name, incarnation, str(error)))
+                return
         self._write_record()
         self._tell(ProcessStarted(record))
         if (name, incarnation) in self._unwanted or self._over.is_set():
