@@ -244,7 +244,7 @@ class FakeWorld:
             case 8 if name in node.running:
                 node.leave(name)
             case 9:
-                self.fail(choice // 20 % 4)
+                self.fail(choice // 20 % 6)
 
     def fail(self, kind: int) -> None:
         node, fleet = self.node, self.fleet
@@ -261,9 +261,17 @@ class FakeWorld:
             self.take(fleet.tick(self.now_s))
             self.node = FakeNode(node.keeper + 1, node.agent + 1)
             self.node.reports = [self.node.stands()]
-        else:
+        elif kind == 3:
             self.take(fleet.silent("b", "cut", self.now_s))
             fleet.heard("b")
+        elif kind == 4:  # the link is cut, and the node goes on all the same
+            self.take(fleet.silent("b", "cut", self.now_s))
+            self.now_s += LOST_AFTER_S
+            self.take(fleet.tick(self.now_s))
+            node.reports = [node.stands()]
+        else:  # the keeper dies, and nobody has seen it
+            self.node = FakeNode(node.keeper + 1, node.agent + 1, orders=node.orders)
+            self.node.reports = [self.node.stands()]
 
     def settle(self) -> None:
         for name in self.fleet.running:
@@ -275,7 +283,7 @@ class FakeWorld:
                 self.take(self.fleet.reported("b", self.node.agent, self.node.reports.pop(0), self.now_s))
 
 
-@given(st.lists(st.integers(0, 79), max_size=60))
+@given(st.lists(st.integers(0, 119), max_size=60))
 def test_every_incarnation_that_was_started_ends_once_and_nothing_else_is_left(choices: list[int]) -> None:
     world = FakeWorld()
     for choice in choices:
