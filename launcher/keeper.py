@@ -15,6 +15,7 @@ It opens no port and reads nothing but its agent's orders.
 import argparse
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
@@ -62,7 +63,9 @@ AGENT_LEAVES_S = 10.0
 """How long the last agent has to deliver the last reports."""
 GRACE_S = 5.0
 """For processes that are ended because nobody leads them any more."""
-REPLACED_WITHIN_S = 20.0
+FIRST_HEARD_WITHIN_S = 60.0
+"""A shorter lease begins when the launcher has been heard for the first time."""
+KILLED_WITHIN_S = 20.0
 _BACKOFF_S = (0.05, 5.0)
 _LONG_LIFE_S = 60.0
 _TICK_S = 0.25
@@ -71,9 +74,9 @@ log = structlog.get_logger()
 
 
 class Keeper:
-    """See the module. `lease_s` is None where the kernel sees to it that the keeper ends with the launcher."""
+    """See the module. `lease_s` is infinite where the kernel sees to it that the keeper ends with the launcher."""
 
-    def __init__(self, run_dir: Path, node: str, *, life: int, lease_s: float | None, supervisor: Supervisor) -> None:
+    def __init__(self, run_dir: Path, node: str, *, life: int, lease_s: float, supervisor: Supervisor) -> None:
         self._run_dir = run_dir
         self._node = node
         self._lease_s = lease_s
@@ -92,6 +95,7 @@ class Keeper:
         self._ended: dict[str, ProcessExit] = {}
         self._starting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._heard_at_s = time.monotonic()
+        self._has_heard = False
         self._over = asyncio.Event()
         self._grace_s = GRACE_S
         self._tasks = asyncio.TaskGroup()
@@ -191,7 +195,7 @@ class Keeper:
     def _obey(self, order: ToKeeper) -> None:
         match order:
             case Pulse(launcher_is_heard=True):
-                self._heard_at_s = time.monotonic()
+                self._heard_at_s, self._has_heard = time.monotonic(), True
             case StartProcess(spec=spec, incarnation=incarnation):
                 if incarnation > self._newest.get(spec.name, 0) and not self._over.is_set():
                     self._newest[spec.name] = incarnation
@@ -252,8 +256,9 @@ class Keeper:
         while True:
             await asyncio.sleep(_TICK_S)
             silent_s = time.monotonic() - self._heard_at_s
-            if self._lease_s is not None and silent_s > self._lease_s:
-                log.error("lease_is_over", silent_s=silent_s, lease_s=self._lease_s)
+            lease_s = self._lease_s if self._has_heard else max(self._lease_s, FIRST_HEARD_WITHIN_S)
+            if silent_s > lease_s:
+                log.error("lease_is_over", silent_s=silent_s, lease_s=lease_s)
                 self._end(GRACE_S)
 
     def _write_record(self) -> None:
@@ -263,15 +268,19 @@ class Keeper:
 
 
 def main() -> None:
-    """Entry point: `python -m launcher.keeper --run-dir DIR --node NAME --life N [--lease-s S --detach]`."""
+    """Entry point: `python -m launcher.keeper --run-dir DIR --node NAME (--life N [--lease-s S --detach] | --kill)`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--node", required=True)
-    parser.add_argument("--life", type=int, required=True, help="which start of the launcher this is")
-    parser.add_argument("--lease-s", type=float, default=None)
+    parser.add_argument("--life", type=int, default=1, help="which start of the launcher this is")
+    parser.add_argument("--kill", action="store_true", help="end the keeper that is there, and all that it has started")
+    parser.add_argument("--lease-s", type=float, default=math.inf)
     parser.add_argument("--detach", action="store_true", help="go on in the background, and say so in a line of JSON")
     arguments = parser.parse_args()
     (arguments.run_dir / NODES_DIR).mkdir(exist_ok=True)
+    if arguments.kill:
+        _kill(arguments.run_dir, arguments.node)
+        return
     if arguments.detach:
         _detach(arguments.run_dir, arguments.node, arguments.life)
     else:
@@ -297,7 +306,7 @@ def _detach(run_dir: Path, node: str, life: int) -> None:
         if there.life == life:
             _say(alive=there.keeper.pid)
             sys.exit()
-        _replace(there)
+        _kill(run_dir, node)
     if (pid := os.fork()) != 0:
         os.waitpid(pid, 0)
         sys.exit()
@@ -313,15 +322,20 @@ def _detach(run_dir: Path, node: str, life: int) -> None:
     os.close(output)
 
 
-def _replace(there: NodeRecord) -> None:
-    """End the keeper of an earlier life of the launcher; the kernel ends everything below it."""
-    os.kill(there.keeper.pid, signal.SIGKILL)
-    deadline_s = time.monotonic() + REPLACED_WITHIN_S
-    while is_alive(there.keeper):
+def _kill(run_dir: Path, node: str) -> None:
+    """End the keeper of a node, if it lives; the kernel ends everything below it, and this waits for that. Raises
+    `DeadlineError`."""
+    there = read_node_record(run_dir, node)
+    if there is None:
+        return
+    if is_alive(there.keeper):
+        os.kill(there.keeper.pid, signal.SIGKILL)
+    below = [*there.processes, *([there.agent] if there.agent else [])]
+    deadline_s = time.monotonic() + KILLED_WITHIN_S
+    while left := [record for record in (there.keeper, *below) if is_alive(record)]:
         if time.monotonic() > deadline_s:
-            raise DeadlineError(
-                f"the keeper before, pid {there.keeper.pid}, is alive {REPLACED_WITHIN_S} s after SIGKILL"
-            )
+            names = ", ".join(f"{record.name} (pid {record.pid})" for record in left)
+            raise DeadlineError(f"{names}: alive {KILLED_WITHIN_S} s after the keeper was killed")
         time.sleep(_TICK_S / 10)
 
 

@@ -7,18 +7,18 @@ the lease of its keeper ends it.
 """
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from darts_async.config import RunConfig
+from darts_async.config import NodeConfig, RunConfig
 from darts_async.topology import RunPlan
 from launcher.backends import AgentCommand, Backend, NodeError
 from launcher.backends.local import LocalBackend
 from launcher.placement import local_node
+from launcher.plan import python_of
 from launcher.rundir import LOGS_DIR
 
 
@@ -92,18 +92,27 @@ class Nodes:
 
 def make_backends(config: RunConfig, plan: RunPlan, run_dir: Path) -> dict[str, Backend]:
     """How each node of the plan is reached."""
-    here = local_node(config).name
-    return {
-        node.name: LocalBackend(node.name, run_dir / LOGS_DIR / f"keeper-{node.name}.out")
-        for node in config.nodes
-        if node.name in plan.nodes and node.name == here
-    }
+    return {node.name: _backend(config, node, run_dir) for node in config.nodes if node.name in plan.nodes}
+
+
+def _backend(config: RunConfig, node: NodeConfig, run_dir: Path) -> Backend:
+    if node == local_node(config):
+        return LocalBackend(node.name, run_dir / LOGS_DIR / f"keeper-{node.name}.out")
+    from launcher.backends.ssh import SshBackend  # a run on one machine needs no ssh
+
+    return SshBackend(node, config.host_of(node), keeper_command(config, run_dir, node.name, "--kill"))
 
 
 def agent_command(config: RunConfig, run_dir: Path, node: str, *, life: int) -> AgentCommand:
     """What is run on a node: its keeper, which starts its agent. Away from this machine it goes on by itself, under a
     lease."""
-    keeper = ("-m", "launcher.keeper", "--run-dir", str(run_dir), "--node", node, "--life", str(life))
     is_away = node != local_node(config).name
     lease = ("--detach", "--lease-s", str(config.network.lease_s)) if is_away else ()
-    return AgentCommand((sys.executable, *keeper, *lease), {}, str(Path.cwd()))
+    return keeper_command(config, run_dir, node, "--life", str(life), *lease)
+
+
+def keeper_command(config: RunConfig, run_dir: Path, node: str, *options: str) -> AgentCommand:
+    """The keeper of a node with these options."""
+    [settings] = (found for found in config.nodes if found.name == node)
+    argv = (python_of(config, node), "-m", "launcher.keeper", "--run-dir", str(run_dir), "--node", node, *options)
+    return AgentCommand(argv, settings.env, settings.workdir or str(Path.cwd()))

@@ -84,14 +84,23 @@ def _processes(config: RunConfig, run_dir: Path) -> Iterator[ProcessSpec]:
     for role in ROLES:
         settings = role_config(config, role)
         for name in role_names(config, role):
-            argv, env = _command(role, name, run_dir), _environment(config, role, name, places)
             place = places[name]
+            argv, env = (
+                _command(role, name, run_dir, python_of(config, place.node)),
+                _environment(config, role, name, places),
+            )
             yield ProcessSpec(name, role, argv, env, settings.start_timeout_s, place.node, place.host, place.devices)
 
 
-def _command(role: Role, name: str, run_dir: Path) -> tuple[str, ...]:
+def python_of(config: RunConfig, node: str) -> str:
+    """The Python that runs on a node."""
+    [settings] = (found for found in config.nodes if found.name == node)
+    return settings.python or sys.executable
+
+
+def _command(role: Role, name: str, run_dir: Path, python: str) -> tuple[str, ...]:
     module = f"darts_async.{role}.process"
-    return (sys.executable, "-m", module, "--run-dir", str(run_dir), "--name", name, "--incarnation", "1")
+    return (python, "-m", module, "--run-dir", str(run_dir), "--name", name, "--incarnation", "1")
 
 
 def _environment(config: RunConfig, role: Role, name: str, places: Mapping[str, Place]) -> dict[str, str]:

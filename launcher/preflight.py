@@ -19,6 +19,7 @@ from darts_async.models import load_tokenizer, resolve_model_path
 from darts_async.prompts.load import load_prompts
 from darts_async.reward.functions import load_function
 from launcher.devices import check_backend, check_gpus, check_vllm
+from launcher.distant import check_nodes
 from launcher.placement import Place, PlacementError, local_node, place_processes, role_names
 from launcher.plan import link_hubs
 from launcher.ports import block, free_block, why_not_bound
@@ -108,6 +109,15 @@ def check_adapters(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def check_ssh(config: RunConfig, places: Mapping[str, Place]) -> tuple[Problem, ...]:
+    """What reaches other nodes is installed."""
+    is_needed = any(place.node != local_node(config).name for place in places.values())
+    if not is_needed or importlib.util.find_spec("asyncssh") is not None:
+        return ()
+    fix = "pip install 'darts-async[ssh]'"
+    return (Problem("nodes", "other nodes are reached by asyncssh", shown(len(config.nodes)), fix, here=True),)
+
+
 def check_model(config: RunConfig) -> Iterator[Problem]:
     """The model's files are there, and its context and vocabulary hold what the run asks for."""
     try:
@@ -162,20 +172,16 @@ def _check_places(config: RunConfig) -> Iterator[Problem]:
     yield from check_gpus(config, places)
     if any(places[name].node == local_node(config).name for name in role_names(config, "generator")):
         yield from check_vllm(config)
-    yield from _check_other_nodes(config, places)
+    yield from _check_far_hubs(config, places)
+    yield from check_ssh(config, places) or check_nodes(config, places)
 
 
-def _check_other_nodes(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
+def _check_far_hubs(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
     local = local_node(config).name
-    others = sorted({place.node for place in places.values()} - {local})
-    if not others:
-        return
     far_hubs = sorted({hub for hub in link_hubs(config).values() if hub in places and places[hub].node != local})
     if far_hubs and not config.network.base_port:
         message = f"free ports can be looked for on {local} alone, but {', '.join(far_hubs)} listens elsewhere"
         yield Problem("network.base_port", message, "0", "set the first of a block of ports that is free everywhere")
-    message = f"processes go to {', '.join(others)}, but they can be started on the first node, {local}, alone"
-    yield Problem("nodes", message, shown([node.name for node in config.nodes]), "place all roles on it", here=True)
 
 
 def _host_setting(config: RunConfig, node: NodeConfig) -> tuple[str, str]:

@@ -28,17 +28,21 @@ class LaunchedRun:
         base: name of a shipped configuration.
         sections: settings that are put over it.
         faults: for the environment of its processes.
+        prefix: what the command line of the launcher is put behind.
     """
 
-    def __init__(self, tmp_path: Path, base: str, sections: dict[str, Any], faults: str = "") -> None:
+    def __init__(
+        self, tmp_path: Path, base: str, sections: dict[str, Any], faults: str = "", prefix: tuple[str, ...] = ()
+    ) -> None:
         self._home = tmp_path
+        self._prefix = prefix
         self._temporary = tmp_path / "temporary"
         self._temporary.mkdir()
         settings = _merged(yaml.safe_load((CONFIGS / base).read_text()), sections)
         config = tmp_path / "cluster.yaml"
         config.write_text(yaml.safe_dump(settings))
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(self._temporary), VARIABLE: faults}
-        command = [sys.executable, "-m", "launcher", str(config)]
+        command = [*prefix, sys.executable, "-m", "launcher", str(config)]
         with (tmp_path / "output.txt").open("w") as output:
             self.process = subprocess.Popen(
                 command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT
@@ -132,11 +136,20 @@ class LaunchedRun:
         assert not [path for path in Path("/dev/shm").iterdir() if any(f"_{pid}_" in path.name for pid in pids)]
         for link in json.loads((self.run_dir / "plan.json").read_text())["links"]:
             host, port = link["address"].removeprefix("tcp://").rsplit(":", 1)
-            with socket.socket() as probe:
-                assert probe.connect_ex((host, int(port))) != 0, f"somebody listens on {link['address']}"
+            assert not self._is_listened_to(host, int(port)), f"somebody listens on {link['address']}"
         assert not (self.run_dir / "control.sock").exists()
         # torch makes an empty directory for its compiler, one per user and machine, when it is imported
         assert [path.name for path in self._temporary.rglob("*") if not path.name.startswith("torchinductor")] == []
+
+    def _is_listened_to(self, host: str, port: int) -> bool:
+        """Asked where the launcher ran: elsewhere the address may be somebody else's."""
+        if not self._prefix:
+            with socket.socket() as probe:
+                return probe.connect_ex((host, port)) == 0
+        code = f"import socket, sys; sys.exit(socket.socket().connect_ex(('{host}', {port})) == 0)"
+        return (
+            subprocess.run([*self._prefix, sys.executable, "-c", code], check=False, timeout=DEADLINE_S).returncode != 0
+        )
 
 
 def _merged(settings: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from darts_async.config.section import NonNegative, Section
+from darts_async.config.section import NonNegative, Seconds, Section
 
 
 def _counted(devices: Any) -> Any:
@@ -16,8 +16,27 @@ def _counted(devices: Any) -> Any:
     return tuple(range(devices))
 
 
+class SshConfig(Section):
+    """How a node is reached when a run begins, or when it is back. Afterwards all goes over the links of the run. What
+    is left out is as `ssh` does it: `~/.ssh/config`, the agent, the user's keys; the node's key has to be known."""
+
+    host: str | None = None
+    """Name or address for ssh; without it, the node's `host`."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """22, or what `~/.ssh/config` says."""
+    user: str | None = None
+    """Who to be there."""
+    identity_file: str | None = None
+    """Path of the private key to use."""
+    known_hosts: str | None = None
+    """Path of the file that holds the node's public key; `~/.ssh/known_hosts` without it."""
+    timeout_s: Seconds = 20.0
+    """For connecting, and for each command."""
+
+
 class NodeConfig(Section):
-    """A machine. The first of the list is the one on which `darts-launch` is called."""
+    """A machine. The first of the list is the one on which `darts-launch` is called; the others are reached over ssh.
+    All see `runs_dir` under the same path."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """What roles call it."""
@@ -26,6 +45,14 @@ class NodeConfig(Section):
     `network.host`; where there are several nodes, each has its own."""
     devices: Annotated[tuple[NonNegative, ...], BeforeValidator(_counted), Field(strict=False)] = ()
     """GPUs that the run may use: how many, or a list of their numbers as `nvidia-smi` shows them."""
+    ssh: SshConfig = SshConfig()
+    """For every node but the first."""
+    python: str | None = None
+    """Path of the Python there; without it, that of the launcher."""
+    workdir: str | None = None
+    """Where its processes run; without it, the directory in which the launcher was called."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Added to the environment of its processes."""
 
     @field_validator("devices")
     @classmethod
