@@ -105,7 +105,7 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, tuple[Problem, ...
     """
     try:
         config = load_config(file)
-        problems = check_run(config)
+        problems = check_run(config, reaches_nodes=starts)
         refused = tuple(problem for problem in problems if starts or not problem.here)
         if refused:
             raise InputError(file, refused)

@@ -26,13 +26,14 @@ from launcher.ports import block, free_block, why_not_bound
 from launcher.problems import Problem, shown
 
 
-def check_run(config: RunConfig) -> tuple[Problem, ...]:
-    """All problems of a run; empty when it may start here. Takes the time of loading the prompts."""
+def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> tuple[Problem, ...]:
+    """All problems of a run; empty when it may start here. Takes the time of loading the prompts, and where other nodes
+    are to be reached, that of asking them."""
     model, data = tuple(check_model(config)), tuple(check_data_files(config))
     return (
         *check_network(config),
         *check_runs_dir(config),
-        *_check_places(config),
+        *_check_places(config, reaches_nodes=reaches_nodes),
         *check_script(config),
         *check_reward(config),
         *check_adapters(config),
@@ -161,7 +162,7 @@ def check_prompts(config: RunConfig) -> Iterator[Problem]:
         yield Problem("prompts", str(error))
 
 
-def _check_places(config: RunConfig) -> Iterator[Problem]:
+def _check_places(config: RunConfig, *, reaches_nodes: bool) -> Iterator[Problem]:
     """There is room for every process, engine and backend suit it, and this machine has its share of it."""
     try:
         places = place_processes(config)
@@ -173,7 +174,8 @@ def _check_places(config: RunConfig) -> Iterator[Problem]:
     if any(places[name].node == local_node(config).name for name in role_names(config, "generator")):
         yield from check_vllm(config)
     yield from _check_far_hubs(config, places)
-    yield from check_ssh(config, places) or check_nodes(config, places)
+    if reaches_nodes:
+        yield from check_ssh(config, places) or check_nodes(config, places)
 
 
 def _check_far_hubs(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:

@@ -167,11 +167,9 @@ def two_nodes(first: str, second: str, **settings: Any) -> RunConfig:
 
 
 @pytest.mark.slow
-def test_a_run_of_several_nodes_is_valid_but_cannot_be_started() -> None:
+def test_a_file_of_several_nodes_is_valid_without_a_look_at_them() -> None:
     config = two_nodes("127.0.0.1", "127.0.0.2", roles={"shaper": {"nodes": ["a"]}, "reward": {"nodes": ["b"]}})
-    (problem,) = check_run(config)
-    assert (problem.place, problem.here) == ("nodes", True)
-    assert "processes go to b, but they can be started on the first node, a, alone" in problem.message
+    assert check_run(config) == ()
 
 
 @pytest.mark.slow
