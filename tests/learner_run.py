@@ -176,6 +176,8 @@ class LearnerRun:
         keys = load_keys(self.run_dir / "keys", name)
         endpoint = Endpoint(name, 1, keys, self.config.transport, self.mailbox)
         for link in self.plan.links:
+            if link.name not in LINK_UNIONS:
+                continue  # the launcher's own, with agents
             sends, receives = LINK_UNIONS[link.name]
             if link.hub == name and link.name in ("learner", "launcher"):
                 allowed = {member: keys.public_of(member) for member in link.members}

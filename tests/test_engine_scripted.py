@@ -50,6 +50,14 @@ async def test_responses_have_the_scripted_length_or_the_cap() -> None:
     assert [record.ended[i].finish_reason for i in range(100)] == ["stop" if n <= 30 else "length" for n in lengths]
 
 
+async def test_a_sample_whose_tokens_are_all_there_ends_without_another() -> None:
+    scripted = engine(ScriptConfig(median_tokens=20, prompt_sigma=0, sample_sigma=0))
+    whole, last_missing = (generate(i, prefix=range(20 - i), max_new_tokens=30) for i in range(2))
+    record = await decode(scripted, whole, last_missing)
+    assert [(record.ended[i].num_tokens, record.ended[i].finish_reason) for i in range(2)] == [(20, "stop")] * 2
+    assert scripted.num_tokens_decoded == 1
+
+
 async def test_a_step_takes_the_modelled_time() -> None:
     clock = VirtualClock()
     script = ScriptConfig(

@@ -105,8 +105,12 @@ class ScriptedEngine:
     def start(self, request: Generate) -> None:
         """Accept a sample. Ids are unique among unfinished samples."""
         self._assert_between_steps()
+        length = self.scripted_length(request)
+        if len(request.prefix_tokens) >= length:  # all was decoded elsewhere, and only word of its end was lost
+            self._table.end(request, "stop")
+            return
         self._table.start(request)
-        self._lengths[request.sample_id] = self.scripted_length(request)
+        self._lengths[request.sample_id] = length
 
     def cancel(self, sample_id: int) -> None:
         """Stop a sample, running or waiting. The events of the next step carry its end. Unknown ids: no-op."""
@@ -123,7 +127,7 @@ class ScriptedEngine:
         lengths = np.array([self._lengths[sample_id] for sample_id in rows["sample_id"].tolist()], np.int64)
         events = self._table.finish_step(*self._tokens(rows), rows["num_tokens"] + 1 >= lengths)
         for sample_id in [end.sample_id for end in events.ended] + [sample_id for sample_id, _ in events.rejected]:
-            del self._lengths[sample_id]
+            self._lengths.pop(sample_id, None)
         if self._table.num_unfinished == 0:
             self._due_s = None
         return events

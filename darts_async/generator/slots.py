@@ -104,6 +104,10 @@ class SlotTable:
         else:
             insort(self._waiting, request, key=_priority)
 
+    def end(self, request: Generate, reason: FinishReason) -> None:
+        """Report the end of a sample whose prefix is the whole response."""
+        self._ended.append(SampleEnd(request.sample_id, len(request.prefix_tokens), reason))
+
     def cancel(self, sample_id: int) -> None:
         """End a sample, running or waiting. Unknown ids: nothing happens."""
         if (slot := self._slot_of.get(sample_id)) is not None:
