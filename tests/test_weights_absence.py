@@ -32,6 +32,21 @@ def test_an_absence_that_does_not_end_fails_the_update() -> None:
     assert "no generator was there to take it within 100 s" in failed.reason
 
 
+def test_nobody_waits_for_the_return_of_a_member_that_is_there_and_failed_too_often() -> None:
+    coordinator = Coordinator(backend="gloo", interface="127.0.0.1", deadline_s=10.0, absence_s=1000.0)
+    coordinator.handle(MemberMessage("generator/0", 1, MemberJoined(-1)), 0.0)
+    actions, now = coordinator.offer(1, MANIFEST, 0.0), 0.0
+    while (deadline := coordinator.deadline) is not None and now < 500.0:  # it never answers, and joins again
+        now = deadline
+        actions = coordinator.tick(now)
+        if coordinator.is_busy:
+            coordinator.handle(MemberMessage("generator/0", 1, MemberJoined(-1)), now)
+        coordinator.validate()
+    [failed] = [action for action in actions if isinstance(action, PublishFailed)]
+    assert "there is only generator/0, who failed too often" in failed.reason
+    assert now == 40.0, "three rounds and one deadline more"
+
+
 def test_the_absence_that_is_allowed_holds_every_start_that_the_policy_allows() -> None:
     policy = RestartConfig.model_validate(
         {"intensity": {"max": 2}, "backoff": {"initial_s": 1.0, "max_s": 4.0, "jitter": 0.5}}

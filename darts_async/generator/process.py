@@ -112,7 +112,8 @@ class GeneratorActor:
         self._join()
 
     def handle(self, event: Event) -> None:
-        """A command for the engine, or something about weights."""
+        """A command for the engine, or something about weights. What comes before the first greeting of its sender was
+        meant for the process before this one."""
         match event:
             case Received(link="generators", peer=peer, message=Greet() as greeting):
                 self._shaper = peer
@@ -132,9 +133,11 @@ class GeneratorActor:
                     self._shaper_is_away = True
                 elif self._receiver is not None:
                     self._receiver.learner_lost()
-            case Received(link="generators", message=Generate() | Cancel() as command):
+            case Received(link="generators", message=Generate() | Cancel() as command) if self._shaper is not None:
                 self._commands.append(command)
                 self._work.set()
+            case Received(link="weights") if self._learner is None:
+                pass
             case Received(link="weights", message=ProbeWeights() as probe):
                 self._probing.ask(probe)
                 self._work.set()

@@ -8,6 +8,7 @@ that no group is to blame for its absence, and does not run backwards when a mac
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import cast
 
 import structlog
@@ -15,7 +16,7 @@ import structlog
 from darts_async.actor import TERMINATED, Gauges, Runtime, main
 from darts_async.config import RunConfig
 from darts_async.models import resolve_model_path, stop_token_ids
-from darts_async.prompts.load import load_prompts
+from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import SampleRejected, Shutdown
 from darts_async.shaper.journal import Journal
@@ -49,12 +50,23 @@ log = structlog.get_logger()
 class ShaperActor:
     """See the module."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        sets: PromptSets,
+        stop_token_ids: frozenset[int] = frozenset(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            sets: the prompts of the run.
+            stop_token_ids: the tokens that end a response, where the engine's model names any.
+            clock: seconds since some fixed moment.
+        """
         self._runtime = runtime
+        self._clock = clock
         config, path = runtime.config, runtime.run_dir / JOURNAL_FILE
         self._journal, self._ledger = Journal(path), LedgerWriter(runtime.run_dir / LEDGER_FILE)
-        sets = load_prompts(config)
-        stop_token_ids = stop_tokens_of(config)
 
         def make_state(snapshot: Snapshot | None) -> ShaperState:
             source = ShuffledPrompts(sets.train, seed=config.seed)
@@ -69,9 +81,9 @@ class ShaperActor:
             log.info("taken_up", journal_bytes=num_bytes, phase=self._state.phase.name)
         else:
             self._standing = Standing(make_state(None))
-            self._standing.now_s = time.monotonic()
+            self._standing.now_s = self._clock()
             self._journal.begin(self._standing.to_head(self._ledger.num_bytes))
-        self._ahead_s = self._standing.now_s - time.monotonic()
+        self._ahead_s = self._standing.now_s - self._clock()
         runtime.heard = self._standing.heard
         self._take(Restarted(self._now_s()))
         self._stop_at_s: float | None = None
@@ -111,7 +123,7 @@ class ShaperActor:
             return
         self._leaving = True
         if self._state.phase is not Phase.FINISHED and self._stop_at_s is None:
-            self._stop_at_s = time.monotonic() + STOP_WITHIN_S
+            self._stop_at_s = self._clock() + STOP_WITHIN_S
             self._take(Stopped(self._now_s(), message.reason))
 
     @property
@@ -134,12 +146,16 @@ class ShaperActor:
         self._journal.close()
         self._ledger.close()
 
+    def validate(self) -> None:
+        """The invariants of the state."""
+        self._state.validate()
+
     @property
     def _state(self) -> ShaperState:
         return self._standing.state
 
     def _now_s(self) -> float:
-        return time.monotonic() + self._ahead_s
+        return self._clock() + self._ahead_s
 
     def _take(self, given: AnyInput) -> None:
         """Decide what follows from an input; `_settle` does it."""
@@ -193,5 +209,10 @@ def _link_to(peer: str) -> str:
     return _LINK_OF_ROLE[peer.partition("/")[0]]
 
 
+def make_actor(runtime: Runtime) -> ShaperActor:
+    """The shaper of the run."""
+    return ShaperActor(runtime, load_prompts(runtime.config), stop_tokens_of(runtime.config))
+
+
 if __name__ == "__main__":
-    main(ShaperActor)
+    main(make_actor)

@@ -382,8 +382,9 @@ class ShaperState:
 
     def _admit(self, now_s: float) -> bool:
         """Open a group if an evaluation wants one, or training and the window allows it."""
-        floor = self.work.generators.lowest_version
-        assert floor is not None
+        lowest = self.work.generators.lowest_version
+        assert lowest is not None
+        floor = min(lowest, self.num_steps)  # a generator may tell of a version before the learner tells of its step
         prompt = self._evaluation.next_prompt(alone=not self._training_goes_on)
         if prompt is not None:
             num_samples = self._config.evaluation.samples_per_prompt

@@ -176,7 +176,9 @@ class Coordinator:
             else:
                 self._break(f"the learner's own broadcast took longer than {self._deadline_s:g} s", now)
         elif self._wait_until is not None and now >= self._wait_until:
-            self._fail(f"no generator was there to take it within {self._absence_s:g} s", now)
+            barred = ", ".join(self._members.names())
+            nobody = f"no generator was there to take it within {self._absence_s:g} s"
+            self._fail(f"there is only {barred}, who failed too often to get it" if barred else nobody, now)
         return self._take_actions()
 
     # --- members come and go ---------------------------------------------------------------------------------
@@ -314,8 +316,10 @@ class Coordinator:
             self._actions += [Send(name, offered) for name in audience]
         elif (holders := self._members.holders(target.version)) or self._members.ahead(target.version):
             self._finish(Published(target.version, tuple(holders), dict(self._dropped)), now)
-        elif self._wait_until is None:
-            self._wait_until = now + self._absence_s
+        else:
+            is_here = bool(self._members.names())  # barred: nobody is away who could come back and take it
+            until = now + (self._deadline_s if is_here else self._absence_s)
+            self._wait_until = until if self._wait_until is None else min(self._wait_until, until)
 
     def _epoch_for(self, audience: list[str]) -> _Epoch:
         """The epoch there is, if it has just these members, else a new one."""

@@ -1,0 +1,177 @@
+"""Is anything lost, whatever fails? Many simulated runs, each with faults of its own.
+
+    python -m bench.chaos [--runs 10000] [--first 0] [--workers 2] [--out FILE.md]
+    python -m bench.chaos --only SEED
+
+Each run is drawn from its seed: settings, kills, frozen processes, cut links, lost, repeated, late and overtaking
+frames, broken and hung broadcasts (see `darts_async.simulation.chaos`). It has to end in time, with its invariants
+intact on the way, and its ledger is then audited as `darts-launch audit` does. A run that does not pass is a line of
+the table, and exit code 1.
+"""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from darts_async.protocol import group_id_of
+from darts_async.shaper.ledger import read_ledger
+from darts_async.shaper.process import LEDGER_FILE
+from darts_async.simulation.chaos import ChaosError, ChaosReport, draw_plan, run_chaos
+from launcher.audit import Books, audit
+
+BATCH = 50
+"""Runs of one task of a worker."""
+
+
+@dataclass
+class Tally:
+    """What came of many runs."""
+
+    runs: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    fates: Counter[str] = field(default_factory=Counter)
+    staleness: Counter[int] = field(default_factory=Counter)
+    virtual_s: float = 0.0
+    failures: dict[int, str] = field(default_factory=dict)
+
+    def add(self, other: "Tally") -> None:
+        """Take in the tally of others."""
+        for mine, theirs in (
+            (self.runs, other.runs),
+            (self.kills, other.kills),
+            (self.faults, other.faults),
+            (self.fates, other.fates),
+        ):
+            mine.update(theirs)
+        self.staleness.update(other.staleness)
+        self.virtual_s += other.virtual_s
+        self.failures |= other.failures
+
+
+def judged_run(seed: int) -> ChaosReport:
+    """The run of a seed. Raises what `run_chaos` does, and `ChaosError` for what the audit finds."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as home:
+        report = run_chaos(draw_plan(seed), Path(home))
+        books = Books.of(read_ledger(Path(home) / LEDGER_FILE))
+    steps = None if report.is_stopped else report.config.learner.steps
+    findings = audit(books, report.config, is_over=True, num_steps=steps)
+    if findings:
+        raise ChaosError(f"the audit finds {findings}")
+    if report.model is not None and tuple(tuple(sorted(ids)) for ids in report.model.history) != tuple(
+        tuple(sorted(ids)) for ids in books.history
+    ):
+        raise ChaosError(f"the model was made of {report.model.history}, the ledger says {books.history}")
+    trained = {(group_id_of(record.sample_id), record.step) for record in books.trained()}
+    if report.model is not None and trained != {
+        (group_id, step) for step, ids in enumerate(report.model.history) for group_id in ids
+    }:
+        raise ChaosError("the samples in the model are not those that the ledger calls trained")
+    return report
+
+
+def run_many(seeds: range) -> Tally:
+    """Runs one after the other. What the processes log of their faults is not printed."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    tally = Tally()
+    for seed in seeds:
+        try:
+            report = judged_run(seed)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a failure of that run
+            tally.runs["failed"] += 1
+            tally.failures[seed] = f"{type(error).__name__}: {str(error)[:500]}"
+            continue
+        tally.runs["stopped early" if report.is_stopped else "to the last step"] += 1
+        tally.kills.update(report.kills)
+        tally.faults.update(report.faults)
+        tally.fates.update(report.finished.samples_by_fate)
+        tally.staleness.update(report.finished.tokens_by_staleness)
+        tally.virtual_s += report.duration_s
+    return tally
+
+
+def batches(first: int, runs: int) -> Iterator[range]:
+    """Seeds by the batch."""
+    for start in range(first, first + runs, BATCH):
+        yield range(start, min(start + BATCH, first + runs))
+
+
+def main() -> None:
+    """Make the runs, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", type=int, help="one seed, with its traceback")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.only is not None:
+        report = judged_run(arguments.only)
+        print(draw_plan(arguments.only), report.kills, report.faults, report.finished, sep="\n")
+        return
+    tally, began_s, num_done = Tally(), time.monotonic(), 0
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        for part in pool.map(run_many, batches(arguments.first, arguments.runs)):
+            tally.add(part)
+            num_done = tally.runs.total()
+            if num_done % 500 == 0:
+                print(f"{num_done} runs, {len(tally.failures)} failed", flush=True)
+    text = table(arguments, tally, time.monotonic() - began_s)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+    sys.exit(1 if tally.failures else 0)
+
+
+def commit() -> str:
+    """Of the code that is run."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def table(arguments: argparse.Namespace, tally: Tally, wall_s: float) -> str:
+    """The results as Markdown."""
+    kills_at = {name: n for name, n in tally.faults.items() if name.startswith("killed at ")}
+    others = {name: n for name, n in tally.faults.items() if name not in kills_at}
+    lines = [
+        f"`python -m bench.chaos --runs {arguments.runs} --first {arguments.first}`, commit {commit()}, "
+        f"{os.cpu_count()} cores: {wall_s:,.0f} s of the clock, {tally.virtual_s:,.0f} s simulated.",
+        "",
+        f"{tally.runs.total():,} runs: {tally.runs['to the last step']:,} to the last step, "
+        f"{tally.runs['stopped early']:,} stopped early on purpose, **{tally.runs['failed']:,} failed**.",
+        f"{sum(tally.fates.values()):,} samples drawn, each ended once: "
+        + ", ".join(f"{n:,} {fate}" for fate, n in sorted(tally.fates.items()))
+        + ".",
+        "Trained tokens by how many versions old they were: "
+        + ", ".join(f"{age}: {n:,}" for age, n in sorted(tally.staleness.items()))
+        + " (bounds of 0 to 3, by the run).",
+        "",
+        "| processes killed | times |",
+        "|---|---|",
+        *(f"| {role} | {n:,} |" for role, n in sorted(tally.kills.items())),
+        "",
+        "| of these, at a named point | times |",
+        "|---|---|",
+        *(f"| {name.removeprefix('killed at ')} | {n:,} |" for name, n in sorted(kills_at.items())),
+        "",
+        "| other faults | times |",
+        "|---|---|",
+        *(f"| {name} | {n:,} |" for name, n in sorted(others.items())),
+    ]
+    lines += [f"\nSeed {seed}: {reason}" for seed, reason in sorted(tally.failures.items())]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""A learner process: the real coordinator and the real intake, in a shell that does what `learner.process` and
+`weights.publish` do, without a model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from darts_async.learner.consumed import ConsumedGroups
+from darts_async.learner.intake import Intake
+from darts_async.protocol import (
+    CatchUp,
+    GeneratorToLearner,
+    Greet,
+    GroupsCommitted,
+    LearnerReady,
+    LearnerToShaper,
+    MemberJoined,
+    ShaperSnapshot,
+    TensorSpec,
+    TrainGroup,
+    VersionPublished,
+    VersionSaved,
+    WeightManifest,
+)
+from darts_async.simulation.chaos.generator import GeneratorProcess
+from darts_async.simulation.chaos.process import Process, Script, finish
+from darts_async.simulation.chaos.world import Crash, World
+from darts_async.transport import Event, PeerDown, PeerUp, Received
+from darts_async.weights.coordinator import Coordinator
+from darts_async.weights.events import (
+    Action,
+    Broadcast,
+    BroadcastDone,
+    BroadcastFailed,
+    FormGroup,
+    MemberLost,
+    MemberMessage,
+    Published,
+    PublishFailed,
+    Send,
+    Superseded,
+)
+from darts_async.weights.events import Event as WeightEvent
+
+LOADS_WITHIN_S = 0.5
+TRAINS_WITHIN_S = 0.03
+SENDS_WITHIN_S = 0.05
+WRITES_WITHIN_S = 0.3
+SHAPER_PATIENCE_S = 2.0
+GENERATORS_COME_WITHIN_S = 3.0
+ABSENCE_S = 4.0
+MANIFEST = WeightManifest((TensorSpec("w", "float32", (4,)),), 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What survives a learner."""
+
+    policy_version: int
+    history: tuple[tuple[int, ...], ...]
+    """The groups of each step."""
+    consumed: tuple[tuple[int, int], ...]
+
+
+@dataclass(slots=True)
+class Disk:
+    """Survives every process."""
+
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    model: Checkpoint | None = None
+    """What the run leaves behind."""
+
+
+class LearnerProcess(Process):
+    """See the module."""
+
+    def __init__(self, world: World, name: str, incarnation: int, links: Any, disk: Disk) -> None:
+        super().__init__(world, name, incarnation, links)
+        self._disk = disk
+        self._config = world.config.learner
+        self._intake = Intake()
+        self._coordinator = Coordinator(
+            backend="gloo",
+            interface="127.0.0.1",
+            deadline_s=world.config.weights.deadline_s,
+            absence_s=ABSENCE_S,
+            first_epoch=int(world.now_s * 1000) + incarnation,
+        )
+        self._tasks: dict[int, tuple[str, ...]] = {}  # members by epoch
+        self._version = -1
+        self._history: list[tuple[int, ...]] = []
+        self._is_locked = False
+        self._publishing: int | None = None
+        self._published = -1
+        self._saved = 0
+        self._floor = -1
+        self._is_told_floor = False
+        self._shaper: str | None = None
+        self._shaper_states: set[int] = set()
+        self._joined: set[str] = set()
+        self._num_greetings = 0
+        self._is_writing = False
+        self._is_trained = False
+        self._deadline_asked: float | None = None
+
+    def begin(self) -> None:
+        """Load, then train."""
+        super().begin()
+        self.run(self._train())
+
+    def handle(self, event: Event) -> None:
+        """A group, or something about weights."""
+        match event:
+            case Received(link="learner", peer=peer, message=Greet()):
+                self._shaper = peer
+                self._announce()
+            case PeerUp(link="weights", peer=peer):
+                self._num_greetings += 1
+                self.send("weights", peer, Greet(self._num_greetings))
+            case PeerDown(link="weights", peer=peer):
+                self._feed(MemberLost(peer))
+            case Received(link="weights", peer=peer, incarnation=incarnation, message=message):
+                self._member_said(peer, incarnation, message)  # type: ignore[arg-type]
+            case Received(link="learner", message=CatchUp(policy_version=version)):
+                self._floor = max(self._floor, version)
+                self._is_told_floor = True
+            case Received(link="learner", message=TrainGroup() as group):
+                self._intake.take(group)
+            case Received(link="learner", message=ShaperSnapshot(policy_version=version)):
+                self._shaper_states.add(version)
+
+    def validate(self) -> None:
+        """The coordinator's invariants too."""
+        super().validate()
+        self._coordinator.validate()
+
+    # --- training --------------------------------------------------------------------------------------------
+
+    def _train(self) -> Script:
+        yield self.world.rng.uniform(0.0, LOADS_WITHIN_S)
+        self._restore()
+        self._announce()
+        if self.incarnation == 1:
+            late_s = self.world.now_s + GENERATORS_COME_WITHIN_S
+            num_generators = self.world.config.roles.generator.replicas
+            yield lambda: len(self._joined) == num_generators or self.world.now_s >= late_s
+        yield lambda: self._is_told_floor
+        self._is_locked = True
+        self._offer()
+        while self._version < self._config.steps:
+            groups: list[TrainGroup] = []
+            while len(groups) < self._config.groups_per_step:
+                yield lambda: self._intake.has(self._version)
+                groups.append(finish(self._intake.next(self._version)))
+                yield self.world.rng.uniform(0.0, TRAINS_WITHIN_S)
+            yield lambda: not self._is_locked
+            self._is_locked = True
+            self.reach("learner.before_step")
+            self._take_step(groups)
+            self.reach("learner.before_commit")
+            self._commit(groups)
+            self._offer()
+            yield from self._checkpoint()
+        yield lambda: not self._is_writing
+        self._disk.model = self._disk.checkpoints[-1]
+        self._is_trained = True
+        self._is_saved(self._version)
+
+    def _restore(self) -> None:
+        self._version = 0
+        if self._disk.checkpoints:
+            last = self._disk.checkpoints[-1]
+            self._version, self._history = last.policy_version, list(last.history)
+            self._intake.consumed = ConsumedGroups(last.consumed)
+            self._is_saved(self._version)
+
+    def _take_step(self, groups: Sequence[TrainGroup]) -> None:
+        """What must hold of everything that enters a gradient."""
+        trained = {group_id for group_ids in self._history for group_id in group_ids}
+        for group in groups:
+            assert group.step == self._version, f"group {group.group_id} of step {group.step} at {self._version}"
+            assert group.group_id not in trained, f"group {group.group_id} is trained twice"
+            trained.add(group.group_id)
+            oldest, newest = int(group.versions.min()), int(group.versions.max())
+            bound = self.world.config.staleness.max_staleness
+            assert self._version - oldest <= bound, f"group {group.group_id}: {self._version} - {oldest} > {bound}"
+            assert newest <= self._version, f"group {group.group_id}: a token of version {newest} at {self._version}"
+            assert len(group.num_tokens) == self.world.config.shaping.keep
+        self._history.append(tuple(group.group_id for group in groups))
+        self._version += 1
+
+    def _commit(self, groups: Sequence[TrainGroup]) -> None:
+        group_ids = [group.group_id for group in groups]
+        self._intake.commit(self._version - 1, group_ids)
+        self._tell_shaper(GroupsCommitted(self._version - 1, np.array(group_ids, np.int64)))
+
+    def _checkpoint(self) -> Script:
+        if not self._config.is_saved(self._version):
+            return
+        yield lambda: not self._is_writing
+        self._is_writing = True
+        checkpoint = Checkpoint(self._version, tuple(self._history), self._intake.consumed.intervals)
+        self.run(self._write(checkpoint, has_shaper=self._shaper is not None))
+
+    def _write(self, checkpoint: Checkpoint, *, has_shaper: bool) -> Script:
+        yield self.world.rng.uniform(0.0, WRITES_WITHIN_S)
+        patience_s = self.world.now_s + SHAPER_PATIENCE_S
+        version = checkpoint.policy_version
+        if has_shaper:
+            yield lambda: version in self._shaper_states or self.world.now_s >= patience_s
+        self._disk.checkpoints.append(checkpoint)
+        self._is_saved(version)
+        self._is_writing = False
+
+    def _is_saved(self, version: int) -> None:
+        self.reach("learner.before_saved")
+        if version < self._config.steps or self._is_trained:
+            self._saved = version
+            self._tell_shaper(VersionSaved(version))
+
+    def _announce(self) -> None:
+        if self._version < 0:
+            return
+        self._tell_shaper(LearnerReady(self._version))
+        if self._published >= 0:
+            self._tell_shaper(VersionPublished(self._published))
+        if self._saved:
+            self._tell_shaper(VersionSaved(self._saved))
+
+    def _tell_shaper(self, message: LearnerToShaper) -> None:
+        if self._shaper is not None:
+            self.send("learner", self._shaper, message)
+
+    # --- weights ---------------------------------------------------------------------------------------------
+
+    def _member_said(self, peer: str, incarnation: int, message: GeneratorToLearner) -> None:
+        self._feed(MemberMessage(peer, incarnation, message))
+        if isinstance(message, MemberJoined):
+            self._floor = max(self._floor, message.policy_version)
+            self._joined.add(peer)
+
+    def _offer(self) -> None:
+        """Publish the present version; the parameters are locked."""
+        if self._version < self._floor:
+            self._is_locked = False
+            return
+        self.reach("learner.before_publish")
+        self._publish()
+
+    def _publish(self) -> None:
+        self._publishing = self._version
+        self._execute(self._coordinator.offer(self._version, MANIFEST, self.world.now_s))
+
+    def _feed(self, event: WeightEvent) -> None:
+        self._execute(self._coordinator.handle(event, self.world.now_s))
+
+    def _execute(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(name, message):
+                    self.send("weights", name, message)
+                case FormGroup(epoch, _, members):
+                    self._tasks[epoch] = members
+                case Broadcast(epoch, version):
+                    self.run(self._broadcast(epoch, version, self._tasks[epoch]))
+                case Published(version):
+                    self._has_published(version)
+                case PublishFailed(version) if self._published == version:
+                    self._publishing, self._is_locked = None, False  # those who joined late go without
+                case PublishFailed(version) | Superseded(version):
+                    self.world.counts["learners that gave up"] += 1
+                    raise Crash
+        self._keep_deadline()
+
+    def _has_published(self, version: int) -> None:
+        self._publishing, self._is_locked = None, False
+        if version > self._published:
+            self._published = version
+            self._tell_shaper(VersionPublished(version))
+
+    def settle(self) -> None:
+        """Serve those who joined after a version was published."""
+        is_free = not self._is_locked and self._publishing is None and self._published == self._version
+        if is_free and not self._coordinator.is_busy and self._coordinator.lagging(self._version):
+            self._is_locked = True
+            self._publish()
+
+    def _keep_deadline(self) -> None:
+        deadline = self._coordinator.deadline
+        if deadline is not None and deadline != self._deadline_asked:
+            self._deadline_asked = deadline
+            self.world.at(deadline, lambda: self.guarded(self._tick_weights))
+
+    def _tick_weights(self) -> None:
+        self._deadline_asked = None
+        self._execute(self._coordinator.tick(self.world.now_s))
+
+    def _broadcast(self, epoch: int, version: int, members: tuple[str, ...]) -> Script:
+        """The collective: all get everything, or it breaks for all sooner or later."""
+        world = self.world
+        yield world.rng.uniform(0.0, SENDS_WITHIN_S)
+        receivers = [p for name in members if isinstance(p := world.living.get(name), GeneratorProcess)]
+        if world.chance(world.plan.hung_broadcasts):
+            world.counts["broadcasts hung"] += 1
+            return  # the deadline ends it
+        is_broken = world.chance(world.plan.broken_broadcasts)
+        if is_broken or len(receivers) < len(members) or not all(r.receives(epoch) for r in receivers):
+            world.counts["broadcasts broken"] += 1
+            for receiver in receivers:
+                receiver.guarded(lambda receiver=receiver: receiver.broken(epoch))  # type: ignore[misc]
+            self._feed(BroadcastFailed(epoch, "the broadcast broke"))
+            return
+        for receiver in receivers:
+            checksum = version
+            if world.chance(world.plan.wrong_checksums):
+                world.counts["checksums wrong"] += 1
+                checksum = version + 1
+            receiver.guarded(lambda r=receiver, c=checksum: r.staged(epoch, version, [c]))  # type: ignore[misc]
+        self._feed(BroadcastDone(epoch, (version,)))

@@ -1,0 +1,278 @@
+"""A simulated process: its links of real sessions, its mailbox, and what is done to it.
+
+The loop is that of `darts_async.actor`: what has arrived is handled, time is let pass, and then all of it is
+acknowledged. Long work is a *script*: a Python generator that yields how long it takes, or what it waits for.
+"""
+
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from typing import Any, TypeVar, cast
+
+from darts_async.errors import ProtocolError
+from darts_async.protocol import Message, ProcessEnded
+from darts_async.simulation.chaos.world import Crash, Frame, World
+from darts_async.transport import Event, PeerDown, PeerUp, Received
+from darts_async.transport.codec import Payload
+from darts_async.transport.inbox import NOTHING_HEARD
+from darts_async.transport.session import Delivered, Down, Session, SessionEvent, Up
+
+T = TypeVar("T")
+
+Script = Generator[float | Callable[[], bool], None, None]
+
+HANDLED_AFTER_S = 0.001
+"""From the arrival of a frame until the process looks."""
+TICK_S = 0.025
+
+
+class SimLink:
+    """One link of one process, as far as an actor sees it."""
+
+    def __init__(self, process: "Process", name: str, peers: Iterable[str], *, is_hub: bool) -> None:
+        self.name = name
+        self.is_hub = is_hub
+        self._process = process
+        world, heard = process.world, process.heard if is_hub else {}
+        self.sessions = {
+            peer: Session(
+                process.name,
+                process.incarnation,
+                peer,
+                world.config.transport,
+                world.now_s,
+                heard.get(peer, NOTHING_HEARD),
+            )
+            for peer in peers
+        }
+
+    def send(self, peer: str, message: Message) -> None:
+        """As `Link.send`."""
+        self.sessions[peer].push(cast(Payload, (message,)))
+        self.flush(self.sessions[peer])
+
+    def forget(self, peer: str) -> None:
+        """As `Link.forget`."""
+        self.sessions[peer].forget()
+
+    def end(self, peer: str, incarnation: int, *, forget: bool) -> None:
+        """As `Link.end`."""
+        self._take(peer, self.sessions[peer].end(incarnation, forget=forget), ())
+
+    def num_unacknowledged(self, peer: str) -> int:
+        """As `Link.num_unacknowledged`."""
+        return len(self.sessions[peer].outbox)
+
+    def receive(self, frame: Frame) -> None:
+        """A frame of a peer, who may be of any incarnation."""
+        session = self.sessions[frame.sender]
+        try:
+            events = session.receive(frame.envelope, self._process.world.now_s)
+        except ProtocolError:  # of an incarnation that is gone
+            return
+        self._take(frame.sender, events, frame.payload)
+        self.flush(session)
+
+    def tick(self) -> None:
+        """Look at the clock."""
+        for peer, session in self.sessions.items():
+            self._take(peer, session.tick(self._process.world.now_s), ())
+            self.flush(session)
+
+    def flush(self, session: Session) -> None:
+        """Hand the network what there is to send."""
+        world = self._process.world
+        while (found := session.next_frame()) is not None:
+            envelope, payload = found
+            session.sent(envelope, world.now_s)
+            world.transmit(Frame(self.name, session.name, session.peer, envelope, payload))
+
+    def acknowledge(self) -> None:
+        """All that was delivered has been handled."""
+        for session in self.sessions.values():
+            inbox = session.inbox
+            if inbox.expected > inbox.handled and session.peer_incarnation >= 0:
+                session.acknowledge(session.peer_incarnation, inbox.expected - 1)
+                self.flush(session)
+
+    def _take(self, peer: str, events: Iterable[SessionEvent], payload: Payload) -> None:
+        for event in events:
+            match event:
+                case Up(incarnation):
+                    self._process.announce(PeerUp(self.name, peer, incarnation))
+                case Down(incarnation, reason):
+                    self._process.announce(PeerDown(self.name, peer, incarnation, reason))
+                case Delivered(incarnation, seq):
+                    message = cast(Message, payload[0])
+                    self._process.announce(Received(self.name, peer, incarnation, message, seq))
+
+
+class Process:
+    """The part that all processes have. Subclasses handle events."""
+
+    def __init__(self, world: World, name: str, incarnation: int, links: dict[str, tuple[str, list[str]]]) -> None:
+        """
+        Args:
+            links: {link: (hub, members)} of the run.
+        """
+        self.world = world
+        self.name = name
+        self.incarnation = incarnation
+        self.heard: dict[str, tuple[int, int]] = {}
+        self.is_dead = False
+        self._plan = links
+        self.links: dict[str, SimLink] = {}
+        self._events: list[Event] = []
+        self._is_woken = False
+        self._frozen_until_s = 0.0
+        self._scripts: list[tuple[Script, Callable[[], bool]]] = []
+
+    def begin(self) -> None:
+        """Come to life: open the links, and start to tick."""
+        for link, (hub, members) in self._plan.items():
+            if hub == self.name:
+                self.links[link] = SimLink(self, link, members, is_hub=True)
+            elif self.name in members:
+                self.links[link] = SimLink(self, link, [hub], is_hub=False)
+        self.world.living[self.name] = self
+        self._tick()
+
+    # --- for subclasses --------------------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> None:
+        """One event."""
+
+    def settle(self) -> None:
+        """All that had arrived has been handled."""
+
+    def died(self) -> None:
+        """Give back what the operating system would."""
+
+    def validate(self) -> None:
+        """What holds between two batches of events."""
+        for link in self.links.values():
+            for session in link.sessions.values():
+                session.validate()
+
+    def send(self, link: str, peer: str, message: Message) -> None:
+        """Queue a message."""
+        self.links[link].send(peer, message)
+
+    def reach(self, point: str) -> None:
+        """A named point: the process may die here. Raises `Crash`."""
+        if self.world.chance(self.world.plan.crash):
+            self.world.counts[f"killed at {point}"] += 1
+            raise Crash
+
+    def run(self, script: Script) -> None:
+        """Work on something beside the events; it ends with the process."""
+        self._resume(script)
+
+    # --- what is done to it ----------------------------------------------------------------------------------
+
+    def arrive(self, frame: Frame) -> None:
+        """A frame, which waits while the process is frozen."""
+        if self.is_dead:
+            return
+        if self.world.now_s < self._frozen_until_s:
+            self.world.at(self._frozen_until_s, lambda: self.arrive(frame))
+            return
+        self.links[frame.link].receive(frame)
+
+    def announce(self, event: Event) -> None:
+        """Something for the mailbox."""
+        self._events.append(event)
+        if not self._is_woken:
+            self._is_woken = True
+            self.world.after(HANDLED_AFTER_S, self._wake)
+
+    def freeze(self, for_s: float) -> None:
+        """It does nothing for a while, and does not know."""
+        self.world.counts["processes frozen"] += 1
+        self._frozen_until_s = max(self._frozen_until_s, self.world.now_s + for_s)
+
+    def kill(self) -> None:
+        """It is gone, with all that was not on the disk."""
+        self.is_dead = True
+        del self.world.living[self.name]
+        self.died()
+
+    # --- inside ----------------------------------------------------------------------------------------------
+
+    def guarded(self, work: Callable[[], None]) -> None:
+        """Do something unless dead; later if frozen; a `Crash` in it is the death of the process."""
+        if self.is_dead:
+            return
+        if self.world.now_s < self._frozen_until_s:
+            self.world.at(self._frozen_until_s, lambda: self.guarded(work))
+            return
+        try:
+            work()
+        except Crash:
+            self.kill()
+
+    def _tick(self) -> None:
+        def work() -> None:
+            for link in self.links.values():
+                link.tick()
+            self._handle_all()
+            self.world.after(TICK_S, self._tick)
+
+        self.guarded(work)
+
+    def _wake(self) -> None:
+        def work() -> None:
+            self._is_woken = False
+            self._handle_all()
+
+        self.guarded(work)
+
+    def _handle_all(self) -> None:
+        events, self._events = self._events, []
+        for event in events:
+            match event:
+                case Received(link="launcher", message=ProcessEnded() as ended):
+                    self._ended(ended)
+                case _:
+                    self.handle(event)
+        self.settle()
+        self._poll()
+        self.validate()
+        if not self._events:  # else `_ended` has found more: acknowledged with the next batch
+            for link in self.links.values():
+                link.acknowledge()
+
+    def _ended(self, ended: ProcessEnded) -> None:
+        for link in self.links.values():
+            if ended.name in link.sessions:
+                link.end(ended.name, ended.incarnation, forget=link.is_hub)
+
+    def _poll(self) -> None:
+        """Resume the scripts whose time has come."""
+        waiting, self._scripts = self._scripts, []
+        for script, holds in waiting:
+            if holds():
+                self._resume(script)
+            else:
+                self._scripts.append((script, holds))
+
+    def _resume(self, script: Script) -> None:
+        for wanted in script:
+            if callable(wanted):
+                if wanted():
+                    continue
+                self._scripts.append((script, wanted))
+                return
+            self.world.after(wanted, lambda: self.guarded(lambda: self._go_on(script)))
+            return
+
+    def _go_on(self, script: Script) -> None:
+        self._resume(script)
+        self._poll()
+
+
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stopped:
+        return cast(T, stopped.value)
+    raise AssertionError(f"{coroutine} waits for something")

@@ -1,0 +1,210 @@
+"""One run: the launcher, who starts again what has died, and the verdict."""
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from darts_async.config import PromptsConfig, RunConfig
+from darts_async.prompts.load import PromptSets, load_prompts
+from darts_async.protocol import ProcessEnded, RunFinished
+from darts_async.simulation.chaos.generator import GeneratorProcess
+from darts_async.simulation.chaos.learner import Checkpoint, Disk, LearnerProcess
+from darts_async.simulation.chaos.plan import Blow, ChaosPlan, config_of
+from darts_async.simulation.chaos.process import Process
+from darts_async.simulation.chaos.reward import RewardProcess
+from darts_async.simulation.chaos.shaper import ShaperProcess
+from darts_async.simulation.chaos.world import World
+from darts_async.topology import LAUNCHER
+from darts_async.transport import Event, Received
+
+NOTICED_WITHIN_S = 0.1
+"""Until the launcher sees that a process is gone."""
+BACK_WITHIN_S = 0.5
+"""Until it is started again."""
+ENDS_WITHIN_S = 120.0
+"""After the last fault: time enough for every step to be taken again, and for every deadline on the way."""
+
+
+class ChaosError(AssertionError):
+    """Something that must hold does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChaosReport:
+    """What came of a run."""
+
+    config: RunConfig
+    is_stopped: bool
+    """It was told to stop, and did."""
+    finished: RunFinished
+    model: Checkpoint | None
+    """What is left behind by a run that was not stopped."""
+    duration_s: float
+    """Of the virtual clock."""
+    kills: Counter[str]
+    """By role."""
+    faults: Counter[str]
+    """Of every kind."""
+
+
+class _Launcher(Process):
+    """Hears that the run is over."""
+
+    finished: RunFinished | None = None
+
+    def handle(self, event: Event) -> None:
+        match event:
+            case Received(message=RunFinished() as finished):
+                if self.finished is not None and self.finished != finished:
+                    raise ChaosError(f"the run has ended twice: {self.finished} and {finished}")
+                self.finished = finished
+
+
+class _Run:
+    """Processes and what is done to them."""
+
+    def __init__(self, plan: ChaosPlan, run_dir: Path) -> None:
+        config = config_of(plan)
+        self.world = World(plan, config)
+        self.config = config
+        self.disk = Disk()
+        self.kills: Counter[str] = Counter()
+        self.incarnations: Counter[str] = Counter()
+        self.generators: dict[tuple[str, int], GeneratorProcess] = {}
+        self._run_dir = run_dir
+        self._sets = _prompts(config.prompts, config.seed)
+        roles = config.roles
+        generators = [f"generator/{i}" for i in range(roles.generator.replicas)]
+        rewards = [f"reward/{i}" for i in range(roles.reward.replicas)]
+        self.names = ["shaper/0", "learner/0", *generators, *rewards]
+        self.links = {
+            "generators": ("shaper/0", generators),
+            "rewards": ("shaper/0", rewards),
+            "learner": ("shaper/0", ["learner/0"]),
+            "weights": ("learner/0", generators),
+            LAUNCHER: (LAUNCHER, self.names),
+        }
+        self.launcher = _Launcher(self.world, LAUNCHER, 1, self.links)
+        self._alive: dict[str, Process] = {}
+        self.stop_reason: str | None = None
+
+    def conduct(self) -> RunFinished:
+        """Until the run is over. Raises `ChaosError` if it does not end in time."""
+        self.launcher.begin()
+        for name in self.names:
+            self._start(name)
+        for blow in self.world.plan.blows:
+            self.world.at(blow.at_s, functools.partial(self._strike, blow))
+        if self.world.plan.stop_at_s is not None:
+            self.world.at(self.world.plan.stop_at_s, self._stop)
+        deadline_s = self.world.plan.calm_after_s + ENDS_WITHIN_S
+        while self.launcher.finished is None:
+            if self.world.now_s > deadline_s:
+                raise ChaosError(f"the run has not ended {ENDS_WITHIN_S} s after the last fault: {self._where()}")
+            self.world.advance()
+            self._notice_deaths()
+        return self.launcher.finished
+
+    def _start(self, name: str) -> None:
+        self.incarnations[name] += 1
+        process = self._make(name, self.incarnations[name])
+        self._alive[name] = process
+        process.guarded(process.begin)
+        if isinstance(process, ShaperProcess) and self.stop_reason is not None:
+            process.stop(self.stop_reason)
+
+    def _make(self, name: str, incarnation: int) -> Process:
+        match name.partition("/")[0]:
+            case "shaper":
+                return ShaperProcess(self.world, name, incarnation, self.links, self._run_dir, self._sets)
+            case "learner":
+                return LearnerProcess(self.world, name, incarnation, self.links, self.disk)
+            case "generator":
+                generator = GeneratorProcess(self.world, name, incarnation, self.links)
+                self.generators[name, incarnation] = generator
+                return generator
+            case _:
+                return RewardProcess(self.world, name, incarnation, self.links)
+
+    def _strike(self, blow: Blow) -> None:
+        process = self._alive.get(blow.victim)
+        if process is None or process.is_dead:
+            return
+        match blow.kind:
+            case "kill":
+                process.kill()
+            case "freeze":
+                process.freeze(blow.lasts_s)
+            case _:
+                self.world.cut(blow.victim, blow.other, blow.lasts_s)
+
+    def _stop(self) -> None:
+        self.stop_reason = "stopped by the plan"
+        shaper = self._alive.get("shaper/0")
+        if isinstance(shaper, ShaperProcess) and not shaper.is_dead:
+            shaper.stop(self.stop_reason)
+
+    def _notice_deaths(self) -> None:
+        for name in [name for name, process in self._alive.items() if process.is_dead]:
+            del self._alive[name]
+            self.kills[name.partition("/")[0]] += 1
+            noticed_s = self.world.rng.uniform(0.0, NOTICED_WITHIN_S)
+            self.world.after(noticed_s, functools.partial(self._lost, name, self.incarnations[name]))
+
+    def _lost(self, name: str, incarnation: int) -> None:
+        for other in self._alive:
+            self.launcher.send(LAUNCHER, other, ProcessEnded(name, incarnation))
+        self.world.after(self.world.rng.uniform(0.0, BACK_WITHIN_S), functools.partial(self._start, name))
+
+    def _where(self) -> str:
+        shaper = self._alive.get("shaper/0")
+        gauges = shaper.actor.gauges() if isinstance(shaper, ShaperProcess) else None
+        return f"{gauges}, checkpoints {[c.policy_version for c in self.disk.checkpoints]}"
+
+
+def run_chaos(plan: ChaosPlan, run_dir: Path) -> ChaosReport:
+    """Make the run of a plan; its journal and ledger are left in `run_dir`.
+
+    Raises:
+        AssertionError: something that must hold does not (`ChaosError` if it is about the run as a whole).
+        DartsError: a process found what must not be.
+    """
+    run = _Run(plan, run_dir)
+    try:
+        finished = run.conduct()
+    finally:
+        for process in list(run.world.living.values()):
+            process.kill()
+    is_stopped = finished.reason != "finished"
+    _judge(run, finished, is_stopped=is_stopped)
+    return ChaosReport(
+        config=run.config,
+        is_stopped=is_stopped,
+        finished=finished,
+        model=run.disk.model,
+        duration_s=run.world.now_s,
+        kills=run.kills,
+        faults=run.world.counts,
+    )
+
+
+def _judge(run: _Run, finished: RunFinished, *, is_stopped: bool) -> None:
+    """Steps and tokens add up."""
+    config = run.config
+    for name, counts in finished.tokens_by_generator.items():
+        for incarnation, count in counts.items():
+            decoded = run.generators[name, incarnation].engine.num_tokens_decoded
+            if count > decoded:
+                raise ChaosError(f"{name} decoded {decoded} tokens as incarnation {incarnation}, but {count} are known")
+    if not is_stopped:
+        if run.disk.model is None or run.disk.model.policy_version != config.learner.steps:
+            raise ChaosError(f"the run has ended, but its model is {run.disk.model}")
+        if finished.num_steps != config.learner.steps:
+            raise ChaosError(f"the run has ended after {finished.num_steps} of {config.learner.steps} steps")
+
+
+@functools.lru_cache(maxsize=64)
+def _prompts(prompts: PromptsConfig, seed: int) -> PromptSets:
+    """Read once for many runs."""
+    return load_prompts(RunConfig(prompts=prompts, seed=seed))

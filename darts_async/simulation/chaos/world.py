@@ -1,0 +1,98 @@
+"""Virtual time, the network, and who lives: what all simulated processes stand on."""
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING, NamedTuple
+
+from darts_async.config import RunConfig
+from darts_async.simulation.chaos.plan import ChaosPlan
+from darts_async.transport.codec import Payload
+from darts_async.transport.session import Envelope
+
+if TYPE_CHECKING:
+    from darts_async.simulation.chaos.process import Process
+
+
+class Crash(Exception):
+    """A process has come to a point at which it dies."""
+
+
+class Frame(NamedTuple):
+    """What goes over the network."""
+
+    link: str
+    sender: str
+    receiver: str
+    envelope: Envelope
+    payload: Payload
+
+
+class World:
+    """Events in the order of their time; ties in the order in which they were asked for."""
+
+    def __init__(self, plan: ChaosPlan, config: RunConfig) -> None:
+        self.plan = plan
+        self.config = config
+        self.rng = Random(plan.seed)
+        self.now_s = 0.0
+        self.living: dict[str, Process] = {}
+        self.counts: Counter[str] = Counter()
+        """How often each kind of fault has happened."""
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._ties = itertools.count()
+        self._cut_until_s: dict[frozenset[str], float] = {}
+
+    @property
+    def calm(self) -> bool:
+        """Whether the time of faults is over."""
+        return self.now_s >= self.plan.calm_after_s
+
+    def chance(self, probability: float) -> bool:
+        """Whether a fault of this probability happens now."""
+        return not self.calm and self.rng.random() < probability
+
+    def at(self, when_s: float, call: Callable[[], None]) -> None:
+        """Have something called at a time."""
+        heapq.heappush(self._heap, (max(when_s, self.now_s), next(self._ties), call))
+
+    def after(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Have something called after a while."""
+        self.at(self.now_s + delay_s, call)
+
+    def advance(self) -> None:
+        """Go on to the next event."""
+        self.now_s, _, call = heapq.heappop(self._heap)
+        call()
+
+    # --- the network -----------------------------------------------------------------------------------------
+
+    def cut(self, one: str, other: str, for_s: float) -> None:
+        """Nothing passes between two processes for a while."""
+        self.counts["links cut"] += 1
+        pair = frozenset((one, other))
+        self._cut_until_s[pair] = max(self.now_s + for_s, self._cut_until_s.get(pair, 0.0))
+
+    def transmit(self, frame: Frame) -> None:
+        """Take a frame; it arrives never, once or more often, and others may overtake it."""
+        plan = self.plan
+        if self._cut_until_s.get(frozenset((frame.sender, frame.receiver)), 0.0) > self.now_s or self.chance(plan.loss):
+            self.counts["frames lost"] += 1
+            return
+        copies = 1
+        if self.chance(plan.duplication):
+            self.counts["frames repeated"] += 1
+            copies = 2
+        for _ in range(copies):
+            delay_s = plan.latency_s * (0.5 + self.rng.random())
+            if self.chance(plan.lateness):
+                self.counts["frames late"] += 1
+                delay_s += self.rng.uniform(0.0, plan.late_by_s)
+            self.after(delay_s, lambda: self._arrive(frame))
+
+    def _arrive(self, frame: Frame) -> None:
+        process = self.living.get(frame.receiver)
+        if process is not None:
+            process.arrive(frame)
