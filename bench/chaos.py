@@ -125,6 +125,8 @@ def main() -> None:
         for part in pool.map(run_many, batches(arguments.first, arguments.runs)):
             tally.add(part)
             num_done = tally.runs.total()
+            for seed, reason in part.failures.items():
+                print(f"seed {seed}: {reason}", flush=True)
             if num_done % 500 == 0:
                 print(f"{num_done} runs, {len(tally.failures)} failed", flush=True)
     text = table(arguments, tally, time.monotonic() - began_s)

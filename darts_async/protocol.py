@@ -547,10 +547,13 @@ class RunFinished(Message, frozen=True):
 
 
 class Shutdown(Message, frozen=True):
-    """End cleanly: finish what is under way, write what must be kept, leave. `finished`: the run is complete."""
+    """End cleanly: finish what is under way, write what must be kept, leave. `finished`: the run is complete.
+    `num_steps`: the steps that the shaper has accounted for, where it has said so; a learner at that version leaves a
+    checkpoint of it."""
 
     reason: str
     finished: bool
+    num_steps: int | None = None
 
 
 class ProcessEnded(Message, frozen=True):

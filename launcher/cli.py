@@ -10,6 +10,7 @@ the file of a run.
 """
 
 import asyncio
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,20 +21,22 @@ from typer.core import TyperGroup
 
 from darts_async.config import RunConfig
 from darts_async.errors import TransportError
-from darts_async.topology import RunPlan
+from darts_async.topology import CONFIG_FILE, RunPlan, read_plan
 from darts_async.transport import create_run_keys
 from launcher.cluster import load_config
 from launcher.control import open_control
 from launcher.course import Limits, Outcome
 from launcher.dry_run import dry_run_screen
 from launcher.ending import failure_screen
+from launcher.live import find_run, record_of
+from launcher.past import NO_PAST, Past, held, read_past
 from launcher.plan import hub_addresses, plan_run
 from launcher.preflight import check_run, link_ports
 from launcher.problems import InputError, Problem, missing_screen, problem_screen
 from launcher.run import run as carry_out
-from launcher.rundir import KEYS_DIR, create_run_dir, run_dir_name, write_inputs
+from launcher.rundir import KEYS_DIR, SUMMARY_FILE, create_run_dir, run_dir_name, write_inputs
 from launcher.summary import Summary, summary_screen
-from launcher.verbs import VERBS
+from launcher.verbs import VERBS, bad_input
 from launcher.view import make_display
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -88,6 +91,22 @@ def run_command(
 
 
 @app.command()
+def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run.")]) -> None:
+    """Go on with a run that was stopped, failed or killed, from where it stood."""
+    with bad_input():
+        found = find_run(run_dir, Path()).absolute()
+        with held(found):
+            directory = record_of(found).directory
+            if directory and Path(directory).is_dir():  # where relative paths of the settings begin
+                os.chdir(directory)
+            past = read_past(found, read_plan(found))
+            config, _ = _checked(found / CONFIG_FILE, starts=True)
+            outcome, summary = _conduct(config, _plan(config, found), found, past)
+    _show_end(outcome, summary)
+    raise typer.Exit(_EXIT_CODES[outcome.status])
+
+
+@app.command()
 def validate(file: RunFile) -> None:
     """Check FILE.yaml and everything it names, and start nothing."""
     _, missing = _checked(file, starts=False)
@@ -95,7 +114,11 @@ def validate(file: RunFile) -> None:
 
 
 def _limits(config: RunConfig) -> Limits:
-    return Limits(finish_s=config.learner.finish_timeout_s, no_progress_s=config.telemetry.no_progress_timeout_s)
+    return Limits(
+        finish_s=config.learner.finish_timeout_s,
+        save_s=config.learner.stop_timeout_s,
+        no_progress_s=config.telemetry.no_progress_timeout_s,
+    )
 
 
 def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, tuple[Problem, ...]]:
@@ -126,13 +149,19 @@ def _plan(config: RunConfig, run_dir: Path) -> RunPlan:
 def _run(config: RunConfig) -> tuple[Outcome, Summary]:
     run_dir = create_run_dir(config)
     plan = _plan(config, run_dir)
-    write_inputs(run_dir, config, plan)
     create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
+    with held(run_dir):
+        return _conduct(config, plan, run_dir, NO_PAST)
+
+
+def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
+    write_inputs(run_dir, config, plan)
+    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the life before
     display = make_display(Console())
     try:
-        control = partial(open_control, plan, run_dir, config.transport)
+        control = partial(open_control, plan, run_dir, config.transport, past.life)
         return asyncio.run(
-            carry_out(config, plan, run_dir, open_control=control, display=display, limits=_limits(config))
+            carry_out(config, plan, run_dir, open_control=control, display=display, limits=_limits(config), past=past)
         )
     except TransportError as error:
         display.close()

@@ -115,11 +115,12 @@ def _of_node(event: Event) -> HeardOfNode:
 
 
 @contextlib.asynccontextmanager
-async def open_control(plan: RunPlan, run_dir: Path, config: TransportConfig) -> AsyncIterator[Control]:
-    """Bind both links. Raises `TransportError` if an address cannot be bound."""
+async def open_control(plan: RunPlan, run_dir: Path, config: TransportConfig, life: int = 1) -> AsyncIterator[Control]:
+    """Bind both links; `life` is which start of the launcher this is. Raises `TransportError` if an address cannot be
+    bound."""
     keys = load_keys(run_dir / KEYS_DIR, LAUNCHER)
     mailbox = Mailbox()
-    endpoint = Endpoint(name=LAUNCHER, incarnation=1, keys=keys, config=config, mailbox=mailbox)
+    endpoint = Endpoint(name=LAUNCHER, incarnation=life, keys=keys, config=config, mailbox=mailbox)
 
     def bind(name: str, receives: Any, sends: Any) -> Link:
         link = plan.link(name)

@@ -41,6 +41,8 @@ class Limits:
     """After everything is done."""
     stop_s: float = 10.0
     """When the run is cut short; the first half of it is the shaper's."""
+    save_s: float = 0.0
+    """Beyond that, for the learner to leave a checkpoint."""
     grace_s: float = 5.0
     """Between SIGTERM and SIGKILL for those that did not listen."""
     no_progress_s: float = 1800.0
@@ -163,6 +165,10 @@ class Course:
         """Nothing is left to wait for: all have ended, or their time is up."""
         return self._deadline_s is not None and (not self._running or now_s >= self._deadline_s)
 
+    def incarnation(self, name: str) -> int:
+        """Which start of a process is the present one."""
+        return self._restarts.incarnation(name)
+
     def ordered(self, name: str, now_s: float) -> None:
         """A process is to be started on its node, which may have to come up first."""
         self._running.add(name)
@@ -181,7 +187,7 @@ class Course:
         self._silent_since_s.pop(name, None)
         self._stopping.discard(name)
         reason = f"{name} cannot be started: {error}"
-        if self._restarts.incarnation(name) > 1 and self.outcome is None:  # it could before: as if it had died
+        if not self._restarts.is_first(name) and self.outcome is None:  # it could before: as if it had died
             return self._lose(ProcessExit(name, 0, -1, self._restarts.incarnation(name)), reason, now_s)
         return self._cut_short(Outcome("failed", reason), now_s)
 
@@ -262,7 +268,7 @@ class Course:
             if now_s - since_s < timeout_s:
                 continue
             reason = f"did not report within {timeout_s:g} s (roles.{name.partition('/')[0]}.start_timeout_s)"
-            if self._restarts.incarnation(name) == 1:
+            if self._restarts.is_first(name):
                 return self._cut_short(Outcome("failed", f"{name} {reason}", name), now_s)
             actions += self._kill(name, f"it {reason}")
         for name, reason in self._liveness.hanging(now_s):
@@ -312,7 +318,7 @@ class Course:
         if self.outcome is not None:
             return []
         self.outcome = outcome
-        self._deadline_s = now_s + self._limits.stop_s
+        self._deadline_s = now_s + self._limits.stop_s + self._limits.save_s
         self._leave_at_s = now_s + self._limits.stop_s / 2
         shaper_listens = any(name in self._running and name not in self._silent_since_s for name in self._shapers)
         return [Notice(outcome.reason), *([AskToStop(outcome.reason)] if shaper_listens else self._leave())]

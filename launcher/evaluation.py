@@ -11,7 +11,7 @@ Samples of one prompt resemble one another, so the standard error of the mean re
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -84,6 +84,18 @@ class Evaluation:
         """Copies of the arrays of a message."""
         arrays = message.prompt_ids.copy(), message.rewards.copy(), message.num_tokens.copy()
         return cls(message.policy_version, message.newest_version, message.num_skipped, *arrays)
+
+    @classmethod
+    def of_line(cls, line: dict[str, Any]) -> Self:
+        """What a line of `metrics.jsonl` tells. Raises `KeyError` or `ValueError` where it does not."""
+        return cls(
+            line["policy_version"],
+            line["newest_version"],
+            line["num_skipped"],
+            np.array(line["prompt_ids"], np.int64),
+            np.array(line["rewards"], np.float32),
+            np.array(line["num_tokens"], np.int32),
+        )
 
     def summary(self) -> EvaluationSummary:
         """The numbers."""

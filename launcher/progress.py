@@ -1,7 +1,7 @@
 """What the live view shows, as plain data: updated by messages, rendered by `view`, read by `summary`."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
@@ -34,6 +34,8 @@ class ProcessRow:
     busy_s: dict[str, float] = field(default_factory=dict)
     loop_lag_max_s: float = 0.0
     incarnation: int = 1
+    first_incarnation: int = 1
+    """Of this life of the run."""
     restart_at_s: float | None = None
     """When it is started again, while it is gone."""
     ended: bool = False
@@ -62,7 +64,7 @@ class ProcessRow:
     @property
     def restarts(self) -> int:
         """How often it was started again."""
-        return self.incarnation - 1
+        return self.incarnation - self.first_incarnation
 
     def begin(self, incarnation: int) -> None:
         """The process was started again: it counts from zero."""
@@ -97,12 +99,26 @@ class RunView:
         self.rows = {spec.name: ProcessRow(spec.name) for spec in plan.processes}
         self.started_at_s = now_s
         self.num_steps = 0
+        self._num_steps_before = 0
         self.first_step_at_s: float | None = None
         self.last_step_at_s: float | None = None
         self.lines: dict[int, StepLine] = {}  # by step: bounded by learner.steps
         self.evaluations: dict[int, Evaluation] = {}  # by version, ascending
         self.finished: RunFinished | None = None
         self.notices: deque[str] = deque(maxlen=_MAX_NOTICES)
+
+    def recall(
+        self, first_incarnations: Mapping[str, int], lines: Iterable[StepLine], evaluations: Iterable[Evaluation]
+    ) -> None:
+        """What was before this life of the run."""
+        for name, incarnation in first_incarnations.items():
+            self.rows[name].first_incarnation = incarnation
+        for line in lines:
+            known = self.lines.get(line.step)
+            self.lines[line.step] = StepLine(line.step, {**(known.metrics if known else {}), **line.metrics})
+        self.num_steps = self._num_steps_before = max(self.lines, default=-1) + 1
+        for evaluation in sorted(evaluations, key=lambda each: each.policy_version):
+            self.evaluations[evaluation.policy_version] = evaluation
 
     def take_start(self, name: str, incarnation: int) -> None:
         """A process was started again."""
@@ -171,9 +187,12 @@ class RunView:
 
     def remaining_s(self, now_s: float) -> float | None:
         """Time to the last step, from the mean time of the steps after the first. None before, and at the end."""
-        if self.first_step_at_s is None or self.last_step_at_s is None or not 1 < self.num_steps < self.total_steps:
+        num_timed = self.num_steps - self._num_steps_before
+        if self.first_step_at_s is None or self.last_step_at_s is None or num_timed < 2:
             return None
-        per_step_s = (self.last_step_at_s - self.first_step_at_s) / (self.num_steps - 1)
+        if self.num_steps >= self.total_steps:
+            return None
+        per_step_s = (self.last_step_at_s - self.first_step_at_s) / (num_timed - 1)
         left_s = per_step_s * (self.total_steps - self.num_steps) - (now_s - self.last_step_at_s)
         return max(0.0, left_s)
 

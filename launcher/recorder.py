@@ -37,9 +37,14 @@ class Recorder:
             newest_version=summary.newest_version,
             num_skipped=summary.num_skipped,
             **summary.metrics(),
+            prompt_ids=evaluation.prompt_ids.tolist(),
             rewards=evaluation.rewards.tolist(),
             num_tokens=evaluation.num_tokens.tolist(),
         )
+
+    def resumed(self, life: int, now_s: float) -> None:
+        """The run goes on after everything had ended."""
+        self._event(now_s, type="resumed", life=life)
 
     def started(self, name: str, incarnation: int, pid: int, now_s: float) -> None:
         """A process runs."""
@@ -97,12 +102,12 @@ class Ending:
 
 
 @contextlib.contextmanager
-def recorded(run_dir: Path) -> Iterator[Ending]:
+def recorded(run_dir: Path, life: int) -> Iterator[Ending]:
     """`state.json` says `running` inside, and how the run ended afterwards."""
     started_at_s, ending = time.time(), Ending(Outcome("failed", "darts-launch itself ended by an error"))
 
     def write(status: RunStatus, reason: str, ended_at_s: float | None) -> None:
-        write_record(run_dir, RunRecord(status, reason, started_at_s, ended_at_s, os.getpid()))
+        write_record(run_dir, RunRecord(status, reason, started_at_s, ended_at_s, os.getpid(), life, os.getcwd()))
 
     write("running", "", None)
     try:

@@ -64,7 +64,8 @@ class _Unit:
     names: tuple[str, ...]
     policy: RestartConfig
     alive: set[str]
-    incarnation: int = 1
+    incarnation: int
+    first_incarnation: int
     has_served: bool = False
     by_hand: bool = False
     """Its next end was asked for."""
@@ -76,7 +77,11 @@ class _Unit:
 class Restarts:
     """The restartable processes of a run. Times are seconds of one monotonic clock, given by the caller."""
 
-    def __init__(self, plan: RunPlan, roles: RolesConfig, seed: int) -> None:
+    def __init__(
+        self, plan: RunPlan, roles: RolesConfig, seed: int, first_incarnations: Mapping[str, int] | None = None
+    ) -> None:
+        """`first_incarnations`: with which processes begin, if not with 1; the same for all of a unit."""
+        first = first_incarnations or {}
         policies = {
             "generator": roles.generator.restart,
             "reward": roles.reward.restart,
@@ -84,7 +89,7 @@ class Restarts:
             _LEARNER: roles.learner.restart,
         }
         self._units = [
-            _Unit(role, names, policies[role], set(names))
+            _Unit(role, names, policies[role], set(names), first.get(names[0], 1), first.get(names[0], 1))
             for role in policies
             for names in ([plan.names(role)] if role == _LEARNER else [(name,) for name in plan.names(role)])
         ]
@@ -99,6 +104,11 @@ class Restarts:
     def incarnation(self, name: str) -> int:
         """Which start of the process is the present one, or was the last."""
         return self._unit_of[name].incarnation
+
+    def is_first(self, name: str) -> bool:
+        """Whether the process has not been started again."""
+        unit = self._unit_of[name]
+        return unit.incarnation == unit.first_incarnation
 
     def is_unwanted(self, name: str) -> bool:
         """Whether a process that runs is to be ended, because another of its unit has ended."""

@@ -51,6 +51,7 @@ from launcher.course import (
 from launcher.evaluation import evaluation_text
 from launcher.fleet import Fleet
 from launcher.nodes import KeeperEnded, LaunchFailed, NodeNews, Nodes, agent_command, make_backends
+from launcher.past import NO_PAST, Past
 from launcher.plan import reports_per_step
 from launcher.progress import RunView
 from launcher.recorder import Recorder, recorded
@@ -88,13 +89,14 @@ class Run:
     grace_s: float
     merger: StepMerger
     _num_signals: int = field(default=0, init=False)
+    _nodes_seen: set[str] = field(default_factory=set, init=False)
 
     async def conduct(self) -> Outcome:
         """Start everything, and return when everything has ended."""
         with self._signals():
             self._do(self.fleet.begin(_now_s()))
             for spec in self.plan.processes:
-                self._start(spec.name, 1)
+                self._start(spec.name, self.course.incarnation(spec.name))
             while not self.course.over(_now_s()):
                 await self._turn(_TICK_S)
             await self._end()
@@ -204,10 +206,14 @@ class Run:
 
     def _take_node(self, step: on_nodes.NodeCame | on_nodes.NodeSilent | on_nodes.NodeLost) -> None:
         self.recorder.node(step, _now_s())
+        self._note_node(step)
+        self._nodes_seen.add(step.node)
+
+    def _note_node(self, step: on_nodes.NodeCame | on_nodes.NodeSilent | on_nodes.NodeLost) -> None:
         match step:
             case on_nodes.NodeCame(node=node, away_s=away_s) if away_s is not None:
                 self._note(f"node {node} is back, {away_s:.1f} s after it was lost")
-            case on_nodes.NodeCame(node=node, agent_incarnation=incarnation) if incarnation > 1:
+            case on_nodes.NodeCame(node=node, agent_incarnation=incarnation) if node in self._nodes_seen:
                 self._note(f"node {node} has a new agent, its number {incarnation}")
             case on_nodes.NodeSilent(node=node, reason=reason):
                 self._note(f"nothing is heard of node {node}: {reason}")
@@ -227,7 +233,8 @@ class Run:
                 case AskToStop(reason=reason):
                     self._tell(self.plan.names("shaper"), Shutdown(reason, finished=False))
                 case AskToLeave(finished=finished, reason=reason):
-                    self._tell(self.fleet.running, Shutdown(reason, finished))
+                    num_steps = self.view.finished.num_steps if self.view.finished is not None else None
+                    self._tell(self.fleet.running, Shutdown(reason, finished, num_steps))
                 case Notice(text=text):
                     self._note(text)
                 case Start(name=name, incarnation=incarnation):
@@ -314,23 +321,30 @@ async def run(
     open_control: OpenControl,
     display: Display,
     limits: Limits,
+    past: Past = NO_PAST,
 ) -> tuple[Outcome, Summary]:
-    """Carry a run out in a prepared run directory."""
+    """Carry a run out in a prepared run directory, for the first time or, with a `past`, further."""
     now_s = _now_s()
-    view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=now_s)
-    with recorded(run_dir) as ending:
+    began_s = now_s - past.elapsed_s
+    view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)
+    view.recall(past.first_incarnations, past.lines, past.evaluations)
+    recorder = Recorder(run_dir, began_s)
+    restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
+    with recorded(run_dir, past.life) as ending:
+        if past.life > 1:
+            recorder.resumed(past.life, now_s)
         backends = make_backends(config, plan, run_dir)
-        command_of = partial(agent_command, config, run_dir, life=1)
+        command_of = partial(agent_command, config, run_dir, life=past.life)
         async with open_control() as control, Nodes(backends, command_of) as nodes:
             it = Run(
                 plan=plan,
                 control=control,
                 nodes=nodes,
                 fleet=Fleet(plan, lost_after_s=config.network.lease_s + LEASE_MARGIN_S),
-                course=Course(plan, limits, Restarts(plan, config.roles, config.seed), now_s=now_s),
+                course=Course(plan, limits, restarts, now_s=now_s),
                 view=view,
                 display=display,
-                recorder=Recorder(run_dir, now_s),
+                recorder=recorder,
                 grace_s=limits.grace_s,
                 merger=StepMerger(reports_per_step(plan)),
             )

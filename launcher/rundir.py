@@ -4,6 +4,7 @@
     plan.json        processes and links
     nodes/           of each node: pid and start time of its keeper, its agent and its processes
     state.json       running | finished | stopped | failed, and why
+    run.lock         held by the launcher of the run
     metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together
     events.jsonl     one line for each process that started, ended, was found hanging or serves again
     control.sock     where the running launcher takes requests; only the owner of the directory gets there
@@ -32,6 +33,7 @@ STATE_FILE = "state.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 SUMMARY_FILE = "summary.json"
+LOCK_FILE = "run.lock"
 LOGS_DIR = "logs"
 KEYS_DIR = "keys"
 MODEL_DIR = "model"
@@ -47,6 +49,10 @@ class RunRecord(msgspec.Struct, frozen=True):
     started_at_s: float
     ended_at_s: float | None
     launcher_pid: int
+    life: int = 1
+    """Which start of the launcher this is of."""
+    directory: str = ""
+    """Where `darts-launch` was called: relative paths of the settings begin there."""
 
 
 def run_dir_name(name: str, number: int = 1) -> str:

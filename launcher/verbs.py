@@ -42,7 +42,7 @@ def status(
     runs_dir: RunsDir = _RUNS,
 ) -> None:
     """Show how a run stands."""
-    with _bad_input():
+    with bad_input():
         found = find_run(run_dir, runs_dir)
         try:
             state = ask(found, GetStatus())
@@ -58,7 +58,7 @@ def status(
 
 def restart(process: Process, run_dir: RunDir = None, runs_dir: RunsDir = _RUNS) -> None:
     """Restart a generator or a reward process, or all of them, in a live run."""
-    with _bad_input():
+    with bad_input():
         found = find_run(run_dir, runs_dir)
         names_of(read_plan(found), process)
         _print(_asked(found, RestartProcess(process)))
@@ -70,7 +70,7 @@ def down(
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.0, help="Seconds to wait for the end.")] = 60.0,
 ) -> None:
     """End a live run in order, as Ctrl-C does, and wait until it has ended."""
-    with _bad_input():
+    with bad_input():
         found = find_run(run_dir, runs_dir)
         _asked(found, StopRun("stopped by darts-launch down"))
     deadline_s = time.monotonic() + timeout_s
@@ -90,7 +90,7 @@ def logs(
     runs_dir: RunsDir = _RUNS,
 ) -> None:
     """Show what processes have logged and printed."""
-    with _bad_input():
+    with bad_input():
         found = find_run(run_dir, runs_dir)
         tails = log_tails(found / LOGS_DIR, names_of(read_plan(found), process))
         for tail in tails:
@@ -110,7 +110,7 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Check that nothing was lost, trained twice or over-stale; exit code 1 with the ids if something was."""
-    with _bad_input():
+    with bad_input():
         report = audit_run(find_run(run_dir, _RUNS))
     _print(msgspec.json.encode(report).decode()) if as_json else Console().print(_audit_text(report))
     if report.findings:
@@ -121,7 +121,7 @@ def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE.yaml]", help="The file to write.")] = Path("cluster.yaml"),
 ) -> None:
     """Write a file with every setting, its default and its meaning."""
-    with _bad_input():
+    with bad_input():
         try:
             with file.open("x", encoding="utf-8") as new:
                 new.write(run_template())
@@ -179,7 +179,7 @@ def _audit_text(report: AuditReport) -> Text:
 
 
 @contextmanager
-def _bad_input() -> Iterator[None]:
+def bad_input() -> Iterator[None]:
     """Shows what cannot be done, and leaves with exit code 2."""
     try:
         yield

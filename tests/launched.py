@@ -1,5 +1,6 @@
 """Whole runs of `darts-launch` as a user starts them, faults and kills in them, and proof that nothing is left."""
 
+import contextlib
 import json
 import os
 import signal
@@ -36,17 +37,35 @@ class LaunchedRun:
     ) -> None:
         self._home = tmp_path
         self._prefix = prefix
+        self._faults = faults
         self._temporary = tmp_path / "temporary"
         self._temporary.mkdir()
         settings = _merged(yaml.safe_load((CONFIGS / base).read_text()), sections)
         config = tmp_path / "cluster.yaml"
         config.write_text(yaml.safe_dump(settings))
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(self._temporary), VARIABLE: faults}
-        command = [*prefix, sys.executable, "-m", "launcher", str(config)]
-        with (tmp_path / "output.txt").open("w") as output:
-            self.process = subprocess.Popen(
-                command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT
-            )
+        self.process = self._launched(str(config))
+
+    def _launched(self, *words: str) -> subprocess.Popen[bytes]:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(self._temporary), VARIABLE: self._faults}
+        command = [*self._prefix, sys.executable, "-m", "launcher", *words]
+        with (self._home / "output.txt").open("a") as output:
+            return subprocess.Popen(command, cwd=self._home, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+    def resume(self) -> None:
+        """`darts-launch resume`, once the launcher before has ended."""
+        assert self.process.poll() is not None, "it goes on"
+        self.process = self._launched("resume", str(self.run_dir))
+
+    def kill_all(self) -> None:
+        """SIGKILL to the launcher and to every process of the run, as a power failure would."""
+        self.process.kill()
+        self.process.wait(DEADLINE_S)
+        mark = str(self.run_dir)
+        everyone = [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
+        for process in everyone:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(everyone, DEADLINE_S)
 
     def __enter__(self) -> "LaunchedRun":
         return self

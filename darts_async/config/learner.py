@@ -58,6 +58,9 @@ class LearnerConfig(Section):
     """Older ones are removed."""
     finish_timeout_s: Seconds = 600.0
     """After the model is written, time for all processes to leave."""
+    stop_timeout_s: Seconds = 60.0
+    """When a run is stopped early, time for the learner to write a checkpoint, so that no step is taken again when the
+    run is resumed."""
     rank_deadline_s: Seconds = 600.0
     """Several ranks: a rank that keeps the others waiting for this long has failed, and the learner with it."""
 

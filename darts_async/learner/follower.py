@@ -136,6 +136,8 @@ class FollowerActor:
     def shutdown(self, message: Shutdown) -> None:
         """Stay until rank 0 needs nothing more."""
         self._leave_within_s = self._config.learner.finish_timeout_s if message.finished else STOP_WITHIN_S
+        if message.num_steps is not None and not message.finished:
+            self._leave_within_s += self._config.learner.stop_timeout_s
 
     @property
     def done(self) -> bool:

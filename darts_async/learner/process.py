@@ -115,6 +115,10 @@ class LearnerActor:
         self._num_greetings = 0
         self._state = "loading"
         self._leaving: Shutdown | None = None
+        self._asked_to_leave = asyncio.Event()
+        self._stepping = asyncio.Lock()
+        """Held while parameters change and until the change has been told."""
+        self._takes_no_more = False
         self._trained = False
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
@@ -124,6 +128,7 @@ class LearnerActor:
         keep_current = self._publisher.run(lambda: self._source(trainer), self._weights)
         tasks.create_task(self._train(tasks, trainer), name="train")
         tasks.create_task(keep_current, name="late joiners")
+        tasks.create_task(self._leave_a_checkpoint(tasks, trainer), name="leave a checkpoint")
         self._announce()
 
     async def _load(self) -> Trainer:
@@ -181,13 +186,24 @@ class LearnerActor:
         """Nothing to do."""
 
     def shutdown(self, message: Shutdown) -> None:
-        """Leave; a complete run has its last checkpoint and its model."""
+        """Leave; a complete run has its last checkpoint and its model, one that is stopped a checkpoint."""
         self._leaving = message
+        self._asked_to_leave.set()
 
     @property
     def done(self) -> bool:
-        """A complete run ends when its model is written, any other at once."""
-        return self._leaving is not None and (self._trained or not self._leaving.finished)
+        """A complete run ends when its model is written, one that is stopped when a checkpoint is, any other at
+        once."""
+        if self._leaving is None or self._trained:
+            return self._leaving is not None
+        return not self._leaving.finished and not self._leaves_a_checkpoint
+
+    @property
+    def _leaves_a_checkpoint(self) -> bool:
+        """Whether one is to be written yet. Of a step that the shaper has given up there must be none."""
+        leaving = self._leaving
+        is_theirs = leaving is not None and leaving.num_steps == self._policy_version
+        return is_theirs and self._policy_version > self._saved and self._saver is not None
 
     def gauges(self) -> Gauges:
         """For the status."""
@@ -218,15 +234,36 @@ class LearnerActor:
             groups = await self._add_groups(trainer)
             self._state = "publishing"
             await self._weights.acquire()
-            self._runtime.faults.reach("learner.before_step")
-            metrics = await self._finish_step(trainer)
-            if trainer.num_skipped_in_a_row >= self._config.max_skipped_steps:
-                raise stop_training(self._runtime.run_dir, groups, trainer.num_skipped_in_a_row)
-            self._runtime.faults.reach("learner.before_commit")
-            self._commit(trainer.policy_version - 1, groups, metrics)
+            async with self._stepping:
+                if self._takes_no_more:
+                    return
+                await self._take_step(trainer, groups)
             await self._offer(tasks, trainer)
             await self._checkpoint(tasks, trainer)
         await self._finish()
+
+    async def _take_step(self, trainer: Trainer, groups: list[TrainGroup]) -> None:
+        """Change the parameters, and tell the shaper."""
+        self._runtime.faults.reach("learner.before_step")
+        metrics = await self._finish_step(trainer)
+        if trainer.num_skipped_in_a_row >= self._config.max_skipped_steps:
+            raise stop_training(self._runtime.run_dir, groups, trainer.num_skipped_in_a_row)
+        self._runtime.faults.reach("learner.before_commit")
+        self._commit(trainer.policy_version - 1, groups, metrics)
+
+    async def _leave_a_checkpoint(self, tasks: asyncio.TaskGroup, trainer: Trainer) -> None:
+        """When the run is stopped: of the last step that was taken. How long that may take is for the launcher."""
+        await self._asked_to_leave.wait()
+        async with self._stepping:
+            self._takes_no_more = True
+        if self._leaving is not None and not self._leaving.finished and self._leaves_a_checkpoint:
+            self._state = "saving"
+            assert self._saver is not None
+            await self._saver.settled()
+            if self._leaves_a_checkpoint:  # it was not of this version
+                consumed = self._intake.consumed.intervals
+                await self._saver.save(tasks, trainer, consumed, has_shaper=False)
+                await self._saver.settled()
 
     async def _finish(self) -> None:
         """Leave the model behind: when the shaper hears that the last version is saved, it has nothing left to do."""

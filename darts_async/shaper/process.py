@@ -28,11 +28,13 @@ from darts_async.shaper.standing import (
     CameUp,
     Confirmed,
     Heard,
+    Reopened,
     Restarted,
     Standing,
     Stopped,
     Ticked,
     WentDown,
+    is_report,
 )
 from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
 from darts_async.shaper.workload import Forget, Output, Send
@@ -77,7 +79,6 @@ class ShaperActor:
         if path.exists():
             self._standing, num_bytes = take_up(path, self._ledger, make_state)
             self._journal.resume(num_bytes)
-            self._outputs += self._standing.reports
             log.info("taken_up", journal_bytes=num_bytes, phase=self._state.phase.name)
         else:
             self._standing = Standing(make_state(None))
@@ -86,6 +87,9 @@ class ShaperActor:
         self._ahead_s = self._standing.now_s - self._clock()
         runtime.heard = self._standing.heard
         self._take(Restarted(self._now_s()))
+        if self._state.phase in (Phase.STOPPING, Phase.FINISHED):  # no shaper is started in a run that ends
+            self._take(Reopened(self._now_s()))
+        self._outputs = [*self._standing.reports, *(output for output in self._outputs if not is_report(output))]
         self._stop_at_s: float | None = None
         self._leaving = self._terminated = False
 

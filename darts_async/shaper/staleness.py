@@ -108,6 +108,13 @@ class StalenessWindow:
         """Close a group that will not be trained."""
         self._close(group_id)
 
+    def reopen(self, num_steps: int) -> None:
+        """So many steps were taken; nothing beyond them is open or shipped any more."""
+        self._answers.clear()
+        self._floors.clear()
+        self._open_by_deadline.clear()
+        self._num_shipped = num_steps * self._groups_per_step
+
     def to_state(self) -> WindowState:
         """For `restore`."""
         return WindowState(self._num_shipped, self._floors)

@@ -9,10 +9,11 @@ launcher, and what the learner keeps for a checkpoint: these *reports* are remem
 """
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 from msgspec import Struct
 
-from darts_async.protocol import ShaperSnapshot
+from darts_async.protocol import RunFinished, ShaperSnapshot
 from darts_async.shaper.state import LAUNCHER, Incoming, ShaperState, Snapshot
 from darts_async.shaper.workload import Output, Send
 
@@ -63,13 +64,17 @@ class Restarted(Input, frozen=True):
     """A new process has taken the place of the one before."""
 
 
+class Reopened(Input, frozen=True):
+    """A run that was stopped, or whose end was not noted, goes on."""
+
+
 class Confirmed(Input, frozen=True):
     """A peer has handled every report so far."""
 
     peer: str
 
 
-AnyInput = Heard | CameUp | WentDown | Ticked | Stopped | Abandoned | Restarted | Confirmed
+AnyInput = Heard | CameUp | WentDown | Ticked | Stopped | Abandoned | Restarted | Reopened | Confirmed
 
 
 class Head(Struct, frozen=True):
@@ -109,7 +114,7 @@ class Standing:
         """One input, completely."""
         self.now_s = given.now_s
         outputs = self._decide(given)
-        self.reports += [output for output in outputs if isinstance(output, Send) and _is_report(output)]
+        self.reports += [output for output in outputs if is_report(output)]
         return outputs
 
     def _decide(self, given: AnyInput) -> list[Output]:
@@ -129,10 +134,14 @@ class Standing:
                 return self.state.abandon(now_s)
             case Restarted(now_s):
                 return self.state.restarted(now_s)
+            case Reopened(now_s):
+                self.reports = [report for report in self.reports if not isinstance(report.message, RunFinished)]
+                return self.state.reopen(now_s)
             case Confirmed(_, peer):
                 self.reports = [report for report in self.reports if report.peer != peer]
                 return []
 
 
-def _is_report(output: Send) -> bool:
-    return output.peer == LAUNCHER or isinstance(output.message, ShaperSnapshot)
+def is_report(output: Output) -> TypeGuard[Send]:
+    """Whether it is kept until it has been handled."""
+    return isinstance(output, Send) and (output.peer == LAUNCHER or isinstance(output.message, ShaperSnapshot))

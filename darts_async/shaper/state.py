@@ -52,6 +52,8 @@ from darts_async.shaper.training import LEARNER, Training, TrainingState
 from darts_async.shaper.workload import Forget, Output, Send, Workload, WorkloadState
 
 LAUNCHER = "launcher"
+FINISHED = "finished"
+"""Why a run ends that is not stopped."""
 
 
 Incoming = GeneratorToShaper | RewardToShaper | LearnerToShaper
@@ -111,7 +113,7 @@ class ShaperState:
         self._incarnations: dict[str, int] = {}
         self._greetings: dict[str, int] = {}
         self._evaluation = Evaluation(config.evaluation, self.work, held_out)
-        self._stop_reason = "finished"
+        self._stop_reason = FINISHED
         if snapshot is not None:
             self._restore(snapshot)
 
@@ -207,6 +209,22 @@ class ShaperState:
             self.phase, self._stop_reason = Phase.STOPPING, reason
             self._training.stop("run_stopped")
             self._evaluation.abandon()
+        return self._advance(now_s)
+
+    def reopen(self, now_s: float) -> list[Output]:
+        """The run that had been stopped goes on: the prompts that the stop took are asked again. Of one that had
+        nothing left to do the end is told again."""
+        if self.phase is Phase.FINISHED and self._stop_reason == FINISHED:
+            self._finish()
+            return self._take()
+        if self.phase in (Phase.STOPPING, Phase.FINISHED):
+            self.abandon(now_s)
+            self._training.reopen()
+            self._evaluation.abandon()
+            self.phase, self._stop_reason = Phase.STARTING, FINISHED
+            if self.num_steps or self._training.cursor:
+                self.phase = Phase.TRAINING
+                self._training.begin(now_s)
         return self._advance(now_s)
 
     def abandon(self, now_s: float) -> list[Output]:

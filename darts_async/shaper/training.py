@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
-from darts_async.prompts.source import PromptSource
+from darts_async.prompts.source import Prompt, PromptSource
 from darts_async.protocol import CatchUp, GroupsCommitted
 from darts_async.shaper.accounting import StatisticsState, StepStatistics
 from darts_async.shaper.group import Fate, Group, Stage, train_group
@@ -49,6 +49,7 @@ class TrainingState(Struct, frozen=True):
     statistics: StatisticsState
     learner_up: bool
     taken: TakenState
+    taken_by_stop: list[tuple[Prompt, int]]
 
 
 class Training:
@@ -75,6 +76,8 @@ class Training:
         self._num_dropped_in_a_row = 0
         self._learner_fed_s = 0.0
         self._statistics = StepStatistics()
+        self._taken_by_stop: list[tuple[Prompt, int]] = []
+        """Prompts, with the number of their samples, whose groups came to nothing because the run was stopped."""
         self.taken = TakenSteps()
         self.learner_up = False
 
@@ -255,14 +258,24 @@ class Training:
         self._spares.clear()
         for group in list(self._work.groups.values()):
             if group.step is None or group.step == self._window.next_step:
+                if group.purpose == "train":
+                    self._taken_by_stop.append((group.prompt, len(group.samples)))
                 self._shipped.pop(group.group_id, None)
                 self._sent.pop(group.group_id, None)
                 end_all(self._work, group, "filtered", reason, cancel_fate="cancelled")
 
     def abandon(self) -> None:
         """Nothing more will be committed."""
+        self._taken_by_stop += [(group.prompt, len(group.samples)) for group in self._shipped.values()]
         self._shipped.clear()
         self._sent.clear()
+
+    def reopen(self) -> None:
+        """After a stop: no group is open, the next step is empty, and what the stop took is asked again first."""
+        for prompt, num_samples in self._taken_by_stop:
+            self._queue.ask_again(prompt, num_samples)
+        self._taken_by_stop.clear()
+        self._window.reopen(self.num_steps)
 
     # --- the window ------------------------------------------------------------------------------------------
 
@@ -360,6 +373,7 @@ class Training:
             self._statistics.to_state(),
             self.learner_up,
             self.taken.to_state(),
+            self._taken_by_stop,
         )
 
     def restore(self, state: TrainingState) -> None:
@@ -378,6 +392,7 @@ class Training:
         self._statistics.restore(state.statistics)
         self.learner_up = state.learner_up
         self.taken.restore(state.taken)
+        self._taken_by_stop = state.taken_by_stop
 
     def validate(self) -> None:
         """Every group is where it says, and everyone who is waited for meets its deadline."""

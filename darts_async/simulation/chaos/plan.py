@@ -13,7 +13,7 @@ class Blow:
 
     at_s: float
     kind: str
-    """`kill`, `freeze` or `cut`."""
+    """`kill`, `freeze`, `cut`, or `outage`: everything dies at once, the launcher too, and the run is resumed."""
     victim: str
     lasts_s: float = 0.0
     """How long it is frozen or cut off."""
@@ -43,6 +43,8 @@ class ChaosPlan:
     """From then on nothing fails any more, and the run has to end."""
     stop_at_s: float | None
     """When the run is stopped, if it is."""
+    is_resumed: bool
+    """Whether it is resumed after a stop."""
     sections: dict[str, Any]
     """Settings of the run."""
 
@@ -67,7 +69,8 @@ def draw_plan(seed: int) -> ChaosPlan:
         wrong_checksums=rng.choice((0.0, 0.05)),
         blows=tuple(_blow(rng, names, calm_after_s) for _ in range(rng.randrange(0, 9))),
         calm_after_s=calm_after_s,
-        stop_at_s=rng.uniform(0.5, 1.2 * calm_after_s) if rng.random() < 0.1 else None,
+        stop_at_s=rng.uniform(0.5, 1.2 * calm_after_s) if rng.random() < 0.2 else None,
+        is_resumed=rng.random() < 0.7,
         sections=sections,
     )
 
@@ -85,9 +88,9 @@ def _names(sections: dict[str, Any]) -> tuple[str, ...]:
 
 def _blow(rng: Random, names: tuple[str, ...], until_s: float) -> Blow:
     at_s, victim = rng.uniform(0.0, until_s), rng.choice(names)
-    match rng.choice(("kill", "kill", "kill", "freeze", "cut")):
-        case "kill":
-            return Blow(at_s, "kill", victim)
+    match rng.choice(("kill",) * 7 + ("freeze",) * 3 + ("cut",) * 3 + ("outage",)):
+        case "kill" | "outage" as kind:
+            return Blow(at_s, kind, victim)
         case "freeze":
             return Blow(at_s, "freeze", victim, rng.uniform(0.05, 2.0))
         case _:

@@ -87,6 +87,7 @@ class _Run:
         }
         self.launcher = _Launcher(self.world, LAUNCHER, 1, self.links)
         self._alive: dict[str, Process] = {}
+        self._life = 1
         self.stop_reason: str | None = None
 
     def conduct(self) -> RunFinished:
@@ -99,12 +100,30 @@ class _Run:
         if self.world.plan.stop_at_s is not None:
             self.world.at(self.world.plan.stop_at_s, self._stop)
         deadline_s = self.world.plan.calm_after_s + ENDS_WITHIN_S
-        while self.launcher.finished is None:
+        while (finished := self.launcher.finished) is None:
             if self.world.now_s > deadline_s:
                 raise ChaosError(f"the run has not ended {ENDS_WITHIN_S} s after the last fault: {self._where()}")
             self.world.advance()
             self._notice_deaths()
-        return self.launcher.finished
+            finished = self.launcher.finished
+            if finished is not None and finished.reason != "finished" and self.world.plan.is_resumed:
+                deadline_s = self.world.now_s + ENDS_WITHIN_S
+                self._resume("stops that were resumed")
+        return finished
+
+    def _resume(self, why: str) -> None:
+        """All is dead, and another launcher starts it again."""
+        self.world.counts[why] += 1
+        for process in [*self._alive.values(), self.launcher]:
+            if not process.is_dead:
+                process.kill()
+        self._alive.clear()
+        self._life += 1
+        self.stop_reason = None
+        self.launcher = _Launcher(self.world, LAUNCHER, self._life, self.links)
+        self.launcher.begin()
+        for name in self.names:
+            self._start(name)
 
     def _start(self, name: str) -> None:
         self.incarnations[name] += 1
@@ -128,6 +147,9 @@ class _Run:
                 return RewardProcess(self.world, name, incarnation, self.links)
 
     def _strike(self, blow: Blow) -> None:
+        if blow.kind == "outage":
+            self._resume("outages")
+            return
         process = self._alive.get(blow.victim)
         if process is None or process.is_dead:
             return
@@ -150,12 +172,18 @@ class _Run:
             del self._alive[name]
             self.kills[name.partition("/")[0]] += 1
             noticed_s = self.world.rng.uniform(0.0, NOTICED_WITHIN_S)
-            self.world.after(noticed_s, functools.partial(self._lost, name, self.incarnations[name]))
+            self.world.after(noticed_s, functools.partial(self._lost, self._life, name, self.incarnations[name]))
 
-    def _lost(self, name: str, incarnation: int) -> None:
+    def _lost(self, life: int, name: str, incarnation: int) -> None:
+        if life != self._life:
+            return  # this launcher is dead itself
         for other in self._alive:
             self.launcher.send(LAUNCHER, other, ProcessEnded(name, incarnation))
-        self.world.after(self.world.rng.uniform(0.0, BACK_WITHIN_S), functools.partial(self._start, name))
+        self.world.after(self.world.rng.uniform(0.0, BACK_WITHIN_S), functools.partial(self._start_again, life, name))
+
+    def _start_again(self, life: int, name: str) -> None:
+        if life == self._life:
+            self._start(name)
 
     def _where(self) -> str:
         shaper = self._alive.get("shaper/0")

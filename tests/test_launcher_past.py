@@ -1,0 +1,88 @@
+"""What a run that is resumed knows of its earlier lives."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from darts_async.config import RunConfig
+from darts_async.errors import ConfigError
+from darts_async.topology import RunPlan
+from launcher.past import held, read_past, whole_lines
+from launcher.plan import link_addresses, plan_run
+from launcher.restarts import Restarts
+from launcher.rundir import EVENTS_FILE, METRICS_FILE, RunRecord, RunStatus, write_record
+
+ADDRESSES = link_addresses("127.0.0.1", range(7000, 7007))
+CONFIG = RunConfig.model_validate({"roles": {"generator": {"replicas": 2}, "learner": {"replicas": 2}}})
+
+
+def plan() -> RunPlan:
+    return plan_run(CONFIG, Path("/runs/a"), ADDRESSES)
+
+
+def write_lines(path: Path, *lines: dict, torn: str = "") -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
+
+
+def leave(run_dir: Path, status: RunStatus = "running") -> None:
+    write_record(run_dir, RunRecord(status, "why", 0.0, None, 1, life=3))
+
+
+def test_nothing_of_the_last_line_is_read_that_was_torn_and_the_next_one_stands_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    write_lines(path, {"a": 1}, {"a": 2}, torn='{"a": ')
+    assert whole_lines(path) == [{"a": 1}, {"a": 2}]
+    with path.open("a") as file:
+        file.write('{"a": 3}\n')
+    assert whole_lines(path) == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert whole_lines(tmp_path / "none.jsonl") == []
+
+
+def test_incarnations_go_on_behind_those_that_may_have_been_started(tmp_path: Path) -> None:
+    leave(tmp_path)
+    started = [("generator/0", 1), ("generator/0", 4), ("learner/0", 2), ("learner/1", 1)]
+    events = [{"type": "started", "process": n, "incarnation": i, "elapsed_s": 1.0} for n, i in started]
+    write_lines(tmp_path / EVENTS_FILE, *events)
+    past = read_past(tmp_path, plan())
+    assert past.life == 4
+    assert past.first_incarnations["generator/0"] == 6
+    assert past.first_incarnations["generator/1"] == 2
+    assert past.first_incarnations["learner/0"] == past.first_incarnations["learner/1"] == 4, "they count together"
+    restarts = Restarts(plan(), CONFIG.roles, 0, past.first_incarnations)
+    assert restarts.is_first("generator/0")
+    restarts.ended("generator/0", -9, 0.0)
+    restarts.take_due(1e6)
+    assert (restarts.incarnation("generator/0"), restarts.is_first("generator/0")) == (7, False)
+
+
+def test_steps_evaluations_and_the_time_so_far_are_remembered(tmp_path: Path) -> None:
+    leave(tmp_path, "stopped")
+    evaluation = {
+        "type": "evaluation",
+        "policy_version": 0,
+        "newest_version": 1,
+        "num_skipped": 0,
+        "prompt_ids": [3, 3],
+        "rewards": [0.0, 1.0],
+        "num_tokens": [5, 7],
+        "elapsed_s": 2.0,
+    }
+    step = {"type": "step", "step": 0, "reward/mean": 0.5, "elapsed_s": 7.5}
+    write_lines(tmp_path / METRICS_FILE, evaluation, step)
+    past = read_past(tmp_path, plan())
+    assert past.elapsed_s == 7.5
+    assert [(line.step, line.metrics) for line in past.lines] == [(0, {"reward/mean": 0.5})]
+    assert past.evaluations[0].summary().reward == 0.5
+
+
+def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
+    leave(tmp_path, "finished")
+    with pytest.raises(ConfigError, match=r"is finished \(why\): there is nothing left to do"):
+        read_past(tmp_path, plan())
+    leave(tmp_path)
+    (tmp_path / EVENTS_FILE).write_text("no JSON\n")
+    with pytest.raises(ConfigError, match=r"cannot be resumed: JSONDecodeError.* in events.jsonl"):
+        read_past(tmp_path, plan())
+    with held(tmp_path), pytest.raises(ConfigError, match=r"is live \(launcher: pid 1\)"), held(tmp_path):
+        pass
