@@ -72,6 +72,12 @@ class GeneratorPool:
         self._published_version = max(self._published_version, policy_version)
         self._route()
 
+    def reopen(self, num_steps: int) -> None:
+        """All generators are new: whatever was of a step that has been given up is gone, and its version with it."""
+        assert not self._seats, sorted(self._seats)
+        self._published_version = min(self._published_version, num_steps)
+        self._newest_version = min(self._newest_version, num_steps)
+
     @property
     def newest_version(self) -> int:
         """The newest version that any generator has said to use; -1 if none has."""

@@ -218,8 +218,9 @@ class ShaperState:
             self._finish()
             return self._take()
         if self.phase in (Phase.STOPPING, Phase.FINISHED):
-            self.abandon(now_s)
+            self._lose_the_rest()
             self._training.reopen()
+            self.work.generators.reopen(self.num_steps)
             self._evaluation.abandon()
             self.phase, self._stop_reason = Phase.STARTING, FINISHED
             if self.num_steps or self._training.cursor:
@@ -229,11 +230,14 @@ class ShaperState:
 
     def abandon(self, now_s: float) -> list[Output]:
         """What has not been acknowledged by the end of a stop is lost."""
+        self._lose_the_rest()
+        return self._advance(now_s)
+
+    def _lose_the_rest(self) -> None:
         self._training.abandon()
         for sample in self.work.samples():
             if sample.stage is not Stage.ENDED:
                 self.work.end(sample, "lost", "unacknowledged_at_stop")
-        return self._advance(now_s)
 
     # --- from generators -------------------------------------------------------------------------------------
 

@@ -130,8 +130,6 @@ class _Run:
         process = self._make(name, self.incarnations[name])
         self._alive[name] = process
         process.guarded(process.begin)
-        if isinstance(process, ShaperProcess) and self.stop_reason is not None:
-            process.stop(self.stop_reason)
 
     def _make(self, name: str, incarnation: int) -> Process:
         match name.partition("/")[0]:
@@ -182,8 +180,12 @@ class _Run:
         self.world.after(self.world.rng.uniform(0.0, BACK_WITHIN_S), functools.partial(self._start_again, life, name))
 
     def _start_again(self, life: int, name: str) -> None:
-        if life == self._life:
-            self._start(name)
+        if life != self._life:
+            return
+        if self.stop_reason is not None and name.startswith("shaper"):
+            self._resume("shapers that died while the run was stopping")  # which ends the run
+            return
+        self._start(name)
 
     def _where(self) -> str:
         shaper = self._alive.get("shaper/0")
