@@ -11,8 +11,10 @@ Shutdown order: the actor is told (`shutdown`) and says when it is `done`; its t
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +27,7 @@ import yaml
 
 from darts_async.config import RunConfig
 from darts_async.errors import PERMANENT_ERRORS, PERMANENT_EXIT_CODE, DartsError
-from darts_async.faults import Faults
+from darts_async.faults import Faults, install
 from darts_async.lifetime import die_with_parent
 from darts_async.protocol import (
     GeneratorToLearner,
@@ -51,6 +53,9 @@ from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, Rece
 
 TERMINATED = Shutdown("SIGTERM", finished=False)
 """The process is to leave; what becomes of the run is not said."""
+
+THREADS_END_WITHIN_S = 5.0
+"""Of a process that ends by an error."""
 
 TICK_S = 0.25
 """The actor's `tick` is called at least this often."""
@@ -253,17 +258,33 @@ def main(make_actor: Callable[[Runtime], Actor]) -> None:
                 structlog.get_logger().error("died", error=str(error), kind=type(error).__name__)
                 sys.stderr.write(f"{arguments.name}: {type(error).__name__}: {error}\n")
             is_permanent = any(isinstance(error, PERMANENT_ERRORS) for error in _leaves(group))
-            sys.exit(PERMANENT_EXIT_CODE if is_permanent else 1)
+            _leave(PERMANENT_EXIT_CODE if is_permanent else 1)
+
+
+def _leave(code: int) -> None:
+    """End with this exit code. The interpreter would wait for every thread, and one that hangs in a library, say in a
+    collective, may be why this process ends."""
+    deadline_s = time.monotonic() + THREADS_END_WITHIN_S
+    threads = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
+    for thread in threads:
+        thread.join(max(0.0, deadline_s - time.monotonic()))
+    hanging = [thread.name for thread in threads if thread.is_alive()]
+    if hanging:
+        structlog.get_logger().error("threads_hang", threads=hanging)
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 async def _run(
     make_actor: Callable[[Runtime], Actor], config: RunConfig, run_dir: Path, name: str, incarnation: int
 ) -> None:
+    faults = install(name, incarnation)
     mailbox = Mailbox()
     keys = load_keys(run_dir / "keys", name)
     endpoint = Endpoint(name=name, incarnation=incarnation, keys=keys, config=config.transport, mailbox=mailbox)
     runtime = Runtime(name, incarnation, run_dir, config, read_plan(run_dir), keys, mailbox, endpoint)
-    runtime.faults = Faults.from_environment(name, incarnation)
+    runtime.faults = faults
     try:
         actor = make_actor(runtime)
         runtime.open_links()

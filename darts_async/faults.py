@@ -1,32 +1,50 @@
-"""Faults on purpose: a process kills, freezes or stalls itself at a named point, at the n-th passing.
+"""Faults on purpose: processes that die, hang or fail at named points, and links that lose, delay, repeat and reorder.
 
     DARTS_FAULTS="crash generator.before_flush:3, freeze reward.before_verdict:2@reward/1, stall generator.step:40"
+    DARTS_FAULTS="drop *:0.05, delay generators:0.1:0.3, duplicate rewards:0.1, reorder learner:0.1, cut weights:20:3"
+
+At a point, at its n-th passing (`:n`, from 1, which is also what is meant where it is left out):
 
     crash    SIGKILL: no handler runs, nothing is flushed
     freeze   SIGSTOP: the process says nothing more, and its sockets stay open
-    stall    the coroutine that passes waits for ever, the rest of the process goes on; at `pass_by` points only
+    stall    who passes waits, for ever as far as anybody can see, and the rest of the process goes on
+    fail     who passes gets an error, as from a library
 
-`:n` counts passings of the process from 1, and is 1 where it is left out. `@NAME` means one process, else each that
-passes the point. Only the first incarnation of a process is faulty, or it would fail for ever. Where the variable is
-not set a point costs one look into an empty dictionary.
+The first incarnation of a process alone is faulty at points, or it would fail for ever.
+
+On a link (`*`: each), of what a process receives there; every incarnation is faulty:
+
+    drop LINK:p             a share p of the frames is lost
+    delay LINK:p:s          a share p comes up to s seconds late
+    duplicate LINK:p        a share p comes twice
+    reorder LINK:p          a share p comes after what was sent behind it
+    cut LINK:after:for      after so many seconds nothing comes for so many seconds
+
+`@NAME` means one process, else each. What is random is seeded by the name of the process. Where the variable is not set
+a point costs one look into an empty dictionary, and a link nothing.
 """
 
 import asyncio
 import os
 import re
 import signal
+import time
+from collections import Counter
+from dataclasses import dataclass
 from typing import Literal, cast
 
-from darts_async.errors import ConfigError
+from darts_async.errors import ConfigError, DartsError
 
 VARIABLE = "DARTS_FAULTS"
 
-POINTS = (
+REACHED = (
     "generator.before_start",  # commands have been taken off the queue, and not given to the engine
-    "generator.step",  # about to decode one token for every sample
     "generator.before_flush",  # tokens are decoded, and not sent
+    "generator.before_ready",  # ready to receive weights, and the learner has not been told
+    "generator.before_staged",  # weights have arrived, and the learner has not been told
     "generator.before_swap",  # weights are staged and committed, and not in use
     "generator.after_swap",  # and are in use, and nobody has been told
+    "generator.before_applied",  # and the shaper has been told, and not the learner
     "reward.before_score",  # an item has arrived
     "reward.before_verdict",  # it is judged, and the verdict is not sent
     "shaper.before_record",  # decided, and not on record: not in the journal, which comes first
@@ -36,30 +54,80 @@ POINTS = (
     "learner.before_step",  # all groups of a step are in the gradient
     "learner.before_commit",  # the step is taken, and nobody has been told
     "learner.before_publish",  # the shaper has been told, and no generator
+    "learner.before_published",  # the generators have applied a version, and the shaper has not been told
+    "learner.before_manifest",  # a checkpoint is written but for its manifest
+    "learner.before_place",  # and has that, and is not in its place
     "learner.before_saved",  # a checkpoint is on the disk, and nobody has been told
+    "rank.before_step",  # another rank has all groups of a step
+    "rank.before_part",  # another rank is about to write its part of a checkpoint
+    "agent.before_order",  # the launcher orders something, and the keeper has not been told
+    "agent.before_report",  # the reverse
+    "keeper.before_started",  # a process runs, and is not on record
+    "keeper.before_left",  # a process has ended, and nobody has been told
+    "launcher.before_order",  # something is decided, and not ordered
+    "launcher.before_event",  # something has happened, and is not on record
 )
+PASSED = ("generator.step",)  # about to decode one token for every sample
+IN_THREAD = (
+    "generator.bucket",  # about to wait for a bucket of weights
+    "learner.bucket",  # about to send one
+)
+POINTS = (*REACHED, *PASSED, *IN_THREAD)
+LINKS = ("generators", "rewards", "learner", "weights", "ranks", "workers", "launcher", "agents")
 
-Kind = Literal["crash", "freeze", "stall"]
+Kind = Literal["crash", "freeze", "stall", "fail"]
+LinkKind = Literal["drop", "delay", "duplicate", "reorder", "cut"]
+
+STALLED_THREAD_S = 600.0
+"""A thread that stalls ends then: no interpreter ends before its threads."""
+_TICK_S = 0.1
 
 _FAULT = re.compile(r"(?P<kind>\w+)\s+(?P<point>[\w.]+)(:(?P<passing>[1-9]\d*))?(@(?P<process>\S+))?")
+_LINK_FAULT = re.compile(
+    r"(?P<kind>\w+)\s+(?P<link>[\w*]+):(?P<first>[\d.]+)(:(?P<second>[\d.]+))?(@(?P<process>\S+))?"
+)
 _SIGNALS = {"crash": signal.SIGKILL, "freeze": signal.SIGSTOP}
+_POINT_KINDS: dict[str, tuple[str, ...]] = {"crash": POINTS, "freeze": POINTS, "stall": (*PASSED, *IN_THREAD)}
+_POINT_KINDS["fail"] = IN_THREAD
+_LINK_KINDS = {"drop": False, "delay": True, "duplicate": False, "reorder": False, "cut": True}
+"""Whether it takes a second number."""
+
+
+class InjectedError(DartsError):
+    """An error on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFault:
+    """What happens on a link. `first` and `second` as in the module's table."""
+
+    kind: LinkKind
+    link: str
+    first: float
+    second: float = 0.0
+
+    def concerns(self, link: str) -> bool:
+        """Whether it happens on this link."""
+        return self.link in ("*", link)
 
 
 class Faults:
     """The faults of one process."""
 
-    def __init__(self, armed: dict[str, tuple[Kind, int]] | None = None) -> None:
-        self._armed = armed or {}  # point -> what happens, and after how many more passings
+    def __init__(self, armed: dict[str, dict[int, Kind]] | None = None, links: tuple[LinkFault, ...] = ()) -> None:
+        self._armed = armed or {}  # {point: {passing: what happens}}
+        self._passings: Counter[str] = Counter()
+        self.links = links
 
     @classmethod
     def from_environment(cls, process: str, incarnation: int) -> "Faults":
         """What the environment asks of this process. Raises `ConfigError` for what cannot be meant."""
-        return cls(parse_faults(os.environ.get(VARIABLE, ""), process) if incarnation == 1 else None)
+        armed, links = parse_faults(os.environ.get(VARIABLE, ""), process)
+        return cls(armed if incarnation == 1 else None, links)
 
     def reach(self, point: str) -> None:
         """The process is at a point. A crash does not return."""
         if point in self._armed and (kind := self._due(point)) is not None:
-            assert kind in _SIGNALS, f"{point} is no place for a {kind}"
             os.kill(os.getpid(), _SIGNALS[kind])
 
     async def pass_by(self, point: str) -> None:
@@ -69,23 +137,82 @@ class Faults:
                 await asyncio.Event().wait()
             os.kill(os.getpid(), _SIGNALS[kind])
 
+    def in_thread(self, point: str) -> None:
+        """As `reach`, in a thread beside the loop's. Raises `InjectedError`."""
+        if point not in self._armed or (kind := self._due(point)) is None:
+            return
+        if kind == "fail":
+            raise InjectedError(f"{point} fails on purpose")
+        if kind == "stall":
+            deadline_s = time.monotonic() + STALLED_THREAD_S
+            while time.monotonic() < deadline_s:
+                time.sleep(_TICK_S)
+            return
+        os.kill(os.getpid(), _SIGNALS[kind])
+
     def _due(self, point: str) -> Kind | None:
-        kind, left = self._armed.pop(point)
-        if left == 1:
-            return kind
-        self._armed[point] = kind, left - 1
-        return None
+        self._passings[point] += 1
+        return self._armed[point].get(self._passings[point])
 
 
-def parse_faults(text: str, process: str) -> dict[str, tuple[Kind, int]]:
-    """The faults that are meant for a process: {point: (kind, passing)}. Raises `ConfigError`."""
-    armed: dict[str, tuple[Kind, int]] = {}
+_present = Faults()
+
+
+def install(process: str, incarnation: int) -> Faults:
+    """Have this operating-system process be faulty as the environment asks. Raises `ConfigError`."""
+    global _present
+    _present = Faults.from_environment(process, incarnation)
+    return _present
+
+
+def present() -> Faults:
+    """The faults of this operating-system process."""
+    return _present
+
+
+def parse_faults(text: str, process: str) -> tuple[dict[str, dict[int, Kind]], tuple[LinkFault, ...]]:
+    """The faults that are meant for a process: {point: {passing: kind}}, and those of links. Raises `ConfigError`."""
+    armed: dict[str, dict[int, Kind]] = {}
+    links: list[LinkFault] = []
     for item in filter(None, map(str.strip, text.split(","))):
-        match = _FAULT.fullmatch(item)
-        if match is None or match["kind"] not in ("crash", "freeze", "stall"):
-            raise ConfigError(f"{VARIABLE}: {item!r} is not `crash|freeze|stall POINT[:n][@PROCESS]`")
-        if match["point"] not in POINTS:
-            raise ConfigError(f"{VARIABLE}: there is no point {match['point']!r}; there are {', '.join(POINTS)}")
-        if match["process"] in (None, process):
-            armed[match["point"]] = cast(Kind, match["kind"]), int(match["passing"] or 1)
-    return armed
+        kind = item.split()[0]
+        match = (_LINK_FAULT if kind in _LINK_KINDS else _FAULT).fullmatch(item)
+        if match is None or kind not in {**_LINK_KINDS, **_POINT_KINDS}:
+            raise ConfigError(
+                f"{VARIABLE}: {item!r} is not `crash|freeze|stall|fail POINT[:n][@PROCESS]`, "
+                "`drop|duplicate|reorder LINK:share[@PROCESS]`, `delay LINK:share:seconds` or `cut LINK:after:for`"
+            )
+        is_meant = match["process"] in (None, process)
+        if kind in _LINK_KINDS:
+            fault = _link_fault(item, match)
+            links += [fault] if is_meant else []
+            continue
+        _check_point(kind, match["point"])
+        if is_meant:
+            armed.setdefault(match["point"], {})[int(match["passing"] or 1)] = cast(Kind, kind)
+    return armed, tuple(links)
+
+
+def _check_point(kind: str, point: str) -> None:
+    if point not in POINTS:
+        raise ConfigError(f"{VARIABLE}: there is no point {point!r}; there are {', '.join(POINTS)}")
+    if point not in _POINT_KINDS[kind]:
+        raise ConfigError(f"{VARIABLE}: {point} is no place for a {kind}, but {', '.join(_POINT_KINDS[kind])}")
+
+
+def _link_fault(item: str, match: re.Match[str]) -> LinkFault:
+    kind, link = match["kind"], match["link"]
+    if link not in ("*", *LINKS):
+        raise ConfigError(
+            f"{VARIABLE}: {item!r}: there is no link {link!r}; there are {', '.join(LINKS)}, and * for all"
+        )
+    if (match["second"] is not None) != _LINK_KINDS[kind]:
+        wanted = "two numbers" if _LINK_KINDS[kind] else "one number"
+        raise ConfigError(f"{VARIABLE}: {item!r}: {kind} takes {wanted}")
+    try:
+        first, second = float(match["first"]), float(match["second"] or 0.0)
+    except ValueError:
+        raise ConfigError(f"{VARIABLE}: {item!r}: not a number") from None
+    if kind != "cut" and not 0 <= first < 1:
+        raise ConfigError(f"{VARIABLE}: {item!r}: the share {first:g} is not in [0, 1)")
+    return LinkFault(cast(LinkKind, kind), link, first, second)

@@ -352,7 +352,8 @@ class ProbeWeights(Message, frozen=True):
 
 
 class WeightsRefused(Message, frozen=True):
-    """What this generator decodes with is not `policy_version`, whatever it was sent: it must not go on."""
+    """What this generator decodes with is not `policy_version`, whatever it was sent, or it has failed too often to get
+    that: it must not go on."""
 
     policy_version: int
     reason: str

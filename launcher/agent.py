@@ -19,6 +19,7 @@ import yaml
 
 from darts_async.config import RunConfig
 from darts_async.errors import DartsError
+from darts_async.faults import install, present
 from darts_async.lifetime import die_with_parent
 from darts_async.telemetry import logging_to
 from darts_async.topology import AGENTS_LINK, CONFIG_FILE, LAUNCHER, agent_name, file_stem, read_plan
@@ -67,6 +68,7 @@ class Agent:
                     case Received(message=RestartAgent()):
                         self._over.set()
                     case Received(message=order):
+                        present().reach("agent.before_order")
                         self._channel.send(cast(Order, order))
             if time.monotonic() >= pulse_at_s:
                 self._channel.send(Pulse(launcher_is_heard))
@@ -74,12 +76,14 @@ class Agent:
 
     async def _pass_reports(self) -> None:
         while (message := await self._channel.receive()) is not None and not isinstance(message, NodeEnded):
+            present().reach("agent.before_report")
             self._link.send(LAUNCHER, message)
         self._over.set()
 
 
 async def _run(arguments: argparse.Namespace, config: RunConfig) -> None:
     name, run_dir = agent_name(arguments.node), arguments.run_dir
+    install(name, arguments.incarnation)
     keys, mailbox = load_keys(run_dir / KEYS_DIR, name), Mailbox()
     channel: Channel[FromKeeper] = await Channel.over(socket.socket(fileno=arguments.channel), FromKeeper)
     endpoint = Endpoint(name, arguments.incarnation, keys, config.transport, mailbox)

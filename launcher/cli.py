@@ -21,7 +21,8 @@ from typer.core import TyperGroup
 
 from darts_async.config import RunConfig
 from darts_async.errors import TransportError
-from darts_async.topology import CONFIG_FILE, RunPlan, read_plan
+from darts_async.faults import VARIABLE, parse_faults
+from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
 from darts_async.transport import create_run_keys
 from launcher.cluster import load_config
 from launcher.control import open_control
@@ -126,6 +127,8 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, tuple[Problem, ...
 
     Where the run `starts`, what the machine lacks is a reason to leave; else it is shown as a warning.
     """
+    with bad_input():
+        parse_faults(os.environ.get(VARIABLE, ""), LAUNCHER)
     try:
         config = load_config(file)
         problems = check_run(config, reaches_nodes=starts)

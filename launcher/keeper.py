@@ -27,6 +27,7 @@ from pathlib import Path
 import structlog
 
 from darts_async.errors import DeadlineError
+from darts_async.faults import install, present
 from darts_async.lifetime import PARENT_PID_VARIABLE, die_with_parent
 from darts_async.protocol import Message
 from darts_async.telemetry import logging_to
@@ -82,6 +83,7 @@ class Keeper:
         self._lease_s = lease_s
         self._supervisor = supervisor
         before = read_node_record(run_dir, node)
+        install(f"keeper/{node}", 1 if before is None else 2)
         self._before = before
         self._life = life
         self._me = ProcessRecord(f"keeper/{node}", os.getpid(), start_time_s(os.getpid()), tuple(sys.argv))
@@ -231,6 +233,7 @@ class Keeper:
                 self._ended[name] = ProcessExit(name, 0, -signal.SIGKILL, incarnation)
                 self._tell(ProcessNotStarted(name, incarnation, str(error)))
                 return
+        present().reach("keeper.before_started")
         self._write_record()
         self._tell(ProcessStarted(record))
         if (name, incarnation) in self._unwanted or self._over.is_set():
@@ -242,6 +245,7 @@ class Keeper:
             self._report_exit(ended)
 
     def _report_exit(self, ended: ProcessExit) -> None:
+        present().reach("keeper.before_left")
         self._ended[ended.name] = ended
         self._write_record()
         self._tell(ProcessLeft(ended))

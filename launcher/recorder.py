@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from darts_async.faults import present
 from launcher.course import Kill, Lost, Outcome, Serves
 from launcher.evaluation import Evaluation
 from launcher.fleet import NodeCame, NodeLost, NodeSilent
@@ -88,6 +89,7 @@ class Recorder:
         append_line(self.run_dir / METRICS_FILE, values | self._elapsed(now_s))
 
     def _event(self, now_s: float, **values: Any) -> None:
+        present().reach("launcher.before_event")
         append_line(self.run_dir / EVENTS_FILE, values | self._elapsed(now_s))
 
     def _elapsed(self, now_s: float) -> dict[str, float]:

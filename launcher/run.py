@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from darts_async.config import RunConfig
+from darts_async.faults import install, present
 from darts_async.protocol import (
     EvaluationCompleted,
     LauncherToProcess,
@@ -29,7 +30,7 @@ from darts_async.protocol import (
     Shutdown,
     StepCompleted,
 )
-from darts_async.topology import RunPlan, agent_name
+from darts_async.topology import LAUNCHER, RunPlan, agent_name
 from launcher import fleet as on_nodes
 from launcher.control import Control, Heard, HeardOfNode, Presence, Silence
 from launcher.course import (
@@ -189,6 +190,7 @@ class Run:
         for step in steps:
             match step:
                 case on_nodes.Tell(node=node, order=order):
+                    present().reach("launcher.before_order")
                     self.control.order(node, order)
                 case on_nodes.Launch(node=node):
                     self.nodes.launch(node)
@@ -324,6 +326,7 @@ async def run(
     past: Past = NO_PAST,
 ) -> tuple[Outcome, Summary]:
     """Carry a run out in a prepared run directory, for the first time or, with a `past`, further."""
+    install(LAUNCHER, past.life)
     now_s = _now_s()
     began_s = now_s - past.elapsed_s
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)

@@ -173,7 +173,7 @@ async def test_generators_in_one_group_get_the_same_version_in_one_broadcast(vll
 
 
 async def test_a_generator_whose_logprobs_are_not_the_learners_is_ended(vllm: RunningVllm) -> None:
-    with pytest.raises(EngineError, match=r"refuses the weights .* version 2 are .* nats"):  # noqa: PT012
+    with pytest.raises(EngineError, match=r"refuses this generator: .*version 2 are .* nats"):  # noqa: PT012
         async with vllm_member(vllm, "a", WEIGHTS) as member, learner(WEIGHTS, mistake={2: 9}) as source:
             member.joins(source)
             await source.publish(1)

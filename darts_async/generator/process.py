@@ -142,7 +142,7 @@ class GeneratorActor:
                 self._probing.ask(probe)
                 self._work.set()
             case Received(link="weights", message=WeightsRefused(reason=reason)):
-                raise EngineError(f"the learner refuses the weights that this generator decodes with: {reason}")
+                raise EngineError(f"the learner refuses this generator: {reason}")
             case Received(link="weights", message=message):
                 assert self._receiver is not None, "the learner answers those who have joined"
                 self._receiver.handle(cast(LearnerToGenerator, message))

@@ -34,6 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from darts_async.errors import CheckpointError
+from darts_async.faults import present
 from darts_async.learner.place import Place
 from darts_async.learner.rows import overlaps, rows_of
 from darts_async.learner.step import Trainer
@@ -139,7 +140,9 @@ def complete(
         consumed=consumed,
         files=files | {file.name: file_sum(file) for file in rest},
     )
+    present().reach("learner.before_manifest")
     (staging / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    present().reach("learner.before_place")
     path = put_in_place(staging)
     _remove_old(path.parent, path, keep)
     return path

@@ -166,6 +166,7 @@ class FollowerActor:
                     with self._runtime.clock.busy("train"):
                         await self._in_thread(trainer.add_group, order)
                 case FinishStep(step=step):
+                    self._runtime.faults.reach("rank.before_step")
                     self._tell(tallied(step, trainer.tally))
                     with self._runtime.clock.busy("step"):
                         await self._in_thread(trainer.finish_step)
@@ -178,6 +179,7 @@ class FollowerActor:
     async def _save(self, version: int, snapshot: checkpoint.Snapshot) -> None:
         root = self._runtime.run_dir / CHECKPOINTS_DIR
         staging = staging_beside(checkpoint.directory_of(root, version))
+        self._runtime.faults.reach("rank.before_part")
         with checkpoint.naming_failures(root):
             part = await asyncio.to_thread(checkpoint.write_part, staging, snapshot)
         self._tell(PartSaved(version, part.num_bytes, part.crc32))

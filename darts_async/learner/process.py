@@ -365,6 +365,7 @@ class LearnerActor:
         finally:
             self._weights.release()
         self._published = version
+        self._runtime.faults.reach("learner.before_published")
         self._send_shaper(VersionPublished(version))
         log.info("published", **asdict(report))
         if version:

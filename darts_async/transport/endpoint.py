@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import structlog
 import zmq
 
 from darts_async.config import TransportConfig
 from darts_async.errors import TransportError
+from darts_async.faults import present
 from darts_async.transport.authentication import Authenticator
 from darts_async.transport.codec import MessageCodec
 from darts_async.transport.inbox import NOTHING_HEARD
@@ -15,7 +17,10 @@ from darts_async.transport.keys import RunKeys
 from darts_async.transport.link import Link
 from darts_async.transport.mailbox import Mailbox
 from darts_async.transport.session import Session
+from darts_async.transport.unreliable import UnreliableWire
 from darts_async.transport.wire import Wire, open_dealer, open_router
+
+log = structlog.get_logger()
 
 
 class Endpoint:
@@ -104,6 +109,9 @@ class Endpoint:
             Session(self.name, self.incarnation, peer, self._config, now_s, heard.get(peer, NOTHING_HEARD))
             for peer in peers
         ]
+        if faults := tuple(fault for fault in present().links if fault.concerns(name)):
+            log.warning("link_faults", link=name, faults=[str(fault) for fault in faults])
+            wire = UnreliableWire(wire, faults, f"{self.name} {name}")
         codec = MessageCodec(receives=receives, sends=sends, max_message_bytes=self._config.max_message_bytes)
         link = Link(name, wire, sessions, codec, self._config, self._mailbox)
         self._links.append(link)

@@ -8,7 +8,8 @@ members there are. After the commit there is no way back: a member that goes the
 
 Theory of blame. A broken collective shows at every member, so a report of failure alone does not cost the
 membership. A late answer or a wrong checksum does: that member is told and must join again, which is more than
-a hung one can. Each of these is a strike, and the third strike under one version bars the member until the next.
+a hung one can. Each of these is a strike, and the third strike under one version bars the member: it is told to end,
+and another incarnation of it begins without strikes.
 
 Termination. Each phase has a deadline. A round that does not commit costs a strike of a member, or the loss of
 one, or one of `MAX_BROKEN_BROADCASTS` in a row with unchanged membership. So, unless members join or vanish for
@@ -35,6 +36,7 @@ from darts_async.protocol import (
     UpdateReady,
     UpdateStaged,
     WeightManifest,
+    WeightsRefused,
 )
 from darts_async.weights.events import (
     Action,
@@ -214,7 +216,7 @@ class Coordinator:
         """Members are at fault: they are told, and must join again."""
         self._broken_broadcasts = 0
         for name in names:
-            self._members.strike(name)
+            self._strike(current, name, reason)
             self._members.remove(name)
             self._note_dropped(name, reason)
             self._tell_aborted(current, name, reason)
@@ -223,6 +225,14 @@ class Coordinator:
             self._continue_committed(current, now)
         else:
             self._retry(current, f"{', '.join(names)} dropped: {reason}", now)
+
+    def _strike(self, current: Round, name: str, reason: str) -> None:
+        """Count a failure. With the last one the member is told to end: it may be the only one there is, and nobody
+        would wait for anything then."""
+        self._members.strike(name)
+        if self._members.is_barred(name):
+            refused = WeightsRefused(current.version, f"it failed too often to get them, the last time: {reason}")
+            self._actions.append(Send(name, refused))
 
     def _note_dropped(self, name: str, reason: str) -> None:
         self._dropped[name] = reason
@@ -276,7 +286,7 @@ class Coordinator:
         if current.is_committed:
             self._expel(current, [name], reason, now)
             return
-        self._members.strike(name)
+        self._strike(current, name, reason)
         if self._members.is_barred(name):
             self._note_dropped(name, reason)
         self._retry(current, f"{name}: {reason}", now)

@@ -23,7 +23,8 @@ import torch
 
 from darts_async.config import WeightsConfig
 from darts_async.errors import ProtocolError, WeightUpdateError
-from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, StoreValue, WeightManifest
+from darts_async.faults import present
+from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, StoreValue, UpdateAborted, WeightManifest
 from darts_async.weights.collective import CONNECT_LIMIT_S, Collective, GroupSpec, describe, device_of
 from darts_async.weights.coordinator import Coordinator
 from darts_async.weights.events import (
@@ -223,6 +224,8 @@ class Publisher:
     def _perform(self, action: Action) -> None:
         match action:
             case Send(name, message):
+                if isinstance(message, UpdateAborted):
+                    _log.warning("weights.round_aborted", member=name, epoch=message.epoch, reason=message.reason)
                 self._send(name, message)
             case FormGroup(epoch, world_size, members):
                 self._form(epoch, world_size, members)
@@ -318,6 +321,7 @@ def send_buckets(
             packer.pack(buffers[0], 0)
         for bucket in range(layout.num_buckets):
             start, stop = layout.bucket_range(bucket)
+            present().in_thread("learner.bucket")
             pending = collective.post(buffers[bucket % 2][: stop - start], deadline)
             packer.digest(bucket)
             if bucket + 1 < layout.num_buckets:

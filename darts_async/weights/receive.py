@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from darts_async.errors import WeightUpdateError
+from darts_async.faults import present
 from darts_async.protocol import (
     EpochFormed,
     GeneratorToLearner,
@@ -124,8 +125,12 @@ class Receiver:
                 self._fail(epoch, error)
             case StoreValue():
                 self._send(report)
-            case UpdateReady() | UpdateStaged() if self._update is not None:
-                self._update.is_staged = isinstance(report, UpdateStaged)
+            case UpdateReady() if self._update is not None:
+                present().reach("generator.before_ready")
+                self._send(report)
+            case UpdateStaged() if self._update is not None:
+                self._update.is_staged = True
+                present().reach("generator.before_staged")
                 self._send(report)
 
     # --- an update -------------------------------------------------------------------------------------------
@@ -158,6 +163,7 @@ class Receiver:
             self._fail(update.epoch, describe(error))
         else:
             self._version = update.version
+            present().reach("generator.before_applied")
             self._send(UpdateApplied(update.epoch, update.version, stall_s))
         self._applying = None
         if self._postponed is not None:

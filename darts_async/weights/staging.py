@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from darts_async.errors import WeightUpdateError
+from darts_async.faults import present
 from darts_async.protocol import WeightManifest
 from darts_async.weights.checksum import checksum
 from darts_async.weights.collective import Collective, PendingBroadcast
@@ -54,6 +55,7 @@ def receive_buckets(
     posted()
     for bucket in range(layout.num_buckets):
         assert pending is not None
+        present().in_thread("generator.bucket")
         pending.wait()
         pending = collective.post(buckets[bucket + 1], deadline) if bucket + 1 < layout.num_buckets else None
         for index in layout.completed[bucket]:

@@ -27,9 +27,10 @@ from darts_async.protocol import (
     UpdateReady,
     UpdateStaged,
     WeightsApplied,
+    WeightsRefused,
 )
 from darts_async.simulation.chaos.process import Process, Script, finish
-from darts_async.simulation.chaos.world import World
+from darts_async.simulation.chaos.world import Crash, World
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
 LOADS_WITHIN_S = 0.3
@@ -182,6 +183,9 @@ class GeneratorProcess(Process):
 
     def _hear_of_weights(self, message: object) -> None:
         match message:
+            case WeightsRefused():
+                self.world.counts["generators that were refused"] += 1
+                raise Crash
             case EpochFormed(epoch):
                 if epoch > self._last_epoch:
                     self._leave()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 from darts_async.errors import ProtocolError
 from darts_async.protocol import Message, ProcessEnded
 from darts_async.simulation.chaos.world import Crash, Frame, World
+from darts_async.topology import LAUNCHER
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.transport.codec import Payload
 from darts_async.transport.inbox import NOTHING_HEARD
@@ -229,9 +230,9 @@ class Process:
         events, self._events = self._events, []
         for event in events:
             match event:
-                case Received(link="launcher", message=ProcessEnded() as ended):
+                case Received(message=ProcessEnded() as ended):
                     self._ended(ended)
-                case _:
+                case _ if event.link != LAUNCHER or self.name == LAUNCHER:
                     self.handle(event)
         self.settle()
         self._poll()
