@@ -1,7 +1,7 @@
 """Weights that nobody is there to take: the only generator has died, and is to come back."""
 
 from darts_async.config import RestartConfig
-from darts_async.protocol import EpochFormed, MemberJoined, TensorSpec, WeightManifest
+from darts_async.protocol import EpochFormed, MemberJoined, TensorSpec, WeightManifest, WeightsRefused
 from darts_async.weights.coordinator import Coordinator
 from darts_async.weights.events import MemberLost, MemberMessage, PublishFailed, Send
 
@@ -45,6 +45,22 @@ def test_nobody_waits_for_the_return_of_a_member_that_is_there_and_failed_too_of
     [failed] = [action for action in actions if isinstance(action, PublishFailed)]
     assert "there is only generator/0, who failed too often" in failed.reason
     assert now == 40.0, "three rounds and one deadline more"
+
+
+def test_a_member_that_failed_too_often_and_has_ended_is_waited_for() -> None:
+    coordinator = Coordinator(backend="gloo", interface="127.0.0.1", deadline_s=10.0, absence_s=1000.0)
+    coordinator.handle(MemberMessage("generator/0", 1, MemberJoined(-1)), 0.0)
+    coordinator.offer(1, MANIFEST, 0.0)
+    refused = []
+    for now in (10.0, 20.0, 30.0):
+        refused += [a for a in coordinator.tick(now) if isinstance(a, Send) and isinstance(a.message, WeightsRefused)]
+        coordinator.handle(MemberMessage("generator/0", 1, MemberJoined(-1)), now)
+        coordinator.validate()
+    assert [send.name for send in refused] == ["generator/0"]
+    coordinator.handle(MemberLost("generator/0"), 31.0)
+    coordinator.validate()
+    assert coordinator.tick(200.0) == []
+    assert coordinator.handle(MemberMessage("generator/0", 2, MemberJoined(-1)), 200.0), "a new one begins anew"
 
 
 def test_the_absence_that_is_allowed_holds_every_start_that_the_policy_allows() -> None:

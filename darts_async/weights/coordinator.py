@@ -105,6 +105,7 @@ class Coordinator:
         self._epoch: _Epoch | None = None
         self._round: Round | None = None
         self._wait_until: float | None = None
+        self._wait_since: float | None = None
         self._broken_broadcasts = 0
         self._dropped: dict[str, str] = {}  # since the offer: member -> reason
         self._actions: list[Action] = []
@@ -203,6 +204,8 @@ class Coordinator:
             return
         self._broken_broadcasts = 0
         current = self._round
+        if self._wait_since is not None:
+            self._wait(now)
         if current is None or name not in current.audience:
             return
         self._note_dropped(name, reason)
@@ -319,7 +322,7 @@ class Coordinator:
         assert self._round is None
         audience = self._members.lagging(target.version)
         if audience:
-            self._wait_until = None
+            self._wait_until = self._wait_since = None
             epoch = self._epoch_for(audience)
             self._round = Round(epoch.number, target.version, set(audience), self._deadline_s, began=now)
             offered = UpdateOffered(epoch.number, target.version, target.manifest, self._deadline_s)
@@ -327,9 +330,14 @@ class Coordinator:
         elif (holders := self._members.holders(target.version)) or self._members.ahead(target.version):
             self._finish(Published(target.version, tuple(holders), dict(self._dropped)), now)
         else:
-            is_here = bool(self._members.names())  # barred: nobody is away who could come back and take it
-            until = now + (self._deadline_s if is_here else self._absence_s)
-            self._wait_until = until if self._wait_until is None else min(self._wait_until, until)
+            self._wait(now)
+
+    def _wait(self, now: float) -> None:
+        """For somebody who can take the version. Those who are here, and are barred, were told to end: not for long."""
+        if self._wait_since is None:
+            self._wait_since = now
+        until = self._wait_since + self._absence_s
+        self._wait_until = min(until, now + self._deadline_s) if self._members.names() else until
 
     def _epoch_for(self, audience: list[str]) -> _Epoch:
         """The epoch there is, if it has just these members, else a new one."""
@@ -379,7 +387,7 @@ class Coordinator:
 
     def _finish(self, outcome: Published | PublishFailed, now: float) -> None:
         self._actions.append(outcome)
-        self._target = self._wait_until = None
+        self._target = self._wait_until = self._wait_since = None
         if self._queued is not None:
             offer, self._queued = self._queued, None
             self._start(offer, now)
