@@ -105,7 +105,7 @@ class Training:
         self._statistics.completed(group, self._planner.tercile(group))
         self._planner.observe(group)
         if group.group_id not in self._spares:
-            self._window.set_floor(group.group_id, group.oldest_kept_version)
+            self._window.set_floor(group.group_id, self._floor_of(group))
             self._add_complete(group)
         self._num_dropped_in_a_row = 0
         self._retries.pop(group.prompt.prompt_id, None)
@@ -299,7 +299,7 @@ class Training:
     def _use_spares(self) -> None:
         """Complete spares take places in the window: free ones, or those of groups that are still waited for."""
         for spare in [g for g in self._spares.values() if g.kept is not None]:
-            floor = spare.oldest_kept_version
+            floor = self._floor_of(spare)
             if self._window.num_shipped + self._window.num_open < self._num_train_groups and self._enter(spare, floor):
                 continue
             rivals = sorted((g for g in self._undecided() if not g.asked_again), key=self._urgency)
@@ -308,6 +308,11 @@ class Training:
             for rival in reversed(latest.values()):
                 if self._replace(rival, spare, floor):
                     break
+
+    def _floor_of(self, group: Group) -> int:
+        """The oldest version in what is kept of a complete group. Generators may tell of a version before the learner
+        tells of its step; the window knows of no version before that."""
+        return min(group.oldest_kept_version, self.num_steps)
 
     def _enter(self, spare: Group, floor: int) -> bool:
         """The spare joins the window, if that has a place for it."""

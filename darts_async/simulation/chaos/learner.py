@@ -282,7 +282,8 @@ class LearnerProcess(Process):
 
     def settle(self) -> None:
         """Serve those who joined after a version was published."""
-        is_free = not self._is_locked and self._publishing is None and self._published == self._version
+        is_published = self._published == self._version >= 0
+        is_free = is_published and not self._is_locked and self._publishing is None
         if is_free and not self._coordinator.is_busy and self._coordinator.lagging(self._version):
             self._is_locked = True
             self._publish()

@@ -86,13 +86,10 @@ class SimLink:
             session.sent(envelope, world.now_s)
             world.transmit(Frame(self.name, session.name, session.peer, envelope, payload))
 
-    def acknowledge(self) -> None:
-        """All that was delivered has been handled."""
-        for session in self.sessions.values():
-            inbox = session.inbox
-            if inbox.expected > inbox.handled and session.peer_incarnation >= 0:
-                session.acknowledge(session.peer_incarnation, inbox.expected - 1)
-                self.flush(session)
+    def acknowledge(self, peer: str, incarnation: int, seq: int) -> None:
+        """As `Link.acknowledge`."""
+        self.sessions[peer].acknowledge(incarnation, seq)
+        self.flush(self.sessions[peer])
 
     def _take(self, peer: str, events: Iterable[SessionEvent], payload: Payload) -> None:
         for event in events:
@@ -228,7 +225,10 @@ class Process:
 
     def _handle_all(self) -> None:
         events, self._events = self._events, []
+        receipts: dict[tuple[str, str], tuple[int, int]] = {}
         for event in events:
+            if isinstance(event, Received):
+                receipts[event.link, event.peer] = event.incarnation, event.seq
             match event:
                 case Received(message=ProcessEnded() as ended):
                     self._ended(ended)
@@ -237,9 +237,8 @@ class Process:
         self.settle()
         self._poll()
         self.validate()
-        if not self._events:  # else `_ended` has found more: acknowledged with the next batch
-            for link in self.links.values():
-                link.acknowledge()
+        for (link, peer), (incarnation, seq) in receipts.items():
+            self.links[link].acknowledge(peer, incarnation, seq)
 
     def _ended(self, ended: ProcessEnded) -> None:
         for link in self.links.values():
