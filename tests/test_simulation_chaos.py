@@ -31,6 +31,7 @@ def test_whatever_fails_nothing_is_lost_or_trained_twice_or_too_old_and_every_ru
         2,  # a generator told of a version before the learner told of its step
         75,  # a generator got what was meant for the one before it, and was not greeted yet
         796,  # the same, of the shaper
+        1041,  # a generator that was in no group did not hear that it had been dropped
         586,  # the learner had published what a stop gave up, and its version was still waited for
     ],
 )

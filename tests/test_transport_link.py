@@ -80,6 +80,8 @@ class Node:
         self.link._is_closed = self.link._is_shut = True
         self.link._timer.cancel()
         self.link._loop.remove_reader(self.link._wire.fd)
+        if self.link._wire._handshakes is not None:
+            self.link._wire._handshakes.close()
         self.link._wire._socket.close(0)
         self.endpoint._authenticator.close()
         self.endpoint._context.term()

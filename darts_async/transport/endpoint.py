@@ -75,6 +75,8 @@ class Endpoint:
         """
         self._authenticator.allow(name, allowed)
         wire = open_router(self._context, address, self._keys, name, self._config)
+        if self._keys is not None:
+            wire.watch_handshakes(name, self._loop)
         return self._open(name, wire, allowed, receives, sends, heard or {})
 
     def connect_link(self, *, name: str, address: str, peer: str, peer_key: str, receives: Any, sends: Any) -> Link:

@@ -18,7 +18,7 @@ class UnreliableWire(Wire):
     """Takes over another wire."""
 
     def __init__(self, wire: Wire, faults: tuple[LinkFault, ...], seed: str) -> None:
-        self._socket = wire._socket
+        self._socket, self._handshakes = wire._socket, wire._handshakes
         self.routes, self.checks_user_id, self.fd = wire.routes, wire.checks_user_id, wire.fd
         self._faults = faults
         self._random = Random(seed)

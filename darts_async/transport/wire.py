@@ -5,6 +5,7 @@ new one for each connection. So a restarted or reconnected peer is never refused
 over the connection of another by claiming its routing id, and a new id tells that a connection was lost.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -14,6 +15,7 @@ import zmq
 
 from darts_async.config import TransportConfig
 from darts_async.errors import TransportError
+from darts_async.transport.handshakes import Handshakes
 from darts_async.transport.keys import RunKeys
 
 Socket = zmq.Socket[bytes]
@@ -60,6 +62,11 @@ class Wire:
         self.routes = routes
         self.checks_user_id = routes and authenticated
         self.fd = int(socket.getsockopt(zmq.FD))
+        self._handshakes: Handshakes | None = None
+
+    def watch_handshakes(self, link: str, loop: asyncio.AbstractEventLoop) -> None:
+        """Log the connections that fail before they are authenticated."""
+        self._handshakes = Handshakes(self._socket, link, loop)
 
     @property
     def address(self) -> str:
@@ -96,6 +103,8 @@ class Wire:
 
     def close(self) -> None:
         """Close the socket; what it holds is sent in the background for up to `linger_s`."""
+        if self._handshakes is not None:
+            self._handshakes.close()
         self._socket.close()
 
 

@@ -95,7 +95,7 @@ class Receiver:
             case UpdateCommitted():
                 self._commit(message)
             case UpdateAborted(epoch, _, reason):
-                if epoch == self._epoch:
+                if self._epoch in (epoch, None):  # whoever is in no group was dropped all the same
                     self._leave(reason)
                     self._ask()
 

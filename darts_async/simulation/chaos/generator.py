@@ -197,7 +197,7 @@ class GeneratorProcess(Process):
                 if update is not None and update.is_staged and (update.epoch, update.version) == (epoch, version):
                     self._update, self._applying = None, update
             case UpdateAborted(epoch):
-                if epoch == self.epoch:
+                if self.epoch in (epoch, None):
                     self._leave()
                     self._ask()
 

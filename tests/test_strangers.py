@@ -1,0 +1,101 @@
+"""Peers without the keys of a run at every socket of it: refused, logged, and nothing of the run notices."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import zmq
+
+from darts_async.transport import load_keys
+from tests.launched import LaunchedRun
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+INTERFACE = "127.0.0.3"
+"""Of this machine too, and nobody else's: what is bound elsewhere shows."""
+
+
+def listening(run: LaunchedRun) -> set[tuple[str, int]]:
+    """Where the processes of the run listen just now."""
+    mark = str(run.run_dir)
+    processes = [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
+    processes.append(psutil.Process(run.process.pid))
+    found = set()
+    for process in processes:
+        for connection in process.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM:
+                found.add((connection.laddr.ip, connection.laddr.port))
+    return found
+
+
+@contextmanager
+def intruder(
+    context: "zmq.Context[Any]", address: str, server_key: bytes, public: bytes, secret: bytes
+) -> Iterator[None]:
+    """A ZeroMQ peer that says something, with these keys if there are any."""
+    dealer = context.socket(zmq.DEALER)
+    dealer.linger = 0
+    if server_key:
+        dealer.curve_serverkey, dealer.curve_publickey, dealer.curve_secretkey = server_key, public, secret
+    dealer.connect(address)
+    dealer.send_multipart([b"\x93", b"let me in"])
+    try:
+        yield
+    finally:
+        dealer.close()
+
+
+def log_of(run: LaunchedRun) -> list[dict[str, Any]]:
+    lines = [line for path in run.run_dir.glob("logs/*.jsonl") for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def test_strangers_at_every_socket_are_refused_and_logged_and_the_run_listens_on_its_interface_alone(
+    tmp_path: Path,
+) -> None:
+    sections = {
+        "network": {"host": INTERFACE},
+        "roles": {"generator": {"replicas": 2}},
+        "learner": {"steps": 400, "checkpoint_every": 1000},
+        "telemetry": {"status_every_s": 0.1},
+    }
+    with LaunchedRun(tmp_path, "scripted.yaml", sections) as run, ExitStack() as intruders:
+        run.wait_for_steps(3)
+        links = json.loads((run.run_dir / "plan.json").read_text())["links"]
+        context = intruders.enter_context(zmq.Context())
+        own, other = zmq.curve_keypair(), zmq.curve_keypair()
+        for link in links:
+            hub = load_keys(run.run_dir / "keys", link["hub"]).public_key.encode()
+            for server_key in (b"", other[0], hub):  # none, of another run, the right one; its own key is nobody's
+                intruders.enter_context(intruder(context, link["address"], server_key, *own))
+        ports = listening(run)
+        known = {(INTERFACE, int(link["address"].rsplit(":", 1)[1])) for link in links}
+        assert known <= ports
+        assert {host for host, _ in ports} == {INTERFACE}, "nothing listens elsewhere, the sockets of gloo included"
+        assert ports - known, "there are some"
+        for host, port in ports:
+            half_open = intruders.enter_context(socket.create_connection((host, port), timeout=5.0))
+            babbler = intruders.enter_context(socket.create_connection((host, port), timeout=5.0))
+            babbler.sendall(b"GET / HTTP/1.1\r\nHost: run\r\n\r\n" * 40)
+            assert half_open
+        wait_s = time.monotonic() + 5.0
+        run.wait_until(lambda: time.monotonic() > wait_s)
+        steps = len(run.lines("metrics.jsonl"))
+        run.wait_for_steps(steps + 20)
+        assert not run.events("ended"), "nobody has died of it"
+        assert run.verb("down").returncode == 0
+        assert run.end() == 130, run.output
+        run.assert_clean()
+        lines = log_of(run)
+        of_launcher = {link["name"] for link in links if link["hub"] == "launcher"}
+        by_handshake = {line["link"] for line in lines if line["event"] == "handshake_failed"}
+        assert by_handshake | of_launcher == {link["name"] for link in links}
+        by_key = {line["process"] for line in lines if line["event"] == "connection_refused"}  # a line a second at most
+        assert by_key == {"shaper/0", "learner/0"}, "all that are hubs"
+        assert all(f"{event} " in run.output for event in ("handshake_failed", "connection_refused")), "the launcher's"
