@@ -2,16 +2,20 @@
 
     python -m bench.faults [--kills 60] [--kills-per-run 10] [--engine scripted | embedded] [--seed 0] [--out FILE.md]
 
-Generators, reward processes and the shaper are killed (SIGKILL) one at a time, at random, while all serve; each run
-goes to its last step and is then audited. `away` is the time from the kill until the process reports that it does its
-work again, the first back-off of 0.1 s, the start of Python and the catch-up with the weights included. A run that
-fails, or an audit that finds something, is a line in the table and exit code 1.
+Every process of a run but the launcher and the keeper is killed (SIGKILL): its first incarnation at a named point of
+`darts_async.faults`, drawn at random, and then whoever it is at random times. Each run goes to its last step and is
+then audited. `away` is the time from the end of a process until it reports that it does its work again, the first
+back-off of 0.1 s, the start of Python and the catch-up with the weights included; of an agent, until the next one is
+heard. A run that fails, or an audit that finds something, is a line in the table and exit code 1.
 """
 
 import argparse
+import contextlib
+import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from darts_async.faults import POINTS
 from tests.launched import ROOT, LaunchedRun
 
 RESTART = {
@@ -30,7 +35,17 @@ RESTART = {
     "silent_after_s": 20.0,
     "stalled_after_s": 30.0,
 }
-PROCESSES = ("generator/0", "generator/1", "reward/0", "reward/1", "shaper/0")
+AGENT = "agent/local"
+PROCESSES = ("generator/0", "generator/1", "reward/0", "reward/1", "shaper/0", "learner/0", AGENT)
+PASSINGS = {"agent": 8, "shaper": 60, "reward": 60, "generator": 20, "learner": 12}
+"""A point is armed for a passing from 1 to this."""
+SELDOM = {
+    "shaper.before_new_journal": 1,
+    "learner.before_manifest": 1,
+    "learner.before_place": 1,
+    "learner.before_saved": 1,
+}
+"""Points that are passed seldom: armed for the first."""
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "scripted": (
         "scripted.yaml",
@@ -41,7 +56,7 @@ ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "embedded": ("quickstart.yaml", {"learner": {"groups_per_step": 8}, "prompts": {"num_train": 512, "held_out": 64}}),
 }
-STEPS_PER_KILL = {"scripted": 50, "embedded": 8}
+STEPS_PER_KILL = {"scripted": 40, "embedded": 8}
 
 
 @dataclass
@@ -50,6 +65,9 @@ class Results:
 
     away_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     kills: Counter[str] = field(default_factory=Counter)
+    """At random times, by role."""
+    points: Counter[str] = field(default_factory=Counter)
+    """At named points."""
     num_samples: int = 0
     num_trained: int = 0
     of_ended_early: int = 0
@@ -67,12 +85,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     results, rng, num_runs, text = Results(), random.Random(arguments.seed), 0, ""
-    while results.kills.total() < arguments.kills and len(results.failures) < 3:
-        num_kills = min(arguments.kills_per_run, arguments.kills - results.kills.total())
+    while (done := results.kills.total() + results.points.total()) < arguments.kills and len(results.failures) < 3:
+        num_kills = min(arguments.kills_per_run, arguments.kills - done)
         with tempfile.TemporaryDirectory() as home:
             one_run(Path(home), arguments.engine, num_kills, arguments.seed + num_runs, rng, results)
         num_runs += 1
-        print(f"run {num_runs}: {results.kills.total()} kills, {len(results.failures)} failures", flush=True)
+        done = results.kills.total() + results.points.total()
+        print(f"run {num_runs}: {done} kills, {len(results.failures)} failures", flush=True)
         text = table(arguments, results, num_runs)
         if arguments.out:  # after each run: what there is stands, whenever somebody stops this
             arguments.out.write_text(text)
@@ -87,26 +106,56 @@ def one_run(home: Path, engine: str, num_kills: int, seed: int, rng: random.Rand
     steps = STEPS_PER_KILL[engine] * num_kills
     sections = sections | {
         "seed": seed,
-        "roles": {"generator": role, "reward": role, "shaper": {"restart": RESTART}},
-        "learner": sections.get("learner", {}) | {"steps": steps, "checkpoint_every": 1000},
+        "roles": {"generator": role, "reward": role, "shaper": {"restart": RESTART}, "learner": {"restart": RESTART}},
+        "learner": sections.get("learner", {}) | {"steps": steps, "checkpoint_every": 20},
         "telemetry": {"status_every_s": 0.05},
     }
-    with LaunchedRun(home, base, sections) as run:
+    armed = {name: rng.choice(points_of(name)) for name in PROCESSES}
+    faults = ", ".join(f"crash {point}:{passing_of(point, rng)}@{name}" for name, point in armed.items())
+    killed: set[tuple[str, int]] = set()
+    with LaunchedRun(home, base, sections, faults) as run:
         run.wait_for_steps(1)
         for _ in range(num_kills):
-            time.sleep(rng.uniform(0.0, 1.0))
+            time.sleep(rng.uniform(0.0, 1.5))
             if run.process.poll() is not None or run.lines("metrics.jsonl")[-1].get("step", 0) >= steps - 2:
                 break
             name = rng.choice(PROCESSES)
-            killed_s = time.monotonic()
-            incarnation = run.kill(name)
-            results.kills[name.partition("/")[0]] += 1
-            try:
-                run.wait_for_service(name, incarnation + 1)
-            except AssertionError:
-                break  # the run was over before it was back, or has failed: its end says which
-            results.away_s[name.partition("/")[0]].append(time.monotonic() - killed_s)
+            with contextlib.suppress(ProcessLookupError):  # it has died at its point, or of the kill before
+                killed.add((name, kill(run, name)))
+                results.kills[name.partition("/")[0]] += 1
         judge(run, results)
+        count_points(run, armed, killed, results)
+
+
+def points_of(name: str) -> list[str]:
+    """The named points that a process passes."""
+    role = name.partition("/")[0]
+    return [point for point in POINTS if point.startswith(f"{role}.")]
+
+
+def passing_of(point: str, rng: random.Random) -> int:
+    """At which passing it dies."""
+    return rng.randint(1, SELDOM.get(point, PASSINGS[point.partition(".")[0]]))
+
+
+def kill(run: LaunchedRun, name: str) -> int:
+    """SIGKILL to what a process is now; which incarnation that was."""
+    if name != AGENT:
+        return run.kill(name)
+    agent = json.loads((run.run_dir / "nodes" / "local.json").read_text())["agent"]
+    os.kill(agent["pid"], signal.SIGKILL)
+    return int(agent["incarnation"])
+
+
+def count_points(run: LaunchedRun, armed: dict[str, str], killed: set[tuple[str, int]], results: Results) -> None:
+    """Which named points were come to, and how long everybody was away."""
+    ended = {(e["process"], e["incarnation"]): e for e in run.events("ended")}
+    for name, point in armed.items():
+        is_killed = (name, 1) in killed
+        has_died = (name, 1) in ended if name != AGENT else len(run.events("node_up")) > 1
+        results.points[point] += has_died and not is_killed
+    for event in run.events("serves"):
+        results.away_s[event["process"].partition("/")[0]].append(event["away_s"])
 
 
 def judge(run: LaunchedRun, results: Results) -> None:
@@ -133,13 +182,19 @@ def table(arguments: argparse.Namespace, results: Results, num_runs: int) -> str
     lines = [
         f"`{command}`, commit {commit.stdout.strip()}, {os.cpu_count()} cores ({platform.machine()}), no GPU.",
         "",
-        "| killed (SIGKILL) | times | away until it serves again: median | longest |",
-        "|---|---|---|---|",
+        "| killed (SIGKILL) | at random | at a named point | away until it serves again: median | 90 % | longest |",
+        "|---|---|---|---|---|---|",
     ]
     for role, times in sorted(results.kills.items()):
-        away_s = results.away_s[role] or [float("nan")]
-        lines.append(f"| {role} | {times} | {median(away_s):.1f} s | {max(away_s):.1f} s |")
+        away_s = sorted(results.away_s[role]) or [float("nan")]
+        at_points = sum(n for point, n in results.points.items() if point.startswith(f"{role}."))
+        late_s = away_s[int(0.9 * (len(away_s) - 1))]
+        lines.append(
+            f"| {role} | {times} | {at_points} | {median(away_s):.1f} s | {late_s:.1f} s | {away_s[-1]:.1f} s |"
+        )
     lines += [
+        "",
+        "Named points: " + ", ".join(f"{point} {n}" for point, n in sorted(results.points.items()) if n) + ".",
         "",
         f"{num_runs} runs, {len(results.failures)} failed; {results.num_samples:,} samples drawn, each ended once; "
         f"{results.num_trained:,} trained, none twice, none over-stale (`darts-launch audit` of each run); "
