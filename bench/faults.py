@@ -35,6 +35,8 @@ RESTART = {
     "silent_after_s": 20.0,
     "stalled_after_s": 30.0,
 }
+RUN_ENDS_WITHIN_S = 900.0
+"""After its last kill."""
 AGENT = "agent/local"
 PROCESSES = ("generator/0", "generator/1", "reward/0", "reward/1", "shaper/0", "learner/0", AGENT)
 PASSINGS = {"agent": 8, "shaper": 60, "reward": 60, "generator": 20, "learner": 12}
@@ -56,7 +58,7 @@ ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "embedded": ("quickstart.yaml", {"learner": {"groups_per_step": 8}, "prompts": {"num_train": 512, "held_out": 64}}),
 }
-STEPS_PER_KILL = {"scripted": 40, "embedded": 8}
+STEPS_PER_KILL = {"scripted": 25, "embedded": 8}
 
 
 @dataclass
@@ -161,10 +163,11 @@ def count_points(run: LaunchedRun, armed: dict[str, str], killed: set[tuple[str,
 def judge(run: LaunchedRun, results: Results) -> None:
     """Take a run that is over into the results."""
     try:
+        run.process.wait(RUN_ENDS_WITHIN_S)
         code = run.end()
         assert code == 0, f"exit code {code}: {run.output[-2000:]}"
         summary = run.assert_clean()
-    except AssertionError as error:
+    except (AssertionError, subprocess.TimeoutExpired) as error:
         results.failures.append(str(error))
         return
     results.num_samples += sum(summary["samples_by_fate"].values())
