@@ -152,6 +152,8 @@ class Course:
         self._progress_at_s = now_s
         self._warned = False
         self._deadline_s: float | None = None
+        self._saved_by_s = 0.0
+        """The learner alone is waited for until then."""
         self._leave_at_s: float | None = None  # set while stopping
         self.outcome: Outcome | None = None
         """Set from the moment the run is ending."""
@@ -163,7 +165,10 @@ class Course:
 
     def over(self, now_s: float) -> bool:
         """Nothing is left to wait for: all have ended, or their time is up."""
-        return self._deadline_s is not None and (not self._running or now_s >= self._deadline_s)
+        if self._deadline_s is None or not self._running:
+            return self._deadline_s is not None
+        saves = now_s < self._saved_by_s and any(name.startswith("learner/") for name in self._running)
+        return now_s >= self._deadline_s and not saves
 
     def incarnation(self, name: str) -> int:
         """Which start of a process is the present one."""
@@ -239,7 +244,7 @@ class Course:
 
     def give_up(self, now_s: float) -> None:
         """Wait for nobody any more."""
-        self._deadline_s = now_s
+        self._deadline_s = self._saved_by_s = now_s
 
     def exited(self, ended: ProcessExit, now_s: float) -> list[Action]:
         """A process has ended: unexpected while the run goes on."""
@@ -318,7 +323,8 @@ class Course:
         if self.outcome is not None:
             return []
         self.outcome = outcome
-        self._deadline_s = now_s + self._limits.stop_s + self._limits.save_s
+        self._deadline_s = now_s + self._limits.stop_s
+        self._saved_by_s = self._deadline_s + self._limits.save_s
         self._leave_at_s = now_s + self._limits.stop_s / 2
         shaper_listens = any(name in self._running and name not in self._silent_since_s for name in self._shapers)
         return [Notice(outcome.reason), *([AskToStop(outcome.reason)] if shaper_listens else self._leave())]
