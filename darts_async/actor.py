@@ -49,6 +49,7 @@ from darts_async.protocol import (
 )
 from darts_async.telemetry import BusyClock, logging_to
 from darts_async.topology import CONFIG_FILE, LAUNCHER, LinkPlan, RunPlan, file_stem, read_plan
+from darts_async.trace import Trace, trace_path
 from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, Received, RunKeys, load_keys
 
 TERMINATED = Shutdown("SIGTERM", finished=False)
@@ -120,6 +121,7 @@ class Runtime:
     mailbox: Mailbox
     endpoint: Endpoint
     links: dict[str, Link] = field(default_factory=dict)
+    trace: Trace = field(default_factory=Trace)
     clock: BusyClock = field(default_factory=BusyClock)
     faults: Faults = field(default_factory=Faults)
     heard: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -191,7 +193,7 @@ async def run_actor(runtime: Runtime, actor: Actor) -> None:
         pass
     finally:
         await actor.close()
-    runtime.tell_launcher(_status(runtime, actor, loop_lag_s=0.0))
+    runtime.tell_launcher(_report_now(runtime, actor, loop_lag_s=0.0))
     runtime.mailbox.acknowledge()
     structlog.get_logger().info("ended", uptime_s=runtime.clock.uptime_s, cpu_s=time.process_time())
 
@@ -221,14 +223,18 @@ async def _report(runtime: Runtime, actor: Actor) -> None:
     interval_s = runtime.config.telemetry.status_every_s
     lag_s = 0.0
     while True:
-        runtime.tell_launcher(_status(runtime, actor, loop_lag_s=max(0.0, lag_s)))
+        runtime.tell_launcher(_report_now(runtime, actor, loop_lag_s=max(0.0, lag_s)))
         before_s = time.perf_counter()
         await asyncio.sleep(interval_s)
         lag_s = time.perf_counter() - before_s - interval_s
 
 
-def _status(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> ProcessStatus:
+def _report_now(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> ProcessStatus:
+    """The status; what was done until now goes to the trace."""
     gauges = actor.gauges()
+    runtime.clock.cut()
+    runtime.trace.level(tokens=gauges.num_tokens, in_flight=gauges.num_in_flight, policy_version=gauges.policy_version)
+    runtime.trace.flush()
     return ProcessStatus(
         state=gauges.state,
         policy_version=gauges.policy_version,
@@ -285,11 +291,16 @@ async def _run(
     endpoint = Endpoint(name=name, incarnation=incarnation, keys=keys, config=config.transport, mailbox=mailbox)
     runtime = Runtime(name, incarnation, run_dir, config, read_plan(run_dir), keys, mailbox, endpoint)
     runtime.faults = faults
+    if config.telemetry.trace:
+        path, max_bytes = trace_path(run_dir, name, incarnation), int(config.telemetry.trace_max_mb * 1e6)
+        runtime.trace = Trace(path, name, incarnation, max_bytes)
+        runtime.clock = BusyClock(runtime.trace)
     try:
         actor = make_actor(runtime)
         runtime.open_links()
         await run_actor(runtime, actor)
     finally:
+        runtime.trace.close()
         await endpoint.close()
 
 

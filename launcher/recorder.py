@@ -5,16 +5,20 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from darts_async.faults import present
+from darts_async.trace import Trace
 from launcher.course import Kill, Lost, Outcome, Serves
 from launcher.evaluation import Evaluation
 from launcher.fleet import NodeCame, NodeLost, NodeSilent
+from launcher.progress import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
 from launcher.rundir import EVENTS_FILE, METRICS_FILE, RunRecord, RunStatus, append_line, write_record
 from launcher.steps import StepLine
+
+_TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +27,16 @@ class Recorder:
 
     run_dir: Path
     started_at_s: float
+    trace: Trace = field(default_factory=Trace)
 
     def step(self, line: StepLine, now_s: float) -> None:
         """Metrics of an optimiser step."""
         self._metrics(now_s, type="step", step=line.step, **line.metrics)
+        shown = {label: line.metrics[name] for name, label in _TRACED.items() if name in line.metrics}
+        if shown:  # the lines of a step that say nothing of it are about its weights
+            self.trace.instant("step", step=line.step)
+            self.trace.level(**shown)
+        self.trace.flush()
 
     def evaluation(self, evaluation: Evaluation, now_s: float) -> None:
         """Held-out samples under one version: the numbers, and those of each sample."""
@@ -65,6 +75,10 @@ class Recorder:
             restart_in_s=restart_in_s,
         )
 
+    def restarted(self, name: str, now_s: float) -> None:
+        """Somebody wants a process to be started again."""
+        self._event(now_s, type="restarted", process=name)
+
     def killed(self, kill: Kill, now_s: float) -> None:
         """A process hangs."""
         self._event(now_s, type="hangs", process=kill.name, incarnation=kill.incarnation, reason=kill.reason)
@@ -91,6 +105,9 @@ class Recorder:
     def _event(self, now_s: float, **values: Any) -> None:
         present().reach("launcher.before_event")
         append_line(self.run_dir / EVENTS_FILE, values | self._elapsed(now_s))
+
+        self.trace.instant(values.pop("type"), **{name: value for name, value in values.items() if value is not None})
+        self.trace.flush()
 
     def _elapsed(self, now_s: float) -> dict[str, float]:
         return {"elapsed_s": round(now_s - self.started_at_s, 3)}

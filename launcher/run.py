@@ -31,6 +31,7 @@ from darts_async.protocol import (
     StepCompleted,
 )
 from darts_async.topology import LAUNCHER, RunPlan, agent_name
+from darts_async.trace import Trace, trace_path
 from launcher import fleet as on_nodes
 from launcher.control import Control, Heard, HeardOfNode, Presence, Silence
 from launcher.course import (
@@ -287,6 +288,7 @@ class Run:
         try:
             for name in names:
                 self._act(self.course.restart(name, _now_s()))
+                self.recorder.restarted(name, _now_s())
                 self._note(f"{name} is restarted by hand")
         except RestartRefused as error:
             return Refused(str(error))
@@ -331,7 +333,8 @@ async def run(
     began_s = now_s - past.elapsed_s
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)
     view.recall(past.first_incarnations, past.lines, past.evaluations)
-    recorder = Recorder(run_dir, began_s)
+    trace = _open_trace(config, run_dir, past.life)
+    recorder = Recorder(run_dir, began_s, trace)
     restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
     with recorded(run_dir, past.life) as ending:
         if past.life > 1:
@@ -353,9 +356,17 @@ async def run(
             )
             async with serving_requests(run_dir, it.answer):
                 ending.outcome = await it.conduct()
+    trace.close()
     summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())
     write_summary(run_dir, summary)
     return ending.outcome, summary
+
+
+def _open_trace(config: RunConfig, run_dir: Path, life: int) -> Trace:
+    """The launcher's own."""
+    if not config.telemetry.trace:
+        return Trace()
+    return Trace(trace_path(run_dir, LAUNCHER, life), LAUNCHER, life, int(config.telemetry.trace_max_mb * 1e6))
 
 
 def _now_s() -> float:

@@ -11,6 +11,8 @@
     summary.json     the totals
     keys/            one key pair per process
     logs/            what each process printed, and its structured log
+    trace/           what each process did and when: see `darts_async.trace`
+    trace.json       the same for Perfetto, once `darts-launch trace` has been called
     model/           the trained model, at the end
 
 Files that are rewritten are replaced atomically: a reader sees the old one or the new one.
@@ -34,6 +36,7 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 SUMMARY_FILE = "summary.json"
 LOCK_FILE = "run.lock"
+TRACE_FILE = "trace.json"
 LOGS_DIR = "logs"
 KEYS_DIR = "keys"
 MODEL_DIR = "model"

@@ -21,10 +21,11 @@ from launcher.audit import AuditReport, audit_run
 from launcher.live import find_run, names_of, not_live, record_of
 from launcher.logs import log_tails
 from launcher.requests import Done, GetStatus, Refused, Request, RestartProcess, RunState, StopRun
-from launcher.rundir import LOGS_DIR
+from launcher.rundir import LOGS_DIR, TRACE_FILE
 from launcher.service import NotRunningError, ask
 from launcher.status import status_screen
 from launcher.template import run_template
+from launcher.tracing import export, report_screen
 
 FAILED, BAD_INPUT = 1, 2
 _POLL_S = 0.2
@@ -117,6 +118,19 @@ def audit(
         raise typer.Exit(FAILED)
 
 
+def trace(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write; RUN_DIR/trace.json.")] = None,
+    since_s: Annotated[float | None, typer.Option("--since", min=0.0, help="Seconds since the run began.")] = None,
+    until_s: Annotated[float | None, typer.Option("--until", min=0.0, help="Seconds since the run began.")] = None,
+) -> None:
+    """Write what every process did and when, for Perfetto, and show how busy each was."""
+    with bad_input():
+        found = find_run(run_dir, _RUNS)
+        report = export(found, out or found / TRACE_FILE, since_s, until_s)
+    Console().print(report_screen(report))
+
+
 def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE.yaml]", help="The file to write.")] = Path("cluster.yaml"),
 ) -> None:
@@ -132,7 +146,7 @@ def init(
     _print(f"{file} is written; try: darts-launch {file}")
 
 
-VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, init)
+VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, trace, init)
 
 
 def _asked(run_dir: Path, request: Request) -> str:

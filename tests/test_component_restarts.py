@@ -36,6 +36,21 @@ def victims(run: LaunchedRun) -> set[str]:
     return {event["process"] for event in run.events("ended")}
 
 
+def traced_events(run: LaunchedRun) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = json.loads((run.run_dir / "trace.json").read_text())["traceEvents"]
+    return events
+
+
+def traced_lives(run: LaunchedRun, process: str) -> list[str]:
+    events = traced_events(run)
+    [number] = [e["pid"] for e in events if e["name"] == "process_name" and e["args"]["name"] == process]
+    return [e["name"] for e in events if e["ph"] == "X" and (e["pid"], e["tid"]) == (number, 0)]
+
+
+def traced_instants(run: LaunchedRun) -> set[str]:
+    return {event["name"] for event in traced_events(run) if event["ph"] == "i"}
+
+
 @pytest.mark.parametrize(
     "faults",
     [
@@ -141,6 +156,11 @@ def test_the_verbs_work_from_another_terminal(tmp_path: Path) -> None:
         lines = run.verb("logs", "-n", "5", "generator").stdout.splitlines()
         assert any(re.match(r"generator/0  info ended uptime_s=", line) for line in lines), lines
         assert run.verb("logs", "cook").returncode == 2
+
+        traced = run.verb("trace", str(run.run_dir), "--since", "0")
+        assert re.search(r"generator/0 .* decode [1-9]", traced.stdout), traced.stdout + traced.stderr
+        assert traced_lives(run, "generator/0") == ["#1", "#2"]
+        assert {"restarted generator/0", "serves generator/0"} <= traced_instants(run)
 
         down = run.verb("down")
         assert (down.returncode, "stopped by darts-launch down" in down.stdout) == (0, True), down.stderr

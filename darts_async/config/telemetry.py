@@ -40,3 +40,8 @@ class TelemetryConfig(Section):
     """Level of the logs in the run directory."""
     no_progress_timeout_s: Seconds = 1800.0
     """A run without a step or an evaluation for this long has failed, however alive its processes look."""
+    trace: bool = True
+    """Whether each process writes down what it did and when, for `darts-launch trace`; what that costs does not
+    show."""
+    trace_max_mb: Annotated[float, Field(ge=0.1)] = 32.0
+    """Largest trace of each start of a process, in MB; the oldest half goes first."""

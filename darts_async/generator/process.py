@@ -35,6 +35,7 @@ from darts_async.protocol import (
     LearnerToGenerator,
     ProbeWeights,
     Shutdown,
+    UpdateOffered,
     WeightsApplied,
     WeightsRefused,
 )
@@ -99,6 +100,7 @@ class GeneratorActor:
         self._shaper: str | None = None
         self._shaper_is_away = False
         self._learner: str | None = None
+        self._offered_s = 0.0
         self._receiver: Receiver | None = None
         self.done = False
 
@@ -145,6 +147,8 @@ class GeneratorActor:
                 raise EngineError(f"the learner refuses this generator: {reason}")
             case Received(link="weights", message=message):
                 assert self._receiver is not None, "the learner answers those who have joined"
+                if isinstance(message, UpdateOffered):
+                    self._offered_s = time.perf_counter()
                 self._receiver.handle(cast(LearnerToGenerator, message))
 
     def tick(self, now_s: float) -> None:
@@ -202,6 +206,7 @@ class GeneratorActor:
                     engine.start(request)
                 case Cancel(sample_id=sample_id):
                     engine.cancel(sample_id)
+                    self._runtime.trace.count("cancels")
         for request in self._probing.begin(self._version):
             engine.start(request)
 
@@ -269,10 +274,16 @@ class GeneratorActor:
         stillness.stall_s = time.perf_counter() - begin_s
         if stillness.policy_version is not None:
             self._version = stillness.policy_version
+            self._trace_update()
             self._runtime.faults.reach("generator.after_swap")
             if self._shaper is not None:
                 self._tell_shaper(WeightsApplied(self._version, stillness.stall_s))
         stillness.over.set()
+
+    def _trace_update(self) -> None:
+        version, now_s = self._version, time.perf_counter()
+        self._runtime.trace.span("update", self._offered_s, now_s, is_work=False, args={"policy_version": version})
+        self._runtime.trace.instant("weights applied", policy_version=version)
 
     def _deliver(self, events: StepEvents) -> None:
         self._take(events)

@@ -159,19 +159,20 @@ class FollowerActor:
     async def _work(self, tasks: asyncio.TaskGroup, trainer: Trainer) -> None:
         while True:
             self._state = "waiting for groups"
-            order = await self._orders.get()
+            with self._runtime.clock.waiting("waits for groups"):
+                order = await self._orders.get()
             self._state = "training"
             match order:
                 case TrainGroup():
-                    with self._runtime.clock.busy("train"):
+                    with self._runtime.clock.busy("train", group=order.group_id):
                         await self._in_thread(trainer.add_group, order)
                 case FinishStep(step=step):
                     self._runtime.faults.reach("rank.before_step")
                     self._tell(tallied(step, trainer.tally))
-                    with self._runtime.clock.busy("step"):
+                    with self._runtime.clock.busy("step", step=step):
                         await self._in_thread(trainer.finish_step)
                 case SaveCheckpoint(policy_version=version):
-                    with self._runtime.clock.busy("checkpoint"):
+                    with self._runtime.clock.busy("checkpoint", policy_version=version):
                         self._snapshot = await asyncio.to_thread(checkpoint.Snapshot.of, trainer)
                     tasks.create_task(self._save(version, self._snapshot), name="write a checkpoint")
             self._changes.notify()

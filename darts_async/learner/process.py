@@ -233,7 +233,8 @@ class LearnerActor:
         while trainer.policy_version < self._config.steps:
             groups = await self._add_groups(trainer)
             self._state = "publishing"
-            await self._weights.acquire()
+            with self._runtime.clock.waiting("waits for publishing"):
+                await self._weights.acquire()
             async with self._stepping:
                 if self._takes_no_more:
                     return
@@ -290,9 +291,10 @@ class LearnerActor:
         groups: list[TrainGroup] = []
         while len(groups) < self._config.groups_per_step:
             self._state = "training" if self._intake.has(trainer.policy_version) else "waiting for groups"
-            group = await self._intake.next(trainer.policy_version)
+            with self._runtime.clock.waiting("waits for groups"):
+                group = await self._intake.next(trainer.policy_version)
             self._state = "training"
-            with self._runtime.clock.busy("train"):
+            with self._runtime.clock.busy("train", group=group.group_id, tokens=len(group.token_ids)):
                 self._team.tell(group)
                 await self._in_thread(trainer.add_group, group)
             groups.append(group)
@@ -305,7 +307,7 @@ class LearnerActor:
         self._team.tell(FinishStep(step))
         for tally in await self._team.tallies(step):
             trainer.tally.merge(tally)
-        with self._runtime.clock.busy("step"):
+        with self._runtime.clock.busy("step", step=step):
             metrics = await self._in_thread(trainer.finish_step)
         return metrics | self._meter.metrics()
 
@@ -319,7 +321,7 @@ class LearnerActor:
         if not self._config.is_saved(trainer.policy_version):
             return
         assert self._saver is not None
-        with self._runtime.clock.busy("checkpoint"):
+        with self._runtime.clock.busy("checkpoint", policy_version=trainer.policy_version):
             has_shaper = self._shaper is not None
             await self._saver.save(tasks, trainer, self._intake.consumed.intervals, has_shaper=has_shaper)
 
@@ -360,7 +362,7 @@ class LearnerActor:
         version = trainer.policy_version
         self._runtime.faults.reach("learner.before_publish")
         try:
-            with self._runtime.clock.busy("publish"):
+            with self._runtime.clock.busy("publish", policy_version=version):
                 report = await self._publisher.publish(version, self._source(trainer))
         finally:
             self._weights.release()

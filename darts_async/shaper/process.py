@@ -20,7 +20,7 @@ from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import SampleRejected, Shutdown
 from darts_async.shaper.journal import Journal
-from darts_async.shaper.ledger import GroupDropped, LedgerWriter, VersionSeen
+from darts_async.shaper.ledger import GroupDropped, LedgerWriter, SampleEnded, VersionSeen
 from darts_async.shaper.recovery import take_up
 from darts_async.shaper.standing import (
     Abandoned,
@@ -196,9 +196,13 @@ class ShaperActor:
                     self._runtime.send(_link_to(peer), peer, message)
                 case Forget(peer):
                     self._runtime.links[_link_to(peer)].forget(peer)
+                case SampleEnded(fate=fate):
+                    self._runtime.trace.count(fate)
                 case GroupDropped(group_id=group_id, reason=reason):
+                    self._runtime.trace.instant("group dropped", group_id=group_id, reason=reason)
                     log.warning("group_dropped", group_id=group_id, reason=reason)
                 case VersionSeen(policy_version=version):
+                    self._runtime.trace.instant("version published", policy_version=version)
                     log.info("version_published", policy_version=version)
 
 
