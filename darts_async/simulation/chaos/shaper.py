@@ -10,6 +10,7 @@ from darts_async.shaper.process import ShaperActor
 from darts_async.simulation.chaos.process import Process, finish
 from darts_async.simulation.chaos.world import World
 from darts_async.telemetry import BusyClock
+from darts_async.trace import Trace
 from darts_async.transport import Event
 
 
@@ -20,6 +21,7 @@ class _Runtime:
         self.config = process.world.config
         self.run_dir = run_dir
         self.clock = BusyClock()
+        self.trace = Trace()  # off
         self.faults = process  # has `reach`
         self.heard: dict[str, tuple[int, int]] = {}
         self._process = process
