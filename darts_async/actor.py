@@ -11,6 +11,7 @@ Shutdown order: the actor is told (`shutdown`) and says when it is `done`; its t
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -265,6 +266,8 @@ def main(make_actor: Callable[[Runtime], Actor]) -> None:
                 sys.stderr.write(f"{arguments.name}: {type(error).__name__}: {error}\n")
             is_permanent = any(isinstance(error, PERMANENT_ERRORS) for error in _leaves(group))
             _leave(PERMANENT_EXIT_CODE if is_permanent else 1)
+        finally:
+            gc.freeze()  # or the interpreter searches all of torch for garbage before it ends: one or two seconds
 
 
 def _leave(code: int) -> None:

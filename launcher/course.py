@@ -224,6 +224,10 @@ class Course:
         self._liveness.forget(name)
         return [Stop(name)]
 
+    def is_stopping(self, name: str) -> bool:
+        """Whether the process has been asked to end: what it does then is no surprise."""
+        return name in self._stopping
+
     def progressed(self, now_s: float) -> None:
         """A step was taken, or an evaluation was completed."""
         self._progress_at_s, self._warned = now_s, False

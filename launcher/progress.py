@@ -1,7 +1,7 @@
 """What the live view shows, as plain data: updated by messages, rendered by `view`, read by `summary`."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
@@ -38,6 +38,8 @@ class ProcessRow:
     """Of this life of the run."""
     restart_at_s: float | None = None
     """When it is started again, while it is gone."""
+    away_since_s: float | None = None
+    """Since when it does not do its work, until it does it again."""
     ended: bool = False
     left_cleanly: bool = False
     """Its last words have been heard: its count of tokens is complete."""
@@ -150,14 +152,23 @@ class RunView:
         row = self.rows[name]
         row.state, row.ended, row.num_in_flight, row.left_cleanly = text, True, 0, left_cleanly
 
-    def take_restart(self, name: str, at_s: float | None) -> None:
-        """A process that has ended is started again then, or not."""
-        self.rows[name].restart_at_s = at_s
+    def take_restart(self, name: str, at_s: float | None, now_s: float) -> None:
+        """A process that has ended now is started again then, or not."""
+        row = self.rows[name]
+        row.restart_at_s = at_s
+        if at_s is None:
+            row.away_since_s = None
+        elif row.away_since_s is None:
+            row.away_since_s = now_s
+
+    def take_service(self, name: str) -> None:
+        """A process that was started again does its work."""
+        self.rows[name].away_since_s = None
 
     @property
     def tokens_decoded(self) -> int:
         """The generators' own count, of those that have said their last word."""
-        return sum(row.num_tokens for row in self._generators() if row.left_cleanly)
+        return sum(row.num_tokens for row in self.generators if row.left_cleanly)
 
     def tokens_received(self, tokens_by_generator: Mapping[str, Mapping[int, int]]) -> int:
         """What came of the generators that ended early: nobody has their own count.
@@ -165,7 +176,7 @@ class RunView:
         Args:
             tokens_by_generator: the shaper's count, {name: {incarnation: tokens}}.
         """
-        counted = {(row.name, row.incarnation) for row in self._generators() if row.left_cleanly}
+        counted = {(row.name, row.incarnation) for row in self.generators if row.left_cleanly}
         return sum(
             num_tokens
             for name, counts in tokens_by_generator.items()
@@ -173,8 +184,20 @@ class RunView:
             if (name, incarnation) not in counted
         )
 
-    def _generators(self) -> Iterator[ProcessRow]:
-        return (row for row in self.rows.values() if row.name.startswith("generator/"))
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all generators."""
+        return sum(row.tokens_per_s for row in self.generators if not row.ended)
+
+    @property
+    def num_away(self) -> int:
+        """Generators that do not work."""
+        return sum(row.ended or row.away_since_s is not None for row in self.generators)
+
+    @property
+    def generators(self) -> list[ProcessRow]:
+        """Their rows."""
+        return [row for row in self.rows.values() if row.name.startswith("generator/")]
 
     def note(self, text: str) -> None:
         """Show a notice; repeated ones are shown once."""

@@ -151,8 +151,11 @@ class Run:
             case RunFinished():
                 self.view.finished = heard.body
                 self._act(self.course.finished(heard.body.reason, now_s))
-            case Silence() if is_current and name in self.fleet.running and not self.course.ending:
+            case Silence() if is_current and name in self.fleet.running and not self._is_to_leave(name):
                 self._note(f"nothing is heard of {name}: {heard.body.reason}")
+
+    def _is_to_leave(self, name: str) -> bool:
+        return self.course.ending or self.course.is_stopping(name)
 
     def _take_lines(self, lines: list[StepLine]) -> None:
         for line in lines:
@@ -251,10 +254,11 @@ class Run:
                     self._do(self.fleet.kill(name))
                 case Lost(ended=ended, restart_at_s=at_s):
                     self.recorder.lost(action, _now_s())
-                    self.view.take_restart(ended.name, at_s)
+                    self.view.take_restart(ended.name, at_s, _now_s())
                     self._tell(self.fleet.running, ProcessEnded(ended.name, ended.incarnation))
                 case Serves(name=name, away_s=away_s):
                     self.recorder.serves(action, _now_s())
+                    self.view.take_service(name)
                     self._note(f"{name} serves again, {away_s:.1f} s after it ended")
 
     def _tell(self, names: tuple[str, ...], message: LauncherToProcess) -> None:

@@ -205,14 +205,20 @@ def _process_table(view: RunView, now_s: float) -> Table:
     table.add_column("restarts", justify="right", no_wrap=True)
     for row in view.rows.values():
         table.add_row(*_cells(row, now_s), style="dim" if row.ended or row.state == "starting" else "")
+    if len(generators := view.generators) > 1:
+        at_work = f"{len(generators) - view.num_away} of {len(generators)}"
+        in_flight = sum(row.num_in_flight for row in generators)
+        table.add_row("generators", at_work, "", f"{view.tokens_per_s:,.0f}", f"{in_flight:,}", "", "", style="bold")
     return table
 
 
 def state_text(row: ProcessRow, now_s: float) -> str:
-    """What a process does, or when it does it again."""
-    if row.restart_at_s is None:
-        return row.state
-    return f"restarting in {max(0.0, row.restart_at_s - now_s):.1f} s"
+    """What a process does, or when it does it again; and for how long it has not done its work."""
+    if row.restart_at_s is not None:
+        return f"restarting in {max(0.0, row.restart_at_s - now_s):.1f} s"
+    if row.away_since_s is not None:
+        return f"{row.state}, away {max(0.0, now_s - row.away_since_s):.0f} s"
+    return row.state
 
 
 def _cells(row: ProcessRow, now_s: float) -> tuple[RenderableType, ...]:

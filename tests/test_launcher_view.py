@@ -95,7 +95,7 @@ def test_the_status_and_the_live_view_fit_into_80_columns() -> None:
 def test_a_process_that_is_away_shows_when_it_comes_back() -> None:
     view = new_view()
     view.take_exit("generator/0", "was ended by SIGKILL", left_cleanly=False)
-    view.take_restart("generator/0", 121.2)
+    view.take_restart("generator/0", 121.2, 120.0)
     assert "restarting in 1.2 s" in text_of(run_screen(view, 120.0))
     assert "restarting in 1.2 s" in text_of(
         status_screen(run_status(view, Fleet(PLAN, lost_after_s=1.0), 120.0, ending=None))
@@ -103,7 +103,25 @@ def test_a_process_that_is_away_shows_when_it_comes_back() -> None:
     view.take_start("generator/0", 2)
     text = text_of(run_screen(view, 122.0))
     assert "restarting" not in text
-    assert re.search(r"generator/0 +starting .* 1 *\n", text), "the count of restarts"
+    assert re.search(r"generator/0 +starting, away 2 s .* 1 *\n", text), "the count of restarts"
+    view.take_service("generator/0")
+    assert "away" not in text_of(run_screen(view, 123.0))
+
+
+def test_several_generators_are_summed_up_and_one_that_is_away_is_not_counted() -> None:
+    config = RunConfig.model_validate({"roles": {"generator": {"replicas": 2}}})
+    plan = plan_run(config, Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
+    view = RunView(plan, name="demo", run_dir="/runs/a", total_steps=10, now_s=100.0)
+    for name in plan.names("generator"):
+        for second in range(3):
+            view.take_status(name, status(float(second), 300 * second, 0.0))
+    assert re.search(r"generators +2 of 2 +600 +128 *\n", text_of(run_screen(view, 120.0)))
+    view.take_exit("generator/0", "done", left_cleanly=False)
+    view.take_restart("generator/0", 120.0, 120.0)
+    view.take_start("generator/0", 2)
+    assert re.search(r"generators +1 of 2 +300 +64 *\n", text_of(run_screen(view, 122.0)))
+    view.take_service("generator/0")
+    assert re.search(r"generators +2 of 2 +300 +64 *\n", text_of(run_screen(view, 123.0)))
 
 
 def test_idle_time_is_taken_as_reported_where_stages_overlap() -> None:
