@@ -13,6 +13,7 @@ from darts_async.faults import Faults
 from darts_async.generator.process import GeneratorActor
 from darts_async.protocol import GeneratorReady, Greet, Message, TokensDecoded
 from darts_async.telemetry import BusyClock
+from darts_async.trace import Trace
 from darts_async.transport import PeerDown, PeerUp, Received
 from tests.engine_world import generate
 
@@ -33,7 +34,7 @@ class Generator:
         self.told: list[Message] = []
         self._tells = asyncio.Event()
         runtime: Any = SimpleNamespace(
-            config=config, host="127.0.0.1", send=self._send, clock=BusyClock(), faults=Faults()
+            config=config, host="127.0.0.1", send=self._send, clock=BusyClock(), trace=Trace(), faults=Faults()
         )
         self.actor = GeneratorActor(runtime)
 

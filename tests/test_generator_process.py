@@ -15,6 +15,7 @@ from darts_async.generator.hold import Hold
 from darts_async.generator.process import GeneratorActor
 from darts_async.protocol import Generate, GeneratorReady, Greet, Message, SampleCancelled, TokensDecoded
 from darts_async.telemetry import BusyClock
+from darts_async.trace import Trace
 from darts_async.transport import Received
 from tests.engine_world import generate
 
@@ -80,7 +81,9 @@ async def test_what_was_decoded_before_a_new_greeting_is_told_before_it_is_answe
             is_ready.set()
 
     config = SimpleNamespace(generator=GeneratorConfig(flush_every_steps=1000), weights=WeightsConfig())
-    runtime: Any = SimpleNamespace(config=config, host=HOST, send=send, clock=BusyClock(), faults=Faults())
+    runtime: Any = SimpleNamespace(
+        config=config, host=HOST, send=send, clock=BusyClock(), trace=Trace(), faults=Faults()
+    )
     actor = GeneratorActor(runtime)
 
     def hear(message: Message) -> None:

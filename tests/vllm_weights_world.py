@@ -34,6 +34,7 @@ from darts_async.protocol import (
     WeightsApplied,
 )
 from darts_async.telemetry import BusyClock
+from darts_async.trace import Trace
 from darts_async.transport import PeerDown, Received
 from darts_async.transport.codec import MessageCodec
 from tests.fakes.weights_learner import MAX_MESSAGE_BYTES, frame, next_frame
@@ -92,7 +93,13 @@ class Member:
         self.said: list[GeneratorToLearner] = []
         self.failure: BaseException | None = None
         runtime: Any = SimpleNamespace(
-            config=config, host="127.0.0.1", send=self.send, clock=BusyClock(), name=name, faults=Faults()
+            config=config,
+            host="127.0.0.1",
+            send=self.send,
+            clock=BusyClock(),
+            trace=Trace(),
+            name=name,
+            faults=Faults(),
         )
         self.actor = GeneratorActor(runtime)
         self._task: asyncio.Task[None] | None = None

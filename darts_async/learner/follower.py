@@ -191,7 +191,8 @@ class FollowerActor:
         while True:
             request = await self._requests.get()
             rows = await self._rows(trainer, request)
-            await asyncio.to_thread(send_rows, ranks, rows, self._dtype)
+            with self._runtime.clock.busy("gather", policy_version=request.policy_version):
+                await asyncio.to_thread(send_rows, ranks, rows, self._dtype)
 
     async def _rows(self, trainer: Trainer, request: GatherWeights) -> Mapping[str, Tensor]:
         version, patience_s = request.policy_version, self._config.learner.rank_deadline_s

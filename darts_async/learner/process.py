@@ -370,6 +370,15 @@ class LearnerActor:
         self._runtime.faults.reach("learner.before_published")
         self._send_shaper(VersionPublished(version))
         log.info("published", **asdict(report))
+        self._runtime.trace.instant(
+            "published",
+            policy_version=version,
+            num_members=len(report.members),
+            num_dropped=len(report.dropped),
+            forming_s=report.forming_s,
+            transfer_s=report.transfer_s,
+            apply_s=report.apply_s,
+        )
         if version:
             metrics = {
                 "weights/total_s": report.total_s,
