@@ -3,7 +3,8 @@
     every sample that was drawn ends exactly once, and nothing ends that was not drawn
     a group is shipped once, and is either trained at that step or dropped
     no sample is trained twice, none with a token older than the bound or of a version that came later, none held out
-    no token is older than the floor of its group: whoever decoded it had acknowledged that version
+    a sample is only given to a generator that has acknowledged the newest published version, and no trained token is
+      older than what its generator had acknowledged, nor than the floor of its group
     steps follow one another, and a learner that is back at a version undoes the steps from it on: along the history
       that survives no group is in two steps, and each is in the step that it was shipped for
     a finished run: each step took its whole number of samples, what was trained is in the surviving history and in no
@@ -28,8 +29,12 @@ from darts_async.shaper.ledger import (
     GroupOpened,
     GroupShipped,
     LearnerRewound,
+    RunReopened,
     SampleEnded,
+    SamplePlaced,
     StepCommitted,
+    VersionSeen,
+    WeightsAcknowledged,
     read_ledger,
 )
 from launcher.cluster import load_config
@@ -63,6 +68,14 @@ class Books:
     """The groups of each step, of those that no rewind has undone."""
     out_of_order: list[int] = field(default_factory=list)
     """Steps that did not follow the one before, and versions that the learner came back at and never had."""
+    published: int = -1
+    """The newest version."""
+    acknowledged: dict[tuple[str, int], int] = field(default_factory=dict)
+    """By generator and incarnation."""
+    oldest_of: dict[int, int] = field(default_factory=dict)
+    """The oldest version that a sample can have been decoded under, by who was given it."""
+    placed_behind: list[int] = field(default_factory=list)
+    """Samples given to a generator without the newest published version."""
 
     @classmethod
     def of(cls, records: Iterable[AnyRecord]) -> "Books":
@@ -80,6 +93,14 @@ class Books:
                     books.dropped.add(group_id)
                 case SampleEnded(sample_id=sample_id):
                     books.endings[sample_id].append(record)
+                case SamplePlaced():
+                    books._take_placement(record)
+                case WeightsAcknowledged(generator=name, incarnation=incarnation, policy_version=version):
+                    books.acknowledged[name, incarnation] = version
+                case VersionSeen(policy_version=version):
+                    books.published = max(books.published, version)
+                case RunReopened(num_steps=num_steps):
+                    books.published = min(books.published, num_steps)
                 case StepCommitted(step=step) | LearnerRewound(policy_version=step):
                     books._take_history(step, record)
         return books
@@ -93,6 +114,12 @@ class Books:
             self.history.append(record.group_ids)
         else:
             self.out_of_order.append(step)
+
+    def _take_placement(self, record: SamplePlaced) -> None:
+        version = self.acknowledged.get((record.generator, record.incarnation), -1)
+        self.oldest_of[record.sample_id] = min(version, self.oldest_of.get(record.sample_id, version))
+        if version < max(self.published, 0):
+            self.placed_behind.append(record.sample_id)
 
     @property
     def drawn(self) -> set[int]:
@@ -122,6 +149,7 @@ def audit(books: Books, config: RunConfig, *, is_over: bool, num_steps: int | No
         Finding("samples that ended more than once", _many(books.endings)),
         Finding("groups shipped more than once", _many(books.shipped)),
         Finding("groups shipped and dropped", tuple(books.shipped.keys() & books.dropped)),
+        Finding("samples given to a generator without the newest published version", tuple(books.placed_behind)),
         *_training(books, config.staleness.max_staleness),
         *_history(books),
         *([Finding("samples that never ended", tuple(books.drawn - books.endings.keys()))] if is_over else []),
@@ -155,6 +183,8 @@ def _wrong_with(record: SampleEnded, books: Books, max_staleness: int) -> Iterat
         yield f"samples trained with a token more than {max_staleness} versions old"
     if not oldest <= newest <= step:
         yield "samples trained before their tokens can have been decoded"
+    if oldest < books.oldest_of.get(record.sample_id, step + 1):
+        yield "samples decoded under a version older than their generator had acknowledged"
     group = books.opened.get(group_id)
     if group is not None and oldest < group.floor:
         yield "samples decoded under a version older than the floor of their group"

@@ -18,9 +18,12 @@ from darts_async.shaper.ledger import (
     GroupShipped,
     LearnerRewound,
     LedgerWriter,
+    RunReopened,
     SampleEnded,
+    SamplePlaced,
     StepCommitted,
     VersionSeen,
+    WeightsAcknowledged,
 )
 from launcher.audit import Books, audit
 from launcher.cli import app
@@ -41,16 +44,23 @@ def ending(group_id: int, index: int, step: int | None, oldest: int = 0, newest:
     return SampleEnded(sample_id_of(group_id, index), fate, "why", 10, oldest, newest, step, 1.0)
 
 
+def placed(group_id: int) -> list[AnyRecord]:
+    return [SamplePlaced(sample_id_of(group_id, index), "generator/0", 1) for index in range(3)]
+
+
 def good_records() -> list[AnyRecord]:
     """Two steps of two groups of three samples, and one group that was dropped."""
     records: list[AnyRecord] = []
     for group_id in range(4):
         step = group_id // 2
-        records += [GroupOpened(group_id, group_id + 50, "train", 3, step, group_id), GroupShipped(group_id, step)]
+        if not group_id % 2:
+            records += [WeightsAcknowledged("generator/0", 1, step), VersionSeen(step)]
+        records += [GroupOpened(group_id, group_id + 50, "train", 3, step, group_id), *placed(group_id)]
+        records.append(GroupShipped(group_id, step))
         if group_id % 2:
             records.append(StepCommitted(step, (group_id - 1, group_id)))
         records += [ending(group_id, index, step, oldest=step) for index in range(3)]
-    records += [GroupOpened(4, 60, "train", 3, 1, 4), GroupDropped(4, "few"), VersionSeen(1)]
+    records += [GroupOpened(4, 60, "train", 3, 1, 4), *placed(4), GroupDropped(4, "few")]
     return records + [ending(4, index, None) for index in range(3)]
 
 
@@ -129,12 +139,28 @@ CRIMES: dict[str, tuple[Callable[[list[AnyRecord]], list[AnyRecord]], dict[str, 
         lambda records: changed(records, SAMPLE, oldest_version=-1),
         {
             "samples trained with a token more than 1 versions old": (SAMPLE,),
+            "samples decoded under a version older than their generator had acknowledged": (SAMPLE,),
             "samples decoded under a version older than the floor of their group": (SAMPLE,),
         },
     ),
     "a generator had not the version it was said to have": (
         lambda records: changed(records, SAMPLE, oldest_version=0),
-        {"samples decoded under a version older than the floor of their group": (SAMPLE,)},
+        {
+            "samples decoded under a version older than their generator had acknowledged": (SAMPLE,),
+            "samples decoded under a version older than the floor of their group": (SAMPLE,),
+        },
+    ),
+    "a generator is given work before it has the newest version": (
+        lambda records: [*records, VersionSeen(2), SamplePlaced(sample_id_of(4, 2), "generator/0", 1)],
+        {"samples given to a generator without the newest published version": (sample_id_of(4, 2),)},
+    ),
+    "a generator comes back and is taken for the one before": (
+        lambda records: [*records, SamplePlaced(sample_id_of(4, 2), "generator/0", 2)],
+        {"samples given to a generator without the newest published version": (sample_id_of(4, 2),)},
+    ),
+    "a trained sample was nowhere": (
+        lambda records: [r for r in records if not (isinstance(r, SamplePlaced) and r.sample_id == SAMPLE)],
+        {"samples decoded under a version older than their generator had acknowledged": (SAMPLE,)},
     ),
     "a held-out prompt is trained": (
         lambda records: [
@@ -191,8 +217,14 @@ def test_steps_that_a_restarted_learner_has_taken_again_are_no_crime() -> None:
     assert findings([*good_records(), LearnerRewound(0)], num_steps=None) == {}, "a run that ended before it could"
 
 
+def test_a_run_that_goes_on_may_publish_a_version_anew() -> None:
+    again = WeightsAcknowledged("generator/0", 2, 2), SamplePlaced(sample_id_of(4, 2), "generator/0", 2)
+    assert findings([*good_records(), VersionSeen(3), RunReopened(2), *again]) == {}
+    assert findings([*good_records(), VersionSeen(3), *again]) != {}
+
+
 def test_a_live_run_may_have_samples_that_go_on_and_steps_that_are_not_full() -> None:
-    records = good_records()[:4]
+    records = good_records()[: first(good_records(), StepCommitted)]
     assert findings(records, is_over=False, num_steps=None) == {}
     assert list(findings(records, is_over=True, num_steps=None)) == ["samples that never ended"]
 

@@ -9,18 +9,28 @@ from darts_async.shaper.ledger import (
     GroupDropped,
     GroupOpened,
     GroupShipped,
+    LearnerRewound,
     LedgerWriter,
+    RunReopened,
     SampleEnded,
+    SamplePlaced,
+    StepCommitted,
     VersionSeen,
+    WeightsAcknowledged,
     read_ledger,
 )
 
 RECORDS: list[AnyRecord] = [
+    WeightsAcknowledged("generator/0", 1, 0),
     GroupOpened(0, 7, "train", 10, 0, 1),
+    SamplePlaced(3, "generator/0", 1),
     SampleEnded(3, "trained", "committed", 42, 0, 1, 1, 0.5),
     SampleEnded(4, "cancelled", "survivor", 7, None, None, None, None),
     GroupShipped(0, 1),
     GroupDropped(1, "kept_learner_waiting"),
+    StepCommitted(1, (0,)),
+    LearnerRewound(1),
+    RunReopened(1),
     VersionSeen(2),
 ]
 

@@ -32,6 +32,22 @@ class GroupOpened(Record, frozen=True):
     cursor: int
 
 
+class SamplePlaced(Record, frozen=True):
+    """A generator was given a sample, for the first time or to go on with."""
+
+    sample_id: int
+    generator: str
+    incarnation: int
+
+
+class WeightsAcknowledged(Record, frozen=True):
+    """A generator has said that it decodes under this version from now on."""
+
+    generator: str
+    incarnation: int
+    policy_version: int
+
+
 class GroupShipped(Record, frozen=True):
     """The kept samples went to the learner, for `step`."""
 
@@ -78,7 +94,24 @@ class LearnerRewound(Record, frozen=True):
     policy_version: int
 
 
-AnyRecord = GroupOpened | GroupShipped | GroupDropped | SampleEnded | VersionSeen | StepCommitted | LearnerRewound
+class RunReopened(Record, frozen=True):
+    """A run that had ended goes on after so many steps, with new generators: a later version is void."""
+
+    num_steps: int
+
+
+AnyRecord = (
+    GroupOpened
+    | SamplePlaced
+    | WeightsAcknowledged
+    | GroupShipped
+    | GroupDropped
+    | SampleEnded
+    | VersionSeen
+    | StepCommitted
+    | LearnerRewound
+    | RunReopened
+)
 
 
 class LedgerWriter:

@@ -18,6 +18,7 @@ class GeneratorSeat:
     """Samples it decodes at once."""
     capacity: int
     """Samples it may hold: its slots and a short queue."""
+    incarnation: int = 1
     policy_version: int = -1
     sample_ids: set[int] = field(default_factory=set)
 
@@ -46,10 +47,10 @@ class GeneratorPool:
         """The seats that have applied the newest published version; renewed when seats or versions change."""
         self._lowest_version: int | None = None
 
-    def join(self, name: str, num_slots: int, max_queued: int) -> None:
+    def join(self, name: str, num_slots: int, max_queued: int, incarnation: int = 1) -> None:
         """A generator is up, without weights."""
         assert name not in self._seats, name
-        self._seats[name] = GeneratorSeat(num_slots, num_slots + max_queued)
+        self._seats[name] = GeneratorSeat(num_slots, num_slots + max_queued, incarnation)
         self._route()
 
     def leave(self, name: str) -> set[int]:
@@ -103,9 +104,11 @@ class GeneratorPool:
         seat = self._routable.get(name)
         return seat is not None and seat.room > 0 and seat.policy_version >= oldest
 
-    def assign(self, name: str, sample_id: int) -> None:
-        """A sample takes a place."""
-        self._seats[name].sample_ids.add(sample_id)
+    def assign(self, name: str, sample_id: int) -> GeneratorSeat:
+        """A sample takes a place, of the generator that is returned."""
+        seat = self._seats[name]
+        seat.sample_ids.add(sample_id)
+        return seat
 
     def release(self, name: str, sample_id: int) -> None:
         """A sample gives its place back."""

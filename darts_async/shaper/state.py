@@ -45,7 +45,7 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.evaluation import Evaluation, EvaluationState
 from darts_async.shaper.group import Group, Purpose, Sample, Stage
-from darts_async.shaper.ledger import GroupOpened, VersionSeen
+from darts_async.shaper.ledger import GroupOpened, RunReopened, VersionSeen, WeightsAcknowledged
 from darts_async.shaper.pace import PaceState
 from darts_async.shaper.planner import Planner
 from darts_async.shaper.training import LEARNER, Training, TrainingState
@@ -164,7 +164,9 @@ class ShaperState:
                 self._weights_applied(peer, message, now_s)
             case GeneratorReady():
                 if message.greeting == self._greetings.get(peer):
-                    self.work.generators.join(peer, message.num_slots, self._config.generator.max_queued)
+                    self.work.generators.join(
+                        peer, message.num_slots, self._config.generator.max_queued, self._incarnations[peer]
+                    )
             case SampleRejected():
                 self._sample_rejected(peer, message)
             case ScoreFailed():
@@ -221,6 +223,7 @@ class ShaperState:
             self._lose_the_rest()
             self._training.reopen()
             self.work.generators.reopen(self.num_steps)
+            self._record(RunReopened(self.num_steps))
             self._evaluation.abandon()
             self.phase, self._stop_reason = Phase.STARTING, FINISHED
             if self.num_steps or self._training.cursor:
@@ -299,6 +302,7 @@ class ShaperState:
 
     def _weights_applied(self, peer: str, message: WeightsApplied, now_s: float) -> None:
         self.work.generators.applied(peer, message.policy_version)
+        self._record(WeightsAcknowledged(peer, self._incarnations[peer], message.policy_version))
         if self.planner.pace is not None:
             self.planner.pace.paused(peer, now_s)
 

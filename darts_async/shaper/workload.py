@@ -26,7 +26,7 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.accounting import Totals, TotalsState
 from darts_async.shaper.group import Fate, Group, GroupState, Purpose, Sample, Stage, group_of_state, group_state
-from darts_async.shaper.ledger import AnyRecord, SampleEnded
+from darts_async.shaper.ledger import AnyRecord, SampleEnded, SamplePlaced
 from darts_async.shaper.routing import GeneratorPool, GeneratorsState, RewardPool
 
 
@@ -122,7 +122,7 @@ class Workload:
             home = (group_id, name)
 
     def _start(self, sample: Sample, name: str) -> None:
-        self.generators.assign(name, sample.sample_id)
+        seat = self.generators.assign(name, sample.sample_id)
         sample.generator, sample.stage = name, Stage.DECODING
         generate = Generate(
             sample_id=sample.sample_id,
@@ -132,7 +132,7 @@ class Workload:
             sampling=self._sampling,
             priority=-1 if sample.num_tokens else 0,
         )
-        self.out.append(Send(name, generate))
+        self.out += [SamplePlaced(sample.sample_id, name, seat.incarnation), Send(name, generate)]
 
     def judge(self, sample: Sample) -> None:
         """Have a finished sample scored, as soon as a reward process is up."""
