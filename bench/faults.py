@@ -1,21 +1,27 @@
 """Is anything lost when processes are killed, and how long are they away? Whole runs of real processes.
 
-    python -m bench.faults [--kills 60] [--kills-per-run 10] [--engine scripted | embedded] [--seed 0] [--out FILE.md]
+    python -m bench.faults [--kills 200] [--kills-per-run 20] [--engine scripted | embedded] [--seed 0] [--out FILE.md]
 
-Every process of a run but the launcher and the keeper is killed (SIGKILL): its first incarnation at a named point of
-`darts_async.faults`, drawn at random, and then whoever it is at random times. Each run goes to its last step and is
-then audited. `away` is the time from the end of a process until it reports that it does its work again, the first
-back-off of 0.1 s, the start of Python and the catch-up with the weights included; of an agent, until the next one is
-heard. A run that fails, or an audit that finds something, is a line in the table and exit code 1.
+Every process of a run is killed (SIGKILL): its first incarnation at a named point of `darts_async.faults`, where the
+points that were seen least come first, and then whoever it is at random times. Every second run has a learner of two
+ranks. A run whose launcher dies is resumed. Each goes to its last step and is then audited. `away` is the time from
+the end of a process until it reports that it does its work again, the first back-off of 0.1 s, the start of Python
+and the catch-up with the weights included; of an agent and a keeper, until the next one is heard; of the launcher,
+until the resumed run takes a step. A run that fails, or an audit that finds something, is a line in the table and
+exit code 1.
+
+With the embedded engine a run of the same seed without kills goes before each, and their models are compared.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,10 +29,9 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from darts_async.faults import POINTS
+from darts_async.faults import POINTS, VARIABLE
 from tests.launched import ROOT, LaunchedRun
 
 RESTART = {
@@ -36,18 +41,31 @@ RESTART = {
     "stalled_after_s": 30.0,
 }
 RUN_ENDS_WITHIN_S = 900.0
-"""After its last kill."""
-AGENT = "agent/local"
-PROCESSES = ("generator/0", "generator/1", "reward/0", "reward/1", "shaper/0", "learner/0", AGENT)
-PASSINGS = {"agent": 8, "shaper": 60, "reward": 60, "generator": 20, "learner": 12}
-"""A point is armed for a passing from 1 to this."""
-SELDOM = {
-    "shaper.before_new_journal": 1,
-    "learner.before_manifest": 1,
-    "learner.before_place": 1,
-    "learner.before_saved": 1,
+"""After its last kill, and a resumed one until its first step."""
+KILLED_EVERY_S = 5.0
+"""At most, at random."""
+LAUNCHER, NODE = "launcher", "local"
+AGENT, KEEPER = f"agent/{NODE}", f"keeper/{NODE}"
+WORKERS = ("generator/0", "generator/1", "reward/0", "reward/1", "shaper/0", "learner/0")
+PASSINGS = {
+    "agent": (1, 8),
+    "shaper": (1, 60),
+    "reward": (1, 60),
+    "generator": (1, 20),
+    "learner": (1, 12),
+    "rank": (1, 12),
+    "keeper": (8, 12),
+    "launcher": (14, 30),
 }
-"""Points that are passed seldom: armed for the first."""
+"""A point is armed for a passing in this range: a keeper and a launcher are to see the run begin."""
+SELDOM = {
+    "shaper.before_new_journal": (1, 1),
+    "learner.before_manifest": (1, 1),
+    "learner.before_place": (1, 1),
+    "learner.before_saved": (1, 1),
+    "rank.before_part": (1, 1),
+    "keeper.before_left": (2, 4),
+}
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "scripted": (
         "scripted.yaml",
@@ -56,7 +74,7 @@ ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
             "generator": {"script": {"token_latency_s": 0.004}},
         },
     ),
-    "embedded": ("quickstart.yaml", {"learner": {"groups_per_step": 8}, "prompts": {"num_train": 512, "held_out": 64}}),
+    "embedded": ("quickstart.yaml", {"learner": {"groups_per_step": 8}, "prompts": {"num_train": 512}}),
 }
 STEPS_PER_KILL = {"scripted": 25, "embedded": 8}
 
@@ -70,113 +88,187 @@ class Results:
     """At random times, by role."""
     points: Counter[str] = field(default_factory=Counter)
     """At named points."""
+    num_runs: int = 0
+    num_resumed: int = 0
     num_samples: int = 0
     num_trained: int = 0
     of_ended_early: int = 0
-    rewards: list[tuple[float, float]] = field(default_factory=list)
+    rewards: list[tuple[float, float, float]] = field(default_factory=list)
+    """Held out: before, after a run without kills, after one with kills."""
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def num_kills(self) -> int:
+        """All of them."""
+        return self.kills.total() + self.points.total()
 
 
 def main() -> None:
     """Run until there were enough kills, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--kills-per-run", type=int, default=10)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills-per-run", type=int, default=20, help="at random; those at named points come on top")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="scripted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    results, rng, num_runs, text = Results(), random.Random(arguments.seed), 0, ""
-    while (done := results.kills.total() + results.points.total()) < arguments.kills and len(results.failures) < 3:
-        num_kills = min(arguments.kills_per_run, arguments.kills - done)
-        with tempfile.TemporaryDirectory() as home:
-            one_run(Path(home), arguments.engine, num_kills, arguments.seed + num_runs, rng, results)
-        num_runs += 1
-        done = results.kills.total() + results.points.total()
-        print(f"run {num_runs}: {done} kills, {len(results.failures)} failures", flush=True)
-        text = table(arguments, results, num_runs)
+    results, rng, text = Results(), random.Random(arguments.seed), ""
+    while results.num_kills < arguments.kills and len(results.failures) < 3:
+        one_run(arguments.engine, arguments.kills_per_run, arguments.seed + results.num_runs, rng, results)
+        results.num_runs += 1
+        print(f"run {results.num_runs}: {results.num_kills} kills, {len(results.failures)} failures", flush=True)
+        text = table(arguments, results)
         if arguments.out:  # after each run: what there is stands, whenever somebody stops this
             arguments.out.write_text(text)
     print(text)
     sys.exit(1 if results.failures else 0)
 
 
-def one_run(home: Path, engine: str, num_kills: int, seed: int, rng: random.Random, results: Results) -> None:
-    """A run with so many kills in it."""
+def one_run(engine: str, num_kills: int, seed: int, rng: random.Random, results: Results) -> None:
+    """A run with so many kills in it, and one without where models are compared."""
     base, sections = ENGINES[engine]
+    num_ranks = 1 + results.num_runs % 2
     role = {"replicas": 2, "restart": RESTART}
-    steps = STEPS_PER_KILL[engine] * num_kills
+    learner = {"replicas": num_ranks, "restart": RESTART}
     sections = sections | {
         "seed": seed,
-        "roles": {"generator": role, "reward": role, "shaper": {"restart": RESTART}, "learner": {"restart": RESTART}},
-        "learner": sections.get("learner", {}) | {"steps": steps, "checkpoint_every": 20},
+        "roles": {"generator": role, "reward": role, "shaper": {"restart": RESTART}, "learner": learner},
+        "learner": sections.get("learner", {}) | {"steps": STEPS_PER_KILL[engine] * num_kills, "checkpoint_every": 20},
         "telemetry": {"status_every_s": 0.05},
     }
-    armed = {name: rng.choice(points_of(name)) for name in PROCESSES}
+    undisturbed = plain_run(base, sections) if engine == "embedded" else None
+    ranks = ("learner/1",) if num_ranks > 1 else ()
+    victims = (*WORKERS, *ranks, AGENT)
+    armed = {name: least_seen(name, results, rng) for name in (*victims, rng.choice((LAUNCHER, KEEPER)))}
     faults = ", ".join(f"crash {point}:{passing_of(point, rng)}@{name}" for name, point in armed.items())
-    killed: set[tuple[str, int]] = set()
-    with LaunchedRun(home, base, sections, faults) as run:
-        run.wait_for_steps(1)
-        for _ in range(num_kills):
-            time.sleep(rng.uniform(0.0, 1.5))
-            if run.process.poll() is not None or run.lines("metrics.jsonl")[-1].get("step", 0) >= steps - 2:
-                break
-            name = rng.choice(PROCESSES)
-            with contextlib.suppress(ProcessLookupError):  # it has died at its point, or of the kill before
-                killed.add((name, kill(run, name)))
-                results.kills[name.partition("/")[0]] += 1
-        judge(run, results)
-        count_points(run, armed, killed, results)
+    with tempfile.TemporaryDirectory() as home, LaunchedRun(Path(home), base, sections, faults) as run:
+        try:
+            Ordeal(run, results, rng).kill_at_random(victims, num_kills)
+            summary = finished(run, results)
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            results.failures.append(f"{faults}: {error}")
+            return
+    before, after = summary["before"]["reward"], summary["after"]["reward"]
+    if undisturbed is not None:
+        results.rewards.append((before, undisturbed, after))
 
 
-def points_of(name: str) -> list[str]:
-    """The named points that a process passes."""
-    role = name.partition("/")[0]
-    return [point for point in POINTS if point.startswith(f"{role}.")]
+def plain_run(base: str, sections: dict[str, Any]) -> float:
+    """The held-out reward after a run in which nobody is killed."""
+    with tempfile.TemporaryDirectory() as home, LaunchedRun(Path(home), base, sections) as run:
+        run.process.wait(RUN_ENDS_WITHIN_S)
+        assert run.end() == 0, run.output
+        return float(run.assert_clean()["after"]["reward"])
+
+
+def least_seen(name: str, results: Results, rng: random.Random) -> str:
+    """The named point of a process at which fewest have died, any of these."""
+    role = "rank" if name == "learner/1" else name.partition("/")[0]
+    points = [point for point in POINTS if point.startswith(f"{role}.")]
+    return min(points, key=lambda point: (results.points[point], rng.random()))
 
 
 def passing_of(point: str, rng: random.Random) -> int:
     """At which passing it dies."""
-    return rng.randint(1, SELDOM.get(point, PASSINGS[point.partition(".")[0]]))
+    return rng.randint(*SELDOM.get(point, PASSINGS[point.partition(".")[0]]))
 
 
-def kill(run: LaunchedRun, name: str) -> int:
-    """SIGKILL to what a process is now; which incarnation that was."""
-    if name != AGENT:
-        return run.kill(name)
-    agent = json.loads((run.run_dir / "nodes" / "local.json").read_text())["agent"]
-    os.kill(agent["pid"], signal.SIGKILL)
-    return int(agent["incarnation"])
+class Ordeal:
+    """What is done to one run."""
+
+    def __init__(self, run: LaunchedRun, results: Results, rng: random.Random) -> None:
+        self._run = run
+        self._results = results
+        self._rng = rng
+
+    def kill_at_random(self, victims: tuple[str, ...], num_kills: int) -> None:
+        """Kill whoever is there; then see that the run comes to its end, and who was away. Raises `AssertionError`."""
+        wait_for_step(self._run, 0)
+        whoever = (*victims, *victims, LAUNCHER, KEEPER)  # the whole run goes down with these two
+        for _ in range(num_kills):
+            self._wait(time.monotonic() + self._rng.uniform(0.0, KILLED_EVERY_S))
+            if self._run.process.poll() is not None:
+                break
+            name = self._rng.choice(whoever)
+            with contextlib.suppress(ProcessLookupError):  # it has died at its point, or of the kill before
+                self._kill(name)
+                self._results.kills[role_of(name)] += 1
+        self._wait(time.monotonic() + RUN_ENDS_WITHIN_S)
+        assert self._run.process.poll() is not None, "it does not end"
+        for event in self._run.events("serves"):
+            self._results.away_s[role_of(event["process"])].append(event["away_s"])
+
+    def _wait(self, deadline_s: float) -> None:
+        """Until then or until the run has ended; go on with it when its launcher was killed."""
+        while time.monotonic() < deadline_s:
+            if self._run.process.poll() == -signal.SIGKILL:
+                self._resume()
+            elif self._run.process.poll() is not None:
+                return
+            time.sleep(0.05)
+
+    def _resume(self) -> None:
+        begin_s, num_steps = time.monotonic(), num_steps_of(self._run)
+        self._run.resume()
+        self._results.num_resumed += 1
+        wait_for_step(self._run, num_steps)
+        self._results.away_s[LAUNCHER].append(time.monotonic() - begin_s)
+
+    def _kill(self, name: str) -> None:
+        """SIGKILL to what a process is now. Raises `ProcessLookupError`."""
+        if name == LAUNCHER:
+            self._run.process.kill()
+            self._run.process.wait(RUN_ENDS_WITHIN_S)
+        elif name in (AGENT, KEEPER):
+            record = json.loads((self._run.run_dir / "nodes" / f"{NODE}.json").read_text())
+            pid, num_heard = record[role_of(name)]["pid"], len(self._run.events("node_up"))
+            begin_s = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            self._wait_for_agent(num_heard)
+            self._results.away_s[role_of(name)].append(time.monotonic() - begin_s)
+        else:
+            self._run.kill(name)
+
+    def _wait_for_agent(self, num_heard: int) -> None:
+        deadline_s = time.monotonic() + RUN_ENDS_WITHIN_S
+        while self._run.process.poll() is None and len(self._run.events("node_up")) <= num_heard:
+            assert time.monotonic() < deadline_s, "no agent comes"
+            time.sleep(0.02)
 
 
-def count_points(run: LaunchedRun, armed: dict[str, str], killed: set[tuple[str, int]], results: Results) -> None:
-    """Which named points were come to, and how long everybody was away."""
-    ended = {(e["process"], e["incarnation"]): e for e in run.events("ended")}
-    for name, point in armed.items():
-        is_killed = (name, 1) in killed
-        has_died = (name, 1) in ended if name != AGENT else len(run.events("node_up")) > 1
-        results.points[point] += has_died and not is_killed
-    for event in run.events("serves"):
-        results.away_s[event["process"].partition("/")[0]].append(event["away_s"])
+def role_of(name: str) -> str:
+    """Of a process."""
+    return name.partition("/")[0]
 
 
-def judge(run: LaunchedRun, results: Results) -> None:
-    """Take a run that is over into the results."""
-    try:
-        run.process.wait(RUN_ENDS_WITHIN_S)
-        code = run.end()
-        assert code == 0, f"exit code {code}: {run.output[-2000:]}"
-        summary = run.assert_clean()
-    except (AssertionError, subprocess.TimeoutExpired) as error:
-        results.failures.append(str(error))
-        return
+def num_steps_of(run: LaunchedRun) -> int:
+    """Lines of steps so far."""
+    return sum(line["type"] == "step" for line in run.lines("metrics.jsonl"))
+
+
+def wait_for_step(run: LaunchedRun, known: int) -> None:
+    """Until there is one more, or the run has ended."""
+    deadline_s = time.monotonic() + RUN_ENDS_WITHIN_S
+    while run.process.poll() is None and num_steps_of(run) <= known:
+        assert time.monotonic() < deadline_s, f"no step comes:\n{run.output}"
+        time.sleep(0.05)
+
+
+def finished(run: LaunchedRun, results: Results) -> dict[str, Any]:
+    """Take a run that is over into the results. Raises `AssertionError` if something is wrong with it."""
+    logs = [run.output, *(path.read_text() for path in (run.run_dir / "logs").glob("*.out"))]
+    lines = itertools.chain.from_iterable(log.splitlines() for log in logs)
+    results.points.update(line.split()[3].partition(":")[0] for line in lines if line.startswith(f"{VARIABLE}: crash"))
+    code = run.end()
+    assert code == 0, f"exit code {code}: {run.output[-2000:]}"
+    summary = run.assert_clean()
     results.num_samples += sum(summary["samples_by_fate"].values())
     results.num_trained += summary["samples_by_fate"]["trained"]
     results.of_ended_early += summary["tokens"]["of_ended_early"]
-    results.rewards.append((summary["before"]["reward"], summary["after"]["reward"]))
+    return summary
 
 
-def table(arguments: argparse.Namespace, results: Results, num_runs: int) -> str:
+def table(arguments: argparse.Namespace, results: Results) -> str:
     """The results as Markdown."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -188,25 +280,47 @@ def table(arguments: argparse.Namespace, results: Results, num_runs: int) -> str
         "| killed (SIGKILL) | at random | at a named point | away until it serves again: median | 90 % | longest |",
         "|---|---|---|---|---|---|",
     ]
-    for role, times in sorted(results.kills.items()):
-        away_s = sorted(results.away_s[role]) or [float("nan")]
-        at_points = sum(n for point, n in results.points.items() if point.startswith(f"{role}."))
-        late_s = away_s[int(0.9 * (len(away_s) - 1))]
-        lines.append(
-            f"| {role} | {times} | {at_points} | {median(away_s):.1f} s | {late_s:.1f} s | {away_s[-1]:.1f} s |"
-        )
+    at_points: Counter[str] = Counter()
+    for point, times in results.points.items():
+        at_points["learner" if point.startswith("rank.") else point.partition(".")[0]] += times
+    for role in sorted(results.kills | at_points):
+        lines.append(f"| {role} | {results.kills[role]} | {at_points[role]} | {' | '.join(away(results, role))} |")
     lines += [
         "",
-        "Named points: " + ", ".join(f"{point} {n}" for point, n in sorted(results.points.items()) if n) + ".",
+        "Named points: " + ", ".join(f"{point} {n}" for point, n in sorted(results.points.items())) + ".",
+        "Not come to: " + (", ".join(point for point in POINTS if not results.points[point]) or "none") + ".",
         "",
-        f"{num_runs} runs, {len(results.failures)} failed; {results.num_samples:,} samples drawn, each ended once; "
+        f"{results.num_kills} kills in {results.num_runs} runs, {len(results.failures)} failed, {results.num_resumed} "
+        f"times resumed; {results.num_samples:,} samples drawn, each ended once; "
         f"{results.num_trained:,} trained, none twice, none over-stale (`darts-launch audit` of each run); "
-        f"{results.of_ended_early:,} tokens were streamed by processes that were then killed.",
+        f"{results.of_ended_early:,} tokens were decoded by processes that were then killed.",
     ]
-    if arguments.engine == "embedded" and results.rewards:
-        pairs = ", ".join(f"{before:.3f} to {after:.3f}" for before, after in results.rewards)
-        lines.append(f"Held-out reward before and after: {pairs}.")
+    if results.rewards:
+        lines += ["", *compared(results.rewards)]
     return "\n".join(lines + [f"\nFailure: {failure}" for failure in results.failures]) + "\n"
+
+
+def away(results: Results, role: str) -> list[str]:
+    """How long a role was away: median, 90 %, longest."""
+    away_s = sorted(results.away_s[role])
+    if len(away_s) < 2:
+        return [f"{value:.1f} s" for value in away_s] + ["-"] * (3 - len(away_s))
+    late_s = statistics.quantiles(away_s, n=10, method="inclusive")[-1]
+    return [f"{value:.1f} s" for value in (statistics.median(away_s), late_s, away_s[-1])]
+
+
+def compared(rewards: list[tuple[float, float, float]]) -> list[str]:
+    """The models of runs with and without kills, held-out reward."""
+    lines = ["| seed | before | after, nobody killed | after, with kills |", "|---|---|---|---|"]
+    lines += [
+        f"| {index} | {before:.3f} | {plain:.3f} | {killed:.3f} |"
+        for index, (before, plain, killed) in enumerate(rewards)
+    ]
+    differences = [killed - plain for _, plain, killed in rewards]
+    mean = f"Difference: {statistics.fmean(differences):+.3f} in the mean"
+    if len(differences) > 1:
+        mean += f", standard error {statistics.stdev(differences) / len(differences) ** 0.5:.3f}"
+    return [*lines, "", mean + "."]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ On a link (`*`: each), of what a process receives there; every incarnation is fa
     cut LINK:after:for      after so many seconds nothing comes for so many seconds
 
 `@NAME` means one process, else each. What is random is seeded by the name of the process. Where the variable is not set
-a point costs one look into an empty dictionary, and a link nothing.
+a point costs one look into an empty dictionary, and a link nothing. What happens at a point is written to the standard
+error of the process first.
 """
 
 import asyncio
@@ -152,7 +153,10 @@ class Faults:
 
     def _due(self, point: str) -> Kind | None:
         self._passings[point] += 1
-        return self._armed[point].get(self._passings[point])
+        kind = self._armed[point].get(self._passings[point])
+        if kind is not None:  # past every buffer: after a crash this is all there is to tell it from another
+            os.write(2, f"{VARIABLE}: {kind} at {point}:{self._passings[point]}\n".encode())
+        return kind
 
 
 _present = Faults()

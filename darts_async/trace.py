@@ -23,6 +23,8 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from darts_async.topology import file_stem
+
 TRACE_DIR = "trace"
 GAP_S = 0.01
 """Spans of a stage that are this close are put together, unless they say different things."""
@@ -89,7 +91,7 @@ AnyRecord = Head | Span | Instant | Level | Tallied
 
 def trace_path(run_dir: Path, process: str, incarnation: int) -> Path:
     """Where an incarnation leaves its trace."""
-    return run_dir / TRACE_DIR / f"{process.replace('/', '-')}.{incarnation}.msgpack"
+    return run_dir / TRACE_DIR / f"{file_stem(process)}.{incarnation}.msgpack"
 
 
 def older_path(path: Path) -> Path:

@@ -68,7 +68,7 @@ def restart(process: Process, run_dir: RunDir = None, runs_dir: RunsDir = _RUNS)
 def down(
     run_dir: RunDir = None,
     runs_dir: RunsDir = _RUNS,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=0.0, help="Seconds to wait for the end.")] = 60.0,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.0, help="Seconds to wait for the end.")] = 120.0,
 ) -> None:
     """End a live run in order, as Ctrl-C does, and wait until it has ended."""
     with bad_input():

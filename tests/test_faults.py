@@ -93,6 +93,7 @@ def test_a_crash_comes_at_the_passing_that_was_asked_for() -> None:
         [sys.executable, "-c", PASSES, "crash"], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert (ended.returncode, ended.stdout.split()) == (-signal.SIGKILL, ["1", "2", "3"])
+    assert ended.stderr == "DARTS_FAULTS: crash at generator.step:3\n"
 
 
 async def test_a_stall_holds_one_coroutine_and_no_other() -> None:
