@@ -1,16 +1,25 @@
 """Nothing is skipped that was to be run: `DARTS_REQUIRE_VLLM=1` makes a missing vLLM an error.
 
-Nothing fails for being slow: examples have no deadline.
+Nothing fails for being slow: examples have no deadline. A test that leaves something behind fails: see `leaks`. What
+several tests of a module share is looked for at its end.
 """
 
 import importlib.util
 import os
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
 
 import pytest
+import uvloop
 from hypothesis import settings
+
+from tests.leaks import MARK, Belongings, belongings, left_since
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+_BEFORE = pytest.StashKey[Belongings]()
 
 
 def pytest_configure() -> None:
@@ -20,3 +29,54 @@ def pytest_configure() -> None:
             "DARTS_REQUIRE_VLLM is 1, but vLLM is not installed, so its tests would be skipped; install it as the "
             "README says, or unset the variable"
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_place(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Temporary files go where nobody else's are; whatever is started says whose it is."""
+    own = tmp_path_factory.mktemp("temporary")
+    os.environ["TMPDIR"] = tempfile.tempdir = str(own)
+    os.environ[MARK] = str(os.getpid())
+    uvloop.new_event_loop().close()  # the first makes a pipe for signals, which stays
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_of_a_module_is_left() -> Generator[None]:
+    before = belongings()
+    yield
+    _assert_nothing_is_left(before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Look what is there before a test."""
+    if MARK in os.environ:
+        item.stash[_BEFORE] = belongings()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """And after it, once its fixtures are gone."""
+    result = yield
+    if not _shares(item) and _BEFORE in item.stash:
+        _assert_nothing_is_left(item.stash[_BEFORE])
+    return result
+
+
+def _shares(item: pytest.Item) -> bool:
+    """Whether a test has something in common with others of its module."""
+    assert isinstance(item, pytest.Function)
+    own = Path(__file__).parent
+    definitions = [fixture for found in item._fixtureinfo.name2fixturedefs.values() for fixture in found]
+    return any(
+        fixture.scope != "function"
+        and fixture.argname not in (_own_place.__name__, _nothing_of_a_module_is_left.__name__)
+        for fixture in definitions
+        if own in Path(fixture.func.__code__.co_filename).parents
+    )
+
+
+def _assert_nothing_is_left(before: Belongings) -> None:
+    left = left_since(before)
+    assert not left, "left behind: " + "; ".join(left)

@@ -110,10 +110,14 @@ class Process:
                 self._journal.begin(self.standing.to_head(self._ledger.num_bytes))
         return outputs
 
-    def revive(self) -> None:
-        """Another process takes the place of this one."""
+    def close(self) -> None:
+        """The files, as the kernel does when a process dies."""
         self._journal.close()
         self._ledger.close()
+
+    def revive(self) -> None:
+        """Another process takes the place of this one."""
+        self.close()
         self._journal, self._ledger = Journal(self._path), LedgerWriter(self.ledger_path)
         self.standing, num_bytes = take_up(self._path, self._ledger, self._make_state)
         self._journal.resume(num_bytes)
@@ -184,6 +188,7 @@ class MortalWorld(World):
 
 
 def check(world: MortalWorld) -> None:
+    world.state.close()
     config, finished = world.config, world.finished
     books = Books.of(read_ledger(world.state.ledger_path))
     assert audit(books, config, is_over=True, num_steps=config.learner.steps) == []
@@ -251,6 +256,7 @@ def test_the_journal_begins_anew_when_its_inputs_outweigh_its_head(tmp_path: Pat
         assert num_records <= MIN_BYTES // 1000 + 1
     journal.begin(standing.to_head(0))
     assert not journal.is_due
+    journal.close()
     assert read_journal(path)[1] == []
 
 
@@ -271,6 +277,7 @@ def test_a_ledger_is_completed_from_anywhere_in_what_is_missing_and_never_overwr
     whole.append(records[:1])
     begin = whole.num_bytes
     whole.append(records[1:])
+    whole.close()
     data = (tmp_path / "whole").read_bytes()
     for size in range(begin, len(data) + 1):
         path = tmp_path / str(size)
@@ -282,8 +289,10 @@ def test_a_ledger_is_completed_from_anywhere_in_what_is_missing_and_never_overwr
     for size, others in ((begin - 1, records[1:]), (len(data), [VersionSeen(3)])):
         path = tmp_path / "other"
         path.write_bytes(data[:size])
+        ledger = LedgerWriter(path)
         with pytest.raises(DataError, match="different stories"):
-            LedgerWriter(path).catch_up(begin, others)
+            ledger.catch_up(begin, others)
+        ledger.close()
         assert path.read_bytes() == data[:size]
 
 
@@ -300,4 +309,5 @@ def test_the_share_of_a_checkpoint_is_sent_again_until_the_learner_has_it() -> N
         assert all(isinstance(report.message, ShaperSnapshot) for report in standing.reports)
         standing.take(Confirmed(world.now_s, LEARNER))
         assert standing.reports == []
+        world.state.close()
         assert world.state.phase is Phase.TRAINING
