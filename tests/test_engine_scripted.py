@@ -104,7 +104,7 @@ async def test_a_trace_gives_the_samples_of_a_group_the_lengths_of_one_prompt(tm
     scripted = engine(ScriptConfig(trace_path=str(path)))
     record = await decode(scripted, *(generate(sample_id_of(7, i), max_new_tokens=8) for i in range(4)))
     ended = [record.ended[sample_id_of(7, i)].num_tokens for i in range(4)]
-    assert ended in ([3, 5, 8, 3], [2, 4, 6, 2])
+    assert ended in ([5, 8, 3, 5], [4, 6, 2, 4]), "from the 49th column on, of which the cap cuts one"
 
 
 @pytest.mark.parametrize(

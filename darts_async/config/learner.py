@@ -19,6 +19,17 @@ class LoraConfig(Section):
     """Linear layers that get an adapter, by the ends of their names; all but the output head if empty."""
 
 
+class LearnerScriptConfig(Section):
+    """A learner that takes the time that accelerators would, and learns nothing: see `learner.scripted`."""
+
+    token_s: Annotated[float, Field(ge=0)] = 0.0
+    """Forward and backward pass of one token of a response, by all ranks together."""
+    step_s: Annotated[float, Field(ge=0)] = 0.0
+    """Optimiser step."""
+    broadcast_s: Annotated[float, Field(ge=0)] = 0.0
+    """From the step until the weights begin to go out: what broadcasting a large model takes longer."""
+
+
 class LearnerConfig(Section):
     """Optimisation."""
 
@@ -63,6 +74,8 @@ class LearnerConfig(Section):
     run is resumed."""
     rank_deadline_s: Seconds = 600.0
     """Several ranks: a rank that keeps the others waiting for this long has failed, and the learner with it."""
+    script: LearnerScriptConfig | None = None
+    """Stand for accelerators that are not there, as `generator.script` does: benchmarks of everything else."""
 
     def is_saved(self, policy_version: int) -> bool:
         """Whether a checkpoint of this version is written."""

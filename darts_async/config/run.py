@@ -104,6 +104,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _who_learns_nothing_has_nobody_who_decodes(self) -> Self:
+        if self.learner.script is not None and self.generator.engine != "scripted":
+            raise ValueError(
+                f"learner.script is set, so nothing would be learnt, but generator.engine {self.generator.engine} "
+                "decodes with a model: leave the script out, or choose the scripted engine"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_engine_can_take_weights_so(self) -> Self:
         engine, weights = self.generator.engine, self.weights
         if engine != "vllm" and (weights.receive != "staged" or weights.reprefill):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _NORMAL: Final = NormalDist()
 _LENGTH_STREAM: Final = np.array([-1])  # counters of draws that belong to no token
 _LOGPROB_STREAM: Final = 1 << 32
+_COLUMNS_BETWEEN_GROUPS: Final = 7
+"""A trace is read from another column on by each group, or a prompt would have the same lengths at every visit."""
 
 
 class Clock(Protocol):
@@ -153,7 +155,8 @@ class ScriptedEngine:
         prompt = zlib.crc32(np.ascontiguousarray(request.prompt_tokens, np.int32).tobytes(), self._seed % (1 << 32))
         if self._trace is not None:
             num_prompts, samples_per_prompt = self._trace.shape
-            column = request.sample_id % SAMPLES_PER_GROUP_LIMIT % samples_per_prompt
+            group_id, index = divmod(request.sample_id, SAMPLES_PER_GROUP_LIMIT)
+            column = (index + _COLUMNS_BETWEEN_GROUPS * group_id) % samples_per_prompt
             return int(self._trace[prompt % num_prompts, column])
         script = self._script
         spread = script.prompt_sigma * _normal(prompt) + script.sample_sigma * _normal(request.seed)

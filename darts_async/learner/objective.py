@@ -65,6 +65,9 @@ class Objective:
         """What the group adds, with all ranks, to the number that the step's gradient is divided by; it may be 0."""
         return denominator(group, self._config.loss, self._max_new_tokens)
 
+    def before_update(self) -> None:
+        """All groups of a step have been seen, and their gradient is about to be taken."""
+
     def take_utilisation(self, busy_s: float) -> dict[str, float]:
         """What this rank computed since the last call, in `busy_s`: see `flops.utilisation`. Empty for models whose
         operations are not counted."""

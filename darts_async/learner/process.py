@@ -361,8 +361,11 @@ class LearnerActor:
         """Broadcast the parameters, which are locked, and unlock them."""
         version = trainer.policy_version
         self._runtime.faults.reach("learner.before_publish")
+        script = self._config.script
         try:
             with self._runtime.clock.busy("publish", policy_version=version):
+                if script is not None:
+                    await asyncio.sleep(script.broadcast_s)
                 report = await self._publisher.publish(version, self._source(trainer))
         finally:
             self._weights.release()

@@ -28,6 +28,7 @@ from darts_async.learner.lora import Adapters
 from darts_async.learner.objective import Objective
 from darts_async.learner.place import ALONE, Place
 from darts_async.learner.schedule import learning_rate
+from darts_async.learner.scripted import ScriptedObjective
 from darts_async.learner.sharding import drop_gathered, local_rows, whole
 from darts_async.learner.tally import Tally
 from darts_async.protocol import TrainGroup
@@ -56,7 +57,8 @@ class Trainer:
         self.num_skipped_in_a_row = 0
         self.place = place
         self._config = config
-        self._objective = Objective(
+        objective = Objective if config.script is None else ScriptedObjective
+        self._objective = objective(
             model,
             config,
             temperature=temperature,
@@ -216,6 +218,7 @@ class Trainer:
         return whole(nn.utils.clip_grad_norm_(self._masters.values(), self._config.max_grad_norm)).item()
 
     def _update(self, rate: float) -> None:
+        self._objective.before_update()
         for param_group in self._optimiser.param_groups:
             param_group["lr"] = rate
         self._optimiser.step()
