@@ -44,6 +44,8 @@ RUN_ENDS_WITHIN_S = 900.0
 """After its last kill, and a resumed one until its first step."""
 KILLED_EVERY_S = 5.0
 """At most, at random."""
+FIRST_STEPS = 22
+"""Before anybody is killed at random: the named points are come to in these, that of the first checkpoint too."""
 LAUNCHER, NODE = "launcher", "local"
 AGENT, KEEPER = f"agent/{NODE}", f"keeper/{NODE}"
 WORKERS = ("generator/0", "generator/1", "reward/0", "reward/1", "shaper/0", "learner/0")
@@ -183,7 +185,7 @@ class Ordeal:
 
     def kill_at_random(self, victims: tuple[str, ...], num_kills: int) -> None:
         """Kill whoever is there; then see that the run comes to its end, and who was away. Raises `AssertionError`."""
-        wait_for_step(self._run, 0)
+        wait_for_step(self._run, FIRST_STEPS)
         whoever = (*victims, *victims, LAUNCHER, KEEPER)  # the whole run goes down with these two
         for _ in range(num_kills):
             self._wait(time.monotonic() + self._rng.uniform(0.0, KILLED_EVERY_S))

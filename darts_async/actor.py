@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import structlog
 import uvloop
 import yaml
@@ -234,7 +235,13 @@ def _report_now(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> Process
     """The status; what was done until now goes to the trace."""
     gauges = actor.gauges()
     runtime.clock.cut()
-    runtime.trace.level(tokens=gauges.num_tokens, in_flight=gauges.num_in_flight, policy_version=gauges.policy_version)
+    runtime.trace.level(
+        tokens=gauges.num_tokens,
+        in_flight=gauges.num_in_flight,
+        policy_version=gauges.policy_version,
+        loop_lag_s=loop_lag_s,
+        memory_mb=psutil.Process().memory_info().rss / 1e6,
+    )
     runtime.trace.flush()
     return ProcessStatus(
         state=gauges.state,

@@ -1,0 +1,295 @@
+"""How much sooner is a step on accelerators that are not there? The real processes, sockets and broadcasts.
+
+    python -m bench.emulated [--trace PATH] [--workloads NAME ...] [--arms NAME ...] [--accelerators 8 16 64]
+                             [--steps 30] [--seeds S ...] [--out DIR]
+
+Engines and the learner wait for as long as the accelerators of `bench.profiles` would take; everything else is what
+runs in production. To make it short, one emulated token stands for K real ones, and a run goes K times faster than
+real time (a large cluster slower than that: `slowed`): a decode step takes its real time, a run of hours takes minutes,
+and what our own processes cost weighs K times what it would. So this is a lower bound of what is left of a speed-up.
+
+All arms of a seed run one after another on the same prompts and lengths, seeds in turn. The policy is frozen: this is
+the schedule alone. Times and rates in the tables are of real tokens on the real accelerators.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from bench.emulated_plot import draw
+from bench.measured import SCHEMA, Measured, launch, measure
+from bench.profiles import PROFILES, Profile
+from bench.shaping import ARMS, BASELINE, KEEP, SYNTHETIC, commit, from_trace, spread
+from bench.shaping_plots import require_matplotlib
+from darts_async.errors import ConfigError
+from darts_async.simulation import Workload
+
+PLAIN = "asynchronous"
+CHOSEN = (
+    BASELINE,
+    "synchronous, tail batching",
+    PLAIN,
+    "asynchronous, tail batching",
+    "darts",
+    "shortest",
+    "survivor",
+)
+LAUNCH = 12
+TOKENS_PER_TOKEN = {"heavy": 32}
+"""K of a workload, if not this:"""
+FEW_TOKENS = 16
+NUM_PROMPTS = 512
+COLUMNS = 16
+SKIPPED = 4
+"""Steps at the beginning, in which the pipeline fills."""
+PLOT = "emulated.png"
+
+
+def main() -> None:
+    """One command; a user's mistake ends it with one line."""
+    arguments = parse_arguments()
+    try:
+        run(arguments)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", type=Path, help=".npz file with lengths and rewards [num_prompts, samples]")
+    parser.add_argument("--workloads", nargs="*", choices=SYNTHETIC, default=["math", "heavy"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(CHOSEN))
+    parser.add_argument("--accelerators", nargs="+", type=int, choices=PROFILES, default=[8])
+    parser.add_argument("--steps", type=int, default=30, help=f"per run, of which {SKIPPED} are left out")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--out", type=Path, help="directory for emulated.md, .json and the plot")
+    arguments = parser.parse_args()
+    if arguments.steps <= SKIPPED:
+        parser.error(f"--steps {arguments.steps}: {SKIPPED} are left out, so give more")
+    return arguments
+
+
+Cells = dict[tuple[int, str, str], list[Measured]]
+"""By accelerators, workload and arm: one for each seed."""
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print, and write what was asked for."""
+    if arguments.out:
+        require_matplotlib()
+    workloads = {name: SYNTHETIC[name] for name in arguments.workloads}
+    if arguments.trace:
+        workloads = {arguments.trace.stem: (partial(from_trace, arguments.trace), 1 << 15)} | workloads
+    arms = [BASELINE, *(arm for arm in arguments.arms if arm != BASELINE)]
+    cells: Cells = {}
+    began_s = time.monotonic()
+    for number in arguments.accelerators:
+        for name, (make, cap) in workloads.items():
+            for seed in arguments.seeds:
+                lengths = lengths_of(make(seed, NUM_PROMPTS))
+                for arm in arms:
+                    found = one_run(PROFILES[number], name, lengths, cap, arm, arguments.steps, seed)
+                    cells.setdefault((number, name, arm), []).append(found)
+                    print(f"{number}, {name}, {arm}, seed {seed}: {found.window_s:.0f} s", file=sys.stderr)
+                text = report(cells, command_of(arguments), time.monotonic() - began_s)
+                write(arguments.out, text, cells)  # whoever stops this keeps what there is
+    print(text)
+
+
+def lengths_of(workload: Workload) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """[NUM_PROMPTS, COLUMNS] in real tokens."""
+    draws = [[workload.draw(prompt, index, 0)[0] for index in range(COLUMNS)] for prompt in range(NUM_PROMPTS)]
+    return np.array(draws, np.int64)
+
+
+def tokens_per_token(workload: str) -> int:
+    """How many real ones an emulated one stands for."""
+    return TOKENS_PER_TOKEN.get(workload, FEW_TOKENS)
+
+
+def one_run(
+    profile: Profile,
+    workload: str,
+    lengths: np.ndarray[Any, np.dtype[np.int64]],
+    cap: int,
+    arm: str,
+    num_steps: int,
+    seed: int,
+) -> Measured:
+    """Launch it and measure it."""
+    ratio = tokens_per_token(workload)
+    with tempfile.TemporaryDirectory() as home:
+        trace = Path(home) / "lengths.npz"
+        np.savez(trace, lengths=-(-lengths // ratio))
+        settings = settings_of(profile, ratio, str(trace), -(-cap // ratio), arm, num_steps, seed)
+        return measure(launch(settings, Path(home)), SKIPPED)
+
+
+def settings_of(
+    profile: Profile, ratio: int, trace: str, cap: int, arm: str, num_steps: int, seed: int
+) -> dict[str, Any]:
+    """The cluster.yaml of a run, in emulated tokens and seconds."""
+    chosen, faster = ARMS[arm], ratio / profile.slowed
+    return {
+        "name": "emulated",
+        "seed": seed,
+        "roles": {"generator": {"replicas": profile.num_generators, "start_timeout_s": 300.0}},
+        "prompts": {"source": "chain", "num_train": NUM_PROMPTS, "held_out": 1, "max_prompt_tokens": 64},
+        "sampling": {"max_new_tokens": cap},
+        "shaping": {"keep": KEEP, "launch": chosen.launch or LAUNCH, **chosen.shaping},
+        "staleness": {"max_staleness": chosen.max_staleness, "cut_after_s": 1e6},
+        "generator": {
+            "engine": "scripted",
+            "num_slots": profile.num_slots,
+            "max_context_tokens": cap + 64,
+            "flush_every_steps": 1,
+            "script": {
+                "trace_path": trace,
+                "token_latency_s": profile.token_latency_s * ratio / faster,
+                "batch_for_double_latency": profile.batch_for_double_latency,
+                "update_stall_s": profile.update_stall_s / faster,
+            },
+        },
+        "learner": {
+            "steps": num_steps,
+            "groups_per_step": profile.groups_per_step,
+            "checkpoint_every": num_steps,
+            "script": {
+                "token_s": profile.token_s * ratio / faster,
+                "step_s": profile.step_s / faster,
+                "broadcast_s": profile.broadcast_s / faster,
+            },
+        },
+        "evaluation": {"samples_per_prompt": 0},
+        "telemetry": {"status_every_s": 0.1},
+    }
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------
+
+
+def columns(profile: Profile, workload: str, found: Measured, plain: Measured) -> dict[str, tuple[float, str]]:
+    """The numbers of one run, with how to show them; `plain` is the synchronous run of the same seed."""
+    ratio = tokens_per_token(workload)
+    faster = ratio / profile.slowed
+    real_s, trained = found.window_s * faster, found.num_trained * ratio
+    trained_per_s = found.num_trained / found.window_s
+    learning_s = trained * profile.token_s + found.num_steps * profile.step_s
+    return {
+        "s / step": (real_s / found.num_steps, ".1f"),
+        "speed-up per group": (plain.window_s / plain.num_groups / (found.window_s / found.num_groups), ".2f"),
+        "per trained token": (trained_per_s / (plain.num_trained / plain.window_s), ".2f"),
+        "decoded, tokens/s": (found.num_decoded * ratio / real_s, ",.0f"),
+        "of what the profile can": (found.num_decoded * ratio / real_s / profile.decoded_per_s, ".0%"),
+        "decoded / trained": (found.num_decoded / found.num_trained, ".2f"),
+        "generator idle": (found.mean("generator", "idle"), ".1%"),
+        "slots used": (found.mean("generator", "slots"), ".0%"),
+        "learner idle": (1 - found.processes["learner/0"].busy, ".1%"),
+        "by the profile": (max(0.0, 1 - learning_s / real_s), ".1%"),
+        "shaper busy": (found.mean("shaper", "busy"), ".0%"),
+        "loop lag max, ms": (found.largest("loop_lag_max_s") * 1e3, ".0f"),
+        "staleness": (found.staleness_mean, ".2f"),
+        "max": (found.staleness_max, ".0f"),
+    }
+
+
+NOTES = """\
+Medians over the seeds, with half of the range between the lowest and the highest. Speed-up: of the synchronous run of
+the same seed, by groups trained and by tokens trained. `of what the profile can`: decoded, over all slots of all
+generators in use all the time. `by the profile`: how long the learner would be idle if it cost nothing to feed it.
+In `asynchronous` weights are taken in flight and samples go on under the new ones (partial rollout). Tail batching
+opens 1.25 times the groups and samples. `darts` is the method as published; `shortest` stops a group at its 8th finish;
+`survivor` keeps the first 7 and one of the rest by lot. Shaping launches 12 for 8. `shaper busy`, `loop lag`: on the
+emulating machine, where a run goes K times faster than it would."""
+
+
+def report(cells: Cells, command: str, elapsed_s: float) -> str:
+    """All tables."""
+    lines = [
+        "# The whole system on emulated accelerators",
+        "",
+        f"`{command}`, commit {commit()}, {os.cpu_count()} cores ({platform.machine()}), Python "
+        f"{platform.python_version()}, {elapsed_s / 60:.0f} min.",
+        "",
+        NOTES,
+        "",
+        f"![{PLOT}]({PLOT})",
+        "",
+    ]
+    for number, workload in dict.fromkeys((number, workload) for number, workload, _ in cells):
+        lines += table(cells, number, workload)
+    return "\n".join(lines)
+
+
+def table(cells: Cells, number: int, workload: str) -> list[str]:
+    """Of one cluster and workload, as far as it has come."""
+    profile, ratio = PROFILES[number], tokens_per_token(workload)
+    rows: list[str] = []
+    titles: list[str] = []
+    for (_, _, arm), runs in ((key, runs) for key, runs in cells.items() if key[:2] == (number, workload)):
+        plain = cells[number, workload, BASELINE]
+        shown = [columns(profile, workload, *pair) for pair in zip(runs, plain, strict=False)]
+        titles = list(shown[0])
+        values = [spread([each[title][0] for each in shown], shown[0][title][1]) for title in titles]
+        rows.append(f"| {' | '.join((arm, *values))} |")
+    return [
+        f"## {workload}, {number} accelerators",
+        "",
+        f"{profile.num_generators} generators of {profile.num_slots} slots, {profile.num_training} that train; "
+        f"{profile.groups_per_step} groups of {KEEP} per step; K = {ratio}, {ratio / profile.slowed:g} times faster "
+        "than real time.",
+        "",
+        f"| {' | '.join(('arm', *titles))} |",
+        "|" + "---|" * (len(titles) + 1),
+        *rows,
+        "",
+    ]
+
+
+def write(directory: Path | None, text: str, cells: Cells) -> None:
+    """The tables, the numbers and the plot, if they are wanted."""
+    if directory is None:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "emulated.md").write_text(text)
+    runs = [
+        {"accelerators": number, "workload": workload, "arm": arm, "runs": msgspec.to_builtins(found)}
+        for (number, workload, arm), found in cells.items()
+    ]
+    (directory / "emulated.json").write_text(
+        json.dumps({"schema": SCHEMA, "commit": commit(), "cells": runs}, indent=1)
+    )
+    draw(directory / PLOT, speed_ups(cells))
+
+
+def speed_ups(cells: Cells) -> Mapping[str, Mapping[str, Sequence[float]]]:
+    """Per group, by cluster and workload, and by arm."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for (number, workload, arm), runs in cells.items():
+        plain = cells[number, workload, BASELINE]
+        ratios = [one.window_s / each.window_s for each, one in zip(runs, plain, strict=False)]
+        found.setdefault(f"{workload}, {number}", {})[arm] = ratios
+    return found
+
+
+def command_of(arguments: argparse.Namespace) -> str:
+    """What was called, without the directory of the trace."""
+    words = [Path(a).name if arguments.trace and a == str(arguments.trace) else a for a in sys.argv[1:]]
+    return shlex.join(["python", "-m", "bench.emulated", *words])
+
+
+if __name__ == "__main__":
+    main()

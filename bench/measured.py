@@ -1,0 +1,169 @@
+"""A run, launched from settings and measured from what it left: its traces, its metrics, its summary.
+
+Shares are integrals over the intervals in which a process worked, in a window that begins at one step and ends at
+another, so that starting and ending are in none. Tokens that a generator decoded are counted by itself.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import yaml
+from msgspec import Struct
+
+from darts_async.errors import ConfigError
+from darts_async.topology import LAUNCHER
+from launcher.shares import time_spent, tokens_between
+from launcher.traces import Life, Traces
+
+ROOT = Path(__file__).parent.parent
+DEADLINE_S = 3600.0
+SCHEMA = 1
+"""Of the files that hold these numbers. Another one cannot be compared with them."""
+
+
+class Use(Struct, frozen=True):
+    """What a process did in the window; shares of the window."""
+
+    busy: float
+    idle: float
+    away: float
+    stages: dict[str, float]
+    """Work, by stage; stages may overlap."""
+    waits: dict[str, float]
+    loop_lag_max_s: float
+    memory_max_mb: float
+    slots: float | None = None
+    """Of a generator: slots in use, in the mean over time."""
+
+
+class Measured(Struct, frozen=True):
+    """One run in its window."""
+
+    window_s: float
+    num_steps: int
+    num_groups: int
+    num_trained: int
+    """Tokens in gradients."""
+    num_decoded: int
+    staleness_mean: float
+    staleness_max: float
+    stalls_s: tuple[float, float]
+    """By which an update of the weights held decoding: median and longest of the updates."""
+    processes: dict[str, Use]
+    tokens_by_fate: dict[str, int]
+    """Of the whole run."""
+    reward: float
+    """Mean of the trained samples."""
+
+    def mean(self, role: str, of: str) -> float:
+        """The mean of an attribute over the processes of a role."""
+        return fmean(getattr(use, of) for name, use in self.processes.items() if name.startswith(f"{role}/"))
+
+    def wait(self, role: str, stage: str) -> float:
+        """The mean share that processes of a role waited for something."""
+        return fmean(use.waits.get(stage, 0.0) for name, use in self.processes.items() if name.startswith(f"{role}/"))
+
+    def largest(self, of: str) -> float:
+        """The largest value of an attribute over all processes."""
+        return max(float(getattr(use, of)) for use in self.processes.values())
+
+
+def launch(settings: Mapping[str, Any], home: Path) -> Path:
+    """Run `darts-launch` to its end, below an empty directory; returns the run directory.
+
+    Raises:
+        ConfigError: it did not finish, with its last words.
+    """
+    config = home / "cluster.yaml"
+    config.write_text(yaml.safe_dump({**settings, "runs_dir": str(home / "runs")}))
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    if done.returncode:
+        raise ConfigError(f"darts-launch ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
+    [run_dir] = (home / "runs").iterdir()
+    return run_dir
+
+
+def measure(run_dir: Path, skip_steps: int) -> Measured:
+    """The numbers of a finished run, from the end of step `skip_steps` - 1 to the end of the last one.
+
+    Raises:
+        ConfigError: the directory holds no finished run, no trace, or not that many steps.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+        config: dict[str, Any] = yaml.safe_load((run_dir / "config.yaml").read_text())
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{run_dir} is not the directory of a finished run: {error}") from error
+    lives = dict(Traces(run_dir).by_process())
+    ended_s = _step_ends(lives[LAUNCHER])
+    if len(ended_s) <= skip_steps:
+        raise ConfigError(f"{run_dir} holds {len(ended_s)} steps, of which {skip_steps} are to be left out; run more")
+    since_s, until_s = ended_s[skip_steps - 1], ended_s[-1]
+    metrics = [line for line in lines if line["type"] == "step" and line["step"] >= skip_steps]
+    stalls = [line["weights/stall_s"] for line in metrics if "weights/stall_s" in line]
+    num_steps = len(ended_s) - skip_steps
+    generators = [each for name, each in lives.items() if name.startswith("generator/")]
+    return Measured(
+        window_s=until_s - since_s,
+        num_steps=num_steps,
+        num_groups=num_steps * config["learner"]["groups_per_step"],
+        num_trained=round(sum(_values(metrics, "learner/tokens"))),
+        num_decoded=round(sum(tokens_between(each, since_s, until_s) for each in generators)),
+        staleness_mean=fmean(_values(metrics, "staleness/mean")),
+        staleness_max=max(_values(metrics, "staleness/max")),
+        stalls_s=(median(stalls), max(stalls)) if stalls else (0.0, 0.0),
+        processes={
+            name: _use(name, each, since_s, until_s, config["generator"]["num_slots"])
+            for name, each in lives.items()
+            if name != LAUNCHER
+        },
+        tokens_by_fate=_tokens_by_fate(summary),
+        reward=fmean(_values(metrics, "reward/mean")),
+    )
+
+
+def _step_ends(launcher: Sequence[Life]) -> list[float]:
+    """When the launcher heard of each step, by step; the last time, where a step was taken again."""
+    ended_s = {each.args["step"]: each.at_s for life in launcher for each in life.instants if each.name == "step"}
+    return [ended_s[step] for step in sorted(ended_s)]
+
+
+def _values(metrics: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [line[name] for line in metrics if name in line] or [0.0]
+
+
+def _use(name: str, lives: Sequence[Life], since_s: float, until_s: float, num_slots: int) -> Use:
+    spent = time_spent(name, lives, since_s, until_s)
+    levels = [level for life in lives for level in life.levels if since_s <= level.at_s <= until_s]
+    return Use(
+        busy=spent.share(spent.busy_s),
+        idle=spent.share(spent.idle_s),
+        away=spent.share(spent.away_s),
+        stages={stage: spent.share(seconds) for stage, seconds in spent.by_stage_s.items()},
+        waits={stage: spent.share(seconds) for stage, seconds in spent.waits_s.items()},
+        loop_lag_max_s=max((level.values.get("loop_lag_s", 0.0) for level in levels), default=0.0),
+        memory_max_mb=max((level.values.get("memory_mb", 0.0) for level in levels), default=0.0),
+        slots=(
+            fmean(min(level.values["in_flight"], num_slots) / num_slots for level in levels)
+            if name.startswith("generator/") and levels
+            else None
+        ),
+    )
+
+
+def _tokens_by_fate(summary: Mapping[str, Any]) -> dict[str, int]:
+    tokens = summary["tokens"]
+    return {} if tokens is None else {**tokens["by_fate"], "evaluated": tokens["evaluated"]}

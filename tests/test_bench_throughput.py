@@ -1,0 +1,138 @@
+"""Benchmarks of whole runs: what they launch can be run, what they measure adds up, what they compare is comparable."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.emulated import CHOSEN, LAUNCH, columns, settings_of, speed_ups
+from bench.measured import SCHEMA, Measured, Use, launch, measure
+from bench.profiles import PROFILES
+from bench.shaping import BASELINE
+from bench.throughput import names_of, read_results, regressions, write
+from bench.throughput import settings_of as settings_of_file
+from darts_async.config import RunConfig
+from darts_async.errors import ConfigError
+from launcher.audit import audit_run
+
+EMULATED: dict[str, Any] = {
+    "prompts": {"source": "chain", "num_train": 64, "held_out": 1},
+    "shaping": {"rule": "none", "launch": 4, "keep": 4},
+    "roles": {"generator": {"replicas": 2}},
+    "generator": {"engine": "scripted", "num_slots": 8, "script": {"median_tokens": 20.0, "token_latency_s": 0.002}},
+    "learner": {"groups_per_step": 2, "steps": 12, "checkpoint_every": 12, "script": {"token_s": 1e-5, "step_s": 0.01}},
+    "evaluation": {"samples_per_prompt": 0},
+    "telemetry": {"status_every_s": 0.05},
+}
+
+
+def measured(**changes: Any) -> Measured:
+    use = Use(busy=0.9, idle=0.1, away=0.0, stages={}, waits={}, loop_lag_max_s=0.01, memory_max_mb=100.0, slots=0.5)
+    numbers: dict[str, Any] = {
+        "window_s": 10.0,
+        "num_steps": 20,
+        "num_groups": 40,
+        "num_trained": 4000,
+        "num_decoded": 5000,
+        "staleness_mean": 1.0,
+        "staleness_max": 2.0,
+        "stalls_s": (0.001, 0.01),
+        "processes": {name: use for name in ("generator/0", "learner/0", "shaper/0", "reward/0")},
+        "tokens_by_fate": {"trained": 4000, "cancelled": 1000},
+        "reward": 0.5,
+    }
+    return Measured(**numbers | changes)
+
+
+@pytest.mark.slow
+def test_what_is_measured_of_a_run_adds_up(tmp_path: Path) -> None:
+    run_dir = launch(EMULATED, tmp_path)
+    assert audit_run(run_dir).findings == []
+    found = measure(run_dir, skip_steps=4)
+    assert (found.num_steps, found.num_groups) == (8, 16)
+    assert found.staleness_max <= 2
+    assert 0 < found.num_trained <= sum(found.tokens_by_fate.values())
+    assert 0 < found.num_decoded <= sum(found.tokens_by_fate.values())
+    assert set(found.processes) == {"shaper/0", "learner/0", "reward/0", "generator/0", "generator/1"}
+    for use in found.processes.values():
+        assert use.busy + use.idle + use.away == pytest.approx(1.0)
+        assert use.memory_max_mb > 10
+    learner = found.processes["learner/0"].stages
+    assert learner["step"] * found.window_s > 8 * 0.01, "each step takes the time that the script says"
+    assert 0 < found.mean("generator", "slots") <= 1
+    with pytest.raises(ConfigError, match="12 steps, of which 12"):
+        measure(run_dir, skip_steps=12)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not the directory of a finished run"):
+        measure(tmp_path, skip_steps=1)
+
+
+@pytest.mark.parametrize("number", PROFILES)
+@pytest.mark.parametrize("arm", CHOSEN)
+def test_every_emulated_run_is_a_valid_one(number: int, arm: str) -> None:
+    config = RunConfig.model_validate(settings_of(PROFILES[number], 16, "lengths.npz", 256, arm, 10, 0))
+    assert config.shaping.launch in (8, 10, LAUNCH)
+    assert config.roles.generator.replicas == PROFILES[number].num_generators
+
+
+def test_an_emulated_second_and_token_stand_for_as_many_real_ones() -> None:
+    profile = PROFILES[8]
+    row = columns(profile, "math", measured(), measured(window_s=20.0))
+    assert row["s / step"][0] == 10.0 * 16 / 20
+    assert row["speed-up per group"][0] == 2.0
+    assert row["decoded, tokens/s"][0] == 500.0, "16 times the tokens in 16 times the seconds"
+    cells = {(8, "math", BASELINE): [measured(window_s=20.0)], (8, "math", "shortest"): [measured()]}
+    assert speed_ups(cells) == {"math, 8": {BASELINE: [1.0], "shortest": [2.0]}}
+
+
+def test_a_rate_below_the_baseline_is_found(tmp_path: Path) -> None:
+    write(tmp_path, "", {"one": [measured()] * 3})
+    baseline = read_results(tmp_path / "throughput.json")
+    assert baseline == {"one": [measured()] * 3}
+    assert regressions({"one": [measured(num_trained=3700)]}, baseline, 0.9) == []
+    [slower] = regressions({"one": [measured(num_trained=3500)]}, baseline, 0.9)
+    assert slower == "one: tokens/s trained 350, which is 0.88 of the baseline's 400"
+    with pytest.raises(ConfigError, match="the baseline is of one, and this is of other"):
+        regressions({"other": [measured()]}, baseline, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("{", "no throughput.json"),
+        ("[]", "schema None"),
+        (json.dumps({"schema": SCHEMA + 1}), f"schema {SCHEMA + 1}, and this is schema {SCHEMA}"),
+        (json.dumps({"schema": SCHEMA}), "no throughput.json"),
+        (json.dumps({"schema": SCHEMA, "runs": {"one": [{"window_s": "long"}]}}), "no throughput.json"),
+    ],
+)
+def test_what_is_no_baseline_is_refused(tmp_path: Path, content: str, why: str) -> None:
+    path = tmp_path / "throughput.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=why):
+        read_results(path)
+
+
+def test_a_cluster_is_run_for_the_steps_that_were_asked_for_and_only_if_it_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "cluster.yaml"
+    path.parent.mkdir()
+    path.write_text("learner: {groups_per_step: 3}\n")
+    assert settings_of_file(path, 7) == {"learner": {"groups_per_step": 3, "steps": 7}}
+    path.write_text("learner: {groups_per_step: none}\n")
+    with pytest.raises(ConfigError, match="groups_per_step"):
+        settings_of_file(path, 7)
+    assert names_of([path, tmp_path / "b.yaml"]) == ["cluster", "b"]
+    assert names_of([path, tmp_path / "cluster.yaml"]) == [str(path.with_suffix("")), str(tmp_path / "cluster")]
+
+
+def test_a_run_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exit code 2"):
+        launch({"learner": {"steps": 0}}, tmp_path)
+
+
+def test_measured_numbers_survive_json() -> None:
+    assert msgspec.json.decode(msgspec.json.encode(measured()), type=Measured) == measured()
