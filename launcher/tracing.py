@@ -65,6 +65,14 @@ def export(run_dir: Path, out: Path, since_s: float | None, until_s: float | Non
     return report
 
 
+def time_of_all(traces: Traces) -> list[TimeSpent]:
+    """How each process but the launcher spent its time, between starting and ending; empty if that is no time yet."""
+    window_s = _window(traces, None, None)
+    if not window_s[0] < window_s[1]:
+        return []
+    return [time_spent(process, lives, *window_s) for process, lives in traces.by_process() if process != LAUNCHER]
+
+
 def _window(traces: Traces, since_s: float | None, until_s: float | None) -> tuple[float, float]:
     """What the table is about."""
     last_s, published_s = 0.0, 0.0

@@ -20,6 +20,7 @@ from darts_async.topology import read_plan
 from launcher.audit import AuditReport, audit_run
 from launcher.live import find_run, names_of, not_live, record_of
 from launcher.logs import log_tails
+from launcher.report import REPORT_FILE, write_report
 from launcher.requests import Done, GetStatus, Refused, Request, RestartProcess, RunState, StopRun
 from launcher.rundir import LOGS_DIR, TRACE_FILE
 from launcher.service import NotRunningError, ask
@@ -127,8 +128,20 @@ def trace(
     """Write what every process did and when, for Perfetto, and show how busy each was."""
     with bad_input():
         found = find_run(run_dir, _RUNS)
-        report = export(found, out or found / TRACE_FILE, since_s, until_s)
-    Console().print(report_screen(report))
+        exported = export(found, out or found / TRACE_FILE, since_s, until_s)
+    Console().print(report_screen(exported))
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write; RUN_DIR/report.html.")] = None,
+) -> None:
+    """Write one page about a run: rewards, lengths, staleness, fates, and who was idle. Needs the extra `report`."""
+    with bad_input():
+        found = find_run(run_dir, _RUNS)
+        file = out or found / REPORT_FILE
+        write_report(found, file)
+    _print(f"{file} is written")
 
 
 def init(
@@ -146,7 +159,7 @@ def init(
     _print(f"{file} is written; try: darts-launch {file}")
 
 
-VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, trace, init)
+VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, trace, report, init)
 
 
 def _asked(run_dir: Path, request: Request) -> str:

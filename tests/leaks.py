@@ -6,6 +6,7 @@ process group and its parent is dead.
 
 import gc
 import os
+import sysconfig
 import tempfile
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ GONE_WITHIN_S = 10.0
 """A process that was killed takes a moment, and a socket is closed by a thread of ZeroMQ's."""
 _TICK_S = 0.02
 _SHARED_MEMORY = Path("/dev/shm")
-_KEPT = ("/dev/", "/proc/", "/sys/", "/usr/", "anon_inode:[pidfd]")
+_KEPT = ("/dev/", "/proc/", "/sys/", "/usr/", "anon_inode:[pidfd]", sysconfig.get_path("purelib"))
 """Where descriptors lead that libraries open once and keep."""
 
 

@@ -1,0 +1,121 @@
+"""What a run has left, gathered for `darts-launch report`: its metrics, its samples, its time. Reading only."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from darts_async.errors import ConfigError
+from darts_async.shaper.ledger import SampleEnded, read_ledger
+from darts_async.topology import LAUNCHER
+from launcher.audit import LEDGER_FILE
+from launcher.live import record_of
+from launcher.rundir import METRICS_FILE, SUMMARY_FILE, RunRecord
+from launcher.shares import TimeSpent
+from launcher.summary import Summary
+from launcher.traces import Life, Traces
+from launcher.tracing import time_of_all
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """One run, live or over."""
+
+    run_dir: Path
+    record: RunRecord
+    summary: Summary | None
+    """Of a run that its launcher saw end."""
+    steps: list[dict[str, Any]]
+    """The metrics of each step, in order; of one that was taken again, the last."""
+    evaluations: list[dict[str, Any]]
+    trained: list[SampleEnded]
+    ended: list[SampleEnded]
+    """All of them, the trained ones included."""
+    spent: list[TimeSpent]
+    """Empty if the run has no trace."""
+    away: list[tuple[str, float, float]]
+    """(process, from, until): who was gone, in seconds since the start."""
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps that have a metric, and its values."""
+        points = [(line["step"], line[name]) for line in self.steps if name in line]
+        return [step for step, _ in points], [value for _, value in points]
+
+
+def gather(run_dir: Path) -> RunData:
+    """Read everything.
+
+    Raises:
+        ConfigError: it is no run directory, or nothing has happened in it yet.
+    """
+    record = record_of(run_dir)
+    lines = _lines(run_dir / METRICS_FILE)
+    steps: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        if line["type"] == "step":
+            steps[line["step"]] = steps.get(line["step"], {}) | line
+    if not steps:
+        raise ConfigError(f"{run_dir} has no step yet, so there is nothing to report of")
+    try:
+        ended = [each for each in read_ledger(run_dir / LEDGER_FILE) if isinstance(each, SampleEnded)]
+    except (OSError, msgspec.MsgspecError, ValueError) as error:
+        raise ConfigError(f"{run_dir / LEDGER_FILE} cannot be read as a ledger: {error}") from error
+    spent, away = _time(run_dir)
+    return RunData(
+        run_dir=run_dir,
+        record=record,
+        summary=_summary(run_dir),
+        steps=[steps[step] for step in sorted(steps)],
+        evaluations=[line for line in lines if line["type"] == "evaluation"],
+        trained=[each for each in ended if each.fate == "trained" and each.step is not None],
+        ended=ended,
+        spent=spent,
+        away=away,
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines: the last one of a run that was killed may be torn."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in text.splitlines(keepends=True):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if line.endswith("\n"):
+                raise ConfigError(f"{path} holds a line that is no JSON object: {line[:80]!r}") from error
+    return found
+
+
+def _summary(run_dir: Path) -> Summary | None:
+    try:
+        return msgspec.json.decode((run_dir / SUMMARY_FILE).read_bytes(), type=Summary)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{run_dir / SUMMARY_FILE} is not a summary of this version: {error}") from error
+
+
+def _time(run_dir: Path) -> tuple[list[TimeSpent], list[tuple[str, float, float]]]:
+    try:
+        traces = Traces(run_dir)
+    except ConfigError:
+        return [], []
+    away = [
+        (process, before.ended_s, after.began_s)
+        for process, lives in traces.by_process()
+        if process != LAUNCHER
+        for before, after in _gaps(lives)
+    ]
+    return time_of_all(traces), away
+
+
+def _gaps(lives: Sequence[Life]) -> list[tuple[Life, Life]]:
+    return list(itertools.pairwise(lives))
