@@ -77,6 +77,20 @@ def evaluate(
     return Samples(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Samples)))
 
 
+def sample_prompts(
+    model: Any, model_path: Path, prompts: list[tuple[str, str]], *, num_samples: int, max_new_tokens: int
+) -> NDArray[np.float64]:
+    """Rewards [num_prompts, num_samples] of fresh samples of a model in memory, prompts (text, answer) in any order."""
+    tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
+    rewards = np.zeros((len(prompts), num_samples))
+    num_words = [len(text.split()) for text, _ in prompts]
+    for size in sorted(set(num_words)):
+        places = [place for place, words in enumerate(num_words) if words == size]
+        same = [ChainPrompt(*prompts[place], size) for place in places]
+        rewards[places] = _sample(model, tokenizer, same, num_samples, {"max_new_tokens": max_new_tokens}).rewards
+    return rewards
+
+
 def summarise(samples: Samples) -> Summary:
     """The summary of a pool."""
     lengths, rewards = samples.lengths.astype(np.float64), samples.rewards
