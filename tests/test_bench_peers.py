@@ -1,0 +1,45 @@
+"""The race with another trainer: both run the same task, and the clock is read fairly."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM
+
+from bench.peers import OURS, Climb, config_of, reward_function, settings_of
+from darts_async.models import resolve_model_path
+from darts_async.quickstart.evaluate import sample_prompts
+from darts_async.quickstart.task import make_prompts
+from darts_async.quickstart.tokenizer import EOS_ID, build_tokenizer
+
+MODEL = resolve_model_path("quickstart")
+
+
+def test_a_run_ends_where_it_is_there_first() -> None:
+    climb = Climb("ours", 0, [(0.0, 0, 0.5), (10.0, 10, 0.91), (20.0, 20, 0.89), (30.0, 30, 0.95)])
+    assert climb.reached(0.9) == (10.0, 10, True)
+    assert climb.reached(0.5) == (0.0, 0, True)
+    assert climb.reached(0.99) == (30.0, 30, False)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_are_valid_runs_with_what_the_other_trains_on(name: str) -> None:
+    config = config_of(settings_of(OURS[name], 3, 20))
+    assert (config.seed, config.learner.steps, config.learner.groups_per_step, config.shaping.keep) == (3, 20, 16, 8)
+
+
+def test_the_other_trainer_gets_the_reward_of_the_task() -> None:
+    tokenizer = build_tokenizer()
+    judge = reward_function(Path(MODEL))
+    right, wrong = (tokenizer.encode(f"+5 2 ans {answer}").ids for answer in (2, 3))
+    assert judge([[*right, EOS_ID], right, [*wrong, EOS_ID], []], ["2", "2", "2", "2"]) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_rewards_are_those_of_the_prompts_in_their_order() -> None:
+    prompts = [(prompt.text, prompt.answer) for prompt in make_prompts(0, 18, seed=1)[1]]
+    impossible = [(text, answer if index % 2 else "none") for index, (text, answer) in enumerate(prompts)]
+    model = AutoModelForCausalLM.from_pretrained(MODEL)
+    rewards = sample_prompts(model, Path(MODEL), impossible, num_samples=4, max_new_tokens=96)
+    assert rewards.shape == (18, 4)
+    assert not rewards[::2].any()
+    assert np.count_nonzero(rewards[1::2]) > 6
