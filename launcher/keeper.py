@@ -56,6 +56,7 @@ from launcher.orders import (
     ToKeeper,
 )
 from launcher.rundir import LOGS_DIR
+from launcher.scratch import remove_scratch_of
 from launcher.supervisor import ProcessExit, ProcessRecord, Supervisor, start_time_s
 
 AGENT_SILENT_S = 20.0
@@ -341,6 +342,7 @@ def _kill(run_dir: Path, node: str) -> None:
             names = ", ".join(f"{record.name} (pid {record.pid})" for record in left)
             raise DeadlineError(f"{names}: alive {KILLED_WITHIN_S} s after the keeper was killed")
         time.sleep(_TICK_S / 10)
+    remove_scratch_of(there.keeper.pid)
 
 
 def _say(**words: int) -> None:

@@ -6,7 +6,7 @@ hold whatever happens:
 
 - each process that was started gives exactly one `ProcessExit`;
 - when a process is gone, so is the rest of its session (workers it had started): its exit is not given before, so
-  whoever starts it again finds nobody left of the one before;
+  whoever starts it again finds nobody left of the one before, and its temporary files are gone too (`scratch`);
 - when the supervisor's process is killed, the kernel kills the processes (`darts_async.lifetime`); when it leaves the
   supervisor's block, by whatever way, everything still running has been killed and waited for.
 
@@ -31,6 +31,7 @@ import psutil
 from darts_async.errors import DeadlineError
 from darts_async.lifetime import PARENT_PID_VARIABLE
 from darts_async.topology import ProcessSpec, file_stem
+from launcher.scratch import make_scratch, remove_scratch
 
 KILLED_AFTER_S = 10.0
 """A killed process that the kernel has not ended by then hangs in a system call."""
@@ -107,17 +108,22 @@ class Supervisor:
         """Start a process. Its output goes to `logs/ROLE-N.out`. Raises `OSError` if it cannot be executed."""
         assert spec.name not in self._children, f"{spec.name} is running"
         argv = _as_incarnation(spec.argv, incarnation)
-        with self.output_path(spec.name).open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                env={**os.environ, **spec.env, PARENT_PID_VARIABLE: str(os.getpid())},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-            )
+        scratch = make_scratch(os.getpid())
+        try:
+            with self.output_path(spec.name).open("ab") as output:
+                process = await asyncio.create_subprocess_exec(
+                    *argv,
+                    env={**os.environ, "TMPDIR": str(scratch), **spec.env, PARENT_PID_VARIABLE: str(os.getpid())},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=asyncio.subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError:
+            remove_scratch(scratch)
+            raise
         record = ProcessRecord(spec.name, process.pid, start_time_s(process.pid), argv, incarnation)
-        watcher = self._watchers.create_task(self._watch(record, process), name=f"watch {spec.name}")
+        watcher = self._watchers.create_task(self._watch(record, process, scratch), name=f"watch {spec.name}")
         self._children[spec.name] = _Child(record, process, watcher)
         return record
 
@@ -163,9 +169,10 @@ class Supervisor:
         """Where the output of a process goes."""
         return self._logs_dir / f"{file_stem(name)}.out"
 
-    async def _watch(self, record: ProcessRecord, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, record: ProcessRecord, process: asyncio.subprocess.Process, scratch: Path) -> None:
         code = await process.wait()
         await end_session(process.pid)
+        remove_scratch(scratch)
         del self._children[record.name]
         self._ended.append(ProcessExit(record.name, process.pid, code, record.incarnation))
         self._changed.set()

@@ -10,6 +10,7 @@ import sysconfig
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,8 +64,18 @@ def belongings() -> Belongings:
         processes=frozenset(ours.values()),
         descriptors=Counter(_descriptors()),
         shared_memory=frozenset(path.name for path in _SHARED_MEMORY.iterdir() if not _is_of_others(path.name)),
-        temporary=frozenset(path.name for path in Path(tempfile.gettempdir()).iterdir()),
+        temporary=frozenset(map(str, _temporary())),
     )
+
+
+def _temporary() -> Iterator[Path]:
+    """Temporary files, and what processes of runs had for theirs: of a supervisor that is dead."""
+    own = Path(tempfile.gettempdir())
+    if not own.name.startswith("darts-"):  # or the module's own, which are removed with it
+        yield from (path for path in own.iterdir() if not path.name.startswith(f"darts-{os.getpid()}-"))
+    for path in Path("/tmp").glob("darts-*-*"):
+        if not psutil.pid_exists(int(path.name.split("-")[1])):
+            yield path
 
 
 def _ours() -> dict[int, str]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from darts_async.topology import ProcessSpec
+from launcher.scratch import make_scratch, remove_scratch, remove_scratch_of
 from launcher.supervisor import ProcessExit, Supervisor, last_lines
 
 READY = "import sys, time; print('ready', flush=True); "
@@ -188,6 +190,7 @@ def test_a_killed_launcher_takes_its_processes_with_it(tmp_path: Path) -> None:
         pid = int(launcher.stdout.readline())
         launcher.kill()
     wait_until(lambda: not alive(pid))
+    remove_scratch_of(launcher.pid)  # as the next keeper of the node does
 
 
 @pytest.mark.slow
@@ -208,3 +211,30 @@ def test_last_lines_come_from_log_and_output(tmp_path: Path) -> None:
     assert last_lines(tmp_path, "learner/0", 10) == expected
     assert last_lines(tmp_path, "learner/0", 2) == expected[-2:]
     assert last_lines(tmp_path, "shaper/0", 2) == []
+
+
+WRITES = "import os, tempfile; print(tempfile.mkstemp()[1], flush=True); os.kill(os.getpid(), 9)"
+
+
+@pytest.mark.slow
+async def test_temporary_files_go_with_the_process_that_was_killed(supervisor: Supervisor, tmp_path: Path) -> None:
+    await supervisor.start(spec("reward/0", WRITES))
+    assert (await one_exit(supervisor)).code == -signal.SIGKILL
+    [path] = await until_ready(supervisor.output_path("reward/0"))
+    assert Path(path).parent.name.startswith(f"darts-{os.getpid()}-")
+    assert not Path(path).parent.exists()
+
+
+def test_what_a_dead_supervisor_has_left_is_removed_and_nothing_else() -> None:
+    left, other = make_scratch(4_194_305), make_scratch(4_194_306)
+    (left / "file").touch()
+    remove_scratch_of(4_194_305)
+    assert (left.exists(), other.exists()) == (False, True)
+    remove_scratch(other)
+
+
+def test_a_socket_fits_into_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 60)))
+    scratch = make_scratch(os.getpid())
+    remove_scratch(scratch)
+    assert len(str(scratch)) + 37 < 107

@@ -50,7 +50,7 @@ def test_a_port_a_file_a_segment_and_a_temporary_file_are_found(tmp_path: Path) 
         "1 x descriptor of socket",
         f"1 x descriptor of {tmp_path / 'open'}",
         f"shared memory leak_{os.getpid()}_test",
-        f"temporary file {temporary.name}",
+        f"temporary file {temporary}",
     ):
         assert words in left
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launcher.scratch import make_scratch, remove_scratch
 from tests.vllm_world import needs_vllm, tiny_model
 
 pytestmark = [needs_vllm, pytest.mark.slow]
@@ -23,7 +24,9 @@ def decoding(model_dir: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Pr
     """A process that decodes with vLLM, and its engine core."""
     tiny_model().save_pretrained(model_dir)
     command = [sys.executable, "-m", "tests.fakes.vllm_process", str(model_dir)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    scratch = make_scratch(os.getpid())  # as the supervisor of a run gives each process one
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     try:
         for line in process.stdout:
@@ -35,6 +38,8 @@ def decoding(model_dir: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Pr
         process.kill()
         process.wait(PATIENCE_S)
         process.stdout.close()
+        assert list(scratch.iterdir()), "or it is needed no more"
+        remove_scratch(scratch)
 
 
 def test_the_engine_core_dies_with_the_process_that_started_it(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import structlog
 
 from darts_async.actor import TERMINATED, Gauges, Runtime, main
 from darts_async.config import RunConfig
+from darts_async.errors import DataError
 from darts_async.models import resolve_model_path, stop_token_ids
 from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.prompts.source import ShuffledPrompts
@@ -77,7 +78,11 @@ class ShaperActor:
         self._inputs: list[AnyInput] = []
         self._outputs: list[Output] = []
         if path.exists():
-            self._standing, num_bytes = take_up(path, self._ledger, make_state)
+            try:
+                self._standing, num_bytes = take_up(path, self._ledger, make_state)
+            except DataError:
+                self._ledger.close()
+                raise
             self._journal.resume(num_bytes)
             log.info("taken_up", journal_bytes=num_bytes, phase=self._state.phase.name)
         else:
