@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,7 @@ class Ordeal:
 
     def kill_at_random(self, victims: tuple[str, ...], num_kills: int) -> None:
         """Kill whoever is there; then see that the run comes to its end, and who was away. Raises `AssertionError`."""
-        wait_for_step(self._run, FIRST_STEPS)
+        self._wait_until(lambda: max(steps_of(self._run), default=0) >= FIRST_STEPS)
         whoever = (*victims, *victims, LAUNCHER, KEEPER)  # the whole run goes down with these two
         for _ in range(num_kills):
             self._wait(time.monotonic() + self._rng.uniform(0.0, KILLED_EVERY_S))
@@ -210,10 +211,10 @@ class Ordeal:
             time.sleep(0.05)
 
     def _resume(self) -> None:
-        begin_s, num_steps = time.monotonic(), num_steps_of(self._run)
+        begin_s, num_steps = time.monotonic(), len(steps_of(self._run))
         self._run.resume()
         self._results.num_resumed += 1
-        wait_for_step(self._run, num_steps)
+        self._wait_until(lambda: len(steps_of(self._run)) > num_steps)
         self._results.away_s[LAUNCHER].append(time.monotonic() - begin_s)
 
     def _kill(self, name: str) -> None:
@@ -226,15 +227,16 @@ class Ordeal:
             pid, num_heard = record[role_of(name)]["pid"], len(self._run.events("node_up"))
             begin_s = time.monotonic()
             os.kill(pid, signal.SIGKILL)
-            self._wait_for_agent(num_heard)
+            self._wait_until(lambda: len(self._run.events("node_up")) > num_heard)
             self._results.away_s[role_of(name)].append(time.monotonic() - begin_s)
         else:
             self._run.kill(name)
 
-    def _wait_for_agent(self, num_heard: int) -> None:
+    def _wait_until(self, holds: Callable[[], bool]) -> None:
+        """Or until the launcher has ended."""
         deadline_s = time.monotonic() + RUN_ENDS_WITHIN_S
-        while self._run.process.poll() is None and len(self._run.events("node_up")) <= num_heard:
-            assert time.monotonic() < deadline_s, "no agent comes"
+        while self._run.process.poll() is None and not holds():
+            assert time.monotonic() < deadline_s, f"it does not come:\n{self._run.output}"
             time.sleep(0.02)
 
 
@@ -243,17 +245,9 @@ def role_of(name: str) -> str:
     return name.partition("/")[0]
 
 
-def num_steps_of(run: LaunchedRun) -> int:
-    """Lines of steps so far."""
-    return sum(line["type"] == "step" for line in run.lines("metrics.jsonl"))
-
-
-def wait_for_step(run: LaunchedRun, known: int) -> None:
-    """Until there is one more, or the run has ended."""
-    deadline_s = time.monotonic() + RUN_ENDS_WITHIN_S
-    while run.process.poll() is None and num_steps_of(run) <= known:
-        assert time.monotonic() < deadline_s, f"no step comes:\n{run.output}"
-        time.sleep(0.05)
+def steps_of(run: LaunchedRun) -> list[int]:
+    """Of the lines of steps so far."""
+    return [line["step"] for line in run.lines("metrics.jsonl") if line["type"] == "step"]
 
 
 def finished(run: LaunchedRun, results: Results) -> dict[str, Any]:
