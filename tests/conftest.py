@@ -44,8 +44,15 @@ def _own_place(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_of_a_module_is_left(request: pytest.FixtureRequest) -> Generator[None]:
     before = belongings()
-    with _scratch() if request.module.__name__.startswith("tests.test_vllm") else contextlib.nullcontext():
+    if not request.module.__name__.startswith("tests.test_vllm"):
         yield
+        _assert_nothing_is_left(before)
+        return
+    with _scratch():
+        yield
+    before.descriptors["pipe"] += (
+        2  # vLLM keeps what it started its first engine core with, and the end of it, for ever
+    )
     _assert_nothing_is_left(before)
 
 
