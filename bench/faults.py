@@ -110,7 +110,9 @@ def main() -> None:
     """Run until there were enough kills, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--kills-per-run", type=int, default=20, help="at random; those at named points come on top")
+    parser.add_argument(
+        "--kills-per-run", type=int, default=20, help="at random, 0 for none; those at named points come on top"
+    )
     parser.add_argument("--engine", choices=sorted(ENGINES), default="scripted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -136,7 +138,8 @@ def one_run(engine: str, num_kills: int, seed: int, rng: random.Random, results:
     sections = sections | {
         "seed": seed,
         "roles": {"generator": role, "reward": role, "shaper": {"restart": RESTART}, "learner": learner},
-        "learner": sections.get("learner", {}) | {"steps": STEPS_PER_KILL[engine] * num_kills, "checkpoint_every": 20},
+        "learner": sections.get("learner", {})
+        | {"steps": STEPS_PER_KILL[engine] * max(num_kills, 2), "checkpoint_every": 20},
         "telemetry": {"status_every_s": 0.05},
     }
     undisturbed = plain_run(base, sections) if engine == "embedded" else None
@@ -269,7 +272,10 @@ def table(arguments: argparse.Namespace, results: Results) -> str:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    command = f"python -m bench.faults --kills {arguments.kills} --engine {arguments.engine} --seed {arguments.seed}"
+    command = (
+        f"python -m bench.faults --kills {arguments.kills} --kills-per-run {arguments.kills_per_run} "
+        f"--engine {arguments.engine} --seed {arguments.seed}"
+    )
     lines = [
         f"`{command}`, commit {commit.stdout.strip()}, {os.cpu_count()} cores ({platform.machine()}), no GPU.",
         "",
