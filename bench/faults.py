@@ -145,7 +145,8 @@ def one_run(engine: str, num_kills: int, seed: int, rng: random.Random, results:
     undisturbed = plain_run(base, sections) if engine == "embedded" else None
     ranks = ("learner/1",) if num_ranks > 1 else ()
     victims = (*WORKERS, *ranks, AGENT)
-    armed = {name: least_seen(name, results, rng) for name in (*victims, rng.choice((LAUNCHER, KEEPER)))}
+    with_all = (rng.choice((LAUNCHER, KEEPER)),) if results.num_runs % 3 == 0 else ()  # all others go down with these
+    armed = {name: least_seen(name, results, rng) for name in (*victims, *with_all)}
     faults = ", ".join(f"crash {point}:{passing_of(point, rng)}@{name}" for name, point in armed.items())
     with tempfile.TemporaryDirectory() as home, LaunchedRun(Path(home), base, sections, faults) as run:
         try:
