@@ -79,7 +79,7 @@ ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "embedded": ("quickstart.yaml", {"learner": {"groups_per_step": 8}, "prompts": {"num_train": 512}}),
 }
-STEPS_PER_KILL = {"scripted": 25, "embedded": 8}
+STEPS_PER_KILL = {"scripted": 12, "embedded": 6}
 
 
 @dataclass
