@@ -159,8 +159,9 @@ class LaunchedRun:
         assert not (self.run_dir / "control.sock").exists()
         # torch makes an empty directory for its compiler, one per user and machine, when it is imported
         assert [path.name for path in self._temporary.rglob("*") if not path.name.startswith("torchinductor")] == []
-        keeper = json.loads((self.run_dir / "nodes" / "local.json").read_text())["keeper"]["pid"]
-        assert not [path for base in (self._temporary, Path("/tmp")) for path in base.glob(f"darts-{keeper}-*")]
+        for node in (self.run_dir / "nodes").glob("*.json"):
+            keeper = json.loads(node.read_text())["keeper"]["pid"]
+            assert not [path for base in (self._temporary, Path("/tmp")) for path in base.glob(f"darts-{keeper}-*")]
 
     def _is_listened_to(self, host: str, port: int) -> bool:
         """Asked where the launcher ran: elsewhere the address may be somebody else's."""
