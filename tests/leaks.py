@@ -69,13 +69,10 @@ def belongings() -> Belongings:
 
 
 def _temporary() -> Iterator[Path]:
-    """Temporary files, and what processes of runs had for theirs: of a supervisor that is dead."""
+    """Temporary files. What a supervisor that was killed leaves of its processes' waits for the next one."""
     own = Path(tempfile.gettempdir())
     if not own.name.startswith("darts-"):  # or the module's own, which are removed with it
-        yield from (path for path in own.iterdir() if not path.name.startswith(f"darts-{os.getpid()}-"))
-    for path in Path("/tmp").glob("darts-*-*"):
-        if not psutil.pid_exists(int(path.name.split("-")[1])):
-            yield path
+        yield from (path for path in own.iterdir() if not path.name.startswith("darts-"))
 
 
 def _ours() -> dict[int, str]:
