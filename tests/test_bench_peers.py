@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from bench.peers import OURS, Climb, config_of, reward_function, settings_of
@@ -35,11 +36,13 @@ def test_the_other_trainer_gets_the_reward_of_the_task() -> None:
     assert judge([[*right, EOS_ID], right, [*wrong, EOS_ID], []], ["2", "2", "2", "2"]) == [1.0, 0.0, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_rewards_are_those_of_the_prompts_in_their_order() -> None:
-    prompts = [(prompt.text, prompt.answer) for prompt in make_prompts(0, 18, seed=1)[1]]
+    torch.manual_seed(0)
+    prompts = [(prompt.text, prompt.answer) for prompt in make_prompts(0, 6, seed=1)[1]]
     impossible = [(text, answer if index % 2 else "none") for index, (text, answer) in enumerate(prompts)]
     model = AutoModelForCausalLM.from_pretrained(MODEL)
-    rewards = sample_prompts(model, Path(MODEL), impossible, num_samples=4, max_new_tokens=96)
-    assert rewards.shape == (18, 4)
+    rewards = sample_prompts(model, Path(MODEL), impossible, num_samples=8, max_new_tokens=64)
+    assert rewards.shape == (6, 8)
     assert not rewards[::2].any()
-    assert np.count_nonzero(rewards[1::2]) > 6
+    assert np.count_nonzero(rewards[1::2]) > 3
