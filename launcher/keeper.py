@@ -56,7 +56,7 @@ from launcher.orders import (
     ToKeeper,
 )
 from launcher.rundir import LOGS_DIR
-from launcher.scratch import remove_scratch_of
+from launcher.scratch import owner_of, remove_all
 from launcher.supervisor import ProcessExit, ProcessRecord, Supervisor, start_time_s
 
 AGENT_SILENT_S = 20.0
@@ -107,6 +107,7 @@ class Keeper:
         """Until the node is to end; then everything on it has ended."""
         if self._before is not None:
             await end_leftovers(self._before)
+            remove_all(owner_of(self._run_dir, self._node))
         self._write_record()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, GRACE_S)
         async with self._tasks as tasks:
@@ -299,8 +300,8 @@ def main() -> None:
 
 
 async def _keep(arguments: argparse.Namespace) -> None:
-    async with Supervisor(arguments.run_dir / LOGS_DIR) as supervisor:
-        run_dir, node, life, lease_s = arguments.run_dir, arguments.node, arguments.life, arguments.lease_s
+    run_dir, node, life, lease_s = arguments.run_dir, arguments.node, arguments.life, arguments.lease_s
+    async with Supervisor(run_dir / LOGS_DIR, owner_of(run_dir, node)) as supervisor:
         await Keeper(run_dir, node, life=life, lease_s=lease_s, supervisor=supervisor).keep()
 
 
@@ -342,7 +343,7 @@ def _kill(run_dir: Path, node: str) -> None:
             names = ", ".join(f"{record.name} (pid {record.pid})" for record in left)
             raise DeadlineError(f"{names}: alive {KILLED_WITHIN_S} s after the keeper was killed")
         time.sleep(_TICK_S / 10)
-    remove_scratch_of(there.keeper.pid)
+    remove_all(owner_of(run_dir, node))
 
 
 def _say(**words: int) -> None:

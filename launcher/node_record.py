@@ -13,7 +13,6 @@ import msgspec
 import psutil
 
 from launcher.files import replace_file
-from launcher.scratch import remove_scratch_of
 from launcher.supervisor import ProcessRecord, end_session, start_time_s
 
 NODES_DIR = "nodes"
@@ -65,7 +64,6 @@ async def end_leftovers(record: NodeRecord) -> None:
     for left in (*record.processes, *([record.agent] if record.agent else [])):
         if is_alive(left):
             await end_session(left.pid)
-    remove_scratch_of(record.keeper.pid)
 
 
 @contextlib.contextmanager

@@ -1,23 +1,29 @@
 """A directory for the temporary files of each process, which goes with it, however it ends.
 
 What a process leaves when it is killed (the sockets of vLLM's engine core, the files of a reward function) would
-otherwise stay for ever. `TMPDIR` points there. The name says whose it is, so that what is left of a supervisor that was
-killed itself can be told from what is in use.
+otherwise stay for ever. `TMPDIR` points there. The name says of which run and node it is, so that the next keeper of
+that node can remove what one that was killed has left, and nothing of anybody else. A pid would not do: it comes again,
+and two containers that share a directory have the same ones.
 """
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
 
-_PREFIX = "darts-"
 _LONGEST_BASE = 40
 """Of the 107 bytes that a Unix socket's path has, vLLM takes 37 for a name of its own."""
 _SHORT_BASE = Path("/tmp")
 
 
-def make_scratch(pid: int) -> Path:
-    """A new directory, of the supervisor with this pid."""
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{pid}-", dir=_base()))
+def owner_of(run_dir: Path, node: str) -> str:
+    """Who the directories of a node's processes belong to."""
+    return f"{run_dir.resolve()} {node}"
+
+
+def make_scratch(owner: str) -> Path:
+    """A new directory."""
+    return Path(tempfile.mkdtemp(prefix=_prefix(owner), dir=_base()))
 
 
 def remove_scratch(path: Path) -> None:
@@ -25,10 +31,19 @@ def remove_scratch(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_scratch_of(pid: int) -> None:
-    """Of a supervisor that is dead."""
-    for path in _base().glob(f"{_PREFIX}{pid}-*"):
+def remove_all(owner: str) -> None:
+    """Whatever there is; its processes are dead."""
+    for path in all_of(owner):
         remove_scratch(path)
+
+
+def all_of(owner: str) -> list[Path]:
+    """What there is, wherever it may be."""
+    return sorted(path for base in {_base(), _SHORT_BASE} for path in base.glob(f"{_prefix(owner)}*"))
+
+
+def _prefix(owner: str) -> str:
+    return f"darts-{hashlib.sha256(owner.encode()).hexdigest()[:8]}-"
 
 
 def _base() -> Path:

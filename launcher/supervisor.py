@@ -74,8 +74,9 @@ class _Child:
 class Supervisor:
     """The processes of one machine. Use as `async with`; leaving the block kills what still runs."""
 
-    def __init__(self, logs_dir: Path) -> None:
-        self._logs_dir = logs_dir
+    def __init__(self, logs_dir: Path, owner: str) -> None:
+        """`owner`: see `scratch`."""
+        self._logs_dir, self._owner = logs_dir, owner
         self._children: dict[str, _Child] = {}
         self._ended: deque[ProcessExit] = deque()  # as many as were started and not yet read
         self._changed = asyncio.Event()
@@ -108,7 +109,7 @@ class Supervisor:
         """Start a process. Its output goes to `logs/ROLE-N.out`. Raises `OSError` if it cannot be executed."""
         assert spec.name not in self._children, f"{spec.name} is running"
         argv = _as_incarnation(spec.argv, incarnation)
-        scratch = make_scratch(os.getpid())
+        scratch = make_scratch(self._owner)
         try:
             with self.output_path(spec.name).open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
@@ -172,7 +173,7 @@ class Supervisor:
     async def _watch(self, record: ProcessRecord, process: asyncio.subprocess.Process, scratch: Path) -> None:
         code = await process.wait()
         await end_session(process.pid)
-        remove_scratch(scratch)
+        await asyncio.to_thread(remove_scratch, scratch)  # a reward function may leave much
         del self._children[record.name]
         self._ended.append(ProcessExit(record.name, process.pid, code, record.incarnation))
         self._changed.set()

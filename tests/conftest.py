@@ -59,7 +59,7 @@ def _nothing_of_a_module_is_left(request: pytest.FixtureRequest) -> Generator[No
 @contextlib.contextmanager
 def _scratch() -> Generator[None]:
     """vLLM leaves the files of its sockets behind, however it ends: in a run the supervisor removes them."""
-    outside, scratch = tempfile.gettempdir(), make_scratch(os.getpid())
+    outside, scratch = tempfile.gettempdir(), make_scratch("vllm in a test")
     _put_temporary_files(scratch)
     yield
     _put_temporary_files(Path(outside))

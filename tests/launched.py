@@ -16,6 +16,7 @@ import psutil
 import yaml
 
 from darts_async.faults import VARIABLE
+from launcher.scratch import all_of, owner_of, remove_all
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "launcher" / "configs"
@@ -74,6 +75,8 @@ class LaunchedRun:
         if self.process.poll() is None:  # a test failed: the kernel ends the others with the launcher
             self.process.kill()
             self.process.wait(DEADLINE_S)
+        for owner in self._owners():  # what a killed keeper has left, for which no other comes
+            remove_all(owner)
 
     @property
     def run_dir(self) -> Path:
@@ -159,10 +162,13 @@ class LaunchedRun:
         assert not (self.run_dir / "control.sock").exists()
         # torch makes an empty directory for its compiler, one per user and machine, when it is imported
         assert [path.name for path in self._temporary.rglob("*") if not path.name.startswith("torchinductor")] == []
-        local = self.run_dir / "nodes" / "local.json"
-        if local.exists() and not self.events("node_lost"):  # what a killed keeper leaves waits for the next one
-            keeper = json.loads(local.read_text())["keeper"]["pid"]
-            assert not [path for base in (self._temporary, Path("/tmp")) for path in base.glob(f"darts-{keeper}-*")]
+        if not self.events("node_lost"):  # what a keeper leaves that is killed waits for the next one
+            assert not [path for owner in self._owners() for path in all_of(owner)]
+
+    def _owners(self) -> list[str]:
+        """Of the temporary files of each node's processes."""
+        nodes = (self._home / "runs").glob("*/nodes/*.json")
+        return [owner_of(path.parent.parent, path.stem) for path in nodes]
 
     def _is_listened_to(self, host: str, port: int) -> bool:
         """Asked where the launcher ran: elsewhere the address may be somebody else's."""

@@ -104,7 +104,7 @@ async def led(tmp_path: Path, lease_s: float = math.inf) -> AsyncIterator[Lead]:
     create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
     async with (
         contextlib.AsyncExitStack() as at_the_end,
-        Supervisor(run_dir / "logs") as supervisor,
+        Supervisor(run_dir / "logs", "test") as supervisor,
         asyncio.TaskGroup() as tasks,
     ):
         control = await at_the_end.enter_async_context(open_control(plan, run_dir, config.transport))

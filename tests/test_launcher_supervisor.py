@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from darts_async.topology import ProcessSpec
-from launcher.scratch import make_scratch, remove_scratch, remove_scratch_of
+from launcher.scratch import all_of, make_scratch, owner_of, remove_all, remove_scratch
 from launcher.supervisor import ProcessExit, Supervisor, last_lines
 
 READY = "import sys, time; print('ready', flush=True); "
@@ -30,7 +30,7 @@ def spec(name: str, code: str) -> ProcessSpec:
 
 @pytest.fixture
 async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
-    async with Supervisor(tmp_path) as supervisor:
+    async with Supervisor(tmp_path, "test") as supervisor:
         yield supervisor
 
 
@@ -140,7 +140,7 @@ async def test_leaving_the_block_by_an_error_leaves_nobody(tmp_path: Path) -> No
     pids: list[int] = []
 
     async def fail() -> None:
-        async with Supervisor(tmp_path) as supervisor:
+        async with Supervisor(tmp_path, "test") as supervisor:
             for number in range(3):
                 pids.append((await supervisor.start(spec(f"reward/{number}", IGNORES_SIGTERM))).pid)
             raise ValueError("a mistake of ours")
@@ -170,7 +170,7 @@ LAUNCHER = textwrap.dedent("""
 
     async def main():
         logs = Path(sys.argv[1])
-        async with Supervisor(logs) as supervisor:
+        async with Supervisor(logs, "launcher") as supervisor:
             record = await supervisor.start(ProcessSpec("reward/0", "reward", (sys.executable, "-c", CHILD), {}, 1.0))
             while not (logs / "reward-0.out").read_text():
                 await asyncio.sleep(0.01)
@@ -190,7 +190,7 @@ def test_a_killed_launcher_takes_its_processes_with_it(tmp_path: Path) -> None:
         pid = int(launcher.stdout.readline())
         launcher.kill()
     wait_until(lambda: not alive(pid))
-    remove_scratch_of(launcher.pid)  # as the next keeper of the node does
+    remove_all("launcher")  # as the next keeper of the node does
 
 
 @pytest.mark.slow
@@ -221,20 +221,21 @@ async def test_temporary_files_go_with_the_process_that_was_killed(supervisor: S
     await supervisor.start(spec("reward/0", WRITES))
     assert (await one_exit(supervisor)).code == -signal.SIGKILL
     [path] = await until_ready(supervisor.output_path("reward/0"))
-    assert Path(path).parent.name.startswith(f"darts-{os.getpid()}-")
+    assert Path(path).parent.name.startswith("darts-")
     assert not Path(path).parent.exists()
 
 
-def test_what_a_dead_supervisor_has_left_is_removed_and_nothing_else() -> None:
-    left, other = make_scratch(4_194_305), make_scratch(4_194_306)
+def test_what_a_dead_supervisor_has_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    ours, others = owner_of(tmp_path, "a"), owner_of(tmp_path, "b")
+    left, other = make_scratch(ours), make_scratch(others)
     (left / "file").touch()
-    remove_scratch_of(4_194_305)
-    assert (left.exists(), other.exists()) == (False, True)
+    remove_all(ours)
+    assert (all_of(ours), all_of(others)) == ([], [other])
     remove_scratch(other)
 
 
 def test_a_socket_fits_into_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 60)))
-    scratch = make_scratch(os.getpid())
+    scratch = make_scratch("somebody")
     remove_scratch(scratch)
     assert len(str(scratch)) + 37 < 107

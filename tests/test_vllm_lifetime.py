@@ -24,7 +24,7 @@ def decoding(model_dir: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Pr
     """A process that decodes with vLLM, and its engine core."""
     tiny_model().save_pretrained(model_dir)
     command = [sys.executable, "-m", "tests.fakes.vllm_process", str(model_dir)]
-    scratch = make_scratch(os.getpid())  # as the supervisor of a run gives each process one
+    scratch = make_scratch(str(model_dir))  # as the supervisor of a run gives each process one
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
