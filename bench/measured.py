@@ -77,18 +77,17 @@ def launch(settings: Mapping[str, Any], home: Path) -> Path:
     """Run `darts-launch` to its end, below an empty directory; returns the run directory.
 
     Raises:
-        ConfigError: it did not finish, with its last words.
+        ConfigError: it did not finish, with its last words, or not within `DEADLINE_S`.
     """
     config = home / "cluster.yaml"
     config.write_text(yaml.safe_dump({**settings, "runs_dir": str(home / "runs")}))
-    done = subprocess.run(
-        [sys.executable, "-m", "launcher", str(config)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    command = [sys.executable, "-m", "launcher", str(config)]
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:  # the kernel ends everything with the launcher
+        raise ConfigError(f"darts-launch has not ended within {DEADLINE_S:g} s; give fewer steps") from error
     if done.returncode:
         raise ConfigError(f"darts-launch ended with exit code {done.returncode}:\n{done.stdout[-2000:]}")
     [run_dir] = (home / "runs").iterdir()

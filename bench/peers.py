@@ -142,12 +142,11 @@ def trls(seed: int, num_steps: int, max_s: float, target: float) -> Climb:
         warnings.simplefilter("ignore")
         from datasets import Dataset
         from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
-        from trl import GRPOConfig, GRPOTrainer
+        from trl import GRPOTrainer
 
     config = config_of(settings_of(next(iter(OURS.values())), seed, num_steps))
     model_path = resolve_model_path(config.model.path)
     sets = load_prompts(config)
-    learner, loss = config.learner, config.learner.loss
     torch.manual_seed(seed)
     torch.set_num_threads(os.cpu_count() or 1)
 
@@ -175,32 +174,7 @@ def trls(seed: int, num_steps: int, max_s: float, target: float) -> Climb:
         trainer = GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(model_path),
             reward_funcs=reward_function(model_path),
-            args=GRPOConfig(
-                output_dir=home,
-                use_cpu=True,
-                bf16=False,
-                report_to=[],
-                disable_tqdm=True,
-                save_strategy="no",
-                logging_steps=num_steps,
-                seed=seed,
-                gradient_checkpointing=False,
-                max_steps=num_steps,
-                per_device_train_batch_size=NUM_PROMPTS * NUM_SAMPLES,
-                num_generations=NUM_SAMPLES,
-                max_completion_length=config.sampling.max_new_tokens,
-                temperature=config.sampling.temperature,
-                loss_type="dapo",
-                beta=0.0,
-                epsilon=loss.clip_low,
-                epsilon_high=loss.clip_high,
-                learning_rate=learner.learning_rate,
-                lr_scheduler_type="constant",
-                adam_beta1=learner.betas[0],
-                adam_beta2=learner.betas[1],
-                weight_decay=learner.weight_decay,
-                max_grad_norm=learner.max_grad_norm,
-            ),
+            args=grpo_settings(config, num_steps, home),
             train_dataset=Dataset.from_dict(
                 {"prompt": [prompt.text for prompt in sets.train], "answer": [prompt.answer for prompt in sets.train]}
             ),
@@ -212,6 +186,39 @@ def trls(seed: int, num_steps: int, max_s: float, target: float) -> Climb:
         watch.began_s, watch.paused_s = time.monotonic(), 0.0
         trainer.train()
     return Climb(TRL, seed, watch.rewards)
+
+
+def grpo_settings(config: RunConfig, num_steps: int, directory: str) -> Any:
+    """What of ours TRL has a setting for."""
+    from trl import GRPOConfig
+
+    learner = config.learner
+    return GRPOConfig(
+        output_dir=directory,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_steps=num_steps,
+        seed=config.seed,
+        gradient_checkpointing=False,
+        max_steps=num_steps,
+        per_device_train_batch_size=NUM_PROMPTS * NUM_SAMPLES,
+        num_generations=NUM_SAMPLES,
+        max_completion_length=config.sampling.max_new_tokens,
+        temperature=config.sampling.temperature,
+        loss_type="dapo",
+        beta=0.0,
+        epsilon=learner.loss.clip_low,
+        epsilon_high=learner.loss.clip_high,
+        learning_rate=learner.learning_rate,
+        lr_scheduler_type="constant",
+        adam_beta1=learner.betas[0],
+        adam_beta2=learner.betas[1],
+        weight_decay=learner.weight_decay,
+        max_grad_norm=learner.max_grad_norm,
+    )
 
 
 def reward_function(model_path: Path) -> Callable[..., list[float]]:
