@@ -52,6 +52,9 @@ TOKENS_PER_TOKEN = {"heavy": 32}
 FEW_TOKENS = 16
 NUM_PROMPTS = 512
 COLUMNS = 16
+PROMPT_TOKENS = 64
+CAP = 1024 - PROMPT_TOKENS
+"""The longest response in emulated tokens: prompts and vocabulary are those of a model made for 1,024 tokens."""
 SKIPPED = 4
 """Steps at the beginning, in which the pipeline fills."""
 PLOT = "emulated.png"
@@ -134,7 +137,7 @@ def one_run(
     with tempfile.TemporaryDirectory() as home:
         trace = Path(home) / "lengths.npz"
         np.savez(trace, lengths=-(-lengths // ratio))
-        settings = settings_of(profile, ratio, str(trace), -(-cap // ratio), arm, num_steps, seed)
+        settings = settings_of(profile, ratio, str(trace), min(CAP, -(-cap // ratio)), arm, num_steps, seed)
         return measure(launch(settings, Path(home)), SKIPPED)
 
 
@@ -147,14 +150,14 @@ def settings_of(
         "name": "emulated",
         "seed": seed,
         "roles": {"generator": {"replicas": profile.num_generators, "start_timeout_s": 300.0}},
-        "prompts": {"source": "chain", "num_train": NUM_PROMPTS, "held_out": 1, "max_prompt_tokens": 64},
+        "prompts": {"source": "chain", "num_train": NUM_PROMPTS, "held_out": 1, "max_prompt_tokens": PROMPT_TOKENS},
         "sampling": {"max_new_tokens": cap},
         "shaping": {"keep": KEEP, "launch": chosen.launch or LAUNCH, **chosen.shaping},
         "staleness": {"max_staleness": chosen.max_staleness, "cut_after_s": 1e6},
         "generator": {
             "engine": "scripted",
             "num_slots": profile.num_slots,
-            "max_context_tokens": cap + 64,
+            "max_context_tokens": cap + PROMPT_TOKENS,
             "flush_every_steps": 1,
             "script": {
                 "trace_path": trace,

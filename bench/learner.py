@@ -1,7 +1,7 @@
 """How fast does the learner train, and how does that compare with padding, and with TRL's GRPO trainer?
 
     python -m bench.learner [--repeats N] [--threads N ...] [--seed N]
-    python -m bench.learner --gpu [--size 0.6B|1.7B] [--repeats N]
+    python -m bench.learner --gpu [--size 0.6B|1.7B] [--tokens 8192] [--compile] [--repeats N]
 
 On a CPU three learners take the same steps in turn, on the same groups with long-tailed lengths, from the same random
 weights: ours; a plain loop that pads each group to its longest response; and TRL's trainer, whose own loss is computed
@@ -10,8 +10,8 @@ second count response tokens; ratios are medians over rounds, in each of which t
 clock and by the processor time used (which other work on the machine does not change, but waiting threads do). TRL (of
 the extra `test`) is left out where it is not installed.
 
-With a GPU, `--gpu` measures ours alone, in bfloat16 with 8,192 packed tokens to a pass, and how much of the device's
-peak the model's operations use.
+With a GPU, `--gpu` measures ours alone, in bfloat16 with so many packed tokens to a pass, and how much of the device's
+peak the model's operations use; with `--compile` as `learner.compile` has it.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from darts_async.config import LearnerConfig
 from darts_async.learner.advantage import group_advantages
-from darts_async.learner.model import use_packed_attention
+from darts_async.learner.model import compile_model, use_packed_attention
 from darts_async.learner.step import Trainer
 from darts_async.protocol import TrainGroup
 from darts_async.quickstart import MODEL_PATH
@@ -84,11 +84,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--size", choices=GPU_SIZES, default="0.6B")
+    parser.add_argument("--tokens", type=int, default=GPU_TOKENS, help="packed tokens of a pass on the GPU")
+    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
     if arguments.gpu:
-        measure_gpu(arguments.size, arguments.repeats, arguments.seed)
+        measure_gpu(arguments)
     else:
         measure_cpu(arguments.threads, arguments.repeats, arguments.seed)
 
@@ -186,9 +188,9 @@ def our_step(source: PreTrainedModel) -> Step:
     return step
 
 
-def make_trainer(model: PreTrainedModel) -> Trainer:
-    """With DAPO's loss, the default."""
-    config = LearnerConfig(learning_rate=LEARNING_RATE, tokens_per_micro_batch=GPU_TOKENS)
+def make_trainer(model: PreTrainedModel, num_tokens: int = GPU_TOKENS) -> Trainer:
+    """With DAPO's loss, the default, and so many tokens in a pass."""
+    config = LearnerConfig(learning_rate=LEARNING_RATE, tokens_per_micro_batch=num_tokens)
     return Trainer(model, config, temperature=1.0, max_staleness=1, max_new_tokens=MAX_NEW_TOKENS)
 
 
@@ -280,18 +282,24 @@ def pad(group: TrainGroup) -> dict[str, Tensor]:
     }
 
 
-def measure_gpu(size: str, repeats: int, seed: int) -> None:
-    """Print tokens per second and the share of the device's peak, of steps of four passes of `GPU_TOKENS`."""
+def measure_gpu(arguments: argparse.Namespace) -> None:
+    """Print tokens per second and the share of the device's peak, of steps of a pass for each group."""
     if not torch.cuda.is_available():
         raise SystemExit("--gpu needs a CUDA device, and there is none; without --gpu the CPU is measured")
-    model = make_model(GPU_SHAPE | GPU_SIZES[size], torch.bfloat16, seed, device="cuda")
+    model = make_model(GPU_SHAPE | GPU_SIZES[arguments.size], torch.bfloat16, arguments.seed, device="cuda")
     use_packed_attention(model)
-    trainer = make_trainer(model)
-    groups = [full_group(np.random.default_rng((seed, index)), index) for index in range(GROUPS_PER_STEP)]
-    print(f"{torch.cuda.get_device_name()}, Qwen3 of {size}, bf16, {GPU_TOKENS} packed tokens in a pass")
+    if arguments.compile:
+        compile_model(model)
+    trainer = make_trainer(model, arguments.tokens)
+    print(
+        f"{torch.cuda.get_device_name()}, Qwen3 of {arguments.size}, bf16, {arguments.tokens} packed tokens in a pass"
+        f"{', compiled' if arguments.compile else ''}"
+    )
     print("| step | packed tokens/s | response tokens/s | TFLOP/s | MFU | memory, GiB |\n|---|---|---|---|---|---|")
-    packed = sum(len(group.token_ids) + len(group.num_tokens) * (PROMPT_TOKENS - 1) for group in groups)
-    for turn in range(repeats + 1):
+    for turn in range(arguments.repeats + 1):
+        rng = np.random.default_rng((arguments.seed, turn))
+        groups = [full_group(rng, index, arguments.tokens) for index in range(GROUPS_PER_STEP)]
+        packed = sum(len(group.token_ids) + len(group.num_tokens) * (PROMPT_TOKENS - 1) for group in groups)
         trainer.policy_version = 0
         torch.cuda.synchronize()
         started_s = time.perf_counter()
@@ -309,10 +317,10 @@ def measure_gpu(size: str, repeats: int, seed: int) -> None:
         )
 
 
-def full_group(rng: np.random.Generator, index: int) -> TrainGroup:
+def full_group(rng: np.random.Generator, index: int, num_tokens: int) -> TrainGroup:
     """A group that fills one pass: log-normal lengths until the next sample would not fit."""
     lengths: list[int] = []
-    left = GPU_TOKENS
+    left = num_tokens
     while left > PROMPT_TOKENS + 1:
         length = int(np.clip(rng.lognormal(np.log(8 * MEDIAN_TOKENS), SPREAD), 8, left - PROMPT_TOKENS + 1))
         lengths.append(length)

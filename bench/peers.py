@@ -239,7 +239,7 @@ def held_out_reward(model: Any, config: RunConfig, sets: PromptSets) -> float:
     """As our evaluation: fresh samples of the held-out prompts, none cut off by a rule."""
     is_training = model.training
     model.eval()
-    rewards = sample_prompts(
+    samples = sample_prompts(
         model,
         resolve_model_path(config.model.path),
         [(prompt.text, prompt.answer) for prompt in sets.held_out],
@@ -247,7 +247,7 @@ def held_out_reward(model: Any, config: RunConfig, sets: PromptSets) -> float:
         max_new_tokens=config.sampling.max_new_tokens,
     )
     model.train(is_training)
-    return float(rewards.mean())
+    return float(samples.rewards.mean())
 
 
 def report(arguments: argparse.Namespace, climbs: Sequence[Climb]) -> str:

@@ -42,7 +42,7 @@ def test_rewards_are_those_of_the_prompts_in_their_order() -> None:
     prompts = [(prompt.text, prompt.answer) for prompt in make_prompts(0, 6, seed=1)[1]]
     impossible = [(text, answer if index % 2 else "none") for index, (text, answer) in enumerate(prompts)]
     model = AutoModelForCausalLM.from_pretrained(MODEL)
-    rewards = sample_prompts(model, Path(MODEL), impossible, num_samples=8, max_new_tokens=64)
+    rewards = sample_prompts(model, Path(MODEL), impossible, num_samples=8, max_new_tokens=64).rewards
     assert rewards.shape == (6, 8)
     assert not rewards[::2].any()
     assert np.count_nonzero(rewards[1::2]) > 3

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from darts_async.errors import ModelError
 from darts_async.learner import attention
-from darts_async.learner.attention import packed_attention
+from darts_async.learner.attention import packed_attention, packing
 
 LENGTHS = (5, 1, 9, 3)
 MODULE = torch.nn.Identity()
+CPU = torch.device("cpu")
 
 
 def heads(num_key_value_heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +77,7 @@ def test_attention_stays_inside_each_sequence(
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     monkeypatch.setattr(attention, "_has_kernel", lambda query: in_one_kernel)
     inputs = heads(num_key_value_heads)
-    found, _ = packed_attention(MODULE, *inputs, None, sequence_lengths=LENGTHS, scaling=0.3, sliding_window=window)
+    found, _ = packed_attention(MODULE, *inputs, None, **packing(LENGTHS, CPU), scaling=0.3, sliding_window=window)
     expected = with_a_mask(*inputs, window)
     torch.testing.assert_close(found, expected)
     torch.manual_seed(1)
@@ -96,4 +97,4 @@ def test_a_cpu_attends_one_by_one() -> None:
 )
 def test_attention_of_another_kind_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        packed_attention(MODULE, *heads(), None, sequence_lengths=LENGTHS, **options)
+        packed_attention(MODULE, *heads(), None, **packing(LENGTHS, CPU), **options)

@@ -19,7 +19,13 @@ from transformers import (
 
 from darts_async.errors import ModelError
 from darts_async.learner.batch import PackedBatch, micro_batches
-from darts_async.learner.model import checkpoint_activations, load_model, response_logprobs, use_packed_attention
+from darts_async.learner.model import (
+    checkpoint_activations,
+    compile_model,
+    load_model,
+    response_logprobs,
+    use_packed_attention,
+)
 from darts_async.protocol import TrainGroup
 from tests.byte_tokenizer import write_tokenizer
 from tests.learner_world import VOCABULARY, make_group, packed_model, plain_logprobs, plain_model
@@ -69,6 +75,29 @@ def test_micro_batches_give_the_logprobs_of_one_batch() -> None:
             found = response_logprobs(model, batch, 1.0)[0][batch.advantages == sample]
             tokens = whole.owners == int(sample)
             torch.testing.assert_close(found, expected[tokens], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_a_compiled_model_gives_the_same_numbers_and_gradients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    (batch,) = pack(make_group(LENGTHS))
+    found = []
+    for model in (packed_model(), packed_model()):
+        if found:
+            compile_model(model)
+        logprobs, entropy = response_logprobs(model, batch, 0.7, entropy_gradient=True)
+        (logprobs - entropy).sum().backward()
+        found.append([logprobs, entropy, *(weight.grad for weight in model.parameters())])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_without_layers_is_not_compiled() -> None:
+    model = packed_model()
+    model._no_split_modules = None
+    with pytest.raises(ModelError, match=r"learner\.compile is on"):
+        compile_model(model)
 
 
 def test_changing_one_sample_does_not_change_another() -> None:

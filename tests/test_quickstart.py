@@ -191,7 +191,7 @@ def test_transformers_and_tokenizers_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_samples_do_not_see_each_other(attention: str) -> None:
     rng = random.Random(0)
-    samples = [warm_start.draw_sample(rng, warm_start.CURRICULUM[-1]) for _ in range(6)]
+    samples = [warm_start.CURRICULUM[-1].draw(rng) for _ in range(6)]
     model = warm_start.build_model(seed=0)
     model.set_attn_implementation(attention)
     packed = warm_start.pack(samples)

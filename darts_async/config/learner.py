@@ -62,6 +62,9 @@ class LearnerConfig(Section):
     """Packed tokens in one forward and backward pass."""
     activation_checkpointing: bool = False
     """Keep only the inputs of each layer and compute it again on the way back: less memory, a third more work."""
+    compile: bool = False
+    """Compile the model's layers with `torch.compile`, for a GPU: fewer and larger kernels, and less time between them,
+    for about a minute of compiling at the first steps."""
     checkpoint_every: Positive = 50
     """Steps between checkpoints; one is always written at the end. A learner that dies takes the steps since the last
     one again, and the shaper keeps their groups in memory until then: 12 bytes per trained token."""

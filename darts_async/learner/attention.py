@@ -3,12 +3,12 @@
 No mask exists, so the work is the sum of the squared lengths. A block-diagonal mask costs the square of the sum: at 8k
 packed tokens of mean length 48 the whole training pass of a small model was 20 times slower on one CPU core.
 
-On a GPU with 16-bit weights one kernel (flash attention with cumulative lengths) attends to all sequences. Elsewhere
-they are cut out of the packed row and attended to one at a time. Padding sequences of similar length into batches
-instead was within 6 % of this loop either way on a CPU, for much more code.
+On a GPU with 16-bit weights one kernel (flash attention with cumulative lengths) attends to all sequences; there the
+lengths are used as a tensor only, so that a compiled layer fits every batch. Elsewhere they are cut out of the packed
+row and attended to one at a time. Padding sequences of similar length into batches instead was within 6 % of this loop
+either way on a CPU, for much more code.
 """
 
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -36,6 +36,8 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     sequence_lengths: tuple[int, ...] | None = None,
+    sequence_ends: Tensor | None = None,
+    longest_sequence: int = 0,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -43,18 +45,31 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each of `sequence_lengths`, which sum to `num_tokens`.
 
-    Args: query [1, num_heads, num_tokens, head_size]; key and value [1, num_key_value_heads, ...].
+    Args: query [1, num_heads, num_tokens, head_size]; key and value [1, num_key_value_heads, ...]. The lengths come as
+    `packing` gives them.
     Returns: [1, num_tokens, num_heads, head_size]. Raises `ModelError` for variants it does not compute.
     """
-    if sequence_lengths is None or attention_mask is not None:
+    if sequence_ends is None or attention_mask is not None:
         raise ModelError(f"{type(module).__name__} was not given sequence_lengths, or was given a mask; it cannot pack")
     for name in _UNSUPPORTED:
         if options.get(name) is not None:
             raise ModelError(f"{type(module).__name__} uses attention with {name}, which packing does not support")
     if dropout:
         raise ModelError(f"{type(module).__name__} uses attention with dropout {dropout}; it is not in evaluation mode")
-    attend = _attend_in_one_kernel if _has_kernel(query) else _attend_one_by_one
-    return attend(query, key, value, sequence_lengths, scaling, sliding_window), None
+    if _has_kernel(query):
+        output = _attend_in_one_kernel(query, key, value, sequence_ends, longest_sequence, scaling, sliding_window)
+        return output, None
+    assert sequence_lengths is not None
+    return _attend_one_by_one(query, key, value, sequence_lengths, scaling, sliding_window), None
+
+
+def packing(sequence_lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+    """What a model with this attention has to be called with besides tokens and positions."""
+    return {
+        "sequence_lengths": sequence_lengths,
+        "sequence_ends": torch.tensor([0, *accumulate(sequence_lengths)], dtype=torch.int32, device=device),
+        "longest_sequence": max(sequence_lengths),
+    }
 
 
 def _has_kernel(query: Tensor) -> bool:
@@ -62,9 +77,8 @@ def _has_kernel(query: Tensor) -> bool:
 
 
 def _attend_in_one_kernel(
-    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scaling: float | None, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scaling: float | None, window: int | None
 ) -> Tensor:
-    ends = _ends(lengths, query.device)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [num_tokens, heads, head_size]
     # The kernel counts the keys to the left of the query, `window` counts the query's own too.
     output = varlen_attn(
@@ -73,20 +87,14 @@ def _attend_in_one_kernel(
         v,
         ends,
         ends,
-        max(lengths),
-        max(lengths),
+        longest,
+        longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(output, Tensor)
     return output[None]
-
-
-@lru_cache(maxsize=4)
-def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where the sequences end, after a 0: [num_sequences + 1]. Every layer asks for the same."""
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 def _attend_one_by_one(

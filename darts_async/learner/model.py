@@ -6,18 +6,19 @@ attention. A model that fails is refused, not trained on mixed samples.
 """
 
 import os
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import structlog
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from darts_async.errors import ModelError
-from darts_async.learner.attention import PACKED_ATTENTION
+from darts_async.learner.attention import PACKED_ATTENTION, packing
 from darts_async.learner.batch import PackedBatch
 from darts_async.learner.logprobs import Head, head_logprobs
 from darts_async.models import TOKENIZER_FILE, load_tokenizer
@@ -27,6 +28,8 @@ PackedRow = tuple[Tensor, Tensor, tuple[int, ...], Tensor]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+COMPILED_DIR = Path.home() / ".cache" / "darts_async" / "compiled"
+"""Not below TMPDIR, which a process of a run has to itself and leaves nothing in."""
 _PROBE_LENGTHS = (5, 3)
 _PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of packed logits relative to the largest logit: room for rounding, none for another sample."""
@@ -122,6 +125,28 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
         layer.training = True
 
 
+def compile_model(model: PreTrainedModel) -> None:
+    """Compile every layer, and what surrounds the products of the head, at their first pass; before it is sharded.
+
+    Layers share what is compiled, and it fits batches of every size. It is kept on disk for the next start, in
+    `COMPILED_DIR` if TORCHINDUCTOR_CACHE_DIR names no other place. Raises `ModelError` if the model names no layers.
+    """
+    layers = layers_of(model)
+    if not layers:
+        raise ModelError(f"learner.compile is on, but {type(model).__name__} names no layers to compile; switch it off")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(COMPILED_DIR))
+    for layer in layers:
+        layer.compile(dynamic=True)
+    if model.packed_logprobs.__func__ is _logprobs_in_rows:
+        model.packed_logprobs = MethodType(partial(_logprobs_in_rows, compiled=True), model)
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """What the model repeats, outermost; empty if it does not say."""
+    names = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
 def response_logprobs(
     model: PreTrainedModel, batch: PackedBatch, temperature: float, *, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -135,9 +160,11 @@ def response_logprobs(
     return logprobs, entropy if entropy_gradient else entropy.detach()
 
 
-def _logprobs_in_rows(model: PreTrainedModel, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
+def _logprobs_in_rows(
+    model: PreTrainedModel, batch: PackedBatch, temperature: float, *, compiled: bool = False
+) -> tuple[Tensor, Tensor]:
     hidden = _hidden(model, batch.input_ids, batch.position_ids, batch.lengths, batch.logit_places)
-    return head_logprobs(hidden, Head.of(model), batch.targets, temperature)
+    return head_logprobs(hidden, Head.of(model), batch.targets, temperature, compiled=compiled)
 
 
 def _logprobs_at_once(model: PreTrainedModel, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
@@ -189,7 +216,10 @@ def _hidden(
 ) -> Tensor:
     """What the head sees, [num_places, hidden_size], of the packed row `input_ids` [num_packed_tokens]."""
     output = model.base_model(
-        input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, sequence_lengths=lengths
+        input_ids=input_ids[None],
+        position_ids=position_ids[None],
+        use_cache=False,
+        **packing(lengths, input_ids.device),
     )
     hidden: Tensor = output.last_hidden_state[0]
     return hidden[places]
@@ -204,7 +234,7 @@ def _logits(
         position_ids=position_ids[None],
         use_cache=False,
         logits_to_keep=places,
-        sequence_lengths=lengths,
+        **packing(lengths, input_ids.device),
     )
     logits: Tensor = output.logits[0]
     return logits

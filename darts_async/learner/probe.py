@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from darts_async.learner.attention import packing
 from darts_async.weights.probe import Reference, reference_of
 
 
@@ -18,7 +19,7 @@ def packed_reference(model: PreTrainedModel, policy_version: int) -> Reference:
             position_ids=torch.arange(length, device=device).repeat(num_prompts)[None],
             use_cache=False,
             logits_to_keep=torch.arange(length - 1, num_prompts * length, length, device=device),
-            sequence_lengths=(length,) * num_prompts,
+            **packing((length,) * num_prompts, device),
         ).logits
         return logits[0]
 

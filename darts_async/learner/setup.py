@@ -2,17 +2,20 @@
 
 from pathlib import Path
 
+import structlog
 import torch
 from transformers import PreTrainedModel
 
 from darts_async.config import RunConfig
 from darts_async.learner.lora import add_adapters
-from darts_async.learner.model import DTYPES, load_model
+from darts_async.learner.model import DTYPES, compile_model, load_model
 from darts_async.learner.place import ALONE, training_device
 from darts_async.learner.ranks import RankGroup
 from darts_async.learner.sharding import shard_model
 from darts_async.learner.step import Trainer
 from darts_async.models import resolve_model_path
+
+log = structlog.get_logger()
 
 
 def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) -> Trainer:
@@ -44,6 +47,11 @@ def _load(config: RunConfig, model_dir: Path, ranks: RankGroup | None, device: t
         model = load_model(str(model_dir), dtype="float32")
     if config.learner.lora is not None:
         add_adapters(model, config.learner.lora, config.seed)
+    if config.learner.compile:
+        if device.type == "cuda":
+            compile_model(model)
+        else:
+            log.warning("learner_not_compiled", reason="learner.compile is for a GPU, and this process sees none")
     if ranks is not None:
         shard_model(model, ranks.form(device), DTYPES[config.model.dtype])
     return model

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from darts_async.errors import ModelError
+from darts_async.learner.model import layers_of
 
 
 def shard_model(model: PreTrainedModel, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
@@ -23,8 +24,7 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, compute_dtype: torch.d
 
     Raises `ModelError` if the model does not say what its layers are.
     """
-    names = set(model._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
+    layers = layers_of(model)
     if not layers:
         raise ModelError(f"{type(model).__name__} names no layers (_no_split_modules), by which it could be sharded")
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)

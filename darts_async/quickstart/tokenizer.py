@@ -29,16 +29,16 @@ _TRANSFORMERS_SETTINGS = {
 }
 
 
-def build_tokenizer() -> Tokenizer:
-    """The tokenizer of the task."""
-    tokenizer = Tokenizer(WordLevel(VOCABULARY, unk_token=UNKNOWN))
+def build_tokenizer(vocabulary: dict[str, int] = VOCABULARY) -> Tokenizer:
+    """The tokenizer of the task, or of one with more words."""
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
 
 
-def save_tokenizer(directory: Path) -> None:
+def save_tokenizer(directory: Path, vocabulary: dict[str, int] = VOCABULARY) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`."""
-    build_tokenizer().save(str(directory / "tokenizer.json"))
+    build_tokenizer(vocabulary).save(str(directory / "tokenizer.json"))
     settings = json.dumps(_TRANSFORMERS_SETTINGS, indent=2) + "\n"
     (directory / "tokenizer_config.json").write_text(settings)

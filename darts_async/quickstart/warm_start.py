@@ -17,8 +17,9 @@ standard deviation within a prompt 40; mean length 36 if right and 45 if wrong, 
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import cos, pi
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +50,10 @@ MAX_GRAD_NORM = 1.0
 IGNORED = -100  # the label that cross entropy leaves out
 
 
+Sample = tuple[list[int], int]
+"""Token ids of a prompt with its response and end of sequence, and how many of them are the prompt's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Phase:
     """A part of the curriculum."""
@@ -56,18 +61,9 @@ class Phase:
     token_share: float
     """Of the whole budget."""
     tokens_per_batch: int
-    min_k: int
-    max_k: int
-    style: ResponseStyle
+    draw: Callable[[random.Random], Sample]
     decays: bool = False
     """The rate falls by a cosine from its peak to its final share; otherwise it stays at the peak."""
-
-
-CURRICULUM = (
-    Phase(0.05, 256, 1, 2, FLAWLESS),
-    Phase(0.28, 512, MIN_OPERATIONS, MAX_OPERATIONS, CONCISE),
-    Phase(0.67, 1024, MIN_OPERATIONS, MAX_OPERATIONS, ResponseStyle(), decays=True),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +73,28 @@ class PackedBatch:
     token_ids: Tensor  # [1, num_tokens]
     position_ids: Tensor  # [1, num_tokens], from 0 in each sample
     labels: Tensor  # [1, num_tokens], the next token, or IGNORED where it is not of the response
+
+
+def draw_sample(rng: random.Random, min_k: int, max_k: int, style: ResponseStyle) -> Sample:
+    """A prompt of the training pool, with a response."""
+    prompt = draw_prompt(rng, rng.randint(min_k, max_k))
+    while is_held_out(prompt.text):
+        prompt = draw_prompt(rng, prompt.k)
+    prompt_ids = [VOCABULARY[word] for word in prompt.text.split()]
+    response_ids = [VOCABULARY[word] for word in write_response(rng, prompt, style).split()]
+    return [*prompt_ids, *response_ids, EOS_ID], len(prompt_ids)
+
+
+CURRICULUM = (
+    Phase(0.05, 256, partial(draw_sample, min_k=1, max_k=2, style=FLAWLESS)),
+    Phase(0.28, 512, partial(draw_sample, min_k=MIN_OPERATIONS, max_k=MAX_OPERATIONS, style=CONCISE)),
+    Phase(
+        0.67,
+        1024,
+        partial(draw_sample, min_k=MIN_OPERATIONS, max_k=MAX_OPERATIONS, style=ResponseStyle()),
+        decays=True,
+    ),
+)
 
 
 def build_model(seed: int) -> Qwen3ForCausalLM:
@@ -105,18 +123,8 @@ def build_model(seed: int) -> Qwen3ForCausalLM:
     return model
 
 
-def draw_sample(rng: random.Random, phase: Phase) -> tuple[list[int], int]:
-    """Token ids of a prompt with its response and end of sequence, and how many of them are the prompt's."""
-    prompt = draw_prompt(rng, rng.randint(phase.min_k, phase.max_k))
-    while is_held_out(prompt.text):
-        prompt = draw_prompt(rng, prompt.k)
-    prompt_ids = [VOCABULARY[word] for word in prompt.text.split()]
-    response_ids = [VOCABULARY[word] for word in write_response(rng, prompt, phase.style).split()]
-    return [*prompt_ids, *response_ids, EOS_ID], len(prompt_ids)
-
-
-def pack(samples: list[tuple[list[int], int]]) -> PackedBatch:
-    """One row of (token ids, prompt length) samples."""
+def pack(samples: Sequence[Sample]) -> PackedBatch:
+    """One row of samples."""
     token_ids: list[int] = []
     position_ids: list[int] = []
     labels: list[int] = []
@@ -129,10 +137,10 @@ def pack(samples: list[tuple[list[int], int]]) -> PackedBatch:
 
 def draw_batches(rng: random.Random, phase: Phase, budget_tokens: int) -> Iterator[PackedBatch]:
     """Batches of at most `tokens_per_batch` until the budget is used. Longer samples are drawn again."""
-    samples: list[tuple[list[int], int]] = []
+    samples: list[Sample] = []
     filled = drawn = 0
     while drawn < budget_tokens:
-        sample = draw_sample(rng, phase)
+        sample = phase.draw(rng)
         length = len(sample[0])
         if length > phase.tokens_per_batch:
             continue
@@ -159,13 +167,15 @@ def rate_at(step: int, progress: float, phase: Phase) -> float:
     return rate
 
 
-def train(model: Qwen3ForCausalLM, budget_tokens: int, seed: int) -> list[float]:
-    """Run the curriculum. Returns the loss of each step."""
+def train(
+    model: Qwen3ForCausalLM, budget_tokens: int, seed: int, curriculum: Sequence[Phase] = CURRICULUM
+) -> list[float]:
+    """Run a curriculum. Returns the loss of each step."""
     rng = random.Random(f"warm-start/{seed}")
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
     losses: list[float] = []
     model.train()
-    for number, phase in enumerate(CURRICULUM, 1):
+    for number, phase in enumerate(curriculum, 1):
         phase_tokens, used = int(budget_tokens * phase.token_share), 0
         for batch in draw_batches(rng, phase, phase_tokens):
             rate = rate_at(len(losses), min(1.0, used / phase_tokens), phase)
@@ -179,14 +189,14 @@ def train(model: Qwen3ForCausalLM, budget_tokens: int, seed: int) -> list[float]
     return losses
 
 
-def save(model: Qwen3ForCausalLM, directory: Path) -> None:
+def save(model: Qwen3ForCausalLM, directory: Path, vocabulary: dict[str, int] = VOCABULARY) -> None:
     """Write model, generation settings and tokenizer in Hugging Face format."""
     directory.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=EOS_ID, pad_token_id=PAD_ID
     )
     model.save_pretrained(directory)
-    save_tokenizer(directory)
+    save_tokenizer(directory, vocabulary)
 
 
 def _step(model: Qwen3ForCausalLM, optimizer: torch.optim.Optimizer, batch: PackedBatch, rate: float) -> float:

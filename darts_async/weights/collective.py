@@ -188,8 +188,15 @@ class Collective:
         self._store.meet(self._spec.rank, self._spec.world_size)
         try:
             self._group = _new_group(self._spec, self._store, self._device)
+            if self._spec.backend == "nccl":
+                self._connect()
         except RuntimeError as error:
             raise WeightUpdateError(f"joining {self._name} failed: {str(error).split(chr(10))[0]}") from None
+
+    def _connect(self) -> None:
+        """NCCL makes its connections in the first broadcast, which blocks the host until every member takes part. That
+        must not be the first of an update: a receiver posts it before it says that it is ready to be sent anything."""
+        self.post(torch.zeros(1, device=self._device), time.monotonic() + self._spec.deadline_s).wait()
 
     def _in_order(self, work: Callable[[], T]) -> T:
         """Work that sees what the computing stream had queued before."""
