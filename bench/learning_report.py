@@ -26,6 +26,11 @@ class Task:
 
     targets: tuple[float, float]
     """Held-out reward: on the way, and at the end."""
+    steps: int
+    every_steps: int
+    """Held-out prompts are sampled."""
+    samples: int
+    """Of each held-out prompt, on the way."""
 
 
 class Probe(Struct, frozen=True):
@@ -97,7 +102,8 @@ class Timing(Struct, frozen=True):
 class Results(Struct):
     """Everything, as it is written."""
 
-    steps: int
+    steps: int | None
+    """Of every task; None: as many as the task has."""
     commit: str
     runs: list[Learnt]
     timings: list[Timing]
@@ -138,7 +144,7 @@ def report(found: Results, tasks: dict[str, Task], arguments: Sequence[str]) -> 
         "# Time to a held-out reward, by how rollouts are shaped",
         "",
         f"`{command}`, commit {found.commit}, {os.cpu_count()} cores ({platform.machine()}), Python "
-        f"{platform.python_version()}; {found.steps} steps of 16 groups.",
+        f"{platform.python_version()}.",
         "",
         NOTES,
         "",
@@ -146,7 +152,13 @@ def report(found: Results, tasks: dict[str, Task], arguments: Sequence[str]) -> 
     for name, task in tasks.items():
         arms = found.arms(name)
         if arms:
+            num_steps = found.steps or task.steps
             lines += [f"## {name}", "", f"![{name}](learning_{name}.png)", ""]
+            lines += [
+                f"{len(arms[BASELINE])} seeds, {num_steps} steps of 16 groups; every {task.every_steps} steps "
+                f"{task.samples} fresh samples of each of 128 held-out prompts.",
+                "",
+            ]
             lines += [*primary(arms, task), "", *probes(arms), "", *split(found, name), ""]
     return "\n".join(lines)
 
