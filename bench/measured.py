@@ -22,6 +22,8 @@ from launcher.traces import Life, Traces
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 3600.0
+LAUNCH = "from darts_async import lifetime; lifetime.die_with_parent(); from launcher.cli import main; main()"
+"""What is run: `darts-launch`, which ends with the benchmark, however that ends."""
 SCHEMA = 1
 """Of the files that hold these numbers. Another one cannot be compared with them."""
 
@@ -81,7 +83,7 @@ def launch(settings: Mapping[str, Any], home: Path) -> Path:
     """
     config = home / "cluster.yaml"
     config.write_text(yaml.safe_dump({**settings, "runs_dir": str(home / "runs")}))
-    command = [sys.executable, "-m", "launcher", str(config)]
+    command = [sys.executable, "-c", LAUNCH, str(config)]
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S, check=False

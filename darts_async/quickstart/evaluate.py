@@ -5,7 +5,7 @@
 Lengths count the end-of-sequence token; a sample without one at the cap counts with the cap, as wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
@@ -85,7 +85,6 @@ def sample_prompts(
     *,
     num_samples: int,
     max_new_tokens: int,
-    judge: Callable[[str, str, bool], float] = verify,
 ) -> Samples:
     """Samples of a model in memory, a row per prompt (text, answer); `k` is the number of words of a prompt."""
     tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
@@ -94,7 +93,7 @@ def sample_prompts(
     for size in np.unique(num_words):  # of one length: no batch needs padding
         same = np.flatnonzero(num_words == size)
         chosen = [ChainPrompt(*prompts[int(place)], k=int(size)) for place in same]
-        parts.append(_sample(model, tokenizer, chosen, num_samples, {"max_new_tokens": max_new_tokens}, judge))
+        parts.append(_sample(model, tokenizer, chosen, num_samples, {"max_new_tokens": max_new_tokens}))
         places.append(same)
     order = np.argsort(np.concatenate(places))
     return Samples(*(np.concatenate([getattr(part, field.name) for part in parts])[order] for field in fields(Samples)))
@@ -141,7 +140,6 @@ def _sample(
     prompts: list[ChainPrompt],
     num_samples: int,
     decoding: dict[str, Any],
-    judge: Callable[[str, str, bool], float] = verify,
 ) -> Samples:
     token_ids = torch.tensor([tokenizer.encode(prompt.text).ids for prompt in prompts for _ in range(num_samples)])
     output = model.generate(token_ids, attention_mask=torch.ones_like(token_ids), **decoding)
@@ -151,7 +149,7 @@ def _sample(
     lengths = np.where(finished, ended.argmax(1) + 1, responses.shape[1])
     texts = tokenizer.decode_batch([list(row[:length]) for row, length in zip(responses, lengths, strict=True)])
     answers = [prompt.answer for prompt in prompts for _ in range(num_samples)]
-    rewards = np.array([judge(*judged) for judged in zip(texts, answers, finished.tolist(), strict=True)])
+    rewards = np.array([verify(*judged) for judged in zip(texts, answers, finished.tolist(), strict=True)])
     shape = (len(prompts), num_samples)
     k = np.array([prompt.k for prompt in prompts])
     return Samples(k, lengths.reshape(shape), rewards.reshape(shape), finished.reshape(shape))
