@@ -303,7 +303,8 @@ async def _run(
     runtime.faults = faults
     if config.telemetry.trace:
         path, max_bytes = trace_path(run_dir, name, incarnation), int(config.telemetry.trace_max_mb * 1e6)
-        runtime.trace = Trace(path, name, incarnation, max_bytes)
+        has_samples = config.telemetry.trace_samples
+        runtime.trace = Trace(path, name, incarnation, max_bytes, has_samples=has_samples)
         runtime.clock = BusyClock(runtime.trace)
     try:
         actor = make_actor(runtime)

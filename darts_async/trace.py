@@ -26,6 +26,8 @@ from msgspec import Struct
 from darts_async.topology import file_stem
 
 TRACE_DIR = "trace"
+SAMPLE, GROUP = "sample", "group"
+"""What instants and spans say of whom they are about, by its id."""
 GAP_S = 0.01
 """Spans of a stage that are this close are put together, unless they say different things."""
 _MAX_PENDING = 2048
@@ -129,8 +131,17 @@ class Trace:
     Used by one thread. What cannot be written (the disk is full) ends the trace, and not the process.
     """
 
-    def __init__(self, path: Path | None = None, process: str = "", incarnation: int = 1, max_bytes: int = 0) -> None:
-        """`max_bytes` bounds both files of the incarnation together."""
+    def __init__(
+        self,
+        path: Path | None = None,
+        process: str = "",
+        incarnation: int = 1,
+        max_bytes: int = 0,
+        *,
+        has_samples: bool = True,
+    ) -> None:
+        """`max_bytes` bounds both files of the incarnation together; `has_samples`: write down what befalls each."""
+        self._has_samples = has_samples
         self._path, self._process, self._incarnation, self._max_bytes = path, process, incarnation, max_bytes
         self._encoder = msgspec.msgpack.Encoder()
         self._began_s = self._flushed_s = time.perf_counter()
@@ -167,6 +178,11 @@ class Trace:
         """Something happens now."""
         if self._file is not None:
             self._put(Instant(name, time.perf_counter(), args))
+
+    def sample(self, name: str, sample_id: int) -> None:
+        """Something befalls a sample now."""
+        if self._file is not None and self._has_samples:
+            self._put(Instant(name, time.perf_counter(), {SAMPLE: sample_id}))
 
     def count(self, name: str, number: int = 1) -> None:
         """Something happened so often."""

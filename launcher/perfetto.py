@@ -1,7 +1,8 @@
 """The trace of a run as JSON that https://ui.perfetto.dev and chrome://tracing show.
 
-Each process of the run is a group of tracks: one with its incarnations, one per stage of work, one per wait, and its
-counters. Times are in microseconds.
+Each process of the run is a group of tracks: one with its incarnations, one per stage of work, one per wait, one of its
+samples, and its counters. An arrow follows each sample from the shaper to a generator, to its reward and back, and each
+group from the shaper into a gradient. Times are in microseconds.
 """
 
 import json
@@ -10,12 +11,18 @@ from itertools import pairwise
 from typing import IO, Any
 
 from darts_async.topology import LAUNCHER
-from darts_async.trace import Level, Span, Tallied
+from darts_async.trace import GROUP, SAMPLE, Instant, Level, Span, Tallied, Value
 from launcher.traces import Life, joined
 
 Event = dict[str, Any]
 
-_LIVES = 0
+_LIVES, _SAMPLES = 0, 1
+_MOMENT_US = 1.0
+"""What an instant is drawn as, so that an arrow can begin or end there."""
+_BEGINS = frozenset({"placed", "shipped"})
+_GOES_ON = frozenset({"started", "finished", "cancelled", "judged"})
+"""Names of instants in an arrow; what befalls a sample otherwise is its end. A generator says `cancelled` too, and the
+shaper's word is the last one."""
 _COUNTERS = {"in_flight": "in flight", "policy_version": "policy version"}
 """Others are shown by their names; tokens as a rate."""
 
@@ -36,16 +43,25 @@ def events_of(number: int, process: str, lives: Sequence[Life], since_s: float, 
     yield _meta("process_sort_index", number, _LIVES, sort_index=number)
     yield _meta("thread_name", number, _LIVES, name="incarnations")
     tracks: dict[str, int] = {}
+    has_samples = False
     for life in lives:
         lived = (f"#{life.incarnation}", life.began_s, life.ended_s, {"pid": life.pid})
         yield from _interval(number, _LIVES, *lived, since_s, until_s)
         for span in joined(life.spans):
-            track = tracks.setdefault(span.stage, len(tracks) + 1)
+            track = tracks.setdefault(span.stage, len(tracks) + _SAMPLES + 1)
             yield from _interval(number, track, *_shown(span), since_s, until_s)
-        yield from _instants(number, life, since_s, until_s)
+            if GROUP in span.args and since_s <= span.begin_s <= until_s:
+                yield _arrow("f", GROUP, span.args[GROUP], number, track, span.begin_s)
+        for instant in life.instants:
+            if since_s <= instant.at_s <= until_s:
+                subject = next((name for name in (SAMPLE, GROUP) if name in instant.args), None)
+                has_samples = has_samples or subject is not None
+                yield from _instant(number, life, instant) if subject is None else _moment(number, instant, subject)
         for name, at_s, value in (*_levels(life), *_rates(life.tallied)):
             if since_s <= at_s <= until_s:
                 yield {"ph": "C", "pid": number, "name": name, "ts": _us(at_s), "args": {"value": round(value, 3)}}
+    if has_samples:
+        yield _meta("thread_name", number, _SAMPLES, name="samples")
     for stage, track in tracks.items():
         yield _meta("thread_name", number, track, name=stage)
 
@@ -75,14 +91,27 @@ def _interval(
         yield {"ph": "X", "name": name, **place, "args": args}
 
 
-def _instants(number: int, life: Life, since_s: float, until_s: float) -> Iterator[Event]:
+def _instant(number: int, life: Life, instant: Instant) -> Iterator[Event]:
     """Those of the launcher are drawn across all tracks, but for the steps."""
-    for instant in life.instants:
-        if since_s <= instant.at_s <= until_s:
-            is_global = life.process == LAUNCHER and instant.name != "step"
-            name = f"{instant.name} {instant.args['process']}" if "process" in instant.args else instant.name
-            place = {"pid": number, "tid": _LIVES, "ts": _us(instant.at_s), "s": "g" if is_global else "p"}
-            yield {"ph": "i", "name": name, **place, "args": instant.args}
+    is_global = life.process == LAUNCHER and instant.name != "step"
+    name = f"{instant.name} {instant.args['process']}" if "process" in instant.args else instant.name
+    place = {"pid": number, "tid": _LIVES, "ts": _us(instant.at_s), "s": "g" if is_global else "p"}
+    yield {"ph": "i", "name": name, **place, "args": instant.args}
+
+
+def _moment(number: int, instant: Instant, subject: str) -> Iterator[Event]:
+    """Something that befell a sample, or a group, and its place in the arrow."""
+    subject_id = instant.args[subject]
+    place = {"pid": number, "tid": _SAMPLES, "ts": _us(instant.at_s), "dur": _MOMENT_US}
+    yield {"ph": "X", "name": f"{instant.name} {subject_id}", **place, "args": instant.args}
+    phase = "s" if instant.name in _BEGINS else "t" if instant.name in _GOES_ON else "f"
+    yield _arrow(phase, subject, subject_id, number, _SAMPLES, instant.at_s)
+
+
+def _arrow(phase: str, subject: str, subject_id: Value, number: int, track: int, at_s: float) -> Event:
+    """Begins (`s`), goes through (`t`) or ends (`f`) at what is drawn there at that time."""
+    place = {"pid": number, "tid": track, "ts": _us(at_s)}
+    return {"ph": phase, "cat": subject, "name": subject, "id": subject_id, **place, "bp": "e"}
 
 
 def _levels(life: Life) -> Iterator[tuple[str, float, float]]:

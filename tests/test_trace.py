@@ -2,6 +2,7 @@
 
 import json
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,40 @@ def test_restarts_are_drawn_across_all_tracks_and_only_the_window_is_written() -
     shown = [(event["name"], event["s"]) for event in events if event["ph"] == "i"]
     assert shown == [("step", "p"), ("ended generator/0", "g")]
     assert [(event["ts"], event["dur"]) for event in events if event["ph"] == "X"] == [(3e6, 2.5e6)]
+
+
+def test_arrows_lead_from_the_shaper_through_generator_and_reward_back_and_into_a_gradient() -> None:
+    def told(name: str, at_s: float, **args: int) -> Instant:
+        return Instant(name, at_s, dict(args))
+
+    shaper, generator, reward = life(1, 0.0, 9.0), life(1, 0.0, 9.0), life(1, 0.0, 9.0)
+    shaper.instants = [told("placed", 1.0, sample=7), told("trained", 5.0, sample=7), told("shipped", 5.0, group=2)]
+    generator.instants = [told("started", 2.0, sample=7), told("finished", 3.0, sample=7)]
+    reward.instants = [told("judged", 4.0, sample=7), told("judged", 8.5, sample=9)]
+    learner = life(1, 0.0, 9.0, Span("train", 6.0, 7.0, 1.0, True, {"group": 2}))
+    lives = {"shaper/0": shaper, "generator/0": generator, "reward/0": reward, "learner/0": learner}
+    events = [
+        event
+        for number, (process, each) in enumerate(lives.items())
+        for event in events_of(number, process, [each], 0.0, 8.0)
+    ]
+    arrows = sorted((event for event in events if event["ph"] in "stf"), key=itemgetter("ts"))
+    assert [(arrow["ph"], arrow["pid"]) for arrow in arrows if (arrow["cat"], arrow["id"]) == ("sample", 7)] == [
+        ("s", 0), ("t", 1), ("t", 1), ("t", 2), ("f", 0),
+    ]  # fmt: skip
+    assert [(arrow["ph"], arrow["pid"]) for arrow in arrows if arrow["cat"] == "group"] == [("s", 0), ("f", 3)]
+    assert len(arrows) == 7, "what lies outside the window is not drawn"
+    drawn = {(event["pid"], event["tid"], event["ts"]) for event in events if event["ph"] == "X"}
+    assert {(arrow["pid"], arrow["tid"], arrow["ts"]) for arrow in arrows} <= drawn, "an arrow needs what it ends at"
+
+
+def test_samples_are_not_told_of_where_they_are_not_wanted(tmp_path: Path) -> None:
+    writer = Trace(trace_path(tmp_path, "shaper/0", 1), "shaper/0", 1, 1 << 20, has_samples=False)
+    writer.sample("placed", 3)
+    writer.instant("version published", policy_version=0)
+    writer.close()
+    records = list(read_records(trace_path(tmp_path, "shaper/0", 1)))
+    assert [record.name for record in records if isinstance(record, Instant)] == ["version published"]
 
 
 def run_dir_with_trace(tmp_path: Path) -> Path:

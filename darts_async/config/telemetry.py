@@ -43,5 +43,8 @@ class TelemetryConfig(Section):
     trace: bool = True
     """Whether each process writes down what it did and when, for `darts-launch trace`; what that costs does not
     show."""
+    trace_samples: bool = True
+    """Whether traces tell of each sample where it was and when: arrows from the shaper to a generator, its reward and
+    back."""
     trace_max_mb: Annotated[float, Field(ge=0.1)] = 32.0
     """Largest trace of each start of a process, in MB; the oldest half goes first."""

@@ -204,6 +204,7 @@ class GeneratorActor:
                 case Generate() as request:
                     self._live.add(request.sample_id)
                     engine.start(request)
+                    self._runtime.trace.sample("started", request.sample_id)
                 case Cancel(sample_id=sample_id):
                     engine.cancel(sample_id)
                     self._runtime.trace.count("cancels")
@@ -232,6 +233,8 @@ class GeneratorActor:
     def _take(self, events: StepEvents) -> None:
         events = self._probing.sift(events, self._version)
         self._outgoing.add(events)
+        for end in events.ended:
+            self._runtime.trace.sample("cancelled" if end.finish_reason is None else "finished", end.sample_id)
         self._live.difference_update(end.sample_id for end in events.ended)
         self._live.difference_update(sample_id for sample_id, _ in events.rejected)
 

@@ -88,6 +88,7 @@ class RewardActor:
         self._num_scoring -= 1
         self._runtime.faults.reach("reward.before_verdict")
         self._runtime.send("rewards", peer, verdict)
+        self._runtime.trace.sample("judged", item.sample_id)
         if isinstance(verdict, ScoreFailed):
             log.warning("score_failed", sample_id=verdict.sample_id, kind=verdict.kind, error=verdict.error)
         self._watch(verdict)

@@ -21,7 +21,7 @@ from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import SampleRejected, Shutdown
 from darts_async.shaper.journal import Journal
-from darts_async.shaper.ledger import GroupDropped, LedgerWriter, SampleEnded, VersionSeen
+from darts_async.shaper.ledger import GroupDropped, GroupShipped, LedgerWriter, SampleEnded, SamplePlaced, VersionSeen
 from darts_async.shaper.recovery import take_up
 from darts_async.shaper.standing import (
     Abandoned,
@@ -201,8 +201,13 @@ class ShaperActor:
                     self._runtime.send(_link_to(peer), peer, message)
                 case Forget(peer):
                     self._runtime.links[_link_to(peer)].forget(peer)
-                case SampleEnded(fate=fate):
+                case SamplePlaced(sample_id=sample_id):
+                    self._runtime.trace.sample("placed", sample_id)
+                case SampleEnded(sample_id=sample_id, fate=fate):
                     self._runtime.trace.count(fate)
+                    self._runtime.trace.sample(fate, sample_id)
+                case GroupShipped(group_id=group_id):
+                    self._runtime.trace.instant("shipped", group=group_id)
                 case GroupDropped(group_id=group_id, reason=reason):
                     self._runtime.trace.instant("group dropped", group_id=group_id, reason=reason)
                     log.warning("group_dropped", group_id=group_id, reason=reason)
