@@ -1,7 +1,7 @@
 """How much sooner is a step on accelerators that are not there? The real processes, sockets and broadcasts.
 
     python -m bench.emulated [--trace PATH] [--workloads NAME ...] [--arms NAME ...] [--accelerators 8 16 64]
-                             [--steps 30] [--seeds S ...] [--out DIR]
+                             [--steps 30] [--seeds S ...] [--out DIR] [--resume]
 
 Engines and the learner wait for as long as the accelerators of `bench.profiles` would take; everything else is what
 runs in production. To make it short, one emulated token stands for K real ones, and a run goes K times faster than
@@ -9,7 +9,8 @@ real time (a large cluster slower than that: `slowed`): a decode step takes its 
 and what our own processes cost weighs K times what it would. So this is a lower bound of what is left of a speed-up.
 
 All arms of a seed run one after another on the same prompts and lengths, seeds in turn. The policy is frozen: this is
-the schedule alone. Times and rates in the tables are of real tokens on the real accelerators.
+the schedule alone. Times and rates in the tables are of real tokens on the real accelerators. Each run is written to
+--out as it ends; --resume takes over those that are there, of other workloads and arms too.
 """
 
 import argparse
@@ -79,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30, help=f"per run, of which {SKIPPED} are left out")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=Path, help="directory for emulated.md, .json and the plot")
+    parser.add_argument("--resume", action="store_true", help="go on from the emulated.json that is in --out")
     arguments = parser.parse_args()
     if arguments.steps <= SKIPPED:
         parser.error(f"--steps {arguments.steps}: {SKIPPED} are left out, so give more")
@@ -97,19 +99,46 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.trace:
         workloads = {arguments.trace.stem: (partial(from_trace, arguments.trace), 1 << 15)} | workloads
     arms = [BASELINE, *(arm for arm in arguments.arms if arm != BASELINE)]
-    cells: Cells = {}
+    cells = resumed(arguments)
     began_s = time.monotonic()
     for number in arguments.accelerators:
         for name, (make, cap) in workloads.items():
-            for seed in arguments.seeds:
+            for place, seed in enumerate(arguments.seeds):
                 lengths = lengths_of(make(seed, NUM_PROMPTS))
                 for arm in arms:
-                    found = one_run(PROFILES[number], name, lengths, cap, arm, arguments.steps, seed)
-                    cells.setdefault((number, name, arm), []).append(found)
-                    print(f"{number}, {name}, {arm}, seed {seed}: {found.window_s:.0f} s", file=sys.stderr)
-                text = report(cells, command_of(arguments), time.monotonic() - began_s)
-                write(arguments.out, text, cells)  # whoever stops this keeps what there is
-    print(text)
+                    runs = cells.setdefault((number, name, arm), [])
+                    if len(runs) > place:
+                        continue
+                    runs.append(one_run(PROFILES[number], name, lengths, cap, arm, arguments.steps, seed))
+                    print(f"{number}, {name}, {arm}, seed {seed}: {runs[-1].window_s:.0f} s", file=sys.stderr)
+                    write(arguments, report(cells, command_of(arguments), time.monotonic() - began_s), cells)
+    print(report(cells, command_of(arguments), time.monotonic() - began_s))
+
+
+def resumed(arguments: argparse.Namespace) -> Cells:
+    """What is there already. Raises `ConfigError` if it is of other seeds or steps."""
+    if not arguments.resume:
+        return {}
+    if arguments.out is None:
+        raise ConfigError("--resume takes over what is in --out; give --out too")
+    path = arguments.out / "emulated.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        is_same = (found["schema"], found["steps"], found["seeds"]) == (SCHEMA, arguments.steps, arguments.seeds)
+        cells = {
+            (cell["accelerators"], cell["workload"], cell["arm"]): msgspec.convert(cell["runs"], list[Measured])
+            for cell in found["cells"]
+        }
+    except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path} is no emulated.json of schema {SCHEMA}: {error!r}; move it away") from error
+    if not is_same:
+        raise ConfigError(
+            f"{path} holds runs of --steps {found['steps']} --seeds {found['seeds']} in schema {found['schema']}; give "
+            "the same, or another --out"
+        )
+    return cells
 
 
 def lengths_of(workload: Workload) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -262,8 +291,9 @@ def table(cells: Cells, number: int, workload: str) -> list[str]:
     ]
 
 
-def write(directory: Path | None, text: str, cells: Cells) -> None:
+def write(arguments: argparse.Namespace, text: str, cells: Cells) -> None:
     """The tables, the numbers and the plot, if they are wanted."""
+    directory: Path | None = arguments.out
     if directory is None:
         return
     directory.mkdir(parents=True, exist_ok=True)
@@ -273,7 +303,10 @@ def write(directory: Path | None, text: str, cells: Cells) -> None:
         for (number, workload, arm), found in cells.items()
     ]
     (directory / "emulated.json").write_text(
-        json.dumps({"schema": SCHEMA, "commit": commit(), "cells": runs}, indent=1)
+        json.dumps(
+            {"schema": SCHEMA, "commit": commit(), "steps": arguments.steps, "seeds": arguments.seeds, "cells": runs},
+            indent=1,
+        )
     )
     draw(directory / PLOT, speed_ups(cells))
 

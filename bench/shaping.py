@@ -102,6 +102,7 @@ ARMS = {
     "synchronous, dual_end": Arm(DUAL_END, max_staleness=0),
     "synchronous, survivor": Arm(SURVIVOR, max_staleness=0),
     "asynchronous": Arm({"rule": "none"}, launch=KEEP),
+    "asynchronous, staleness 8": Arm({"rule": "none"}, max_staleness=8, launch=KEEP),
     "asynchronous, drained": Arm({"rule": "none"}, drain=True, launch=KEEP),
     "asynchronous, tail batching": Arm(TAIL_BATCHING, launch=math.ceil(1.25 * KEEP)),
     "random": Arm({"rule": "random"}),
@@ -113,6 +114,7 @@ ARMS = {
     "darts, shuffled split": Arm(darts("shuffled"), launch=12),
     "darts, reward_aware split": Arm(darts("reward_aware"), launch=12),
     "survivor": Arm(SURVIVOR),
+    "survivor, staleness 8": Arm(SURVIVOR, max_staleness=8),
     "survivor, utility": Arm(SURVIVOR | {"redundancy": {"total": "utility"}}, launch=12, flush_every_s=WATCHED_S),
     "qlpo": Arm({"rule": "qlpo"}),
 }
@@ -196,7 +198,7 @@ def spread(values: Sequence[float], style: str) -> str:
 
 def plain(arm: str) -> str:
     """The baseline that the arm is the very same run as where no more samples are launched than kept."""
-    return BASELINE if ARMS[arm].max_staleness == 0 else "asynchronous"
+    return {0: BASELINE, STALENESS: "asynchronous"}.get(ARMS[arm].max_staleness, "asynchronous, staleness 8")
 
 
 def from_trace(path: Path, seed: int, num_prompts: int) -> TraceWorkload:

@@ -1,5 +1,6 @@
 """Benchmarks of whole runs: what they launch can be run, what they measure adds up, what they compare is comparable."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from bench import emulated
 from bench.emulated import CHOSEN, LAUNCH, columns, settings_of, speed_ups
 from bench.measured import SCHEMA, Measured, Use, launch, measure
 from bench.profiles import PROFILES
@@ -87,6 +89,21 @@ def test_an_emulated_second_and_token_stand_for_as_many_real_ones() -> None:
     assert row["decoded, tokens/s"][0] == 500.0, "16 times the tokens in 16 times the seconds"
     cells = {(8, "math", BASELINE): [measured(window_s=20.0)], (8, "math", "shortest"): [measured()]}
     assert speed_ups(cells) == {"math, 8": {BASELINE: [1.0], "shortest": [2.0]}}
+
+
+def test_emulated_runs_that_are_there_are_taken_over_and_others_refused(tmp_path: Path) -> None:
+    asked = argparse.Namespace(out=tmp_path, resume=True, steps=30, seeds=[0])
+    cells = {(8, "math", BASELINE): [measured(window_s=20.0)], (8, "math", "shortest"): [measured()]}
+    assert emulated.resumed(asked) == {}
+    emulated.write(asked, "", cells)
+    assert emulated.resumed(asked) == cells
+    with pytest.raises(ConfigError, match=r"holds runs of --steps 30 --seeds \[0\]"):
+        emulated.resumed(argparse.Namespace(out=tmp_path, resume=True, steps=30, seeds=[0, 1]))
+    (tmp_path / "emulated.json").write_text("[]")
+    with pytest.raises(ConfigError, match="move it away"):
+        emulated.resumed(asked)
+    with pytest.raises(ConfigError, match="give --out too"):
+        emulated.resumed(argparse.Namespace(out=None, resume=True, steps=30, seeds=[0]))
 
 
 def test_a_rate_below_the_baseline_is_found(tmp_path: Path) -> None:

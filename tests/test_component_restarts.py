@@ -51,6 +51,18 @@ def traced_instants(run: LaunchedRun) -> set[str]:
     return {event["name"] for event in traced_events(run) if event["ph"] == "i"}
 
 
+def traced_ways(run: LaunchedRun) -> set[tuple[str, ...]]:
+    """The roles that the arrows of whole samples go through."""
+    events = traced_events(run)
+    roles = {e["pid"]: e["args"]["name"].partition("/")[0] for e in events if e["name"] == "process_name"}
+    arrows: dict[int, list[tuple[float, str, str]]] = {}
+    for event in events:
+        if event.get("cat") == "sample":
+            arrows.setdefault(event["id"], []).append((event["ts"], event["ph"], roles[event["pid"]]))
+    ways = (sorted(arrow) for arrow in arrows.values())
+    return {tuple(role for _, _, role in way) for way in ways if way[0][1] == "s" and way[-1][1] == "f"}
+
+
 @pytest.mark.parametrize(
     "faults",
     [
@@ -161,6 +173,7 @@ def test_the_verbs_work_from_another_terminal(tmp_path: Path) -> None:
         assert re.search(r"generator/0 .* decode [1-9]", traced.stdout), traced.stdout + traced.stderr
         assert traced_lives(run, "generator/0") == ["#1", "#2"]
         assert {"restarted generator/0", "serves generator/0"} <= traced_instants(run)
+        assert ("shaper", "generator", "generator", "reward", "shaper") in traced_ways(run)
 
         down = run.verb("down")
         assert (down.returncode, "stopped by darts-launch down" in down.stdout) == (0, True), down.stderr
