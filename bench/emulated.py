@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ import msgspec
 import numpy as np
 
 from bench.emulated_plot import draw
-from bench.measured import SCHEMA, Measured, launch, measure
+from bench.measured import SCHEMA, Measured, called, launch, measure
 from bench.profiles import PROFILES, Profile
 from bench.shaping import ARMS, BASELINE, KEEP, SYNTHETIC, commit, from_trace, spread
 from bench.shaping_plots import require_matplotlib
@@ -99,7 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.trace:
         workloads = {arguments.trace.stem: (partial(from_trace, arguments.trace), 1 << 15)} | workloads
     arms = [BASELINE, *(arm for arm in arguments.arms if arm != BASELINE)]
-    cells = resumed(arguments)
+    cells, commits = resumed(arguments)
+    commits = sorted({*commits, commit()})
     began_s = time.monotonic()
     for number in arguments.accelerators:
         for name, (make, cap) in workloads.items():
@@ -111,19 +111,19 @@ def run(arguments: argparse.Namespace) -> None:
                         continue
                     runs.append(one_run(PROFILES[number], name, lengths, cap, arm, arguments.steps, seed))
                     print(f"{number}, {name}, {arm}, seed {seed}: {runs[-1].window_s:.0f} s", file=sys.stderr)
-                    write(arguments, report(cells, command_of(arguments), time.monotonic() - began_s), cells)
-    print(report(cells, command_of(arguments), time.monotonic() - began_s))
+                    write(arguments, report(cells, commits, time.monotonic() - began_s), cells, commits)
+    print(report(cells, commits, time.monotonic() - began_s))
 
 
-def resumed(arguments: argparse.Namespace) -> Cells:
-    """What is there already. Raises `ConfigError` if it is of other seeds or steps."""
+def resumed(arguments: argparse.Namespace) -> tuple[Cells, list[str]]:
+    """What is there already, and of which commits. Raises `ConfigError` if it is of other seeds or steps."""
     if not arguments.resume:
-        return {}
+        return {}, []
     if arguments.out is None:
         raise ConfigError("--resume takes over what is in --out; give --out too")
     path = arguments.out / "emulated.json"
     if not path.exists():
-        return {}
+        return {}, []
     try:
         found = json.loads(path.read_text())
         is_same = (found["schema"], found["steps"], found["seeds"]) == (SCHEMA, arguments.steps, arguments.seeds)
@@ -131,6 +131,7 @@ def resumed(arguments: argparse.Namespace) -> Cells:
             (cell["accelerators"], cell["workload"], cell["arm"]): msgspec.convert(cell["runs"], list[Measured])
             for cell in found["cells"]
         }
+        commits = [str(each) for each in found["commits"]]
     except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path} is no emulated.json of schema {SCHEMA}: {error!r}; move it away") from error
     if not is_same:
@@ -138,7 +139,7 @@ def resumed(arguments: argparse.Namespace) -> Cells:
             f"{path} holds runs of --steps {found['steps']} --seeds {found['seeds']} in schema {found['schema']}; give "
             "the same, or another --out"
         )
-    return cells
+    return cells, commits
 
 
 def lengths_of(workload: Workload) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -248,13 +249,13 @@ opens 1.25 times the groups and samples. `darts` is the method as published; `sh
 emulating machine, where a run goes K times faster than it would."""
 
 
-def report(cells: Cells, command: str, elapsed_s: float) -> str:
-    """All tables."""
+def report(cells: Cells, commits: Sequence[str], elapsed_s: float) -> str:
+    """All tables; `elapsed_s` is of this call."""
     lines = [
         "# The whole system on emulated accelerators",
         "",
-        f"`{command}`, commit {commit()}, {os.cpu_count()} cores ({platform.machine()}), Python "
-        f"{platform.python_version()}, {elapsed_s / 60:.0f} min.",
+        f"`{called('bench.emulated')}`, commit {', '.join(commits)}, {os.cpu_count()} cores ({platform.machine()}), "
+        f"Python {platform.python_version()}, {elapsed_s / 60:.0f} min.",
         "",
         NOTES,
         "",
@@ -291,7 +292,7 @@ def table(cells: Cells, number: int, workload: str) -> list[str]:
     ]
 
 
-def write(arguments: argparse.Namespace, text: str, cells: Cells) -> None:
+def write(arguments: argparse.Namespace, text: str, cells: Cells, commits: Sequence[str]) -> None:
     """The tables, the numbers and the plot, if they are wanted."""
     directory: Path | None = arguments.out
     if directory is None:
@@ -304,7 +305,13 @@ def write(arguments: argparse.Namespace, text: str, cells: Cells) -> None:
     ]
     (directory / "emulated.json").write_text(
         json.dumps(
-            {"schema": SCHEMA, "commit": commit(), "steps": arguments.steps, "seeds": arguments.seeds, "cells": runs},
+            {
+                "schema": SCHEMA,
+                "commits": commits,
+                "steps": arguments.steps,
+                "seeds": arguments.seeds,
+                "cells": runs,
+            },
             indent=1,
         )
     )
@@ -319,12 +326,6 @@ def speed_ups(cells: Cells) -> Mapping[str, Mapping[str, Sequence[float]]]:
         ratios = [one.window_s / each.window_s for each, one in zip(runs, plain, strict=False)]
         found.setdefault(f"{workload}, {number}", {})[arm] = ratios
     return found
-
-
-def command_of(arguments: argparse.Namespace) -> str:
-    """What was called, without the directory of the trace."""
-    words = [Path(a).name if arguments.trace and a == str(arguments.trace) else a for a in sys.argv[1:]]
-    return shlex.join(["python", "-m", "bench.emulated", *words])
 
 
 if __name__ == "__main__":

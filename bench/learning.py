@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> str:
             if not found.has_timing(name, arm) and model_of(models, name, arm).is_dir():
                 found.timings.append(timed(name, settings, arm, arguments.seeds[0], models))
                 write(arguments, found)
-    return report(found, TASKS, sys.argv[1:])
+    return report(found, TASKS)
 
 
 # --- what is run -------------------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def write(arguments: argparse.Namespace, found: Results) -> None:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
-    (arguments.out / TABLE_FILE).write_text(report(found, TASKS, sys.argv[1:]))
+    (arguments.out / TABLE_FILE).write_text(report(found, TASKS))
     draw(found, TASKS, arguments.out)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -10,6 +9,8 @@ from typing import Final
 
 import numpy as np
 from msgspec import Struct, field
+
+from bench.measured import called
 
 BASELINE: Final = "asynchronous"
 """Our own mode without shaping, which the others are compared with."""
@@ -137,13 +138,12 @@ when `{BASELINE}` of the same seed was at the target. `difference`: reward of th
 for training, cancelled ones included."""
 
 
-def report(found: Results, tasks: dict[str, Task], arguments: Sequence[str]) -> str:
+def report(found: Results, tasks: dict[str, Task]) -> str:
     """All tables."""
-    command = shlex.join(["python", "-m", "bench.learning", *arguments])
     lines = [
         "# Time to a held-out reward, by how rollouts are shaped",
         "",
-        f"`{command}`, commit {found.commit}, {os.cpu_count()} cores ({platform.machine()}), Python "
+        f"`{called('bench.learning')}`, commit {found.commit}, {os.cpu_count()} cores ({platform.machine()}), Python "
         f"{platform.python_version()}.",
         "",
         NOTES,

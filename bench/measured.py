@@ -5,6 +5,7 @@ another, so that starting and ending are in none. Tokens that a generator decode
 """
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,13 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
 import yaml
 from msgspec import Struct
 
 from darts_async.errors import ConfigError
 from darts_async.topology import LAUNCHER
+from darts_async.trace import SAMPLE
 from launcher.shares import time_spent, tokens_between
 from launcher.traces import Life, Traces
 
@@ -24,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 DEADLINE_S = 3600.0
 LAUNCH = "from darts_async import lifetime; lifetime.die_with_parent(); from launcher.cli import main; main()"
 """What is run: `darts-launch`, which ends with the benchmark, however that ends."""
-SCHEMA = 1
+SCHEMA = 2
 """Of the files that hold these numbers. Another one cannot be compared with them."""
 
 
@@ -56,6 +59,9 @@ class Measured(Struct, frozen=True):
     staleness_max: float
     stalls_s: tuple[float, float]
     """By which an update of the weights held decoding: median and longest of the updates."""
+    cancels_s: tuple[float, float] | None
+    """From the shaper's word until the generator had freed the slot, median and 99th percentile; None if it asked for
+    none."""
     processes: dict[str, Use]
     tokens_by_fate: dict[str, int]
     """Of the whole run."""
@@ -73,6 +79,12 @@ class Measured(Struct, frozen=True):
     def largest(self, of: str) -> float:
         """The largest value of an attribute over all processes."""
         return max(float(getattr(use, of)) for use in self.processes.values())
+
+
+def called(module: str) -> str:
+    """The command line, of paths outside the checkout their last part alone."""
+    words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", module, *words])
 
 
 def launch(settings: Mapping[str, Any], home: Path) -> Path:
@@ -126,6 +138,7 @@ def measure(run_dir: Path, skip_steps: int) -> Measured:
         staleness_mean=fmean(_values(metrics, "staleness/mean")),
         staleness_max=max(_values(metrics, "staleness/max")),
         stalls_s=(median(stalls), max(stalls)) if stalls else (0.0, 0.0),
+        cancels_s=_cancels(lives, since_s, until_s),
         processes={
             name: _use(name, each, since_s, until_s, config["generator"]["num_slots"])
             for name, each in lives.items()
@@ -140,6 +153,15 @@ def _step_ends(launcher: Sequence[Life]) -> list[float]:
     """When the launcher heard of each step, by step; the last time, where a step was taken again."""
     ended_s = {each.args["step"]: each.at_s for life in launcher for each in life.instants if each.name == "step"}
     return [ended_s[step] for step in sorted(ended_s)]
+
+
+def _cancels(lives: Mapping[str, Sequence[Life]], since_s: float, until_s: float) -> tuple[float, float] | None:
+    at_s: dict[str, dict[Any, float]] = {"cancel": {}, "stopped": {}}
+    for each in (each for of in lives.values() for life in of for each in life.instants if each.name in at_s):
+        at_s[each.name][each.args[SAMPLE]] = each.at_s
+    asked = {sample: asked_s for sample, asked_s in at_s["cancel"].items() if since_s <= asked_s <= until_s}
+    took_s = [at_s["stopped"][sample] - asked_s for sample, asked_s in asked.items() if sample in at_s["stopped"]]
+    return (float(np.median(took_s)), float(np.percentile(took_s, 99))) if took_s else None
 
 
 def _values(metrics: Sequence[Mapping[str, Any]], name: str) -> list[float]:

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ from typing import Any
 import torch
 import yaml
 
-from bench.measured import ROOT, SCHEMA, launch
+from bench.measured import ROOT, SCHEMA, called, launch
 from bench.shaping import commit
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
@@ -252,11 +251,10 @@ def held_out_reward(model: Any, config: RunConfig, sets: PromptSets) -> float:
 
 def report(arguments: argparse.Namespace, climbs: Sequence[Climb]) -> str:
     """The table."""
-    command = shlex.join(["python", "-m", "bench.peers", *sys.argv[1:]])
     lines = [
         "# Time to a held-out reward, beside TRL",
         "",
-        f"`{command}`, commit {commit()}, {os.cpu_count()} cores ({platform.machine()}), Python "
+        f"`{called('bench.peers')}`, commit {commit()}, {os.cpu_count()} cores ({platform.machine()}), Python "
         f"{platform.python_version()}. Medians over {len(arguments.seeds)} seeds, and the range.",
         "",
         f"| trainer | seconds to {arguments.target:g} | steps | seconds a step | TRL's time over its own | not there |",

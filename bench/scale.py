@@ -11,12 +11,12 @@ time per message measured here, on one core, at the number of samples in flight 
 import argparse
 import os
 import platform
-import shlex
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.measured import called
 from bench.profiles import PROFILES, Profile
 from bench.shaper import SAMPLES_PER_MESSAGE, STEPS_PER_FLUSH, state_machine_load
 from bench.shaping import ARMS, KEEP, MAX_NEW_TOKENS, SYNTHETIC, commit, from_trace
@@ -136,12 +136,11 @@ def report(arguments: argparse.Namespace) -> str:
         for number in numbers
     ]
     strong = [simulated(number, STRONG_GROUPS, arguments.arm, workload, cap, arguments.steps) for number in numbers]
-    words = [Path(a).name if arguments.trace and a == str(arguments.trace) else a for a in sys.argv[1:]]
     return "\n".join(
         [
             "# Scaling, simulated",
             "",
-            f"`{shlex.join(['python', '-m', 'bench.scale', *words])}`, commit {commit()}, {os.cpu_count()} cores "
+            f"`{called('bench.scale')}`, commit {commit()}, {os.cpu_count()} cores "
             f"({platform.machine()}), Python {platform.python_version()}. Arm `{arguments.arm}`, {LAUNCH} samples for "
             f"{KEEP}; {arguments.steps} steps, the first of which fill the pipeline.",
             "",

@@ -11,7 +11,6 @@ calls of the state machine are timed.
 import argparse
 import os
 import platform
-import shlex
 import sys
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from statistics import median
 
 import numpy as np
 
+from bench.measured import called
 from bench.shaping import ARMS, commit
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
@@ -245,12 +245,11 @@ def load_table(in_flight: list[int], seconds: float) -> list[str]:
 
 def report(arguments: argparse.Namespace) -> str:
     """Both tables, with how they came about."""
-    words = [Path(a).name if arguments.trace and a == str(arguments.trace) else a for a in sys.argv[1:]]
     return "\n".join(
         [
             "# The shaper's own speed",
             "",
-            f"`{shlex.join(['python', '-m', 'bench.shaper', *words])}`, commit {commit()}, {os.cpu_count()} cores "
+            f"`{called('bench.shaper')}`, commit {commit()}, {os.cpu_count()} cores "
             f"({platform.machine()}), Python {platform.python_version()}. Processor time of one core; the median of "
             f"{arguments.repeats} runs, and the best, because other work ran on the machine.",
             "",

@@ -11,7 +11,6 @@ import argparse
 import math
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+from bench.measured import called
 from bench.shaping_plots import PLOTS, draw, require_matplotlib
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
@@ -286,10 +286,9 @@ def run(arguments: argparse.Namespace) -> None:
         workloads = {arguments.trace.stem: (partial(from_trace, arguments.trace), MAX_NEW_TOKENS)} | workloads
     start_s = time.process_time()
     tables = [measure(name, *workload, arguments) for name, workload in workloads.items()]
-    words = [Path(a).name if arguments.trace and a == str(arguments.trace) else a for a in sys.argv[1:]]
     text = report(
         tables,
-        shlex.join(["python", "-m", "bench.shaping", *words]),
+        called("bench.shaping"),
         time.process_time() - start_s,
         plotted=bool(arguments.out),
     )

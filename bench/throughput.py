@@ -11,9 +11,9 @@ code 1 where a rate is below `ratio` times what it was.
 
 import argparse
 import json
+import math
 import os
 import platform
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from bench.measured import SCHEMA, Measured, launch, measure
+from bench.measured import SCHEMA, Measured, called, launch, measure
 from bench.shaping import commit, spread
 from darts_async.errors import ConfigError
 from launcher.cluster import load_config
@@ -46,6 +46,8 @@ ROWS: dict[str, tuple[Callable[[Measured], float], str]] = {
     "staleness, max": (lambda m: m.staleness_max, ".0f"),
     "decoding held by an update, median, ms": (lambda m: m.stalls_s[0] * 1e3, ".1f"),
     "decoding held by an update, longest, ms": (lambda m: m.stalls_s[1] * 1e3, ".1f"),
+    "cancel to freed slot, median, ms": (lambda m: (m.cancels_s or (math.nan, math.nan))[0] * 1e3, ".1f"),
+    "cancel to freed slot, 99th percentile, ms": (lambda m: (m.cancels_s or (math.nan, math.nan))[1] * 1e3, ".1f"),
     "generator idle": (lambda m: m.mean("generator", "idle"), ".1%"),
     "generator slots used": (lambda m: m.mean("generator", "slots"), ".0%"),
     "learner idle": (lambda m: m.mean("learner", "idle"), ".1%"),
@@ -161,11 +163,11 @@ def hardware() -> str:
 
 def report(results: Results, arguments: argparse.Namespace) -> str:
     """One table side by side, and one of the processes of each."""
-    command = shlex.join(["python", "-m", "bench.throughput", *sys.argv[1:]])
     lines = [
         "# Throughput",
         "",
-        f"`{command}`, commit {commit()}, {hardware()}. Medians of {arguments.repeats}, with half of the range.",
+        f"`{called('bench.throughput')}`, commit {commit()}, {hardware()}. Medians of {arguments.repeats}, with "
+        "half of the range.",
         "",
         f"| | {' | '.join(results)} |",
         "|" + "---|" * (len(results) + 1),

@@ -20,9 +20,8 @@ _LIVES, _SAMPLES = 0, 1
 _MOMENT_US = 1.0
 """What an instant is drawn as, so that an arrow can begin or end there."""
 _BEGINS = frozenset({"placed", "shipped"})
-_GOES_ON = frozenset({"started", "finished", "cancelled", "judged"})
-"""Names of instants in an arrow; what befalls a sample otherwise is its end. A generator says `cancelled` too, and the
-shaper's word is the last one."""
+_GOES_ON = frozenset({"started", "finished", "cancel", "stopped", "judged"})
+"""Names of instants in an arrow; what befalls a sample otherwise is its end."""
 _COUNTERS = {"in_flight": "in flight", "policy_version": "policy version"}
 """Others are shown by their names; tokens as a rate."""
 

@@ -86,7 +86,7 @@ def test_the_interval_of_a_median_is_that_of_resampled_seeds() -> None:
 def test_speed_ups_pair_runs_of_a_seed_and_a_lower_reward_is_not_called_as_good() -> None:
     runs = [learnt(seed=seed, slower=2.0) for seed in (0, 1)]
     runs += [learnt("fast", seed=seed, after={"reward": 0.9 - 0.03 * seed}) for seed in (1, 0)]
-    text = report(results(*runs), {"chain": TASK}, [])
+    text = report(results(*runs), {"chain": TASK})
     [row] = [line for line in text.splitlines() if line.startswith("| fast | 10.0 | 20.0 | 0 |")]
     assert "2.00 (2.00 to 2.00)" in row
     assert row.endswith("| -0.015 (-0.030 to +0.000) | not shown |")
@@ -104,7 +104,7 @@ def test_the_factors_multiply_to_the_whole() -> None:
         Timing(task="chain", arm=BASELINE, first_s=0.3, own_s=0.2),
         Timing(task="chain", arm="fast", first_s=0.2, own_s=0.1),
     ]
-    text = report(results(learnt(), timings=timings), {"chain": TASK}, [])
+    text = report(results(learnt(), timings=timings), {"chain": TASK})
     assert "| fast | 200 | 100 | 2.00 | 1.50 | 2.00 | 6.00 |" in text
     assert f"| {SYNCHRONOUS} | 600 | 300 | 1.00 | 1.00 | 2.00 | 2.00 |" in text
 

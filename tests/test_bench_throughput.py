@@ -21,7 +21,7 @@ from launcher.audit import audit_run
 
 EMULATED: dict[str, Any] = {
     "prompts": {"source": "chain", "num_train": 64, "held_out": 1},
-    "shaping": {"rule": "none", "launch": 4, "keep": 4},
+    "shaping": {"rule": "shortest", "early_stop": True, "launch": 6, "keep": 4},
     "roles": {"generator": {"replicas": 2}},
     "generator": {"engine": "scripted", "num_slots": 8, "script": {"median_tokens": 20.0, "token_latency_s": 0.002}},
     "learner": {"groups_per_step": 2, "steps": 12, "checkpoint_every": 12, "script": {"token_s": 1e-5, "step_s": 0.01}},
@@ -41,6 +41,7 @@ def measured(**changes: Any) -> Measured:
         "staleness_mean": 1.0,
         "staleness_max": 2.0,
         "stalls_s": (0.001, 0.01),
+        "cancels_s": (0.002, 0.02),
         "processes": {name: use for name in ("generator/0", "learner/0", "shaper/0", "reward/0")},
         "tokens_by_fate": {"trained": 4000, "cancelled": 1000},
         "reward": 0.5,
@@ -61,6 +62,8 @@ def test_what_is_measured_of_a_run_adds_up(tmp_path: Path) -> None:
     for use in found.processes.values():
         assert use.busy + use.idle + use.away == pytest.approx(1.0)
         assert use.memory_max_mb > 10
+    assert found.cancels_s is not None
+    assert 0 < found.cancels_s[0] <= found.cancels_s[1]
     learner = found.processes["learner/0"].stages
     assert learner["step"] * found.window_s > 8 * 0.01, "each step takes the time that the script says"
     assert 0 < found.mean("generator", "slots") <= 1
@@ -94,9 +97,9 @@ def test_an_emulated_second_and_token_stand_for_as_many_real_ones() -> None:
 def test_emulated_runs_that_are_there_are_taken_over_and_others_refused(tmp_path: Path) -> None:
     asked = argparse.Namespace(out=tmp_path, resume=True, steps=30, seeds=[0])
     cells = {(8, "math", BASELINE): [measured(window_s=20.0)], (8, "math", "shortest"): [measured()]}
-    assert emulated.resumed(asked) == {}
-    emulated.write(asked, "", cells)
-    assert emulated.resumed(asked) == cells
+    assert emulated.resumed(asked) == ({}, [])
+    emulated.write(asked, "", cells, ["abc"])
+    assert emulated.resumed(asked) == (cells, ["abc"])
     with pytest.raises(ConfigError, match=r"holds runs of --steps 30 --seeds \[0\]"):
         emulated.resumed(argparse.Namespace(out=tmp_path, resume=True, steps=30, seeds=[0, 1]))
     (tmp_path / "emulated.json").write_text("[]")

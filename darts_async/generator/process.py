@@ -234,7 +234,7 @@ class GeneratorActor:
         events = self._probing.sift(events, self._version)
         self._outgoing.add(events)
         for end in events.ended:
-            self._runtime.trace.sample("cancelled" if end.finish_reason is None else "finished", end.sample_id)
+            self._runtime.trace.sample("stopped" if end.finish_reason is None else "finished", end.sample_id)
         self._live.difference_update(end.sample_id for end in events.ended)
         self._live.difference_update(sample_id for sample_id, _ in events.rejected)
 

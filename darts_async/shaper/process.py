@@ -19,7 +19,7 @@ from darts_async.errors import DataError
 from darts_async.models import resolve_model_path, stop_token_ids
 from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.prompts.source import ShuffledPrompts
-from darts_async.protocol import SampleRejected, Shutdown
+from darts_async.protocol import Cancel, SampleRejected, Shutdown
 from darts_async.shaper.journal import Journal
 from darts_async.shaper.ledger import GroupDropped, GroupShipped, LedgerWriter, SampleEnded, SamplePlaced, VersionSeen
 from darts_async.shaper.recovery import take_up
@@ -199,6 +199,8 @@ class ShaperActor:
             match output:
                 case Send(peer, message):
                     self._runtime.send(_link_to(peer), peer, message)
+                    if isinstance(message, Cancel):
+                        self._runtime.trace.sample("cancel", message.sample_id)
                 case Forget(peer):
                     self._runtime.links[_link_to(peer)].forget(peer)
                 case SamplePlaced(sample_id=sample_id):
