@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,13 +80,19 @@ def test_micro_batches_give_the_logprobs_of_one_batch() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
-def test_a_compiled_model_gives_the_same_numbers_and_gradients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_model_gives_the_same_numbers_and_gradients(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is traced and differentiated is the same; generating C++ for it would take minutes.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     (batch,) = pack(make_group(LENGTHS))
     found = []
     for model in (packed_model(), packed_model()):
         if found:
             compile_model(model)
+        if checkpointing:
+            checkpoint_activations(model)
         logprobs, entropy = response_logprobs(model, batch, 0.7, entropy_gradient=True)
         (logprobs - entropy).sum().backward()
         found.append([logprobs, entropy, *(weight.grad for weight in model.parameters())])
