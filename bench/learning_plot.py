@@ -22,7 +22,7 @@ def draw(found: Results, tasks: Mapping[str, Task], directory: Path) -> None:
             continue
         figure, (over_time, over_tokens) = plt.subplots(1, 2, figsize=(12.5, 4.4), sharey=True)
         for index, (arm, runs) in enumerate(arms.items()):
-            style = {"color": "0.15" if arm == BASELINE else f"C{index}", "label": arm, "linewidth": 1.6}
+            style = {"color": "0.15" if arm == BASELINE else f"C{index}", "label": f"{arm} ({len(runs)})", "linewidth": 1.6}
             _climb(over_time, runs, 0, 1.0, style)
             _climb(over_tokens, runs, 3, 1e3, style)
         for axis, label in ((over_time, "seconds of training"), (over_tokens, "thousand tokens decoded")):
@@ -33,7 +33,7 @@ def draw(found: Results, tasks: Mapping[str, Task], directory: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
         over_time.set_ylabel("held-out reward")
         over_tokens.legend(fontsize=8, frameon=False, loc="lower right")
-        figure.suptitle(f"{name}: mean of {len(arms[BASELINE])} seeds", fontsize=10)
+        figure.suptitle(f"{name}: means; in brackets of how many seeds", fontsize=10)
         figure.tight_layout()
         figure.savefig(directory / f"learning_{name}.png", dpi=120)
         plt.close(figure)

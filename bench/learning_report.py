@@ -155,7 +155,7 @@ def report(found: Results, tasks: dict[str, Task]) -> str:
             num_steps = found.steps or task.steps
             lines += [f"## {name}", "", f"![{name}](learning_{name}.png)", ""]
             lines += [
-                f"{len(arms[BASELINE])} seeds, {num_steps} steps of 16 groups; every {task.every_steps} steps "
+                f"{num_steps} steps of 16 groups; every {task.every_steps} steps "
                 f"{task.samples} fresh samples of each of 128 held-out prompts.",
                 "",
             ]
@@ -167,9 +167,9 @@ def primary(arms: dict[str, list[Learnt]], task: Task) -> list[str]:
     """Times and rewards."""
     early, late = task.targets
     rows = [
-        f"| arm | s to {early:g} | s to {late:g} | not there | speed-up to {early:g} | to {late:g} "
+        f"| arm | seeds | s to {early:g} | s to {late:g} | not there | speed-up to {early:g} | to {late:g} "
         f"| k tokens to {late:g} | steps | at its time | reward at the end | difference | not worse |",
-        "|" + "---|" * 12,
+        "|" + "---|" * 13,
     ]
     for arm, runs in arms.items():
         pairs = [(run, base) for run in runs for base in arms[BASELINE] if base.seed == run.seed]
@@ -177,6 +177,7 @@ def primary(arms: dict[str, list[Learnt]], task: Task) -> list[str]:
         differences = [run.after.reward - base.after.reward for run, base in pairs]
         cells = [
             arm,
+            str(len(runs)),
             f"{median(run.reached(early)[0] for run in runs):.1f}",
             f"{median(end[0] for end in ends):.1f}",
             str(sum(not end[3] for end in ends)),

@@ -87,10 +87,10 @@ def test_speed_ups_pair_runs_of_a_seed_and_a_lower_reward_is_not_called_as_good(
     runs = [learnt(seed=seed, slower=2.0) for seed in (0, 1)]
     runs += [learnt("fast", seed=seed, after={"reward": 0.9 - 0.03 * seed}) for seed in (1, 0)]
     text = report(results(*runs), {"chain": TASK})
-    [row] = [line for line in text.splitlines() if line.startswith("| fast | 10.0 | 20.0 | 0 |")]
+    [row] = [line for line in text.splitlines() if line.startswith("| fast | 2 | 10.0 | 20.0 | 0 |")]
     assert "2.00 (2.00 to 2.00)" in row
     assert row.endswith("| -0.015 (-0.030 to +0.000) | not shown |")
-    [plain] = [line for line in text.splitlines() if line.startswith(f"| {BASELINE} | 20.0 | 40.0 | 0 |")]
+    [plain] = [line for line in text.splitlines() if line.startswith(f"| {BASELINE} | 2 | 20.0 | 40.0 | 0 |")]
     assert plain.endswith("| yes |")
 
 
