@@ -22,7 +22,11 @@ def draw(found: Results, tasks: Mapping[str, Task], directory: Path) -> None:
             continue
         figure, (over_time, over_tokens) = plt.subplots(1, 2, figsize=(12.5, 4.4), sharey=True)
         for index, (arm, runs) in enumerate(arms.items()):
-            style = {"color": "0.15" if arm == BASELINE else f"C{index}", "label": f"{arm} ({len(runs)})", "linewidth": 1.6}
+            style = {
+                "color": "0.15" if arm == BASELINE else f"C{index}",
+                "label": f"{arm} ({len(runs)})",
+                "linewidth": 1.6,
+            }
             _climb(over_time, runs, 0, 1.0, style)
             _climb(over_tokens, runs, 3, 1e3, style)
         for axis, label in ((over_time, "seconds of training"), (over_tokens, "thousand tokens decoded")):
