@@ -118,6 +118,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> str:
             if not found.has_timing(name, arm) and model_of(models, name, arm).is_dir():
                 found.timings.append(timed(name, settings, arm, arguments.seeds[0], models))
                 write(arguments, found)
+    write(arguments, found)
     return report(found, TASKS)
 
 

@@ -19,6 +19,8 @@ MARGIN: Final = 0.02
 """How much lower a reward may be that counts as not worse."""
 SCHEMA: Final = 1
 RESAMPLES: Final = 10_000
+FEWEST_SEEDS: Final = 5
+"""With fewer nothing is said about a reward being as good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,8 @@ arms of a seed saw the same prompts, in turn on one machine. Seconds count from 
 held-out reward, between two evaluations by a straight line; a run that did not get there counts with its whole time
 (`not there`). Speed-up: seconds of `{BASELINE}` of the same seed over the arm's own. `at its time`: reward of the arm
 when `{BASELINE}` of the same seed was at the target. `difference`: reward of the last model less that of
-`{BASELINE}`; `not worse`: its whole interval is above -{MARGIN:g}, which was set before. Tokens: all that were decoded
-for training, cancelled ones included."""
+`{BASELINE}`; `not worse`: its whole interval, of {FEWEST_SEEDS} seeds at least, is above -{MARGIN:g}, which was set
+before. Tokens: all that were decoded for training, cancelled ones included."""
 
 
 def report(found: Results, tasks: dict[str, Task]) -> str:
@@ -190,10 +192,17 @@ def primary(arms: dict[str, list[Learnt]], task: Task) -> list[str]:
             f"{median(run.reward_at(base.reached(late)[0]) for run, base in pairs):.3f}",
             f"{median(run.after.reward for run in runs):.3f}",
             interval(differences, "+.3f"),
-            "yes" if bounds(differences)[0] > -MARGIN else "not shown",
+            is_not_worse(differences),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def is_not_worse(differences: Sequence[float]) -> str:
+    """In a word or two."""
+    if len(differences) < FEWEST_SEEDS:
+        return "too few seeds"
+    return "yes" if bounds(differences)[0] > -MARGIN else "not shown"
 
 
 def speed_ups(pairs: Sequence[tuple[Learnt, Learnt]], target: float) -> list[float]:

@@ -84,13 +84,16 @@ def test_the_interval_of_a_median_is_that_of_resampled_seeds() -> None:
 
 
 def test_speed_ups_pair_runs_of_a_seed_and_a_lower_reward_is_not_called_as_good() -> None:
-    runs = [learnt(seed=seed, slower=2.0) for seed in (0, 1)]
-    runs += [learnt("fast", seed=seed, after={"reward": 0.9 - 0.03 * seed}) for seed in (1, 0)]
+    runs = [learnt(seed=seed, slower=2.0) for seed in range(5)]
+    runs += [learnt("fast", seed=seed, after={"reward": 0.9 - 0.01 * seed}) for seed in (1, 0, 4, 3, 2)]
+    runs += [learnt("few", seed=seed) for seed in range(4)]
     text = report(results(*runs), {"chain": TASK})
-    [row] = [line for line in text.splitlines() if line.startswith("| fast | 2 | 10.0 | 20.0 | 0 |")]
+    [row] = [line for line in text.splitlines() if line.startswith("| fast | 5 | 10.0 | 20.0 | 0 |")]
     assert "2.00 (2.00 to 2.00)" in row
-    assert row.endswith("| -0.015 (-0.030 to +0.000) | not shown |")
-    [plain] = [line for line in text.splitlines() if line.startswith(f"| {BASELINE} | 2 | 20.0 | 40.0 | 0 |")]
+    assert row.endswith("| -0.020 (-0.040 to +0.000) | not shown |")
+    [few] = [line for line in text.splitlines() if line.startswith("| few | 4 |")]
+    assert few.endswith("| too few seeds |")
+    [plain] = [line for line in text.splitlines() if line.startswith(f"| {BASELINE} | 5 | 20.0 | 40.0 | 0 |")]
     assert plain.endswith("| yes |")
 
 
