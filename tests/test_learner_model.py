@@ -82,8 +82,9 @@ def test_micro_batches_give_the_logprobs_of_one_batch() -> None:
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_compiled_model_gives_the_same_numbers_and_gradients(
-    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # or it would be set for all tests behind this one
     # What is traced and differentiated is the same; generating C++ for it would take minutes.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     (batch,) = pack(make_group(LENGTHS))

@@ -45,6 +45,6 @@ class TelemetryConfig(Section):
     show."""
     trace_samples: bool = True
     """Whether traces tell of each sample where it was and when: arrows from the shaper to a generator, its reward and
-    back."""
+    back. About 100 bytes of the shaper's trace per sample, by which its bound is reached sooner."""
     trace_max_mb: Annotated[float, Field(ge=0.1)] = 32.0
     """Largest trace of each start of a process, in MB; the oldest half goes first."""
