@@ -2,15 +2,20 @@
 
 import argparse
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from bench import emulated
 from bench.emulated import CHOSEN, LAUNCH, columns, settings_of, speed_ups
-from bench.measured import SCHEMA, Measured, Use, launch, measure
+from bench.measured import ROOT, SCHEMA, Measured, Use, launch, measure
 from bench.profiles import PROFILES
 from bench.shaping import BASELINE
 from bench.throughput import names_of, read_results, regressions, write
@@ -19,6 +24,7 @@ from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from launcher.audit import audit_run
 
+DEADLINE_S = 90.0
 EMULATED: dict[str, Any] = {
     "prompts": {"source": "chain", "num_train": 64, "held_out": 1},
     "shaping": {"rule": "shortest", "early_stop": True, "launch": 6, "keep": 4},
@@ -69,6 +75,32 @@ def test_what_is_measured_of_a_run_adds_up(tmp_path: Path) -> None:
     assert 0 < found.mean("generator", "slots") <= 1
     with pytest.raises(ConfigError, match="12 steps, of which 12"):
         measure(run_dir, skip_steps=12)
+
+
+@pytest.mark.slow
+def test_a_launched_run_ends_with_a_benchmark_that_is_killed(tmp_path: Path) -> None:
+    endless = EMULATED | {"learner": EMULATED["learner"] | {"steps": 100_000}}
+    call = f"from pathlib import Path; from bench.measured import launch; launch({endless!r}, Path({str(tmp_path)!r}))"
+    bench = subprocess.Popen([sys.executable, "-c", call], cwd=ROOT)
+    try:
+        wait_until(lambda: any(tmp_path.glob("runs/*/metrics.jsonl")), "it has taken a step")
+        processes = psutil.Process(bench.pid).children(recursive=True)
+        assert len(processes) > 5, "launcher, keeper, agent and the processes of the run"
+    finally:
+        bench.kill()
+        bench.wait(DEADLINE_S)
+    wait_until(lambda: not any(map(is_alive, processes)), "everything has ended")
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S:g} s: {what}"
+        time.sleep(0.1)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
