@@ -182,7 +182,7 @@ def our_step(source: PreTrainedModel) -> Step:
     def step(groups: list[TrainGroup]) -> None:
         trainer.policy_version = 0  # the groups are those of step 0, again and again
         for group in groups:
-            trainer.add_group(group)
+            trainer.add_groups([group])
         trainer.finish_step()
 
     return step
@@ -304,7 +304,7 @@ def measure_gpu(arguments: argparse.Namespace) -> None:
         torch.cuda.synchronize()
         started_s = time.perf_counter()
         for group in groups:
-            trainer.add_group(group)
+            trainer.add_groups([group])
         metrics = trainer.finish_step()
         torch.cuda.synchronize()
         rate = packed / (time.perf_counter() - started_s)

@@ -7,7 +7,8 @@
               |    SampleFinished, SampleCancelled,   SampleScored,                 GroupsCommitted,
               |    SampleRejected, WeightsApplied     ScoreFailed                   VersionPublished, VersionSaved
 
- LEARNER rank 0 -> OTHER RANKS  StoreValue, Prepare, TrainGroup, FinishStep, SaveCheckpoint, GatherWeights, Dismiss
+ LEARNER rank 0 -> OTHER RANKS  StoreValue, Prepare, AddGroups, TrainGroup, FinishStep, SaveCheckpoint,
+                                GatherWeights, Dismiss
  OTHER RANKS -> LEARNER rank 0  StoreValue, RankReady, StepTallied, PartSaved
 
  LEARNER -> GENERATOR  EpochFormed, StoreValue, UpdateOffered, UpdateCommitted, UpdateAborted,
@@ -445,6 +446,12 @@ class Prepare(Message, frozen=True):
     checkpoint: str  # name of its directory, empty for none
 
 
+class AddGroups(Message, frozen=True):
+    """Train the `TrainGroup`s that come next, so many, together."""
+
+    num_groups: int
+
+
 class FinishStep(Message, frozen=True):
     """The groups so far make `step`. Answered by `StepTallied`."""
 
@@ -468,7 +475,7 @@ class Dismiss(Message, frozen=True):
     """Nothing more is to be done."""
 
 
-LeaderToRank = StoreValue | Prepare | TrainGroup | FinishStep | SaveCheckpoint | GatherWeights | Dismiss
+LeaderToRank = StoreValue | Prepare | AddGroups | TrainGroup | FinishStep | SaveCheckpoint | GatherWeights | Dismiss
 
 
 class RankReady(Message, frozen=True):

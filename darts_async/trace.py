@@ -26,14 +26,14 @@ from msgspec import Struct
 from darts_async.topology import file_stem
 
 TRACE_DIR = "trace"
-SAMPLE, GROUP = "sample", "group"
-"""What instants and spans say of whom they are about, by its id."""
+SAMPLE, GROUP, GROUPS = "sample", "group", "groups"
+"""What instants, and spans, say of whom they are about, by its id, or a list of ids."""
 GAP_S = 0.01
 """Spans of a stage that are this close are put together, unless they say different things."""
 _MAX_PENDING = 2048
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-Value = int | float | str
+Value = int | float | str | list[int]
 
 
 class Head(Struct, frozen=True, array_like=True, tag=0):

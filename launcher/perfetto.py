@@ -8,10 +8,10 @@ group from the shaper into a gradient. Times are in microseconds.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from darts_async.topology import LAUNCHER
-from darts_async.trace import GROUP, SAMPLE, Instant, Level, Span, Tallied, Value
+from darts_async.trace import GROUP, GROUPS, SAMPLE, Instant, Level, Span, Tallied, Value
 from launcher.traces import Life, joined
 
 Event = dict[str, Any]
@@ -49,8 +49,9 @@ def events_of(number: int, process: str, lives: Sequence[Life], since_s: float, 
         for span in joined(life.spans):
             track = tracks.setdefault(span.stage, len(tracks) + _SAMPLES + 1)
             yield from _interval(number, track, *_shown(span), since_s, until_s)
-            if GROUP in span.args and since_s <= span.begin_s <= until_s:
-                yield _arrow("f", GROUP, span.args[GROUP], number, track, span.begin_s)
+            if since_s <= span.begin_s <= until_s:
+                for group_id in cast(list[int], span.args.get(GROUPS, ())):
+                    yield _arrow("f", GROUP, group_id, number, track, span.begin_s)
         for instant in life.instants:
             if since_s <= instant.at_s <= until_s:
                 subject = next((name for name in (SAMPLE, GROUP) if name in instant.args), None)

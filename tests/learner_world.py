@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from darts_async.config import LearnerConfig
+from darts_async.learner.batch import Weighted
 from darts_async.learner.model import use_packed_attention
 from darts_async.learner.step import Trainer
 from darts_async.protocol import TrainGroup
@@ -74,6 +75,11 @@ def make_group(
         rewards=np.array(rewards if rewards is not None else rng.integers(0, 2, len(lengths)), np.float32),
         weights=np.ones(len(lengths), np.float32),
     )
+
+
+def weighted(group: TrainGroup, advantages: NDArray[np.float32]) -> Weighted:
+    """All of its tokens count."""
+    return Weighted(group, advantages, np.ones(len(group.token_ids), np.float32))
 
 
 def make_trainer(

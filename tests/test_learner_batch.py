@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darts_async.learner.batch import micro_batches
+from darts_async.learner.batch import micro_batches, num_packed_tokens
 from darts_async.protocol import TrainGroup
-from tests.learner_world import make_group
+from tests.learner_world import make_group, weighted
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=8)
 
@@ -22,7 +22,7 @@ def test_packing_equals_the_layout_written_by_hand() -> None:
         rewards=np.array([1, 0], np.float32),
         weights=np.ones(2, np.float32),
     )
-    (batch,) = micro_batches(group, np.array([0.5, -0.5], np.float32), 100)
+    (batch,) = micro_batches([weighted(group, np.array([0.5, -0.5], np.float32))], 100)
     assert batch.input_ids.tolist() == [10, 11, 1, 2, 10, 11]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1]
     assert batch.lengths == (4, 2)
@@ -36,34 +36,55 @@ def test_packing_equals_the_layout_written_by_hand() -> None:
     torch.testing.assert_close(batch.behaviour_logprobs, torch.tensor([-0.1, -0.2, -0.3, -0.4]))
 
 
-@given(LENGTHS, st.integers(1, 40), st.integers(1, 5), st.integers(1, 3))
+@given(st.lists(LENGTHS, min_size=1, max_size=3), st.integers(1, 60), st.integers(1, 5), st.integers(1, 3))
 def test_every_response_token_is_a_target_once_and_on_one_rank(
-    lengths: list[int], budget: int, prompt: int, num_ranks: int
+    lengths: list[list[int]], budget: int, prompt: int, num_ranks: int
 ) -> None:
-    group = make_group(lengths, prompt_length=prompt)
-    ends = np.cumsum(lengths)
-    found = {}
+    groups = [
+        make_group(each, group_id=place, prompt_length=prompt + place, step=3, version=place)
+        for place, each in enumerate(lengths)
+    ]
+    samples = [
+        (group, slice(end - count, end))
+        for group in groups
+        for end, count in zip(np.cumsum(group.num_tokens), group.num_tokens, strict=True)
+    ]
+    numbers = np.split(np.arange(len(samples), dtype=np.float32), np.cumsum([len(each) for each in lengths])[:-1])
+    parts = [weighted(group, number) for group, number in zip(groups, numbers, strict=True)]
+    found = set()
     for rank in range(num_ranks):
-        sample_numbers = np.arange(len(lengths), dtype=np.float32)
-        for batch in micro_batches(group, sample_numbers, budget, rank=rank, num_ranks=num_ranks):
+        for batch in micro_batches(parts, budget, rank=rank, num_ranks=num_ranks):
             if batch.idle:
                 continue
+            inputs = batch.input_ids.split(batch.lengths)
             for place in range(len(batch.lengths)):
                 tokens = batch.owners == place
-                (sample,) = batch.advantages[tokens].unique().long().tolist()
-                assert sample not in found
-                found[sample] = batch.targets[tokens].tolist()
-                flat = slice(ends[sample] - lengths[sample], ends[sample])
+                (number,) = batch.advantages[tokens].unique().long().tolist()
+                assert number not in found
+                found.add(number)
+                group, flat = samples[number]
+                assert batch.targets[tokens].tolist() == group.token_ids[flat].tolist()
                 assert batch.behaviour_logprobs[tokens].tolist() == group.logprobs[flat].tolist()
-    responses = np.split(group.token_ids, ends[:-1])
-    assert found == {i: response.tolist() for i, response in enumerate(responses) if len(response)}
+                assert inputs[place].tolist() == [*group.prompt_tokens, *group.token_ids[flat][:-1]]
+                assert (batch.staleness[tokens] == 3 - group.group_id).all()
+    assert found == {number for number, (_, flat) in enumerate(samples) if flat.start < flat.stop}
+
+
+@given(st.lists(LENGTHS, max_size=3), st.integers(1, 5))
+def test_the_tokens_of_a_batch_are_known_before_it_is_packed(lengths: list[list[int]], prompt: int) -> None:
+    groups = [make_group(each, prompt_length=prompt) for each in lengths]
+    parts = [weighted(group, np.ones(len(group.num_tokens), np.float32)) for group in groups]
+    packed = sum(len(batch.input_ids) for batch in micro_batches(parts, 10_000))
+    assert packed == sum(num_packed_tokens(group) for group in groups)
 
 
 @given(LENGTHS, st.integers(1, 40), st.integers(1, 4))
 def test_all_ranks_make_the_same_number_of_passes(lengths: list[int], budget: int, num_ranks: int) -> None:
     group = make_group(lengths)
     passes = [
-        list(micro_batches(group, np.ones(len(lengths), np.float32), budget, rank=rank, num_ranks=num_ranks))
+        list(
+            micro_batches([weighted(group, np.ones(len(lengths), np.float32))], budget, rank=rank, num_ranks=num_ranks)
+        )
         for rank in range(num_ranks)
     ]
     assert len({len(batches) for batches in passes}) == 1
@@ -74,7 +95,7 @@ def test_all_ranks_make_the_same_number_of_passes(lengths: list[int], budget: in
 @given(LENGTHS, st.integers(1, 40), st.integers(1, 5))
 def test_only_a_single_sample_exceeds_the_budget(lengths: list[int], budget: int, prompt: int) -> None:
     group = make_group(lengths, prompt_length=prompt)
-    for batch in micro_batches(group, np.zeros(len(lengths), np.float32), budget):
+    for batch in micro_batches([weighted(group, np.zeros(len(lengths), np.float32))], budget):
         assert len(batch.input_ids) == len(batch.position_ids) == sum(batch.lengths)
         assert sum(batch.lengths) <= budget or len(batch.lengths) == 1
 
@@ -82,7 +103,7 @@ def test_only_a_single_sample_exceeds_the_budget(lengths: list[int], budget: int
 @given(LENGTHS, st.integers(1, 5))
 def test_the_place_of_a_target_holds_the_token_before_it(lengths: list[int], prompt: int) -> None:
     group = make_group(lengths, prompt_length=prompt)
-    for batch in micro_batches(group, np.zeros(len(lengths), np.float32), 1000):
+    for batch in micro_batches([weighted(group, np.zeros(len(lengths), np.float32))], 1000):
         first = batch.position_ids[batch.logit_places] == prompt - 1
         before = batch.input_ids[batch.logit_places]
         assert (before[first] == int(group.prompt_tokens[-1])).all()
@@ -91,9 +112,11 @@ def test_the_place_of_a_target_holds_the_token_before_it(lengths: list[int], pro
 
 
 def test_a_group_without_tokens_has_no_batches() -> None:
-    assert list(micro_batches(make_group([0, 0]), np.zeros(2, np.float32), 10)) == []
+    assert list(micro_batches([weighted(make_group([0, 0]), np.zeros(2, np.float32))], 10)) == []
 
 
 def test_micro_batches_are_about_equally_large() -> None:
-    batches = list(micro_batches(make_group([30, 1, 1, 1, 25, 2, 2], prompt_length=1), np.ones(7, np.float32), 32))
+    batches = list(
+        micro_batches([weighted(make_group([30, 1, 1, 1, 25, 2, 2], prompt_length=1), np.ones(7, np.float32))], 32)
+    )
     assert sorted(sum(batch.lengths) for batch in batches) == [31, 31]

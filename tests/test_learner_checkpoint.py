@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 def take_step(trainer: Trainer) -> dict[str, float]:
     for place in range(2):
         group_id = 2 * trainer.policy_version + place
-        trainer.add_group(make_group([3, 5, 2], group_id=group_id, step=trainer.policy_version, rewards=[1, 0, 0.5]))
+        trainer.add_groups([make_group([3, 5, 2], group_id=group_id, step=trainer.policy_version, rewards=[1, 0, 0.5])])
     return trainer.finish_step()
 
 

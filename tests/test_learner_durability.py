@@ -115,7 +115,7 @@ def test_a_tally_crosses_the_link_between_ranks() -> None:
 
 def test_a_checkpoint_of_two_ranks_is_read_by_one_and_by_three(tmp_path: Path) -> None:
     trainer = make_trainer()
-    trainer.add_group(make_group([3, 5, 2], rewards=[1, 0, 0.5]))
+    trainer.add_groups([make_group([3, 5, 2], rewards=[1, 0, 0.5])])
     trainer.finish_step()
     whole = checkpoint.Snapshot.of(trainer)
     staging = checkpoint.open_checkpoint(tmp_path, 1)
@@ -175,13 +175,13 @@ def test_a_saved_batch_can_be_trained_again(tmp_path: Path) -> None:
     for group, expected in zip(found, reversed(groups), strict=True):
         for name in expected.__struct_fields__:
             np.testing.assert_array_equal(getattr(group, name), getattr(expected, name))
-    assert make_trainer().add_group(found[1])["entropy"] > 0
+    assert make_trainer().add_groups([found[1]])["entropy"] > 0
 
 
 def test_a_loss_that_is_not_finite_skips_the_step_even_if_the_gradient_is() -> None:
     trainer = make_trainer()
     before = {name: tensor.clone() for name, tensor in trainer.rows().items()}
-    trainer.add_group(make_group([3, 4], rewards=[1, 0]))
+    trainer.add_groups([make_group([3, 4], rewards=[1, 0])])
     trainer.tally.add("loss", math.inf, 1)
     assert math.isnan(trainer.finish_step()["grad_norm"])
     assert trainer.num_skipped_in_a_row == 1
@@ -202,6 +202,19 @@ async def test_groups_are_given_out_once_and_in_the_order_of_their_steps() -> No
     intake.commit(0, [4, 2])
     intake.take(make_group([2], group_id=4, step=0))
     assert not intake.has(0), "it has been trained"
+
+
+async def test_groups_of_a_step_that_are_there_go_together_as_far_as_they_fit() -> None:
+    intake = Intake()
+    for group_id, step in ((1, 0), (2, 0), (3, 1), (4, 0), (5, 0), (6, 0)):
+        intake.take(make_group([2, 3], group_id=group_id, step=step, prompt_length=4))  # 11 packed tokens
+    intake.consumed = ConsumedGroups([(4, 5)])
+    assert (await intake.next(0)).group_id == 1
+    assert intake.others(0, 5, 10) == []
+    assert [group.group_id for group in intake.others(0, 5, 22)] == [2, 5]
+    assert intake.others(0, 0, 1000) == []
+    assert [group.group_id for group in intake.others(0, 5, 1000)] == [6]
+    assert intake.num_waiting == 1
 
 
 async def test_groups_that_came_before_the_checkpoint_was_read_are_not_trained_again() -> None:

@@ -15,7 +15,7 @@ from darts_async.learner import logprobs as module
 from darts_async.learner.batch import micro_batches
 from darts_async.learner.logprobs import Head, head_logprobs
 from darts_async.learner.model import response_logprobs, use_packed_attention
-from tests.learner_world import VOCABULARY, make_group, packed_model, plain_logprobs, plain_model
+from tests.learner_world import VOCABULARY, make_group, packed_model, plain_logprobs, plain_model, weighted
 
 NUM_TOKENS = 20
 
@@ -142,7 +142,7 @@ def test_a_training_pass_never_holds_the_logits_of_a_batch(monkeypatch: pytest.M
     monkeypatch.setattr(module, "_ROWS_BYTES", 1)
     model = packed_model()
     model.resize_token_embeddings(2000)
-    (batch,) = micro_batches(make_group([100, 60]), np.ones(2, np.float32), 10_000)
+    (batch,) = micro_batches([weighted(make_group([100, 60]), np.ones(2, np.float32))], 10_000)
     with LargestTensor() as largest:
         logprobs, _ = response_logprobs(model, batch, 1.0)
         logprobs.sum().backward()
@@ -178,7 +178,7 @@ def test_heads_that_scale_cap_or_shift_are_computed_in_rows(config: PreTrainedCo
     with structlog.testing.capture_logs() as logs:
         use_packed_attention(model)
     assert not logs
-    (batch,) = micro_batches(group, np.ones(2, np.float32), 100)
+    (batch,) = micro_batches([weighted(group, np.ones(2, np.float32))], 100)
     torch.testing.assert_close(response_logprobs(model, batch, 1.0)[0], expected, atol=1e-5, rtol=0)
 
 
@@ -202,7 +202,7 @@ def test_an_unknown_head_holds_whole_logits_and_says_so() -> None:
     assert [(entry["event"], entry["reason"]) for entry in logs] == [
         ("logits_held_at_once", "its output head is OddHead, not a linear layer")
     ]
-    (batch,) = micro_batches(group, np.ones(2, np.float32), 100)
+    (batch,) = micro_batches([weighted(group, np.ones(2, np.float32))], 100)
     torch.testing.assert_close(response_logprobs(model, batch, 1.0)[0][batch.owners == 0], expected)
 
 

@@ -50,7 +50,7 @@ def adapted_trainer(model: PreTrainedModel | None = None, **settings: object) ->
 
 
 def take_step(trainer: Trainer) -> dict[str, float]:
-    trainer.add_group(make_group([3, 5, 2], step=trainer.policy_version, rewards=[1, 0, 0.5]))
+    trainer.add_groups([make_group([3, 5, 2], step=trainer.policy_version, rewards=[1, 0, 0.5])])
     return trainer.finish_step()
 
 
@@ -95,7 +95,7 @@ def test_only_adapters_have_gradients_and_only_they_change() -> None:
     trainer = adapted_trainer()
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     take_step(trainer)  # in the first one A has a gradient of zero, because B is zero
-    trainer.add_group(make_group([3, 5, 2], step=1, rewards=[1, 0, 0.5]))
+    trainer.add_groups([make_group([3, 5, 2], step=1, rewards=[1, 0, 0.5])])
     moved = {name for name, gradient in gradients(trainer).items() if gradient.any()}
     assert len(moved) == 2 * NUM_ADAPTED
     assert all(".lora_A." in name or ".lora_B." in name for name in moved)
@@ -116,7 +116,7 @@ def test_activations_can_be_checkpointed_with_adapters() -> None:
     found, expected = (adapted_trainer(activation_checkpointing=on) for on in (True, False))
     for trainer in (found, expected):
         take_step(trainer)
-        trainer.add_group(make_group([3, 5, 2], step=1, rewards=[1, 0, 0.5]))
+        trainer.add_groups([make_group([3, 5, 2], step=1, rewards=[1, 0, 0.5])])
     for name, gradient in gradients(expected).items():
         torch.testing.assert_close(gradients(found)[name], gradient, atol=1e-6, rtol=1e-5)
 
@@ -291,7 +291,7 @@ def test_training_the_adapters_raises_the_reward() -> None:
     trainer, wanted = adapted_trainer(), 3
     before = reward_of(trainer.model, wanted)
     for step in range(16):
-        trainer.add_group(guesses(step, wanted, trainer.model))
+        trainer.add_groups([guesses(step, wanted, trainer.model)])
         trainer.finish_step()
     assert before < 0.3
     assert reward_of(trainer.model, wanted) > 0.8
@@ -302,7 +302,7 @@ def test_the_shipped_model_is_trained_as_the_settings_say() -> None:
     trainer = trainer_of(config, resolve_model_path("quickstart"), None)
     losses = []
     for step in range(6):
-        trainer.add_group(make_group([6, 9, 4, 7], version=step, step=step, seed=1, rewards=[1, 0, 0.5, 0]))
+        trainer.add_groups([make_group([6, 9, 4, 7], version=step, step=step, seed=1, rewards=[1, 0, 0.5, 0])])
         losses.append(trainer.finish_step()["loss"])
     assert len(trainer.shapes()) < len(trainer.row_shapes()) * 2
     assert losses[-1] < losses[0] - 0.05
@@ -316,7 +316,7 @@ def test_the_reference_is_the_model_without_its_adapters() -> None:
         off, _ = response_logprobs(trainer.model, batch, 1.0)
     assert off.equal(response_logprobs(packed_model(), batch, 1.0)[0])
     explicit = trained(loss={"kl_weight": 0.1}, reference=packed_model())
-    found, expected = (each.add_group(group) for each in (trainer, explicit))
+    found, expected = (each.add_groups([group]) for each in (trainer, explicit))
     assert found["reference_kl"] > 1e-4
     assert found == expected
     for name, gradient in gradients(explicit).items():

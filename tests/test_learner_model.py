@@ -29,7 +29,7 @@ from darts_async.learner.model import (
 )
 from darts_async.protocol import TrainGroup
 from tests.byte_tokenizer import write_tokenizer
-from tests.learner_world import VOCABULARY, make_group, packed_model, plain_logprobs, plain_model
+from tests.learner_world import VOCABULARY, make_group, packed_model, plain_logprobs, plain_model, weighted
 
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "initializer_range": 0.2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
@@ -38,7 +38,7 @@ LENGTHS = [1, 7, 30, 2, 2, 19]
 
 
 def pack(group: TrainGroup, budget: int = 10_000) -> list[PackedBatch]:
-    return list(micro_batches(group, np.ones(len(group.num_tokens), np.float32), budget))
+    return list(micro_batches([weighted(group, np.ones(len(group.num_tokens), np.float32))], budget))
 
 
 def one_by_one(model: PreTrainedModel, group: TrainGroup, temperature: float = 1.0) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_micro_batches_give_the_logprobs_of_one_batch() -> None:
     (whole,) = pack(group)
     expected = response_logprobs(model, whole, 1.0)[0]
     samples = np.arange(len(LENGTHS), dtype=np.float32)  # as advantages, to find each sample's tokens again
-    for batch in micro_batches(group, samples, 20):
+    for batch in micro_batches([weighted(group, samples)], 20):
         for sample in batch.advantages.unique().tolist():
             found = response_logprobs(model, batch, 1.0)[0][batch.advantages == sample]
             tokens = whole.owners == int(sample)

@@ -53,7 +53,7 @@ def backward(
         num_ranks=num_ranks,
     )
     passes: list[None] = []
-    tally = objective.backward(group, lambda: passes.append(None))
+    tally = objective.backward([group], lambda: passes.append(None))
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return gradients, tally, len(passes)
 
@@ -141,7 +141,7 @@ def test_operations_are_counted_once_and_a_group_without_gradient_costs_a_third(
     for rewards in ([1.0, 0.0], [1.0, 1.0]):
         model = packed_model()
         objective = Objective(model, LearnerConfig(), temperature=1.0, baseline="group", max_new_tokens=CAP)
-        objective.backward(make_group([3, 20], rewards=rewards), lambda: None)
+        objective.backward([make_group([3, 20], rewards=rewards)], lambda: None)
         rates.append(objective.take_utilisation(1.0)["tflops_per_second"])
         assert objective.take_utilisation(1.0)["tflops_per_second"] == 0
     flops = ModelFlops.of(model)

@@ -44,7 +44,7 @@ def reference_of(config: RunConfig) -> Reference:
     found = Reference([], [copies(trainer.rows())], {})
     for step in range(config.learner.steps):
         for group in groups_of(step):
-            trainer.add_group(group)
+            trainer.add_groups([group])
         found.metrics.append(trainer.finish_step())
         found.weights.append(copies(trainer.rows()))
     found.state = copies(trainer.state_tensors())

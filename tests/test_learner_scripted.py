@@ -21,7 +21,7 @@ def slept_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_it_takes_the_time_of_its_tokens_and_of_its_steps(slept_s: list[float]) -> None:
     trainer = make_trainer(script={"token_s": 0.5, "step_s": 7.0})
-    trainer.add_group(make_group([3, 3, 2, 2], rewards=[1.0, 1.0, 1.0, 1.0]))
+    trainer.add_groups([make_group([3, 3, 2, 2], rewards=[1.0, 1.0, 1.0, 1.0])])
     assert sum(slept_s) == 5.0
     slept_s.clear()
     metrics = trainer.finish_step()
@@ -35,7 +35,7 @@ def test_ranks_share_the_tokens_and_not_the_time(slept_s: list[float]) -> None:
     second = ScriptedObjective(
         packed_model(), config, temperature=1.0, baseline="group", max_new_tokens=64, rank=1, num_ranks=2
     )
-    second.backward(make_group([4, 4, 4, 4]), lambda: None)
+    second.backward([make_group([4, 4, 4, 4])], lambda: None)
     assert sum(slept_s) == 8.0, "half of the tokens at half the speed"
 
 
@@ -43,7 +43,7 @@ def test_the_model_stays_what_it_is() -> None:
     model = packed_model()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     trainer = make_trainer(model, script={})
-    trainer.add_group(make_group([3, 2], rewards=[0.0, 1.0]))
+    trainer.add_groups([make_group([3, 2], rewards=[0.0, 1.0])])
     trainer.finish_step()
     assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())
 

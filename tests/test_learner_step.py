@@ -12,7 +12,7 @@ from darts_async.learner.batch import micro_batches
 from darts_async.learner.model import response_logprobs
 from darts_async.learner.step import Trainer
 from darts_async.protocol import TrainGroup
-from tests.learner_world import gradients, make_group, make_trainer, packed_model, plain_logprobs, plain_model
+from tests.learner_world import gradients, make_group, make_trainer, packed_model, plain_logprobs, plain_model, weighted
 
 LENGTHS = ([3, 9, 1, 4], [20, 2], [6, 6, 6])
 REWARDS = ([1.0, 0.0, 0.0, 1.0], [0.0, 1.0], [1.0, 1.0, 0.0])
@@ -52,12 +52,15 @@ def batch_gradient(groups: list[TrainGroup]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @settings(max_examples=12, deadline=None)
-@given(st.permutations(range(3)), st.integers(1, 60))
-def test_streamed_gradient_equals_the_batch_gradient(order: list[int], tokens_per_micro_batch: int) -> None:
+@given(st.permutations(range(3)), st.integers(0, 2), st.integers(1, 120))
+def test_streamed_gradient_equals_the_batch_gradient(
+    order: list[int], num_alone: int, tokens_per_micro_batch: int
+) -> None:
     groups = groups_of_a_step()
     trainer = make_trainer(tokens_per_micro_batch=tokens_per_micro_batch)
-    for place in order:
-        trainer.add_group(groups[place])
+    for place in order[:num_alone]:
+        trainer.add_groups([groups[place]])
+    trainer.add_groups([groups[place] for place in order[num_alone:]])
     found, expected = gradients(trainer), batch_gradient(groups)
     scale = max(gradient.abs().max() for gradient in expected.values()).item()
     assert found.keys() == expected.keys()
@@ -69,7 +72,7 @@ def test_a_step_is_adamw_on_the_clipped_mean_gradient_per_token() -> None:
     trainer = make_trainer(learning_rate=0.01, weight_decay=0.1, max_grad_norm=1e-4)
     before = weights_of(trainer)
     for group in groups_of_a_step():
-        trainer.add_group(group)
+        trainer.add_groups([group])
     num_tokens = sum(map(sum, LENGTHS))
     mean = {name: gradient / num_tokens for name, gradient in gradients(trainer).items()}
     norm = math.sqrt(sum(gradient.square().sum().item() for gradient in mean.values()))
@@ -83,9 +86,20 @@ def test_a_step_is_adamw_on_the_clipped_mean_gradient_per_token() -> None:
         torch.testing.assert_close(weight, expected, atol=2e-5, rtol=0)
 
 
+def test_groups_that_are_trained_together_are_measured_as_alone() -> None:
+    groups = [*groups_of_a_step(), make_group([3, 4], group_id=9, rewards=[1.0, 1.0])]
+    alone, together = make_trainer(), make_trainer()
+    for group in groups:
+        alone.add_groups([group])
+    together.add_groups(groups)
+    found, expected = together.tally.as_floats(), alone.tally.as_floats()
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert found["zero_advantage_share"] > 0
+
+
 def test_a_step_leaves_nothing_to_the_next_one() -> None:
     trainer = make_trainer()
-    trainer.add_group(groups_of_a_step()[0])
+    trainer.add_groups([groups_of_a_step()[0]])
     trainer.finish_step()
     assert trainer.policy_version == 1
     assert not any(gradient.any() for gradient in gradients(trainer).values())
@@ -94,7 +108,7 @@ def test_a_step_leaves_nothing_to_the_next_one() -> None:
 def test_equal_rewards_move_nothing_but_are_counted() -> None:
     trainer = make_trainer()
     before = weights_of(trainer)
-    metrics = trainer.add_group(make_group([3, 4], rewards=[1.0, 1.0]))
+    metrics = trainer.add_groups([make_group([3, 4], rewards=[1.0, 1.0])])
     assert metrics["zero_advantage_share"] == 1.0
     assert metrics["loss"] == 0.0
     assert metrics["entropy"] > 0
@@ -109,7 +123,7 @@ def test_inclusion_weights_scale_the_gradient_of_their_sample() -> None:
         group = make_group([3, 4], rewards=[1.0, 0.0])
         fields = {name: getattr(group, name) for name in group.__struct_fields__}
         trainer = make_trainer()
-        trainer.add_group(TrainGroup(**fields | {"weights": np.array(weights, np.float32)}))
+        trainer.add_groups([TrainGroup(**fields | {"weights": np.array(weights, np.float32)})])
         found.append(gradients(trainer))
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], 3 * gradient, atol=1e-4, rtol=1e-4)
@@ -119,7 +133,7 @@ def test_the_rate_warms_up_linearly_and_stays() -> None:
     trainer = make_trainer(learning_rate=1.0e-3, warmup_steps=4)
     rates = []
     for step in range(6):
-        trainer.add_group(make_group([2], step=step))
+        trainer.add_groups([make_group([2], step=step)])
         rates.append(trainer.finish_step()["learning_rate"])
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
 
@@ -127,7 +141,7 @@ def test_the_rate_warms_up_linearly_and_stays() -> None:
 @pytest.mark.parametrize("poison", [math.nan, -math.inf])
 def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(poison: float) -> None:
     trainer = make_trainer()
-    trainer.add_group(groups_of_a_step()[0])
+    trainer.add_groups([groups_of_a_step()[0]])
     trainer.finish_step()
     before = {name: tensor.clone() for name, tensor in trainer.state_tensors().items()}
     bad = groups_of_a_step(step=1)[0]
@@ -135,7 +149,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(poison: flo
         weight = next(trainer.model.parameters())
         saved = weight.clone()
         weight.fill_(poison)
-    trainer.add_group(bad)
+    trainer.add_groups([bad])
     with torch.no_grad():
         weight.copy_(saved)
     metrics = trainer.finish_step()
@@ -147,7 +161,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(poison: flo
     assert after.pop("counts").tolist() == [1, 1, 1]
     assert before.pop("counts").tolist() == [1, 0, 0]
     assert_same(after, before)
-    trainer.add_group(groups_of_a_step(step=2)[0])
+    trainer.add_groups([groups_of_a_step(step=2)[0]])
     assert trainer.finish_step()["skipped_steps"] == 1
     assert trainer.num_skipped_in_a_row == 0
 
@@ -155,11 +169,11 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(poison: flo
 def test_a_group_of_the_staleness_bound_is_taken_and_an_older_one_refused() -> None:
     trainer = make_trainer(max_staleness=2)
     trainer.policy_version = 5
-    metrics = trainer.add_group(make_group([3], step=5, version=3))
+    metrics = trainer.add_groups([make_group([3], step=5, version=3)])
     assert metrics["staleness_max"] == 2
     before = gradients(trainer)
     with pytest.raises(StalenessError, match=r"group 9 has a token of version 2 at step 5.*max_staleness is 2"):
-        trainer.add_group(make_group([3, 2], group_id=9, step=5, version=2))
+        trainer.add_groups([make_group([3, 2], group_id=9, step=5, version=2)])
     assert_same(gradients(trainer), before)
 
 
@@ -169,17 +183,17 @@ def test_one_old_token_is_enough_to_refuse_a_group() -> None:
     trainer = make_trainer(max_staleness=2)
     trainer.policy_version = 5
     with pytest.raises(StalenessError):
-        trainer.add_group(group)
+        trainer.add_groups([group])
 
 
 def test_a_group_of_another_step_is_our_own_bug() -> None:
     with pytest.raises(AssertionError, match="group of step 1 at version 0"):
-        make_trainer().add_group(make_group([3], step=1))
+        make_trainer().add_groups([make_group([3], step=1)])
 
 
 def test_metrics_of_a_step_average_over_its_groups() -> None:
     trainer = make_trainer()
-    by_group = [trainer.add_group(group) for group in groups_of_a_step()]
+    by_group = [trainer.add_groups([group]) for group in groups_of_a_step()]
     metrics = trainer.finish_step()
     tokens = [sum(lengths) for lengths in LENGTHS]
     for name in ("entropy", "loss", "ratio_mean", "approx_kl", "gap_lag0_mean"):
@@ -196,7 +210,7 @@ def test_bfloat16_weights_follow_float32_masters() -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     before = weights_of(trainer)[name]
     for step in range(3):
-        trainer.add_group(make_group([5, 9], step=step, rewards=[1, 0]))
+        trainer.add_groups([make_group([5, 9], step=step, rewards=[1, 0])])
         trainer.finish_step()
     master = trainer.state_tensors()[f"weight.{name}"]
     assert 1e-6 < (master - before).abs().max() < 1e-4
@@ -249,7 +263,7 @@ def test_reward_rises_on_a_bandit_fresh_and_four_steps_old(lag: int) -> None:
         history.append({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
         version = max(0, step - lag)
         for place in range(2):
-            trainer.add_group(bandit.group(history[version], 2 * step + place, step, version))
+            trainer.add_groups([bandit.group(history[version], 2 * step + place, step, version)])
         metrics = trainer.finish_step()
         rewards.append(metrics["reward_mean"])
         assert metrics.get("gap_lag0_max", 0.0) < 1e-4
@@ -259,18 +273,18 @@ def test_reward_rises_on_a_bandit_fresh_and_four_steps_old(lag: int) -> None:
 
 def test_learner_and_plain_sampler_agree_at_lag_0() -> None:
     weights = dict(plain_model().state_dict())
-    metrics = make_trainer().add_group(Bandit(seed=1).group(weights, 0, 0, 0))
+    metrics = make_trainer().add_groups([Bandit(seed=1).group(weights, 0, 0, 0)])
     assert metrics["gap_lag0_max"] < 1e-5
     assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_temperature_of_the_trainer_is_that_of_its_logprobs() -> None:
     group = make_group([6])
-    (batch,) = micro_batches(group, np.ones(1, np.float32), 100)
+    (batch,) = micro_batches([weighted(group, np.ones(1, np.float32))], 100)
     group.logprobs[:] = response_logprobs(packed_model(), batch, 0.6)[0].detach().numpy()
 
     def gap(temperature: float) -> float:
-        return make_trainer(temperature=temperature).add_group(group)["gap_lag0_max"]
+        return make_trainer(temperature=temperature).add_groups([group])["gap_lag0_max"]
 
     assert gap(0.6) < 1e-6
     assert gap(1.0) > 0.1
@@ -281,7 +295,7 @@ def test_arrays_as_they_come_off_the_wire_are_taken() -> None:
     for name in group.__struct_fields__:
         if isinstance(array := getattr(group, name), np.ndarray):
             array.flags.writeable = False
-    assert make_trainer().add_group(group)["reward_mean"] == 0.5
+    assert make_trainer().add_groups([group])["reward_mean"] == 0.5
 
 
 def test_a_step_counts_what_it_computed_and_passes_without_advantages_once() -> None:
@@ -289,7 +303,7 @@ def test_a_step_counts_what_it_computed_and_passes_without_advantages_once() -> 
 
     def flops_per_token(rewards: list[float]) -> float:
         trainer = make_trainer()
-        trainer.add_group(make_group([3, 4], rewards=rewards))
+        trainer.add_groups([make_group([3, 4], rewards=rewards)])
         metrics = trainer.finish_step()
         return metrics["tflops_per_second"] / metrics["tokens_per_second"]
 

@@ -137,7 +137,7 @@ def ours(settings: dict[str, Any], reference: PreTrainedModel | None = None) -> 
         max_new_tokens=MAX_NEW_TOKENS,
         reference=reference,
     )
-    tallies = [objective.backward(group, lambda: None) for group in GROUPS]
+    tallies = [objective.backward([group], lambda: None) for group in GROUPS]
     tallies[0].merge(tallies[1])
     divisor = sum(objective.denominator(group) for group in GROUPS)
     gradients = {name: weight.grad / divisor for name, weight in model.named_parameters() if weight.grad is not None}

@@ -426,7 +426,7 @@ def test_with_as_many_launched_as_kept_the_gradient_of_every_arm_is_that_of_plai
         shaping = {"rule": name, "keep": 4, "launch": 4, "shortest": 3, "longest": 1}
         group.kept, group.step = play(selection_rule(ShapingConfig.model_validate(shaping)), group, [1, 0, 3, 2]), 0
         trainer = make_trainer()
-        trainer.add_group(train_group(group))
+        trainer.add_groups([train_group(group)])
         return {name: tensor.numpy().tobytes() for name, tensor in gradients(trainer).items()}
 
     plain = gradient("none")

@@ -231,9 +231,10 @@ def test_arrows_lead_from_the_shaper_through_generator_and_reward_back_and_into_
 
     shaper, generator, reward = life(1, 0.0, 9.0), life(1, 0.0, 9.0), life(1, 0.0, 9.0)
     shaper.instants = [told("placed", 1.0, sample=7), told("trained", 5.0, sample=7), told("shipped", 5.0, group=2)]
+    shaper.instants.append(told("shipped", 5.5, group=1))
     generator.instants = [told("started", 2.0, sample=7), told("finished", 3.0, sample=7)]
     reward.instants = [told("judged", 4.0, sample=7), told("judged", 8.5, sample=9)]
-    learner = life(1, 0.0, 9.0, Span("train", 6.0, 7.0, 1.0, True, {"group": 2}))
+    learner = life(1, 0.0, 9.0, Span("train", 6.0, 7.0, 1.0, True, {"groups": [1, 2]}))
     lives = {"shaper/0": shaper, "generator/0": generator, "reward/0": reward, "learner/0": learner}
     events = [
         event
@@ -244,8 +245,10 @@ def test_arrows_lead_from_the_shaper_through_generator_and_reward_back_and_into_
     assert [(arrow["ph"], arrow["pid"]) for arrow in arrows if (arrow["cat"], arrow["id"]) == ("sample", 7)] == [
         ("s", 0), ("t", 1), ("t", 1), ("t", 2), ("f", 0),
     ]  # fmt: skip
-    assert [(arrow["ph"], arrow["pid"]) for arrow in arrows if arrow["cat"] == "group"] == [("s", 0), ("f", 3)]
-    assert len(arrows) == 7, "what lies outside the window is not drawn"
+    assert [(arrow["ph"], arrow["pid"]) for arrow in arrows if arrow["cat"] == "group"] == [
+        ("s", 0), ("s", 0), ("f", 3), ("f", 3),
+    ]  # fmt: skip
+    assert len(arrows) == 9, "what lies outside the window is not drawn"
     drawn = {(event["pid"], event["tid"], event["ts"]) for event in events if event["ph"] == "X"}
     assert {(arrow["pid"], arrow["tid"], arrow["ts"]) for arrow in arrows} <= drawn, "an arrow needs what it ends at"
 

@@ -1,15 +1,16 @@
-"""Packing: the samples of a group behind one another in one row, without padding.
+"""Packing: the samples of one or several groups behind one another in one row, without padding.
 
 Sample `i` contributes `prompt + response_i[:-1]`, positions counting from 0 again: the last token predicts
 nothing that is trained. Response token `j` is then predicted by the logits at place `start + prompt_length - 1 + j`,
 so a sample's last `len(response)` places are exactly the ones whose logits are needed.
 
-Invariants. Every response token of the group is a target exactly once, and those of a sample stand in one batch, in
+Invariants. Every response token of the groups is a target exactly once, and those of a sample stand in one batch, in
 order. The lengths sum to the packed tokens. A micro-batch exceeds the token budget only if it holds a single sample.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -53,55 +54,86 @@ class PackedBatch:
         return replace(self, **moved)
 
 
-def micro_batches(
-    group: TrainGroup,
-    advantages: NDArray[np.float32],
-    tokens_per_micro_batch: int,
-    shares: NDArray[np.float32] | None = None,
-    *,
-    rank: int = 0,
-    num_ranks: int = 1,
-) -> Iterator[PackedBatch]:
-    """This rank's part of the group, in packed batches of at most `tokens_per_micro_batch` tokens; a longer sample goes
-    alone. All ranks get the same number of batches, and about the same number of tokens in each.
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A group, and what its samples and tokens count for."""
 
-    `advantages` is [num_samples], `shares` [num_tokens] (1 each if not given). Samples without a token are left out.
-    The batches are about equally large: the peak of memory is what counts, and it is the largest one's.
+    group: TrainGroup
+    advantages: NDArray[np.float32]  # [num_samples]
+    shares: NDArray[np.float32]  # [num_tokens], of the loss
+
+
+def num_packed_tokens(group: TrainGroup) -> int:
+    """What the group takes of a batch."""
+    return len(group.token_ids) + int(np.count_nonzero(group.num_tokens)) * (len(group.prompt_tokens) - 1)
+
+
+def micro_batches(
+    groups: Sequence[Weighted], tokens_per_micro_batch: int, *, rank: int = 0, num_ranks: int = 1
+) -> Iterator[PackedBatch]:
+    """This rank's part of the groups, in packed batches of at most `tokens_per_micro_batch` tokens; a longer sample
+    goes alone. All ranks get the same number of batches, and about the same number of tokens in each.
+
+    Samples without a token are left out. The batches are about equally large: the peak of memory is what counts, and it
+    is the largest one's.
     """
-    assert len(group.prompt_tokens), "the first response token needs a token before it"
-    samples = np.flatnonzero(group.num_tokens)
-    lengths = (group.num_tokens[samples] + (len(group.prompt_tokens) - 1)).tolist()
-    if shares is None:
-        shares = np.ones(len(group.token_ids), np.float32)
+    samples = [sample for weighted in groups for sample in _samples(weighted)]
+    lengths = [sample.length for sample in samples]
     for batch in token_batches(lengths, tokens_per_micro_batch, num_ranks=num_ranks)[rank::num_ranks]:
         if batch:
-            yield _pack(group, advantages, shares, samples[list(batch)])
+            yield _pack([samples[item] for item in batch])
         else:
-            shortest = samples[[int(np.argmin(lengths))]]
-            yield replace(_pack(group, advantages, np.zeros_like(shares), shortest), idle=True)
+            shortest = _pack([samples[int(np.argmin(lengths))]])
+            yield replace(shortest, shares=torch.zeros_like(shortest.shares), idle=True)
 
 
-def _pack(
-    group: TrainGroup, advantages: NDArray[np.float32], shares: NDArray[np.float32], samples: NDArray[np.intp]
-) -> PackedBatch:
-    num_targets = group.num_tokens[samples]
-    ends = np.cumsum(group.num_tokens, dtype=np.int64)[samples]
-    flat = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, num_targets, strict=True)])
-    targets = group.token_ids[flat]
-    lengths = num_targets + (len(group.prompt_tokens) - 1)
-    responses = np.split(targets, np.cumsum(num_targets)[:-1])
-    rows = [part for response in responses for part in (group.prompt_tokens, response[:-1])]
-    places = [np.arange(end - count, end) for end, count in zip(np.cumsum(lengths), num_targets, strict=True)]
-    staleness = group.step - group.versions[flat]
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A sample of at least one token."""
+
+    group: TrainGroup
+    advantage: np.float32
+    shares: NDArray[np.float32]  # [num_tokens]
+    tokens: slice  # its response, of those of the group
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.tokens.stop - self.tokens.start)
+
+    @property
+    def length(self) -> int:
+        """Packed tokens."""
+        return len(self.group.prompt_tokens) - 1 + self.num_targets
+
+
+def _samples(weighted: Weighted) -> Iterator[_Sample]:
+    group = weighted.group
+    assert len(group.prompt_tokens), "the first response token needs a token before it"
+    ends = np.cumsum(group.num_tokens, dtype=np.int64).tolist()
+    for start, end, advantage in zip([0, *ends], ends, weighted.advantages, strict=False):
+        if end > start:
+            yield _Sample(group, advantage, weighted.shares[start:end], slice(start, end))
+
+
+def _pack(samples: Sequence[_Sample]) -> PackedBatch:
+    num_targets = [sample.num_targets for sample in samples]
+    lengths = [sample.length for sample in samples]
+    responses = [sample.group.token_ids[sample.tokens] for sample in samples]
+    prompts = [sample.group.prompt_tokens for sample in samples]
+    rows = [part for prompt, response in zip(prompts, responses, strict=True) for part in (prompt, response[:-1])]
+    places = [np.arange(end - count, end) for end, count in zip(accumulate(lengths), num_targets, strict=True)]
+    staleness = np.concatenate([sample.group.step - sample.group.versions[sample.tokens] for sample in samples])
+    logprobs = np.concatenate([sample.group.logprobs[sample.tokens] for sample in samples])
+    advantages = np.array([sample.advantage for sample in samples], np.float32)
     return PackedBatch(
         input_ids=_int64(np.concatenate(rows)),
         position_ids=_int64(np.concatenate([np.arange(length) for length in lengths])),
-        lengths=tuple(lengths.tolist()),
+        lengths=tuple(lengths),
         logit_places=_int64(np.concatenate(places)),
-        targets=_int64(targets),
-        behaviour_logprobs=torch.from_numpy(group.logprobs[flat].astype(np.float32)),
-        advantages=torch.from_numpy(np.repeat(advantages[samples], num_targets)),
-        shares=torch.from_numpy(shares[flat]),
+        targets=_int64(np.concatenate(responses)),
+        behaviour_logprobs=torch.from_numpy(logprobs.astype(np.float32)),
+        advantages=torch.from_numpy(np.repeat(advantages, num_targets)),
+        shares=torch.from_numpy(np.concatenate([sample.shares for sample in samples])),
         # After a restart from an older checkpoint tokens may be newer than the step: neither on-policy nor stale.
         on_policy=torch.from_numpy(staleness == 0),
         staleness=torch.from_numpy(np.maximum(staleness, 0).astype(np.float32)),

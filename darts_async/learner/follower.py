@@ -29,6 +29,7 @@ from darts_async.learner.tally_message import tallied
 from darts_async.learner.waiting import Changes
 from darts_async.models import resolve_model_path
 from darts_async.protocol import (
+    AddGroups,
     Dismiss,
     FinishStep,
     GatherWeights,
@@ -163,9 +164,10 @@ class FollowerActor:
                 order = await self._orders.get()
             self._state = "training"
             match order:
-                case TrainGroup():
-                    with self._runtime.clock.busy("train", group=order.group_id):
-                        await self._in_thread(trainer.add_group, order)
+                case AddGroups(num_groups=num_groups):
+                    groups = [cast(TrainGroup, await self._orders.get()) for _ in range(num_groups)]
+                    with self._runtime.clock.busy("train", groups=[group.group_id for group in groups]):
+                        await self._in_thread(trainer.add_groups, groups)
                 case FinishStep(step=step):
                     self._runtime.faults.reach("rank.before_step")
                     self._tell(tallied(step, trainer.tally))

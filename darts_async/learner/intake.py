@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import structlog
 
+from darts_async.learner.batch import num_packed_tokens
 from darts_async.learner.consumed import ConsumedGroups
 from darts_async.protocol import TrainGroup
 
@@ -58,6 +59,16 @@ class Intake:
             except TimeoutError:
                 log.warning("no_group", step=step, waited_s=WARN_AFTER_S)
         return self._by_step[step].popleft()
+
+    def others(self, step: int, max_groups: int, max_tokens: int) -> list[TrainGroup]:
+        """Further groups of a step that are there already, in order, as far as they fit into one pass."""
+        groups: list[TrainGroup] = []
+        while len(groups) < max_groups and self.has(step):
+            max_tokens -= num_packed_tokens(self._by_step[step][0])
+            if max_tokens < 0:
+                break
+            groups.append(self._by_step[step].popleft())
+        return groups
 
     def commit(self, step: int, group_ids: Iterable[int]) -> None:
         """These groups are in the gradient of a step, which has been taken."""

@@ -1,20 +1,19 @@
-"""A group's contribution to the gradient: advantages, packed forward and backward passes, metrics.
+"""What groups contribute to the gradient: advantages, packed forward and backward passes, metrics.
 
 Gradients are sums over tokens, not means: `Trainer` divides once per step, by the sum of `denominator`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import ModelError
 from darts_async.learner.advantage import group_advantages
-from darts_async.learner.batch import PackedBatch, micro_batches
+from darts_async.learner.batch import PackedBatch, Weighted, micro_batches
 from darts_async.learner.flops import ModelFlops, utilisation
 from darts_async.learner.lora import adapters_off, has_adapters
 from darts_async.learner.losses.policy import policy_loss
@@ -74,9 +73,32 @@ class Objective:
         num_flops, self._num_flops = self._num_flops, 0
         return {} if self._flops is None else utilisation(num_flops, busy_s, self._device)
 
-    def backward(self, group: TrainGroup, collect: Callable[[], None]) -> Tally:
+    def backward(self, groups: Sequence[TrainGroup], collect: Callable[[], None]) -> Tally:
         """Add the gradient of this rank's samples to the parameters'; `collect` is called after each micro-batch's
-        backward pass. The tallies of all ranks add up to that of the group."""
+        backward pass. The tallies of all ranks add up to that of the groups."""
+        weighted = [self._weighted(group) for group in groups]
+        tally = Tally()
+        # About half of all groups have equal rewards: their gradient is exactly zero and only metrics are wanted.
+        for has_gradient in (True, False):
+            for batch in micro_batches(
+                [each for each in weighted if self._has_gradient(each) == has_gradient],
+                self._config.tokens_per_micro_batch,
+                rank=self._rank,
+                num_ranks=self._num_ranks,
+            ):
+                found = self._pass(batch.to(self._device), has_gradient, collect)
+                if not batch.idle:
+                    tally.merge(found)
+                    self._count(batch, has_gradient)
+        if self._rank == 0:
+            for each in weighted:
+                tally.merge(_group_metrics(each))
+            count = sum(self.denominator(group) for group in groups)
+            for name in [name for name in tally.sums if name.startswith("loss")]:
+                tally.add(name, 0.0, count)
+        return tally
+
+    def _weighted(self, group: TrainGroup) -> Weighted:
         loss = self._config.loss
         advantages = group_advantages(
             group.rewards - overlong_penalties(group.num_tokens, loss, self._max_new_tokens),
@@ -85,28 +107,13 @@ class Objective:
             baseline=self._baseline,
             pass_rate=group.baseline,
         )
-        shares = token_shares(group, loss, self._max_new_tokens)
-        # About half of all groups have equal rewards: their gradient is exactly zero and only metrics are wanted.
+        return Weighted(group, advantages, token_shares(group, loss, self._max_new_tokens))
+
+    def _has_gradient(self, weighted: Weighted) -> bool:
+        loss = self._config.loss
         regularised = loss.kl_weight > 0 or loss.entropy_weight > 0
-        has_gradient = bool((shares * (np.repeat(advantages != 0, group.num_tokens) | regularised)).any())
-        tally = Tally()
-        for batch in micro_batches(
-            group,
-            advantages,
-            self._config.tokens_per_micro_batch,
-            shares,
-            rank=self._rank,
-            num_ranks=self._num_ranks,
-        ):
-            found = self._pass(batch.to(self._device), has_gradient, collect)
-            if not batch.idle:
-                tally.merge(found)
-                self._count(batch, has_gradient)
-        if self._rank == 0:
-            tally.merge(_group_metrics(group, advantages, shares))
-            for name in [name for name in tally.sums if name.startswith("loss")]:
-                tally.add(name, 0.0, self.denominator(group))
-        return tally
+        has_advantage = np.repeat(weighted.advantages != 0, weighted.group.num_tokens)
+        return bool((weighted.shares * (has_advantage | regularised)).any())
 
     def _pass(self, batch: PackedBatch, has_gradient: bool, collect: Callable[[], None]) -> Tally:
         config = self._config.loss
@@ -143,9 +150,10 @@ def _check_reference(reference: PreTrainedModel, model: PreTrainedModel) -> None
         )
 
 
-def _group_metrics(group: TrainGroup, advantages: NDArray[np.float32], shares: NDArray[np.float32]) -> Tally:
+def _group_metrics(weighted: Weighted) -> Tally:
     """What is known before the forward pass. After a restart from an older checkpoint replayed tokens may carry a
     later version than the step has; they count as staleness 0 (and not as on-policy)."""
+    group, advantages, shares = weighted.group, weighted.advantages, weighted.shares
     tally = Tally()
     staleness = torch.from_numpy(group.step - group.versions).clamp(min=0).float()
     tally.mean("staleness_mean", staleness)

@@ -1,6 +1,6 @@
 """The learner process: groups in, versions out.
 
-    for each step:  B groups, each forward and backward as it arrives  ->  optimiser step  ->  commit  ->  publish
+    for each step:  B groups, forward and backward as they arrive  ->  optimiser step  ->  commit  ->  publish
 
 The broadcast of a version reads the parameters while the next step's forward and backward passes run; only the next
 optimiser step waits for it. One task, `_train`, owns the trainer; `_weights` is locked from the optimiser step until
@@ -28,6 +28,7 @@ import transformers
 from darts_async.actor import Actor, Gauges, Runtime, main
 from darts_async.errors import ConfigError
 from darts_async.learner import checkpoint
+from darts_async.learner.batch import num_packed_tokens
 from darts_async.learner.checkpoint import CHECKPOINTS_DIR
 from darts_async.learner.consumed import ConsumedGroups
 from darts_async.learner.follower import FollowerActor
@@ -44,6 +45,7 @@ from darts_async.learner.step import Trainer
 from darts_async.learner.team import Team
 from darts_async.models import resolve_model_path
 from darts_async.protocol import (
+    AddGroups,
     CatchUp,
     FinishStep,
     GatherWeights,
@@ -287,19 +289,33 @@ class LearnerActor:
                 log.warning("no_word_of_the_shaper", waited_s=WARN_AFTER_S)
 
     async def _add_groups(self, trainer: Trainer) -> list[TrainGroup]:
-        """Forward and backward of the groups of one step, as they arrive."""
+        """Forward and backward of the groups of one step, as they arrive. Those that have come meanwhile go together:
+        who waits for groups has one at a time at once, who lags behind catches up with larger passes."""
         groups: list[TrainGroup] = []
         while len(groups) < self._config.groups_per_step:
-            self._state = "training" if self._intake.has(trainer.policy_version) else "waiting for groups"
+            step = trainer.policy_version
+            self._state = "training" if self._intake.has(step) else "waiting for groups"
             with self._runtime.clock.waiting("waits for groups"):
-                group = await self._intake.next(trainer.policy_version)
+                first = await self._intake.next(step)
+            num_free = self._tokens_per_pass - num_packed_tokens(first)
+            max_others = self._config.groups_per_step - len(groups) - 1
+            together = [first, *self._intake.others(step, max_others, num_free)]
             self._state = "training"
-            with self._runtime.clock.busy("train", group=group.group_id, tokens=len(group.token_ids)):
-                self._team.tell(group)
-                await self._in_thread(trainer.add_group, group)
-            groups.append(group)
-            self._num_tokens += len(group.token_ids)
+            num_tokens = sum(len(group.token_ids) for group in together)
+            ids = [group.group_id for group in together]
+            with self._runtime.clock.busy("train", groups=ids, tokens=num_tokens):
+                self._team.tell(AddGroups(len(together)))
+                for group in together:
+                    self._team.tell(group)
+                await self._in_thread(trainer.add_groups, together)
+            groups += together
+            self._num_tokens += num_tokens
         return groups
+
+    @property
+    def _tokens_per_pass(self) -> int:
+        """Of all ranks."""
+        return self._config.tokens_per_micro_batch * self._team.place.num_ranks
 
     async def _finish_step(self, trainer: Trainer) -> dict[str, float]:
         """The optimiser step, on all ranks."""

@@ -1,8 +1,8 @@
-"""One optimiser step, fed group by group: streamed gradient = batch gradient.
+"""One optimiser step, fed as groups come: streamed gradient = batch gradient.
 
-A group's forward and backward pass run when it arrives and add to unnormalised sums of gradients. `finish_step`
+The forward and backward passes of groups run when they arrive and add to unnormalised sums of gradients. `finish_step`
 divides them once by the denominator of the whole step. Sums do not depend on the order or on the split into
-micro-batches or over ranks (up to rounding), so it does not matter when a group came.
+micro-batches or over ranks (up to rounding), so it does not matter when a group came and with which others.
 
 Invariants. Between steps all gradients are zero. A token older than `max_staleness` never reaches the forward
 pass. `policy_version` counts finished steps, including those whose loss or gradient was not finite: such a step leaves
@@ -16,7 +16,7 @@ adapters (see `lora`), they alone are parameters, and the state is theirs.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -82,19 +82,21 @@ class Trainer:
 
     # --- a step ----------------------------------------------------------------------------------------------
 
-    def add_group(self, group: TrainGroup) -> dict[str, float]:
-        """Add the group's gradient (this rank's samples of it) to the step, and return its metrics.
+    def add_groups(self, groups: Sequence[TrainGroup]) -> dict[str, float]:
+        """Add the gradient of one or more groups (this rank's samples of them) to the step, in as few passes as their
+        tokens fit into, and return their metrics.
 
         Raises `StalenessError`, before anything is added, if a token is older than `max_staleness`.
         """
         started_s = time.perf_counter()
-        assert group.step == self.policy_version, f"group of step {group.step} at version {self.policy_version}"
-        _check_staleness(group, self._max_staleness)
-        tally = self._objective.backward(group, self._collect_gradients)
+        for group in groups:
+            assert group.step == self.policy_version, f"group of step {group.step} at version {self.policy_version}"
+            _check_staleness(group, self._max_staleness)
+        tally = self._objective.backward(groups, self._collect_gradients)
         self.tally.merge(tally)
-        self._num_groups += 1
-        self._num_tokens += len(group.token_ids)
-        self._denominator += self._objective.denominator(group)
+        self._num_groups += len(groups)
+        self._num_tokens += sum(len(group.token_ids) for group in groups)
+        self._denominator += sum(self._objective.denominator(group) for group in groups)
         self._busy_s += time.perf_counter() - started_s
         return tally.as_floats()
 
