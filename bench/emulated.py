@@ -15,8 +15,6 @@ the schedule alone. Times and rates in the tables are of real tokens on the real
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -28,11 +26,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.emulated_plot import draw
-from bench.measured import SCHEMA, Measured, called, launch, measure
+from bench.charts import draw_bars, for_plots
+from bench.measured import SCHEMA, Measured, launch, measure
 from bench.profiles import PROFILES, Profile
-from bench.shaping import ARMS, BASELINE, KEEP, SYNTHETIC, commit, from_trace, spread
-from bench.shaping_plots import require_matplotlib
+from bench.results import commit, conditions, keep, spread
+from bench.shaping import ARMS, BASELINE, KEEP, SYNTHETIC, from_trace
 from darts_async.errors import ConfigError
 from darts_async.simulation import Workload
 
@@ -78,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--accelerators", nargs="+", type=int, choices=PROFILES, default=[8])
     parser.add_argument("--steps", type=int, default=30, help=f"per run, of which {SKIPPED} are left out")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--out", type=Path, help="directory for emulated.md, .json and the plot")
+    parser.add_argument("--out", type=for_plots, help="directory for emulated.md, .json and the plot")
     parser.add_argument("--resume", action="store_true", help="go on from the emulated.json that is in --out")
     arguments = parser.parse_args()
     if arguments.steps <= SKIPPED:
@@ -92,8 +90,6 @@ Cells = dict[tuple[int, str, str], list[Measured]]
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print, and write what was asked for."""
-    if arguments.out:
-        require_matplotlib()
     workloads = {name: SYNTHETIC[name] for name in arguments.workloads}
     if arguments.trace:
         workloads = {arguments.trace.stem: (partial(from_trace, arguments.trace), 1 << 15)} | workloads
@@ -254,8 +250,7 @@ def report(cells: Cells, commits: Sequence[str], elapsed_s: float) -> str:
     lines = [
         "# The whole system on emulated accelerators",
         "",
-        f"`{called('bench.emulated')}`, commit {', '.join(commits)}, {os.cpu_count()} cores ({platform.machine()}), "
-        f"Python {platform.python_version()}, {elapsed_s / 60:.0f} min.",
+        f"{conditions('emulated', ', '.join(commits))} {elapsed_s / 60:.0f} min.",
         "",
         NOTES,
         "",
@@ -294,28 +289,16 @@ def table(cells: Cells, number: int, workload: str) -> list[str]:
 
 def write(arguments: argparse.Namespace, text: str, cells: Cells, commits: Sequence[str]) -> None:
     """The tables, the numbers and the plot, if they are wanted."""
-    directory: Path | None = arguments.out
-    if directory is None:
+    if arguments.out is None:
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "emulated.md").write_text(text)
     runs = [
         {"accelerators": number, "workload": workload, "arm": arm, "runs": msgspec.to_builtins(found)}
         for (number, workload, arm), found in cells.items()
     ]
-    (directory / "emulated.json").write_text(
-        json.dumps(
-            {
-                "schema": SCHEMA,
-                "commits": commits,
-                "steps": arguments.steps,
-                "seeds": arguments.seeds,
-                "cells": runs,
-            },
-            indent=1,
-        )
-    )
-    draw(directory / PLOT, speed_ups(cells))
+    numbers = {"commits": commits, "steps": arguments.steps, "seeds": arguments.seeds, "cells": runs}
+    keep(arguments.out, "emulated", text, numbers, schema=SCHEMA)
+    groups = {f"{name} accelerators": found for name, found in speed_ups(cells).items()}
+    draw_bars(arguments.out / PLOT, groups, "groups trained per hour, over synchronous", level=1.0)
 
 
 def speed_ups(cells: Cells) -> Mapping[str, Mapping[str, Sequence[float]]]:

@@ -1,6 +1,6 @@
 """How fast do the engines decode, how does transformers' continuous batching compare, and how soon is a cancel done?
 
-    python -m bench.engines [--model DIR] [--repeats N] [--new-tokens N]
+    python -m bench.engines [--model DIR] [--repeats N] [--new-tokens N] [--out DIR]
 
 All decode the same prompts to the same length with log-probabilities, in turn; the table shows medians over the
 repeats. The embedded engine and the library run in this process with one thread; vLLM, which is left out where it is
@@ -12,11 +12,12 @@ with each of `MANAGER_SIZES`, and the best counts. Everything is started and war
 import argparse
 import asyncio
 import copy
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
@@ -28,6 +29,8 @@ import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, Qwen3Config
 
+from bench.charts import Panel, draw_curves, for_plots
+from bench.results import conditions, keep, table
 from darts_async.config import VllmConfig
 from darts_async.generator.embedded import EmbeddedEngine
 from darts_async.generator.engine import Engine
@@ -45,50 +48,100 @@ NUM_CANCELS: Final = 200
 CANCEL_NEW_TOKENS: Final = 900
 
 Run = Callable[[], int]
+Speeds = dict[int, dict[str, float]]
+"""Tokens per second by number of samples and engine."""
+PLOT: Final = "engines.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Cancels:
+    """How soon an engine was rid of a sample."""
+
+    name: str
+    latencies_s: list[float]
+    steps_s: list[float]
+    """Steps without a cancel; none where there are no steps."""
 
 
 def main() -> None:
-    """Measure and print the tables."""
+    """One command; a user's mistake ends it with one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory of a model; random weights without it")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--out", type=for_plots, help="directory for engines.md, .json and .png")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     vllm = find_vllm()
-    named = "vLLM is not installed and left out" if vllm is None else f"{vllm.name} {vllm.version}"
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {named}")
     model = load_model(arguments.model)
     with asyncio.Runner() as runner:
         engine = None if vllm is None else runner.run(load_vllm(model))
-        speed_table(runner, model, engine, arguments.new_tokens, arguments.repeats)
-        runner.run(cancel_table(model, engine))
+        speeds: Speeds = {}
+        for num_samples in CONCURRENCY:
+            speeds[num_samples] = measure(runner, model, engine, num_samples, arguments.new_tokens, arguments.repeats)
+            print(num_samples, "concurrent", file=sys.stderr)
+        cancels = runner.run(measure_cancels(model, engine))
         if engine is not None:
             runner.run(engine.close())
+    named = "vLLM is not installed and left out" if vllm is None else f"{vllm.name} {vllm.version}"
+    text = report(arguments, named, speeds, cancels)
+    print(text)
+    if arguments.out:
+        write(arguments.out, text, speeds, cancels)
 
 
-def speed_table(runner: asyncio.Runner, model: Any, vllm: Engine | None, new_tokens: int, repeats: int) -> None:
-    """Tokens per second."""
-    print(f"{new_tokens} new tokens each\n")
-    print(
-        "| concurrent | embedded, tokens/s | vLLM, tokens/s | transformers (best sizing), tokens/s |\n|---|---|---|---|"
+def report(arguments: argparse.Namespace, vllm: str, speeds: Speeds, cancels: list[Cancels]) -> str:
+    """Both tables."""
+    names = list(speeds[CONCURRENCY[0]])
+    cancelled = []
+    for each in cancels:
+        p50, p99 = (quantiles(each.latencies_s, n=100)[place] * 1000 for place in (49, 98))
+        step = f"{median(each.steps_s) * 1000:.1f}" if each.steps_s else "-"
+        cancelled.append([each.name, f"{p50:.1f}", f"{p99:.1f}", step])
+    return "\n".join(
+        [
+            "# Engines: decoding speed and cancel latency",
+            "",
+            f"{conditions('engines')} torch {torch.__version__}, transformers {transformers.__version__}, {vllm}; "
+            f"{arguments.new_tokens} new tokens each, with log-probabilities; medians of {arguments.repeats}, in turn. "
+            "transformers: its continuous batching, the better of two sizings of its cache.",
+            "",
+            *table(
+                ["concurrent", *(f"{name}, tokens/s" for name in names)],
+                [[str(number), *(f"{rate:,.0f}" for rate in rates.values())] for number, rates in speeds.items()],
+            ),
+            "",
+            f"![tokens per second]({PLOT})",
+            "",
+            f"From a cancel to the events that acknowledge it, {NUM_CANCELS} of them:",
+            "",
+            *table(
+                [f"cancel, {CANCEL_CONCURRENCY} in flight", "p50, ms", "p99, ms", "a step, p50, ms"],
+                cancelled,
+            ),
+        ]
     )
-    for num_samples in CONCURRENCY:
-        ours, vllms, theirs = measure(runner, model, vllm, num_samples, new_tokens, repeats)
-        shown = "-" if vllms is None else f"{vllms:,.0f}"
-        print(f"| {num_samples} | {ours:,.0f} | {shown} | {theirs:,.0f} |", flush=True)
+
+
+def write(directory: Path, text: str, speeds: Speeds, cancels: list[Cancels]) -> None:
+    """The tables, the numbers and the plot."""
+    keep(directory, "engines", text, {"tokens_per_s": speeds, "cancels": [asdict(each) for each in cancels]})
+    curves = {
+        name: [(float(number), rates[name]) for number, rates in speeds.items()] for name in speeds[CONCURRENCY[0]]
+    }
+    draw_curves(directory / PLOT, [Panel("concurrent samples", "tokens/s", curves, log="xy")])
 
 
 def measure(
     runner: asyncio.Runner, model: Any, vllm: Engine | None, num_samples: int, new_tokens: int, repeats: int
-) -> tuple[float, float | None, float]:
+) -> dict[str, float]:
     """Median tokens per second of the embedded engine, vLLM and transformers' best-sized manager, measured in turn."""
     prompts = make_prompts(num_samples)
     managers = [start_manager(copy.deepcopy(model), num_samples, new_tokens, *size) for size in MANAGER_SIZES]
     embedded = load_embedded(model, num_samples, new_tokens + 32)
-    engines: list[Engine] = [embedded] if vllm is None else [embedded, vllm]
-    runs: list[Run] = [partial(run_in, runner, engine, prompts, new_tokens) for engine in engines]
+    engines: dict[str, Engine] = {"embedded": embedded} | ({} if vllm is None else {"vLLM": vllm})
+    runs: list[Run] = [partial(run_in, runner, engine, prompts, new_tokens) for engine in engines.values()]
     runs += [partial(run_manager, manager, prompts) for manager in managers]
     for run in runs:
         run()
@@ -97,25 +150,18 @@ def measure(
     for manager in managers:
         manager.stop(block=True, timeout=RESULT_DEADLINE_S)
     medians = [median(column) for column in zip(*speeds, strict=True)]
-    return medians[0], None if vllm is None else medians[1], max(medians[len(engines) :])
+    return dict(zip(engines, medians, strict=False)) | {"transformers": max(medians[len(engines) :])}
 
 
-async def cancel_table(model: Any, vllm: Any) -> None:
+async def measure_cancels(model: Any, vllm: Any) -> list[Cancels]:
     """From the cancel to the events that acknowledge it, with `CANCEL_CONCURRENCY` samples in flight."""
-    print(f"\n| cancel, {CANCEL_CONCURRENCY} in flight | p50, ms | p99, ms | a step, p50, ms |\n|---|---|---|---|")
     embedded = load_embedded(model, CANCEL_CONCURRENCY, CANCEL_NEW_TOKENS + 32)
-    show("embedded", *await cancel_latencies(embedded))
+    found = [Cancels("embedded", *await cancel_latencies(embedded))]
     await embedded.close()
     if vllm is not None:
-        show("vLLM", *await cancel_latencies(vllm))
-        show("vLLM, paused", await paused_cancel_latencies(vllm), [])
-
-
-def show(name: str, latencies_s: list[float], steps_s: list[float]) -> None:
-    """One row."""
-    p50, p99 = (quantiles(latencies_s, n=100)[place] * 1000 for place in (49, 98))
-    step = f"{median(steps_s) * 1000:.1f}" if steps_s else "-"
-    print(f"| {name} | {p50:.1f} | {p99:.1f} | {step} |", flush=True)
+        found.append(Cancels("vLLM", *await cancel_latencies(vllm)))
+        found.append(Cancels("vLLM, paused", await paused_cancel_latencies(vllm), []))
+    return found
 
 
 async def cancel_latencies(engine: Engine) -> tuple[list[float], list[float]]:

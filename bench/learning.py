@@ -4,9 +4,10 @@
                              [--out DIR] [--resume] [--work DIR]
 
 `chain` is the quickstart's task, `search` that of `bench.search_task`, whose model is made first (minutes; it is kept
-in --work). Both run with one generator of many slots. All runs of a seed see the same prompts in the same order and take turns, seed by seed. Targets and the
-margin of "not worse" stand below, set before any run of these seeds. Held-out prompts are sampled on the way, equally
-often for all; behind a run its last model is probed: fresh samples, none of which was stopped by a rule.
+in --work). Both run with one generator of many slots. All runs of a seed see the same prompts in the same order and
+take turns, seed by seed. Targets and the margin of "not worse" stand below, set before any run of these seeds. Held-out
+prompts are sampled on the way, equally often for all; behind a run its last model is probed: fresh samples, none of
+which was stopped by a rule.
 
 Behind the seeds each arm is timed with the learning rate at nothing, on the model that all began with and on the one it
 has made itself: what the schedule gives and what the shorter answers give are told apart by that.
@@ -30,12 +31,13 @@ import numpy as np
 import yaml
 
 from bench import search_task
+from bench.charts import for_plots
 from bench.learning_plot import draw
 from bench.learning_report import BASELINE, SCHEMA, Learnt, Probe, Results, Task, Timing, report
 from bench.measured import ROOT, launch, measure
 from bench.probing import Judge, sampled
-from bench.shaping import KEEP, TAIL_BATCHING, commit, darts
-from bench.shaping_plots import require_matplotlib
+from bench.results import commit, keep_text
+from bench.shaping import KEEP, TAIL_BATCHING, darts
 from darts_async.errors import ConfigError
 from darts_async.models import resolve_model_path
 from darts_async.prompts.load import load_prompts
@@ -88,15 +90,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, help="of every run, instead of as many as the task has")
-    parser.add_argument("--out", type=Path, help="directory for learning.md, learning.json and plots")
+    parser.add_argument("--out", type=for_plots, help="directory for learning.md, learning.json and plots")
     parser.add_argument("--resume", action="store_true", help="go on from the learning.json that is in --out")
     parser.add_argument(
         "--work", type=Path, help="directory that keeps the second task's model, and the last model of each arm"
     )
     arguments = parser.parse_args()
     try:
-        if arguments.out:
-            require_matplotlib()
         with tempfile.TemporaryDirectory() as scratch:
             print(run(arguments, Path(scratch)))
     except ConfigError as error:
@@ -296,7 +296,7 @@ def write(arguments: argparse.Namespace, found: Results) -> None:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
-    (arguments.out / TABLE_FILE).write_text(report(found, TASKS))
+    keep_text(arguments.out / TABLE_FILE, report(found, TASKS))
     draw(found, TASKS, arguments.out)
 
 

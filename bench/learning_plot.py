@@ -6,41 +6,34 @@ from typing import Any
 
 import numpy as np
 
+from bench.charts import drawn
 from bench.learning_report import BASELINE, Learnt, Results, Task
 
 
 def draw(found: Results, tasks: Mapping[str, Task], directory: Path) -> None:
     """One figure for each task that has runs: `learning_TASK.png`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     for name, task in tasks.items():
         arms = found.arms(name)
         if not arms:
             continue
-        figure, (over_time, over_tokens) = plt.subplots(1, 2, figsize=(12.5, 4.4), sharey=True)
-        for index, (arm, runs) in enumerate(arms.items()):
-            style = {
-                "color": "0.15" if arm == BASELINE else f"C{index}",
-                "label": f"{arm} ({len(runs)})",
-                "linewidth": 1.6,
-            }
-            _climb(over_time, runs, 0, 1.0, style)
-            _climb(over_tokens, runs, 3, 1e3, style)
-        for axis, label in ((over_time, "seconds of training"), (over_tokens, "thousand tokens decoded")):
-            for target in task.targets:
-                axis.axhline(target, color="0.6", linewidth=0.8, linestyle=":")
-            axis.set_xlabel(label)
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-        over_time.set_ylabel("held-out reward")
-        over_tokens.legend(fontsize=8, frameon=False, loc="lower right")
-        figure.suptitle(f"{name}: means; in brackets of how many seeds", fontsize=10)
-        figure.tight_layout()
-        figure.savefig(directory / f"learning_{name}.png", dpi=120)
-        plt.close(figure)
+        with drawn(directory / f"learning_{name}.png", 2) as (figure, (over_time, over_tokens)):
+            for index, (arm, runs) in enumerate(arms.items()):
+                style = {
+                    "color": "0.15" if arm == BASELINE else f"C{index}",
+                    "label": f"{arm} ({len(runs)})",
+                    "linewidth": 1.6,
+                }
+                _climb(over_time, runs, 0, 1.0, style)
+                _climb(over_tokens, runs, 3, 1e3, style)
+            for axis, label in ((over_time, "seconds of training"), (over_tokens, "thousand tokens decoded")):
+                for target in task.targets:
+                    axis.axhline(target, color="0.6", linewidth=0.8, linestyle=":")
+                axis.set_xlabel(label)
+            over_time.set_ylabel("held-out reward")
+            over_tokens.sharey(over_time)
+            over_tokens.legend(fontsize=8, frameon=False, loc="lower right")
+            figure.suptitle(f"{name}: means; in brackets of how many seeds", fontsize=10)
+            figure.tight_layout()
 
 
 def _climb(axis: Any, runs: list[Learnt], column: int, unit: float, style: Mapping[str, Any]) -> None:

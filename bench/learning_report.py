@@ -1,7 +1,5 @@
 """What `bench.learning` has found, and its tables."""
 
-import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -10,7 +8,7 @@ from typing import Final
 import numpy as np
 from msgspec import Struct, field
 
-from bench.measured import called
+from bench.results import conditions
 
 BASELINE: Final = "asynchronous"
 """Our own mode without shaping, which the others are compared with."""
@@ -145,8 +143,7 @@ def report(found: Results, tasks: dict[str, Task]) -> str:
     lines = [
         "# Time to a held-out reward, by how rollouts are shaped",
         "",
-        f"`{called('bench.learning')}`, commit {found.commit}, {os.cpu_count()} cores ({platform.machine()}), Python "
-        f"{platform.python_version()}.",
+        conditions("learning", found.commit),
         "",
         NOTES,
         "",

@@ -5,7 +5,6 @@ another, so that starting and ending are in none. Tokens that a generator decode
 """
 
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -79,12 +78,6 @@ class Measured(Struct, frozen=True):
     def largest(self, of: str) -> float:
         """The largest value of an attribute over all processes."""
         return max(float(getattr(use, of)) for use in self.processes.values())
-
-
-def called(module: str) -> str:
-    """The command line, of paths outside the checkout their last part alone."""
-    words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv[1:]]
-    return shlex.join(["python", "-m", module, *words])
 
 
 def launch(settings: Mapping[str, Any], home: Path) -> Path:

@@ -12,7 +12,6 @@ not for TRL's. Runs take turns, seed by seed. A run that does not get there coun
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -26,8 +25,9 @@ from typing import Any
 import torch
 import yaml
 
-from bench.measured import ROOT, SCHEMA, called, launch
-from bench.shaping import commit
+from bench.charts import Panel, draw_curves, for_plots
+from bench.measured import ROOT, launch
+from bench.results import conditions, keep
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.models import resolve_model_path
@@ -51,6 +51,7 @@ OURS: dict[str, dict[str, Any]] = {
     },
 }
 TRL = "TRL"
+PLOT = "peers.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--max-minutes", type=float, default=20.0, help="after which TRL's trainer is stopped")
-    parser.add_argument("--out", type=Path, help="directory for peers.md and peers.json")
+    parser.add_argument("--out", type=for_plots, help="directory for peers.md, .json and .png")
     arguments = parser.parse_args()
     try:
         import trl  # noqa: F401  (it is needed in an hour, so say now that it is not there)
@@ -254,8 +255,9 @@ def report(arguments: argparse.Namespace, climbs: Sequence[Climb]) -> str:
     lines = [
         "# Time to a held-out reward, beside TRL",
         "",
-        f"`{called('bench.peers')}`, commit {commit()}, {os.cpu_count()} cores ({platform.machine()}), Python "
-        f"{platform.python_version()}. Medians over {len(arguments.seeds)} seeds, and the range.",
+        f"{conditions('peers')} Medians over {len(arguments.seeds)} seeds, and the range.",
+        "",
+        f"![held-out reward over time]({PLOT})",
         "",
         f"| trainer | seconds to {arguments.target:g} | steps | seconds a step | TRL's time over its own | not there |",
         "|---|---|---|---|---|---|",
@@ -279,13 +281,25 @@ def ranged(values: Sequence[float], style: str) -> str:
 
 
 def write(arguments: argparse.Namespace, climbs: Sequence[Climb]) -> None:
-    """The table and the numbers, if they are wanted."""
+    """The table, the numbers and the plot, if they are wanted."""
     if arguments.out is None:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "peers.md").write_text(report(arguments, climbs))
-    found = {"schema": SCHEMA, "commit": commit(), "runs": [asdict(climb) for climb in climbs]}
-    (arguments.out / "peers.json").write_text(json.dumps(found, indent=1))
+    keep(arguments.out, "peers", report(arguments, climbs), {"runs": [asdict(climb) for climb in climbs]})
+    panels = [
+        Panel(
+            "seconds of training",
+            "held-out reward",
+            {
+                climb.name: [(seconds, reward) for seconds, _, reward in climb.rewards]
+                for climb in climbs
+                if climb.seed == seed
+            },
+            title=f"seed {seed}",
+            levels={"target": arguments.target},
+        )
+        for seed in dict.fromkeys(climb.seed for climb in climbs)
+    ]
+    draw_curves(arguments.out / PLOT, panels)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from statistics import mean, median
 
 import psutil
 
-from bench.shaping_plots import require_matplotlib
+from bench.charts import for_plots
 from launcher.shares import tokens_between
 from launcher.traces import Life, Traces
 from tests.launched import ROOT, LaunchedRun
@@ -62,10 +62,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--generators", type=int, default=4)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plot", type=for_plots)
     arguments = parser.parse_args()
-    if arguments.plot:
-        require_matplotlib()
     with tempfile.TemporaryDirectory() as home, LaunchedRun(Path(home), "scripted.yaml", settings(arguments)) as run:
         run.wait_for_steps(2)
         cpu_shares = [restart(run, number) for number in range(arguments.repeats)]

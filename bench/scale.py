@@ -9,17 +9,16 @@ time per message measured here, on one core, at the number of samples in flight 
 """
 
 import argparse
-import os
-import platform
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bench.measured import called
+from bench.charts import Panel, draw_curves, for_plots
 from bench.profiles import PROFILES, Profile
+from bench.results import conditions, keep, table
 from bench.shaper import SAMPLES_PER_MESSAGE, STEPS_PER_FLUSH, state_machine_load
-from bench.shaping import ARMS, KEEP, MAX_NEW_TOKENS, SYNTHETIC, commit, from_trace
+from bench.shaping import ARMS, KEEP, MAX_NEW_TOKENS, SYNTHETIC, from_trace
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.simulation import EngineModel, LearnerModel, Models, RewardModel, SimulationResult, Workload, simulate
@@ -32,6 +31,7 @@ BYTES_PER_TOKEN = 8
 """Of `TokensDecoded`: an int32 and a float32. What a message and a sample cost on top is below a tenth of that."""
 NUM_PROMPTS = 8192
 MEASURED_S = 1.0
+PLOT = "scale.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,82 +82,181 @@ def simulated(num_accelerators: int, groups_per_step: int, arm: str, workload: W
     return Point(num_accelerators, groups_per_step, result, time.process_time() - began_s)
 
 
+def efficiency(point: Point, first: Point) -> float:
+    """Groups per second and accelerator, as a share of those of the smallest cluster."""
+    return point.groups_per_s / first.groups_per_s * first.num_accelerators / point.num_accelerators
+
+
 def scaling_table(points: list[Point]) -> list[str]:
-    """Efficiency is groups per second and accelerator, as a share of that of the first row."""
-    rows = [
-        "| accelerators | groups / step | s / step | groups / s | efficiency | generator idle | slots used "
-        "| learner idle | staleness max | processor s |",
-        "|" + "---|" * 10,
-    ]
-    first = points[0]
+    """One row for each cluster."""
+    titles = (
+        *("accelerators", "groups / step", "s / step", "groups / s", "efficiency", "generator idle", "slots used"),
+        *("learner idle", "staleness max", "processor s"),
+    )
+    rows = []
     for point in points:
-        share = point.groups_per_s / first.groups_per_s * first.num_accelerators / point.num_accelerators
         result = point.result
         rows.append(
-            f"| {point.num_accelerators:,} | {point.groups_per_step:,} | "
-            f"{point.groups_per_step / point.groups_per_s:.1f} | {point.groups_per_s:.2f} | {share:.0%} "
-            f"| {result.generator_idle_share:.1%} | {result.slot_use:.0%} | {result.learner_idle_share:.1%} "
-            f"| {result.staleness_max} | {point.processor_s:.0f} |"
+            [
+                f"{point.num_accelerators:,}",
+                f"{point.groups_per_step:,}",
+                f"{point.groups_per_step / point.groups_per_s:.1f}",
+                f"{point.groups_per_s:.2f}",
+                f"{efficiency(point, points[0]):.0%}",
+                f"{result.generator_idle_share:.1%}",
+                f"{result.slot_use:.0%}",
+                f"{result.learner_idle_share:.1%}",
+                f"{result.staleness_max}",
+                f"{point.processor_s:.0f}",
+            ]
         )
-    return rows
+    return table(titles, rows)
 
 
-def load_table(numbers: list[int]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Burden:
     """What streaming every token to one shaper would take, with all slots in use."""
+
+    num_accelerators: int
+    num_in_flight: int
+    tokens_per_s: float
+    messages_per_s: float
+    message_s: float
+    """Of the state machine, measured."""
+    num_generators: int
+
+    @property
+    def busy(self) -> float:
+        """Of a core."""
+        return self.messages_per_s * self.message_s
+
+
+def burden_of(number: int) -> Burden:
+    """Of a cluster of so many."""
+    profile = profile_of(number)
+    in_flight = profile.num_generators * profile.num_slots
+    load = state_machine_load(in_flight, MEASURED_S)
+    messages_per_s = profile.decoded_per_s / (SAMPLES_PER_MESSAGE * STEPS_PER_FLUSH)
+    message_s = load.spent_s / load.num_events
+    return Burden(number, in_flight, profile.decoded_per_s, messages_per_s, message_s, profile.num_generators)
+
+
+def load_table(burdens: list[Burden]) -> list[str]:
+    """One row for each cluster."""
+    titles = (
+        *("accelerators", "samples in flight", "million tokens / s", "messages / s", "us / message"),
+        *("shaper, share of a core", "into the shaper, MB/s", "generators per core"),
+    )
     rows = [
-        "| accelerators | samples in flight | million tokens / s | messages / s | us / message "
-        "| shaper, share of a core | into the shaper, MB/s | generators per core |",
-        "|" + "---|" * 8,
+        [
+            f"{each.num_accelerators:,}",
+            f"{each.num_in_flight:,}",
+            f"{each.tokens_per_s / 1e6:.2f}",
+            f"{each.messages_per_s:,.0f}",
+            f"{each.message_s * 1e6:.0f}",
+            f"{each.busy:.0%}",
+            f"{each.tokens_per_s * BYTES_PER_TOKEN / 1e6:.1f}",
+            f"{each.num_generators / each.busy:,.0f}",
+        ]
+        for each in burdens
     ]
-    for number in numbers:
-        profile = profile_of(number)
-        in_flight = profile.num_generators * profile.num_slots
-        load = state_machine_load(in_flight, MEASURED_S)
-        message_s = load.spent_s / load.num_events
-        messages = profile.decoded_per_s / (SAMPLES_PER_MESSAGE * STEPS_PER_FLUSH)
-        busy = messages * message_s
-        rows.append(
-            f"| {number:,} | {in_flight:,} | {profile.decoded_per_s / 1e6:.2f} | {messages:,.0f} "
-            f"| {message_s * 1e6:.0f} | {busy:.0%} | {profile.decoded_per_s * BYTES_PER_TOKEN / 1e6:.1f} "
-            f"| {profile.num_generators / busy:,.0f} |"
-        )
-    return rows
+    return table(titles, rows)
 
 
-def report(arguments: argparse.Namespace) -> str:
-    """All tables."""
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Everything that was found."""
+
+    weak: list[Point]
+    strong: list[Point]
+    burdens: list[Burden]
+
+
+def run(arguments: argparse.Namespace) -> Scaled:
+    """All clusters. Raises `ConfigError`."""
     make, cap = SYNTHETIC[arguments.workload]
     if arguments.trace:
         make, cap = (lambda seed, number: from_trace(arguments.trace, seed, number)), MAX_NEW_TOKENS
     workload = make(0, NUM_PROMPTS)
+
+    def point(number: int, groups_per_step: int) -> Point:
+        print(f"{number} accelerators, {groups_per_step} groups per step", file=sys.stderr)
+        return simulated(number, groups_per_step, arguments.arm, workload, cap, arguments.steps)
+
     numbers = arguments.accelerators
-    weak = [
-        simulated(number, GROUPS_PER_ACCELERATOR * number, arguments.arm, workload, cap, arguments.steps)
-        for number in numbers
-    ]
-    strong = [simulated(number, STRONG_GROUPS, arguments.arm, workload, cap, arguments.steps) for number in numbers]
+    return Scaled(
+        [point(number, GROUPS_PER_ACCELERATOR * number) for number in numbers],
+        [point(number, STRONG_GROUPS) for number in numbers],
+        [burden_of(number) for number in numbers],
+    )
+
+
+def report(arguments: argparse.Namespace, found: Scaled) -> str:
+    """All tables."""
     return "\n".join(
         [
             "# Scaling, simulated",
             "",
-            f"`{called('bench.scale')}`, commit {commit()}, {os.cpu_count()} cores "
-            f"({platform.machine()}), Python {platform.python_version()}. Arm `{arguments.arm}`, {LAUNCH} samples for "
-            f"{KEEP}; {arguments.steps} steps, the first of which fill the pipeline.",
+            f"{conditions('scale')} Arm `{arguments.arm}`, {LAUNCH} samples for {KEEP}; {arguments.steps} steps, the "
+            "first of which fill the pipeline. Efficiency: groups per second and accelerator, as a share of those of "
+            "the smallest cluster.",
+            "",
+            f"![efficiency, and what one shaper bears]({PLOT})",
             "",
             f"## Weak: {GROUPS_PER_ACCELERATOR} groups per accelerator and step",
             "",
-            *scaling_table(weak),
+            *scaling_table(found.weak),
             "",
             f"## Strong: {STRONG_GROUPS} groups per step",
             "",
-            *scaling_table(strong),
+            *scaling_table(found.strong),
             "",
             f"## One shaper: a message per generator every {STEPS_PER_FLUSH} decode steps, every token in it",
             "",
-            *load_table(numbers),
-            "",
+            *load_table(found.burdens),
         ]
     )
+
+
+def write(arguments: argparse.Namespace, text: str, found: Scaled) -> None:
+    """The tables, the numbers and the plot, if they are wanted."""
+    if arguments.out is None:
+        return
+    numbers = {
+        "arm": arguments.arm,
+        "steps": arguments.steps,
+        "weak": [numbers_of(point) for point in found.weak],
+        "strong": [numbers_of(point) for point in found.strong],
+        "one_shaper": [asdict(each) for each in found.burdens],
+    }
+    keep(arguments.out, "scale", text, numbers)
+    curves = {
+        name: [(point.num_accelerators, efficiency(point, points[0])) for point in points]
+        for name, points in (("weak", found.weak), ("strong", found.strong))
+    }
+    busy = [(each.num_accelerators, each.busy) for each in found.burdens]
+    draw_curves(
+        arguments.out / PLOT,
+        [
+            Panel("accelerators", "efficiency", curves, log="x"),
+            Panel("accelerators", "share of a core", {"one shaper": busy}, log="xy", levels={"a core": 1.0}),
+        ],
+    )
+
+
+def numbers_of(point: Point) -> dict[str, float]:
+    """What a table is made of."""
+    result = point.result
+    return {
+        "accelerators": point.num_accelerators,
+        "groups_per_step": point.groups_per_step,
+        "groups_per_s": point.groups_per_s,
+        "generator_idle": result.generator_idle_share,
+        "slots_used": result.slot_use,
+        "learner_idle": result.learner_idle_share,
+        "staleness_max": result.staleness_max,
+        "processor_s": point.processor_s,
+    }
 
 
 def main() -> None:
@@ -168,18 +267,17 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, help=".npz file with lengths and rewards, in place of the workload")
     parser.add_argument("--arm", choices=ARMS, default="shortest")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="directory for scale.md")
+    parser.add_argument("--out", type=for_plots, help="directory for scale.md, .json and .png")
     arguments = parser.parse_args()
     if min(arguments.accelerators) < 2:
         parser.error(f"--accelerators {min(arguments.accelerators)}: one decodes and one trains, so at least 2")
     try:
-        text = report(arguments)
+        found = run(arguments)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    text = report(arguments, found)
     print(text)
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "scale.md").write_text(text)
+    write(arguments, text, found)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,18 @@ calls of the state machine are timed.
 """
 
 import argparse
-import os
-import platform
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from bench.measured import called
-from bench.shaping import ARMS, commit
+from bench.charts import Panel, draw_curves, for_plots
+from bench.results import conditions, keep, table
+from bench.shaping import ARMS
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.prompts.source import Prompt, ShuffledPrompts
@@ -57,6 +56,8 @@ MEAN_TOKENS = 512
 LAUNCH = 10
 MAX_STALENESS = 32
 REWARD = "reward/0"
+GOAL_TOKENS_PER_S = 1e6
+PLOT = "shaper.png"
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,11 @@ class Load:
     num_tokens: int
     spent_s: float
 
+    @property
+    def tokens_per_s(self) -> float:
+        """Streamed tokens that a core takes in."""
+        return self.num_tokens / self.spent_s
+
 
 def state_machine_load(num_in_flight: int, seconds: float) -> Load:
     """Steady state for so many seconds of the state machine's processor time, after a fifth of that to settle."""
@@ -212,58 +218,100 @@ def state_machine_load(num_in_flight: int, seconds: float) -> Load:
     )
 
 
-def simulator_table(trace: Path | None, steps: int, repeats: int) -> list[str]:
-    """Markdown rows: some arms on the trace, if there is one, and on lognormal lengths."""
+@dataclass(frozen=True)
+class Simulated:
+    """All runs of an arm on a workload."""
+
+    workload: str
+    arm: str
+    launch: int
+    rates: list[Rate]
+
+
+def simulated(trace: Path | None, steps: int, repeats: int) -> list[Simulated]:
+    """Some arms on the trace, if there is one, and on lognormal lengths."""
     workloads: dict[str, Workload] = {"math": LognormalWorkload()}
     if trace is not None:
         workloads = {trace.stem: TraceWorkload(trace)} | workloads
-    rows = ["| workload | arm | samples | us / sample | million samples / minute | us / event |", "|" + "---|" * 6]
-    for name, workload in workloads.items():
-        for arm, launch in (("dual_end", 10), ("survivor", 12), ("darts", 12)):
-            rates = [simulator_rate(arm, launch, workload, steps) for _ in range(repeats)]
-            elapsed_s, best_s = median(r.elapsed_s for r in rates), min(r.elapsed_s for r in rates)
-            samples, events = rates[0].num_samples, rates[0].num_events
-            rows.append(
-                f"| {name} | {arm}, R = {launch} | {samples:,} | {elapsed_s / samples * 1e6:.0f} "
-                f"(best {best_s / samples * 1e6:.0f}) | {samples / elapsed_s * 60 / 1e6:.2f} "
-                f"(best {samples / best_s * 60 / 1e6:.2f}) | {elapsed_s / events * 1e6:.0f} |"
-            )
-    return rows
+    return [
+        Simulated(name, arm, launch, [simulator_rate(arm, launch, workload, steps) for _ in range(repeats)])
+        for name, workload in workloads.items()
+        for arm, launch in (("dual_end", 10), ("survivor", 12), ("darts", 12))
+    ]
 
 
-def load_table(in_flight: list[int], seconds: float) -> list[str]:
-    """Markdown rows: one for each number of samples in flight."""
-    rows = ["| in flight | open groups | events / s | us / event | million tokens / s |", "|" + "---|" * 5]
-    for num in in_flight:
-        load = state_machine_load(num, seconds)
+def simulator_table(found: list[Simulated]) -> list[str]:
+    """Markdown rows."""
+    rows = []
+    for each in found:
+        elapsed_s, best_s = median(r.elapsed_s for r in each.rates), min(r.elapsed_s for r in each.rates)
+        samples, events = each.rates[0].num_samples, each.rates[0].num_events
         rows.append(
-            f"| {load.num_in_flight:,} | {load.num_groups:,} | {load.num_events / load.spent_s:,.0f} "
-            f"| {load.spent_s / load.num_events * 1e6:.0f} | {load.num_tokens / load.spent_s / 1e6:.1f} |"
+            [
+                each.workload,
+                f"{each.arm}, R = {each.launch}",
+                f"{samples:,}",
+                f"{elapsed_s / samples * 1e6:.0f} (best {best_s / samples * 1e6:.0f})",
+                f"{samples / elapsed_s * 60 / 1e6:.2f} (best {samples / best_s * 60 / 1e6:.2f})",
+                f"{elapsed_s / events * 1e6:.0f}",
+            ]
         )
-    return rows
+    titles = ("workload", "arm", "samples", "us / sample", "million samples / minute", "us / event")
+    return table(titles, rows)
 
 
-def report(arguments: argparse.Namespace) -> str:
+def load_table(loads: list[Load]) -> list[str]:
+    """Markdown rows: one for each number of samples in flight."""
+    rows = [
+        [
+            f"{load.num_in_flight:,}",
+            f"{load.num_groups:,}",
+            f"{load.num_events / load.spent_s:,.0f}",
+            f"{load.spent_s / load.num_events * 1e6:.0f}",
+            f"{load.tokens_per_s / 1e6:.1f}",
+        ]
+        for load in loads
+    ]
+    return table(("in flight", "open groups", "events / s", "us / event", "million tokens / s"), rows)
+
+
+def report(arguments: argparse.Namespace, runs: list[Simulated], loads: list[Load]) -> str:
     """Both tables, with how they came about."""
     return "\n".join(
         [
             "# The shaper's own speed",
             "",
-            f"`{called('bench.shaper')}`, commit {commit()}, {os.cpu_count()} cores "
-            f"({platform.machine()}), Python {platform.python_version()}. Processor time of one core; the median of "
-            f"{arguments.repeats} runs, and the best, because other work ran on the machine.",
+            f"{conditions('shaper')} Processor time of one core; the median of {arguments.repeats} runs, and the best, "
+            "because other work ran on the machine.",
             "",
             f"Simulator: {arguments.steps} steps of 32 groups, 4 generators of 128 slots.",
             "",
-            *simulator_table(arguments.trace, arguments.steps, arguments.repeats),
+            *simulator_table(runs),
             "",
             f"State machine alone: survivor 7 + 1 of {LAUNCH}, {MEAN_TOKENS} tokens a sample on average, "
             f"{SAMPLES_PER_MESSAGE} samples x {STEPS_PER_FLUSH} tokens a message, {GENERATORS} generators.",
             "",
-            *load_table(arguments.in_flight, arguments.seconds),
+            *load_table(loads),
             "",
+            f"![tokens per second over samples in flight]({PLOT})",
         ]
     )
+
+
+def write(arguments: argparse.Namespace, text: str, runs: list[Simulated], loads: list[Load]) -> None:
+    """The tables, the numbers and the plot, if they are wanted."""
+    if arguments.out is None:
+        return
+    numbers = {"simulated": [asdict(each) for each in runs], "state_machine": [asdict(load) for load in loads]}
+    keep(arguments.out, "shaper", text, numbers)
+    panel = Panel(
+        "samples in flight",
+        "million streamed tokens/s per core",
+        {"state machine": [(load.num_in_flight, load.tokens_per_s / 1e6) for load in loads]},
+        log="x",
+        levels={"goal": GOAL_TOKENS_PER_S / 1e6},
+    )
+    draw_curves(arguments.out / PLOT, [panel])
 
 
 def main() -> None:
@@ -274,16 +322,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--in-flight", nargs="+", type=int, default=[100, 1_000, 10_000, 100_000])
     parser.add_argument("--seconds", type=float, default=3.0, help="processor time for each number in flight")
-    parser.add_argument("--out", type=Path, help="directory for shaper.md")
+    parser.add_argument("--out", type=for_plots, help="directory for shaper.md, .json and .png")
     arguments = parser.parse_args()
     try:
-        text = report(arguments)
+        runs = simulated(arguments.trace, arguments.steps, arguments.repeats)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    loads = [state_machine_load(number, arguments.seconds) for number in arguments.in_flight]
+    text = report(arguments, runs, loads)
     print(text)
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "shaper.md").write_text(text)
+    write(arguments, text, runs, loads)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,16 @@ same prompts and samples, once for each seed. The policy does not change, so thi
 
 import argparse
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import median
 
-from bench.measured import called
-from bench.shaping_plots import PLOTS, draw, require_matplotlib
+from bench.charts import for_plots
+from bench.results import conditions, keep_text, spread
+from bench.shaping_plots import PLOTS, draw
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.simulation import (
@@ -189,13 +186,6 @@ class Table:
         return [arm, str(launch), *(spread(values[name], style) for name, (style, _) in COLUMNS.items())]
 
 
-def spread(values: Sequence[float], style: str) -> str:
-    """The median, and half the range if that shows."""
-    middle = format(round(median(values), 9) + 0.0, style)
-    half = format((max(values) - min(values)) / 2, style.replace("+", ""))
-    return f"{middle} ± {half}" if any(digit in half for digit in "123456789") else middle
-
-
 def plain(arm: str) -> str:
     """The baseline that the arm is the very same run as where no more samples are launched than kept."""
     return {0: BASELINE, STALENESS: "asynchronous"}.get(ARMS[arm].max_staleness, "asynchronous, staleness 8")
@@ -230,22 +220,14 @@ def measure(name: str, make: Make, max_new_tokens: int, arguments: argparse.Name
     return table
 
 
-def commit() -> str:
-    """The checked-out commit, marked if the tree differs from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-    return done.stdout.strip() or "unknown"
-
-
-def report(tables: list[Table], command: str, elapsed_s: float, *, plotted: bool) -> str:
+def report(tables: list[Table], elapsed_s: float, *, plotted: bool) -> str:
     """All tables, with how they came about."""
     num_samples = sum(r.num_samples for table in tables for cell in table.cells.values() for r in cell)
     return "\n".join(
         [
             "# Shaping, simulated",
             "",
-            f"`{command}`, commit {commit()}, {os.cpu_count()} cores ({platform.machine()}), Python "
-            f"{platform.python_version()}; {num_samples:,} samples in {elapsed_s:.0f} s of processor time, "
+            f"{conditions('shaping')} {num_samples:,} samples in {elapsed_s:.0f} s of processor time, "
             f"{elapsed_s / num_samples * 1e6:.0f} us each, {num_samples / elapsed_s * 60 / 1e6:.2f} million a minute.",
             "",
             f"{GENERATORS} generators of {SLOTS} slots, a decode step of b samples takes 10 ms * (1 + b / 64), weights "
@@ -273,29 +255,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=1024, help="trained groups per cell")
     parser.add_argument("--prompts", type=int, default=512, help="prompts that are visited in turn")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, help="directory for shaping.md and its plots")
+    parser.add_argument("--out", type=for_plots, help="directory for shaping.md and its plots")
     return parser.parse_args()
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print, and write what was asked for."""
-    if arguments.out:
-        require_matplotlib()
     workloads = {name: SYNTHETIC[name] for name in arguments.workloads}
     if arguments.trace:
         workloads = {arguments.trace.stem: (partial(from_trace, arguments.trace), MAX_NEW_TOKENS)} | workloads
     start_s = time.process_time()
     tables = [measure(name, *workload, arguments) for name, workload in workloads.items()]
-    text = report(
-        tables,
-        called("bench.shaping"),
-        time.process_time() - start_s,
-        plotted=bool(arguments.out),
-    )
+    text = report(tables, time.process_time() - start_s, plotted=bool(arguments.out))
     print(text)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "shaping.md").write_text(text)
+        keep_text(arguments.out / "shaping.md", text)
         draw({table.workload: table.cells for table in tables}, BASELINE, arguments.out)
 
 

@@ -1,13 +1,12 @@
 """The plots of `bench.shaping`."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from darts_async.errors import ConfigError
+from bench.charts import drawn
 from darts_async.simulation import SimulationResult
 
 Cells = dict[tuple[str, int], list[SimulationResult]]
@@ -18,14 +17,6 @@ Value = Callable[[SimulationResult, SimulationResult], float]
 PLOTS = ("shaping_speed_up.png", "shaping_drift.png")
 _DASHES = ((8, 2), (1, 1), (5, 1, 1, 1), (2, 3), (8, 1, 1, 1, 1, 1))
 _MARKERS = "osD^v<>*PX"
-
-
-def require_matplotlib() -> None:
-    """Say so before anything is measured if there is nothing to draw with."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError(
-            "--out draws plots, which needs matplotlib; install it with: pip install 'darts-async[bench]'"
-        )
 
 
 def draw(tables: dict[str, Cells], baseline: str, directory: Path) -> None:
@@ -46,50 +37,44 @@ def _drift(result: SimulationResult, baseline: SimulationResult) -> float:
 
 
 def _draw(tables: dict[str, Cells], baseline: str, label: str, value: Value, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(tables), figsize=(4.4 * len(tables), 4.6), squeeze=False)
     arms = list(dict.fromkeys(arm for cells in tables.values() for arm, _ in cells))
-    for axis, (workload, cells) in zip(axes[0], tables.items(), strict=True):
-        reference = next(cell for (arm, _), cell in cells.items() if arm == baseline)
-        num_flat, num_curved = 0, 0
-        for arm in arms:
-            launches = [launch for name, launch in cells if name == arm]
-            seeds = [[value(*pair) for pair in zip(cells[arm, launch], reference, strict=True)] for launch in launches]
-            values = [median(each) for each in seeds]
-            if len(launches) == 1:  # a baseline: a line to compare with
-                axis.axhline(
-                    values[0],
-                    label=f"{arm} (R={launches[0]})",
-                    color="0.25",
-                    linewidth=1,
-                    dashes=_DASHES[num_flat % len(_DASHES)],
-                )
-                num_flat += 1
-            else:
-                ranges = np.abs([[min(each), max(each)] for each in seeds] - np.array(values)[:, None]).T
-                axis.errorbar(
-                    launches,
-                    values,
-                    yerr=ranges,
-                    capsize=2,
-                    linewidth=1.2,
-                    label=arm,
-                    color=f"C{num_curved}",
-                    marker=_MARKERS[num_curved % len(_MARKERS)],
-                    markersize=5,
-                )
-                num_curved += 1
-        axis.set(title=workload, xlabel="samples launched per prompt (R)")
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel(label)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    columns = max(3 * len(tables) // 2, 1)
-    num_rows = -(-len(labels) // columns)
-    figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.02 + 0.04 * num_rows, 1, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with drawn(path, len(tables), width=4.4, height=4.6) as (figure, axes):
+        for axis, (workload, cells) in zip(axes, tables.items(), strict=True):
+            reference = next(cell for (arm, _), cell in cells.items() if arm == baseline)
+            num_flat, num_curved = 0, 0
+            for arm in arms:
+                launches = [launch for name, launch in cells if name == arm]
+                seeds = [
+                    [value(*pair) for pair in zip(cells[arm, launch], reference, strict=True)] for launch in launches
+                ]
+                values = [median(each) for each in seeds]
+                if len(launches) == 1:  # a baseline: a line to compare with
+                    axis.axhline(
+                        values[0],
+                        label=f"{arm} (R={launches[0]})",
+                        color="0.25",
+                        linewidth=1,
+                        dashes=_DASHES[num_flat % len(_DASHES)],
+                    )
+                    num_flat += 1
+                else:
+                    ranges = np.abs([[min(each), max(each)] for each in seeds] - np.array(values)[:, None]).T
+                    axis.errorbar(
+                        launches,
+                        values,
+                        yerr=ranges,
+                        capsize=2,
+                        linewidth=1.2,
+                        label=arm,
+                        color=f"C{num_curved}",
+                        marker=_MARKERS[num_curved % len(_MARKERS)],
+                        markersize=5,
+                    )
+                    num_curved += 1
+            axis.set(title=workload, xlabel="samples launched per prompt (R)")
+        axes[0].set_ylabel(label)
+        handles, labels = axes[0].get_legend_handles_labels()
+        columns = max(3 * len(tables) // 2, 1)
+        num_rows = -(-len(labels) // columns)
+        figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=9)
+        figure.tight_layout(rect=(0, 0.02 + 0.04 * num_rows, 1, 1))

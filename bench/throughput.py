@@ -12,25 +12,25 @@ code 1 where a rate is below `ratio` times what it was.
 import argparse
 import json
 import math
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import msgspec
 import yaml
 
-from bench.measured import SCHEMA, Measured, called, launch, measure
-from bench.shaping import commit, spread
+from bench.charts import draw_shares, for_plots
+from bench.measured import SCHEMA, Measured, launch, measure
+from bench.results import conditions, keep, spread
 from darts_async.errors import ConfigError
 from launcher.cluster import load_config
 
 Results = dict[str, list[Measured]]
 """By configuration, in order: one for each repeat."""
+PLOT = "throughput.png"
 
 RATES: dict[str, Callable[[Measured], float]] = {
     "tokens/s decoded": lambda m: m.num_decoded / m.window_s,
@@ -87,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--baseline", type=Path, help="throughput.json of an earlier call")
     parser.add_argument("--ratio", type=float, default=0.9, help="of the baseline, below which a rate has regressed")
-    parser.add_argument("--out", type=Path, help="directory for throughput.md and throughput.json")
+    parser.add_argument("--out", type=for_plots, help="directory for throughput.md, .json and .png")
     arguments = parser.parse_args()
     if not 1 <= arguments.skip < arguments.steps:
         parser.error(f"--skip {arguments.skip} must be at least 1 and below --steps ({arguments.steps})")
@@ -149,16 +149,17 @@ def read_results(path: Path) -> Results:
 
 
 def write(directory: Path, text: str, results: Results) -> None:
-    """The table and the numbers."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "throughput.md").write_text(text)
-    found = {"schema": SCHEMA, "commit": commit(), "hardware": hardware(), "runs": msgspec.to_builtins(results)}
-    (directory / "throughput.json").write_text(json.dumps(found, indent=1))
+    """The table, the numbers and the picture."""
+    keep(directory, "throughput", text, {"runs": msgspec.to_builtins(results)}, schema=SCHEMA)
+    draw_shares(directory / PLOT, {name: shares_of(runs) for name, runs in results.items()})
 
 
-def hardware() -> str:
-    """In words."""
-    return f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}"
+def shares_of(runs: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    """What each process did, in the mean of the runs."""
+    return {
+        name: {part: fmean(getattr(each.processes[name], part) for each in runs) for part in ("busy", "idle", "away")}
+        for name in runs[-1].processes
+    }
 
 
 def report(results: Results, arguments: argparse.Namespace) -> str:
@@ -166,8 +167,9 @@ def report(results: Results, arguments: argparse.Namespace) -> str:
     lines = [
         "# Throughput",
         "",
-        f"`{called('bench.throughput')}`, commit {commit()}, {hardware()}. Medians of {arguments.repeats}, with "
-        "half of the range.",
+        f"{conditions('throughput')} Medians of {arguments.repeats}, with half of the range.",
+        "",
+        f"![what each process did]({PLOT})",
         "",
         f"| | {' | '.join(results)} |",
         "|" + "---|" * (len(results) + 1),

@@ -1,6 +1,6 @@
 """How many messages per second does a link carry, how long does one take, and what does CURVE cost?
 
-    python bench/transport.py [--messages N] [--repeats N]
+    python -m bench.transport [--messages N] [--repeats N] [--out DIR]
 
 Two processes on this machine, a hub that sends and a spoke that handles and acknowledges, over loopback TCP under
 uvloop. Throughput: time until the last message is acknowledged. Latency: half a round trip, one message at a time.
@@ -10,23 +10,29 @@ import argparse
 import asyncio
 import contextlib
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import uvloop
 
+from bench.charts import draw_bars, for_plots
+from bench.results import conditions, keep, table
 from darts_async.config import TransportConfig
-from darts_async.protocol import Cancel, Message, TokensDecoded
+from darts_async.protocol import Cancel, Message, Score, TokensDecoded, TrainGroup
 from darts_async.transport import Endpoint, Link, Mailbox, Received, RunKeys, create_run_keys, load_keys
 
 HUB, SPOKE = "hub", "spoke"
 CONFIG = TransportConfig()
 DEADLINE_S = 120.0
 STOP = Cancel(-1)
+PLOT = "transport.png"
+
+
+Carriable = Cancel | TokensDecoded | Score | TrainGroup
 
 
 def tokens_decoded(num_samples: int = 64, tokens_each: int = 4) -> TokensDecoded:
@@ -39,6 +45,36 @@ def tokens_decoded(num_samples: int = 64, tokens_each: int = 4) -> TokensDecoded
         token_ids=np.arange(total, dtype=np.int32),
         logprobs=np.zeros(total, np.float32),
     )
+
+
+def score(num_tokens: int = 1024) -> Score:
+    """A response that is to be judged: 4 KB."""
+    return Score(0, "prompt", "answer", {}, np.arange(num_tokens, dtype=np.int32), "stop")
+
+
+def train_group(num_samples: int = 8, tokens_each: int = 1024) -> TrainGroup:
+    """What the learner trains on: 96 KB."""
+    total = num_samples * tokens_each
+    return TrainGroup(
+        group_id=0,
+        step=0,
+        prompt_tokens=np.zeros(128, np.int32),
+        num_tokens=np.full(num_samples, tokens_each, np.int32),
+        token_ids=np.zeros(total, np.int32),
+        logprobs=np.zeros(total, np.float32),
+        versions=np.zeros(total, np.int32),
+        rewards=np.zeros(num_samples, np.float32),
+        weights=np.ones(num_samples, np.float32),
+    )
+
+
+KINDS: dict[str, tuple[Message, int]] = {
+    "Cancel": (Cancel(0), 1),
+    "TokensDecoded (64 samples, 256 tokens)": (tokens_decoded(), 4),
+    "Score (1,024 tokens)": (score(), 4),
+    "TrainGroup (8 of 1,024 tokens)": (train_group(), 40),
+}
+"""What links carry, and how many times fewer are sent than small ones."""
 
 
 def keys_of(name: str, directory: Path | None) -> RunKeys | None:
@@ -55,7 +91,7 @@ async def echo(address: str, directory: Path | None) -> None:
         address=address,
         peer=HUB,
         peer_key=keys.public_of(HUB) if keys else "",
-        receives=Cancel | TokensDecoded,
+        receives=Carriable,
         sends=Cancel,
     )
     with contextlib.suppress(StopAsyncIteration):
@@ -106,8 +142,22 @@ async def latency_s(link: Link, mailbox: Mailbox, num_messages: int) -> list[flo
     return times_s
 
 
-async def measure(directory: Path | None, num_messages: int, repeats: int) -> tuple[float, float, float, float]:
-    """Small messages/s, TokensDecoded/s, median and 99th percentile of the latency in seconds."""
+@dataclass(frozen=True)
+class Carried:
+    """What a link has carried."""
+
+    messages_per_s: dict[str, list[float]]
+    """By kind of message: one for each repeat."""
+    latencies_s: list[float]
+    """In ascending order."""
+
+    def latency_s(self, share: float) -> float:
+        """A quantile."""
+        return self.latencies_s[round(share * (len(self.latencies_s) - 1))]
+
+
+async def measure(directory: Path | None, num_messages: int, repeats: int) -> Carried:
+    """All kinds of messages, again and again, and then the latency of a small one."""
     mailbox = Mailbox()
     keys = keys_of(HUB, directory)
     endpoint = Endpoint(HUB, 0, keys, CONFIG, mailbox)
@@ -115,35 +165,74 @@ async def measure(directory: Path | None, num_messages: int, repeats: int) -> tu
         name="spokes",
         address="tcp://127.0.0.1:0",
         receives=Cancel,
-        sends=Cancel | TokensDecoded,
+        sends=Carriable,
         allowed={SPOKE: keys.public_of(SPOKE) if keys else ""},
     )
     process = multiprocessing.get_context("spawn").Process(target=run_spoke, args=(link.address, directory))
     process.start()
     await latency_s(link, mailbox, 100)
-    small = [await throughput(link, mailbox, Cancel(0), num_messages) for _ in range(repeats)]
-    large = [await throughput(link, mailbox, tokens_decoded(), num_messages // 4) for _ in range(repeats)]
+    rates: dict[str, list[float]] = {name: [] for name in KINDS}
+    for _ in range(repeats):
+        for name, (message, fewer) in KINDS.items():
+            rates[name].append(await throughput(link, mailbox, message, num_messages // fewer))
     times_s = sorted(await latency_s(link, mailbox, num_messages // 10))
     link.send(SPOKE, STOP)
     await endpoint.close()
     await asyncio.to_thread(process.join, DEADLINE_S)
-    return statistics.median(small), statistics.median(large), times_s[len(times_s) // 2], times_s[-len(times_s) // 100]
+    return Carried(rates, times_s)
+
+
+def report(arguments: argparse.Namespace, found: dict[str, Carried]) -> str:
+    """The table."""
+    titles = ["", *(f"{name}/s" for name in KINDS), "latency p50", "p99"]
+    rows = [
+        [
+            label,
+            *(f"{statistics.median(rates):,.0f}" for rates in each.messages_per_s.values()),
+            *(f"{each.latency_s(share) * 1e6:.0f} us" for share in (0.5, 0.99)),
+        ]
+        for label, each in found.items()
+    ]
+    return "\n".join(
+        [
+            "# Transport: messages and latency",
+            "",
+            f"{conditions('transport')} Two processes on loopback, uvloop; up to {arguments.messages:,} messages, "
+            f"medians of {arguments.repeats}. Cancel goes from the shaper to generators, TokensDecoded back, Score to "
+            "rewards, TrainGroup to the learner. Latency: half of a round trip of a Cancel, one at a time.",
+            "",
+            *table(titles, rows),
+            "",
+            f"![messages per second]({PLOT})",
+        ]
+    )
 
 
 def main() -> None:
+    """One command; a user's mistake ends it with one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=40_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=for_plots, help="directory for transport.md, .json and .png")
     arguments = parser.parse_args()
-    print(f"{os.cpu_count()} cores, {arguments.messages} messages, median of {arguments.repeats}\n")
-    print("| | small messages/s | TokensDecoded(64 samples, 256 tokens)/s | latency p50 | p99 |")
-    print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "keys"
         create_run_keys(directory, [HUB, SPOKE])
-        for label, where in (("without CURVE", None), ("with CURVE", directory)):
-            small, large, p50_s, p99_s = uvloop.run(measure(where, arguments.messages, arguments.repeats))
-            print(f"| {label} | {small:,.0f} | {large:,.0f} | {p50_s * 1e6:.0f} us | {p99_s * 1e6:.0f} us |")
+        found = {
+            label: uvloop.run(measure(where, arguments.messages, arguments.repeats))
+            for label, where in (("without CURVE", None), ("with CURVE", directory))
+        }
+    text = report(arguments, found)
+    print(text)
+    if arguments.out:
+        numbers = {
+            label: {"messages_per_s": each.messages_per_s, "latency_p50_s": each.latency_s(0.5)}
+            | {"latency_p99_s": each.latency_s(0.99)}
+            for label, each in found.items()
+        }
+        keep(arguments.out, "transport", text, {"links": numbers})
+        bars = {name: {label: each.messages_per_s[name] for label, each in found.items()} for name in KINDS}
+        draw_bars(arguments.out / PLOT, bars, "messages/s")
 
 
 if __name__ == "__main__":

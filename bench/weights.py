@@ -1,6 +1,6 @@
 """How long does an update take, against a bare torch.distributed broadcast of the same buckets?
 
-    python -m bench.weights [--megabytes 1 100] [--receivers 1 2] [--repeats 7]
+    python -m bench.weights [--megabytes 1 100] [--receivers 1 2] [--repeats 7] [--out DIR]
 
 Learner and receivers are processes on one machine, linked by gloo over loopback; control messages go through
 pipes. Both measurements run in the same processes, one after the other. `bare` is the broadcast alone into
@@ -11,22 +11,23 @@ here is a copy into tensors of the receiver. Medians.
 
 import argparse
 import asyncio
-import os
-import platform
 import socket
 import statistics
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from bench.charts import draw_bars, for_plots
+from bench.results import conditions, keep, table
 from darts_async.config import WeightsConfig
 from darts_async.lifetime import die_with_parent
 from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, MemberJoined, Message, WeightManifest
@@ -39,6 +40,7 @@ from darts_async.weights.transfer import LocalTransfer
 
 HOST = "127.0.0.1"
 MEGABYTE = 1 << 20
+PLOT = "weights.png"
 TO_MEMBER = MessageCodec(receives=GeneratorToLearner, sends=LearnerToGenerator, max_message_bytes=MEGABYTE)
 TO_LEARNER = MessageCodec(receives=LearnerToGenerator, sends=GeneratorToLearner, max_message_bytes=MEGABYTE)
 
@@ -160,8 +162,26 @@ async def publish_repeatedly(
     return reports[1:]
 
 
-async def measure(num_megabytes: int, num_receivers: int, repeats: int) -> str:
-    """One row of the table."""
+@dataclass(frozen=True)
+class Compared:
+    """One model and number of receivers: seconds, one for each repeat."""
+
+    num_megabytes: int
+    num_receivers: int
+    num_bytes: int
+    bare_s: list[float]
+    transfer_s: list[float]
+    update_s: list[float]
+    apply_s: list[float]
+
+    @property
+    def name(self) -> str:
+        """For a picture."""
+        return f"{self.num_megabytes} MB, {self.num_receivers} receiver{'s' if self.num_receivers > 1 else ''}"
+
+
+async def measure(num_megabytes: int, num_receivers: int, repeats: int) -> Compared:
+    """Both ways, in the same processes."""
     model, config = make_model(num_megabytes), WeightsConfig()
     sizes = bucket_sizes_of(model, config)
     port = free_port()
@@ -177,23 +197,30 @@ async def measure(num_megabytes: int, num_receivers: int, repeats: int) -> str:
     reports = await publish_repeatedly(children, model, config, repeats)
     for child in children.values():
         await asyncio.wait_for(child.wait(), timeout=60)
-    return row(num_megabytes, num_receivers, sum(sizes), bare_s, reports)
-
-
-def row(
-    num_megabytes: int, num_receivers: int, num_bytes: int, bare_s: list[float], reports: list[PublishReport]
-) -> str:
-    """A line of the table."""
-    bare = statistics.median(bare_s)
-    transfer = statistics.median(report.transfer_s for report in reports)
-    update = statistics.median(report.total_s for report in reports)
-    stall = statistics.median(max(report.stalls_s.values()) for report in reports)
-    rate, bare_rate = (num_bytes / seconds / 1e9 for seconds in (transfer, bare))
-    return (
-        f"| {num_megabytes} MB | {num_receivers} | {bare * 1e3:.1f} ms | {bare_rate:.2f} GB/s "
-        f"| {transfer * 1e3:.1f} ms | {rate:.2f} GB/s | {transfer / bare:.2f} "
-        f"| {update * 1e3:.1f} ms | {stall * 1e3:.1f} ms |"
+    return Compared(
+        num_megabytes,
+        num_receivers,
+        sum(sizes),
+        bare_s,
+        transfer_s=[each.transfer_s for each in reports],
+        update_s=[each.total_s for each in reports],
+        apply_s=[max(each.stalls_s.values()) for each in reports],
     )
+
+
+def row(found: Compared) -> list[str]:
+    """A line of the table."""
+    bare, transfer, update, apply = map(
+        statistics.median, (found.bare_s, found.transfer_s, found.update_s, found.apply_s)
+    )
+    rate, bare_rate = (found.num_bytes / seconds / 1e9 for seconds in (transfer, bare))
+    return [
+        f"{found.num_megabytes} MB",
+        str(found.num_receivers),
+        *(f"{bare * 1e3:.1f} ms", f"{bare_rate:.2f} GB/s"),
+        *(f"{transfer * 1e3:.1f} ms", f"{rate:.2f} GB/s", f"{transfer / bare:.2f}"),
+        *(f"{update * 1e3:.1f} ms", f"{apply * 1e3:.1f} ms"),
+    ]
 
 
 def free_port() -> int:
@@ -203,21 +230,34 @@ def free_port() -> int:
         return port
 
 
-def print_conditions(repeats: int) -> None:
-    """What a table means nothing without."""
-    commit = subprocess.run(("git", "rev-parse", "--short", "HEAD"), capture_output=True, text=True, check=False)
-    print(f"`python bench/weights.py {' '.join(sys.argv[1:])}`, commit {commit.stdout.strip() or 'unknown'},")
-    print(f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, gloo over loopback, 1 thread,")
-    print(f"buckets of {WeightsConfig().bucket_bytes >> 20} MiB, medians of {repeats}.\n")
+def report(repeats: int, found: list[Compared]) -> str:
+    """The table."""
+    titles = ("model", "receivers", "bare", "", "transfer", "", "transfer / bare", "update", "apply")
+    return "\n".join(
+        [
+            "# Weights: an update against a bare broadcast",
+            "",
+            f"{conditions('weights')} torch {torch.__version__}, gloo over loopback, 1 thread, buckets of "
+            f"{WeightsConfig().bucket_bytes >> 20} MiB, medians of {repeats}.",
+            "",
+            *table(titles, [row(each) for each in found]),
+            "",
+            f"![milliseconds]({PLOT})",
+        ]
+    )
 
 
-async def main(arguments: argparse.Namespace) -> None:
-    """Print the table."""
-    print("| model | receivers | bare | | transfer | | transfer / bare | update | apply |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for num_megabytes in arguments.megabytes:
-        for num_receivers in arguments.receivers:
-            print(await measure(num_megabytes, num_receivers, arguments.repeats), flush=True)
+def leave(directory: Path, text: str, found: list[Compared]) -> None:
+    """The table, the numbers and the plot."""
+    keep(directory, "weights", text, {"updates": [asdict(each) for each in found]})
+    bars = {
+        each.name: {
+            name: [seconds * 1e3 for seconds in getattr(each, f"{name}_s")]
+            for name in ("bare", "transfer", "update", "apply")
+        }
+        for each in found
+    }
+    draw_bars(directory / PLOT, bars, "ms")
 
 
 def run_member(rank: int, world_size: int, port: int, num_megabytes: int, repeats: int) -> None:
@@ -229,15 +269,28 @@ def run_member(rank: int, world_size: int, port: int, num_megabytes: int, repeat
     asyncio.run(receive())
 
 
+def main() -> None:
+    """One command; a user's mistake ends it with one line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 100])
+    parser.add_argument("--receivers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=for_plots, help="directory for weights.md, .json and .png")
+    arguments = parser.parse_args()
+    found = []
+    for num_megabytes in arguments.megabytes:
+        for num_receivers in arguments.receivers:
+            found.append(asyncio.run(measure(num_megabytes, num_receivers, arguments.repeats)))
+            print(found[-1].name, file=sys.stderr)
+    text = report(arguments.repeats, found)
+    print(text)
+    if arguments.out:
+        leave(arguments.out, text, found)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["--member"]:
         run_member(*map(int, sys.argv[2:]))
     else:
-        parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-        parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 100])
-        parser.add_argument("--receivers", type=int, nargs="+", default=[1, 2])
-        parser.add_argument("--repeats", type=int, default=7)
-        options = parser.parse_args()
-        print_conditions(options.repeats)
-        asyncio.run(main(options))
+        main()

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.profiles import PROFILES
-from bench.scale import GROUPS_PER_ACCELERATOR, load_table, profile_of, scaling_table, simulated
+from bench.scale import GROUPS_PER_ACCELERATOR, burden_of, load_table, profile_of, scaling_table, simulated
 from bench.shaping import SYNTHETIC
 
 
@@ -33,7 +33,7 @@ def test_a_larger_cluster_trains_more_groups_at_about_the_same_efficiency() -> N
 
 
 def test_the_load_of_a_shaper_grows_with_the_tokens() -> None:
-    [_, _, row] = load_table([8])
+    [_, _, row] = load_table([burden_of(8)])
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[2] == "512", "four generators of 128 slots"
     assert cells[3] == "0.03"

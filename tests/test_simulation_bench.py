@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from bench import shaper, shaping
-from bench.shaping_plots import require_matplotlib
-from darts_async.errors import ConfigError
 from darts_async.simulation import LognormalWorkload, SimulationResult, simulate
 
 
@@ -46,10 +44,13 @@ def test_the_table_has_a_row_for_the_baseline_and_for_each_arm_and_launch(
     ]
 
 
-def test_without_matplotlib_plots_are_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_plots_are_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"darts-async\[bench\]"):
-        require_matplotlib()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--out", "somewhere")
+    assert "argument --out: plots need matplotlib" in capsys.readouterr().err
 
 
 def test_a_trace_that_is_not_there_ends_the_command_with_its_path(
