@@ -1,11 +1,14 @@
 """The owner of an engine, over an engine whose last steps bring tokens that nobody waits for."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 
 from darts_async.config import GeneratorConfig, WeightsConfig
 from darts_async.faults import Faults
@@ -15,7 +18,7 @@ from darts_async.generator.hold import Hold
 from darts_async.generator.process import GeneratorActor
 from darts_async.protocol import Generate, GeneratorReady, Greet, Message, SampleCancelled, TokensDecoded
 from darts_async.telemetry import BusyClock
-from darts_async.trace import Trace
+from darts_async.trace import Trace, Value
 from darts_async.transport import Received
 from tests.engine_world import generate
 
@@ -38,6 +41,7 @@ class LastWords:
     """An engine in which a sample that is cancelled brings one more token, as one that decodes ahead does."""
 
     num_slots, max_context_tokens = 4, 64
+    decodes_by_itself = True
 
     def __init__(self) -> None:
         self.num_tokens_decoded = 0
@@ -72,18 +76,26 @@ class LastWords:
         """Nothing to do."""
 
 
-async def test_what_was_decoded_before_a_new_greeting_is_told_before_it_is_answered() -> None:
-    engine, told, is_ready = LastWords(), list[Message](), asyncio.Event()
+class Watched(BusyClock):
+    """Knows how many intervals are open."""
 
-    def send(link: str, peer: str, message: Message) -> None:
-        told.append(message)
-        if isinstance(message, GeneratorReady):
-            is_ready.set()
+    num_open = 0
 
-    config = SimpleNamespace(generator=GeneratorConfig(flush_every_steps=1000), weights=WeightsConfig())
-    runtime: Any = SimpleNamespace(
-        config=config, host=HOST, send=send, clock=BusyClock(), trace=Trace(), faults=Faults()
-    )
+    @contextmanager
+    def busy(self, stage: str, **args: Value) -> Iterator[None]:
+        self.num_open += 1
+        with super().busy(stage, **args):
+            yield
+        self.num_open -= 1
+
+
+@asynccontextmanager
+async def decoding(
+    engine: LastWords, send: Callable[[str, str, Message], None], clock: BusyClock, flush_every_steps: int
+) -> AsyncIterator[Callable[[Message], None]]:
+    """A generator's actor with this engine; yields what has it hear a message of the shaper."""
+    config = SimpleNamespace(generator=GeneratorConfig(flush_every_steps=flush_every_steps), weights=WeightsConfig())
+    runtime: Any = SimpleNamespace(config=config, host=HOST, send=send, clock=clock, trace=Trace(), faults=Faults())
     actor = GeneratorActor(runtime)
 
     def hear(message: Message) -> None:
@@ -92,6 +104,21 @@ async def test_what_was_decoded_before_a_new_greeting_is_told_before_it_is_answe
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         with mock.patch.object(process, "make_engine", return_value=engine):
             await actor.open(tasks)
+        yield hear
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+    await actor.close()
+
+
+async def test_what_was_decoded_before_a_new_greeting_is_told_before_it_is_answered() -> None:
+    engine, told, is_ready = LastWords(), list[Message](), asyncio.Event()
+
+    def send(link: str, peer: str, message: Message) -> None:
+        told.append(message)
+        if isinstance(message, GeneratorReady):
+            is_ready.set()
+
+    async with decoding(engine, send, BusyClock(), flush_every_steps=1000) as hear:
         assert engine.interface == HOST, "the collective listens at the address of its node"
         hear(Greet(1))
         await is_ready.wait()
@@ -102,12 +129,27 @@ async def test_what_was_decoded_before_a_new_greeting_is_told_before_it_is_answe
             await asyncio.sleep(0)
         hear(Greet(2))
         await is_ready.wait()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-    await actor.close()
 
     assert isinstance(told[-1], GeneratorReady)
     assert told[-1].greeting == 2
     tokens = [message for message in told if isinstance(message, TokensDecoded)]
     assert sum(len(message.token_ids) for message in tokens) == engine.num_tokens_decoded
     assert [message.sample_id for message in told if isinstance(message, SampleCancelled)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("decodes_by_itself", [True, False])
+async def test_telling_of_tokens_costs_an_engine_time_unless_it_decodes_meanwhile(decodes_by_itself: bool) -> None:
+    engine, clock, num_open, is_told = LastWords(), Watched(), list[int](), asyncio.Event()
+    engine.decodes_by_itself = decodes_by_itself
+
+    def send(link: str, peer: str, message: Message) -> None:
+        if isinstance(message, TokensDecoded):
+            num_open.append(clock.num_open)
+            if len(num_open) > 20:
+                is_told.set()
+
+    async with decoding(engine, send, clock, flush_every_steps=1) as hear:
+        hear(Greet(1))
+        hear(generate(0))
+        await is_told.wait()
+    assert set(num_open) == {1 if decodes_by_itself else 0}

@@ -75,6 +75,11 @@ class EmbeddedEngine:
         """Tokens ever decoded, those of cancelled samples included."""
         return self._table.num_tokens_decoded
 
+    @property
+    def decodes_by_itself(self) -> bool:
+        """Its thread works in `step` alone."""
+        return False
+
     def start(self, request: Generate) -> None:
         """Accept a sample. Ids are unique among unfinished samples."""
         self._assert_between_steps()

@@ -70,6 +70,11 @@ class Engine(Protocol):
     def num_tokens_decoded(self) -> int:
         """Tokens ever decoded, those of cancelled samples included."""
 
+    @property
+    def decodes_by_itself(self) -> bool:
+        """Whether it goes on with the next step before that is asked for: what its owner does between two steps then
+        costs it no time."""
+
     def start(self, request: Generate) -> None:
         """Accept a sample. Ids are unique among unfinished samples."""
 

@@ -183,9 +183,10 @@ class GeneratorActor:
                 await self._runtime.faults.pass_by("generator.step")
                 with self._runtime.clock.busy("decode"):
                     events = await engine.step()
-                self._take(events)
-                if self._outgoing.is_due:
-                    self._flush()
+                    if engine.decodes_by_itself:
+                        self._report(events)
+                        continue
+                self._report(events)
         finally:
             await engine.close()
 
@@ -229,6 +230,11 @@ class GeneratorActor:
         stillness.reached.set()
         with self._runtime.clock.busy("swap"):
             await stillness.over.wait()  # what is done meanwhile has deadlines; if it fails this task is cancelled
+
+    def _report(self, events: StepEvents) -> None:
+        self._take(events)
+        if self._outgoing.is_due:
+            self._flush()
 
     def _take(self, events: StepEvents) -> None:
         events = self._probing.sift(events, self._version)

@@ -104,6 +104,11 @@ class ScriptedEngine:
         """Tokens ever decoded, those of cancelled samples included."""
         return self._table.num_tokens_decoded
 
+    @property
+    def decodes_by_itself(self) -> bool:
+        """As the hardware does that it stands for."""
+        return True
+
     def start(self, request: Generate) -> None:
         """Accept a sample. Ids are unique among unfinished samples."""
         self._assert_between_steps()

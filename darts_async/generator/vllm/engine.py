@@ -79,6 +79,11 @@ class VllmEngine:
         return self._book.num_tokens_decoded
 
     @property
+    def decodes_by_itself(self) -> bool:
+        """In processes of its own."""
+        return True
+
+    @property
     def num_workers(self) -> int:
         """Processes, or GPUs, that the model is spread over."""
         return int(self.llm.vllm_config.parallel_config.world_size)
