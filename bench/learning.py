@@ -28,13 +28,12 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-import yaml
 
 from bench import search_task
 from bench.charts import for_plots
 from bench.learning_plot import draw
 from bench.learning_report import BASELINE, SCHEMA, Learnt, Probe, Results, Task, Timing, report
-from bench.measured import ROOT, launch, measure
+from bench.measured import launch, measure, quickstart
 from bench.probing import Judge, sampled
 from bench.results import commit, keep_text
 from bench.shaping import KEEP, TAIL_BATCHING, darts
@@ -46,9 +45,6 @@ from darts_async.quickstart.task import verify
 from launcher.cluster import load_config
 from launcher.evaluation import pass_at_k
 
-QUICKSTART: Final = ROOT / "launcher" / "configs" / "quickstart.yaml"
-NUM_SLOTS: Final = 192
-"""Of the one generator. Two of 64 leave a learner little of two cores, which then hides what generation gains."""
 LAUNCH: Final = 12
 
 
@@ -129,9 +125,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> str:
 
 def settings_of(task: str, work: Path) -> dict[str, Any]:
     """The cluster.yaml of a task, as far as it is the same for all arms."""
-    settings: dict[str, Any] = yaml.safe_load(QUICKSTART.read_text())
-    settings["roles"]["generator"]["replicas"] = 1
-    settings["generator"]["num_slots"] = NUM_SLOTS
+    settings = quickstart()
     settings["evaluation"] |= {"samples_per_prompt": TASKS[task].samples, "every_steps": TASKS[task].every_steps}
     if task == "chain":
         return settings

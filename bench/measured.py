@@ -80,6 +80,15 @@ class Measured(Struct, frozen=True):
         return max(float(getattr(use, of)) for use in self.processes.values())
 
 
+def quickstart(num_slots: int = 192) -> dict[str, Any]:
+    """The quickstart's settings, with one generator of many slots: two of 64 leave a learner little of two cores, which
+    then hides what generation gains."""
+    settings: dict[str, Any] = yaml.safe_load((ROOT / "launcher" / "configs" / "quickstart.yaml").read_text())
+    settings["roles"]["generator"]["replicas"] = 1
+    settings["generator"]["num_slots"] = num_slots
+    return settings
+
+
 def launch(settings: Mapping[str, Any], home: Path) -> Path:
     """Run `darts-launch` to its end, below an empty directory; returns the run directory.
 

@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from bench.charts import Panel, draw_curves, for_plots
-from bench.measured import ROOT, launch
+from bench.measured import launch, quickstart
 from bench.results import conditions, keep
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
@@ -37,7 +37,6 @@ from darts_async.quickstart.task import verify
 from darts_async.quickstart.tokenizer import EOS_ID
 from launcher.cluster import load_config
 
-QUICKSTART = ROOT / "launcher" / "configs" / "quickstart.yaml"
 EVERY_STEPS = 10
 NUM_PROMPTS, NUM_SAMPLES = 16, 8
 OURS: dict[str, dict[str, Any]] = {
@@ -110,7 +109,7 @@ def show(climb: Climb, target: float) -> None:
 
 def settings_of(shaping: dict[str, Any], seed: int, num_steps: int) -> dict[str, Any]:
     """The quickstart's, with this shaping, evaluated on the way."""
-    settings: dict[str, Any] = yaml.safe_load(QUICKSTART.read_text())
+    settings = quickstart()
     settings["learner"] |= {"steps": num_steps, "groups_per_step": NUM_PROMPTS}
     settings["evaluation"] |= {"every_steps": EVERY_STEPS}
     return settings | {"seed": seed, "shaping": shaping}

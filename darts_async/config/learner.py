@@ -59,7 +59,7 @@ class LearnerConfig(Section):
     """Train adapters instead of the model, which takes the extra `lora`, less memory, and about ten times the rate. The
     others see none of it: weights are merged when they are published or saved."""
     tokens_per_micro_batch: Positive = 8192
-    """Packed tokens in one forward and backward pass."""
+    """Packed tokens in one forward and backward pass; small groups that have come meanwhile go together."""
     activation_checkpointing: bool = False
     """Keep only the inputs of each layer and compute it again on the way back: less memory, a third more work."""
     compile: bool = False
