@@ -80,7 +80,7 @@ def test_the_rate_of_the_simulator_and_of_the_state_machine_are_printed(
     monkeypatch.setattr(sys, "argv", ["shaper", *options])
     shaper.main()
     printed = capsys.readouterr().out
-    assert printed == (tmp_path / "shaper.md").read_text() + "\n"
+    assert printed == (tmp_path / "shaper.md").read_text()
     cells = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
     assert [row[1] for row in cells if row[0] == "| math"] == ["dual_end, R = 10", "survivor, R = 12", "darts, R = 12"]
     assert float(cells[-1][-1].rstrip(" |")) > 0
