@@ -82,9 +82,9 @@ def draw_bars(
             above = [max(values) - middle for middle, (_, values) in zip(middles, present, strict=True)]
             places = [place + (index - (len(bars) - 1) / 2) * width for place, _ in present]
             axis.bar(places, middles, width * 0.92, yerr=(below, above), label=bar, color=f"C{index}", capsize=2)
-            for place, middle in zip(places, middles, strict=True):
+            for place, middle, rest in zip(places, middles, above, strict=True):
                 text = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
-                axis.annotate(text, (place, middle), ha="center", va="bottom", fontsize=7)
+                axis.annotate(text, (place, middle + rest), (0, 2), textcoords="offset points", ha="center", fontsize=7)
         if level is not None:
             axis.axhline(level, color="0.3", linewidth=0.8)
         axis.set_xticks(range(len(groups)), list(groups))
@@ -96,13 +96,14 @@ def draw_bars(
 
 def draw_shares(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     """{panel: {bar: {part: share of the whole}}}: bars that lie, one part behind the other."""
-    parts = list(dict.fromkeys(part for bars in panels.values() for bar in bars.values() for part in bar))
+    shares = [share for bars in panels.values() for bar in bars.values() for share in bar.items()]
+    parts = list(dict.fromkeys(part for part, share in shares if share))
     height = 1.4 + 0.42 * max(len(bars) for bars in panels.values())
     with drawn(path, len(panels), width=7.0, height=height) as (figure, axes):
         for axis, (title, bars) in zip(axes, panels.items(), strict=True):
             for place, bar in enumerate(bars.values()):
                 begin = 0.0
-                for part, share in bar.items():
+                for part, share in ((part, share) for part, share in bar.items() if share):
                     axis.barh(place, share, left=begin, height=0.7, color=f"C{parts.index(part)}")
                     if share > 0.06:
                         axis.annotate(f"{share:.0%}", (begin + share / 2, place), ha="center", va="center", fontsize=7)
