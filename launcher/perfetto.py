@@ -17,6 +17,7 @@ from launcher.traces import Life, joined
 Event = dict[str, Any]
 
 _LIVES, _SAMPLES = 0, 1
+_TRACKS_PER_PROCESS = 1000
 _MOMENT_US = 1.0
 """What an instant is drawn as, so that an arrow can begin or end there."""
 _BEGINS = frozenset({"placed", "shipped"})
@@ -42,7 +43,7 @@ def events_of(number: int, process: str, lives: Sequence[Life], since_s: float, 
     yield _meta("process_sort_index", number, _LIVES, sort_index=number)
     yield _meta("thread_name", number, _LIVES, name="incarnations")
     tracks: dict[str, int] = {}
-    has_samples = False
+    free_s = 0.0  # of the samples' track
     for life in lives:
         lived = (f"#{life.incarnation}", life.began_s, life.ended_s, {"pid": life.pid})
         yield from _interval(number, _LIVES, *lived, since_s, until_s)
@@ -55,12 +56,17 @@ def events_of(number: int, process: str, lives: Sequence[Life], since_s: float, 
         for instant in life.instants:
             if since_s <= instant.at_s <= until_s:
                 subject = next((name for name in (SAMPLE, GROUP) if name in instant.args), None)
-                has_samples = has_samples or subject is not None
-                yield from _instant(number, life, instant) if subject is None else _moment(number, instant, subject)
+                if subject is None:
+                    yield from _instant(number, life, instant)
+                    continue
+                # What overlaps on a track and is not nested is not shown: each begins behind the one before.
+                at_s = max(instant.at_s, free_s)
+                free_s = at_s + 2 * _MOMENT_US / 1e6  # times are rounded
+                yield from _moment(number, instant, subject, at_s)
         for name, at_s, value in (*_levels(life), *_rates(life.tallied)):
             if since_s <= at_s <= until_s:
                 yield {"ph": "C", "pid": number, "name": name, "ts": _us(at_s), "args": {"value": round(value, 3)}}
-    if has_samples:
+    if free_s:
         yield _meta("thread_name", number, _SAMPLES, name="samples")
     for stage, track in tracks.items():
         yield _meta("thread_name", number, track, name=stage)
@@ -87,7 +93,7 @@ def _interval(
     begin_s, end_s = max(begin_s, since_s), min(end_s, until_s)
     if begin_s <= end_s:
         length_us = round((end_s - begin_s) * 1e6, 1)
-        place = {"pid": number, "tid": track, "ts": _us(begin_s), "dur": length_us}
+        place = {"pid": number, "tid": _tid(number, track), "ts": _us(begin_s), "dur": length_us}
         yield {"ph": "X", "name": name, **place, "args": args}
 
 
@@ -95,22 +101,22 @@ def _instant(number: int, life: Life, instant: Instant) -> Iterator[Event]:
     """Those of the launcher are drawn across all tracks, but for the steps."""
     is_global = life.process == LAUNCHER and instant.name != "step"
     name = f"{instant.name} {instant.args['process']}" if "process" in instant.args else instant.name
-    place = {"pid": number, "tid": _LIVES, "ts": _us(instant.at_s), "s": "g" if is_global else "p"}
+    place = {"pid": number, "tid": _tid(number, _LIVES), "ts": _us(instant.at_s), "s": "g" if is_global else "p"}
     yield {"ph": "i", "name": name, **place, "args": instant.args}
 
 
-def _moment(number: int, instant: Instant, subject: str) -> Iterator[Event]:
+def _moment(number: int, instant: Instant, subject: str, at_s: float) -> Iterator[Event]:
     """Something that befell a sample, or a group, and its place in the arrow."""
     subject_id = instant.args[subject]
-    place = {"pid": number, "tid": _SAMPLES, "ts": _us(instant.at_s), "dur": _MOMENT_US}
+    place = {"pid": number, "tid": _tid(number, _SAMPLES), "ts": _us(at_s), "dur": _MOMENT_US}
     yield {"ph": "X", "name": f"{instant.name} {subject_id}", **place, "args": instant.args}
     phase = "s" if instant.name in _BEGINS else "t" if instant.name in _GOES_ON else "f"
-    yield _arrow(phase, subject, subject_id, number, _SAMPLES, instant.at_s)
+    yield _arrow(phase, subject, subject_id, number, _SAMPLES, at_s)
 
 
 def _arrow(phase: str, subject: str, subject_id: Value, number: int, track: int, at_s: float) -> Event:
     """Begins (`s`), goes through (`t`) or ends (`f`) at what is drawn there at that time."""
-    place = {"pid": number, "tid": track, "ts": _us(at_s)}
+    place = {"pid": number, "tid": _tid(number, track), "ts": _us(at_s)}
     return {"ph": phase, "cat": subject, "name": subject, "id": subject_id, **place, "bp": "e"}
 
 
@@ -150,7 +156,12 @@ def _rates(tallied: Sequence[Tallied]) -> Iterator[tuple[str, float, float]]:
 
 
 def _meta(kind: str, number: int, track: int, **args: Any) -> Event:
-    return {"ph": "M", "name": kind, "pid": number, "tid": track, "args": args}
+    return {"ph": "M", "name": kind, "pid": number, "tid": _tid(number, track), "args": args}
+
+
+def _tid(number: int, track: int) -> int:
+    """Perfetto takes a thread 0, or one numbered as its process, for the main thread, and puts both on one track."""
+    return _TRACKS_PER_PROCESS * number + track + 1
 
 
 def _us(seconds: float) -> float:

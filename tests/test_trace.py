@@ -5,6 +5,7 @@ import time
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -251,6 +252,20 @@ def test_arrows_lead_from_the_shaper_through_generator_and_reward_back_and_into_
     assert len(arrows) == 9, "what lies outside the window is not drawn"
     drawn = {(event["pid"], event["tid"], event["ts"]) for event in events if event["ph"] == "X"}
     assert {(arrow["pid"], arrow["tid"], arrow["ts"]) for arrow in arrows} <= drawn, "an arrow needs what it ends at"
+
+
+def test_tracks_are_their_own_and_what_happens_at_once_stands_behind_one_another() -> None:
+    shaper = life(1, 0.0, 9.0, Span("decide", 1.0, 2.0, 1.0, True, {}))
+    shaper.instants = [Instant("placed", 1.0 + number * 1e-7, {"sample": number}) for number in range(5)]
+    events = [event for number in (1, 2, 3) for event in events_of(number, f"shaper/{number}", [shaper], 0.0, 9.0)]
+    drawn = [event for event in events if event["ph"] == "X"]
+    tracks = {(event["pid"], event["tid"]) for event in drawn}
+    assert len({tid for _, tid in tracks}) == len(tracks) == 9
+    assert not {tid for _, tid in tracks} & {0, 1, 2, 3}, "no track is taken for a process's main thread"
+    begins = sorted(event["ts"] for event in drawn if event["pid"] == 2 and event["name"].startswith("placed"))
+    assert np.diff(begins).min() > 0.999
+    arrows = sorted(event["ts"] for event in events if event["pid"] == 2 and event["ph"] == "s")
+    assert arrows == begins
 
 
 def test_samples_are_not_told_of_where_they_are_not_wanted(tmp_path: Path) -> None:
