@@ -31,7 +31,7 @@ from darts_async.learner import checkpoint
 from darts_async.learner.batch import num_packed_tokens
 from darts_async.learner.checkpoint import CHECKPOINTS_DIR
 from darts_async.learner.consumed import ConsumedGroups
-from darts_async.learner.follower import FollowerActor
+from darts_async.learner.follower import MAX_ORDERS, FollowerActor
 from darts_async.learner.intake import WARN_AFTER_S, Intake
 from darts_async.learner.meter import StepMeter
 from darts_async.learner.model import DTYPES
@@ -71,6 +71,8 @@ from darts_async.weights.publish import Publisher
 from darts_async.weights.source import WeightSource
 
 MODEL_DIR = "model"
+MAX_TOGETHER = MAX_ORDERS // 4
+"""Groups in a pass: the other ranks are at most one pass behind, and hold the orders of both."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -298,7 +300,7 @@ class LearnerActor:
             with self._runtime.clock.waiting("waits for groups"):
                 first = await self._intake.next(step)
             num_free = self._tokens_per_pass - num_packed_tokens(first)
-            max_others = self._config.groups_per_step - len(groups) - 1
+            max_others = min(self._config.groups_per_step - len(groups), MAX_TOGETHER) - 1
             together = [first, *self._intake.others(step, max_others, num_free)]
             self._state = "training"
             num_tokens = sum(len(group.token_ids) for group in together)
