@@ -9,9 +9,6 @@ the median over the seeds, with the smallest and the largest behind it.
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,9 +18,11 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parent.parent
+from bench.measured import ROOT, launch
+from bench.results import conditions
+from darts_async.errors import ConfigError
+
 QUICKSTART = ROOT / "launcher" / "configs" / "quickstart.yaml"
-RUN_DEADLINE_S = 900
 
 ARMS: dict[str, dict[str, Any]] = {
     "none": {"rule": "none", "launch": 8},
@@ -64,34 +63,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arguments.arms}
-    with tempfile.TemporaryDirectory() as directory:
+    try:
         for seed in arguments.seeds:
             for arm in arguments.arms:
-                results[arm].append(one_run(Path(directory), arm, seed, arguments.steps))
+                results[arm].append(one_run(arm, seed, arguments.steps))
                 print(f"seed {seed}  {arm}: {row(arm, results[arm][-1:])}", flush=True)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
     text = report(results, arguments)
     print(text)
     if arguments.out:
         arguments.out.write_text(text)
 
 
-def one_run(directory: Path, arm: str, seed: int, steps: int) -> dict[str, Any]:
-    """The summary of one run. Raises `RuntimeError` with its output if it failed."""
-    settings = yaml.safe_load(QUICKSTART.read_text())
-    home = directory / f"{seed}-{list(ARMS).index(arm)}"
-    home.mkdir()
-    settings |= {"seed": seed, "runs_dir": str(home / "runs"), "shaping": {"keep": 8} | ARMS[arm]}
+def one_run(arm: str, seed: int, steps: int) -> dict[str, Any]:
+    """The summary of one run. Raises `ConfigError` with its last words if it failed."""
+    settings: dict[str, Any] = yaml.safe_load(QUICKSTART.read_text())
+    settings |= {"seed": seed, "shaping": {"keep": 8} | ARMS[arm]}
     settings["learner"] |= {"steps": steps}
-    (home / "cluster.yaml").write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "launcher", str(home / "cluster.yaml")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=home, env=environment, capture_output=True, text=True, timeout=RUN_DEADLINE_S, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{arm}, seed {seed}:\n{done.stdout}{done.stderr}")
-    (summary,) = (home / "runs").glob("*/summary.json")
-    return json.loads(summary.read_text())
+    with tempfile.TemporaryDirectory() as home:
+        summary: dict[str, Any] = json.loads((launch(settings, Path(home)) / "summary.json").read_text())
+        return summary
 
 
 def row(arm: str, summaries: Sequence[dict[str, Any]]) -> str:
@@ -106,15 +98,10 @@ def row(arm: str, summaries: Sequence[dict[str, Any]]) -> str:
 
 def report(results: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> str:
     """The table with what it takes to read it."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    seeds = " ".join(map(str, arguments.seeds))
     lines = [
         "# Shaping arms on the quickstart's task",
         "",
-        f"`python -m bench.arms --seeds {seeds} --steps {arguments.steps}`, commit {commit.stdout.strip()}, "
-        f"{os.cpu_count()} cores ({platform.machine()}), no GPU. {arguments.steps} steps of 16 groups; medians over "
+        f"{conditions('arms')} {arguments.steps} steps of 16 groups; medians over "
         f"{len(arguments.seeds)} seeds, smallest and largest in brackets; arms interleaved within each seed.",
         "",
         "| arm | " + " | ".join(COLUMNS) + " |",

@@ -12,7 +12,6 @@ the table, and exit code 1.
 import argparse
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import structlog
 
+from bench.results import conditions
 from darts_async.protocol import group_id_of
 from darts_async.shaper.ledger import read_ledger
 from darts_async.shaper.process import LEDGER_FILE
@@ -136,19 +136,12 @@ def main() -> None:
     sys.exit(1 if tally.failures else 0)
 
 
-def commit() -> str:
-    """Of the code that is run."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def table(arguments: argparse.Namespace, tally: Tally, wall_s: float) -> str:
     """The results as Markdown."""
     kills_at = {name: n for name, n in tally.faults.items() if name.startswith("killed at ")}
     others = {name: n for name, n in tally.faults.items() if name not in kills_at}
     lines = [
-        f"`python -m bench.chaos --runs {arguments.runs} --first {arguments.first}`, commit {commit()}, "
-        f"{os.cpu_count()} cores: {wall_s:,.0f} s of the clock, {tally.virtual_s:,.0f} s simulated.",
+        f"{conditions('chaos')} {wall_s:,.0f} s of the clock, {tally.virtual_s:,.0f} s simulated.",
         "",
         f"{tally.runs.total():,} runs: {tally.runs['to the last step']:,} to the last step, "
         f"{tally.runs['stopped early']:,} stopped early on purpose, **{tally.runs['failed']:,} failed**.",

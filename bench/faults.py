@@ -18,7 +18,6 @@ import contextlib
 import itertools
 import json
 import os
-import platform
 import random
 import signal
 import statistics
@@ -32,8 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.results import conditions
 from darts_async.faults import POINTS, VARIABLE
-from tests.launched import ROOT, LaunchedRun
+from tests.launched import LaunchedRun
 
 RESTART = {
     "backoff": {"initial_s": 0.1, "max_s": 1.0},
@@ -270,15 +270,8 @@ def finished(run: LaunchedRun, results: Results) -> dict[str, Any]:
 
 def table(arguments: argparse.Namespace, results: Results) -> str:
     """The results as Markdown."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    command = (
-        f"python -m bench.faults --kills {arguments.kills} --kills-per-run {arguments.kills_per_run} "
-        f"--engine {arguments.engine} --seed {arguments.seed}"
-    )
     lines = [
-        f"`{command}`, commit {commit.stdout.strip()}, {os.cpu_count()} cores ({platform.machine()}), no GPU.",
+        conditions("faults"),
         "",
         "| killed (SIGKILL) | at random | at a named point | away until it serves again: median | 90 % | longest |",
         "|---|---|---|---|---|---|",

@@ -10,9 +10,6 @@ was gone as a share of theirs before. At the end the run is stopped and audited.
 """
 
 import argparse
-import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,9 +20,10 @@ from statistics import mean, median
 import psutil
 
 from bench.charts import for_plots
+from bench.results import conditions
 from launcher.shares import tokens_between
 from launcher.traces import Life, Traces
-from tests.launched import ROOT, LaunchedRun
+from tests.launched import LaunchedRun
 
 VICTIM = "generator/0"
 SETTLE_S, CALM_S, MARGIN_S = 12.0, 10.0, 2.0
@@ -140,13 +138,9 @@ def rate(lives: ByProcess, since_s: float, until_s: float) -> float:
 
 def table(arguments: argparse.Namespace, restarts: Sequence[Restart]) -> str:
     """The results as Markdown."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     dips, share = [each.dip for each in restarts], 1 / arguments.generators
     lines = [
-        f"`python -m bench.restart --repeats {arguments.repeats} --generators {arguments.generators}`, commit "
-        f"{commit.stdout.strip()}, {os.cpu_count()} cores ({platform.machine()}), no GPU.",
+        conditions("restart"),
         "",
         f"| restart of {VICTIM} | gone | tokens/s before | while gone | after | dip | others | CPUs in use |",
         "|---|---|---|---|---|---|---|---|",

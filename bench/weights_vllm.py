@@ -10,11 +10,7 @@ the shaper. `bare` is the broadcast alone between two processes on the same mach
 
 import argparse
 import asyncio
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Coroutine
@@ -26,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from bench.results import conditions
 from bench.weights import bare_broadcast, bucket_sizes_of, free_port
 from darts_async.config import WeightsConfig
 from tests.engine_world import generate
@@ -98,7 +95,7 @@ async def bare(model: torch.nn.Module, repeats: int) -> float:
 
 async def main(arguments: argparse.Namespace) -> None:
     """Print the table."""
-    print(f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, gloo over loopback,")
+    print(f"torch {torch.__version__}, gloo over loopback,")
     print(f"buckets of 1 MiB, {arguments.samples} samples in flight, medians of {arguments.repeats}.\n")
     print("| bytes | way | bare broadcast | transfer | stall | longest gap between tokens |")
     print("|---|---|---|---|---|---|")
@@ -124,6 +121,5 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--hidden", type=int, nargs="+", default=[32, 1024])
-    git = subprocess.run(("git", "rev-parse", "--short", "HEAD"), capture_output=True, text=True, check=False)
-    print(f"`python -m bench.weights_vllm {' '.join(sys.argv[1:])}`, commit {git.stdout.strip() or 'unknown'},")
+    print(conditions("weights_vllm"))
     asyncio.run(main(parser.parse_args()))
