@@ -176,6 +176,7 @@ async def measure(directory: Path | None, num_messages: int, repeats: int) -> Ca
         for name, (message, fewer) in KINDS.items():
             rates[name].append(await throughput(link, mailbox, message, num_messages // fewer))
     times_s = sorted(await latency_s(link, mailbox, num_messages // 10))
+    mailbox.acknowledge()  # or the spoke waits for it in vain
     link.send(SPOKE, STOP)
     await endpoint.close()
     await asyncio.to_thread(process.join, DEADLINE_S)
