@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 
 from bench.charts import draw_bars, for_plots
+from bench.measured import ROOT
 from bench.results import conditions, keep, table
 from darts_async.config import WeightsConfig
 from darts_async.lifetime import die_with_parent
@@ -189,7 +190,8 @@ async def measure(num_megabytes: int, num_receivers: int, repeats: int) -> Compa
     for rank in range(1, num_receivers + 1):
         member = (rank, num_receivers + 1, port, num_megabytes, repeats)
         children[f"receiver{rank}"] = await asyncio.create_subprocess_exec(
-            *(sys.executable, __file__, "--member", *map(str, member)),
+            *(sys.executable, "-m", "bench.weights", "--member", *map(str, member)),
+            cwd=ROOT,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
