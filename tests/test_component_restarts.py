@@ -44,7 +44,8 @@ def traced_events(run: LaunchedRun) -> list[dict[str, Any]]:
 def traced_lives(run: LaunchedRun, process: str) -> list[str]:
     events = traced_events(run)
     [number] = [e["pid"] for e in events if e["name"] == "process_name" and e["args"]["name"] == process]
-    return [e["name"] for e in events if e["ph"] == "X" and (e["pid"], e["tid"]) == (number, 0)]
+    tracks = {e["args"]["name"]: e["tid"] for e in events if e["name"] == "thread_name" and e["pid"] == number}
+    return [e["name"] for e in events if e["ph"] == "X" and (e["pid"], e["tid"]) == (number, tracks["incarnations"])]
 
 
 def traced_instants(run: LaunchedRun) -> set[str]:
