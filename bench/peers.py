@@ -5,8 +5,9 @@
 Both start from the shipped model and train on the quickstart's prompts with the same loss (DAPO, clip 0.2 and 0.28, no
 divergence term), 16 prompts of 8 samples in a step, the same AdamW, 256 new tokens at temperature 1. The clock runs
 until the held-out reward, the mean over 128 prompts of 4 fresh samples each, is at the target for the first time; it is
-looked at every 10 steps. Starting counts for neither; evaluating counts for ours, where it goes on beside training, and
-not for TRL's. Runs take turns, seed by seed. A run that does not get there counts with its whole time, and as such.
+looked at every 10 steps, by the same code: in TRL's trainer while the clock stands still, in ours afterwards, from
+checkpoints, which it writes while the clock goes on. Starting counts for neither. Runs take turns, seed by seed. A run
+that does not get there counts with its whole time, and as such.
 """
 
 import argparse
@@ -80,6 +81,10 @@ def main() -> None:
     parser.add_argument("--max-minutes", type=float, default=20.0, help="after which TRL's trainer is stopped")
     parser.add_argument("--out", type=for_plots, help="directory for peers.md, .json and .png")
     arguments = parser.parse_args()
+    if arguments.steps < EVERY_STEPS:
+        parser.error(
+            f"--steps {arguments.steps}: the held-out reward is looked at every {EVERY_STEPS} steps; give that many"
+        )
     try:
         import trl  # noqa: F401  (it is needed in an hour, so say now that it is not there)
     except ImportError:
@@ -108,10 +113,14 @@ def show(climb: Climb, target: float) -> None:
 
 
 def settings_of(shaping: dict[str, Any], seed: int, num_steps: int) -> dict[str, Any]:
-    """The quickstart's, with this shaping, evaluated on the way."""
+    """The quickstart's, with this shaping, and a checkpoint of each model that is to be evaluated."""
     settings = quickstart()
-    settings["learner"] |= {"steps": num_steps, "groups_per_step": NUM_PROMPTS}
-    settings["evaluation"] |= {"every_steps": EVERY_STEPS}
+    settings["learner"] |= {
+        "steps": num_steps,
+        "groups_per_step": NUM_PROMPTS,
+        "checkpoint_every": EVERY_STEPS,
+        "keep_checkpoints": num_steps // EVERY_STEPS + 1,
+    }
     return settings | {"seed": seed, "shaping": shaping}
 
 
@@ -128,11 +137,29 @@ def ours(name: str, seed: int, num_steps: int) -> Climb:
     with tempfile.TemporaryDirectory() as home:
         run_dir = launch(settings_of(OURS[name], seed, num_steps), Path(home))
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    found = [line for line in lines if line["type"] == "evaluation"]
-    began_s = found[0]["elapsed_s"]
-    return Climb(
-        name, seed, [(line["elapsed_s"] - began_s, line["policy_version"], line["reward/mean"]) for line in found]
-    )
+        config = load_config(run_dir / "config.yaml")
+        sets = load_prompts(config)
+        first = next(line for line in lines if line["type"] == "evaluation")
+        trained_s = {
+            line["step"] + 1: line["elapsed_s"] - first["elapsed_s"] for line in lines if line["type"] == "step"
+        }
+        models = {0: resolve_model_path(config.model.path)} | {
+            steps: run_dir / "checkpoints" / f"step-{steps:06d}"
+            for steps in range(EVERY_STEPS, num_steps + 1, EVERY_STEPS)
+        }
+        torch.manual_seed(seed)
+        rewards = [
+            (trained_s.get(steps, 0.0), steps, held_out_reward(load_model(path), config, sets))
+            for steps, path in models.items()
+        ]
+    return Climb(name, seed, rewards)
+
+
+def load_model(path: Path) -> Any:
+    """Of a directory, as transformers load it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path)
 
 
 def trls(seed: int, num_steps: int, max_s: float, target: float) -> Climb:
@@ -140,7 +167,7 @@ def trls(seed: int, num_steps: int, max_s: float, target: float) -> Climb:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from datasets import Dataset
-        from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+        from transformers import PreTrainedTokenizerFast, TrainerCallback
         from trl import GRPOTrainer
 
     config = config_of(settings_of(next(iter(OURS.values())), seed, num_steps))
@@ -171,7 +198,7 @@ def trls(seed: int, num_steps: int, max_s: float, target: float) -> Climb:
 
     with tempfile.TemporaryDirectory() as home:
         trainer = GRPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(model_path),
+            model=load_model(model_path),
             reward_funcs=reward_function(model_path),
             args=grpo_settings(config, num_steps, home),
             train_dataset=Dataset.from_dict(

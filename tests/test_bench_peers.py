@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bench.peers import OURS, Climb, config_of, reward_function, settings_of
+from bench.peers import OURS, Climb, config_of, main, ours, reward_function, settings_of
 from darts_async.models import resolve_model_path
 from darts_async.quickstart.evaluate import sample_prompts
 from darts_async.quickstart.task import make_prompts
@@ -46,3 +46,21 @@ def test_rewards_are_those_of_the_prompts_in_their_order() -> None:
     assert rewards.shape == (6, 8)
     assert not rewards[::2].any()
     assert np.count_nonzero(rewards[1::2]) > 3
+
+
+@pytest.mark.slow
+def test_a_run_is_evaluated_by_its_checkpoints() -> None:
+    climb = ours("darts_async, no shaping", 0, 20)
+    assert [steps for _, steps, _ in climb.rewards] == [0, 10, 20]
+    (began_s, _, before), (first_s, _, _), (last_s, _, after) = climb.rewards
+    assert 0 == began_s < first_s < last_s
+    assert 0.4 < before < after
+
+
+def test_fewer_steps_than_between_two_looks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["peers", "--steps", "4"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--steps 4: the held-out reward is looked at every 10 steps" in capsys.readouterr().err
