@@ -65,7 +65,6 @@ ARMS: Final = {
     "darts as published": Arm(darts("paper") | {"launch": LAUNCH}),
     "survivor 6+2 of 12": Arm({"rule": "survivor", "shortest": 6, "longest": 2, "launch": LAUNCH}),
     "qlpo 8 of 12": Arm({"rule": "qlpo", "launch": LAUNCH}),
-    "qlpo, where short is right": Arm({"rule": "qlpo", "launch": LAUNCH, "when": "short_is_right"}),
 }
 TASKS: Final = {
     # Without shaping the reward went from .586 to .922 in 60 steps (bench/results/arms.md): 80 % and 90 % of that gain.

@@ -26,7 +26,6 @@ RULES = {
     "qlpo": {"rule": "qlpo", "guard": True},
     "unbiased survivor": {"rule": "survivor", "shortest": 2, "longest": 2, "weight_power": 1.0, "baseline": "history"},
     "utility": {"redundancy": {"total": "utility", "split": "paper", "batch": 5}},
-    "where short is right": {"rule": "qlpo", "when": "short_is_right"},
     "placebo": {"redundancy": {"total": "fixed", "split": "shuffled"}},
     "saturation": {"redundancy": {"total": "fixed", "split": "reward_aware"}, "pruning": {"mode": "saturation"}},
     "tail batching": {"overcommit": 1.5},

@@ -49,10 +49,6 @@ class ShapingConfig(Section):
     """`none`: plain GRPO, `launch` must equal `keep`. `random`: `keep` of the finished by lot. `shortest`, `longest`:
     that end alone. `dual_end`: the `shortest` shortest and the `longest` longest. `survivor`: once `shortest` have
     finished, `longest` of the others survive a uniform draw. `qlpo`: mostly short right and mostly long wrong ones."""
-    when: Literal["always", "short_is_right"] = "always"
-    """`short_is_right`: prompts get `keep` samples, which leaves a rule no choice, until recent groups show that short
-    responses are right more often than long ones (their covariance lies two standard errors below zero), and again when
-    that is over."""
     keep: Annotated[int, Field(gt=0, le=1024)] = 8
     """Samples trained per prompt (M)."""
     launch: Annotated[int, Field(gt=0, le=2048)] = 10
@@ -94,11 +90,6 @@ class ShapingConfig(Section):
             raise ValueError(
                 f"shaping.shortest ({self.shortest}) + shaping.longest ({self.longest}) is "
                 f"{self.shortest + self.longest}, but shaping.keep is {self.keep}"
-            )
-        if self.rule == "none" and self.when != "always":
-            raise ValueError(
-                f"shaping.when is {self.when!r}, but shaping.rule none launches what it trains at all times; choose "
-                "another rule"
             )
         if self.launch < self.keep:
             raise ValueError(f"shaping.launch ({self.launch}) is below shaping.keep ({self.keep})")

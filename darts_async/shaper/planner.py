@@ -1,16 +1,13 @@
 """What earlier visits to a prompt mean for the next: how many samples it is launched with, and which of its tail is
-aborted. Composes `history`, `pattern`, `redundancy` and `pruning` for `state`; pure like them."""
+aborted. Composes `history`, `redundancy` and `pruning` for `state`; pure like them."""
 
 from collections.abc import Sequence
 from typing import Any
-
-import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.history import History, Tercile
 from darts_async.shaper.pace import DecodePace
-from darts_async.shaper.pattern import Pattern
 from darts_async.shaper.pruning import GroupProgress, HazardRule, hazard_prunes, saturation_mode, tail_of
 from darts_async.shaper.redundancy import Allocator, Utility, mean_redundancy, reward_aware_value
 from darts_async.shaper.selection import SelectionRule, selection_rule, shortest_only
@@ -22,7 +19,6 @@ class Planner:
     def __init__(self, config: RunConfig, learnt: dict[str, Any] | None = None) -> None:
         """`learnt`: what `to_state` gave in an earlier process of the run."""
         self.history = History.from_state(learnt["history"]) if learnt else History()
-        self.pattern = msgspec.convert((learnt or {}).get("pattern", {}), Pattern)
         self._shaping = config.shaping
         self._seed = config.seed
         self._rule = selection_rule(config.shaping)
@@ -50,8 +46,6 @@ class Planner:
 
     def num_samples(self, prompt_ids: Sequence[int]) -> list[int]:
         """How many samples each of the next prompts is launched with (R)."""
-        if self._shaping.when == "short_is_right" and not self.pattern.short_is_right:
-            return [self._shaping.keep] * len(prompt_ids)
         if self._shaping.redundancy.total == "off":
             return [self._shaping.launch] * len(prompt_ids)
         return self._allocator.allocate([self._value(prompt_id) for prompt_id in prompt_ids], self._mean_target())
@@ -104,22 +98,14 @@ class Planner:
 
     def observe(self, group: Group) -> None:
         """A visit is over: remember lengths, those that were cut short as such, and rewards."""
-        scored = [(s.num_tokens, s.reward) for s in group.samples if s.reward is not None]
-        rewards = [reward for _, reward in scored]
+        rewards = [s.reward for s in group.samples if s.reward is not None]
         self.history.observe(group.prompt.prompt_id, *_lengths(group), rewards)
-        self.pattern.observe([num_tokens for num_tokens, _ in scored], rewards)
 
     def metrics(self) -> dict[str, float]:
-        """What the number of samples rests on, where it is not given: the pattern, and the utility rule's total."""
-        found: dict[str, float] = {}
-        if self._shaping.when == "short_is_right":
-            found |= {
-                "redundancy/short_is_right": float(self.pattern.short_is_right),
-                "redundancy/short_is_right_evidence": self.pattern.evidence,
-            }
+        """What the total rests on, where it is the utility rule's."""
         if self._shaping.redundancy.total != "utility":
-            return found
-        return found | {
+            return {}
+        return {
             "redundancy/target": self._mean_target(),
             "redundancy/elasticity": self._elasticity,
             "redundancy/typical_spread": self.history.typical_length.relative_spread,
@@ -127,15 +113,7 @@ class Planner:
 
     def to_state(self) -> dict[str, Any]:
         """What was learnt, as plain data. The pace is not in it: it is measured anew in seconds."""
-        return {
-            "history": self.history.to_state(),
-            "pattern": msgspec.to_builtins(self.pattern),
-            "allocator": self._allocator.to_state(),
-        }
-
-    def validate(self) -> None:
-        """Invariants that cost little."""
-        self.pattern.validate()
+        return {"history": self.history.to_state(), "allocator": self._allocator.to_state()}
 
     @property
     def _elasticity(self) -> float:

@@ -483,7 +483,6 @@ class ShaperState:
     def validate(self) -> None:
         """What holds between any two calls; the parts have their own."""
         self.work.validate()
-        self.planner.validate()
         if self.phase not in (Phase.STOPPING, Phase.FINISHED):
             self._training.validate()
             self._evaluation.validate()
