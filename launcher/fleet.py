@@ -118,6 +118,8 @@ class _Member:
     order: StartProcess
     record: ProcessRecord | None = None
     """Once it is known to run."""
+    is_unwanted: bool = False
+    """It was told to leave."""
 
 
 @dataclass(slots=True)
@@ -191,6 +193,7 @@ class Fleet:
         member = node.members.get(name)
         if member is None or not node.is_up:
             return self._give_up(node, name)
+        member.is_unwanted = True
         return [Tell(node.name, StopProcess(name, member.order.incarnation, grace_s))]
 
     def kill(self, name: str) -> list[Step]:
@@ -199,6 +202,7 @@ class Fleet:
         member = node.members.get(name)
         if member is None or not node.is_up:
             return self._give_up(node, name)
+        member.is_unwanted = True
         return [Tell(node.name, KillProcess(name, member.order.incarnation))]
 
     def restart_agent(self, node: str) -> list[Step]:
@@ -300,6 +304,9 @@ class Fleet:
         for ended in report.ended:
             steps += self._left(node, ended)
         steps += self._give_up_running(node, {record.name for record in report.running})  # ended with their keeper
+        # It was told to start and then to leave, and the keeper that knew is dead: told again, it would start and stay.
+        for name in [name for name, member in node.members.items() if member.is_unwanted and member.record is None]:
+            steps += self._give_up(node, name)
         return steps + [Tell(node.name, member.order) for member in node.members.values() if member.record is None]
 
     def _runs(self, node: Node, record: ProcessRecord) -> list[Step]:

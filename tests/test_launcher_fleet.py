@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from darts_async.config import RunConfig
@@ -165,6 +165,15 @@ def test_a_fleet_that_ends_starts_nothing_again() -> None:
     assert fleet.tick(1000.0) == []
 
 
+def test_what_was_to_leave_before_it_was_seen_to_run_does_not_start_on_the_next_keeper() -> None:
+    fleet = fleet_up()
+    fleet.start("generator/0", 1)
+    fleet.kill("generator/0")
+    steps = fleet.reported("b", 2, NodeStands(ProcessRecord("keeper/b", 200, 1.0, ()), [], []), 1.0)
+    assert steps == [NodeCame("b", 2, None), Ended(ProcessExit("generator/0", 0, -9, 1))]
+    assert fleet.running == ()
+
+
 # --- any course of events ------------------------------------------------------------------------------------
 
 
@@ -284,6 +293,7 @@ class FakeWorld:
 
 
 @given(st.lists(st.integers(0, 119), max_size=60))
+@example([0, 106, 118])
 def test_every_incarnation_that_was_started_ends_once_and_nothing_else_is_left(choices: list[int]) -> None:
     world = FakeWorld()
     for choice in choices:
