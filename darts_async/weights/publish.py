@@ -176,7 +176,7 @@ class Publisher:
         self._withdraw("the learner closes")
         if self._timer is not None:
             self._timer.cancel()
-        await self._groups.close(CONNECT_LIMIT_S + self._config.deadline_s)
+        await self._groups.close(CONNECT_LIMIT_S + BACKSTOP * self._config.deadline_s)
 
     # --- decisions in, actions out ---------------------------------------------------------------------------
 

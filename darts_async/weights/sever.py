@@ -5,6 +5,10 @@ running operation, and an operation on a peer that hangs blocks until its timeou
 end of its TCP connections. They are found by their addresses: every rank publishes the address it listens on
 through the rendezvous store, as a `sockaddr` inside an opaque value. If gloo ever changes that format nothing
 is found, and the operation's own timeout, which is the deadline of the update, frees the thread instead.
+
+So it does where gloo misses the end of a connection: about one sending operation in a hundred that was being posted in
+the very moment of the cut waited on (torch 2.13; its loop idle, the sockets shut down). Whoever waits for the thread of
+a group that sends must therefore allow for that timeout.
 """
 
 import contextlib
