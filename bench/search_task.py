@@ -4,8 +4,9 @@
     response   try 4 +5 9 *3 7 no try 0 +5 5 *3 5 no try 2 +5 7 *3 1 yes ans 2
 
 A response tries digits, each with the results of all operations, until one leads to the end that was asked for; or it
-gives up before that and guesses. So what is short is mostly wrong here: thinking longer helps, as it does not in the
-quickstart's task. Digits are tried at random, also again, which makes lengths geometric: long-tailed within a prompt.
+gives up before that and guesses. So a model gets better by going on for longer, unlike that of the quickstart's task.
+Among the samples of one model long ones are no better all the same: who goes on may slip, or reach the cap. Digits are
+tried at random, also again, which makes lengths geometric: long-tailed within a prompt.
 
     python -m bench.search_task --out DIR [--tokens 600000] [--seed 0]
 
