@@ -6,7 +6,7 @@ end of its TCP connections. They are found by their addresses: every rank publis
 through the rendezvous store, as a `sockaddr` inside an opaque value. If gloo ever changes that format nothing
 is found, and the operation's own timeout, which is the deadline of the update, frees the thread instead.
 
-So it does where gloo misses the end of a connection: about one sending operation in a hundred that was being posted in
+So it does where gloo misses the end of a connection: a few of a hundred sending operations that were being posted in
 the very moment of the cut waited on (torch 2.13; its loop idle, the sockets shut down). Whoever waits for the thread of
 a group that sends must therefore allow for that timeout.
 """
