@@ -113,12 +113,12 @@ class World:
         """The generator is replaced by a new incarnation that knows nothing."""
         old = self.generators[name]
         self.generators[name] = FakeGenerator(incarnation=old.incarnation + 1)
-        self.absorb(self.state.peer_lost(name, self.now_s))
+        self.absorb(self.state.peer_lost(name, self.now_s, is_gone=True))
         self.absorb(self.state.peer_up(name, old.incarnation + 1, self.now_s))
 
     def fall_silent(self, name: str) -> None:
         """The shaper hears nothing of a generator, which goes on, and then hears of it again."""
-        self.absorb(self.state.peer_lost(name, self.now_s))
+        self.absorb(self.state.peer_lost(name, self.now_s, is_gone=False))
         self.absorb(self.state.peer_up(name, self.generators[name].incarnation, self.now_s))
 
     def receive(self, name: str) -> None:
@@ -187,7 +187,7 @@ class World:
         self.step_groups = []
         del self.history[self.version :]
         self.seen_groups = {group_id for groups in self.history for group_id in groups}
-        self.absorb(self.state.peer_lost(LEARNER, self.now_s))
+        self.absorb(self.state.peer_lost(LEARNER, self.now_s, is_gone=True))
         self.absorb(self.state.peer_up(LEARNER, self.learner, self.now_s))
 
     def lags(self, generator: FakeGenerator) -> bool:

@@ -71,8 +71,8 @@ class Process:
     def peer_up(self, peer: str, incarnation: int, now_s: float) -> list[Output]:
         return self.take(CameUp(now_s, peer, incarnation))
 
-    def peer_lost(self, peer: str, now_s: float) -> list[Output]:
-        return self.take(WentDown(now_s, peer))
+    def peer_lost(self, peer: str, now_s: float, *, is_gone: bool) -> list[Output]:
+        return self.take(WentDown(now_s, peer, is_gone))
 
     def tick(self, now_s: float) -> list[Output]:
         return self.take(Ticked(now_s))
@@ -234,7 +234,7 @@ def test_a_torn_record_is_not_read_and_the_next_one_takes_its_place(tmp_path: Pa
     path, state = tmp_path / "shaper.journal", ShaperState(world_config(), ShuffledPrompts(prompts(3), seed=1), ())
     journal = Journal(path)
     journal.begin(Standing(state).to_head(0))
-    journal.append([Ticked(1.0), WentDown(2.0, "reward/0")])
+    journal.append([Ticked(1.0), WentDown(2.0, "reward/0", is_gone=True)])
     journal.close()
     os.truncate(path, path.stat().st_size - 3)
     head, inputs, num_bytes = read_journal(path)
@@ -251,7 +251,7 @@ def test_the_journal_begins_anew_when_its_inputs_outweigh_its_head(tmp_path: Pat
     journal.begin(standing.to_head(0))
     num_records = 0
     while not journal.is_due:
-        journal.append([WentDown(1.0, "x" * 1000)])
+        journal.append([WentDown(1.0, "x" * 1000, is_gone=True)])
         num_records += 1
         assert num_records <= MIN_BYTES // 1000 + 1
     journal.begin(standing.to_head(0))

@@ -70,7 +70,7 @@ def test_the_surviving_history_trains_every_step_with_exactly_its_groups(seed: i
         elif chance < 0.025:
             world.die(rng.choice(sorted(world.generators)))
         elif chance < 0.03:  # the link of the learner is down for a while
-            world.absorb(world.state.peer_lost(LEARNER, world.now_s))
+            world.absorb(world.state.peer_lost(LEARNER, world.now_s, is_gone=False))
             world.absorb(world.state.peer_up(LEARNER, world.learner, world.now_s))
         elif chance < 0.04:
             world.save()

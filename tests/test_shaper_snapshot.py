@@ -57,8 +57,8 @@ class Twins:
         return self._call(first, second) if callable(first) else first
 
     def _call(self, first: Callable[..., Any], second: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            outputs, others = first(*arguments), second(*arguments)
+        def call(*arguments: Any, **named: Any) -> Any:
+            outputs, others = first(*arguments, **named), second(*arguments, **named)
             assert outputs is None or said(outputs) == said(others)
             return outputs
 
@@ -137,8 +137,8 @@ def test_a_restored_state_is_the_same_and_answers_the_same(
     world, rng = World(world_config(shaping=RULES[rule], **sections)), random.Random(seed)
     some_moves(world, rng, num_moves)
     if late:
-        world.absorb(world.state.peer_lost("generator/0", world.now_s))
-        world.absorb(world.state.peer_lost("reward/0", world.now_s))
+        world.absorb(world.state.peer_lost("generator/0", world.now_s, is_gone=True))
+        world.absorb(world.state.peer_lost("reward/0", world.now_s, is_gone=True))
     restored = copy_of(world, world.state)
     restored.validate()
     assert_same(world.state, restored, "state", set())

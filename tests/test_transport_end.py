@@ -28,7 +28,7 @@ def session_that_is_up() -> Session:
 
 def test_the_end_of_a_peer_takes_it_down_at_once_and_its_late_frames_do_not_bring_it_back() -> None:
     session = session_that_is_up()
-    assert session.end(1, forget=True) == [Down(1, "it has ended")]
+    assert session.end(1, forget=True) == [Down(1, "it has ended", is_gone=True)]
     with pytest.raises(ProtocolError, match="incarnation 1 of b, which has ended"):
         session.receive(envelope(1, seq=0), 0.1)
     assert session.end(1, forget=True) == []

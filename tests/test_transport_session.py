@@ -340,7 +340,7 @@ def test_new_incarnation_of_a_live_peer_is_a_loss_and_a_return() -> None:
     frame = a.session.next_frame()
     assert frame is not None
     events = b.session.receive(frame[0], network.now_s)
-    assert events == [Down(1, "incarnation 2 took its place"), Up(2)]
+    assert events == [Down(1, "incarnation 2 took its place", is_gone=True), Up(2)]
 
 
 def test_silent_peer_is_down_and_comes_back_with_its_memory() -> None:
@@ -410,7 +410,7 @@ def test_peer_that_ignores_its_credit_is_not_served() -> None:
 def test_farewell_takes_the_peer_down_at_once() -> None:
     network = connected()
     a, b = network.sides
-    assert b.session.receive(a.session.farewell(), 0.0) == [Down(1, "it closed the link")]
+    assert b.session.receive(a.session.farewell(), 0.0) == [Down(1, "it closed the link", is_gone=True)]
     assert not b.session.is_worth_waiting_for
 
 

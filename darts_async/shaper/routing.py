@@ -34,6 +34,7 @@ class GeneratorsState(Struct, frozen=True):
     seats: dict[str, GeneratorSeat]
     published_version: int
     newest_version: int
+    owing: set[str]
 
 
 class GeneratorPool:
@@ -46,16 +47,23 @@ class GeneratorPool:
         self._routable: dict[str, GeneratorSeat] = {}
         """The seats that have applied the newest published version; renewed when seats or versions change."""
         self._lowest_version: int | None = None
+        self.owing: set[str] = set()
+        """Who was silent while it may have decoded: what it has not told yet comes before it joins again."""
 
     def join(self, name: str, num_slots: int, max_queued: int, incarnation: int = 1) -> None:
         """A generator is up, without weights."""
         assert name not in self._seats, name
         self._seats[name] = GeneratorSeat(num_slots, num_slots + max_queued, incarnation)
+        self.owing.discard(name)
         self._route()
 
-    def leave(self, name: str) -> set[int]:
-        """A generator is gone; the samples it held are returned."""
+    def leave(self, name: str, *, is_gone: bool) -> set[int]:
+        """A generator is gone for good, or has not been heard of; the samples it held are returned."""
         seat = self._seats.pop(name, None)
+        if is_gone:
+            self.owing.discard(name)
+        elif seat is not None:
+            self.owing.add(name)
         self._route()
         return seat.sample_ids if seat else set()
 
@@ -130,12 +138,12 @@ class GeneratorPool:
 
     def to_state(self) -> GeneratorsState:
         """For `restore`."""
-        return GeneratorsState(self._seats, self._published_version, self._newest_version)
+        return GeneratorsState(self._seats, self._published_version, self._newest_version, self.owing)
 
     def restore(self, state: GeneratorsState) -> None:
         """Go on where `to_state` was taken."""
         self._seats, self._published_version = state.seats, state.published_version
-        self._newest_version = state.newest_version
+        self._newest_version, self.owing = state.newest_version, state.owing
         self._route()
 
     def _route(self) -> None:

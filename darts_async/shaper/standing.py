@@ -41,9 +41,10 @@ class CameUp(Input, frozen=True):
 
 
 class WentDown(Input, frozen=True):
-    """A peer is gone or silent."""
+    """A peer is gone, or silent."""
 
     peer: str
+    is_gone: bool
 
 
 class Ticked(Input, frozen=True):
@@ -124,8 +125,8 @@ class Standing:
                 return self.state.handle(peer, message, now_s)
             case CameUp(now_s, peer, incarnation):
                 return self.state.peer_up(peer, incarnation, now_s)
-            case WentDown(now_s, peer):
-                return self.state.peer_lost(peer, now_s)
+            case WentDown(now_s, peer, is_gone):
+                return self.state.peer_lost(peer, now_s, is_gone=is_gone)
             case Ticked(now_s):
                 return self.state.tick(now_s)
             case Stopped(now_s, reason):

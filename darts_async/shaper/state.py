@@ -54,6 +54,8 @@ from darts_async.shaper.workload import Forget, Output, Send, Workload, Workload
 LAUNCHER = "launcher"
 FINISHED = "finished"
 """Why a run ends that is not stopped."""
+TOLD_WITHIN_S = 10.0
+"""How long the end of a run waits for generators that were silent and may have tokens to tell."""
 
 
 Incoming = GeneratorToShaper | RewardToShaper | LearnerToShaper
@@ -83,6 +85,7 @@ class Snapshot(Struct, frozen=True):
     evaluation: EvaluationState
     incarnations: dict[str, int]
     greetings: dict[str, int]
+    told_by_s: float | None
 
 
 class ShaperState:
@@ -114,6 +117,7 @@ class ShaperState:
         self._greetings: dict[str, int] = {}
         self._evaluation = Evaluation(config.evaluation, self.work, held_out)
         self._stop_reason = FINISHED
+        self._told_by_s: float | None = None
         if snapshot is not None:
             self._restore(snapshot)
 
@@ -129,6 +133,7 @@ class ShaperState:
             evaluation=self._evaluation.to_state(),
             incarnations=self._incarnations,
             greetings=self._greetings,
+            told_by_s=self._told_by_s,
         )
 
     def _restore(self, snapshot: Snapshot) -> None:
@@ -139,6 +144,7 @@ class ShaperState:
         self._training.restore(snapshot.training)
         self._evaluation.restore(snapshot.evaluation)
         self._incarnations, self._greetings = snapshot.incarnations, snapshot.greetings
+        self._told_by_s = snapshot.told_by_s
 
     # --- events ----------------------------------------------------------------------------------------------
 
@@ -179,24 +185,25 @@ class ShaperState:
 
     def peer_up(self, peer: str, incarnation: int, now_s: float) -> list[Output]:
         """A peer is connected, anew or again. Whatever it had is taken back, and it is asked to announce itself."""
-        self._lose(peer)
-        if self._incarnations.get(peer, incarnation) != incarnation:
+        is_another = self._incarnations.get(peer, incarnation) != incarnation
+        self._lose(peer, is_gone=is_another)
+        if is_another:
             self._record(Forget(peer))
         self._incarnations[peer] = incarnation
         self._greetings[peer] = self._greetings.get(peer, 0) + 1
         self._record(Send(peer, Greet(self._greetings[peer])))
         return self._advance(now_s)
 
-    def peer_lost(self, peer: str, now_s: float) -> list[Output]:
-        """A peer is gone or has been silent for too long."""
-        self._lose(peer)
+    def peer_lost(self, peer: str, now_s: float, *, is_gone: bool) -> list[Output]:
+        """A peer is gone, or has been silent for too long."""
+        self._lose(peer, is_gone=is_gone)
         return self._advance(now_s)
 
     def restarted(self, now_s: float) -> list[Output]:
         """The process of this state has died and come back: it knows of nobody whether they are up. Each is greeted
         when it is heard of, and goes on behind what had been streamed."""
         for peer in sorted(self._incarnations):
-            self._lose(peer)
+            self._lose(peer, is_gone=False)
         return self._advance(now_s)
 
     def tick(self, now_s: float) -> list[Output]:
@@ -225,7 +232,7 @@ class ShaperState:
             self.work.generators.reopen(self.num_steps)
             self._record(RunReopened(self.num_steps))
             self._evaluation.abandon()
-            self.phase, self._stop_reason = Phase.STARTING, FINISHED
+            self.phase, self._stop_reason, self._told_by_s = Phase.STARTING, FINISHED, None
             if self.num_steps or self._training.cursor:
                 self.phase = Phase.TRAINING
                 self._training.begin(now_s)
@@ -238,6 +245,7 @@ class ShaperState:
 
     def _lose_the_rest(self) -> None:
         self._training.abandon()
+        self.work.generators.owing.clear()
         for sample in self.work.samples():
             if sample.stage is not Stage.ENDED:
                 self.work.end(sample, "lost", "unacknowledged_at_stop")
@@ -433,7 +441,7 @@ class ShaperState:
             case Phase.STARTING if self._training.learner_up and self.work.rewards.num_up and lowest is not None:
                 self.phase = Phase.EVALUATING_BEFORE
                 self._evaluation.begin(self.num_steps)
-            case Phase.STOPPING if not self.work.groups:
+            case Phase.STOPPING if not self.work.groups and self._is_told(now_s):
                 self._finish()
             case _ if self._evaluation.under_way or self._training_goes_on:
                 return
@@ -443,11 +451,22 @@ class ShaperState:
             case Phase.TRAINING if lowest == self.num_steps:
                 self.phase = Phase.EVALUATING_AFTER
                 self._evaluation.begin(self.num_steps)
-            case Phase.EVALUATING_AFTER if not self.work.groups and self._training.taken.durable == self.num_steps:
+            case Phase.EVALUATING_AFTER if (
+                not self.work.groups and self._training.taken.durable == self.num_steps and self._is_told(now_s)
+            ):
                 self._finish()
             case _:
                 return
         self._change_phase(now_s)  # without held-out prompts an evaluation ends as it begins
+
+    def _is_told(self, now_s: float) -> bool:
+        """Every token that was decoded is known of. A generator that was not heard of while others did its work comes
+        back with what it had decoded by then: without it, the end would be told and the tokens would not add up."""
+        if not self.work.generators.owing:
+            return True
+        if self._told_by_s is None:
+            self._told_by_s = now_s + TOLD_WITHIN_S
+        return now_s >= self._told_by_s
 
     def _finish(self) -> None:
         self.phase = Phase.FINISHED
@@ -462,12 +481,12 @@ class ShaperState:
         )
         self._record(Send(LAUNCHER, message))
 
-    def _lose(self, peer: str) -> None:
+    def _lose(self, peer: str, *, is_gone: bool) -> None:
         if peer == LEARNER:
             self._training.learner_up = False
         if self.planner.pace is not None:
             self.planner.pace.forget(peer)
-        for sample, reason in self.work.lose(peer):
+        for sample, reason in self.work.lose(peer, is_gone=is_gone):
             if sample.stage is Stage.WAITING:  # what was decided about one may have cancelled the next
                 self._finish_sample(sample, reason)
 

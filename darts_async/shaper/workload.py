@@ -192,11 +192,11 @@ class Workload:
             self.generators.release(sample.generator, sample.sample_id)
             sample.generator = None
 
-    def lose(self, peer: str) -> list[tuple[Sample, FinishReason]]:
+    def lose(self, peer: str, *, is_gone: bool) -> list[tuple[Sample, FinishReason]]:
         """Take back what a process had: decoding goes on elsewhere, judging starts again. Returns the samples that had
         come to their end, of which a generator could not say so any more: nothing is left to decode of them."""
         complete: list[tuple[Sample, FinishReason]] = []
-        for sample_id in sorted(self.generators.leave(peer), reverse=True):
+        for sample_id in sorted(self.generators.leave(peer, is_gone=is_gone), reverse=True):
             sample = self.sample(sample_id)
             assert sample is not None, sample_id
             sample.generator = None

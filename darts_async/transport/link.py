@@ -220,8 +220,8 @@ class Link:
         match event:
             case Up(incarnation):
                 self._mailbox.announce(PeerUp(self.name, session.peer, incarnation))
-            case Down(incarnation, reason):
-                self._mailbox.announce(PeerDown(self.name, session.peer, incarnation, reason))
+            case Down(incarnation, reason, is_gone):
+                self._mailbox.announce(PeerDown(self.name, session.peer, incarnation, reason, is_gone))
             case Delivered():
                 self._deliver(session, event, frames)
 

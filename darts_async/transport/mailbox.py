@@ -28,9 +28,11 @@ class PeerUp(_LinkEvent, frozen=True):
 
 
 class PeerDown(_LinkEvent, frozen=True):
-    """The peer is silent, has closed its link, or was replaced by a newer incarnation. It may come back."""
+    """The peer is silent, has closed its link, or was replaced by a newer incarnation. It may come back, and unless it
+    `is_gone` as the same incarnation."""
 
     reason: str
+    is_gone: bool = True
 
 
 class Received(_LinkEvent, frozen=True):

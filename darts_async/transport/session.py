@@ -60,6 +60,8 @@ class Down(Struct, frozen=True):
 
     incarnation: int
     reason: str
+    is_gone: bool
+    """Nothing follows from this incarnation, on this connection or another; of one that is silent something may."""
 
 
 class Delivered(Struct, frozen=True):
@@ -163,7 +165,7 @@ class Session:
             self._owes_envelope = True
         silent_s = now_s - self._heard_s
         if self.is_up and silent_s >= self._config.dead_after_s:
-            return [self._lose(f"it was silent for {silent_s:.1f} s")]
+            return [self._lose(f"it was silent for {silent_s:.1f} s", is_gone=False)]
         if self.outbox.is_stalled(now_s, self._config.resend_after_s):
             self.outbox.rewind(now_s)
         return []
@@ -240,9 +242,9 @@ class Session:
         self.is_up = True
         return [*events, Up(envelope.incarnation)]
 
-    def _lose(self, reason: str) -> Down:
+    def _lose(self, reason: str, *, is_gone: bool = True) -> Down:
         self.is_up = False
-        return Down(self.peer_incarnation, reason)
+        return Down(self.peer_incarnation, reason, is_gone)
 
     def _take(self, envelope: Envelope, now_s: float) -> list[SessionEvent]:
         """The report, the request and the message in an envelope that is addressed to this incarnation."""

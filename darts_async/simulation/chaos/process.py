@@ -96,8 +96,8 @@ class SimLink:
             match event:
                 case Up(incarnation):
                     self._process.announce(PeerUp(self.name, peer, incarnation))
-                case Down(incarnation, reason):
-                    self._process.announce(PeerDown(self.name, peer, incarnation, reason))
+                case Down(incarnation, reason, is_gone):
+                    self._process.announce(PeerDown(self.name, peer, incarnation, reason, is_gone))
                 case Delivered(incarnation, seq):
                     message = cast(Message, payload[0])
                     self._process.announce(Received(self.name, peer, incarnation, message, seq))
