@@ -82,8 +82,7 @@ def judged_run(seed: int) -> ChaosReport:
 
 
 def run_many(seeds: range) -> Tally:
-    """Runs one after the other. What the processes log of their faults is not printed."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    """Runs one after the other."""
     tally = Tally()
     for seed in seeds:
         try:
@@ -99,6 +98,11 @@ def run_many(seeds: range) -> Tally:
         tally.staleness.update(report.finished.tokens_by_staleness)
         tally.virtual_s += report.duration_s
     return tally
+
+
+def silence() -> None:
+    """What the processes log of their faults is not printed."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def batches(first: int, runs: int) -> Iterator[range]:
@@ -121,7 +125,7 @@ def main() -> None:
         print(draw_plan(arguments.only), report.kills, report.faults, report.finished, sep="\n")
         return
     tally, began_s, num_done = Tally(), time.monotonic(), 0
-    with ProcessPoolExecutor(arguments.workers) as pool:
+    with ProcessPoolExecutor(arguments.workers, initializer=silence) as pool:
         for part in pool.map(run_many, batches(arguments.first, arguments.runs)):
             tally.add(part)
             num_done = tally.runs.total()
