@@ -33,6 +33,7 @@ def test_whatever_fails_nothing_is_lost_or_trained_twice_or_too_old_and_every_ru
         796,  # the same, of the shaper
         1041,  # a generator that was in no group did not hear that it had been dropped
         586,  # the learner had published what a stop gave up, and its version was still waited for
+        20373,  # a generator that was not heard of had decoded tokens, and the end was told without them
     ],
 )
 def test_runs_that_once_went_wrong(seed: int) -> None:

@@ -84,7 +84,7 @@ class ShaperActor:
                 self._ledger.close()
                 raise
             self._journal.resume(num_bytes)
-            log.info("taken_up", journal_bytes=num_bytes, phase=self.state.phase.name)
+            log.info("taken_up", journal_bytes=num_bytes, phase=self._state.phase.name)
         else:
             self._standing = Standing(make_state(None))
             self._standing.now_s = self._clock()
@@ -92,7 +92,7 @@ class ShaperActor:
         self._ahead_s = self._standing.now_s - self._clock()
         runtime.heard = self._standing.heard
         self._take(Restarted(self._now_s()))
-        if self.state.phase in (Phase.STOPPING, Phase.FINISHED):  # no shaper is started in a run that ends
+        if self._state.phase in (Phase.STOPPING, Phase.FINISHED):  # no shaper is started in a run that ends
             self._take(Reopened(self._now_s()))
         self._outputs = [*self._standing.reports, *(output for output in self._outputs if not is_report(output))]
         self._stop_at_s: float | None = None
@@ -131,21 +131,21 @@ class ShaperActor:
             self._terminated = True
             return
         self._leaving = True
-        if self.state.phase is not Phase.FINISHED and self._stop_at_s is None:
+        if self._state.phase is not Phase.FINISHED and self._stop_at_s is None:
             self._stop_at_s = self._clock() + STOP_WITHIN_S
             self._take(Stopped(self._now_s(), message.reason))
 
     @property
     def done(self) -> bool:
         """Everything is accounted for and the launcher has said so, or another is to take this one's place."""
-        return self._terminated or (self._leaving and self.state.phase is Phase.FINISHED)
+        return self._terminated or (self._leaving and self._state.phase is Phase.FINISHED)
 
     def gauges(self) -> Gauges:
         """For the status."""
-        work = self.state.work
+        work = self._state.work
         return Gauges(
-            state=self.state.phase.name.lower().replace("_", " "),
-            policy_version=self.state.num_steps,
+            state=self._state.phase.name.lower().replace("_", " "),
+            policy_version=self._state.num_steps,
             num_tokens=work.totals.num_tokens_received,
             num_in_flight=work.generators.num_in_flight,
         )
@@ -157,11 +157,10 @@ class ShaperActor:
 
     def validate(self) -> None:
         """The invariants of the state."""
-        self.state.validate()
+        self._state.validate()
 
     @property
-    def state(self) -> ShaperState:
-        """What it knows and decides."""
+    def _state(self) -> ShaperState:
         return self._standing.state
 
     def _now_s(self) -> float:

@@ -89,8 +89,8 @@ class _Run:
         self._alive: dict[str, Process] = {}
         self._life = 1
         self.stop_reason: str | None = None
-        self.joined: set[tuple[str, int]] = set()
-        """The generators, by name and incarnation, of which the shaper has heard everything at the end."""
+        self.outlived: set[tuple[str, int]] = set()
+        """The processes that are there at the end, by name and incarnation."""
 
     def conduct(self) -> RunFinished:
         """Until the run is over. Raises `ChaosError` if it does not end in time."""
@@ -111,9 +111,9 @@ class _Run:
             if finished is not None and finished.reason != "finished" and self.world.plan.is_resumed:
                 deadline_s = self.world.now_s + ENDS_WITHIN_S
                 self._resume("stops that were resumed")
-        shaper = self._alive.get("shaper/0")
-        if isinstance(shaper, ShaperProcess) and not shaper.is_dead:
-            self.joined = shaper.joined
+        self.outlived = {
+            (name, self.incarnations[name]) for name, process in self._alive.items() if not process.is_dead
+        }
         return finished
 
     def _resume(self, why: str) -> None:
@@ -230,7 +230,7 @@ def _judge(run: _Run, finished: RunFinished, *, is_stopped: bool) -> None:
     for name, counts in finished.tokens_by_generator.items():
         for incarnation, count in counts.items():
             decoded = run.generators[name, incarnation].engine.num_tokens_decoded
-            if count > decoded or (count < decoded and (name, incarnation) in run.joined):
+            if count > decoded or (count < decoded and (name, incarnation) in run.outlived):
                 raise ChaosError(f"{name} decoded {decoded} tokens as incarnation {incarnation}, but {count} are known")
     if not is_stopped:
         if run.disk.model is None or run.disk.model.policy_version != config.learner.steps:

@@ -55,11 +55,6 @@ class ShaperProcess(Process):
         """The run is to end early."""
         self.actor.shutdown(Shutdown(reason, finished=False))
 
-    @property
-    def joined(self) -> set[tuple[str, int]]:
-        """The generators that work, by name and incarnation."""
-        return {(name, seat.incarnation) for name, seat in self.actor.state.work.generators.seats()}
-
     def validate(self) -> None:
         """The invariants of the decisions too."""
         super().validate()
