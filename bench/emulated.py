@@ -1,16 +1,18 @@
 """How much sooner is a step on accelerators that are not there? The real processes, sockets and broadcasts.
 
     python -m bench.emulated [--trace PATH] [--workloads NAME ...] [--arms NAME ...] [--accelerators 8 16 64]
-                             [--steps 30] [--seeds S ...] [--out DIR] [--resume]
+                             [--steps 16] [--seeds S ...] [--out DIR] [--resume]
 
 Engines and the learner wait for as long as the accelerators of `bench.profiles` would take; everything else is what
 runs in production. To make it short, one emulated token stands for K real ones, and a run goes K times faster than
 real time (a large cluster slower than that: `slowed`): a decode step takes its real time, a run of hours takes minutes,
 and what our own processes cost weighs K times what it would. So this is a lower bound of what is left of a speed-up.
 
-All arms of a seed run one after another on the same prompts and lengths, seeds in turn. The policy is frozen: this is
-the schedule alone. Times and rates in the tables are of real tokens on the real accelerators. Each run is written to
---out as it ends; --resume takes over those that are there, of other workloads and arms too.
+Of a run the steps are measured in which the pipeline is full: those before, and the last, for which nothing is launched
+any more, are taken beside the --steps. All arms of a seed run one after another on the same prompts and lengths, seeds
+in turn. The policy is frozen: this is the schedule alone. Times and rates in the tables are of real tokens on the real
+accelerators. Each run is written to --out as it ends; --resume takes over those that are there, of other workloads and
+arms too.
 """
 
 import argparse
@@ -27,7 +29,7 @@ import msgspec
 import numpy as np
 
 from bench.charts import draw_bars, for_plots
-from bench.measured import SCHEMA, Measured, launch, measure
+from bench.measured import SCHEMA, Measured, draining, launch, measure
 from bench.profiles import PROFILES, Profile
 from bench.results import commit, conditions, keep, spread
 from bench.shaping import ARMS, BASELINE, KEEP, SYNTHETIC, from_trace
@@ -53,8 +55,8 @@ COLUMNS = 16
 PROMPT_TOKENS = 64
 CAP = 1024 - PROMPT_TOKENS
 """The longest response in emulated tokens: prompts and vocabulary are those of a model made for 1,024 tokens."""
-SKIPPED = 4
-"""Steps at the beginning, in which the pipeline fills."""
+FILLING = 4
+"""Steps at the beginning in which the pipeline fills, beside as many as there may be versions in flight."""
 PLOT = "emulated.png"
 
 
@@ -74,13 +76,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="*", choices=SYNTHETIC, default=["math", "heavy"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(CHOSEN))
     parser.add_argument("--accelerators", nargs="+", type=int, choices=PROFILES, default=[8])
-    parser.add_argument("--steps", type=int, default=30, help=f"per run, of which {SKIPPED} are left out")
+    parser.add_argument("--steps", type=int, default=16, help="per run that are measured: others come before and after")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=for_plots, help="directory for emulated.md, .json and the plot")
     parser.add_argument("--resume", action="store_true", help="go on from the emulated.json that is in --out")
     arguments = parser.parse_args()
-    if arguments.steps <= SKIPPED:
-        parser.error(f"--steps {arguments.steps}: {SKIPPED} are left out, so give more")
+    if arguments.steps < 1:
+        parser.error(f"--steps {arguments.steps}: give 1 or more")
     return arguments
 
 
@@ -112,7 +114,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def resumed(arguments: argparse.Namespace) -> tuple[Cells, list[str]]:
-    """What is there already, and of which commits. Raises `ConfigError` if it is of other seeds or steps."""
+    """What is there already, and of which commits; seeds may be added at the end.
+
+    Raises:
+        ConfigError: it is of other seeds or steps.
+    """
     if not arguments.resume:
         return {}, []
     if arguments.out is None:
@@ -122,7 +128,8 @@ def resumed(arguments: argparse.Namespace) -> tuple[Cells, list[str]]:
         return {}, []
     try:
         found = json.loads(path.read_text())
-        is_same = (found["schema"], found["steps"], found["seeds"]) == (SCHEMA, arguments.steps, arguments.seeds)
+        given = arguments.seeds[: len(found["seeds"])]
+        is_same = (found["schema"], found["steps"], found["seeds"]) == (SCHEMA, arguments.steps, given)
         cells = {
             (cell["accelerators"], cell["workload"], cell["arm"]): msgspec.convert(cell["runs"], list[Measured])
             for cell in found["cells"]
@@ -163,8 +170,11 @@ def one_run(
     with tempfile.TemporaryDirectory() as home:
         trace = Path(home) / "lengths.npz"
         np.savez(trace, lengths=-(-lengths // ratio))
-        settings = settings_of(profile, ratio, str(trace), min(CAP, -(-cap // ratio)), arm, num_steps, seed)
-        return measure(launch(settings, Path(home)), SKIPPED)
+        staleness = ARMS[arm].max_staleness
+        filling = FILLING + staleness
+        total = filling + num_steps + draining(staleness)
+        settings = settings_of(profile, ratio, str(trace), min(CAP, -(-cap // ratio)), arm, total, seed)
+        return measure(launch(settings, Path(home)), filling)
 
 
 def settings_of(
@@ -272,7 +282,7 @@ def table(cells: Cells, number: int, workload: str) -> list[str]:
         shown = [columns(profile, workload, *pair) for pair in zip(runs, plain, strict=False)]
         titles = list(shown[0])
         values = [spread([each[title][0] for each in shown], shown[0][title][1]) for title in titles]
-        rows.append(f"| {' | '.join((arm, *values))} |")
+        rows.append(f"| {' | '.join((arm, str(len(shown)), *values))} |")
     return [
         f"## {workload}, {number} accelerators",
         "",
@@ -280,8 +290,8 @@ def table(cells: Cells, number: int, workload: str) -> list[str]:
         f"{profile.groups_per_step} groups of {KEEP} per step; K = {ratio}, {ratio / profile.slowed:g} times faster "
         "than real time.",
         "",
-        f"| {' | '.join(('arm', *titles))} |",
-        "|" + "---|" * (len(titles) + 1),
+        f"| {' | '.join(('arm', 'seeds', *titles))} |",
+        "|" + "---|" * (len(titles) + 2),
         *rows,
         "",
     ]
@@ -295,7 +305,8 @@ def write(arguments: argparse.Namespace, text: str, cells: Cells, commits: Seque
         {"accelerators": number, "workload": workload, "arm": arm, "runs": msgspec.to_builtins(found)}
         for (number, workload, arm), found in cells.items()
     ]
-    numbers = {"commits": commits, "steps": arguments.steps, "seeds": arguments.seeds, "cells": runs}
+    seeds = arguments.seeds[: max(map(len, cells.values()))]  # those of later ones are not there yet
+    numbers = {"commits": commits, "steps": arguments.steps, "seeds": seeds, "cells": runs}
     keep(arguments.out, "emulated", text, numbers, schema=SCHEMA)
     groups = {f"{name} accelerators": found for name, found in speed_ups(cells).items()}
     draw_bars(arguments.out / PLOT, groups, "groups trained per hour, over synchronous", level=1.0)

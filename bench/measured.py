@@ -1,7 +1,8 @@
 """A run, launched from settings and measured from what it left: its traces, its metrics, its summary.
 
 Shares are integrals over the intervals in which a process worked, in a window that begins at one step and ends at
-another, so that starting and ending are in none. Tokens that a generator decoded are counted by itself.
+another, so that starting and ending are in none: behind it follow as many steps as there are versions in flight, for
+which nothing is launched any more. Tokens that a generator decoded are counted by itself.
 """
 
 import json
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 DEADLINE_S = 3600.0
 LAUNCH = "from darts_async import lifetime; lifetime.die_with_parent(); from launcher.cli import main; main()"
 """What is run: `darts-launch`, which ends with the benchmark, however that ends."""
-SCHEMA = 2
+SCHEMA = 3
 """Of the files that hold these numbers. Another one cannot be compared with them."""
 
 
@@ -111,7 +112,7 @@ def launch(settings: Mapping[str, Any], home: Path) -> Path:
 
 
 def measure(run_dir: Path, skip_steps: int) -> Measured:
-    """The numbers of a finished run, from the end of step `skip_steps` - 1 to the end of the last one.
+    """The numbers of a finished run, from the end of step `skip_steps` - 1 on, without the `draining` steps.
 
     Raises:
         ConfigError: the directory holds no finished run, no trace, or not that many steps.
@@ -124,12 +125,16 @@ def measure(run_dir: Path, skip_steps: int) -> Measured:
         raise ConfigError(f"{run_dir} is not the directory of a finished run: {error}") from error
     lives = dict(Traces(run_dir).by_process())
     ended_s = _step_ends(lives[LAUNCHER])
-    if len(ended_s) <= skip_steps:
-        raise ConfigError(f"{run_dir} holds {len(ended_s)} steps, of which {skip_steps} are to be left out; run more")
-    since_s, until_s = ended_s[skip_steps - 1], ended_s[-1]
-    metrics = [line for line in lines if line["type"] == "step" and line["step"] >= skip_steps]
+    end = len(ended_s) - draining(config["staleness"]["max_staleness"])
+    if end <= skip_steps:
+        raise ConfigError(
+            f"{run_dir} holds {len(ended_s)} steps, of which the first {skip_steps} and the last {len(ended_s) - end} "
+            "are to be left out; run more"
+        )
+    since_s, until_s = ended_s[skip_steps - 1], ended_s[end - 1]
+    metrics = [line for line in lines if line["type"] == "step" and skip_steps <= line["step"] < end]
     stalls = [line["weights/stall_s"] for line in metrics if "weights/stall_s" in line]
-    num_steps = len(ended_s) - skip_steps
+    num_steps = end - skip_steps
     generators = [each for name, each in lives.items() if name.startswith("generator/")]
     return Measured(
         window_s=until_s - since_s,
@@ -149,6 +154,11 @@ def measure(run_dir: Path, skip_steps: int) -> Measured:
         tokens_by_fate=_tokens_by_fate(summary),
         reward=fmean(_values(metrics, "reward/mean")),
     )
+
+
+def draining(max_staleness: int) -> int:
+    """Steps at the end of a run while which less and less is left to be launched."""
+    return max_staleness + 1
 
 
 def _step_ends(launcher: Sequence[Life]) -> list[float]:

@@ -60,7 +60,7 @@ def test_what_is_measured_of_a_run_adds_up(tmp_path: Path) -> None:
     run_dir = launch(EMULATED, tmp_path)
     assert audit_run(run_dir).findings == []
     found = measure(run_dir, skip_steps=4)
-    assert (found.num_steps, found.num_groups) == (8, 16)
+    assert (found.num_steps, found.num_groups) == (5, 10), "12, but for 4 before and 3 after"
     assert found.staleness_max <= 2
     assert 0 < found.num_trained <= sum(found.tokens_by_fate.values())
     assert 0 < found.num_decoded <= sum(found.tokens_by_fate.values())
@@ -71,10 +71,10 @@ def test_what_is_measured_of_a_run_adds_up(tmp_path: Path) -> None:
     assert found.cancels_s is not None
     assert 0 < found.cancels_s[0] <= found.cancels_s[1]
     learner = found.processes["learner/0"].stages
-    assert learner["step"] * found.window_s > 8 * 0.01, "each step takes the time that the script says"
+    assert learner["step"] * found.window_s > 5 * 0.01, "each step takes the time that the script says"
     assert 0 < found.mean("generator", "slots") <= 1
-    with pytest.raises(ConfigError, match="12 steps, of which 12"):
-        measure(run_dir, skip_steps=12)
+    with pytest.raises(ConfigError, match="12 steps, of which the first 9 and the last 3"):
+        measure(run_dir, skip_steps=9)
 
 
 @pytest.mark.slow
@@ -133,7 +133,9 @@ def test_emulated_runs_that_are_there_are_taken_over_and_others_refused(tmp_path
     emulated.write(asked, "", cells, ["abc"])
     assert emulated.resumed(asked) == (cells, ["abc"])
     with pytest.raises(ConfigError, match=r"holds runs of --steps 30 --seeds \[0\]"):
-        emulated.resumed(argparse.Namespace(out=tmp_path, resume=True, steps=30, seeds=[0, 1]))
+        emulated.resumed(argparse.Namespace(out=tmp_path, resume=True, steps=30, seeds=[1]))
+    more = argparse.Namespace(out=tmp_path, resume=True, steps=30, seeds=[0, 1])
+    assert emulated.resumed(more) == (cells, ["abc"]), "another seed can be added"
     (tmp_path / "emulated.json").write_text("[]")
     with pytest.raises(ConfigError, match="move it away"):
         emulated.resumed(asked)
