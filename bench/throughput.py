@@ -5,8 +5,9 @@
 
 Launches the cluster as `darts-launch` does, for so many steps, and measures from the end of step `skip` on: starting,
 compiling and the first evaluation are left out, and so are the last steps, for which nothing is launched any more. With
-`--compare` the two take turns, so that a machine that gets slower is not taken for a configuration that is. With `--baseline`, numbers that an earlier call has written, it ends with exit
-code 1 where a rate is below `ratio` times what it was.
+`--compare` the two take turns, so that a machine that gets slower is not taken for a configuration that is. With
+`--baseline`, numbers that an earlier call has written, it ends with exit code 1 where a rate is below `ratio` times
+what it was.
 """
 
 import argparse
