@@ -154,7 +154,7 @@ class Fleet:
     def __init__(self, plan: RunPlan, *, lost_after_s: float) -> None:
         self._specs = {spec.name: spec for spec in plan.processes}
         self._lost_after_s = lost_after_s
-        self._is_ending = False
+        self._grace_s: float | None = None  # of the processes, once the fleet is to end
         self.nodes = {name: Node(name) for name in plan.nodes}
 
     @property
@@ -171,7 +171,7 @@ class Fleet:
     @property
     def is_over(self) -> bool:
         """Whether every node has ended."""
-        return self._is_ending and not any(node.is_up for node in self.nodes.values())
+        return self._grace_s is not None and not any(node.is_up for node in self.nodes.values())
 
     # --- what is wanted --------------------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class Fleet:
 
     def end(self, grace_s: float) -> list[Step]:
         """Have every node stop what runs there, report it, and end."""
-        self._is_ending = True
+        self._grace_s = grace_s
         steps: list[Step] = []
         for node in self.nodes.values():
             node.launch_at_s = None
@@ -249,7 +249,7 @@ class Fleet:
         node = self.nodes[node_name]
         if not node.is_up or node.silent_since_s is not None:
             return []
-        if self._is_ending:  # the last agent has said its last word
+        if self._grace_s is not None:  # the last agent has said its last word
             return self._lose(node, reason, now_s)
         node.silent_since_s = now_s
         return [NodeSilent(node_name, reason)]
@@ -305,8 +305,11 @@ class Fleet:
             steps += self._left(node, ended)
         steps += self._give_up_running(node, {record.name for record in report.running})  # ended with their keeper
         # It was told to start and then to leave, and the keeper that knew is dead: told again, it would start and stay.
-        for name in [name for name, member in node.members.items() if member.is_unwanted and member.record is None]:
+        unseen = [name for name, member in node.members.items() if member.record is None]
+        for name in [name for name in unseen if self._grace_s is not None or node.members[name].is_unwanted]:
             steps += self._give_up(node, name)
+        if self._grace_s is not None:  # it came up too late, or this agent has not heard of the end
+            return [*steps, Tell(node.name, EndNode(self._grace_s))]
         return steps + [Tell(node.name, member.order) for member in node.members.values() if member.record is None]
 
     def _runs(self, node: Node, record: ProcessRecord) -> list[Step]:
@@ -330,10 +333,10 @@ class Fleet:
     def _lose(self, node: Node, reason: str, now_s: float) -> list[Step]:
         """What ran there is gone; what was ordered and did not run waits for the node."""
         if not node.is_up:
-            return self.launch_failed(node.name, reason, now_s) if node.is_launching and not self._is_ending else []
+            return self.launch_failed(node.name, reason, now_s) if node.is_launching and self._grace_s is None else []
         node.is_up, node.silent_since_s, node.lost_since_s, node.keeper_pid = False, None, now_s, None
         gone = self._give_up_running(node, set())
-        return gone if self._is_ending else [NodeLost(node.name, reason), *gone, *self._launch(node, now_s)]
+        return gone if self._grace_s is not None else [NodeLost(node.name, reason), *gone, *self._launch(node, now_s)]
 
     def _give_up_running(self, node: Node, still: set[str]) -> list[Step]:
         gone = [name for name, member in node.members.items() if member.record is not None and name not in still]

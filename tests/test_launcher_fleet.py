@@ -165,6 +165,28 @@ def test_a_fleet_that_ends_starts_nothing_again() -> None:
     assert fleet.tick(1000.0) == []
 
 
+def test_a_node_that_comes_up_while_the_fleet_ends_is_ended_too_and_starts_nothing() -> None:
+    fleet = new_fleet()
+    fleet.begin(0.0)
+    stands = NodeStands(KEEPER, [], [])
+    fleet.reported("a", 1, stands, 0.0)
+    fleet.start("generator/0", 1)
+    assert fleet.end(5.0) == [Tell("a", EndNode(5.0)), Ended(ProcessExit("generator/0", 0, -9, 1))]
+    assert fleet.reported("b", 1, stands, 1.0) == [NodeCame("b", 1, None), Tell("b", EndNode(5.0))]
+    fleet.keeper_ended("a", "its keeper has ended with exit code 0", 2.0)
+    assert not fleet.is_over
+    fleet.keeper_ended("b", "its keeper has ended with exit code 0", 2.0)
+    assert fleet.is_over
+
+
+def test_an_agent_that_takes_the_place_of_one_while_the_fleet_ends_starts_nothing() -> None:
+    fleet = fleet_up()
+    fleet.start("generator/0", 1)
+    fleet.end(5.0)
+    steps = fleet.reported("b", 2, NodeStands(KEEPER, [], []), 1.0)
+    assert steps == [NodeCame("b", 2, None), Ended(ProcessExit("generator/0", 0, -9, 1)), Tell("b", EndNode(5.0))]
+
+
 def test_what_was_to_leave_before_it_was_seen_to_run_does_not_start_on_the_next_keeper() -> None:
     fleet = fleet_up()
     fleet.start("generator/0", 1)
