@@ -10,9 +10,10 @@ and what our own processes cost weighs K times what it would. So this is a lower
 
 Of a run the steps are measured in which the pipeline is full: those before, and the last, for which nothing is launched
 any more, are taken beside the --steps. All arms of a seed run one after another on the same prompts and lengths, seeds
-in turn. The policy is frozen: this is the schedule alone. Times and rates in the tables are of real tokens on the real
-accelerators. Each run is written to --out as it ends; --resume takes over those that are there, of other workloads and
-arms too.
+in turn. The policy is frozen: this is the schedule alone. Each run is simulated too, with the same settings and lengths
+and processes that take no time: what the real ones take beyond that is theirs. Times and rates in the tables are of
+real tokens on the real accelerators. Each run is written to --out as it ends; --resume takes over those that are there,
+of other workloads and arms too.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import msgspec
 import numpy as np
 
 from bench.charts import draw_bars, for_plots
+from bench.ideal import Ideal, simulated
 from bench.measured import SCHEMA, Measured, draining, launch, measure
 from bench.profiles import PROFILES, Profile
 from bench.results import commit, conditions, keep, spread
@@ -86,7 +88,14 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-Cells = dict[tuple[int, str, str], list[Measured]]
+class Run(msgspec.Struct, frozen=True):
+    """One run of the real processes, and the same simulated."""
+
+    found: Measured
+    ideal: Ideal
+
+
+Cells = dict[tuple[int, str, str], list[Run]]
 """By accelerators, workload and arm: one for each seed."""
 
 
@@ -108,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
                     if len(runs) > place:
                         continue
                     runs.append(one_run(PROFILES[number], name, lengths, cap, arm, arguments.steps, seed))
-                    print(f"{number}, {name}, {arm}, seed {seed}: {runs[-1].window_s:.0f} s", file=sys.stderr)
+                    print(f"{number}, {name}, {arm}, seed {seed}: {runs[-1].found.window_s:.0f} s", file=sys.stderr)
                     write(arguments, report(cells, commits, time.monotonic() - began_s), cells, commits)
     print(report(cells, commits, time.monotonic() - began_s))
 
@@ -131,7 +140,7 @@ def resumed(arguments: argparse.Namespace) -> tuple[Cells, list[str]]:
         given = arguments.seeds[: len(found["seeds"])]
         is_same = (found["schema"], found["steps"], found["seeds"]) == (SCHEMA, arguments.steps, given)
         cells = {
-            (cell["accelerators"], cell["workload"], cell["arm"]): msgspec.convert(cell["runs"], list[Measured])
+            (cell["accelerators"], cell["workload"], cell["arm"]): msgspec.convert(cell["runs"], list[Run])
             for cell in found["cells"]
         }
         commits = [str(each) for each in found["commits"]]
@@ -164,17 +173,18 @@ def one_run(
     arm: str,
     num_steps: int,
     seed: int,
-) -> Measured:
+) -> Run:
     """Launch it and measure it."""
     ratio = tokens_per_token(workload)
+    emulated = -(-lengths // ratio)
     with tempfile.TemporaryDirectory() as home:
         trace = Path(home) / "lengths.npz"
-        np.savez(trace, lengths=-(-lengths // ratio))
+        np.savez(trace, lengths=emulated)
         staleness = ARMS[arm].max_staleness
         filling = FILLING + staleness
         total = filling + num_steps + draining(staleness)
         settings = settings_of(profile, ratio, str(trace), min(CAP, -(-cap // ratio)), arm, total, seed)
-        return measure(launch(settings, Path(home)), filling)
+        return Run(measure(launch(settings, Path(home)), filling), simulated(settings, emulated, filling, num_steps))
 
 
 def settings_of(
@@ -220,21 +230,23 @@ def settings_of(
 # --- what is shown ---------------------------------------------------------------------------------------------
 
 
-def columns(profile: Profile, workload: str, found: Measured, plain: Measured) -> dict[str, tuple[float, str]]:
+def columns(profile: Profile, workload: str, run: Run, plain: Measured) -> dict[str, tuple[float, str]]:
     """The numbers of one run, with how to show them; `plain` is the synchronous run of the same seed."""
-    ratio = tokens_per_token(workload)
+    found, ratio = run.found, tokens_per_token(workload)
     faster = ratio / profile.slowed
     real_s, trained = found.window_s * faster, found.num_trained * ratio
     trained_per_s = found.num_trained / found.window_s
     learning_s = trained * profile.token_s + found.num_steps * profile.step_s
     return {
         "s / step": (real_s / found.num_steps, ".1f"),
+        "simulated": (run.ideal.step_s * faster, ".1f"),
         "speed-up per group": (plain.window_s / plain.num_groups / (found.window_s / found.num_groups), ".2f"),
         "per trained token": (trained_per_s / (plain.num_trained / plain.window_s), ".2f"),
         "decoded, tokens/s": (found.num_decoded * ratio / real_s, ",.0f"),
         "of what the profile can": (found.num_decoded * ratio / real_s / profile.decoded_per_s, ".0%"),
         "decoded / trained": (found.num_decoded / found.num_trained, ".2f"),
         "generator idle": (found.mean("generator", "idle"), ".1%"),
+        "when simulated": (run.ideal.generator_idle, ".1%"),
         "slots used": (found.mean("generator", "slots"), ".0%"),
         "learner idle": (1 - found.processes["learner/0"].busy, ".1%"),
         "by the profile": (max(0.0, 1 - learning_s / real_s), ".1%"),
@@ -247,8 +259,9 @@ def columns(profile: Profile, workload: str, found: Measured, plain: Measured) -
 
 NOTES = """\
 Medians over the seeds, with half of the range between the lowest and the highest. Speed-up: of the synchronous run of
-the same seed, by groups trained and by tokens trained. `of what the profile can`: decoded, over all slots of all
-generators in use all the time. `by the profile`: how long the learner would be idle if it cost nothing to feed it.
+the same seed, by groups trained and by tokens trained. `simulated`: the schedule of the same run, with processes and
+links that take no time. `of what the profile can`: decoded, over all slots of all generators in use all the time. `by
+the profile`: how long the learner would be idle if it cost nothing to feed it.
 In `asynchronous` weights are taken in flight and samples go on under the new ones (partial rollout). Tail batching
 opens 1.25 times the groups and samples. `darts` is the method as published; `shortest` stops a group at its 8th finish;
 `survivor` keeps the first 7 and one of the rest by lot. Shaping launches 12 for 8. `shaper busy`, `loop lag`: on the
@@ -279,7 +292,7 @@ def table(cells: Cells, number: int, workload: str) -> list[str]:
     titles: list[str] = []
     for (_, _, arm), runs in ((key, runs) for key, runs in cells.items() if key[:2] == (number, workload)):
         plain = cells[number, workload, BASELINE]
-        shown = [columns(profile, workload, *pair) for pair in zip(runs, plain, strict=False)]
+        shown = [columns(profile, workload, run, base.found) for run, base in zip(runs, plain, strict=False)]
         titles = list(shown[0])
         values = [spread([each[title][0] for each in shown], shown[0][title][1]) for title in titles]
         rows.append(f"| {' | '.join((arm, str(len(shown)), *values))} |")
@@ -317,7 +330,7 @@ def speed_ups(cells: Cells) -> Mapping[str, Mapping[str, Sequence[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for (number, workload, arm), runs in cells.items():
         plain = cells[number, workload, BASELINE]
-        ratios = [one.window_s / each.window_s for each, one in zip(runs, plain, strict=False)]
+        ratios = [base.found.window_s / run.found.window_s for run, base in zip(runs, plain, strict=False)]
         found.setdefault(f"{workload}, {number}", {})[arm] = ratios
     return found
 

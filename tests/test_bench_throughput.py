@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import psutil
 import pytest
 
 from bench import emulated
-from bench.emulated import CHOSEN, LAUNCH, columns, settings_of, speed_ups
+from bench.emulated import CHOSEN, LAUNCH, Run, columns, settings_of, speed_ups
+from bench.ideal import Ideal, simulated
 from bench.measured import ROOT, SCHEMA, Measured, Use, launch, measure
 from bench.profiles import PROFILES
-from bench.shaping import BASELINE
+from bench.shaping import BASELINE, KEEP
 from bench.throughput import names_of, read_results, regressions, write
 from bench.throughput import settings_of as settings_of_file
 from darts_async.config import RunConfig
@@ -53,6 +55,10 @@ def measured(**changes: Any) -> Measured:
         "reward": 0.5,
     }
     return Measured(**numbers | changes)
+
+
+def emulated_run(**changes: Any) -> Run:
+    return Run(measured(**changes), Ideal(step_s=0.4, generator_idle=0.02))
 
 
 @pytest.mark.slow
@@ -118,17 +124,32 @@ def test_every_emulated_run_is_a_valid_one(number: int, arm: str) -> None:
 
 def test_an_emulated_second_and_token_stand_for_as_many_real_ones() -> None:
     profile = PROFILES[8]
-    row = columns(profile, "math", measured(), measured(window_s=20.0))
+    row = columns(profile, "math", emulated_run(), measured(window_s=20.0))
     assert row["s / step"][0] == 10.0 * 16 / 20
     assert row["speed-up per group"][0] == 2.0
     assert row["decoded, tokens/s"][0] == 500.0, "16 times the tokens in 16 times the seconds"
-    cells = {(8, "math", BASELINE): [measured(window_s=20.0)], (8, "math", "shortest"): [measured()]}
+    assert row["simulated"][0] == 0.4 * 16
+    cells = {(8, "math", BASELINE): [emulated_run(window_s=20.0)], (8, "math", "shortest"): [emulated_run()]}
     assert speed_ups(cells) == {"math, 8": {BASELINE: [1.0], "shortest": [2.0]}}
+
+
+def test_a_schedule_by_itself_takes_what_its_samples_do() -> None:
+    """One prompt, whose samples are all as long: a step is decoding, training, updating and nothing else."""
+    settings = settings_of(PROFILES[8], 16, "lengths.npz", 256, BASELINE, 6, 0)
+    settings["learner"] |= {"groups_per_step": 1}
+    settings["roles"]["generator"]["replicas"] = 1
+    script, learner = settings["generator"]["script"], settings["learner"]["script"]
+    found = simulated(settings, np.full((4, 16), 100, np.int64), 2, 3)
+    decoding_s = 100 * script["token_latency_s"] * (1 + KEEP / script["batch_for_double_latency"])
+    training_s = 8 * 100 * learner["token_s"] + learner["step_s"] + learner["broadcast_s"] + script["update_stall_s"]
+    assert found.step_s == pytest.approx(decoding_s + training_s, rel=0.01)
+    idle_s = training_s - script["update_stall_s"]
+    assert found.generator_idle == pytest.approx(idle_s / found.step_s, rel=0.02)
 
 
 def test_emulated_runs_that_are_there_are_taken_over_and_others_refused(tmp_path: Path) -> None:
     asked = argparse.Namespace(out=tmp_path, resume=True, steps=30, seeds=[0])
-    cells = {(8, "math", BASELINE): [measured(window_s=20.0)], (8, "math", "shortest"): [measured()]}
+    cells = {(8, "math", BASELINE): [emulated_run(window_s=20.0)], (8, "math", "shortest"): [emulated_run()]}
     assert emulated.resumed(asked) == ({}, [])
     emulated.write(asked, "", cells, ["abc"])
     assert emulated.resumed(asked) == (cells, ["abc"])

@@ -20,6 +20,8 @@ class SimulationResult:
     """Time between one optimiser step and the one before; the first from the start."""
     generator_s: dict[str, float]
     """Generator time by state (`decode`, `stall`, `idle`), summed over generators."""
+    idle_until_step_s: tuple[float, ...]
+    """Of the state `idle`, what there was of it when each step was taken."""
     learner_s: dict[str, float]
     """Learner time by state (`train`, `idle`)."""
     slot_use: float

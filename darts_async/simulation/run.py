@@ -86,6 +86,7 @@ class Simulation:
         self._statistics = GroupStatistics(config.shaping.baseline)
         self._num_applied = 0
         self._num_events = 0
+        self._idle_until_step_s: list[float] = []
         self._touched: dict[str, SimulatedEngine] = {}
         """Engines that something happened to in this instant."""
 
@@ -103,6 +104,8 @@ class Simulation:
             if isinstance(actor, SimulatedEngine):
                 self._touched[actor.name] = actor
             self._end_instant()
+            if len(self._learner.committed_at_s) > len(self._idle_until_step_s):
+                self._idle_until_step_s.append(self._generator_s()["idle"])
             if after_instant is not None:
                 after_instant()
 
@@ -193,6 +196,12 @@ class Simulation:
         if not group.num_left:
             del self._groups[group_id]
 
+    def _generator_s(self) -> Counter[str]:
+        spent_s: Counter[str] = Counter()
+        for engine in self._engines.values():
+            spent_s.update(engine.meter.closed(self.clock.now_s))
+        return spent_s
+
     # --- the end ---------------------------------------------------------------------------------------------
 
     def result(self) -> SimulationResult:
@@ -200,14 +209,12 @@ class Simulation:
         finished, statistics, engines = self._statistics.finished, self._statistics, list(self._engines.values())
         assert finished is not None
         makespan_s = self.clock.now_s
-        generator_s: Counter[str] = Counter()
-        for engine in engines:
-            generator_s.update(engine.meter.closed(makespan_s))
         commits_s = self._learner.committed_at_s
         return SimulationResult(
             makespan_s=makespan_s,
             step_s=tuple(np.diff(commits_s, prepend=0.0).tolist()),
-            generator_s=dict(generator_s),
+            generator_s=dict(self._generator_s()),
+            idle_until_step_s=tuple(self._idle_until_step_s),
             learner_s=self._learner.meter.closed(makespan_s),
             slot_use=sum(engine.slot_s for engine in engines) / (makespan_s * sum(e.num_slots for e in engines)),
             num_tokens_decoded=sum(engine.num_tokens for engine in engines),
