@@ -176,15 +176,14 @@ def one_run(
 ) -> Run:
     """Launch it and measure it."""
     ratio = tokens_per_token(workload)
-    emulated = -(-lengths // ratio)
     with tempfile.TemporaryDirectory() as home:
         trace = Path(home) / "lengths.npz"
-        np.savez(trace, lengths=emulated)
+        np.savez(trace, lengths=-(-lengths // ratio))
         staleness = ARMS[arm].max_staleness
         filling = FILLING + staleness
         total = filling + num_steps + draining(staleness)
         settings = settings_of(profile, ratio, str(trace), min(CAP, -(-cap // ratio)), arm, total, seed)
-        return Run(measure(launch(settings, Path(home)), filling), simulated(settings, emulated, filling, num_steps))
+        return Run(measure(launch(settings, Path(home)), filling), simulated(settings, filling, num_steps))
 
 
 def settings_of(

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from darts_async.config import RunConfig
+from darts_async.generator.scripted import ScriptedEngine
+from darts_async.prompts.load import load_prompts
+from darts_async.protocol import Generate, SamplingParams, sample_id_of
 from darts_async.simulation import EngineModel, LearnerModel, Models, simulate
 from darts_async.simulation.workload import Draw
-
-_COLUMNS_BETWEEN_VISITS = 7
 
 
 class Ideal(Struct, frozen=True):
@@ -27,27 +27,39 @@ class Ideal(Struct, frozen=True):
     """Share of the window, in the mean over the generators."""
 
 
-class _Lengths:
-    """A workload of [num_prompts, num_columns] lengths; rewards mean nothing."""
+class _Scripted:
+    """A workload: the lengths that the scripted engine gives to the same prompts. Rewards mean nothing."""
 
-    def __init__(self, lengths: NDArray[np.int64]) -> None:
-        self._lengths = lengths
+    def __init__(self, config: RunConfig) -> None:
+        script = config.generator.script
+        assert script is not None
+        self._engine = ScriptedEngine(script, num_slots=1, max_context_tokens=1, seed=config.seed)
+        self._prompts = {prompt.prompt_id: prompt.token_ids for prompt in load_prompts(config).train}
+        self._sampling = SamplingParams(**config.sampling.model_dump())
+        self._nothing = np.empty(0, np.int32)
+
+    @property
+    def num_prompts(self) -> int:
+        """To train on."""
+        return len(self._prompts)
 
     def draw(self, prompt_id: int, sample_index: int, visit: int) -> Draw:
         """See `Workload`."""
-        num_prompts, num_columns = self._lengths.shape
-        column = (sample_index + _COLUMNS_BETWEEN_VISITS * visit) % num_columns
-        return int(self._lengths[prompt_id % num_prompts, column]), 0.0
+        sample_id, prompt = sample_id_of(visit, sample_index), self._prompts[prompt_id]
+        asked = Generate(sample_id, prompt, self._nothing, seed=sample_id, sampling=self._sampling)
+        return self._engine.scripted_length(asked), 0.0
 
 
-def simulated(settings: Mapping[str, Any], lengths: NDArray[np.int64], skip_steps: int, num_steps: int) -> Ideal:
+def simulated(settings: Mapping[str, Any], skip_steps: int, num_steps: int) -> Ideal:
     """The run of a cluster.yaml with scripted engines and learner.
 
     Args:
         settings: the cluster.yaml, in emulated tokens and seconds.
-        lengths: [num_prompts, num_columns] in emulated tokens.
         skip_steps: steps before the window, 1 or more.
         num_steps: steps in it.
+
+    Raises:
+        ConfigError: the trace of the script cannot be read.
     """
     config = RunConfig.model_validate(settings)
     script, learner = config.generator.script, config.learner.script
@@ -59,7 +71,8 @@ def simulated(settings: Mapping[str, Any], lengths: NDArray[np.int64], skip_step
         update_stall_s=script.update_stall_s,
     )
     models = Models(engine, learner=LearnerModel(learner.step_s, learner.token_s, learner.broadcast_s))
-    result = simulate(config, _Lengths(lengths), models, num_prompts=len(lengths))
+    workload = _Scripted(config)
+    result = simulate(config, workload, models, num_prompts=workload.num_prompts)
     begin, end = skip_steps, skip_steps + num_steps
     window_s = sum(result.step_s[begin:end])
     idle_s = result.idle_until_step_s[end - 1] - result.idle_until_step_s[begin - 1]

@@ -133,13 +133,14 @@ def test_an_emulated_second_and_token_stand_for_as_many_real_ones() -> None:
     assert speed_ups(cells) == {"math, 8": {BASELINE: [1.0], "shortest": [2.0]}}
 
 
-def test_a_schedule_by_itself_takes_what_its_samples_do() -> None:
+def test_a_schedule_by_itself_takes_what_its_samples_do(tmp_path: Path) -> None:
     """One prompt, whose samples are all as long: a step is decoding, training, updating and nothing else."""
-    settings = settings_of(PROFILES[8], 16, "lengths.npz", 256, BASELINE, 6, 0)
+    np.savez(tmp_path / "lengths.npz", lengths=np.full((4, 16), 100, np.int64))
+    settings = settings_of(PROFILES[8], 16, str(tmp_path / "lengths.npz"), 256, BASELINE, 6, 0)
     settings["learner"] |= {"groups_per_step": 1}
     settings["roles"]["generator"]["replicas"] = 1
     script, learner = settings["generator"]["script"], settings["learner"]["script"]
-    found = simulated(settings, np.full((4, 16), 100, np.int64), 2, 3)
+    found = simulated(settings, 2, 3)
     decoding_s = 100 * script["token_latency_s"] * (1 + KEEP / script["batch_for_double_latency"])
     training_s = 8 * 100 * learner["token_s"] + learner["step_s"] + learner["broadcast_s"] + script["update_stall_s"]
     assert found.step_s == pytest.approx(decoding_s + training_s, rel=0.01)
