@@ -8,7 +8,7 @@ A training group is opened when the staleness window and the generators have roo
 left to wait for, shipped when the window lets it into the next step, and done when the learner has committed it.
 Samples of a generator that is gone go on elsewhere behind the tokens that were streamed. A learner that comes back from
 a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice; a run is finished when
-its last step is in a checkpoint.
+its last step is in a checkpoint and every generator has told of all that it decoded.
 """
 
 from enum import Enum, auto
