@@ -31,6 +31,7 @@ from bench.measured import launch, quickstart
 from bench.results import conditions, keep
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
+from darts_async.learner.checkpoint import CHECKPOINTS_DIR, directory_of
 from darts_async.models import resolve_model_path
 from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.quickstart.evaluate import sample_prompts
@@ -141,17 +142,16 @@ def ours(name: str, seed: int, num_steps: int) -> Climb:
         config = load_config(run_dir / "config.yaml")
         sets = load_prompts(config)
         first = next(line for line in lines if line["type"] == "evaluation")
-        trained_s = {
+        trained_s = {0: 0.0} | {
             line["step"] + 1: line["elapsed_s"] - first["elapsed_s"] for line in lines if line["type"] == "step"
         }
         models = {0: resolve_model_path(config.model.path)} | {
-            steps: run_dir / "checkpoints" / f"step-{steps:06d}"
+            steps: directory_of(run_dir / CHECKPOINTS_DIR, steps)
             for steps in range(EVERY_STEPS, num_steps + 1, EVERY_STEPS)
         }
         torch.manual_seed(seed)
         rewards = [
-            (trained_s.get(steps, 0.0), steps, held_out_reward(load_model(path), config, sets))
-            for steps, path in models.items()
+            (trained_s[steps], steps, held_out_reward(load_model(path), config, sets)) for steps, path in models.items()
         ]
     return Climb(name, seed, rewards)
 
