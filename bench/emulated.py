@@ -119,7 +119,9 @@ def run(arguments: argparse.Namespace) -> None:
                     runs.append(one_run(PROFILES[number], name, lengths, cap, arm, arguments.steps, seed))
                     print(f"{number}, {name}, {arm}, seed {seed}: {runs[-1].found.window_s:.0f} s", file=sys.stderr)
                     write(arguments, report(cells, commits, time.monotonic() - began_s), cells, commits)
-    print(report(cells, commits, time.monotonic() - began_s))
+    text = report(cells, commits, time.monotonic() - began_s)
+    write(arguments, text, cells, commits)  # also if all was there already
+    print(text)
 
 
 def resumed(arguments: argparse.Namespace) -> tuple[Cells, list[str]]:
