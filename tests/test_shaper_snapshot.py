@@ -22,6 +22,9 @@ from tests.test_shaper_state import RULES, check_accounts
 
 DERIVED = {
     "_answers": "a cache of the staleness window",
+    "num_changes": "tells whether a cache is still good",
+    "_used_at": "the same",
+    "_cut_at_step": "the same",
     "_order": "of an epoch, drawn when it is needed",
     "_epoch": "goes with it",
     "_lowest_version": "follows from the seats",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from darts_async.errors import DataError
 from darts_async.protocol import Cancel, EvaluationCompleted, GroupsCommitted, SampleFinished, StepCompleted
 from darts_async.shaper.state import Phase
-from darts_async.shaper.training import LEARNER
+from darts_async.shaper.training import LEARNER, Training
 from tests.shaper_world import World, world_config
 
 RULES = {
@@ -170,6 +170,21 @@ def test_messages_told_twice_change_nothing() -> None:
             world.feed(LEARNER, GroupsCommitted(world.version - 1, np.array(done)))
         world.state.validate()
     check_accounts(world)
+
+
+@pytest.mark.parametrize("rule", ["tail batching", "tail batching of survivors"])
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_spares_that_are_not_asked_again_would_have_answered_the_same(
+    rule: str, max_staleness: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = {"staleness": {"max_staleness": max_staleness}, "learner": {"steps": 8}}
+    world = finished_world(seed, shaping=RULES[rule], **sections)
+    assert any(dropped.reason == "overcommitted" for dropped in world.dropped), "there were spares to be cut"
+    never = property(lambda self: None, lambda self, value: None)
+    monkeypatch.setattr(Training, "_used_at", never, raising=False)
+    monkeypatch.setattr(Training, "_cut_at_step", never, raising=False)
+    assert finished_world(seed, shaping=RULES[rule], **sections).ledger == world.ledger
 
 
 def test_overcommitted_groups_replace_slow_ones_and_cut_prompts_come_back() -> None:

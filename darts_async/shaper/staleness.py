@@ -44,6 +44,8 @@ class StalenessWindow:
         self._num_shipped = num_shipped
         self._floors: dict[int, int] = {}
         self._open_by_deadline: Counter[int] = Counter()
+        self.num_changes = 0
+        """Since this object was made: as long as it stays the same, all answers do."""
         self._answers: dict[tuple[int | None, int | None, int], bool] = {}
         """What `_feasible` has answered since the last change: the same few questions come with every event."""
 
@@ -110,7 +112,7 @@ class StalenessWindow:
 
     def reopen(self, num_steps: int) -> None:
         """So many steps were taken; nothing beyond them is open or shipped any more."""
-        self._answers.clear()
+        self._changed()
         self._floors.clear()
         self._open_by_deadline.clear()
         self._num_shipped = num_steps * self._groups_per_step
@@ -131,13 +133,17 @@ class StalenessWindow:
         assert expected == self._open_by_deadline, (expected, self._open_by_deadline)
         assert self._holds(None, None, 0), (self._num_shipped, sorted(self._floors.items()))
 
-    def _open(self, group_id: int, floor: int) -> None:
+    def _changed(self) -> None:
+        self.num_changes += 1
         self._answers.clear()
+
+    def _open(self, group_id: int, floor: int) -> None:
+        self._changed()
         self._floors[group_id] = floor
         self._open_by_deadline[floor + self._max_staleness] += 1
 
     def _close(self, group_id: int) -> None:
-        self._answers.clear()
+        self._changed()
         deadline = self._floors.pop(group_id) + self._max_staleness
         self._open_by_deadline[deadline] -= 1
         if not self._open_by_deadline[deadline]:

@@ -70,6 +70,10 @@ class Training:
         self._sent: dict[int, TakenGroup] = {}
         """The shipped groups as the learner was sent them."""
         self._spares: dict[int, Group] = {}
+        self._used_at: tuple[int, int, list[int]] | None = None
+        """How things stood when no spare could be used any more, see `_use_spares`."""
+        self._cut_at_step = -1
+        """The next step when no spare was to be cut any more."""
         self._max_spares = round((config.shaping.overcommit - 1) * config.max_open_groups)
         self._queue = PromptQueue(prompts, planner.num_samples, planner.batch)
         self._retries: Counter[int] = Counter()
@@ -297,7 +301,14 @@ class Training:
         return step >= self._config.learner.steps or floor + self._config.staleness.max_staleness < step
 
     def _use_spares(self) -> None:
-        """Complete spares take places in the window: free ones, or those of groups that are still waited for."""
+        """Complete spares take places in the window: free ones, or those of groups that are still waited for.
+
+        With every event it is asked anew, and hardly ever is the answer another one. It follows from the window, whose
+        undecided groups change when it does, the steps taken and who is complete; while these are as they were when the
+        last spare had been tried, nothing comes of it.
+        """
+        if self._used_at == self._standing_of_spares():
+            return
         for spare in [g for g in self._spares.values() if g.kept is not None]:
             floor = self._floor_of(spare)
             if self._window.num_shipped + self._window.num_open < self._num_train_groups and self._enter(spare, floor):
@@ -308,6 +319,11 @@ class Training:
             for rival in reversed(latest.values()):
                 if self._replace(rival, spare, floor):
                     break
+        self._used_at = self._standing_of_spares()
+
+    def _standing_of_spares(self) -> tuple[int, int, list[int]]:
+        complete = [group_id for group_id, group in self._spares.items() if group.kept is not None]
+        return self._window.num_changes, self.num_steps, complete
 
     def _floor_of(self, group: Group) -> int:
         """The oldest version in what is kept of a complete group. Generators may tell of a version before the learner
@@ -337,12 +353,20 @@ class Training:
         return False
 
     def _cut_spares(self) -> None:
-        """Spares that no step may take any more, and all when the last step is filled."""
+        """Spares that no step may take any more, and all when the last step is filled. Nobody comes among the spares,
+        nor completes there, that the next step could not take: it is enough to look when that is another one."""
+        if self._cut_at_step == self._window.next_step:
+            return
+        self._cut_at_step = self._window.next_step
         for spare in list(self._spares.values()):
-            if self._is_too_late(spare.floor if spare.kept is None else spare.oldest_kept_version):
+            if self._is_too_late(self._oldest_version(spare)):
                 del self._spares[spare.group_id]
                 self._queue.ask_again(spare.prompt, len(spare.samples))
                 self._drop(spare, fate="cancelled", reason="overcommitted")
+
+    def _oldest_version(self, group: Group) -> int:
+        """That it trains on, or can be asked to."""
+        return group.floor if group.kept is None else group.oldest_kept_version
 
     def _blocking_group(self) -> Group | None:
         """The slowest group, if it alone keeps the learner and others waiting."""
@@ -407,6 +431,8 @@ class Training:
         assert num_open == self._window.num_open, (num_open, self._window.num_open)
         assert len(self._spares) <= self._max_spares, len(self._spares)
         assert not self._spares.keys() & self._complete.keys()
+        for group_id, spare in self._spares.items():
+            assert not self._is_too_late(self._oldest_version(spare)), group_id
         assert sorted(self._most_urgent) == sorted(map(self._urgency, self._complete.values()))
         assert self._window.num_open + len(self._shipped) <= self._config.max_open_groups
         assert list(self._sent) == list(self._shipped)
