@@ -24,6 +24,7 @@ DERIVED = {
     "_answers": "a cache of the staleness window",
     "num_changes": "tells whether a cache is still good",
     "_used_at": "the same",
+    "_rivals": "may hold groups that are not waited for any more, which are taken out when they are met",
     "_cut_at_step": "the same",
     "_order": "of an epoch, drawn when it is needed",
     "_epoch": "goes with it",

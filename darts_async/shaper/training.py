@@ -8,6 +8,7 @@ too old for any step are cut, and their prompts asked again, then with a place t
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from heapq import heappop, heappush
 
@@ -70,6 +71,9 @@ class Training:
         self._sent: dict[int, TakenGroup] = {}
         """The shipped groups as the learner was sent them."""
         self._spares: dict[int, Group] = {}
+        self._rivals: dict[int, list[int]] = {}
+        """By deadline, in the order of their ids: groups in the window that a spare may replace while they are waited
+        for. Who is not any more is taken out when it is met."""
         self._used_at: tuple[int, int, list[int]] | None = None
         """How things stood when no spare could be used any more, see `_use_spares`."""
         self._cut_at_step = -1
@@ -198,6 +202,11 @@ class Training:
             self._spares[group.group_id] = group
         else:
             self._window.admit(group.group_id, group.floor)
+            self._add_rival(group)
+
+    def _add_rival(self, group: Group) -> None:
+        if self._max_spares and not group.asked_again:
+            self._rivals.setdefault(self._window.deadline(group.group_id), []).append(group.group_id)
 
     def unheard(self, policy_version: int) -> list[GroupsCommitted]:
         """The steps that a learner at this version has taken, and whose commit was lost with the learner before it.
@@ -309,17 +318,39 @@ class Training:
         """
         if self._used_at == self._standing_of_spares():
             return
+        hopeless: set[int] = set()
+        """Floors for which there is no place until another spare has found one."""
         for spare in [g for g in self._spares.values() if g.kept is not None]:
             floor = self._floor_of(spare)
-            if self._window.num_shipped + self._window.num_open < self._num_train_groups and self._enter(spare, floor):
+            if floor in hopeless:
                 continue
-            rivals = sorted((g for g in self._undecided() if not g.asked_again), key=self._urgency)
-            # Of those with one deadline all could be replaced or none: the latest is asked.
-            latest = {self._window.deadline(g.group_id): g for g in rivals}
-            for rival in reversed(latest.values()):
-                if self._replace(rival, spare, floor):
-                    break
+            if self._find_place(spare, floor):
+                hopeless.clear()
+            else:
+                hopeless.add(floor)
         self._used_at = self._standing_of_spares()
+
+    def _find_place(self, spare: Group, floor: int) -> bool:
+        """Whether the spare is in the window now."""
+        if self._window.num_shipped + self._window.num_open < self._num_train_groups and self._enter(spare, floor):
+            return True
+        return any(self._replace(rival, spare, floor) for rival in self._latest_rivals())
+
+    def _latest_rivals(self) -> Iterator[Group]:
+        """Whom a spare could replace, the latest deadline first. Of the groups with one deadline all could be replaced
+        or none, so of each the last one."""
+        for deadline in sorted(self._rivals, reverse=True):
+            group_ids = self._rivals[deadline]
+            while group_ids and not self._is_waited_for(group_ids[-1]):
+                group_ids.pop()  # for good: nobody is waited for again
+            if group_ids:
+                yield self._work.groups[group_ids[-1]]
+            else:
+                del self._rivals[deadline]
+
+    def _is_waited_for(self, group_id: int) -> bool:
+        group = self._work.groups.get(group_id)
+        return group is not None and group.undecided and group_id not in self._spares
 
     def _standing_of_spares(self) -> tuple[int, int, list[int]]:
         complete = [group_id for group_id, group in self._spares.items() if group.kept is not None]
@@ -378,11 +409,7 @@ class Training:
 
     def _undecided(self) -> list[Group]:
         """Groups in the window that are still waited for."""
-        return [
-            group
-            for group in self._work.groups.values()
-            if group.purpose == "train" and group.undecided and group.group_id not in self._spares
-        ]
+        return [g for g in self._work.groups.values() if g.purpose == "train" and self._is_waited_for(g.group_id)]
 
     def _urgency(self, group: Group) -> tuple[int, int]:
         return self._window.deadline(group.group_id), group.group_id
@@ -422,6 +449,8 @@ class Training:
         self.learner_up = state.learner_up
         self.taken.restore(state.taken)
         self._taken_by_stop = state.taken_by_stop
+        for group in self._undecided():
+            self._add_rival(group)
 
     def validate(self) -> None:
         """Every group is where it says, and everyone who is waited for meets its deadline."""
@@ -431,6 +460,9 @@ class Training:
         assert num_open == self._window.num_open, (num_open, self._window.num_open)
         assert len(self._spares) <= self._max_spares, len(self._spares)
         assert not self._spares.keys() & self._complete.keys()
+        rivals = {group_id for ids in self._rivals.values() for group_id in ids if self._is_waited_for(group_id)}
+        assert not self._max_spares or rivals == {g.group_id for g in self._undecided() if not g.asked_again}
+        assert all(ids == sorted(ids) for ids in self._rivals.values()), self._rivals
         for group_id, spare in self._spares.items():
             assert not self._is_too_late(self._oldest_version(spare)), group_id
         assert sorted(self._most_urgent) == sorted(map(self._urgency, self._complete.values()))
