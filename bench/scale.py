@@ -4,8 +4,9 @@
 
 The real shaper on a virtual clock (see `darts_async.simulation`), with the accelerators of `bench.profiles`, half of
 which decode and half of which train. Weak scaling: groups per step grow with the cluster. Strong scaling: they stay
-what they are. Beside it the arithmetic of what one shaper and its links would have to bear, with the state machine's
-time per message measured here, on one core, at the number of samples in flight of each cluster.
+what they are. Then what an event costs with each way to shape, of which none may take longer as the cluster grows; and
+the arithmetic of what one shaper and its links would have to bear, with the state machine's time per message measured
+here, on one core, at the number of samples in flight of each cluster.
 """
 
 import argparse
@@ -31,6 +32,11 @@ BYTES_PER_TOKEN = 8
 """Of `TokensDecoded`: an int32 and a float32. What a message and a sample cost on top is below a tenth of that."""
 NUM_PROMPTS = 8192
 MEASURED_S = 1.0
+COMPARED = (
+    *("asynchronous", "asynchronous, tail batching", "shortest", "darts", "survivor", "survivor, utility"),
+    *("dual_end + hazard", "qlpo"),
+)
+COMPARED_STEPS = 6
 PLOT = "scale.png"
 
 
@@ -48,6 +54,16 @@ class Point:
     def groups_per_s(self) -> float:
         """Trained."""
         return self.result.num_trained_groups / self.result.makespan_s
+
+    @property
+    def event_s(self) -> float:
+        """Processor time of one message to the shaper, peers included."""
+        return self.processor_s / self.result.num_events
+
+    @property
+    def busy(self) -> float:
+        """Of a core, if all this went on in real time."""
+        return self.processor_s / self.result.makespan_s
 
 
 def profile_of(num_accelerators: int) -> Profile:
@@ -75,6 +91,7 @@ def simulated(num_accelerators: int, groups_per_step: int, arm: str, workload: W
         token_latency_s=profile.token_latency_s,
         batch_for_double_latency=profile.batch_for_double_latency,
         update_stall_s=profile.update_stall_s,
+        flush_every_s=chosen.flush_every_s,
     )
     learner = LearnerModel(step_s=profile.step_s, token_s=profile.token_s, broadcast_s=profile.broadcast_s)
     began_s = time.process_time()
@@ -110,6 +127,21 @@ def scaling_table(points: list[Point]) -> list[str]:
                 f"{point.processor_s:.0f}",
             ]
         )
+    return table(titles, rows)
+
+
+def arms_table(arms: dict[str, list[Point]]) -> list[str]:
+    """One row for each arm, of the same clusters."""
+    numbers = [point.num_accelerators for point in next(iter(arms.values()))]
+    titles = (
+        "arm",
+        *(f"us / event, {number:,} accelerators" for number in numbers),
+        *(f"share of a core, {number:,}" for number in numbers),
+    )
+    rows = [
+        [arm, *(f"{point.event_s * 1e6:.0f}" for point in points), *(f"{point.busy:.1%}" for point in points)]
+        for arm, points in arms.items()
+    ]
     return table(titles, rows)
 
 
@@ -169,6 +201,7 @@ class Scaled:
 
     weak: list[Point]
     strong: list[Point]
+    arms: dict[str, list[Point]]
     burdens: list[Burden]
 
 
@@ -179,14 +212,19 @@ def run(arguments: argparse.Namespace) -> Scaled:
         make, cap = (lambda seed, number: from_trace(arguments.trace, seed, number)), MAX_NEW_TOKENS
     workload = make(0, NUM_PROMPTS)
 
-    def point(number: int, groups_per_step: int) -> Point:
-        print(f"{number} accelerators, {groups_per_step} groups per step", file=sys.stderr)
-        return simulated(number, groups_per_step, arguments.arm, workload, cap, arguments.steps)
+    def point(number: int, groups_per_step: int, arm: str = arguments.arm, steps: int = arguments.steps) -> Point:
+        print(f"{arm}: {number} accelerators, {groups_per_step} groups per step", file=sys.stderr)
+        return simulated(number, groups_per_step, arm, workload, cap, steps)
 
     numbers = arguments.accelerators
+    compared = sorted({numbers[0], numbers[len(numbers) // 2]})
     return Scaled(
         [point(number, GROUPS_PER_ACCELERATOR * number) for number in numbers],
         [point(number, STRONG_GROUPS) for number in numbers],
+        {
+            arm: [point(number, GROUPS_PER_ACCELERATOR * number, arm, COMPARED_STEPS) for number in compared]
+            for arm in COMPARED
+        },
         [burden_of(number) for number in numbers],
     )
 
@@ -211,6 +249,10 @@ def report(arguments: argparse.Namespace, found: Scaled) -> str:
             "",
             *scaling_table(found.strong),
             "",
+            f"## Every way to shape: processor time of {COMPARED_STEPS} steps of weak scaling, peers included",
+            "",
+            *arms_table(found.arms),
+            "",
             f"## One shaper: a message per generator every {STEPS_PER_FLUSH} decode steps, every token in it",
             "",
             *load_table(found.burdens),
@@ -227,6 +269,7 @@ def write(arguments: argparse.Namespace, text: str, found: Scaled) -> None:
         "steps": arguments.steps,
         "weak": [numbers_of(point) for point in found.weak],
         "strong": [numbers_of(point) for point in found.strong],
+        "arms": {arm: [numbers_of(point) for point in points] for arm, points in found.arms.items()},
         "one_shaper": [asdict(each) for each in found.burdens],
     }
     keep(arguments.out, "scale", text, numbers)
@@ -256,6 +299,8 @@ def numbers_of(point: Point) -> dict[str, float]:
         "learner_idle": result.learner_idle_share,
         "staleness_max": result.staleness_max,
         "processor_s": point.processor_s,
+        "event_s": point.event_s,
+        "busy": point.busy,
     }
 
 

@@ -3,8 +3,18 @@
 import pytest
 
 from bench.profiles import PROFILES
-from bench.scale import GROUPS_PER_ACCELERATOR, burden_of, load_table, profile_of, scaling_table, simulated
+from bench.scale import (
+    COMPARED,
+    GROUPS_PER_ACCELERATOR,
+    arms_table,
+    burden_of,
+    load_table,
+    profile_of,
+    scaling_table,
+    simulated,
+)
 from bench.shaping import SYNTHETIC
+from darts_async.shaper.group import Group
 
 
 @pytest.mark.parametrize("number", [2, 8, 48, 1024])
@@ -30,6 +40,35 @@ def test_a_larger_cluster_trains_more_groups_at_about_the_same_efficiency() -> N
     assert large == pytest.approx(2 * small, rel=0.2)
     rows = scaling_table(points)
     assert rows[2].split("|")[5].strip() == "100%"
+
+
+@pytest.mark.parametrize("arm", COMPARED)
+def test_a_message_makes_nobody_look_through_all_groups(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted, not timed: how often a group is asked whether it is decided, per message and in two clusters."""
+    num_asked = 0
+    is_undecided = Group.undecided.fget
+
+    def undecided(group: Group) -> bool:
+        nonlocal num_asked
+        num_asked += 1
+        return is_undecided(group)
+
+    monkeypatch.setattr(Group, "undecided", property(undecided))
+    make, cap = SYNTHETIC["math"]
+    per_message = []
+    for number in (4, 32):
+        num_asked = 0
+        point = simulated(number, GROUPS_PER_ACCELERATOR * number, arm, make(0, 512), cap, 4)
+        per_message.append(num_asked / point.result.num_events)
+    assert per_message[1] < 2 * per_message[0], per_message
+
+
+def test_every_way_to_shape_has_a_row_with_both_clusters() -> None:
+    make, cap = SYNTHETIC["fixed"]
+    arms = {arm: [simulated(number, 8, arm, make(0, 512), cap, 2) for number in (2, 4)] for arm in COMPARED[:3]}
+    head, _, *rows = arms_table(arms)
+    assert "us / event, 4 accelerators" in head
+    assert [row.split("|")[1].strip() for row in rows] == list(COMPARED[:3])
 
 
 def test_the_load_of_a_shaper_grows_with_the_tokens() -> None:
