@@ -38,7 +38,8 @@ log = structlog.get_logger()
 class Agent:
     """Relays between a link and a keeper."""
 
-    def __init__(self, link: Link, mailbox: Mailbox, channel: Channel[FromKeeper]) -> None:
+    def __init__(self, incarnation: int, link: Link, mailbox: Mailbox, channel: Channel[FromKeeper]) -> None:
+        self._incarnation = incarnation
         self._link = link
         self._mailbox = mailbox
         self._channel = channel
@@ -65,8 +66,9 @@ class Agent:
                     case PeerDown(reason=reason):
                         launcher_is_heard = False
                         log.warning("launcher_silent", reason=reason)
-                    case Received(message=RestartAgent()):
-                        self._over.set()
+                    case Received(message=RestartAgent(incarnation=incarnation)):
+                        if incarnation == self._incarnation:
+                            self._over.set()
                     case Received(message=order):
                         present().reach("agent.before_order")
                         self._channel.send(cast(Order, order))
@@ -96,7 +98,7 @@ async def _run(arguments: argparse.Namespace, config: RunConfig) -> None:
             receives=Order,
             sends=Report,
         )
-        await Agent(link, mailbox, channel).relay()
+        await Agent(arguments.incarnation, link, mailbox, channel).relay()
         mailbox.acknowledge()
         await link.close(FAREWELL_S)
     finally:

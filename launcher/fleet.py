@@ -207,7 +207,8 @@ class Fleet:
 
     def restart_agent(self, node: str) -> list[Step]:
         """Have another agent take the place of this one."""
-        return [Tell(node, RestartAgent())] if self.nodes[node].is_up else []
+        found = self.nodes[node]
+        return [Tell(node, RestartAgent(found.agent_incarnation))] if found.is_up else []
 
     def end(self, grace_s: float) -> list[Step]:
         """Have every node stop what runs there, report it, and end."""

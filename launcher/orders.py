@@ -40,7 +40,10 @@ class KillProcess(Message, frozen=True):
 
 
 class RestartAgent(Message, frozen=True):
-    """The agent that receives this ends, and the keeper starts the next one; processes go on."""
+    """This incarnation of the agent ends, and the keeper starts the next one; processes go on. Whoever comes after it
+    may be sent this again, if it ended before its word of having read this got through."""
+
+    incarnation: int
 
 
 class EndNode(Message, frozen=True):

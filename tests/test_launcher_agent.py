@@ -204,8 +204,11 @@ async def test_an_agent_can_be_replaced_by_order(tmp_path: Path) -> None:
     async with led(tmp_path) as lead:
         await lead.report(NodeStands)
         record = await lead.start("reward/0")
-        lead.order(RestartAgent())
+        lead.order(RestartAgent(1))
         assert (await lead.report(NodeStands)).running == [record]
+        assert lead.on_disk.agent_incarnation == 2
+        lead.order(RestartAgent(1))  # as if the first had not been acknowledged: it was meant for the one before
+        await lead.start("reward/1")
         assert lead.on_disk.agent_incarnation == 2
 
 

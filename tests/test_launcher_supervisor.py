@@ -106,12 +106,13 @@ async def test_stopping_what_does_not_run_is_nothing(supervisor: Supervisor) -> 
     await supervisor.stop("reward/0", grace_s=1.0)
 
 
+# Each word in one write: what is printed in parts may be torn apart by what another process prints.
 WITH_CHILDREN = textwrap.dedent("""
     import os, signal, subprocess, sys, time
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+    code = "import os, signal, time; signal.signal(15, signal.SIG_IGN); os.write(1, b'ready '); time.sleep(600)"
     plain = subprocess.Popen([sys.executable, "-c", code])
     other_group = subprocess.Popen([sys.executable, "-c", code], process_group=0)
-    print(f"pid={plain.pid}", f"pid={other_group.pid}", flush=True)
+    os.write(1, f"pid={plain.pid} pid={other_group.pid} ".encode())
     time.sleep(600 * LIVES)
 """)
 
