@@ -1,17 +1,19 @@
 """How fast does the learner train, and how does that compare with padding, and with TRL's GRPO trainer?
 
-    python -m bench.learner [--repeats N] [--threads N ...] [--seed N]
-    python -m bench.learner --gpu [--size 0.6B|1.7B] [--tokens 8192] [--compile] [--repeats N]
+    python -m bench.learner [--repeats N] [--threads N ...] [--prompt-tokens N ...] [--seed N]
+    python -m bench.learner --gpu [--size 0.6B|1.7B] [--tokens 8192] [--compile] [--not-shared] [--repeats N]
 
-On a CPU three learners take the same steps in turn, on the same groups with long-tailed lengths, from the same random
-weights: ours; a plain loop that pads each group to its longest response; and TRL's trainer, whose own loss is computed
-on the same padded groups. Each step is one forward and backward pass per group and one step of AdamW. Tokens per
-second count response tokens; ratios are medians over rounds, in each of which the three follow one another, by the
-clock and by the processor time used (which other work on the machine does not change, but waiting threads do). TRL (of
-the extra `test`) is left out where it is not installed.
+On a CPU four learners take the same steps in turn, on the same groups with long-tailed lengths, from the same random
+weights: ours; ours with the prompt before each sample (`learner.share_prompts: false`); a plain loop that pads each
+group to its longest response; and TRL's trainer, whose own loss is computed on the same padded groups. Each step is one
+forward and backward pass per group and one step of AdamW. Tokens per second count response tokens; ratios are medians
+over rounds, in each of which the four follow one another, by the clock and by the processor time used (which other work
+on the machine does not change, but waiting threads do). TRL (of the extra `test`) is left out where it is not
+installed.
 
-With a GPU, `--gpu` measures ours alone, in bfloat16 with so many packed tokens to a pass, and how much of the device's
-peak the model's operations use; with `--compile` as `learner.compile` has it.
+With a GPU, `--gpu` measures ours alone, in bfloat16 with groups of so many packed tokens, and how much of the device's
+peak the model's operations use; with `--compile` as `learner.compile` has it. With `--not-shared` the same groups take
+more passes, and packed tokens are counted as if they did not.
 """
 
 import argparse
@@ -27,12 +29,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config
 
 from darts_async.config import LearnerConfig
 from darts_async.learner.advantage import group_advantages
+from darts_async.learner.batch import num_packed_tokens
 from darts_async.learner.model import compile_model, use_packed_attention
 from darts_async.learner.step import Trainer
 from darts_async.protocol import TrainGroup
@@ -73,7 +77,7 @@ Step = Callable[[list[TrainGroup]], None]
 """Trains on the groups and updates the weights."""
 Seconds = dict[str, list[float]]
 """Of each learner's step in each round."""
-COLUMNS: Final = ("ours", "padded", "TRL")
+COLUMNS: Final = ("ours", "not shared", "padded", "TRL")
 
 
 def main() -> None:
@@ -81,42 +85,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[PROMPT_TOKENS, 10 * PROMPT_TOKENS])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--size", choices=GPU_SIZES, default="0.6B")
     parser.add_argument("--tokens", type=int, default=GPU_TOKENS, help="packed tokens of a pass on the GPU")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--not-shared", action="store_true", help="on the GPU: the prompt before each of its samples")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
     if arguments.gpu:
         measure_gpu(arguments)
     else:
-        measure_cpu(arguments.threads, arguments.repeats, arguments.seed)
+        measure_cpu(arguments)
 
 
-def measure_cpu(threads: list[int], repeats: int, seed: int) -> None:
-    """Print one line per number of threads."""
-    model = make_model(CPU_SIZE, torch.float32, seed)
-    groups = make_groups(seed, CPU_SIZE["vocab_size"])
-    lengths = np.concatenate([group.num_tokens for group in groups])
-    padded = sum(int(group.num_tokens.max()) * len(group.num_tokens) for group in groups)
+def measure_cpu(arguments: argparse.Namespace) -> None:
+    """Print one line per number of threads and of tokens in a prompt."""
+    model = make_model(CPU_SIZE, torch.float32, arguments.seed)
+    steps: dict[str, Step] = {
+        "ours": our_step(model),
+        "not shared": our_step(model, share_prompts=False),
+        "padded": padded_step(model),
+    }
+    if find_spec("trl") is not None:
+        steps["TRL"] = trl_step(model)
+    lengths = make_lengths(arguments.seed).ravel()
+    padded = int(make_lengths(arguments.seed).max(axis=1).sum()) * SAMPLES_PER_GROUP
     print(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.1f} M parameters, fp32")
     print(
         f"{len(lengths)} responses, {lengths.sum()} tokens (median {np.median(lengths):.0f}, longest {lengths.max()})"
     )
     print(f"{padded} tokens when padded")
-    print("| threads | ours, tokens/s | padded | TRL | ours / padded | ours / TRL | CPU time: padded | TRL |")
-    print("|---|---|---|---|---|---|---|---|")
-    steps: dict[str, Step] = {"ours": our_step(model), "padded": padded_step(model)}
-    if find_spec("trl") is not None:
-        steps["TRL"] = trl_step(model)
-    for count in threads:
+    others = COLUMNS[1:]
+    titles = [f"{name}, tokens/s" for name in COLUMNS]
+    titles += [f"ours / {name}{by}" for by in ("", " by CPU time") for name in others]
+    print(f"| {' | '.join(['threads', 'prompt', *titles])} |")
+    print("|---|---|" + "---|" * (len(COLUMNS) + 2 * len(others)))
+    for count in arguments.threads:
         torch.set_num_threads(count)
-        clock, processor = interleaved(steps, groups, repeats)
-        rates = [f"{lengths.sum() / median(clock[name]):,.0f}" if name in clock else "-" for name in COLUMNS]
-        ratios = [ratio(seconds, name) for seconds in (clock, processor) for name in COLUMNS[1:]]
-        print(f"| {' | '.join([str(count), *rates, *ratios])} |", flush=True)
+        for num_prompt_tokens in arguments.prompt_tokens:
+            groups = make_groups(arguments.seed, CPU_SIZE["vocab_size"], num_prompt_tokens)
+            clock, processor = interleaved(steps, groups, arguments.repeats)
+            found = [f"{lengths.sum() / median(clock[name]):,.0f}" if name in clock else "-" for name in COLUMNS]
+            found += [ratio(seconds, name) for seconds in (clock, processor) for name in others]
+            print(f"| {' | '.join([str(count), str(num_prompt_tokens), *found])} |", flush=True)
 
 
 def interleaved(steps: dict[str, Step], groups: list[TrainGroup], repeats: int) -> tuple[Seconds, Seconds]:
@@ -149,21 +163,28 @@ def make_model(size: dict[str, int], dtype: torch.dtype, seed: int, device: str 
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-def make_groups(seed: int, vocabulary: int) -> list[TrainGroup]:
-    """The groups of a step, with log-normal lengths."""
-    rng = np.random.default_rng(seed)
+def make_lengths(seed: int) -> NDArray[np.int32]:
+    """Of the responses of each group of a step, log-normal."""
     shape = (GROUPS_PER_STEP, SAMPLES_PER_GROUP)
-    lengths = np.clip(rng.lognormal(np.log(MEDIAN_TOKENS), SPREAD, shape), 4, MAX_NEW_TOKENS).astype(np.int32)
-    return [make_group(rng, index, row, vocabulary) for index, row in enumerate(lengths)]
+    found = np.random.default_rng(seed).lognormal(np.log(MEDIAN_TOKENS), SPREAD, shape)
+    return np.clip(found, 4, MAX_NEW_TOKENS).astype(np.int32)
 
 
-def make_group(rng: np.random.Generator, index: int, lengths: Any, vocabulary: int) -> TrainGroup:
+def make_groups(seed: int, vocabulary: int, num_prompt_tokens: int) -> list[TrainGroup]:
+    """The groups of a step."""
+    rng = np.random.default_rng((seed, 1))
+    return [make_group(rng, index, row, vocabulary, num_prompt_tokens) for index, row in enumerate(make_lengths(seed))]
+
+
+def make_group(
+    rng: np.random.Generator, index: int, lengths: NDArray[np.int32], vocabulary: int, num_prompt_tokens: int
+) -> TrainGroup:
     """Random tokens of these lengths; half of the samples have a reward."""
     total = int(lengths.sum())
     return TrainGroup(
         group_id=index,
         step=0,
-        prompt_tokens=rng.integers(0, vocabulary, PROMPT_TOKENS, dtype=np.int32),
+        prompt_tokens=rng.integers(0, vocabulary, num_prompt_tokens, dtype=np.int32),
         num_tokens=lengths,
         token_ids=rng.integers(0, vocabulary, total, dtype=np.int32),
         logprobs=rng.normal(-np.log(vocabulary), 0.1, total).astype(np.float32),
@@ -173,11 +194,11 @@ def make_group(rng: np.random.Generator, index: int, lengths: Any, vocabulary: i
     )
 
 
-def our_step(source: PreTrainedModel) -> Step:
+def our_step(source: PreTrainedModel, *, share_prompts: bool = True) -> Step:
     """The learner of this package."""
     model = copy.deepcopy(source)
     use_packed_attention(model)
-    trainer = make_trainer(model)
+    trainer = make_trainer(model, share_prompts=share_prompts)
 
     def step(groups: list[TrainGroup]) -> None:
         trainer.policy_version = 0  # the groups are those of step 0, again and again
@@ -188,9 +209,9 @@ def our_step(source: PreTrainedModel) -> Step:
     return step
 
 
-def make_trainer(model: PreTrainedModel, num_tokens: int = GPU_TOKENS) -> Trainer:
+def make_trainer(model: PreTrainedModel, num_tokens: int = GPU_TOKENS, *, share_prompts: bool = True) -> Trainer:
     """With DAPO's loss, the default, and so many tokens in a pass."""
-    config = LearnerConfig(learning_rate=LEARNING_RATE, tokens_per_micro_batch=num_tokens)
+    config = LearnerConfig(learning_rate=LEARNING_RATE, tokens_per_micro_batch=num_tokens, share_prompts=share_prompts)
     return Trainer(model, config, temperature=1.0, max_staleness=1, max_new_tokens=MAX_NEW_TOKENS)
 
 
@@ -290,16 +311,18 @@ def measure_gpu(arguments: argparse.Namespace) -> None:
     use_packed_attention(model)
     if arguments.compile:
         compile_model(model)
-    trainer = make_trainer(model, arguments.tokens)
+    trainer = make_trainer(model, arguments.tokens, share_prompts=not arguments.not_shared)
+    num_prompt_tokens = arguments.prompt_tokens[0]
     print(
         f"{torch.cuda.get_device_name()}, Qwen3 of {arguments.size}, bf16, {arguments.tokens} packed tokens in a pass"
-        f"{', compiled' if arguments.compile else ''}"
+        f"{', compiled' if arguments.compile else ''}, prompts of {num_prompt_tokens} tokens"
+        f"{' before each sample' if arguments.not_shared else ''}"
     )
     print("| step | packed tokens/s | response tokens/s | TFLOP/s | MFU | memory, GiB |\n|---|---|---|---|---|---|")
     for turn in range(arguments.repeats + 1):
         rng = np.random.default_rng((arguments.seed, turn))
-        groups = [full_group(rng, index, arguments.tokens) for index in range(GROUPS_PER_STEP)]
-        packed = sum(len(group.token_ids) + len(group.num_tokens) * (PROMPT_TOKENS - 1) for group in groups)
+        groups = [full_group(rng, index, arguments.tokens, num_prompt_tokens) for index in range(GROUPS_PER_STEP)]
+        packed = sum(num_packed_tokens(group) for group in groups)
         trainer.policy_version = 0
         torch.cuda.synchronize()
         started_s = time.perf_counter()
@@ -317,15 +340,15 @@ def measure_gpu(arguments: argparse.Namespace) -> None:
         )
 
 
-def full_group(rng: np.random.Generator, index: int, num_tokens: int) -> TrainGroup:
-    """A group that fills one pass: log-normal lengths until the next sample would not fit."""
+def full_group(rng: np.random.Generator, index: int, num_tokens: int, num_prompt_tokens: int) -> TrainGroup:
+    """A group that fills one pass, with its prompt once: log-normal lengths until the next sample would not fit."""
     lengths: list[int] = []
-    left = num_tokens
-    while left > PROMPT_TOKENS + 1:
-        length = int(np.clip(rng.lognormal(np.log(8 * MEDIAN_TOKENS), SPREAD), 8, left - PROMPT_TOKENS + 1))
+    left = num_tokens - num_prompt_tokens
+    while left > 1:
+        length = int(np.clip(rng.lognormal(np.log(8 * MEDIAN_TOKENS), SPREAD), 8, left + 1))
         lengths.append(length)
-        left -= length + PROMPT_TOKENS - 1
-    return make_group(rng, index, np.array(lengths, np.int32), GPU_SHAPE["vocab_size"])
+        left -= length - 1
+    return make_group(rng, index, np.array(lengths, np.int32), GPU_SHAPE["vocab_size"], num_prompt_tokens)
 
 
 if __name__ == "__main__":

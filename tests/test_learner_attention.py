@@ -11,27 +11,42 @@ from torch import Tensor
 from darts_async.errors import ModelError
 from darts_async.learner import attention
 from darts_async.learner.attention import packed_attention, packing
+from darts_async.learner.tree import Tree
 
-LENGTHS = (5, 1, 9, 3)
+TREES = (Tree(5), Tree(1), Tree(4, (3, 0, 2, 7, 1)), Tree(1, (2, 1)), Tree(3))
+ALONE = (Tree(5), Tree(1), Tree(9), Tree(3))
 MODULE = torch.nn.Identity()
 CPU = torch.device("cpu")
 
 
-def heads(num_key_value_heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+def heads(trees: tuple[Tree, ...], num_key_value_heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
-    shapes = ((1, count, sum(LENGTHS), 8) for count in (4, num_key_value_heads, num_key_value_heads))
+    num_tokens = sum(tree.num_tokens for tree in trees)
+    shapes = ((1, count, num_tokens, 8) for count in (4, num_key_value_heads, num_key_value_heads))
     query, key, value = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
     return query, key, value
 
 
-def with_a_mask(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
-    """[1, num_tokens, num_heads, head_size], by softmax over all pairs and a mask."""
-    owners = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
-    places = torch.arange(len(owners))
-    distance = places[:, None] - places[None, :]
-    seen = (owners[:, None] == owners[None, :]) & (distance >= 0)
-    if window is not None:
-        seen &= distance < window
+def with_a_mask(trees: tuple[Tree, ...], query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    """[1, num_tokens, num_heads, head_size], by softmax over all pairs and a mask: each token's tree, its branch (0 is
+    the trunk) and its position say what it sees."""
+    places = [
+        (number, branch, position)
+        for number, tree in enumerate(trees)
+        for branch, positions in enumerate(
+            (range(tree.trunk), *(range(tree.trunk, tree.trunk + length) for length in tree.branches))
+        )
+        for position in positions
+    ]
+    seen = torch.tensor(
+        [
+            [
+                tree == other and branch in (0, own) and 0 <= place - before < (window or 1000)
+                for other, branch, before in places
+            ]
+            for tree, own, place in places
+        ]
+    )
     repeats = query.shape[1] // key.shape[1]
     scores = query @ key.repeat_interleave(repeats, 1).transpose(-1, -2) * 0.3
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
@@ -48,43 +63,57 @@ def kernel(
     longest_key: int,
     **options: Any,
 ) -> Tensor:
-    """What `varlen_attn` documents: rows [num_tokens, heads, head_size], a window of so many keys to the left."""
-    assert ends.dtype == torch.int32
-    assert ends.equal(key_ends)
-    assert longest == longest_key == max(LENGTHS)
+    """What flash attention documents: rows [num_tokens, heads, head_size]; where there are more keys than queries the
+    last query stands at the last key; a window of so many keys to the left."""
+    assert ends.dtype == key_ends.dtype == torch.int32
+    assert (longest, longest_key) == (ends.diff().max(), key_ends.diff().max())
     assert options["enable_gqa"] == (query.shape[1] != key.shape[1])
     left, right = options["window_size"]
     assert right == 0
     outputs = []
-    for start, end in itertools.pairwise(ends.tolist()):
+    for (start, end), (first, last) in zip(
+        itertools.pairwise(ends.tolist()), itertools.pairwise(key_ends.tolist()), strict=True
+    ):
         repeats = query.shape[1] // key.shape[1]
         q = query[start:end].transpose(0, 1)
-        k, v = (rows[start:end].transpose(0, 1).repeat_interleave(repeats, 0) for rows in (key, value))
-        seen = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        k, v = (rows[first:last].transpose(0, 1).repeat_interleave(repeats, 0) for rows in (key, value))
+        more = (last - first) - (end - start)
+        seen = torch.ones(end - start, last - first, dtype=torch.bool).tril(more)
         if left >= 0:
-            seen &= ~torch.ones_like(seen).tril(-left - 1)
+            seen &= ~torch.ones_like(seen).tril(more - left - 1)
         scores = (q @ k.transpose(-1, -2) * options["scale"]).masked_fill(~seen, -torch.inf)
         outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
     return torch.cat(outputs)
 
 
+@pytest.mark.parametrize("trees", [TREES, ALONE], ids=["shared", "alone"])
 @pytest.mark.parametrize("num_key_value_heads", [1, 2, 4])
 @pytest.mark.parametrize("window", [None, 3, 100])
 @pytest.mark.parametrize("in_one_kernel", [False, True])
-def test_attention_stays_inside_each_sequence(
-    num_key_value_heads: int, window: int | None, in_one_kernel: bool, monkeypatch: pytest.MonkeyPatch
+def test_attention_stays_inside_each_tree_and_branch(
+    trees: tuple[Tree, ...],
+    num_key_value_heads: int,
+    window: int | None,
+    in_one_kernel: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     monkeypatch.setattr(attention, "_has_kernel", lambda query: in_one_kernel)
-    inputs = heads(num_key_value_heads)
-    found, _ = packed_attention(MODULE, *inputs, None, **packing(LENGTHS, CPU), scaling=0.3, sliding_window=window)
-    expected = with_a_mask(*inputs, window)
+    monkeypatch.setattr(attention, "_TOGETHER", 5)
+    inputs = heads(trees, num_key_value_heads)
+    found, _ = packed_attention(MODULE, *inputs, None, **packing(trees, CPU), scaling=0.3, sliding_window=window)
+    expected = with_a_mask(trees, *inputs, window)
     torch.testing.assert_close(found, expected)
     torch.manual_seed(1)
     weights = torch.randn_like(found)
     gradients = (torch.autograd.grad((output * weights).sum(), inputs) for output in (found, expected))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_keys_are_repeated_only_where_samples_share_them() -> None:
+    assert packing(ALONE, CPU)["key_places"] is None
+    assert packing((Tree(2), Tree(2, (1, 2))), CPU)["key_places"].tolist() == [0, 1, 2, 3, 2, 3, 4, 2, 3, 5, 6]
 
 
 def test_a_cpu_attends_one_by_one() -> None:
@@ -97,4 +126,4 @@ def test_a_cpu_attends_one_by_one() -> None:
 )
 def test_attention_of_another_kind_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        packed_attention(MODULE, *heads(), None, **packing(LENGTHS, CPU), **options)
+        packed_attention(MODULE, *heads(ALONE), None, **packing(ALONE, CPU), **options)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darts_async.learner.balance import balance, token_batches
+from darts_async.learner.balance import balance, tree_batches
+from darts_async.learner.tree import Tree
 
 LENGTHS = st.lists(st.integers(0, 500), max_size=20)
 RANKS = st.integers(1, 6)
@@ -57,14 +58,47 @@ def test_bad_arguments_are_named(lengths: list[int], num_ranks: int, message: st
         balance(lengths, num_ranks)
 
 
-@given(LENGTHS, st.integers(1, 300), RANKS)
+TREES = st.lists(
+    st.builds(Tree, st.integers(1, 60), st.lists(st.integers(0, 200), min_size=1, max_size=8).map(tuple)), max_size=6
+)
+
+
+def tokens(trees: list[Tree], batch: tuple[tuple[int, int], ...]) -> int:
+    """Each trunk once."""
+    trunks = sum(trees[tree].trunk for tree in {tree for tree, _ in batch})
+    return trunks + sum(trees[tree].branches[branch] for tree, branch in batch)
+
+
+@given(TREES, st.integers(1, 300), RANKS)
 def test_batches_keep_to_the_budget_and_come_in_rounds_of_all_ranks(
-    lengths: list[int], budget: int, num_ranks: int
+    trees: list[Tree], budget: int, num_ranks: int
 ) -> None:
-    batches = token_batches(lengths, budget, num_ranks=num_ranks)
-    assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
+    batches = tree_batches(trees, budget, num_ranks=num_ranks)
+    branches = [(place, branch) for place, tree in enumerate(trees) for branch in range(len(tree.branches))]
+    assert sorted(itertools.chain(*batches)) == branches
     assert len(batches) % num_ranks == 0
-    assert all(len(batch) <= 1 or sum(lengths[item] for item in batch) <= budget for batch in batches)
+    assert all(list(batch) == sorted(batch) for batch in batches)
+    assert all(len(batch) <= 1 or tokens(trees, batch) <= budget for batch in batches)
+    loads = [tokens(trees, batch) for batch in batches]
+    assert loads == sorted(loads, reverse=True), "ranks that wait for each other have batches that are alike"
+
+
+@given(TREES)
+def test_what_fits_into_one_batch_holds_each_trunk_once(trees: list[Tree]) -> None:
+    total = sum(tree.num_tokens for tree in trees)
+    assert len(tree_batches(trees, total + 1)) == bool(trees)
+
+
+def test_a_tree_is_cut_only_where_that_pays() -> None:
+    long_prompt, short_prompt = Tree(100, (10,) * 8), Tree(5, (100,) * 8)
+    # Two ranks: 180 and nothing, or 140 each.
+    assert [len(batch) for batch in tree_batches([long_prompt], 1000, num_ranks=2)] == [4, 4]
+    # 180 each as they are, 280 each when each is cut.
+    whole = tree_batches([long_prompt, long_prompt], 1000, num_ranks=2)
+    assert [{tree for tree, _ in batch} for batch in whole] == [{0}, {1}]
+    # 805 and 180, or 405 + 140 each.
+    cut = tree_batches([long_prompt, short_prompt], 1000, num_ranks=2)
+    assert [tokens([long_prompt, short_prompt], batch) for batch in cut] == [545, 545]
 
 
 @pytest.mark.parametrize(
@@ -72,4 +106,4 @@ def test_batches_keep_to_the_budget_and_come_in_rounds_of_all_ranks(
 )
 def test_bad_budgets_are_named(budget: int, num_ranks: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        token_batches([1], budget, num_ranks=num_ranks)
+        tree_batches([Tree(1, (0,))], budget, num_ranks=num_ranks)

@@ -1,16 +1,19 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darts_async.learner.batch import micro_batches, num_packed_tokens
+from darts_async.learner.batch import PackedBatch, micro_batches, num_packed_tokens
+from darts_async.learner.tree import Tree
 from darts_async.protocol import TrainGroup
 from tests.learner_world import make_group, weighted
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=8)
 
 
-def test_packing_equals_the_layout_written_by_hand() -> None:
+@pytest.mark.parametrize("share_prompts", [False, True])
+def test_packing_equals_the_layout_written_by_hand(share_prompts: bool) -> None:
     group = TrainGroup(
         group_id=0,
         step=7,
@@ -22,11 +25,19 @@ def test_packing_equals_the_layout_written_by_hand() -> None:
         rewards=np.array([1, 0], np.float32),
         weights=np.ones(2, np.float32),
     )
-    (batch,) = micro_batches([weighted(group, np.array([0.5, -0.5], np.float32))], 100)
-    assert batch.input_ids.tolist() == [10, 11, 1, 2, 10, 11]
-    assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1]
-    assert batch.lengths == (4, 2)
-    assert batch.logit_places.tolist() == [1, 2, 3, 5]
+    parts = [weighted(group, np.array([0.5, -0.5], np.float32))]
+    (batch,) = micro_batches(parts, 100, share_prompts=share_prompts)
+    if share_prompts:
+        assert batch.input_ids.tolist() == [10, 11, 1, 2]
+        assert batch.position_ids.tolist() == [0, 1, 2, 3]
+        assert batch.trees == (Tree(2, (2, 0)),)
+        assert batch.logit_places.tolist() == [1, 2, 3, 1]
+    else:
+        assert batch.input_ids.tolist() == [10, 11, 1, 2, 10, 11]
+        assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1]
+        assert batch.trees == (Tree(4), Tree(2))
+        assert batch.logit_places.tolist() == [1, 2, 3, 5]
+    assert batch.num_samples == 2
     assert batch.targets.tolist() == [1, 2, 3, 4]
     assert batch.advantages.tolist() == [0.5, 0.5, 0.5, -0.5]
     assert batch.on_policy.tolist() == [False, False, True, True]
@@ -36,9 +47,26 @@ def test_packing_equals_the_layout_written_by_hand() -> None:
     torch.testing.assert_close(batch.behaviour_logprobs, torch.tensor([-0.1, -0.2, -0.3, -0.4]))
 
 
-@given(st.lists(LENGTHS, min_size=1, max_size=3), st.integers(1, 60), st.integers(1, 5), st.integers(1, 3))
+def samples_of(batch: PackedBatch) -> list[list[int]]:
+    """The tokens that the prediction of each sample's last target sees, found by the layout alone."""
+    found = []
+    places = torch.arange(len(batch.input_ids)).split([tree.num_tokens for tree in batch.trees])
+    for tree, rows in zip(batch.trees, places, strict=True):
+        trunk, *branches = rows.split([tree.trunk, *tree.branches])
+        found += [torch.cat([trunk, branch]) for branch in branches] or [trunk]
+    for place, rows in enumerate(found):
+        own = batch.logit_places[batch.owners == place]
+        assert rows[-len(own) :].equal(own)
+        assert batch.position_ids[rows].tolist() == [*range(len(rows))]
+    assert len(found) == batch.num_samples
+    return [batch.input_ids[rows].tolist() for rows in found]
+
+
+@given(
+    st.lists(LENGTHS, min_size=1, max_size=3), st.integers(1, 60), st.integers(1, 5), st.integers(1, 3), st.booleans()
+)
 def test_every_response_token_is_a_target_once_and_on_one_rank(
-    lengths: list[list[int]], budget: int, prompt: int, num_ranks: int
+    lengths: list[list[int]], budget: int, prompt: int, num_ranks: int, share_prompts: bool
 ) -> None:
     groups = [
         make_group(each, group_id=place, prompt_length=prompt + place, step=3, version=place)
@@ -53,11 +81,10 @@ def test_every_response_token_is_a_target_once_and_on_one_rank(
     parts = [weighted(group, number) for group, number in zip(groups, numbers, strict=True)]
     found = set()
     for rank in range(num_ranks):
-        for batch in micro_batches(parts, budget, rank=rank, num_ranks=num_ranks):
+        for batch in micro_batches(parts, budget, share_prompts=share_prompts, rank=rank, num_ranks=num_ranks):
             if batch.idle:
                 continue
-            inputs = batch.input_ids.split(batch.lengths)
-            for place in range(len(batch.lengths)):
+            for place, inputs in enumerate(samples_of(batch)):
                 tokens = batch.owners == place
                 (number,) = batch.advantages[tokens].unique().long().tolist()
                 assert number not in found
@@ -65,7 +92,7 @@ def test_every_response_token_is_a_target_once_and_on_one_rank(
                 group, flat = samples[number]
                 assert batch.targets[tokens].tolist() == group.token_ids[flat].tolist()
                 assert batch.behaviour_logprobs[tokens].tolist() == group.logprobs[flat].tolist()
-                assert inputs[place].tolist() == [*group.prompt_tokens, *group.token_ids[flat][:-1]]
+                assert inputs == [*group.prompt_tokens, *group.token_ids[flat][:-1]]
                 assert (batch.staleness[tokens] == 3 - group.group_id).all()
     assert found == {number for number, (_, flat) in enumerate(samples) if flat.start < flat.stop}
 
@@ -96,19 +123,9 @@ def test_all_ranks_make_the_same_number_of_passes(lengths: list[int], budget: in
 def test_only_a_single_sample_exceeds_the_budget(lengths: list[int], budget: int, prompt: int) -> None:
     group = make_group(lengths, prompt_length=prompt)
     for batch in micro_batches([weighted(group, np.zeros(len(lengths), np.float32))], budget):
-        assert len(batch.input_ids) == len(batch.position_ids) == sum(batch.lengths)
-        assert sum(batch.lengths) <= budget or len(batch.lengths) == 1
-
-
-@given(LENGTHS, st.integers(1, 5))
-def test_the_place_of_a_target_holds_the_token_before_it(lengths: list[int], prompt: int) -> None:
-    group = make_group(lengths, prompt_length=prompt)
-    for batch in micro_batches([weighted(group, np.zeros(len(lengths), np.float32))], 1000):
-        first = batch.position_ids[batch.logit_places] == prompt - 1
-        before = batch.input_ids[batch.logit_places]
-        assert (before[first] == int(group.prompt_tokens[-1])).all()
-        later = (~first).nonzero()[:, 0]
-        assert before[later].tolist() == batch.targets[later - 1].tolist()
+        num_tokens = sum(tree.num_tokens for tree in batch.trees)
+        assert len(batch.input_ids) == len(batch.position_ids) == num_tokens
+        assert num_tokens <= budget or batch.num_samples == 1
 
 
 def test_a_group_without_tokens_has_no_batches() -> None:
@@ -119,4 +136,4 @@ def test_micro_batches_are_about_equally_large() -> None:
     batches = list(
         micro_batches([weighted(make_group([30, 1, 1, 1, 25, 2, 2], prompt_length=1), np.ones(7, np.float32))], 32)
     )
-    assert sorted(sum(batch.lengths) for batch in batches) == [31, 31]
+    assert sorted(len(batch.input_ids) for batch in batches) == [27, 30]

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from darts_async.errors import CheckpointError
 from darts_async.learner import checkpoint
 from darts_async.learner.export import write_model
-from darts_async.learner.model import load_model
+from darts_async.learner.model import load_model, use_packed_attention
 from darts_async.learner.step import Trainer
 from tests.learner_world import make_group, make_trainer, packed_model, plain_model
 
@@ -248,7 +248,9 @@ def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(root: Path
     path = save(make_trainer(), root, tokenizer_dir)
     config = plain_model().config
     config.intermediate_size = 40
-    other = make_trainer(AutoModelForCausalLM.from_config(config))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    use_packed_attention(model)
+    other = make_trainer(model)
     before = {name: tensor.clone() for name, tensor in other.state_tensors().items()}
     with pytest.raises(CheckpointError, match=r"of another model: .*\(24, 48\) there and \(24, 40\)"):
         checkpoint.restore(path, other)

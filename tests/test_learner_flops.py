@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralC
 
 from darts_async.learner.balance import balance
 from darts_async.learner.flops import ModelFlops, peak_of, utilisation
+from darts_async.learner.tree import Tree
 from tests.learner_world import plain_model
 
 TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -33,15 +34,22 @@ def test_counts_equal_those_of_the_running_model(config: PreTrainedConfig) -> No
     flops = ModelFlops.of(model)
     assert flops is not None
     hidden = LENGTH * (LENGTH - 1) // 2
-    expected = flops.training([LENGTH], LENGTH) + 3 * flops.per_pair * len(flops.windows) * hidden
+    expected = flops.training([Tree(LENGTH)], LENGTH) + 3 * flops.per_pair * len(flops.windows) * hidden
     assert counter.get_total_flops() == pytest.approx(expected, rel=2e-3)
 
 
 def test_packed_sequences_and_targets_count_as_written_by_hand() -> None:
     flops = ModelFlops(per_token=10, per_target=7, per_pair=2, windows=(None, 2))
     # Pairs: 3 tokens see 1 + 2 + 3 keys, with a window of 2 only 1 + 2 + 2; 1 token sees 1 in both layers.
-    assert flops.forward([3, 1], 3) == 10 * 4 + 7 * 3 + 2 * (6 + 1 + 5 + 1)
-    assert flops.training([3, 1], 3) == 3 * flops.forward([3, 1], 3)
+    trees = [Tree(3), Tree(1)]
+    assert flops.forward(trees, 3) == 10 * 4 + 7 * 3 + 2 * (6 + 1 + 5 + 1)
+    assert flops.training(trees, 3) == 3 * flops.forward(trees, 3)
+
+
+def test_a_shared_prompt_counts_once() -> None:
+    flops = ModelFlops(per_token=10, per_target=7, per_pair=2, windows=(None, 2))
+    # Pairs: the trunk has 1 + 2, its branches 3 and 3 + 4; with the window 1 + 2, 2 and 2 + 2.
+    assert flops.forward([Tree(2, (1, 2))], 5) == 10 * 5 + 7 * 5 + 2 * ((3 + 3 + 7) + (3 + 2 + 4))
 
 
 def test_windows_are_those_of_the_layers() -> None:
@@ -66,7 +74,7 @@ def test_attention_weighs_as_much_as_the_rest_at_the_length_it_says() -> None:
     assert flops is not None
     length = round(flops.attention_tokens)
     linear = (flops.per_token + flops.per_target) * length
-    assert flops.forward([length], length) == pytest.approx(2 * linear, rel=0.05)
+    assert flops.forward([Tree(length)], length) == pytest.approx(2 * linear, rel=0.05)
     assert balance([2 * length, length, length], 2, attention_tokens=flops.attention_tokens) == ((0,), (1, 2))
 
 

@@ -21,6 +21,7 @@ from darts_async.learner.place import Place
 from darts_async.learner.rows import rows_of
 from darts_async.learner.setup import make_trainer as trainer_of
 from darts_async.learner.step import Trainer
+from darts_async.learner.tree import Tree
 from darts_async.models import resolve_model_path
 from darts_async.protocol import TrainGroup
 from launcher.preflight import check_adapters
@@ -132,7 +133,7 @@ def test_a_frozen_weight_costs_one_product_less() -> None:
     assert lora == 2 * 2 * rank * edges
     num_tokens, num_targets = 7, 3
     frozen = whole.per_token * num_tokens + whole.per_target * num_targets
-    difference = adapted.training([num_tokens], num_targets) - whole.training([num_tokens], num_targets)
+    difference = adapted.training([Tree(num_tokens)], num_targets) - whole.training([Tree(num_tokens)], num_targets)
     assert difference == 3 * lora * num_tokens - frozen
 
 

@@ -1,8 +1,10 @@
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 from darts_async.errors import ModelError
+from darts_async.learner import attention
 from darts_async.learner.batch import PackedBatch, micro_batches
 from darts_async.learner.model import (
     checkpoint_activations,
@@ -29,7 +32,16 @@ from darts_async.learner.model import (
 )
 from darts_async.protocol import TrainGroup
 from tests.byte_tokenizer import write_tokenizer
-from tests.learner_world import VOCABULARY, make_group, packed_model, plain_logprobs, plain_model, weighted
+from tests.learner_world import (
+    VOCABULARY,
+    gradients,
+    make_group,
+    make_trainer,
+    packed_model,
+    plain_logprobs,
+    plain_model,
+    weighted,
+)
 
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "initializer_range": 0.2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
@@ -37,8 +49,9 @@ TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 LENGTHS = [1, 7, 30, 2, 2, 19]
 
 
-def pack(group: TrainGroup, budget: int = 10_000) -> list[PackedBatch]:
-    return list(micro_batches([weighted(group, np.ones(len(group.num_tokens), np.float32))], budget))
+def pack(group: TrainGroup, budget: int = 10_000, *, share_prompts: bool = True) -> list[PackedBatch]:
+    parts = [weighted(group, np.ones(len(group.num_tokens), np.float32))]
+    return list(micro_batches(parts, budget, share_prompts=share_prompts))
 
 
 def one_by_one(model: PreTrainedModel, group: TrainGroup, temperature: float = 1.0) -> torch.Tensor:
@@ -47,18 +60,21 @@ def one_by_one(model: PreTrainedModel, group: TrainGroup, temperature: float = 1
         return torch.cat([plain_logprobs(model, group.prompt_tokens, response, temperature) for response in responses])
 
 
-def test_packed_logprobs_equal_a_plain_forward_of_each_sample() -> None:
+@pytest.mark.parametrize("share_prompts", [False, True])
+def test_packed_logprobs_equal_a_plain_forward_of_each_sample(share_prompts: bool) -> None:
     group = make_group(LENGTHS)
     for temperature in (1.0, 0.7):
-        (batch,) = pack(group)
+        (batch,) = pack(group, share_prompts=share_prompts)
         logprobs, _ = response_logprobs(packed_model(), batch, temperature)
         torch.testing.assert_close(logprobs, one_by_one(plain_model(), group, temperature), atol=1e-5, rtol=0)
 
 
-def test_packed_gradients_equal_those_of_a_plain_forward() -> None:
+@pytest.mark.parametrize("share_prompts", [False, True])
+def test_packed_gradients_equal_those_of_a_plain_forward(share_prompts: bool) -> None:
     group = make_group(LENGTHS)
     packed, plain = packed_model(), plain_model()
-    (batch,) = pack(group)
+    (batch,) = pack(group, share_prompts=share_prompts)
+    assert len(batch.input_ids) == (59 if share_prompts else 79)
     response_logprobs(packed, batch, 1.0)[0].sum().backward()
     for response in np.split(group.token_ids, np.cumsum(group.num_tokens)[:-1]):
         plain_logprobs(plain, group.prompt_tokens, response).sum().backward()
@@ -116,7 +132,8 @@ def test_changing_one_sample_does_not_change_another() -> None:
     before, after = (response_logprobs(model, pack(one)[0], 1.0)[0] for one in (group, changed))
     assert before[:5].equal(after[:5])
     assert before[11:].equal(after[11:])
-    assert not before[5:11].equal(after[5:11])
+    assert before[5] != after[5], "another target"
+    assert not before[6:11].equal(after[6:11])
 
 
 def test_entropy_is_that_of_the_distribution_at_the_temperature() -> None:
@@ -167,8 +184,27 @@ def test_a_model_that_cannot_keep_samples_apart_is_refused(config: PreTrainedCon
         use_packed_attention(model)
 
 
+def test_a_model_whose_samples_cannot_share_a_prompt_has_it_before_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hide_the_trunk(trunk: int, branches: Sequence[int], window: int | None, device: torch.device) -> torch.Tensor:
+        seen = of_branches(trunk, branches, window, device)
+        seen[:, :trunk] = False
+        return seen
+
+    of_branches = attention._of_branches
+    monkeypatch.setattr(attention, "_of_branches", hide_the_trunk)
+    with structlog.testing.capture_logs() as logs:
+        model = packed_model()
+    assert [entry["event"] for entry in logs] == ["prompts_are_not_shared"]
+    group = make_group(LENGTHS, rewards=[1, 0, 0, 1, 1, 0])
+    found, expected = make_trainer(model), make_trainer(share_prompts=False)
+    for trainer in (found, expected):
+        trainer.add_groups([group])
+    for name, gradient in gradients(expected).items():
+        assert gradients(found)[name].equal(gradient)
+
+
 def test_a_packed_model_refuses_a_plain_call() -> None:
-    with pytest.raises(ModelError, match="sequence_lengths"):
+    with pytest.raises(ModelError, match="was not given the trees"):
         packed_model()(input_ids=torch.ones(1, 3, dtype=torch.int64))
 
 

@@ -14,6 +14,7 @@ from darts_async.errors import ModelError
 from darts_async.learner.flops import ModelFlops
 from darts_async.learner.objective import Objective
 from darts_async.learner.tally import Tally
+from darts_async.learner.tree import Tree
 from darts_async.protocol import TrainGroup
 from tests.learner_world import make_group, packed_model
 
@@ -146,7 +147,7 @@ def test_operations_are_counted_once_and_a_group_without_gradient_costs_a_third(
         assert objective.take_utilisation(1.0)["tflops_per_second"] == 0
     flops = ModelFlops.of(model)
     assert flops is not None
-    assert rates[0] == pytest.approx(flops.training([6, 23], 23) / 1e12)
+    assert rates[0] == pytest.approx(flops.training([Tree(4, (2, 19))], 23) / 1e12)
     assert rates[0] == pytest.approx(3 * rates[1])
 
 

@@ -32,7 +32,8 @@ def batch_of(
     return PackedBatch(
         input_ids=none,
         position_ids=none,
-        lengths=lengths,
+        trees=(),
+        num_samples=len(lengths),
         logit_places=none,
         targets=none,
         behaviour_logprobs=torch.full((count,), -1.0, dtype=torch.float64),

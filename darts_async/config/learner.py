@@ -60,6 +60,8 @@ class LearnerConfig(Section):
     others see none of it: weights are merged when they are published or saved."""
     tokens_per_micro_batch: Positive = 8192
     """Packed tokens in one forward and backward pass; small groups that have come meanwhile go together."""
+    share_prompts: bool = True
+    """Compute a prompt once for all of its samples in a pass, and not once for each."""
     activation_checkpointing: bool = False
     """Keep only the inputs of each layer and compute it again on the way back: less memory, a third more work."""
     compile: bool = False

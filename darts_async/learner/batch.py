@@ -1,16 +1,16 @@
 """Packing: the samples of one or several groups behind one another in one row, without padding.
 
-Sample `i` contributes `prompt + response_i[:-1]`, positions counting from 0 again: the last token predicts
-nothing that is trained. Response token `j` is then predicted by the logits at place `start + prompt_length - 1 + j`,
-so a sample's last `len(response)` places are exactly the ones whose logits are needed.
+Sample `i` contributes `response_i[:-1]`, positions counting on from its prompt: the last token predicts nothing that is
+trained. Its prompt stands before it, or once before all of the row's samples that share it (see `tree`). Response token
+`j > 0` is predicted by the logits at the place of token `j - 1`, the first one by those at the prompt's last place.
 
 Invariants. Every response token of the groups is a target exactly once, and those of a sample stand in one batch, in
-order. The lengths sum to the packed tokens. A micro-batch exceeds the token budget only if it holds a single sample.
+order. A micro-batch exceeds the token budget only if it holds a single sample.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darts_async.learner.balance import token_batches
+from darts_async.learner.balance import tree_batches
 from darts_async.learner.losses.sequences import Sequences
+from darts_async.learner.tree import Tree
 from darts_async.protocol import TrainGroup
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Sequences behind one another, and what is known about each response token (`targets`)."""
+    """Trees behind one another, and what is known about each response token (`targets`)."""
 
     input_ids: Tensor  # [num_packed_tokens] int64
-    position_ids: Tensor  # [num_packed_tokens] int64, from 0 in each sequence
-    lengths: tuple[int, ...]  # [num_sequences], the sum is num_packed_tokens
+    position_ids: Tensor  # [num_packed_tokens] int64, each token's place in its sample
+    trees: tuple[Tree, ...]  # num_packed_tokens in all
+    num_samples: int
     logit_places: Tensor  # [num_targets] int64, the packed token whose logits predict the target
     targets: Tensor  # [num_targets] int64
     behaviour_logprobs: Tensor  # [num_targets] float32
@@ -37,7 +39,7 @@ class PackedBatch:
     shares: Tensor  # [num_targets] float32, of the loss; 0 where the token is left out
     on_policy: Tensor  # [num_targets] bool, decoded by the version in training
     staleness: Tensor  # [num_targets] float32, in versions, >= 0
-    owners: Tensor  # [num_targets] int64, the place in `lengths` of the target's sample
+    owners: Tensor  # [num_targets] int64, the target's sample
 
     idle: bool = False
     """Only there because another rank makes a pass; its shares are 0 and its metrics mean nothing."""
@@ -45,7 +47,7 @@ class PackedBatch:
     @property
     def sequences(self) -> Sequences:
         """The samples of the targets."""
-        return Sequences(self.owners, len(self.lengths))
+        return Sequences(self.owners, self.num_samples)
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch with its tensors on `device`."""
@@ -64,26 +66,35 @@ class Weighted:
 
 
 def num_packed_tokens(group: TrainGroup) -> int:
-    """What the group takes of a batch."""
-    return len(group.token_ids) + int(np.count_nonzero(group.num_tokens)) * (len(group.prompt_tokens) - 1)
+    """What the group takes of a batch, in which its prompt stands once."""
+    num_samples = int(np.count_nonzero(group.num_tokens))
+    return len(group.prompt_tokens) + len(group.token_ids) - num_samples if num_samples else 0
 
 
 def micro_batches(
-    groups: Sequence[Weighted], tokens_per_micro_batch: int, *, rank: int = 0, num_ranks: int = 1
+    groups: Sequence[Weighted],
+    tokens_per_micro_batch: int,
+    *,
+    share_prompts: bool = True,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> Iterator[PackedBatch]:
     """This rank's part of the groups, in packed batches of at most `tokens_per_micro_batch` tokens; a longer sample
-    goes alone. All ranks get the same number of batches, and about the same number of tokens in each.
+    goes alone. All ranks get the same number of batches, and about the same number of tokens in each. With
+    `share_prompts` a prompt is in a batch once, however many of its samples are.
 
-    Samples without a token are left out. The batches are about equally large: the peak of memory is what counts, and it
-    is the largest one's.
+    Samples without a token are left out.
     """
-    samples = [sample for weighted in groups for sample in _samples(weighted)]
-    lengths = [sample.length for sample in samples]
-    for batch in token_batches(lengths, tokens_per_micro_batch, num_ranks=num_ranks)[rank::num_ranks]:
+    families = [family for weighted in groups if (family := [*_samples(weighted)])]
+    if not share_prompts:
+        families = [[sample] for family in families for sample in family]
+    trees = [_tree(family) for family in families]
+    for batch in tree_batches(trees, tokens_per_micro_batch, num_ranks=num_ranks)[rank::num_ranks]:
         if batch:
-            yield _pack([samples[item] for item in batch])
+            parts = itertools.groupby(batch, key=lambda branch: branch[0])
+            yield _pack([[families[tree][branch] for tree, branch in part] for _, part in parts])
         else:
-            shortest = _pack([samples[int(np.argmin(lengths))]])
+            shortest = _pack([[min(itertools.chain(*families), key=lambda sample: sample.length)]])
             yield replace(shortest, shares=torch.zeros_like(shortest.shares), idle=True)
 
 
@@ -102,7 +113,7 @@ class _Sample:
 
     @property
     def length(self) -> int:
-        """Packed tokens."""
+        """Packed tokens of the sample alone."""
         return len(self.group.prompt_tokens) - 1 + self.num_targets
 
 
@@ -115,21 +126,25 @@ def _samples(weighted: Weighted) -> Iterator[_Sample]:
             yield _Sample(group, advantage, weighted.shares[start:end], slice(start, end))
 
 
-def _pack(samples: Sequence[_Sample]) -> PackedBatch:
+def _tree(samples: Sequence[_Sample]) -> Tree:
+    """Of samples of one group."""
+    return Tree(len(samples[0].group.prompt_tokens), tuple(sample.num_targets - 1 for sample in samples))
+
+
+def _pack(families: Sequence[Sequence[_Sample]]) -> PackedBatch:
+    trees = [_tree(family) for family in families]
+    samples = [sample for family in families for sample in family]
     num_targets = [sample.num_targets for sample in samples]
-    lengths = [sample.length for sample in samples]
     responses = [sample.group.token_ids[sample.tokens] for sample in samples]
-    prompts = [sample.group.prompt_tokens for sample in samples]
-    rows = [part for prompt, response in zip(prompts, responses, strict=True) for part in (prompt, response[:-1])]
-    places = [np.arange(end - count, end) for end, count in zip(accumulate(lengths), num_targets, strict=True)]
     staleness = np.concatenate([sample.group.step - sample.group.versions[sample.tokens] for sample in samples])
     logprobs = np.concatenate([sample.group.logprobs[sample.tokens] for sample in samples])
     advantages = np.array([sample.advantage for sample in samples], np.float32)
     return PackedBatch(
-        input_ids=_int64(np.concatenate(rows)),
-        position_ids=_int64(np.concatenate([np.arange(length) for length in lengths])),
-        lengths=tuple(lengths),
-        logit_places=_int64(np.concatenate(places)),
+        input_ids=_int64(np.concatenate([part for family in families for part in _tokens(family)])),
+        position_ids=torch.tensor([position for tree in trees for position in tree.positions()]),
+        trees=tuple(tree if len(tree.branches) > 1 else Tree(tree.num_tokens) for tree in trees),
+        num_samples=len(samples),
+        logit_places=_int64(np.concatenate([*_logit_places(trees)])),
         targets=_int64(np.concatenate(responses)),
         behaviour_logprobs=torch.from_numpy(logprobs.astype(np.float32)),
         advantages=torch.from_numpy(np.repeat(advantages, num_targets)),
@@ -139,6 +154,23 @@ def _pack(samples: Sequence[_Sample]) -> PackedBatch:
         staleness=torch.from_numpy(np.maximum(staleness, 0).astype(np.float32)),
         owners=_int64(np.repeat(np.arange(len(samples)), num_targets)),
     )
+
+
+def _tokens(family: Sequence[_Sample]) -> Iterator[NDArray[np.int32]]:
+    yield family[0].group.prompt_tokens
+    for sample in family:
+        yield sample.group.token_ids[sample.tokens][:-1]
+
+
+def _logit_places(trees: Sequence[Tree]) -> Iterator[NDArray[np.int64]]:
+    """Of each sample's targets: the last place of its trunk, and then those of its branch."""
+    place = 0
+    for tree in trees:
+        place += tree.trunk
+        fork = np.array([place - 1])
+        for branch in tree.branches:
+            yield np.concatenate([fork, np.arange(place, place + branch)])
+            place += branch
 
 
 def _int64(values: NDArray[np.integer]) -> Tensor:

@@ -6,10 +6,11 @@ Of a pass forward, with 2 operations for a multiplication and an addition:
     2 * weights of the head                              per target: other places have no logits
     4 * heads * head_size                                per layer and pair of a query and a key that it sees
 
-A sequence of n tokens has n (n + 1) / 2 such pairs, fewer where a layer has a window. The backward pass takes twice as
-much, but for frozen weights (see `lora`) once as much, as these have no gradient of their own. What is computed a
-second time to save memory is not counted: this is model FLOPs utilisation as defined for PaLM (arXiv 2204.02311,
-appendix B), except that the pairs a causal mask hides are not counted either.
+A sequence of n tokens has n (n + 1) / 2 such pairs, fewer where a layer has a window. A prompt that several samples
+share is computed, and counted, once (see `tree`). The backward pass takes twice as much, but for frozen weights (see
+`lora`) once as much, as these have no gradient of their own. What is computed a second time to save memory is not
+counted: this is model FLOPs utilisation as defined for PaLM (arXiv 2204.02311, appendix B), except that the pairs a
+causal mask hides are not counted either.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from darts_async.learner.tree import Tree
 
 PEAKS = {
     "B200": 2250e12,
@@ -63,15 +66,20 @@ class ModelFlops:
             frozen_per_target=0 if head.weight.requires_grad else 2 * head.weight.numel(),
         )
 
-    def training(self, lengths: Sequence[int], num_targets: int) -> int:
-        """Operations of a forward and backward pass over packed sequences of `lengths` tokens."""
-        frozen = self.frozen_per_token * sum(lengths) + self.frozen_per_target * num_targets
-        return 3 * self.forward(lengths, num_targets) - frozen
+    def training(self, trees: Sequence[Tree], num_targets: int) -> int:
+        """Operations of a forward and backward pass over a packed row."""
+        frozen = self.frozen_per_token * _num_tokens(trees) + self.frozen_per_target * num_targets
+        return 3 * self.forward(trees, num_targets) - frozen
 
-    def forward(self, lengths: Sequence[int], num_targets: int) -> int:
-        """Operations of a forward pass over packed sequences of `lengths` tokens."""
-        pairs = sum(_pairs(length, window) for window in self.windows for length in lengths)
-        return self.per_token * sum(lengths) + self.per_target * num_targets + self.per_pair * pairs
+    def forward(self, trees: Sequence[Tree], num_targets: int) -> int:
+        """Operations of a forward pass over a packed row."""
+        segments = [segment for tree in trees for segment in tree.segments()]
+        pairs = sum(
+            _pairs(before + length, window) - _pairs(before, window)
+            for window in self.windows
+            for length, before in segments
+        )
+        return self.per_token * _num_tokens(trees) + self.per_target * num_targets + self.per_pair * pairs
 
     @property
     def attention_tokens(self) -> float:
@@ -89,6 +97,10 @@ def utilisation(num_flops: int, busy_s: float, device: torch.device) -> dict[str
 def peak_of(device_name: str) -> float | None:
     """Dense 16-bit operations per second of a device, by its name; None if the table does not have it."""
     return next((peak for part, peak in PEAKS.items() if part in device_name), None)
+
+
+def _num_tokens(trees: Sequence[Tree]) -> int:
+    return sum(tree.num_tokens for tree in trees)
 
 
 def _windows(config: object) -> tuple[int | None, ...]:

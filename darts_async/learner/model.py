@@ -21,16 +21,19 @@ from darts_async.errors import ModelError
 from darts_async.learner.attention import PACKED_ATTENTION, packing
 from darts_async.learner.batch import PackedBatch
 from darts_async.learner.logprobs import Head, head_logprobs
+from darts_async.learner.tree import Tree
 from darts_async.models import TOKENIZER_FILE, load_tokenizer
 
-PackedRow = tuple[Tensor, Tensor, tuple[int, ...], Tensor]
-"""Token ids, positions, lengths of the sequences, and the places whose logits are wanted."""
+PackedRow = tuple[Tensor, Tensor, tuple[Tree, ...], Tensor]
+"""Token ids, positions, layout, and the places whose logits are wanted."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 COMPILED_DIR = Path.home() / ".cache" / "darts_async" / "compiled"
 """Not below TMPDIR, which a process of a run has to itself and leaves nothing in."""
-_PROBE_LENGTHS = (5, 3)
+_PROBE = ((1, 2, 3, 4, 5), (1, 2, 3), (1, 2, 6, 7, 8))
+_PROBE_SHARED = 2
+"""The first tokens of the last two."""
 _PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of packed logits relative to the largest logit: room for rounding, none for another sample."""
 
@@ -90,23 +93,40 @@ def _check_vocabulary(model: PreTrainedModel, directory: Path) -> None:
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Switch the model to packed attention, after which only `response_logprobs` may call it.
 
-    Raises `ModelError` if its sequences would not stay apart.
+    Raises `ModelError` if its sequences would not stay apart. Whether samples may share a prompt is tried out too, and
+    said by the model's `shares_prompts`.
     """
     device = model.get_input_embeddings().weight.device
-    sequences = [torch.arange(1, length + 1, device=device) for length in _PROBE_LENGTHS]
-    positions = torch.cat([torch.arange(length, device=device) for length in _PROBE_LENGTHS])
-    places = torch.arange(sum(_PROBE_LENGTHS), device=device)
-    packed_row = (torch.cat(sequences), positions, _PROBE_LENGTHS, places)
+    sequences = [torch.tensor(ids, device=device) for ids in _PROBE]
     with torch.no_grad():
-        alone = torch.cat([model(input_ids=ids[None], use_cache=False).logits[0] for ids in sequences])
+        alone = [model(input_ids=ids[None], use_cache=False).logits[0] for ids in sequences]
         _set_packed_attention(model)
-        difference = _relative(_logits(model, *packed_row), alone)
-        if not difference <= _PROBE_TOLERANCE[alone.dtype]:
+        packed_row = _row(sequences, tuple(Tree(len(ids)) for ids in _PROBE))
+        expected = torch.cat(alone)
+        tolerance = _PROBE_TOLERANCE[expected.dtype]
+        difference = _relative(_logits(model, *packed_row), expected)
+        if not difference <= tolerance:
             raise ModelError(
                 f"{type(model).__name__} cannot be trained on packed sequences: its logits differ from those of each "
                 f"sequence alone by {difference:.1e} of the largest; its layers mix neighbours or ignore position_ids"
             )
-        _choose_head(model, packed_row, alone)
+        _choose_head(model, packed_row, expected)
+        first, second, third = sequences
+        rows = [first, second, third[_PROBE_SHARED:]]
+        tree = Tree(_PROBE_SHARED, (len(second) - _PROBE_SHARED, len(third) - _PROBE_SHARED))
+        shared_row = _row(rows, (Tree(len(first)), tree))
+        difference = _relative(_logits(model, *shared_row), torch.cat([*alone[:2], alone[2][_PROBE_SHARED:]]))
+        model.shares_prompts = difference <= tolerance
+        if not model.shares_prompts:
+            log.warning("prompts_are_not_shared", model=type(model).__name__, difference=difference)
+
+
+def _row(parts: list[Tensor], trees: tuple[Tree, ...]) -> PackedRow:
+    """These tokens, laid out in trees, and all their places."""
+    input_ids = torch.cat(parts)
+    positions = [position for tree in trees for position in tree.positions()]
+    places = torch.arange(len(input_ids), device=input_ids.device)
+    return input_ids, torch.tensor(positions, device=input_ids.device), trees, places
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
@@ -163,12 +183,12 @@ def response_logprobs(
 def _logprobs_in_rows(
     model: PreTrainedModel, batch: PackedBatch, temperature: float, *, compiled: bool = False
 ) -> tuple[Tensor, Tensor]:
-    hidden = _hidden(model, batch.input_ids, batch.position_ids, batch.lengths, batch.logit_places)
+    hidden = _hidden(model, batch.input_ids, batch.position_ids, batch.trees, batch.logit_places)
     return head_logprobs(hidden, Head.of(model), batch.targets, temperature, compiled=compiled)
 
 
 def _logprobs_at_once(model: PreTrainedModel, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = _logits(model, batch.input_ids, batch.position_ids, batch.lengths, batch.logit_places)
+    logits = _logits(model, batch.input_ids, batch.position_ids, batch.trees, batch.logit_places)
     log_p = (logits.float() / temperature).log_softmax(-1)
     return log_p.gather(-1, batch.targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
@@ -212,21 +232,21 @@ def _set_packed_attention(model: PreTrainedModel) -> None:
 
 
 def _hidden(
-    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...], places: Tensor
+    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, trees: tuple[Tree, ...], places: Tensor
 ) -> Tensor:
     """What the head sees, [num_places, hidden_size], of the packed row `input_ids` [num_packed_tokens]."""
     output = model.base_model(
         input_ids=input_ids[None],
         position_ids=position_ids[None],
         use_cache=False,
-        **packing(lengths, input_ids.device),
+        **packing(trees, input_ids.device),
     )
     hidden: Tensor = output.last_hidden_state[0]
     return hidden[places]
 
 
 def _logits(
-    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...], places: Tensor
+    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, trees: tuple[Tree, ...], places: Tensor
 ) -> Tensor:
     """Logits [num_places, vocabulary] of the packed row `input_ids` [num_packed_tokens]."""
     output = model(
@@ -234,7 +254,7 @@ def _logits(
         position_ids=position_ids[None],
         use_cache=False,
         logits_to_keep=places,
-        **packing(lengths, input_ids.device),
+        **packing(trees, input_ids.device),
     )
     logits: Tensor = output.logits[0]
     return logits

@@ -55,6 +55,7 @@ class Objective:
         self._max_new_tokens = max_new_tokens
         self._rank, self._num_ranks = rank, num_ranks
         self._device = next(model.parameters()).device
+        self._shares_prompts = config.share_prompts and all(each.shares_prompts for each in (model, reference) if each)
         self._flops = ModelFlops.of(model)
         self._num_flops = 0
         if config.activation_checkpointing:
@@ -83,6 +84,7 @@ class Objective:
             for batch in micro_batches(
                 [each for each in weighted if self._has_gradient(each) == has_gradient],
                 self._config.tokens_per_micro_batch,
+                share_prompts=self._shares_prompts,
                 rank=self._rank,
                 num_ranks=self._num_ranks,
             ):
@@ -131,7 +133,7 @@ class Objective:
     def _count(self, batch: PackedBatch, has_gradient: bool) -> None:
         if self._flops is not None:
             count = self._flops.training if has_gradient else self._flops.forward
-            self._num_flops += count(batch.lengths, len(batch.targets))
+            self._num_flops += count(batch.trees, len(batch.targets))
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: PackedBatch) -> Tensor:

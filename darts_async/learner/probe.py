@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from darts_async.learner.attention import packing
+from darts_async.learner.tree import Tree
 from darts_async.weights.probe import Reference, reference_of
 
 
@@ -19,7 +20,7 @@ def packed_reference(model: PreTrainedModel, policy_version: int) -> Reference:
             position_ids=torch.arange(length, device=device).repeat(num_prompts)[None],
             use_cache=False,
             logits_to_keep=torch.arange(length - 1, num_prompts * length, length, device=device),
-            **packing((length,) * num_prompts, device),
+            **packing((Tree(length),) * num_prompts, device),
         ).logits
         return logits[0]
 
