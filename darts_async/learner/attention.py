@@ -32,7 +32,7 @@ PACKED_ATTENTION = "darts_packed"
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 _KERNEL_HEAD_SIZE = 256
-_TOGETHER = 256
+_TOGETHER = 128
 """Tokens of branches that are attended to at once with a mask: calls cost more than pairs do, up to about there."""
 
 
@@ -43,7 +43,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    trees: tuple[Tree, ...] | None = None,
+    runs: "Runs | None" = None,
     query_ends: Tensor | None = None,
     key_ends: Tensor | None = None,
     key_places: Tensor | None = None,
@@ -54,7 +54,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each of `trees`, whose tokens are the `num_tokens` of the row.
+    """Causal attention within each tree of the row.
 
     Args: query [1, num_heads, num_tokens, head_size]; key and value [1, num_key_value_heads, ...]. The layout comes as
     `packing` gives it.
@@ -68,8 +68,8 @@ def packed_attention(
     if dropout:
         raise ModelError(f"{type(module).__name__} uses attention with dropout {dropout}; it is not in evaluation mode")
     if not _has_kernel(query):
-        assert trees is not None
-        return _attend_one_by_one(query, key, value, trees, scaling, sliding_window), None
+        assert runs is not None
+        return _attend_one_by_one(query, key, value, runs, scaling, sliding_window), None
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [num_tokens, heads, head_size]
     if key_places is not None:
         k, v = k[key_places], v[key_places]
@@ -98,7 +98,7 @@ def packing(trees: tuple[Tree, ...], device: torch.device) -> dict[str, Any]:
     keys = [before + length for length, before in segments]
     places = torch.from_numpy(_key_places(trees)).to(device) if sum(keys) > sum(queries) else None
     return {
-        "trees": trees,
+        "runs": Runs(trees),
         "query_ends": torch.tensor([0, *accumulate(queries)], dtype=torch.int32, device=device),
         "key_ends": torch.tensor([0, *accumulate(keys)], dtype=torch.int32, device=device),
         "key_places": places,
@@ -124,31 +124,24 @@ def _has_kernel(query: Tensor) -> bool:
     return query.is_cuda and query.dtype in _KERNEL_DTYPES and query.shape[-1] <= _KERNEL_HEAD_SIZE
 
 
-def _attend_one_by_one(
-    query: Tensor, key: Tensor, value: Tensor, trees: Sequence[Tree], scaling: float | None, window: int | None
-) -> Tensor:
-    grouped = query.shape[1] != key.shape[1]
-    runs = [run for tree in trees for run in _runs(tree)]
-    lengths = [sum(branches) or trunk for trunk, branches in runs]
-    outputs = []
-    trunk_key = trunk_value = key[:, :, :0]
-    for (trunk, branches), q, k, v in zip(
-        runs, *(torch.split(heads, lengths, dim=2) for heads in (query, key, value)), strict=True
-    ):
-        if branches:
-            k, v = torch.cat([trunk_key, k], dim=2), torch.cat([trunk_value, v], dim=2)
-        else:
-            trunk_key, trunk_value = k, v
-        mask = _of_branches(trunk, branches, window, q.device) if branches else _band(trunk, window, q.device)
-        output = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-        )
-        outputs.append(output.transpose(1, 2))
-    return torch.cat(outputs, dim=1)
+class Runs:
+    """What is attended to at a time where there is no kernel: a trunk alone, and its branches, as many as are short
+    enough. Masks are made once for all layers."""
+
+    def __init__(self, trees: Sequence[Tree]) -> None:
+        self.parts = [part for tree in trees for part in _parts(tree)]
+        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+
+    def mask(self, place: int, window: int | None, device: torch.device) -> Tensor | None:
+        """Of the part at `place`, [num_queries, num_keys]; None if each query sees all keys before it."""
+        if (place, window) not in self._masks:
+            trunk, branches = self.parts[place]
+            mask = _of_branches(trunk, branches, window, device) if branches else _band(trunk, window, device)
+            self._masks[place, window] = mask
+        return self._masks[place, window]
 
 
-def _runs(tree: Tree) -> Iterator[Tree]:
-    """The trunk alone, and then its branches, as many at a time as are short enough."""
+def _parts(tree: Tree) -> Iterator[Tree]:
     yield Tree(tree.trunk)
     together: list[int] = []
     for branch in filter(None, tree.branches):
@@ -158,6 +151,27 @@ def _runs(tree: Tree) -> Iterator[Tree]:
         together.append(branch)
     if together:
         yield Tree(tree.trunk, tuple(together))
+
+
+def _attend_one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, runs: Runs, scaling: float | None, window: int | None
+) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    lengths = [sum(branches) or trunk for trunk, branches in runs.parts]
+    outputs = []
+    trunk_key = trunk_value = key[:, :, :0]
+    heads = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    for place, (q, k, v) in enumerate(heads):
+        if runs.parts[place].branches:
+            k, v = torch.cat([trunk_key, k], dim=2), torch.cat([trunk_value, v], dim=2)
+        else:
+            trunk_key, trunk_value = k, v
+        mask = runs.mask(place, window, q.device)
+        output = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+        )
+        outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, dim=1)
 
 
 def _band(length: int, window: int | None, device: torch.device) -> Tensor | None:
