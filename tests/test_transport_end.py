@@ -36,6 +36,25 @@ def test_the_end_of_a_peer_takes_it_down_at_once_and_its_late_frames_do_not_brin
     session.validate()
 
 
+def test_that_a_silent_peer_has_ended_is_news() -> None:
+    session = session_that_is_up()
+    [down] = [event for second in range(11) for event in session.tick(float(second))]
+    assert isinstance(down, Down)
+    assert (down.incarnation, down.is_gone) == (1, False)
+    assert session.end(1, forget=True) == [Down(1, "it has ended", is_gone=True)]
+    assert session.end(1, forget=True) == []
+
+
+def test_that_a_peer_has_ended_is_news_to_who_knows_it_from_an_incarnation_before() -> None:
+    session = Session("a", 2, "b", CONFIG, 0.0, heard=(1, 7))
+    assert session.end(1, forget=True) == [Down(1, "it has ended", is_gone=True)]
+    assert session.end(2, forget=True) == [], "nobody waits for the second: it was never heard"
+
+
+def test_the_end_of_a_peer_that_was_never_heard_is_none() -> None:
+    assert Session("a", 1, "b", CONFIG, 0.0).end(1, forget=True) == []
+
+
 @pytest.mark.parametrize("forget", [True, False])
 def test_what_was_on_its_way_is_dropped_or_kept_for_the_next(forget: bool) -> None:
     session = session_that_is_up()

@@ -127,7 +127,7 @@ class Link:
         self._changed.set()
 
     def end(self, peer: str, incarnation: int, *, forget: bool) -> None:
-        """This incarnation of `peer` is known to be gone. If it was up, `PeerDown` comes at once. What it has not
+        """This incarnation of `peer` is known to be gone. `PeerDown` comes at once, unless that was known. What it has not
         acknowledged is dropped (`forget`), or kept for the next one."""
         target = self._find(peer)
         for event in target.session.end(incarnation, forget=forget):

@@ -90,6 +90,7 @@ class Session:
         self.incarnation = incarnation
         self.peer = peer
         self.is_up = False
+        self._is_gone = False
         self._ended_incarnation = NO_INCARNATION
         self.outbox = Outbox(peer, config.max_outbox)
         self.inbox = Inbox(config.window, heard)
@@ -135,13 +136,15 @@ class Session:
 
     def end(self, incarnation: int, *, forget: bool) -> list[SessionEvent]:
         """This incarnation of the peer is certainly gone: frames of it that are still under way are refused, and what
-        it has not acknowledged is dropped (`forget`) or kept for the next one."""
+        it has not acknowledged is dropped (`forget`) or kept for the next one. It is news of a peer that was silent, too,
+        and of one that only the incarnation before this heard."""
         self._ended_incarnation = max(self._ended_incarnation, incarnation)
         if self.peer_incarnation > incarnation:
             return []  # the next one is here already
         if forget:
             self.forget()
-        return [self._lose("it has ended")] if self.is_up else []
+        is_news = self.peer_incarnation != NO_INCARNATION and not self._is_gone
+        return [self._lose("it has ended")] if is_news else []
 
     def acknowledge(self, incarnation: int, seq: int) -> None:
         """The consumer has handled everything delivered up to this message."""
@@ -239,11 +242,11 @@ class Session:
             self._owes_envelope = True
         else:
             self.reconnect(now_s)
-        self.is_up = True
+        self.is_up, self._is_gone = True, False
         return [*events, Up(envelope.incarnation)]
 
     def _lose(self, reason: str, *, is_gone: bool = True) -> Down:
-        self.is_up = False
+        self.is_up, self._is_gone = False, is_gone
         return Down(self.peer_incarnation, reason, is_gone)
 
     def _take(self, envelope: Envelope, now_s: float) -> list[SessionEvent]:
