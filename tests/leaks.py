@@ -104,6 +104,16 @@ def _descriptors() -> list[str]:
 
 
 def _is_of_others(name: str) -> bool:
-    """Whether a segment says in its name that a living process has it which is none of these tests'."""
+    """Whether a living process has a segment, by its name or in its memory, which is none of these tests'."""
     pids = [int(word) for word in name.replace("-", "_").split("_") if word.isdecimal()]
-    return any(psutil.pid_exists(pid) and pid != os.getpid() and pid not in _ours() for pid in pids)
+    ours = {os.getpid(), *_ours()}
+    if any(psutil.pid_exists(pid) and pid not in ours for pid in pids):
+        return True
+    return any(_maps(pid, f"{_SHARED_MEMORY}/{name}") for pid in psutil.pids() if pid not in ours)
+
+
+def _maps(pid: int, path: str) -> bool:
+    try:
+        return path in Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except OSError:
+        return False  # it has ended, or is somebody else's

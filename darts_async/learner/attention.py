@@ -72,9 +72,9 @@ def packed_attention(
         return _attend_one_by_one(query, key, value, runs, scaling, sliding_window), None
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [num_tokens, heads, head_size]
     if key_places is not None:
-        k, v = k[key_places], v[key_places]
-    # A query that has fewer queries before it than keys sees the keys that it would if the ends were aligned; the
-    # kernel counts the keys to the left of the query's own, `sliding_window` counts that too.
+        k, v = k.index_select(0, key_places), v.index_select(0, key_places)
+    # Where a segment has more keys than queries the kernel lets the last query stand at the last key. It counts the
+    # keys to the left of the query's own; `sliding_window` counts that one too.
     output = varlen_attn(
         q,
         k,
