@@ -99,11 +99,10 @@ class LaunchedRun:
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Whole lines of a JSON file of the run, none if it is not there yet."""
-        if not (self._home / "runs").exists() or not (self.run_dir / name).exists():
-            return []
         return [
             json.loads(line)
-            for line in (self.run_dir / name).read_text().splitlines(keepends=True)
+            for path in self._home.glob(f"runs/*/{name}")
+            for line in path.read_text().splitlines(keepends=True)
             if line[-1:] == "\n"
         ]
 

@@ -127,8 +127,8 @@ class Link:
         self._changed.set()
 
     def end(self, peer: str, incarnation: int, *, forget: bool) -> None:
-        """This incarnation of `peer` is known to be gone. `PeerDown` comes at once, unless that was known. What it has not
-        acknowledged is dropped (`forget`), or kept for the next one."""
+        """This incarnation of `peer` is known to be gone. `PeerDown` comes at once, unless that was known before. What
+        it has not acknowledged is dropped (`forget`), or kept for the next one."""
         target = self._find(peer)
         for event in target.session.end(incarnation, forget=forget):
             self._publish(target.session, event, ())

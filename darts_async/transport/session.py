@@ -136,8 +136,8 @@ class Session:
 
     def end(self, incarnation: int, *, forget: bool) -> list[SessionEvent]:
         """This incarnation of the peer is certainly gone: frames of it that are still under way are refused, and what
-        it has not acknowledged is dropped (`forget`) or kept for the next one. It is news of a peer that was silent, too,
-        and of one that only the incarnation before this heard."""
+        it has not acknowledged is dropped (`forget`) or kept for the next one. That is news of a peer that was silent,
+        too, and of one that only the incarnation before this one heard."""
         self._ended_incarnation = max(self._ended_incarnation, incarnation)
         if self.peer_incarnation > incarnation:
             return []  # the next one is here already
