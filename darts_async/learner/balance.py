@@ -89,7 +89,7 @@ def _best_batches(
         fits = all(len(batch) <= 1 or load <= tokens_per_batch for batch, load in zip(batches, loads, strict=True))
         if fits and sum(loads[::num_ranks]) < least:
             best, least = tuple(batches), sum(loads[::num_ranks])
-        if all(len(part) == 1 for part in parts):
+        if len(batches) == 1 or all(len(part) == 1 for part in parts):
             return best
         size /= 2
 
