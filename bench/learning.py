@@ -102,6 +102,8 @@ def main() -> None:
 def run(arguments: argparse.Namespace, scratch: Path) -> str:
     """All runs that are still to be done; returns the tables. Raises `ConfigError`."""
     found = resumed(arguments) or Results(steps=arguments.steps, commit=commit(), runs=[], timings=[])
+    if commit() not in found.commit:
+        found.commit += f", {commit()}"
     tasks = {name: settings_of(name, arguments.work or scratch) for name in arguments.tasks}
     arms = [BASELINE, *(arm for arm in arguments.arms if arm != BASELINE)]
     models = (arguments.work or scratch) / "models"
