@@ -93,6 +93,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--not-shared", action="store_true", help="on the GPU: the prompt before each of its samples")
     arguments = parser.parse_args()
+    if min(arguments.prompt_tokens) < 1:
+        parser.error(f"--prompt-tokens {min(arguments.prompt_tokens)}: a prompt has at least one token")
+    if arguments.gpu and arguments.tokens < 2 * arguments.prompt_tokens[0]:
+        parser.error(
+            f"--tokens {arguments.tokens} hold little besides a prompt of {arguments.prompt_tokens[0]} tokens "
+            "(--prompt-tokens); give twice as many at least"
+        )
     transformers.logging.set_verbosity_error()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
     if arguments.gpu:

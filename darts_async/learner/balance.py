@@ -47,8 +47,8 @@ def balance(
 
 
 def tree_batches(trees: Sequence[Tree], tokens_per_batch: int, *, num_ranks: int = 1) -> tuple[tuple[Branch, ...], ...]:
-    """The branches of all trees in batches of at most `tokens_per_batch` tokens, about equally large; a longer one goes
-    alone. A batch holds a trunk once, however many of its branches it has.
+    """The branches of all trees, each of which has one, in batches of at most `tokens_per_batch` tokens, about equally
+    large; a longer one goes alone. A batch holds a trunk once, however many of its branches it has.
 
     With `num_ranks` ranks the number of batches is a multiple of it, because ranks that gather layers together have to
     make the same number of passes: rank r takes batches r, r + num_ranks, ..., so that those of one pass are alike. A
