@@ -268,6 +268,7 @@ def test_restarted_receiver_gets_exactly_what_was_not_acknowledged() -> None:
         a.send()
     exchange(network)
     b.session.acknowledge(1, 0)
+    network.pass_time()
     exchange(network)
     b.restart(network.now_s)
     exchange(network)
@@ -286,8 +287,48 @@ def test_receiver_that_has_kept_what_it_was_sent_gets_only_what_is_new() -> None
     exchange(network)
     assert [(own, seq) for own, _, seq, _ in b.delivered] == [(1, 0), (1, 1), (1, 2), (2, 3)]
     b.handle(1)
+    network.pass_time()
     exchange(network)
     assert len(a.session.outbox) == 0, "what was kept counts as acknowledged"
+
+
+def test_what_was_handled_is_told_with_the_next_message() -> None:
+    network = connected()
+    a, b = network.sides
+    a.send()
+    exchange(network)
+    b.handle(1)
+    network.transmit(1)
+    assert network.flying[1] == [], "not by a frame of its own"
+    b.send()
+    exchange(network)
+    assert len(a.session.outbox) == 0
+
+
+def test_what_was_handled_is_told_by_the_next_tick_at_the_latest() -> None:
+    network = connected()
+    a, b = network.sides
+    a.send()
+    exchange(network)
+    b.handle(1)
+    network.pass_time()
+    exchange(network)
+    assert len(a.session.outbox) == 0
+
+
+def test_half_a_window_that_was_handled_is_told_at_once() -> None:
+    network = connected()
+    a, b = network.sides
+    for _ in range(CONFIG.window + 2):
+        a.send()
+    exchange(network)
+    assert len(b.waiting) == CONFIG.window
+    b.handle(1)
+    exchange(network)
+    assert len(b.waiting) == CONFIG.window - 1
+    b.handle(1)
+    exchange(network)
+    assert len(b.waiting) == CONFIG.window, "there is credit for two more"
 
 
 def test_forgotten_messages_are_not_sent_to_the_next_incarnation() -> None:

@@ -160,8 +160,8 @@ class Link:
             return
         target = self._peers[peer]
         target.session.acknowledge(incarnation, seq)
-        self._flush(target)
-        self._drain_soon()
+        if self._flush(target):
+            self._drain_soon()
 
     # --- on the loop -----------------------------------------------------------------------------------------
 
@@ -235,13 +235,14 @@ class Link:
         received = Received(self.name, session.peer, event.incarnation, message, event.seq)
         self._mailbox.deliver(received, self, event.seq)
 
-    def _flush(self, peer: _Peer) -> None:
-        """Transmit what a session has to send, as far as the socket takes it."""
-        session = peer.session
+    def _flush(self, peer: _Peer) -> bool:
+        """Transmit what a session has to send, as far as the socket takes it. Whether the socket was used."""
+        session, is_used = peer.session, False
         self._blocked.discard(session.peer)
         now_s = self._loop.time()
         while peer.route is not None and (frame := session.next_frame()) is not None:
             envelope, payload = frame
+            is_used = True
             match self._wire.send(peer.route, (_encode_envelope(envelope), *payload)):
                 case Sent.TAKEN:
                     session.sent(envelope, now_s)
@@ -249,7 +250,8 @@ class Link:
                     peer.retire()
                 case Sent.FULL:
                     self._blocked.add(session.peer)
-                    return
+                    break
+        return is_used
 
     def _drain_soon(self) -> None:
         """Look for input: a use of the socket may have taken the edge that announced it."""

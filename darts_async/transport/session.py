@@ -19,6 +19,11 @@ what it handled begins behind that (`heard`), and so handles every message exact
 *Repair* is go-back-N: by timer, when a gap shows, and when the peer is back.
 
 *Credit* is an absolute window: numbers below `limit` may be sent. It cannot drift when a grant is lost.
+
+*Acknowledgements wait for company.* What was handled is told with the next message that goes the other way, when half
+of the window has been handled since the peer was last told, or with the next tick: a frame of its own for each message
+would double what both sides send and wake up for. The sender keeps a message for that much longer, and a receiver that
+dies in the meantime is sent it again, as one is that dies before it could acknowledge.
 """
 
 from typing import Annotated
@@ -99,6 +104,7 @@ class Session:
         self._sent_s = float("-inf")
         self._owes_envelope = True
         self._owes_report = False
+        self._told_limit = 0
         self._asks_resend = False
         self._gap_asked_at = -1
 
@@ -149,7 +155,9 @@ class Session:
     def acknowledge(self, incarnation: int, seq: int) -> None:
         """The consumer has handled everything delivered up to this message."""
         self.inbox.acknowledge(incarnation, seq)
-        self._owes_envelope = True
+        self._owes_report = True
+        if 2 * (self.inbox.limit - self._told_limit) >= self._config.window:
+            self._owes_envelope = True
 
     def refuse_last(self) -> None:
         """The message just delivered is unusable. It counts as handled, or it would be sent again for ever."""
@@ -186,7 +194,7 @@ class Session:
         """The network has taken the frame that `next_frame` returned."""
         if envelope.seq is not None:
             self.outbox.sent(now_s)
-        self._sent_s = now_s
+        self._sent_s, self._told_limit = now_s, envelope.limit
         self._owes_envelope = self._owes_report = self._asks_resend = False
 
     def farewell(self) -> Envelope:

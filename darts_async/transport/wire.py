@@ -21,7 +21,8 @@ from darts_async.transport.keys import RunKeys
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
 
-NOBLOCK, POLLIN = int(zmq.NOBLOCK), int(zmq.POLLIN)  # operations on enums are slow, and these are on the hot path
+# Operations on enums are slow, and these are on the hot path.
+NOBLOCK, POLLIN, MORE = int(zmq.NOBLOCK), int(zmq.POLLIN), int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 
 WILDCARD_HOSTS = ("", "*", "0.0.0.0", "::")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -81,18 +82,22 @@ class Wire:
     def receive(self) -> Arrival | None:
         """The next thing that has come in, if any."""
         try:
-            parts = self._socket.recv_multipart(NOBLOCK, copy=False)
+            parts = [self._socket.recv(NOBLOCK, copy=False)]
         except zmq.Again:
             return None
+        while parts[-1].more:  # the parts of a message arrive together
+            parts.append(self._socket.recv(NOBLOCK, copy=False))
         user_id = str(parts[-1].get("User-Id")) if self.checks_user_id else None
         frames = [part.bytes for part in parts]
         return Arrival(frames[0], user_id, frames[1:]) if self.routes else Arrival(b"", user_id, frames)
 
     def send(self, route: bytes, frames: tuple[bytes, ...]) -> Sent:
         """Hand frames to the socket, all or none."""
-        parts = (route, *frames) if self.routes else frames
+        *before, last = (route, *frames) if self.routes else frames
         try:
-            self._socket.send_multipart(parts, NOBLOCK)
+            for part in before:  # whether there is room for a message is asked with its first part
+                self._socket.send(part, MORE)
+            self._socket.send(last, NOBLOCK)
         except zmq.Again:
             return Sent.FULL
         except zmq.ZMQError as error:
