@@ -32,6 +32,7 @@ class Task:
     """Held-out prompts are sampled."""
     samples: int
     """Of each held-out prompt, on the way."""
+    learning_rate: float
 
 
 class Probe(Struct, frozen=True):
@@ -154,7 +155,7 @@ def report(found: Results, tasks: dict[str, Task]) -> str:
             num_steps = found.steps or task.steps
             lines += [f"## {name}", "", f"![{name}](learning_{name}.png)", ""]
             lines += [
-                f"{num_steps} steps of 16 groups; every {task.every_steps} steps "
+                f"{num_steps} steps of 16 groups, learning rate {task.learning_rate:g}; every {task.every_steps} steps "
                 f"{task.samples} fresh samples of each of 128 held-out prompts.",
                 "",
             ]

@@ -26,7 +26,7 @@ from darts_async.errors import ConfigError
 from darts_async.quickstart.task import is_held_out
 from darts_async.reward.functions import load_function
 
-TASK = Task(targets=(0.7, 0.8), steps=16, every_steps=8, samples=2)
+TASK = Task(targets=(0.7, 0.8), steps=16, every_steps=8, samples=2, learning_rate=5e-4)
 PROBE = Probe(
     reward=0.6,
     pass_at={1: 0.6, 8: 0.8, 16: 0.9},
