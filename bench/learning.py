@@ -70,8 +70,8 @@ ARMS: Final = {
 TASKS: Final = {
     # Without shaping the reward went from .586 to .922 in 60 steps (bench/results/arms.md): 80 % and 90 % of that gain.
     "chain": Task(targets=(0.855, 0.89), steps=48, every_steps=8, samples=2, learning_rate=5e-4),
-    # And from .63 to about .87, with a seed that is not among these: the same shares. At the quickstart's rate it is there
-    # within 9 steps, between two evaluations.
+    # And from .63 to about .87, with a seed that is not among these: the same shares. At the quickstart's rate it is
+    # there within 9 steps, between two evaluations.
     "search": Task(targets=(0.82, 0.845), steps=64, every_steps=16, samples=4, learning_rate=5e-5),
 }
 JUDGES: Final[Mapping[str, Judge]] = {"chain": verify, "search": search_task.judge}
