@@ -50,7 +50,7 @@ OURS: dict[str, dict[str, Any]] = {
         "shortest": 6,
         "longest": 2,
     },
-    "darts_async, qlpo 8 of 10": {"rule": "qlpo", "launch": 10, "keep": NUM_SAMPLES},
+    "darts_async, qlpo 8 of 12": {"rule": "qlpo", "launch": 12, "keep": NUM_SAMPLES},
 }
 TRL = "TRL"
 PLOT = "peers.png"
