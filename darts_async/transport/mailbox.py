@@ -1,8 +1,8 @@
 """Everything that the links of one process have received, in one place.
 
 `receive` returns what is there. Messages count as handled when `receive` is called the next time (or
-`acknowledge`): then they are acknowledged and their senders get credit for more. A process that dies before has
-acknowledged nothing, and its next incarnation gets the messages again. So: handle all events of one `receive`,
+`acknowledge`): then their senders are told, a tick later at the latest (see `session`), and get credit for more. What a
+process has not told when it dies its next incarnation gets again. So: handle all events of one `receive`,
 make durable what must be, call it again.
 
 A mailbox holds at most `window` messages per peer: senders without credit wait.
