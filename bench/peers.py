@@ -1,23 +1,26 @@
-"""How long until the model is as good? Ours and TRL's GRPO trainer, on the same model, task, prompts and machine.
+"""How long until the model is as good? Ours and TRL's GRPO trainer, on the same model, tasks, prompts and machine.
 
-    python -m bench.peers [--target 0.9] [--seeds 0 1 2] [--steps 100] [--max-minutes 20] [--out DIR]
+    python -m bench.peers [--tasks chain search] [--seeds 0 1 2] [--max-minutes 20] [--out DIR] [--work DIR]
 
-Both start from the shipped model and train on the quickstart's prompts with the same loss (DAPO, clip 0.2 and 0.28, no
-divergence term), 16 prompts of 8 samples in a step, the same AdamW, 256 new tokens at temperature 1. The clock runs
-until the held-out reward, the mean over 128 prompts of 4 fresh samples each, is at the target for the first time; it is
-looked at every 10 steps, by the same code: in TRL's trainer while the clock stands still, in ours afterwards, from
-checkpoints, which it writes while the clock goes on. Starting counts for neither. Runs take turns, seed by seed. A run
-that does not get there counts with its whole time, and as such.
+`chain` is the quickstart's task; `search` that of `bench.search_task`, with longer answers that get longer still, whose
+model is made first (minutes; it is kept in --work). Both trainers start from the same model and train on the same
+prompts with the same loss (DAPO, clip 0.2 and 0.28, no divergence term), 16 prompts of 8 samples in a step, the same
+AdamW, 256 new tokens at most, temperature 1. The clock runs until the held-out reward, the mean over 128 prompts of 4
+fresh samples each, is at the task's target for the first time; it is looked at every few steps, by the same code: in
+TRL's trainer while the clock stands still, in ours afterwards, from checkpoints, which it writes while the clock goes
+on. Starting counts for neither. Runs take turns, seed by seed. A run that does not get there counts with its whole
+time, and as such.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -26,21 +29,22 @@ from typing import Any
 import torch
 import yaml
 
+from bench import learning
 from bench.charts import Panel, draw_curves, for_plots
-from bench.measured import launch, quickstart
-from bench.results import conditions, keep
+from bench.measured import launch
+from bench.probing import Judge, sampled
+from bench.results import conditions, keep, table
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.learner.checkpoint import CHECKPOINTS_DIR, directory_of
-from darts_async.models import resolve_model_path
-from darts_async.prompts.load import PromptSets, load_prompts
-from darts_async.quickstart.evaluate import sample_prompts
-from darts_async.quickstart.task import verify
+from darts_async.models import load_tokenizer, resolve_model_path
+from darts_async.prompts.load import load_prompts
+from darts_async.prompts.source import Prompt
 from darts_async.quickstart.tokenizer import EOS_ID
 from launcher.cluster import load_config
 
-EVERY_STEPS = 10
 NUM_PROMPTS, NUM_SAMPLES = 16, 8
+EVALUATED_SAMPLES = 4
 OURS: dict[str, dict[str, Any]] = {
     "darts_async, no shaping": {"rule": "none", "launch": NUM_SAMPLES, "keep": NUM_SAMPLES},
     "darts_async, survivor 6 + 2 of 12": {
@@ -50,16 +54,35 @@ OURS: dict[str, dict[str, Any]] = {
         "shortest": 6,
         "longest": 2,
     },
-    "darts_async, qlpo 8 of 12": {"rule": "qlpo", "launch": 12, "keep": NUM_SAMPLES},
+    "darts_async, qlpo 8 of 10": {"rule": "qlpo", "launch": 10, "keep": NUM_SAMPLES},
 }
 TRL = "TRL"
 PLOT = "peers.png"
+SCHEMA = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """What was set for a task before the runs."""
+
+    target: float
+    """Held-out reward."""
+    steps: int
+    every_steps: int
+    """The held-out reward is looked at."""
+
+
+RACES: dict[str, Race] = {
+    "chain": Race(target=0.9, steps=100, every_steps=10),
+    "search": Race(target=0.845, steps=64, every_steps=8),  # the target of `bench.learning`
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Climb:
     """The held-out reward of one run over time."""
 
+    task: str
     name: str
     seed: int
     rewards: list[tuple[float, int, float]]
@@ -77,53 +100,65 @@ class Climb:
 def main() -> None:
     """One command; a user's mistake ends it with one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=float, default=0.9, help="held-out reward; the shipped model has about 0.57")
+    parser.add_argument("--tasks", nargs="+", choices=RACES, default=list(RACES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--max-minutes", type=float, default=20.0, help="after which TRL's trainer is stopped")
     parser.add_argument("--out", type=for_plots, help="directory for peers.md, .json and .png")
+    parser.add_argument("--work", type=Path, help="directory that keeps the second task's model")
     arguments = parser.parse_args()
-    if arguments.steps < EVERY_STEPS:
-        parser.error(
-            f"--steps {arguments.steps}: the held-out reward is looked at every {EVERY_STEPS} steps; give that many"
-        )
     try:
         import trl  # noqa: F401  (it is needed in an hour, so say now that it is not there)
     except ImportError:
         sys.exit("error: TRL is not installed: pip install 'darts-async[test]' brings the version compared with here")
-    climbs: list[Climb] = []
     try:
-        for seed in arguments.seeds:
-            for name in OURS:
-                climbs.append(ours(name, seed, arguments.steps))
-                show(climbs[-1], arguments.target)
-            climbs.append(trls(seed, arguments.steps, arguments.max_minutes * 60, arguments.target))
-            show(climbs[-1], arguments.target)
-            write(arguments, climbs)
+        with tempfile.TemporaryDirectory() as scratch:
+            print(run(arguments, arguments.work or Path(scratch)))
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    print(report(arguments, climbs))
 
 
-def show(climb: Climb, target: float) -> None:
+def run(arguments: argparse.Namespace, work: Path) -> str:
+    """All runs; returns the tables. Raises `ConfigError` if one of ours fails."""
+    climbs: list[Climb] = []
+    for task in arguments.tasks:
+        settings = settings_of(task, work)
+        for seed in arguments.seeds:
+            for name in OURS:
+                climbs.append(ours(task, name, settings, seed))
+                show(climbs[-1])
+            climbs.append(trls(task, settings, seed, arguments.max_minutes * 60))
+            show(climbs[-1])
+            write(arguments, climbs)
+    return report(climbs)
+
+
+def show(climb: Climb) -> None:
     """A line for who waits."""
-    seconds, steps, is_there = climb.reached(target)
+    seconds, steps, is_there = climb.reached(RACES[climb.task].target)
     print(
-        f"seed {climb.seed}, {climb.name}: {seconds:.0f} s, {steps} steps{'' if is_there else ' (not there)'}",
+        f"{climb.task}, seed {climb.seed}, {climb.name}: {seconds:.0f} s, {steps} steps"
+        f"{'' if is_there else ' (not there)'}",
         flush=True,
     )
 
 
-def settings_of(shaping: dict[str, Any], seed: int, num_steps: int) -> dict[str, Any]:
-    """The quickstart's, with this shaping, and a checkpoint of each model that is to be evaluated."""
-    settings = quickstart()
+def settings_of(task: str, work: Path) -> dict[str, Any]:
+    """Those of `bench.learning`, evaluated on the clock at no time, with a checkpoint of each model that is to be."""
+    race = RACES[task]
+    settings = learning.settings_of(task, work)
+    settings["evaluation"] |= {"samples_per_prompt": EVALUATED_SAMPLES, "every_steps": 0}
     settings["learner"] |= {
-        "steps": num_steps,
+        "steps": race.steps,
         "groups_per_step": NUM_PROMPTS,
-        "checkpoint_every": EVERY_STEPS,
-        "keep_checkpoints": num_steps // EVERY_STEPS + 1,
+        "checkpoint_every": race.every_steps,
+        "keep_checkpoints": race.steps // race.every_steps + 1,
     }
-    return settings | {"seed": seed, "shaping": shaping}
+    return settings
+
+
+def with_shaping(settings: Mapping[str, Any], shaping: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The same, for one run."""
+    return {**settings, "seed": seed, "shaping": shaping}
 
 
 def config_of(settings: dict[str, Any]) -> RunConfig:
@@ -134,88 +169,83 @@ def config_of(settings: dict[str, Any]) -> RunConfig:
         return load_config(path)
 
 
-def ours(name: str, seed: int, num_steps: int) -> Climb:
+def ours(task: str, name: str, settings: Mapping[str, Any], seed: int) -> Climb:
     """A run of the real processes. Raises `ConfigError` if it fails."""
     with tempfile.TemporaryDirectory() as home:
-        run_dir = launch(settings_of(OURS[name], seed, num_steps), Path(home))
+        run_dir = launch(with_shaping(settings, OURS[name], seed), Path(home))
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         config = load_config(run_dir / "config.yaml")
-        sets = load_prompts(config)
+        held_out = load_prompts(config).held_out
         first = next(line for line in lines if line["type"] == "evaluation")
         trained_s = {0: 0.0} | {
             line["step"] + 1: line["elapsed_s"] - first["elapsed_s"] for line in lines if line["type"] == "step"
         }
+        every, last = config.learner.checkpoint_every, config.learner.steps
         models = {0: resolve_model_path(config.model.path)} | {
-            steps: directory_of(run_dir / CHECKPOINTS_DIR, steps)
-            for steps in range(EVERY_STEPS, num_steps + 1, EVERY_STEPS)
+            steps: directory_of(run_dir / CHECKPOINTS_DIR, steps) for steps in range(every, last + 1, every)
         }
-        torch.manual_seed(seed)
         rewards = [
-            (trained_s[steps], steps, held_out_reward(load_model(path), config, sets)) for steps, path in models.items()
+            (trained_s[steps], steps, held_out_reward(path, config, held_out, learning.JUDGES[task]))
+            for steps, path in models.items()
         ]
-    return Climb(name, seed, rewards)
+    return Climb(task, name, seed, rewards)
 
 
-def load_model(path: Path) -> Any:
-    """Of a directory, as transformers load it."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(path)
-
-
-def trls(seed: int, num_steps: int, max_s: float, target: float) -> Climb:
+def trls(task: str, settings: Mapping[str, Any], seed: int, max_s: float) -> Climb:
     """TRL's trainer in this process, until it is there, out of steps or out of time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from datasets import Dataset
-        from transformers import PreTrainedTokenizerFast, TrainerCallback
+        from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
         from trl import GRPOTrainer
 
-    config = config_of(settings_of(next(iter(OURS.values())), seed, num_steps))
-    model_path = resolve_model_path(config.model.path)
+    config = config_of(with_shaping(settings, next(iter(OURS.values())), seed))
+    model_path, judge, race = resolve_model_path(config.model.path), learning.JUDGES[task], RACES[task]
     sets = load_prompts(config)
     torch.manual_seed(seed)
     torch.set_num_threads(os.cpu_count() or 1)
+    rewards: list[tuple[float, int, float]] = []
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         """Evaluates, with the clock standing still."""
 
         def __init__(self) -> None:
-            self.rewards: list[tuple[float, int, float]] = []
-            self.paused_s = 0.0
-            self.began_s = time.monotonic()
+            self.began_s, self.paused_s = time.monotonic(), 0.0
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **known: Any) -> Any:
-            if state.global_step % EVERY_STEPS == 0:
-                self.look(known["model"], state.global_step)
-                seconds, _, reward = self.rewards[-1]
-                control.should_training_stop = reward >= target or seconds > max_s
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            if state.global_step % race.every_steps == 0:
+                seconds, reward = self.look(state.global_step)
+                control.should_training_stop = reward >= race.target or seconds > max_s
             return control
 
-        def look(self, model: Any, steps: int) -> None:
+        def look(self, steps: int) -> tuple[float, float]:
             now_s = time.monotonic()
-            self.rewards.append((now_s - self.began_s - self.paused_s, steps, held_out_reward(model, config, sets)))
+            path = Path(home) / "looked_at"
+            trainer.save_model(str(path))
+            reward = held_out_reward(path, config, sets.held_out, judge)
+            rewards.append((now_s - self.began_s - self.paused_s, steps, reward))
             self.paused_s += time.monotonic() - now_s
+            return rewards[-1][0], reward
 
     with tempfile.TemporaryDirectory() as home:
         trainer = GRPOTrainer(
-            model=load_model(model_path),
-            reward_funcs=reward_function(model_path),
-            args=grpo_settings(config, num_steps, home),
+            model=AutoModelForCausalLM.from_pretrained(model_path),
+            reward_funcs=reward_function(model_path, judge),
+            args=grpo_settings(config, home),
             train_dataset=Dataset.from_dict(
                 {"prompt": [prompt.text for prompt in sets.train], "answer": [prompt.answer for prompt in sets.train]}
             ),
             processing_class=PreTrainedTokenizerFast.from_pretrained(str(model_path)),
         )
         watch = Watch()
-        watch.look(trainer.model, 0)
+        watch.look(0)
         trainer.add_callback(watch)
         watch.began_s, watch.paused_s = time.monotonic(), 0.0
         trainer.train()
-    return Climb(TRL, seed, watch.rewards)
+    return Climb(task, TRL, seed, rewards)
 
 
-def grpo_settings(config: RunConfig, num_steps: int, directory: str) -> Any:
+def grpo_settings(config: RunConfig, directory: str) -> Any:
     """What of ours TRL has a setting for."""
     from trl import GRPOConfig
 
@@ -227,10 +257,10 @@ def grpo_settings(config: RunConfig, num_steps: int, directory: str) -> Any:
         report_to=[],
         disable_tqdm=True,
         save_strategy="no",
-        logging_steps=num_steps,
+        logging_steps=learner.steps,
         seed=config.seed,
         gradient_checkpointing=False,
-        max_steps=num_steps,
+        max_steps=learner.steps,
         per_device_train_batch_size=NUM_PROMPTS * NUM_SAMPLES,
         num_generations=NUM_SAMPLES,
         max_completion_length=config.sampling.max_new_tokens,
@@ -248,57 +278,60 @@ def grpo_settings(config: RunConfig, num_steps: int, directory: str) -> Any:
     )
 
 
-def reward_function(model_path: Path) -> Callable[..., list[float]]:
-    """The verifier of the quickstart, as TRL calls it."""
-    from tokenizers import Tokenizer
+def reward_function(model_path: Path, judge: Judge) -> Callable[..., list[float]]:
+    """The verifier of the task, as TRL calls it."""
+    tokenizer = load_tokenizer(model_path)
 
-    tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
-
-    def judge(completion_ids: Sequence[Sequence[int]], answer: Sequence[str], **_: Any) -> list[float]:
+    def judged(completion_ids: Sequence[Sequence[int]], answer: Sequence[str], **_: Any) -> list[float]:
         texts = tokenizer.decode_batch([list(ids) for ids in completion_ids])
         finished = [bool(len(ids)) and ids[-1] == EOS_ID for ids in completion_ids]
-        return [verify(*judged) for judged in zip(texts, answer, finished, strict=True)]
+        return [judge(*response) for response in zip(texts, answer, finished, strict=True)]
 
-    return judge
+    return judged
 
 
-def held_out_reward(model: Any, config: RunConfig, sets: PromptSets) -> float:
+def held_out_reward(model_path: Path, config: RunConfig, held_out: Sequence[Prompt], judge: Judge) -> float:
     """As our evaluation: fresh samples of the held-out prompts, none cut off by a rule."""
-    is_training = model.training
-    model.eval()
-    samples = sample_prompts(
-        model,
-        resolve_model_path(config.model.path),
-        [(prompt.text, prompt.answer) for prompt in sets.held_out],
-        num_samples=config.evaluation.samples_per_prompt,
-        max_new_tokens=config.sampling.max_new_tokens,
-    )
-    model.train(is_training)
+    samples = asyncio.run(sampled(model_path, held_out, EVALUATED_SAMPLES, config.sampling, judge, config.seed))
     return float(samples.rewards.mean())
 
 
-def report(arguments: argparse.Namespace, climbs: Sequence[Climb]) -> str:
-    """The table."""
+def report(climbs: Sequence[Climb]) -> str:
+    """A table for each task."""
+    num_seeds = len({climb.seed for climb in climbs})
     lines = [
         "# Time to a held-out reward, beside TRL",
         "",
-        f"{conditions('peers')} Medians over {len(arguments.seeds)} seeds, and the range.",
+        f"{conditions('peers')} Medians over {num_seeds} seeds, and the range.",
         "",
         f"![held-out reward over time]({PLOT})",
-        "",
-        f"| trainer | seconds to {arguments.target:g} | steps | seconds a step | TRL's time over its own | not there |",
-        "|---|---|---|---|---|---|",
     ]
-    theirs = {climb.seed: climb.reached(arguments.target)[0] for climb in climbs if climb.name == TRL}
+    for task in dict.fromkeys(climb.task for climb in climbs):
+        lines += ["", f"## {task}", "", *rows([climb for climb in climbs if climb.task == task], RACES[task])]
+    return "\n".join(lines) + "\n"
+
+
+def rows(climbs: Sequence[Climb], race: Race) -> list[str]:
+    """The table of one task."""
+    theirs = {climb.seed: climb.reached(race.target)[0] for climb in climbs if climb.name == TRL}
+    cells = []
     for name in (*OURS, TRL):
         runs = [climb for climb in climbs if climb.name == name and climb.seed in theirs]
-        ends = [climb.reached(arguments.target) for climb in runs]
-        seconds, steps = [end[0] for end in ends], [float(end[1]) for end in ends]
+        ends = [climb.reached(race.target) for climb in runs]
         ratios = [theirs[climb.seed] / end[0] for climb, end in zip(runs, ends, strict=True)]
         rates = [end[0] / max(end[1], 1) for end in ends]
-        cells = (ranged(seconds, ".0f"), ranged(steps, ".0f"), ranged(rates, ".2f"), ranged(ratios, ".2f"))
-        lines.append(f"| {name} | {' | '.join(cells)} | {sum(not end[2] for end in ends)} |")
-    return "\n".join(lines) + "\n"
+        cells.append(
+            [
+                name,
+                ranged([end[0] for end in ends], ".0f"),
+                ranged([float(end[1]) for end in ends], ".0f"),
+                ranged(rates, ".2f"),
+                ranged(ratios, ".2f"),
+                str(sum(not end[2] for end in ends)),
+            ]
+        )
+    titles = ["trainer", f"seconds to {race.target:g}", "steps", "seconds a step"]
+    return table([*titles, "TRL's time over its own", "not there"], cells)
 
 
 def ranged(values: Sequence[float], style: str) -> str:
@@ -311,7 +344,7 @@ def write(arguments: argparse.Namespace, climbs: Sequence[Climb]) -> None:
     """The table, the numbers and the plot, if they are wanted."""
     if arguments.out is None:
         return
-    keep(arguments.out, "peers", report(arguments, climbs), {"runs": [asdict(climb) for climb in climbs]})
+    keep(arguments.out, "peers", report(climbs), {"runs": [asdict(climb) for climb in climbs]}, schema=SCHEMA)
     panels = [
         Panel(
             "seconds of training",
@@ -319,12 +352,12 @@ def write(arguments: argparse.Namespace, climbs: Sequence[Climb]) -> None:
             {
                 climb.name: [(seconds, reward) for seconds, _, reward in climb.rewards]
                 for climb in climbs
-                if climb.seed == seed
+                if (climb.task, climb.seed) == (task, seed)
             },
-            title=f"seed {seed}",
-            levels={"target": arguments.target},
+            title=f"{task}, seed {seed}",
+            levels={"target": RACES[task].target},
         )
-        for seed in dict.fromkeys(climb.seed for climb in climbs)
+        for task, seed in dict.fromkeys((climb.task, climb.seed) for climb in climbs)
     ]
     draw_curves(arguments.out / PLOT, panels)
 

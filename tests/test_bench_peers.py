@@ -2,65 +2,94 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
-from bench.peers import OURS, Climb, config_of, main, ours, reward_function, settings_of
+from bench import peers
+from bench.learning import JUDGES
+from bench.peers import (
+    OURS,
+    RACES,
+    Climb,
+    config_of,
+    held_out_reward,
+    main,
+    ours,
+    report,
+    reward_function,
+    settings_of,
+    with_shaping,
+)
 from darts_async.models import resolve_model_path
-from darts_async.quickstart.evaluate import sample_prompts
-from darts_async.quickstart.task import make_prompts
+from darts_async.prompts.load import load_prompts
 from darts_async.quickstart.tokenizer import EOS_ID, build_tokenizer
 
 MODEL = resolve_model_path("quickstart")
 
 
 def test_a_run_ends_where_it_is_there_first() -> None:
-    climb = Climb("ours", 0, [(0.0, 0, 0.5), (10.0, 10, 0.91), (20.0, 20, 0.89), (30.0, 30, 0.95)])
+    climb = Climb("chain", "ours", 0, [(0.0, 0, 0.5), (10.0, 10, 0.91), (20.0, 20, 0.89), (30.0, 30, 0.95)])
     assert climb.reached(0.9) == (10.0, 10, True)
     assert climb.reached(0.5) == (0.0, 0, True)
     assert climb.reached(0.99) == (30.0, 30, False)
 
 
+def test_each_task_has_its_target_and_ratios_of_its_own_seeds() -> None:
+    climbs = [
+        Climb(task, name, seed, [(0.0, 0, 0.5), (seconds * (seed + 1), 10, 0.87)])
+        for task in RACES
+        for seed in (0, 1)
+        for name, seconds in {**dict.fromkeys(OURS, 10.0), "TRL": 40.0}.items()
+    ]
+    chain, search = report(climbs).split("## ")[1:]
+    assert "seconds to 0.9 " in chain
+    assert "| TRL | 60 (40 to 80) | 10 (10 to 10) | 6.00 (4.00 to 8.00) | 1.00 (1.00 to 1.00) | 2 |" in chain
+    assert "seconds to 0.845 " in search
+    assert (
+        f"| {next(iter(OURS))} | 15 (10 to 20) | 10 (10 to 10) | 1.50 (1.00 to 2.00) | 4.00 (4.00 to 4.00) | 0 |"
+        in search
+    )
+
+
 @pytest.mark.parametrize("name", OURS)
-def test_ours_are_valid_runs_with_what_the_other_trains_on(name: str) -> None:
-    config = config_of(settings_of(OURS[name], 3, 20))
-    assert (config.seed, config.learner.steps, config.learner.groups_per_step, config.shaping.keep) == (3, 20, 16, 8)
+def test_ours_are_valid_runs_with_what_the_other_trains_on(name: str, tmp_path: Path) -> None:
+    config = config_of(with_shaping(settings_of("chain", tmp_path), OURS[name], 3))
+    assert (config.seed, config.learner.steps, config.learner.groups_per_step, config.shaping.keep) == (3, 100, 16, 8)
 
 
 def test_the_other_trainer_gets_the_reward_of_the_task() -> None:
     tokenizer = build_tokenizer()
-    judge = reward_function(Path(MODEL))
+    judge = reward_function(Path(MODEL), JUDGES["chain"])
     right, wrong = (tokenizer.encode(f"+5 2 ans {answer}").ids for answer in (2, 3))
     assert judge([[*right, EOS_ID], right, [*wrong, EOS_ID], []], ["2", "2", "2", "2"]) == [1.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.slow
-def test_rewards_are_those_of_the_prompts_in_their_order() -> None:
-    torch.manual_seed(0)
-    prompts = [(prompt.text, prompt.answer) for prompt in make_prompts(0, 6, seed=1)[1]]
-    impossible = [(text, answer if index % 2 else "none") for index, (text, answer) in enumerate(prompts)]
-    model = AutoModelForCausalLM.from_pretrained(MODEL)
-    rewards = sample_prompts(model, Path(MODEL), impossible, num_samples=8, max_new_tokens=64).rewards
-    assert rewards.shape == (6, 8)
-    assert not rewards[::2].any()
-    assert np.count_nonzero(rewards[1::2]) > 3
+def test_the_held_out_reward_is_of_these_prompts_and_answers(tmp_path: Path) -> None:
+    config = config_of(with_shaping(settings_of("chain", tmp_path), next(iter(OURS.values())), 0))
+    held_out = load_prompts(config).held_out[:64]
+
+    def even(text: str, answer: str, finished: bool) -> float:
+        return JUDGES["chain"](text, answer, finished) * (int(answer) % 2 == 0)
+
+    of_all, of_even = (held_out_reward(MODEL, config, held_out, judge) for judge in (JUDGES["chain"], even))
+    assert 0.4 < of_all < 0.8
+    assert 0 < of_even < of_all
 
 
 @pytest.mark.slow
-def test_a_run_is_evaluated_by_its_checkpoints() -> None:
-    climb = ours("darts_async, no shaping", 0, 20)
-    assert [steps for _, steps, _ in climb.rewards] == [0, 10, 20]
+@pytest.mark.parametrize("trainer", ["ours", "TRL"])
+def test_a_run_is_evaluated_on_its_way(trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RACES, "chain", peers.Race(target=0.99, steps=16, every_steps=8))
+    settings = settings_of("chain", tmp_path)
+    climb = ours("chain", next(iter(OURS)), settings, 0) if trainer == "ours" else peers.trls("chain", settings, 0, 600)
+    assert [steps for _, steps, _ in climb.rewards] == [0, 8, 16]
     (began_s, _, before), (first_s, _, _), (last_s, _, after) = climb.rewards
-    assert 0 == began_s < first_s < last_s
+    assert 0 <= began_s < first_s < last_s
     assert 0.4 < before < after
 
 
-def test_fewer_steps_than_between_two_looks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["peers", "--steps", "4"])
+def test_a_task_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["peers", "--tasks", "chess"])
     with pytest.raises(SystemExit):
         main()
-    assert "--steps 4: the held-out reward is looked at every 10 steps" in capsys.readouterr().err
+    assert "invalid choice: 'chess' (choose from 'chain', 'search')" in capsys.readouterr().err

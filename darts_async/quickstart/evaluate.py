@@ -5,7 +5,6 @@
 Lengths count the end-of-sequence token; a sample without one at the cap counts with the cap, as wrong.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
@@ -76,27 +75,6 @@ def evaluate(
         for _, same_k in groupby(prompts, key=lambda prompt: prompt.k)
     ]
     return Samples(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Samples)))
-
-
-def sample_prompts(
-    model: Any,
-    model_path: Path,
-    prompts: Sequence[tuple[str, str]],
-    *,
-    num_samples: int,
-    max_new_tokens: int,
-) -> Samples:
-    """Samples of a model in memory, a row per prompt (text, answer); `k` is the number of words of a prompt."""
-    tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
-    num_words = np.array([len(text.split()) for text, _ in prompts])
-    parts, places = [], []
-    for size in np.unique(num_words):  # of one length: no batch needs padding
-        same = np.flatnonzero(num_words == size)
-        chosen = [ChainPrompt(*prompts[int(place)], k=int(size)) for place in same]
-        parts.append(_sample(model, tokenizer, chosen, num_samples, {"max_new_tokens": max_new_tokens}))
-        places.append(same)
-    order = np.argsort(np.concatenate(places))
-    return Samples(*(np.concatenate([getattr(part, field.name) for part in parts])[order] for field in fields(Samples)))
 
 
 def summarise(samples: Samples) -> Summary:
