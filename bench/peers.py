@@ -27,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import transformers
 import yaml
 
 from bench import learning
@@ -110,6 +111,7 @@ def main() -> None:
         import trl  # noqa: F401  (it is needed in an hour, so say now that it is not there)
     except ImportError:
         sys.exit("error: TRL is not installed: pip install 'darts-async[test]' brings the version compared with here")
+    transformers.logging.disable_progress_bar()
     try:
         with tempfile.TemporaryDirectory() as scratch:
             print(run(arguments, arguments.work or Path(scratch)))
