@@ -58,7 +58,6 @@ OURS: dict[str, dict[str, Any]] = {
     "darts_async, qlpo 8 of 10": {"rule": "qlpo", "launch": 10, "keep": NUM_SAMPLES},
 }
 TRL = "TRL"
-PLOT = "peers.png"
 SCHEMA = 2
 
 
@@ -305,11 +304,10 @@ def report(climbs: Sequence[Climb]) -> str:
         "# Time to a held-out reward, beside TRL",
         "",
         f"{conditions('peers')} Medians over {num_seeds} seeds, and the range.",
-        "",
-        f"![held-out reward over time]({PLOT})",
     ]
     for task in dict.fromkeys(climb.task for climb in climbs):
-        lines += ["", f"## {task}", "", *rows([climb for climb in climbs if climb.task == task], RACES[task])]
+        lines += ["", f"## {task}", "", f"![held-out reward over time]({plot_of(task)})", ""]
+        lines += rows([climb for climb in climbs if climb.task == task], RACES[task])
     return "\n".join(lines) + "\n"
 
 
@@ -342,12 +340,23 @@ def ranged(values: Sequence[float], style: str) -> str:
     return text if len(values) == 1 else f"{text} ({min(values):{style}} to {max(values):{style}})"
 
 
+def plot_of(task: str) -> str:
+    """The file of a task's picture."""
+    return f"peers_{task}.png"
+
+
 def write(arguments: argparse.Namespace, climbs: Sequence[Climb]) -> None:
-    """The table, the numbers and the plot, if they are wanted."""
+    """The tables, the numbers and the plots, if they are wanted."""
     if arguments.out is None:
         return
     keep(arguments.out, "peers", report(climbs), {"runs": [asdict(climb) for climb in climbs]}, schema=SCHEMA)
-    panels = [
+    for task in dict.fromkeys(climb.task for climb in climbs):
+        draw_curves(arguments.out / plot_of(task), panels_of(task, climbs))
+
+
+def panels_of(task: str, climbs: Sequence[Climb]) -> list[Panel]:
+    """One for each seed."""
+    return [
         Panel(
             "seconds of training",
             "held-out reward",
@@ -359,9 +368,8 @@ def write(arguments: argparse.Namespace, climbs: Sequence[Climb]) -> None:
             title=f"{task}, seed {seed}",
             levels={"target": RACES[task].target},
         )
-        for task, seed in dict.fromkeys((climb.task, climb.seed) for climb in climbs)
+        for seed in dict.fromkeys(climb.seed for climb in climbs if climb.task == task)
     ]
-    draw_curves(arguments.out / PLOT, panels)
 
 
 if __name__ == "__main__":
