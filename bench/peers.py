@@ -1,11 +1,12 @@
 """How long until the model is as good? Ours and TRL's GRPO trainer, on the same model, tasks, prompts and machine.
 
-    python -m bench.peers [--tasks chain search] [--seeds 0 1 2] [--max-minutes 20] [--out DIR] [--work DIR]
+    python -m bench.peers [--tasks chain search] [--seeds 0 1 2] [--max-new-tokens 256] [--max-minutes 20]
+                          [--out DIR] [--work DIR]
 
 `chain` is the quickstart's task; `search` that of `bench.search_task`, with longer answers that get longer still, whose
 model is made first (minutes; it is kept in --work). Both trainers start from the same model and train on the same
 prompts with the same loss (DAPO, clip 0.2 and 0.28, no divergence term), 16 prompts of 8 samples in a step, the same
-AdamW, 256 new tokens at most, temperature 1. The clock runs until the held-out reward, the mean over 128 prompts of 4
+AdamW and cap on responses, temperature 1. The clock runs until the held-out reward, the mean over 128 prompts of 4
 fresh samples each, is at the task's target for the first time; it is looked at every few steps, by the same code: in
 TRL's trainer while the clock stands still, in ours afterwards, from checkpoints, which it writes while the clock goes
 on. Starting counts for neither. Runs take turns, seed by seed. A run that does not get there counts with its whole
@@ -102,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=RACES, default=list(RACES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="the cap on responses")
     parser.add_argument("--max-minutes", type=float, default=20.0, help="after which TRL's trainer is stopped")
     parser.add_argument("--out", type=for_plots, help="directory for peers.md, .json and .png")
     parser.add_argument("--work", type=Path, help="directory that keeps the second task's model")
@@ -122,7 +124,7 @@ def run(arguments: argparse.Namespace, work: Path) -> str:
     """All runs; returns the tables. Raises `ConfigError` if one of ours fails."""
     climbs: list[Climb] = []
     for task in arguments.tasks:
-        settings = settings_of(task, work)
+        settings = settings_of(task, work, arguments.max_new_tokens)
         for seed in arguments.seeds:
             for name in OURS:
                 climbs.append(ours(task, name, settings, seed))
@@ -143,11 +145,13 @@ def show(climb: Climb) -> None:
     )
 
 
-def settings_of(task: str, work: Path) -> dict[str, Any]:
+def settings_of(task: str, work: Path, max_new_tokens: int) -> dict[str, Any]:
     """Those of `bench.learning`, evaluated on the clock at no time, with a checkpoint of each model that is to be."""
     race = RACES[task]
     settings = learning.settings_of(task, work)
     settings["evaluation"] |= {"samples_per_prompt": EVALUATED_SAMPLES, "every_steps": 0}
+    settings["sampling"] |= {"max_new_tokens": max_new_tokens}
+    settings["generator"] |= {"max_context_tokens": settings["prompts"]["max_prompt_tokens"] + max_new_tokens}
     settings["learner"] |= {
         "steps": race.steps,
         "groups_per_step": NUM_PROMPTS,

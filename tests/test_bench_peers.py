@@ -52,7 +52,7 @@ def test_each_task_has_its_target_and_ratios_of_its_own_seeds() -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_ours_are_valid_runs_with_what_the_other_trains_on(name: str, tmp_path: Path) -> None:
-    config = config_of(with_shaping(settings_of("chain", tmp_path), OURS[name], 3))
+    config = config_of(with_shaping(settings_of("chain", tmp_path, 256), OURS[name], 3))
     assert (config.seed, config.learner.steps, config.learner.groups_per_step, config.shaping.keep) == (3, 100, 16, 8)
 
 
@@ -65,7 +65,7 @@ def test_the_other_trainer_gets_the_reward_of_the_task() -> None:
 
 @pytest.mark.slow
 def test_the_held_out_reward_is_of_these_prompts_and_answers(tmp_path: Path) -> None:
-    config = config_of(with_shaping(settings_of("chain", tmp_path), next(iter(OURS.values())), 0))
+    config = config_of(with_shaping(settings_of("chain", tmp_path, 256), next(iter(OURS.values())), 0))
     held_out = load_prompts(config).held_out[:64]
 
     def even(text: str, answer: str, finished: bool) -> float:
@@ -80,7 +80,7 @@ def test_the_held_out_reward_is_of_these_prompts_and_answers(tmp_path: Path) -> 
 @pytest.mark.parametrize("trainer", ["ours", "TRL"])
 def test_a_run_is_evaluated_on_its_way(trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RACES, "chain", peers.Race(target=0.99, steps=16, every_steps=8))
-    settings = settings_of("chain", tmp_path)
+    settings = settings_of("chain", tmp_path, 256)
     climb = ours("chain", next(iter(OURS)), settings, 0) if trainer == "ours" else peers.trls("chain", settings, 0, 600)
     assert [steps for _, steps, _ in climb.rewards] == [0, 8, 16]
     (began_s, _, before), (first_s, _, _), (last_s, _, after) = climb.rewards
