@@ -1,7 +1,7 @@
 """How long until the model is as good? Ours and TRL's GRPO trainer, on the same model, tasks, prompts and machine.
 
     python -m bench.peers [--tasks chain search] [--seeds 0 1 2] [--max-new-tokens 256] [--max-minutes 20]
-                          [--out DIR] [--work DIR]
+                          [--out DIR] [--resume] [--work DIR]
 
 `chain` is the quickstart's task; `search` that of `bench.search_task`, with longer answers that get longer still, whose
 model is made first (minutes; it is kept in --work). Both trainers start from the same model and train on the same
@@ -10,7 +10,7 @@ AdamW and cap on responses, temperature 1. The clock runs until the held-out rew
 fresh samples each, is at the task's target for the first time; it is looked at every few steps, by the same code: in
 TRL's trainer while the clock stands still, in ours afterwards, from checkpoints, which it writes while the clock goes
 on. Starting counts for neither. Runs take turns, seed by seed. A run that does not get there counts with its whole
-time, and as such.
+time, and as such. --resume takes over the runs that are in --out.
 """
 
 import argparse
@@ -22,20 +22,21 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import msgspec
 import torch
 import transformers
 import yaml
 
 from bench import learning
-from bench.charts import Panel, draw_curves, for_plots
+from bench.charts import for_plots
 from bench.measured import launch
+from bench.peers_report import RACES, SCHEMA, TRL, Climb, Results, draw, report
 from bench.probing import Judge, sampled
-from bench.results import conditions, keep, table
+from bench.results import commit, keep_text
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.learner.checkpoint import CHECKPOINTS_DIR, directory_of
@@ -58,44 +59,7 @@ OURS: dict[str, dict[str, Any]] = {
     },
     "darts_async, qlpo 8 of 10": {"rule": "qlpo", "launch": 10, "keep": NUM_SAMPLES},
 }
-TRL = "TRL"
-SCHEMA = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Race:
-    """What was set for a task before the runs."""
-
-    target: float
-    """Held-out reward."""
-    steps: int
-    every_steps: int
-    """The held-out reward is looked at."""
-
-
-RACES: dict[str, Race] = {
-    "chain": Race(target=0.9, steps=100, every_steps=10),
-    "search": Race(target=0.845, steps=64, every_steps=8),  # the target of `bench.learning`
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Climb:
-    """The held-out reward of one run over time."""
-
-    task: str
-    name: str
-    seed: int
-    rewards: list[tuple[float, int, float]]
-    """(seconds since training began, steps, held-out reward)"""
-
-    def reached(self, target: float) -> tuple[float, int, bool]:
-        """Seconds and steps to the target, or of the whole run, and whether it is there."""
-        for seconds, steps, reward in self.rewards:
-            if reward >= target:
-                return seconds, steps, True
-        seconds, steps, _ = self.rewards[-1]
-        return seconds, steps, False
+JSON_FILE, TABLE_FILE = "peers.json", "peers.md"
 
 
 def main() -> None:
@@ -103,9 +67,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=RACES, default=list(RACES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="the cap on responses")
+    parser.add_argument("--max-new-tokens", type=int, nargs="+", default=[256], help="caps on responses, one by one")
     parser.add_argument("--max-minutes", type=float, default=20.0, help="after which TRL's trainer is stopped")
-    parser.add_argument("--out", type=for_plots, help="directory for peers.md, .json and .png")
+    parser.add_argument("--out", type=for_plots, help="directory for peers.md, peers.json and plots")
+    parser.add_argument("--resume", action="store_true", help="go on from the peers.json that is in --out")
     parser.add_argument("--work", type=Path, help="directory that keeps the second task's model")
     arguments = parser.parse_args()
     try:
@@ -121,25 +86,30 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, work: Path) -> str:
-    """All runs; returns the tables. Raises `ConfigError` if one of ours fails."""
-    climbs: list[Climb] = []
-    for task in arguments.tasks:
-        settings = settings_of(task, work, arguments.max_new_tokens)
-        for seed in arguments.seeds:
-            for name in OURS:
-                climbs.append(ours(task, name, settings, seed))
-                show(climbs[-1])
-            climbs.append(trls(task, settings, seed, arguments.max_minutes * 60))
-            show(climbs[-1])
-            write(arguments, climbs)
-    return report(climbs)
+    """All runs that are still to be done; returns the tables. Raises `ConfigError` if one of ours fails."""
+    found = resumed(arguments)
+    for task, cap in product(arguments.tasks, arguments.max_new_tokens):
+        settings = settings_of(task, work, cap)
+        for seed, name in product(arguments.seeds, (*OURS, TRL)):
+            if found.has(task, cap, name, seed):
+                continue
+            if name == TRL:
+                rewards = trls(task, settings, seed, arguments.max_minutes * 60)
+            else:
+                rewards = ours(task, name, settings, seed)
+            found.runs.append(Climb(task, cap, name, seed, rewards))
+            found.commits = list(dict.fromkeys([*found.commits, commit()]))
+            show(found.runs[-1])
+            write(arguments, found)
+    write(arguments, found)
+    return report(found)
 
 
 def show(climb: Climb) -> None:
     """A line for who waits."""
-    seconds, steps, is_there = climb.reached(RACES[climb.task].target)
+    seconds, steps, is_there = climb.reached()
     print(
-        f"{climb.task}, seed {climb.seed}, {climb.name}: {seconds:.0f} s, {steps} steps"
+        f"{climb.task}, at most {climb.max_new_tokens}, seed {climb.seed}, {climb.name}: {seconds:.0f} s, {steps} steps"
         f"{'' if is_there else ' (not there)'}",
         flush=True,
     )
@@ -174,8 +144,8 @@ def config_of(settings: dict[str, Any]) -> RunConfig:
         return load_config(path)
 
 
-def ours(task: str, name: str, settings: Mapping[str, Any], seed: int) -> Climb:
-    """A run of the real processes. Raises `ConfigError` if it fails."""
+def ours(task: str, name: str, settings: Mapping[str, Any], seed: int) -> list[tuple[float, int, float]]:
+    """The climb of a run of the real processes. Raises `ConfigError` if it fails."""
     with tempfile.TemporaryDirectory() as home:
         run_dir = launch(with_shaping(settings, OURS[name], seed), Path(home))
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -189,15 +159,14 @@ def ours(task: str, name: str, settings: Mapping[str, Any], seed: int) -> Climb:
         models = {0: resolve_model_path(config.model.path)} | {
             steps: directory_of(run_dir / CHECKPOINTS_DIR, steps) for steps in range(every, last + 1, every)
         }
-        rewards = [
+        return [
             (trained_s[steps], steps, held_out_reward(path, config, held_out, learning.JUDGES[task]))
             for steps, path in models.items()
         ]
-    return Climb(task, name, seed, rewards)
 
 
-def trls(task: str, settings: Mapping[str, Any], seed: int, max_s: float) -> Climb:
-    """TRL's trainer in this process, until it is there, out of steps or out of time."""
+def trls(task: str, settings: Mapping[str, Any], seed: int, max_s: float) -> list[tuple[float, int, float]]:
+    """The climb of TRL's trainer in this process, until it is there, out of steps or out of time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from datasets import Dataset
@@ -247,7 +216,7 @@ def trls(task: str, settings: Mapping[str, Any], seed: int, max_s: float) -> Cli
         trainer.add_callback(watch)
         watch.began_s, watch.paused_s = time.monotonic(), 0.0
         trainer.train()
-    return Climb(task, TRL, seed, rewards)
+    return rewards
 
 
 def grpo_settings(config: RunConfig, directory: str) -> Any:
@@ -301,79 +270,32 @@ def held_out_reward(model_path: Path, config: RunConfig, held_out: Sequence[Prom
     return float(samples.rewards.mean())
 
 
-def report(climbs: Sequence[Climb]) -> str:
-    """A table for each task."""
-    num_seeds = len({climb.seed for climb in climbs})
-    lines = [
-        "# Time to a held-out reward, beside TRL",
-        "",
-        f"{conditions('peers')} Medians over {num_seeds} seeds, and the range.",
-    ]
-    for task in dict.fromkeys(climb.task for climb in climbs):
-        lines += ["", f"## {task}", "", f"![held-out reward over time]({plot_of(task)})", ""]
-        lines += rows([climb for climb in climbs if climb.task == task], RACES[task])
-    return "\n".join(lines) + "\n"
+def resumed(arguments: argparse.Namespace) -> Results:
+    """What is there already, if it is asked for. Raises `ConfigError` if it cannot be read."""
+    if not arguments.resume:
+        return Results(commits=[], runs=[])
+    if arguments.out is None:
+        raise ConfigError("--resume takes over what is in --out; give --out too")
+    path = arguments.out / JSON_FILE
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Results)
+    except FileNotFoundError:
+        return Results(commits=[], runs=[])
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path} is no {JSON_FILE} of schema {SCHEMA}: {error}; move it away") from error
+    if found.schema != SCHEMA:
+        raise ConfigError(f"{path} is of schema {found.schema}, not {SCHEMA}; move it away, or give another --out")
+    return found
 
 
-def rows(climbs: Sequence[Climb], race: Race) -> list[str]:
-    """The table of one task."""
-    theirs = {climb.seed: climb.reached(race.target)[0] for climb in climbs if climb.name == TRL}
-    cells = []
-    for name in (*OURS, TRL):
-        runs = [climb for climb in climbs if climb.name == name and climb.seed in theirs]
-        ends = [climb.reached(race.target) for climb in runs]
-        ratios = [theirs[climb.seed] / end[0] for climb, end in zip(runs, ends, strict=True)]
-        rates = [end[0] / max(end[1], 1) for end in ends]
-        cells.append(
-            [
-                name,
-                ranged([end[0] for end in ends], ".0f"),
-                ranged([float(end[1]) for end in ends], ".0f"),
-                ranged(rates, ".2f"),
-                ranged(ratios, ".2f"),
-                str(sum(not end[2] for end in ends)),
-            ]
-        )
-    titles = ["trainer", f"seconds to {race.target:g}", "steps", "seconds a step"]
-    return table([*titles, "TRL's time over its own", "not there"], cells)
-
-
-def ranged(values: Sequence[float], style: str) -> str:
-    """The median, and the range where there is one."""
-    text = format(median(values), style)
-    return text if len(values) == 1 else f"{text} ({min(values):{style}} to {max(values):{style}})"
-
-
-def plot_of(task: str) -> str:
-    """The file of a task's picture."""
-    return f"peers_{task}.png"
-
-
-def write(arguments: argparse.Namespace, climbs: Sequence[Climb]) -> None:
+def write(arguments: argparse.Namespace, found: Results) -> None:
     """The tables, the numbers and the plots, if they are wanted."""
     if arguments.out is None:
         return
-    keep(arguments.out, "peers", report(climbs), {"runs": [asdict(climb) for climb in climbs]}, schema=SCHEMA)
-    for task in dict.fromkeys(climb.task for climb in climbs):
-        draw_curves(arguments.out / plot_of(task), panels_of(task, climbs))
-
-
-def panels_of(task: str, climbs: Sequence[Climb]) -> list[Panel]:
-    """One for each seed."""
-    return [
-        Panel(
-            "seconds of training",
-            "held-out reward",
-            {
-                climb.name: [(seconds, reward) for seconds, _, reward in climb.rewards]
-                for climb in climbs
-                if (climb.task, climb.seed) == (task, seed)
-            },
-            title=f"{task}, seed {seed}",
-            levels={"target": RACES[task].target},
-        )
-        for seed in dict.fromkeys(climb.seed for climb in climbs if climb.task == task)
-    ]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+    keep_text(arguments.out / TABLE_FILE, report(found))
+    draw(found, arguments.out)
 
 
 if __name__ == "__main__":
