@@ -67,7 +67,7 @@ class Results(Struct):
         found: dict[tuple[str, int], list[Climb]] = {}
         for run in self.runs:
             found.setdefault((run.task, run.max_new_tokens), []).append(run)
-        return found
+        return dict(sorted(found.items()))
 
 
 def report(found: Results) -> str:
