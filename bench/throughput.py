@@ -71,11 +71,12 @@ def main() -> None:
         print(text)
         if arguments.out:
             write(arguments.out, text, results)
-        slower = [] if baseline is None else regressions(results, baseline, arguments.ratio)
+        ratios = [] if baseline is None else against(results, baseline)
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    print("\n".join(slower), file=sys.stderr)
-    sys.exit(1 if slower else 0)
+    for ratio, words in ratios:
+        print(f"{words}{f': below {arguments.ratio:g}' if ratio < arguments.ratio else ''}", file=sys.stderr)
+    sys.exit(1 if any(ratio < arguments.ratio for ratio, _ in ratios) else 0)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -122,17 +123,19 @@ def settings_of(path: Path, num_steps: int) -> dict[str, Any]:
     return settings | {"learner": (settings.get("learner") or {}) | {"steps": num_steps}}
 
 
-def regressions(results: Results, baseline: Results, ratio: float) -> list[str]:
-    """The rates that are lower than they may be. Raises `ConfigError` if the baseline has none of these runs."""
+def against(results: Results, baseline: Results) -> list[tuple[float, str]]:
+    """Each rate over the baseline's, lowest first, and in words. Raises `ConfigError` if the baseline has none of these
+    runs."""
     if not results.keys() & baseline.keys():
         raise ConfigError(f"the baseline is of {', '.join(baseline)}, and this is of {', '.join(results)}")
-    slower = []
+    found = []
     for name in results.keys() & baseline.keys():
         for rate, of in RATES.items():
             now, before = (median(map(of, each[name])) for each in (results, baseline))
-            if now < ratio * before:
-                slower.append(f"{name}: {rate} {now:,.0f}, which is {now / before:.2f} of the baseline's {before:,.0f}")
-    return slower
+            found.append(
+                (now / before, f"{name}: {rate} {now:,.0f}, {now / before:.2f} of the baseline's {before:,.0f}")
+            )
+    return sorted(found)
 
 
 def read_results(path: Path) -> Results:
@@ -176,7 +179,7 @@ def report(results: Results, arguments: argparse.Namespace) -> str:
         "|" + "---|" * (len(results) + 1),
     ]
     for title, (of, style) in ROWS.items():
-        values = [spread([of(each) for each in runs], style) for runs in results.values()]
+        values = [cell([of(each) for each in runs], style) for runs in results.values()]
         lines.append(f"| {title} | {' | '.join(values)} |")
     fates = dict.fromkeys(fate for runs in results.values() for each in runs for fate in each.tokens_by_fate)
     for fate in fates:
@@ -185,6 +188,11 @@ def report(results: Results, arguments: argparse.Namespace) -> str:
     for name, runs in results.items():
         lines += ["", f"## {name}: the last run, by process", "", *by_process(runs[-1].processes)]
     return "\n".join(lines) + "\n"
+
+
+def cell(values: Sequence[float], style: str) -> str:
+    """A dash where there was nothing to measure."""
+    return "-" if any(map(math.isnan, values)) else spread(values, style)
 
 
 def fate_share(runs: Sequence[Measured], fate: str) -> str:

@@ -14,13 +14,13 @@ import numpy as np
 import psutil
 import pytest
 
-from bench import emulated
+from bench import emulated, throughput
 from bench.emulated import CHOSEN, LAUNCH, Run, columns, settings_of, speed_ups
 from bench.ideal import Ideal, simulated
 from bench.measured import ROOT, SCHEMA, Measured, Use, launch, measure
 from bench.profiles import PROFILES
 from bench.shaping import BASELINE, KEEP
-from bench.throughput import names_of, read_results, regressions, write
+from bench.throughput import against, names_of, read_results, write
 from bench.throughput import settings_of as settings_of_file
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
@@ -169,11 +169,27 @@ def test_a_rate_below_the_baseline_is_found(tmp_path: Path) -> None:
     write(tmp_path, "", {"one": [measured()] * 3})
     baseline = read_results(tmp_path / "throughput.json")
     assert baseline == {"one": [measured()] * 3}
-    assert regressions({"one": [measured(num_trained=3700)]}, baseline, 0.9) == []
-    [slower] = regressions({"one": [measured(num_trained=3500)]}, baseline, 0.9)
-    assert slower == "one: tokens/s trained 350, which is 0.88 of the baseline's 400"
+    lowest, *others = against({"one": [measured(num_trained=3500)]}, baseline)
+    assert lowest == (pytest.approx(0.875), "one: tokens/s trained 350, 0.88 of the baseline's 400")
+    assert [ratio for ratio, _ in others] == [1.0, 1.0]
     with pytest.raises(ConfigError, match="the baseline is of one, and this is of other"):
-        regressions({"other": [measured()]}, baseline, 0.9)
+        against({"other": [measured()]}, baseline)
+
+
+@pytest.mark.parametrize(("num_trained", "code"), [(3700, 0), (3500, 1)])
+def test_a_regression_ends_with_exit_code_1_and_is_named(
+    num_trained: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "", {"one": [measured()]})
+    monkeypatch.setattr(throughput, "run", lambda _: {"one": [measured(num_trained=num_trained, cancels_s=None)]})
+    monkeypatch.setattr("sys.argv", ["throughput", "one.yaml", "--baseline", str(tmp_path / "throughput.json")])
+    with pytest.raises(SystemExit) as ended:
+        throughput.main()
+    printed = capsys.readouterr()
+    assert ended.value.code == code
+    assert "cancel to freed slot, median, ms | - |" in printed.out
+    assert printed.err.count("of the baseline's") == 3
+    assert ("baseline's 400: below 0.9" in printed.err) == bool(code)
 
 
 @pytest.mark.parametrize(
