@@ -8,7 +8,7 @@ weights: ours; ours with the prompt before each sample (`learner.share_prompts: 
 group to its longest response; and TRL's trainer, whose own loss is computed on the same padded groups. Each step is one
 forward and backward pass per group and one step of AdamW. Tokens per second count response tokens; ratios are medians
 over rounds, in each of which the four follow one another, by the clock and by the processor time used (which other work
-on the machine does not change, but waiting threads do). TRL (of the extra `test`) is left out where it is not
+on the machine does not change, but waiting threads do). TRL (of the extra `bench`) is left out where it is not
 installed.
 
 With a GPU, `--gpu` measures ours alone, in bfloat16 with groups of so many packed tokens, and how much of the device's

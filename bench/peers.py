@@ -76,7 +76,7 @@ def main() -> None:
     try:
         import trl  # noqa: F401  (it is needed in an hour, so say now that it is not there)
     except ImportError:
-        sys.exit("error: TRL is not installed: pip install 'darts-async[test]' brings the version compared with here")
+        sys.exit("error: TRL is not installed: pip install 'darts-async[bench]' brings the version compared with here")
     transformers.logging.disable_progress_bar()
     try:
         with tempfile.TemporaryDirectory() as scratch:
