@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from bench import search_task
@@ -35,7 +34,7 @@ from bench.learning_plot import draw
 from bench.learning_report import BASELINE, SCHEMA, Learnt, Probe, Results, Task, Timing, report
 from bench.measured import launch, measure, quickstart
 from bench.probing import Judge, sampled
-from bench.results import commit, keep_text
+from bench.results import commit, keep_runs, keep_text, taken_over
 from bench.shaping import KEEP, TAIL_BATCHING, darts
 from darts_async.errors import ConfigError
 from darts_async.models import resolve_model_path
@@ -270,21 +269,11 @@ def timed(task: str, settings: Mapping[str, Any], arm: str, seed: int, models: P
 
 def resumed(arguments: argparse.Namespace) -> Results | None:
     """What is there already. Raises `ConfigError` if it is of other runs than these."""
-    if not arguments.resume:
-        return None
-    if arguments.out is None:
-        raise ConfigError("--resume takes over what is in --out; give --out too")
-    path = arguments.out / JSON_FILE
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=Results)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{path} is no {JSON_FILE} of schema {SCHEMA}: {error}; move it away") from error
-    if (found.schema, found.steps) != (SCHEMA, arguments.steps):
+    found = taken_over(arguments, JSON_FILE, Results, SCHEMA)
+    if found is not None and found.steps != arguments.steps:
         raise ConfigError(
-            f"{path} holds runs of --steps {found.steps or 'not given'} in schema {found.schema}; these are of --steps "
-            f"{arguments.steps or 'not given'} in schema {SCHEMA}: give the same, or another --out"
+            f"{arguments.out / JSON_FILE} holds runs of --steps {found.steps or 'not given'}; these are of --steps "
+            f"{arguments.steps or 'not given'}: give the same, or another --out"
         )
     return found
 
@@ -293,8 +282,7 @@ def write(arguments: argparse.Namespace, found: Results) -> None:
     """The numbers, the tables and the plots of what there is so far."""
     if arguments.out is None:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+    keep_runs(arguments.out / JSON_FILE, found)
     keep_text(arguments.out / TABLE_FILE, report(found, TASKS))
     draw(found, TASKS, arguments.out)
 

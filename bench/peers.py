@@ -26,7 +26,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 import transformers
 import yaml
@@ -36,7 +35,7 @@ from bench.charts import for_plots
 from bench.measured import launch
 from bench.peers_report import RACES, SCHEMA, TRL, Climb, Results, draw, report
 from bench.probing import Judge, sampled
-from bench.results import commit, keep_text
+from bench.results import commit, keep_runs, keep_text, taken_over
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.learner.checkpoint import CHECKPOINTS_DIR, directory_of
@@ -87,7 +86,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, work: Path) -> str:
     """All runs that are still to be done; returns the tables. Raises `ConfigError` if one of ours fails."""
-    found = resumed(arguments)
+    found = taken_over(arguments, JSON_FILE, Results, SCHEMA) or Results(commits=[], runs=[])
     for task, cap in product(arguments.tasks, arguments.max_new_tokens):
         settings = settings_of(task, work, cap)
         for seed, name in product(arguments.seeds, (*OURS, TRL)):
@@ -270,30 +269,11 @@ def held_out_reward(model_path: Path, config: RunConfig, held_out: Sequence[Prom
     return float(samples.rewards.mean())
 
 
-def resumed(arguments: argparse.Namespace) -> Results:
-    """What is there already, if it is asked for. Raises `ConfigError` if it cannot be read."""
-    if not arguments.resume:
-        return Results(commits=[], runs=[])
-    if arguments.out is None:
-        raise ConfigError("--resume takes over what is in --out; give --out too")
-    path = arguments.out / JSON_FILE
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=Results)
-    except FileNotFoundError:
-        return Results(commits=[], runs=[])
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{path} is no {JSON_FILE} of schema {SCHEMA}: {error}; move it away") from error
-    if found.schema != SCHEMA:
-        raise ConfigError(f"{path} is of schema {found.schema}, not {SCHEMA}; move it away, or give another --out")
-    return found
-
-
 def write(arguments: argparse.Namespace, found: Results) -> None:
     """The tables, the numbers and the plots, if they are wanted."""
     if arguments.out is None:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+    keep_runs(arguments.out / JSON_FILE, found)
     keep_text(arguments.out / TABLE_FILE, report(found))
     draw(found, arguments.out)
 

@@ -4,6 +4,7 @@ What stands in NAME.md behind the line `BY_HAND` was written by a person, who ha
 the file is written anew.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -13,9 +14,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from darts_async.errors import ConfigError
 
 BY_HAND: Final = "<!-- What follows was written by hand, about the numbers at that time. -->"
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class _Head(msgspec.Struct):
+    schema: int
 
 
 def called(name: str) -> str:
@@ -67,3 +78,31 @@ def keep_text(path: Path, text: str) -> None:
     """Write it anew, but for what was written by hand."""
     _, mark, by_hand = path.read_text().partition(BY_HAND) if path.exists() else ("", "", "")
     path.write_text(text.rstrip("\n") + "\n" + (f"\n{mark}{by_hand}" if mark else ""))
+
+
+def taken_over(arguments: argparse.Namespace, name: str, kind: type[T], schema: int) -> T | None:
+    """What an earlier call has left in --out under this name, if --resume asks for it and there is anything.
+
+    Raises:
+        ConfigError: there is no --out, or the file is not of this kind and `schema`.
+    """
+    if not arguments.resume:
+        return None
+    if arguments.out is None:
+        raise ConfigError("--resume takes over what is in --out; give --out too")
+    path = arguments.out / name
+    try:
+        kept = path.read_bytes()
+        if (found := msgspec.json.decode(kept, type=_Head).schema) != schema:
+            raise ConfigError(f"{path} is of schema {found}, and this is schema {schema}; move it away")
+        return msgspec.json.decode(kept, type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path} is no {name} of schema {schema}: {error}; move it away") from error
+
+
+def keep_runs(path: Path, numbers: msgspec.Struct) -> None:
+    """Write what `taken_over` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(numbers), indent=1))

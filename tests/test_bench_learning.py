@@ -136,7 +136,7 @@ def test_runs_that_are_there_are_taken_over_and_others_refused(tmp_path: Path) -
     assert learning.resumed(asked) == kept
     assert kept.has("chain", BASELINE, 0)
     assert not kept.has("chain", BASELINE, 1)
-    with pytest.raises(ConfigError, match="--steps 16 in schema 1; these are of --steps 20"):
+    with pytest.raises(ConfigError, match="--steps 16; these are of --steps 20"):
         learning.resumed(argparse.Namespace(out=tmp_path, resume=True, steps=20))
     (tmp_path / learning.JSON_FILE).write_text(json.dumps({"schema": 1}))
     with pytest.raises(ConfigError, match=r"is no learning\.json of schema"):

@@ -12,20 +12,21 @@ from bench.peers import (
     held_out_reward,
     main,
     ours,
-    resumed,
     reward_function,
     settings_of,
     trls,
     with_shaping,
     write,
 )
-from bench.peers_report import RACES, TRL, Climb, Race, Results, report
+from bench.peers_report import RACES, SCHEMA, TRL, Climb, Race, Results, report
+from bench.results import taken_over
 from darts_async.errors import ConfigError
 from darts_async.models import resolve_model_path
 from darts_async.prompts.load import load_prompts
 from darts_async.quickstart.tokenizer import EOS_ID, build_tokenizer
 
 MODEL = resolve_model_path("quickstart")
+KEPT = ("peers.json", Results, SCHEMA)
 
 
 def test_a_run_ends_where_it_is_there_first() -> None:
@@ -65,18 +66,18 @@ def test_a_seed_counts_when_the_other_has_run_it_too() -> None:
 def test_runs_that_are_there_are_taken_over(tmp_path: Path) -> None:
     write(argparse.Namespace(out=tmp_path), results())
     assert (tmp_path / "peers_search_256.png").stat().st_size > 0
-    found = resumed(argparse.Namespace(out=tmp_path, resume=True))
+    found = taken_over(argparse.Namespace(out=tmp_path, resume=True), *KEPT)
+    assert found is not None
     assert found == results()
     assert found.has("chain", 256, TRL, 1)
     assert not found.has("chain", 512, TRL, 1)
-    assert resumed(argparse.Namespace(out=tmp_path / "new", resume=True)).runs == []
 
 
 @pytest.mark.parametrize("text", ['{"schema": 2, "commits": [], "runs": []}', '{"runs": 3}', "[", ""])
 def test_results_of_another_schema_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "peers.json").write_text(text)
     with pytest.raises(ConfigError, match=r"peers\.json is .* move it away"):
-        resumed(argparse.Namespace(out=tmp_path, resume=True))
+        taken_over(argparse.Namespace(out=tmp_path, resume=True), *KEPT)
 
 
 @pytest.mark.parametrize("name", OURS)
