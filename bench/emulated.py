@@ -17,7 +17,6 @@ of other workloads and arms too.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -33,11 +32,12 @@ from bench.charts import draw_bars, for_plots
 from bench.ideal import Ideal, simulated
 from bench.measured import SCHEMA, Measured, draining, launch, measure
 from bench.profiles import PROFILES, Profile
-from bench.results import commit, conditions, keep, spread
+from bench.results import commit, conditions, keep, spread, taken_over
 from bench.shaping import ARMS, BASELINE, KEEP, SYNTHETIC, from_trace
 from darts_async.errors import ConfigError
 from darts_async.simulation import Workload
 
+NAME = "emulated"
 PLAIN = "asynchronous"
 CHOSEN = (
     BASELINE,
@@ -95,6 +95,24 @@ class Run(msgspec.Struct, frozen=True):
     ideal: Ideal
 
 
+class Cell(msgspec.Struct):
+    """The runs of one arm, one for each seed."""
+
+    accelerators: int
+    workload: str
+    arm: str
+    runs: list[Run]
+
+
+class Kept(msgspec.Struct):
+    """What `write` leaves."""
+
+    commits: Sequence[str]
+    steps: int
+    seeds: list[int]
+    cells: list[Cell]
+
+
 Cells = dict[tuple[int, str, str], list[Run]]
 """By accelerators, workload and arm: one for each seed."""
 
@@ -124,36 +142,21 @@ def run(arguments: argparse.Namespace) -> None:
     print(text)
 
 
-def resumed(arguments: argparse.Namespace) -> tuple[Cells, list[str]]:
+def resumed(arguments: argparse.Namespace) -> tuple[Cells, Sequence[str]]:
     """What is there already, and of which commits; seeds may be added at the end.
 
     Raises:
         ConfigError: it is of other seeds or steps.
     """
-    if not arguments.resume:
+    found = taken_over(arguments, NAME, Kept, SCHEMA)
+    if found is None:
         return {}, []
-    if arguments.out is None:
-        raise ConfigError("--resume takes over what is in --out; give --out too")
-    path = arguments.out / "emulated.json"
-    if not path.exists():
-        return {}, []
-    try:
-        found = json.loads(path.read_text())
-        given = arguments.seeds[: len(found["seeds"])]
-        is_same = (found["schema"], found["steps"], found["seeds"]) == (SCHEMA, arguments.steps, given)
-        cells = {
-            (cell["accelerators"], cell["workload"], cell["arm"]): msgspec.convert(cell["runs"], list[Run])
-            for cell in found["cells"]
-        }
-        commits = [str(each) for each in found["commits"]]
-    except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path} is no emulated.json of schema {SCHEMA}: {error!r}; move it away") from error
-    if not is_same:
+    if (found.steps, found.seeds) != (arguments.steps, arguments.seeds[: len(found.seeds)]):
         raise ConfigError(
-            f"{path} holds runs of --steps {found['steps']} --seeds {found['seeds']} in schema {found['schema']}; give "
-            "the same, or another --out"
+            f"{arguments.out / NAME}.json holds runs of --steps {found.steps} --seeds {found.seeds}; give the same, or "
+            "another --out"
         )
-    return cells, commits
+    return {(cell.accelerators, cell.workload, cell.arm): cell.runs for cell in found.cells}, found.commits
 
 
 def lengths_of(workload: Workload) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -315,13 +318,9 @@ def write(arguments: argparse.Namespace, text: str, cells: Cells, commits: Seque
     """The tables, the numbers and the plot, if they are wanted."""
     if arguments.out is None:
         return
-    runs = [
-        {"accelerators": number, "workload": workload, "arm": arm, "runs": msgspec.to_builtins(found)}
-        for (number, workload, arm), found in cells.items()
-    ]
     seeds = arguments.seeds[: max(map(len, cells.values()))]  # those of later ones are not there yet
-    numbers = {"commits": commits, "steps": arguments.steps, "seeds": seeds, "cells": runs}
-    keep(arguments.out, "emulated", text, numbers, schema=SCHEMA)
+    numbers = Kept(commits, arguments.steps, seeds, [Cell(*key, runs) for key, runs in cells.items()])
+    keep(arguments.out, NAME, text, msgspec.to_builtins(numbers), schema=SCHEMA)
     groups = {f"{name} accelerators": found for name, found in speed_ups(cells).items()}
     draw_bars(arguments.out / PLOT, groups, "groups trained per hour, over synchronous", level=1.0)
 

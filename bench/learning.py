@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from bench import search_task
@@ -34,7 +35,7 @@ from bench.learning_plot import draw
 from bench.learning_report import BASELINE, SCHEMA, Learnt, Probe, Results, Task, Timing, report
 from bench.measured import launch, measure, quickstart
 from bench.probing import Judge, sampled
-from bench.results import commit, keep_runs, keep_text, taken_over
+from bench.results import commit, keep, taken_over
 from bench.shaping import KEEP, TAIL_BATCHING, darts
 from darts_async.errors import ConfigError
 from darts_async.models import resolve_model_path
@@ -77,7 +78,7 @@ JUDGES: Final[Mapping[str, Judge]] = {"chain": verify, "search": search_task.jud
 PROBED_PROMPTS, PROBED_SAMPLES = 64, 16
 TIMED_STEPS, SKIPPED = 24, 4
 FROZEN: Final = 1e-12
-JSON_FILE, TABLE_FILE = "learning.json", "learning.md"
+NAME: Final = "learning"
 
 
 def main() -> None:
@@ -269,10 +270,10 @@ def timed(task: str, settings: Mapping[str, Any], arm: str, seed: int, models: P
 
 def resumed(arguments: argparse.Namespace) -> Results | None:
     """What is there already. Raises `ConfigError` if it is of other runs than these."""
-    found = taken_over(arguments, JSON_FILE, Results, SCHEMA)
+    found = taken_over(arguments, NAME, Results, SCHEMA)
     if found is not None and found.steps != arguments.steps:
         raise ConfigError(
-            f"{arguments.out / JSON_FILE} holds runs of --steps {found.steps or 'not given'}; these are of --steps "
+            f"{arguments.out / NAME}.json holds runs of --steps {found.steps or 'not given'}; these are of --steps "
             f"{arguments.steps or 'not given'}: give the same, or another --out"
         )
     return found
@@ -282,8 +283,7 @@ def write(arguments: argparse.Namespace, found: Results) -> None:
     """The numbers, the tables and the plots of what there is so far."""
     if arguments.out is None:
         return
-    keep_runs(arguments.out / JSON_FILE, found)
-    keep_text(arguments.out / TABLE_FILE, report(found, TASKS))
+    keep(arguments.out, NAME, report(found, TASKS), msgspec.to_builtins(found), schema=SCHEMA)
     draw(found, TASKS, arguments.out)
 
 

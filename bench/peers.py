@@ -26,6 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import transformers
 import yaml
@@ -35,7 +36,7 @@ from bench.charts import for_plots
 from bench.measured import launch
 from bench.peers_report import RACES, SCHEMA, TRL, Climb, Results, draw, report
 from bench.probing import Judge, sampled
-from bench.results import commit, keep_runs, keep_text, taken_over
+from bench.results import commit, keep, taken_over
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.learner.checkpoint import CHECKPOINTS_DIR, directory_of
@@ -58,7 +59,7 @@ OURS: dict[str, dict[str, Any]] = {
     },
     "darts_async, qlpo 8 of 10": {"rule": "qlpo", "launch": 10, "keep": NUM_SAMPLES},
 }
-JSON_FILE, TABLE_FILE = "peers.json", "peers.md"
+NAME = "peers"
 
 
 def main() -> None:
@@ -86,7 +87,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, work: Path) -> str:
     """All runs that are still to be done; returns the tables. Raises `ConfigError` if one of ours fails."""
-    found = taken_over(arguments, JSON_FILE, Results, SCHEMA) or Results(commits=[], runs=[])
+    found = taken_over(arguments, NAME, Results, SCHEMA) or Results(commits=[], runs=[])
     for task, cap in product(arguments.tasks, arguments.max_new_tokens):
         settings = settings_of(task, work, cap)
         for seed, name in product(arguments.seeds, (*OURS, TRL)):
@@ -273,8 +274,7 @@ def write(arguments: argparse.Namespace, found: Results) -> None:
     """The tables, the numbers and the plots, if they are wanted."""
     if arguments.out is None:
         return
-    keep_runs(arguments.out / JSON_FILE, found)
-    keep_text(arguments.out / TABLE_FILE, report(found))
+    keep(arguments.out, NAME, report(found), msgspec.to_builtins(found), schema=SCHEMA)
     draw(found, arguments.out)
 
 

@@ -25,10 +25,6 @@ BY_HAND: Final = "<!-- What follows was written by hand, about the numbers at th
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-class _Head(msgspec.Struct):
-    schema: int
-
-
 def called(name: str) -> str:
     """The command line of `bench.NAME`, of paths outside the checkout their last part alone."""
     words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv[1:]]
@@ -80,8 +76,23 @@ def keep_text(path: Path, text: str) -> None:
     path.write_text(text.rstrip("\n") + "\n" + (f"\n{mark}{by_hand}" if mark else ""))
 
 
+def kept(path: Path, kind: type[T], schema: int) -> T:
+    """The numbers that `keep` has written there. Raises `ConfigError` for anything else."""
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or "schema" not in found:
+            raise ValueError("it names no schema")
+        if found["schema"] != schema:
+            raise ValueError(f"it is of schema {found['schema']}")
+        return msgspec.convert(found, kind, str_keys=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} has no results of schema {schema} of this benchmark: {error}; move it away and measure anew"
+        ) from error
+
+
 def taken_over(arguments: argparse.Namespace, name: str, kind: type[T], schema: int) -> T | None:
-    """What an earlier call has left in --out under this name, if --resume asks for it and there is anything.
+    """What is in --out under this name, if --resume asks for it and there is anything.
 
     Raises:
         ConfigError: there is no --out, or the file is not of this kind and `schema`.
@@ -90,19 +101,5 @@ def taken_over(arguments: argparse.Namespace, name: str, kind: type[T], schema: 
         return None
     if arguments.out is None:
         raise ConfigError("--resume takes over what is in --out; give --out too")
-    path = arguments.out / name
-    try:
-        kept = path.read_bytes()
-        if (found := msgspec.json.decode(kept, type=_Head).schema) != schema:
-            raise ConfigError(f"{path} is of schema {found}, and this is schema {schema}; move it away")
-        return msgspec.json.decode(kept, type=kind)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{path} is no {name} of schema {schema}: {error}; move it away") from error
-
-
-def keep_runs(path: Path, numbers: msgspec.Struct) -> None:
-    """Write what `taken_over` reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(numbers), indent=1))
+    path = arguments.out / f"{name}.json"
+    return kept(path, kind, schema) if path.exists() else None

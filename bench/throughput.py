@@ -11,7 +11,6 @@ what it was.
 """
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import yaml
 
 from bench.charts import draw_shares, for_plots
 from bench.measured import SCHEMA, Measured, launch, measure
-from bench.results import conditions, keep, spread
+from bench.results import conditions, keep, kept, spread
 from darts_async.errors import ConfigError
 from launcher.cluster import load_config
 
@@ -138,18 +137,15 @@ def against(results: Results, baseline: Results) -> list[tuple[float, str]]:
     return sorted(found)
 
 
+class Kept(msgspec.Struct):
+    """What `write` leaves."""
+
+    runs: Results
+
+
 def read_results(path: Path) -> Results:
     """What `write` has written. Raises `ConfigError` for anything else."""
-    try:
-        found = json.loads(path.read_text())
-        schema = found.get("schema") if isinstance(found, dict) else None
-        if schema != SCHEMA:
-            raise ConfigError(
-                f"{path} holds results of schema {schema}, and this is schema {SCHEMA}: measure the baseline anew"
-            )
-        return msgspec.convert(found["runs"], Results)
-    except (OSError, ValueError, KeyError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path} is no throughput.json that bench.throughput has written: {error}") from error
+    return kept(path, Kept, SCHEMA).runs
 
 
 def write(directory: Path, text: str, results: Results) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -131,18 +132,26 @@ def test_each_sign_of_failure_is_seen_alone(sign: str, changed: dict[str, Any]) 
 def test_runs_that_are_there_are_taken_over_and_others_refused(tmp_path: Path) -> None:
     asked = argparse.Namespace(out=tmp_path, resume=True, steps=16)
     assert learning.resumed(asked) is None
-    kept = results(learnt())
-    (tmp_path / learning.JSON_FILE).write_bytes(msgspec.json.encode(kept))
+    kept = results(learnt(), learnt(seed=1))
+    learning.write(asked, kept)
     assert learning.resumed(asked) == kept
     assert kept.has("chain", BASELINE, 0)
-    assert not kept.has("chain", BASELINE, 1)
-    with pytest.raises(ConfigError, match="--steps 16; these are of --steps 20"):
+    assert not kept.has("chain", BASELINE, 2)
+    with pytest.raises(ConfigError, match=r"learning\.json holds runs of --steps 16; these are of --steps 20"):
         learning.resumed(argparse.Namespace(out=tmp_path, resume=True, steps=20))
-    (tmp_path / learning.JSON_FILE).write_text(json.dumps({"schema": 1}))
-    with pytest.raises(ConfigError, match=r"is no learning\.json of schema"):
+    (tmp_path / "learning.json").write_text(json.dumps({"schema": 1}))
+    with pytest.raises(ConfigError, match=r"learning\.json has no results of schema 1"):
         learning.resumed(asked)
     with pytest.raises(ConfigError, match="give --out too"):
         learning.resumed(argparse.Namespace(out=None, resume=True, steps=16))
+
+
+def test_a_run_without_a_wrong_answer_is_taken_over_too(tmp_path: Path) -> None:
+    asked = argparse.Namespace(out=tmp_path, resume=True, steps=16)
+    learning.write(asked, results(learnt(after={"reward": 1.0, "length_wrong": math.nan})))
+    found = learning.resumed(asked)
+    assert found is not None
+    assert math.isnan(found.runs[0].after.length_wrong)
 
 
 # --- the second task -----------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from darts_async.prompts.load import load_prompts
 from darts_async.quickstart.tokenizer import EOS_ID, build_tokenizer
 
 MODEL = resolve_model_path("quickstart")
-KEPT = ("peers.json", Results, SCHEMA)
+KEPT = ("peers", Results, SCHEMA)
 
 
 def test_a_run_ends_where_it_is_there_first() -> None:
@@ -76,7 +76,7 @@ def test_runs_that_are_there_are_taken_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ['{"schema": 2, "commits": [], "runs": []}', '{"runs": 3}', "[", ""])
 def test_results_of_another_schema_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "peers.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"peers\.json is .* move it away"):
+    with pytest.raises(ConfigError, match=r"peers\.json has no results of schema 3 .* move it away"):
         taken_over(argparse.Namespace(out=tmp_path, resume=True), *KEPT)
 
 

@@ -195,11 +195,14 @@ def test_a_regression_ends_with_exit_code_1_and_is_named(
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("{", "no throughput.json"),
-        ("[]", "schema None"),
-        (json.dumps({"schema": SCHEMA + 1}), f"schema {SCHEMA + 1}, and this is schema {SCHEMA}"),
-        (json.dumps({"schema": SCHEMA}), "no throughput.json"),
-        (json.dumps({"schema": SCHEMA, "runs": {"one": [{"window_s": "long"}]}}), "no throughput.json"),
+        ("{", "Expecting property name"),
+        ("[]", "it names no schema"),
+        (
+            json.dumps({"schema": SCHEMA + 1}),
+            f"of schema {SCHEMA} .*: it is of schema {SCHEMA + 1}; move it",
+        ),
+        (json.dumps({"schema": SCHEMA}), "missing required field `runs`"),
+        (json.dumps({"schema": SCHEMA, "runs": {"one": [{"window_s": "long"}]}}), "Expected `float`, got `str`"),
     ],
 )
 def test_what_is_no_baseline_is_refused(tmp_path: Path, content: str, why: str) -> None:
