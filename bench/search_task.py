@@ -21,7 +21,7 @@ import random
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from transformers import Qwen3ForCausalLM
@@ -53,7 +53,7 @@ PERFECT = Style(give_up=0.0, slip=0.0)
 HUMAN = Style(give_up=0.06, slip=0.02)
 
 
-def reward(*, prompt: str, response: str, answer: str, metadata: dict[str, str], finish_reason: str) -> float:
+def reward(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float:
     """1.0 if the response ends with the digit that was looked for, and was ended by the model."""
     return judge(response, answer, finish_reason == "stop")
 

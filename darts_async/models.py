@@ -10,6 +10,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from darts_async.errors import ModelError
+from darts_async.paths import expanded
 from darts_async.quickstart import MODEL_PATH
 
 QUICKSTART = "quickstart"
@@ -19,25 +20,27 @@ _TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 _WEIGHT_FILES = ("*.safetensors",)
 
 
-def resolve_model_path(path: str, *, with_weights: bool = True) -> Path:
+def resolve_model_path(path: str, *, with_weights: bool = True, setting: str = "model.path") -> Path:
     """The local directory of a model.
 
     Args:
         path: `quickstart` for the model that is shipped, a directory in Hugging Face format, or a hub id.
         with_weights: fetch the weights of a hub id too; configuration and tokenizer are enough for those who
             only need text.
+        setting: where the path was written, for messages.
 
     Raises:
+        ConfigError: a variable in the path is not set.
         ModelError: there is no such directory, and no such model can be had from the hub.
     """
     if path == QUICKSTART:
         return _checked_directory(MODEL_PATH, "the shipped model; reinstall the package")
-    directory = Path(path).expanduser()
+    directory = expanded(path, setting)
     if directory.is_dir():
         return directory
-    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-        raise ModelError(f"model.path is {path!r}, but there is no directory {directory.absolute()}")
-    return _fetch(path, _TEXT_FILES + _WEIGHT_FILES if with_weights else _TEXT_FILES)
+    if path.startswith(("/", ".", "~", "$")) or path.count("/") > 1:
+        raise ModelError(f"{setting} is {path!r}, but there is no directory {directory.absolute()}")
+    return _fetch(path, setting, _TEXT_FILES + _WEIGHT_FILES if with_weights else _TEXT_FILES)
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
@@ -94,7 +97,7 @@ def _checked_directory(directory: Path, what: str) -> Path:
     return directory
 
 
-def _fetch(hub_id: str, patterns: tuple[str, ...]) -> Path:
+def _fetch(hub_id: str, setting: str, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
     from huggingface_hub.errors import HFValidationError
 
@@ -103,6 +106,6 @@ def _fetch(hub_id: str, patterns: tuple[str, ...]) -> Path:
     except (OSError, HFValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"model.path is {hub_id!r}: it is no local directory (looked in {Path.cwd()}), and it could not be had "
+            f"{setting} is {hub_id!r}: it is no local directory (looked in {Path.cwd()}), and it could not be had "
             f"from the hub: {reason}. Give a directory, or download it where there is a network and copy the cache"
         ) from error

@@ -178,7 +178,7 @@ class Score(Message, frozen=True):
     sample_id: int
     prompt: str
     answer: str
-    metadata: dict[str, str]
+    metadata_json: str  # the other fields of the record: a JSON object
     token_ids: NDArray[np.int32]  # [response_length], the end-of-sequence token included if there was one
     finish_reason: FinishReason
 

@@ -32,8 +32,8 @@ from launcher.ending import failure_screen
 from launcher.live import find_run, record_of
 from launcher.past import NO_PAST, Past, held, read_past
 from launcher.plan import hub_addresses, plan_run
-from launcher.preflight import check_run, link_ports
-from launcher.problems import InputError, Problem, missing_screen, problem_screen
+from launcher.preflight import Findings, check_run, link_ports
+from launcher.problems import InputError, missing_screen, problem_screen
 from launcher.run import run as carry_out
 from launcher.rundir import KEYS_DIR, SUMMARY_FILE, create_run_dir, run_dir_name, write_inputs
 from launcher.summary import Summary, summary_screen
@@ -84,7 +84,7 @@ def run_command(
     """Run FILE.yaml (the verb may be left out)."""
     config, _ = _checked(file, starts=not dry_run)
     if dry_run:
-        Console().print(dry_run_screen(config, _plan(config, Path(config.runs_dir) / run_dir_name(config.name))))
+        Console().print(dry_run_screen(config, _plan(config, config.runs_path / run_dir_name(config.name))))
         return
     outcome, summary = _run(config)
     _show_end(outcome, summary)
@@ -110,8 +110,9 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The 
 @app.command()
 def validate(file: RunFile) -> None:
     """Check FILE.yaml and everything it names, and start nothing."""
-    _, missing = _checked(file, starts=False)
-    Console().print(f"[green]✓[/] {file} {'is valid' if missing else 'can be run'}", highlight=False)
+    _, findings = _checked(file, starts=False)
+    told = f": {findings.prompts}" if findings.prompts is not None else ""
+    Console().print(f"[green]✓[/] {file} {'is valid' if findings.problems else 'can be run'}{told}", highlight=False)
 
 
 def _limits(config: RunConfig) -> Limits:
@@ -122,8 +123,8 @@ def _limits(config: RunConfig) -> Limits:
     )
 
 
-def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, tuple[Problem, ...]]:
-    """The settings of a file that can be run, and what this machine lacks for it; otherwise shows why not and leaves.
+def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, Findings]:
+    """The settings of a file that can be run, and what was found out about it; otherwise shows why not and leaves.
 
     Where the run `starts`, what the machine lacks is a reason to leave; else it is shown as a warning.
     """
@@ -131,7 +132,8 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, tuple[Problem, ...
         parse_faults(os.environ.get(VARIABLE, ""), LAUNCHER)
     try:
         config = load_config(file)
-        problems = check_run(config, reaches_nodes=starts)
+        findings = check_run(config, reaches_nodes=starts)
+        problems = findings.problems
         refused = tuple(problem for problem in problems if starts or not problem.here)
         if refused:
             raise InputError(file, refused)
@@ -142,7 +144,9 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, tuple[Problem, ...
         raise typer.Exit(INTERRUPTED) from None
     if problems:
         Console(stderr=True).print(missing_screen(file, problems))
-    return config, problems
+    if findings.prompts is not None and findings.prompts.num_left_out:
+        Console(stderr=True).print(f"[yellow]![/] {findings.prompts}", highlight=False)
+    return config, findings
 
 
 def _plan(config: RunConfig, run_dir: Path) -> RunPlan:

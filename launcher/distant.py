@@ -49,7 +49,7 @@ def problems_of(config: RunConfig, places: Mapping[str, Place], node: NodeConfig
     setting = f"nodes: {node.name}"
     yield from _versions(config, node, answer)
     if not answer.sees_shared_file:
-        message = f"{node.name} does not see the directory {Path(config.runs_dir).absolute()} of this machine"
+        message = f"{node.name} does not see the directory {config.runs_path} of this machine"
         fix = "set runs_dir to a directory on storage that all nodes share, under one path"
         yield Problem("runs_dir", message, shown(config.runs_dir), fix, here=True)
     for port, reason in answer.unbound.items():
@@ -116,9 +116,9 @@ def _is_at(places: Mapping[str, Place], name: str, node: NodeConfig) -> bool:
 
 
 def _paths(config: RunConfig, roles: set[str]) -> Iterator[tuple[str, str]]:
-    model = Path(config.model.path)
-    if model.is_absolute() and roles & {"generator", "learner", "shaper"}:
-        yield "model.path", str(model)
+    model = config.model.path
+    if model.startswith(("/", "~", "$")) and roles & {"generator", "learner", "shaper"}:
+        yield "model.path", model
     if roles & set(_NEEDS_PROMPTS):
         for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
             if path is not None:
@@ -161,7 +161,7 @@ async def _ask(config: RunConfig, node: NodeConfig, question: Question) -> Answe
 @contextlib.contextmanager
 def _shared_file(config: RunConfig) -> Iterator[tuple[Path, str]]:
     """A file in `runs_dir` that nobody can have by chance."""
-    directory = Path(config.runs_dir).absolute()
+    directory = config.runs_path
     made = [parent for parent in (directory, *directory.parents) if not parent.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     text = secrets.token_hex(16)

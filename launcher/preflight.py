@@ -10,13 +10,14 @@ import ipaddress
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.errors import ConfigError, DataError, ModelError, RewardError
 from darts_async.models import load_tokenizer, resolve_model_path
-from darts_async.prompts.load import load_prompts
+from darts_async.paths import expanded, missing_file
+from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.reward.functions import load_function
 from launcher.devices import check_backend, check_gpus, check_vllm
 from launcher.distant import check_nodes
@@ -26,11 +27,22 @@ from launcher.ports import block, free_block, why_not_bound
 from launcher.problems import Problem, shown
 
 
-def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> tuple[Problem, ...]:
-    """All problems of a run; empty when it may start here. Takes the time of loading the prompts, and where other nodes
-    are to be reached, that of asking them."""
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found before a run."""
+
+    problems: tuple[Problem, ...]
+    """Empty when it may start here."""
+    prompts: PromptSets | None
+    """None where they cannot be loaded."""
+
+
+def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
+    """Look at everything that a run needs. Takes the time of loading the prompts, and where other nodes are to be
+    reached, that of asking them."""
     model, data = tuple(check_model(config)), tuple(check_data_files(config))
-    return (
+    prompts = None if model or data else check_prompts(config)  # without these, prompts fail for the same reason
+    problems = (
         *check_network(config),
         *check_runs_dir(config),
         *_check_places(config, reaches_nodes=reaches_nodes),
@@ -39,8 +51,9 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> tuple[Proble
         *check_adapters(config),
         *model,
         *data,
-        *(() if model or data else check_prompts(config)),  # without these, prompts fail for the same reason
+        *((prompts,) if isinstance(prompts, Problem) else ()),
     )
+    return Findings(problems, prompts if isinstance(prompts, PromptSets) else None)
 
 
 def link_ports(config: RunConfig) -> tuple[int, ...]:
@@ -76,7 +89,11 @@ def check_network(config: RunConfig) -> Iterator[Problem]:
 
 def check_runs_dir(config: RunConfig) -> Iterator[Problem]:
     """A directory can be made in `runs_dir`, which itself may still have to be made."""
-    path = Path(config.runs_dir).absolute()
+    try:
+        path = config.runs_path
+    except ConfigError as error:
+        yield Problem("runs_dir", str(error), shown(config.runs_dir), here=True)
+        return
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir():
         yield Problem("runs_dir", f"{existing} is a file", shown(config.runs_dir), "name a directory", here=True)
@@ -88,9 +105,8 @@ def check_runs_dir(config: RunConfig) -> Iterator[Problem]:
 def check_script(config: RunConfig) -> Iterator[Problem]:
     """The trace of the scripted engine is there."""
     trace = config.generator.script.trace_path if config.generator.script else None
-    if config.generator.engine == "scripted" and trace is not None and not Path(trace).is_file():
-        fix = "give the path of an .npz file, or leave it out"
-        yield Problem("generator.script.trace_path", "there is no such file", shown(trace), fix, here=True)
+    if config.generator.engine == "scripted" and trace is not None:
+        yield from _check_file("generator.script.trace_path", trace, "give the path of an .npz file, or leave it out")
 
 
 def check_reward(config: RunConfig) -> Iterator[Problem]:
@@ -123,7 +139,7 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
     """The model's files are there, and its context and vocabulary hold what the run asks for."""
     try:
         directory = resolve_model_path(config.model.path, with_weights=False)
-    except ModelError as error:
+    except (ConfigError, ModelError) as error:
         yield Problem("model.path", str(error), shown(config.model.path), here=True)
         return
     try:
@@ -144,22 +160,31 @@ def check_data_files(config: RunConfig) -> Iterator[Problem]:
     if config.prompts.source == "chain":
         return
     for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
-        if path is not None and not Path(path).is_file():
-            message = f"there is no file {Path(path).absolute()}"
-            yield Problem(f"prompts.{setting}", message, shown(path), "give the path of a file of records", here=True)
+        if path is not None:
+            yield from _check_file(f"prompts.{setting}", path, "give the path of a file of records")
     if config.prompts.source == "parquet" and importlib.util.find_spec("pyarrow") is None:
         fix = "pip install 'darts-async[data]'"
         yield Problem("prompts.source", "parquet files are read by pyarrow", "'parquet'", fix, here=True)
 
 
-def check_prompts(config: RunConfig) -> Iterator[Problem]:
+def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:
+    try:
+        path = expanded(text, setting)
+    except ConfigError as error:
+        yield Problem(setting, str(error), shown(text), here=True)
+        return
+    if not path.is_file():
+        yield Problem(setting, missing_file(path), shown(text), fix, here=True)
+
+
+def check_prompts(config: RunConfig) -> PromptSets | Problem:
     """Tokenizer and data sets load, no set is empty, and every prompt fits."""
     try:
-        load_prompts(config)
+        return load_prompts(config)
     except ModelError as error:
-        yield Problem("model.path", str(error), shown(config.model.path))
+        return Problem("model.path", str(error), shown(config.model.path))
     except (ConfigError, DataError) as error:
-        yield Problem("prompts", str(error))
+        return Problem("prompts", str(error))
 
 
 def _check_places(config: RunConfig, *, reaches_nodes: bool) -> Iterator[Problem]:

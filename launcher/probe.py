@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from darts_async.errors import ConfigError
+from darts_async.paths import expanded
 from launcher.devices import gpus_found
 from launcher.ports import why_not_bound
 
@@ -67,9 +69,16 @@ def answer(question: Question) -> Answer:
         sees_shared_file=_holds(Path(question.shared_file), question.shared_text),
         gpus=sorted(gpus_found()),
         unbound={port: reason for port, reason in bound.items() if reason is not None},
-        missing_paths=[setting for setting, path in question.paths.items() if not Path(path).exists()],
+        missing_paths=[setting for setting, path in question.paths.items() if not _exists(path, setting)],
         missing_modules=[setting for setting, module in question.modules.items() if not _is_importable(module)],
     )
+
+
+def _exists(path: str, setting: str) -> bool:
+    try:
+        return expanded(path, setting).exists()
+    except ConfigError:
+        return False  # a variable that is set where the run is started, and not here
 
 
 def _holds(path: Path, text: str) -> bool:

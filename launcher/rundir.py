@@ -66,7 +66,7 @@ def run_dir_name(name: str, number: int = 1) -> str:
 
 def create_run_dir(config: RunConfig) -> Path:
     """Make a directory that did not exist, with `logs/` in it; readable by the user alone, for the keys."""
-    runs_dir = Path(config.runs_dir).absolute()
+    runs_dir = config.runs_path
     runs_dir.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:

@@ -169,23 +169,23 @@ def two_nodes(first: str, second: str, **settings: Any) -> RunConfig:
 @pytest.mark.slow
 def test_a_file_of_several_nodes_is_valid_without_a_look_at_them() -> None:
     config = two_nodes("127.0.0.1", "127.0.0.2", roles={"shaper": {"nodes": ["a"]}, "reward": {"nodes": ["b"]}})
-    assert check_run(config) == ()
+    assert check_run(config).problems == ()
 
 
 @pytest.mark.slow
 def test_a_second_node_without_processes_keeps_nobody_from_starting() -> None:
     roles = {role: {"nodes": ["a"]} for role in ("shaper", "learner", "reward", "generator")}
-    assert check_run(two_nodes("127.0.0.1", "127.0.0.2", roles=roles)) == ()
+    assert check_run(two_nodes("127.0.0.1", "127.0.0.2", roles=roles)).problems == ()
 
 
 @pytest.mark.slow
 def test_a_hub_elsewhere_needs_ports_that_were_chosen() -> None:
     roles = {"learner": {"nodes": ["b"]}}
-    problems = check_run(two_nodes("127.0.0.1", "127.0.0.2", roles=roles))
+    problems = check_run(two_nodes("127.0.0.1", "127.0.0.2", roles=roles)).problems
     (problem,) = [problem for problem in problems if not problem.here]
     assert (problem.place, problem.value) == ("network.base_port", "0")
     assert "learner/0 listens elsewhere" in problem.message
-    chosen = check_run(two_nodes("127.0.0.1", "127.0.0.2", roles=roles, network={"base_port": 26_000}))
+    chosen = check_run(two_nodes("127.0.0.1", "127.0.0.2", roles=roles, network={"base_port": 26_000})).problems
     assert all(problem.here for problem in chosen)
 
 

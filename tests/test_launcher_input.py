@@ -146,7 +146,7 @@ def test_free_ports_are_a_block_below_the_range_of_outgoing_connections() -> Non
 
 @pytest.mark.slow
 def test_preflight_finds_nothing_wrong_with_the_defaults() -> None:
-    assert check_run(RunConfig()) == ()
+    assert check_run(RunConfig()).problems == ()
 
 
 @pytest.mark.parametrize(("text", "rate"), [("5e-4", 5e-4), ("1E+2", 100.0), ("0.25", 0.25), ("1e-5", 1e-5), ("3", 3)])

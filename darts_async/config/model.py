@@ -1,7 +1,7 @@
 """The language model, its prompts, and how tokens are drawn."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -33,8 +33,13 @@ class PromptsConfig(Section):
     answer_pattern: str | None = None
     """Regular expression that finds the answer in that field: its first group, or all that it matches without one.
     A record in which it finds nothing is an error."""
-    chat_template: bool = True
-    """Render the prompt with the tokenizer's chat template, if it has one."""
+    metadata_fields: tuple[str, ...] | None = Field(None, strict=False)
+    """Fields that the reward function gets as `metadata`, as they are in the record; dots reach into nested fields.
+    Left out: all but prompt and answer. Of a parquet file the other columns are not read."""
+    chat_template: bool | str = True
+    """Render the prompt with the tokenizer's chat template, if it has one; a text chooses one of several by name."""
+    chat_template_arguments: dict[str, Any] = Field(default_factory=dict)
+    """Variables that the chat template is given beside the messages: `{enable_thinking: false}`."""
     system_prompt: str | None = None
     """Put in front as a system message when the chat template is used."""
     num_train: Positive | None = None
@@ -45,6 +50,13 @@ class PromptsConfig(Section):
     """Longer prompts are refused when the data set is loaded."""
     on_too_long: Literal["error", "skip"] = "error"
     """What to do with a prompt longer than `max_prompt_tokens`."""
+
+    @field_validator("chat_template_arguments")
+    @classmethod
+    def _arguments_are_not_those_of_the_run(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"messages", "add_generation_prompt"} & set(arguments)):
+            raise ValueError(f"{taken[0]} is given to the template by the run itself; leave it out")
+        return arguments
 
     @field_validator("answer_pattern")
     @classmethod
@@ -77,3 +89,13 @@ class SamplingConfig(Section):
     """Only the k likeliest tokens; 0 switches it off."""
     max_new_tokens: Positive = 256
     """Cap on the response length."""
+    stop: tuple[str, ...] = Field((), strict=False)
+    """Texts that end a response as soon as it holds one of them, beside the model's end-of-sequence tokens. The
+    response keeps the text that ended it."""
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_strings_are_not_empty(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in stop:
+            raise ValueError("an empty text would end every response before its first token; leave it out")
+        return stop

@@ -1,5 +1,6 @@
 """All sections of a run, and the rules that span several."""
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -15,6 +16,7 @@ from darts_async.config.section import NonNegative, Section
 from darts_async.config.shaping import ShapingConfig, StalenessConfig
 from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
+from darts_async.paths import expanded
 
 VLLM_TEMPERATURES = (0.01, 2.0)
 """What vLLM can draw at: it takes 0.01 for anything lower, without a word to who sent the sample, and refuses more."""
@@ -87,6 +89,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_engine_has_text_to_stop_at(self) -> Self:
+        if self.sampling.stop and self.generator.engine == "scripted":
+            raise ValueError(
+                f"sampling.stop is {list(self.sampling.stop)}, but generator.engine scripted draws lengths and no "
+                "text: leave it out, or choose another engine"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_engine_has_the_devices_that_it_drives(self) -> Self:
         engine, devices = self.generator.engine, self.roles.generator.devices
         if engine == "vllm":
@@ -131,6 +142,11 @@ class RunConfig(Section):
                 f"{highest:g} alone: choose one of these, or another engine"
             )
         return self
+
+    @property
+    def runs_path(self) -> Path:
+        """`runs_dir` with `~` and variables filled in. Raises `ConfigError` if one is not set."""
+        return expanded(self.runs_dir, "runs_dir").absolute()
 
     def host_of(self, node: NodeConfig) -> str:
         """The address that processes on a node listen at."""

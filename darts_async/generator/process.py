@@ -24,7 +24,8 @@ from darts_async.generator.engine import Engine, StepEvents
 from darts_async.generator.hold import Stillness
 from darts_async.generator.outgoing import Outgoing
 from darts_async.generator.probe import Probing
-from darts_async.models import resolve_model_path
+from darts_async.generator.stop_strings import StopStrings
+from darts_async.models import load_tokenizer, resolve_model_path
 from darts_async.protocol import (
     Cancel,
     Generate,
@@ -83,6 +84,13 @@ def make_engine(config: RunConfig) -> Engine:
             )
 
 
+def make_stop_strings(config: RunConfig) -> StopStrings | None:
+    """What ends responses at `sampling.stop`, if it names any strings."""
+    if not config.sampling.stop:
+        return None
+    return StopStrings(config.sampling.stop, load_tokenizer(resolve_model_path(config.model.path)))
+
+
 class GeneratorActor:
     """See the module."""
 
@@ -93,6 +101,7 @@ class GeneratorActor:
         self._commands: deque[Generate | Cancel] = deque()  # bounded by the link's credit and the shaper's seats
         self._stillness: Stillness | None = None
         self._probing = Probing(self._send_learner)
+        self._stopping = make_stop_strings(runtime.config)
         self._greeting: Greet | None = None
         self._live: set[int] = set()
         self._work = asyncio.Event()
@@ -164,7 +173,9 @@ class GeneratorActor:
             return Gauges("loading")
         busy = 0 if self._shaper_is_away else self._engine.num_unfinished + len(self._commands)
         state = "waiting for weights" if self._version < 0 else "decoding" if busy else "idle"
-        return Gauges(state, self._version, self._engine.num_tokens_decoded - self._probing.num_tokens, busy)
+        dropped = 0 if self._stopping is None else self._stopping.num_tokens_dropped
+        num_tokens = self._engine.num_tokens_decoded - self._probing.num_tokens - dropped
+        return Gauges(state, self._version, num_tokens, busy)
 
     async def close(self) -> None:
         """Leave the weight group. (`_decode` has freed the engine.)"""
@@ -192,6 +203,9 @@ class GeneratorActor:
 
     async def _boundary(self, engine: Engine) -> None:
         """Between two steps: start over if greeted, stand still for new weights, apply commands."""
+        if self._stopping is not None:
+            for sample_id in self._stopping.take_stopped():
+                engine.cancel(sample_id)
         if self._greeting is not None:
             greeting, self._greeting = self._greeting, None
             await self._start_over(engine, greeting)
@@ -203,14 +217,20 @@ class GeneratorActor:
         while self._commands:
             match self._commands.popleft():
                 case Generate() as request:
-                    self._live.add(request.sample_id)
-                    engine.start(request)
-                    self._runtime.trace.sample("started", request.sample_id)
+                    self._start(engine, request)
                 case Cancel(sample_id=sample_id):
                     engine.cancel(sample_id)
                     self._runtime.trace.count("cancels")
         for request in self._probing.begin(self._version):
             engine.start(request)
+
+    def _start(self, engine: Engine, request: Generate) -> None:
+        self._runtime.trace.sample("started", request.sample_id)
+        if self._stopping is not None and (end := self._stopping.start(request)) is not None:
+            self._report(StepEvents(ended=(end,)))  # its generator died after the stop string and before it said so
+            return
+        self._live.add(request.sample_id)
+        engine.start(request)
 
     async def _start_over(self, engine: Engine, greeting: Greet) -> None:
         """Drop every sample: the shaper has given them to others. Then say what this generator is."""
@@ -238,6 +258,8 @@ class GeneratorActor:
 
     def _take(self, events: StepEvents) -> None:
         events = self._probing.sift(events, self._version)
+        if self._stopping is not None:
+            events = self._stopping.sift(events)
         self._outgoing.add(events)
         for end in events.ended:
             self._runtime.trace.sample("stopped" if end.finish_reason is None else "finished", end.sample_id)

@@ -9,7 +9,6 @@ sample does follows from its prompt, its id and its seed, so runs repeat and res
 import asyncio
 import zipfile
 import zlib
-from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -21,6 +20,7 @@ from darts_async.errors import ConfigError
 from darts_async.generator.draws import hash_words, seed_word, uniforms
 from darts_async.generator.engine import StepEvents
 from darts_async.generator.slots import SlotTable
+from darts_async.paths import expanded
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def load_lengths(path: str) -> NDArray[np.int64]:
     """The lengths of a trace, `[num_prompts, samples_per_prompt]`. Raises `ConfigError` if there are none to be had."""
     where = f"generator.script.trace_path {path!r}"
     try:
-        with np.load(Path(path), allow_pickle=False) as archive:
+        with np.load(expanded(path, "generator.script.trace_path"), allow_pickle=False) as archive:
             lengths: NDArray[np.generic] = archive["lengths"]
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{where} is not an .npz file with an array `lengths`: {error}") from error

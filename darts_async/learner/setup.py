@@ -63,5 +63,8 @@ def _load_reference(config: RunConfig, device: torch.device) -> PreTrainedModel 
     loss = config.learner.loss
     if not loss.kl_weight or (config.learner.lora is not None and loss.reference_path is None):
         return None
-    path = resolve_model_path(loss.reference_path or config.model.path)
+    path = resolve_model_path(
+        loss.reference_path or config.model.path,
+        setting="learner.loss.reference_path" if loss.reference_path else "model.path",
+    )
     return load_model(str(path), dtype=config.model.dtype, device=str(device)).requires_grad_(False)

@@ -2,45 +2,59 @@
 
 A template is a program that comes with the model, so it is rendered in jinja's sandbox. The environment is the one
 that transformers documents for template authors (block trimming, loop controls, `tojson` without HTML escapes,
-`raise_exception`, `strftime_now`, `generation` blocks); a test holds the two renderings equal. Whatever special
-tokens there are, the template writes them: its output is tokenised without adding any.
+`raise_exception`, `strftime_now`, `generation` blocks), and a template is given exactly the variables that transformers
+gives it: `messages`, `tools` and `documents` (none, unless an argument sets them), `add_generation_prompt`, the special
+tokens that the tokenizer's files name, and the arguments of the run. A test holds the renderings of dozens of public
+templates equal. The template writes all special tokens: its output is tokenised without adding any.
 """
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import Any, NoReturn
 
 import jinja2
+import jinja2.meta
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from darts_async.errors import DataError, ModelError
+from darts_async.errors import ConfigError, DataError, ModelError
 
-TEMPLATE_FILE = "chat_template.jinja"
-CONFIG_FILE = "tokenizer_config.json"
-TOKEN_VARIABLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-
-class ChatMessage(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
+ChatMessage = dict[str, Any]
+"""One turn of a conversation, as the record has it: `role`, `content`, and whatever else the template may read."""
+ARGUMENTS_SETTING = "prompts.chat_template_arguments"
 
 
 class ChatTemplate:
-    """A compiled template and the special tokens it may name."""
+    """A compiled template, the special tokens it may name and the arguments that it is always given.
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], place: str) -> None:
-        self._special_tokens = dict(special_tokens)
+    Raises:
+        ModelError: the template is not valid.
+        ConfigError: it reads none of the arguments' names.
+
+    Example:
+        >>> template = ChatTemplate("{{ messages[0].content }}{{ ending }}", {}, "here", {"ending": "<think>"})
+        >>> template.render([{"role": "user", "content": "1 + 1?"}])
+        '1 + 1?<think>'
+    """
+
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], place: str, arguments: Mapping[str, Any] | None = None
+    ) -> None:
+        self._variables = {"tools": None, "documents": None, **special_tokens, **(arguments or {})}
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self.names = jinja2.meta.find_undeclared_variables(environment.parse(source))
+            """Every variable that the template reads."""
+            self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"the chat template in {place} is not valid: {error} (line {error.lineno})") from error
+        for name in arguments or {}:
+            if name not in self.names:
+                raise ConfigError(_unknown_argument(name, self.names, place))
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
         """The conversation as text, up to where the assistant's turn begins.
@@ -49,53 +63,17 @@ class ChatTemplate:
             DataError: the template refuses the conversation.
         """
         try:
-            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._special_tokens)
-        except (jinja2.TemplateError, TypeError) as error:
+            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._variables)
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            # A template is a program: what goes wrong in it is Python's own errors as often as jinja's.
             raise DataError(f"the chat template refuses the conversation: {error}") from error
 
 
-def load_chat_template(model_dir: Path) -> ChatTemplate | None:
-    """The template of a model directory: `chat_template.jinja`, else what `tokenizer_config.json` holds.
-
-    Raises:
-        ModelError: the configuration cannot be read, has several templates and no default, or a broken one.
-    """
-    config = _read_config(model_dir / CONFIG_FILE)
-    special_tokens = {name: text for name in TOKEN_VARIABLES if (text := _token_text(config.get(name))) is not None}
-    template_file = model_dir / TEMPLATE_FILE
-    if template_file.is_file():
-        return ChatTemplate(template_file.read_text("utf-8"), special_tokens, str(template_file))
-    place = str(model_dir / CONFIG_FILE)
-    source = _default_template(config.get("chat_template"), place)
-    return None if source is None else ChatTemplate(source, special_tokens, place)
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{file} holds a {type(config).__name__}; a tokenizer's configuration is an object")
-    return config
-
-
-def _token_text(token: Any) -> str | None:
-    """A special token is stored as text, or as an object with its text in `content`."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def _default_template(stored: Any, place: str) -> str | None:
-    if stored is None or isinstance(stored, str):
-        return stored
-    named = {entry["name"]: entry["template"] for entry in stored}
-    if "default" not in named:
-        raise ModelError(f"{place} has the chat templates {sorted(named)}, and none of them is named 'default'")
-    return str(named["default"])
+def _unknown_argument(name: str, names: set[str], place: str) -> str:
+    readable = sorted(names - {"messages", "add_generation_prompt"})
+    near = difflib.get_close_matches(name, readable, n=1)
+    suggestion = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{ARGUMENTS_SETTING} has {name!r}, but the chat template in {place} reads only {readable}{suggestion}"
 
 
 class _GenerationBlocks(Extension):

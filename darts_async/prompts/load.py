@@ -5,18 +5,23 @@ of the training set. Which prompts are held out depends on the data and the seed
 sizes are judged on the same ones. Neither torch nor transformers is imported.
 """
 
+import datetime
+import decimal
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from darts_async.errors import ConfigError, DataError, ModelError
 from darts_async.models import load_tokenizer, resolve_model_path
-from darts_async.prompts.chat import ChatMessage, ChatTemplate, load_chat_template
+from darts_async.paths import expanded
+from darts_async.prompts.chat import ChatMessage, ChatTemplate
+from darts_async.prompts.chat_files import load_chat_template
 from darts_async.prompts.records import Fields, Record, read_records
 from darts_async.prompts.source import Prompt
 from darts_async.quickstart.task import ChainPrompt, make_prompts
@@ -38,6 +43,19 @@ class PromptSets:
     """Records skipped because the prompt is longer than `max_prompt_tokens`."""
     num_duplicates: int
     """Training records removed because they stand in the held-out set too."""
+
+    @property
+    def num_left_out(self) -> int:
+        """Records that no prompt was made of."""
+        return self.num_too_long + self.num_duplicates
+
+    def __str__(self) -> str:
+        left_out = {
+            "longer than prompts.max_prompt_tokens": self.num_too_long,
+            "in the held-out set too": self.num_duplicates,
+        }
+        told = "".join(f"; {number:,} left out: {reason}" for reason, number in left_out.items() if number)
+        return f"{len(self.train):,} prompts to train on, {len(self.held_out):,} held out{told}"
 
 
 class PromptEncoder:
@@ -80,7 +98,7 @@ class PromptEncoder:
         messages = (ChatMessage(role="user", content=prompt),) if isinstance(prompt, str) else prompt
         if self._system_prompt is None:
             return messages
-        if messages[0]["role"] == "system":
+        if messages[0]["role"] in ("system", "developer"):
             raise DataError("the prompt has a system message of its own; remove it, or unset prompts.system_prompt")
         return (ChatMessage(role="system", content=self._system_prompt), *messages)
 
@@ -137,7 +155,16 @@ def _make_encoder(model_dir: Path, config: "PromptsConfig") -> PromptEncoder:
         raise ConfigError(
             "prompts.system_prompt is set, but prompts.chat_template is false: there is nowhere to put it"
         )
-    template = load_chat_template(model_dir) if config.chat_template else None
+    if config.chat_template_arguments and not config.chat_template:
+        raise ConfigError(
+            "prompts.chat_template_arguments is set, but prompts.chat_template is false: nothing reads them"
+        )
+    template = None
+    if config.chat_template is not False:
+        name = config.chat_template if isinstance(config.chat_template, str) else None
+        template = load_chat_template(model_dir, name, config.chat_template_arguments)
+    if config.chat_template_arguments and template is None:
+        raise ModelError(f"prompts.chat_template_arguments is set, but {model_dir} has no chat template; unset it")
     if config.system_prompt is not None and template is None:
         raise ModelError(f"prompts.system_prompt is set, but {model_dir} has no chat template; unset it")
     return PromptEncoder(load_tokenizer(model_dir), template, config.system_prompt)
@@ -150,16 +177,17 @@ def _read(config: "PromptsConfig", seed: int) -> tuple[list[Record], list[Record
         return _chain_records(train), _chain_records(held_out)
     assert config.path is not None, "the configuration requires it"
     pattern = None if config.answer_pattern is None else re.compile(config.answer_pattern)
-    fields = Fields(config.prompt_field, config.answer_field, pattern)
-    records = read_records(Path(config.path), config.source, fields)
+    fields = Fields(config.prompt_field, config.answer_field, pattern, config.metadata_fields)
+    records = read_records(expanded(config.path, "prompts.path"), config.source, fields)
     if config.held_out_path is None:
         return records, None
-    return records, read_records(Path(config.held_out_path), config.source, fields)
+    held_out_path = expanded(config.held_out_path, "prompts.held_out_path")
+    return records, read_records(held_out_path, config.source, fields)
 
 
 def _chain_records(prompts: Iterable[ChainPrompt]) -> list[Record]:
     return [
-        Record(f"chain prompt {place}", prompt.text, prompt.answer, {"k": str(prompt.k)})
+        Record(f"chain prompt {place}", prompt.text, prompt.answer, {"k": prompt.k})
         for place, prompt in enumerate(prompts)
     ]
 
@@ -172,8 +200,31 @@ def _to_prompts(
     for place, (record, token_ids) in enumerate(zip(records, encoder.encode(records), strict=True)):
         if _fits(len(token_ids), record, config):
             ids = np.array(token_ids, np.int32)
-            prompts.append(Prompt(first_id + place, record.question, ids, record.answer, record.metadata))
+            prompts.append(Prompt(first_id + place, record.question, ids, record.answer, metadata_json(record)))
     return prompts, len(records) - len(prompts)
+
+
+def metadata_json(record: Record) -> str:
+    """The metadata as the text of a JSON object, encoded once: it goes to the reward function with every sample.
+
+    Dates become ISO 8601 texts and decimal numbers texts, because JSON has neither. Raises `DataError` for what has no
+    such form (bytes, such as those of a picture).
+    """
+    try:
+        return json.dumps(record.metadata, default=_as_json)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{record.place}: a field cannot be handed to the reward function: {error}; name the fields that it needs "
+            "in prompts.metadata_fields"
+        ) from error
+
+
+def _as_json(value: Any) -> str:
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (decimal.Decimal, datetime.timedelta)):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 def _fits(num_tokens: int, record: Record, config: "PromptsConfig") -> bool:

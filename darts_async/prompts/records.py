@@ -2,24 +2,23 @@
 
 A record is an object with a prompt (a text, or a list of {role, content} messages), a reference answer (a text or
 a number; a dotted name such as `reward_model.ground_truth` reaches into nested objects, a pattern such as
-`####\\s*(.+)` finds the answer behind its reasoning) and anything else. Other fields that hold a text, a number or a
-truth value become metadata.
+`####\\s*(.+)` finds the answer after its reasoning) and anything else. The other fields, or those that are asked for,
+are metadata: the reward function gets them as they are, numbers, lists and objects included. A message may have more
+than role and content, and keeps it. Fields of a message without a value (null) are left out: parquet adds them.
 """
 
 import difflib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import msgspec
+from typing import Any
 
 from darts_async.errors import DataError
 from darts_async.prompts.chat import ChatMessage
-
-FileFormat = Literal["jsonl", "parquet"]
+from darts_async.prompts.files import FileFormat, read_rows
 
 _ABSENT = object()
 
@@ -32,14 +31,15 @@ class Record:
     """File and line, for messages."""
     prompt: str | tuple[ChatMessage, ...]
     answer: str
-    metadata: dict[str, str]
+    metadata: dict[str, Any]
 
     @property
     def question(self) -> str:
         """What is asked, as text: of a conversation all turns but the system's."""
         if isinstance(self.prompt, str):
             return self.prompt
-        return "\n\n".join(message["content"] for message in self.prompt if message["role"] != "system")
+        texts = (text_of(message.get("content")) for message in self.prompt if message["role"] != "system")
+        return "\n\n".join(text for text in texts if text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,13 @@ class Fields:
     answer: str
     answer_pattern: re.Pattern[str] | None = None
     """Finds the answer in its field: the first group, or all that is matched."""
+    metadata: tuple[str, ...] | None = None
+    """What becomes metadata; None: all fields that are neither prompt nor answer."""
+
+    @property
+    def used(self) -> tuple[str, ...] | None:
+        """Names of all fields that are read, dotted ones included; None: all there are."""
+        return None if self.metadata is None else (self.prompt, self.answer, *self.metadata)
 
 
 def read_records(path: Path, file_format: FileFormat, fields: Fields) -> list[Record]:
@@ -58,10 +65,7 @@ def read_records(path: Path, file_format: FileFormat, fields: Fields) -> list[Re
     Raises:
         DataError: the file is missing or empty, or one of its records cannot be used.
     """
-    if not path.is_file():
-        raise DataError(f"there is no file {path.absolute()}; check prompts.path and prompts.held_out_path")
-    rows = _jsonl_rows(path) if file_format == "jsonl" else _parquet_rows(path)
-    records = [parse_record(row, place, fields) for place, row in rows]
+    records = [parse_record(row, place, fields) for place, row in read_rows(path, file_format, fields.used)]
     if not records:
         raise DataError(f"{path} holds no records")
     return records
@@ -76,43 +80,14 @@ def parse_record(row: Any, place: str, fields: Fields) -> Record:
     answer = _parse_answer(_field(row, fields.answer, place, "prompts.answer_field"), answer_place)
     if fields.answer_pattern is not None:
         answer = _found(fields.answer_pattern, answer, answer_place)
+    return Record(place, prompt, answer, _metadata(row, place, fields))
+
+
+def _metadata(row: Mapping[str, Any], place: str, fields: Fields) -> dict[str, Any]:
+    if fields.metadata is not None:
+        return {name: _field(row, name, place, "prompts.metadata_fields") for name in fields.metadata}
     used = {_top_level(row, fields.prompt), _top_level(row, fields.answer)}
-    metadata = {
-        str(name): text for name, value in row.items() if name not in used and (text := _scalar_text(value)) is not None
-    }
-    return Record(place, prompt, answer, metadata)
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    decoder = msgspec.json.Decoder()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                yield place, decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise DataError(f"{place}: not valid JSON: {error}; each line must hold one JSON object") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DataError(
-            f"{path} is a parquet file; reading it needs the extra `data`: pip install 'darts-async[data]'"
-        ) from error
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    yield f"{path}, row {number}", row
-                    number += 1
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not readable as parquet (at row {number}): {error}") from error
+    return {name: value for name, value in row.items() if name not in used}
 
 
 def _field(row: Mapping[str, Any], name: str, place: str, setting: str) -> Any:
@@ -161,21 +136,34 @@ def _parse_message(value: Any, place: str) -> ChatMessage:
     if not isinstance(value, dict):
         raise DataError(f"{place}: expected an object with role and content, found {_named_type(value)}")
     role, content = value.get("role"), value.get("content")
-    if not isinstance(role, str) or not isinstance(content, str):
+    if not isinstance(role, str) or (text_of(content) is None and not value.get("tool_calls")):
         raise DataError(
-            f"{place}: role and content must be texts, found {_named_type(role)} and {_named_type(content)}"
+            f"{place}: role must be a text, and content a text or a list of texts, found {_named_type(role)} and "
+            f"{_named_type(content)}"
         )
-    return ChatMessage(role=role, content=content)
+    return {name: part for name, part in value.items() if part is not None or name == "content"}
+
+
+def text_of(content: Any) -> str | None:
+    """The text of a message's content, also where it comes in parts; None if a part is something else."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(parts) else None
 
 
 def _parse_answer(value: Any, place: str) -> str:
-    text = _scalar_text(value)
-    if text is None:
-        raise DataError(
-            f"{place}: the answer must be a text or a number, found {_named_type(value)}; "
-            "a dotted name reaches into nested objects"
-        )
-    return text
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{place}: the answer is {value}, which nothing can be compared with; correct the record")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    raise DataError(
+        f"{place}: the answer must be a text or a number, found {_named_type(value)}; "
+        "a dotted name reaches into nested objects"
+    )
 
 
 def _found(pattern: re.Pattern[str], text: str, place: str) -> str:
@@ -184,12 +172,6 @@ def _found(pattern: re.Pattern[str], text: str, place: str) -> str:
     if not found:
         raise DataError(f"{place}: prompts.answer_pattern {pattern.pattern!r} finds nothing in {text[-60:]!r}")
     return found
-
-
-def _scalar_text(value: Any) -> str | None:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value) if isinstance(value, (bool, int, float)) else None
 
 
 def _named_type(value: Any) -> str:

@@ -4,7 +4,7 @@ The order of every epoch is a permutation that depends on the seed and the epoch
 number: how many prompts have been drawn.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +22,8 @@ class Prompt:
     token_ids: NDArray[np.int32]
     """The same with the chat template applied. [prompt_length]"""
     answer: str
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata_json: str = "{}"
+    """The other fields of the record, as the text of a JSON object."""
 
 
 class PromptSource(Protocol):

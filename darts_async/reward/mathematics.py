@@ -5,6 +5,7 @@ was never computed must not become a zero, so its limits are off and the deadlin
 """
 
 import logging
+from typing import Any
 
 from math_verify import parse, verify
 
@@ -12,7 +13,7 @@ from math_verify import parse, verify
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
-def math(*, prompt: str, response: str, answer: str, metadata: dict[str, str], finish_reason: str) -> float:
+def math(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float:
     r"""1.0 if the final expression of the response equals the answer as mathematics.
 
     `answer` may be bare (`\frac{1}{2}`), in dollars or boxed. A response without an expression earns 0.0.

@@ -160,7 +160,7 @@ class RewardPool:
             raise DeadlineError(f"items are still being judged {REAP_S:g} s after their workers were killed") from error
 
     async def _score_at(self, place: _Place, score: Score) -> SampleScored | ScoreFailed:
-        item = WorkItem(score.prompt, score.answer, score.metadata, score.finish_reason, score.token_ids.tobytes())
+        item = WorkItem(score.prompt, score.answer, score.metadata_json, score.finish_reason, score.token_ids.tobytes())
         try:
             worker = await place.usable_worker()
             reply = await worker.ask(item, self._deadline_s)

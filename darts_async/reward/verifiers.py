@@ -2,20 +2,23 @@
 
 Every reward function, a user's too, has this shape:
 
-    def f(*, prompt: str, response: str, answer: str, metadata: dict[str, str], finish_reason: str) -> float
+    def f(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float
 
+`metadata` holds the other fields of the record, as they are in the data set (`prompts.metadata_fields` says which).
 `response` is decoded without special tokens; `finish_reason` is `stop` or `length` (cut at the token limit).
 """
+
+from typing import Any
 
 from darts_async.quickstart.task import verify
 
 
-def chain(*, prompt: str, response: str, answer: str, metadata: dict[str, str], finish_reason: str) -> float:
+def chain(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float:
     """1.0 if the quickstart's chain was worked off to the right answer and ended by the model."""
     return verify(response, answer, finish_reason == "stop")
 
 
-def exact_match(*, prompt: str, response: str, answer: str, metadata: dict[str, str], finish_reason: str) -> float:
+def exact_match(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float:
     """1.0 if the whole response is the answer, case and white space aside."""
     return float(_normalised(response) == _normalised(answer))
 

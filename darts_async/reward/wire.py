@@ -19,7 +19,7 @@ class WorkItem(Struct, frozen=True):
 
     prompt: str
     answer: str
-    metadata: dict[str, str]
+    metadata_json: str
     finish_reason: FinishReason
     token_ids: bytes  # int32, native byte order: both ends are on one machine
 

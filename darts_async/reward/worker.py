@@ -9,6 +9,7 @@ starts inherits neither pipe. The worker ends with its input, and the kernel end
 
 import argparse
 import faulthandler
+import json
 import os
 import traceback
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class Judge:
                 prompt=item.prompt,
                 response=self._tokenizer.decode(token_ids, skip_special_tokens=True),
                 answer=item.answer,
-                metadata=item.metadata,
+                metadata=json.loads(item.metadata_json),
                 finish_reason=item.finish_reason,
             )
         except Exception as error:  # noqa: BLE001 - the boundary to a user's code: it is reported, never a zero

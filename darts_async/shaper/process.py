@@ -231,7 +231,9 @@ def _link_to(peer: str) -> str:
 
 def make_actor(runtime: Runtime) -> ShaperActor:
     """The shaper of the run."""
-    return ShaperActor(runtime, load_prompts(runtime.config), stop_tokens_of(runtime.config))
+    sets = load_prompts(runtime.config)
+    log.info("prompts_loaded", found=str(sets))
+    return ShaperActor(runtime, sets, stop_tokens_of(runtime.config))
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class Workload:
         prompt = self.group_of(sample).prompt
         assert sample.finish_reason is not None
         tokens = sample.token_ids()
-        score = Score(sample.sample_id, prompt.text, prompt.answer, prompt.metadata, tokens, sample.finish_reason)
+        score = Score(sample.sample_id, prompt.text, prompt.answer, prompt.metadata_json, tokens, sample.finish_reason)
         self.out.append(Send(peer, score))
 
     def judge_waiting(self) -> None:

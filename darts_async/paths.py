@@ -1,0 +1,52 @@
+"""Paths as users write them: `~` and `${VARIABLE}` are filled in, and a file that is missing may have a near namesake.
+
+Each process fills in a path where it uses it, so `~` means the home directory of the machine that it runs on.
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from darts_async.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+def expanded(text: str, setting: str) -> Path:
+    """A path with `~` and environment variables filled in.
+
+    Args:
+        setting: where it was written, for the message.
+
+    Raises:
+        ConfigError: a variable is not set, or there is no such user.
+
+    Example:
+        >>> expanded("${TMPDIR}/data.jsonl", "prompts.path")  # doctest: +SKIP
+        PosixPath('/tmp/data.jsonl')
+    """
+    for braced, bare in _VARIABLE.findall(text):
+        if (name := braced or bare) not in os.environ:
+            raise ConfigError(f"{setting} is {text!r}, but the environment variable {name} is not set")
+    try:
+        return Path(os.path.expandvars(text)).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{setting} is {text!r}: {error}") from error
+
+
+def missing_file(path: Path) -> str:
+    """That there is no such file, and which one may have been meant: the first part of the path that is wrong is
+    compared with what stands in its place."""
+    wanted = path.absolute()
+    first = next((each for each in reversed((wanted, *wanted.parents)) if not each.exists()), wanted)
+    near = difflib.get_close_matches(first.name, _names_in(first.parent), n=1)
+    guess = first.parent / near[0] / wanted.relative_to(first) if near else None
+    return f"there is no file {wanted}" + (f"; did you mean {guess}?" if guess is not None and guess.exists() else "")
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return []
