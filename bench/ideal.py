@@ -35,7 +35,7 @@ class _Scripted:
         assert script is not None
         self._engine = ScriptedEngine(script, num_slots=1, max_context_tokens=1, seed=config.seed)
         self._prompts = {prompt.prompt_id: prompt.token_ids for prompt in load_prompts(config).train}
-        self._sampling = SamplingParams(**config.sampling.model_dump())
+        self._sampling = SamplingParams(**config.sampling.model_dump(exclude={"stop"}))
         self._nothing = np.empty(0, np.int32)
 
     @property

@@ -69,10 +69,11 @@ def belongings() -> Belongings:
 
 
 def _temporary() -> Iterator[Path]:
-    """Temporary files. What a supervisor that was killed leaves of its processes' waits for the next one."""
+    """Temporary files. What a supervisor that was killed leaves of its processes' waits for the next one, and PyTorch
+    keeps what it has compiled."""
     own = Path(tempfile.gettempdir())
     if not own.name.startswith("darts-"):  # or the module's own, which are removed with it
-        yield from (path for path in own.iterdir() if not path.name.startswith("darts-"))
+        yield from (path for path in own.iterdir() if not path.name.startswith(("darts-", "torchinductor_")))
 
 
 def _ours() -> dict[int, str]:

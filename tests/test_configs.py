@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import launcher.cli
 from darts_async.config import RunConfig
 from darts_async.generator.vllm.installed import InstalledVllm
+from darts_async.prompts.load import load_prompts
 from launcher.cluster import load_config
 from launcher.placement import place_processes, role_names
 from tests.byte_tokenizer import write_tokenizer
@@ -79,7 +80,9 @@ def test_every_shipped_file_shows_its_plan(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart.yaml", "scripted.yaml"])
 def test_a_file_for_any_machine_can_be_run(name: str) -> None:
-    assert invoke("validate", str(CONFIGS[name])) == (0, f"✓ {CONFIGS[name]} can be run", "")
+    code, output, errors = invoke("validate", str(CONFIGS[name]))
+    assert (code, errors) == (0, "")
+    assert output == f"✓ {CONFIGS[name]} can be run: {load_prompts(load_config(CONFIGS[name]))}"
 
 
 @pytest.mark.slow
@@ -115,7 +118,7 @@ def test_model_and_data_of_the_named_formats_are_read(name: str, monkeypatch: py
     code, output, errors = invoke("validate", str(CONFIGS[name]))
     assert code == 0, errors
     if len(config.nodes) == 1:
-        assert (output, errors) == (f"✓ {CONFIGS[name]} can be run", "")
+        assert (output, errors) == (f"✓ {CONFIGS[name]} can be run: {load_prompts(config)}", "")
     else:
         assert "is not an address of this machine" in errors
         assert "prompts" not in errors

@@ -10,16 +10,26 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from darts_async.config import GeneratorConfig, WeightsConfig
+from darts_async.config import GeneratorConfig, SamplingConfig, WeightsConfig
 from darts_async.faults import Faults
 from darts_async.generator import process
 from darts_async.generator.engine import SampleEnd, StepEvents
 from darts_async.generator.hold import Hold
 from darts_async.generator.process import GeneratorActor
-from darts_async.protocol import Generate, GeneratorReady, Greet, Message, SampleCancelled, TokensDecoded
+from darts_async.generator.stop_strings import StopStrings
+from darts_async.protocol import (
+    Generate,
+    GeneratorReady,
+    Greet,
+    Message,
+    SampleCancelled,
+    SampleFinished,
+    TokensDecoded,
+)
 from darts_async.telemetry import BusyClock
 from darts_async.trace import Trace, Value
 from darts_async.transport import Received
+from tests.byte_tokenizer import make_byte_tokenizer
 from tests.engine_world import generate
 
 HOST = "127.0.0.7"
@@ -91,12 +101,18 @@ class Watched(BusyClock):
 
 @asynccontextmanager
 async def decoding(
-    engine: LastWords, send: Callable[[str, str, Message], None], clock: BusyClock, flush_every_steps: int
+    engine: LastWords,
+    send: Callable[[str, str, Message], None],
+    clock: BusyClock,
+    flush_every_steps: int,
+    stopping: StopStrings | None = None,
 ) -> AsyncIterator[Callable[[Message], None]]:
     """A generator's actor with this engine; yields what has it hear a message of the shaper."""
     config = SimpleNamespace(generator=GeneratorConfig(flush_every_steps=flush_every_steps), weights=WeightsConfig())
+    config.sampling = SamplingConfig()
     runtime: Any = SimpleNamespace(config=config, host=HOST, send=send, clock=clock, trace=Trace(), faults=Faults())
-    actor = GeneratorActor(runtime)
+    with mock.patch.object(process, "make_stop_strings", return_value=stopping):
+        actor = GeneratorActor(runtime)
 
     def hear(message: Message) -> None:
         actor.handle(Received(link="generators", peer="shaper/0", incarnation=1, message=message))
@@ -153,3 +169,55 @@ async def test_telling_of_tokens_costs_an_engine_time_unless_it_decodes_meanwhil
         hear(generate(0))
         await is_told.wait()
     assert set(num_open) == {1 if decodes_by_itself else 0}
+
+
+class Writer(LastWords):
+    """Writes the same text for every sample, a byte at a step, and does not end by itself."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = make_byte_tokenizer().encode(text).ids
+
+    def start(self, request: Generate) -> None:
+        self._lengths[request.sample_id] = len(request.prefix_tokens)
+
+    async def step(self) -> StepEvents:
+        events = await super().step()
+        lengths = [
+            self._lengths.get(i, 0) or next(e.num_tokens for e in events.ended if e.sample_id == i)
+            for i in events.sample_ids
+        ]
+        tokens = np.array([self._text[(n - 1) % len(self._text)] for n in lengths], np.int32)
+        return StepEvents(events.sample_ids, tokens, events.logprobs, events.ended)
+
+
+async def test_a_response_ends_at_a_stop_string_and_its_slot_is_free() -> None:
+    tokenizer = make_byte_tokenizer()
+    engine, told, is_over = Writer("one STOP two"), list[Message](), asyncio.Event()
+
+    def send(link: str, peer: str, message: Message) -> None:
+        told.append(message)
+        if sum(isinstance(each, SampleFinished) for each in told) == 3:
+            is_over.set()
+
+    stopping = StopStrings(("STOP",), tokenizer)
+    async with decoding(engine, send, BusyClock(), flush_every_steps=1, stopping=stopping) as hear:
+        hear(Greet(1))
+        hear(generate(0))
+        hear(generate(1, prefix=tokenizer.encode("one ST").ids))
+        hear(generate(2, prefix=tokenizer.encode("one STOP").ids))
+        await is_over.wait()
+        while engine.num_unfinished:  # noqa: ASYNC110  (the actor's own task decodes)
+            await asyncio.sleep(0)
+
+    texts = dict.fromkeys(range(3), "")
+    for message in told:
+        if isinstance(message, TokensDecoded):
+            starts = np.cumsum(message.num_tokens) - message.num_tokens
+            for sample_id, start, count in zip(message.sample_ids, starts, message.num_tokens, strict=True):
+                texts[sample_id] += tokenizer.decode(message.token_ids[start : start + count].tolist())
+    assert texts == {0: "one STOP", 1: "OP", 2: ""}
+    ends = {message.sample_id: message for message in told if isinstance(message, SampleFinished)}
+    assert {i: (end.finish_reason, end.num_tokens) for i, end in ends.items()} == dict.fromkeys(range(3), ("stop", 8))
+    assert engine.num_tokens_decoded == 8 + 2 + stopping.num_tokens_dropped
+    assert not [message for message in told if isinstance(message, SampleCancelled)], "the shaper asked for none"

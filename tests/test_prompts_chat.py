@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -172,25 +174,27 @@ def test_there_are_more_than_forty_public_templates() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("file", public_templates(), ids=lambda path: path.stem)
 def test_a_public_template_is_rendered_as_transformers_renders_it(file: Path, tmp_path: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
-
     write_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(file.read_text())
-    reference = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    reference = reference_tokenizer()
     num_rendered = 0
-    for messages in CONVERSATIONS.values():
-        for arguments in arguments_of(tmp_path):
-            expected = outcome(
-                lambda m=messages, a=arguments: reference.apply_chat_template(
-                    m, add_generation_prompt=True, tokenize=False, **a
-                )
-            )
-            template = load_chat_template(tmp_path, arguments=arguments)
-            assert template is not None
-            found = outcome(lambda t=template, m=messages: t.render(m))
-            assert found == expected, (messages, arguments)
+    for arguments in arguments_of(tmp_path):
+        template = load_chat_template(tmp_path, arguments=arguments)
+        assert template is not None
+        settings = {"chat_template": file.read_text(), "add_generation_prompt": True, "tokenize": False, **arguments}
+        for messages in CONVERSATIONS.values():
+            expected = outcome(lambda m=messages, s=settings: reference.apply_chat_template(m, **s))
+            assert outcome(lambda t=template, m=messages: t.render(m)) == expected, (messages, arguments)
             num_rendered += expected is not None
     assert num_rendered, "no conversation suits this template"
+
+
+@cache
+def reference_tokenizer() -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    with tempfile.TemporaryDirectory() as directory:
+        return PreTrainedTokenizerFast.from_pretrained(write_tokenizer(Path(directory)))
 
 
 def arguments_of(model_dir: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,11 @@
 """From settings to prompts: tokens as the model wants them, two disjoint sets, and mistakes named."""
 
+import datetime
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from hypothesis import strategies as st
 from darts_async.config import ModelConfig, PromptsConfig, RunConfig
 from darts_async.errors import ConfigError, DataError, ModelError
 from darts_async.models import load_tokenizer, resolve_model_path
-from darts_async.prompts.load import load_prompts, split_off, without_those_of
+from darts_async.prompts.load import load_prompts, metadata_json, split_off, without_those_of
+from darts_async.prompts.records import Record
 from darts_async.prompts.source import Prompt
 from tests.byte_tokenizer import make_byte_tokenizer, write_tokenizer
 from tests.test_prompts_chat import CHATML
@@ -116,6 +120,47 @@ def test_a_system_prompt_that_would_be_ignored_is_refused(tmp_path: Path) -> Non
         load_prompts(run_config(model_dir, system_prompt="t"))
 
 
+def test_metadata_goes_to_the_reward_as_json(tmp_path: Path) -> None:
+    record = Record(
+        "a.jsonl, line 1", "p", "a", {"at": datetime.date(2026, 1, 2), "cost": Decimal("1.50"), "n": [1, None]}
+    )
+    assert json.loads(metadata_json(record)) == {"at": "2026-01-02", "cost": "1.50", "n": [1, None]}
+    with pytest.raises(
+        DataError, match=r"line 1: a field cannot be handed .*: bytes has no form in JSON; .*metadata_fields"
+    ):
+        metadata_json(replace(record, metadata={"picture": b"x"}))
+
+
+def test_template_arguments_reach_the_template(tmp_path: Path) -> None:
+    template = "{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"
+    model_dir = write_tokenizer(tmp_path, chat_template=template)
+    settings: dict[str, Any] = {"source": "jsonl", "path": write_rows(tmp_path / "a.jsonl", numbered(2)), "held_out": 1}
+    decode = make_byte_tokenizer().decode
+    (plain,) = load_prompts(run_config(model_dir, **settings)).train
+    (silent,) = load_prompts(
+        run_config(model_dir, **settings, chat_template_arguments={"enable_thinking": False})
+    ).train
+    assert decode(silent.token_ids.tolist()) == decode(plain.token_ids.tolist()) + "</think>"
+    with pytest.raises(ConfigError, match=r"chat_template_arguments is set, but prompts.chat_template is false"):
+        load_prompts(run_config(model_dir, **settings, chat_template=False, chat_template_arguments={"x": 1}))
+
+
+def test_paths_may_have_a_home_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    write_tokenizer(tmp_path / "model")
+    write_rows(tmp_path / "data" / "a.jsonl", numbered(3))
+    config = RunConfig(
+        model=ModelConfig(path="~/model"), prompts=PromptsConfig(source="jsonl", path="${DATA}/a.jsonl", held_out=1)
+    )
+    assert len(load_prompts(config).train) == 2
+    with pytest.raises(
+        ConfigError, match=r"model.path is '\$NOWHERE/x', but the environment variable NOWHERE is not set"
+    ):
+        resolve_model_path("$NOWHERE/x")
+
+
 # --- sets ----------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +168,7 @@ def test_chain_prompts_carry_their_difficulty(tmp_path: Path) -> None:
     sets = load_prompts(run_config(write_tokenizer(tmp_path), num_train=20, held_out=5))
     assert (len(sets.train), len(sets.held_out)) == (20, 5)
     assert len({each.prompt_id for each in (*sets.train, *sets.held_out)}) == 25
-    assert all(int(each.metadata["k"]) >= 1 and each.answer.isdigit() for each in sets.train)
+    assert all(json.loads(each.metadata_json)["k"] >= 1 and each.answer.isdigit() for each in sets.train)
 
 
 def test_the_quickstart_needs_no_settings_beyond_the_defaults() -> None:
@@ -172,6 +217,7 @@ def test_long_prompts_are_refused_or_skipped_and_counted(tmp_path: Path) -> None
         load_prompts(run_config(model_dir, **settings))
     sets = load_prompts(run_config(model_dir, **settings, on_too_long="skip"))
     assert (len(sets.train), len(sets.held_out), sets.num_too_long) == (2, 1, 1)
+    assert str(sets) == "2 prompts to train on, 1 held out; 1 left out: longer than prompts.max_prompt_tokens"
 
 
 def test_more_held_out_prompts_than_there_are_is_refused(tmp_path: Path) -> None:

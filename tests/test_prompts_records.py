@@ -26,11 +26,12 @@ def parse(row: Any, fields: Fields = FIELDS) -> Record:
     return parse_record(row, "f.jsonl, line 7", fields)
 
 
-def test_scalars_become_metadata_as_text(tmp_path: Path) -> None:
-    row = {"prompt": "1+1", "answer": 2, "level": 5, "hard": True, "rate": 0.5, "tag": "x", "none": None, "list": [1]}
+def test_every_other_field_is_metadata_as_it_is(tmp_path: Path) -> None:
+    others = {"level": 5, "hard": True, "rate": 0.5, "none": None, "tests": [{"in": "1", "out": [2]}], "big": 2**70}
+    row = {"prompt": "1+1", "answer": 2, **others}
     (record,) = read_records(write_jsonl(tmp_path / "a.jsonl", row), "jsonl", FIELDS)
     assert (record.prompt, record.answer) == ("1+1", "2")
-    assert record.metadata == {"level": "5", "hard": "true", "rate": "0.5", "tag": "x"}
+    assert record.metadata == others
     assert record.place == f"{tmp_path / 'a.jsonl'}, line 1"
 
 
@@ -38,7 +39,7 @@ def test_scalars_become_metadata_as_text(tmp_path: Path) -> None:
 def test_any_texts_pass_unchanged(prompt: str, answer: str, others: dict[str, Any]) -> None:
     record = parse({**others, "prompt": prompt, "answer": answer})
     assert (record.prompt, record.answer, record.question) == (prompt, answer, prompt)
-    assert set(record.metadata) == set(others) - {"prompt", "answer"}
+    assert record.metadata == {name: value for name, value in others.items() if name not in ("prompt", "answer")}
 
 
 def test_a_dotted_name_reaches_into_nested_objects() -> None:
@@ -88,7 +89,7 @@ def test_a_conversation_asks_all_but_the_system_message() -> None:
         ({"prompt": 3, "answer": "a"}, "expected a text or a list of messages, found int"),
         ({"prompt": [], "answer": "a"}, "list of messages is empty"),
         ({"prompt": ["hello"], "answer": "a"}, "message 0: expected an object with role and content"),
-        ({"prompt": [{"role": "user"}], "answer": "a"}, "message 0: role and content must be texts, found str 'user'"),
+        ({"prompt": [{"role": "user"}], "answer": "a"}, "message 0: role must be a text, and content a text or a l"),
         ({"prompt": [{"role": "assistant", "content": "x"}], "answer": "a"}, "the last message is of the role"),
     ],
 )
@@ -101,6 +102,14 @@ def test_a_bad_record_is_refused_with_its_place(row: Any, message: str) -> None:
 def test_a_missing_file_is_named_in_full(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"there is no file {tmp_path}/none.jsonl"):
         read_records(tmp_path / "none.jsonl", "jsonl", FIELDS)
+
+
+def test_a_missing_file_suggests_the_one_that_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k" / "train.jsonl").touch()
+    for wrong in ("gsm8k/trian.jsonl", "gsm8/train.jsonl"):
+        with pytest.raises(DataError, match=rf"no file .*/{wrong}; did you mean {tmp_path}/gsm8k/train.jsonl\?"):
+            read_records(tmp_path / wrong, "jsonl", FIELDS)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
@@ -149,4 +158,97 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "a.parquet").touch()
     with pytest.raises(DataError, match=r"pip install 'darts-async\[data\]'"):
+        read_records(tmp_path / "a.parquet", "parquet", FIELDS)
+
+
+# --- only what is used is touched, and all of it as it is ------------------------------------------------------
+
+
+def test_metadata_fields_choose_what_the_reward_gets() -> None:
+    row = {"prompt": "p", "answer": "a", "info": {"level": 3, "junk": "x"}, "junk": "y"}
+    assert parse(row, Fields("prompt", "answer", metadata=("info.level",))).metadata == {"info.level": 3}
+    assert parse(row, Fields("prompt", "answer", metadata=())).metadata == {}
+    with pytest.raises(DataError, match=r"no field 'inf.level' \(prompts.metadata_fields\)"):
+        parse(row, Fields("prompt", "answer", metadata=("inf.level",)))
+
+
+def test_a_message_keeps_what_it_has_and_may_come_in_parts() -> None:
+    calls = [{"function": {"name": "add", "arguments": {"a": 1}}}]
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}], "name": None},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "3", "name": "add"},
+    ]
+    record = parse({"prompt": turns, "answer": "a"})
+    assert record.prompt == (
+        {"role": "user", "content": turns[0]["content"]},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "3", "name": "add"},
+    )
+    assert record.question == "one two\n\n3"
+    with pytest.raises(DataError, match="content a text or a list of texts"):
+        parse({"prompt": [{"role": "user", "content": [{"type": "image", "image": "x"}]}], "answer": "a"})
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    row = json.dumps({"prompt": "p", "answer": "a"})
+    (tmp_path / "a.jsonl").write_text(row + "\n" + row, encoding="utf-8-sig")
+    assert len(read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_file_in_a_wide_encoding_says_how_to_change_it(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "answer": "a"}', encoding=encoding)
+    with pytest.raises(DataError, match=r"a.jsonl, line 1: the file is UTF-16 or UTF-32; save it as UTF-8"):
+        read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)
+
+
+def test_a_line_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    depth = 100_000
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "answer": "a", "x": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(DataError, match=r"a.jsonl, line 1: a field is nested too deeply"):
+        read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)
+
+
+def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "\\ud800", "answer": "a"}')
+    with pytest.raises(DataError, match=r"a.jsonl, line 1: not valid JSON: .*surrogates"):
+        read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)
+
+
+def test_what_is_no_number_stays_one_in_metadata_and_is_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "answer": "a", "x": NaN}')
+    (record,) = read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)
+    assert record.metadata["x"] != record.metadata["x"]
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "answer": NaN}')
+    with pytest.raises(DataError, match=r"line 1: field 'answer': the answer is nan"):
+        read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)
+
+
+def write_odd_parquet(path: Path) -> None:
+    """A column that Python cannot hold (a date in the year 292277), one of bytes, and one that is used."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {
+        "prompt": pyarrow.array(["p"]),
+        "answer": pyarrow.array(["a"]),
+        "level": pyarrow.array([3]),
+        "far": pyarrow.array([2**62], pyarrow.timestamp("us")),
+        "picture": pyarrow.array([b"\xff"]),
+    }
+    parquet.write_table(pyarrow.table(columns), path)
+
+
+@pytest.mark.slow
+def test_a_parquet_column_that_is_not_used_is_not_touched(tmp_path: Path) -> None:
+    write_odd_parquet(tmp_path / "a.parquet")
+    (record,) = read_records(tmp_path / "a.parquet", "parquet", Fields("prompt", "answer", metadata=("level",)))
+    assert (record.prompt, record.answer, record.metadata) == ("p", "a", {"level": 3})
+
+
+@pytest.mark.slow
+def test_a_parquet_column_that_cannot_be_read_is_named_with_the_way_around_it(tmp_path: Path) -> None:
+    write_odd_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet: column 'far' cannot be read .* in prompts.metadata_fields"):
         read_records(tmp_path / "a.parquet", "parquet", FIELDS)

@@ -36,7 +36,7 @@ if Path("slow_start").exists():
 def mischief(*, prompt, response, answer, metadata, finish_reason):
     match prompt:
         case "one": return 1.0
-        case "echo": return float(response == answer and metadata == {"k": "v"} and finish_reason == "length")
+        case "echo": return float(response == answer and metadata == {"k": ["v", 1]} and finish_reason == "length")
         case "print":
             print("noise" * 10_000)
             os.write(1, b"more noise")
@@ -62,7 +62,7 @@ def mischief(*, prompt, response, answer, metadata, finish_reason):
 def score(prompt: str, sample_id: int = 1, response: str = "", finish_reason: FinishReason = "stop") -> Score:
     tokenizer = make_byte_tokenizer()
     tokens = np.array(tokenizer.encode(response).ids, np.int32)
-    return Score(sample_id, prompt, "déjà vu", {"k": "v"}, tokens, finish_reason)
+    return Score(sample_id, prompt, "déjà vu", '{"k": ["v", 1]}', tokens, finish_reason)
 
 
 @pytest.fixture

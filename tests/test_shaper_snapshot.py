@@ -168,7 +168,7 @@ def test_no_number_of_any_part_is_forgotten() -> None:
 
 
 def test_a_snapshot_holds_prompts_as_they_are() -> None:
-    prompt = Prompt(3, "text", np.array([5, 6], np.int32), "answer", {"k": "1"})
+    prompt = Prompt(3, "text", np.array([5, 6], np.int32), "answer", '{"k": 1}')
     again = decoder(Prompt).decode(encode(prompt))
-    assert (again.prompt_id, again.text, again.answer, again.metadata) == (3, "text", "answer", {"k": "1"})
+    assert (again.prompt_id, again.text, again.answer, again.metadata_json) == (3, "text", "answer", '{"k": 1}')
     assert (again.token_ids.tolist(), again.token_ids.dtype) == ([5, 6], np.dtype(np.int32))

@@ -125,7 +125,7 @@ def test_arbitrary_frames_raise_nothing_but_protocol_errors(frames: list[bytes])
 VALID = [
     tokens(),
     p.Generate(1, np.arange(4, dtype=np.int32), np.array([], np.int32), 7, p.SamplingParams(1.0, 1.0, 0, 9)),
-    p.Score(1, "a", "b", {"k": "v"}, np.arange(3, dtype=np.int32), "stop"),
+    p.Score(1, "a", "b", '{"k": 1}', np.arange(3, dtype=np.int32), "stop"),
     p.StoreValue(1, "key", b"\x00\xff"),
 ]
 

@@ -71,7 +71,7 @@ class Workload:
     def __init__(self, config: RunConfig, stop_token_ids: frozenset[int] = frozenset()) -> None:
         self._seed = config.seed
         self.stop_token_ids = stop_token_ids
-        self._sampling = SamplingParams(**config.sampling.model_dump())
+        self._sampling = SamplingParams(**config.sampling.model_dump(exclude={"stop"}))
         self.generators = GeneratorPool()
         self.rewards = RewardPool()
         self.groups: dict[int, Group] = {}
