@@ -1,4 +1,4 @@
-"""Nothing is skipped that was to be run: `DARTS_REQUIRE_VLLM=1` makes a missing vLLM an error.
+"""Nothing is skipped that was to be run: with `DARTS_REQUIRE_ALL=1` a test that would be skipped fails.
 
 Nothing fails for being slow: examples have no deadline. A test that leaves something behind fails: see `leaks`. What
 several tests of a module share is looked for at its end.
@@ -26,11 +26,25 @@ _BEFORE = pytest.StashKey[Belongings]()
 
 def pytest_configure() -> None:
     """Refuse to start where vLLM has to be there and is not."""
-    if os.environ.get("DARTS_REQUIRE_VLLM") == "1" and importlib.util.find_spec("vllm") is None:
+    if _require_all() and importlib.util.find_spec("vllm") is None:
         raise pytest.UsageError(
-            "DARTS_REQUIRE_VLLM is 1, but vLLM is not installed, so its tests would be skipped; install it as the "
+            "DARTS_REQUIRE_ALL is 1, but vLLM is not installed, so its tests would be skipped; install it as the "
             "README says, or unset the variable"
         )
+
+
+def _require_all() -> bool:
+    return os.environ.get("DARTS_REQUIRE_ALL") == "1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that is skipped fails where everything is to be run."""
+    report = yield
+    if report.skipped and _require_all() and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"DARTS_REQUIRE_ALL is 1, but {item.nodeid} would be skipped: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
