@@ -26,6 +26,7 @@ from darts_async.protocol import (
     LauncherToProcess,
     ProcessEnded,
     ProcessStatus,
+    RewardFailed,
     RunFinished,
     Shutdown,
     StepCompleted,
@@ -148,6 +149,8 @@ class Run:
                 self._take_lines(self.merger.add(name, heard.body.step, heard.body.metrics))
             case EvaluationCompleted():
                 self._take_evaluation(heard.body)
+            case RewardFailed(sample_id=sample_id, kind=kind, error=error):
+                self._note(f"the reward of sample {sample_id} failed ({kind}), and is missing, not 0: {error}")
             case RunFinished():
                 self.view.finished = heard.body
                 self._act(self.course.finished(heard.body.reason, now_s))
