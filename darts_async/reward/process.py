@@ -10,9 +10,11 @@ from collections import deque
 import structlog
 
 from darts_async.actor import Gauges, Runtime, main
+from darts_async.config.reward import RewardLimitsConfig
 from darts_async.errors import RewardError
 from darts_async.models import resolve_model_path
 from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, Shutdown
+from darts_async.reward.limits import GIB, MIB, Limits
 from darts_async.reward.pool import RewardPool
 from darts_async.transport import Event, Received
 
@@ -22,6 +24,16 @@ MIN_ITEMS = 20
 """Below this many items no share is taken."""
 
 log = structlog.get_logger()
+
+
+def limits_of(config: RewardLimitsConfig) -> Limits:
+    """The settings, in bytes."""
+    return Limits(
+        memory_bytes=round((config.memory_gib or 0) * GIB),
+        processes=config.processes or 0,
+        file_bytes=round((config.file_gib or 0) * GIB),
+        output_bytes=round((config.output_mib or 0) * MIB),
+    )
 
 
 class RewardActor:
@@ -35,6 +47,8 @@ class RewardActor:
             resolve_model_path(config.model.path, with_weights=False),
             num_workers=config.reward.workers,
             deadline_s=config.reward.deadline_s,
+            start_deadline_s=config.reward.start_deadline_s,
+            limits=limits_of(config.reward.limits),
         )
         self._tasks: asyncio.TaskGroup | None = None
         self._shaper: str | None = None
