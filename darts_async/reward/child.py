@@ -23,7 +23,7 @@ from darts_async.reward.wire import LENGTH_BYTES, LoadFailed, WorkerReply, WorkI
 REAP_S = 10.0
 """A killed process that has not ended by then is stuck in the kernel."""
 LAST_WORDS_S = 5.0
-"""A worker that has closed its pipe gets this long to end with an exit status of its own, and its warden to clean up."""
+"""A worker that has closed its pipe gets this long to end with an exit status of its own, its warden included."""
 
 
 class LimitExceededError(ProcessDiedError):
