@@ -245,6 +245,12 @@ def _balance(tokens: TokenAccount) -> Text:
     )
 
 
+def failure_text(kind: str, error: str) -> str:
+    """A failed reward in one line: of a traceback the last one, which is the exception, else the first one."""
+    lines = error.strip().splitlines() or [""]
+    return f"{kind}: {lines[-1 if kind == 'raised' else 0]}"
+
+
 def _failed_rewards(rewards: RewardAccount) -> list[Text]:
     """A line of numbers, and what was said at the first failure of each kind."""
     by_kind = ", ".join(
@@ -252,11 +258,7 @@ def _failed_rewards(rewards: RewardAccount) -> list[Text]:
     )
     share = rewards.num_failed / rewards.num_judged
     line = f"{rewards.num_failed:,} of {rewards.num_judged:,} rewards failed ({share:.1%}): {by_kind}"
-    said = [
-        Text(f"  {kind}: {error.strip().splitlines()[-1]}", style="dim")
-        for kind, error in rewards.first_failures.items()
-        if error.strip()
-    ]
+    said = [Text(f"  first {failure_text(kind, error)}", style="dim") for kind, error in rewards.first_failures.items()]
     return [Text.assemble(("! ", "yellow"), line), *said]
 
 

@@ -286,7 +286,7 @@ def test_failed_rewards_are_a_line_of_the_totals_with_the_first_of_each_kind() -
     )
     text = text_of(summary_screen(summary_of(view)))
     assert "75 of 376 rewards failed (19.9%): 70 raised, 5 timeout" in text
-    assert "raised: KeyError: 'x'" in text
+    assert "first raised: KeyError: 'x'" in text
     assert json.loads(msgspec.json.encode(summary_of(view)))["rewards"]["failed"] == {"raised": 70, "timeout": 5}
 
 

@@ -21,10 +21,6 @@ _VISITS_CORRELATED = 1024
 """Latest second visits over which the autocorrelation of redundancy is taken."""
 
 
-MAX_ERROR_CHARS = 400
-"""Of what is remembered of a failed reward."""
-
-
 @dataclass(slots=True, eq=False)
 class RewardCounts:
     """Rewards of the run, and those that failed."""
@@ -39,10 +35,9 @@ class RewardCounts:
     def failed(self, kind: str, error: str) -> bool:
         """A reward failed; returns whether it is the first one of this kind."""
         self.num_by_kind[kind] = self.num_by_kind.get(kind, 0) + 1
-        self.last = f"{kind}: {error[-MAX_ERROR_CHARS:]}"
+        self.last = f"{kind}: {error}"
         is_first = kind not in self.first_by_kind
-        if is_first:
-            self.first_by_kind[kind] = error[-MAX_ERROR_CHARS:]
+        self.first_by_kind.setdefault(kind, error)
         return is_first
 
     @property
