@@ -351,6 +351,36 @@ async def test_what_a_killed_warden_leaves_is_found_by_its_mark(directory: Path)
         assert not is_running(int((directory / "child_pid").read_text()))
 
 
+def test_what_a_killed_warden_leaves_comes_to_the_reward_process_and_is_ended_there(directory: Path) -> None:
+    script = """
+import asyncio, os, signal
+import numpy as np
+from pathlib import Path
+from darts_async.protocol import Score
+from darts_async.reward.descendants import become_subreaper, descendants
+from darts_async.reward.pool import RewardPool
+async def main():
+    become_subreaper()
+    pool = RewardPool("user_reward:mischief", Path("."), num_workers=2, deadline_s=60)
+    await pool.start()
+    assert not pool.kill_strays()
+    await pool.score(Score(1, "escape", "", {}, np.zeros(0, np.int32), "stop"))
+    assert not pool.kill_strays()
+    for pid in pool.worker_pids:
+        os.kill(pid, signal.SIGKILL)
+    while len(descendants(os.getpid())) > 2 or pool.kill_strays():
+        pool.kill_strays()
+        await asyncio.sleep(0.01)
+    await pool.close()
+    assert not descendants(os.getpid())
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert len(escaped(directory)) == 3
+    assert not any(map(is_running, escaped(directory)))
+
+
 LIMITS = Limits(memory_bytes=160 << 20, processes=10, file_bytes=1 << 20, output_bytes=1 << 20)
 
 
@@ -445,7 +475,7 @@ async def main():
     pool = RewardPool("user_reward:mischief", Path("."), num_workers=2, deadline_s=60)
     await pool.start()
     score = Score(1, "escape", "", {}, np.zeros(0, np.int32), "stop")
-    await asyncio.gather(pool.score(score), pool.score(score))
+    await pool.score(score)
     print(*pool.worker_pids, flush=True)
     await asyncio.get_running_loop().create_future()
 asyncio.run(main())
@@ -455,7 +485,7 @@ asyncio.run(main())
         wardens = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         workers = [*wardens, *(child for warden in wardens for child in warden.children(recursive=True))]
         parent.kill()
-    assert len(workers) == 2 + 2 + 6
+    assert len(workers) == 2 + 2 + 3
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE] == []
 

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -73,6 +73,22 @@ def kill_marked(variable: str, value: str) -> None:
             continue
         if is_marked and pid != os.getpid():
             _kill(pid)
+
+
+def kill_strays(known: Collection[int]) -> bool:
+    """End the children of this process that it has not started itself, with all below them: they have come to it, a
+    subreaper, from one that was killed. What is below one of them comes later. Returns whether there were any.
+
+    Args:
+        known: the children that it has started.
+    """
+    strays = set(_children(os.getpid())) - set(known)
+    for pid in strays:
+        for each in (pid, *descendants(pid)):
+            _kill(each)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return bool(strays)
 
 
 def _all_pids() -> list[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from darts_async.errors import DeadlineError, ProcessDiedError, RewardError
 from darts_async.protocol import SampleScored, Score, ScoreFailed
 from darts_async.reward.child import REAP_S, LimitExceededError, Worker
+from darts_async.reward.descendants import kill_strays
 from darts_async.reward.limits import Limits
 from darts_async.reward.wire import Failed, Rewarded, WorkerReply, WorkItem
 
@@ -43,11 +44,16 @@ class _Place:
         self._start_deadline_s = start_deadline_s
         self._closing = closing
         self.worker: Worker | None = None
+        self.is_spawning = False
         self.num_deaths_in_a_row = 0
 
     async def spawn(self) -> Worker:
         """Start a process, without waiting until it is ready."""
-        self.worker = await Worker.spawn(self._function, self._tokenizer_dir, self._limits)
+        self.is_spawning = True
+        try:
+            self.worker = await Worker.spawn(self._function, self._tokenizer_dir, self._limits)
+        finally:
+            self.is_spawning = False
         return self.worker
 
     async def usable_worker(self) -> Worker:
@@ -112,6 +118,13 @@ class RewardPool:
         """The processes that are usable now."""
         workers = [place.worker for place in self._places]
         return tuple(worker.pid for worker in workers if worker is not None and worker.is_usable)
+
+    def kill_strays(self) -> bool:
+        """For a process that has no children but those of this pool, and is a subreaper: end what a warden that was
+        killed has left. Returns whether there may be more."""
+        if any(place.is_spawning for place in self._places):  # a new process is not known yet
+            return True
+        return kill_strays([place.worker.pid for place in self._places if place.worker is not None])
 
     async def start(self) -> None:
         """Start all workers, at once.

@@ -5,6 +5,10 @@ Every reward function, a user's too, has this shape:
     def f(*, prompt: str, response: str, answer: str, metadata: dict[str, str], finish_reason: str) -> float
 
 `response` is decoded without special tokens; `finish_reason` is `stop` or `length` (cut at the token limit).
+
+It returns one finite number; an array or a tensor without a dimension is one too. A function that raises, takes longer
+than `reward.deadline_s` or exceeds one of `reward.limits` gives no reward, which is not a reward of zero: the sample is
+left out, and its group is trained on the others (`shaping.min_keep`). What a function starts ends with its worker.
 """
 
 from darts_async.quickstart.task import verify
