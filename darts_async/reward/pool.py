@@ -21,6 +21,8 @@ from darts_async.reward.wire import Failed, Rewarded, WorkerReply, WorkItem
 
 START_DEADLINE_S = 60.0
 NO_LIMITS = Limits()
+MAX_LATE_STARTS = 3
+"""After so many in a row a first item has the deadline of any other: the function does not load, it hangs."""
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
 
@@ -46,6 +48,8 @@ class _Place:
         self.worker: Worker | None = None
         self.is_spawning = False
         self.num_deaths_in_a_row = 0
+        self.num_late_starts = 0
+        """Workers in a row that did not answer their first item in the time of a start."""
 
     async def spawn(self) -> Worker:
         """Start a process, without waiting until it is ready."""
@@ -187,7 +191,7 @@ class RewardPool:
         is_first = False
         try:
             worker = await place.usable_worker()
-            is_first = worker.num_judged == 0
+            is_first = worker.num_judged == 0 and place.num_late_starts < MAX_LATE_STARTS
             reply = await worker.ask(item, self._deadline_of(is_first))
         except LimitExceededError as error:
             _refuse_if(self._closing)
@@ -198,10 +202,11 @@ class RewardPool:
             place.num_deaths_in_a_row += 1
             return ScoreFailed(score.sample_id, "worker_died", str(error))
         except TimeoutError:
+            place.num_late_starts += is_first
             setting = "start_deadline_s, the time for a worker's first item," if is_first else "deadline_s"
             reason = f"the reward function took longer than reward.{setting} ({self._deadline_of(is_first):g} s)"
             return ScoreFailed(score.sample_id, "timeout", reason)
-        place.num_deaths_in_a_row = 0
+        place.num_deaths_in_a_row = place.num_late_starts = 0
         return _verdict(score.sample_id, reply)
 
     def _deadline_of(self, is_first: bool) -> float:
