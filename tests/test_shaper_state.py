@@ -447,6 +447,28 @@ def test_a_run_in_which_every_group_comes_to_nothing_ends_with_an_error() -> Non
         fail_for_ever()
 
 
+def test_a_shaper_that_comes_back_counts_groups_that_came_to_nothing_from_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a run that has ended by a broken reward function can be resumed with one that works."""
+    monkeypatch.setattr("darts_async.shaper.training.MAX_DROPPED_IN_A_ROW", 10)
+    world = World(world_config(evaluation={"samples_per_prompt": 0}))
+    rng = random.Random(0)
+
+    def fail_until_dropped(num_dropped: int) -> None:
+        while len(world.dropped) < num_dropped:
+            move, *arguments = rng.choice(world.moves())
+            world.judge(fails=True) if move == world.judge else move(*arguments)
+
+    fail_until_dropped(10)
+    world.absorb(world.state.restarted(world.now_s))
+    for peer in ("reward/0", LEARNER, *world.generators):
+        world.absorb(world.state.peer_up(peer, 1, world.now_s))
+    fail_until_dropped(20)
+    with pytest.raises(DataError, match="came to nothing"):
+        fail_until_dropped(21)
+
+
 def test_a_stop_without_acknowledgements_ends_with_lost_samples() -> None:
     world = World(world_config())
     name = "generator/0"

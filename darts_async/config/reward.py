@@ -11,7 +11,7 @@ Size = Annotated[float, Field(gt=0)]
 
 class RewardLimitsConfig(Section):
     """What each worker may use, with all the processes that a reward function starts; `null` is no limit. A response
-    at which a limit is exceeded has no reward, and its worker is replaced."""
+    at which a limit is exceeded has no reward."""
 
     memory_gib: Size | None = 32.0
     """Memory of the worker and its processes together. Measured several times a second."""
