@@ -196,11 +196,16 @@ class SampleScored(Message, frozen=True):
     reward: float
 
 
+FailureKind = Literal["raised", "timeout", "wrong_type", "not_finite", "limit", "worker_died"]
+"""Why there is no reward: the function raised an exception, took too long, returned something that is not a number, or
+a number that is not finite; a limit of the settings was exceeded; the worker process ended."""
+
+
 class ScoreFailed(Message, frozen=True):
-    """There is no reward for this sample, and it is not zero: the function raised, hung or was not finite."""
+    """There is no reward for this sample, and that is not a reward of zero."""
 
     sample_id: int
-    kind: Literal["raised", "timeout", "not_finite", "worker_died"]
+    kind: FailureKind
     error: str
 
 
@@ -541,6 +546,14 @@ class EvaluationCompleted(Message, frozen=True):
     num_skipped: int = 0  # evaluations that came due while this one was under way, and were not made
 
 
+class RewardFailed(Message, frozen=True):
+    """The first failed reward of its kind in the run. Further ones are counted, and are told at the end."""
+
+    sample_id: int
+    kind: FailureKind
+    error: str
+
+
 class RunFinished(Message, frozen=True):
     """The shaper has nothing left to do. The fates must add up to what the generators' last `ProcessStatus`
     count by themselves: that is the check on the whole bookkeeping. Of a generator that was killed there is no last
@@ -552,6 +565,9 @@ class RunFinished(Message, frozen=True):
     tokens_by_staleness: dict[int, int]
     num_steps: int
     tokens_by_generator: dict[str, dict[int, int]] = {}
+    num_rewards: int = 0  # responses that were judged, those without a result among them
+    failed_rewards: dict[str, int] = {}  # by the kind of the failure
+    first_failures: dict[str, str] = {}  # what was said at the first one of each kind
 
 
 class Shutdown(Message, frozen=True):
@@ -572,5 +588,5 @@ class ProcessEnded(Message, frozen=True):
     incarnation: int
 
 
-ProcessToLauncher = ProcessStatus | StepCompleted | EvaluationCompleted | RunFinished
+ProcessToLauncher = ProcessStatus | StepCompleted | EvaluationCompleted | RewardFailed | RunFinished
 LauncherToProcess = Shutdown | ProcessEnded

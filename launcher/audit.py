@@ -156,7 +156,7 @@ def audit(books: Books, config: RunConfig, *, is_over: bool, num_steps: int | No
     ]
     if num_steps is not None:
         per_step = config.learner.groups_per_step * config.shaping.keep
-        findings.append(Finding(f"steps that did not take {per_step} samples", _uneven(books, num_steps, per_step)))
+        findings.append(Finding(f"steps that did not take {per_step} samples", _uneven(books, num_steps, config)))
         findings.append(Finding("groups trained by their samples or by the steps, not by both", tuple(_apart(books))))
     return [Finding(found.rule, tuple(sorted(found.ids))) for found in findings if found.ids]
 
@@ -215,9 +215,19 @@ def _many(lists: dict[int, list[SampleEnded]] | dict[int, list[int]]) -> tuple[i
     return tuple(key for key, entries in lists.items() if len(entries) > 1)
 
 
-def _uneven(books: Books, num_steps: int, per_step: int) -> tuple[int, ...]:
-    taken = Counter(record.step for record in books.trained() if record.step is not None)
-    return tuple(step for step in {*taken, *range(num_steps)} if taken[step] != (per_step if step < num_steps else 0))
+def _uneven(books: Books, num_steps: int, config: RunConfig) -> tuple[int, ...]:
+    """Steps of another number of groups, or of a group of another number of samples. A group that lost samples without
+    a reward may have fewer."""
+    sizes = Counter((record.step, group_id_of(record.sample_id)) for record in books.trained())
+    without_reward = {group_id_of(r.sample_id) for r in books.ended() if r.reason.startswith("reward_")}
+    groups, odd = Counter[int](), set[int]()
+    for (step, group_id), size in sizes.items():
+        if step is not None:
+            fewest = config.shaping.smallest_group if group_id in without_reward else config.shaping.keep
+            groups[step] += 1
+            odd |= set() if fewest <= size <= config.shaping.keep else {step}
+    wanted = dict.fromkeys(range(num_steps), config.learner.groups_per_step)
+    return tuple(odd | {step for step in {*groups, *wanted} if groups[step] != wanted.get(step, 0)})
 
 
 # --- a run directory -----------------------------------------------------------------------------------------

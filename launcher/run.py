@@ -26,6 +26,7 @@ from darts_async.protocol import (
     LauncherToProcess,
     ProcessEnded,
     ProcessStatus,
+    RewardFailed,
     RunFinished,
     Shutdown,
     StepCompleted,
@@ -63,7 +64,7 @@ from launcher.rundir import final_model_path, write_summary
 from launcher.service import serving_requests
 from launcher.status import run_status
 from launcher.steps import StepLine, StepMerger
-from launcher.summary import Summary, summarise
+from launcher.summary import Summary, failure_text, summarise
 from launcher.supervisor import ProcessExit
 from launcher.view import Display
 
@@ -148,6 +149,11 @@ class Run:
                 self._take_lines(self.merger.add(name, heard.body.step, heard.body.metrics))
             case EvaluationCompleted():
                 self._take_evaluation(heard.body)
+            case RewardFailed(sample_id=sample_id, kind=kind, error=error):
+                said = failure_text(kind, error)
+                self._note(
+                    f"the reward of sample {sample_id} is missing (which is not 0): {said}; see the log of reward"
+                )
             case RunFinished():
                 self.view.finished = heard.body
                 self._act(self.course.finished(heard.body.reason, now_s))

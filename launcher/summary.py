@@ -47,6 +47,21 @@ class TokenAccount(msgspec.Struct, frozen=True):
         return self.accounted == self.decoded
 
 
+class RewardAccount(msgspec.Struct, frozen=True):
+    """How many responses were judged, and how many of them have no reward."""
+
+    num_judged: int
+    failed: dict[str, int]
+    """By the kind of the failure."""
+    first_failures: dict[str, str]
+    """What was said at the first one of each kind."""
+
+    @property
+    def num_failed(self) -> int:
+        """Of all kinds."""
+        return sum(self.failed.values())
+
+
 class ProcessTime(msgspec.Struct, frozen=True):
     """How a process spent its time: the last incarnation of it."""
 
@@ -73,6 +88,7 @@ class Summary(msgspec.Struct, frozen=True):
     evaluations: list[EvaluationSummary]
     """All of them, by version, the first and the last included."""
     tokens: TokenAccount | None
+    rewards: RewardAccount | None
     samples_by_fate: dict[str, int]
     tokens_by_staleness: dict[int, int]
     processes: list[ProcessTime]
@@ -99,6 +115,9 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
         gain=gain_between(evaluations[0], evaluations[-1]) if several else None,
         evaluations=summaries,
         tokens=_tokens(view, finished) if finished else None,
+        rewards=RewardAccount(finished.num_rewards, finished.failed_rewards, finished.first_failures)
+        if finished
+        else None,
         samples_by_fate=finished.samples_by_fate if finished else {},
         tokens_by_staleness=finished.tokens_by_staleness if finished else {},
         processes=[
@@ -144,6 +163,8 @@ def summary_screen(summary: Summary) -> RenderableType:
         parts.append(_all_evaluations(summary.evaluations))
     if summary.tokens is not None and max(summary.tokens.accounted, summary.tokens.decoded) > 0:
         parts += ["", _token_table(summary.tokens), _balance(summary.tokens)]
+    if summary.rewards is not None and summary.rewards.num_failed:
+        parts += ["", *_failed_rewards(summary.rewards)]
     if summary.tokens_by_staleness:
         parts += ["", _staleness_table(summary.tokens_by_staleness)]
     if summary.processes:
@@ -222,6 +243,23 @@ def _balance(tokens: TokenAccount) -> Text:
         ("✗ ", "red"),
         f"accounts for {tokens.accounted:,} tokens, but the engines decoded {tokens.decoded:,} ({difference:+,})",
     )
+
+
+def failure_text(kind: str, error: str) -> str:
+    """A failed reward in one line: of a traceback the last one, which is the exception, else the first one."""
+    lines = error.strip().splitlines() or [""]
+    return f"{kind}: {lines[-1 if kind == 'raised' else 0]}"
+
+
+def _failed_rewards(rewards: RewardAccount) -> list[Text]:
+    """A line of numbers, and what was said at the first failure of each kind."""
+    by_kind = ", ".join(
+        f"{count:,} {kind}" for kind, count in sorted(rewards.failed.items(), key=lambda pair: -pair[1])
+    )
+    share = rewards.num_failed / rewards.num_judged
+    line = f"{rewards.num_failed:,} of {rewards.num_judged:,} rewards failed ({share:.1%}): {by_kind}"
+    said = [Text(f"  first {failure_text(kind, error)}", style="dim") for kind, error in rewards.first_failures.items()]
+    return [Text.assemble(("! ", "yellow"), line), *said]
 
 
 def _staleness_table(tokens_by_staleness: dict[int, int]) -> Table:

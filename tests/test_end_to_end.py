@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from darts_async.shaper.ledger import GroupOpened, SampleEnded, read_ledger
+from darts_async.shaper.ledger import GroupDropped, GroupOpened, SampleEnded, read_ledger
 from launcher.cluster import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -169,4 +169,37 @@ def test_a_broken_reward_function_ends_the_run_with_its_error(tmp_path: Path) ->
     assert run.code == 1, run.output
     assert "the judge is out" in run.output
     assert "max_failed_share" in run.output
+    assert_no_process_is_left(run.run_dir)
+
+
+FLAKY = """
+import itertools, subprocess
+calls = itertools.count(1)
+
+def judge(**item):
+    number = next(calls)
+    if number == 1:
+        subprocess.run(["setsid", "-f", "sleep", "611"], check=True)
+    if number % 5 == 0:
+        raise RuntimeError("the judge is tired")
+    return float(number % 2)
+"""
+
+
+def test_a_reward_that_fails_now_and_then_costs_its_samples_alone_and_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "flaky.py").write_text(FLAKY)
+    shaping = {"rule": "none", "keep": 4, "launch": 4}
+    config = config_file(tmp_path, "scripted.yaml", shaping=shaping, reward={"function": "flaky:judge"})
+    run = ended(launch(config), config)
+    assert run.code == 0, run.output
+    rewards = run.read("summary.json")["rewards"]
+    assert set(rewards["failed"]) == {"raised"}
+    assert 0.1 < rewards["failed"]["raised"] / rewards["num_judged"] < 0.3
+    assert "is missing (which is not 0): raised: RuntimeError: the judge is tired" in run.output
+    assert f"{rewards['failed']['raised']:,} of {rewards['num_judged']:,} rewards failed" in run.output
+    steps = [line for line in run.metrics() if "groups/kept_mean" in line]
+    assert all(2 <= line["groups/kept_mean"] < 4 for line in steps)
+    groups = Counter(e.reason for e in read_ledger(run.run_dir / "ledger.msgpack") if isinstance(e, GroupDropped))
+    assert groups["too_few_rewards"] < len(steps)
+    assert [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "611"]] == []
     assert_no_process_is_left(run.run_dir)

@@ -75,6 +75,15 @@ def test_books_in_order_pass() -> None:
     assert findings(good_records()) == {}
 
 
+def test_a_group_may_be_short_of_samples_without_a_reward_down_to_the_minimum() -> None:
+    missing = {"fate": "filtered", "reason": "reward_raised", "step": None, "reward": None}
+    short = changed(good_records(), SAMPLE, **missing)
+    assert findings(short) == {}
+    uneven = {"steps that did not take 6 samples": (1,)}
+    assert findings(changed(good_records(), SAMPLE, **missing | {"reason": "not_selected"})) == uneven
+    assert findings(changed(short, SAMPLE + 1, **missing)) == uneven
+
+
 def first(records: list[AnyRecord], kind: type, **values: int) -> int:
     """The place of the first record of a kind with these values."""
     return next(

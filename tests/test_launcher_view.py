@@ -270,6 +270,26 @@ def test_tokens_that_do_not_add_up_are_said_so() -> None:
     assert "✗ accounts for 1,000 tokens, but the engines decoded 1,025 (-25)" in text
 
 
+def test_failed_rewards_are_a_line_of_the_totals_with_the_first_of_each_kind() -> None:
+    view = finished_view(1000)
+    assert "rewards" not in text_of(summary_screen(summary_of(view)))
+    view.finished = RunFinished(
+        "why",
+        FATES,
+        {},
+        {},
+        10,
+        {},
+        376,
+        {"timeout": 5, "raised": 70},
+        {"raised": "Traceback\nKeyError: 'x'", "timeout": "?"},
+    )
+    text = text_of(summary_screen(summary_of(view)))
+    assert "75 of 376 rewards failed (19.9%): 70 raised, 5 timeout" in text
+    assert "first raised: KeyError: 'x'" in text
+    assert json.loads(msgspec.json.encode(summary_of(view)))["rewards"]["failed"] == {"raised": 70, "timeout": 5}
+
+
 def test_a_fate_of_another_name_is_not_lost() -> None:
     account = token_account({"trained": 5, "vanished": 3, "evaluated": 2}, 10)
     assert account.by_fate["vanished"] == 3

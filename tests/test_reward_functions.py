@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from darts_async.errors import RewardError
-from darts_async.reward.functions import BUILT_IN, NotFiniteError, checked_reward, load_function
+from darts_async.reward.functions import BUILT_IN, NotFiniteError, WrongTypeError, checked_reward, load_function
 
 USER_MODULE = """
 import functools
@@ -178,9 +179,19 @@ def test_a_number_beyond_float32_is_refused_because_it_would_travel_as_infinity(
         checked_reward(1e39)
 
 
-@pytest.mark.parametrize("value", [np.float32(0.5), np.int64(3), np.bool_(True)])
+@pytest.mark.parametrize("value", [np.float32(0.5), np.int64(3), np.bool_(True), np.array(0.5), np.array(1)])
 def test_scalars_of_numpy_are_numbers(value: Any) -> None:
     assert checked_reward(value) == float(value)
+
+
+def test_a_tensor_without_a_dimension_is_a_number() -> None:
+    for value in (0.5, 3, True):
+        assert checked_reward(torch.tensor(value)) == float(value)
+    assert checked_reward(torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True)) == 0.5
+    with pytest.raises(NotFiniteError, match="must be finite, and Tensor"):
+        checked_reward(torch.tensor(math.nan))
+    with pytest.raises(WrongTypeError, match="must be a number, and Tensor"):
+        checked_reward(torch.tensor([0.5]))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, np.float32("nan")])
@@ -189,7 +200,7 @@ def test_what_is_not_finite_is_no_reward(value: Any) -> None:
         checked_reward(value)
 
 
-@pytest.mark.parametrize("value", [None, "1.0", [1.0], 1j, Decimal(1), np.array(1.0)])
-def test_what_is_not_a_number_is_no_reward(value: Any) -> None:
-    with pytest.raises(NotFiniteError, match=f"must be a number, and {type(value).__name__}"):
+@pytest.mark.parametrize("value", [None, "1.0", [1.0], 1j, Decimal(1), np.array([1.0]), np.array(1j), np.array("1.0")])
+def test_what_is_not_a_number_is_called_a_wrong_type(value: Any) -> None:
+    with pytest.raises(WrongTypeError, match=f"must be a number, and {type(value).__name__}"):
         checked_reward(value)

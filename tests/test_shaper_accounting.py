@@ -47,6 +47,23 @@ def test_the_metrics_of_a_step_are_those_of_its_kept_samples_beside_the_pool() -
     assert metrics["run/survival_unknown"] == 1.0
 
 
+def test_a_step_of_groups_of_different_sizes_has_metrics_by_hand() -> None:
+    statistics = StepStatistics()
+    first, second = group_of(0, [0.0, 1.0, 1.0], [10, 20, 60], [0, 1, 2]), group_of(1, [1.0, 0.0], [30, 40], [0, 1])
+    second.samples.append(Sample(2, Stage.UNSCORABLE, num_tokens=5, end_reason="reward_raised"))
+    for group in (first, second):
+        group.kept = [(sample, 1.0) for sample, _ in group.kept or []]
+        statistics.completed(group, tercile=None)
+    metrics = statistics.close(5, [first, second])
+    assert metrics["reward/mean"] == pytest.approx(3 / 5)
+    assert metrics["length/mean"] == pytest.approx(160 / 5)
+    # first: (-2/3) 10 + (1/3) 20 + (1/3) 60 = 20; second: (1/2) 30 - (1/2) 40 = -5
+    assert metrics["reward/length_covariance"] == pytest.approx(15 / 5)
+    assert metrics["groups/kept_mean"] == 2.5
+    assert metrics["reward/failed_share"] == pytest.approx(1 / 6)
+    assert metrics["weights/effective_share"] == pytest.approx(1.0)
+
+
 def test_oscillation_of_the_budget_shows_as_a_negative_autocorrelation() -> None:
     statistics = StepStatistics()
     for visit, launched in enumerate([4, 8, 4, 8, 4, 8]):

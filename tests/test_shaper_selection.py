@@ -241,6 +241,40 @@ def test_weighted_survivor_sums_are_unbiased() -> None:
     assert estimate == pytest.approx(LAUNCHED * POLICY @ anything, abs=1e-12)
 
 
+def test_weighted_survivor_sums_are_unbiased_too_where_rewards_fail_for_reasons_of_their_own() -> None:
+    """Whichever two of the three samples that were decoded have a reward: 2/3 of the sum over all, in expectation."""
+    anything = np.array([3.7, -1.1, 8.9]) * OUTCOME_REWARDS + OUTCOME_LENGTHS**2
+    for num_scored in (1, 2):
+        draws = list(combinations(range(HEAD + SURVIVORS), num_scored))
+        estimate = sum(
+            probability / len(draws) * weights[list(draw)] @ anything[outcomes[list(draw)]]
+            for probability, outcomes, weights in survivor_worlds()
+            for draw in draws
+        )
+        share = num_scored / (HEAD + SURVIVORS)
+        assert estimate == pytest.approx(share * LAUNCHED * POLICY @ anything, abs=1e-12)
+
+
+def test_a_survivor_that_has_no_reward_changes_no_weight() -> None:
+    group = group_of([1] * 8)
+    group.survivors = frozenset({4, 6})
+    for index in (3, 5, 7):
+        group.samples[index].stage = Stage.CANCELLING
+    for index in (0, 6):
+        group.samples[index].stage = Stage.UNSCORABLE
+    kept = Survivor(shortest=3, longest=2, weight_power=1.0).select(group)
+    assert [(s.sample_id, weight) for s, weight in kept] == [(1, 1.0), (2, 1.0), (4, 2.5)]
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_keeps_all_that_is_left_where_rewards_failed(name: str) -> None:
+    config = ShapingConfig.model_validate({"rule": name, "keep": 4, "launch": 4, "shortest": 3, "longest": 1})
+    group, rule = group_of([5, 3, 9, 7], [0.0, 1.0, 0.0, 1.0]), selection_rule(config)
+    play(rule, group, [1, 0, 3, 2])
+    group.samples[3].stage = Stage.UNSCORABLE
+    assert rule.select(group) == [(sample, 1.0) for sample in group.samples[:3]]
+
+
 @pytest.mark.parametrize("baseline", ["none", "history", "leave_one_out"])
 def test_the_policy_gradient_of_weighted_survivors_is_unbiased(baseline: str) -> None:
     exact = LAUNCHED * (POLICY * OUTCOME_REWARDS) @ SCORES

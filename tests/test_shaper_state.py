@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable
+from itertools import count
 
 import numpy as np
 import pytest
@@ -9,9 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darts_async.errors import DataError
-from darts_async.protocol import Cancel, EvaluationCompleted, GroupsCommitted, SampleFinished, StepCompleted
+from darts_async.protocol import (
+    Cancel,
+    EvaluationCompleted,
+    GroupsCommitted,
+    RewardFailed,
+    SampleFinished,
+    Score,
+    ScoreFailed,
+    StepCompleted,
+    group_id_of,
+    sample_id_of,
+)
 from darts_async.shaper.state import Phase
-from darts_async.shaper.training import LEARNER, Training
+from darts_async.shaper.training import LEARNER, MAX_RETRIES_PER_PROMPT, Training
 from tests.shaper_world import World, world_config
 
 RULES = {
@@ -50,8 +63,12 @@ def check_accounts(world: World) -> None:
     aborted = {e.sample_id for e in world.fates.values() if e.reason in ("hazard", config.shaping.rule)}
     assert not aborted & world.judged, "an aborted sample never reaches a reward"
     assert {world.fates[sample_id].fate for sample_id in aborted} <= {"cancelled"}
-    trained = [e for e in world.fates.values() if e.fate == "trained"]
-    assert len(trained) == config.learner.steps * config.learner.groups_per_step * config.shaping.keep
+    sizes = Counter(group_id_of(e.sample_id) for e in world.fates.values() if e.fate == "trained")
+    assert len(sizes) == config.learner.steps * config.learner.groups_per_step
+    without_reward = {group_id_of(e.sample_id) for e in world.fates.values() if e.reason.startswith("reward_")}
+    for group_id, size in sizes.items():
+        fewest = config.shaping.smallest_group if group_id in without_reward else config.shaping.keep
+        assert fewest <= size <= config.shaping.keep, group_id
     assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_fate["trained"]
     assert max(world.finished.tokens_by_staleness) <= config.staleness.max_staleness
     assert world.max_staleness_seen <= config.staleness.max_staleness
@@ -88,25 +105,94 @@ def test_generators_may_die_or_fall_silent_at_any_time_and_nothing_is_lost(seed:
     check_accounts(world)
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32))
-def test_a_failed_reward_is_never_trained_and_its_prompt_is_asked_again(seed: int) -> None:
-    world = World(world_config(learner={"steps": 3, "groups_per_step": 2}, evaluation={"samples_per_prompt": 0}))
-    rng = random.Random(seed)
-    failures = 0
+def run_with_failures(world: World, rng: random.Random, fails: Callable[[Score], bool]) -> int:
+    """Play to the end; returns how many rewards failed."""
+    num_failed = 0
     while world.state.phase is not Phase.FINISHED:
         move, *arguments = rng.choice(world.moves())
-        if move == world.judge and rng.random() < 0.3:
+        if move == world.judge and fails(world.to_judge[0]):
             world.judge(fails=True)
-            failures += 1
+            num_failed += 1
         else:
             move(*arguments)
         world.state.validate()
+    return num_failed
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_group_that_lost_rewards_is_trained_on_the_others(rule: str, seed: int) -> None:
+    few = {"learner": {"steps": 3, "groups_per_step": 2}, "evaluation": {"samples_per_prompt": 0}}
+    world, rng = World(world_config(shaping=RULES[rule], **few)), random.Random(seed)
+    num_failed = run_with_failures(world, rng, lambda _: rng.random() < 0.3)
     check_accounts(world)
     failed = [e for e in world.fates.values() if e.reason.startswith("reward_")]
-    assert len(failed) == failures > 0
+    assert 0 < len(failed) <= num_failed  # nobody asks about those of groups that were cut meanwhile
     assert all(e.fate == "filtered" and e.reward is None for e in failed)
     assert all(e.reward is not None for e in world.fates.values() if e.fate == "trained")
+    assert world.finished.failed_rewards == {"raised": len(failed)}
+    assert world.finished.num_rewards <= len(world.judged)
+
+
+@pytest.mark.parametrize("rule", ["none", "survivor", "unbiased survivor"])
+def test_a_reward_that_fails_on_every_fifth_response_costs_hardly_a_group(rule: str) -> None:
+    eight = {"keep": 8, "launch": 8 if rule == "none" else 10, "shortest": 6, "longest": 2}
+    world = World(world_config(shaping=RULES[rule] | eight, evaluation={"samples_per_prompt": 0}))
+    num_judged = count(1)
+    num_failed = run_with_failures(world, random.Random(0), lambda _: next(num_judged) % 5 == 0)
+    check_accounts(world)
+    assert num_failed > 10
+    assert not [dropped for dropped in world.dropped if dropped.reason == "too_few_rewards"]
+    metrics = [m.metrics for m in world.to_launcher if isinstance(m, StepCompleted)]
+    assert 0.1 < np.mean([m["reward/failed_share"] for m in metrics]) < 0.3
+    assert all(4 <= m["groups/kept_mean"] < 8 for m in metrics)
+    assert 0 < metrics[0]["run/failed_rewards"] <= metrics[-1]["run/failed_rewards"] <= num_failed
+
+
+def test_a_group_below_the_minimum_is_dropped_and_one_at_the_minimum_is_trained() -> None:
+    shaping = {"rule": "none", "keep": 4, "launch": 4, "min_keep": 3}
+    world = World(world_config(shaping=shaping, learner={"steps": 1}, evaluation={"samples_per_prompt": 0}))
+
+    def fails(score: Score) -> bool:
+        return score.sample_id - sample_id_of(group_id_of(score.sample_id), 0) < (group_id_of(score.sample_id) % 3)
+
+    run_with_failures(world, random.Random(1), fails)
+    check_accounts(world)
+    sizes = Counter(group_id_of(e.sample_id) for e in world.fates.values() if e.fate == "trained")
+    assert all(size == 4 - group_id % 3 for group_id, size in sizes.items())
+    dropped = {dropped.group_id for dropped in world.dropped if dropped.reason == "too_few_rewards"}
+    assert dropped
+    assert all(group_id % 3 == 2 for group_id in dropped)
+
+
+def test_a_prompt_whose_rewards_always_fail_is_asked_again_three_times_and_then_left() -> None:
+    world = World(world_config(learner={"steps": 6}, evaluation={"samples_per_prompt": 0}))
+    run_with_failures(world, random.Random(2), lambda score: score.prompt == "p7")
+    check_accounts(world)
+    opened = Counter(world.prompt_of.values())
+    assert opened[7] >= 2
+    num_visits = world.opened[-1].cursor // 20 + 1
+    assert opened[7] <= MAX_RETRIES_PER_PROMPT + num_visits
+    assert not [
+        e for e in world.fates.values() if e.fate == "trained" and world.prompt_of[group_id_of(e.sample_id)] == 7
+    ]
+
+
+def test_the_first_failure_of_each_kind_is_told_at_once_and_all_at_the_end() -> None:
+    world = World(world_config(evaluation={"samples_per_prompt": 0}))
+    rng, kinds = random.Random(3), iter(["raised", "timeout", "raised", "timeout", "limit"])
+    while world.state.phase is not Phase.FINISHED:
+        move, *arguments = rng.choice(world.moves())
+        kind = next(kinds, None) if move == world.judge else None
+        if kind is not None:
+            world.feed("reward/0", ScoreFailed(world.to_judge.popleft().sample_id, kind, f"why it {kind}"))
+        else:
+            move(*arguments)
+    told = [m for m in world.to_launcher if isinstance(m, RewardFailed)]
+    assert [(m.kind, m.error) for m in told] == [(k, f"why it {k}") for k in ("raised", "timeout", "limit")]
+    assert world.finished.failed_rewards == {"raised": 2, "timeout": 2, "limit": 1}
+    assert world.finished.first_failures == {m.kind: m.error for m in told}
 
 
 def test_synchronous_mode_opens_exactly_one_step_of_groups_per_version() -> None:
@@ -356,8 +442,31 @@ def test_a_run_in_which_every_group_comes_to_nothing_ends_with_an_error() -> Non
             move, *arguments = rng.choice(world.moves())
             world.judge(fails=True) if move == world.judge else move(*arguments)
 
-    with pytest.raises(DataError, match="came to nothing one after another"):
+    message = "came to nothing one after another.*shaping.min_keep.*rewards failed, the last one with raised: no"
+    with pytest.raises(DataError, match=message):
         fail_for_ever()
+
+
+def test_a_shaper_that_comes_back_counts_groups_that_came_to_nothing_from_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a run that has ended by a broken reward function can be resumed with one that works."""
+    monkeypatch.setattr("darts_async.shaper.training.MAX_DROPPED_IN_A_ROW", 10)
+    world = World(world_config(evaluation={"samples_per_prompt": 0}))
+    rng = random.Random(0)
+
+    def fail_until_dropped(num_dropped: int) -> None:
+        while len(world.dropped) < num_dropped:
+            move, *arguments = rng.choice(world.moves())
+            world.judge(fails=True) if move == world.judge else move(*arguments)
+
+    fail_until_dropped(10)
+    world.absorb(world.state.restarted(world.now_s))
+    for peer in ("reward/0", LEARNER, *world.generators):
+        world.absorb(world.state.peer_up(peer, 1, world.now_s))
+    fail_until_dropped(20)
+    with pytest.raises(DataError, match="came to nothing"):
+        fail_until_dropped(21)
 
 
 def test_a_stop_without_acknowledgements_ends_with_lost_samples() -> None:

@@ -53,6 +53,10 @@ class ShapingConfig(Section):
     """Samples trained per prompt (M)."""
     launch: Annotated[int, Field(gt=0, le=2048)] = 10
     """Samples launched per prompt (R): the redundant exploration space."""
+    min_keep: Positive | None = None
+    """A group in which rewards failed is trained on the samples that it has left, if these are at least so many. Below
+    that it is dropped and its prompt is asked again. Unset: half of `keep`, at least 2. With `survivor`, `weight_power`
+    1 and `baseline: leave_one_out` a group needs all `keep` of them."""
     shortest: NonNegative = 7
     """`dual_end`, `survivor`: samples kept from the short end (K). Pruning by hazard: see there."""
     longest: NonNegative = 1
@@ -79,6 +83,17 @@ class ShapingConfig(Section):
     """What a reward is compared with. `group`: the mean of the kept. `history`: the prompt's pass rate on earlier
     visits. `leave_one_out`: the mean of its siblings, those that were cancelled included by their weights."""
 
+    @property
+    def smallest_group(self) -> int:
+        """The fewest samples that a group is trained on.
+
+        `leave_one_out` of weighted survivors rests on the probability that two samples are kept together, and that is
+        known to the learner only where no reward failed.
+        """
+        if self.rule == "survivor" and self.weight_power > 0 and self.baseline == "leave_one_out":
+            return self.keep
+        return self.min_keep or min(self.keep, max(2, (self.keep + 1) // 2))
+
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
         if self.rule == "none" and self.launch != self.keep:
@@ -93,6 +108,8 @@ class ShapingConfig(Section):
             )
         if self.launch < self.keep:
             raise ValueError(f"shaping.launch ({self.launch}) is below shaping.keep ({self.keep})")
+        if self.min_keep is not None and self.min_keep > self.keep:
+            raise ValueError(f"shaping.min_keep ({self.min_keep}) is above shaping.keep ({self.keep})")
         if self.rule == "survivor" and self.shortest == 0:
             raise ValueError(
                 "shaping.rule survivor draws when the first shaping.shortest samples have finished, but that is 0; "
@@ -148,6 +165,10 @@ class ShapingConfig(Section):
             raise ValueError("shaping.guard keeps rewards of both kinds, but shaping.keep is 1; set at least 2")
         if self.keep == 1 and self.baseline == "leave_one_out":
             raise ValueError("shaping.baseline leave_one_out compares siblings, but shaping.keep is 1; set at least 2")
+        if self.min_keep == 1 and self.baseline == "leave_one_out":
+            raise ValueError(
+                "shaping.baseline leave_one_out compares siblings, but shaping.min_keep is 1; set at least 2"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
 """One worker process as its pool sees it: start it, ask it, kill it.
 
 An exchange that was begun and not finished (cancelled, late, or cut by the worker's end) leaves the pipe in an
-unknown place, so it always kills the worker. A worker leads a process group of its own, and the kill goes to the
-group: what a reward function has started goes with it.
+unknown place, so it always kills the worker. What is started, asked to end and waited for here is the worker's warden
+(see `warden`): it ends when nothing is left of the worker and of what a reward function has started.
 """
 
 import asyncio
@@ -10,44 +10,57 @@ import contextlib
 import os
 import signal
 import sys
+import uuid
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 from darts_async.errors import DeadlineError, ProcessDiedError, RewardError
+from darts_async.reward.descendants import kill_marked
+from darts_async.reward.limits import Limits, breach_of
+from darts_async.reward.warden import MARK
 from darts_async.reward.wire import LENGTH_BYTES, LoadFailed, WorkerReply, WorkItem, decode_reply, encode_frame
 
 REAP_S = 10.0
 """A killed process that has not ended by then is stuck in the kernel."""
-LAST_WORDS_S = 1.0
-"""A worker that has closed its pipe gets this long to end with an exit status of its own."""
+LAST_WORDS_S = 5.0
+"""A worker that has closed its pipe gets this long to end with an exit status of its own, its warden included."""
+
+
+class LimitExceededError(ProcessDiedError):
+    """A worker was ended because it, or what it had started, exceeded a limit of the settings."""
 
 
 class Worker:
     """A running worker process. One exchange at a time."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, limits: Limits, mark: str) -> None:
         self._process = process
+        self._limits = limits
+        self._mark = mark
         self._killed = False
+        self.num_judged = 0
+        """Items that it has answered."""
 
     @classmethod
-    async def spawn(cls, function: str, tokenizer_dir: Path) -> "Worker":
+    async def spawn(cls, function: str, tokenizer_dir: Path, limits: Limits) -> "Worker":
         """Start the process. It takes items when `ready` has returned.
 
         Raises:
             RewardError: the system refuses a new process.
         """
+        mark = uuid.uuid4().hex
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "darts_async.reward.worker"),
-                *("--function", function, "--tokenizer", str(tokenizer_dir), "--parent-pid", str(os.getpid())),
+                *(sys.executable, "-m", "darts_async.reward.warden"),
+                *("--function", function, "--tokenizer", str(tokenizer_dir), "--limits", limits.as_argument()),
                 stdin=PIPE,
                 stdout=PIPE,
                 start_new_session=True,
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+                env={**os.environ, "TOKENIZERS_PARALLELISM": "false", MARK: mark},
             )
         except OSError as error:
             raise RewardError(f"a reward worker could not be started: {error}") from error
-        return cls(process)
+        return cls(process, limits, mark)
 
     @property
     def is_usable(self) -> bool:
@@ -56,7 +69,7 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Of the process, and of its group."""
+        """Of its warden."""
         return self._process.pid
 
     async def ready(self, deadline_s: float) -> None:
@@ -79,16 +92,19 @@ class Worker:
 
         Raises:
             TimeoutError: there was none within the deadline; the worker is killed.
+            LimitExceededError: it used more than it may; the worker is killed.
             ProcessDiedError: the worker ended.
         """
-        return await self._exchange(encode_frame(item), deadline_s)
+        reply = await self._exchange(encode_frame(item), deadline_s)
+        self.num_judged += 1
+        return reply
 
     def kill(self) -> None:
         """End the process and all that it started, without waiting."""
         self._killed = True
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+                self._process.send_signal(signal.SIGTERM)
 
     async def reap(self) -> None:
         """Wait for a killed process to be gone, pipes included.
@@ -100,6 +116,10 @@ class Worker:
         self._process.stdin.close()
         try:
             async with asyncio.timeout(REAP_S):
+                if (
+                    await self._process.wait() == -signal.SIGKILL
+                ):  # the warden itself, maybe: then nobody has cleaned up
+                    kill_marked(MARK, self._mark)
                 await self._process.communicate()
         except TimeoutError as error:
             raise DeadlineError(f"reward worker {self.pid} was killed and has not ended within {REAP_S:g} s") from error
@@ -116,20 +136,22 @@ class Worker:
                 body = await self._process.stdout.readexactly(int.from_bytes(header, "little"))
             finished = True
         except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise ProcessDiedError(f"reward worker {self.pid} {await self._cause_of_death()}") from error
+            raise await self._death() from error
         finally:
             if not finished:
                 self.kill()
         return decode_reply(body)
 
-    async def _cause_of_death(self) -> str:
+    async def _death(self) -> ProcessDiedError:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
                 await self._process.wait()
-        match self._process.returncode:
-            case None:
-                return "closed its pipe"
-            case code if code < 0:
-                return f"was ended by {signal.Signals(-code).name}"
-            case code:
-                return f"ended with exit code {code}"
+        code = self._process.returncode
+        if code is None:
+            return ProcessDiedError(f"reward worker {self.pid} closed its pipe")
+        if code < 0:
+            return ProcessDiedError(f"reward worker {self.pid} was ended by {signal.Signals(-code).name}")
+        breach = breach_of(code)
+        if breach is not None:
+            return LimitExceededError(f"the reward function {self._limits.describe(breach)}, and was ended")
+        return ProcessDiedError(f"reward worker {self.pid} ended with exit code {code}")

@@ -25,8 +25,12 @@ BUILT_IN = {
 KEYWORDS = ("prompt", "response", "answer", "metadata", "finish_reason")
 
 
+class WrongTypeError(ValueError):
+    """A reward function returned something that is not a number."""
+
+
 class NotFiniteError(ValueError):
-    """A reward function returned something that is not a finite number."""
+    """A reward function returned a number that is not finite."""
 
 
 def load_function(name: str) -> RewardFunction:
@@ -55,13 +59,17 @@ _LARGEST_REWARD = float(np.finfo(np.float32).max)
 def checked_reward(value: object) -> float:
     """`value` as a float, if it is a finite number in the range of float32, in which rewards travel.
 
+    Arrays and tensors without a dimension are numbers.
+
     Raises:
-        NotFiniteError: it is something else.
+        WrongTypeError: it is not a number.
+        NotFiniteError: it is a number that is infinite, NaN or out of range.
     """
-    if not isinstance(value, (numbers.Real, np.bool_)):
-        raise NotFiniteError(f"the reward must be a number, and {_shown(value)} is not one")
+    number = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    if not isinstance(number, (numbers.Real, np.bool_)):
+        raise WrongTypeError(f"the reward must be a number, and {_shown(value)} is not one")
     try:
-        reward = float(value)
+        reward = float(number)
     except OverflowError:
         reward = math.inf
     if not abs(reward) <= _LARGEST_REWARD:

@@ -14,10 +14,15 @@ from pathlib import Path
 
 from darts_async.errors import DeadlineError, ProcessDiedError, RewardError
 from darts_async.protocol import SampleScored, Score, ScoreFailed
-from darts_async.reward.child import REAP_S, Worker
+from darts_async.reward.child import REAP_S, LimitExceededError, Worker
+from darts_async.reward.descendants import kill_strays
+from darts_async.reward.limits import Limits
 from darts_async.reward.wire import Failed, Rewarded, WorkerReply, WorkItem
 
-START_TIMEOUT_S = 60.0
+START_DEADLINE_S = 60.0
+NO_LIMITS = Limits()
+MAX_LATE_STARTS = 3
+"""After so many in a row a first item has the deadline of any other: the function does not load, it hangs."""
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
 
@@ -32,17 +37,27 @@ def backoff_s(num_deaths_in_a_row: int) -> float:
 class _Place:
     """Where one worker runs at a time."""
 
-    def __init__(self, function: str, tokenizer_dir: Path, start_timeout_s: float, closing: asyncio.Event) -> None:
+    def __init__(
+        self, function: str, tokenizer_dir: Path, limits: Limits, start_deadline_s: float, closing: asyncio.Event
+    ) -> None:
         self._function = function
         self._tokenizer_dir = tokenizer_dir
-        self._start_timeout_s = start_timeout_s
+        self._limits = limits
+        self._start_deadline_s = start_deadline_s
         self._closing = closing
         self.worker: Worker | None = None
+        self.is_spawning = False
         self.num_deaths_in_a_row = 0
+        self.num_late_starts = 0
+        """Workers in a row that did not answer their first item in the time of a start."""
 
     async def spawn(self) -> Worker:
         """Start a process, without waiting until it is ready."""
-        self.worker = await Worker.spawn(self._function, self._tokenizer_dir)
+        self.is_spawning = True
+        try:
+            self.worker = await Worker.spawn(self._function, self._tokenizer_dir, self._limits)
+        finally:
+            self.is_spawning = False
         return self.worker
 
     async def usable_worker(self) -> Worker:
@@ -53,7 +68,7 @@ class _Place:
         await self._back_off()
         worker = await self.spawn()
         _refuse_if(self._closing)
-        await worker.ready(self._start_timeout_s)
+        await worker.ready(self._start_deadline_s)
         return worker
 
     def kill(self) -> None:
@@ -88,12 +103,17 @@ class RewardPool:
         *,
         num_workers: int,
         deadline_s: float,
-        start_timeout_s: float = START_TIMEOUT_S,
+        start_deadline_s: float = START_DEADLINE_S,
+        limits: Limits = NO_LIMITS,
     ) -> None:
+        """`start_deadline_s` is for a worker to get ready, and for its first item too, at which a function may still
+        load something. Later items have `deadline_s`."""
         self._deadline_s = deadline_s
-        self._start_timeout_s = start_timeout_s
+        self._start_deadline_s = start_deadline_s
         self._closing = asyncio.Event()
-        self._places = [_Place(function, tokenizer_dir, start_timeout_s, self._closing) for _ in range(num_workers)]
+        self._places = [
+            _Place(function, tokenizer_dir, limits, start_deadline_s, self._closing) for _ in range(num_workers)
+        ]
         self._free: asyncio.Queue[_Place] = asyncio.Queue(num_workers)
         self._started = False
 
@@ -102,6 +122,13 @@ class RewardPool:
         """The processes that are usable now."""
         workers = [place.worker for place in self._places]
         return tuple(worker.pid for worker in workers if worker is not None and worker.is_usable)
+
+    def kill_strays(self) -> bool:
+        """For a process that has no children but those of this pool, and is a subreaper: end what a warden that was
+        killed has left. Returns whether there may be more."""
+        if any(place.is_spawning for place in self._places):  # a new process is not known yet
+            return True
+        return kill_strays([place.worker.pid for place in self._places if place.worker is not None])
 
     async def start(self) -> None:
         """Start all workers, at once.
@@ -112,7 +139,7 @@ class RewardPool:
         try:
             workers = [await place.spawn() for place in self._places]
             for worker in workers:
-                await worker.ready(self._start_timeout_s)
+                await worker.ready(self._start_deadline_s)
         except BaseException:  # cancellation too: whatever ends the start, no worker is left; it is raised again
             await self.close()
             raise
@@ -161,18 +188,29 @@ class RewardPool:
 
     async def _score_at(self, place: _Place, score: Score) -> SampleScored | ScoreFailed:
         item = WorkItem(score.prompt, score.answer, score.metadata_json, score.finish_reason, score.token_ids.tobytes())
+        is_first = False
         try:
             worker = await place.usable_worker()
-            reply = await worker.ask(item, self._deadline_s)
+            is_first = worker.num_judged == 0 and place.num_late_starts < MAX_LATE_STARTS
+            reply = await worker.ask(item, self._deadline_of(is_first))
+        except LimitExceededError as error:
+            _refuse_if(self._closing)
+            place.num_deaths_in_a_row += 1
+            return ScoreFailed(score.sample_id, "limit", str(error))
         except (ProcessDiedError, RewardError, DeadlineError) as error:
             _refuse_if(self._closing)
             place.num_deaths_in_a_row += 1
             return ScoreFailed(score.sample_id, "worker_died", str(error))
         except TimeoutError:
-            reason = f"the reward function took longer than reward.deadline_s ({self._deadline_s:g} s)"
+            place.num_late_starts += is_first
+            setting = "start_deadline_s, the time for a worker's first item," if is_first else "deadline_s"
+            reason = f"the reward function took longer than reward.{setting} ({self._deadline_of(is_first):g} s)"
             return ScoreFailed(score.sample_id, "timeout", reason)
-        place.num_deaths_in_a_row = 0
+        place.num_deaths_in_a_row = place.num_late_starts = 0
         return _verdict(score.sample_id, reply)
+
+    def _deadline_of(self, is_first: bool) -> float:
+        return max(self._start_deadline_s, self._deadline_s) if is_first else self._deadline_s
 
 
 def _refuse_if(closing: asyncio.Event) -> None:

@@ -10,18 +10,33 @@ from collections import deque
 import structlog
 
 from darts_async.actor import Gauges, Runtime, main
+from darts_async.config.reward import RewardLimitsConfig
 from darts_async.errors import RewardError
 from darts_async.models import resolve_model_path
 from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, Shutdown
+from darts_async.reward.descendants import become_subreaper
+from darts_async.reward.limits import GIB, MIB, Limits
 from darts_async.reward.pool import RewardPool
 from darts_async.transport import Event, Received
 
 WATCHED_ITEMS = 200
 """Length of the window over which the share of failures is taken."""
+STRAYS_END_AFTER = 500
+"""Looks, a hundredth of a second apart. Killed processes that have not ended by then are stuck in the kernel."""
 MIN_ITEMS = 20
 """Below this many items no share is taken."""
 
 log = structlog.get_logger()
+
+
+def limits_of(config: RewardLimitsConfig) -> Limits:
+    """The settings, in bytes."""
+    return Limits(
+        memory_bytes=round((config.memory_gib or 0) * GIB),
+        processes=config.processes or 0,
+        file_bytes=round((config.file_gib or 0) * GIB),
+        output_bytes=round((config.output_mib or 0) * MIB),
+    )
 
 
 class RewardActor:
@@ -35,6 +50,8 @@ class RewardActor:
             resolve_model_path(config.model.path, with_weights=False),
             num_workers=config.reward.workers,
             deadline_s=config.reward.deadline_s,
+            start_deadline_s=config.reward.start_deadline_s,
+            limits=limits_of(config.reward.limits),
         )
         self._tasks: asyncio.TaskGroup | None = None
         self._shaper: str | None = None
@@ -45,6 +62,7 @@ class RewardActor:
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Start the workers, then announce them."""
+        become_subreaper()
         self._tasks = tasks
         await self._pool.start()
         self._open = True
@@ -63,7 +81,8 @@ class RewardActor:
                 self._num_scoring += 1
 
     def tick(self, now_s: float) -> None:
-        """Nothing to do."""
+        """Look for what a killed warden has left: it comes to this process."""
+        self._pool.kill_strays()
 
     def shutdown(self, message: Shutdown) -> None:
         """Leave."""
@@ -75,8 +94,12 @@ class RewardActor:
         return Gauges(state, num_in_flight=self._num_scoring)
 
     async def close(self) -> None:
-        """End the workers."""
+        """End the workers, and what wardens that were killed have left."""
         await self._pool.close()
+        for _ in range(STRAYS_END_AFTER):
+            if not self._pool.kill_strays():
+                return
+            await asyncio.sleep(0.01)
 
     def _announce(self) -> None:
         if self._open and self._shaper is not None:

@@ -6,6 +6,10 @@ Every reward function, a user's too, has this shape:
 
 `metadata` holds the other fields of the record, as they are in the data set (`prompts.metadata_fields` says which).
 `response` is decoded without special tokens; `finish_reason` is `stop` or `length` (cut at the token limit).
+
+It returns one finite number; an array or a tensor without a dimension is one too. A function that raises, takes longer
+than `reward.deadline_s` or exceeds one of `reward.limits` gives no reward, which is not a reward of zero: the sample is
+left out, and its group is trained on the others (`shaping.min_keep`). What a function starts ends with its worker.
 """
 
 from typing import Any

@@ -43,7 +43,7 @@ class Rewarded(Struct, frozen=True, tag=True):
 class Failed(Struct, frozen=True, tag=True):
     """The function raised, or returned something else."""
 
-    kind: Literal["raised", "not_finite"]
+    kind: Literal["raised", "wrong_type", "not_finite", "limit"]
     error: str
 
 

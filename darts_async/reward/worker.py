@@ -1,18 +1,19 @@
 """A reward worker: a process that judges one response at a time, so that a function may hang, leak or crash.
 
-    python -m darts_async.reward.worker --function NAME --tokenizer DIRECTORY --parent-pid PID
-
-Items come on standard input and replies go to standard output (`wire`). Both are moved to private descriptors
-before any foreign code runs: what a function prints goes to standard error, what it reads is empty, and what it
-starts inherits neither pipe. The worker ends with its input, and the kernel ends it with its parent.
+Its warden forks it and calls `work`. Items come on standard input and replies go to standard output (`wire`). Both are
+moved to private descriptors before any foreign code runs: what a function prints goes to standard error, what it reads
+is empty, and what it starts inherits neither pipe. The worker ends with its input, and the kernel ends it with its
+warden.
 """
 
-import argparse
+import errno
 import faulthandler
 import json
 import os
+import resource
+import signal
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,9 +21,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from darts_async.errors import ModelError, RewardError
-from darts_async.lifetime import die_with_parent
 from darts_async.models import load_tokenizer
-from darts_async.reward.functions import NotFiniteError, RewardFunction, checked_reward, load_function
+from darts_async.reward.functions import NotFiniteError, RewardFunction, WrongTypeError, checked_reward, load_function
+from darts_async.reward.limits import Limits
 from darts_async.reward.wire import Failed, LoadFailed, Ready, Rewarded, WorkItem, decode_item, encode_frame, read_frame
 
 MAX_TRACEBACK_LINES = 8
@@ -48,9 +49,11 @@ class Judge:
                 finish_reason=item.finish_reason,
             )
         except Exception as error:  # noqa: BLE001 - the boundary to a user's code: it is reported, never a zero
-            return Failed("raised", last_lines(error))
+            return Failed("raised", last_lines(error)) if not _is_of_file_limit(error) else _too_large(error)
         try:
             return Rewarded(checked_reward(value))
+        except WrongTypeError as error:
+            return Failed("wrong_type", str(error))
         except NotFiniteError as error:
             return Failed("not_finite", str(error))
 
@@ -61,8 +64,30 @@ def last_lines(error: Exception) -> str:
     return "\n".join(lines)[-MAX_ERROR_CHARS:].encode("utf-8", "replace").decode()
 
 
-def serve(items: BinaryIO, replies: BinaryIO, function_name: str, tokenizer_dir: Path) -> None:
-    """Judge items until there are no more."""
+def _too_large(error: Exception) -> Failed:
+    limit = Limits(file_bytes=resource.getrlimit(resource.RLIMIT_FSIZE)[0]).describe("file_bytes")
+    return Failed("limit", f"the reward function {limit}:\n{last_lines(error)}")
+
+
+def _is_of_file_limit(error: Exception) -> bool:
+    """Whether this process, or one that the function has waited for, was kept from writing a large file."""
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY and any(
+        getattr(cause, "errno", None) == errno.EFBIG or getattr(cause, "returncode", None) == -signal.SIGXFSZ
+        for cause in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def serve(
+    items: BinaryIO, replies: BinaryIO, function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]
+) -> None:
+    """Judge items until there are no more; `on_item` is called before each."""
     try:
         judge = Judge(load_function(function_name), load_tokenizer(tokenizer_dir))
     except (RewardError, ModelError) as error:
@@ -71,20 +96,15 @@ def serve(items: BinaryIO, replies: BinaryIO, function_name: str, tokenizer_dir:
         return
     _send(replies, Ready())
     while (body := read_frame(items)) is not None:
+        on_item()
         _send(replies, judge.judge(decode_item(body)))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the process."""
-    parser = argparse.ArgumentParser(prog="python -m darts_async.reward.worker")
-    parser.add_argument("--function", required=True)
-    parser.add_argument("--tokenizer", required=True, type=Path)
-    parser.add_argument("--parent-pid", required=True, type=int)
-    options = parser.parse_args(arguments)
-    die_with_parent(options.parent_pid)
+def work(function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]) -> None:
+    """What a worker does from its first moment to its last."""
     faulthandler.enable()
     items, replies = _claim_pipes()
-    serve(items, replies, options.function, options.tokenizer)
+    serve(items, replies, function_name, tokenizer_dir, on_item)
 
 
 def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
@@ -99,7 +119,3 @@ def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
 def _send(replies: BinaryIO, reply: Ready | LoadFailed | Rewarded | Failed) -> None:
     replies.write(encode_frame(reply))
     replies.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,7 @@ was scored before the rule chose, stands beside them.
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from msgspec import Struct
@@ -21,6 +21,36 @@ _VISITS_CORRELATED = 1024
 """Latest second visits over which the autocorrelation of redundancy is taken."""
 
 
+@dataclass(slots=True, eq=False)
+class RewardCounts:
+    """Rewards of the run, and those that failed."""
+
+    num_scored: int = 0
+    num_by_kind: dict[str, int] = field(default_factory=dict)
+    first_by_kind: dict[str, str] = field(default_factory=dict)
+    """What was said at the first failure of each kind."""
+    last: str = ""
+    """What was said at the last failure."""
+
+    def failed(self, kind: str, error: str) -> bool:
+        """A reward failed; returns whether it is the first one of this kind."""
+        self.num_by_kind[kind] = self.num_by_kind.get(kind, 0) + 1
+        self.last = f"{kind}: {error}"
+        is_first = kind not in self.first_by_kind
+        self.first_by_kind.setdefault(kind, error)
+        return is_first
+
+    @property
+    def num_failed(self) -> int:
+        """Of all kinds."""
+        return sum(self.num_by_kind.values())
+
+    def describe(self) -> str:
+        """For an error."""
+        num = self.num_scored + self.num_failed
+        return f"{self.num_failed} of {num} rewards failed, the last one with {self.last}"
+
+
 class TotalsState(Struct, frozen=True):
     """What `Totals` count."""
 
@@ -29,6 +59,7 @@ class TotalsState(Struct, frozen=True):
     tokens_by_staleness: dict[int, int]
     num_tokens_received: int
     tokens_by_generator: dict[str, dict[int, int]]
+    rewards: RewardCounts
 
 
 class Totals:
@@ -41,6 +72,7 @@ class Totals:
         self.num_tokens_received = 0
         self.tokens_by_generator: defaultdict[str, Counter[int]] = defaultdict(Counter)
         """{generator: {incarnation: tokens received of it}}"""
+        self.rewards = RewardCounts()
 
     def ended(self, fate: Fate, num_tokens: int) -> None:
         """A sample ended."""
@@ -60,6 +92,7 @@ class Totals:
             self.tokens_by_staleness,
             self.num_tokens_received,
             {name: dict(counts) for name, counts in self.tokens_by_generator.items()},
+            self.rewards,
         )
 
     def restore(self, state: TotalsState) -> None:
@@ -70,6 +103,7 @@ class Totals:
         self.num_tokens_received = state.num_tokens_received
         for name, counts in state.tokens_by_generator.items():
             self.tokens_by_generator[name].update(counts)
+        self.rewards = state.rewards
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +113,8 @@ class _Pool:
     rewards: NDArray[np.float64]  # [num_scored]
     num_tokens: NDArray[np.float64]  # [num_scored]
     num_launched: int
+    num_failed: int
+    """Samples whose reward failed."""
 
 
 class StatisticsState(Struct, frozen=True):
@@ -110,7 +146,7 @@ class StepStatistics:
         scored = [s for s in group.at(Stage.SCORED) if s.reward is not None]
         rewards = np.array([s.reward for s in scored], np.float64)
         lengths = np.array([s.num_tokens for s in scored], np.float64)
-        self._pools[group.group_id] = _Pool(rewards, lengths, len(group.samples))
+        self._pools[group.group_id] = _Pool(rewards, lengths, len(group.samples), group.num_unscorable)
         self._visit(group.prompt.prompt_id, len(group.samples))
         name = _difficulty(tercile)
         self._num_complete[name] += 1
@@ -124,22 +160,19 @@ class StepStatistics:
             self._num_complete[_difficulty(tercile)] -= 1
 
     def close(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
-        """Metrics of one step over its groups, all of which keep the same number of samples."""
+        """Metrics of one step over its groups."""
         kept = [group.kept or [] for group in groups]
-        samples = [sample for pairs in kept for sample, _ in pairs]
-        shape = len(groups), -1
-        rewards = np.array([s.reward for s in samples], np.float64).reshape(shape)
-        lengths = np.array([s.num_tokens for s in samples], np.float64).reshape(shape)
-        weights = np.array([weight for pairs in kept for _, weight in pairs]).reshape(shape)
+        rewards = [np.array([sample.reward for sample, _ in pairs], np.float64) for pairs in kept]
+        lengths = [np.array([sample.num_tokens for sample, _ in pairs], np.float64) for pairs in kept]
+        weights = [np.array([weight for _, weight in pairs]) for pairs in kept]
         pools = [self._pools.pop(group.group_id) for group in groups]
-        pool_means = np.array([pool.rewards.mean() for pool in pools])
-        effective = weights.sum(1) ** 2 / (weights.shape[1] * (weights**2).sum(1))
         return {
             **_kept_metrics(rewards, lengths),
             **_pool_metrics(pools),
-            **_staleness(step, samples),
-            "groups/baseline_shift": float((rewards.mean(1) - pool_means).mean()),
-            "weights/effective_share": float(effective.mean()),
+            **_staleness(step, [sample for pairs in kept for sample, _ in pairs]),
+            "groups/baseline_shift": _mean([r.mean() - p.rewards.mean() for r, p in zip(rewards, pools, strict=True)]),
+            "groups/kept_mean": _mean([len(pairs) for pairs in kept]),
+            "weights/effective_share": _mean([w.sum() ** 2 / (len(w) * (w**2).sum()) for w in weights]),
             **self._redundancy(pools),
             **self._survival(),
         }
@@ -193,18 +226,19 @@ class StepStatistics:
         return metrics
 
 
-def _kept_metrics(rewards: NDArray[np.float64], lengths: NDArray[np.float64]) -> dict[str, float]:
-    """Of the kept samples, both [num_groups, num_kept]."""
+def _kept_metrics(rewards: Sequence[NDArray[np.float64]], lengths: Sequence[NDArray[np.float64]]) -> dict[str, float]:
+    """Of the kept samples, both [num_kept] for each group."""
+    all_lengths = np.concatenate(lengths)
     # Advantages in a group sum to zero, so to first order length falls if and only if this is negative.
-    covariance = ((rewards - rewards.mean(1, keepdims=True)) * lengths).mean()
-    median, p99 = np.percentile(lengths, (50, 99))
+    gains = np.concatenate([r - r.mean() for r in rewards]) * all_lengths
+    median, p99 = np.percentile(all_lengths, (50, 99))
     return {
-        "reward/mean": float(rewards.mean()),
-        "length/mean": float(lengths.mean()),
+        "reward/mean": float(np.concatenate(rewards).mean()),
+        "length/mean": float(all_lengths.mean()),
         "length/p50": float(median),
         "length/p99": float(p99),
-        "reward/length_covariance": float(covariance),
-        "groups/zero_advantage_share": float((rewards == rewards[:, :1]).all(1).mean()),
+        "reward/length_covariance": float(gains.mean()),
+        "groups/zero_advantage_share": _mean([bool((r == r[0]).all()) for r in rewards]),
     }
 
 
@@ -212,8 +246,10 @@ def _pool_metrics(pools: Sequence[_Pool]) -> dict[str, float]:
     rewards = np.concatenate([pool.rewards for pool in pools])
     lengths = np.concatenate([pool.num_tokens for pool in pools])
     median, p99 = np.percentile(lengths, (50, 99))
+    num_failed = sum(pool.num_failed for pool in pools)
     return {
         "reward/pool_mean": float(rewards.mean()),
+        "reward/failed_share": num_failed / (num_failed + len(rewards)),
         "length/pool_mean": float(lengths.mean()),
         "length/pool_p50": float(median),
         "length/pool_p99": float(p99),

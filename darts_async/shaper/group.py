@@ -63,6 +63,11 @@ class Sample:
     """How it will end, once that is decided."""
     chunks: list[tuple[int, NDArray[np.int32], NDArray[np.float32]]] = field(default_factory=list)
 
+    @property
+    def is_lost(self) -> bool:
+        """Its reward failed or the engine rejected it: nothing that a rule decided."""
+        return self.end_reason.startswith("reward_") or self.end_reason == "rejected_by_engine"
+
     def append(self, version: int, token_ids: NDArray[np.int32], logprobs: NDArray[np.float32]) -> None:
         """Take the next tokens, decoded under `version`."""
         if self.oldest_version is None:
@@ -149,6 +154,11 @@ class Group:
         """The sample has ended its response: it waits for its reward, and has its place in the order of completion."""
         sample.finish_rank, self.num_finished = self.num_finished, self.num_finished + 1
         sample.finish_reason, sample.stage = reason, Stage.FINISHED
+
+    @property
+    def num_unscorable(self) -> int:
+        """Samples that were lost: their reward failed, or the engine rejected them."""
+        return sum(sample.is_lost for sample in self.samples)
 
     @property
     def undecided(self) -> bool:

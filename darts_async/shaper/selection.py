@@ -6,6 +6,15 @@ more, when every finished sample has its reward; only the guard and QLPO look at
 
 Invariants, for every rule. Of R >= M scored samples exactly M are kept, in launch order. With R = M all are, with
 weight 1, so every rule is plain GRPO bit for bit. R is the group's own: it may differ from prompt to prompt.
+
+A reward may fail. What has no reward is missing: rules choose among the scored samples as if only these had been
+launched. So K and L shrink only where fewer than M are left, and then all of these are kept. Weights stay what they
+are. The reason: let m of the M samples that were decoded have a reward, and let failures not depend on content. Given
+m, each of the M is scored with probability m / M, whether it is of the short end or a survivor, so all inclusion
+probabilities are multiplied by the same number. A sum over what is left, with the weights of a complete group, has
+m / M times the expectation that it would have had: its direction is unbiased, and the group counts in its step for the
+part of it that is there. A group is dropped by m alone, which by the same argument favours no sample. Where failures do
+depend on content (a verifier that hangs on long responses), nothing can be right: that is why they are reported.
 """
 
 from dataclasses import dataclass
@@ -96,7 +105,7 @@ class Survivor:
         return [sample for i, sample in enumerate(running) if i not in spared]
 
     def select(self, group: Group) -> Kept:
-        """Everybody who was not cancelled."""
+        """Everybody who was not cancelled and has a reward."""
         tail = len(group.samples) - self.shortest
         weight = (tail / self.longest) ** self.weight_power if self.longest else 1.0
         return [(s, weight if s.sample_id in group.survivors else 1.0) for s in group.at(Stage.SCORED)]

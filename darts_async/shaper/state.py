@@ -28,6 +28,7 @@ from darts_async.protocol import (
     GroupsCommitted,
     LearnerReady,
     LearnerToShaper,
+    RewardFailed,
     RewardReady,
     RewardToShaper,
     RunFinished,
@@ -202,6 +203,7 @@ class ShaperState:
     def restarted(self, now_s: float) -> list[Output]:
         """The process of this state has died and come back: it knows of nobody whether they are up. Each is greeted
         when it is heard of, and goes on behind what had been streamed."""
+        self._training.restarted()
         for peer in sorted(self._incarnations):
             self._lose(peer, is_gone=False)
         return self._advance(now_s)
@@ -321,6 +323,7 @@ class ShaperState:
         sample = self._judged(peer, message.sample_id)
         if sample is None:
             return False
+        self.work.totals.rewards.num_scored += 1
         sample.reward, sample.stage = message.reward, Stage.SCORED
         group = self.work.group_of(sample)
         self._decide(group)
@@ -329,6 +332,8 @@ class ShaperState:
     def _score_failed(self, peer: str, message: ScoreFailed) -> None:
         sample = self._judged(peer, message.sample_id)
         if sample is not None:
+            if self.work.totals.rewards.failed(message.kind, message.error):
+                self._record(Send(LAUNCHER, RewardFailed(message.sample_id, message.kind, message.error)))
             self._fail(sample, f"reward_{message.kind}")
 
     def _judged(self, peer: str, sample_id: int) -> Sample | None:
@@ -372,6 +377,7 @@ class ShaperState:
         if metrics is not None:
             metrics |= self.planner.metrics()
             metrics |= {f"tokens/{fate}": float(n) for fate, n in self.work.totals.tokens_by_fate.items()}
+            metrics["run/failed_rewards"] = float(self.work.totals.rewards.num_failed)
             self._record(Send(LAUNCHER, StepCompleted(message.step, metrics)))
 
     def _add_to_checkpoint(self, policy_version: int) -> None:
@@ -478,6 +484,9 @@ class ShaperState:
             tokens_by_staleness=dict(totals.tokens_by_staleness),
             num_steps=self.num_steps,
             tokens_by_generator={name: dict(counts) for name, counts in totals.tokens_by_generator.items()},
+            num_rewards=totals.rewards.num_scored + totals.rewards.num_failed,
+            failed_rewards=dict(totals.rewards.num_by_kind),
+            first_failures=dict(totals.rewards.first_by_kind),
         )
         self._record(Send(LAUNCHER, message))
 

@@ -106,7 +106,7 @@ class Training:
 
     def _complete_group(self, group: Group) -> None:
         kept = self._planner.weighed(group, self._planner.rule(group).select(group))
-        if len(kept) < self._config.shaping.keep:
+        if len(kept) < self._config.shaping.smallest_group:
             self._give_up(group, fate="filtered", reason="too_few_rewards")
             return
         group.kept = kept
@@ -130,12 +130,19 @@ class Training:
         if self._num_dropped_in_a_row > MAX_DROPPED_IN_A_ROW:
             raise DataError(
                 f"{self._num_dropped_in_a_row} groups came to nothing one after another, the last because of "
-                f"{reason!r}: no step can be filled; the logs of reward and generator say why"
+                f"{reason!r}: no step can be filled; " + self._why_nothing_is_trained()
             )
         if self._retries[group.prompt.prompt_id] < MAX_RETRIES_PER_PROMPT:
             self._retries[group.prompt.prompt_id] += 1
             self._queue.ask_again(group.prompt, len(group.samples))
         self._drop(group, fate=fate, reason=reason)
+
+    def _why_nothing_is_trained(self) -> str:
+        rewards = self._work.totals.rewards
+        if not rewards.num_failed:
+            return "the logs of reward and generator say why"
+        smallest = self._config.shaping.smallest_group
+        return f"a group is trained on {smallest} samples at least (shaping.min_keep), but {rewards.describe()}"
 
     def _drop(self, group: Group, *, fate: Fate, reason: str) -> None:
         """End a training group that is neither in the window nor a spare any more."""
@@ -161,6 +168,10 @@ class Training:
             if group is not None and now_s - group.opened_s > patience_s:
                 self._give_up(group, fate="stale", reason="kept_learner_waiting")
                 self._learner_fed_s = now_s
+
+    def restarted(self) -> None:
+        """The run goes on, perhaps with a reward function that has been mended: groups are counted from here."""
+        self._num_dropped_in_a_row = 0
 
     def begin(self, now_s: float) -> None:
         """Training starts now."""
@@ -471,10 +482,18 @@ class Training:
         for group in self._work.groups.values():
             assert not (group.undecided and group.kept), group.group_id
         for group in [*self._complete.values(), *self._shipped.values()]:
-            assert len(group.kept or []) == self._config.shaping.keep, group.group_id
+            self._validate_kept(group)
         for group in self._shipped.values():
             assert group.step is not None
             assert group.step - group.oldest_kept_version <= self._config.staleness.max_staleness, group.group_id
+
+    def _validate_kept(self, group: Group) -> None:
+        """As many as there should be; fewer only where a sample was lost."""
+        shaping, num_kept = self._config.shaping, len(group.kept or [])
+        assert shaping.smallest_group <= num_kept <= shaping.keep, group.group_id
+        is_short = num_kept < shaping.keep
+        assert not is_short or group.num_unscorable, group.group_id
+        assert all(sample.reward is not None for sample, _ in group.kept or []), group.group_id
 
 
 def _as_sent(group: Group) -> TakenGroup:
@@ -482,9 +501,9 @@ def _as_sent(group: Group) -> TakenGroup:
 
 
 def end_all(work: Workload, group: Group, fate: Fate, reason: str, *, cancel_fate: Fate) -> None:
-    """End every sample of a group, the running ones by cancelling them."""
+    """End every sample of a group, the running ones by cancelling them. One that was lost before keeps its own end."""
     for sample in group.samples:
         if sample.stage in (Stage.WAITING, Stage.DECODING):
             work.cancel(sample, cancel_fate, reason)
         elif sample.stage not in (Stage.CANCELLING, Stage.ENDED):
-            work.end(sample, fate, sample.end_reason or reason)
+            work.end(sample, "filtered" if sample.is_lost else fate, sample.end_reason or reason)

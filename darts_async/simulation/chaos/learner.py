@@ -187,7 +187,8 @@ class LearnerProcess(Process):
             bound = self.world.config.staleness.max_staleness
             assert self._version - oldest <= bound, f"group {group.group_id}: {self._version} - {oldest} > {bound}"
             assert newest <= self._version, f"group {group.group_id}: a token of version {newest} at {self._version}"
-            assert len(group.num_tokens) == self.world.config.shaping.keep
+            shaping = self.world.config.shaping
+            assert shaping.smallest_group <= len(group.num_tokens) <= shaping.keep
         self._history.append(tuple(group.group_id for group in groups))
         self._version += 1
 

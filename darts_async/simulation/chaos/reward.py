@@ -9,7 +9,7 @@ from darts_async.transport import Event, Received
 
 STARTS_WITHIN_S = 0.2
 SCORES_WITHIN_S = 0.05
-FAILED_SHARE = 0.02
+FAILED_SHARE = 0.1
 
 
 class RewardProcess(Process):

@@ -1,0 +1,234 @@
+"""The warden of a reward worker: nothing that the worker has started outlives it, and it keeps to its limits.
+
+    python -m darts_async.reward.warden --function NAME --tokenizer DIRECTORY --limits BYTES,COUNT,BYTES,BYTES
+
+    reward process  <- items, replies ->  worker  ->  whatever a reward function starts
+          |                                 ^
+          +----------- starts ->  warden  --+ forks; reads what it prints
+
+The warden forks the worker before anything is imported, and runs no foreign code. It is a subreaper: a process below
+it stays below it whatever sessions it makes and however often it forks. When the worker has ended, the reward process
+asks (SIGTERM) or is gone (its end of the pipe is closed, also when it was killed), or a limit is exceeded, the warden
+ends everything below it, and then itself: by the signal or with the exit code of the worker, or of the limit. So that
+not even the worker is left of a warden that is killed, the kernel ends the worker with it; the rest of what it leaves
+is known by its environment (`MARK`), and the reward process ends it.
+
+Memory and processes are looked at several times a second. What is there for less long is not noticed.
+"""
+
+import argparse
+import contextlib
+import mmap
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from darts_async.lifetime import die_with_parent
+from darts_async.reward.descendants import become_subreaper, descendants, kill_descendants, memory_bytes
+from darts_async.reward.limits import Limits, exit_code_of
+
+MARK = "DARTS_REWARD_WORKER"
+"""In the environment of a warden and of everything below it, with a value of its own."""
+LOOK_EVERY_S = 0.2
+END_WITHIN_S = 30.0
+"""Killed processes that have not ended by then are stuck in the kernel."""
+_CHUNK_BYTES = select.PIPE_BUF
+"""A pipe that can be written to takes so many bytes at once, so that a warden never waits for who reads its output."""
+
+
+class Warden:
+    """Watches one worker."""
+
+    def __init__(self, worker_pid: int, limits: Limits, output: int, num_items: "SharedCount") -> None:
+        """`output` is what the worker prints to; `num_items` counts the items that it has begun."""
+        self._worker_pid = worker_pid
+        self._limits = limits
+        self._output = output
+        self._num_items = num_items
+        self._item = 0
+        self._printed_bytes = 0
+        self._pending = b""
+        self._is_open = True
+        self._status: int | None = None
+        self._is_told_to_end = False
+        self._next_look_s = 0.0
+        self._signals = _wake_up_on_signals(self._told_to_end)
+
+    def watch(self) -> str | None:
+        """Wait until the worker has ended or must end. Returns the limit that was exceeded, if one was."""
+        while not self._is_told_to_end and not self._has_ended():
+            readable = self._wait()
+            if 0 in readable:
+                return None
+            if self._signals in readable:
+                os.read(self._signals, _CHUNK_BYTES)
+            breach = self._pass_on(self._output in readable) or self._look()
+            if breach is not None:
+                return breach
+        return None
+
+    def end(self, breach: str | None) -> None:
+        """End all that is left, and this process as the worker has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._status is None:
+                os.kill(self._worker_pid, signal.SIGKILL)
+        kill_descendants(END_WITHIN_S)
+        self._print_the_rest()
+        if breach is not None:
+            os._exit(exit_code_of(breach))
+        if self._status is None or os.WIFEXITED(self._status):
+            os._exit(0 if self._status is None else os.WEXITSTATUS(self._status))
+        number = os.WTERMSIG(self._status)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def _told_to_end(self) -> None:
+        self._is_told_to_end = True
+
+    def _has_ended(self) -> bool:
+        """Reaps orphans too, which are children by now."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == self._worker_pid:
+                    self._status = status
+                if pid == 0:
+                    break
+        return self._status is not None
+
+    def _wait(self) -> set[int]:
+        """Descriptors at which something has happened: of standard input only that its other end is closed."""
+        poller = select.poll()
+        poller.register(0, 0)
+        poller.register(self._signals, select.POLLIN)
+        if self._pending:
+            poller.register(2, select.POLLOUT)
+        elif self._is_open:
+            poller.register(self._output, select.POLLIN)
+        return {descriptor for descriptor, _ in poller.poll(1000 * LOOK_EVERY_S)}
+
+    def _pass_on(self, is_readable: bool) -> str | None:
+        """A piece of what the worker has printed goes to our own standard error."""
+        if is_readable and not self._pending:
+            self._pending = os.read(self._output, _CHUNK_BYTES)
+            self._is_open = bool(self._pending)
+            item, self._item = self._item, self._num_items.value
+            self._printed_bytes = len(self._pending) + (self._printed_bytes if item == self._item else 0)
+        if self._pending and _can_write(2):
+            with contextlib.suppress(OSError):  # a disk may be full and a reader gone: rewards go on
+                os.write(2, self._pending)
+            self._pending = b""
+        return self._limits.breached_by(output_bytes=self._printed_bytes)
+
+    def _look(self) -> str | None:
+        """What is below us, now and then."""
+        if time.monotonic() < self._next_look_s:
+            return None
+        self._next_look_s = time.monotonic() + LOOK_EVERY_S
+        pids = descendants(os.getpid())
+        used_bytes = memory_bytes(pids, self._limits.memory_bytes) if self._limits.memory_bytes else 0
+        return self._limits.breached_by(memory_bytes=used_bytes, processes=len(pids))
+
+    def _print_the_rest(self) -> None:
+        """Last words, as far as they fit: whatever wrote them has ended."""
+        os.set_blocking(self._output, False)
+        left = self._limits.output_bytes or sys.maxsize
+        with contextlib.suppress(OSError):
+            while self._pending and left > 0 and _can_write(2):
+                left -= os.write(2, self._pending)
+                self._pending = os.read(self._output, _CHUNK_BYTES)
+
+
+class SharedCount:
+    """A number that a process counts up and its parent reads."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 8)
+
+    @property
+    def value(self) -> int:
+        """The count so far."""
+        return int.from_bytes(self._memory[:8], "little")
+
+    def up(self) -> None:
+        """Count one more."""
+        self._memory[:8] = (self.value + 1).to_bytes(8, "little")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(prog="python -m darts_async.reward.warden")
+    parser.add_argument("--function", required=True)
+    parser.add_argument("--tokenizer", required=True, type=Path)
+    parser.add_argument("--limits", required=True, type=Limits.of_argument)
+    options = parser.parse_args(arguments)
+    become_subreaper()
+    _limit(resource.RLIMIT_CORE, 0)  # how a worker has crashed is printed
+    output, prints_to = os.pipe()
+    num_items, warden_pid = SharedCount(), os.getpid()
+    worker_pid = os.fork()
+    if worker_pid == 0:
+        os.close(output)
+        _become_worker(warden_pid, prints_to, options.limits)
+        _work(options.function, options.tokenizer, num_items)
+        return
+    os.close(prints_to)
+    _let_go_of_replies()
+    warden = Warden(worker_pid, options.limits, output, num_items)
+    warden.end(warden.watch())
+
+
+def _become_worker(warden_pid: int, prints_to: int, limits: Limits) -> None:
+    """What a worker is before it is anything else: bound to its warden, in a session of its own, and limited."""
+    die_with_parent(warden_pid)
+    os.setsid()
+    os.dup2(prints_to, 2)
+    os.close(prints_to)
+    if limits.file_bytes:
+        _limit(resource.RLIMIT_FSIZE, limits.file_bytes)
+
+
+def _limit(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+def _work(function: str, tokenizer_dir: Path, num_items: SharedCount) -> None:
+    from darts_async.reward.worker import work  # takes long, and runs what the user has written
+
+    work(function, tokenizer_dir, num_items.up)
+
+
+def _let_go_of_replies() -> None:
+    """The other end sees the end of the replies when the worker has ended."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _wake_up_on_signals(told_to_end: Callable[[], None]) -> int:
+    """A descriptor that can be read after a child has ended or SIGTERM has come; other requests to end are not for a
+    warden."""
+    signals, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: told_to_end())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    return signals
+
+
+def _can_write(descriptor: int) -> bool:
+    return bool(select.select([], [descriptor], [], 0)[1])
+
+
+if __name__ == "__main__":
+    main()
