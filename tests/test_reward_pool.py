@@ -379,7 +379,7 @@ async def main():
     pool = RewardPool("user_reward:mischief", Path("."), num_workers=2, deadline_s=60)
     await pool.start()
     assert not pool.kill_strays()
-    await pool.score(Score(1, "escape", "", {}, np.zeros(0, np.int32), "stop"))
+    await pool.score(Score(1, "escape", "", "{}", np.zeros(0, np.int32), "stop"))
     assert not pool.kill_strays()
     for pid in pool.worker_pids:
         os.kill(pid, signal.SIGKILL)
@@ -489,7 +489,7 @@ from darts_async.reward.pool import RewardPool
 async def main():
     pool = RewardPool("user_reward:mischief", Path("."), num_workers=2, deadline_s=60)
     await pool.start()
-    score = Score(1, "escape", "", {}, np.zeros(0, np.int32), "stop")
+    score = Score(1, "escape", "", "{}", np.zeros(0, np.int32), "stop")
     await pool.score(score)
     print(*pool.worker_pids, flush=True)
     await asyncio.get_running_loop().create_future()
