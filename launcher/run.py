@@ -205,8 +205,8 @@ class Run:
                     self._act(self.course.failed_to_start(name, error, _now_s()))
                 case on_nodes.Ended(exit=ended):
                     self._take_exit(ended)
-                case on_nodes.NodeFailed(node=node, reason=reason):
-                    self._act(self.course.node_failed(reason, _now_s()))
+                case on_nodes.NodeFailed(reason=reason, culprit=culprit):
+                    self._act(self.course.node_failed(reason, _now_s(), culprit))
                 case on_nodes.NodeCame() | on_nodes.NodeSilent() | on_nodes.NodeLost():
                     self._take_node(step)
 

@@ -9,12 +9,12 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 from darts_async.errors import DeadlineError, ProcessDiedError, RewardError
 from darts_async.reward.wire import LENGTH_BYTES, LoadFailed, WorkerReply, WorkItem, decode_reply, encode_frame
+from darts_async.spawn import module_command, spawn
 
 REAP_S = 10.0
 """A killed process that has not ended by then is stuck in the kernel."""
@@ -37,14 +37,9 @@ class Worker:
             RewardError: the system refuses a new process.
         """
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "darts_async.reward.worker"),
-                *("--function", function, "--tokenizer", str(tokenizer_dir), "--parent-pid", str(os.getpid())),
-                stdin=PIPE,
-                stdout=PIPE,
-                start_new_session=True,
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-            )
+            whose = ("--function", function, "--tokenizer", str(tokenizer_dir))
+            argv = module_command("darts_async.reward.worker", *whose)
+            process = await spawn(argv, stdin=PIPE, stdout=PIPE, env={"TOKENIZERS_PARALLELISM": "false"})
         except OSError as error:
             raise RewardError(f"a reward worker could not be started: {error}") from error
         return cls(process)

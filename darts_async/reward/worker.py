@@ -1,6 +1,6 @@
 """A reward worker: a process that judges one response at a time, so that a function may hang, leak or crash.
 
-    python -m darts_async.reward.worker --function NAME --tokenizer DIRECTORY --parent-pid PID
+    darts_async.reward.worker --function NAME --tokenizer DIRECTORY
 
 Items come on standard input and replies go to standard output (`wire`). Both are moved to private descriptors
 before any foreign code runs: what a function prints goes to standard error, what it reads is empty, and what it
@@ -19,7 +19,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from darts_async.errors import ModelError, RewardError
-from darts_async.lifetime import die_with_parent
 from darts_async.models import load_tokenizer
 from darts_async.reward.functions import NotFiniteError, RewardFunction, checked_reward, load_function
 from darts_async.reward.wire import Failed, LoadFailed, Ready, Rewarded, WorkItem, decode_item, encode_frame, read_frame
@@ -75,12 +74,10 @@ def serve(items: BinaryIO, replies: BinaryIO, function_name: str, tokenizer_dir:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the process."""
-    parser = argparse.ArgumentParser(prog="python -m darts_async.reward.worker")
+    parser = argparse.ArgumentParser(prog="darts_async.reward.worker")
     parser.add_argument("--function", required=True)
     parser.add_argument("--tokenizer", required=True, type=Path)
-    parser.add_argument("--parent-pid", required=True, type=int)
     options = parser.parse_args(arguments)
-    die_with_parent(options.parent_pid)
     faulthandler.enable()
     items, replies = _claim_pipes()
     serve(items, replies, options.function, options.tokenizer)

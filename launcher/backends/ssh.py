@@ -18,6 +18,7 @@ import asyncssh
 import msgspec
 
 from darts_async.config import NodeConfig, SshConfig
+from darts_async.spawn import module_command
 from launcher.backends import AgentCommand, NodeError
 
 FORWARDED = ("PYTHONPATH", "LD_LIBRARY_PATH", "DARTS_FAULTS", "TOKENIZERS_PARALLELISM")
@@ -104,8 +105,8 @@ def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _shell_line(command: AgentCommand) -> str:
     """`launcher.remote` takes the environment from its input, and becomes the command."""
-    python, *arguments = command.argv
-    return f"cd {shlex.quote(command.cwd)} && exec {shlex.join([python, '-m', 'launcher.remote', python, *arguments])}"
+    first = module_command("launcher.remote", *command.argv, python=command.argv[0])
+    return f"cd {shlex.quote(command.cwd)} && exec {shlex.join(first)}"
 
 
 def _why(node: NodeConfig, address: str, error: Exception) -> NodeError:
@@ -141,8 +142,11 @@ def _failed(node: NodeConfig, command: AgentCommand, done: asyncssh.SSHCompleted
         return NodeError(node.name, f"there is no directory {command.cwd}", f"set nodes: {node.name}.workdir")
     if done.exit_status == 127:
         return NodeError(node.name, f"there is no {command.argv[0]}", f"set nodes: {node.name}.python")
+    if "nknown option" in said and "-P" in said:
+        fix = f"set nodes: {node.name}.python to one of the version that is here"
+        return NodeError(node.name, f"{command.argv[0]} is older than Python 3.11", fix)
     if "No module named" in said:
         fix = f"install darts-async there, or set nodes: {node.name}.python to one that has it"
         return NodeError(node.name, f"{command.argv[0]} has no darts_async: {said}", fix)
     how = f"ended with exit code {done.exit_status}" if done.exit_status is not None else "was ended by a signal"
-    return NodeError(node.name, f"{' '.join(command.argv[:3])} {how}: {said or 'it said nothing'}")
+    return NodeError(node.name, f"{' '.join(command.argv[:5])} {how}: {said or 'it said nothing'}")
