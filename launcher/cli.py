@@ -29,7 +29,7 @@ from launcher.control import open_control
 from launcher.course import Limits, Outcome
 from launcher.dry_run import dry_run_screen
 from launcher.ending import failure_screen
-from launcher.live import find_run, record_of
+from launcher.live import find_run, record_of, refuse_links
 from launcher.past import NO_PAST, Past, held, read_past
 from launcher.plan import hub_addresses, plan_run
 from launcher.preflight import check_run, link_ports
@@ -96,6 +96,7 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The 
     """Go on with a run that was stopped, failed or killed, from where it stood."""
     with bad_input():
         found = find_run(run_dir, Path()).absolute()
+        refuse_links(found)
         with held(found):
             directory = record_of(found).directory
             if directory and Path(directory).is_dir():  # where relative paths of the settings begin

@@ -88,7 +88,7 @@ class Keeper:
         life: int,
         lease_s: float,
         supervisor: Supervisor,
-        came_up: Callable[[], None] = lambda: None,
+        came_up: Callable[[], None] | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._node = node
@@ -233,7 +233,8 @@ class Keeper:
     def _take_pulse(self, *, launcher_is_heard: bool) -> None:
         if not self._has_agent_spoken:
             self._has_agent_spoken = True
-            self._came_up()
+            if self._came_up is not None:
+                self._came_up()
         if launcher_is_heard:
             self._heard_at_s, self._has_heard = time.monotonic(), True
 
@@ -316,7 +317,7 @@ def main() -> None:
     if arguments.kill:
         end_keeper(arguments.run_dir, arguments.node)
         return
-    came_up: Callable[[], None] = lambda: None
+    came_up = None
     if arguments.detach is not None:
         came_up = detach(arguments.run_dir, arguments.node, arguments.life, arguments.detach)
     name = keeper_name(arguments.node)
@@ -329,7 +330,7 @@ def main() -> None:
             sys.exit(failure)
 
 
-async def _keep(arguments: argparse.Namespace, came_up: Callable[[], None]) -> str | None:
+async def _keep(arguments: argparse.Namespace, came_up: Callable[[], None] | None) -> str | None:
     run_dir, node, life, lease_s = arguments.run_dir, arguments.node, arguments.life, arguments.lease_s
     async with Supervisor(run_dir / LOGS_DIR, owner_of(run_dir, node)) as supervisor:
         keeper = Keeper(run_dir, node, life=life, lease_s=lease_s, supervisor=supervisor, came_up=came_up)
