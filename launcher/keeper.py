@@ -14,6 +14,7 @@ It opens no port and reads nothing but its agent's orders.
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import math
 import os
@@ -177,8 +178,9 @@ class Keeper:
             await self._serve(channel)
         finally:
             self._channel = None
-            if process.returncode is None:
-                process.kill()
+            if process.returncode is None:  # not by `process`, whose poll can take the exit code from its own watcher
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
             await process.wait()
             await channel.close()
 
