@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -22,13 +22,36 @@ _GONE = (errno.EPIPE, errno.EIO)
 _MOST = 16
 
 
+class CaughtSignals:
+    """Signals that have come, in order; more than a few that are not heard are as good as these."""
+
+    def __init__(self) -> None:
+        self._unheard = deque[signal.Signals](maxlen=_MOST)
+        self._hear: Callable[[signal.Signals], None] = self._unheard.append
+
+    def come(self, number: signal.Signals) -> None:
+        """One has come."""
+        self._hear(number)
+
+    def tell(self, hear: Callable[[signal.Signals], None]) -> None:
+        """Tell of those that have come, and from now on of each at once."""
+        self._hear = hear
+        while self._unheard:
+            hear(self._unheard.popleft())
+
+
+    def ignore(self) -> None:
+        """Nothing more is to be done about any."""
+        self._hear = lambda number: None
+
+
 @contextlib.contextmanager
-def caught_signals() -> Iterator[deque[signal.Signals]]:
-    """Those that have come and have not been taken, in order; more than a few are as good as these."""
-    loop, caught = asyncio.get_running_loop(), deque[signal.Signals](maxlen=_MOST)
+def caught_signals() -> Iterator[CaughtSignals]:
+    """Inside, none of them ends the process."""
+    loop, caught = asyncio.get_running_loop(), CaughtSignals()
     numbers = [number for number in _ENDING if number != signal.SIGHUP or not _is_ignored(number)]
     for number in numbers:
-        loop.add_signal_handler(number, caught.append, number)
+        loop.add_signal_handler(number, caught.come, number)
     try:
         yield caught
     finally:

@@ -14,7 +14,6 @@ terminal goes, the kernel and the shell send one each.
 import contextlib
 import signal
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,7 +52,7 @@ from launcher.course import (
 )
 from launcher.evaluation import evaluation_text
 from launcher.fleet import Fleet
-from launcher.interrupts import caught_signals, reason_of
+from launcher.interrupts import CaughtSignals, caught_signals, reason_of
 from launcher.nodes import KeeperEnded, LaunchFailed, NodeNews, Nodes, agent_command, make_backends
 from launcher.past import NO_PAST, Past
 from launcher.plan import reports_per_step
@@ -92,8 +91,7 @@ class Run:
     recorder: Recorder
     grace_s: float
     merger: StepMerger
-    signals: deque[signal.Signals]
-    """That have come and are to be heard."""
+    signals: CaughtSignals
     _num_orders: int = field(default=0, init=False)
     """Signals that somebody has sent on purpose."""
     _nodes_seen: set[str] = field(default_factory=set, init=False)
@@ -103,9 +101,11 @@ class Run:
         self._do(self.fleet.begin(_now_s()))
         for spec in self.plan.processes:
             self._start(spec.name, self.course.incarnation(spec.name))
+        self.signals.tell(self._interrupt)
         while not self.course.over(_now_s()):
             await self._turn(_TICK_S)
         await self._end()
+        self.signals.ignore()
         assert self.course.outcome is not None
         return self.course.outcome
 
@@ -121,8 +121,6 @@ class Run:
                 self._hear_of_node(heard)
             else:
                 self._hear(heard)
-        while self.signals:
-            self._interrupt(self.signals.popleft())
         for news in self.nodes.take_news():
             self._take_news(news)
         self._do(self.fleet.tick(_now_s()))
