@@ -39,7 +39,6 @@ class CaughtSignals:
         while self._unheard:
             hear(self._unheard.popleft())
 
-
     def ignore(self) -> None:
         """Nothing more is to be done about any."""
         self._hear = lambda number: None

@@ -9,10 +9,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+from darts_async.config import RunConfig
+from darts_async.protocol import SampleScored, Score
+from darts_async.reward.pool import RewardPool
 from darts_async.spawn import FIRST_MODULE, module_command, spawn
+from launcher.preflight import check_reward
+from tests.byte_tokenizer import write_tokenizer
+from tests.launched import LaunchedRun
 from tests.test_gate import SOURCES, imports_of
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +128,52 @@ async def test_no_process_executes_what_lies_in_the_directory_of_the_caller(tmp_
     assert code != 0
     assert "of the caller" not in said
     assert any(word in said for word in ("usage:", "Input data was truncated", "JSONDecodeError")), said
+
+
+SHADOWS = ("structlog", "types", "darts_async", "msgspec", "numpy", "uvloop", "torch", "asyncssh")
+USERS = "import numpy\ndef reward(**item): return float(numpy.float32(0.5))\n"
+
+
+def shadow(directory: Path) -> None:
+    """What may lie where a user works: files with the names of modules that we import."""
+    for name in SHADOWS:
+        (directory / f"{name}.py").write_text(f"raise RuntimeError('{name} of the caller')\n")
+    (directory / "user_reward.py").write_text(USERS)
+
+
+@pytest.mark.slow
+async def test_a_reward_worker_finds_the_modules_of_the_user_and_no_other_files_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shadow(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    pool = RewardPool("user_reward:reward", write_tokenizer(tmp_path), num_workers=1, deadline_s=20.0)
+    await pool.start()
+    scored = await pool.score(Score(1, "", "", {}, np.array([], np.int32), "stop"))
+    await pool.close()
+    assert isinstance(scored, SampleScored)
+    assert scored.reward == 0.5
+
+
+def test_the_launcher_looks_at_a_module_of_the_user_and_keeps_its_own_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "another_reward.py").write_text(USERS)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    config = RunConfig.model_validate({"reward": {"function": "another_reward:reward"}})
+    assert list(check_reward(config)) == []
+    assert sys.path == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_run_does_not_notice_what_lies_where_it_is_started(tmp_path: Path) -> None:
+    shadow(tmp_path)
+    settings = {"learner": {"steps": 2}, "reward": {"function": "user_reward:reward"}}
+    with LaunchedRun(tmp_path, "scripted.yaml", settings) as run:
+        assert run.end() == 0, run.output
+        run.assert_clean()
 
 
 def test_every_module_that_is_a_process_is_tested() -> None:
