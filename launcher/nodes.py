@@ -18,6 +18,7 @@ from darts_async.spawn import module_command
 from darts_async.topology import RunPlan
 from launcher.backends import AgentCommand, Backend, NodeError
 from launcher.backends.local import LocalBackend
+from launcher.fleet import COMES_UP_WITHIN_S
 from launcher.placement import local_node
 from launcher.plan import python_of
 from launcher.rundir import LOGS_DIR
@@ -109,19 +110,13 @@ def agent_command(config: RunConfig, run_dir: Path, node: str, *, life: int) -> 
     lease."""
     options = ["--life", str(life)]
     if node != local_node(config).name:
-        watched_s = _settings_of(config, node).ssh.timeout_s / 2
-        options += ["--detach", str(watched_s), "--lease-s", str(config.network.lease_s)]
+        options += ["--detach", str(COMES_UP_WITHIN_S), "--lease-s", str(config.network.lease_s)]
     return keeper_command(config, run_dir, node, *options)
 
 
 def keeper_command(config: RunConfig, run_dir: Path, node: str, *options: str) -> AgentCommand:
     """The keeper of a node with these options."""
-    settings = _settings_of(config, node)
+    [settings] = (found for found in config.nodes if found.name == node)
     whose = ("--run-dir", str(run_dir), "--node", node)
     argv = module_command("launcher.keeper", *whose, *options, python=python_of(config, node))
     return AgentCommand(argv, settings.env, settings.workdir or str(Path.cwd()))
-
-
-def _settings_of(config: RunConfig, node: str) -> NodeConfig:
-    [settings] = (found for found in config.nodes if found.name == node)
-    return settings

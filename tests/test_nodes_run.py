@@ -201,7 +201,7 @@ def test_an_agent_that_dies_at_once_on_another_node_fails_the_run_at_once_with_i
     roles = {role: {"nodes": ["a"]} for role in ("shaper", "learner", "reward")} | {"generator": {"nodes": ["b"]}}
     sections = spread(two_nodes, roles, steps=5) | {"nodes": [two_nodes.nodes[0].settings(), node]}
     with launched(tmp_path, two_nodes, sections) as run:
-        assert run.process.wait(60) == 1
+        assert run.process.wait(120) == 1
         assert "the wheel does not fit this machine" in run.output
         assert len(two_nodes.nodes[1].pids()) == 1, "its sshd"
 

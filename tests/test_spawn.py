@@ -36,6 +36,7 @@ _OF_MODULES = {
     "os": {name for name in dir(os) if name.startswith(("exec", "fork", "spawn", "posix_spawn", "popen", "system"))},
     "pty": {"fork", "spawn"},
 }
+_OF_LOOPS = {"subprocess_exec", "subprocess_shell"}
 _SLOW_IMPORT = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n"
 
 
@@ -44,10 +45,16 @@ def starts_of(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.attr in _OF_MODULES.get(node.value.id, ()):
+            if node.attr in _OF_MODULES.get(node.value.id, _OF_LOOPS):
                 yield node.attr
+        elif isinstance(node, ast.Import):
+            yield from (f"{alias.name} as {alias.asname}" for alias in node.names if _is_renamed(alias))
         elif isinstance(node, ast.ImportFrom) and node.module in _OF_MODULES:
             yield from (alias.name for alias in node.names if alias.name in _OF_MODULES[node.module])
+
+
+def _is_renamed(alias: ast.alias) -> bool:
+    return alias.name in _OF_MODULES and alias.asname is not None
 
 
 def test_one_module_starts_processes_and_the_exceptions_are_known() -> None:

@@ -20,6 +20,7 @@ import msgspec
 from darts_async.config import NodeConfig, SshConfig
 from darts_async.spawn import module_command
 from launcher.backends import AgentCommand, NodeError
+from launcher.fleet import COMES_UP_WITHIN_S
 
 FORWARDED = ("PYTHONPATH", "LD_LIBRARY_PATH", "DARTS_FAULTS", "TOKENIZERS_PARALLELISM")
 FORWARDED_PREFIXES = ("HF_", "NCCL_", "GLOO_", "VLLM_", "TORCH_", "CUDA_HOME", "CUDA_LAUNCH")
@@ -36,8 +37,9 @@ class SshBackend:
         self._kill_command = kill_command
 
     async def launch(self, command: AgentCommand, on_end: Callable[[str], None]) -> None:
-        """Start the keeper, if it does not run; it goes on without the connection, so its end is not seen."""
-        await run_there(self._node, self._host, command)
+        """Start the keeper, if it does not run, and wait for its agent. It goes on without the connection, so that its
+        end is not seen later on."""
+        await run_there(self._node, self._host, command, takes_s=COMES_UP_WITHIN_S)
 
     async def kill(self) -> None:
         """End the keeper. Where the node cannot be reached, its lease does that."""
@@ -50,9 +52,11 @@ class SshBackend:
         """Nothing is open."""
 
 
-async def run_there(node: NodeConfig, host: str, command: AgentCommand, words: Mapping[str, Any] | None = None) -> str:
-    """Run a command on a node, and return what it has printed. It finds `words` as JSON on its standard input, behind
-    its environment.
+async def run_there(
+    node: NodeConfig, host: str, command: AgentCommand, words: Mapping[str, Any] | None = None, *, takes_s: float = 0.0
+) -> str:
+    """Run a command on a node, and return what it has printed. It finds `words` as JSON on its standard input, after
+    its environment. `takes_s` is how long it may wait for something by itself.
 
     Raises:
         NodeError: the node cannot be reached or refuses, or the command fails or does not end in time.
@@ -61,7 +65,7 @@ async def run_there(node: NodeConfig, host: str, command: AgentCommand, words: M
     environment = _forwarded(os.environ) | dict(command.env)
     text = "".join(msgspec.json.encode(part).decode() + "\n" for part in (environment, dict(words or {})))
     try:
-        async with asyncio.timeout(2 * node.ssh.timeout_s), await _connect(node, host) as connection:
+        async with asyncio.timeout(2 * node.ssh.timeout_s + takes_s), await _connect(node, host) as connection:
             done = await connection.run(_shell_line(command), input=text, encoding="utf-8")
     except TimeoutError as error:
         raise NodeError(node.name, f"{address} does not answer within {node.ssh.timeout_s:g} s") from error
