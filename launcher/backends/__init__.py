@@ -1,4 +1,4 @@
-"""How the keeper of a node is started: as a child on this machine (`local`), over ssh on another one (`ssh`).
+"""How the agent of a node is started: as a child on this machine (`local`), over ssh on another one (`ssh`).
 
 A backend starts agents and nothing else. What they do, and whether they are well, is heard over the link `agents`,
 which is the same for every backend.
