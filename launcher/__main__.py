@@ -1,5 +1,41 @@
-"""`python -m launcher` is `darts-launch`."""
+"""`darts-launch`, which is `python -m launcher` too.
 
-from launcher.cli import main
+This file imports nothing that takes time. While the rest is imported a Ctrl-C ends the process as the system does it,
+with nothing to tell: nothing has been started. `python -m` puts the directory of the caller first on the path, where a
+`structlog.py` may lie that is none of ours; it is taken off again. Where it is the directory of our own sources, the
+processes of a run have to find these too.
+"""
 
-main()
+import os
+import signal
+import sys
+from pathlib import Path
+
+_SOURCES = str(Path(__file__).parent.parent)
+
+
+def main() -> None:
+    """Entry point."""
+    _leave_the_directory_of_the_caller()
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from launcher.cli import main as command_line
+
+    signal.signal(signal.SIGINT, handler)
+    command_line()
+
+
+def _leave_the_directory_of_the_caller() -> None:
+    directory = os.getcwd()
+    if sys.flags.safe_path or sys.path[0] != directory:
+        return
+    if directory == _SOURCES:
+        known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join([_SOURCES, *filter(None, known)])
+    else:
+        del sys.path[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,6 @@ import yaml
 from darts_async.config import RunConfig
 from darts_async.errors import DartsError
 from darts_async.faults import install, present
-from darts_async.lifetime import die_with_parent
 from darts_async.telemetry import logging_to
 from darts_async.topology import AGENTS_LINK, CONFIG_FILE, LAUNCHER, agent_name, file_stem, read_plan
 from darts_async.transport import Endpoint, Link, Mailbox, PeerDown, PeerUp, Received, load_keys
@@ -107,8 +106,7 @@ async def _run(arguments: argparse.Namespace, config: RunConfig) -> None:
 
 
 def main() -> None:
-    """Entry point: `python -m launcher.agent --run-dir DIR --node NAME --incarnation N --channel FD`."""
-    die_with_parent()
+    """Entry point: `launcher.agent --run-dir DIR --node NAME --incarnation N --channel FD`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--node", required=True)

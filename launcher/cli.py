@@ -3,7 +3,7 @@
     exit code 0     the run finished, or the file is valid
               1     the run failed, or the audit found something
               2     the input cannot be run; nothing was started
-              130   interrupted
+              130   interrupted: Ctrl-C, SIGTERM, SIGHUP, or the verb `down`
 
 A verb is a function with `@app.command()`; those for a run that goes on are in `verbs`. What is not a verb is taken as
 the file of a run.
@@ -29,7 +29,8 @@ from launcher.control import open_control
 from launcher.course import Limits, Outcome
 from launcher.dry_run import dry_run_screen
 from launcher.ending import failure_screen
-from launcher.live import find_run, record_of
+from launcher.interrupts import outliving_readers
+from launcher.live import find_run, record_of, refuse_links
 from launcher.past import NO_PAST, Past, held, read_past
 from launcher.plan import hub_addresses, plan_run
 from launcher.preflight import Findings, check_run, link_ports
@@ -81,13 +82,18 @@ def run_command(
     file: RunFile,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be started, and start nothing.")] = False,
 ) -> None:
-    """Run FILE.yaml (the verb may be left out)."""
+    """Run FILE.yaml (the verb may be left out).
+
+    Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) stop it in order. Where a script calls it, let it be the
+    script's last command, `exec darts-launch FILE.yaml`: a signal to a shell that waits for it does not reach it.
+    """
     config, _ = _checked(file, starts=not dry_run)
     if dry_run:
         Console().print(dry_run_screen(config, _plan(config, config.runs_path / run_dir_name(config.name))))
         return
-    outcome, summary = _run(config)
-    _show_end(outcome, summary)
+    with outliving_readers():
+        outcome, summary = _run(config)
+        _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
 
 
@@ -96,14 +102,16 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The 
     """Go on with a run that was stopped, failed or killed, from where it stood."""
     with bad_input():
         found = find_run(run_dir, Path()).absolute()
+        refuse_links(found)
         with held(found):
             directory = record_of(found).directory
             if directory and Path(directory).is_dir():  # where relative paths of the settings begin
                 os.chdir(directory)
             past = read_past(found, read_plan(found))
             config, _ = _checked(found / CONFIG_FILE, starts=True)
-            outcome, summary = _conduct(config, _plan(config, found), found, past)
-    _show_end(outcome, summary)
+            with outliving_readers():
+                outcome, summary = _conduct(config, _plan(config, found), found, past)
+                _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
 
 

@@ -196,9 +196,9 @@ class Course:
             return self._lose(ProcessExit(name, 0, -1, self._restarts.incarnation(name)), reason, now_s)
         return self._cut_short(Outcome("failed", reason), now_s)
 
-    def node_failed(self, reason: str, now_s: float) -> list[Action]:
+    def node_failed(self, reason: str, now_s: float, culprit: str | None = None) -> list[Action]:
         """A node cannot be used from the start."""
-        return self._cut_short(Outcome("failed", reason), now_s)
+        return self._cut_short(Outcome("failed", reason, culprit), now_s)
 
     def reported(self, name: str, status: ProcessStatus, now_s: float) -> list[Action]:
         """A process is up and has said so."""

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from darts_async.config import NodeConfig, RunConfig
+from darts_async.spawn import module_command
 from launcher.backends import AgentCommand, NodeError
 from launcher.placement import Place
 from launcher.plan import link_hubs, python_of
@@ -146,7 +147,7 @@ async def _ask_all(
 async def _ask(config: RunConfig, node: NodeConfig, question: Question) -> Answer | NodeError:
     from launcher.backends.ssh import run_there  # a run on one machine needs no ssh
 
-    argv = (python_of(config, node.name), "-m", "launcher.probe")
+    argv = module_command("launcher.probe", python=python_of(config, node.name))
     command = AgentCommand(argv, node.env, node.workdir or os.getcwd())
     try:
         printed = await run_there(node, config.host_of(node), command, msgspec.to_builtins(question))

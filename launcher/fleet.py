@@ -16,7 +16,7 @@ and none is started before the one before it has.
 
 from dataclasses import dataclass, field
 
-from darts_async.topology import RunPlan
+from darts_async.topology import RunPlan, agent_name
 from launcher.orders import (
     EndNode,
     KillProcess,
@@ -30,7 +30,7 @@ from launcher.orders import (
     StartProcess,
     StopProcess,
 )
-from launcher.supervisor import ProcessExit, ProcessRecord
+from launcher.supervisor import ProcessExit, ProcessRecord, keeper_name
 
 COMES_UP_WITHIN_S = 60.0
 """The time between the start of an agent and its first word."""
@@ -107,6 +107,8 @@ class NodeFailed:
 
     node: str
     reason: str
+    culprit: str | None = None
+    """Whose log says more."""
 
 
 Step = Tell | Launch | Started | NotStarted | Ended | NodeCame | NodeSilent | NodeLost | NodeFailed
@@ -259,11 +261,13 @@ class Fleet:
         """The keeper of a node is seen to have ended, and with it all that it had started."""
         return self._lose(self.nodes[node_name], reason, now_s)
 
-    def launch_failed(self, node_name: str, reason: str, now_s: float) -> list[Step]:
-        """The agent of a node could not be started."""
+    def launch_failed(self, node_name: str, reason: str, now_s: float, culprit: str | None = None) -> list[Step]:
+        """The agent of a node could not be started. What was ordered of a node that never came up cannot be either."""
         node = self.nodes[node_name]
         if not node.has_been_up:
-            return [NodeFailed(node_name, reason)]
+            node.is_launching, node.launch_at_s = False, None
+            names, node.members = tuple(node.members), {}
+            return [NodeFailed(node_name, reason, culprit), *(NotStarted(name, reason) for name in names)]
         node.is_launching = False
         least_s, most_s = _BACKOFF_S
         node.launch_at_s = now_s + min(most_s, least_s * 2.0 ** min(node.num_failures, 16))
@@ -279,7 +283,8 @@ class Fleet:
                 steps += self._lose(node, f"it was not heard for {silent_s:.0f} s more", now_s)
             elif not node.is_up and node.launch_at_s is not None and now_s >= node.launch_at_s:
                 if node.is_launching:
-                    steps += self.launch_failed(node.name, f"its agent has not come in {COMES_UP_WITHIN_S:g} s", now_s)
+                    reason = f"its agent has not come in {COMES_UP_WITHIN_S:g} s"
+                    steps += self.launch_failed(node.name, reason, now_s, agent_name(node.name))
                 else:
                     steps += self._launch(node, now_s)
         return steps
@@ -334,7 +339,8 @@ class Fleet:
     def _lose(self, node: Node, reason: str, now_s: float) -> list[Step]:
         """What ran there is gone; what was ordered and did not run waits for the node."""
         if not node.is_up:
-            return self.launch_failed(node.name, reason, now_s) if node.is_launching and self._grace_s is None else []
+            is_wanted = node.is_launching and self._grace_s is None
+            return self.launch_failed(node.name, reason, now_s, keeper_name(node.name)) if is_wanted else []
         node.is_up, node.silent_since_s, node.lost_since_s, node.keeper_pid = False, None, now_s, None
         gone = self._give_up_running(node, set())
         return gone if self._grace_s is not None else [NodeLost(node.name, reason), *gone, *self._launch(node, now_s)]

@@ -14,7 +14,8 @@ It opens no port and reads nothing but its agent's orders.
 
 import argparse
 import asyncio
-import json
+import contextlib
+import itertools
 import math
 import os
 import signal
@@ -22,22 +23,22 @@ import socket
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
-from darts_async.errors import DeadlineError
 from darts_async.faults import install, present
-from darts_async.lifetime import PARENT_PID_VARIABLE, die_with_parent
 from darts_async.protocol import Message
+from darts_async.spawn import module_command, spawn
 from darts_async.telemetry import logging_to
 from darts_async.topology import agent_name, file_stem
 from launcher.channel import Channel
+from launcher.detached import detach, end_keeper
 from launcher.node_record import (
     NODES_DIR,
     NodeRecord,
     end_leftovers,
-    is_alive,
     locked,
     read_node_record,
     write_node_record,
@@ -55,22 +56,24 @@ from launcher.orders import (
     StopProcess,
     ToKeeper,
 )
-from launcher.rundir import LOGS_DIR
+from launcher.rundir import LOGS_DIR, inode_of
 from launcher.scratch import owner_of, remove_all
-from launcher.supervisor import ProcessExit, ProcessRecord, Supervisor, start_time_s
+from launcher.supervisor import ProcessExit, ProcessRecord, Supervisor, keeper_name, last_lines, start_time_s
 
 AGENT_SILENT_S = 20.0
 """An agent that has not given a sign of life for this long hangs."""
 AGENT_LEAVES_S = 10.0
 """How long the last agent has to deliver the last reports."""
+AGENT_TRIES = 3
+"""So many agents in a row that end without a sign of life, the first ones of a keeper, and none will come."""
 GRACE_S = 5.0
 """For processes that are ended because nobody leads them any more."""
 FIRST_HEARD_WITHIN_S = 60.0
 """A shorter lease begins when the launcher has been heard for the first time."""
-KILLED_WITHIN_S = 20.0
 _BACKOFF_S = (0.05, 5.0)
 _LONG_LIFE_S = 60.0
 _TICK_S = 0.25
+_NUM_LAST_WORDS = 8
 
 log = structlog.get_logger()
 
@@ -78,18 +81,32 @@ log = structlog.get_logger()
 class Keeper:
     """See the module. `lease_s` is infinite where the kernel sees to it that the keeper ends with the launcher."""
 
-    def __init__(self, run_dir: Path, node: str, *, life: int, lease_s: float, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        node: str,
+        *,
+        life: int,
+        lease_s: float,
+        supervisor: Supervisor,
+        came_up: Callable[[], None] | None = None,
+    ) -> None:
         self._run_dir = run_dir
         self._node = node
         self._lease_s = lease_s
         self._supervisor = supervisor
         before = read_node_record(run_dir, node)
-        install(f"keeper/{node}", 1 if before is None else 2)
+        install(keeper_name(node), 1 if before is None else 2)
         self._before = before
         self._life = life
-        self._me = ProcessRecord(f"keeper/{node}", os.getpid(), start_time_s(os.getpid()), tuple(sys.argv))
+        self._inode = inode_of(run_dir)
+        self._me = ProcessRecord(keeper_name(node), os.getpid(), start_time_s(os.getpid()), tuple(sys.argv))
         self._agent: ProcessRecord | None = None
         self._agent_incarnation = before.agent_incarnation if before else 0
+        self._has_agent_spoken = False
+        self._came_up = came_up
+        self.failure: str | None = None
+        """Why the node never came up."""
         self._channel: Channel[ToKeeper] | None = None
         self._newest: dict[str, int] = {}
         """The newest incarnation of each process that was ordered."""
@@ -106,7 +123,7 @@ class Keeper:
     async def keep(self) -> None:
         """Until the node is to end; then everything on it has ended."""
         if self._before is not None:
-            await end_leftovers(self._before)
+            await end_leftovers(self._run_dir, self._before)
             remove_all(owner_of(self._run_dir, self._node))
         self._write_record()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, GRACE_S)
@@ -129,15 +146,24 @@ class Keeper:
 
     async def _keep_agent(self) -> None:
         backoff_s, (least_s, most_s) = 0.0, _BACKOFF_S
-        while True:
+        for number in itertools.count(1):
             started_s = time.monotonic()
             await self._one_agent()
             if self._over.is_set():
+                return
+            if number >= AGENT_TRIES and not self._has_agent_spoken:
+                self._give_up(number)
                 return
             lived_s = time.monotonic() - started_s
             backoff_s = least_s if lived_s > _LONG_LIFE_S else min(most_s, max(least_s, 2 * backoff_s))
             log.warning("agent_ended", incarnation=self._agent_incarnation, again_in_s=backoff_s)
             await asyncio.sleep(backoff_s)
+
+    def _give_up(self, num_agents: int) -> None:
+        words = last_lines(self._run_dir / LOGS_DIR, agent_name(self._node), _NUM_LAST_WORDS)
+        said = "\n".join(words) or "(it printed and logged nothing)"
+        self.failure = f"its agent ended {num_agents} times before it gave a sign of life; its last words:\n{said}"
+        self._end(0.0)
 
     async def _one_agent(self) -> None:
         """Start an agent, do what it orders, and return when it has ended."""
@@ -152,26 +178,19 @@ class Keeper:
             await self._serve(channel)
         finally:
             self._channel = None
-            if process.returncode is None:
-                process.kill()
+            if process.returncode is None:  # not by `process`, whose poll can take the exit code from its own watcher
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
             await process.wait()
             await channel.close()
 
     async def _start_agent(self, descriptor: int) -> asyncio.subprocess.Process:
         self._agent_incarnation += 1
         whose = ("--run-dir", str(self._run_dir), "--node", self._node, "--incarnation", str(self._agent_incarnation))
-        argv = (sys.executable, "-m", "launcher.agent", *whose, "--channel", str(descriptor))
+        argv = module_command("launcher.agent", *whose, "--channel", str(descriptor))
         name = agent_name(self._node)
         with (self._run_dir / LOGS_DIR / f"{file_stem(name)}.out").open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                env={**os.environ, PARENT_PID_VARIABLE: str(os.getpid())},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(descriptor,),
-            )
+            process = await spawn(argv, stdout=output, stderr=asyncio.subprocess.STDOUT, pass_fds=(descriptor,))
         started_at_s = start_time_s(process.pid)
         self._agent = ProcessRecord(name, process.pid, started_at_s, argv, self._agent_incarnation)
         self._write_record()
@@ -198,8 +217,8 @@ class Keeper:
 
     def _obey(self, order: ToKeeper) -> None:
         match order:
-            case Pulse(launcher_is_heard=True):
-                self._heard_at_s, self._has_heard = time.monotonic(), True
+            case Pulse(launcher_is_heard=is_heard):
+                self._take_pulse(launcher_is_heard=is_heard)
             case StartProcess(spec=spec, incarnation=incarnation):
                 if incarnation > self._newest.get(spec.name, 0) and not self._over.is_set():
                     self._newest[spec.name] = incarnation
@@ -212,6 +231,14 @@ class Keeper:
                     self._supervisor.kill(name)
             case EndNode(grace_s=grace_s):
                 self._end(grace_s)
+
+    def _take_pulse(self, *, launcher_is_heard: bool) -> None:
+        if not self._has_agent_spoken:
+            self._has_agent_spoken = True
+            if self._came_up is not None:
+                self._came_up()
+        if launcher_is_heard:
+            self._heard_at_s, self._has_heard = time.monotonic(), True
 
     def _is_running(self, name: str, incarnation: int) -> bool:
         """Whether there is something to end; if that has not been started yet, it is ended then."""
@@ -269,86 +296,48 @@ class Keeper:
 
     def _write_record(self) -> None:
         processes = list(self._supervisor.records.values())
-        record = NodeRecord(self._life, self._me, self._agent, self._agent_incarnation, processes)
+        record = NodeRecord(self._life, self._inode, self._me, self._agent, self._agent_incarnation, processes)
         write_node_record(self._run_dir, self._node, record)
 
 
 def main() -> None:
-    """Entry point: `python -m launcher.keeper --run-dir DIR --node NAME (--life N [--lease-s S --detach] | --kill)`."""
+    """Entry point: `launcher.keeper --run-dir DIR --node NAME (--life N [--lease-s S --detach S] | --kill)`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--node", required=True)
     parser.add_argument("--life", type=int, default=1, help="which start of the launcher this is")
     parser.add_argument("--kill", action="store_true", help="end the keeper that is there, and all that it has started")
     parser.add_argument("--lease-s", type=float, default=math.inf)
-    parser.add_argument("--detach", action="store_true", help="go on in the background, and say so in a line of JSON")
+    parser.add_argument(
+        "--detach",
+        type=float,
+        metavar="S",
+        help="go on in the background, and say so in a line of JSON, once there is an agent or S seconds have passed",
+    )
     arguments = parser.parse_args()
     (arguments.run_dir / NODES_DIR).mkdir(exist_ok=True)
     if arguments.kill:
-        _kill(arguments.run_dir, arguments.node)
+        end_keeper(arguments.run_dir, arguments.node)
         return
-    if arguments.detach:
-        _detach(arguments.run_dir, arguments.node, arguments.life)
-    else:
-        die_with_parent()
-    name = f"keeper/{arguments.node}"
+    came_up = None
+    if arguments.detach is not None:
+        came_up = detach(arguments.run_dir, arguments.node, arguments.life, arguments.detach)
+    name = keeper_name(arguments.node)
     log_path = arguments.run_dir / LOGS_DIR / f"{file_stem(name)}.jsonl"
     with locked(arguments.run_dir, arguments.node) as is_the_one, logging_to(log_path, process=name, level="info"):
         if not is_the_one:
             sys.exit(f"{arguments.node} has a keeper already")
-        asyncio.run(_keep(arguments))
+        failure = asyncio.run(_keep(arguments, came_up))
+        if failure is not None:
+            sys.exit(failure)
 
 
-async def _keep(arguments: argparse.Namespace) -> None:
+async def _keep(arguments: argparse.Namespace, came_up: Callable[[], None] | None) -> str | None:
     run_dir, node, life, lease_s = arguments.run_dir, arguments.node, arguments.life, arguments.lease_s
     async with Supervisor(run_dir / LOGS_DIR, owner_of(run_dir, node)) as supervisor:
-        await Keeper(run_dir, node, life=life, lease_s=lease_s, supervisor=supervisor).keep()
-
-
-def _detach(run_dir: Path, node: str, life: int) -> None:
-    """Return in a process of its own session, or leave: having said so, or that one of this life is there."""
-    there = read_node_record(run_dir, node)
-    if there is not None and is_alive(there.keeper):
-        if there.life == life:
-            _say(alive=there.keeper.pid)
-            sys.exit()
-        _kill(run_dir, node)
-    if (pid := os.fork()) != 0:
-        os.waitpid(pid, 0)
-        sys.exit()
-    os.setsid()
-    if os.fork() != 0:
-        os._exit(0)
-    _say(pid=os.getpid())
-    null = os.open(os.devnull, os.O_RDONLY)
-    output = os.open(run_dir / LOGS_DIR / f"keeper-{node}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for ours, standard in ((null, 0), (output, 1), (output, 2)):
-        os.dup2(ours, standard)
-    os.close(null)
-    os.close(output)
-
-
-def _kill(run_dir: Path, node: str) -> None:
-    """End the keeper of a node, if it lives; the kernel ends everything below it, and this waits for that. Raises
-    `DeadlineError`."""
-    there = read_node_record(run_dir, node)
-    if there is None:
-        return
-    if is_alive(there.keeper):
-        os.kill(there.keeper.pid, signal.SIGKILL)
-    below = [*there.processes, *([there.agent] if there.agent else [])]
-    deadline_s = time.monotonic() + KILLED_WITHIN_S
-    while left := [record for record in (there.keeper, *below) if is_alive(record)]:
-        if time.monotonic() > deadline_s:
-            names = ", ".join(f"{record.name} (pid {record.pid})" for record in left)
-            raise DeadlineError(f"{names}: alive {KILLED_WITHIN_S} s after the keeper was killed")
-        time.sleep(_TICK_S / 10)
-    remove_all(owner_of(run_dir, node))
-
-
-def _say(**words: int) -> None:
-    sys.stdout.write(json.dumps(words) + "\n")
-    sys.stdout.flush()
+        keeper = Keeper(run_dir, node, life=life, lease_s=lease_s, supervisor=supervisor, came_up=came_up)
+        await keeper.keep()
+        return keeper.failure
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Self
 
 from darts_async.config import NodeConfig, RunConfig
+from darts_async.spawn import module_command
 from darts_async.topology import RunPlan
 from launcher.backends import AgentCommand, Backend, NodeError
 from launcher.backends.local import LocalBackend
+from launcher.fleet import COMES_UP_WITHIN_S
 from launcher.placement import local_node
 from launcher.plan import python_of
 from launcher.rundir import LOGS_DIR
@@ -106,13 +108,15 @@ def _backend(config: RunConfig, node: NodeConfig, run_dir: Path) -> Backend:
 def agent_command(config: RunConfig, run_dir: Path, node: str, *, life: int) -> AgentCommand:
     """What is run on a node: its keeper, which starts its agent. Away from this machine it goes on by itself, under a
     lease."""
-    is_away = node != local_node(config).name
-    lease = ("--detach", "--lease-s", str(config.network.lease_s)) if is_away else ()
-    return keeper_command(config, run_dir, node, "--life", str(life), *lease)
+    options = ["--life", str(life)]
+    if node != local_node(config).name:
+        options += ["--detach", str(COMES_UP_WITHIN_S), "--lease-s", str(config.network.lease_s)]
+    return keeper_command(config, run_dir, node, *options)
 
 
 def keeper_command(config: RunConfig, run_dir: Path, node: str, *options: str) -> AgentCommand:
     """The keeper of a node with these options."""
     [settings] = (found for found in config.nodes if found.name == node)
-    argv = (python_of(config, node), "-m", "launcher.keeper", "--run-dir", str(run_dir), "--node", node, *options)
+    whose = ("--run-dir", str(run_dir), "--node", node)
+    argv = module_command("launcher.keeper", *whose, *options, python=python_of(config, node))
     return AgentCommand(argv, settings.env, settings.workdir or str(Path.cwd()))

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from darts_async.config import RunConfig
+from darts_async.spawn import module_command
 from darts_async.topology import AGENTS_LINK, LAUNCHER, LinkPlan, ProcessSpec, RunPlan, agent_name
 from launcher.placement import ROLES, Place, Role, local_node, place_processes, role_config, role_names
 
@@ -99,8 +100,8 @@ def python_of(config: RunConfig, node: str) -> str:
 
 
 def _command(role: Role, name: str, run_dir: Path, python: str) -> tuple[str, ...]:
-    module = f"darts_async.{role}.process"
-    return (python, "-m", module, "--run-dir", str(run_dir), "--name", name, "--incarnation", "1")
+    whose = ("--run-dir", str(run_dir), "--name", name, "--incarnation", "1")
+    return module_command(f"darts_async.{role}.process", *whose, python=python)
 
 
 def _environment(config: RunConfig, role: Role, name: str, places: Mapping[str, Place]) -> dict[str, str]:

@@ -5,10 +5,12 @@ tell is checked by `darts_async.config`. Each check returns the problems it find
 `Problem` that is `here` is one of this machine: another one could run the file. Nothing here imports torch.
 """
 
+import contextlib
 import importlib.util
 import ipaddress
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -112,9 +114,20 @@ def check_script(config: RunConfig) -> Iterator[Problem]:
 def check_reward(config: RunConfig) -> Iterator[Problem]:
     """The reward function can be imported and called."""
     try:
-        load_function(config.reward.function)
+        with _path_kept():
+            load_function(config.reward.function)
     except RewardError as error:
         yield Problem("reward.function", str(error), shown(config.reward.function))
+
+
+@contextlib.contextmanager
+def _path_kept() -> Iterator[None]:
+    """What the launcher imports later on does not come from the directory where the user's modules are."""
+    path = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
 
 
 def check_adapters(config: RunConfig) -> Iterator[Problem]:

@@ -1,6 +1,6 @@
 """What a node has: asked for over ssh before anything is started, answered in one line of JSON.
 
-python -m launcher.probe      the first line of the input is a `Question`
+launcher.probe      the first line of the input is a `Question`
 """
 
 import importlib.metadata

@@ -15,7 +15,7 @@ from launcher.course import Kill, Lost, Outcome, Serves
 from launcher.evaluation import Evaluation
 from launcher.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.progress import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
-from launcher.rundir import EVENTS_FILE, METRICS_FILE, RunRecord, RunStatus, append_line, write_record
+from launcher.rundir import EVENTS_FILE, METRICS_FILE, RunRecord, RunStatus, append_line, inode_of, write_record
 from launcher.steps import StepLine
 
 _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}
@@ -126,7 +126,8 @@ def recorded(run_dir: Path, life: int) -> Iterator[Ending]:
     started_at_s, ending = time.time(), Ending(Outcome("failed", "darts-launch itself ended by an error"))
 
     def write(status: RunStatus, reason: str, ended_at_s: float | None) -> None:
-        write_record(run_dir, RunRecord(status, reason, started_at_s, ended_at_s, os.getpid(), life, os.getcwd()))
+        who = os.getpid(), life, os.getcwd(), inode_of(run_dir)
+        write_record(run_dir, RunRecord(status, reason, started_at_s, ended_at_s, *who))
 
     write("running", "", None)
     try:

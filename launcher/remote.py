@@ -1,6 +1,6 @@
 """The first thing that runs on another node: takes an environment from standard input, and becomes a command with it.
 
-python -m launcher.remote COMMAND ARGUMENT...      first line of the input: {"NAME": "VALUE"}
+launcher.remote COMMAND ARGUMENT...      first line of the input: {"NAME": "VALUE"}
 """
 
 import json

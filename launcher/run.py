@@ -7,14 +7,14 @@ messages between them, the links and whoever asks from another terminal. All han
 interleaves inside one. On every way out of here no process is left on a node that can be reached, and `state.json` says
 how the run ended.
 
-The first signal ends the run in order; the second kills every process at once.
+The first signal ends the run in order; the second kills every process at once. SIGHUP is never the second: when a
+terminal goes, the kernel and the shell send one each.
 """
 
-import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ from launcher.course import (
 )
 from launcher.evaluation import evaluation_text
 from launcher.fleet import Fleet
+from launcher.interrupts import CaughtSignals, caught_signals, reason_of
 from launcher.nodes import KeeperEnded, LaunchFailed, NodeNews, Nodes, agent_command, make_backends
 from launcher.past import NO_PAST, Past
 from launcher.plan import reports_per_step
@@ -91,18 +92,21 @@ class Run:
     recorder: Recorder
     grace_s: float
     merger: StepMerger
-    _num_signals: int = field(default=0, init=False)
+    signals: CaughtSignals
+    _num_orders: int = field(default=0, init=False)
+    """Signals that somebody has sent on purpose."""
     _nodes_seen: set[str] = field(default_factory=set, init=False)
 
     async def conduct(self) -> Outcome:
         """Start everything, and return when everything has ended."""
-        with self._signals():
-            self._do(self.fleet.begin(_now_s()))
-            for spec in self.plan.processes:
-                self._start(spec.name, self.course.incarnation(spec.name))
-            while not self.course.over(_now_s()):
-                await self._turn(_TICK_S)
-            await self._end()
+        self._do(self.fleet.begin(_now_s()))
+        for spec in self.plan.processes:
+            self._start(spec.name, self.course.incarnation(spec.name))
+        self.signals.tell(self._interrupt)
+        while not self.course.over(_now_s()):
+            await self._turn(_TICK_S)
+        await self._end()
+        self.signals.ignore()
         assert self.course.outcome is not None
         return self.course.outcome
 
@@ -211,8 +215,8 @@ class Run:
                     self._act(self.course.failed_to_start(name, error, _now_s()))
                 case on_nodes.Ended(exit=ended):
                     self._take_exit(ended)
-                case on_nodes.NodeFailed(node=node, reason=reason):
-                    self._act(self.course.node_failed(reason, _now_s()))
+                case on_nodes.NodeFailed(reason=reason, culprit=culprit):
+                    self._act(self.course.node_failed(reason, _now_s(), culprit))
                 case on_nodes.NodeCame() | on_nodes.NodeSilent() | on_nodes.NodeLost():
                     self._take_node(step)
 
@@ -306,22 +310,10 @@ class Run:
 
     # --- signals ---------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._interrupt, number)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
     def _interrupt(self, number: signal.Signals) -> None:
-        self._num_signals += 1
-        reason = "stopped by Ctrl-C" if number == signal.SIGINT else f"stopped by {number.name}"
-        self._act(self.course.interrupted(reason, _now_s()))
-        if self._num_signals > 1:
+        self._act(self.course.interrupted(reason_of(number), _now_s()))
+        self._num_orders += number != signal.SIGHUP
+        if self._num_orders > 1:
             self.course.give_up(_now_s())
             for name in self.fleet.running:
                 self._do(self.fleet.kill(name))
@@ -346,7 +338,7 @@ async def run(
     trace = _open_trace(config, run_dir, past.life)
     recorder = Recorder(run_dir, began_s, trace)
     restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
-    with recorded(run_dir, past.life) as ending:
+    with caught_signals() as signals, recorded(run_dir, past.life) as ending:
         if past.life > 1:
             recorder.resumed(past.life, now_s)
         backends = make_backends(config, plan, run_dir)
@@ -363,6 +355,7 @@ async def run(
                 recorder=recorder,
                 grace_s=limits.grace_s,
                 merger=StepMerger(reports_per_step(plan)),
+                signals=signals,
             )
             async with serving_requests(run_dir, it.answer):
                 ending.outcome = await it.conduct()

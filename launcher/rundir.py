@@ -56,6 +56,14 @@ class RunRecord(msgspec.Struct, frozen=True):
     """Which start of the launcher this is of."""
     directory: str = ""
     """Where `darts-launch` was called: relative paths of the settings begin there."""
+    inode: int = 0
+    """Of the run directory that this was written in: see `inode_of`."""
+
+
+def inode_of(run_dir: Path) -> int:
+    """What tells a run directory from a copy of it, also from one that has taken its place. A rename leaves it as it
+    is. Raises `OSError`."""
+    return run_dir.stat().st_ino
 
 
 def run_dir_name(name: str, number: int = 1) -> str:

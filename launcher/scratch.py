@@ -3,7 +3,8 @@
 What a process leaves when it is killed (the sockets of vLLM's engine core, the files of a reward function) would
 otherwise stay for ever. `TMPDIR` points there. The name says of which run and node it is, so that the next keeper of
 that node can remove what one that was killed has left, and nothing of anybody else. A pid would not do: it comes again,
-and two containers that share a directory have the same ones.
+and two containers that share a directory have the same ones. A path alone would not do either: a copy of a run
+directory may have taken the place of the original, whose processes live.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ _SHORT_BASE = Path("/tmp")
 
 def owner_of(run_dir: Path, node: str) -> str:
     """Who the directories of a node's processes belong to."""
-    return f"{run_dir.resolve()} {node}"
+    return f"{run_dir.resolve()} {run_dir.stat().st_ino} {node}"
 
 
 def make_scratch(owner: str) -> Path:

@@ -29,7 +29,7 @@ import msgspec
 import psutil
 
 from darts_async.errors import DeadlineError
-from darts_async.lifetime import PARENT_PID_VARIABLE
+from darts_async.spawn import spawn
 from darts_async.topology import ProcessSpec, file_stem
 from launcher.scratch import make_scratch, remove_scratch
 
@@ -112,14 +112,8 @@ class Supervisor:
         scratch = make_scratch(self._owner)
         try:
             with self.output_path(spec.name).open("ab") as output:
-                process = await asyncio.create_subprocess_exec(
-                    *argv,
-                    env={**os.environ, "TMPDIR": str(scratch), **spec.env, PARENT_PID_VARIABLE: str(os.getpid())},
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=asyncio.subprocess.STDOUT,
-                    start_new_session=True,
-                )
+                env = {"TMPDIR": str(scratch), **spec.env}
+                process = await spawn(argv, env=env, stdout=output, stderr=asyncio.subprocess.STDOUT)
         except OSError:
             remove_scratch(scratch)
             raise
@@ -184,6 +178,11 @@ class Supervisor:
             raise DeadlineError(
                 f"{child.record.name} (pid {child.record.pid}) is alive {KILLED_AFTER_S} s after SIGKILL"
             )
+
+
+def keeper_name(node: str) -> str:
+    """What the keeper of a node is called."""
+    return f"keeper/{node}"
 
 
 def last_lines(logs_dir: Path, name: str, count: int) -> list[str]:

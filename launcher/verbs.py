@@ -18,12 +18,12 @@ from rich.text import Text
 from darts_async.errors import ConfigError
 from darts_async.topology import read_plan
 from launcher.audit import AuditReport, audit_run
-from launcher.live import find_run, names_of, not_live, record_of
+from launcher.live import ask_run, find_run, has_launcher, names_of, not_live, record_of
 from launcher.logs import log_tails
 from launcher.report import REPORT_FILE, write_report
 from launcher.requests import Done, GetStatus, Refused, Request, RestartProcess, RunState, StopRun
 from launcher.rundir import LOGS_DIR, TRACE_FILE
-from launcher.service import NotRunningError, ask
+from launcher.service import NotRunningError
 from launcher.status import status_screen
 from launcher.template import run_template
 from launcher.tracing import export, report_screen
@@ -47,7 +47,7 @@ def status(
     with bad_input():
         found = find_run(run_dir, runs_dir)
         try:
-            state = ask(found, GetStatus())
+            state = ask_run(found, GetStatus())
         except NotRunningError as error:
             _show_ended(found, error, as_json=as_json)
             return
@@ -74,14 +74,29 @@ def down(
     """End a live run in order, as Ctrl-C does, and wait until it has ended."""
     with bad_input():
         found = find_run(run_dir, runs_dir)
-        _asked(found, StopRun("stopped by darts-launch down"))
+        _stop(found)
     deadline_s = time.monotonic() + timeout_s
-    while (record := record_of(found)).status == "running":
+    while (record := record_of(found)).status == "running" and has_launcher(found):
         if time.monotonic() >= deadline_s:
             Console(stderr=True).print(f"[red]✗[/] {found} has not ended within {timeout_s:g} s", highlight=False)
             raise typer.Exit(FAILED)
         time.sleep(_POLL_S)
+    with bad_input():
+        if (record := record_of(found)).status == "running":
+            raise not_live(found, NotRunningError(f"no launcher is running in {found}"))
     _print(f"{found}: {record.status}: {record.reason}")
+
+
+def _stop(run_dir: Path) -> None:
+    """Ask for the end; nothing where it is near already, and nothing is asked of the launcher any more."""
+    try:
+        reply = ask_run(run_dir, StopRun("stopped by darts-launch down"))
+    except NotRunningError as error:
+        if not has_launcher(run_dir):
+            raise not_live(run_dir, error) from error
+        return
+    if isinstance(reply, Refused):
+        raise ConfigError(reply.reason)
 
 
 def logs(
@@ -165,7 +180,7 @@ VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, tr
 def _asked(run_dir: Path, request: Request) -> str:
     """What the launcher has done. Raises `ConfigError` where it cannot be."""
     try:
-        reply = ask(run_dir, request)
+        reply = ask_run(run_dir, request)
     except NotRunningError as error:
         raise not_live(run_dir, error) from error
     if isinstance(reply, Refused):
@@ -178,11 +193,7 @@ def _goes_on(run_dir: Path) -> bool:
     """Whether more may be logged: also a launcher that was killed logs nothing more."""
     if record_of(run_dir).status != "running":
         return False
-    try:
-        ask(run_dir, GetStatus())
-    except NotRunningError:
-        return False
-    return True
+    return has_launcher(run_dir)
 
 
 def _show_ended(run_dir: Path, error: NotRunningError, *, as_json: bool) -> None:

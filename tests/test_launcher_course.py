@@ -433,7 +433,7 @@ def test_the_plan_names_every_process_and_who_may_connect_to_whom() -> None:
     assert [link.address for link in plan.links] == [f"tcp://127.0.0.1:{port}" for port in range(7000, 7006)]
     spec = plan.processes[-1]
     assert spec.argv[1:] == (
-        *("-m", "darts_async.generator.process"),
+        *("-P", "-m", "darts_async.lifetime", "darts_async.generator.process"),
         *("--run-dir", "/runs/a", "--name", "generator/1", "--incarnation", "1"),
     )
     assert spec.env["OMP_NUM_THREADS"] == spec.env["TORCH_NUM_THREADS"] == "3"

@@ -80,7 +80,14 @@ def test_what_is_ordered_waits_for_the_node_to_come_up() -> None:
 def test_a_node_that_cannot_be_started_fails_a_run_that_begins_and_is_tried_again_later_on() -> None:
     fleet = new_fleet()
     fleet.begin(0.0)
-    assert fleet.launch_failed("b", "no route", 1.0) == [NodeFailed("b", "no route")]
+    fleet.start("generator/0", 1)
+    failed = [NodeFailed("b", "no route"), NotStarted("generator/0", "no route")]
+    assert fleet.launch_failed("b", "no route", 1.0) == failed, "nothing is waited for"
+    fleet.validate()
+    fleet = new_fleet()
+    fleet.begin(0.0)
+    died = "its keeper has ended with exit code 1"
+    assert fleet.keeper_ended("b", died, 1.0) == [NodeFailed("b", died, "keeper/b")]
     fleet = fleet_up()
     fleet.keeper_ended("b", "its keeper has ended by SIGKILL", 5.0)
     tried_at_s, now_s = [], 5.0
@@ -98,7 +105,7 @@ def test_a_launch_that_nothing_comes_of_counts_as_failed() -> None:
     fleet = new_fleet()
     fleet.begin(0.0)
     reason = f"its agent has not come in {COMES_UP_WITHIN_S:g} s"
-    assert fleet.tick(COMES_UP_WITHIN_S) == [NodeFailed("a", reason), NodeFailed("b", reason)]
+    assert fleet.tick(COMES_UP_WITHIN_S) == [NodeFailed("a", reason, "agent/a"), NodeFailed("b", reason, "agent/b")]
 
 
 def test_a_silence_that_ends_in_time_harms_nothing_and_a_longer_one_costs_what_ran_there() -> None:

@@ -77,7 +77,7 @@ def faked(plan: RunPlan, behaviours: dict[str, str]) -> RunPlan:
 
 
 def _faked(spec: ProcessSpec, behaviour: str) -> ProcessSpec:
-    argv = (sys.executable, "-m", "tests.fakes.process", *spec.argv[3:], "--behaviour", behaviour)
+    argv = (sys.executable, "-m", "tests.fakes.process", *spec.argv[5:], "--behaviour", behaviour)
     env = {**spec.env, "PYTHONPATH": str(REPOSITORY)}
     return msgspec.structs.replace(spec, argv=argv, env=env, start_timeout_s=0.5 if behaviour == "mute" else 60.0)
 

@@ -6,18 +6,24 @@ import os
 import select
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from darts_async.config import RunConfig
+from darts_async.topology import encode_plan
 from launcher.cli import app
 from launcher.cluster import load_config
 from launcher.logs import LogTail
+from launcher.past import held
+from launcher.plan import link_addresses, plan_run
 from launcher.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
-from launcher.rundir import RunRecord, write_record
+from launcher.rundir import RunRecord, inode_of, write_record
 from launcher.service import MAX_REQUEST_BYTES, SOCKET_FILE, NotRunningError, ask, serving_requests
+
+PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
 
 
 def echo(request: Request) -> Reply:
@@ -110,13 +116,14 @@ async def test_the_newest_run_that_is_live_is_meant(tmp_path: Path) -> None:
         heard.append(name)
         return Done("")
 
-    async with serving_requests(older, lambda _: hear("older")):
-        async with serving_requests(newer, lambda _: hear("newer")):
+    with held(older), held(newer):
+        async with serving_requests(older, lambda _: hear("older")), serving_requests(newer, lambda _: hear("newer")):
             result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
         assert "newer has not ended within 0 s" in result.output.replace("\n", "")
         assert (result.exit_code, set(heard)) == (1, {"newer"})
-        await asyncio.to_thread(CliRunner().invoke, app, arguments)
-        assert heard[-1] == "older"
+        async with serving_requests(older, lambda _: hear("older")):
+            await asyncio.to_thread(CliRunner().invoke, app, arguments)
+        assert heard[-1] == "older", "one that answers comes first"
 
 
 @pytest.mark.parametrize("verb", [["restart", "generator/0"], ["down"], ["status"], ["logs", "shaper"]])
@@ -136,6 +143,61 @@ def test_a_run_whose_launcher_was_killed_is_named_so(tmp_path: Path) -> None:
     for verb in (["down", str(killed)], ["status", str(killed)]):
         result = CliRunner().invoke(app, verb)
         assert (result.exit_code, "it was killed" in " ".join(result.output.split())) == (2, True)
+
+
+def said(arguments: list[str]) -> tuple[int, str]:
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("verb", [["down"], ["status"], ["restart", "reward"]])
+def test_a_run_that_starts_or_ends_is_not_called_killed(tmp_path: Path, verb: list[str]) -> None:
+    run_dir = run_dir_of(tmp_path, "a", "running", 1.0)
+    (run_dir / "plan.json").write_bytes(encode_plan(PLAN))
+    with held(run_dir):  # its launcher lives, and takes no requests
+        timeout = ["--timeout", "0"] if verb == ["down"] else []
+        code, output = said([*verb, str(run_dir), *timeout])
+    assert code == (1 if verb == ["down"] else 2)
+    assert "killed" not in output
+    assert ("has not ended within 0 s" if verb == ["down"] else "starts, ends, hangs or is elsewhere") in output
+
+
+def test_down_at_the_moment_a_run_ends_says_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = run_dir_of(tmp_path, "a", "running", 1.0)
+
+    def end(_: float) -> None:
+        write_record(run_dir, RunRecord("finished", "all steps taken", 1.0, 2.0, 1))
+
+    monkeypatch.setattr("launcher.verbs.time.sleep", end)
+    with held(run_dir):
+        assert said(["down", str(run_dir)]) == (0, f"{run_dir}: finished: all steps taken")
+
+
+async def test_a_copy_is_called_one_and_nothing_reaches_the_original_through_it(tmp_path: Path) -> None:
+    """Also where its files are links to those of the original, its socket and its lock among them."""
+    original = run_dir_of(tmp_path, "a", "running", 1.0)
+    write_record(original, RunRecord("running", "", 1.0, None, 1, inode=inode_of(original)))
+    (original / "plan.json").write_bytes(encode_plan(PLAN))
+    heard: list[Request] = []
+
+    def hear(request: Request) -> Reply:
+        heard.append(request)
+        return Refused("by the original")
+
+    with held(original):
+        async with serving_requests(original, hear):
+            for name, option in (("copied", "-a"), ("linked", "-al")):
+                copy = tmp_path / name
+                await asyncio.to_thread(subprocess.run, ["cp", option, original, copy], check=True)
+                for verb in (["down"], ["status"], ["restart", "reward"]):
+                    code, output = await asyncio.to_thread(said, [*verb, str(copy)])
+                    assert (code, "it is a copy" in output) == (2, True), output
+                    assert f"`darts-launch resume {copy}`" in output
+            code, output = await asyncio.to_thread(said, ["resume", str(tmp_path / "linked")])
+            assert (code, "are hard links to those of another run directory" in output) == (2, True)
+            code, output = await asyncio.to_thread(said, ["down", str(original)])
+            assert (code, "by the original" in output) == (2, True)
+    assert len(heard) == 1
 
 
 # --- logs and init ---------------------------------------------------------------------------------------------

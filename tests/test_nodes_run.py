@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.launched import LaunchedRun
+from tests.launched import ROOT, LaunchedRun
 from tests.namespaces import Network, Node, network, why_not
 
 REASON = why_not()
@@ -154,6 +154,7 @@ BAD = [
     ("python", {"python": "/no/such/python"}, "there is no /no/such/python"),
     ("module", {"python": "/usr/bin/python3"}, "has no darts_async"),
     ("workdir", {"workdir": "/no/such/directory"}, "there is no directory /no/such/directory"),
+    ("old", {}, "is older than Python 3.11"),
 ]
 
 
@@ -171,6 +172,8 @@ def test_a_node_that_cannot_be_used_is_named_before_anything_is_started(
     if kind == "identity":
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "mine")], check=True)
         node["ssh"] |= {"identity_file": str(tmp_path / "mine")}
+    if kind == "old":
+        node["python"] = str(script(tmp_path / "old", 'echo "Unknown option: -P" >&2; exit 2'))
     node["ssh"] |= {"timeout_s": 5.0}
     sections = spread(two_nodes, {"generator": {"nodes": ["b"]}}, steps=5) | {
         "nodes": [two_nodes.nodes[0].settings(), node]
@@ -184,12 +187,29 @@ def test_a_node_that_cannot_be_used_is_named_before_anything_is_started(
         assert list((tmp_path / "home").glob("runs/*")) == []
 
 
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_an_agent_that_dies_at_once_on_another_node_fails_the_run_at_once_with_its_last_words(
+    tmp_path: Path, two_nodes: Network
+) -> None:
+    (tmp_path / "uvloop.py").write_text("raise ImportError('the wheel does not fit this machine')\n")
+    node = two_nodes.nodes[1].settings() | {"env": {"PYTHONPATH": f"{tmp_path}:{ROOT}"}}
+    roles = {role: {"nodes": ["a"]} for role in ("shaper", "learner", "reward")} | {"generator": {"nodes": ["b"]}}
+    sections = spread(two_nodes, roles, steps=5) | {"nodes": [two_nodes.nodes[0].settings(), node]}
+    with launched(tmp_path, two_nodes, sections) as run:
+        assert run.process.wait(120) == 1
+        assert "the wheel does not fit this machine" in run.output
+        assert len(two_nodes.nodes[1].pids()) == 1, "its sshd"
+
+
 def test_a_node_with_other_versions_is_named_with_both(tmp_path: Path, two_nodes: Network) -> None:
-    fake = tmp_path / "python"
     answer = {"python": "3.99.1", "versions": {"torch": "1.0", "darts-async": "0.0.1"}, "sees_shared_file": False}
     answer |= {"gpus": [], "unbound": {}, "missing_paths": [], "missing_modules": []}
-    fake.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
-    fake.chmod(0o755)
+    fake = script(tmp_path / "python", f"echo '{json.dumps(answer)}'")
     node = two_nodes.nodes[1].settings() | {"python": str(fake)}
     roles = {role: {"nodes": ["a"]} for role in ("shaper", "learner", "reward")} | {"generator": {"nodes": ["b"]}}
     sections = spread(two_nodes, roles, steps=5) | {"nodes": [two_nodes.nodes[0].settings(), node]}

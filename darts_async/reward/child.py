@@ -7,9 +7,7 @@ unknown place, so it always kills the worker. What is started, asked to end and 
 
 import asyncio
 import contextlib
-import os
 import signal
-import sys
 import uuid
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
@@ -19,6 +17,7 @@ from darts_async.reward.descendants import kill_marked
 from darts_async.reward.limits import Limits, breach_of
 from darts_async.reward.warden import MARK
 from darts_async.reward.wire import LENGTH_BYTES, LoadFailed, WorkerReply, WorkItem, decode_reply, encode_frame
+from darts_async.spawn import module_command, spawn
 
 REAP_S = 10.0
 """A killed process that has not ended by then is stuck in the kernel."""
@@ -50,14 +49,9 @@ class Worker:
         """
         mark = uuid.uuid4().hex
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "darts_async.reward.warden"),
-                *("--function", function, "--tokenizer", str(tokenizer_dir), "--limits", limits.as_argument()),
-                stdin=PIPE,
-                stdout=PIPE,
-                start_new_session=True,
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false", MARK: mark},
-            )
+            whose = ("--function", function, "--tokenizer", str(tokenizer_dir), "--limits", limits.as_argument())
+            argv = module_command("darts_async.reward.warden", *whose, outlives_parent=True)
+            process = await spawn(argv, stdin=PIPE, stdout=PIPE, env={"TOKENIZERS_PARALLELISM": "false", MARK: mark})
         except OSError as error:
             raise RewardError(f"a reward worker could not be started: {error}") from error
         return cls(process, limits, mark)

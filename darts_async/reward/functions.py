@@ -36,7 +36,7 @@ class NotFiniteError(ValueError):
 def load_function(name: str) -> RewardFunction:
     """The reward function of a name: one of `BUILT_IN`, or `module:function`.
 
-    Modules are looked for in the current directory too.
+    Modules of the user's are looked for in the current directory too, which is first on the path from then on.
 
     Raises:
         RewardError: no such module or function, its import fails, or it cannot be called as it must be.
@@ -78,7 +78,7 @@ def checked_reward(value: object) -> float:
 
 
 def _import_module(module_name: str, name: str) -> ModuleType:
-    if os.getcwd() not in sys.path:
+    if name not in BUILT_IN and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(module_name)

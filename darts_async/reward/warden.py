@@ -1,6 +1,6 @@
 """The warden of a reward worker: nothing that the worker has started outlives it, and it keeps to its limits.
 
-    python -m darts_async.reward.warden --function NAME --tokenizer DIRECTORY --limits BYTES,COUNT,BYTES,BYTES
+    darts_async.reward.warden --function NAME --tokenizer DIRECTORY --limits BYTES,COUNT,BYTES,BYTES
 
     reward process  <- items, replies ->  worker  ->  whatever a reward function starts
           |                                 ^
@@ -163,7 +163,7 @@ class SharedCount:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the process."""
-    parser = argparse.ArgumentParser(prog="python -m darts_async.reward.warden")
+    parser = argparse.ArgumentParser(prog="darts_async.reward.warden")
     parser.add_argument("--function", required=True)
     parser.add_argument("--tokenizer", required=True, type=Path)
     parser.add_argument("--limits", required=True, type=Limits.of_argument)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from darts_async.lifetime import PARENT_PID_VARIABLE
+from darts_async.spawn import spawn
 from launcher.backends import AgentCommand, NodeError
 
 ENDED_WITHIN_S = 10.0
@@ -30,14 +30,8 @@ class LocalBackend:
             return
         try:
             with self._output.open("ab") as output:
-                self._process = await asyncio.create_subprocess_exec(
-                    *command.argv,
-                    cwd=command.cwd,
-                    env={**os.environ, **command.env, PARENT_PID_VARIABLE: str(os.getpid())},
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=asyncio.subprocess.STDOUT,
-                    start_new_session=True,
+                self._process = await spawn(
+                    command.argv, cwd=command.cwd, env=command.env, stdout=output, stderr=asyncio.subprocess.STDOUT
                 )
         except OSError as error:
             raise NodeError(self._node, f"its keeper cannot be started: {error}") from error

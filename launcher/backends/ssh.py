@@ -18,7 +18,9 @@ import asyncssh
 import msgspec
 
 from darts_async.config import NodeConfig, SshConfig
+from darts_async.spawn import module_command
 from launcher.backends import AgentCommand, NodeError
+from launcher.fleet import COMES_UP_WITHIN_S
 
 FORWARDED = ("PYTHONPATH", "LD_LIBRARY_PATH", "DARTS_FAULTS", "TOKENIZERS_PARALLELISM")
 FORWARDED_PREFIXES = ("HF_", "NCCL_", "GLOO_", "VLLM_", "TORCH_", "CUDA_HOME", "CUDA_LAUNCH")
@@ -35,8 +37,9 @@ class SshBackend:
         self._kill_command = kill_command
 
     async def launch(self, command: AgentCommand, on_end: Callable[[str], None]) -> None:
-        """Start the keeper, if it does not run; it goes on without the connection, so its end is not seen."""
-        await run_there(self._node, self._host, command)
+        """Start the keeper, if it does not run, and wait for its agent. It goes on without the connection, so that its
+        end is not seen later on."""
+        await run_there(self._node, self._host, command, takes_s=COMES_UP_WITHIN_S)
 
     async def kill(self) -> None:
         """End the keeper. Where the node cannot be reached, its lease does that."""
@@ -49,9 +52,11 @@ class SshBackend:
         """Nothing is open."""
 
 
-async def run_there(node: NodeConfig, host: str, command: AgentCommand, words: Mapping[str, Any] | None = None) -> str:
-    """Run a command on a node, and return what it has printed. It finds `words` as JSON on its standard input, behind
-    its environment.
+async def run_there(
+    node: NodeConfig, host: str, command: AgentCommand, words: Mapping[str, Any] | None = None, *, takes_s: float = 0.0
+) -> str:
+    """Run a command on a node, and return what it has printed. It finds `words` as JSON on its standard input, after
+    its environment. `takes_s` is how long it may wait for something by itself.
 
     Raises:
         NodeError: the node cannot be reached or refuses, or the command fails or does not end in time.
@@ -60,7 +65,7 @@ async def run_there(node: NodeConfig, host: str, command: AgentCommand, words: M
     environment = _forwarded(os.environ) | dict(command.env)
     text = "".join(msgspec.json.encode(part).decode() + "\n" for part in (environment, dict(words or {})))
     try:
-        async with asyncio.timeout(2 * node.ssh.timeout_s), await _connect(node, host) as connection:
+        async with asyncio.timeout(2 * node.ssh.timeout_s + takes_s), await _connect(node, host) as connection:
             done = await connection.run(_shell_line(command), input=text, encoding="utf-8")
     except TimeoutError as error:
         raise NodeError(node.name, f"{address} does not answer within {node.ssh.timeout_s:g} s") from error
@@ -104,8 +109,8 @@ def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _shell_line(command: AgentCommand) -> str:
     """`launcher.remote` takes the environment from its input, and becomes the command."""
-    python, *arguments = command.argv
-    return f"cd {shlex.quote(command.cwd)} && exec {shlex.join([python, '-m', 'launcher.remote', python, *arguments])}"
+    first = module_command("launcher.remote", *command.argv, python=command.argv[0])
+    return f"cd {shlex.quote(command.cwd)} && exec {shlex.join(first)}"
 
 
 def _why(node: NodeConfig, address: str, error: Exception) -> NodeError:
@@ -141,8 +146,11 @@ def _failed(node: NodeConfig, command: AgentCommand, done: asyncssh.SSHCompleted
         return NodeError(node.name, f"there is no directory {command.cwd}", f"set nodes: {node.name}.workdir")
     if done.exit_status == 127:
         return NodeError(node.name, f"there is no {command.argv[0]}", f"set nodes: {node.name}.python")
+    if "nknown option" in said and "-P" in said:
+        fix = f"set nodes: {node.name}.python to one of the version that is here"
+        return NodeError(node.name, f"{command.argv[0]} is older than Python 3.11", fix)
     if "No module named" in said:
         fix = f"install darts-async there, or set nodes: {node.name}.python to one that has it"
         return NodeError(node.name, f"{command.argv[0]} has no darts_async: {said}", fix)
     how = f"ended with exit code {done.exit_status}" if done.exit_status is not None else "was ended by a signal"
-    return NodeError(node.name, f"{' '.join(command.argv[:3])} {how}: {said or 'it said nothing'}")
+    return NodeError(node.name, f"{' '.join(command.argv[:5])} {how}: {said or 'it said nothing'}")

@@ -1,0 +1,114 @@
+"""Signals that end a run in order: Ctrl-C, SIGTERM, and SIGHUP, which comes when the terminal goes.
+
+They are caught for as long as a run has anything that must not be left: what comes at the very end does no more harm
+than what comes in the middle. SIGHUP stays ignored where it is (`nohup`).
+
+A terminal or a pipe that is gone is no reason to end otherwise than in order: what is written to it is lost, and so it
+is while the disk is full that the output goes to.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO, cast
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_GONE = (errno.EPIPE, errno.EIO)
+_MOST = 16
+
+
+class CaughtSignals:
+    """Signals that have come, in order; more than a few that are not heard are as good as these."""
+
+    def __init__(self) -> None:
+        self._unheard = deque[signal.Signals](maxlen=_MOST)
+        self._hear: Callable[[signal.Signals], None] = self._unheard.append
+
+    def come(self, number: signal.Signals) -> None:
+        """One has come."""
+        self._hear(number)
+
+    def tell(self, hear: Callable[[signal.Signals], None]) -> None:
+        """Tell of those that have come, and from now on of each at once."""
+        self._hear = hear
+        while self._unheard:
+            hear(self._unheard.popleft())
+
+    def ignore(self) -> None:
+        """Nothing more is to be done about any."""
+        self._hear = lambda number: None
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[CaughtSignals]:
+    """Inside, none of them ends the process."""
+    loop, caught = asyncio.get_running_loop(), CaughtSignals()
+    numbers = [number for number in _ENDING if number != signal.SIGHUP or not _is_ignored(number)]
+    for number in numbers:
+        loop.add_signal_handler(number, caught.come, number)
+    try:
+        yield caught
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
+
+
+def reason_of(number: signal.Signals) -> str:
+    """Why the run was stopped, in words."""
+    names = {signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP (the terminal is gone)"}
+    return f"stopped by {names.get(number, number.name)}"
+
+
+@contextlib.contextmanager
+def outliving_readers() -> Iterator[None]:
+    """Inside, whatever happens to the terminal or the pipe, writing to standard output and error does not fail."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Outliving(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Outliving:
+    """A stream that has lost its reader takes what is written and keeps nothing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As if it were written."""
+        with self._failing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As if it were flushed."""
+        with self._failing():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _GONE:  # or the interpreter would fail to flush it at the very end
+                _discard(self._stream.fileno())
+
+
+def _discard(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
