@@ -107,7 +107,7 @@ def test_a_process_whose_parent_went_before_it_could_ask_dies_before_it_imports(
 
 MODULES = (
     *(f"darts_async.{role}.process" for role in ("shaper", "generator", "learner", "reward")),
-    "darts_async.reward.worker",
+    "darts_async.reward.warden",
     "launcher.keeper",
     "launcher.agent",
     "launcher.probe",
@@ -157,7 +157,7 @@ async def test_a_reward_worker_finds_the_modules_of_the_user_and_no_other_files_
     monkeypatch.chdir(tmp_path)
     pool = RewardPool("user_reward:reward", write_tokenizer(tmp_path), num_workers=1, deadline_s=20.0)
     await pool.start()
-    scored = await pool.score(Score(1, "", "", {}, np.array([], np.int32), "stop"))
+    scored = await pool.score(Score(1, "", "", "{}", np.array([], np.int32), "stop"))
     await pool.close()
     assert isinstance(scored, SampleScored)
     assert scored.reward == 0.5
