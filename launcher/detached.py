@@ -4,7 +4,7 @@
                       `--> leads a session, forks    |
                              `--> THE KEEPER --"up"--'    once it has an agent
 
-The first one waits for a moment to see that the keeper does not die at once: over ssh nobody sees its end later.
+The first one waits for a moment to see that the keeper does not die at once: over ssh its end is not seen later on.
 """
 
 import contextlib

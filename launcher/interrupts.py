@@ -3,7 +3,7 @@
 They are caught for as long as a run has anything that must not be left: what comes at the very end does no more harm
 than what comes in the middle. SIGHUP stays ignored where it is (`nohup`).
 
-A terminal or a pipe that is gone is no reason to end otherwise than in order: what is written to it is lost, and so it
+A terminal or a pipe that is gone does not end a run by an error: what is written to it is lost, and so it
 is while the disk is full that the output goes to.
 """
 

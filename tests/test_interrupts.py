@@ -27,7 +27,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 async def test_signals_are_caught_in_order_and_sighup_where_it_is_not_ignored() -> None:
     heard: list[signal.Signals] = []
     with caught_signals() as caught:
-        os.kill(os.getpid(), signal.SIGHUP)  # before anybody listens
+        os.kill(os.getpid(), signal.SIGHUP)  # before it is listened to
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
             caught.tell(heard.append)
@@ -57,7 +57,7 @@ def test_a_stop_says_what_brought_it_about() -> None:
     ]
 
 
-def test_what_is_written_to_nobody_is_lost_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_after_the_reader_has_gone_is_lost_and_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
