@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darts_async.config import LossConfig
 from darts_async.learner.batch import PackedBatch
+from darts_async.learner.logprobs import Scores
 from darts_async.learner.losses.policy import policy_loss, reference_kl
 
 ENTROPY = 0.5
@@ -23,6 +24,7 @@ def batch_of(
     staleness: list[float] | None = None,
     lengths: tuple[int, ...] | None = None,
     shares: list[float] | None = None,
+    weights: list[float] | None = None,
 ) -> PackedBatch:
     """Response tokens alone, with behaviour log-probabilities of -1; `lengths` are those of their samples."""
     count = len(advantages)
@@ -39,6 +41,7 @@ def batch_of(
         behaviour_logprobs=torch.full((count,), -1.0, dtype=torch.float64),
         advantages=torch.tensor(advantages, dtype=torch.float64),
         shares=torch.tensor(shares if shares is not None else [1.0] * count, dtype=torch.float64),
+        weights=torch.tensor(weights if weights is not None else [1.0] * count, dtype=torch.float64),
         on_policy=torch.tensor(on_policy if on_policy is not None else [True] * count),
         staleness=torch.tensor(staleness if staleness is not None else [0.0] * count, dtype=torch.float64),
         owners=owners,
@@ -53,15 +56,18 @@ def loss_of(
     staleness: list[float] | None = None,
     lengths: tuple[int, ...] | None = None,
     shares: list[float] | None = None,
+    weights: list[float] | None = None,
     reference: list[float] | None = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Loss, its gradient by the log-probabilities, metrics."""
     logprobs = (torch.tensor(log_ratios, dtype=torch.float64) - 1).requires_grad_()
-    batch = batch_of(advantages, on_policy=on_policy, staleness=staleness, lengths=lengths, shares=shares)
+    batch = batch_of(
+        advantages, on_policy=on_policy, staleness=staleness, lengths=lengths, shares=shares, weights=weights
+    )
     entropy = torch.full_like(logprobs, ENTROPY)
     references = None if reference is None else torch.tensor(reference, dtype=torch.float64)
-    loss, tally = policy_loss(logprobs, entropy, batch, LossConfig(**settings), references)
+    loss, tally = policy_loss(Scores(logprobs, entropy, logprobs), batch, LossConfig(**settings), references)
     loss.backward()
     assert logprobs.grad is not None
     tally.add("loss", 0.0, 1)
