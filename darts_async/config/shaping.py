@@ -69,7 +69,9 @@ class ShapingConfig(Section):
     qlpo_alpha: Annotated[float, Field(ge=0)] = 1 / 3
     """`qlpo`: 1 / (1 + this) of the right ones are the shortest, as of the wrong ones the longest."""
     weight_power: Fraction = 0.0
-    """`survivor`: inverse inclusion probabilities enter the loss to this power (gamma). 1 is unbiased."""
+    """`survivor`: inverse inclusion probabilities enter the loss to this power (gamma). Below 1 long answers count for
+    less than they are: where they are more often wrong, length is paid for. 1 is unbiased, with baseline `history` or
+    `leave_one_out` and `learner.loss.normalise_advantage` off: dividing by the group's own deviation costs that."""
     overcommit: Annotated[float, Field(ge=1, le=2)] = 1.0
     """Tail batching: this many times the groups that the staleness window admits are opened. Whichever complete first
     are trained; the others are cancelled when their time is up, and their prompts asked again, then without rivals."""
@@ -139,6 +141,13 @@ class ShapingConfig(Section):
             raise ValueError(
                 "shaping.pruning.mode hazard aborts survivors, whose inclusion probabilities shaping.weight_power "
                 f"({self.weight_power}) relies on; set it to 0 or choose another rule"
+            )
+        if self.pruning.mode == "hazard" and self.baseline == "leave_one_out" and self.pruning.spare_probability > 0:
+            raise ValueError(
+                "shaping.pruning.mode hazard spares at most one sample of a tail, which weighs for all of it, and "
+                "shaping.baseline leave_one_out would compare that one with siblings that weigh likewise: there are "
+                "none. Use baseline group or history, or set shaping.pruning.spare_probability to 0 "
+                f"(it is {self.pruning.spare_probability:g})"
             )
         return self
 
