@@ -79,7 +79,7 @@ class ShapingConfig(Section):
     pruning: PruningConfig = PruningConfig()
     baseline: Baseline = "group"
     """What a reward is compared with. `group`: the mean of the kept. `history`: the prompt's pass rate on earlier
-    visits. `leave_one_out`: the mean of its siblings, those that were cancelled included by their weights."""
+    visits, of all that was scored; survivors and spared samples count for those that they stand for. `leave_one_out`: the mean of its siblings, those that were cancelled included by their weights."""
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
