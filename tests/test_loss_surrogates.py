@@ -171,6 +171,15 @@ def test_gspo_clips_whole_samples_by_their_geometric_mean() -> None:
     assert metrics["clip_share_high"] == 0.5
 
 
+@pytest.mark.parametrize("left_out", [0.0, 3.0, -3.0])
+def test_gspo_does_not_train_the_tokens_that_are_left_out(left_out: float) -> None:
+    """A sample of three tokens, one of which is too old, and a sample of which nothing is trained."""
+    settings = {"kind": "gspo", "clip_low": 0.05, "clip_high": 0.05, "lengths": (3, 1), "shares": [0.0, 0.5, 0.5, 0.0]}
+    loss, gradient, _ = loss_of([left_out, 0.02, -0.02, left_out], [2.0] * 3 + [1.0], **settings)
+    assert loss.item() == pytest.approx(-2.0)
+    torch.testing.assert_close(gradient, torch.tensor([0.0, -1.0, -1.0, 0.0]).double())
+
+
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "gradient"),
     [
@@ -275,6 +284,16 @@ def test_the_divergence_is_k3_and_has_its_weight(unbiased: bool, ratio: float, w
 @given(st.floats(-8, 0), st.floats(-8, 0))
 def test_the_divergence_is_never_negative(logprob: float, reference: float) -> None:
     assert reference_kl(torch.tensor(logprob).double(), torch.tensor(reference).double()) >= -1e-12
+
+
+def test_a_sample_that_stands_for_others_does_so_in_every_term() -> None:
+    """The advantage holds the weight already; divergence and entropy get it here."""
+    reference = [-1 + math.log(2)] * 2
+    settings = {"kl_weight": 0.1, "kl_unbiased": False, "entropy_weight": 0.2, "reference": reference}
+    loss, gradient, metrics = loss_of([0.0, 0.0], [0.0, 0.0], weights=[0.5, 3.0], **settings)
+    assert loss.item() == pytest.approx(3.5 * (0.1 * (1 - math.log(2)) - 0.2 * ENTROPY))
+    torch.testing.assert_close(gradient, torch.tensor([-0.05, -0.3]).double())
+    assert metrics["entropy"] == ENTROPY
 
 
 def test_entropy_is_a_bonus() -> None:

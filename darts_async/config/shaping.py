@@ -79,7 +79,8 @@ class ShapingConfig(Section):
     pruning: PruningConfig = PruningConfig()
     baseline: Baseline = "group"
     """What a reward is compared with. `group`: the mean of the kept. `history`: the prompt's pass rate on earlier
-    visits, of all that was scored; survivors and spared samples count for those that they stand for. `leave_one_out`: the mean of its siblings, those that were cancelled included by their weights."""
+    visits, of all that was scored; survivors and spared samples count for those that they stand for. `leave_one_out`:
+    the mean of its siblings, those that were cancelled included by their weights."""
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
@@ -192,5 +193,7 @@ class StalenessConfig(Section):
     max_staleness: NonNegative = 2
     """Hard bound: at the step that consumes a token, current version minus the version that decoded it.
     0 is the synchronous, on-policy mode."""
-    cut_after_s: Seconds = 60.0
-    """A group that alone has kept the learner waiting for this long is cancelled and its prompt asked again."""
+    cut_after_s: Seconds | None = None
+    """A group that alone has kept the learner waiting for this long is cancelled and its prompt asked again. Unset:
+    four times as long as the longest of the latest groups took, and at least a minute, so that no answer is cut for
+    being long."""
