@@ -48,7 +48,12 @@ class ShapingConfig(Section):
     rule: Literal["none", "random", "shortest", "longest", "dual_end", "survivor", "qlpo"] = "dual_end"
     """`none`: plain GRPO, `launch` must equal `keep`. `random`: `keep` of the finished by lot. `shortest`, `longest`:
     that end alone. `dual_end`: the `shortest` shortest and the `longest` longest. `survivor`: once `shortest` have
-    finished, `longest` of the others survive a uniform draw. `qlpo`: mostly short right and mostly long wrong ones."""
+    finished, `longest` of the others survive a uniform draw. `qlpo`: mostly short right and mostly long wrong ones.
+
+    A choice by length is a reward for it as well. Where long answers are more often wrong, `shortest` and `survivor`
+    below `weight_power: 1` pay for length, `dual_end` costs a little, and `qlpo` much; `none`, `random` and `survivor`
+    at 1 pay nothing. The plan (`--dry-run`) says how much that was on a real log, and each step reports
+    `selection/pays_for_length`."""
     keep: Annotated[int, Field(gt=0, le=1024)] = 8
     """Samples trained per prompt (M)."""
     launch: Annotated[int, Field(gt=0, le=2048)] = 10

@@ -6,14 +6,16 @@ was scored before the rule chose, stands beside them.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from darts_async.shaper.group import Fate, Group, Sample, Stage
+from darts_async.shaper.length_pay import LengthTerms, Lot, length_terms
 
 FATES: tuple[Fate, ...] = ("trained", "cancelled", "filtered", "stale", "lost", "evaluated")
 DIFFICULTIES = ("hard", "middle", "easy")
@@ -79,6 +81,7 @@ class _Pool:
     rewards: NDArray[np.float64]  # [num_scored]
     num_tokens: NDArray[np.float64]  # [num_scored]
     num_launched: int
+    length: LengthTerms
 
 
 class StatisticsState(Struct, frozen=True):
@@ -91,6 +94,7 @@ class StatisticsState(Struct, frozen=True):
     num_dropped: dict[str, int]
     num_samples: dict[str, int]
     num_censored: dict[str, int]
+    length: LengthTerms
 
 
 class StepStatistics:
@@ -104,13 +108,22 @@ class StepStatistics:
         self._num_dropped: defaultdict[str, int] = defaultdict(int)
         self._num_samples: defaultdict[str, int] = defaultdict(int)
         self._num_censored: defaultdict[str, int] = defaultdict(int)
+        self._length = LengthTerms()
+        """Of all steps so far."""
 
-    def completed(self, group: Group, tercile: int | None) -> None:
-        """Remember the pool of a group, before the rule's choice is carried out."""
+    def completed(
+        self, group: Group, tercile: int | None, counts: Mapping[int, float] | None = MappingProxyType({})
+    ) -> None:
+        """Remember the pool of a group, before the rule's choice is carried out.
+
+        `counts`: by the id of a scored sample the launched samples that it stands for, 1 where it is not given; None if
+        nothing scored stands for the others.
+        """
         scored = [s for s in group.at(Stage.SCORED) if s.reward is not None]
         rewards = np.array([s.reward for s in scored], np.float64)
         lengths = np.array([s.num_tokens for s in scored], np.float64)
-        self._pools[group.group_id] = _Pool(rewards, lengths, len(group.samples))
+        terms = LengthTerms() if counts is None else _length_terms(group, counts)
+        self._pools[group.group_id] = _Pool(rewards, lengths, len(group.samples), terms)
         self._visit(group.prompt.prompt_id, len(group.samples))
         name = _difficulty(tercile)
         self._num_complete[name] += 1
@@ -142,6 +155,7 @@ class StepStatistics:
             "weights/effective_share": float(effective.mean()),
             **self._redundancy(pools),
             **self._survival(),
+            **self._pay(pools),
         }
 
     def to_state(self) -> StatisticsState:
@@ -154,6 +168,7 @@ class StepStatistics:
             self._num_dropped,
             self._num_samples,
             self._num_censored,
+            self._length,
         )
 
     def restore(self, state: StatisticsState) -> None:
@@ -164,6 +179,7 @@ class StepStatistics:
         self._num_dropped.update(state.num_dropped)
         self._num_samples.update(state.num_samples)
         self._num_censored.update(state.num_censored)
+        self._length = state.length
 
     def _visit(self, prompt_id: int, num_launched: int) -> None:
         before = self._launched_before.get(prompt_id)
@@ -181,6 +197,17 @@ class StepStatistics:
             metrics["run/redundancy_autocorrelation"] = float(np.corrcoef(before, now)[0, 1])
         return metrics
 
+    def _pay(self, pools: Sequence[_Pool]) -> dict[str, float]:
+        """What length is worth, and what the selection pays for it on top: see `length_pay`."""
+        step = LengthTerms().plus(pool.length for pool in pools)
+        self._length = self._length.plus([step])
+        values = {
+            "selection/length_slope": step.slope,
+            "selection/pays_for_length": step.pay,
+            "run/pays_for_length": self._length.pay,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
     def _survival(self) -> dict[str, float]:
         """Shares by difficulty: groups that were completed, samples that were cut short."""
         metrics = {}
@@ -191,6 +218,16 @@ class StepStatistics:
             if self._num_samples[name]:
                 metrics[f"run/censored_{name}"] = self._num_censored[name] / self._num_samples[name]
         return metrics
+
+
+def _length_terms(group: Group, counts: Mapping[int, float]) -> LengthTerms:
+    scored = [(sample, counts.get(sample.sample_id, 1.0)) for sample in group.at(Stage.SCORED)]
+    return length_terms(_lot(scored), _lot(group.kept or []))
+
+
+def _lot(pairs: Sequence[tuple[Sample, float]]) -> Lot:
+    rewards = [s.reward for s, _ in pairs if s.reward is not None]
+    return Lot(rewards, [s.num_tokens for s, _ in pairs], [weight for _, weight in pairs])
 
 
 def _kept_metrics(rewards: NDArray[np.float64], lengths: NDArray[np.float64]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from darts_async.config import RunConfig
+from darts_async.shaper.ends import DualEnd
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.history import History, Tercile
 from darts_async.shaper.pace import DecodePace
@@ -102,8 +103,24 @@ class Planner:
         """A visit is over: remember lengths, those that were cut short as such, and rewards."""
         scored = [s for s in group.samples if s.reward is not None]
         rewards = [s.reward for s in scored if s.reward is not None]
-        counts = [self._stands_for(group, s) for s in scored]
+        counts = [self.stands_for(group, s) for s in scored]
         self.history.observe(group.prompt.prompt_id, *_lengths(group), rewards, counts)
+
+    def counts(self, group: Group) -> dict[int, float] | None:
+        """By the id of each scored sample how many launched ones it stands for. None where samples were cut for being
+        long, without a draw: nothing that was scored stands for them."""
+        rule = self.rule(group)
+        if isinstance(rule, DualEnd) and rule.early_stop and len(group.at(Stage.SCORED)) < len(group.samples):
+            return None
+        return {sample.sample_id: self.stands_for(group, sample) for sample in group.at(Stage.SCORED)}
+
+    def stands_for(self, group: Group, sample: Sample) -> float:
+        """Launched samples that a scored one stands for, itself included: its inverse inclusion probability."""
+        if sample.sample_id == group.spared:
+            return self._hazard.weight_of_spared(len(group.samples))
+        if sample.sample_id in group.survivors and isinstance(self._rule, Survivor):
+            return self._rule.stands_for(group)
+        return 1.0
 
     def metrics(self) -> dict[str, float]:
         """What the total rests on, where it is the utility rule's."""
@@ -118,14 +135,6 @@ class Planner:
     def to_state(self) -> dict[str, Any]:
         """What was learnt, as plain data. The pace is not in it: it is measured anew in seconds."""
         return {"history": self.history.to_state(), "allocator": self._allocator.to_state()}
-
-    def _stands_for(self, group: Group, sample: Sample) -> float:
-        """Launched samples that a scored one stands for, itself included: its inverse inclusion probability."""
-        if sample.sample_id == group.spared:
-            return self._hazard.weight_of_spared(len(group.samples))
-        if sample.sample_id in group.survivors and isinstance(self._rule, Survivor):
-            return self._rule.stands_for(group)
-        return 1.0
 
     @property
     def _elasticity(self) -> float:

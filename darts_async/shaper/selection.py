@@ -48,6 +48,8 @@ class RandomKeep:
 
     Everybody is decoded to the end. Lots are drawn for all R, so that a sample without a reward gives its place to
     the next. With `guard` the last lot that won gives way to the next lot of the kind that is missing.
+
+    Nothing is paid for length (see `length_pay`).
     """
 
     keep: int
@@ -81,9 +83,9 @@ class Survivor:
 
     What it keeps is all that finishes, so there is nothing a guard could exchange.
 
-    What it pays for length. At gamma < 1 long samples count less than short ones. Where long answers are more often
-    wrong they are punished less than by plain GRPO, and length is paid for; where long answers are more often right,
-    it costs. At gamma = 1 neither, up to noise.
+    What it pays for length (see `length_pay`). At gamma < 1 long samples count less than short ones, of which most of
+    what is kept is. Where long answers are more often wrong they are punished less than by plain GRPO, and length is
+    paid for; where they are more often right, it costs. At gamma = 1 neither, up to noise.
     """
 
     shortest: int

@@ -116,7 +116,7 @@ class Training:
             return
         group.kept = kept
         self._completed_now.append(group)
-        self._statistics.completed(group, self._planner.tercile(group))
+        self._statistics.completed(group, self._planner.tercile(group), self._planner.counts(group))
         self._planner.observe(group)
         if group.group_id not in self._spares:
             self._window.set_floor(group.group_id, self._floor_of(group))
