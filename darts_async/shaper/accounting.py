@@ -2,7 +2,8 @@
 of exactly one end per sample; and the statistics of each step.
 
 Statistics of the kept samples say little about the policy: selection alone shortens them. So the pool, everything that
-was scored before the rule chose, stands beside them.
+was scored before the rule chose, is reported beside them. A sample that a draw has left in for others counts for these
+too: on average the pool's means are those of all launched samples.
 """
 
 from collections import Counter, defaultdict, deque
@@ -80,8 +81,14 @@ class _Pool:
 
     rewards: NDArray[np.float64]  # [num_scored]
     num_tokens: NDArray[np.float64]  # [num_scored]
+    counts: NDArray[np.float64]  # [num_scored], launched samples that each stands for
     num_launched: int
     length: LengthTerms
+
+    @property
+    def mean_reward(self) -> float:
+        """Of all that were launched."""
+        return float(np.average(self.rewards, weights=self.counts))
 
 
 class StatisticsState(Struct, frozen=True):
@@ -122,8 +129,9 @@ class StepStatistics:
         scored = [s for s in group.at(Stage.SCORED) if s.reward is not None]
         rewards = np.array([s.reward for s in scored], np.float64)
         lengths = np.array([s.num_tokens for s in scored], np.float64)
+        standing_for = np.array([(counts or {}).get(s.sample_id, 1.0) for s in scored], np.float64)
         terms = LengthTerms() if counts is None else _length_terms(group, counts)
-        self._pools[group.group_id] = _Pool(rewards, lengths, len(group.samples), terms)
+        self._pools[group.group_id] = _Pool(rewards, lengths, standing_for, len(group.samples), terms)
         self._visit(group.prompt.prompt_id, len(group.samples))
         name = _difficulty(tercile)
         self._num_complete[name] += 1
@@ -145,7 +153,7 @@ class StepStatistics:
         lengths = np.array([s.num_tokens for s in samples], np.float64).reshape(shape)
         weights = np.array([weight for pairs in kept for _, weight in pairs]).reshape(shape)
         pools = [self._pools.pop(group.group_id) for group in groups]
-        pool_means = np.array([pool.rewards.mean() for pool in pools])
+        pool_means = np.array([pool.mean_reward for pool in pools])
         effective = weights.sum(1) ** 2 / (weights.shape[1] * (weights**2).sum(1))
         return {
             **_kept_metrics(rewards, lengths),
@@ -248,10 +256,11 @@ def _kept_metrics(rewards: NDArray[np.float64], lengths: NDArray[np.float64]) ->
 def _pool_metrics(pools: Sequence[_Pool]) -> dict[str, float]:
     rewards = np.concatenate([pool.rewards for pool in pools])
     lengths = np.concatenate([pool.num_tokens for pool in pools])
-    median, p99 = np.percentile(lengths, (50, 99))
+    counts = np.concatenate([pool.counts for pool in pools])
+    median, p99 = np.percentile(lengths, (50, 99), weights=counts, method="inverted_cdf")
     return {
-        "reward/pool_mean": float(rewards.mean()),
-        "length/pool_mean": float(lengths.mean()),
+        "reward/pool_mean": float(np.average(rewards, weights=counts)),
+        "length/pool_mean": float(np.average(lengths, weights=counts)),
         "length/pool_p50": float(median),
         "length/pool_p99": float(p99),
         "groups/pool_zero_advantage_share": _mean([bool((p.rewards == p.rewards[0]).all()) for p in pools]),
