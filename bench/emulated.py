@@ -203,7 +203,7 @@ def settings_of(
         "prompts": {"source": "chain", "num_train": NUM_PROMPTS, "held_out": 1, "max_prompt_tokens": PROMPT_TOKENS},
         "sampling": {"max_new_tokens": cap},
         "shaping": {"keep": KEEP, "launch": chosen.launch or LAUNCH, **chosen.shaping},
-        "staleness": {"max_staleness": chosen.max_staleness, "cut_after_s": 1e6},
+        "staleness": {"max_staleness": chosen.max_staleness},
         "generator": {
             "engine": "scripted",
             "num_slots": profile.num_slots,

@@ -79,7 +79,7 @@ def simulated(num_accelerators: int, groups_per_step: int, arm: str, workload: W
     config = RunConfig.model_validate(
         {
             "shaping": {"keep": KEEP, "launch": chosen.launch or LAUNCH, **chosen.shaping},
-            "staleness": {"max_staleness": chosen.max_staleness, "cut_after_s": 1e9},
+            "staleness": {"max_staleness": chosen.max_staleness},
             "learner": {"steps": steps, "groups_per_step": groups_per_step},
             "generator": {"num_slots": profile.num_slots, "max_context_tokens": 1 << 16},
             "sampling": {"max_new_tokens": cap},

@@ -44,7 +44,6 @@ BASELINE = "synchronous"
 ENGINE = {"token_latency_s": 0.01, "batch_for_double_latency": 64.0, "update_stall_s": 0.5}
 LEARNER = LearnerModel(step_s=1.0, token_s=4e-5, broadcast_s=1.0)
 REWARD = RewardModel(latency_s=0.05)
-NEVER_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Arm:
             {
                 "seed": seed,
                 "shaping": {"keep": KEEP, "launch": launch, **self.shaping},
-                "staleness": {"max_staleness": self.max_staleness, "cut_after_s": NEVER_S},
+                "staleness": {"max_staleness": self.max_staleness},
                 "learner": {"steps": max(num_groups // GROUPS_PER_STEP, 1), "groups_per_step": GROUPS_PER_STEP},
                 "generator": {"num_slots": SLOTS, "max_context_tokens": 1 << 16},
                 "sampling": {"max_new_tokens": max_new_tokens},

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from darts_async.config import NodeConfig, RunConfig, ShapingConfig
 from darts_async.topology import ProcessSpec, RunPlan
+from launcher.length_notes import length_note
 
 
 def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
@@ -38,6 +39,7 @@ def key_settings(config: RunConfig) -> dict[str, str]:
         "prompts": f"{prompts.path or prompts.source}, {prompts.held_out} held out",
         "reward": f"{config.reward.function}, workers in each process: {config.reward.workers}",
         "shaping": _shaping(shaping),
+        "length": length_note(shaping, normalises=learner.loss.normalise_advantage),
         "learner": f"{learner.steps} steps of {learner.groups_per_step} groups, rate {learner.learning_rate:g}",
         "generator": f"{generator.engine}, {generator.num_slots} slots of {generator.max_context_tokens} tokens",
         "weights": f"{config.weights.backend}, buckets of {config.weights.bucket_bytes:,} bytes",

@@ -105,7 +105,7 @@ class Evaluation:
             policy_version=self.policy_version,
             newest_version=self.newest_version,
             num_samples=len(lengths),
-            reward=float(self.rewards.mean()),
+            reward=float(self.rewards.mean(dtype=np.float64)),
             reward_standard_error=_standard_error(list(self.prompt_rewards().values())),
             pass_at=self._pass_at(),
             length_mean=float(lengths.mean()),
@@ -117,7 +117,9 @@ class Evaluation:
 
     def prompt_rewards(self) -> dict[int, float]:
         """The mean reward of each prompt."""
-        return {prompt: float(rewards.mean()) for prompt, rewards in self._by_prompt(self.rewards).items()}
+        return {
+            prompt: float(rewards.mean(dtype=np.float64)) for prompt, rewards in self._by_prompt(self.rewards).items()
+        }
 
     def _pass_at(self) -> dict[int, float]:
         counts = [(len(of), int((of > PASS_ABOVE).sum())) for of in self._by_prompt(self.rewards).values()]

@@ -2,6 +2,7 @@
 line."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -31,8 +32,10 @@ class Recorder:
 
     def step(self, line: StepLine, now_s: float) -> None:
         """Metrics of an optimiser step."""
-        self._metrics(now_s, type="step", step=line.step, **line.metrics)
-        shown = {label: line.metrics[name] for name, label in _TRACED.items() if name in line.metrics}
+        # JSON has no number that is not finite: the gradient norm of a skipped step is absent.
+        finite = {name: value for name, value in line.metrics.items() if math.isfinite(value)}
+        self._metrics(now_s, type="step", step=line.step, **finite)
+        shown = {label: finite[name] for name, label in _TRACED.items() if name in finite}
         if shown:  # the lines of a step that say nothing of it are about its weights
             self.trace.instant("step", step=line.step)
             self.trace.level(**shown)

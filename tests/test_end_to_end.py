@@ -150,6 +150,28 @@ def test_a_scripted_run_adds_up(tmp_path: Path, shaping: dict[str, Any], max_sta
     assert (fates["cancelled"] > 0) == (shaping["rule"] != "none")
 
 
+def test_what_qwen3_recommends_for_sampling_trains_without_a_clipped_token(tmp_path: Path) -> None:
+    """Synchronous gspo, the loss whose clips are narrowest: of whole log-probabilities it clipped every failure."""
+    config = config_file(
+        tmp_path,
+        "quickstart.yaml",
+        sampling={"top_k": 20, "top_p": 0.95},
+        staleness={"max_staleness": 0},
+        learner={"steps": 2, "loss": {"kind": "gspo"}},
+        prompts={"held_out": 4},
+    )
+    run = ended(launch(config), config)
+    assert run.code == 0, run.output
+    steps = [line for line in run.metrics() if "learner/clip_share_low" in line]
+    assert [line["step"] for line in steps] == [0, 1]
+    for line in steps:
+        assert line["learner/clip_share_low"] == line["learner/clip_share_high"] == 0
+        assert line["learner/gap_lag0_max"] < 1e-3
+        assert line["learner/kept_weight"] < 1
+        assert line["learner/zero_advantage_share"] < 1
+    assert any("selection/pays_for_length" in line for line in run.metrics())
+
+
 def test_ctrl_c_stops_cleanly_and_accounts_for_every_token(tmp_path: Path) -> None:
     config = config_file(tmp_path, "scripted.yaml", learner={"steps": 100_000})
     process = launch(config)

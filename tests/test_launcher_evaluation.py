@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from itertools import combinations
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from launcher.evaluation import Evaluation, evaluation_text, gain_between, pass_
 from launcher.plan import plan_run
 from launcher.progress import RunView
 from launcher.recorder import Recorder
+from launcher.steps import StepLine
 from launcher.summary import summarise, summary_screen
 from launcher.view import run_screen
 
@@ -108,6 +110,21 @@ def test_metrics_have_the_numbers_and_those_of_each_sample(tmp_path: Path) -> No
     assert expected.items() <= line.items()
     assert (line["pass@1"], line["pass@2"], line["reward/standard_error"]) == pytest.approx((0.75, 1.0, 0.25))
     assert (line["rewards"], line["num_tokens"]) == ([1, 0, 1, 1], [10, 14, 20, 20])
+
+
+def test_every_line_of_the_metrics_is_json_whatever_the_numbers_are(tmp_path: Path) -> None:
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    largest = float(np.finfo(np.float32).max)
+    recorder = Recorder(tmp_path, 0.0)
+    metrics = {"learner/grad_norm": math.nan, "reward/pool_mean": math.inf, "learner/loss": 0.5}
+    recorder.step(StepLine(3, metrics), 1.0)
+    recorder.evaluation(Evaluation.of(report(4, [largest] * 6)), 1.0)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    step, evaluation = (json.loads(line, parse_constant=refused) for line in lines)
+    assert step == {"type": "step", "step": 3, "learner/loss": 0.5, "elapsed_s": 1.0}
+    assert evaluation["reward/mean"] == pytest.approx(largest)
 
 
 def test_the_live_view_shows_the_course_of_the_held_out_reward_before_the_first_step_and_on() -> None:

@@ -82,6 +82,19 @@ def test_the_leave_one_out_baseline_of_equal_rewards_is_that_reward(
     np.testing.assert_allclose(baselines, value, rtol=1e-12)
 
 
+def test_a_lone_sentinel_is_compared_with_the_others_and_kills_nothing() -> None:
+    """No setting sends one to a leave-one-out baseline; a message that does is trained on all the same."""
+    baselines = leave_one_out_baselines(np.array([1, 0, 1, 1], np.float32), np.array([1, 1, 1, 10], np.float32))
+    np.testing.assert_allclose(baselines, [(0 + 1 + 10) / 12, (1 + 1 + 10) / 12, (1 + 0 + 10) / 12, 2 / 3])
+
+
+@given(st.floats(0.1, 3))
+def test_only_ratios_of_weights_make_a_leave_one_out_baseline(scale: float) -> None:
+    rewards, weights = np.array([1, 0, 1, 0, 0.5], np.float32), np.array([1, 1, 1, 7 / 3, 7 / 3])
+    scaled = leave_one_out_baselines(rewards, (scale * weights).astype(np.float32))
+    np.testing.assert_allclose(scaled, leave_one_out_baselines(rewards, weights.astype(np.float32)), rtol=1e-6)
+
+
 def test_a_history_is_a_baseline_that_ignores_the_group() -> None:
     actual = advantages([1, 1, 0], [1, 1, 2], normalise=False, baseline="history", pass_rate=0.25)
     np.testing.assert_allclose(actual, [0.75, 0.75, -0.5])

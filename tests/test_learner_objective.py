@@ -124,6 +124,37 @@ def test_a_reference_with_another_vocabulary_is_refused() -> None:
         backward(kl_weight=0.5, reference=other)
 
 
+def test_inclusion_weights_reach_the_divergence_and_the_entropy() -> None:
+    """A weight of 2 is the sample twice, where equal rewards leave only these terms."""
+    settings = {"kl_weight": 0.1, "entropy_weight": 0.2, "aggregate": "constant"}
+    once, twice = make_group([3, 5], rewards=[1, 1]), make_group([3, 5, 5], rewards=[1, 1, 1])
+    twice.prompt_tokens[:] = once.prompt_tokens
+    for name in ("token_ids", "logprobs"):
+        values = getattr(once, name)
+        getattr(twice, name)[:] = np.concatenate([values, values[3:]])
+    once.weights[:] = [1, 2]
+    assert_close(
+        backward(once, reference=packed_model(seed=4), **settings)[0],
+        backward(twice, reference=packed_model(seed=4), **settings)[0],
+    )
+
+
+def test_a_gradient_of_gspo_knows_nothing_of_tokens_that_are_too_old() -> None:
+    group = make_group([6, 5], rewards=[1, 0], step=3)
+    group.versions[:3] = 1
+    settings = {"kind": "gspo", "max_token_staleness": 1, "clip_low": 0.9, "clip_high": 9.0}
+    gradients, tally, _ = backward(group, **settings)
+    group.logprobs[:3] -= 0.7
+    assert_close(backward(group, **settings)[0], gradients)
+    assert tally.as_floats()["left_out_share"] == pytest.approx(3 / 11)
+
+
+def test_the_mean_of_the_largest_rewards_is_finite() -> None:
+    largest = float(np.finfo(np.float32).max)
+    metrics = backward(make_group([3] * 8, rewards=[largest] * 8))[1].as_floats()
+    assert metrics["reward_mean"] == pytest.approx(largest)
+
+
 def test_rloo_is_the_policy_gradient_of_leave_one_out_advantages() -> None:
     """Rewards 1, 0, 0 and 1: baselines 1/3, 2/3, 2/3, 1/3."""
     group = make_group([3, 20, 1, 7], rewards=[1, 0, 0, 1])

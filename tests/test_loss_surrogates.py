@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darts_async.config import LossConfig
 from darts_async.learner.batch import PackedBatch
+from darts_async.learner.logprobs import Scores
 from darts_async.learner.losses.policy import policy_loss, reference_kl
 
 ENTROPY = 0.5
@@ -23,6 +24,7 @@ def batch_of(
     staleness: list[float] | None = None,
     lengths: tuple[int, ...] | None = None,
     shares: list[float] | None = None,
+    weights: list[float] | None = None,
 ) -> PackedBatch:
     """Response tokens alone, with behaviour log-probabilities of -1; `lengths` are those of their samples."""
     count = len(advantages)
@@ -39,6 +41,7 @@ def batch_of(
         behaviour_logprobs=torch.full((count,), -1.0, dtype=torch.float64),
         advantages=torch.tensor(advantages, dtype=torch.float64),
         shares=torch.tensor(shares if shares is not None else [1.0] * count, dtype=torch.float64),
+        weights=torch.tensor(weights if weights is not None else [1.0] * count, dtype=torch.float64),
         on_policy=torch.tensor(on_policy if on_policy is not None else [True] * count),
         staleness=torch.tensor(staleness if staleness is not None else [0.0] * count, dtype=torch.float64),
         owners=owners,
@@ -53,15 +56,18 @@ def loss_of(
     staleness: list[float] | None = None,
     lengths: tuple[int, ...] | None = None,
     shares: list[float] | None = None,
+    weights: list[float] | None = None,
     reference: list[float] | None = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Loss, its gradient by the log-probabilities, metrics."""
     logprobs = (torch.tensor(log_ratios, dtype=torch.float64) - 1).requires_grad_()
-    batch = batch_of(advantages, on_policy=on_policy, staleness=staleness, lengths=lengths, shares=shares)
+    batch = batch_of(
+        advantages, on_policy=on_policy, staleness=staleness, lengths=lengths, shares=shares, weights=weights
+    )
     entropy = torch.full_like(logprobs, ENTROPY)
     references = None if reference is None else torch.tensor(reference, dtype=torch.float64)
-    loss, tally = policy_loss(logprobs, entropy, batch, LossConfig(**settings), references)
+    loss, tally = policy_loss(Scores(logprobs, entropy, logprobs), batch, LossConfig(**settings), references)
     loss.backward()
     assert logprobs.grad is not None
     tally.add("loss", 0.0, 1)
@@ -163,6 +169,15 @@ def test_gspo_clips_whole_samples_by_their_geometric_mean() -> None:
     assert loss.item() == pytest.approx(-1.05 * 2.0 - 1.0 * 3.0)
     torch.testing.assert_close(gradient, torch.tensor([0.0, 0.0, -1.5, -1.5]).double())
     assert metrics["clip_share_high"] == 0.5
+
+
+@pytest.mark.parametrize("left_out", [0.0, 3.0, -3.0])
+def test_gspo_does_not_train_the_tokens_that_are_left_out(left_out: float) -> None:
+    """A sample of three tokens, one of which is too old, and a sample of which nothing is trained."""
+    settings = {"kind": "gspo", "clip_low": 0.05, "clip_high": 0.05, "lengths": (3, 1), "shares": [0.0, 0.5, 0.5, 0.0]}
+    loss, gradient, _ = loss_of([left_out, 0.02, -0.02, left_out], [2.0] * 3 + [1.0], **settings)
+    assert loss.item() == pytest.approx(-2.0)
+    torch.testing.assert_close(gradient, torch.tensor([0.0, -1.0, -1.0, 0.0]).double())
 
 
 @pytest.mark.parametrize(
@@ -269,6 +284,16 @@ def test_the_divergence_is_k3_and_has_its_weight(unbiased: bool, ratio: float, w
 @given(st.floats(-8, 0), st.floats(-8, 0))
 def test_the_divergence_is_never_negative(logprob: float, reference: float) -> None:
     assert reference_kl(torch.tensor(logprob).double(), torch.tensor(reference).double()) >= -1e-12
+
+
+def test_a_sample_that_stands_for_others_does_so_in_every_term() -> None:
+    """The advantage holds the weight already; divergence and entropy get it here."""
+    reference = [-1 + math.log(2)] * 2
+    settings = {"kl_weight": 0.1, "kl_unbiased": False, "entropy_weight": 0.2, "reference": reference}
+    loss, gradient, metrics = loss_of([0.0, 0.0], [0.0, 0.0], weights=[0.5, 3.0], **settings)
+    assert loss.item() == pytest.approx(3.5 * (0.1 * (1 - math.log(2)) - 0.2 * ENTROPY))
+    torch.testing.assert_close(gradient, torch.tensor([-0.05, -0.3]).double())
+    assert metrics["entropy"] == ENTROPY
 
 
 def test_entropy_is_a_bonus() -> None:

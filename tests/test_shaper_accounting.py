@@ -64,6 +64,19 @@ def test_a_step_of_groups_of_different_sizes_has_metrics_by_hand() -> None:
     assert metrics["weights/effective_share"] == pytest.approx(1.0)
 
 
+def test_the_pool_is_all_that_was_launched_where_a_draw_has_left_some_for_others() -> None:
+    """Two short ones are right; of a tail of four, all wrong, one survives: 2 of 6 are right and not 2 of 3."""
+    statistics = StepStatistics()
+    group = group_of(0, [1.0, 1.0, 0.0], [10, 20, 60], [0, 1, 2], launched=6)
+    statistics.completed(group, None, {2: 4.0})
+    metrics = statistics.close(5, [group])
+    assert metrics["reward/mean"] == pytest.approx(2 / 3)
+    assert metrics["reward/pool_mean"] == pytest.approx(1 / 3)
+    assert metrics["length/pool_mean"] == pytest.approx(270 / 6)
+    assert metrics["length/pool_p50"] == 60
+    assert metrics["groups/baseline_shift"] == pytest.approx(1 / 3)
+
+
 def test_oscillation_of_the_budget_shows_as_a_negative_autocorrelation() -> None:
     statistics = StepStatistics()
     for visit, launched in enumerate([4, 8, 4, 8, 4, 8]):

@@ -12,6 +12,7 @@ from darts_async.models import resolve_model_path, stop_token_ids
 from darts_async.protocol import Generate, TokensDecoded
 from darts_async.quickstart.tokenizer import EOS
 from darts_async.shaper.group import Stage
+from darts_async.shaper.patience import LEAST_S
 from darts_async.shaper.process import stop_tokens_of
 from darts_async.shaper.state import TOLD_WITHIN_S, Phase
 from darts_async.shaper.training import LEARNER
@@ -78,7 +79,7 @@ def test_no_group_is_cut_for_the_absence_of_the_only_generator(comes_back: bool)
     """Of a step of three groups two are ready; the third waits for decoding while the generator is away."""
     world = world_with_work(num_generators=1, max_staleness=0)
     rng = random.Random(3)
-    patience_s = world.config.staleness.cut_after_s
+    patience_s = LEAST_S
     while world.state.phase is not Phase.TRAINING or len(world.step_groups) != 2:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)

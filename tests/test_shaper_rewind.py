@@ -8,6 +8,7 @@ from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.protocol import CatchUp, LearnerReady, StepCompleted, VersionSaved
 from darts_async.shaper.ledger import LearnerRewound, StepCommitted
+from darts_async.shaper.patience import LEAST_S
 from darts_async.shaper.state import Phase
 from darts_async.shaper.taken import REPLAYED_AHEAD
 from darts_async.shaper.training import LEARNER
@@ -156,7 +157,7 @@ def test_no_group_is_cut_while_the_learner_catches_up(is_behind: bool) -> None:
     if not is_behind:
         world.learn()
     for _ in range(100):
-        world.now_s += config.staleness.cut_after_s / 10
+        world.now_s += LEAST_S / 10
         world.absorb(world.state.tick(world.now_s))
         world.state.validate()
     assert bool(world.dropped) != is_behind

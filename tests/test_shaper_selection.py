@@ -183,7 +183,8 @@ def test_survivors_weigh_the_inverse_of_their_inclusion_probability_to_the_power
             group.samples[index].stage = Stage.CANCELLING
         kept = Survivor(shortest=3, longest=2, weight_power=power).select(group)
         assert ids(kept) == [0, 1, 2, 4, 6]
-        assert [weight for _, weight in kept] == pytest.approx([1, 1, 1, expected, expected])
+        scale = 5 / (3 + 2 * expected)
+        assert [weight for _, weight in kept] == pytest.approx([scale] * 3 + [scale * expected] * 2)
 
 
 OUTCOME_LENGTHS = np.array([1, 2, 2])
@@ -191,20 +192,21 @@ OUTCOME_REWARDS = np.array([0.25, 0.0, 1.0])
 POLICY = np.array([0.2, 0.3, 0.5])
 SCORES = np.eye(3) - POLICY  # gradient of log softmax at each outcome, by logit
 LAUNCHED, HEAD, SURVIVORS = 4, 1, 2
+KEPT = HEAD + SURVIVORS
 
 
 def finish_orders(outcomes: tuple[int, ...]) -> list[tuple[int, ...]]:
     """All orders, the shorter first, those of one length in any order."""
     lengths = OUTCOME_LENGTHS[list(outcomes)]
-    orders = permutations(range(LAUNCHED))
+    orders = permutations(range(len(outcomes)))
     return [order for order in orders if np.all(np.diff(lengths[list(order)]) >= 0)]
 
 
 @cache
-def survivor_worlds() -> list[tuple[float, np.ndarray, np.ndarray]]:
+def survivor_worlds(launched: int = LAUNCHED) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """Every group, finish order and draw: its probability, the outcomes kept and their weights."""
     rule, worlds = Survivor(HEAD, SURVIVORS, weight_power=1.0), []
-    for outcomes in product(range(3), repeat=LAUNCHED):
+    for outcomes in product(range(3), repeat=launched):
         orders = finish_orders(outcomes)
         for order in orders:
             draws = list(combinations(order[HEAD:], SURVIVORS))
@@ -220,9 +222,9 @@ def survivor_worlds() -> list[tuple[float, np.ndarray, np.ndarray]]:
     return worlds
 
 
-def expected_gradient(baseline: str) -> np.ndarray:
+def expected_gradient(baseline: str, launched: int = LAUNCHED) -> np.ndarray:
     total = np.zeros(3)
-    for probability, outcomes, weights in survivor_worlds():
+    for probability, outcomes, weights in survivor_worlds(launched):
         rewards = OUTCOME_REWARDS[outcomes]
         expected = {
             "none": 0.0,
@@ -238,7 +240,7 @@ def test_weighted_survivor_sums_are_unbiased() -> None:
     assert sum(probability for probability, _, _ in survivor_worlds()) == pytest.approx(1, abs=1e-12)
     anything = np.array([3.7, -1.1, 8.9]) * OUTCOME_REWARDS + OUTCOME_LENGTHS**2
     estimate = sum(probability * weights @ anything[outcomes] for probability, outcomes, weights in survivor_worlds())
-    assert estimate == pytest.approx(LAUNCHED * POLICY @ anything, abs=1e-12)
+    assert estimate == pytest.approx(KEPT * POLICY @ anything, abs=1e-12)
 
 
 def test_weighted_survivor_sums_are_unbiased_too_where_rewards_fail_for_reasons_of_their_own() -> None:
@@ -252,7 +254,7 @@ def test_weighted_survivor_sums_are_unbiased_too_where_rewards_fail_for_reasons_
             for draw in draws
         )
         share = num_scored / (HEAD + SURVIVORS)
-        assert estimate == pytest.approx(share * LAUNCHED * POLICY @ anything, abs=1e-12)
+        assert estimate == pytest.approx(share * KEPT * POLICY @ anything, abs=1e-12)
 
 
 def test_a_survivor_that_has_no_reward_changes_no_weight() -> None:
@@ -263,7 +265,7 @@ def test_a_survivor_that_has_no_reward_changes_no_weight() -> None:
     for index in (0, 6):
         group.samples[index].stage = Stage.UNSCORABLE
     kept = Survivor(shortest=3, longest=2, weight_power=1.0).select(group)
-    assert [(s.sample_id, weight) for s, weight in kept] == [(1, 1.0), (2, 1.0), (4, 2.5)]
+    assert [(s.sample_id, weight) for s, weight in kept] == [(1, 0.625), (2, 0.625), (4, 1.5625)]
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -275,14 +277,16 @@ def test_every_arm_keeps_all_that_is_left_where_rewards_failed(name: str) -> Non
     assert rule.select(group) == [(sample, 1.0) for sample in group.samples[:3]]
 
 
+@pytest.mark.parametrize("launched", [KEPT, LAUNCHED, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("baseline", ["none", "history", "leave_one_out"])
-def test_the_policy_gradient_of_weighted_survivors_is_unbiased(baseline: str) -> None:
-    exact = LAUNCHED * (POLICY * OUTCOME_REWARDS) @ SCORES
-    np.testing.assert_allclose(expected_gradient(baseline), exact, atol=1e-12)
+def test_the_policy_gradient_of_weighted_survivors_is_unbiased(baseline: str, launched: int) -> None:
+    """And the same however many samples a prompt was launched with: it counts as much as any other."""
+    exact = KEPT * (POLICY * OUTCOME_REWARDS) @ SCORES
+    np.testing.assert_allclose(expected_gradient(baseline, launched), exact, atol=1e-12)
 
 
 def test_the_group_mean_as_baseline_makes_it_biased_by_more_than_a_factor() -> None:
-    exact = LAUNCHED * (POLICY * OUTCOME_REWARDS) @ SCORES
+    exact = KEPT * (POLICY * OUTCOME_REWARDS) @ SCORES
     biased = expected_gradient("group")
     best_factor = biased @ exact / (exact @ exact)
     assert np.abs(biased - best_factor * exact).max() > 1e-2 * np.abs(exact).max()
@@ -539,6 +543,14 @@ def test_one_setting_names_the_arm(name: str, rule: SelectionRule) -> None:
         ({"rule": "none", "launch": 8, "pruning": {"mode": "hazard"}}, ["pruning.mode", "'hazard'", "rule none"]),
         ({"pruning": {"mode": "saturation"}}, ["saturation", "twice shaping.keep (8)", "launch is 10"]),
         ({"rule": "survivor", "weight_power": 0.5, "pruning": {"mode": "hazard"}}, ["hazard", "weight_power", "0.5"]),
+        (
+            {"baseline": "leave_one_out", "pruning": {"mode": "hazard"}},
+            ["hazard", "leave_one_out", "spare_probability"],
+        ),
+        (
+            {"rule": "random", "baseline": "leave_one_out", "pruning": {"mode": "hazard", "spare_probability": 0.5}},
+            ["hazard", "leave_one_out", "0.5"],
+        ),
         ({"rule": "qlpo", "keep": 4, "pruning": {"mode": "hazard"}}, ["hazard", "shortest (7)", "keep (4)"]),
         ({"pruning": {"threshold": 0}}, ["threshold", "greater than 0"]),
         ({"rule": "qlpo", "qlpo_alpha": -0.5}, ["qlpo_alpha", "-0.5"]),
@@ -560,6 +572,8 @@ def test_settings_that_contradict_each_other_are_refused_with_both_values(
         {"weight_power": 1.0, "baseline": "leave_one_out", "shortest": 6, "longest": 2},
         {"weight_power": 0.7},
         {"baseline": "leave_one_out"},
+        {"baseline": "leave_one_out", "pruning": {"mode": "hazard", "spare_probability": 0.0}},
+        {"baseline": "history", "pruning": {"mode": "hazard"}},
     ],
 )
 def test_baselines_that_fit_the_weights_are_accepted(settings: dict[str, object]) -> None:

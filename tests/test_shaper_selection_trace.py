@@ -22,10 +22,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from darts_async.config import ShapingConfig
+from darts_async.config import RunConfig, ShapingConfig
 from darts_async.learner.advantage import group_advantages
+from darts_async.shaper.accounting import StepStatistics
 from darts_async.shaper.group import Group, Sample, Stage
-from darts_async.shaper.selection import selection_rule
+from darts_async.shaper.planner import Planner
+from darts_async.shaper.selection import SelectionRule, selection_rule
+from launcher.length_notes import PAID_ON_THE_TRACE
 from tests.shaper_world import prompts
 
 NEXT_TO_REPOSITORY = Path(__file__).resolve().parents[2] / "shared/traces/dapo_math_7b.npz"
@@ -56,6 +59,11 @@ def trace() -> tuple[np.ndarray, np.ndarray]:
 @cache
 def pools(launch: int) -> tuple[Group, ...]:
     """One group of each prompt, all of its samples scored."""
+    return fresh_pools(launch)
+
+
+def fresh_pools(launch: int) -> tuple[Group, ...]:
+    """The same, to be played with."""
     rng, prompt = np.random.default_rng(20), prompts(1)[0]
     groups = []
     for group_id, (lengths, rewards) in enumerate(zip(*trace(), strict=True)):
@@ -124,6 +132,38 @@ def test_the_share_of_prompts_without_a_gradient_is_the_measured_one(arm: str, p
     share = drift_and_zero_share(arm, 16)[2]
     error = np.sqrt(share * (1 - share) / len(pools(16)))
     assert abs(share - percent / 100) < error, f"{share:.4f} +- {error:.4f}"
+
+
+def played(rule: SelectionRule, group: Group) -> list[tuple[Sample, float]]:
+    """The samples finish by length, and are scored at once."""
+    for sample in group.samples:
+        sample.stage = Stage.DECODING
+    for sample in sorted(group.samples, key=lambda s: s.num_tokens):
+        if sample.stage is Stage.DECODING:
+            group.finish(sample, "stop")
+            sample.stage = Stage.SCORED
+            for cancelled in rule.to_cancel(group, seed=0):
+                cancelled.stage = Stage.ENDED
+    return rule.select(group)
+
+
+@pytest.mark.parametrize(("setting", "expected"), PAID_ON_THE_TRACE.items())
+def test_what_a_rule_pays_for_length_is_what_the_dry_run_says(
+    setting: tuple[str, str, int, float], expected: float
+) -> None:
+    rule, ends, launch, power = setting
+    shortest, longest = map(int, ends.split("+")) if ends else (7, 1)
+    baseline = "leave_one_out" if power == 1 else "group"
+    shaping = {"rule": rule, "keep": KEEP, "launch": launch, "shortest": shortest, "longest": longest}
+    config = RunConfig.model_validate({"shaping": {**shaping, "weight_power": power, "baseline": baseline}})
+    statistics, planner = StepStatistics(), Planner(config)
+    for group in fresh_pools(launch):
+        group.kept = played(planner.rule(group), group)
+        statistics.completed(group, None, planner.counts(group))
+        for sample in group.samples:
+            sample.oldest_version = 0
+        metrics = statistics.close(0, [group])
+    assert metrics["run/pays_for_length"] == pytest.approx(expected, abs=0.015)
 
 
 def test_shortest_alone_takes_the_pressure_on_length_away_and_the_long_end_brings_it_back() -> None:

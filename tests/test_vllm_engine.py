@@ -11,6 +11,8 @@ from darts_async.config import VllmConfig
 from darts_async.errors import DeadlineError, EngineError
 from darts_async.generator.engine import SampleEnd
 from darts_async.generator.vllm.engine import VllmEngine
+from darts_async.learner.logprobs import logits_scores
+from darts_async.truncation import Truncation
 from tests.engine_world import Record, generate, run
 from tests.vllm_world import BLOCK_TOKENS, EOS, MAX_CONTEXT_TOKENS, RunningVllm, needs_vllm, running_vllm
 
@@ -75,6 +77,25 @@ async def test_logprobs_are_those_of_the_distribution_the_token_was_drawn_from(
     for i, prompt in prompts.items():
         expected = replayed(vllm.model, prompt, record.tokens[i], temperature=temperature, top_k=top_k, top_p=top_p)
         np.testing.assert_allclose(record.logprobs[i], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("truncation", [Truncation(7), Truncation(0, 0.8), Truncation(20, 0.95)])
+async def test_at_lag_0_the_learner_says_what_vllm_said_of_truncated_samples(
+    vllm: RunningVllm, truncation: Truncation
+) -> None:
+    sampling = {"temperature": 0.6, "top_k": truncation.top_k, "top_p": truncation.top_p}
+    async with vllm.engine() as engine:
+        for i in range(6):
+            engine.start(generate(i, prompt=list(range(1, 4 + 5 * i)), max_new_tokens=60, **sampling))
+        record = await run(engine)
+    for i in range(6):
+        prompt, response = list(range(1, 4 + 5 * i)), record.tokens[i]
+        with torch.inference_mode():
+            logits = vllm.model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        scores = logits_scores(logits, torch.tensor(response), 0.6, truncation)
+        np.testing.assert_allclose(record.logprobs[i], scores.logprobs, atol=1e-4)
+        assert scores.outside is not None
+        assert not scores.outside.any()
 
 
 async def test_every_sample_ends_once_by_its_last_token_or_at_its_limit(vllm: RunningVllm) -> None:

@@ -57,7 +57,9 @@ class LossConfig(Section):
     """What the step's sum is divided by: its tokens; the length of each sample and the number of samples; or the
     number of samples times sampling.max_new_tokens."""
     normalise_advantage: bool = True
-    """Divide a group's advantages by the standard deviation of its rewards."""
+    """Divide a group's advantages by the standard deviation of its rewards. It makes groups of rare rewards count more,
+    and what `shaping.weight_power: 1` makes unbiased is biased again, except with `shaping.baseline: history`, whose
+    deviation is the history's own."""
     max_token_staleness: NonNegative | None = None
     """Tokens that are more versions old are left out of the loss; their samples' other tokens are trained."""
     overlong_filter: bool = False

@@ -77,14 +77,15 @@ class PromptsConfig(Section):
 class SamplingConfig(Section):
     """How tokens are drawn during training and evaluation.
 
-    Behaviour log-probabilities are those of the truncated distribution, the learner's those of the whole one: with
-    `top_p` or `top_k` the importance weight of a fresh token is the share of probability that truncation kept.
+    What is drawn from is what is trained: with `top_p` or `top_k` the log-probabilities of generators and learner are
+    both those of the truncated distribution, so the ratio of a fresh token is 1. The divergence from a reference and
+    the entropy are those of whole distributions.
     """
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides the logits. The learner uses the same value."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus; 1 switches it off."""
+    """Nucleus: of these, the likeliest that weigh this much together; 1 switches it off."""
     top_k: NonNegative = 0
     """Only the k likeliest tokens; 0 switches it off."""
     max_new_tokens: Positive = 256

@@ -48,7 +48,12 @@ class ShapingConfig(Section):
     rule: Literal["none", "random", "shortest", "longest", "dual_end", "survivor", "qlpo"] = "dual_end"
     """`none`: plain GRPO, `launch` must equal `keep`. `random`: `keep` of the finished by lot. `shortest`, `longest`:
     that end alone. `dual_end`: the `shortest` shortest and the `longest` longest. `survivor`: once `shortest` have
-    finished, `longest` of the others survive a uniform draw. `qlpo`: mostly short right and mostly long wrong ones."""
+    finished, `longest` of the others survive a uniform draw. `qlpo`: mostly short right and mostly long wrong ones.
+
+    A choice by length is a reward for it as well. Where long answers are more often wrong, `shortest` and `survivor`
+    below `weight_power: 1` pay for length, `dual_end` costs a little, and `qlpo` much; `none`, `random` and `survivor`
+    at 1 pay nothing. The plan (`--dry-run`) says how much that was on a real log, and each step reports
+    `selection/pays_for_length`."""
     keep: Annotated[int, Field(gt=0, le=1024)] = 8
     """Samples trained per prompt (M)."""
     launch: Annotated[int, Field(gt=0, le=2048)] = 10
@@ -73,7 +78,9 @@ class ShapingConfig(Section):
     qlpo_alpha: Annotated[float, Field(ge=0)] = 1 / 3
     """`qlpo`: 1 / (1 + this) of the right ones are the shortest, as of the wrong ones the longest."""
     weight_power: Fraction = 0.0
-    """`survivor`: inverse inclusion probabilities enter the loss to this power (gamma). 1 is unbiased."""
+    """`survivor`: inverse inclusion probabilities enter the loss to this power (gamma). Below 1 long answers count for
+    less than they are: where they are more often wrong, length is paid for. 1 is unbiased, with baseline `history` or
+    `leave_one_out` and `learner.loss.normalise_advantage` off: dividing by the group's own deviation costs that."""
     overcommit: Annotated[float, Field(ge=1, le=2)] = 1.0
     """Tail batching: this many times the groups that the staleness window admits are opened. Whichever complete first
     are trained; the others are cancelled when their time is up, and their prompts asked again, then without rivals."""
@@ -81,7 +88,8 @@ class ShapingConfig(Section):
     pruning: PruningConfig = PruningConfig()
     baseline: Baseline = "group"
     """What a reward is compared with. `group`: the mean of the kept. `history`: the prompt's pass rate on earlier
-    visits. `leave_one_out`: the mean of its siblings, those that were cancelled included by their weights."""
+    visits, of all that was scored; survivors and spared samples count for those that they stand for. `leave_one_out`:
+    the mean of its siblings, those that were cancelled included by their weights."""
 
     @property
     def smallest_group(self) -> int:
@@ -157,6 +165,13 @@ class ShapingConfig(Section):
                 "shaping.pruning.mode hazard aborts survivors, whose inclusion probabilities shaping.weight_power "
                 f"({self.weight_power}) relies on; set it to 0 or choose another rule"
             )
+        if self.pruning.mode == "hazard" and self.baseline == "leave_one_out" and self.pruning.spare_probability > 0:
+            raise ValueError(
+                "shaping.pruning.mode hazard spares at most one sample of a tail, which weighs for all of it, and "
+                "shaping.baseline leave_one_out would compare that one with siblings that weigh likewise: there are "
+                "none. Use baseline group or history, or set shaping.pruning.spare_probability to 0 "
+                f"(it is {self.pruning.spare_probability:g})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -204,5 +219,7 @@ class StalenessConfig(Section):
     max_staleness: NonNegative = 2
     """Hard bound: at the step that consumes a token, current version minus the version that decoded it.
     0 is the synchronous, on-policy mode."""
-    cut_after_s: Seconds = 60.0
-    """A group that alone has kept the learner waiting for this long is cancelled and its prompt asked again."""
+    cut_after_s: Seconds | None = None
+    """A group that alone has kept the learner waiting for this long is cancelled and its prompt asked again. Unset:
+    four times as long as the longest of the latest groups took, and at least a minute, so that no answer is cut for
+    being long."""

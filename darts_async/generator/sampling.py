@@ -1,8 +1,8 @@
 """Drawing the next token of all running samples at once: temperature, top-k, top-p, inverse of the distribution.
 
 The token is the first whose cumulative probability, in vocabulary order, exceeds a uniform number made from the
-sample's seed and the token's place. Truncated rows are put back into vocabulary order before drawing, so what a
-sample draws does not depend on the company it is in.
+sample's seed and the token's place. Truncation masks tokens and moves none (see `truncation`), and no row looks at
+another, so what a sample draws does not depend on the company it is in.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from darts_async.errors import EngineError
+from darts_async.truncation import Truncation, lowest_kept
 
 
 def draw(
@@ -41,20 +42,13 @@ def _log_distribution(
     scaled = logits.float()
     if (temperature != 1).any():
         scaled = scaled / torch.from_numpy(temperature.copy()).unsqueeze(1)
-    rows = np.flatnonzero((top_p < 1) | ((top_k > 0) & (top_k < logits.shape[1])))
-    if len(rows):
-        index = torch.from_numpy(rows)
-        truncated = _truncate(scaled[index], torch.from_numpy(top_p[rows]), torch.from_numpy(top_k[rows]))
-        scaled = scaled.index_copy(0, index, truncated)
-    return scaled.log_softmax(-1)
+    log_p = scaled.log_softmax(-1)
+    for truncation in {Truncation(k, p) for k, p in zip(top_k.tolist(), top_p.tolist(), strict=True)}:
+        if truncation.is_on:
+            rows = torch.from_numpy(np.flatnonzero((top_k == truncation.top_k) & (top_p == truncation.top_p)))
+            log_p = log_p.index_copy(0, rows, _truncated(log_p[rows], truncation))
+    return log_p
 
 
-def _truncate(scaled: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
-    """Minus infinity outside the k likeliest tokens and, of these, outside the smallest set of weight `top_p`."""
-    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(scaled.shape[1])
-    ordered = ordered.masked_fill((top_k.unsqueeze(1) > 0) & (rank >= top_k.unsqueeze(1)), -torch.inf)
-    probabilities = ordered.softmax(-1)
-    before = probabilities.cumsum(-1, dtype=torch.float64) - probabilities
-    ordered = ordered.masked_fill((before >= top_p.unsqueeze(1)) & (top_p.unsqueeze(1) < 1), -torch.inf)
-    return torch.empty_like(scaled).scatter_(1, order, ordered)
+def _truncated(log_p: Tensor, truncation: Truncation) -> Tensor:
+    return log_p.masked_fill(log_p < lowest_kept(log_p, truncation), -torch.inf).log_softmax(-1)

@@ -5,7 +5,7 @@ samples that were not kept, and multiply each sample's term of the loss, which i
 in the advantage.
 
     group          b = sum(w r) / sum(w)
-    leave_one_out  b_i = sum over j != i of u_ij r_j, divided by R - 1
+    leave_one_out  b_i = sum over j != i of u_ij r_j, divided by that of u_ij, R - 1
     history        b = pass rate of the prompt before this group
 
 Invariants. With unit weights `group` is GRPO's (DeepSeekMath, arXiv 2402.03300, section 4.1), and without the
@@ -15,8 +15,9 @@ rounding: it moves probability between its samples and never up or down as a who
 
 Bias. With inverse inclusion probabilities as weights, `sum w_i (r_i - b_i) grad log pi(i)` has the expectation of the
 sum over all R launched samples if b_i does not depend on sample i once the draw is averaged out: true for `history`
-and `leave_one_out`, not for `group`. Division by the group's own deviation costs that exactness in any case; the
-deviation of `history` is the history's own.
+and `leave_one_out`, not for `group`. Division by the group's own deviation costs that exactness in any case: it is made
+of the very rewards that it divides. The deviation of `history` is the history's own: with it prompts are weighed anew,
+and each prompt's gradient keeps its direction.
 """
 
 import math
@@ -69,21 +70,23 @@ def leave_one_out_baselines(rewards: NDArray[np.float32], weights: NDArray[np.fl
     Given that i is kept, sibling j was kept with probability pi_ij / pi_i, so its reward counts u_ij = pi_i / pi_ij
     times: `b_i = sum_{j != i} u_ij r_j / (R - 1)` (Horvitz and Thompson, 1952). Of a tail of T unfinished samples L
     survive: pi = L / T and pi_ij = L (L - 1) / (T (T - 1)) for two of the tail, and 1 at the short end. So u_ij is
-    (T - 1) / (L - 1) within the tail and w_j elsewhere.
+    (T - 1) / (L - 1) within the tail and w_j elsewhere; all u_ij of a sample add up to R - 1.
 
-    Args: both [num_samples]; weights are 1 at the short end and T / L in the tail. Returns: [num_samples].
+    A lone survivor has no sibling that could stand for the rest of the tail: it is compared with the short end alone,
+    which is biased. No setting leads there, see `ShapingConfig`.
+
+    Args: both [num_samples], at least 2; weights are in the ratio of 1 at the short end to T / L in the tail.
+    Returns: [num_samples].
     """
-    tail = weights > 1
-    num_survivors, num_tail = int(tail.sum()), round(float(weights[tail].sum(dtype=np.float64)))
-    counts = np.tile(weights.astype(np.float64), (len(weights), 1))
+    relative = weights.astype(np.float64) / weights.min()
+    tail = relative > 1 + 1e-6
+    num_survivors, num_tail = int(tail.sum()), round(float(relative[tail].sum()))
+    counts = np.tile(relative, (len(weights), 1))
     if num_survivors:
-        assert num_survivors > 1, "a lone survivor has no sibling that stands for the tail"
-        assert np.ptp(weights[tail]) == 0, "all survivors of a draw weigh the same"
         counts[:, tail] = num_tail / num_survivors  # as float32 it is not exact
-        counts[np.ix_(tail, tail)] = (num_tail - 1) / (num_survivors - 1)
+        counts[np.ix_(tail, tail)] = (num_tail - 1) / (num_survivors - 1) if num_survivors > 1 else 0.0
     np.fill_diagonal(counts, 0)
-    num_launched = len(weights) - num_survivors + num_tail
-    baselines: NDArray[np.float64] = counts @ rewards / (num_launched - 1)
+    baselines: NDArray[np.float64] = counts @ rewards / counts.sum(1)
     return baselines
 
 

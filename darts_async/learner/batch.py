@@ -37,6 +37,7 @@ class PackedBatch:
     behaviour_logprobs: Tensor  # [num_targets] float32
     advantages: Tensor  # [num_targets] float32, that of the target's sample
     shares: Tensor  # [num_targets] float32, of the loss; 0 where the token is left out
+    weights: Tensor  # [num_targets] float32, the inclusion weight of the target's sample
     on_policy: Tensor  # [num_targets] bool, decoded by the version in training
     staleness: Tensor  # [num_targets] float32, in versions, >= 0
     owners: Tensor  # [num_targets] int64, the target's sample
@@ -104,6 +105,7 @@ class _Sample:
 
     group: TrainGroup
     advantage: np.float32
+    weight: np.float32
     shares: NDArray[np.float32]  # [num_tokens]
     tokens: slice  # its response, of those of the group
 
@@ -121,9 +123,9 @@ def _samples(weighted: Weighted) -> Iterator[_Sample]:
     group = weighted.group
     assert len(group.prompt_tokens), "the first response token needs a token before it"
     ends = np.cumsum(group.num_tokens, dtype=np.int64).tolist()
-    for start, end, advantage in zip([0, *ends], ends, weighted.advantages, strict=False):
+    for start, end, advantage, weight in zip([0, *ends], ends, weighted.advantages, group.weights, strict=False):
         if end > start:
-            yield _Sample(group, advantage, weighted.shares[start:end], slice(start, end))
+            yield _Sample(group, advantage, weight, weighted.shares[start:end], slice(start, end))
 
 
 def _tree(samples: Sequence[_Sample]) -> Tree:
@@ -152,6 +154,7 @@ def _pack(families: Sequence[Sequence[_Sample]]) -> PackedBatch:
         # After a restart from an older checkpoint tokens may be newer than the step: neither on-policy nor stale.
         on_policy=torch.from_numpy(staleness == 0),
         staleness=torch.from_numpy(np.maximum(staleness, 0).astype(np.float32)),
+        weights=torch.from_numpy(np.repeat(np.array([sample.weight for sample in samples], np.float32), num_targets)),
         owners=_int64(np.repeat(np.arange(len(samples)), num_targets)),
     )
 

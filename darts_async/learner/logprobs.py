@@ -3,6 +3,16 @@
     z = softcap(scale * (h W^T + bias)) / temperature
     logprob = z[target] - logsumexp(z),   entropy = logsumexp(z) - sum(softmax(z) * z)
 
+Where tokens are drawn from a truncated distribution (see `truncation`), so is the policy, and with S the tokens that
+truncation keeps
+
+    logprob = z[target] - logsumexp of z over S and the target,
+
+whose gradient is that of the truncated policy while S stays what it is. S is made of these very logits, because the
+policy in training truncates its own distribution and not that of the policy that decoded. At lag 0 the two are one, and
+the ratio of a token is 1. The target belongs to S in any case: at the edge the engine may round differently, and an
+older policy may have kept what this one would not.
+
 With a vocabulary of 150,000 the logits of 8,192 tokens are 5 GB in float32, and autograd keeps several copies. Here
 neither pass ever holds more than some rows of them (see `_row_slices`). The backward pass computes them again, which
 costs one more product with the head, a third more of the head's work; where all fit they are kept instead. The gradient
@@ -21,6 +31,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
+
+from darts_async.truncation import WHOLE, Truncation, lowest_kept
 
 _ROWS_BYTES = 2**26
 _FEWEST_ROWS = {"cpu": 256, "cuda": 1024}
@@ -48,19 +60,57 @@ class Head:
         return cls(module, float(scale), getattr(config, "final_logit_softcapping", None))
 
 
+class Scores(NamedTuple):
+    """What the model says of each target at the temperature; float32, [num_tokens] each."""
+
+    logprobs: Tensor
+    """Of the target, under the distribution that tokens are drawn from: the truncated one if there is a truncation."""
+    entropy: Tensor
+    """Of the whole distribution, in nats: an entropy bonus must reach what truncation hides at present."""
+    whole: Tensor
+    """As `logprobs`, without the truncation."""
+    outside: Tensor | None = None
+    """bool: the model's own truncation would not have kept the target. None: there is no truncation."""
+
+
+def head_scores(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    temperature: float,
+    truncation: Truncation = WHOLE,
+    *,
+    compiled: bool = False,
+) -> Scores:
+    """What the head makes of hidden states.
+
+    Args: `hidden` [num_tokens, hidden_size], `targets` [num_tokens] int64; `compiled`: with `torch.compile`.
+    """
+    constants = _Constants(head.scale, head.softcap or 0.0, temperature, truncation)
+    whole, entropy, log_weight, outside = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden, head.linear.weight, head.linear.bias, targets, constants, _compiled() if compiled else _EAGER
+    )
+    return Scores(whole if log_weight is None else whole - log_weight, entropy, whole, outside)
+
+
 def head_logprobs(
     hidden: Tensor, head: Head, targets: Tensor, temperature: float, *, compiled: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target at `temperature`, and the entropy in nats there.
+    """Log-probability of each target, and entropy, without truncation: two float32 tensors [num_tokens]."""
+    scores = head_scores(hidden, head, targets, temperature, compiled=compiled)
+    return scores.logprobs, scores.entropy
 
-    Args: `hidden` [num_tokens, hidden_size], `targets` [num_tokens] int64; `compiled`: with `torch.compile`.
-    Returns: two float32 tensors [num_tokens].
-    """
-    constants = _Constants(head.scale, head.softcap or 0.0, temperature)
-    found: tuple[Tensor, Tensor] = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden, head.linear.weight, head.linear.bias, targets, constants, _compiled() if compiled else _EAGER
-    )
-    return found
+
+def logits_scores(logits: Tensor, targets: Tensor, temperature: float, truncation: Truncation = WHOLE) -> Scores:
+    """The same of logits [num_tokens, vocab_size] that are there in any case."""
+    log_p = (logits.float() / temperature).log_softmax(-1)
+    whole, entropy = log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+    if not truncation.is_on:
+        return Scores(whole, entropy, whole)
+    lowest = lowest_kept(log_p, truncation)
+    kept = (log_p.detach() >= lowest).scatter(-1, targets[:, None], True)
+    log_weight = log_p.masked_fill(~kept, -torch.inf).logsumexp(-1)
+    return Scores(whole - log_weight, entropy, whole, whole.detach() < lowest[:, 0])
 
 
 class _Constants(NamedTuple):
@@ -68,6 +118,42 @@ class _Constants(NamedTuple):
     softcap: float
     """0: there is none."""
     temperature: float
+    truncation: Truncation
+
+
+class _OfRows(NamedTuple):
+    """Of some rows of logits; each [num_rows]."""
+
+    logprobs: Tensor
+    norms: Tensor
+    """logsumexp(z)"""
+    entropy: Tensor
+    log_weight: Tensor | None = None
+    """Log of the weight of the kept set; None without truncation, as the next."""
+    lowest: Tensor | None = None
+    """The log-probability of the least likely token of that set."""
+
+    def at(self, rows: slice) -> "_OfRows":
+        """Some of the rows, [num_rows, 1] each."""
+        return _OfRows(*(values[rows, None] for values in self if values is not None))
+
+    @classmethod
+    def joined(cls, parts: "list[_OfRows]") -> "_OfRows":
+        """One after the other."""
+        found = ([values for values in part if values is not None] for part in parts)
+        return cls(*map(torch.cat, zip(*found, strict=True)))
+
+
+class _Gradients(NamedTuple):
+    """By the outputs; each [num_rows, 1], None if it is zero."""
+
+    logprobs: Tensor | None
+    entropy: Tensor | None
+    log_weight: Tensor | None
+
+    def at(self, rows: slice) -> "_Gradients":
+        """Of some rows of [num_tokens] each."""
+        return _Gradients(*(None if values is None else values[rows, None] for values in self))
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -80,25 +166,28 @@ class _HeadLogprobs(torch.autograd.Function):
         targets: Tensor,
         constants: _Constants,
         rows_of: "_Rows",
-    ) -> tuple[Tensor, Tensor]:
-        logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        norms, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         slices = _row_slices(hidden, weight)
-        kept = None
+        parts, kept = [], None
         for rows in slices:
             raw = linear(hidden[rows], weight, bias)
-            logprobs[rows], norms[rows], entropy[rows], kept = rows_of.logprobs(
-                raw, targets[rows, None], constants, keep=len(slices) == 1
-            )
-        ctx.save_for_backward(hidden, weight, bias, targets, norms, entropy, kept)
+            part, kept = rows_of.logprobs(raw, targets[rows, None], constants, keep=len(slices) == 1)
+            parts.append(part)
+        found = _OfRows.joined(parts)
+        ctx.save_for_backward(hidden, weight, bias, targets, kept, *found)
         ctx.constants, ctx.rows_of = constants, rows_of
         ctx.set_materialize_grads(False)
-        return logprobs, entropy
+        outside = None
+        if found.lowest is not None:
+            outside = found.logprobs < found.lowest
+            ctx.mark_non_differentiable(outside)
+        return found.logprobs, found.entropy, found.log_weight, outside
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, norms, entropy, kept = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, kept, *found = ctx.saved_tensors
+        of_rows, by_outputs = _OfRows(*found), _Gradients(*grads[:3])
         grad_hidden = torch.empty_like(hidden)
         trains_head = ctx.needs_input_grad[1]
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if trains_head else None
@@ -107,10 +196,8 @@ class _HeadLogprobs(torch.autograd.Function):
             grad, at_target = ctx.rows_of.gradient(
                 linear(hidden[rows], weight, bias) if kept is None else kept,
                 targets[rows, None],
-                norms[rows, None],
-                entropy[rows, None],
-                None if grad_logprobs is None else grad_logprobs[rows, None],
-                None if grad_entropy is None else grad_entropy[rows, None],
+                of_rows.at(rows),
+                by_outputs.at(rows),
                 ctx.constants,
                 weight.dtype,
                 is_kept=kept is not None,
@@ -121,13 +208,13 @@ class _HeadLogprobs(torch.autograd.Function):
                 grad_weight += grad.t() @ hidden[rows]
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=torch.float32)
-        grads = (None if grad is None else grad.to(weight.dtype) for grad in (grad_weight, grad_bias))
-        return grad_hidden, *grads, None, None, None
+        by_head = (None if grad is None else grad.to(weight.dtype) for grad in (grad_weight, grad_bias))
+        return grad_hidden, *by_head, None, None, None
 
 
 def _row_slices(hidden: Tensor, weight: Tensor) -> list[slice]:
     num_rows = max(_FEWEST_ROWS.get(hidden.device.type, 256), _ROWS_BYTES // (4 * len(weight)))
-    return [slice(start, min(start + num_rows, len(hidden))) for start in range(0, len(hidden), num_rows)]
+    return [slice(start, min(start + num_rows, len(hidden))) for start in range(0, max(len(hidden), 1), num_rows)]
 
 
 # --- some rows of logits, with nothing of the size of the logits but what is returned ---------------------------------
@@ -135,23 +222,33 @@ def _row_slices(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 def _logprobs_of_rows(
     raw: Tensor, targets: Tensor, constants: _Constants, *, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Log-probabilities of the targets, logsumexp(z) and entropies, [num_rows] each; and all log-probabilities if they
-    are to be kept. `raw` [num_rows, vocabulary], rounded as the model rounds it, is used up."""
+) -> tuple[_OfRows, Tensor | None]:
+    """What is wanted of each row, and all log-probabilities if they are to be kept. `raw` [num_rows, vocabulary],
+    rounded as the model rounds it, is used up."""
     z = _scores(raw, constants)
     norms = z.logsumexp(-1)
     log_p = z.sub_(norms[:, None])
     entropy = -log_p.exp().mul_(log_p).sum(-1)
-    return log_p.gather(-1, targets)[:, 0], norms, entropy, log_p if keep else None
+    found = _OfRows(log_p.gather(-1, targets)[:, 0], norms, entropy)
+    if constants.truncation.is_on:
+        found = found._replace(**_weight_of_kept(log_p, found.logprobs, constants.truncation))
+    return found, log_p if keep else None
+
+
+def _weight_of_kept(log_p: Tensor, of_targets: Tensor, truncation: Truncation) -> dict[str, Tensor]:
+    """Of the kept set, to which the target belongs whatever these weights say: it has been drawn."""
+    lowest = lowest_kept(log_p, truncation)
+    log_weight = log_p.masked_fill(log_p < lowest, -torch.inf).logsumexp(-1)
+    with_target = torch.logaddexp(log_weight, of_targets)
+    lowest = lowest[:, 0]
+    return {"log_weight": torch.where(of_targets < lowest, with_target, log_weight), "lowest": lowest}
 
 
 def _gradient_of_rows(
     raw: Tensor,
     targets: Tensor,
-    norms: Tensor,
-    entropy: Tensor,
-    grad_logprobs: Tensor | None,
-    grad_entropy: Tensor | None,
+    found: _OfRows,
+    grads: _Gradients,
     constants: _Constants,
     dtype: torch.dtype,
     *,
@@ -159,19 +256,19 @@ def _gradient_of_rows(
 ) -> tuple[Tensor, Tensor]:
     """The gradient by `raw`, [num_rows, vocabulary], as if no column were a target, and [num_rows, 1] what stands in
     the target's instead. `raw` is the log-probabilities themselves if they were kept."""
-    log_p = raw if is_kept else _scores(raw, constants).sub_(norms)
+    log_p = raw if is_kept else _scores(raw, constants).sub_(found.norms)
     of_targets = log_p.gather(-1, targets)
-    at_target = _grad_scores(of_targets, grad_logprobs, grad_entropy, entropy)
-    if grad_logprobs is not None:
-        at_target = at_target + grad_logprobs
-    at_target = at_target * _slope(of_targets, norms, constants)
-    grad = _grad_scores(log_p, grad_logprobs, grad_entropy, entropy).mul_(_slope(log_p, norms, constants))
+    at_target = _grad_scores(of_targets, found, grads, is_drawn=True)
+    if grads.logprobs is not None:
+        at_target = at_target + grads.logprobs
+    at_target = at_target * _slope(of_targets, found.norms, constants)
+    grad = _grad_scores(log_p, found, grads, is_drawn=False).mul_(_slope(log_p, found.norms, constants))
     return grad.to(dtype), at_target.to(dtype)
 
 
 def _scores(raw: Tensor, constants: _Constants) -> Tensor:
     """z of the module, [num_rows, vocabulary] float32."""
-    scale, softcap, temperature = constants
+    scale, softcap, temperature, _ = constants
     z = raw.float()
     if softcap:
         return z.mul_(scale / softcap).tanh_().mul_(softcap / temperature)
@@ -180,25 +277,35 @@ def _scores(raw: Tensor, constants: _Constants) -> Tensor:
 
 def _slope(log_p: Tensor, norms: Tensor, constants: _Constants) -> Tensor | float:
     """The derivative of z = log_p + norms by the product of hidden state and head."""
-    scale, softcap, temperature = constants
+    scale, softcap, temperature, _ = constants
     if not softcap:
         return scale / temperature
     share = (log_p + norms).mul_(temperature / softcap)
     return (1 - share.square_()).mul_(scale / temperature)
 
 
-def _grad_scores(log_p: Tensor, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, entropy: Tensor) -> Tensor:
-    """The gradient by z where no target stands: `-g p - g' p (log p + H)`."""
+def _grad_scores(log_p: Tensor, found: _OfRows, grads: _Gradients, *, is_drawn: bool) -> Tensor:
+    """The gradient by z where no target stands: `-g p - g' p (log p + H) + g" p (1[kept] / weight - 1)`."""
     p = log_p.exp()
-    if grad_entropy is None:
-        assert grad_logprobs is not None
-        return p.mul_(-grad_logprobs)
-    factor = (log_p + entropy).mul_(-grad_entropy)
-    return p.mul_(factor if grad_logprobs is None else factor.sub_(grad_logprobs))
+    factor: Tensor | None = None
+    if grads.entropy is not None:
+        factor = (log_p + found.entropy).mul_(-grads.entropy)
+    if grads.logprobs is not None:
+        factor = -grads.logprobs if factor is None else factor.sub_(grads.logprobs)
+    if grads.log_weight is not None:
+        assert found.log_weight is not None
+        assert found.lowest is not None
+        share = torch.exp(-found.log_weight)
+        if not is_drawn:
+            share = torch.where(log_p >= found.lowest, share, 0.0)
+        of_weight = (share - 1) * grads.log_weight
+        factor = of_weight if factor is None else factor + of_weight
+    assert factor is not None
+    return p.mul_(factor)
 
 
 class _Rows(NamedTuple):
-    logprobs: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]]
+    logprobs: Callable[..., tuple[_OfRows, Tensor | None]]
     gradient: Callable[..., tuple[Tensor, Tensor]]
 
 

@@ -20,9 +20,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from darts_async.errors import ModelError
 from darts_async.learner.attention import PACKED_ATTENTION, packing
 from darts_async.learner.batch import PackedBatch
-from darts_async.learner.logprobs import Head, head_logprobs
+from darts_async.learner.logprobs import Head, Scores, head_logprobs, head_scores, logits_scores
 from darts_async.learner.tree import Tree
 from darts_async.models import TOKENIZER_FILE, load_tokenizer
+from darts_async.truncation import WHOLE, Truncation
 
 PackedRow = tuple[Tensor, Tensor, tuple[Tree, ...], Tensor]
 """Token ids, positions, layout, and the places whose logits are wanted."""
@@ -167,30 +168,40 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
+def response_scores(
+    model: PreTrainedModel,
+    batch: PackedBatch,
+    temperature: float,
+    truncation: Truncation = WHOLE,
+    *,
+    entropy_gradient: bool = False,
+) -> Scores:
+    """Of each target, under the distribution that was drawn from. The entropy has a gradient only if asked for."""
+    scores: Scores = model.packed_logprobs(batch, temperature, truncation)
+    return scores if entropy_gradient else scores._replace(entropy=scores.entropy.detach())
+
+
 def response_logprobs(
     model: PreTrainedModel, batch: PackedBatch, temperature: float, *, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target at `temperature`, and the entropy in nats there.
+    """Log-probability of each target at `temperature`, and the entropy in nats there, without truncation.
 
     The entropy has a gradient only with `entropy_gradient`. Returns: two float32 tensors [num_targets].
     """
-    logprobs: Tensor
-    entropy: Tensor
-    logprobs, entropy = model.packed_logprobs(batch, temperature)
-    return logprobs, entropy if entropy_gradient else entropy.detach()
+    scores = response_scores(model, batch, temperature, entropy_gradient=entropy_gradient)
+    return scores.logprobs, scores.entropy
 
 
 def _logprobs_in_rows(
-    model: PreTrainedModel, batch: PackedBatch, temperature: float, *, compiled: bool = False
-) -> tuple[Tensor, Tensor]:
+    model: PreTrainedModel, batch: PackedBatch, temperature: float, truncation: Truncation, *, compiled: bool = False
+) -> Scores:
     hidden = _hidden(model, batch.input_ids, batch.position_ids, batch.trees, batch.logit_places)
-    return head_logprobs(hidden, Head.of(model), batch.targets, temperature, compiled=compiled)
+    return head_scores(hidden, Head.of(model), batch.targets, temperature, truncation, compiled=compiled)
 
 
-def _logprobs_at_once(model: PreTrainedModel, batch: PackedBatch, temperature: float) -> tuple[Tensor, Tensor]:
+def _logprobs_at_once(model: PreTrainedModel, batch: PackedBatch, temperature: float, truncation: Truncation) -> Scores:
     logits = _logits(model, batch.input_ids, batch.position_ids, batch.trees, batch.logit_places)
-    log_p = (logits.float() / temperature).log_softmax(-1)
-    return log_p.gather(-1, batch.targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+    return logits_scores(logits, batch.targets, temperature, truncation)
 
 
 def _choose_head(model: PreTrainedModel, packed_row: PackedRow, logits: Tensor) -> None:

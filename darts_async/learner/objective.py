@@ -17,10 +17,12 @@ from darts_async.learner.batch import PackedBatch, Weighted, micro_batches
 from darts_async.learner.flops import ModelFlops, utilisation
 from darts_async.learner.lora import adapters_off, has_adapters
 from darts_async.learner.losses.policy import policy_loss
+from darts_async.learner.losses.ratios import truncation_metrics
 from darts_async.learner.losses.shares import denominator, overlong_penalties, token_shares
-from darts_async.learner.model import checkpoint_activations, response_logprobs
+from darts_async.learner.model import checkpoint_activations, response_logprobs, response_scores
 from darts_async.learner.tally import Tally
 from darts_async.protocol import TrainGroup
+from darts_async.truncation import WHOLE, Truncation
 
 
 class Objective:
@@ -34,13 +36,14 @@ class Objective:
         temperature: float,
         baseline: Baseline,
         max_new_tokens: int,
+        truncation: Truncation = WHOLE,
         reference: PreTrainedModel | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
-        """`max_new_tokens` is the cap on responses; `reference` is given if the loss has a `kl_weight`, and may be left
-        out for a model with adapters, which without them is the reference itself. All ranks are given the same groups,
-        and each makes the passes of its own samples.
+        """`temperature`, `truncation` and `max_new_tokens`: how responses are sampled; `reference` is given if the loss
+        has a `kl_weight`, and may be left out for a model with adapters, which without them is the reference itself.
+        All ranks are given the same groups, and each makes the passes of its own samples.
 
         Raises `ModelError` if the reference has another vocabulary, or if activations cannot be checkpointed.
         """
@@ -51,6 +54,7 @@ class Objective:
         self._reference = reference
         self._config = config
         self._temperature = temperature
+        self._truncation = truncation
         self._baseline = baseline
         self._max_new_tokens = max_new_tokens
         self._rank, self._num_ranks = rank, num_ranks
@@ -121,10 +125,11 @@ class Objective:
         config = self._config.loss
         reference_logprobs = self._reference_logprobs(batch) if config.kl_weight else None
         with torch.set_grad_enabled(has_gradient):
-            logprobs, entropy = response_logprobs(
-                self._model, batch, self._temperature, entropy_gradient=config.entropy_weight > 0
+            scores = response_scores(
+                self._model, batch, self._temperature, self._truncation, entropy_gradient=config.entropy_weight > 0
             )
-            loss, tally = policy_loss(logprobs, entropy, batch, config, reference_logprobs)
+            loss, tally = policy_loss(scores, batch, config, reference_logprobs)
+        tally.merge(truncation_metrics(scores, batch.on_policy))
         if has_gradient:
             loss.backward()  # type: ignore[no-untyped-call]
             collect()

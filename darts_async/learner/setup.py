@@ -14,6 +14,7 @@ from darts_async.learner.ranks import RankGroup
 from darts_async.learner.sharding import shard_model
 from darts_async.learner.step import Trainer
 from darts_async.models import resolve_model_path
+from darts_async.truncation import Truncation
 
 log = structlog.get_logger()
 
@@ -32,6 +33,7 @@ def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) ->
         _load(config, model_dir, ranks, device),
         config.learner,
         temperature=config.sampling.temperature,
+        truncation=Truncation(config.sampling.top_k, config.sampling.top_p),
         max_staleness=config.staleness.max_staleness,
         max_new_tokens=config.sampling.max_new_tokens,
         reference=_load_reference(config, device),

@@ -32,6 +32,7 @@ from darts_async.learner.scripted import ScriptedObjective
 from darts_async.learner.sharding import drop_gathered, local_rows, whole
 from darts_async.learner.tally import Tally
 from darts_async.protocol import TrainGroup
+from darts_async.truncation import WHOLE, Truncation
 from darts_async.weights.source import LiveTensors, WeightSource
 
 
@@ -46,12 +47,13 @@ class Trainer:
         temperature: float,
         max_staleness: int,
         max_new_tokens: int,
+        truncation: Truncation = WHOLE,
         baseline: Baseline = "group",
         reference: PreTrainedModel | None = None,
         place: Place = ALONE,
     ) -> None:
-        """`max_new_tokens` is the cap on responses; `reference`: see `Objective`; `place` is this process among those
-        that the model is spread over."""
+        """`temperature`, `truncation` and `max_new_tokens`: how responses are sampled; `reference`: see `Objective`;
+        `place` is this process among those that the model is spread over."""
         self.model = model
         self.policy_version = 0
         self.num_skipped_in_a_row = 0
@@ -62,6 +64,7 @@ class Trainer:
             model,
             config,
             temperature=temperature,
+            truncation=truncation,
             baseline=baseline,
             max_new_tokens=max_new_tokens,
             reference=reference,

@@ -23,7 +23,7 @@ class Tally:
 
     def mean(self, name: str, values: Tensor) -> None:
         """Let every element of `values` (bool counts as 0 or 1) enter the mean `name`."""
-        self.add(name, values.sum().item(), values.numel())
+        self.add(name, values.sum(dtype=torch.float64).item(), values.numel())  # rewards of 1e38 would overflow float32
 
     def maximum(self, name: str, values: Tensor) -> None:
         """Let every element of `values` enter the maximum `name`."""

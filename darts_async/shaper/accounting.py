@@ -2,18 +2,21 @@
 of exactly one end per sample; and the statistics of each step.
 
 Statistics of the kept samples say little about the policy: selection alone shortens them. So the pool, everything that
-was scored before the rule chose, stands beside them.
+was scored before the rule chose, is reported beside them. A sample that a draw has left in for others counts for these
+too: on average the pool's means are those of all launched samples.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from darts_async.shaper.group import Fate, Group, Sample, Stage
+from darts_async.shaper.length_pay import LengthTerms, Lot, length_terms
 
 FATES: tuple[Fate, ...] = ("trained", "cancelled", "filtered", "stale", "lost", "evaluated")
 DIFFICULTIES = ("hard", "middle", "easy")
@@ -112,9 +115,16 @@ class _Pool:
 
     rewards: NDArray[np.float64]  # [num_scored]
     num_tokens: NDArray[np.float64]  # [num_scored]
+    counts: NDArray[np.float64]  # [num_scored], launched samples that each stands for
     num_launched: int
     num_failed: int
     """Samples whose reward failed."""
+    length: LengthTerms
+
+    @property
+    def mean_reward(self) -> float:
+        """Of all that were launched."""
+        return float(np.average(self.rewards, weights=self.counts))
 
 
 class StatisticsState(Struct, frozen=True):
@@ -127,6 +137,7 @@ class StatisticsState(Struct, frozen=True):
     num_dropped: dict[str, int]
     num_samples: dict[str, int]
     num_censored: dict[str, int]
+    length: LengthTerms
 
 
 class StepStatistics:
@@ -140,13 +151,25 @@ class StepStatistics:
         self._num_dropped: defaultdict[str, int] = defaultdict(int)
         self._num_samples: defaultdict[str, int] = defaultdict(int)
         self._num_censored: defaultdict[str, int] = defaultdict(int)
+        self._length = LengthTerms()
+        """Of all steps so far."""
 
-    def completed(self, group: Group, tercile: int | None) -> None:
-        """Remember the pool of a group, before the rule's choice is carried out."""
+    def completed(
+        self, group: Group, tercile: int | None, counts: Mapping[int, float] | None = MappingProxyType({})
+    ) -> None:
+        """Remember the pool of a group, before the rule's choice is carried out.
+
+        `counts`: by the id of a scored sample the launched samples that it stands for, 1 where it is not given; None if
+        nothing scored stands for the others.
+        """
         scored = [s for s in group.at(Stage.SCORED) if s.reward is not None]
         rewards = np.array([s.reward for s in scored], np.float64)
         lengths = np.array([s.num_tokens for s in scored], np.float64)
-        self._pools[group.group_id] = _Pool(rewards, lengths, len(group.samples), group.num_unscorable)
+        standing_for = np.array([(counts or {}).get(s.sample_id, 1.0) for s in scored], np.float64)
+        terms = LengthTerms() if counts is None else _length_terms(group, counts)
+        self._pools[group.group_id] = _Pool(
+            rewards, lengths, standing_for, len(group.samples), group.num_unscorable, terms
+        )
         self._visit(group.prompt.prompt_id, len(group.samples))
         name = _difficulty(tercile)
         self._num_complete[name] += 1
@@ -170,11 +193,12 @@ class StepStatistics:
             **_kept_metrics(rewards, lengths),
             **_pool_metrics(pools),
             **_staleness(step, [sample for pairs in kept for sample, _ in pairs]),
-            "groups/baseline_shift": _mean([r.mean() - p.rewards.mean() for r, p in zip(rewards, pools, strict=True)]),
+            "groups/baseline_shift": _mean([r.mean() - p.mean_reward for r, p in zip(rewards, pools, strict=True)]),
             "groups/kept_mean": _mean([len(pairs) for pairs in kept]),
             "weights/effective_share": _mean([w.sum() ** 2 / (len(w) * (w**2).sum()) for w in weights]),
             **self._redundancy(pools),
             **self._survival(),
+            **self._pay(pools),
         }
 
     def to_state(self) -> StatisticsState:
@@ -187,6 +211,7 @@ class StepStatistics:
             self._num_dropped,
             self._num_samples,
             self._num_censored,
+            self._length,
         )
 
     def restore(self, state: StatisticsState) -> None:
@@ -197,6 +222,7 @@ class StepStatistics:
         self._num_dropped.update(state.num_dropped)
         self._num_samples.update(state.num_samples)
         self._num_censored.update(state.num_censored)
+        self._length = state.length
 
     def _visit(self, prompt_id: int, num_launched: int) -> None:
         before = self._launched_before.get(prompt_id)
@@ -214,6 +240,17 @@ class StepStatistics:
             metrics["run/redundancy_autocorrelation"] = float(np.corrcoef(before, now)[0, 1])
         return metrics
 
+    def _pay(self, pools: Sequence[_Pool]) -> dict[str, float]:
+        """What length is worth, and what the selection pays for it on top: see `length_pay`."""
+        step = LengthTerms().plus(pool.length for pool in pools)
+        self._length = self._length.plus([step])
+        values = {
+            "selection/length_slope": step.slope,
+            "selection/pays_for_length": step.pay,
+            "run/pays_for_length": self._length.pay,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
     def _survival(self) -> dict[str, float]:
         """Shares by difficulty: groups that were completed, samples that were cut short."""
         metrics = {}
@@ -224,6 +261,16 @@ class StepStatistics:
             if self._num_samples[name]:
                 metrics[f"run/censored_{name}"] = self._num_censored[name] / self._num_samples[name]
         return metrics
+
+
+def _length_terms(group: Group, counts: Mapping[int, float]) -> LengthTerms:
+    scored = [(sample, counts.get(sample.sample_id, 1.0)) for sample in group.at(Stage.SCORED)]
+    return length_terms(_lot(scored), _lot(group.kept or []))
+
+
+def _lot(pairs: Sequence[tuple[Sample, float]]) -> Lot:
+    rewards = [s.reward for s, _ in pairs if s.reward is not None]
+    return Lot(rewards, [s.num_tokens for s, _ in pairs], [weight for _, weight in pairs])
 
 
 def _kept_metrics(rewards: Sequence[NDArray[np.float64]], lengths: Sequence[NDArray[np.float64]]) -> dict[str, float]:
@@ -245,12 +292,13 @@ def _kept_metrics(rewards: Sequence[NDArray[np.float64]], lengths: Sequence[NDAr
 def _pool_metrics(pools: Sequence[_Pool]) -> dict[str, float]:
     rewards = np.concatenate([pool.rewards for pool in pools])
     lengths = np.concatenate([pool.num_tokens for pool in pools])
-    median, p99 = np.percentile(lengths, (50, 99))
+    counts = np.concatenate([pool.counts for pool in pools])
+    median, p99 = np.percentile(lengths, (50, 99), weights=counts, method="inverted_cdf")
     num_failed = sum(pool.num_failed for pool in pools)
     return {
-        "reward/pool_mean": float(rewards.mean()),
+        "reward/pool_mean": float(np.average(rewards, weights=counts)),
         "reward/failed_share": num_failed / (num_failed + len(rewards)),
-        "length/pool_mean": float(lengths.mean()),
+        "length/pool_mean": float(np.average(lengths, weights=counts)),
         "length/pool_p50": float(median),
         "length/pool_p99": float(p99),
         "groups/pool_zero_advantage_share": _mean([bool((p.rewards == p.rewards[0]).all()) for p in pools]),

@@ -22,6 +22,11 @@ class DualEnd:
     With `early_stop` the first M finishers are kept instead and the rest cancelled at once. With `guard` the innermost
     sample of the larger end gives way where a kind of reward is missing: for K > L the K-th shortest, for the shortest
     of that kind in the middle. So the smaller end, of which one sample is a larger part, stays as it is.
+
+    What it pays for length (see `length_pay`). Without a long end (`shortest`) long samples that fail are not trained:
+    where long answers are more often wrong, the pressure on length that plain GRPO has is gone. The long end brings it
+    back and, the longer it is, more: it costs where the longest are wrong, and pays where they are right. `early_stop`
+    makes every such rule one without a long end.
     """
 
     shortest: int
@@ -73,6 +78,8 @@ class Quadrants:
     ceil(N+ / (1 + alpha)) of the shortest right and ceil(N- / (1 + alpha)) of the longest wrong ones, the rest from
     the other ends. N+ <= |G+| and N- <= |G-| because M <= n. With `guard` neither is rounded to 0 where its kind
     exists, which exchanges one sample.
+
+    Length costs (see `length_pay`), whatever the two have to do with one another: that is what it is for.
     """
 
     keep: int

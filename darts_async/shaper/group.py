@@ -107,7 +107,7 @@ class GroupState(Struct, frozen=True):
     survivors: frozenset[int]
     lots: tuple[int, ...]
     spared: int | None
-    num_hazard_candidates: int
+    hazard_candidates: dict[int, int]
     asked_again: bool
     baseline: float | None
     kept: list[tuple[int, float]] | None
@@ -135,8 +135,8 @@ class Group:
     """The samples in a uniformly drawn order, once drawn."""
     spared: int | None = None
     """The sample id that hazard pruning lets run in place of those it aborts."""
-    num_hazard_candidates: int = 0
-    """Samples that hazard pruning has aborted or spared."""
+    hazard_candidates: dict[int, int] = field(default_factory=dict)
+    """Samples that hazard pruning has aborted or spared, with the tokens that each had then."""
     asked_again: bool = False
     """An earlier group of the prompt was cut or dropped: this one has its place for good."""
     baseline: float | None = None

@@ -13,7 +13,10 @@ Before each visit what earlier visits said is multiplied by `memory`, because th
 samples enter that memory as their expected sufficient statistics under the estimate of their visit.
 
 Pass rates are Beta(a, b) over prompts; a prompt's is the posterior mean given its scored samples. Samples without a
-reward are missing, never failures. Rewards are clipped to [0, 1] and may be fractions.
+reward are missing, never failures. Rewards are clipped to [0, 1] and may be fractions. A sample that a draw has left in
+for others counts for those too (survivors, and the sample that hazard pruning spares): over visits the ratio of both
+sums is that of all launched samples, long ones included. Where whoever is long is cut without a draw (`early_stop`,
+saturation), the pass rate is that of the short ones, and nothing that was scored could tell the other.
 
 The population (m0, t0, r0, tau, a, b) starts from a weak prior and follows the visits with exponential forgetting: each
 visit contributes its posterior mean to a running mean, and its posterior variance besides the squared deviation to a
@@ -158,6 +161,7 @@ class History:
         finished_lengths: Sequence[int],
         censored_lengths: Sequence[int],
         rewards: Sequence[float],
+        counts: Sequence[float] | None = None,
     ) -> None:
         """A visit is over.
 
@@ -167,15 +171,19 @@ class History:
             censored_lengths: tokens of those aborted or cut at the length cap. A sample aborted before its first
                 token says nothing and is ignored.
             rewards: of all samples that were scored.
+            counts: how many launched samples each of these stands for, inverse inclusion probabilities; 1 each if not
+                given.
         """
+        counts = [1.0] * len(rewards) if counts is None else counts
         visit = self._fit(prompt_id, finished_lengths, censored_lengths)
         record = self._prompts.get(prompt_id)
         if record is None:
             record = self._prompts[prompt_id] = _PromptRecord(0, visit.completed, _estimate(visit))
         record.num_visits += 1
         record.seen, record.length = visit.completed, _estimate(visit)
-        record.successes = self._memory * record.successes + sum(min(max(r, 0.0), 1.0) for r in rewards)
-        record.trials = self._memory * record.trials + len(rewards)
+        successes = sum(count * min(max(r, 0.0), 1.0) for r, count in zip(rewards, counts, strict=True))
+        record.successes = self._memory * record.successes + successes
+        record.trials = self._memory * record.trials + sum(counts)
         if finished_lengths:  # otherwise the visit tells only that the population was believed
             self._follow_lengths(visit)
         if rewards:

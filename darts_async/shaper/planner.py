@@ -1,16 +1,18 @@
 """What earlier visits to a prompt mean for the next: how many samples it is launched with, and which of its tail is
 aborted. Composes `history`, `redundancy` and `pruning` for `state`; pure like them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from darts_async.config import RunConfig
+from darts_async.shaper.ends import DualEnd
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.history import History, Tercile
 from darts_async.shaper.pace import DecodePace
 from darts_async.shaper.pruning import GroupProgress, HazardRule, hazard_prunes, saturation_mode, tail_of
 from darts_async.shaper.redundancy import Allocator, Utility, mean_redundancy, reward_aware_value
-from darts_async.shaper.selection import SelectionRule, selection_rule, shortest_only
+from darts_async.shaper.selection import SelectionRule, Survivor, selection_rule, shortest_only
 
 
 class Planner:
@@ -72,19 +74,20 @@ class Planner:
             return []
         progress = GroupProgress(
             group_id=group.group_id,
-            estimate=self.history.estimate_with(group.prompt.prompt_id, *_lengths(group)),
+            estimate=self.history.estimate_with(group.prompt.prompt_id, *_lengths(group, group.hazard_candidates)),
             difficulty=self.tercile(group),
             typical_tokens=self.history.typical_length.mean_tokens,
             num_launched=len(group.samples),
             finished_tokens=finished_tokens,
             finished_rewards=[s.reward for s in finished if s.reward is not None],
             running=running,
-            num_candidates=group.num_hazard_candidates,
+            num_candidates=len(group.hazard_candidates),
         )
         verdict = hazard_prunes(self._hazard, progress, self._seed)
-        group.num_hazard_candidates += len(verdict.prune) + (verdict.spare is not None)
+        group.hazard_candidates |= {sample_id: running[sample_id] for sample_id in verdict.prune}
         if verdict.spare is not None:
             group.spared = verdict.spare
+            group.hazard_candidates[verdict.spare] = running[verdict.spare]
         return [s for s in samples if s.sample_id in verdict.prune]
 
     def weighed(self, group: Group, kept: Sequence[tuple[Sample, float]]) -> list[tuple[Sample, float]]:
@@ -98,8 +101,26 @@ class Planner:
 
     def observe(self, group: Group) -> None:
         """A visit is over: remember lengths, those that were cut short as such, and rewards."""
-        rewards = [s.reward for s in group.samples if s.reward is not None]
-        self.history.observe(group.prompt.prompt_id, *_lengths(group), rewards)
+        scored = [s for s in group.samples if s.reward is not None]
+        rewards = [s.reward for s in scored if s.reward is not None]
+        counts = [self.stands_for(group, s) for s in scored]
+        self.history.observe(group.prompt.prompt_id, *_lengths(group), rewards, counts)
+
+    def counts(self, group: Group) -> dict[int, float] | None:
+        """By the id of each scored sample how many launched ones it stands for. None where samples were cut for being
+        long, without a draw: nothing that was scored stands for them."""
+        rule = self.rule(group)
+        if isinstance(rule, DualEnd) and rule.early_stop and len(group.at(Stage.SCORED)) < len(group.samples):
+            return None
+        return {sample.sample_id: self.stands_for(group, sample) for sample in group.at(Stage.SCORED)}
+
+    def stands_for(self, group: Group, sample: Sample) -> float:
+        """Launched samples that a scored one stands for, itself included: its inverse inclusion probability."""
+        if sample.sample_id == group.spared:
+            return self._hazard.weight_of_spared(len(group.samples))
+        if sample.sample_id in group.survivors and isinstance(self._rule, Survivor):
+            return self._rule.stands_for(group)
+        return 1.0
 
     def metrics(self) -> dict[str, float]:
         """What the total rests on, where it is the utility rule's."""
@@ -140,8 +161,12 @@ class Planner:
         return mean_redundancy(spread, self._shaping.keep, utility=Utility(elasticity=self._elasticity))
 
 
-def _lengths(group: Group) -> tuple[list[int], list[int]]:
-    """Tokens of the samples that ended by themselves, and of those still running, aborted or cut at the cap."""
-    ended = [s for s in group.samples if s.finish_reason == "stop"]
-    others = [s for s in group.samples if s.finish_reason != "stop" and s.num_tokens > 0]
-    return [s.num_tokens for s in ended], [s.num_tokens for s in others]
+def _lengths(group: Group, cut_at: Mapping[int, int] = MappingProxyType({})) -> tuple[list[int], list[int]]:
+    """Tokens of the samples that ended by themselves, and of those still running, aborted or cut at the cap.
+
+    `cut_at`: samples that count as aborted with so many tokens, whatever has become of them since.
+    """
+    samples = [s for s in group.samples if s.sample_id not in cut_at]
+    ended = [s.num_tokens for s in samples if s.finish_reason == "stop"]
+    others = [s.num_tokens for s in samples if s.finish_reason != "stop" and s.num_tokens > 0]
+    return ended, [*others, *cut_at.values()]

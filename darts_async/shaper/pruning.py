@@ -21,7 +21,8 @@ is at most 1, whatever the order in which they turn up and however many others t
     E[ sum of f over samples never candidates + sum of f / rho over the spared one ]  =  sum of f over all,
 
 provided that who becomes a candidate does not depend on u. Hence a spared sample is from then on left out of every
-decision on its group: the others are treated as if it had been pruned.
+decision on its group: the others are treated as if it had been pruned. That goes for the estimate of lengths too, in
+which candidates, pruned or spared, count as aborted with the tokens that they had when they became candidates.
 
 Two guards. A group of middle difficulty (or one whose difficulty is not known) is not touched while its rewards so far
 are all equal: its tail may hold the only contrast, and the group would be trained on nothing. And at least M others

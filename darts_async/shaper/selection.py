@@ -57,6 +57,8 @@ class RandomKeep:
 
     Everybody is decoded to the end. Lots are drawn for all R, so that a sample without a reward gives its place to
     the next. With `guard` the last lot that won gives way to the next lot of the kind that is missing.
+
+    Nothing is paid for length (see `length_pay`).
     """
 
     keep: int
@@ -85,7 +87,14 @@ class Survivor:
 
     Inclusion probabilities are exact without knowing the length distribution: 1 for the short end and L / (R - K)
     for the tail, so the weights ((R - K) / L) ** gamma of the survivors make a sum over the group unbiased at
-    gamma = 1 (Horvitz-Thompson). What it keeps is all that finishes, so there is nothing a guard could exchange.
+    gamma = 1 (Horvitz-Thompson). Of a group they are scaled to a sum of M: the group then stands for the mean of its R
+    samples, times M, and a prompt that was launched with more of them counts no more than another.
+
+    What it keeps is all that finishes, so there is nothing a guard could exchange.
+
+    What it pays for length (see `length_pay`). At gamma < 1 long samples count less than short ones, of which most of
+    what is kept is. Where long answers are more often wrong they are punished less than by plain GRPO, and length is
+    paid for; where they are more often right, it costs. At gamma = 1 neither, up to noise.
     """
 
     shortest: int
@@ -105,10 +114,14 @@ class Survivor:
         return [sample for i, sample in enumerate(running) if i not in spared]
 
     def select(self, group: Group) -> Kept:
-        """Everybody who was not cancelled and has a reward."""
-        tail = len(group.samples) - self.shortest
-        weight = (tail / self.longest) ** self.weight_power if self.longest else 1.0
-        return [(s, weight if s.sample_id in group.survivors else 1.0) for s in group.at(Stage.SCORED)]
+        """All samples that were not cancelled and have a reward."""
+        tail = self.stands_for(group) ** self.weight_power
+        scale = (self.shortest + self.longest) / (self.shortest + self.longest * tail)
+        return [(s, scale * tail if s.sample_id in group.survivors else scale) for s in group.at(Stage.SCORED)]
+
+    def stands_for(self, group: Group) -> float:
+        """Samples of the tail that each survivor stands for: its inverse inclusion probability."""
+        return (len(group.samples) - self.shortest) / self.longest if self.longest else 1.0
 
 
 def selection_rule(config: ShapingConfig) -> SelectionRule:

@@ -22,6 +22,7 @@ from darts_async.protocol import CatchUp, GroupsCommitted
 from darts_async.shaper.accounting import StatisticsState, StepStatistics
 from darts_async.shaper.group import Fate, Group, Stage, train_group
 from darts_async.shaper.ledger import GroupDropped, GroupShipped, LearnerRewound, StepCommitted
+from darts_async.shaper.patience import Patience
 from darts_async.shaper.planner import Planner
 from darts_async.shaper.queue import Launch, PromptQueue, QueueState
 from darts_async.shaper.staleness import StalenessWindow, WindowState
@@ -51,6 +52,7 @@ class TrainingState(Struct, frozen=True):
     learner_up: bool
     taken: TakenState
     taken_by_stop: list[tuple[Prompt, int]]
+    group_times_s: list[float]
 
 
 class Training:
@@ -83,6 +85,9 @@ class Training:
         self._retries: Counter[int] = Counter()
         self._num_dropped_in_a_row = 0
         self._learner_fed_s = 0.0
+        self._patience = Patience(config.staleness.cut_after_s)
+        self._completed_now: list[Group] = []
+        """By the present event."""
         self._statistics = StepStatistics()
         self._taken_by_stop: list[tuple[Prompt, int]] = []
         """Prompts, with the number of their samples, whose groups came to nothing because the run was stopped."""
@@ -110,7 +115,8 @@ class Training:
             self._give_up(group, fate="filtered", reason="too_few_rewards")
             return
         group.kept = kept
-        self._statistics.completed(group, self._planner.tercile(group))
+        self._completed_now.append(group)
+        self._statistics.completed(group, self._planner.tercile(group), self._planner.counts(group))
         self._planner.observe(group)
         if group.group_id not in self._spares:
             self._window.set_floor(group.group_id, self._floor_of(group))
@@ -162,10 +168,11 @@ class Training:
         # Nobody decodes, or the learner is busy with what it has had before: no group is to blame.
         if self._work.generators.lowest_version is None or self.taken.is_behind:
             self._learner_fed_s = now_s
-        patience_s = self._config.staleness.cut_after_s
+        patience_s = self._patience.limit_s
         if now_s - self._learner_fed_s > patience_s:
             group = self._blocking_group()
             if group is not None and now_s - group.opened_s > patience_s:
+                self._patience.took(now_s - group.opened_s)
                 self._give_up(group, fate="stale", reason="kept_learner_waiting")
                 self._learner_fed_s = now_s
 
@@ -179,6 +186,8 @@ class Training:
 
     def advance(self, now_s: float) -> None:
         """What follows from any event: replace, ship, cut."""
+        while self._completed_now:
+            self._patience.took(now_s - self._completed_now.pop().opened_s)
         if self._spares:
             self._use_spares()
         if self.learner_up:
@@ -441,6 +450,7 @@ class Training:
             self.learner_up,
             self.taken.to_state(),
             self._taken_by_stop,
+            self._patience.to_state(),
         )
 
     def restore(self, state: TrainingState) -> None:
@@ -460,6 +470,7 @@ class Training:
         self.learner_up = state.learner_up
         self.taken.restore(state.taken)
         self._taken_by_stop = state.taken_by_stop
+        self._patience.restore(state.group_times_s)
         for group in self._undecided():
             self._add_rival(group)
 
@@ -479,6 +490,7 @@ class Training:
         assert sorted(self._most_urgent) == sorted(map(self._urgency, self._complete.values()))
         assert self._window.num_open + len(self._shipped) <= self._config.max_open_groups
         assert list(self._sent) == list(self._shipped)
+        assert not self._completed_now, self._completed_now
         for group in self._work.groups.values():
             assert not (group.undecided and group.kept), group.group_id
         for group in [*self._complete.values(), *self._shipped.values()]:

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from darts_async.config import LossConfig
 from darts_async.learner.batch import PackedBatch
+from darts_async.learner.logprobs import Scores
 from darts_async.learner.losses.importance import importance_mask, importance_weights
 from darts_async.learner.losses.ratios import ratio_metrics
 from darts_async.learner.losses.surrogates import (
@@ -19,32 +20,34 @@ from darts_async.learner.tally import Tally
 
 
 def policy_loss(
-    logprobs: Tensor,
-    entropy: Tensor,
+    scores: Scores,
     batch: PackedBatch,
     config: LossConfig,
     reference_logprobs: Tensor | None = None,
 ) -> tuple[Tensor, Tally]:
     """The sum over tokens of share times loss, a scalar to differentiate, and what the loss did.
 
-    Args: all [num_tokens]; `entropy` needs a gradient only if it has a weight, `reference_logprobs` is given if the
-    divergence has one. The parts of the loss stand in the tally as sums, with a count of 0: whoever knows the
-    denominator adds it.
+    Args: all [num_tokens]; the entropy needs a gradient only if it has a weight, `reference_logprobs` is given if the
+    divergence has one. The parts of the loss are in the tally as sums, with a count of 0: the caller knows the
+    denominator and adds it.
+
+    A sample's inclusion weight multiplies all of its terms. The advantages hold it already.
     """
+    logprobs, entropy = scores.logprobs, scores.entropy
     per_token, tally = _surrogate(logprobs, batch, config)
     tally.merge(ratio_metrics((logprobs - batch.behaviour_logprobs).detach(), batch.on_policy))
     tally.mean("entropy", entropy.detach())
     parts = {"loss_policy": per_token}
     if config.kl_weight:
         assert reference_logprobs is not None, "a weighted divergence needs the reference's log-probabilities"
-        divergence = reference_kl(logprobs, reference_logprobs)
+        divergence = reference_kl(scores.whole, reference_logprobs)
         tally.mean("reference_kl", divergence.detach())
         if config.kl_unbiased:
             cap = config.importance_high if config.importance == "token_truncate" else None
             divergence = truncated_ratio(logprobs - batch.behaviour_logprobs, cap) * divergence
-        parts["loss_kl"] = config.kl_weight * divergence
+        parts["loss_kl"] = config.kl_weight * batch.weights * divergence
     if config.entropy_weight:
-        parts["loss_entropy"] = -config.entropy_weight * entropy
+        parts["loss_entropy"] = -config.entropy_weight * batch.weights * entropy
     sums = {name: (batch.shares * part).sum() for name, part in parts.items()}
     loss = sum(sums.values(), start=logprobs.new_zeros(()))
     for name, value in {**sums, "loss": loss}.items():
@@ -57,6 +60,10 @@ def reference_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
     Its mean over tokens of the policy in training is the divergence, but its gradient is not the divergence's, and the
     tokens are of the behaviour policy; times the ratio to that, as a function of l, both are right up to truncation.
+
+    Both log-probabilities are those of whole distributions, also where sampling is truncated: the reference would keep
+    other tokens, and between policies that keep different ones the divergence is infinite. Then the sum is over the
+    kept tokens alone: never negative, and zero exactly where the two agree on these.
 
     Sources: Schulman, "Approximating KL divergence" (2020); in the loss of GRPO (arXiv 2402.03300, equation 4); times
     the ratio DeepSeek-V3.2 (2512.02556).
@@ -80,7 +87,7 @@ def _surrogate(logprobs: Tensor, batch: PackedBatch, config: LossConfig) -> tupl
         tally.merge(bounded)
         return loss, tally
     if config.kind == "gspo":
-        loss, tally = gspo(log_ratio, advantages, batch.sequences, **clips)
+        loss, tally = gspo(log_ratio, advantages, batch.sequences, trained=batch.shares > 0, **clips)
     elif config.kind == "cispo":
         loss, tally = cispo(log_ratio, logprobs, advantages, clip_high=clips["clip_high"])
     else:

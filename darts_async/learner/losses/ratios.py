@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from darts_async.learner.logprobs import Scores
 from darts_async.learner.losses.surrogates import LARGEST_LOG_RATIO
 from darts_async.learner.tally import Tally
 
@@ -24,4 +25,19 @@ def ratio_metrics(log_ratio: Tensor, on_policy: Tensor) -> Tally:
         gap = log_ratio[tokens].abs()
         tally.mean(f"{name}_mean", gap)
         tally.maximum(f"{name}_max", gap)
+    return tally
+
+
+def truncation_metrics(scores: Scores, on_policy: Tensor) -> Tally:
+    """What truncated sampling keeps, where it is on; nothing elsewhere. `on_policy` [num_tokens].
+
+    `kept_weight` is the share of the whole distribution that the kept tokens have, on average over positions.
+    `outside_truncation_lag0` is the share of fresh tokens that the learner's truncation would not have kept: engine and
+    learner round differently at its edge. For older ones it tells how far the edge has moved since.
+    """
+    tally = Tally()
+    if scores.outside is not None:
+        tally.mean("kept_weight", (scores.whole - scores.logprobs).detach().exp())
+        tally.mean("outside_truncation_lag0", scores.outside[on_policy])
+        tally.mean("outside_truncation_older", scores.outside[~on_policy])
     return tally

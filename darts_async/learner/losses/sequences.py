@@ -17,6 +17,7 @@ class Sequences:
         totals = values.new_zeros(self.num_samples).index_add(0, self.owners, values)
         return totals[self.owners]
 
-    def mean(self, values: Tensor) -> Tensor:
-        """As `sum`, divided by the sample's tokens."""
-        return self.sum(values) / self.sum(values.new_ones(len(self.owners)))
+    def mean(self, values: Tensor, counted: Tensor) -> Tensor:
+        """The mean over those tokens of each sample that count ([num_tokens] bool); 0 if it has none."""
+        counts = self.sum(counted.to(values.dtype))
+        return self.sum(values.where(counted, 0.0)) / counts.clamp(min=1)

@@ -45,15 +45,22 @@ def clipped(
 
 
 def gspo(
-    log_ratio: Tensor, advantages: Tensor, sequences: Sequences, *, clip_low: float, clip_high: float
+    log_ratio: Tensor,
+    advantages: Tensor,
+    sequences: Sequences,
+    *,
+    trained: Tensor,
+    clip_low: float,
+    clip_high: float,
 ) -> tuple[Tensor, Tally]:
     """GSPO (arXiv 2507.18071, equations 5 and 7): one ratio per sample, the geometric mean of its tokens' ratios.
 
         s_i = exp(mean over the tokens of sample i of (l - b)),   L = -min(s_i A, clip(s_i, 1 - eps, 1 + eps') A)
 
-    The same value stands at each of the sample's tokens, so that the mean over them is the sample's loss.
+    The same value is at each of the sample's tokens, so that the mean over them is the sample's loss. Tokens that are
+    left out (`trained` [num_tokens] is false) are not in the mean: their gradient would come with that of the others.
     """
-    return clipped(sequences.mean(log_ratio), advantages, clip_low=clip_low, clip_high=clip_high)
+    return clipped(sequences.mean(log_ratio, trained), advantages, clip_low=clip_low, clip_high=clip_high)
 
 
 def cispo(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, *, clip_high: float) -> tuple[Tensor, Tally]:

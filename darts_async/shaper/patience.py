@@ -1,0 +1,41 @@
+"""How long one group may keep the learner waiting: longer than any group that is merely long.
+
+A fixed time cuts the long answers of one task and waits for hours on another. So it follows the times that groups have
+taken from opening to completion: `LONGEST_TIMES` the longest of the latest `GROUPS_REMEMBERED`, and never less than
+`LEAST_S`, the time in which a process is restarted. A group that is cut counts as one that took until then. So where
+answers grow longer all of a sudden, at most a few groups are cut before the measure has followed.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+LONGEST_TIMES = 4.0
+LEAST_S = 60.0
+GROUPS_REMEMBERED = 256
+
+
+class Patience:
+    """The limit, given or measured."""
+
+    def __init__(self, given_s: float | None) -> None:
+        self._given_s = given_s
+        self._times_s: deque[float] = deque(maxlen=GROUPS_REMEMBERED)
+
+    @property
+    def limit_s(self) -> float:
+        """Time after which a group that alone keeps the learner waiting is cut."""
+        if self._given_s is not None:
+            return self._given_s
+        return max(LEAST_S, LONGEST_TIMES * max(self._times_s, default=0.0))
+
+    def took(self, time_s: float) -> None:
+        """A group was open for so long until it was complete, or was cut."""
+        self._times_s.append(time_s)
+
+    def to_state(self) -> list[float]:
+        """For `restore`."""
+        return list(self._times_s)
+
+    def restore(self, state: Iterable[float]) -> None:
+        """Go on where `to_state` was taken."""
+        self._times_s.extend(state)
