@@ -28,7 +28,7 @@ import uvloop
 import yaml
 
 from darts_async.config import RunConfig
-from darts_async.errors import PERMANENT_ERRORS, PERMANENT_EXIT_CODE, DartsError, OutboxFullError
+from darts_async.errors import PERMANENT_ERRORS, PERMANENT_EXIT_CODE, DartsError, OutboxFullError, ProtocolError
 from darts_async.faults import Faults, install
 from darts_async.lifetime import die_with_parent
 from darts_async.protocol import (
@@ -157,8 +157,20 @@ class Runtime:
         """Take nothing more from the incarnation of a peer that this event is of: it sends what cannot be meant.
 
         Its link ends as if it had died (`PeerDown` follows), what else has arrived from it is dropped, and the launcher
-        is told, which restarts it. So a peer that is wrong harms itself alone, and the process that notices goes on."""
-        self._refuse(event.link, event.peer, event.incarnation, reason)
+        is told, which restarts it. So a peer that is wrong harms itself alone, and the process that notices goes on.
+
+        Shaper and learner judge each other. Any other process whose hub talks nonsense cannot do without it, and cannot
+        have it restarted, or one that is wrong itself could do that to all.
+
+        Raises:
+            ProtocolError: it is such a process, which is of no use any more. The launcher is told why.
+        """
+        is_hub, is_judge = self.plan.link(event.link).hub == self.name, _role(self.name) in ("shaper", "learner")
+        if is_hub or (is_judge and _role(event.peer) in ("shaper", "learner") and event.link != "ranks"):
+            self._refuse(event.link, event.peer, event.incarnation, reason)
+            return
+        self.tell_launcher(PeerRefused(event.peer, event.incarnation, reason[:MAX_REASON_CHARACTERS]))
+        raise ProtocolError(f"{event.peer} sends what cannot be meant: {reason}")
 
     def is_refused(self, event: Event) -> bool:
         """Whether this is a message of an incarnation that was refused."""
@@ -210,6 +222,10 @@ class Runtime:
         return self.endpoint.connect_link(
             name=plan.name, address=plan.address, peer=plan.hub, peer_key=key, receives=receives, sends=sends
         )
+
+
+def _role(name: str) -> str:
+    return name.partition("/")[0]
 
 
 class _Done(Exception):

@@ -241,9 +241,11 @@ class LearnerReady(Message, frozen=True):
 
 
 class CatchUp(Message, frozen=True):
-    """A generator may use `policy_version` already: publish nothing older."""
+    """A generator may use `policy_version` already: publish nothing older. None can use one after `newest_version`: for
+    that no learner has had the groups."""
 
     policy_version: int
+    newest_version: int
 
 
 class GroupsCommitted(Message, frozen=True):

@@ -8,6 +8,8 @@ judge it (`may_accuse`): otherwise one that is wrong could have every other one 
 import math
 from collections.abc import Iterable
 
+import numpy as np
+
 from darts_async.protocol import (
     EvaluationCompleted,
     PeerRefused,
@@ -59,7 +61,10 @@ class Boundary:
         and learner, without which there is no run, each the other."""
         if {_role(accuser), _role(accused)} == set(_SPEAKS_OF_STEPS):
             return True
-        return any(link.hub == accuser and accused in link.members for link in self._plan.links)
+        return self._talk(accuser, accused)
+
+    def _talk(self, hub: str, member: str) -> bool:
+        return any(link.hub == hub and member in link.members for link in self._plan.links)
 
     def _status(self, message: ProcessStatus) -> str | None:
         numbers = [message.uptime_s, message.loop_lag_s, *message.busy_s.values()]
@@ -75,11 +80,14 @@ class Boundary:
         return _names(message.metrics)
 
     def _evaluation(self, message: EvaluationCompleted) -> str | None:
-        if not 0 <= message.policy_version <= self._num_steps:
-            return f"an evaluation of version {message.policy_version} of {self._num_steps}"
+        oldest, newest = message.policy_version, message.newest_version
+        if not 0 <= oldest <= newest <= self._num_steps or message.num_skipped < 0:
+            return f"an evaluation of versions {oldest} to {newest} of {self._num_steps}, {message.num_skipped} skipped"
         prompts, rewards, lengths = len(message.prompt_ids), len(message.rewards), len(message.num_tokens)
-        if not prompts == rewards == lengths:
+        if not prompts == rewards == lengths > 0:
             return f"an evaluation of {prompts} prompts, {rewards} rewards and {lengths} lengths"
+        if not np.isfinite(message.rewards).all() or message.num_tokens.min() < 0:
+            return f"rewards {message.rewards[:5]} of {message.num_tokens[:5]} tokens"
         return None
 
     def _finished(self, message: RunFinished) -> str | None:
@@ -91,8 +99,7 @@ class Boundary:
         return _names([*message.tokens_by_fate, *message.samples_by_fate, *message.tokens_by_generator])
 
     def _accusation(self, name: str, message: PeerRefused) -> str | None:
-        links = [{link.hub, *link.members} for link in self._plan.links]
-        if message.name == name or not any({name, message.name} <= peers for peers in links):
+        if not any(self._talk(one, other) for one, other in ((name, message.name), (message.name, name))):
             return f"it refuses {message.name[:MAX_NAME_CHARACTERS]!r}, with which it has nothing to do"
         return None
 

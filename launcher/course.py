@@ -214,13 +214,13 @@ class Course:
     def refused(self, name: str, incarnation: int, reason: str) -> list[Action]:
         """This incarnation of a process, or one that there has never been, sends what cannot be meant: it is killed,
         and what comes of that is the matter of its policy."""
-        is_past = incarnation < self._restarts.incarnation(name)
-        if self.outcome is not None or is_past or name not in self._running or name in self._stopping:
+        if self.outcome is not None or name not in self._running or name in self._stopping:
+            return []
+        if incarnation < self._restarts.incarnation(name):
             return []
         self._stopping.add(name)
-        reason = f"it was refused: {reason}"
-        kill, *_ = self._kill(name, reason)
-        return [kill, Notice(f"{name} sends what cannot be meant, and is killed: {reason}")]
+        kill, *_ = self._kill(name, f"it was refused: {reason}")
+        return [kill, Notice(f"{name} is refused and killed: {reason}")]
 
     def restart(self, name: str, now_s: float) -> list[Action]:
         """Somebody wants a process restarted. Raises `RestartRefused`."""

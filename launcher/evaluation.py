@@ -105,7 +105,7 @@ class Evaluation:
             policy_version=self.policy_version,
             newest_version=self.newest_version,
             num_samples=len(lengths),
-            reward=float(self.rewards.mean()),
+            reward=float(self.rewards.mean(dtype=np.float64)),
             reward_standard_error=_standard_error(list(self.prompt_rewards().values())),
             pass_at=self._pass_at(),
             length_mean=float(lengths.mean()),

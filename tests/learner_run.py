@@ -221,7 +221,8 @@ class LearnerRun:
         match message:
             case LearnerReady(version):
                 self.ready.append(version)
-                self._tell(CatchUp(max(version, len({step for step, _ in self.committed}))))
+                floor = max(version, len({step for step, _ in self.committed}))
+                self._tell(CatchUp(floor, self.config.learner.steps))
                 for step in range(min(self.config.learner.steps, self.max_step + 1)):  # all, also those it has had
                     self.send_groups(step)
             case GroupsCommitted(step=step, group_ids=group_ids):

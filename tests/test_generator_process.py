@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from darts_async.config import GeneratorConfig, WeightsConfig
+from darts_async.config import GeneratorConfig, RunConfig, WeightsConfig
 from darts_async.faults import Faults
 from darts_async.generator import process
 from darts_async.generator.engine import SampleEnd, StepEvents
@@ -94,7 +94,7 @@ async def decoding(
     engine: LastWords, send: Callable[[str, str, Message], None], clock: BusyClock, flush_every_steps: int
 ) -> AsyncIterator[Callable[[Message], None]]:
     """A generator's actor with this engine; yields what has it hear a message of the shaper."""
-    config = SimpleNamespace(generator=GeneratorConfig(flush_every_steps=flush_every_steps), weights=WeightsConfig())
+    config = RunConfig(generator=GeneratorConfig(flush_every_steps=flush_every_steps))
     runtime: Any = SimpleNamespace(config=config, host=HOST, send=send, clock=clock, trace=Trace(), faults=Faults())
     actor = GeneratorActor(runtime)
 

@@ -1,8 +1,8 @@
 """What the shaper takes from its peers: a message that cannot be meant is refused before the state sees it.
 
-The types of a message say what it looks like, not that it is true: a generator can claim tokens of a sample that it does
-not hold, or a version that no learner has made. Each claim is compared with what the shaper itself has asked for, so
-`ShaperState` and all below it may rely on it: an `assert` there is about a mistake of ours.
+The types of a message say what it looks like, not that it is true: a generator can claim tokens of a sample that it
+does not hold, or a version that no learner has made. Each claim is compared with what the shaper itself has asked for,
+so `ShaperState` and all below it may rely on it: an `assert` there is about a mistake of ours.
 
 What is late is not wrong. A peer that was silent, or that answers while its command is being withdrawn, says what was
 true when it said it; such messages pass, and the state ignores them. So what is refused is what no order of honest
@@ -38,12 +38,10 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.group import Sample, Stage
 from darts_async.shaper.state import Incoming, ShaperState
+from darts_async.values import NUM_INT32, not_logprobs, not_tokens
 
-LARGEST_LOGPROB = 0.01
-"""A logarithm of a probability is not positive, but for rounding."""
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 """Rewards travel to the learner in float32."""
-_NUM_INT32 = 1 << 31
 
 
 class Boundary:
@@ -56,7 +54,7 @@ class Boundary:
 
     def __init__(self, config: RunConfig, vocab_size: int | None = None) -> None:
         self._config = config
-        self._num_token_ids = _NUM_INT32 if vocab_size is None else vocab_size
+        self._num_token_ids = NUM_INT32 if vocab_size is None else vocab_size
 
     def refusal(self, state: ShaperState, peer: str, message: Incoming) -> str | None:
         """Why a message cannot be meant; None if it is to be taken."""
@@ -64,7 +62,8 @@ class Boundary:
             return f"a {type(message).__name__} before it was greeted"
         match message:
             case TokensDecoded():
-                return self._values(message) or self._tokens(state, peer, message)
+                values = not_tokens(message.token_ids, self._num_token_ids) or not_logprobs(message.logprobs)
+                return values or self._tokens(state, peer, message)
             case SampleFinished() | SampleCancelled() | SampleRejected():
                 return _end_of_sample(state, peer, message)
             case SampleScored() | ScoreFailed():
@@ -89,18 +88,6 @@ class Boundary:
         if not 1 <= message.num_slots <= asked:
             return f"it has {message.num_slots} slots, and generator.num_slots is {asked}"
         return None if message.max_context_tokens >= 1 else f"its context is of {message.max_context_tokens} tokens"
-
-    def _values(self, message: TokensDecoded) -> str | None:
-        """With every few tokens: three passes over the arrays and no more."""
-        if not len(message.token_ids):
-            return None
-        token_ids, logprobs = message.token_ids.view(np.uint32), message.logprobs  # a negative one is a large one here
-        if token_ids.max() >= self._num_token_ids:
-            lowest, highest = message.token_ids.min(), message.token_ids.max()
-            return f"token ids {lowest} to {highest} are outside the vocabulary of {self._num_token_ids}"
-        if not (logprobs.min() > -math.inf and logprobs.max() <= LARGEST_LOGPROB):  # nor if one is not a number
-            return f"log-probabilities from {logprobs.min()} to {logprobs.max()}"
-        return None
 
     def _tokens(self, state: ShaperState, peer: str, message: TokensDecoded) -> str | None:
         work, version = state.work, message.policy_version
@@ -215,8 +202,8 @@ def _verdict(state: ShaperState, message: SampleScored | ScoreFailed) -> str | N
 
 
 def _committed(state: ShaperState, message: GroupsCommitted) -> str | None:
-    """A step that was taken before may be told again; any other is the next one, of just the groups shipped for it. What
-    a stop has given up the learner may have trained all the same."""
+    """A step that was taken before may be told again; any other is the next one, of just the groups shipped for it.
+    What a stop has given up the learner may have trained all the same."""
     training, step = state.training, message.step
     position, group_ids = training.taken.position, message.group_ids.tolist()
     if 0 <= step < position:

@@ -245,7 +245,7 @@ class Training:
         if self.taken.rewind(policy_version):
             self._work.out.append(LearnerRewound(policy_version))
         floor = max(self.num_steps, self._work.generators.newest_version)
-        self._work.out.append(Send(LEARNER, CatchUp(floor)))
+        self._work.out.append(Send(LEARNER, CatchUp(floor, max(floor, self.num_filled_steps))))
         self._replay()
         self._work.out += [Send(LEARNER, group.message) for group in self._sent.values()]
 

@@ -214,7 +214,8 @@ class Link:
         return {envelope.sender}
 
     def _opened(self, arrival: Arrival) -> tuple[Envelope, _Peer]:
-        """The envelope of an arrival and the peer that it is of. Whose key it came with is at fault if there is none."""
+        """The envelope of an arrival and the peer that it is of. If there is none, the owner of the key that it came
+        with is at fault."""
         try:
             envelope: Envelope = _decode_envelope(arrival.frames[0])
             return envelope, self._claimed(envelope.sender, arrival.user_id)
