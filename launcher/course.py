@@ -97,11 +97,12 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """A process hangs: it would not listen."""
+    """A process hangs, or is refused: it would not listen, or not do what it is asked to."""
 
     name: str
     incarnation: int
     reason: str
+    kind: Literal["hangs", "refused"] = "hangs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,9 @@ class Course:
         if incarnation < self._restarts.incarnation(name):
             return []
         self._stopping.add(name)
-        kill, *_ = self._kill(name, f"it was refused: {reason}")
+        self._silent_since_s.pop(name, None)
+        self._liveness.forget(name)
+        kill = Kill(name, self._restarts.incarnation(name), reason, "refused")
         return [kill, Notice(f"{name} is refused and killed: {reason}")]
 
     def restart(self, name: str, now_s: float) -> list[Action]:

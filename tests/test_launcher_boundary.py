@@ -84,7 +84,7 @@ def test_hubs_judge_their_members_and_members_judge_nobody() -> None:
 def test_a_refused_process_is_killed_and_comes_back_as_after_a_death() -> None:
     course = running_course()
     kill, notice = course.refused("generator/0", 1, "tokens of the future (says shaper/0)")
-    assert kill == Kill("generator/0", 1, "it was refused: tokens of the future (says shaper/0)")
+    assert kill == Kill("generator/0", 1, "tokens of the future (says shaper/0)", "refused")
     assert notice == Notice("generator/0 is refused and killed: tokens of the future (says shaper/0)")
     assert course.refused("generator/0", 1, "again") == [], "once is enough"
     lost, _ = course.exited(ProcessExit("generator/0", 7, -9, 1), 1.0)
