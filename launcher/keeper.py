@@ -26,7 +26,7 @@ from pathlib import Path
 
 import structlog
 
-from darts_async.errors import DeadlineError
+from darts_async.errors import DeadlineError, ProtocolError
 from darts_async.faults import install, present
 from darts_async.lifetime import PARENT_PID_VARIABLE, die_with_parent
 from darts_async.protocol import Message
@@ -184,6 +184,9 @@ class Keeper:
                     message = await channel.receive()
             except TimeoutError:
                 log.error("agent_hangs", incarnation=self._agent_incarnation, silent_s=AGENT_SILENT_S)
+                return
+            except ProtocolError as error:  # it is replaced, and no process of the node notices
+                log.error("agent_unreadable", incarnation=self._agent_incarnation, error=str(error))
                 return
             if message is None:
                 return
