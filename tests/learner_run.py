@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -72,7 +73,8 @@ def groups_of(step: int, poison: float | None = None) -> list[TrainGroup]:
         for place, (lengths, rewards) in enumerate(zip(LENGTHS, REWARDS, strict=True))
     ]
     if poison is not None:
-        groups[0].rewards[0] = poison
+        groups[0].weights[:] = poison
+        groups[0].rewards[:] = np.eye(len(LENGTHS[0]))[0]  # one outlier: its advantage is twice the weight
     return groups
 
 

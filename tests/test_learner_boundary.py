@@ -94,6 +94,7 @@ def test_a_group_that_can_be_trained_on_is_taken() -> None:
         ({"versions": np.array([1, 2, 3], np.int32)}, "versions 1 to 3 in step 2"),
         ({"rewards": np.array([0, np.inf], np.float32)}, "rewards"),
         ({"weights": np.array([1, -1], np.float32)}, "weights"),
+        ({"weights": np.array([1, 0], np.float32)}, "weights"),
         ({"baseline": float("nan")}, "a baseline of nan"),
     ],
 )
@@ -101,6 +102,13 @@ def test_a_group_that_cannot_be_meant_is_refused(changes: dict[str, Any], words:
     reason = BOUNDARY.of_shaper(group(**changes))
     assert reason is not None
     assert re.search(words, reason), reason
+
+
+def test_a_group_without_the_pass_rate_that_the_baseline_is_made_of_is_refused() -> None:
+    shaping = {"rule": "none", "launch": 4, "keep": 4, "baseline": "history"}
+    boundary = Boundary(RunConfig.model_validate({"learner": {"steps": 6}, "shaping": shaping}))
+    assert "a baseline of None" in str(boundary.of_shaper(group()))
+    assert boundary.of_shaper(group(baseline=0.5)) is None
 
 
 @pytest.mark.parametrize("message", [CatchUp(7, 7), CatchUp(3, 2), CatchUp(-1, 0), ShaperSnapshot(7, b""), Greet(0)])

@@ -111,9 +111,11 @@ class Boundary:
             return f"{len(counts)} samples of a prompt of {len(group.prompt_tokens)} tokens"
         if counts.min() < 1 or counts.max() > longest:
             return f"responses of {counts.min()} to {counts.max()} tokens, and max_new_tokens is {longest}"
-        if not (np.isfinite(group.rewards).all() and np.isfinite(group.weights).all() and (group.weights >= 0).all()):
+        if not (np.isfinite(group.rewards).all() and np.isfinite(group.weights).all() and (group.weights > 0).all()):
             return f"rewards {group.rewards.tolist()} with weights {group.weights.tolist()}"
-        return f"a baseline of {group.baseline}" if not math.isfinite(group.baseline or 0.0) else None
+        is_wanted = self._config.shaping.baseline == "history"
+        has_none = group.baseline is None and is_wanted
+        return f"a baseline of {group.baseline}" if has_none or not math.isfinite(group.baseline or 0.0) else None
 
     def _tokens(self, group: TrainGroup) -> str | None:
         oldest, newest = int(group.versions.min()), int(group.versions.max())
