@@ -58,7 +58,7 @@ class Boundary:
 
     def may_accuse(self, accuser: str, accused: str) -> bool:
         """Whether the word of one is enough to restart the other. A hub may judge the members of its links; of shaper
-        and learner, without which there is no run, each the other."""
+        and learner, which every run needs, each the other."""
         if {_role(accuser), _role(accused)} == set(_SPEAKS_OF_STEPS):
             return True
         return self._talk(accuser, accused)

@@ -127,7 +127,7 @@ def test_the_engine_decodes_whatever_it_was_asked(said: list[ShaperToGenerator],
 
 
 def test_items_for_the_reward_process_before_this_one_are_dropped() -> None:
-    """The pool has not started: the shaper gives them again to whoever says that it takes items."""
+    """The pool has not started. The shaper gives them again to a process that says that it takes items."""
     unexpected: Callable[..., None] = pytest.fail
     runtime: Any = SimpleNamespace(config=RunConfig(), faults=SimpleNamespace(reach=unexpected))
     actor = RewardActor(runtime)

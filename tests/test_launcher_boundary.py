@@ -63,7 +63,7 @@ def status(state: str = "decoding", **changes: Any) -> ProcessStatus:
         ("generator/0", status("idle\n"), "the name"),
         ("generator/0", PeerRefused("reward/0", 1, "no"), "nothing to do"),
         ("generator/0", PeerRefused("generator/0", 1, "no"), "nothing to do"),
-        ("generator/0", PeerRefused("nobody", 1, "no"), "nothing to do"),
+        ("generator/0", PeerRefused("generator/9", 1, "no"), "nothing to do"),
     ],
 )
 def test_what_is_not_for_a_process_to_say_is_refused(name: str, message: ProcessToLauncher, words: str) -> None:
@@ -72,7 +72,7 @@ def test_what_is_not_for_a_process_to_say_is_refused(name: str, message: Process
     assert re.search(words, reason), reason
 
 
-def test_hubs_judge_their_members_and_members_judge_nobody() -> None:
+def test_hubs_judge_their_members_and_members_judge_no_one() -> None:
     assert BOUNDARY.may_accuse("shaper/0", "generator/1")
     assert BOUNDARY.may_accuse("shaper/0", "reward/0")
     assert BOUNDARY.may_accuse("learner/0", "generator/0")
@@ -95,7 +95,7 @@ def test_a_refused_process_is_killed_and_comes_back_as_after_a_death() -> None:
 def test_an_incarnation_that_is_gone_is_not_killed_again() -> None:
     course = running_course()
     assert course.refused("generator/0", 0, "late") == []
-    assert course.refused("nobody", 1, "unknown") == []
+    assert course.refused("generator/9", 1, "unknown") == []
 
 
 class Silenced:

@@ -74,7 +74,7 @@ def test_rogues_with_keys_are_named_and_restarted_and_the_run_ends_well(tmp_path
         assert [event["incarnation"] for event in kills] == [1]
     started = [(event["process"], event["incarnation"]) for event in events if event["type"] == "started"]
     assert sorted(started) == sorted([(spec.name, 1) for spec in plan.processes] + [(name, 2) for name in LIES]), (
-        "nobody but who lied has died"
+        "only those that lied have died"
     )
     assert summary.tokens is not None
     assert summary.tokens.balanced

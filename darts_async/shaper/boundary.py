@@ -120,7 +120,7 @@ class Boundary:
             case LearnerReady(policy_version=version):
                 return self._learner_ready(state, version)
             case GroupsCommitted():
-                return _committed(state, message)
+                return _committed(state, message, self._config.learner.groups_per_step)
             case VersionPublished(policy_version=version) if not state.is_ending:
                 position = state.training.taken.position
                 return None if 0 <= version <= position else f"it published version {version} and is at {position}"
@@ -201,7 +201,7 @@ def _verdict(state: ShaperState, message: SampleScored | ScoreFailed) -> str | N
     return _unknown(state, [message.sample_id])
 
 
-def _committed(state: ShaperState, message: GroupsCommitted) -> str | None:
+def _committed(state: ShaperState, message: GroupsCommitted, groups_per_step: int) -> str | None:
     """A step that was taken before may be told again; any other is the next one, of just the groups shipped for it.
     What a stop has given up the learner may have trained all the same."""
     training, step = state.training, message.step
@@ -213,6 +213,6 @@ def _committed(state: ShaperState, message: GroupsCommitted) -> str | None:
         return None if 0 <= step < training.num_filled_steps else f"it took step {step}, which was never filled"
     if step != position:
         return f"it took step {step}, and the next one is {position}"
-    if sorted(group_ids) != sorted(expected):
+    if sorted(group_ids) != sorted(expected) or len(expected) != groups_per_step:
         return f"groups {sorted(group_ids)} are in step {step}, and {sorted(expected)} were shipped for it"
     return None
