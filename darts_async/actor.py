@@ -28,7 +28,7 @@ import uvloop
 import yaml
 
 from darts_async.config import RunConfig
-from darts_async.errors import PERMANENT_ERRORS, PERMANENT_EXIT_CODE, DartsError
+from darts_async.errors import PERMANENT_ERRORS, PERMANENT_EXIT_CODE, DartsError, OutboxFullError, ProtocolError
 from darts_async.faults import Faults, install
 from darts_async.protocol import (
     GeneratorToLearner,
@@ -38,6 +38,7 @@ from darts_async.protocol import (
     LearnerToGenerator,
     LearnerToShaper,
     Message,
+    PeerRefused,
     ProcessEnded,
     ProcessStatus,
     ProcessToLauncher,
@@ -51,13 +52,16 @@ from darts_async.protocol import (
 from darts_async.telemetry import BusyClock, logging_to
 from darts_async.topology import CONFIG_FILE, LAUNCHER, LinkPlan, RunPlan, file_stem, read_plan
 from darts_async.trace import Trace, trace_path
-from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, Received, RunKeys, load_keys
+from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, Received, RunKeys, Unreadable, load_keys
 
 TERMINATED = Shutdown("SIGTERM", finished=False)
 """The process is to leave; what becomes of the run is not said."""
 
 THREADS_END_WITHIN_S = 5.0
 """Of a process that ends by an error."""
+
+MAX_REASON_CHARACTERS = 500
+"""Of why a peer was refused, as the launcher is told: a reason may quote what the peer has sent."""
 
 TICK_S = 0.25
 """The actor's `tick` is called at least this often."""
@@ -90,7 +94,8 @@ class Actor(Protocol):
         """Load what takes long; start the tasks."""
 
     def handle(self, event: Event) -> None:
-        """An event of one of the links (the launcher's excepted)."""
+        """An event of one of the links (the launcher's excepted). A message may say anything that its type allows: one
+        that cannot be meant is to be refused (`Runtime.refuse`) before it changes anything."""
 
     def tick(self, now_s: float) -> None:
         """Time has passed, and all events that had arrived are handled. `now_s` is monotonic."""
@@ -129,14 +134,54 @@ class Runtime:
     """What an earlier incarnation has kept of what came on the links of which this process is the hub: see
     `Endpoint.bind_link`. To be set before they are opened."""
 
+    refused: dict[tuple[str, str], int] = field(default_factory=dict)
+    """{(link, peer): the newest incarnation of it that was refused}"""
+
     @property
     def host(self) -> str:
         """Address of this node: whatever the process listens on, it binds there."""
         return self.plan.process(self.name).host
 
     def send(self, link: str, peer: str, message: Message) -> None:
-        """Queue a message for a peer."""
-        self.links[link].send(peer, message)
+        """Queue a message for a peer. A member of a link of ours that is up and has read nothing for so long that its
+        outbox is full is refused; it does not get the message."""
+        try:
+            self.links[link].send(peer, message)
+        except OutboxFullError as error:
+            if self.plan.link(link).hub != self.name or peer not in self.links[link].peers:
+                raise
+            self._refuse(link, peer, self.links[link].incarnation(peer), str(error))
+
+    def refuse(self, event: Event, reason: str) -> None:
+        """Take nothing more from the incarnation of a peer that this event is of: it sends what cannot be meant.
+
+        Its link ends as if it had died (`PeerDown` follows), what else has arrived from it is dropped, and the launcher
+        is told, which restarts it. So a peer that is wrong harms itself alone, and the process that notices goes on.
+
+        Shaper and learner judge each other. Any other process whose hub talks nonsense cannot do without it, and cannot
+        have it restarted, or one that is wrong itself could do that to all.
+
+        Raises:
+            ProtocolError: it is such a process, which is of no use any more. The launcher is told why.
+        """
+        is_hub, is_judge = self.plan.link(event.link).hub == self.name, _role(self.name) in ("shaper", "learner")
+        if is_hub or (is_judge and _role(event.peer) in ("shaper", "learner") and event.link != "ranks"):
+            self._refuse(event.link, event.peer, event.incarnation, reason)
+            return
+        self.tell_launcher(PeerRefused(event.peer, event.incarnation, reason[:MAX_REASON_CHARACTERS]))
+        raise ProtocolError(f"{event.peer} sends what cannot be meant: {reason}")
+
+    def is_refused(self, event: Event) -> bool:
+        """Whether this is a message of an incarnation that was refused."""
+        refused = self.refused.get((event.link, event.peer), -1)
+        return isinstance(event, Received | Unreadable) and event.incarnation <= refused
+
+    def _refuse(self, link: str, peer: str, incarnation: int, reason: str) -> None:
+        structlog.get_logger().error("peer_refused", link=link, peer=peer, incarnation=incarnation, reason=reason)
+        known = min(incarnation, self.links[link].incarnation(peer))
+        self.refused[link, peer] = max(known, self.refused.get((link, peer), -1))
+        self.links[link].end(peer, known, forget=self.plan.link(link).hub == self.name)
+        self.tell_launcher(PeerRefused(peer, incarnation, reason[:MAX_REASON_CHARACTERS]))
 
     def tell_launcher(self, message: Message) -> None:
         """Queue a message for the launcher."""
@@ -178,6 +223,10 @@ class Runtime:
         )
 
 
+def _role(name: str) -> str:
+    return name.partition("/")[0]
+
+
 class _Done(Exception):
     """Raised in a task group to end the tasks in it."""
 
@@ -215,7 +264,13 @@ def _dispatch(runtime: Runtime, actor: Actor, event: Event) -> None:
             actor.shutdown(message)
         case PeerDown(link="launcher", reason=reason):  # had it died, the kernel would have ended this process
             structlog.get_logger().warning("launcher_silent", reason=reason)
-        case _ if event.link != "launcher":
+        case Unreadable(link="launcher", reason=reason):  # there is none beside it who could do anything about it
+            structlog.get_logger().error("launcher_unreadable", reason=reason)
+        case _ if event.link == "launcher" or runtime.is_refused(event):
+            return
+        case Unreadable(reason=reason):
+            runtime.refuse(event, reason)
+        case _:
             actor.handle(event)
 
 

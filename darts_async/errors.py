@@ -29,6 +29,14 @@ class ProtocolError(TransportError, ValueError):
     """A message is malformed, oversized, or not of the link's union. The message is refused; the link lives."""
 
 
+class NonsenseError(ProtocolError):
+    """A frame comes from the peer that it names, and contradicts what that peer can know. The peer is at fault."""
+
+
+class OutboxFullError(TransportError):
+    """A peer has left too many messages unacknowledged."""
+
+
 class DeadlineError(DartsError, TimeoutError):
     """A wait passed its deadline. The message names what was waited for and for how long."""
 

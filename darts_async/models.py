@@ -85,6 +85,35 @@ def stop_token_ids(model_dir: Path) -> frozenset[int]:
     return frozenset()
 
 
+def vocab_size(model_dir: Path) -> int | None:
+    """The size of a model's vocabulary as its `config.json` names it, at the top or for its text part; None if it does
+    not.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    file = model_dir / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        known = msgspec.json.decode(file.read_bytes(), type=_Vocabulary)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from error
+    return known.vocab_size if known.text_config is None else known.text_config.vocab_size or known.vocab_size
+
+
+class _TextPart(msgspec.Struct):
+    """What is read of a configuration's part about text."""
+
+    vocab_size: int | None = None
+
+
+class _Vocabulary(_TextPart):
+    """The same of the whole."""
+
+    text_config: _TextPart | None = None
+
+
 class _StopTokens(msgspec.Struct):
     """What is read of a model's configuration."""
 

@@ -17,7 +17,7 @@
                        ProbeMeasured
  GENERATOR <-> its engine's WORKERS  the same about the broadcast group, worker by worker
 
- every process -> LAUNCHER  ProcessStatus, StepCompleted, RunFinished
+ every process -> LAUNCHER  ProcessStatus, StepCompleted, EvaluationCompleted, RunFinished, PeerRefused
  LAUNCHER -> every process  Shutdown, ProcessEnded
 
 Commands are verbs, events are past tense. Messages are frozen and tagged; arrays travel as raw buffer frames
@@ -246,9 +246,11 @@ class LearnerReady(Message, frozen=True):
 
 
 class CatchUp(Message, frozen=True):
-    """A generator may use `policy_version` already: publish nothing older."""
+    """A generator may use `policy_version` already: publish nothing older. None can use one after `newest_version`: for
+    that no learner has had the groups."""
 
     policy_version: int
+    newest_version: int
 
 
 class GroupsCommitted(Message, frozen=True):
@@ -588,5 +590,14 @@ class ProcessEnded(Message, frozen=True):
     incarnation: int
 
 
-ProcessToLauncher = ProcessStatus | StepCompleted | EvaluationCompleted | RewardFailed | RunFinished
+class PeerRefused(Message, frozen=True):
+    """A process has sent what cannot be meant: the sender of this takes nothing more from this incarnation of it, which
+    is to be restarted."""
+
+    name: str
+    incarnation: int
+    reason: str
+
+
+ProcessToLauncher = PeerRefused | ProcessStatus | StepCompleted | EvaluationCompleted | RewardFailed | RunFinished
 LauncherToProcess = Shutdown | ProcessEnded

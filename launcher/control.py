@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 from darts_async.config import TransportConfig
 from darts_async.protocol import LauncherToProcess, ProcessToLauncher
 from darts_async.topology import AGENTS_LINK, LAUNCHER, RunPlan, agent_name
-from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, PeerUp, Received, load_keys
+from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, PeerUp, Received, Unreadable, load_keys
 from launcher.orders import Order, Report
 from launcher.rundir import KEYS_DIR
 
@@ -28,12 +28,19 @@ class Presence:
 
 
 @dataclass(frozen=True, slots=True)
+class Gibberish:
+    """What was sent is not a message of the link, and is lost."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class HeardOfNode:
     """Something came from this incarnation of the agent of a node."""
 
     node: str
     incarnation: int
-    body: Report | Presence | Silence
+    body: Report | Presence | Silence | Gibberish
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ class Heard:
 
     process: str
     incarnation: int
-    body: ProcessToLauncher | Silence
+    body: ProcessToLauncher | Silence | Gibberish
 
 
 class Control(Protocol):
@@ -84,6 +91,8 @@ class LinkControl:
                     heard.append(Heard(event.peer, event.incarnation, cast(ProcessToLauncher, message)))
                 case PeerDown(reason=reason):
                     heard.append(Heard(event.peer, event.incarnation, Silence(reason)))
+                case Unreadable(reason=reason):
+                    heard.append(Heard(event.peer, event.incarnation, Gibberish(reason)))
         return heard
 
     def send(self, process: str, message: LauncherToProcess) -> None:
@@ -112,6 +121,8 @@ def _of_node(event: Event) -> HeardOfNode:
             return HeardOfNode(node, incarnation, Silence(reason))
         case PeerUp():
             return HeardOfNode(node, incarnation, Presence())
+        case Unreadable(reason=reason):
+            return HeardOfNode(node, incarnation, Gibberish(reason))
 
 
 @contextlib.asynccontextmanager

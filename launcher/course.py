@@ -97,11 +97,12 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """A process hangs: it would not listen."""
+    """A process hangs, or is refused: it would not listen, or not do what it is asked to."""
 
     name: str
     incarnation: int
     reason: str
+    kind: Literal["hangs", "refused"] = "hangs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,19 @@ class Course:
         self._restarts.served(name)
         since_s = self._away_since_s.pop(name, None)
         return [] if since_s is None else [Serves(name, self._restarts.incarnation(name), now_s - since_s)]
+
+    def refused(self, name: str, incarnation: int, reason: str) -> list[Action]:
+        """This incarnation of a process, or one that there has never been, sends what cannot be meant: it is killed,
+        and what comes of that is the matter of its policy."""
+        if self.outcome is not None or name not in self._running or name in self._stopping:
+            return []
+        if incarnation < self._restarts.incarnation(name):
+            return []
+        self._stopping.add(name)
+        self._silent_since_s.pop(name, None)
+        self._liveness.forget(name)
+        kill = Kill(name, self._restarts.incarnation(name), reason, "refused")
+        return [kill, Notice(f"{name} is refused and killed: {reason}")]
 
     def restart(self, name: str, now_s: float) -> list[Action]:
         """Somebody wants a process restarted. Raises `RestartRefused`."""

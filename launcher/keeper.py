@@ -28,6 +28,7 @@ from pathlib import Path
 
 import structlog
 
+from darts_async.errors import ProtocolError
 from darts_async.faults import install, present
 from darts_async.protocol import Message
 from darts_async.spawn import module_command, spawn
@@ -203,6 +204,9 @@ class Keeper:
                     message = await channel.receive()
             except TimeoutError:
                 log.error("agent_hangs", incarnation=self._agent_incarnation, silent_s=AGENT_SILENT_S)
+                return
+            except ProtocolError as error:  # it is replaced, and no process of the node notices
+                log.error("agent_unreadable", incarnation=self._agent_incarnation, error=str(error))
                 return
             if message is None:
                 return

@@ -83,8 +83,8 @@ class Recorder:
         self._event(now_s, type="restarted", process=name)
 
     def killed(self, kill: Kill, now_s: float) -> None:
-        """A process hangs."""
-        self._event(now_s, type="hangs", process=kill.name, incarnation=kill.incarnation, reason=kill.reason)
+        """A process hangs, or is refused."""
+        self._event(now_s, type=kill.kind, process=kill.name, incarnation=kill.incarnation, reason=kill.reason)
 
     def serves(self, serves: Serves, now_s: float) -> None:
         """A process that was restarted does its work again; `away_s` is the time since it ended."""

@@ -24,8 +24,10 @@ from darts_async.faults import install, present
 from darts_async.protocol import (
     EvaluationCompleted,
     LauncherToProcess,
+    PeerRefused,
     ProcessEnded,
     ProcessStatus,
+    ProcessToLauncher,
     RewardFailed,
     RunFinished,
     Shutdown,
@@ -34,7 +36,8 @@ from darts_async.protocol import (
 from darts_async.topology import LAUNCHER, RunPlan, agent_name
 from darts_async.trace import Trace, trace_path
 from launcher import fleet as on_nodes
-from launcher.control import Control, Heard, HeardOfNode, Presence, Silence
+from launcher.boundary import Boundary
+from launcher.control import Control, Gibberish, Heard, HeardOfNode, Presence, Silence
 from launcher.course import (
     Action,
     AskToLeave,
@@ -93,6 +96,7 @@ class Run:
     grace_s: float
     merger: StepMerger
     signals: CaughtSignals
+    boundary: Boundary
     _num_orders: int = field(default=0, init=False)
     """Signals that somebody has sent on purpose."""
     _nodes_seen: set[str] = field(default_factory=set, init=False)
@@ -145,6 +149,9 @@ class Run:
     def _hear(self, heard: Heard) -> None:
         name, now_s = heard.process, _now_s()
         is_current = heard.incarnation == self.view.rows[name].incarnation
+        if (reason := self._refusal(name, heard.body)) is not None:
+            self._act(self.course.refused(name, heard.incarnation, reason))
+            return
         match heard.body:
             case ProcessStatus() if is_current:
                 self._act(self.course.reported(name, heard.body, now_s))
@@ -161,8 +168,28 @@ class Run:
             case RunFinished():
                 self.view.finished = heard.body
                 self._act(self.course.finished(heard.body.reason, now_s))
+            case PeerRefused() as refused:
+                self._take_accusation(name, refused)
             case Silence() if is_current and name in self.fleet.running and not self._is_to_leave(name):
                 self._note(f"nothing is heard of {name}: {heard.body.reason}")
+
+    def _refusal(self, name: str, body: ProcessToLauncher | Silence | Gibberish) -> str | None:
+        match body:
+            case Silence():
+                return None
+            case Gibberish(reason=reason):
+                return reason
+            case message:
+                why = self.boundary.refusal(name, message)
+                return None if why is None else f"{type(message).__name__}: {why}"
+
+    def _take_accusation(self, name: str, refused: PeerRefused) -> None:
+        """One process takes nothing more from another."""
+        reason = f"{refused.reason} (says {name})"
+        if self.boundary.may_accuse(name, refused.name):
+            self._act(self.course.refused(refused.name, refused.incarnation, reason))
+        else:
+            self._note(f"{refused.name} is refused by {name}, which may not judge it: {refused.reason}")
 
     def _is_to_leave(self, name: str) -> bool:
         return self.course.ending or self.course.is_stopping(name)
@@ -190,6 +217,9 @@ class Run:
                 self._do(self.fleet.heard(heard.node))
             case Silence(reason=reason):
                 self._do(self.fleet.silent(heard.node, reason, now_s))
+            case Gibberish(reason=reason):  # the next one begins with all that this one may have meant to say
+                self._note(f"the agent of node {heard.node} sends what cannot be read, and is restarted: {reason}")
+                self._do(self.fleet.restart_agent(heard.node))
             case report:
                 self._do(self.fleet.reported(heard.node, heard.incarnation, report, now_s))
 
@@ -356,6 +386,7 @@ async def run(
                 grace_s=limits.grace_s,
                 merger=StepMerger(reports_per_step(plan)),
                 signals=signals,
+                boundary=Boundary(plan, config.learner.steps),
             )
             async with serving_requests(run_dir, it.answer):
                 ending.outcome = await it.conduct()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -72,7 +73,8 @@ def groups_of(step: int, poison: float | None = None) -> list[TrainGroup]:
         for place, (lengths, rewards) in enumerate(zip(LENGTHS, REWARDS, strict=True))
     ]
     if poison is not None:
-        groups[0].rewards[0] = poison
+        groups[0].weights[:] = poison
+        groups[0].rewards[:] = np.eye(len(LENGTHS[0]))[0]  # one outlier: its advantage is twice the weight
     return groups
 
 
@@ -221,7 +223,8 @@ class LearnerRun:
         match message:
             case LearnerReady(version):
                 self.ready.append(version)
-                self._tell(CatchUp(max(version, len({step for step, _ in self.committed}))))
+                floor = max(version, len({step for step, _ in self.committed}))
+                self._tell(CatchUp(floor, self.config.learner.steps))
                 for step in range(min(self.config.learner.steps, self.max_step + 1)):  # all, also those it has had
                     self.send_groups(step)
             case GroupsCommitted(step=step, group_ids=group_ids):

@@ -30,6 +30,7 @@ from darts_async.protocol import (
     VersionSaved,
     WeightsApplied,
 )
+from darts_async.shaper.boundary import Boundary
 from darts_async.shaper.group import Purpose
 from darts_async.shaper.ledger import AnyRecord, GroupDropped, GroupOpened, SampleEnded
 from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState
@@ -71,6 +72,7 @@ class World:
         self.config = config
         self.num_held_out = num_held_out
         self.state = self.make_state()
+        self.boundary = Boundary(config)
         self.generators = {f"generator/{i}": FakeGenerator() for i in range(num_generators)}
         self.to_judge: deque[Score] = deque()
         self.judged: set[int] = set()
@@ -107,6 +109,8 @@ class World:
 
     def feed(self, peer: str, message: Incoming) -> None:
         self.now_s += 0.01
+        reason = self.boundary.refusal(self.state, peer, message)
+        assert reason is None, f"{peer} is honest, and refused: {message}: {reason}"
         self.absorb(self.state.handle(peer, message, self.now_s))
 
     def die(self, name: str) -> None:
@@ -207,8 +211,10 @@ class World:
             if generator.inbox:
                 moves.append((self.receive, name))
             moves += [(self.finish, name, sample_id) for sample_id in generator.running]
-            if generator.running:
-                moves.append((self.decode, name, sorted(generator.running)))
+            longest = self.config.sampling.max_new_tokens
+            goes_on = sorted(sample_id for sample_id, num in generator.running.items() if num + 1 < longest)
+            if goes_on:
+                moves.append((self.decode, name, goes_on))
             if self.version >= self.floor and self.lags(generator):
                 moves.append((self.apply, name))
         if self.to_judge:

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from darts_async.config import GeneratorConfig, SamplingConfig, WeightsConfig
+from darts_async.config import GeneratorConfig, RunConfig, WeightsConfig
 from darts_async.faults import Faults
 from darts_async.generator import process
 from darts_async.generator.engine import SampleEnd, StepEvents
@@ -108,8 +108,7 @@ async def decoding(
     stopping: StopStrings | None = None,
 ) -> AsyncIterator[Callable[[Message], None]]:
     """A generator's actor with this engine; yields what has it hear a message of the shaper."""
-    config = SimpleNamespace(generator=GeneratorConfig(flush_every_steps=flush_every_steps), weights=WeightsConfig())
-    config.sampling = SamplingConfig()
+    config = RunConfig(generator=GeneratorConfig(flush_every_steps=flush_every_steps))
     runtime: Any = SimpleNamespace(config=config, host=HOST, send=send, clock=clock, trace=Trace(), faults=Faults())
     with mock.patch.object(process, "make_stop_strings", return_value=stopping):
         actor = GeneratorActor(runtime)

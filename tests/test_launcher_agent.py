@@ -5,6 +5,7 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import launcher.keeper
 from darts_async.config import RunConfig
 from darts_async.topology import ProcessSpec
 from darts_async.transport import create_run_keys
+from launcher.channel import Channel
 from launcher.control import Control, HeardOfNode, open_control
 from launcher.keeper import Keeper
 from launcher.node_record import NODES_DIR, NodeRecord, read_node_record
@@ -31,6 +33,7 @@ from launcher.orders import (
     RestartAgent,
     StartProcess,
     StopProcess,
+    ToKeeper,
 )
 from launcher.plan import hub_addresses, plan_run
 from launcher.preflight import link_ports
@@ -198,6 +201,22 @@ async def test_an_agent_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pyte
         assert [record.name for record in stands.running] == ["reward/0"]
         assert stands.keeper == first.keeper
         assert not is_alive(agent.pid)
+
+
+@pytest.mark.parametrize("nonsense", [b"\x03\0\0\0\xc1\xc1\xc1", b"\xff\xff\xff\xff", b"\x01\0\0\0\x80"])
+async def test_an_agent_that_cannot_be_understood_is_given_up_and_the_keeper_goes_on(
+    tmp_path: Path, nonsense: bytes
+) -> None:
+    (tmp_path / NODES_DIR).mkdir()
+    (tmp_path / "logs").mkdir()
+    ours, theirs = socket.socketpair()
+    async with Supervisor(tmp_path / "logs", "test") as supervisor, asyncio.timeout(DEADLINE_S):
+        keeper = Keeper(tmp_path, "local", life=1, lease_s=math.inf, supervisor=supervisor)
+        channel: Channel[ToKeeper] = await Channel.over(ours, ToKeeper)
+        with theirs:
+            theirs.sendall(nonsense)
+            await keeper._serve(channel)
+        await channel.close()
 
 
 async def test_an_agent_can_be_replaced_by_order(tmp_path: Path) -> None:

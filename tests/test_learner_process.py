@@ -142,15 +142,19 @@ async def test_a_hung_rank_ends_the_learner_and_any_number_of_ranks_goes_on_from
     assert {name.split(".")[-2] for name in moved} == set(LORA["target_modules"])
 
 
+OVERFLOWS = 3e38
+"""A weight that float32 holds, and twice of which it does not."""
+
+
 async def test_losses_that_are_not_finite_end_the_run_and_leave_their_batch_behind(tmp_path: Path) -> None:
-    async with learner_run(tmp_path, settings(1, max_skipped_steps=2), poison=float("inf")) as run:
+    async with learner_run(tmp_path, settings(1, max_skipped_steps=2), poison=OVERFLOWS) as run:
         await run.start()
         assert await run.exit_codes() == {"learner/0": PERMANENT_EXIT_CODE}, "it would not be finite again"
         assert "not finite in 2 steps in a row (learner.max_skipped_steps), the last was step 1" in run.errors()
     assert run.published == [0, 1], "the step before was skipped, and its version published"
     assert run.metrics[0]["learner/skipped_steps"] == 1
     groups = load_groups(tmp_path / "nonfinite-step-000001.safetensors")
-    for found, expected in zip(groups, groups_of(1, poison=float("inf")), strict=True):
+    for found, expected in zip(groups, groups_of(1, poison=OVERFLOWS), strict=True):
         assert all(str(getattr(found, name)) == str(getattr(expected, name)) for name in found.__struct_fields__), (
             found.group_id
         )

@@ -192,5 +192,5 @@ def test_a_version_that_a_generator_has_said_to_use_is_the_floor() -> None:
     world.learn(tells=False)
     world.apply("generator/0")
     outputs = world.state.handle(LEARNER, LearnerReady(1), world.now_s)
-    assert Send(LEARNER, CatchUp(2)) in outputs
+    assert Send(LEARNER, CatchUp(2, 2)) in outputs
     assert world.state.num_steps == 1

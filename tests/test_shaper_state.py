@@ -250,7 +250,8 @@ def test_messages_told_twice_change_nothing() -> None:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
         if move == world.finish:
-            world.feed(arguments[0], SampleFinished(arguments[1], "stop", 1))
+            told = SampleFinished(arguments[1], "stop", 1)  # which the boundary would not let through
+            world.absorb(world.state.handle(arguments[0], told, world.now_s))
         if move == world.learn:
             done = [e.sample_id // 4096 for e in world.fates.values() if e.step == world.version - 1]
             world.feed(LEARNER, GroupsCommitted(world.version - 1, np.array(done)))

@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,6 +26,7 @@ from darts_async.transport import (
     PeerUp,
     Received,
     RunKeys,
+    Unreadable,
     create_run_keys,
     load_keys,
 )
@@ -367,6 +369,73 @@ async def test_malformed_frames_of_an_authenticated_peer_harm_nothing(keys: Keys
         assert a.link._peers[SPOKE].session.inbox.handled == 4, "refused messages are acknowledged too"
         assert a.link.refused == 7
         assert {line["event"] for line in logs} == {"frame_refused"}
+        raw.close()
+
+
+@pytest.mark.parametrize(
+    ("nonsense", "words"),
+    [
+        ([(0, b"\xc1not a message")], "malformed message"),
+        ([(0, *encoded(p.SampleFinished(3, "stop", 1)), b"surplus")], "1 array frames, of which the header uses 0"),
+        ([(0, b"\x82")], "malformed message"),
+        ([(None, b"surplus")], "1 frames after an envelope without a message"),
+        ([(0, bytes(60_000), bytes(60_000))], "transport.max_message_bytes"),
+        ([(0, b"\xc1"), (1, b"\xc1"), (2, b"\xc1")], "malformed message"),
+    ],
+)
+async def test_what_cannot_be_read_is_announced_once_and_of_the_next_incarnation_again(
+    keys: Keys, nonsense: list[tuple[Any, ...]], words: str
+) -> None:
+    """What the lost message said is not waited for."""
+    async with hub(keys) as a:
+        raw = RawPeer(a.link.address, keys[SPOKE])
+        for incarnation in (1, 2):
+            raw.send(envelope(None, incarnation=incarnation))
+            for seq, *frames in nonsense:
+                raw.send(envelope(seq, incarnation=incarnation), *frames)
+            raw.send(envelope(len(nonsense), incarnation=incarnation), *encoded(p.SampleFinished(9, "stop", 1)))
+            raw.send(envelope(0, incarnation=incarnation), *encoded(p.SampleFinished(9, "stop", 1)))
+            await a.until_received(incarnation)
+        told = [event for event in a.events if isinstance(event, Unreadable)]
+        assert [(event.peer, event.incarnation) for event in told] == [(SPOKE, 1), (SPOKE, 2)]
+        assert all(words in event.reason for event in told), told
+        raw.close()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        Envelope(SPOKE, 1, 1, 7, 7, 100, 0),
+        Envelope(SPOKE, 1, 1, 0, 3, 100, 0),
+        Envelope(SPOKE, 1, 1, 0, 0, 100, 5, seq=4),
+        Envelope(ROGUE, 1, 1, 0, 0, 100, 0),
+        b"\xc1no envelope",
+    ],
+)
+async def test_an_envelope_that_cannot_be_true_is_laid_to_whose_key_it_came_with(
+    keys: Keys, lie: Envelope | bytes
+) -> None:
+    async with hub(keys) as a:
+        raw = RawPeer(a.link.address, keys[SPOKE])
+        raw.send(envelope(None))
+        await a.until_event(PeerUp)
+        raw.send(lie)
+        await a.until(lambda node: any(isinstance(event, Unreadable) for event in node.events))
+        (told,) = [event for event in a.events if isinstance(event, Unreadable)]
+        assert (told.peer, told.incarnation) == (SPOKE, 1)
+        raw.close()
+
+
+async def test_frames_of_an_incarnation_before_are_late_and_no_fault(keys: Keys) -> None:
+    async with hub(keys) as a:
+        raw = RawPeer(a.link.address, keys[SPOKE])
+        raw.send(envelope(None, incarnation=2))
+        raw.send(Envelope(SPOKE, 1, 1, 7, 7, 100, 0))
+        raw.send(envelope(None, incarnation=1), b"surplus")
+        raw.send(envelope(0, incarnation=2), *encoded(p.SampleFinished(9, "stop", 1)))
+        await a.until_received(1)
+        assert a.link.refused == 2
+        assert not any(isinstance(event, Unreadable) for event in a.events)
         raw.close()
 
 

@@ -20,6 +20,7 @@ import structlog
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.config import RunConfig
 from darts_async.errors import EngineError, WeightUpdateError
+from darts_async.generator.boundary import refusal_of_learner, refusal_of_shaper
 from darts_async.generator.engine import Engine, StepEvents
 from darts_async.generator.hold import Stillness
 from darts_async.generator.outgoing import Outgoing
@@ -35,6 +36,7 @@ from darts_async.protocol import (
     Greet,
     LearnerToGenerator,
     ProbeWeights,
+    ShaperToGenerator,
     Shutdown,
     UpdateOffered,
     WeightsApplied,
@@ -104,6 +106,8 @@ class GeneratorActor:
         self._stopping = make_stop_strings(runtime.config)
         self._greeting: Greet | None = None
         self._live: set[int] = set()
+        self._asked: set[int] = set()
+        """Samples that the shaper has asked for since it greeted, and that have not ended."""
         self._work = asyncio.Event()
         self._version = -1
         self._shaper: str | None = None
@@ -126,15 +130,15 @@ class GeneratorActor:
         """A command for the engine, or something about weights. What comes before the first greeting of its sender was
         meant for the process before this one."""
         match event:
+            case Received(message=message) if reason := self._refusal(event):
+                self._runtime.refuse(event, f"{type(message).__name__}: {reason}")
             case Received(link="generators", peer=peer, message=Greet() as greeting):
                 self._shaper = peer
                 self._commands.clear()
+                self._asked.clear()
                 self._greeting = greeting
                 self._shaper_is_away = False
                 self._work.set()
-            case Received(link="weights", peer=peer, message=Greet()):
-                self._learner = peer
-                self._join()
             case PeerUp(link="generators"):  # it may not have noticed that it was away, and then does not greet
                 self._shaper_is_away = False
                 self._work.set()
@@ -146,19 +150,34 @@ class GeneratorActor:
                     self._receiver.learner_lost()
             case Received(link="generators", message=Generate() | Cancel() as command) if self._shaper is not None:
                 self._commands.append(command)
+                if isinstance(command, Generate):
+                    self._asked.add(command.sample_id)
                 self._work.set()
-            case Received(link="weights") if self._learner is None:
-                pass
-            case Received(link="weights", message=ProbeWeights() as probe):
+            case Received(link="weights"):
+                self._hear_learner(event)
+
+    def _hear_learner(self, event: Received) -> None:
+        match event.message:
+            case Greet():
+                self._learner = event.peer
+                self._join()
+            case _ if self._learner is None:
+                return
+            case ProbeWeights() as probe:
                 self._probing.ask(probe)
                 self._work.set()
-            case Received(link="weights", message=WeightsRefused(reason=reason)):
+            case WeightsRefused(reason=reason):
                 raise EngineError(f"the learner refuses this generator: {reason}")
-            case Received(link="weights", message=message):
-                assert self._receiver is not None, "the learner answers those who have joined"
+            case message if self._receiver is not None:  # it answers those who have joined
                 if isinstance(message, UpdateOffered):
                     self._offered_s = time.perf_counter()
                 self._receiver.handle(cast(LearnerToGenerator, message))
+
+    def _refusal(self, event: Received) -> str | None:
+        """Why a message cannot be meant."""
+        if event.link == "generators":
+            return refusal_of_shaper(cast(ShaperToGenerator, event.message), self._asked)
+        return refusal_of_learner(cast(LearnerToGenerator, event.message))
 
     def tick(self, now_s: float) -> None:
         """Nothing to do."""
@@ -240,6 +259,7 @@ class GeneratorActor:
             self._take(await engine.step())
         self._flush()  # nobody waits for these tokens, but they were decoded and are to be counted
         assert not self._live, "every sample that was started has ended"
+        self._asked = {command.sample_id for command in self._commands if isinstance(command, Generate)}
         self._tell_shaper(GeneratorReady(greeting.number, engine.num_slots, engine.max_context_tokens))
         if self._version >= 0:
             self._tell_shaper(WeightsApplied(self._version, 0.0))
@@ -265,6 +285,7 @@ class GeneratorActor:
             self._runtime.trace.sample("stopped" if end.finish_reason is None else "finished", end.sample_id)
         self._live.difference_update(end.sample_id for end in events.ended)
         self._live.difference_update(sample_id for sample_id, _ in events.rejected)
+        self._asked.difference_update([end.sample_id for end in events.ended], [each for each, _ in events.rejected])
 
     async def _wait_for_work(self) -> None:
         """Until a command or weights arrive; woken now and then so that a lost wake-up costs a second, not a run."""

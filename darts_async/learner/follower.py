@@ -20,6 +20,7 @@ from darts_async.learner import checkpoint
 from darts_async.learner.checkpoint import CHECKPOINTS_DIR
 from darts_async.learner.gather import send_rows
 from darts_async.learner.model import DTYPES
+from darts_async.learner.orders import OrderGrammar
 from darts_async.learner.place import Place
 from darts_async.learner.ranks import LINK, RankGroup
 from darts_async.learner.setup import make_trainer
@@ -69,6 +70,7 @@ class FollowerActor:
         self._trainer: Trainer | None = None
         # Rank 0 does itself what it orders, so it is never far ahead.
         self._orders: asyncio.Queue[LeaderToRank] = asyncio.Queue(MAX_ORDERS)
+        self._grammar = OrderGrammar(MAX_ORDERS)
         self._requests: asyncio.Queue[GatherWeights] = asyncio.Queue(MAX_ORDERS)
         self._snapshot: checkpoint.Snapshot | None = None
         self._changes = Changes()
@@ -102,6 +104,8 @@ class FollowerActor:
             case PeerDown(link="ranks", reason=reason):
                 if not self._is_dismissed:
                     raise ProcessDiedError(f"{self._leader}, rank 0 of the learner, is gone ({reason})")
+            case Received(link="ranks", message=message) if why := self._grammar.refusal(cast(LeaderToRank, message)):
+                self._runtime.refuse(event, f"{type(message).__name__}: {why}")
             case Received(link="ranks", message=message):
                 self._take(cast(LeaderToRank, message))
 
@@ -117,7 +121,7 @@ class FollowerActor:
                 )
                 self._prepare.set_result(message)
             case StoreValue():
-                assert self._ranks is not None, "rank 0 prepares before it meets"
+                assert self._ranks is not None, "the grammar has Prepare come first"
                 self._ranks.put(message)
             case GatherWeights():
                 self._requests.put_nowait(message)

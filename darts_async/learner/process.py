@@ -29,6 +29,7 @@ from darts_async.actor import Actor, Gauges, Runtime, main
 from darts_async.errors import ConfigError
 from darts_async.learner import checkpoint
 from darts_async.learner.batch import num_packed_tokens
+from darts_async.learner.boundary import Boundary
 from darts_async.learner.checkpoint import CHECKPOINTS_DIR
 from darts_async.learner.consumed import ConsumedGroups
 from darts_async.learner.follower import MAX_ORDERS, FollowerActor
@@ -43,7 +44,7 @@ from darts_async.learner.saving import Saver
 from darts_async.learner.setup import make_trainer
 from darts_async.learner.step import Trainer
 from darts_async.learner.team import Team
-from darts_async.models import resolve_model_path
+from darts_async.models import resolve_model_path, vocab_size
 from darts_async.protocol import (
     AddGroups,
     CatchUp,
@@ -59,6 +60,7 @@ from darts_async.protocol import (
     Message,
     RankToLeader,
     ShaperSnapshot,
+    ShaperToLearner,
     Shutdown,
     StepCompleted,
     TrainGroup,
@@ -87,6 +89,7 @@ class LearnerActor:
         self._runtime = runtime
         self._config = runtime.config.learner
         self._dtype = DTYPES[runtime.config.model.dtype]
+        self._boundary = Boundary(runtime.config, _vocab_size(runtime))
         self._intake = Intake()
         self._trainer: Trainer | None = None
         self._team = Team(
@@ -113,6 +116,9 @@ class LearnerActor:
         self._published = -1
         self._saved = 0
         self._floor = -1  # nothing older is published
+        self._newest_version = -1  # and no generator can hold a later one
+        self._early: dict[str, Received] = {}
+        """Members that have joined before that was known, by name."""
         self._told_floor = asyncio.Event()
         self._shaper: str | None = None
         self._num_tokens = 0
@@ -160,30 +166,57 @@ class LearnerActor:
     def handle(self, event: Event) -> None:
         """A group, or something about weights, or about the other ranks."""
         match event:
-            case Received(link="learner", peer=peer, message=Greet()):
-                self._shaper = peer
-                self._announce()
-            case PeerUp(link="weights", peer=peer):
-                self._num_greetings += 1
-                self._send_generator(peer, Greet(self._num_greetings))
-            case PeerDown(link="weights", peer=peer, reason=reason):
-                log.warning("peer_lost", peer=peer, reason=reason)
-                self._publisher.peer_lost(peer)
-            case PeerDown(link="ranks", peer=peer, reason=reason):
-                self._team.lost(peer, reason)
-            case Received(link="ranks", peer=peer, message=message):
-                self._team.handle(peer, cast(RankToLeader, message))
+            case Received(link="weights", peer=peer, message=MemberJoined()) if not self._told_floor.is_set():
+                self._early[peer] = event
+            case Received(message=message) if reason := self._refusal(event):
+                self._runtime.refuse(event, f"{type(message).__name__}: {reason}")
+            case Received(link="learner"):
+                self._hear_shaper(event)
             case Received(link="weights", peer=peer, incarnation=incarnation, message=message):
                 self._publisher.handle(peer, incarnation, cast(GeneratorToLearner, message))
                 self._examiner.handle(peer, cast(GeneratorToLearner, message))
                 if isinstance(message, MemberJoined):
                     self._member_joined(peer, message.policy_version)
-            case Received(link="learner", message=CatchUp(policy_version=version)):
+            case Received(link="ranks", peer=peer, message=message):
+                self._team.handle(peer, cast(RankToLeader, message))
+            case PeerUp(link="weights", peer=peer):
+                self._num_greetings += 1
+                self._send_generator(peer, Greet(self._num_greetings))
+            case PeerDown(link="weights", peer=peer, reason=reason):
+                log.warning("peer_lost", peer=peer, reason=reason)
+                self._early.pop(peer, None)
+                self._publisher.peer_lost(peer)
+            case PeerDown(link="ranks", peer=peer, reason=reason):
+                self._team.lost(peer, reason)
+
+    def _refusal(self, event: Received) -> str | None:
+        """Why a message cannot be meant."""
+        match event.link:
+            case "learner":
+                return self._boundary.of_shaper(cast(ShaperToLearner, event.message))
+            case "weights":
+                return self._boundary.of_generator(
+                    cast(GeneratorToLearner, event.message),
+                    newest_version=max(self._newest_version, self._policy_version),
+                    newest_epoch=self._publisher.newest_epoch,
+                )
+        return self._boundary.of_rank(cast(RankToLeader, event.message))
+
+    def _hear_shaper(self, event: Received) -> None:
+        match event:
+            case Received(peer=peer, message=Greet()):
+                self._shaper = peer
+                self._announce()
+            case Received(message=CatchUp(policy_version=version, newest_version=newest_version)):
                 self._floor = max(self._floor, version)
+                self._newest_version = max(self._newest_version, newest_version)
                 self._told_floor.set()
-            case Received(link="learner", message=TrainGroup() as group):
+                early, self._early = self._early, {}
+                for joined in early.values():
+                    self.handle(joined)
+            case Received(message=TrainGroup() as group):
                 self._intake.take(group)
-            case Received(link="learner", message=ShaperSnapshot() as snapshot) if self._saver is not None:
+            case Received(message=ShaperSnapshot() as snapshot) if self._saver is not None:
                 self._saver.take(snapshot)
 
     def tick(self, now_s: float) -> None:
@@ -463,6 +496,14 @@ def make_actor(runtime: Runtime) -> Actor:
             f"{place.num_ranks}"
         )
     return FollowerActor(runtime, place) if place.rank else LearnerActor(runtime)
+
+
+def _vocab_size(runtime: Runtime) -> int | None:
+    """Of the model that is trained."""
+    config = runtime.config
+    if config.learner.script is not None:
+        return None
+    return vocab_size(resolve_model_path(config.model.path, with_weights=False))
 
 
 def _other_ranks(runtime: Runtime) -> tuple[str, ...]:

@@ -69,13 +69,13 @@ class RewardActor:
         self._announce()
 
     def handle(self, event: Event) -> None:
-        """An item to judge, or the shaper's greeting."""
+        """An item to judge, or the shaper's greeting. What comes before this process has said that it takes items was
+        meant for the one before it: the shaper has those judged again."""
         match event:
             case Received(peer=peer, message=Greet()):
                 self._shaper = peer
                 self._announce()
-            case Received(peer=peer, message=Score() as item):
-                assert self._tasks is not None
+            case Received(peer=peer, message=Score() as item) if self._open and self._tasks is not None:
                 self._runtime.faults.reach("reward.before_score")
                 self._tasks.create_task(self._score(peer, item), name=f"score {item.sample_id}")
                 self._num_scoring += 1

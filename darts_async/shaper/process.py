@@ -16,10 +16,11 @@ import structlog
 from darts_async.actor import TERMINATED, Gauges, Runtime, main
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
-from darts_async.models import resolve_model_path, stop_token_ids
+from darts_async.models import resolve_model_path, stop_token_ids, vocab_size
 from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.prompts.source import ShuffledPrompts
-from darts_async.protocol import Cancel, SampleRejected, Shutdown
+from darts_async.protocol import Cancel, Message, SampleRejected, Shutdown
+from darts_async.shaper.boundary import Boundary
 from darts_async.shaper.journal import Journal
 from darts_async.shaper.ledger import GroupDropped, GroupShipped, LedgerWriter, SampleEnded, SamplePlaced, VersionSeen
 from darts_async.shaper.recovery import take_up
@@ -59,14 +60,17 @@ class ShaperActor:
         sets: PromptSets,
         stop_token_ids: frozenset[int] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
+        boundary: Boundary | None = None,
     ) -> None:
         """
         Args:
             sets: the prompts of the run.
             stop_token_ids: the tokens that end a response, where the engine's model names any.
             clock: seconds since some fixed moment.
+            boundary: what is taken from peers, where the engine's model has a vocabulary.
         """
         self._runtime = runtime
+        self._boundary = boundary or Boundary(runtime.config)
         self._clock = clock
         config, path = runtime.config, runtime.run_dir / JOURNAL_FILE
         self._journal, self._ledger = Journal(path), LedgerWriter(runtime.run_dir / LEDGER_FILE)
@@ -105,6 +109,8 @@ class ShaperActor:
         """One event: decide."""
         now_s = self._now_s()
         match event:
+            case Received(peer=peer, message=message) if reason := self._refusal(peer, message):
+                self._runtime.refuse(event, f"{type(message).__name__}: {reason}")
             case Received(peer=peer, incarnation=incarnation, message=message, seq=seq):
                 if isinstance(message, SampleRejected):
                     log.error("sample_rejected", sample_id=message.sample_id, error=message.error)
@@ -162,6 +168,9 @@ class ShaperActor:
     @property
     def _state(self) -> ShaperState:
         return self._standing.state
+
+    def _refusal(self, peer: str, message: Message) -> str | None:
+        return self._boundary.refusal(self._state, peer, cast(Incoming, message))
 
     def _now_s(self) -> float:
         return self._clock() + self._ahead_s
@@ -225,15 +234,23 @@ def stop_tokens_of(config: RunConfig) -> frozenset[int]:
     return stop_token_ids(resolve_model_path(config.model.path, with_weights=False))
 
 
+def boundary_of(config: RunConfig) -> Boundary:
+    """What is taken in this run; the tokens of the scripted engine are of no model."""
+    if config.generator.engine == "scripted":
+        return Boundary(config)
+    return Boundary(config, vocab_size(resolve_model_path(config.model.path, with_weights=False)))
+
+
 def _link_to(peer: str) -> str:
     return _LINK_OF_ROLE[peer.partition("/")[0]]
 
 
 def make_actor(runtime: Runtime) -> ShaperActor:
     """The shaper of the run."""
-    sets = load_prompts(runtime.config)
+    config = runtime.config
+    sets = load_prompts(config)
     log.info("prompts_loaded", found=str(sets))
-    return ShaperActor(runtime, sets, stop_tokens_of(runtime.config))
+    return ShaperActor(runtime, sets, stop_tokens_of(config), boundary=boundary_of(config))
 
 
 if __name__ == "__main__":

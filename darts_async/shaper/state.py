@@ -154,8 +154,27 @@ class ShaperState:
         """Optimiser steps that were committed."""
         return self._training.num_steps
 
+    @property
+    def training(self) -> Training:
+        """The training groups, to look at."""
+        return self._training
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the run was told to stop, or is over: groups that were shipped may have been given up."""
+        return self.phase in (Phase.STOPPING, Phase.FINISHED)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.phase is Phase.FINISHED
+
+    def greeting(self, peer: str) -> int:
+        """The number of the newest greeting of a peer; 0 before the first."""
+        return self._greetings.get(peer, 0)
+
     def handle(self, peer: str, message: Incoming, now_s: float) -> list[Output]:
-        """A message of a peer."""
+        """A message of a peer that has passed the `Boundary`."""
         match message:
             case TokensDecoded():
                 self._tokens_decoded(peer, message, now_s)

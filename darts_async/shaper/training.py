@@ -201,6 +201,17 @@ class Training:
         return self.taken.num_steps
 
     @property
+    def num_filled_steps(self) -> int:
+        """Steps for which every group was shipped: no learner can have taken more, nor made a later version."""
+        return self._window.next_step
+
+    def groups_of(self, step: int) -> list[int]:
+        """The groups that the learner is to take this step with, as far as they were shipped."""
+        if self.taken.is_behind:
+            return self.taken.group_ids(step)
+        return [group_id for group_id, group in self._shipped.items() if group.step == step]
+
+    @property
     def cursor(self) -> int:
         """Prompts of the source that have been asked."""
         return self._queue.cursor
@@ -254,7 +265,7 @@ class Training:
         if self.taken.rewind(policy_version):
             self._work.out.append(LearnerRewound(policy_version))
         floor = max(self.num_steps, self._work.generators.newest_version)
-        self._work.out.append(Send(LEARNER, CatchUp(floor)))
+        self._work.out.append(Send(LEARNER, CatchUp(floor, max(floor, self.num_filled_steps))))
         self._replay()
         self._work.out += [Send(LEARNER, group.message) for group in self._sent.values()]
 

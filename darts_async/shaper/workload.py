@@ -85,6 +85,11 @@ class Workload:
         self._unjudged: deque[Sample] = deque()  # finished while no reward process was up
 
     @property
+    def num_groups(self) -> int:
+        """Groups that were ever opened: their ids are below this."""
+        return self._next_group_id
+
+    @property
     def has_room(self) -> bool:
         """Whether a sample opened now would start at once."""
         return not self._waiting and self.generators.roomiest() is not None

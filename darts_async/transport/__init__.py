@@ -11,7 +11,7 @@ handled it, and is sent again to the next incarnation of a peer that died before
 from darts_async.transport.endpoint import Endpoint
 from darts_async.transport.keys import RunKeys, create_run_keys, load_keys
 from darts_async.transport.link import Link
-from darts_async.transport.mailbox import Event, Mailbox, PeerDown, PeerUp, Received
+from darts_async.transport.mailbox import Event, Mailbox, PeerDown, PeerUp, Received, Unreadable
 
 __all__ = [
     "Endpoint",
@@ -22,6 +22,7 @@ __all__ = [
     "PeerUp",
     "Received",
     "RunKeys",
+    "Unreadable",
     "create_run_keys",
     "load_keys",
 ]

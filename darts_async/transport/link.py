@@ -6,7 +6,8 @@ socket may consume the edge, hence a drain is due after every send.
 
 Whatever arrives is refused or taken, and nothing that arrives can harm more than its own sender: frames that are
 malformed, of a wrong name or of an old incarnation are counted in `refused`, logged and dropped. A message whose
-envelope is sound but which cannot be read counts as handled, or its sender would repeat it for ever.
+envelope is sound but which cannot be read counts as handled, or its sender would repeat it forever. It is lost, and the
+process is told of that (`Unreadable`): it should not wait for what the message said.
 
 Closing: wait for acknowledgements until the deadline, say farewell, stop watching, close the socket (which sends
 its last frames in the background, for a bounded time).
@@ -21,10 +22,11 @@ import msgspec
 import structlog
 
 from darts_async.config import TransportConfig
-from darts_async.errors import DeadlineError, ProtocolError, TransportError
+from darts_async.errors import DeadlineError, NonsenseError, ProtocolError, TransportError
 from darts_async.protocol import Message
 from darts_async.transport.codec import MessageCodec, typed_decoder
-from darts_async.transport.mailbox import Mailbox, PeerDown, PeerUp, Received
+from darts_async.transport.inbox import NO_INCARNATION
+from darts_async.transport.mailbox import Mailbox, PeerDown, PeerUp, Received, Unreadable
 from darts_async.transport.refusals import Refusals
 from darts_async.transport.session import Delivered, Down, Envelope, Session, SessionEvent, Up
 from darts_async.transport.wire import Arrival, Sent, Wire
@@ -46,6 +48,8 @@ class _Peer:
     session: Session
     route: bytes | None
     retired: deque[bytes] = field(default_factory=lambda: deque(maxlen=8))
+    unreadable_incarnation: int = NO_INCARNATION
+    """The newest one that was announced as `Unreadable`."""
 
     def adopt(self, route: bytes, now_s: float) -> None:
         if route == self.route or route in self.retired:
@@ -105,6 +109,10 @@ class Link:
     def refused(self) -> int:
         """Frames and messages refused so far."""
         return self._refusals.total
+
+    def incarnation(self, peer: str) -> int:
+        """The newest incarnation of `peer` that was heard, or `NO_INCARNATION`."""
+        return self._find(peer).session.peer_incarnation
 
     def num_unacknowledged(self, peer: str) -> int:
         """Messages to `peer` that it has not handled yet, sent or not."""
@@ -195,11 +203,8 @@ class Link:
     def _accept(self, arrival: Arrival, now_s: float) -> set[str]:
         """Take in one arrival; the peer whose session it concerned, unless it was refused."""
         try:
-            envelope: Envelope = _decode_envelope(arrival.frames[0])
-            peer = self._claimed(envelope.sender, arrival.user_id)
-            if envelope.seq is None and len(arrival.frames) > 1:
-                raise ProtocolError(f"{len(arrival.frames) - 1} frames behind an envelope without a message")
-            events = peer.session.receive(envelope, now_s)
+            envelope, peer = self._opened(arrival)
+            events = self._heard(peer, envelope, len(arrival.frames) - 1, now_s)
         except ProtocolError as error:
             self._refusals.add(now_s, link=self.name, peer=arrival.user_id, error=str(error))
             return set()
@@ -207,6 +212,33 @@ class Link:
         for event in events:
             self._publish(peer.session, event, arrival.frames[1:])
         return {envelope.sender}
+
+    def _opened(self, arrival: Arrival) -> tuple[Envelope, _Peer]:
+        """The envelope of an arrival and the peer that it is of. If there is none, the owner of the key that it came
+        with is at fault."""
+        try:
+            envelope: Envelope = _decode_envelope(arrival.frames[0])
+            return envelope, self._claimed(envelope.sender, arrival.user_id)
+        except ProtocolError as error:
+            owner = self._peers.get(arrival.user_id or "") if self._wire.routes else next(iter(self._peers.values()))
+            if owner is not None and owner.session.is_up:
+                self._unreadable(owner, owner.session.peer_incarnation, str(error))
+            raise
+
+    def _heard(self, peer: _Peer, envelope: Envelope, num_behind: int, now_s: float) -> list[SessionEvent]:
+        """What an envelope of this peer brings about, which has `num_behind` frames after it."""
+        try:
+            if envelope.seq is None and num_behind and envelope.incarnation >= peer.session.peer_incarnation:
+                raise NonsenseError(f"{num_behind} frames after an envelope without a message")
+            return peer.session.receive(envelope, now_s)
+        except NonsenseError as error:
+            self._unreadable(peer, envelope.incarnation, str(error))
+            raise
+
+    def _unreadable(self, peer: _Peer, incarnation: int, reason: str) -> None:
+        if incarnation > peer.unreadable_incarnation:
+            peer.unreadable_incarnation = incarnation
+            self._mailbox.announce(Unreadable(self.name, peer.session.peer, incarnation, reason))
 
     def _claimed(self, name: str, user_id: str | None) -> _Peer:
         if self._wire.checks_user_id and user_id != name:
@@ -231,6 +263,7 @@ class Link:
         except ProtocolError as error:
             session.refuse_last()
             self._refusals.add(self._loop.time(), link=self.name, peer=session.peer, error=str(error))
+            self._unreadable(self._peers[session.peer], event.incarnation, str(error))
             return
         received = Received(self.name, session.peer, event.incarnation, message, event.seq)
         self._mailbox.deliver(received, self, event.seq)

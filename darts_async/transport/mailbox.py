@@ -42,7 +42,14 @@ class Received(_LinkEvent, frozen=True):
     seq: int = 0  # of the messages of that incarnation of the peer
 
 
-Event = PeerUp | PeerDown | Received
+class Unreadable(_LinkEvent, frozen=True):
+    """The peer has sent what is not a message of the link. What it sent is lost, so nothing that it says later can be
+    relied on. Announced once for each incarnation."""
+
+    reason: str
+
+
+Event = PeerUp | PeerDown | Received | Unreadable
 
 
 class Acknowledger(Protocol):
@@ -80,8 +87,8 @@ class Mailbox:
         for (link, peer), (incarnation, seq) in receipts.items():
             link.acknowledge(peer, incarnation, seq)
 
-    def announce(self, event: PeerUp | PeerDown) -> None:
-        """Add a transition. Called by links."""
+    def announce(self, event: PeerUp | PeerDown | Unreadable) -> None:
+        """Add what is not a message. Called by links."""
         self._events.append(event)
         self._arrived.set()
 

@@ -11,7 +11,7 @@ Messages never change their number, not even when the peer starts anew: that is 
 
 from collections import deque
 
-from darts_async.errors import ProtocolError, TransportError
+from darts_async.errors import NonsenseError, OutboxFullError
 from darts_async.transport.codec import Payload
 
 
@@ -47,9 +47,9 @@ class Outbox:
         return self.end - self.cursor
 
     def push(self, payload: Payload) -> None:
-        """Append a message. Raises `TransportError` when the outbox is full."""
+        """Append a message. Raises `OutboxFullError`."""
         if len(self._payloads) >= self._max_messages:
-            raise TransportError(
+            raise OutboxFullError(
                 f"the outbox for {self._peer} is full: {len(self._payloads)} messages are unacknowledged "
                 f"(transport.max_outbox)"
             )
@@ -82,9 +82,9 @@ class Outbox:
         self.cursor += 1
 
     def check_report(self, handled: int, received: int) -> None:
-        """Raise `ProtocolError` if the peer reports what cannot be."""
+        """Raise `NonsenseError` if the peer reports what cannot be."""
         if not handled <= received <= self.end:
-            raise ProtocolError(
+            raise NonsenseError(
                 f"{self._peer} reports {handled} messages handled and {received} received of {self.end}"
             )
 

@@ -31,7 +31,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from darts_async.config import TransportConfig
-from darts_async.errors import ProtocolError
+from darts_async.errors import NonsenseError, ProtocolError
 from darts_async.transport.codec import Payload
 from darts_async.transport.inbox import NO_INCARNATION, NOTHING_HEARD, Inbox, Offer
 from darts_async.transport.outbox import Outbox
@@ -121,7 +121,7 @@ class Session:
     # --- what happens ----------------------------------------------------------------------------------------
 
     def push(self, payload: Payload) -> None:
-        """Queue a message. Raises `TransportError` when the outbox is full."""
+        """Queue a message. Raises `OutboxFullError`."""
         self.outbox.push(payload)
 
     def forget(self) -> None:
@@ -130,7 +130,8 @@ class Session:
         self._owes_envelope = True
 
     def receive(self, envelope: Envelope, now_s: float) -> list[SessionEvent]:
-        """Take in a frame of this peer. Raises `ProtocolError`, having changed nothing."""
+        """Take in a frame of this peer. Raises `ProtocolError` for one that comes too late, `NonsenseError` for one
+        that can never have been right; neither changes anything."""
         self._check(envelope)
         self._heard_s = now_s
         events = self._greet(envelope, now_s)
@@ -233,7 +234,7 @@ class Session:
         if envelope.incarnation <= self._ended_incarnation:
             raise ProtocolError(f"a frame of incarnation {envelope.incarnation} of {self.peer}, which has ended")
         if envelope.seq is not None and envelope.seq < envelope.first_unacknowledged:
-            raise ProtocolError(f"{self.peer} sends message {envelope.seq}, which it calls acknowledged")
+            raise NonsenseError(f"{self.peer} sends message {envelope.seq}, which it calls acknowledged")
         if envelope.peer_incarnation == self.incarnation:
             self.outbox.check_report(envelope.handled, envelope.received)
 

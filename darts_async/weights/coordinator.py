@@ -116,6 +116,11 @@ class Coordinator:
         return self._target is not None
 
     @property
+    def newest_epoch(self) -> int:
+        """The number of the last epoch that was formed, or one below the first."""
+        return self._next_epoch - 1
+
+    @property
     def deadline(self) -> float | None:
         """When `tick` must be called at the latest; None while nothing is waited for."""
         return self._round.deadline if self._round else self._wait_until

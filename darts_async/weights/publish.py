@@ -124,6 +124,11 @@ class Publisher:
         self._timer: asyncio.TimerHandle | None = None
         self._someone_lags = asyncio.Event()
 
+    @property
+    def newest_epoch(self) -> int:
+        """No member can have heard of a later one."""
+        return self._coordinator.newest_epoch
+
     def handle(self, peer: str, incarnation: int, message: GeneratorToLearner) -> None:
         """Take in a message of a generator."""
         if isinstance(message, StoreValue):

@@ -7,7 +7,7 @@ acknowledged. Long work is a *script*: a Python generator that yields how long i
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import Any, TypeVar, cast
 
-from darts_async.errors import ProtocolError
+from darts_async.errors import NonsenseError, ProtocolError
 from darts_async.protocol import Message, ProcessEnded
 from darts_async.simulation.chaos.world import Crash, Frame, World
 from darts_async.topology import LAUNCHER
@@ -67,6 +67,8 @@ class SimLink:
         session = self.sessions[frame.sender]
         try:
             events = session.receive(frame.envelope, self._process.world.now_s)
+        except NonsenseError:
+            raise
         except ProtocolError:  # of an incarnation that is gone
             return
         self._take(frame.sender, events, frame.payload)

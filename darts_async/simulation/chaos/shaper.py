@@ -30,6 +30,10 @@ class _Runtime:
     def links(self) -> dict[str, Any]:
         return self._process.links
 
+    def refuse(self, event: Event, reason: str) -> None:
+        """No process of the simulation says what cannot be meant."""
+        raise AssertionError(f"{event} is refused: {reason}")
+
     def send(self, link: str, peer: str, message: Message) -> None:
         self._process.send(link, peer, message)
 

@@ -1,0 +1,218 @@
+"""What the shaper takes from its peers: a message that cannot be meant is refused before the state sees it.
+
+The types of a message say what it looks like, not that it is true: a generator can claim tokens of a sample that it
+does not hold, or a version that no learner has made. Each claim is compared with what the shaper itself has asked for,
+so `ShaperState` and all below it may rely on it: an `assert` there is about a mistake of ours.
+
+What is late is not wrong. A peer that was silent, or that answers while its command is being withdrawn, says what was
+true when it said it; such messages pass, and the state ignores them. So what is refused is what no order of honest
+messages could have brought about.
+
+A refused message is not taken, so it is not in the journal, and replaying the journal needs no refusals. Whether a
+message is refused follows from the state and the message alone: a shaper that comes back and is sent it again refuses
+it again.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from darts_async.config import RunConfig
+from darts_async.errors import DataError
+from darts_async.protocol import (
+    GeneratorReady,
+    GroupsCommitted,
+    LearnerReady,
+    RewardReady,
+    SampleCancelled,
+    SampleFinished,
+    SampleRejected,
+    SampleScored,
+    ScoreFailed,
+    TokensDecoded,
+    VersionPublished,
+    VersionSaved,
+    WeightsApplied,
+    group_id_of,
+)
+from darts_async.shaper.group import Sample, Stage
+from darts_async.shaper.state import Incoming, ShaperState
+from darts_async.values import NUM_INT32, not_logprobs, not_tokens
+
+LARGEST_REWARD = float(np.finfo(np.float32).max)
+"""Rewards travel to the learner in float32."""
+
+
+class Boundary:
+    """Compares messages with a state.
+
+    Args:
+        config: of the run.
+        vocab_size: of the model; None where the engine has none.
+    """
+
+    def __init__(self, config: RunConfig, vocab_size: int | None = None) -> None:
+        self._config = config
+        self._num_token_ids = NUM_INT32 if vocab_size is None else vocab_size
+
+    def refusal(self, state: ShaperState, peer: str, message: Incoming) -> str | None:
+        """Why a message cannot be meant; None if it is to be taken."""
+        if not state.greeting(peer):
+            return f"a {type(message).__name__} before it was greeted"
+        match message:
+            case TokensDecoded():
+                values = not_tokens(message.token_ids, self._num_token_ids) or not_logprobs(message.logprobs)
+                return values or self._tokens(state, peer, message)
+            case SampleFinished() | SampleCancelled() | SampleRejected():
+                return _end_of_sample(state, peer, message)
+            case SampleScored() | ScoreFailed():
+                return _verdict(state, message)
+            case WeightsApplied():
+                return _weights_applied(state, peer, message)
+            case GeneratorReady():
+                return self._generator_ready(state, peer, message)
+            case RewardReady():
+                return None if message.num_workers >= 1 else f"it has {message.num_workers} workers"
+            case LearnerReady() | GroupsCommitted() | VersionPublished() | VersionSaved():
+                return self._of_learner(state, message)
+
+    # --- generators ------------------------------------------------------------------------------------------
+
+    def _generator_ready(self, state: ShaperState, peer: str, message: GeneratorReady) -> str | None:
+        newest, asked = state.greeting(peer), self._config.generator.num_slots
+        if not 1 <= message.greeting <= newest:
+            return f"it answers greeting {message.greeting}, and the newest one is {newest}"
+        if message.greeting == newest and state.work.generators.seat(peer) is not None:
+            return f"it answers greeting {newest} twice"
+        if not 1 <= message.num_slots <= asked:
+            return f"it has {message.num_slots} slots, and generator.num_slots is {asked}"
+        return None if message.max_context_tokens >= 1 else f"its context is of {message.max_context_tokens} tokens"
+
+    def _tokens(self, state: ShaperState, peer: str, message: TokensDecoded) -> str | None:
+        work, version = state.work, message.policy_version
+        if (reason := _version(state, version)) is not None:
+            return reason
+        sample_ids = message.sample_ids.tolist()
+        if (seat := work.generators.seat(peer)) is None or state.is_ending:
+            return _unknown(state, sample_ids)
+        if version < seat.policy_version:
+            return f"tokens of version {version} after it had applied version {seat.policy_version}"
+        if len(set(sample_ids)) < len(sample_ids):
+            return "tokens of one sample in two places of a message"
+        longest = self._config.sampling.max_new_tokens
+        for sample_id, count in zip(sample_ids, message.num_tokens.tolist(), strict=True):
+            sample = work.owned(peer, sample_id)
+            if sample is None:
+                return f"tokens of sample {sample_id}, which it does not hold"
+            if sample.num_tokens + count > longest:
+                return f"{sample.num_tokens + count} tokens of sample {sample_id}, and max_new_tokens is {longest}"
+            if sample.newest_version is not None and version < sample.newest_version:
+                return f"tokens of version {version} after some of version {sample.newest_version} in one sample"
+        return None
+
+    # --- the learner -----------------------------------------------------------------------------------------
+
+    def _of_learner(
+        self, state: ShaperState, message: LearnerReady | GroupsCommitted | VersionPublished | VersionSaved
+    ) -> str | None:
+        match message:
+            case LearnerReady(policy_version=version):
+                return self._learner_ready(state, version)
+            case GroupsCommitted():
+                return _committed(state, message, self._config.learner.groups_per_step)
+            case VersionPublished(policy_version=version) if not state.is_ending:
+                position = state.training.taken.position
+                return None if 0 <= version <= position else f"it published version {version} and is at {position}"
+            case VersionPublished(policy_version=version) | VersionSaved(policy_version=version):
+                return _version(state, version)
+
+    def _learner_ready(self, state: ShaperState, version: int) -> str | None:
+        if not 0 <= version <= self._config.learner.steps:
+            return f"it is at version {version} of {self._config.learner.steps}"
+        if state.is_finished:
+            return None
+        durable = state.training.taken.durable
+        if version < durable:
+            return (
+                f"it is at version {version}, but a checkpoint of version {durable} was written, and the groups before "
+                "that were given up; somebody has damaged or removed that checkpoint"
+            )
+        try:
+            state.training.unheard(version)
+        except DataError as error:
+            return str(error)
+        return None
+
+
+def _version(state: ShaperState, version: int) -> str | None:
+    """Of a version that some learner is said to have made: for that it needs every group of the steps before."""
+    newest = state.training.num_filled_steps
+    if 0 <= version <= newest:
+        return None
+    return f"version {version}, and the groups that were shipped are enough for {newest}"
+
+
+def _weights_applied(state: ShaperState, peer: str, message: WeightsApplied) -> str | None:
+    seat = state.work.generators.seat(peer)
+    if seat is not None and message.policy_version < seat.policy_version:
+        return f"it went back from version {seat.policy_version} to {message.policy_version}"
+    if not 0 <= message.stall_s < math.inf:
+        return f"it stood still for {message.stall_s} s"
+    return _version(state, message.policy_version)
+
+
+def _unknown(state: ShaperState, sample_ids: Iterable[int]) -> str | None:
+    """Of samples that a peer may have had at some time."""
+    for sample_id in sample_ids:
+        if not 0 <= group_id_of(sample_id) < state.work.num_groups:
+            return f"sample {sample_id}, which there has never been"
+    return None
+
+
+def _end_of_sample(
+    state: ShaperState, peer: str, message: SampleFinished | SampleCancelled | SampleRejected
+) -> str | None:
+    sample = state.work.owned(peer, message.sample_id)
+    if sample is not None:
+        return _end_of_owned(sample, message)
+    if state.work.generators.seat(peer) is None or state.is_ending:
+        return _unknown(state, [message.sample_id])
+    return f"the end of sample {message.sample_id}, which it does not hold"
+
+
+def _end_of_owned(sample: Sample, message: SampleFinished | SampleCancelled | SampleRejected) -> str | None:
+    match message:
+        case SampleRejected():
+            return None
+        case SampleCancelled() if sample.stage is not Stage.CANCELLING:
+            return f"it cancelled sample {sample.sample_id}, which was not asked of it"
+        case SampleFinished(num_tokens=0):
+            return f"sample {sample.sample_id} has finished without a token"
+        case _ if message.num_tokens != sample.num_tokens:
+            num_sent, num_claimed = sample.num_tokens, message.num_tokens
+            return f"sample {sample.sample_id} has ended with {num_claimed} tokens, and {num_sent} were sent"
+    return None
+
+
+def _verdict(state: ShaperState, message: SampleScored | ScoreFailed) -> str | None:
+    if isinstance(message, SampleScored) and not abs(message.reward) <= LARGEST_REWARD:
+        return f"a reward of {message.reward} for sample {message.sample_id}"
+    return _unknown(state, [message.sample_id])
+
+
+def _committed(state: ShaperState, message: GroupsCommitted, groups_per_step: int) -> str | None:
+    """A step that was taken before may be told again; any other is the next one, of just the groups shipped for it.
+    What a stop has given up the learner may have trained all the same."""
+    training, step = state.training, message.step
+    position, group_ids = training.taken.position, message.group_ids.tolist()
+    if 0 <= step < position:
+        return None
+    expected = training.groups_of(step)
+    if state.is_ending and step >= position and not expected and not training.taken.is_behind:
+        return None if 0 <= step < training.num_filled_steps else f"it took step {step}, which was never filled"
+    if step != position:
+        return f"it took step {step}, and the next one is {position}"
+    if sorted(group_ids) != sorted(expected) or len(expected) != groups_per_step:
+        return f"groups {sorted(group_ids)} are in step {step}, and {sorted(expected)} were shipped for it"
+    return None

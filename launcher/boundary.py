@@ -1,0 +1,126 @@
+"""What the launcher takes from the processes of a run: a message that cannot be meant is refused, its sender killed.
+
+A process has a key of its own, so a message is of the process that it names; whether it is true is another question.
+The launcher believes each process about itself, the shaper about the run, and a process about another only where it may
+judge it (`may_accuse`): otherwise one that is wrong could have every other one restarted.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from darts_async.protocol import (
+    EvaluationCompleted,
+    PeerRefused,
+    ProcessStatus,
+    ProcessToLauncher,
+    RewardFailed,
+    RunFinished,
+    StepCompleted,
+)
+from darts_async.topology import RunPlan
+
+MAX_NAME_CHARACTERS = 200
+"""Of a metric, a stage, a state."""
+MAX_NAMES = 10_000
+"""Metrics of a step, or stages of a process."""
+_SPEAKS_OF_STEPS = ("shaper", "learner")
+
+
+class Boundary:
+    """Holds messages against the plan.
+
+    Args:
+        plan: of the run.
+        num_steps: optimiser steps of the run.
+    """
+
+    def __init__(self, plan: RunPlan, num_steps: int) -> None:
+        self._plan = plan
+        self._num_steps = num_steps
+
+    def refusal(self, name: str, message: ProcessToLauncher) -> str | None:
+        """Why a message of this process cannot be meant; None if it is to be taken."""
+        role = name.partition("/")[0]
+        match message:
+            case ProcessStatus():
+                return self._status(message)
+            case StepCompleted() if role in _SPEAKS_OF_STEPS:
+                return self._step(message)
+            case EvaluationCompleted() if role == "shaper":
+                return self._evaluation(message)
+            case RewardFailed() if role == "shaper":
+                return _names([message.kind])
+            case RunFinished() if role == "shaper":
+                return self._finished(message)
+            case PeerRefused():
+                return self._accusation(name, message)
+            case _:
+                return f"a {type(message).__name__}, which is not for a {role} to say"
+
+    def may_accuse(self, accuser: str, accused: str) -> bool:
+        """Whether the word of one is enough to restart the other. A hub may judge the members of its links; of shaper
+        and learner, which every run needs, each the other."""
+        if {_role(accuser), _role(accused)} == set(_SPEAKS_OF_STEPS):
+            return True
+        return self._talk(accuser, accused)
+
+    def _talk(self, hub: str, member: str) -> bool:
+        return any(link.hub == hub and member in link.members for link in self._plan.links)
+
+    def _status(self, message: ProcessStatus) -> str | None:
+        numbers = [message.uptime_s, message.loop_lag_s, *message.busy_s.values()]
+        if message.policy_version < -1 or message.policy_version > self._num_steps:
+            return f"it is at version {message.policy_version} of {self._num_steps}"
+        if not (_are_counts([message.num_tokens, message.num_in_flight]) and all(0 <= x < math.inf for x in numbers)):
+            return f"{message.num_tokens} tokens, {message.num_in_flight} in flight, times {numbers[:3]}"
+        return _names([message.state, *message.busy_s])
+
+    def _step(self, message: StepCompleted) -> str | None:
+        if not 0 <= message.step < self._num_steps:
+            return f"step {message.step} of {self._num_steps}"
+        return _names(message.metrics)
+
+    def _evaluation(self, message: EvaluationCompleted) -> str | None:
+        oldest, newest = message.policy_version, message.newest_version
+        if not 0 <= oldest <= newest <= self._num_steps or message.num_skipped < 0:
+            return f"an evaluation of versions {oldest} to {newest} of {self._num_steps}, {message.num_skipped} skipped"
+        prompts, rewards, lengths = len(message.prompt_ids), len(message.rewards), len(message.num_tokens)
+        if not prompts == rewards == lengths > 0:
+            return f"an evaluation of {prompts} prompts, {rewards} rewards and {lengths} lengths"
+        if not np.isfinite(message.rewards).all() or message.num_tokens.min() < 0:
+            return f"rewards {message.rewards[:5]} of {message.num_tokens[:5]} tokens"
+        return None
+
+    def _finished(self, message: RunFinished) -> str | None:
+        counts = [*message.tokens_by_fate.values(), *message.samples_by_fate.values(), message.num_steps]
+        counts += [*message.tokens_by_staleness.values(), *message.failed_rewards.values(), message.num_rewards]
+        counts += [count for tokens in message.tokens_by_generator.values() for count in tokens.values()]
+        if not _are_counts(counts) or message.num_steps > self._num_steps:
+            return f"counts below zero, or {message.num_steps} steps of {self._num_steps}"
+        kinds = [*message.failed_rewards, *message.first_failures]
+        return _names([*message.tokens_by_fate, *message.samples_by_fate, *message.tokens_by_generator, *kinds])
+
+    def _accusation(self, name: str, message: PeerRefused) -> str | None:
+        if not any(self._talk(one, other) for one, other in ((name, message.name), (message.name, name))):
+            return f"it refuses {message.name[:MAX_NAME_CHARACTERS]!r}, with which it has nothing to do"
+        return None
+
+
+def _role(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _are_counts(numbers: Iterable[int]) -> bool:
+    return all(0 <= number < 1 << 63 for number in numbers)
+
+
+def _names(names: Iterable[str]) -> str | None:
+    """They are shown and written, so they are few, short and of one line."""
+    for number, name in enumerate(names):
+        if number >= MAX_NAMES:
+            return f"more than {MAX_NAMES} names"
+        if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+            return f"the name {name[:MAX_NAME_CHARACTERS]!r}"
+    return None
