@@ -119,7 +119,7 @@ def silenced_run() -> tuple[Run, Silenced]:
     for row in view.rows.values():
         row.incarnation = 1
     merger = StepMerger(reports_per_step(PLAN))
-    run = Run(PLAN, anything, anything, anything, course, view, anything, anything, 1.0, merger, BOUNDARY)
+    run = Run(PLAN, anything, anything, anything, course, view, anything, anything, 1.0, merger, anything, BOUNDARY)
     return run, other
 
 
