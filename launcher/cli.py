@@ -11,16 +11,19 @@ the file of a run.
 
 import asyncio
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from darts_async.config import RunConfig
-from darts_async.errors import TransportError
+from darts_async.disk import is_no_space
+from darts_async.errors import NoSpaceError, TransportError
 from darts_async.faults import VARIABLE, parse_faults
 from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
 from darts_async.transport import create_run_keys
@@ -37,6 +40,7 @@ from launcher.problems import InputError, Problem, missing_screen, problem_scree
 from launcher.run import run as carry_out
 from launcher.rundir import KEYS_DIR, SUMMARY_FILE, create_run_dir, run_dir_name, write_inputs
 from launcher.summary import Summary, summary_screen
+from launcher.terminal import Screen, accept_any_text
 from launcher.verbs import VERBS, bad_input
 from launcher.view import make_display
 
@@ -73,6 +77,7 @@ for _verb in VERBS:
 
 def main() -> None:
     """Entry point of `darts-launch`."""
+    accept_any_text()
     app(prog_name="darts-launch")
 
 
@@ -84,9 +89,10 @@ def run_command(
     """Run FILE.yaml (the verb may be left out)."""
     config, _ = _checked(file, starts=not dry_run)
     if dry_run:
-        Console().print(dry_run_screen(config, _plan(config, Path(config.runs_dir) / run_dir_name(config.name))))
+        Screen().print(dry_run_screen(config, _plan(config, Path(config.runs_dir) / run_dir_name(config.name))))
         return
-    outcome, summary = _run(config)
+    with _room_wanted():
+        outcome, summary = _run(config)
     _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
 
@@ -102,7 +108,8 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The 
                 os.chdir(directory)
             past = read_past(found, read_plan(found))
             config, _ = _checked(found / CONFIG_FILE, starts=True)
-            outcome, summary = _conduct(config, _plan(config, found), found, past)
+            with _room_wanted():
+                outcome, summary = _conduct(config, _plan(config, found), found, past)
     _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
 
@@ -111,7 +118,8 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The 
 def validate(file: RunFile) -> None:
     """Check FILE.yaml and everything it names, and start nothing."""
     _, missing = _checked(file, starts=False)
-    Console().print(f"[green]✓[/] {file} {'is valid' if missing else 'can be run'}", highlight=False)
+    said = f"{file} {'is valid' if missing else 'can be run'}"
+    Screen().print(Text.assemble(("✓ ", "green"), said), soft_wrap=True)
 
 
 def _limits(config: RunConfig) -> Limits:
@@ -119,6 +127,7 @@ def _limits(config: RunConfig) -> Limits:
         finish_s=config.learner.finish_timeout_s,
         save_s=config.learner.stop_timeout_s,
         no_progress_s=config.telemetry.no_progress_timeout_s,
+        no_space_s=config.telemetry.no_space_timeout_s,
     )
 
 
@@ -136,12 +145,12 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, tuple[Problem, ...
         if refused:
             raise InputError(file, refused)
     except InputError as error:
-        Console(stderr=True).print(problem_screen(error))
+        Screen(stderr=True).print(problem_screen(error))
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     if problems:
-        Console(stderr=True).print(missing_screen(file, problems))
+        Screen(stderr=True).print(missing_screen(file, problems))
     return config, problems
 
 
@@ -160,7 +169,7 @@ def _run(config: RunConfig) -> tuple[Outcome, Summary]:
 def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
     write_inputs(run_dir, config, plan)
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the life before
-    display = make_display(Console())
+    display = make_display(Screen())
     try:
         control = partial(open_control, plan, run_dir, config.transport, past.life)
         return asyncio.run(
@@ -174,11 +183,22 @@ def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tup
 
 
 def _show_end(outcome: Outcome, summary: Summary) -> None:
-    Console().print(summary_screen(summary))
+    Screen().print(summary_screen(summary))
     if outcome.status == "failed":
-        Console(stderr=True).print(failure_screen(outcome, Path(summary.run_dir)))
+        Screen(stderr=True).print(failure_screen(outcome, Path(summary.run_dir)))
+
+
+@contextmanager
+def _room_wanted() -> Iterator[None]:
+    """Ends with a message where the disk does not take what a run begins with."""
+    try:
+        yield
+    except (OSError, NoSpaceError) as error:
+        if not is_no_space(error):
+            raise
+        _give_up(f"the run cannot begin: {error}")
 
 
 def _give_up(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[red]✗[/] {message}", highlight=False)
+    Screen(stderr=True).print(Text.assemble(("✗ ", "red"), message), soft_wrap=True)
     raise typer.Exit(FAILED)

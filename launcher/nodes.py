@@ -108,7 +108,8 @@ def agent_command(config: RunConfig, run_dir: Path, node: str, *, life: int) -> 
     lease."""
     is_away = node != local_node(config).name
     lease = ("--detach", "--lease-s", str(config.network.lease_s)) if is_away else ()
-    return keeper_command(config, run_dir, node, "--life", str(life), *lease)
+    log_max = ("--log-max-mb", str(config.telemetry.log_max_mb))
+    return keeper_command(config, run_dir, node, "--life", str(life), *log_max, *lease)
 
 
 def keeper_command(config: RunConfig, run_dir: Path, node: str, *options: str) -> AgentCommand:

@@ -18,16 +18,18 @@
 Files that are rewritten are replaced atomically: a reader sees the old one or the new one.
 """
 
-import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import yaml
 
 from darts_async.config import RunConfig
+from darts_async.disk import append_whole, is_no_space, room_of
+from darts_async.errors import NoSpaceError
 from darts_async.topology import CONFIG_FILE, PLAN_FILE, RunPlan, encode_plan
 from launcher.files import replace_file
 
@@ -97,10 +99,22 @@ def read_record(run_dir: Path) -> RunRecord:
     return msgspec.json.decode((run_dir / STATE_FILE).read_bytes(), type=RunRecord)
 
 
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """One JSON object, on disk before this returns to the caller's next event."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Lines of text, all or none of them; they are with the operating system on return.
+
+    Raises:
+        NoSpaceError: the disk is full.
+    """
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if not is_no_space(error):
+            raise
+        raise NoSpaceError(f"{path.name} cannot be written: {room_of(path)}") from error
+    try:
+        append_whole(file, "".join(f"{line}\n" for line in lines).encode(), path)
+    finally:
+        os.close(file)
 
 
 def write_summary(run_dir: Path, summary: msgspec.Struct) -> None:
