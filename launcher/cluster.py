@@ -89,21 +89,26 @@ def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Place, int], tup
         node = loader.get_single_node()
         if node is None:
             raise InputError(path, (Problem("", "the file is empty", fix="start from configs/quickstart.yaml"),))
-        if not isinstance(node, yaml.MappingNode):
-            found = shown(loader.construct_document(node))
-            raise InputError(path, (Problem("", "is not a mapping", found, "write `section:` with keys below it", 1),))
         if (problem := _too_many_values(node)) is not None:
             raise InputError(path, (problem,))
+        if not isinstance(node, yaml.MappingNode):
+            found = shown(_values(loader, node, path))
+            raise InputError(path, (Problem("", "is not a mapping", found, "write `section:` with keys below it", 1),))
         places = dict(_places(node, ()))
         repeated = tuple(_repeated(node, ()))
-        data = loader.construct_document(node)
+        data = _values(loader, node, path)
     except yaml.YAMLError as error:
         raise InputError(path, (_syntax_problem(error),)) from error
     except RecursionError as error:  # an alias inside its own anchor, or hundreds of brackets
         raise InputError(path, (Problem("", "is nested without end", fix="write values out"),)) from error
+    return data, places, repeated
+
+
+def _values(loader: _Loader, node: yaml.Node, path: Path) -> Any:
+    try:
+        return loader.construct_document(node)
     except ValueError as error:  # a date that is none, a number with thousands of digits
         raise InputError(path, (Problem("", f"holds a value that cannot be read: {error}"),)) from error
-    return data, places, repeated
 
 
 def _too_many_values(root: yaml.Node) -> Problem | None:

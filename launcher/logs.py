@@ -101,7 +101,7 @@ def last_words(logs_dir: Path, name: str) -> str:
         return ""
     lines = _tail(path, _LAST_WORDS_LINES)
     said = [line.removeprefix(f"{name}: ") for line in lines if line.startswith(f"{name}: ")]
-    plain = [line.strip() for line in lines if line.strip(" |+-^~")]  # a traceback of a group ends in a frame
+    plain = [line.strip(" |") for line in lines if line.strip(" |+-^~")]  # of a group: framed
     return printable((said or plain or [""])[-1])[:_LAST_WORDS_CHARS]
 
 
@@ -119,10 +119,15 @@ def readable_line(line: str) -> str:
 
 
 def _tail(path: Path, count: int) -> list[str]:
+    """Of a log and, before it, of its older one."""
+    text = "".join(_end_of(each) for each in (older_path(path), path))
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
+def _end_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            return file.read().decode(errors="replace")
     except OSError:
-        return []
-    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+        return ""

@@ -24,7 +24,7 @@ IDLE_STAGE = "idle"
 
 SHOWN_METRICS = (REWARD_METRIC, LENGTH_METRIC)
 _MAX_NOTICES = 4
-_MAX_POINTS = 80
+MAX_POINTS = 80
 _RATE_WINDOW_S = 5.0
 
 
@@ -44,7 +44,7 @@ class Trend:
         self.first = value if self.first is None else self.first
         self.last = value
         self._put(step // self._steps_per_point, value, 1)
-        if len(self._points) > _MAX_POINTS:
+        if len(self._points) > MAX_POINTS:
             points, self._points = self._points, {}
             self._steps_per_point *= 2
             for point, (total, number) in points.items():

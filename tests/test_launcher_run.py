@@ -155,7 +155,7 @@ def test_a_process_that_dies_at_once_fails_the_run_with_its_last_words(
     record = read_record(run_dir)
     assert (record.status, record.reason) == (
         "failed",
-        "generator/0 ended with exit code 3: it has never come as far as doing its work",
+        "generator/0 ended with exit code 3: the sky is falling: it has never come as far as doing its work",
     )
     assert_nothing_is_left(run_dir)
 
