@@ -31,10 +31,13 @@ class LogFile:
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path, self._max_bytes = path, max_bytes
         self._file: int | None = None
+        self._is_closed = False
         self._num_left_out = 0
 
     def write(self, text: str) -> None:
-        """Append whole lines; they are with the operating system on return."""
+        """Append whole lines; they are with the operating system on return. Nothing once it is closed."""
+        if self._is_closed:
+            return
         before = json.dumps({"event": "lines_left_out", "number": self._num_left_out}) + "\n"
         try:
             self._append(((before if self._num_left_out else "") + text).encode(errors="backslashreplace"))
@@ -47,6 +50,10 @@ class LogFile:
 
     def close(self) -> None:
         """Idempotent."""
+        self._is_closed = True
+        self._put_down()
+
+    def _put_down(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -56,7 +63,7 @@ class LogFile:
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         append_whole(self._file, data, self._path)
         if os.fstat(self._file).st_size > self._max_bytes // 2:
-            self.close()
+            self._put_down()
             os.replace(self._path, older_path(self._path))
 
 
@@ -81,7 +88,10 @@ def logging_to(path: Path, *, process: str, level: str, max_mb: float) -> Iterat
             wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
             logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, file)),
         )
-        yield
+        try:
+            yield
+        finally:
+            structlog.reset_defaults()
 
 
 class _Intervals:

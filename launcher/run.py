@@ -32,6 +32,7 @@ from darts_async.protocol import (
     Shutdown,
     StepCompleted,
 )
+from darts_async.telemetry import logging_to
 from darts_async.topology import LAUNCHER, RunPlan, agent_name
 from darts_async.trace import Trace, trace_path
 from launcher import fleet as on_nodes
@@ -364,6 +365,20 @@ async def run(
 ) -> tuple[Outcome, Summary]:
     """Carry a run out in a prepared run directory, for the first time or, with a `past`, further."""
     install(LAUNCHER, past.life)
+    log_path, telemetry = run_dir / LOGS_DIR / f"{LAUNCHER}.jsonl", config.telemetry
+    with logging_to(log_path, process=LAUNCHER, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
+        return await _carry_out(config, plan, run_dir, open_control, display, limits, past)
+
+
+async def _carry_out(
+    config: RunConfig,
+    plan: RunPlan,
+    run_dir: Path,
+    open_control: OpenControl,
+    display: Display,
+    limits: Limits,
+    past: Past,
+) -> tuple[Outcome, Summary]:
     now_s = _now_s()
     began_s = now_s - past.elapsed_s
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)

@@ -60,7 +60,12 @@ BAD_FILES = {
     "aliases of aliases": (
         "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
         + "".join(f"{n}: &{n} [{','.join([f'*{b}'] * 10)}]\n" for b, n in zip("abcdefgh", "bcdefghi", strict=True)),
-        ["line 5", "the file", "stands for more than 20,000 values once its aliases are written out", "write fewer aliases"],
+        [
+            "line 5",
+            "the file",
+            "stands for more than 20,000 values once its aliases are written out",
+            "write fewer aliases",
+        ],
     ),
     "a list of aliases of aliases": (
         "- &a [x,x,x,x,x,x,x,x,x,x]\n"
