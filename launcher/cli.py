@@ -11,6 +11,7 @@ the file of a run.
 
 import asyncio
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -40,7 +41,7 @@ from launcher.problems import InputError, Problem, missing_screen, problem_scree
 from launcher.run import run as carry_out
 from launcher.rundir import KEYS_DIR, SUMMARY_FILE, create_run_dir, run_dir_name, write_inputs
 from launcher.summary import Summary, summary_screen
-from launcher.terminal import Screen, accept_any_text
+from launcher.terminal import Screen, accept_any_text, show_traceback
 from launcher.verbs import VERBS, bad_input
 from launcher.view import make_display
 
@@ -78,7 +79,11 @@ for _verb in VERBS:
 def main() -> None:
     """Entry point of `darts-launch`."""
     accept_any_text()
-    app(prog_name="darts-launch")
+    try:
+        app(prog_name="darts-launch")
+    except Exception as error:  # noqa: BLE001 - the end of the process: a mistake of ours, shown as Python would
+        show_traceback(error)
+        sys.exit(FAILED)
 
 
 @app.command(_DEFAULT_VERB)

@@ -10,6 +10,7 @@ What the encoding of the terminal lacks becomes a sign that it has, or an escape
 
 import codecs
 import sys
+import traceback
 import unicodedata
 from collections.abc import Iterable
 from typing import Any, TextIO
@@ -63,6 +64,11 @@ def accept_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_ERRORS)
+
+
+def show_traceback(error: Exception) -> None:
+    """To standard error: an error that is ours, whose message may hold the text of others."""
+    sys.stderr.write(printable("".join(traceback.format_exception(error))))
 
 
 class Screen(Console):

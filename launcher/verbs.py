@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 
 from darts_async.errors import ConfigError
-from darts_async.topology import read_plan
+from darts_async.topology import LAUNCHER, read_plan
 from launcher.audit import AuditReport, audit_run
 from launcher.live import find_run, names_of, not_live, record_of
 from launcher.logs import log_tails
@@ -94,7 +94,7 @@ def logs(
     """Show what processes have logged and printed."""
     with bad_input():
         found = find_run(run_dir, runs_dir)
-        tails = log_tails(found / LOGS_DIR, names_of(read_plan(found), process))
+        tails = log_tails(found / LOGS_DIR, _logged_names(found, process))
         for tail in tails:
             for line in tail.skip_to_last(num_lines):
                 write_line(line)
@@ -160,6 +160,13 @@ def init(
 
 
 VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, trace, report, init)
+
+
+def _logged_names(run_dir: Path, process: str) -> tuple[str, ...]:
+    """Whose logs are meant: those of processes, or of the launcher, or of the keeper of a node."""
+    plan = read_plan(run_dir)
+    others = (LAUNCHER, *(f"keeper/{node}" for node in plan.nodes))
+    return (process,) if process in others else names_of(plan, process)
 
 
 def _asked(run_dir: Path, request: Request) -> str:

@@ -23,9 +23,11 @@ from darts_async.shaper.ledger import LedgerWriter, VersionSeen, read_ledger
 from darts_async.telemetry import LogFile
 from darts_async.trace import older_path
 from launcher import recorder
+from launcher.course import Outcome
 from launcher.files import replace_file
 from launcher.node_record import NodeRecord, read_node_record, write_node_record
 from launcher.recorder import Recorder
+from launcher.rundir import read_record
 from launcher.steps import StepLine
 from launcher.supervisor import ProcessRecord
 
@@ -248,6 +250,21 @@ def test_a_file_that_cannot_be_replaced_is_as_it_was_and_leaves_nothing_beside_i
     assert [path.name for path in (tmp_path / "nodes").iterdir()] == ["a.json"]
     replace_file(tmp_path / "nodes" / "a.json", b"new")
     assert (tmp_path / "nodes" / "a.json").read_bytes() == b"new"
+
+
+def test_how_a_run_has_ended_is_said_even_where_its_state_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with recorder.recorded(tmp_path, 1) as ending:
+        ending.outcome = Outcome("finished", "all steps taken")
+        monkeypatch.setattr(Path, "write_bytes", _full)
+    assert ending.outcome == Outcome("finished", "all steps taken")
+    assert ending.unsaid.startswith("state.json cannot be written: no space left on")
+    assert read_record(tmp_path).status == "running", "as it would be had the launcher been killed"
+
+
+def _full(path: Path, data: bytes) -> int:
+    raise FULL
 
 
 def test_a_full_log_becomes_the_older_one(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launched import LaunchedRun
+from tests.launched import DEADLINE_S, LaunchedRun
 from tests.small_disk import small_disk, why_not
 
 pytestmark = [
@@ -13,6 +13,16 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
 ]
+
+
+def test_a_run_does_not_begin_on_a_full_disk_and_says_so(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "runs", 1) as disk:
+        disk.fill()
+        with LaunchedRun(tmp_path, "scripted.yaml", {}) as run:
+            assert run.process.wait(DEADLINE_S) == 1
+            assert "the run cannot begin" in run.output
+            assert "o space left on" in run.output
+            assert "Traceback" not in run.output
 
 
 def test_a_run_waits_for_room_says_so_and_goes_on_with_nothing_lost(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.testing import CliRunner
 
+import launcher.cli
 from darts_async.config import RunConfig
 from darts_async.protocol import ProcessStatus
 from darts_async.topology import encode_plan
@@ -124,6 +125,33 @@ def test_a_verb_shows_hostile_records_as_text(tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         assert is_safe(done.output), repr(done.output)
         assert "\\u001b[31m" in done.output
+
+
+def test_the_log_of_the_launcher_is_shown_too(tmp_path: Path) -> None:
+    plan = plan_run(RunConfig(), tmp_path, link_addresses("127.0.0.1", range(7000, 7006)))
+    (tmp_path / "config.yaml").write_text("{}")
+    (tmp_path / "plan.json").write_bytes(encode_plan(plan))
+    (tmp_path / "logs").mkdir()
+    write_record(tmp_path, RunRecord("failed", "", 0.0, 1.0, 1))
+    (tmp_path / "logs" / "launcher.jsonl").write_text('{"event": "connection_refused"}\n')
+    (tmp_path / "logs" / "keeper-local.out").write_text("words\n")
+    for name, words in (("launcher", "connection_refused"), ("keeper/local", "words")):
+        done = CliRunner().invoke(app, ["logs", name, str(tmp_path)])
+        assert done.output == f"{name}  {words}\n"
+
+
+def test_a_traceback_of_the_launcher_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**_: object) -> None:
+        raise RuntimeError(HOSTILE)
+
+    output = io.StringIO()
+    monkeypatch.setattr(launcher.cli, "app", fails)
+    monkeypatch.setattr("sys.stderr", output)
+    with pytest.raises(SystemExit) as ended:
+        launcher.cli.main()
+    assert ended.value.code == 1
+    assert f"RuntimeError: {SHOWN}" in output.getvalue()
+    assert is_safe(output.getvalue())
 
 
 class Gone(io.StringIO):
