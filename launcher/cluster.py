@@ -24,7 +24,7 @@ from launcher.problems import InputError, Problem, shown
 
 MAX_FILE_BYTES = 1 << 20
 """The longest file that is read; one with every setting has a hundredth of that."""
-MAX_VALUES = 20_000
+MAX_VALUES = 100_000
 """The most values of a file, aliases written out."""
 
 Place = tuple[str | int, ...]

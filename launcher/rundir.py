@@ -10,12 +10,19 @@
     control.sock     where the running launcher takes requests; only the owner of the directory gets there
     summary.json     the totals
     keys/            one key pair per process
-    logs/            what each process printed, and its structured log
+    ledger.msgpack   what became of each sample
+    shaper.journal   where the shaper stands
+    checkpoints/     where the learner stands
+    logs/            what each process printed, and its structured log; NAME.old.* is what was before
     trace/           what each process did and when: see `darts_async.trace`
     trace.json       the same for Perfetto, once `darts-launch trace` has been called
     model/           the trained model, at the end
 
 Files that are rewritten are replaced atomically: a reader sees the old one or the new one.
+
+Logs, traces, journal and checkpoints are bounded, by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, what is in flight
+and `learner.keep_checkpoints`. Three files are the record of the run and grow with it: `ledger.msgpack` by about 230
+bytes a sample, `metrics.jsonl` by about 2 KB a step, `events.jsonl` with each start and end of a process.
 """
 
 import os
