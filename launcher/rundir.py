@@ -20,9 +20,9 @@
 
 Files that are rewritten are replaced atomically: a reader sees the old one or the new one.
 
-Logs, traces, journal and checkpoints are bounded, by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, what is in flight
-and `learner.keep_checkpoints`. Three files are the record of the run and grow with it: `ledger.msgpack` by about 230
-bytes a sample, `metrics.jsonl` by about 2 KB a step, `events.jsonl` with each start and end of a process.
+Logs, traces, journal and checkpoints are bounded, by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, what is in
+flight and `learner.keep_checkpoints`. Three files are the record of the run and grow with it: `ledger.msgpack` by about
+230 bytes a sample, `metrics.jsonl` by about 2 KB a step, `events.jsonl` with each start and end of a process.
 """
 
 import os
