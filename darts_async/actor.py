@@ -11,6 +11,7 @@ Shutdown order: the actor is told (`shutdown`) and says when it is `done`; its t
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -28,7 +29,15 @@ import uvloop
 import yaml
 
 from darts_async.config import RunConfig
-from darts_async.errors import PERMANENT_ERRORS, PERMANENT_EXIT_CODE, DartsError, OutboxFullError, ProtocolError
+from darts_async.disk import Patience, is_no_space
+from darts_async.errors import (
+    NO_SPACE_EXIT_CODE,
+    PERMANENT_ERRORS,
+    PERMANENT_EXIT_CODE,
+    DartsError,
+    OutboxFullError,
+    ProtocolError,
+)
 from darts_async.faults import Faults, install
 from darts_async.protocol import (
     GeneratorToLearner,
@@ -130,6 +139,8 @@ class Runtime:
     trace: Trace = field(default_factory=Trace)
     clock: BusyClock = field(default_factory=BusyClock)
     faults: Faults = field(default_factory=Faults)
+    patience: Patience = field(default_factory=lambda: Patience(0.0))
+    """For what is written off the event loop."""
     heard: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """What an earlier incarnation has kept of what came on the links of which this process is the hub: see
     `Endpoint.bind_link`. To be set before they are opened."""
@@ -305,6 +316,7 @@ def _report_now(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> Process
         uptime_s=runtime.clock.uptime_s,
         busy_s=runtime.clock.busy_s(),
         loop_lag_s=loop_lag_s,
+        hindrance=runtime.patience.hindrance,
     )
 
 
@@ -317,17 +329,35 @@ def main(make_actor: Callable[[Runtime], Actor]) -> None:
     arguments = parser.parse_args()
     config = RunConfig.model_validate(yaml.safe_load((arguments.run_dir / CONFIG_FILE).read_text()))
     log_path = arguments.run_dir / "logs" / f"{file_stem(arguments.name)}.jsonl"
-    with logging_to(log_path, process=arguments.name, level=config.telemetry.log_level):
+    telemetry = config.telemetry
+    with logging_to(log_path, process=arguments.name, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
         try:
             uvloop.run(_run(make_actor, config, arguments.run_dir, arguments.name, arguments.incarnation))
-        except* DartsError as group:
-            for error in _leaves(group):
-                structlog.get_logger().error("died", error=str(error), kind=type(error).__name__)
-                sys.stderr.write(f"{arguments.name}: {type(error).__name__}: {error}\n")
-            is_permanent = any(isinstance(error, PERMANENT_ERRORS) for error in _leaves(group))
-            _leave(PERMANENT_EXIT_CODE if is_permanent else 1)
+        except Exception as error:
+            _say_why(arguments.name, _leaves(error))
+            code = _exit_code(_leaves(error))
+            if code is None:
+                raise
+            _leave(code)
         finally:
             gc.freeze()  # or the interpreter searches all of torch for garbage before it ends: one or two seconds
+
+
+def _say_why(name: str, errors: list[Exception]) -> None:
+    """In the log and in what is printed; a full disk takes neither."""
+    for error in errors:
+        structlog.get_logger().error("died", error=str(error), kind=type(error).__name__)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{name}: {type(error).__name__}: {error}\n")
+
+
+def _exit_code(errors: list[Exception]) -> int | None:
+    """What the launcher is to know of errors; None where one of them is ours, whose traceback is wanted."""
+    if any(isinstance(error, PERMANENT_ERRORS) for error in errors):
+        return PERMANENT_EXIT_CODE
+    if any(map(is_no_space, errors)):
+        return NO_SPACE_EXIT_CODE
+    return 1 if all(isinstance(error, DartsError) for error in errors) else None
 
 
 def _leave(code: int) -> None:
@@ -340,7 +370,9 @@ def _leave(code: int) -> None:
     hanging = [thread.name for thread in threads if thread.is_alive()]
     if hanging:
         structlog.get_logger().error("threads_hang", threads=hanging)
-        sys.stderr.flush()
+    if hanging or code == NO_SPACE_EXIT_CODE:  # the interpreter would change the code where it cannot flush its output
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -353,7 +385,7 @@ async def _run(
     keys = load_keys(run_dir / "keys", name)
     endpoint = Endpoint(name=name, incarnation=incarnation, keys=keys, config=config.transport, mailbox=mailbox)
     runtime = Runtime(name, incarnation, run_dir, config, read_plan(run_dir), keys, mailbox, endpoint)
-    runtime.faults = faults
+    runtime.faults, runtime.patience = faults, Patience(config.telemetry.no_space_timeout_s)
     if config.telemetry.trace:
         path, max_bytes = trace_path(run_dir, name, incarnation), int(config.telemetry.trace_max_mb * 1e6)
         has_samples = config.telemetry.trace_samples
@@ -368,9 +400,8 @@ async def _run(
         await endpoint.close()
 
 
-def _leaves(group: BaseExceptionGroup[DartsError]) -> list[DartsError]:
-    """The errors of a nested group."""
-    errors: list[DartsError] = []
-    for error in group.exceptions:
-        errors += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return errors
+def _leaves(error: Exception) -> list[Exception]:
+    """The errors of a nested group, or the one."""
+    if not isinstance(error, ExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in _leaves(inner)]

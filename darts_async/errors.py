@@ -65,6 +65,10 @@ class CheckpointError(DartsError):
     """A checkpoint is missing, torn, or of another model."""
 
 
+class NoSpaceError(DartsError):
+    """A file system is full. The message names it, and how much is free."""
+
+
 class ProcessDiedError(DartsError):
     """A process of the run ended when it should not have."""
 
@@ -75,3 +79,7 @@ same one."""
 
 PERMANENT_EXIT_CODE = 78
 """Exit code of a process that ends by one of them (EX_CONFIG of sysexits.h)."""
+
+NO_SPACE_EXIT_CODE = 75
+"""Exit code of a process that a full file system has ended (EX_TEMPFAIL of sysexits.h): it goes on when there is
+room."""

@@ -526,6 +526,7 @@ class ProcessStatus(Message, frozen=True):
     uptime_s: float
     busy_s: dict[str, float]
     loop_lag_s: float  # the longest the event loop was held since the last status
+    hindrance: str = ""  # what it waits for that only the user can give, such as room on a full disk
 
 
 class StepCompleted(Message, frozen=True):

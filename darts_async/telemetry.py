@@ -5,27 +5,77 @@ otherwise look busy or idle by chance.
 """
 
 import contextlib
+import json
+import os
 import time
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
-from darts_async.trace import Trace, Value
+from darts_async.disk import append_whole
+from darts_async.errors import NoSpaceError
+from darts_async.trace import Trace, Value, older_path
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30}
 
 
+class LogFile:
+    """A log of bounded size that never ends its process.
+
+    Once half of its bound is reached, it becomes the older one (`older_path`), in the place of the one before. A line
+    that cannot be written, since the disk is full, is left out; the next one that can be is preceded by their number.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._path, self._max_bytes = path, max_bytes
+        self._file: int | None = None
+        self._is_closed = False
+        self._num_left_out = 0
+
+    def write(self, text: str) -> None:
+        """Append whole lines; they are with the operating system on return. Nothing once it is closed."""
+        if self._is_closed:
+            return
+        before = json.dumps({"event": "lines_left_out", "number": self._num_left_out}) + "\n"
+        try:
+            self._append(((before if self._num_left_out else "") + text).encode(errors="backslashreplace"))
+            self._num_left_out = 0
+        except (OSError, NoSpaceError):
+            self._num_left_out += 1
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._is_closed = True
+        self._put_down()
+
+    def _put_down(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _append(self, data: bytes) -> None:
+        if self._file is None:
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        append_whole(self._file, data, self._path)
+        if os.fstat(self._file).st_size > self._max_bytes // 2:
+            self._put_down()
+            os.replace(self._path, older_path(self._path))
+
+
 @contextlib.contextmanager
-def logging_to(path: Path, *, process: str, level: str) -> Iterator[None]:
-    """Send every structlog event of this process to `path`, one JSON object per line."""
+def logging_to(path: Path, *, process: str, level: str, max_mb: float) -> Iterator[None]:
+    """Send every structlog event of this process to `path`, one JSON object per line; `max_mb` bounds it."""
 
     def add_process(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event["process"] = process
         return event
 
-    with path.open("a", buffering=1, encoding="utf-8") as file:
+    with contextlib.closing(LogFile(path, int(max_mb * 1e6))) as file:
         structlog.configure(
             processors=[
                 structlog.contextvars.merge_contextvars,
@@ -36,9 +86,12 @@ def logging_to(path: Path, *, process: str, level: str) -> Iterator[None]:
                 structlog.processors.JSONRenderer(default=str),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-            logger_factory=structlog.WriteLoggerFactory(file=file),
+            logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, file)),
         )
-        yield
+        try:
+            yield
+        finally:
+            structlog.reset_defaults()
 
 
 class _Intervals:

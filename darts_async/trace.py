@@ -97,8 +97,8 @@ def trace_path(run_dir: Path, process: str, incarnation: int) -> Path:
 
 
 def older_path(path: Path) -> Path:
-    """Where the file goes that was full."""
-    return path.with_suffix(".old.msgpack")
+    """Where the file goes that was full: a trace, or a log."""
+    return path.with_suffix(f".old{path.suffix}")
 
 
 def read_records(path: Path) -> Iterator[AnyRecord]:

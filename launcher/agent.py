@@ -116,7 +116,8 @@ def main() -> None:
     name = agent_name(arguments.node)
     config = RunConfig.model_validate(yaml.safe_load((arguments.run_dir / CONFIG_FILE).read_text()))
     log_path = arguments.run_dir / LOGS_DIR / f"{file_stem(name)}.jsonl"
-    with logging_to(log_path, process=name, level=config.telemetry.log_level):
+    telemetry = config.telemetry
+    with logging_to(log_path, process=name, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
         try:
             uvloop.run(_run(arguments, config))
         except* DartsError as group:

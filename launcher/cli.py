@@ -11,16 +11,20 @@ the file of a run.
 
 import asyncio
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from darts_async.config import RunConfig
-from darts_async.errors import TransportError
+from darts_async.disk import is_no_space
+from darts_async.errors import NoSpaceError, TransportError
 from darts_async.faults import VARIABLE, parse_faults
 from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
 from darts_async.transport import create_run_keys
@@ -38,6 +42,7 @@ from launcher.problems import InputError, missing_screen, problem_screen
 from launcher.run import run as carry_out
 from launcher.rundir import KEYS_DIR, SUMMARY_FILE, create_run_dir, run_dir_name, write_inputs
 from launcher.summary import Summary, summary_screen
+from launcher.terminal import Screen, accept_any_text, show_traceback
 from launcher.verbs import VERBS, bad_input
 from launcher.view import make_display
 
@@ -74,7 +79,12 @@ for _verb in VERBS:
 
 def main() -> None:
     """Entry point of `darts-launch`."""
-    app(prog_name="darts-launch")
+    accept_any_text()
+    try:
+        app(prog_name="darts-launch")
+    except Exception as error:  # noqa: BLE001 - the end of the process: a mistake of ours, shown as Python would
+        show_traceback(error)
+        sys.exit(FAILED)
 
 
 @app.command(_DEFAULT_VERB)
@@ -89,9 +99,9 @@ def run_command(
     """
     config, _ = _checked(file, starts=not dry_run)
     if dry_run:
-        Console().print(dry_run_screen(config, _plan(config, config.runs_path / run_dir_name(config.name))))
+        Screen().print(dry_run_screen(config, _plan(config, config.runs_path / run_dir_name(config.name))))
         return
-    with outliving_readers():
+    with outliving_readers(), _room_wanted():
         outcome, summary = _run(config)
         _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
@@ -109,7 +119,7 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The 
                 os.chdir(directory)
             past = read_past(found, read_plan(found))
             config, _ = _checked(found / CONFIG_FILE, starts=True)
-            with outliving_readers():
+            with outliving_readers(), _room_wanted():
                 outcome, summary = _conduct(config, _plan(config, found), found, past)
                 _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
@@ -120,7 +130,8 @@ def validate(file: RunFile) -> None:
     """Check FILE.yaml and everything it names, and start nothing."""
     _, findings = _checked(file, starts=False)
     told = f": {findings.prompts}" if findings.prompts is not None else ""
-    Console().print(f"[green]✓[/] {file} {'is valid' if findings.problems else 'can be run'}{told}", highlight=False)
+    said = f"{file} {'is valid' if findings.problems else 'can be run'}{told}"
+    Screen().print(Text.assemble(("✓ ", "green"), said), soft_wrap=True)
 
 
 def _limits(config: RunConfig) -> Limits:
@@ -128,6 +139,7 @@ def _limits(config: RunConfig) -> Limits:
         finish_s=config.learner.finish_timeout_s,
         save_s=config.learner.stop_timeout_s,
         no_progress_s=config.telemetry.no_progress_timeout_s,
+        no_space_s=config.telemetry.no_space_timeout_s,
     )
 
 
@@ -146,14 +158,14 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, Findings]:
         if refused:
             raise InputError(file, refused)
     except InputError as error:
-        Console(stderr=True).print(problem_screen(error))
+        Screen(stderr=True).print(problem_screen(error))
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     if problems:
-        Console(stderr=True).print(missing_screen(file, problems))
+        Screen(stderr=True).print(missing_screen(file, problems))
     if findings.prompts is not None and findings.prompts.num_left_out:
-        Console(stderr=True).print(f"[yellow]![/] {findings.prompts}", highlight=False)
+        Screen(stderr=True).print(Text.assemble(("! ", "yellow"), str(findings.prompts)), soft_wrap=True)
     return config, findings
 
 
@@ -172,7 +184,7 @@ def _run(config: RunConfig) -> tuple[Outcome, Summary]:
 def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
     write_inputs(run_dir, config, plan)
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the life before
-    display = make_display(Console())
+    display = make_display(Screen())
     try:
         control = partial(open_control, plan, run_dir, config.transport, past.life)
         return asyncio.run(
@@ -186,11 +198,22 @@ def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tup
 
 
 def _show_end(outcome: Outcome, summary: Summary) -> None:
-    Console().print(summary_screen(summary))
+    Screen().print(summary_screen(summary))
     if outcome.status == "failed":
-        Console(stderr=True).print(failure_screen(outcome, Path(summary.run_dir)))
+        Screen(stderr=True).print(failure_screen(outcome, Path(summary.run_dir)))
+
+
+@contextmanager
+def _room_wanted() -> Iterator[None]:
+    """Ends with a message where the disk does not take what a run begins with."""
+    try:
+        yield
+    except (OSError, NoSpaceError) as error:
+        if not is_no_space(error):
+            raise
+        _give_up(f"the run cannot begin: {error}")
 
 
 def _give_up(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[red]✗[/] {message}", highlight=False)
+    Screen(stderr=True).print(Text.assemble(("✗ ", "red"), message), soft_wrap=True)
     raise typer.Exit(FAILED)

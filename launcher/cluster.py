@@ -4,6 +4,9 @@ The text is parsed once into nodes, which know their lines; the plain values mad
 `RunConfig`. So a message can name the line of a setting even though the validator never saw the file. Two
 rules of YAML 1.1 that surprise are changed: a key that stands twice is an error (the parser would let the
 last one win), and `5e-4` is a number (the parser would make it a text).
+
+A file is small, and stays so when its aliases are written out: a few lines of aliases of aliases may stand for more
+values than any machine holds, so they are counted before they are followed.
 """
 
 import difflib
@@ -18,6 +21,11 @@ from pydantic_core import ErrorDetails
 
 from darts_async.config import RunConfig
 from launcher.problems import InputError, Problem, shown
+
+MAX_FILE_BYTES = 1 << 20
+"""The longest file that is read; one with every setting has a hundredth of that."""
+MAX_VALUES = 100_000
+"""The most values of a file, aliases written out."""
 
 Place = tuple[str | int, ...]
 """Path of a value in the file: keys and list positions."""
@@ -55,7 +63,12 @@ def parse_config(text: str, path: Path) -> RunConfig:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            fix = "give the YAML file of a run"
+            raise InputError(path, (Problem("", f"is longer than {MAX_FILE_BYTES:,} bytes", fix=fix),))
+        return data.decode()
     except FileNotFoundError as error:
         raise InputError(path, (_missing_file(path),)) from error
     except (OSError, UnicodeDecodeError) as error:
@@ -76,17 +89,55 @@ def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Place, int], tup
         node = loader.get_single_node()
         if node is None:
             raise InputError(path, (Problem("", "the file is empty", fix="start from configs/quickstart.yaml"),))
+        if (problem := _too_many_values(node)) is not None:
+            raise InputError(path, (problem,))
         if not isinstance(node, yaml.MappingNode):
-            found = shown(loader.construct_document(node))
+            found = shown(_values(loader, node, path))
             raise InputError(path, (Problem("", "is not a mapping", found, "write `section:` with keys below it", 1),))
         places = dict(_places(node, ()))
         repeated = tuple(_repeated(node, ()))
-        data = loader.construct_document(node)
+        data = _values(loader, node, path)
     except yaml.YAMLError as error:
         raise InputError(path, (_syntax_problem(error),)) from error
     except RecursionError as error:  # an alias inside its own anchor, or hundreds of brackets
         raise InputError(path, (Problem("", "is nested without end", fix="write values out"),)) from error
     return data, places, repeated
+
+
+def _values(loader: _Loader, node: yaml.Node, path: Path) -> Any:
+    try:
+        return loader.construct_document(node)
+    except ValueError as error:  # a date that is none, a number with thousands of digits
+        raise InputError(path, (Problem("", f"holds a value that cannot be read: {error}"),)) from error
+
+
+def _too_many_values(root: yaml.Node) -> Problem | None:
+    """The innermost value that stands for too many once aliases are written out. The parser has one node for an alias
+    and its anchor, so each is counted once, and a node within itself never (`RecursionError`)."""
+    counts: dict[int, int] = {}
+
+    def count(node: yaml.Node) -> yaml.Node | None:
+        """The culprit, if there is one; otherwise the node is in `counts`."""
+        if id(node) in counts:
+            return None
+        inner = _inner(node)
+        culprit = next((found for each in inner if (found := count(each)) is not None), None)
+        counts[id(node)] = 1 + sum(counts.get(id(each), 0) for each in inner)
+        return culprit or (node if counts[id(node)] > MAX_VALUES else None)
+
+    culprit = count(root)
+    if culprit is None:
+        return None
+    line, fix = culprit.start_mark.line + 1, "write fewer aliases (`*name`) of aliases"
+    return Problem(
+        "", f"stands for more than {MAX_VALUES:,} values once its aliases are written out", fix=fix, line=line
+    )
+
+
+def _inner(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [each for pair in node.value for each in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def _places(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:

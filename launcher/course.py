@@ -4,7 +4,8 @@
        |---a signal------------------> stopping --------> leaving --all gone or killed----------> stopped
        |---a process ends for good,--> stopping --------> leaving --all gone or killed----------> failed
        |   or never reports
-       `---a process ends or hangs---> running, without it for a while (see `restarts` and `liveness`)
+       |---a process ends or hangs---> running, without it for a while (see `restarts` and `liveness`)
+       `---a process finds the disk full---> running, without steps, until there is room or it takes too long
 
 In `stopping` only the shaper has been told: it cancels what is decoded and accounts for it, which it can only do
 while the others live. Its `RunFinished`, its death or a deadline lead on to `leaving`, where all are told. What is
@@ -18,7 +19,7 @@ from typing import Literal
 from darts_async.protocol import ProcessStatus
 from darts_async.topology import RunPlan
 from launcher.liveness import Liveness
-from launcher.restarts import EndRun, LeaveDown, Restarts, StartAgain
+from launcher.restarts import AwaitRoom, EndRun, LeaveDown, Restarts, StartAgain
 from launcher.supervisor import ProcessExit
 
 Status = Literal["finished", "stopped", "failed"]
@@ -47,6 +48,8 @@ class Limits:
     """Between SIGTERM and SIGKILL for those that did not listen."""
     no_progress_s: float = 1800.0
     """A run without a step or an evaluation for this long has failed, however alive its processes look."""
+    no_space_s: float = 86400.0
+    """A run that waits for room on the disk for this long has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ class Lost:
 
     ended: ProcessExit
     restart_at_s: float | None
+    needs_room: bool = False
+    """It is started no sooner than there is room on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +157,8 @@ class Course:
         self._running: set[str] = set()
         self._progress_at_s = now_s
         self._warned = False
+        self._hindered: set[str] = set()  # processes that live, and wait for room on the disk
+        self._no_room_since_s: float | None = None  # the first wait for room since there was a step
         self._deadline_s: float | None = None
         self._saved_by_s = 0.0
         """The learner alone is waited for until then."""
@@ -203,14 +210,17 @@ class Course:
 
     def reported(self, name: str, status: ProcessStatus, now_s: float) -> list[Action]:
         """A process is up and has said so."""
+        notices = self._watch_hindrance(name, status.hindrance)
         self._silent_since_s.pop(name, None)
         if name not in self._stopping:
             self._liveness.heard(name, status, now_s)
         if status.state in NOT_SERVING:
-            return []
+            return notices
         self._restarts.served(name)
         since_s = self._away_since_s.pop(name, None)
-        return [] if since_s is None else [Serves(name, self._restarts.incarnation(name), now_s - since_s)]
+        if since_s is None:
+            return notices
+        return [*notices, Serves(name, self._restarts.incarnation(name), now_s - since_s)]
 
     def refused(self, name: str, incarnation: int, reason: str) -> list[Action]:
         """This incarnation of a process, or one that there has never been, sends what cannot be meant: it is killed,
@@ -244,7 +254,12 @@ class Course:
 
     def progressed(self, now_s: float) -> None:
         """A step was taken, or an evaluation was completed."""
-        self._progress_at_s, self._warned = now_s, False
+        self._progress_at_s, self._warned, self._no_room_since_s = now_s, False, None
+
+    @property
+    def needs_room(self) -> bool:
+        """Whether a process is started again as soon as there is room on the disk."""
+        return self._restarts.needs_room
 
     def finished(self, reason: str, now_s: float) -> list[Action]:
         """The shaper says that nothing is left to do: all steps are taken, or it was told to stop."""
@@ -264,14 +279,15 @@ class Course:
         """Wait for nobody any more."""
         self._deadline_s = self._saved_by_s = now_s
 
-    def exited(self, ended: ProcessExit, now_s: float) -> list[Action]:
-        """A process has ended: unexpected while the run goes on."""
+    def exited(self, ended: ProcessExit, now_s: float, cause: str = "") -> list[Action]:
+        """A process has ended: unexpected while the run goes on. `cause`: its last words, or how the disk stands."""
+        self._hindered.discard(ended.name)
         self._running.discard(ended.name)
         self._silent_since_s.pop(ended.name, None)
         self._liveness.forget(ended.name)
         self._stopping.discard(ended.name)
         if self.outcome is None:
-            return self._lose(ended, str(ended), now_s)
+            return self._lose(ended, f"{ended}: {cause}" if cause else str(ended), now_s)
         return self._leave() if ended.name in self._shapers else []
 
     def overdue(self) -> None:
@@ -279,10 +295,12 @@ class Course:
         if self.outcome is not None and self.outcome.status == "finished" and self._running:
             names = sorted(self._running)
             reason = f"{', '.join(names)} did not leave within {self._limits.finish_s:.0f} s after the last step"
+            if self._hindered:
+                reason += ": there is no room on the disk"
             self.outcome = Outcome("failed", reason, names[0])
 
-    def tick(self, now_s: float) -> list[Action]:
-        """Look at the clock: processes that never reported, and steps that do not come."""
+    def tick(self, now_s: float, *, has_room: bool = True) -> list[Action]:
+        """Look at the clock: processes that never reported, and steps that do not come. `has_room`: the disk has."""
         if self.outcome is not None:
             return self._leave() if self._leave_at_s is not None and now_s >= self._leave_at_s else []
         actions: list[Action] = []
@@ -296,8 +314,9 @@ class Course:
             actions += self._kill(name, f"it {reason}")
         for name, reason in self._liveness.hanging(now_s):
             actions += self._kill(name, reason)
-        actions += [Start(name, self._restarts.incarnation(name)) for name in self._restarts.take_due(now_s)]
-        return actions + self._watch_progress(now_s)
+        due = self._restarts.take_due(now_s, has_room=has_room)
+        actions += [Start(name, self._restarts.incarnation(name)) for name in due]
+        return actions + self._watch_room(now_s) + self._watch_progress(now_s)
 
     def _kill(self, name: str, reason: str) -> list[Action]:
         """Its exit follows; nothing else is expected of it."""
@@ -320,11 +339,37 @@ class Course:
                 others = f" with {', '.join(to_end)}" if to_end else ""
                 drops = [action for name in to_end for action in self._drop(name)]
                 return [Lost(ended, now_s + delay_s), *drops, Notice(f"{reason}; it is started {when}{others}")]
+            case AwaitRoom(to_end=to_end):
+                self._away_since_s.setdefault(ended.name, now_s)
+                drops = [action for name in to_end for action in self._drop(name)]
+                lost = Lost(ended, now_s, needs_room=True)
+                return [lost, *drops, Notice(f"{reason}; it waits for room and is then started again")]
             case LeaveDown(reason=why):
                 self._away_since_s.setdefault(ended.name, now_s)
                 return [Lost(ended, None), Notice(f"{reason}; the run goes on without it: {why}")]
             case EndRun(reason=why):
                 return self._cut_short(Outcome("failed", f"{reason}: {why}", ended.name), now_s)
+
+    def _watch_hindrance(self, name: str, hindrance: str) -> list[Action]:
+        """Say when a process begins to wait for room, and when it has it."""
+        if bool(hindrance) == (name in self._hindered):
+            return []
+        if hindrance:
+            self._hindered.add(name)
+            return [Notice(f"{hindrance}: {name} waits for room")]
+        self._hindered.discard(name)
+        return [Notice(f"{name} has room on the disk again")]
+
+    def _watch_room(self, now_s: float) -> list[Action]:
+        """While the disk is full no step is to be expected, but not without end."""
+        if not (self._restarts.needs_room or self._hindered):
+            return []
+        since_s = self._no_room_since_s = now_s if self._no_room_since_s is None else self._no_room_since_s
+        self._progress_at_s = now_s
+        if now_s - since_s < self._limits.no_space_s:
+            return []
+        reason = f"there was no room on the disk for {now_s - since_s:.0f} s (telemetry.no_space_timeout_s)"
+        return self._cut_short(Outcome("failed", reason), now_s)
 
     def _watch_progress(self, now_s: float) -> list[Action]:
         idle_s = now_s - self._progress_at_s

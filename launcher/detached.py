@@ -19,10 +19,11 @@ from pathlib import Path
 import psutil
 
 from darts_async.errors import DeadlineError
+from launcher.logs import last_lines
 from launcher.node_record import find_process, read_node_record, runs
 from launcher.rundir import LOGS_DIR
 from launcher.scratch import owner_of, remove_all
-from launcher.supervisor import keeper_name, last_lines
+from launcher.supervisor import keeper_name
 
 KILLED_WITHIN_S = 20.0
 _POLL_S = 0.025

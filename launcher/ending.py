@@ -8,15 +8,16 @@ from rich.text import Text
 
 from darts_async.topology import file_stem
 from launcher.course import Outcome
+from launcher.logs import last_lines
 from launcher.rundir import LOGS_DIR
-from launcher.supervisor import last_lines
+from launcher.terminal import printable
 
 _NUM_LINES = 15
 
 
 def failure_screen(outcome: Outcome, run_dir: Path) -> RenderableType:
     """The reason, and the end of the culprit's log."""
-    title = Text.assemble(("✗ ", "red"), ("the run failed: ", "bold"), outcome.reason)
+    title = Text.assemble(("✗ ", "red"), ("the run failed: ", "bold"), printable(outcome.reason))
     parts: list[RenderableType] = [title]
     if outcome.culprit is not None:
         logs_dir = run_dir / LOGS_DIR

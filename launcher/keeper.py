@@ -28,7 +28,7 @@ from pathlib import Path
 
 import structlog
 
-from darts_async.errors import ProtocolError
+from darts_async.errors import NoSpaceError, ProtocolError
 from darts_async.faults import install, present
 from darts_async.protocol import Message
 from darts_async.spawn import module_command, spawn
@@ -36,6 +36,7 @@ from darts_async.telemetry import logging_to
 from darts_async.topology import agent_name, file_stem
 from launcher.channel import Channel
 from launcher.detached import detach, end_keeper
+from launcher.logs import last_lines
 from launcher.node_record import (
     NODES_DIR,
     NodeRecord,
@@ -57,9 +58,10 @@ from launcher.orders import (
     StopProcess,
     ToKeeper,
 )
+from launcher.outputs import bound_outputs
 from launcher.rundir import LOGS_DIR, inode_of
 from launcher.scratch import owner_of, remove_all
-from launcher.supervisor import ProcessExit, ProcessRecord, Supervisor, keeper_name, last_lines, start_time_s
+from launcher.supervisor import ProcessExit, ProcessRecord, Supervisor, keeper_name, start_time_s
 
 AGENT_SILENT_S = 20.0
 """An agent that has not given a sign of life for this long hangs."""
@@ -75,6 +77,7 @@ _BACKOFF_S = (0.05, 5.0)
 _LONG_LIFE_S = 60.0
 _TICK_S = 0.25
 _NUM_LAST_WORDS = 8
+_DISK_EVERY_S = 5.0
 
 log = structlog.get_logger()
 
@@ -90,12 +93,15 @@ class Keeper:
         life: int,
         lease_s: float,
         supervisor: Supervisor,
+        log_max_mb: float = 64.0,
         came_up: Callable[[], None] | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._node = node
         self._lease_s = lease_s
         self._supervisor = supervisor
+        self._output_max_bytes = int(log_max_mb * 1e6)
+        self._is_unrecorded = False
         before = read_node_record(run_dir, node)
         install(keeper_name(node), 1 if before is None else 2)
         self._before = before
@@ -132,8 +138,10 @@ class Keeper:
             exits = tasks.create_task(self._report_exits(), name="report exits")
             agent = tasks.create_task(self._keep_agent(), name="keep the agent")
             lease = tasks.create_task(self._watch_lease(), name="watch the lease")
+            disk = tasks.create_task(self._watch_disk(), name="watch the disk")
             await self._over.wait()
             lease.cancel()
+            disk.cancel()
             await self._supervisor.stop_all(self._grace_s)
             exits.cancel()
             for ended in self._supervisor.take_exits():
@@ -298,10 +306,25 @@ class Keeper:
                 log.error("lease_is_over", silent_s=silent_s, lease_s=lease_s)
                 self._end(GRACE_S)
 
+    async def _watch_disk(self) -> None:
+        """Bound what is printed; write the record that a full disk did not take."""
+        while True:
+            await asyncio.sleep(_DISK_EVERY_S)
+            names = (self._me.name, agent_name(self._node), *self._newest)
+            await asyncio.to_thread(bound_outputs, self._run_dir / LOGS_DIR, names, self._output_max_bytes)
+            if self._is_unrecorded:
+                self._write_record()
+
     def _write_record(self) -> None:
+        """For the next keeper, should this one be killed. One that a full disk does not take is written later."""
         processes = list(self._supervisor.records.values())
         record = NodeRecord(self._life, self._inode, self._me, self._agent, self._agent_incarnation, processes)
-        write_node_record(self._run_dir, self._node, record)
+        try:
+            write_node_record(self._run_dir, self._node, record)
+            self._is_unrecorded = False
+        except NoSpaceError as error:
+            log.warning("record_not_written", error=str(error))
+            self._is_unrecorded = True
 
 
 def main() -> None:
@@ -312,6 +335,7 @@ def main() -> None:
     parser.add_argument("--life", type=int, default=1, help="which start of the launcher this is")
     parser.add_argument("--kill", action="store_true", help="end the keeper that is there, and all that it has started")
     parser.add_argument("--lease-s", type=float, default=math.inf)
+    parser.add_argument("--log-max-mb", type=float, default=64.0, help="bounds each log, and what each process prints")
     parser.add_argument(
         "--detach",
         type=float,
@@ -328,7 +352,8 @@ def main() -> None:
         came_up = detach(arguments.run_dir, arguments.node, arguments.life, arguments.detach)
     name = keeper_name(arguments.node)
     log_path = arguments.run_dir / LOGS_DIR / f"{file_stem(name)}.jsonl"
-    with locked(arguments.run_dir, arguments.node) as is_the_one, logging_to(log_path, process=name, level="info"):
+    logging = logging_to(log_path, process=name, level="info", max_mb=arguments.log_max_mb)
+    with locked(arguments.run_dir, arguments.node) as is_the_one, logging:
         if not is_the_one:
             sys.exit(f"{arguments.node} has a keeper already")
         failure = asyncio.run(_keep(arguments, came_up))
@@ -339,7 +364,15 @@ def main() -> None:
 async def _keep(arguments: argparse.Namespace, came_up: Callable[[], None] | None) -> str | None:
     run_dir, node, life, lease_s = arguments.run_dir, arguments.node, arguments.life, arguments.lease_s
     async with Supervisor(run_dir / LOGS_DIR, owner_of(run_dir, node)) as supervisor:
-        keeper = Keeper(run_dir, node, life=life, lease_s=lease_s, supervisor=supervisor, came_up=came_up)
+        keeper = Keeper(
+            run_dir,
+            node,
+            life=life,
+            lease_s=lease_s,
+            supervisor=supervisor,
+            log_max_mb=arguments.log_max_mb,
+            came_up=came_up,
+        )
         await keeper.keep()
         return keeper.failure
 

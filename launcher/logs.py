@@ -1,47 +1,77 @@
-"""The logs of processes, as lines for people: what is there, and what comes."""
+"""The logs of processes, as lines for people: what is there, and what comes.
 
+A process has two logs, its structured one and what it prints. Each is bounded: when it is full it becomes the older
+one, in the place of the one before (`older_path`). A reader that follows a log reads the older one to its end first.
+"""
+
+import json
+import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from darts_async.topology import file_stem
-from launcher.supervisor import readable_line
+from darts_async.trace import older_path
+from launcher.terminal import printable
 
 _CHUNK_BYTES = 1 << 20
+_TAIL_BYTES = 16_384
+_LAST_WORDS_LINES = 50
+_LAST_WORDS_CHARS = 300
+_FRESH_S = 60.0
+"""What a process printed longer ago says nothing about its end."""
 
 
 @dataclass(slots=True)
 class LogTail:
-    """The end of one file, which grows and need not exist yet."""
+    """The end of one log, which grows and need not exist yet."""
 
     path: Path
     label: str
+    _inode: int | None = None
+    """Of the file that was read last."""
     _offset: int = 0
     _torn: bytes = field(default=b"")
 
     def new_lines(self) -> Iterator[str]:
-        """The whole lines that have come since the last call, at most a chunk of them."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read(_CHUNK_BYTES)
-        except FileNotFoundError:
-            return
-        self._offset += len(data)
-        *lines, self._torn = (self._torn + data).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield f"{self.label}  {readable_line(line.decode(errors='replace')).rstrip()}"
+        """The whole lines that have come since the last call, at most a chunk of them from each file."""
+        for path in (older_path(self.path), self.path):
+            for line in self._read(path, is_older=path != self.path):
+                yield from self._shown(line)
 
     def skip_to_last(self, num_lines: int) -> list[str]:
         """Read what is there; the last lines of it."""
         kept: deque[str] = deque(maxlen=num_lines)
-        read_to = -1
-        while read_to != self._offset:
-            read_to = self._offset
+        read_to: tuple[int | None, int] | None = None
+        while read_to != (self._inode, self._offset):
+            read_to = self._inode, self._offset
             kept.extend(self.new_lines())
         return list(kept)
+
+    def _read(self, path: Path, *, is_older: bool) -> list[bytes]:
+        try:
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if is_older and self._inode not in (None, found.st_ino):
+                    return []  # read before
+                if found.st_ino != self._inode or found.st_size < self._offset:
+                    self._inode, self._offset, self._torn = found.st_ino, 0, b""
+                file.seek(self._offset)
+                data = file.read(_CHUNK_BYTES)
+        except FileNotFoundError:
+            return []
+        self._offset += len(data)
+        *lines, self._torn = (self._torn + data).split(b"\n")
+        if len(self._torn) > _CHUNK_BYTES:  # it may never end
+            lines, self._torn = [*lines, self._torn], b""
+        return lines
+
+    def _shown(self, line: bytes) -> Iterator[str]:
+        for part in readable_line(line.decode(errors="replace")).splitlines():
+            if part.strip():
+                yield f"{self.label}  {printable(part).rstrip()}"
 
 
 def log_tails(logs_dir: Path, names: tuple[str, ...]) -> list[LogTail]:
@@ -52,3 +82,52 @@ def log_tails(logs_dir: Path, names: tuple[str, ...]) -> list[LogTail]:
         for name in names
         for suffix in (".jsonl", ".out")
     ]
+
+
+def last_lines(logs_dir: Path, name: str, count: int) -> list[str]:
+    """The last lines a process left: of its structured log, then of its output, without empty ones."""
+    stem = logs_dir / file_stem(name)
+    logged = [part for line in _tail(stem.with_suffix(".jsonl"), count) for part in readable_line(line).splitlines()]
+    return [printable(line) for line in (logged + _tail(stem.with_suffix(".out"), count))[-count:]]
+
+
+def last_words(logs_dir: Path, name: str) -> str:
+    """Why a process that has just ended did so, by what it printed last: on one line, and empty if it said nothing."""
+    path = logs_dir / f"{file_stem(name)}.out"
+    try:
+        if time.time() - path.stat().st_mtime > _FRESH_S:
+            return ""
+    except OSError:
+        return ""
+    lines = _tail(path, _LAST_WORDS_LINES)
+    said = [line.removeprefix(f"{name}: ") for line in lines if line.startswith(f"{name}: ")]
+    plain = [line.strip(" |") for line in lines if line.strip(" |+-^~")]  # of a group: framed
+    return printable((said or plain or [""])[-1])[:_LAST_WORDS_CHARS]
+
+
+def readable_line(line: str) -> str:
+    """A line of the structured log as `level event key=value`."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    if not isinstance(fields, dict):
+        return line
+    head = [str(fields.pop(key)) for key in ("level", "event") if key in fields]
+    rest = [f"{key}={value}" for key, value in fields.items() if key not in ("timestamp", "process")]
+    return " ".join(head + rest)
+
+
+def _tail(path: Path, count: int) -> list[str]:
+    """Of a log and, before it, of its older one."""
+    text = "".join(_end_of(each) for each in (older_path(path), path))
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
+def _end_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

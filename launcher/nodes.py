@@ -108,7 +108,7 @@ def _backend(config: RunConfig, node: NodeConfig, run_dir: Path) -> Backend:
 def agent_command(config: RunConfig, run_dir: Path, node: str, *, life: int) -> AgentCommand:
     """What is run on a node: its keeper, which starts its agent. Away from this machine it goes on by itself, under a
     lease."""
-    options = ["--life", str(life)]
+    options = ["--life", str(life), "--log-max-mb", str(config.telemetry.log_max_mb)]
     if node != local_node(config).name:
         options += ["--detach", str(COMES_UP_WITHIN_S), "--lease-s", str(config.network.lease_s)]
     return keeper_command(config, run_dir, node, *options)

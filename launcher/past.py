@@ -22,6 +22,7 @@ from darts_async.errors import ConfigError
 from darts_async.topology import RunPlan
 from launcher.evaluation import Evaluation
 from launcher.live import record_of
+from launcher.progress import SHOWN_METRICS
 from launcher.rundir import EVENTS_FILE, LOCK_FILE, METRICS_FILE, RunRecord
 from launcher.steps import StepLine
 
@@ -94,7 +95,8 @@ def _past(record: RunRecord, plan: RunPlan, events: list[dict[str, Any]], metric
 
 
 def _step(line: dict[str, Any]) -> StepLine:
-    return StepLine(line["step"], {k: v for k, v in line.items() if k not in ("type", "step", "elapsed_s")})
+    """What a view of the run goes on from; a long run has many."""
+    return StepLine(line["step"], {name: line[name] for name in SHOWN_METRICS if name in line})
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,8 @@
-"""What the live view shows, as plain data: updated by messages, rendered by `view`, read by `summary`."""
+"""What the live view shows, as plain data: updated by messages, rendered by `view`, read by `summary`.
+
+Its size does not grow with the number of steps: of a metric that is shown there is a `Trend`, of an evaluation the
+summary, and the samples of the first and the last one alone. All that was measured is in `metrics.jsonl`.
+"""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -6,8 +10,9 @@ from dataclasses import dataclass, field
 
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
 from darts_async.topology import RunPlan
-from launcher.evaluation import Evaluation
+from launcher.evaluation import Evaluation, EvaluationSummary
 from launcher.steps import StepLine
+from launcher.terminal import printable
 
 REWARD_METRIC = "reward/pool_mean"
 LENGTH_METRIC = "length/pool_mean"
@@ -17,8 +22,41 @@ STALENESS_METRIC = "staleness/mean"
 IDLE_STAGE = "idle"
 """Key of `busy_s` for the time in which no stage was under way; without it, what the stages leave of the uptime."""
 
+SHOWN_METRICS = (REWARD_METRIC, LENGTH_METRIC)
 _MAX_NOTICES = 4
+MAX_POINTS = 80
 _RATE_WINDOW_S = 5.0
+
+
+@dataclass(slots=True)
+class Trend:
+    """The course of a metric in a bounded number of points: the mean of every so many steps, twice as many each time
+    that the points become too many. A step that is taken again counts again."""
+
+    first: float | None = None
+    last: float | None = None
+    _steps_per_point: int = 1
+    _points: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """Sum and number of values, by point."""
+
+    def add(self, step: int, value: float) -> None:
+        """The metric of a step."""
+        self.first = value if self.first is None else self.first
+        self.last = value
+        self._put(step // self._steps_per_point, value, 1)
+        if len(self._points) > MAX_POINTS:
+            points, self._points = self._points, {}
+            self._steps_per_point *= 2
+            for point, (total, number) in points.items():
+                self._put(point // 2, total, number)
+
+    def values(self) -> list[float]:
+        """From the first step to the last."""
+        return [total / number for _, (total, number) in sorted(self._points.items())]
+
+    def _put(self, point: int, total: float, number: int) -> None:
+        before = self._points.get(point, (0.0, 0))
+        self._points[point] = before[0] + total, before[1] + number
 
 
 @dataclass(slots=True)
@@ -78,7 +116,7 @@ class ProcessRow:
 
     def update(self, status: ProcessStatus) -> None:
         """Take a heartbeat."""
-        self.state, self.policy_version = status.state, status.policy_version
+        self.state, self.policy_version = printable(status.state), status.policy_version
         self.num_tokens, self.num_in_flight = status.num_tokens, status.num_in_flight
         self.uptime_s, self.busy_s = status.uptime_s, status.busy_s
         self.loop_lag_max_s = max(self.loop_lag_max_s, status.loop_lag_s)
@@ -104,8 +142,10 @@ class RunView:
         self._num_steps_before = 0
         self.first_step_at_s: float | None = None
         self.last_step_at_s: float | None = None
-        self.lines: dict[int, StepLine] = {}  # by step: bounded by learner.steps
-        self.evaluations: dict[int, Evaluation] = {}  # by version, ascending
+        self.trends = {metric: Trend() for metric in SHOWN_METRICS}
+        self.evaluations: dict[int, EvaluationSummary] = {}  # by version, ascending
+        self.first_evaluation: Evaluation | None = None
+        self.last_evaluation: Evaluation | None = None
         self.finished: RunFinished | None = None
         self.notices: deque[str] = deque(maxlen=_MAX_NOTICES)
 
@@ -116,11 +156,10 @@ class RunView:
         for name, incarnation in first_incarnations.items():
             self.rows[name].first_incarnation = incarnation
         for line in lines:
-            known = self.lines.get(line.step)
-            self.lines[line.step] = StepLine(line.step, {**(known.metrics if known else {}), **line.metrics})
-        self.num_steps = self._num_steps_before = max(self.lines, default=-1) + 1
-        for evaluation in sorted(evaluations, key=lambda each: each.policy_version):
-            self.evaluations[evaluation.policy_version] = evaluation
+            self._remember(line)
+        self._num_steps_before = self.num_steps
+        for evaluation in evaluations:
+            self._keep_evaluation(evaluation)
 
     def take_start(self, name: str, incarnation: int) -> None:
         """A process was started again."""
@@ -132,11 +171,10 @@ class RunView:
 
     def take_step(self, line: StepLine, now_s: float) -> bool:
         """The metrics of an optimiser step; steps count from 0. Returns whether the step is new."""
-        known = self.lines.get(line.step)
-        self.lines[line.step] = StepLine(line.step, {**known.metrics, **line.metrics}) if known else line
-        if known:
+        is_new = line.step >= self.num_steps
+        self._remember(line)
+        if not is_new:
             return False
-        self.num_steps = max(self.num_steps, line.step + 1)
         self.first_step_at_s = now_s if self.first_step_at_s is None else self.first_step_at_s
         self.last_step_at_s = now_s
         return True
@@ -144,18 +182,34 @@ class RunView:
     def take_evaluation(self, message: EvaluationCompleted) -> Evaluation:
         """An evaluation; a later one of the same version replaces it."""
         evaluation = Evaluation.of(message)
-        self.evaluations = dict(sorted((self.evaluations | {evaluation.policy_version: evaluation}).items()))
+        self._keep_evaluation(evaluation)
         return evaluation
+
+    def _remember(self, line: StepLine) -> None:
+        self.num_steps = max(self.num_steps, line.step + 1)
+        for metric, trend in self.trends.items():
+            if metric in line.metrics:
+                trend.add(line.step, line.metrics[metric])
+
+    def _keep_evaluation(self, evaluation: Evaluation) -> None:
+        version = evaluation.policy_version
+        self.evaluations = dict(sorted((self.evaluations | {version: evaluation.summary()}).items()))
+        if self.first_evaluation is None or version <= self.first_evaluation.policy_version:
+            self.first_evaluation = evaluation
+        if self.last_evaluation is None or version >= self.last_evaluation.policy_version:
+            self.last_evaluation = evaluation
 
     def take_exit(self, name: str, text: str, *, left_cleanly: bool) -> None:
         """A process has ended."""
         row = self.rows[name]
-        row.state, row.ended, row.num_in_flight, row.left_cleanly = text, True, 0, left_cleanly
+        row.state, row.ended, row.num_in_flight, row.left_cleanly = printable(text), True, 0, left_cleanly
 
-    def take_restart(self, name: str, at_s: float | None, now_s: float) -> None:
-        """A process that has ended now is started again then, or not."""
+    def take_restart(self, name: str, at_s: float | None, now_s: float, *, needs_room: bool = False) -> None:
+        """A process that has ended now is started again then, or as soon as the disk has room, or not."""
         row = self.rows[name]
-        row.restart_at_s = at_s
+        row.restart_at_s = None if needs_room else at_s
+        if needs_room:
+            row.state = "waits for room"
         if at_s is None:
             row.away_since_s = None
         elif row.away_since_s is None:
@@ -201,12 +255,9 @@ class RunView:
 
     def note(self, text: str) -> None:
         """Show a notice; repeated ones are shown once."""
+        text = printable(text)
         if text not in self.notices:
             self.notices.append(text)
-
-    def trend(self, metric: str) -> list[float]:
-        """The values of a metric, step by step, where it was reported."""
-        return [line.metrics[metric] for _, line in sorted(self.lines.items()) if metric in line.metrics]
 
     def remaining_s(self, now_s: float) -> float | None:
         """Time to the last step, from the mean time of the steps after the first. None before, and at the end."""

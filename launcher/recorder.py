@@ -2,33 +2,52 @@
 line."""
 
 import contextlib
+import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from darts_async.errors import NoSpaceError
 from darts_async.faults import present
 from darts_async.trace import Trace
 from launcher.course import Kill, Lost, Outcome, Serves
 from launcher.evaluation import Evaluation
 from launcher.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.progress import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
-from launcher.rundir import EVENTS_FILE, METRICS_FILE, RunRecord, RunStatus, append_line, inode_of, write_record
+from launcher.rundir import EVENTS_FILE, METRICS_FILE, RunRecord, RunStatus, append_lines, inode_of, write_record
 from launcher.steps import StepLine
 
+MAX_UNWRITTEN = 10_000
+"""Lines of each file that are kept for a disk that is full; the oldest are left out beyond that."""
 _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}
 
 
 @dataclass(frozen=True, slots=True)
 class Recorder:
-    """Times are of the caller's monotonic clock; lines hold seconds since the start of the run."""
+    """Times are of the caller's monotonic clock; lines hold seconds since the start of the run.
+
+    A line that the disk does not take is kept, and written before the next one, or by `settle`.
+    """
 
     run_dir: Path
     started_at_s: float
     trace: Trace = field(default_factory=Trace)
+    _unwritten: dict[str, deque[str]] = field(default_factory=dict)
+
+    def settle(self) -> str:
+        """Write what the disk did not take before. Returns why it still does not, or nothing."""
+        for name, lines in tuple(self._unwritten.items()):
+            try:
+                append_lines(self.run_dir / name, lines)
+            except NoSpaceError as error:
+                return str(error)
+            del self._unwritten[name]
+        return ""
 
     def step(self, line: StepLine, now_s: float) -> None:
         """Metrics of an optimiser step."""
@@ -103,14 +122,17 @@ class Recorder:
                 self._event(now_s, type="node_lost", node=node, reason=reason)
 
     def _metrics(self, now_s: float, **values: Any) -> None:
-        append_line(self.run_dir / METRICS_FILE, values | self._elapsed(now_s))
+        self._write(METRICS_FILE, values | self._elapsed(now_s))
 
     def _event(self, now_s: float, **values: Any) -> None:
         present().reach("launcher.before_event")
-        append_line(self.run_dir / EVENTS_FILE, values | self._elapsed(now_s))
-
+        self._write(EVENTS_FILE, values | self._elapsed(now_s))
         self.trace.instant(values.pop("type"), **{name: value for name, value in values.items() if value is not None})
         self.trace.flush()
+
+    def _write(self, name: str, line: dict[str, Any]) -> None:
+        self._unwritten.setdefault(name, deque(maxlen=MAX_UNWRITTEN)).append(json.dumps(line))
+        self.settle()
 
     def _elapsed(self, now_s: float) -> dict[str, float]:
         return {"elapsed_s": round(now_s - self.started_at_s, 3)}
@@ -121,6 +143,8 @@ class Ending:
     """How the run has ended, once it has."""
 
     outcome: Outcome
+    unsaid: str = ""
+    """Why `state.json` does not say it."""
 
 
 @contextlib.contextmanager
@@ -136,4 +160,7 @@ def recorded(run_dir: Path, life: int) -> Iterator[Ending]:
     try:
         yield ending
     finally:
-        write(ending.outcome.status, ending.outcome.reason, time.time())
+        try:
+            write(ending.outcome.status, ending.outcome.reason, time.time())
+        except NoSpaceError as error:
+            ending.unsaid = str(error)

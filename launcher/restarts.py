@@ -13,6 +13,9 @@ The n-th death within the window of the policy waits
 from the first end on, and with more than `intensity.max` deaths in the window the unit is exhausted. A restart by hand
 is no death.
 
+A process that a full disk has ended (its exit code says so) has not died: its unit waits for room, however often, and
+comes back after the first back-off once there is some.
+
 A unit is not started again where that cannot help: a process ended by a mistake in what the run was given (its exit
 code says so), or by an error of its own before it ever served. A kill may have come from anywhere, so one that was
 killed while it started is tried again.
@@ -27,7 +30,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from darts_async.config import RestartConfig, RolesConfig
-from darts_async.errors import PERMANENT_EXIT_CODE
+from darts_async.errors import NO_SPACE_EXIT_CODE, PERMANENT_EXIT_CODE
 from darts_async.topology import RunPlan
 
 _LEARNER = "learner"
@@ -38,6 +41,13 @@ class StartAgain:
     """It comes back after this time. The rest of its unit is to be ended, to come back with it."""
 
     delay_s: float
+    to_end: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitRoom:
+    """It comes back when the disk has room. The rest of its unit is to be ended, to come back with it."""
+
     to_end: tuple[str, ...] = ()
 
 
@@ -55,7 +65,7 @@ class EndRun:
     reason: str
 
 
-Verdict = StartAgain | LeaveDown | EndRun
+Verdict = StartAgain | AwaitRoom | LeaveDown | EndRun
 
 
 @dataclass(slots=True)
@@ -70,6 +80,8 @@ class _Unit:
     by_hand: bool = False
     """Its next end was asked for."""
     start_at_s: float | None = None
+    needs_room: bool = False
+    """It is started no sooner than there is room on the disk."""
     is_down: bool = False
     deaths_s: deque[float] = field(default_factory=deque)  # those in the window: no more than its intensity and one
 
@@ -137,6 +149,9 @@ class Restarts:
             return self._start_again(unit, 0.0, now_s)
         if code == PERMANENT_EXIT_CODE:
             return EndRun("it would end the same way again")
+        if code == NO_SPACE_EXIT_CODE:
+            unit.needs_room = True
+            return AwaitRoom(self._start_again(unit, unit.policy.backoff.initial_s, now_s).to_end)
         if unit.start_at_s is not None:  # it follows another of its unit
             return StartAgain(max(0.0, unit.start_at_s - now_s))
         if code > 0 and not unit.has_served:
@@ -157,11 +172,17 @@ class Restarts:
         self._start_again(unit, 0.0, now_s)
         return False
 
-    def take_due(self, now_s: float) -> list[str]:
+    @property
+    def needs_room(self) -> bool:
+        """Whether a unit waits for room on the disk."""
+        return any(unit.needs_room for unit in self._units)
+
+    def take_due(self, now_s: float, *, has_room: bool = True) -> list[str]:
         """The processes to start now; they count as running, as their next incarnation."""
-        due = [u for u in self._units if u.start_at_s is not None and now_s >= u.start_at_s and not u.alive]
+        waiting = [u for u in self._units if u.start_at_s is not None and now_s >= u.start_at_s and not u.alive]
+        due = [unit for unit in waiting if has_room or not unit.needs_room]
         for unit in due:
-            unit.start_at_s = None
+            unit.start_at_s, unit.needs_room = None, False
             unit.incarnation += 1
             unit.alive = set(unit.names)
         return [name for unit in due for name in unit.names]
@@ -205,5 +226,6 @@ class Restarts:
             assert not (unit.is_down and unit.start_at_s is not None), unit.names
             assert not (unit.by_hand and (unit.is_down or unit.start_at_s is not None)), unit.names
             assert not (unit.is_down and unit.alive), unit.names
+            assert not unit.needs_room or unit.start_at_s is not None, unit.names
             assert unit.alive == set(unit.names) or unit.is_down or unit.start_at_s is not None, unit.names
             assert len(unit.deaths_s) <= unit.policy.intensity.max, unit.names

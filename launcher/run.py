@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from darts_async.config import RunConfig
+from darts_async.disk import has_room, room_of
+from darts_async.errors import NO_SPACE_EXIT_CODE, NoSpaceError
 from darts_async.faults import install, present
 from darts_async.protocol import (
     EvaluationCompleted,
@@ -33,6 +35,7 @@ from darts_async.protocol import (
     Shutdown,
     StepCompleted,
 )
+from darts_async.telemetry import logging_to
 from darts_async.topology import LAUNCHER, RunPlan, agent_name
 from darts_async.trace import Trace, trace_path
 from launcher import fleet as on_nodes
@@ -57,6 +60,7 @@ from launcher.course import (
 from launcher.evaluation import evaluation_text
 from launcher.fleet import Fleet
 from launcher.interrupts import CaughtSignals, caught_signals, reason_of
+from launcher.logs import last_words
 from launcher.nodes import KeeperEnded, LaunchFailed, NodeNews, Nodes, agent_command, make_backends
 from launcher.past import NO_PAST, Past
 from launcher.plan import reports_per_step
@@ -64,7 +68,7 @@ from launcher.progress import RunView
 from launcher.recorder import Recorder, recorded
 from launcher.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
 from launcher.restarts import Restarts
-from launcher.rundir import final_model_path, write_summary
+from launcher.rundir import LOGS_DIR, final_model_path, write_summary
 from launcher.service import serving_requests
 from launcher.status import run_status
 from launcher.steps import StepLine, StepMerger
@@ -76,6 +80,7 @@ NODE_ENDS_WITHIN_S = 20.0
 """After the grace of its processes: they are killed, and the last reports are delivered."""
 LEASE_MARGIN_S = 10.0
 """A node is given up so long after its lease is over: it ends what runs there, and clocks differ."""
+LOOK_FOR_ROOM_S = 1.0
 _TICK_S = 0.25
 
 OpenControl = Callable[[], contextlib.AbstractAsyncContextManager[Control]]
@@ -100,6 +105,9 @@ class Run:
     _num_orders: int = field(default=0, init=False)
     """Signals that somebody has sent on purpose."""
     _nodes_seen: set[str] = field(default_factory=set, init=False)
+    _unwritten: str = field(default="", init=False)
+    """Why metrics and events do not come to the disk, if they do not."""
+    _look_for_room_at_s: float = field(default=0.0, init=False)
 
     async def conduct(self) -> Outcome:
         """Start everything, and return when everything has ended."""
@@ -129,8 +137,24 @@ class Run:
         for news in self.nodes.take_news():
             self._take_news(news)
         self._do(self.fleet.tick(_now_s()))
-        self._act(self.course.tick(_now_s()))
+        self._act(self.course.tick(_now_s(), has_room=self._has_room()))
+        self._settle()
         self.display.refresh(self.view, _now_s())
+
+    def _has_room(self) -> bool:
+        """Whether the disk has room, as far as anything waits for that; it is looked at once a second."""
+        if not self.course.needs_room:
+            return True
+        if (now_s := _now_s()) < self._look_for_room_at_s:
+            return False
+        self._look_for_room_at_s = now_s + LOOK_FOR_ROOM_S
+        return has_room(self.recorder.run_dir)
+
+    def _settle(self) -> None:
+        """Write down what the disk did not take before."""
+        before, self._unwritten = self._unwritten, self.recorder.settle()
+        if self._unwritten and not before:
+            self._note(f"{self._unwritten}: it is kept until there is room")
 
     async def _end(self) -> None:
         """End the nodes, and hear them out: who leaves in order waits for its last words to be acknowledged."""
@@ -142,6 +166,7 @@ class Run:
         await self.nodes.kill([node.name for node in self.fleet.nodes.values() if node.is_up])
         await self._turn(0.0)
         self._take_lines(self.merger.flush())
+        self._settle()
         self.display.refresh(self.view, _now_s())
 
     # --- events ----------------------------------------------------------------------------------------------
@@ -271,7 +296,14 @@ class Run:
         self.control.forget(ended.name)
         text = "done" if ended.code == 0 else str(ended).removeprefix(f"{ended.name} ")
         self.view.take_exit(ended.name, text, left_cleanly=ended.code == 0 and self.course.ending)
-        self._act(self.course.exited(ended, _now_s()))
+        self._act(self.course.exited(ended, _now_s(), self._cause_of(ended)))
+
+    def _cause_of(self, ended: ProcessExit) -> str:
+        """Why a process has ended, as far as it can be known; nothing of one that was killed, or left in order."""
+        run_dir = self.recorder.run_dir
+        if ended.code == NO_SPACE_EXIT_CODE:
+            return str(room_of(run_dir))
+        return last_words(run_dir / LOGS_DIR, ended.name) if ended.code > 0 else ""
 
     def _act(self, actions: list[Action]) -> None:
         for action in actions:
@@ -292,9 +324,9 @@ class Run:
                     self._do(self.fleet.kill(name))
                 case Drop(name=name):
                     self._do(self.fleet.kill(name))
-                case Lost(ended=ended, restart_at_s=at_s):
+                case Lost(ended=ended, restart_at_s=at_s, needs_room=needs_room):
                     self.recorder.lost(action, _now_s())
-                    self.view.take_restart(ended.name, at_s, _now_s())
+                    self.view.take_restart(ended.name, at_s, _now_s(), needs_room=needs_room)
                     self._tell(self.fleet.running, ProcessEnded(ended.name, ended.incarnation))
                 case Serves(name=name, away_s=away_s):
                     self.recorder.serves(action, _now_s())
@@ -361,6 +393,20 @@ async def run(
 ) -> tuple[Outcome, Summary]:
     """Carry a run out in a prepared run directory, for the first time or, with a `past`, further."""
     install(LAUNCHER, past.life)
+    log_path, telemetry = run_dir / LOGS_DIR / f"{LAUNCHER}.jsonl", config.telemetry
+    with logging_to(log_path, process=LAUNCHER, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
+        return await _carry_out(config, plan, run_dir, open_control, display, limits, past)
+
+
+async def _carry_out(
+    config: RunConfig,
+    plan: RunPlan,
+    run_dir: Path,
+    open_control: OpenControl,
+    display: Display,
+    limits: Limits,
+    past: Past,
+) -> tuple[Outcome, Summary]:
     now_s = _now_s()
     began_s = now_s - past.elapsed_s
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)
@@ -392,7 +438,12 @@ async def run(
                 ending.outcome = await it.conduct()
     trace.close()
     summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())
-    write_summary(run_dir, summary)
+    try:
+        write_summary(run_dir, summary)
+    except NoSpaceError as error:
+        display.note(str(error))
+    if ending.unsaid:
+        display.note(f"{ending.unsaid}; `darts-launch resume {run_dir}` ends the run once there is room")
     return ending.outcome, summary
 
 

@@ -10,24 +10,33 @@
     control.sock     where the running launcher takes requests; only the owner of the directory gets there
     summary.json     the totals
     keys/            one key pair per process
-    logs/            what each process printed, and its structured log
+    ledger.msgpack   what became of each sample
+    shaper.journal   where the shaper stands
+    checkpoints/     where the learner stands
+    logs/            what each process printed, and its structured log; NAME.old.* is what was before
     trace/           what each process did and when: see `darts_async.trace`
     trace.json       the same for Perfetto, once `darts-launch trace` has been called
     model/           the trained model, at the end
 
 Files that are rewritten are replaced atomically: a reader sees the old one or the new one.
+
+Logs, traces, journal and checkpoints are bounded, by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, what is in
+flight and `learner.keep_checkpoints`. Three files are the record of the run and grow with it: `ledger.msgpack` by about
+230 bytes a sample, `metrics.jsonl` by about 2 KB a step, `events.jsonl` with each start and end of a process.
 """
 
-import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import yaml
 
 from darts_async.config import RunConfig
+from darts_async.disk import append_whole, is_no_space, room_of
+from darts_async.errors import NoSpaceError
 from darts_async.topology import CONFIG_FILE, PLAN_FILE, RunPlan, encode_plan
 from launcher.files import replace_file
 
@@ -105,10 +114,22 @@ def read_record(run_dir: Path) -> RunRecord:
     return msgspec.json.decode((run_dir / STATE_FILE).read_bytes(), type=RunRecord)
 
 
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """One JSON object, on disk before this returns to the caller's next event."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Lines of text, all or none of them; they are with the operating system on return.
+
+    Raises:
+        NoSpaceError: the disk is full.
+    """
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if not is_no_space(error):
+            raise
+        raise NoSpaceError(f"{path.name} cannot be written: {room_of(path)}") from error
+    try:
+        append_whole(file, "".join(f"{line}\n" for line in lines).encode(), path)
+    finally:
+        os.close(file)
 
 
 def write_summary(run_dir: Path, summary: msgspec.Struct) -> None:

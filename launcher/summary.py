@@ -100,9 +100,8 @@ class Summary(msgspec.Struct, frozen=True):
 
 def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s: float) -> Summary:
     """The totals of a run that has ended."""
-    evaluations = list(view.evaluations.values())
-    summaries = [evaluation.summary() for evaluation in evaluations]
-    several, finished = len(evaluations) > 1, view.finished
+    summaries, finished = list(view.evaluations.values()), view.finished
+    first, last, several = view.first_evaluation, view.last_evaluation, len(summaries) > 1
     return Summary(
         name=view.name,
         status=outcome.status,
@@ -112,7 +111,7 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
         total_steps=view.total_steps,
         before=summaries[0] if summaries else None,
         after=summaries[-1] if several else None,
-        gain=gain_between(evaluations[0], evaluations[-1]) if several else None,
+        gain=gain_between(first, last) if first is not None and last is not None and several else None,
         evaluations=summaries,
         tokens=_tokens(view, finished) if finished else None,
         rewards=RewardAccount(finished.num_rewards, finished.failed_rewards, finished.first_failures)

@@ -15,7 +15,6 @@ Stopping asks first (SIGTERM), waits, and then kills the session.
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 from collections import deque
@@ -23,11 +22,12 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import msgspec
 import psutil
 
+from darts_async.disk import is_no_space
 from darts_async.errors import DeadlineError
 from darts_async.spawn import spawn
 from darts_async.topology import ProcessSpec, file_stem
@@ -36,7 +36,6 @@ from launcher.scratch import make_scratch, remove_scratch
 KILLED_AFTER_S = 10.0
 """A killed process that the kernel has not ended by then hangs in a system call."""
 _GONE_POLL_S = 0.02
-_TAIL_BYTES = 16_384
 
 
 class ProcessExit(msgspec.Struct, frozen=True):
@@ -111,7 +110,7 @@ class Supervisor:
         argv = _as_incarnation(spec.argv, incarnation)
         scratch = make_scratch(self._owner)
         try:
-            with self.output_path(spec.name).open("ab") as output:
+            with self._open_output(spec.name) as output:
                 env = {"TMPDIR": str(scratch), **spec.env}
                 process = await spawn(argv, env=env, stdout=output, stderr=asyncio.subprocess.STDOUT)
         except OSError:
@@ -164,6 +163,15 @@ class Supervisor:
         """Where the output of a process goes."""
         return self._logs_dir / f"{file_stem(name)}.out"
 
+    def _open_output(self, name: str) -> BinaryIO:
+        """What a process prints on a disk that takes no further file is dropped."""
+        try:
+            return self.output_path(name).open("ab")
+        except OSError as error:
+            if not is_no_space(error):
+                raise
+            return Path(os.devnull).open("ab")
+
     async def _watch(self, record: ProcessRecord, process: asyncio.subprocess.Process, scratch: Path) -> None:
         code = await process.wait()
         await end_session(process.pid)
@@ -183,36 +191,6 @@ class Supervisor:
 def keeper_name(node: str) -> str:
     """What the keeper of a node is called."""
     return f"keeper/{node}"
-
-
-def last_lines(logs_dir: Path, name: str, count: int) -> list[str]:
-    """The last lines a process left: of its structured log, then of its output, without empty ones."""
-    stem = logs_dir / file_stem(name)
-    logged = [readable_line(line) for line in _tail(stem.with_suffix(".jsonl"), count)]
-    return (logged + _tail(stem.with_suffix(".out"), count))[-count:]
-
-
-def _tail(path: Path, count: int) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
-    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
-
-
-def readable_line(line: str) -> str:
-    """A line of the structured log as `level event key=value`."""
-    try:
-        fields = json.loads(line)
-    except ValueError:
-        return line
-    if not isinstance(fields, dict):
-        return line
-    head = [str(fields.pop(key)) for key in ("level", "event") if key in fields]
-    rest = [f"{key}={value}" for key, value in fields.items() if key not in ("timestamp", "process")]
-    return " ".join(head + rest)
 
 
 def _as_incarnation(argv: tuple[str, ...], incarnation: int) -> tuple[str, ...]:

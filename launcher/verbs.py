@@ -3,7 +3,6 @@
 RUN_DIR is the directory of a run; left out, it is the newest run in `--runs-dir` that is live.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +11,10 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from darts_async.errors import ConfigError
-from darts_async.topology import read_plan
+from darts_async.topology import LAUNCHER, read_plan
 from launcher.audit import AuditReport, audit_run
 from launcher.live import ask_run, find_run, has_launcher, names_of, not_live, record_of
 from launcher.logs import log_tails
@@ -26,6 +24,7 @@ from launcher.rundir import LOGS_DIR, TRACE_FILE
 from launcher.service import NotRunningError
 from launcher.status import status_screen
 from launcher.template import run_template
+from launcher.terminal import Screen, write_json, write_line
 from launcher.tracing import export, report_screen
 
 FAILED, BAD_INPUT = 1, 2
@@ -53,9 +52,9 @@ def status(
             return
     assert isinstance(state, RunState)
     if as_json:
-        _print(msgspec.json.encode(state).decode())
+        write_json(msgspec.json.encode(state))
     else:
-        Console().print(status_screen(state))
+        Screen().print(status_screen(state))
 
 
 def restart(process: Process, run_dir: RunDir = None, runs_dir: RunsDir = _RUNS) -> None:
@@ -63,7 +62,7 @@ def restart(process: Process, run_dir: RunDir = None, runs_dir: RunsDir = _RUNS)
     with bad_input():
         found = find_run(run_dir, runs_dir)
         names_of(read_plan(found), process)
-        _print(_asked(found, RestartProcess(process)))
+        write_line(_asked(found, RestartProcess(process)))
 
 
 def down(
@@ -78,13 +77,14 @@ def down(
     deadline_s = time.monotonic() + timeout_s
     while (record := record_of(found)).status == "running" and has_launcher(found):
         if time.monotonic() >= deadline_s:
-            Console(stderr=True).print(f"[red]✗[/] {found} has not ended within {timeout_s:g} s", highlight=False)
+            late = f"{found} has not ended within {timeout_s:g} s"
+            Screen(stderr=True).print(Text.assemble(("✗ ", "red"), late), soft_wrap=True)
             raise typer.Exit(FAILED)
         time.sleep(_POLL_S)
     with bad_input():
         if (record := record_of(found)).status == "running":
             raise not_live(found, NotRunningError(f"no launcher is running in {found}"))
-    _print(f"{found}: {record.status}: {record.reason}")
+    write_line(f"{found}: {record.status}: {record.reason}")
 
 
 def _stop(run_dir: Path) -> None:
@@ -109,16 +109,16 @@ def logs(
     """Show what processes have logged and printed."""
     with bad_input():
         found = find_run(run_dir, runs_dir)
-        tails = log_tails(found / LOGS_DIR, names_of(read_plan(found), process))
+        tails = log_tails(found / LOGS_DIR, _logged_names(found, process))
         for tail in tails:
             for line in tail.skip_to_last(num_lines):
-                _print(line)
+                write_line(line)
         is_live = follow
         while is_live:  # and once more when it has ended
             is_live = _goes_on(found)
             for tail in tails:
                 for line in tail.new_lines():
-                    _print(line)
+                    write_line(line)
             time.sleep(_POLL_S if is_live else 0.0)
 
 
@@ -129,7 +129,7 @@ def audit(
     """Check that nothing was lost, trained twice or over-stale; exit code 1 with the ids if something was."""
     with bad_input():
         report = audit_run(find_run(run_dir, _RUNS))
-    _print(msgspec.json.encode(report).decode()) if as_json else Console().print(_audit_text(report))
+    write_json(msgspec.json.encode(report)) if as_json else Screen().print(_audit_text(report))
     if report.findings:
         raise typer.Exit(FAILED)
 
@@ -144,7 +144,7 @@ def trace(
     with bad_input():
         found = find_run(run_dir, _RUNS)
         exported = export(found, out or found / TRACE_FILE, since_s, until_s)
-    Console().print(report_screen(exported))
+    Screen().print(report_screen(exported))
 
 
 def report(
@@ -156,7 +156,7 @@ def report(
         found = find_run(run_dir, _RUNS)
         file = out or found / REPORT_FILE
         write_report(found, file)
-    _print(f"{file} is written")
+    write_line(f"{file} is written")
 
 
 def init(
@@ -171,10 +171,17 @@ def init(
             raise ConfigError(f"{file} exists: give another name, or remove it") from error
         except OSError as error:
             raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
-    _print(f"{file} is written; try: darts-launch {file}")
+    write_line(f"{file} is written; try: darts-launch {file}")
 
 
 VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, trace, report, init)
+
+
+def _logged_names(run_dir: Path, process: str) -> tuple[str, ...]:
+    """Whose logs are meant: those of processes, or of the launcher, or of the keeper of a node."""
+    plan = read_plan(run_dir)
+    others = (LAUNCHER, *(f"keeper/{node}" for node in plan.nodes))
+    return (process,) if process in others else names_of(plan, process)
 
 
 def _asked(run_dir: Path, request: Request) -> str:
@@ -200,7 +207,10 @@ def _show_ended(run_dir: Path, error: NotRunningError, *, as_json: bool) -> None
     record = record_of(run_dir)
     if record.status == "running":
         raise not_live(run_dir, error)
-    _print(msgspec.json.encode(record).decode() if as_json else f"{run_dir}: {record.status}: {record.reason}")
+    if as_json:
+        write_json(msgspec.json.encode(record))
+    else:
+        write_line(f"{run_dir}: {record.status}: {record.reason}")
 
 
 def _audit_text(report: AuditReport) -> Text:
@@ -222,12 +232,7 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        Console(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)), soft_wrap=True)
+        Screen(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)), soft_wrap=True)
         raise typer.Exit(BAD_INPUT) from error
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-
-
-def _print(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()

@@ -3,6 +3,7 @@
 Rendering is a function of `RunView` and the time; nothing is decided here.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from launcher.progress import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC, ProcessRow, RunView
 from launcher.steps import StepLine
+from launcher.terminal import printable
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _TREND_WIDTH = 40
@@ -39,15 +41,21 @@ class Display(Protocol):
 
 
 class LiveDisplay:
-    """Redraws in place. Refreshes are the caller's: no thread of its own."""
+    """Redraws in place. Refreshes are the caller's: no thread of its own. A run goes on without a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False)
         self._live.start()
+        self._is_gone = False
 
     def refresh(self, view: RunView, now_s: float) -> None:
         """Redraw."""
-        self._live.update(run_screen(view, now_s), refresh=True)
+        if self._is_gone:
+            return
+        try:
+            self._live.update(run_screen(view, now_s), refresh=True)
+        except OSError:
+            self._is_gone = True
 
     def step(self, view: RunView, line: StepLine, now_s: float) -> None:
         """Nothing: the next redraw shows it."""
@@ -57,11 +65,13 @@ class LiveDisplay:
 
     def close(self) -> None:
         """Leave the last picture."""
-        self._live.stop()
+        with contextlib.suppress(OSError):
+            self._live.stop()
 
 
 class PlainDisplay:
-    """One line per step, for logs and pipes."""
+    """One line per step, for logs and pipes. One that cannot be written, for the disk is full or no reader is left, is
+    left out."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -81,7 +91,9 @@ class PlainDisplay:
         """Nothing to leave."""
 
     def _print(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        with contextlib.suppress(OSError):
+            self._console.file.write(printable(text) + "\n")
+            self._console.file.flush()
 
 
 def make_display(console: Console) -> Display:
@@ -173,24 +185,32 @@ def _progress(view: RunView, now_s: float) -> RenderableType:
 
 def _trends(view: RunView) -> Iterator[RenderableType]:
     evaluations = list(view.evaluations.values())
-    held_out = [float(evaluation.rewards.mean()) for evaluation in evaluations]
+    held_out = [evaluation.reward for evaluation in evaluations]
     at_version = f", at version {evaluations[-1].policy_version}" if evaluations else ""
+    reward, length = view.trends[REWARD_METRIC], view.trends[LENGTH_METRIC]
     rows = [
-        ("reward", view.trend(REWARD_METRIC), "{:.3f}", ""),
-        ("length", view.trend(LENGTH_METRIC), "{:.0f}", ""),
-        ("held-out", held_out, "{:.3f}", at_version),
+        ("reward", reward.values(), reward.first, reward.last, "{:.3f}", ""),
+        ("length", length.values(), length.first, length.last, "{:.0f}", ""),
+        (
+            "held-out",
+            held_out,
+            held_out[0] if held_out else None,
+            held_out[-1] if held_out else None,
+            "{:.3f}",
+            at_version,
+        ),
     ]
-    if not any(values for _, values, _, _ in rows):
+    if not any(values for _, values, *_ in rows):
         return
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim")
     grid.add_column(justify="right", min_width=6)
     grid.add_column(no_wrap=True)
     grid.add_column(style="dim", no_wrap=True)
-    for label, values, form, place in rows:
+    for label, values, first, last, form, place in rows:
         if values:
             trend = Text(sparkline(values, _TREND_WIDTH), style="cyan")
-            grid.add_row(label, form.format(values[-1]), trend, f"from {form.format(values[0])}{place}")
+            grid.add_row(label, form.format(last), trend, f"from {form.format(first)}{place}")
     yield grid
     yield ""
 

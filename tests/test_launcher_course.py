@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import darts_async
-from darts_async.config import BackoffConfig, RestartConfig, RoleConfig, RolesConfig, RunConfig
-from darts_async.errors import ConfigError
+from darts_async.config import BackoffConfig, IntensityConfig, RestartConfig, RoleConfig, RolesConfig, RunConfig
+from darts_async.errors import NO_SPACE_EXIT_CODE, PERMANENT_EXIT_CODE, ConfigError
 from darts_async.protocol import ProcessStatus
 from darts_async.topology import RunPlan, decode_plan, encode_plan, file_stem, read_plan
 from launcher.course import (
@@ -40,7 +40,7 @@ from launcher.supervisor import ProcessExit
 ADDRESSES = link_addresses("127.0.0.1", range(7000, 7006))
 PLAN = plan_run(RunConfig(), Path("/runs/a"), ADDRESSES)
 NAMES = [spec.name for spec in PLAN.processes]
-LIMITS = Limits(finish_s=100.0, stop_s=10.0, grace_s=1.0, no_progress_s=500.0)
+LIMITS = Limits(finish_s=100.0, stop_s=10.0, grace_s=1.0, no_progress_s=500.0, no_space_s=1000.0)
 WORKING = ProcessStatus("working", 1, 0, 0, 1.0, {}, 0.0)
 
 
@@ -464,3 +464,73 @@ def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
 def test_addresses_of_ipv6_have_brackets_and_names_become_file_names() -> None:
     assert link_addresses("::1", [5]) == ("tcp://[::1]:5",)
     assert file_stem("generator/0") == "generator-0"
+
+
+def lines_of(actions: list[Action]) -> list[str]:
+    return [action.text for action in actions if isinstance(action, Notice)]
+
+
+FULL = "no space left on /data (0.0 of 8.0 MiB free)"
+
+
+def test_a_process_that_a_full_disk_has_ended_comes_back_with_room_however_often() -> None:
+    course = running_course(RestartConfig(intensity=IntensityConfig(max=1)))
+    for number in range(5):
+        ended, now_s = ProcessExit("shaper/0", 1, NO_SPACE_EXIT_CODE, number + 1), 10.0 * (number + 1)
+        lost, notice = course.exited(ended, now_s, FULL)
+        assert lost == Lost(ended, now_s, needs_room=True)
+        assert notice == Notice(f"{ended}: {FULL}; it waits for room and is then started again")
+        assert course.needs_room
+        assert course.tick(now_s + 5.0, has_room=False) == []
+        assert course.tick(now_s + 5.0, has_room=True) == [Start("shaper/0", number + 2)]
+        assert not course.needs_room
+        start(course, "shaper/0", now_s + 5.0)
+        course.reported("shaper/0", WORKING, now_s + 5.0)
+    assert course.outcome is None
+
+
+def test_the_ranks_of_a_learner_on_a_full_disk_wait_together() -> None:
+    course = ranks_course()
+    ended = ProcessExit("learner/1", 1, NO_SPACE_EXIT_CODE)
+    assert course.exited(ended, 5.0)[:2] == [Lost(ended, 5.0, needs_room=True), Drop("learner/0")]
+    for name in ("learner/0", "learner/2"):
+        course.exited(ProcessExit(name, 1, -9), 5.1)
+    assert course.tick(9.0, has_room=False) == []
+    assert course.tick(9.0) == [Start(name, 2) for name in RANKS]
+
+
+def test_a_process_that_waits_for_room_says_so_once_and_no_step_is_missed_meanwhile() -> None:
+    course = running_course()
+    waits = msgspec.structs.replace(WORKING, hindrance=FULL)
+    assert lines_of(course.reported("learner/0", waits, 1.0)) == [f"{FULL}: learner/0 waits for room"]
+    assert lines_of(course.reported("learner/0", waits, 2.0)) == []
+    for now_s in range(10, 900, 20):
+        for name in NAMES:
+            course.reported(name, waits if name == "learner/0" else WORKING, float(now_s))
+        assert course.tick(float(now_s)) == []
+    assert lines_of(course.reported("learner/0", WORKING, 900.0)) == ["learner/0 has room on the disk again"]
+
+
+def test_a_wait_for_room_has_an_end_that_names_it() -> None:
+    course = running_course()
+    course.exited(ProcessExit("shaper/0", 1, NO_SPACE_EXIT_CODE), 0.0, FULL)
+    course.tick(0.0, has_room=False)
+    for now_s in range(0, 2000, 20):
+        for name in set(NAMES) - {"shaper/0"}:
+            course.reported(name, WORKING, float(now_s))
+        course.tick(float(now_s), has_room=False)
+    assert course.outcome is not None
+    assert course.outcome.reason == "there was no room on the disk for 1000 s (telemetry.no_space_timeout_s)"
+
+
+def test_the_cause_of_an_end_is_in_its_notice_and_in_the_reason_of_the_run() -> None:
+    course = running_course()
+    ended = ProcessExit("reward/0", 1, 1)
+    _, notice = course.exited(ended, 5.0, "ValueError: a reason")
+    assert isinstance(notice, Notice)
+    assert notice.text.startswith("reward/0 ended with exit code 1: ValueError: a reason; it is started again in")
+    course.exited(ProcessExit("learner/0", 1, PERMANENT_EXIT_CODE), 6.0, "ModelError: no weights")
+    assert course.outcome is not None
+    assert course.outcome.reason == (
+        "learner/0 ended with exit code 78: ModelError: no weights: it would end the same way again"
+    )

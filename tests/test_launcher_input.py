@@ -57,6 +57,29 @@ BAD_FILES = {
     "bad indentation": ("learner:\n  steps: 1\n seed: 3\n", ["is not YAML", "line 3"]),
     "control character": ("name: \x07\n", ["is not YAML"]),
     "recursive": ("name: &a [*a]\n", ["is nested without end", "write values out"]),
+    "aliases of aliases": (
+        "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+        + "".join(f"{n}: &{n} [{','.join([f'*{b}'] * 10)}]\n" for b, n in zip("abcdefgh", "bcdefghi", strict=True)),
+        [
+            "line 5",
+            "the file",
+            "stands for more than 100,000 values once its aliases are written out",
+            "write fewer aliases",
+        ],
+    ),
+    "a list of aliases of aliases": (
+        "- &a [x,x,x,x,x,x,x,x,x,x]\n"
+        + "".join(f"- &{n} [{','.join([f'*{b}'] * 10)}]\n" for b, n in zip("abcdefgh", "bcdefghi", strict=True)),
+        ["stands for more than 100,000 values"],
+    ),
+    "merges of merges": (
+        "a: &a {x: 1}\n"
+        + "".join(f"{n}: &{n} {{<<: [{','.join([f'*{b}'] * 20)}]}}\n" for b, n in zip("abcdef", "bcdefg", strict=True)),
+        ["stands for more than 100,000 values"],
+    ),
+    "too long": ("# " + "x" * (1 << 20), ["is longer than 1,048,576 bytes", "give the YAML file of a run"]),
+    "no date": ("name: 2024-13-45\n", ["holds a value that cannot be read", "month must be in 1..12"]),
+    "thousands of digits": (f"seed: {'1' * 5000}\n", ["holds a value that cannot be read"]),
     "no such model": ("model:\n  path: ./nowhere\n", ["model.path", "'./nowhere'", "no directory"]),
     "no such reward": ("reward:\n  function: chian\n", ["reward.function", "'chian'", "chain"]),
     "no such data": (
@@ -118,6 +141,32 @@ def test_a_missing_file_suggests_one_that_is_there() -> None:
     assert code == 2
     assert "there is no such file" in output
     assert "did you mean cluster.yaml?" in output
+
+
+def test_a_reward_module_that_leaves_python_is_a_mistake_with_a_name() -> None:
+    Path("leaves_python.py").write_text("import sys\nsys.exit(0)\n")
+    Path("run.yaml").write_text("reward:\n  function: leaves_python:f\n")
+    code, output = invoke("validate", "run.yaml")
+    assert code == 2
+    assert "reward.function is 'leaves_python:f', but importing 'leaves_python' raised SystemExit: 0" in output
+
+
+def test_ctrl_c_while_a_reward_module_is_imported_is_one() -> None:
+    Path("interrupted_module.py").write_text("raise KeyboardInterrupt\n")
+    Path("run.yaml").write_text("reward:\n  function: interrupted_module:f\n")
+    assert invoke("validate", "run.yaml")[0] == 130
+
+
+def test_a_few_aliases_and_merges_are_followed() -> None:
+    text = "x: &role {replicas: 2}\nroles:\n  generator: *role\n  reward: {<<: *role, threads: 2}\n"
+    with pytest.raises(InputError) as caught:
+        parse_config(text, Path("a.yaml"))
+    assert [problem.place for problem in caught.value.problems] == ["x"], "which is no setting"
+    config = parse_config(
+        text.replace("x: &role", "roles:\n  generator: &role").replace("\nroles:\n  generator: *role", ""),
+        Path("a.yaml"),
+    )
+    assert config.roles.reward.replicas == 2
 
 
 def test_a_directory_is_not_a_file() -> None:

@@ -68,11 +68,11 @@ def test_steps_evaluations_and_the_time_so_far_are_remembered(tmp_path: Path) ->
         "num_tokens": [5, 7],
         "elapsed_s": 2.0,
     }
-    step = {"type": "step", "step": 0, "reward/mean": 0.5, "elapsed_s": 7.5}
+    step = {"type": "step", "step": 0, "reward/pool_mean": 0.5, "learner/loss": 0.1, "elapsed_s": 7.5}
     write_lines(tmp_path / METRICS_FILE, evaluation, step)
     past = read_past(tmp_path, plan())
     assert past.elapsed_s == 7.5
-    assert [(line.step, line.metrics) for line in past.lines] == [(0, {"reward/mean": 0.5})]
+    assert [(line.step, line.metrics) for line in past.lines] == [(0, {"reward/pool_mean": 0.5})], "what is shown"
     assert past.evaluations[0].summary().reward == 0.5
 
 

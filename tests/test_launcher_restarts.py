@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darts_async.config import BackoffConfig, IntensityConfig, RestartConfig, RoleConfig, RolesConfig, RunConfig
-from darts_async.errors import PERMANENT_EXIT_CODE
+from darts_async.errors import NO_SPACE_EXIT_CODE, PERMANENT_EXIT_CODE
 from darts_async.protocol import ProcessStatus
 from launcher.liveness import Liveness
 from launcher.plan import link_addresses, plan_run
-from launcher.restarts import EndRun, LeaveDown, Restarts, StartAgain, Verdict
+from launcher.restarts import AwaitRoom, EndRun, LeaveDown, Restarts, StartAgain, Verdict
 
 KILLED = -9
 ADDRESSES = link_addresses("127.0.0.1", range(7000, 7006))
@@ -138,7 +138,8 @@ def test_a_restart_by_hand_ends_a_back_off() -> None:
 
 
 EVENTS = st.lists(
-    st.tuples(st.sampled_from(["die", "leave", "hand", "wait"]), st.integers(0, 3), st.floats(0.0, 20.0)), max_size=60
+    st.tuples(st.sampled_from(["die", "leave", "full", "hand", "wait"]), st.integers(0, 3), st.floats(0.0, 20.0)),
+    max_size=60,
 )
 
 
@@ -163,11 +164,12 @@ def test_any_history_keeps_the_invariants(
     for kind, number, passed_s in events:
         now_s += passed_s
         name = names[number]
-        if kind in ("die", "leave") and name in running:
+        if kind in ("die", "leave", "full") and name in running:
             by_hand = name in asked
             asked.discard(name)
             running.discard(name)
-            verdict = restarts.ended(name, KILLED if kind == "die" else 0, now_s)
+            code = {"die": KILLED, "leave": 0, "full": NO_SPACE_EXIT_CODE}[kind]
+            verdict = restarts.ended(name, code, now_s)
             match verdict:
                 case EndRun():
                     return
@@ -175,6 +177,9 @@ def test_any_history_keeps_the_invariants(
                     down.add(name)
                     assert not by_hand
                     assert sum(other.partition("/")[0] == name.partition("/")[0] for other in down) <= 2 - min_healthy
+                case AwaitRoom():
+                    assert restarts.needs_room
+                    waiting[name] = now_s + 1.0
                 case StartAgain(delay_s):
                     waiting[name] = now_s + delay_s
                     assert delay_s == 0.0 if by_hand else 0.8 <= delay_s <= 8.0 * 1.2

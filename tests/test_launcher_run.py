@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
+import structlog
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -109,6 +110,7 @@ def test_a_run_goes_to_its_end_and_accounts_for_every_token(tmp_path: Path) -> N
     assert summary.gain.reward == pytest.approx(0.5)
     assert json.loads((prepared.run_dir / "summary.json").read_text())["status"] == "finished"
     assert prepared.output.getvalue().count("step ") == 3
+    assert not structlog.is_configured(), "what the launcher logs goes to its file, while it runs"
     assert "adds up to the 3,000 tokens" in shown(summary_screen(summary))
 
 
@@ -155,7 +157,7 @@ def test_a_process_that_dies_at_once_fails_the_run_with_its_last_words(
     record = read_record(run_dir)
     assert (record.status, record.reason) == (
         "failed",
-        "generator/0 ended with exit code 3: it has never come as far as doing its work",
+        "generator/0 ended with exit code 3: the sky is falling: it has never come as far as doing its work",
     )
     assert_nothing_is_left(run_dir)
 

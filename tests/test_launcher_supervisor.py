@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from darts_async.topology import ProcessSpec
+from launcher.logs import last_lines
 from launcher.scratch import all_of, make_scratch, owner_of, remove_all, remove_scratch
-from launcher.supervisor import ProcessExit, Supervisor, last_lines
+from launcher.supervisor import ProcessExit, Supervisor
 
 READY = "import sys, time; print('ready', flush=True); "
 IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + READY + "time.sleep(600)"

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 
 from darts_async.config import RunConfig
 from darts_async.topology import encode_plan
+from darts_async.trace import older_path
 from launcher.cli import app
 from launcher.cluster import load_config
-from launcher.logs import LogTail
+from launcher.logs import LogTail, last_lines, last_words
+from launcher.outputs import bound_outputs
 from launcher.past import held
 from launcher.plan import link_addresses, plan_run
 from launcher.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
@@ -215,6 +217,58 @@ def test_a_tail_gives_whole_lines_once_however_they_come(tmp_path: Path) -> None
     assert list(tail.new_lines()) == []
     assert LogTail(path, "a").skip_to_last(1) == ["a  end"]
     assert LogTail(path, "a").skip_to_last(0) == []
+
+
+def test_a_tail_follows_a_log_that_was_put_away_and_one_that_was_emptied(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    tail = LogTail(path, "a")
+    path.write_text("1\n2\n")
+    assert list(tail.new_lines()) == ["a  1", "a  2"]
+    with path.open("a") as file:
+        file.write("3\n")
+    path.rename(older_path(path))
+    assert list(tail.new_lines()) == ["a  3"]
+    path.write_text("4\n")
+    assert list(tail.new_lines()) == ["a  4"]
+    assert list(tail.new_lines()) == []
+    assert LogTail(path, "a").skip_to_last(3) == ["a  2", "a  3", "a  4"]
+    path.write_text("")
+    assert list(tail.new_lines()) == []
+    with path.open("a") as file:
+        file.write("5\n")
+    assert list(tail.new_lines()) == ["a  5"]
+
+
+def test_a_line_that_never_ends_is_shown_in_pieces_and_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.out"
+    path.write_bytes(b"x" * (5 << 20))
+    tail = LogTail(path, "a")
+    assert sum(len(line) for line in tail.skip_to_last(100)) > 3 << 20
+    assert len(tail._torn) <= 2 << 20
+
+
+def test_the_last_words_of_a_process_are_its_error(tmp_path: Path) -> None:
+    path = tmp_path / "learner-0.out"
+    assert last_words(tmp_path, "learner/0") == ""
+    path.write_text("loading\nlearner/0: ModelError: no \x1b[31mweights\nTraceback\n  +------------\n")
+    assert last_words(tmp_path, "learner/0") == "ModelError: no \\u001b[31mweights"
+    path.write_text("Traceback (most recent call last):\n  | ImportError: no module\n  +------------\n")
+    assert last_words(tmp_path, "learner/0") == "ImportError: no module"
+    os.utime(path, (0, 0))
+    assert last_words(tmp_path, "learner/0") == "", "it is of an earlier end"
+
+
+def test_what_a_process_prints_is_bounded_while_it_holds_its_file_open(tmp_path: Path) -> None:
+    path = tmp_path / "reward-0.out"
+    with path.open("ab", buffering=0) as output:
+        for number in range(400):
+            output.write(f"line {number:04}\n".encode())
+            bound_outputs(tmp_path, ["reward/0", "shaper/0"], 1000)
+            assert sum(each.stat().st_size for each in tmp_path.iterdir()) <= 1000 + 20
+    lines = (older_path(path).read_text() + path.read_text()).splitlines()
+    assert lines[-1] == "line 0399"
+    assert len(lines) > 40
+    assert last_lines(tmp_path, "reward/0", 50)[-1] == "line 0399"
 
 
 def test_init_writes_a_file_that_says_what_would_be_without_it(tmp_path: Path) -> None:

@@ -15,15 +15,26 @@ from rich.console import Console, RenderableType
 from darts_async.config import RunConfig
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
 from launcher.course import Outcome
+from launcher.evaluation import EvaluationSummary
 from launcher.fleet import Fleet
 from launcher.orders import NodeStands
 from launcher.plan import link_addresses, plan_run
-from launcher.progress import LENGTH_METRIC, REWARD_METRIC, RunView
+from launcher.progress import LENGTH_METRIC, MAX_POINTS, REWARD_METRIC, RunView, Trend
 from launcher.status import run_status, status_screen
 from launcher.steps import StepLine
 from launcher.summary import Summary, summarise, summary_screen, token_account
 from launcher.supervisor import ProcessRecord
-from launcher.view import LiveDisplay, PlainDisplay, bar, clock, make_display, run_screen, sparkline, step_text
+from launcher.view import (
+    LiveDisplay,
+    PlainDisplay,
+    bar,
+    clock,
+    make_display,
+    run_screen,
+    sparkline,
+    state_text,
+    step_text,
+)
 
 PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
 FATES = {"trained": 700, "cancelled": 150, "filtered": 50, "evaluated": 100}
@@ -137,7 +148,7 @@ def test_a_late_report_joins_its_step() -> None:
     view = new_view()
     assert view.take_step(StepLine(0, {"a": 1.0}), 101.0)
     assert not view.take_step(StepLine(0, {"b": 2.0}), 105.0)
-    assert view.lines == {0: StepLine(0, {"a": 1.0, "b": 2.0})}
+    assert view.num_steps == 1
     assert view.last_step_at_s == 101.0
 
 
@@ -150,6 +161,49 @@ def test_the_time_left_follows_from_the_steps_after_the_first() -> None:
     assert view.remaining_s(162.0) == pytest.approx(16.0)
     assert view.remaining_s(163.0) == pytest.approx(15.0)
     assert view.remaining_s(1000.0) == 0.0
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=1000))
+def test_a_trend_is_bounded_and_keeps_the_mean_and_both_ends(values: list[float]) -> None:
+    trend = Trend()
+    for step, value in enumerate(values):
+        trend.add(step, value)
+    points = trend.values()
+    assert len(points) <= min(len(values), MAX_POINTS)
+    assert (trend.first, trend.last) == (values[0], values[-1])
+    assert min(values) - 1e-9 <= min(points) <= max(points) <= max(values) + 1e-9
+    if len(values) <= MAX_POINTS:
+        assert points == values
+
+
+def test_the_view_of_a_long_run_is_as_small_as_that_of_a_short_one() -> None:
+    def size_after(num_steps: int) -> int:
+        view = new_view()
+        for step in range(num_steps):
+            view.take_step(line(step, 0.5), float(step))
+        return len(msgspec.msgpack.encode([(trend.first, trend.values()) for trend in view.trends.values()]))
+
+    assert size_after(50_000) <= size_after(MAX_POINTS)
+
+
+def test_of_many_evaluations_the_samples_of_the_first_and_the_last_are_kept() -> None:
+    view = new_view()
+    rewards = np.zeros(4, np.float32)
+    for version in (4, 0, 8, 2):
+        ids, lengths = np.arange(4, dtype=np.int64), np.ones(4, np.int32)
+        view.take_evaluation(EvaluationCompleted(version, ids, rewards + version, lengths, version))
+    assert list(view.evaluations) == [0, 2, 4, 8]
+    assert all(isinstance(each, EvaluationSummary) for each in view.evaluations.values())
+    assert view.first_evaluation is not None
+    assert view.last_evaluation is not None
+    assert (view.first_evaluation.policy_version, view.last_evaluation.policy_version) == (0, 8)
+
+
+def test_a_process_that_waits_for_room_is_shown_so() -> None:
+    view = new_view()
+    view.take_exit("shaper/0", "ended with exit code 75", left_cleanly=False)
+    view.take_restart("shaper/0", 5.0, 5.0, needs_room=True)
+    assert state_text(view.rows["shaper/0"], 9.0) == "waits for room, away 4 s"
 
 
 def test_a_notice_is_shown_once_and_only_the_last_few() -> None:

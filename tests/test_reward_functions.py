@@ -145,6 +145,9 @@ def test_a_name_that_leads_nowhere_is_refused(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        ("import sys; sys.exit()", "importing .* raised SystemExit"),
+        ("import sys; sys.exit(0)", "importing .* raised SystemExit: 0"),
+        ("class Odd(BaseException): pass\nraise Odd('words')", "importing .* raised Odd: words"),
         ("import no_such_dependency", "importing .* raised ModuleNotFoundError: No module named 'no_such_dependency'"),
         ("def f(:", "raised SyntaxError"),
         ("1 / 0", "raised ZeroDivisionError"),

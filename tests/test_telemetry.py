@@ -60,7 +60,7 @@ def test_an_interval_counts_also_when_it_ends_with_an_error(clock: Clock) -> Non
 def test_logs_are_one_json_object_per_line_with_the_process_name(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     try:
-        with logging_to(path, process="shaper/0", level="info"):
+        with logging_to(path, process="shaper/0", level="info", max_mb=1.0):
             log = structlog.get_logger()
             log.debug("not this")
             log.info("group_dropped", group_id=3, path=tmp_path)

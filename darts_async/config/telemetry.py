@@ -40,6 +40,11 @@ class TelemetryConfig(Section):
     """Level of the logs in the run directory."""
     no_progress_timeout_s: Seconds = 1800.0
     """A run without a step or an evaluation for this long has failed, however alive its processes look."""
+    no_space_timeout_s: Seconds = 86400.0
+    """A run that waits for room on a full disk for this long has failed. Until then it goes on by itself as soon as
+    there is room; what waits for that does not count as deaths."""
+    log_max_mb: Annotated[float, Field(ge=0.1)] = 64.0
+    """Largest log of each process, in MB, and as much of what it prints; the oldest half goes first."""
     trace: bool = True
     """Whether each process writes down what it did and when, for `darts-launch trace`; what that costs does not
     show."""

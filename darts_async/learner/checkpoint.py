@@ -110,9 +110,21 @@ def open_checkpoint(root: Path, policy_version: int) -> Path:
 
 def write_part(staging: Path, snapshot: Snapshot) -> FileSum:
     """Each rank: write its own state. Returns what the manifest says of the file."""
-    path = staging / _part_name(snapshot.place.rank, snapshot.place.num_ranks)
+    path = part_path(staging, snapshot)
     save_file(snapshot.tensors, path)
     return file_sum(path)
+
+
+def part_path(staging: Path, snapshot: Snapshot) -> Path:
+    """Where a rank writes its own state."""
+    return staging / _part_name(snapshot.place.rank, snapshot.place.num_ranks)
+
+
+def remove_model(staging: Path) -> None:
+    """Remove what `write_model` has left in the directory of a checkpoint."""
+    for path in staging.iterdir():
+        if path.is_file() and not path.name.startswith("trainer-"):
+            path.unlink()
 
 
 def complete(

@@ -23,6 +23,7 @@ from darts_async.learner.model import DTYPES
 from darts_async.learner.orders import OrderGrammar
 from darts_async.learner.place import Place
 from darts_async.learner.ranks import LINK, RankGroup
+from darts_async.learner.saving import write_part
 from darts_async.learner.setup import make_trainer
 from darts_async.learner.step import Trainer
 from darts_async.learner.storage import staging_beside
@@ -188,7 +189,7 @@ class FollowerActor:
         staging = staging_beside(checkpoint.directory_of(root, version))
         self._runtime.faults.reach("rank.before_part")
         with checkpoint.naming_failures(root):
-            part = await asyncio.to_thread(checkpoint.write_part, staging, snapshot)
+            part = await write_part(self._runtime.patience, staging, snapshot)
         self._tell(PartSaved(version, part.num_bytes, part.crc32))
 
     # --- parameters for rank 0 -------------------------------------------------------------------------------

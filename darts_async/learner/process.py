@@ -19,6 +19,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -43,6 +44,7 @@ from darts_async.learner.ranks import LINK
 from darts_async.learner.saving import Saver
 from darts_async.learner.setup import make_trainer
 from darts_async.learner.step import Trainer
+from darts_async.learner.storage import remove_staging
 from darts_async.learner.team import Team
 from darts_async.models import resolve_model_path, vocab_size
 from darts_async.protocol import (
@@ -160,6 +162,7 @@ class LearnerActor:
             dtype=self._dtype,
             keep=self._config.keep_checkpoints,
             saved=self._is_saved,
+            patience=self._runtime.patience,
         )
         return trainer
 
@@ -310,7 +313,9 @@ class LearnerActor:
         await self._saver.settled()
         last = checkpoint.directory_of(self._runtime.run_dir / CHECKPOINTS_DIR, self._config.steps)
         with checkpoint.naming_failures(self._runtime.run_dir):
-            await asyncio.to_thread(checkpoint.export, last, self._runtime.run_dir / MODEL_DIR)
+            model = self._runtime.run_dir / MODEL_DIR
+            write, undo = partial(checkpoint.export, last, model), partial(remove_staging, model)
+            await asyncio.to_thread(self._runtime.patience.write, model, write, undo)
         self._trained = True
         self._is_saved(self._config.steps)
 

@@ -1,22 +1,26 @@
 """When and how rank 0 writes checkpoints: copied between two steps, written while training goes on.
 
-At most one is being written; the next one waits for it. The shaper's own state comes as a message; a shaper that does
+At most one is being written; the next one waits for it. Where the disk is full, the one that is being written waits for
+room. The shaper's own state comes as a message; a shaper that does
 not send it in time does not keep the weights from the disk.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import structlog
 import torch
 from torch import Tensor
 
+from darts_async.disk import Patience
 from darts_async.errors import DeadlineError
 from darts_async.learner import checkpoint
 from darts_async.learner.export import write_model
 from darts_async.learner.gather import Shapes
 from darts_async.learner.step import Trainer
+from darts_async.learner.storage import FileSum
 from darts_async.learner.team import Team
 from darts_async.learner.waiting import Changes
 from darts_async.protocol import GatherWeights, SaveCheckpoint, ShaperSnapshot
@@ -34,6 +38,7 @@ class Saver:
         dtype: of the weights in the Hugging Face files.
         keep: how many of the newest stay.
         saved: called on the event loop with each version that is on the disk.
+        patience: for a disk that is full.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Saver:
         dtype: torch.dtype,
         keep: int,
         saved: Callable[[int], None],
+        patience: Patience,
     ) -> None:
         self._root = root
         self._team = team
@@ -52,6 +58,7 @@ class Saver:
         self._dtype = dtype
         self._keep = keep
         self._saved = saved
+        self._patience = patience
         self._writing: asyncio.Task[None] | None = None
         self._shaper_states: dict[int, bytes] = {}
         self._changes = Changes()
@@ -69,7 +76,8 @@ class Saver:
         """Begin to write a checkpoint of the trainer, which may go on when this returns."""
         await self.settled()
         with checkpoint.naming_failures(self._root):
-            staging = await asyncio.to_thread(checkpoint.open_checkpoint, self._root, trainer.policy_version)
+            open_it = partial(checkpoint.open_checkpoint, self._root, trainer.policy_version)
+            staging = await asyncio.to_thread(self._patience.write, self._root, open_it, _nothing)
         self._team.tell(SaveCheckpoint(trainer.policy_version))
         snapshot = await asyncio.to_thread(checkpoint.Snapshot.of, trainer)
         writing = self._write(staging, snapshot, trainer, consumed, has_shaper=has_shaper)
@@ -91,12 +99,13 @@ class Saver:
     ) -> None:
         version = snapshot.policy_version
         with checkpoint.naming_failures(self._root):
-            part = await asyncio.to_thread(checkpoint.write_part, staging, snapshot)
+            part = await write_part(self._patience, staging, snapshot)
             weights = await asyncio.to_thread(self._whole_weights, snapshot, trainer.row_shapes())
-            await asyncio.to_thread(write_model, staging, trainer.model, weights, self._dtype, self._tokenizer_dir)
+            write = partial(write_model, staging, trainer.model, weights, self._dtype, self._tokenizer_dir)
+            await asyncio.to_thread(self._patience.write, staging, write, partial(checkpoint.remove_model, staging))
             parts = [part, *await self._team.saved(version)]
             shaper_state = await self._shaper_state(version) if has_shaper else b""
-            await asyncio.to_thread(
+            complete = partial(
                 checkpoint.complete,
                 staging,
                 snapshot,
@@ -105,6 +114,7 @@ class Saver:
                 shaper_state=shaper_state,
                 keep=self._keep,
             )
+            await asyncio.to_thread(self._patience.write, staging, complete, _nothing)
         log.info("checkpoint_saved", policy_version=version)
         self._saved(version)
 
@@ -124,3 +134,14 @@ class Saver:
             log.warning("checkpoint_without_shaper", policy_version=version, error=str(error))
             return b""
         return self._shaper_states.pop(version)
+
+
+async def write_part(patience: Patience, staging: Path, snapshot: checkpoint.Snapshot) -> FileSum:
+    """Write the state of this rank; where the disk is full, as soon as there is room."""
+    path = checkpoint.part_path(staging, snapshot)
+    write = partial(checkpoint.write_part, staging, snapshot)
+    return await asyncio.to_thread(patience.write, staging, write, partial(path.unlink, missing_ok=True))
+
+
+def _nothing() -> None:
+    """A small file, or none, is left."""

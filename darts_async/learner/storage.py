@@ -29,6 +29,11 @@ def open_staging(target: Path) -> Path:
     return staging
 
 
+def remove_staging(target: Path) -> None:
+    """Remove what was being written to become `target`."""
+    shutil.rmtree(staging_beside(target), ignore_errors=True)
+
+
 def put_in_place(staging: Path) -> Path:
     """Flush a staged directory to the disk and give it its name, replacing what has that name."""
     for path in (*staging.iterdir(), staging):

@@ -82,11 +82,13 @@ def _import_module(module_name: str, name: str) -> ModuleType:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's module raises while it is imported, `sys.exit` included
         raise RewardError(_import_complaint(module_name, name, error)) from error
 
 
-def _import_complaint(module_name: str, name: str, error: Exception) -> str:
+def _import_complaint(module_name: str, name: str, error: BaseException) -> str:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing is not None and (module_name == missing or module_name.startswith(f"{missing}.")):
         return (

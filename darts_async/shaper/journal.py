@@ -16,6 +16,7 @@ from struct import Struct as Layout
 
 import msgspec
 
+from darts_async.disk import append_whole
 from darts_async.errors import DataError
 from darts_async.shaper.encoding import decoder, encode
 from darts_async.shaper.standing import AnyInput, Head
@@ -74,9 +75,8 @@ class Journal:
             self._file = -1
 
     def _write(self, data: bytes) -> None:
+        append_whole(self._file, data, self._path)
         self._num_bytes += len(data)
-        while data:
-            data = data[os.write(self._file, data) :]
 
 
 def read_journal(path: Path) -> tuple[Head, list[AnyInput], int]:

@@ -13,6 +13,7 @@ import msgpack
 import msgspec
 from msgspec import Struct
 
+from darts_async.disk import append_whole
 from darts_async.errors import DataError
 from darts_async.shaper.group import Fate, Purpose
 
@@ -144,9 +145,8 @@ class LedgerWriter:
         self._write(data[len(there) :])
 
     def _write(self, data: bytes) -> None:
+        append_whole(self._file, data, self._path)
         self.num_bytes += len(data)
-        while data:
-            data = data[os.write(self._file, data) :]
 
     def close(self) -> None:
         """Flush to the disk and close."""
