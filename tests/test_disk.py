@@ -27,7 +27,7 @@ from launcher.course import Outcome
 from launcher.files import replace_file
 from launcher.node_record import NodeRecord, read_node_record, write_node_record
 from launcher.recorder import Recorder
-from launcher.rundir import read_record
+from launcher.rundir import inode_of, read_record
 from launcher.steps import StepLine
 from launcher.supervisor import ProcessRecord
 
@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_replaced_is_as_it_was_and_leaves_nothing_beside_i
 ) -> None:
     me = ProcessRecord("keeper/a", 1, 1.0, ("a",))
     (tmp_path / "nodes").mkdir()
-    write_node_record(tmp_path, "a", NodeRecord(1, me))
+    write_node_record(tmp_path, "a", NodeRecord(1, inode_of(tmp_path), me))
 
     def torn(path: Path, data: bytes) -> int:
         with path.open("wb") as file:
@@ -245,8 +245,8 @@ def test_a_file_that_cannot_be_replaced_is_as_it_was_and_leaves_nothing_beside_i
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", torn)
         with pytest.raises(NoSpaceError, match=r"a\.json cannot be written: no space left on"):
-            write_node_record(tmp_path, "a", NodeRecord(2, me))
-    assert read_node_record(tmp_path, "a") == NodeRecord(1, me)
+            write_node_record(tmp_path, "a", NodeRecord(2, inode_of(tmp_path), me))
+    assert read_node_record(tmp_path, "a") == NodeRecord(1, inode_of(tmp_path), me)
     assert [path.name for path in (tmp_path / "nodes").iterdir()] == ["a.json"]
     replace_file(tmp_path / "nodes" / "a.json", b"new")
     assert (tmp_path / "nodes" / "a.json").read_bytes() == b"new"

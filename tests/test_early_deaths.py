@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 import launcher.cli
 from launcher.keeper import AGENT_TRIES, Keeper
+from launcher.logs import last_lines
 from launcher.node_record import NODES_DIR
-from launcher.supervisor import Supervisor, last_lines
+from launcher.supervisor import Supervisor
 from tests.kept import keep, prepared
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]  # a node that says nothing is waited for as long
