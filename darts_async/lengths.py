@@ -11,7 +11,7 @@ scale of positions. Whether engine and learner do what the model does there has 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 _POSITIONS = ("max_position_embeddings", "n_positions")
 _THRESHOLDS = re.compile(r"window|chunk|local|block_size|floor_scale|original_max|index_topk")
@@ -121,5 +121,5 @@ def _thresholds(section: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[T
             yield Threshold((*path, name), value)
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -33,7 +33,7 @@ from launcher.live import find_run, record_of
 from launcher.past import NO_PAST, Past, held, read_past
 from launcher.plan import hub_addresses, plan_run
 from launcher.preflight import check_run, link_ports
-from launcher.problems import InputError, Problem, missing_screen, problem_screen
+from launcher.problems import InputError, Problem, hint_screen, missing_screen, problem_screen
 from launcher.run import run as carry_out
 from launcher.rundir import KEYS_DIR, SUMMARY_FILE, create_run_dir, run_dir_name, write_inputs
 from launcher.summary import Summary, summary_screen
@@ -131,7 +131,9 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, tuple[Problem, ...
         parse_faults(os.environ.get(VARIABLE, ""), LAUNCHER)
     try:
         config = load_config(file)
-        problems = check_run(config, reaches_nodes=starts)
+        found = check_run(config, reaches_nodes=starts)
+        hints = tuple(problem for problem in found if problem.is_hint)
+        problems = tuple(problem for problem in found if not problem.is_hint)
         refused = tuple(problem for problem in problems if starts or not problem.here)
         if refused:
             raise InputError(file, refused)
@@ -142,6 +144,8 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, tuple[Problem, ...
         raise typer.Exit(INTERRUPTED) from None
     if problems:
         Console(stderr=True).print(missing_screen(file, problems))
+    if hints:
+        Console(stderr=True).print(hint_screen(file, hints))
     return config, problems
 
 
