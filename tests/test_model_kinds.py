@@ -5,6 +5,7 @@ of tokens that the configuration of a kind names: runs exceed it unless a test s
 """
 
 import copy
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,6 +189,15 @@ KINDS = {
     ),
     "diffllama": Kind("diffllama", {}, None, NOT_DECODED),
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """More of them only get in each other's way on tensors of this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def config_of(kind: Kind) -> PreTrainedConfig:
