@@ -38,7 +38,7 @@ from launcher.live import find_run, record_of, refuse_links
 from launcher.past import NO_PAST, Past, held, read_past
 from launcher.plan import hub_addresses, plan_run
 from launcher.preflight import Findings, check_run, link_ports
-from launcher.problems import InputError, missing_screen, problem_screen
+from launcher.problems import InputError, hint_screen, missing_screen, problem_screen
 from launcher.run import run as carry_out
 from launcher.rundir import KEYS_DIR, SUMMARY_FILE, create_run_dir, run_dir_name, write_inputs
 from launcher.summary import Summary, summary_screen
@@ -164,6 +164,8 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, Findings]:
         raise typer.Exit(INTERRUPTED) from None
     if problems:
         Screen(stderr=True).print(missing_screen(file, problems))
+    if findings.hints:
+        Screen(stderr=True).print(hint_screen(file, findings.hints))
     if findings.prompts is not None and findings.prompts.num_left_out:
         Screen(stderr=True).print(Text.assemble(("! ", "yellow"), str(findings.prompts)), soft_wrap=True)
     return config, findings

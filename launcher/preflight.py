@@ -17,12 +17,14 @@ from typing import Any
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.errors import ConfigError, DataError, ModelError, RewardError
+from darts_async.lengths import bounds, text_part
 from darts_async.models import load_tokenizer, resolve_model_path
 from darts_async.paths import expanded, missing_file
 from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.reward.functions import load_function
 from launcher.devices import check_backend, check_gpus, check_vllm
 from launcher.distant import check_nodes
+from launcher.model_check import ModelTrial, check_files, local_models
 from launcher.placement import Place, PlacementError, local_node, place_processes, role_names
 from launcher.plan import link_hubs
 from launcher.ports import block, free_block, why_not_bound
@@ -35,6 +37,8 @@ class Findings:
 
     problems: tuple[Problem, ...]
     """Empty when it may start here."""
+    hints: tuple[Problem, ...]
+    """What is shown and refuses nothing."""
     prompts: PromptSets | None
     """None where they cannot be loaded."""
 
@@ -43,8 +47,23 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
     """Look at everything that a run needs. Takes the time of loading the prompts, and where other nodes are to be
     reached, that of asking them."""
     model, data = tuple(check_model(config)), tuple(check_data_files(config))
-    prompts = None if model or data else check_prompts(config)  # without these, prompts fail for the same reason
-    problems = (
+    models = local_models(config)
+    files = tuple(check_files(models))
+    with ModelTrial(config, {} if model or files else models) as trial:
+        prompts = None if model or data else check_prompts(config)  # without these, prompts fail for the same reason
+        unusable = (prompts,) if isinstance(prompts, Problem) else ()
+        found = (*_check_all(config, model + files, data + unusable, reaches_nodes=reaches_nodes), *trial.problems())
+    return Findings(
+        problems=tuple(problem for problem in found if not problem.is_hint),
+        hints=tuple(problem for problem in found if problem.is_hint),
+        prompts=prompts if isinstance(prompts, PromptSets) else None,
+    )
+
+
+def _check_all(
+    config: RunConfig, model: tuple[Problem, ...], data: tuple[Problem, ...], *, reaches_nodes: bool
+) -> tuple[Problem, ...]:
+    return (
         *check_network(config),
         *check_runs_dir(config),
         *_check_places(config, reaches_nodes=reaches_nodes),
@@ -53,9 +72,7 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
         *check_adapters(config),
         *model,
         *data,
-        *((prompts,) if isinstance(prompts, Problem) else ()),
     )
-    return Findings(problems, prompts if isinstance(prompts, PromptSets) else None)
 
 
 def link_ports(config: RunConfig) -> tuple[int, ...]:
@@ -241,11 +258,12 @@ def _check_address(setting: tuple[str, str]) -> Iterator[Problem]:
 
 
 def _check_model_fits(config: RunConfig, described: dict[str, Any], num_tokens: int) -> Iterator[Problem]:
-    limit, wanted = described.get("max_position_embeddings"), config.generator.max_context_tokens
-    if isinstance(limit, int) and wanted > limit:
-        message = f"the model was made for {limit} tokens (max_position_embeddings)"
-        yield Problem("generator.max_context_tokens", message, shown(wanted), f"use {limit} or less")
-    vocabulary = described.get("vocab_size")
+    wanted = config.generator.max_context_tokens
+    for bound in bounds(described)[:1]:
+        if wanted > bound.value:
+            message = f"{bound.reason} ({bound.setting})"
+            yield Problem("generator.max_context_tokens", message, shown(wanted), f"use {bound.value} or less")
+    vocabulary = text_part(described).get("vocab_size")
     if isinstance(vocabulary, int) and num_tokens > vocabulary:
         message = f"its tokenizer has {num_tokens} tokens, but the model's vocab_size is {vocabulary}"
         yield Problem("model.path", message, shown(config.model.path), "save the tokenizer that belongs to the model")

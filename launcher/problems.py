@@ -27,6 +27,8 @@ class Problem:
     """Line in the file, counted from 1."""
     here: bool = False
     """The file is right, and this machine stands in the way: nothing that only shows or checks the file fails by it."""
+    is_hint: bool = False
+    """Nothing fails by it."""
 
 
 class InputError(ConfigError):
@@ -60,6 +62,12 @@ def problem_screen(error: InputError) -> Group:
 def missing_screen(file: Path, problems: tuple[Problem, ...]) -> Group:
     """What keeps a valid file from being run on this machine."""
     title = Text.assemble(("! ", "yellow"), (str(file), "bold"), " is valid, but could not be run here as things are:")
+    return Group(title, *(Padding(_problem_text(problem), (1, 0, 0, 2)) for problem in problems), "")
+
+
+def hint_screen(file: Path, problems: tuple[Problem, ...]) -> Group:
+    """What is worth knowing about a file that can be run."""
+    title = Text.assemble(("! ", "yellow"), (str(file), "bold"), " can be run, but:")
     return Group(title, *(Padding(_problem_text(problem), (1, 0, 0, 2)) for problem in problems), "")
 
 

@@ -12,6 +12,7 @@ from darts_async.learner import checkpoint
 from darts_async.learner.export import write_model
 from darts_async.learner.model import load_model, use_packed_attention
 from darts_async.learner.step import Trainer
+from darts_async.lengths import Lengths
 from tests.learner_world import make_group, make_trainer, packed_model, plain_model
 
 PART = "trainer-00001-of-00001.safetensors"
@@ -127,7 +128,7 @@ def test_a_checkpoint_is_a_hugging_face_model(root: Path, tokenizer_dir: Path) -
     assert (path / "vocab.txt").read_text() == "vocab.txt"
     plain = AutoModelForCausalLM.from_pretrained(path)
     assert plain.config._attn_implementation == "sdpa"
-    loaded = load_model(str(path), dtype="float32")
+    loaded = load_model(str(path), lengths=Lengths(64, 256), dtype="float32")
     for model in (plain, loaded):
         for weight, expected in zip(model.parameters(), trainer.model.parameters(), strict=True):
             assert weight.equal(expected)

@@ -22,6 +22,7 @@ from darts_async.learner.rows import rows_of
 from darts_async.learner.setup import make_trainer as trainer_of
 from darts_async.learner.step import Trainer
 from darts_async.learner.tree import Tree
+from darts_async.lengths import Lengths
 from darts_async.models import resolve_model_path
 from darts_async.protocol import TrainGroup
 from launcher.preflight import check_adapters
@@ -240,7 +241,7 @@ def test_a_checkpoint_holds_the_adapter_for_the_trainer_and_a_merged_model_for_a
     names = [name for name in checkpoint.read_manifest(path).shapes]
     assert len(names) == 2 * NUM_ADAPTED
     plain = AutoModelForCausalLM.from_pretrained(path)
-    load_model(str(path), dtype="float32")
+    load_model(str(path), lengths=Lengths(64, 256), dtype="float32")
     assert {file.name for file in path.glob("adapter*")} == set()
     found = dict(plain.named_parameters())
     assert found.keys() == trainer.rows().keys()

@@ -30,6 +30,7 @@ from darts_async.learner.model import (
     response_logprobs,
     use_packed_attention,
 )
+from darts_async.lengths import Lengths
 from darts_async.protocol import TrainGroup
 from tests.byte_tokenizer import write_tokenizer
 from tests.learner_world import (
@@ -47,6 +48,7 @@ SIZES = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "i
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
 TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 LENGTHS = [1, 7, 30, 2, 2, 19]
+LENGTHS_OF_A_RUN = Lengths(64, 256)
 
 
 def pack(group: TrainGroup, budget: int = 10_000, *, share_prompts: bool = True) -> list[PackedBatch]:
@@ -212,7 +214,7 @@ def test_a_packed_model_refuses_a_plain_call() -> None:
 def test_a_saved_model_loads_and_scores_as_before(tmp_path: Path, dtype: str) -> None:
     original = packed_model(dtype=getattr(torch, dtype))
     original.save_pretrained(tmp_path)
-    loaded = load_model(str(tmp_path), dtype=dtype)
+    loaded = load_model(str(tmp_path), lengths=LENGTHS_OF_A_RUN, dtype=dtype)
     (batch,) = pack(make_group([3, 4]))
     assert response_logprobs(loaded, batch, 1.0)[0].equal(response_logprobs(original, batch, 1.0)[0])
     assert not loaded.training
@@ -222,7 +224,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) 
     plain_model().save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
     with pytest.raises(ModelError, match=r"'<\|im_end\|>' with id 258, but the model's vocabulary has 16 rows"):
-        load_model(str(tmp_path), dtype="float32")
+        load_model(str(tmp_path), lengths=LENGTHS_OF_A_RUN, dtype="float32")
 
 
 def test_a_model_with_more_rows_than_its_tokenizer_has_tokens_is_taken(tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_a_model_with_more_rows_than_its_tokenizer_has_tokens_is_taken(tmp_path:
     model.resize_token_embeddings(320)
     model.save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
-    load_model(str(tmp_path), dtype="float32")
+    load_model(str(tmp_path), lengths=LENGTHS_OF_A_RUN, dtype="float32")
 
 
 def test_activation_checkpointing_keeps_less_for_the_same_gradient() -> None:
@@ -263,19 +265,19 @@ def test_a_model_without_layers_to_checkpoint_is_refused() -> None:
 @pytest.mark.parametrize("path", ["/no/such/model", "./absent"])
 def test_a_missing_directory_is_named(path: str) -> None:
     with pytest.raises(ModelError, match=f"{path}, but there is no such directory"):
-        load_model(path, dtype="float32")
+        load_model(path, lengths=LENGTHS_OF_A_RUN, dtype="float32")
 
 
 def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no causal language model can be loaded"):
-        load_model(str(tmp_path), dtype="float32")
+        load_model(str(tmp_path), lengths=LENGTHS_OF_A_RUN, dtype="float32")
 
 
 @pytest.mark.slow
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no causal language model can be loaded from it: Unrecognized configuration"):
-        load_model(str(tmp_path), dtype="float32")
+        load_model(str(tmp_path), lengths=LENGTHS_OF_A_RUN, dtype="float32")
 
 
 def test_a_model_without_its_head_is_refused(tmp_path: Path) -> None:
@@ -283,9 +285,9 @@ def test_a_model_without_its_head_is_refused(tmp_path: Path) -> None:
     config.tie_word_embeddings = False
     Qwen3Model(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"lack lm_head\.weight"):
-        load_model(str(tmp_path), dtype="float32")
+        load_model(str(tmp_path), lengths=LENGTHS_OF_A_RUN, dtype="float32")
 
 
 def test_an_unknown_dtype_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="'float17'; use one of float32, bfloat16"):
-        load_model(str(tmp_path), dtype="float17")
+        load_model(str(tmp_path), lengths=LENGTHS_OF_A_RUN, dtype="float17")

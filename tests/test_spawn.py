@@ -28,6 +28,7 @@ STARTERS = {
     "launcher/remote.py": {"execvpe"},  # becomes a command that `module_command` has made
     "launcher/detached.py": {"fork"},  # the keeper that outlives its ssh session
     "darts_async/reward/warden.py": {"fork"},  # its worker, before anything heavy is imported
+    "launcher/model_check.py": {"Popen"},  # a child that looks at models, killed at a deadline
     "launcher/devices.py": {"run"},  # nvidia-smi, with a deadline
 }
 """The files that may start a process, and with what. vLLM forks its own: see `process_tree`."""
@@ -112,6 +113,7 @@ MODULES = (
     "launcher.agent",
     "launcher.probe",
     "launcher.remote",
+    "launcher.model_trial",
 )
 """All that is started as a process."""
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from darts_async.errors import EngineError
+from darts_async.errors import ModelError
 
 ATTENTION_NAME: Final = "darts_async_slots"
 _UNSUPPORTED_ARGUMENTS: Final = ("softcap", "s_aux", "position_bias")
@@ -159,13 +159,14 @@ def slot_attention(
     slot_step: SlotStep | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The function that the attention interface calls. Raises `EngineError` for a kind of attention it does not do."""
+    """The function that the attention interface calls. Raises `ModelError` for a kind of attention it does not do."""
     if slot_step is None:
-        raise EngineError("the model does not hand keyword arguments through to its attention layers")
-    assert attention_mask is None
+        raise ModelError("the model does not hand keyword arguments through to its attention layers")
+    if attention_mask is not None:
+        raise ModelError(f"{type(module).__name__} makes a mask of its own, which the embedded engine does not apply")
     layer = getattr(module, "layer_idx", None)
     if layer is None:
-        raise EngineError(f"{type(module).__name__} does not know its layer_idx")
+        raise ModelError(f"{type(module).__name__} does not know its layer_idx")
     if layer >= slot_step.cache.num_layers:
         _check_options(module, options, slot_step.cache.max_context_tokens)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -176,10 +177,10 @@ def _check_options(module: torch.nn.Module, options: dict[str, Any], max_context
     name = type(module).__name__
     for option in _UNSUPPORTED_ARGUMENTS:
         if options.get(option) is not None:
-            raise EngineError(f"{name} uses {option} in its attention, which the embedded engine does not have")
+            raise ModelError(f"{name} uses {option} in its attention, which the embedded engine does not have")
     window = options.get("sliding_window")
     if window is not None and window < max_context_tokens:
-        raise EngineError(
+        raise ModelError(
             f"{name} has a sliding window of {window} tokens, which the embedded engine does not have; "
             f"lower max_context_tokens ({max_context_tokens}) to {window}"
         )

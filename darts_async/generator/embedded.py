@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from darts_async.config import WeightsConfig
 from darts_async.errors import EngineError, ModelError
 from darts_async.generator.attention import Prefill
-from darts_async.generator.decoder import SlotDecoder
+from darts_async.generator.decoder import SlotDecoder, check_decoding
 from darts_async.generator.draws import uniforms
 from darts_async.generator.engine import StepEvents
 from darts_async.generator.eos import eos_token_ids
 from darts_async.generator.hold import Hold, local_transfer
 from darts_async.generator.sampling import draw
 from darts_async.generator.slots import SlotTable
+from darts_async.lengths import Lengths, why_too_long
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate, group_id_of
 from darts_async.weights.transfer import Transfer
 
@@ -42,7 +43,7 @@ T = TypeVar("T")
 class EmbeddedEngine:
     """Continuous batching of a causal LM in this process. The model is taken over.
 
-    Raises `EngineError` if the model is of a kind that cannot be decoded this way.
+    Raises `ModelError` if the model is of a kind that cannot be decoded this way.
     """
 
     def __init__(self, model: Any, *, num_slots: int, max_context_tokens: int, eos_token_ids: Iterable[int]) -> None:
@@ -183,21 +184,27 @@ class EmbeddedEngine:
         return None
 
 
+def longest(num_slots: int, max_context_tokens: int) -> Lengths:
+    """The longest sample, and the most tokens of a step: those that are prefilled, and one of each slot."""
+    return Lengths(max_context_tokens, max(max_context_tokens, _MAX_PREFILL_TOKENS) + num_slots)
+
+
 def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_context_tokens: int) -> EmbeddedEngine:
     """Load a model from a directory or the hub, with the end-of-sequence tokens of its generation settings.
 
-    Raises `ModelError` if it cannot be loaded, does not say how a response ends, or has fewer positions than
-    `max_context_tokens`.
+    Raises `ModelError` if it cannot be loaded, does not say how a response ends, has fewer positions than
+    `max_context_tokens`, or cannot be decoded at such lengths.
     """
     try:
+        config = AutoConfig.from_pretrained(model_path)
+        if (reason := why_too_long(config.to_dict(), max_context_tokens)) is not None:
+            raise ModelError(f"model.path is {model_path!r}: {reason}")
+        check_decoding(config, longest(num_slots, max_context_tokens))
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype))
+    except ModelError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model.path {model_path!r} cannot be loaded as a causal language model: {error}") from error
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and positions < max_context_tokens:
-        raise ModelError(
-            f"generator.max_context_tokens is {max_context_tokens}, but {model_path!r} has {positions} positions"
-        )
     return EmbeddedEngine(
         model,
         num_slots=num_slots,

@@ -1,11 +1,11 @@
-"""The model in training: a Hugging Face causal language model, and its packed forward pass.
+"""The model in training: a Hugging Face causal language model, and the log-probabilities of packed responses.
 
-Whether a model keeps packed sequences apart cannot be read off its class (state-space layers, say, run across
-them), so `load_model` tries it out: packed logits must equal those of each sequence alone in the model's own
-attention. A model that fails is refused, not trained on mixed samples.
+A model that does not keep packed sequences apart is refused and not trained on mixed samples (see `trial`).
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MethodType
@@ -13,44 +13,49 @@ from typing import Any
 
 import structlog
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from darts_async.errors import ModelError
-from darts_async.learner.attention import PACKED_ATTENTION, packing
 from darts_async.learner.batch import PackedBatch
+from darts_async.learner.forward import packed_hidden, packed_logits
 from darts_async.learner.logprobs import Head, Scores, head_logprobs, head_scores, logits_scores
-from darts_async.learner.tree import Tree
+from darts_async.learner.trial import (
+    PROBE_TOKENS,
+    TOLERANCE,
+    Outcome,
+    Samples,
+    check_packing,
+    refusal,
+    relative,
+    try_packing,
+)
+from darts_async.lengths import Lengths, why_too_long
+from darts_async.miniature import foreign_code
 from darts_async.models import TOKENIZER_FILE, load_tokenizer
 from darts_async.truncation import WHOLE, Truncation
-
-PackedRow = tuple[Tensor, Tensor, tuple[Tree, ...], Tensor]
-"""Token ids, positions, layout, and the places whose logits are wanted."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 COMPILED_DIR = Path.home() / ".cache" / "darts_async" / "compiled"
 """Not below TMPDIR, which a process of a run has to itself and leaves nothing in."""
-_PROBE = ((1, 2, 3, 4, 5), (1, 2, 3), (1, 2, 5, 4, 3))
-_PROBE_SHARED = 2
-"""The first tokens of the last two."""
-_PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Largest difference of packed logits relative to the largest logit: room for rounding, none for another sample."""
 
 
 log = structlog.get_logger()
 
 
-def load_model(path: str, *, dtype: str, device: str = "cpu") -> PreTrainedModel:
-    """A causal LM with its trained head, ready for `response_logprobs`, in evaluation mode.
+def load_model(path: str, *, dtype: str, lengths: Lengths, device: str = "cpu") -> PreTrainedModel:
+    """A causal LM with its trained head, ready for `response_logprobs` of such lengths, in evaluation mode.
 
     Dropout stays off, because the ratio to the generator's probabilities would otherwise be noise at lag 0.
-    Raises `ModelError` if there is no such model, it lacks weights, its tokenizer has more tokens than it, or it cannot
-    be packed.
+    Raises `ModelError` if there is no such model, it lacks weights, its tokenizer has more tokens than it, or samples
+    of these lengths cannot be packed.
     """
     if dtype not in DTYPES:
         raise ModelError(f"model.dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
+    shares_prompts = _check_lengths(path, lengths)
     model, loading = _from_pretrained(path, DTYPES[dtype])
     missing = sorted(loading["missing_keys"])
     if missing:
@@ -60,21 +65,42 @@ def load_model(path: str, *, dtype: str, device: str = "cpu") -> PreTrainedModel
         )
     model = model.to(device).eval()
     _check_vocabulary(model, Path(path))
-    use_packed_attention(model)
+    use_packed_attention(model, probe_tokens=min(PROBE_TOKENS, lengths.sample))
+    model.shares_prompts &= shares_prompts
     return model
 
 
-def _from_pretrained(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _check_lengths(path: str, lengths: Lengths) -> bool:
+    """Whether samples may share a prompt. Raises `ModelError` if samples of these lengths cannot be packed."""
+    config = _config(path)
+    reason = why_too_long(config.to_dict(), lengths.sample)
+    if reason is not None:
+        raise ModelError(f"model.path is {path}: {reason}")
+    return check_packing(config, lengths)
+
+
+def _config(path: str) -> PreTrainedConfig:
     looks_local = path.startswith(("/", ".", "~")) or path.count("/") > 1
     if looks_local and not os.path.isdir(path):
         raise ModelError(f"model.path is {path}, but there is no such directory")
-    try:
+    with _loading(path):
+        return AutoConfig.from_pretrained(path)
+
+
+def _from_pretrained(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+    with _loading(path):
         model, loading = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    return model, loading
+
+
+@contextmanager
+def _loading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model.path is {path}, but no causal language model can be loaded from it: {error}"
         ) from error
-    return model, loading
 
 
 def _check_vocabulary(model: PreTrainedModel, directory: Path) -> None:
@@ -91,43 +117,22 @@ def _check_vocabulary(model: PreTrainedModel, directory: Path) -> None:
         )
 
 
-def use_packed_attention(model: PreTrainedModel) -> None:
+def use_packed_attention(model: PreTrainedModel, *, probe_tokens: int = PROBE_TOKENS) -> None:
     """Switch the model to packed attention, after which only `response_logprobs` may call it.
+
+    It is tried out on samples of `probe_tokens`; what happens to longer ones is for `check_packing` to say.
 
     Raises `ModelError` if its sequences would not stay apart. Whether samples may share a prompt is tried out too, and
     said by the model's `shares_prompts`.
     """
-    device = model.get_input_embeddings().weight.device
-    sequences = [torch.tensor(ids, device=device) for ids in _PROBE]
+    outcome = try_packing(model, Samples.within(probe_tokens))
+    if not outcome.keeps_apart:
+        raise refusal(model, outcome)
     with torch.no_grad():
-        alone = [model(input_ids=ids[None], use_cache=False).logits[0] for ids in sequences]
-        _set_packed_attention(model)
-        packed_row = _row(sequences, tuple(Tree(len(ids)) for ids in _PROBE))
-        expected = torch.cat(alone)
-        tolerance = _PROBE_TOLERANCE[expected.dtype]
-        difference = _relative(_logits(model, *packed_row), expected)
-        if not difference <= tolerance:
-            raise ModelError(
-                f"{type(model).__name__} cannot be trained on packed sequences: its logits differ from those of each "
-                f"sequence alone by {difference:.1e} of the largest; its layers mix neighbours or ignore position_ids"
-            )
-        _choose_head(model, packed_row, expected)
-        first, second, third = sequences
-        rows = [first, second, third[_PROBE_SHARED:]]
-        tree = Tree(_PROBE_SHARED, (len(second) - _PROBE_SHARED, len(third) - _PROBE_SHARED))
-        shared_row = _row(rows, (Tree(len(first)), tree))
-        difference = _relative(_logits(model, *shared_row), torch.cat([*alone[:2], alone[2][_PROBE_SHARED:]]))
-        model.shares_prompts = difference <= tolerance
-        if not model.shares_prompts:
-            log.warning("prompts_are_not_shared", model=type(model).__name__, difference=difference)
-
-
-def _row(parts: list[Tensor], trees: tuple[Tree, ...]) -> PackedRow:
-    """These tokens, laid out in trees, and all their places."""
-    input_ids = torch.cat(parts)
-    positions = [position for tree in trees for position in tree.positions()]
-    places = torch.arange(len(input_ids), device=input_ids.device)
-    return input_ids, torch.tensor(positions, device=input_ids.device), trees, places
+        _choose_head(model, outcome)
+    model.shares_prompts = outcome.shares_prompts
+    if not model.shares_prompts:
+        log.warning("prompts_are_not_shared", model=type(model).__name__, difference=outcome.shared)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
@@ -195,22 +200,22 @@ def response_logprobs(
 def _logprobs_in_rows(
     model: PreTrainedModel, batch: PackedBatch, temperature: float, truncation: Truncation, *, compiled: bool = False
 ) -> Scores:
-    hidden = _hidden(model, batch.input_ids, batch.position_ids, batch.trees, batch.logit_places)
+    hidden = packed_hidden(model, batch.input_ids, batch.position_ids, batch.trees, batch.logit_places)
     return head_scores(hidden, Head.of(model), batch.targets, temperature, truncation, compiled=compiled)
 
 
 def _logprobs_at_once(model: PreTrainedModel, batch: PackedBatch, temperature: float, truncation: Truncation) -> Scores:
-    logits = _logits(model, batch.input_ids, batch.position_ids, batch.trees, batch.logit_places)
+    logits = packed_logits(model, batch.input_ids, batch.position_ids, batch.trees, batch.logit_places)
     return logits_scores(logits, batch.targets, temperature, truncation)
 
 
-def _choose_head(model: PreTrainedModel, packed_row: PackedRow, logits: Tensor) -> None:
+def _choose_head(model: PreTrainedModel, outcome: Outcome) -> None:
     """Give the model its method `packed_logprobs`: in rows if `Head` says what the model's own head does.
 
     It is a method, so that whoever shards the model can have its parameters gathered around the call
     (`torch.distributed.fsdp.register_fsdp_forward_method`).
     """
-    reason = _why_not_in_rows(model, packed_row, logits)
+    reason = _why_not_in_rows(model, outcome)
     if reason is None:
         model.packed_logprobs = MethodType(_logprobs_in_rows, model)
         return
@@ -218,54 +223,18 @@ def _choose_head(model: PreTrainedModel, packed_row: PackedRow, logits: Tensor) 
     model.packed_logprobs = MethodType(_logprobs_at_once, model)
 
 
-def _why_not_in_rows(model: PreTrainedModel, packed_row: PackedRow, logits: Tensor) -> str | None:
+def _why_not_in_rows(model: PreTrainedModel, outcome: Outcome) -> str | None:
+    if model.base_model is model:
+        return "it does not name the part of it that is below its head"
     try:
         head = Head.of(model)
     except TypeError as error:
         return str(error)
-    expected = logits.float().log_softmax(-1)
+    expected = outcome.expected.float().log_softmax(-1)
     targets = expected.argmin(-1)  # where a wrong scale or cap shows most
-    found, _ = head_logprobs(_hidden(model, *packed_row), head, targets, 1.0)
-    difference = _relative(found, expected.gather(-1, targets[:, None])[:, 0])
-    if difference <= _PROBE_TOLERANCE[logits.dtype]:
+    with foreign_code(f"{type(model).__name__} cannot be trained on packed sequences"):
+        found, _ = head_logprobs(packed_hidden(model, *outcome.row), head, targets, 1.0)
+    difference = relative(found, expected.gather(-1, targets[:, None])[:, 0])
+    if difference <= TOLERANCE[outcome.expected.dtype]:
         return None
     return f"its log-probabilities differ by {difference:.1e} of the largest from those of a linear head"
-
-
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
-
-
-def _set_packed_attention(model: PreTrainedModel) -> None:
-    model.set_attn_implementation(PACKED_ATTENTION)
-    if model.config._attn_implementation != PACKED_ATTENTION:  # a warning is all transformers gives
-        raise ModelError(f"{type(model).__name__} cannot be trained on packed sequences: its attention is built in")
-
-
-def _hidden(
-    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, trees: tuple[Tree, ...], places: Tensor
-) -> Tensor:
-    """What the head sees, [num_places, hidden_size], of the packed row `input_ids` [num_packed_tokens]."""
-    output = model.base_model(
-        input_ids=input_ids[None],
-        position_ids=position_ids[None],
-        use_cache=False,
-        **packing(trees, input_ids.device),
-    )
-    hidden: Tensor = output.last_hidden_state[0]
-    return hidden[places]
-
-
-def _logits(
-    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, trees: tuple[Tree, ...], places: Tensor
-) -> Tensor:
-    """Logits [num_places, vocabulary] of the packed row `input_ids` [num_packed_tokens]."""
-    output = model(
-        input_ids=input_ids[None],
-        position_ids=position_ids[None],
-        use_cache=False,
-        logits_to_keep=places,
-        **packing(trees, input_ids.device),
-    )
-    logits: Tensor = output.logits[0]
-    return logits

@@ -13,6 +13,7 @@ from darts_async.learner.place import ALONE, training_device
 from darts_async.learner.ranks import RankGroup
 from darts_async.learner.sharding import shard_model
 from darts_async.learner.step import Trainer
+from darts_async.lengths import Lengths
 from darts_async.models import resolve_model_path
 from darts_async.truncation import Truncation
 
@@ -42,11 +43,17 @@ def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) ->
     )
 
 
+def longest(config: RunConfig) -> Lengths:
+    """The longest sample, and the longest row that it or others are packed into."""
+    sample = config.generator.max_context_tokens
+    return Lengths(sample, max(sample, config.learner.tokens_per_micro_batch))
+
+
 def _load(config: RunConfig, model_dir: Path, ranks: RankGroup | None, device: torch.device) -> PreTrainedModel:
     if ranks is None:
-        model = load_model(str(model_dir), dtype=config.model.dtype, device=str(device))
+        model = load_model(str(model_dir), dtype=config.model.dtype, lengths=longest(config), device=str(device))
     else:
-        model = load_model(str(model_dir), dtype="float32")
+        model = load_model(str(model_dir), dtype="float32", lengths=longest(config))
     if config.learner.lora is not None:
         add_adapters(model, config.learner.lora, config.seed)
     if config.learner.compile:
@@ -69,4 +76,5 @@ def _load_reference(config: RunConfig, device: torch.device) -> PreTrainedModel 
         loss.reference_path or config.model.path,
         setting="learner.loss.reference_path" if loss.reference_path else "model.path",
     )
-    return load_model(str(path), dtype=config.model.dtype, device=str(device)).requires_grad_(False)
+    model = load_model(str(path), dtype=config.model.dtype, lengths=longest(config), device=str(device))
+    return model.requires_grad_(False)

@@ -23,6 +23,7 @@ from darts_async.errors import ConfigError, EngineError, ModelError
 from darts_async.generator.eos import eos_token_ids
 from darts_async.generator.vllm.installed import InstalledVllm, require_vllm
 from darts_async.generator.vllm.process_tree import binding_children
+from darts_async.lengths import why_too_long
 
 WORKER_EXTENSION: Final = "darts_async.generator.vllm.worker.WorkerExtension"
 WEIGHT_BACKEND: Final = "darts"
@@ -123,11 +124,8 @@ def _read_model(model_path: str, max_context_tokens: int) -> tuple[tuple[int, ..
     except OSError:
         generation = None
     text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    if positions is not None and positions < max_context_tokens:
-        raise ModelError(
-            f"generator.max_context_tokens is {max_context_tokens}, but {model_path!r} has {positions} positions"
-        )
+    if (reason := why_too_long(config.to_dict(), max_context_tokens)) is not None:
+        raise ModelError(f"model.path is {model_path!r}: {reason}")
     return tuple(eos_token_ids(model_path, generation, text)), int(text.vocab_size)
 
 
