@@ -5,6 +5,7 @@ It is a process of its own because it needs torch, which nothing else does that 
 a `Question`, and its output a list of `Finding`, both as JSON. No weight is read.
 """
 
+import argparse
 import importlib.util
 import os
 import sys
@@ -41,7 +42,9 @@ class Finding(msgspec.Struct):
 
 def main() -> None:
     """Answer one question."""
-    question = msgspec.json.decode(sys.argv[1], type=Question)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("question", help="a `Question` as JSON")
+    question = msgspec.json.decode(parser.parse_args().question, type=Question)
     config = RunConfig.model_validate_json(question.config)
     findings = [
         finding
