@@ -98,9 +98,11 @@ def tokens(
 
 def nearly_true(world: World, peer: str, kind: int, off_by: int) -> Incoming:
     """What an honest peer could say, but for one number."""
-    running = sorted(world.generators[GENERATOR].running) or [0]
-    sample_id = running[kind % len(running)]
-    num_tokens = world.generators[GENERATOR].running.get(sample_id, 0)
+    seat, work = world.state.work.generators.seat(GENERATOR), world.state.work
+    assigned = sorted(seat.sample_ids) if seat is not None and seat.sample_ids else [0]
+    sample_id = assigned[kind % len(assigned)]
+    sample = work.sample(sample_id)
+    num_tokens = sample.num_tokens if sample is not None else 0
     position = world.state.training.taken.position
     shipped = world.state.training.groups_of(position)
     if peer == GENERATOR:
