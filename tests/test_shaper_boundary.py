@@ -133,7 +133,7 @@ conversations = st.lists(st.integers(0, 40) | nearly | lies, min_size=15, max_si
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(conversation=conversations, num_moves=st.sampled_from([0, 100, 250, 400]), seed=st.integers(0, 9))
 def test_whatever_peers_say_the_state_holds_and_honest_ones_come_to_the_end(
     conversation: list[Any], num_moves: int, seed: int
