@@ -49,7 +49,7 @@ def tokens_decoded(num_samples: int = 64, tokens_each: int = 4) -> TokensDecoded
 
 def score(num_tokens: int = 1024) -> Score:
     """A response that is to be judged: 4 KB."""
-    return Score(0, "prompt", "answer", {}, np.arange(num_tokens, dtype=np.int32), "stop")
+    return Score(0, "prompt", "answer", "{}", np.arange(num_tokens, dtype=np.int32), "stop")
 
 
 def train_group(num_samples: int = 8, tokens_each: int = 1024) -> TrainGroup:

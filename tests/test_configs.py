@@ -43,8 +43,13 @@ def _away_from_hub_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def lay_out(config: RunConfig) -> None:
     """The model and the data of a file, as small as can be, where the file looks for them."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     model_dir = write_tokenizer(Path(config.model.path), chat_template=CHATML)
-    (model_dir / "config.json").write_text(json.dumps({"max_position_embeddings": 40_960, "vocab_size": 151_936}))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 16}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    described = Qwen3Config(vocab_size=512, max_position_embeddings=40_960, **sizes, **heads)
+    Qwen3ForCausalLM(described).save_pretrained(model_dir)
     for path in (config.prompts.path, config.prompts.held_out_path):
         assert path is not None
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ def with_rogues(plan: RunPlan) -> RunPlan:
     specs = [
         msgspec.structs.replace(
             spec,
-            argv=(sys.executable, "-m", "tests.fakes.rogue", *spec.argv[3:]),
+            argv=(sys.executable, "-m", "tests.fakes.rogue", *spec.argv[5:]),
             env={**spec.env, "PYTHONPATH": str(ROOT), "LIE": LIES[spec.name][0]},
         )
         if spec.name in LIES

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from darts_async.config import GeneratorConfig, WeightsConfig
+from darts_async.config import GeneratorConfig, SamplingConfig, WeightsConfig
 from darts_async.errors import DartsError, EngineError
 from darts_async.faults import Faults
 from darts_async.generator import process
@@ -83,7 +83,9 @@ class Member:
     """A generator: the real actor, with links that are lists."""
 
     def __init__(self, name: str, engine: VllmEngine, weights: WeightsConfig) -> None:
-        config = SimpleNamespace(generator=GeneratorConfig(engine="vllm", flush_every_steps=1), weights=weights)
+        config = SimpleNamespace(
+            generator=GeneratorConfig(engine="vllm", flush_every_steps=1), weights=weights, sampling=SamplingConfig()
+        )
         self.name = name
         self.engine = engine
         self.incarnation = 1
