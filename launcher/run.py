@@ -51,6 +51,7 @@ from launcher.course import (
     Stop,
 )
 from launcher.evaluation import evaluation_text
+from launcher.files import flushed
 from launcher.fleet import Fleet
 from launcher.nodes import KeeperEnded, LaunchFailed, NodeNews, Nodes, agent_command, make_backends
 from launcher.past import NO_PAST, Past
@@ -59,7 +60,7 @@ from launcher.progress import RunView
 from launcher.recorder import Recorder, recorded
 from launcher.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
 from launcher.restarts import Restarts
-from launcher.rundir import final_model_path, write_summary
+from launcher.rundir import EVENTS_FILE, METRICS_FILE, final_model_path, write_summary
 from launcher.service import serving_requests
 from launcher.status import run_status
 from launcher.steps import StepLine, StepMerger
@@ -152,7 +153,7 @@ class Run:
                 self.view.finished = heard.body
                 self._act(self.course.finished(heard.body.reason, now_s))
             case Silence() if is_current and name in self.fleet.running and not self._is_to_leave(name):
-                self._note(f"nothing is heard of {name}: {heard.body.reason}")
+                self.note(f"nothing is heard of {name}: {heard.body.reason}")
 
     def _is_to_leave(self, name: str) -> bool:
         return self.course.ending or self.course.is_stopping(name)
@@ -218,14 +219,14 @@ class Run:
     def _note_node(self, step: on_nodes.NodeCame | on_nodes.NodeSilent | on_nodes.NodeLost) -> None:
         match step:
             case on_nodes.NodeCame(node=node, away_s=away_s) if away_s is not None:
-                self._note(f"node {node} is back, {away_s:.1f} s after it was lost")
+                self.note(f"node {node} is back, {away_s:.1f} s after it was lost")
             case on_nodes.NodeCame(node=node, agent_incarnation=incarnation) if node in self._nodes_seen:
-                self._note(f"node {node} has a new agent, its number {incarnation}")
+                self.note(f"node {node} has a new agent, its number {incarnation}")
             case on_nodes.NodeSilent(node=node, reason=reason):
-                self._note(f"nothing is heard of node {node}: {reason}")
+                self.note(f"nothing is heard of node {node}: {reason}")
             case on_nodes.NodeLost(node=node, reason=reason):
                 self.control.forget_node(node)
-                self._note(f"node {node} is lost: {reason}")
+                self.note(f"node {node} is lost: {reason}")
 
     def _take_exit(self, ended: ProcessExit) -> None:
         self.control.forget(ended.name)
@@ -242,7 +243,7 @@ class Run:
                     num_steps = self.view.finished.num_steps if self.view.finished is not None else None
                     self._tell(self.fleet.running, Shutdown(reason, finished, num_steps))
                 case Notice(text=text):
-                    self._note(text)
+                    self.note(text)
                 case Start(name=name, incarnation=incarnation):
                     self._start(name, incarnation)
                 case Stop(name=name):
@@ -259,13 +260,14 @@ class Run:
                 case Serves(name=name, away_s=away_s):
                     self.recorder.serves(action, _now_s())
                     self.view.take_service(name)
-                    self._note(f"{name} serves again, {away_s:.1f} s after it ended")
+                    self.note(f"{name} serves again, {away_s:.1f} s after it ended")
 
     def _tell(self, names: tuple[str, ...], message: LauncherToProcess) -> None:
         for name in names:
             self.control.send(name, message)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Tell the user."""
         self.view.note(text)
         self.display.note(text)
 
@@ -293,7 +295,7 @@ class Run:
             for name in names:
                 self._act(self.course.restart(name, _now_s()))
                 self.recorder.restarted(name, _now_s())
-                self._note(f"{name} is restarted by hand")
+                self.note(f"{name} is restarted by hand")
         except RestartRefused as error:
             return Refused(str(error))
         return Done(f"{', '.join(names)}: restarting")
@@ -358,7 +360,9 @@ async def run(
                 grace_s=limits.grace_s,
                 merger=StepMerger(reports_per_step(plan)),
             )
-            async with serving_requests(run_dir, it.answer):
+            for text in past.notices:
+                it.note(text)
+            async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
                 ending.outcome = await it.conduct()
     trace.close()
     summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())

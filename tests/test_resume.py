@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from darts_async.shaper.ledger import LearnerRewound, read_ledger
-from launcher.audit import LEDGER_FILE
+from darts_async.shaper.ledger import LEDGER_FILE, LearnerRewound, read_ledger
 from tests.launched import LaunchedRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
