@@ -58,11 +58,13 @@ def gather(run_dir: Path) -> RunData:
         if line["type"] == "step":
             steps[line["step"]] = steps.get(line["step"], {}) | line
     if not steps:
-        raise ConfigError(f"{run_dir} has no step yet, so there is nothing to report of")
+        raise ConfigError(f"{run_dir / METRICS_FILE} has no step yet, so there is nothing to report of")
     try:
         ended = [each for each in read_ledger(run_dir / LEDGER_FILE) if isinstance(each, SampleEnded)]
     except OSError as error:
-        raise ConfigError(f"{run_dir / LEDGER_FILE} cannot be read as a ledger: {error}") from error
+        raise ConfigError(f"{run_dir / LEDGER_FILE} cannot be read: {error}") from error
+    if not ended:
+        raise ConfigError(f"{run_dir / LEDGER_FILE} holds no sample: `darts-launch audit {run_dir}` says what is lost")
     spent, away = _time(run_dir)
     return RunData(
         run_dir=run_dir,

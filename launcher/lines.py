@@ -17,7 +17,7 @@ class Lines:
 
     objects: list[dict[str, Any]]
     num_bad: int
-    """Whole lines that are no JSON object with a `type` and a number of `elapsed_s`."""
+    """Whole lines that are no JSON object with a `type`, or whose `elapsed_s` is no number."""
     num_bytes: int
     """Of the whole lines: what follows is torn."""
 
@@ -48,4 +48,4 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):  # bytes that are no text among them
         return None
     is_good = isinstance(value, dict) and isinstance(value.get("type"), str)
-    return value if is_good and isinstance(value.get("elapsed_s"), int | float) else None
+    return value if is_good and isinstance(value.get("elapsed_s", 0.0), int | float) else None

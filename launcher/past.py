@@ -110,7 +110,7 @@ def _past(run_dir: Path, record: RunRecord | None, plan: RunPlan) -> Past:
     return Past(
         life=max([plan.life, record.life if record is not None else 1, *lives]) + 1,
         first_incarnations=_first_incarnations(run_dir, plan, starts),
-        elapsed_s=max((line["elapsed_s"] for line in (*events.objects, *metrics.objects)), default=0.0),
+        elapsed_s=max((line.get("elapsed_s", 0.0) for line in (*events.objects, *metrics.objects)), default=0.0),
         lines=tuple(steps),
         evaluations=tuple(evaluations),
         notices=tuple(notices),

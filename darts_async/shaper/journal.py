@@ -56,6 +56,8 @@ class Journal:
 
     def prepare(self, head: Head) -> None:
         """Write a new journal beside the old one; what is appended from now on goes to both."""
+        if self._next >= 0:  # it is written again
+            os.close(self._next)
         self._next = os.open(self._beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         data = frame(encode(head))
         _write(self._next, data)
