@@ -82,12 +82,12 @@ class PoweredWorld(MortalWorld):
         self.learner += 1
         self.history = [*self.histories.get(self.saved, [])]
         self.seen_groups = {group_id for groups in self.history for group_id in groups}
-        self.step_groups, self.to_judge = [], deque()
+        self.step_groups, self.to_judge, self.to_launcher = [], deque(), []
         self.generators = {name: FakeGenerator(incarnation=10 * self.life) for name in self.generators}
-        self.num_decoded = process.work.totals.num_tokens_received
         self.absorb(found.outputs)
         for peer in (*self.generators, "reward/0", LEARNER):
             self.absorb(self.state.peer_up(peer, 10 * self.life, self.now_s))
+        self.num_decoded = process.work.totals.num_tokens_received
         return found
 
     def check_end(self) -> None:

@@ -95,7 +95,8 @@ class TakenSteps:
         if policy_version < self.durable:
             raise DataError(
                 f"the learner came back at version {policy_version}, but a checkpoint of version {self.durable} was "
-                "written, and the groups before that were given up; somebody has damaged or removed that checkpoint"
+                "written, and the groups before that were given up; somebody has damaged or removed that checkpoint; "
+                "end the run and take it up again: darts-launch resume --from-checkpoint RUN_DIR"
             )
         is_rewind = policy_version < self.position
         self.position = self._num_sent = policy_version

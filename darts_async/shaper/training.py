@@ -220,7 +220,8 @@ class Training:
             if len(group_ids) != self._config.learner.groups_per_step:
                 raise DataError(
                     f"the learner has a checkpoint of version {policy_version}, but only {len(group_ids)} groups were "
-                    f"shipped for step {step}: its checkpoints are of another run"
+                    f"shipped for step {step}: its checkpoints are of another run, or the journal has lost its end; "
+                    "end the run and take it up again: darts-launch resume --from-checkpoint RUN_DIR"
                 )
         return [GroupsCommitted(step, np.array(group_ids, np.int64)) for step, group_ids in ids.items()]
 
@@ -485,7 +486,8 @@ class Training:
         self.taken.restore(state.taken)
         self._taken_by_stop = state.taken_by_stop
         for group in self._undecided():
-            self._add_rival(group)
+            if group.group_id in state.window.floors:  # of a checkpoint no open group goes on
+                self._add_rival(group)
 
     def validate(self) -> None:
         """Every group is where it says, and everyone who is waited for meets its deadline."""
