@@ -5,7 +5,8 @@
     nodes/           of each node: pid and start time of its keeper, its agent and its processes
     state.json       running | finished | stopped | failed, and why
     run.lock         held by the launcher of the run
-    metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together
+    metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together; `resumed` where another
+                     life of the run begins
     events.jsonl     one line for each process that started, ended, was found hanging or serves again
     control.sock     where the running launcher takes requests; only the owner of the directory gets there
     summary.json     the totals
@@ -15,7 +16,8 @@
     trace.json       the same for Perfetto, once `darts-launch trace` has been called
     model/           the trained model, at the end
 
-Files that are rewritten are replaced atomically: a reader sees the old one or the new one.
+Files that are rewritten are replaced atomically, also when the power goes: a reader sees the old one or the new one.
+Those that grow are on the disk about a second after they were written.
 """
 
 import json
@@ -98,7 +100,7 @@ def read_record(run_dir: Path) -> RunRecord:
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """One JSON object, on disk before this returns to the caller's next event."""
+    """One JSON object, with the operating system when this returns; `files.flushed` has it on the disk."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 

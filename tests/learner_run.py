@@ -87,6 +87,8 @@ class LearnerRun:
     """Groups of later steps are not sent."""
     early_step: int | None = None
     """Groups of this step come before the learner has said where it stands."""
+    is_silent: bool = False
+    """The shaper has no word for the learner."""
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     committed: list[tuple[int, list[int]]] = field(default_factory=list)
     ready: list[int] = field(default_factory=list)
@@ -221,6 +223,8 @@ class LearnerRun:
         match message:
             case LearnerReady(version):
                 self.ready.append(version)
+                if self.is_silent:
+                    return
                 self._tell(CatchUp(max(version, len({step for step, _ in self.committed}))))
                 for step in range(min(self.config.learner.steps, self.max_step + 1)):  # all, also those it has had
                     self.send_groups(step)

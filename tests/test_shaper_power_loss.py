@@ -220,6 +220,27 @@ def test_wherever_a_bit_of_journal_or_ledger_is_flipped_they_are_taken_up(tmp_pa
         shutil.rmtree(copy)
 
 
+@pytest.mark.parametrize("from_checkpoint", [False, True])
+def test_a_run_that_was_stopped_goes_on_from_the_checkpoint_that_the_stop_has_left(
+    tmp_path: Path, from_checkpoint: bool
+) -> None:
+    world, rng = PoweredWorld(world_config(**SETTINGS), tmp_path), random.Random(2)
+    while world.state.num_steps != 3:
+        play(world, rng, 1)
+    world.absorb(world.state.stop("enough", world.now_s))
+    while world.state.phase is not Phase.FINISHED:
+        play(world, rng, 1)
+    assert world.version == world.state.num_steps >= 3
+    world.save(tells=False)
+    assert world.shared[world.version]
+    stopped_at = world.version
+    found = world.power_up(from_checkpoint=from_checkpoint)
+    assert found.source == (f"the checkpoint of version {stopped_at}" if from_checkpoint else "journal")
+    assert world.state.num_steps == stopped_at, "no step is taken again"
+    world.run(rng)
+    world.check_end()
+
+
 LOSSES = st.fixed_dictionaries(
     {
         "num_moves": st.integers(1, 400),
@@ -265,6 +286,7 @@ def lives(directory: Path, rule: str, seed: int, losses: list[dict[str, Any]]) -
     world.check_end()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 2**32),

@@ -143,6 +143,10 @@ AnyRecord = (
 )
 
 
+_STEERING = (RunReopened, TakenBack, BroughtForward)
+"""Records that say which others count."""
+
+
 class Position(Struct, frozen=True):
     """A place in a ledger: after so many records, as this life of the run counted them."""
 
@@ -164,6 +168,9 @@ class Lineage:
 
     def take(self, record: AnyRecord) -> None:
         """A record is written."""
+        if not isinstance(record, _STEERING):
+            self.num_records += 1
+            return
         match record:
             case TakenBack(num_records=num_records):
                 self.num_records = num_records
