@@ -5,8 +5,8 @@
     nodes/           of each node: pid and start time of its keeper, its agent and its processes
     state.json       running | finished | stopped | failed, and why
     run.lock         held by the launcher of the run
-    metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together; `resumed` where another
-                     life of the run begins
+    metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together; `resumed` where
+                     another life of the run begins
     events.jsonl     one line for each process that started, ended, was found hanging or serves again
     control.sock     where the running launcher takes requests; only the owner of the directory gets there
     summary.json     the totals

@@ -241,13 +241,14 @@ def test_a_run_that_was_stopped_goes_on_from_the_checkpoint_that_the_stop_has_le
     world.check_end()
 
 
+CHECKPOINTS = ["whole", "whole", "whole", "gone", "weights damaged", "without the shaper", "all gone"]
 LOSSES = st.fixed_dictionaries(
     {
         "num_moves": st.integers(1, 400),
         "journal": st.sampled_from(["whole", "gone", "empty", "tail", "damaged"]),
         "ledger": st.sampled_from(["whole", "gone", "empty", "tail", "damaged"]),
         "place": st.integers(1, 10**6),
-        "checkpoint": st.sampled_from(["whole", "whole", "whole", "gone", "without the shaper"]),
+        "checkpoint": st.sampled_from(CHECKPOINTS),
         "from_checkpoint": st.booleans(),
     }
 )
@@ -281,6 +282,10 @@ def lives(directory: Path, rule: str, seed: int, losses: list[dict[str, Any]]) -
             world.checkpoint(newest).write_bytes(b"")
         if newest and loss["checkpoint"] == "gone" and newest - 2 in world.histories:
             world.checkpoint(newest).unlink()
+        if newest and loss["checkpoint"] == "weights damaged" and newest - 2 in world.histories:
+            del world.histories[newest]
+        if loss["checkpoint"] == "all gone":
+            shutil.rmtree(directory / CHECKPOINTS_DIR, ignore_errors=True)
         world.power_up(from_checkpoint=loss["from_checkpoint"])
     world.run(rng)
     world.check_end()

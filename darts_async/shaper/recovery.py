@@ -59,12 +59,16 @@ def newest_checkpoint(run_dir: Path) -> NewestCheckpoint | None:
     Raises:
         OSError: a file is there and cannot be read.
     """
-    found = [path for path in (run_dir / CHECKPOINTS_DIR).glob(f"step-*/{SHAPER_STATE_FILE}")]
-    for path in sorted(found, reverse=True):
+    found = {
+        int(path.parent.name.removeprefix("step-")): path
+        for path in (run_dir / CHECKPOINTS_DIR).glob(f"step-*/{SHAPER_STATE_FILE}")
+        if path.parent.name.removeprefix("step-").isdigit()
+    }
+    for version, path in sorted(found.items(), reverse=True):
         data = path.read_bytes()
         shared = decode_shared(data)
         if shared is not None or not data:
-            return NewestCheckpoint(int(path.parent.name.removeprefix("step-")), shared)
+            return NewestCheckpoint(version, shared)
     return None
 
 
