@@ -45,6 +45,7 @@ from darts_async.shaper.standing import (
     Confirmed,
     Heard,
     MakeState,
+    Reopened,
     Restarted,
     Standing,
     Stopped,
@@ -106,6 +107,8 @@ class ShaperActor:
         self._ahead_s = self._standing.now_s - self._clock()
         runtime.heard = self._standing.heard
         self._take(Restarted(self._now_s()))
+        if self._state.phase in (Phase.STOPPING, Phase.FINISHED):  # no shaper is started in a run that ends
+            self._take(Reopened(self._now_s(), runtime.plan.life))
         self._outputs = [*self._standing.reports, *(output for output in self._outputs if not is_report(output))]
         self._stop_at_s: float | None = None
         self._leaving = self._terminated = False

@@ -257,6 +257,7 @@ class ShaperState:
         known here is taken to be done. Groups get ids from `next_group_id` on."""
         self._training.give_up()
         self._lose_the_rest("taken_up_without_it")
+        self.work.totals.end_of_life()
         self.work.next_group_id = max(self.work.next_group_id, next_group_id)
         if not self._training.explains(policy_version):
             self._training.taken.jump(policy_version)
