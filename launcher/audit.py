@@ -44,7 +44,7 @@ def audit_run(run_dir: Path) -> AuditReport:
     """Check the ledger of a run. Raises `ConfigError` if a file cannot be read at all, or the settings are gone."""
     record, config = known_record(run_dir), load_config(run_dir / "config.yaml")
     try:
-        journal = read_journal(run_dir / JOURNAL_FILE)  # before the ledger, which is never behind it
+        journal = read_journal(run_dir / JOURNAL_FILE)  # first: the ledger has at least what it has seen written
         ledger = scan_ledger(run_dir / LEDGER_FILE)
         books = Books.of(ledger.records)
         num_steps = config.learner.steps if record is not None and record.status == "finished" else None

@@ -1,7 +1,7 @@
 """Files of lines, one JSON object each: `metrics.jsonl` and `events.jsonl`.
 
 They are written line by line, so the last one may be torn by a kill. A disk may change any byte of the others: a line
-that is no object is passed over and counted, because the lines about everything else are as good as before.
+that is not an object is passed over and counted, because the lines about everything else are as good as before.
 """
 
 import json
@@ -17,7 +17,7 @@ class Lines:
 
     objects: list[dict[str, Any]]
     num_bad: int
-    """Whole lines that are no JSON object with a `type`, or whose `elapsed_s` is no number."""
+    """Whole lines that are not a JSON object with a `type`, or whose `elapsed_s` is not a number."""
     num_bytes: int
     """Of the whole lines: what follows is torn."""
 

@@ -159,5 +159,5 @@ def _life(line: dict[str, Any]) -> int:
 def _step(line: dict[str, Any]) -> StepLine:
     values = {name: value for name, value in line.items() if name not in ("type", "step", "elapsed_s")}
     if not all(isinstance(value, int | float) for value in (line["step"], *values.values())):
-        raise TypeError(f"a metric is no number: {line}")
+        raise TypeError(f"a metric is not a number: {line}")
     return StepLine(int(line["step"]), values)

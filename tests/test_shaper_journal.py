@@ -277,7 +277,7 @@ def test_the_journal_begins_anew_when_its_inputs_outweigh_its_head(tmp_path: Pat
         (None, "is not there"),
         (b"", "has no whole record in its 0 bytes"),
         (bytes(64), "is damaged from byte 0 of 64 on"),
-        (frame(b"ab"), "no journal of this version"),
+        (frame(b"ab"), "not a journal of this version"),
         (frame(b"ab")[:-1], "has no whole record"),
     ],
 )

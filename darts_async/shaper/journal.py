@@ -138,7 +138,7 @@ def read_journal(path: Path) -> FoundJournal:
         decode_input = decoder(AnyInput).decode
         inputs = [decode_input(payload) for payload in frames.payloads[1:]]
     except msgspec.DecodeError as error:
-        return FoundJournal(None, [], 0, f"{path} is no journal of this version: {error}")
+        return FoundJournal(None, [], 0, f"{path} is not a journal of this version: {error}")
     return FoundJournal(head, inputs, frames.num_bytes, fault)
 
 

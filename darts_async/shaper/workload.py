@@ -268,8 +268,8 @@ class Workload:
     def to_checkpoint(self) -> WorkloadState:
         """For `restore`, where none of the processes is there any more and no open group goes on."""
         groups = [group_without_tokens(group) for group in self.groups.values()]
-        nobody = GeneratorsState({}, -1, -1, set())
-        return WorkloadState(groups, self.totals.to_state(), nobody, {}, self.next_group_id, [], [])
+        no_generators = GeneratorsState({}, -1, -1, set())
+        return WorkloadState(groups, self.totals.to_state(), no_generators, {}, self.next_group_id, [], [])
 
     def take_peers_of(self, other: "Workload") -> None:
         """The processes that are up there are up here, with nothing to do."""
