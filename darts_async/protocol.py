@@ -240,9 +240,15 @@ class TrainGroup(Message, frozen=True):
 
 class LearnerReady(Message, frozen=True):
     """The learner has its model at `policy_version` and takes groups for step `policy_version` next. Answered by
-    `CatchUp` and by every group from that step on: a learner that was restarted takes steps again."""
+    `CatchUp` and by every group from that step on: a learner that was restarted takes steps again.
+
+    What the learner has of its checkpoint is for a shaper that does not know how the learner got to its version."""
 
     policy_version: int
+    shaper_state: bytes = b""
+    """Of its checkpoint, see `ShaperSnapshot`; empty if that has none."""
+    next_group_id: int = 0
+    """No group from this one on is in the checkpoint."""
 
 
 class CatchUp(Message, frozen=True):
@@ -274,8 +280,8 @@ class VersionSaved(Message, frozen=True):
 
 
 class ShaperSnapshot(Message, frozen=True):
-    """What the shaper knows when the step that makes `policy_version` is committed, for the checkpoint of that version.
-    The learner keeps it unread."""
+    """What the shaper knows when the step that makes `policy_version` is committed, for the checkpoint of that version:
+    all that another shaper needs to go on from it. The learner keeps it unread."""
 
     policy_version: int
     state: bytes

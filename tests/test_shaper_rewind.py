@@ -7,7 +7,7 @@ import pytest
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.protocol import CatchUp, LearnerReady, StepCompleted, VersionSaved
-from darts_async.shaper.ledger import LearnerRewound, StepCommitted
+from darts_async.shaper.ledger import LearnerRewound, RunReopened, StepCommitted
 from darts_async.shaper.patience import LEAST_S
 from darts_async.shaper.state import Phase
 from darts_async.shaper.taken import REPLAYED_AHEAD
@@ -181,6 +181,25 @@ def test_a_run_is_finished_when_its_last_step_is_in_a_checkpoint() -> None:
     del world.save
     world.run(rng)
     assert_nothing_is_lost(world, config)
+
+
+def test_a_run_that_ended_and_whose_end_was_not_noted_ends_again_when_the_learner_is_heard() -> None:
+    config = world_config(learner={"steps": 2})
+    world, rng = World(config), random.Random(5)
+    world.run(rng)
+    first, world.to_launcher = world.finished, []
+    outputs = world.state.reopen(world.now_s, 2)
+    assert outputs == [RunReopened(2, 2)]
+    for peer in (*world.generators, "reward/0"):
+        world.absorb(world.state.peer_up(peer, 5, world.now_s))
+    assert world.state.phase is Phase.EVALUATING_AFTER, "the learner may have lost its last checkpoint"
+    world.floor = -1
+    world.absorb(world.state.peer_up(LEARNER, 5, world.now_s))
+    assert world.floor == 2, "it has had a word"
+    assert world.state.phase is Phase.FINISHED
+    assert world.finished.tokens_by_fate == first.tokens_by_fate
+    of_earlier_lives = {name: {0: sum(counts.values())} for name, counts in first.tokens_by_generator.items()}
+    assert world.finished.tokens_by_generator == of_earlier_lives, "incarnations may have the same numbers again"
 
 
 def test_a_version_that_a_generator_has_said_to_use_is_the_floor() -> None:

@@ -39,12 +39,10 @@ from darts_async.learner.place import Place
 from darts_async.learner.rows import overlaps, rows_of
 from darts_async.learner.step import Trainer
 from darts_async.learner.storage import FileSum, file_sum, open_staging, put_in_place, set_aside
+from darts_async.topology import SHAPER_STATE_FILE
 
 FORMAT = 3
-CHECKPOINTS_DIR = "checkpoints"
-"""In the run directory."""
 MANIFEST = "manifest.json"
-SHAPER_STATE = "shaper.state"
 _READERS = 4
 """Files of a checkpoint that are read at a time: one thread takes in about 1 GB/s."""
 _PER_ROW = ("weight", "exp_avg", "exp_avg_sq")
@@ -140,7 +138,7 @@ def complete(
 
     When this returns, the checkpoint is on the disk. Returns its directory.
     """
-    (staging / SHAPER_STATE).write_bytes(shaper_state)
+    (staging / SHAPER_STATE_FILE).write_bytes(shaper_state)
     num_ranks = snapshot.place.num_ranks
     files = {_part_name(rank, num_ranks): part for rank, part in enumerate(parts)}
     rest = [file for file in staging.iterdir() if file.name not in files]
@@ -165,7 +163,7 @@ def export(checkpoint: Path, out_dir: Path) -> None:
     staging = open_staging(out_dir)
     manifest = read_manifest(checkpoint)
     for name in manifest.files:
-        if not name.startswith("trainer-") and name != SHAPER_STATE:
+        if not name.startswith("trainer-") and name != SHAPER_STATE_FILE:
             shutil.copyfile(checkpoint / name, staging / name)
     put_in_place(staging)
 

@@ -70,6 +70,10 @@ class Saver:
             del self._shaper_states[version]
         self._changes.notify()
 
+    def has_shaper_state(self, version: int) -> bool:
+        """Whether the shaper has said what it knew at a version."""
+        return version in self._shaper_states
+
     async def save(
         self, tasks: asyncio.TaskGroup, trainer: Trainer, consumed: tuple[tuple[int, int], ...], *, has_shaper: bool
     ) -> None:

@@ -95,7 +95,8 @@ class TakenSteps:
         if policy_version < self.durable:
             raise DataError(
                 f"the learner came back at version {policy_version}, but a checkpoint of version {self.durable} was "
-                "written, and the groups before that were given up; somebody has damaged or removed that checkpoint"
+                "written, and the groups before that were given up; somebody has damaged or removed that checkpoint; "
+                "end the run and take it up again: darts-launch resume --from-checkpoint RUN_DIR"
             )
         is_rewind = policy_version < self.position
         self.position = self._num_sent = policy_version
@@ -108,9 +109,14 @@ class TakenSteps:
         self._num_sent = max(self._num_sent, end)
         return [group.message for step in steps for group in self._groups[step]]
 
-    def prompts_since(self, policy_version: int) -> set[int]:
-        """Prompts whose groups no checkpoint of this version has seen."""
-        return {group.prompt_id for step, groups in self._groups.items() if step >= policy_version for group in groups}
+    def since(self, policy_version: int) -> TakenState:
+        """For `restore`, where a learner goes on from a checkpoint of this version."""
+        groups = {step: groups for step, groups in self._groups.items() if step >= policy_version}
+        return TakenState(groups, policy_version, policy_version, policy_version, self.num_steps)
+
+    def jump(self, policy_version: int) -> None:
+        """The learner is at a version, and how it got there is not known: nothing before it can be taken again."""
+        self.restore(TakenState({}, *[policy_version] * 4))
 
     def validate(self) -> None:
         """Nothing that may have to be taken again is missing, and nothing else is kept."""

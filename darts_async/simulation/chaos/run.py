@@ -229,14 +229,19 @@ def _judge(run: _Run, finished: RunFinished, *, is_stopped: bool) -> None:
     config = run.config
     for name, counts in finished.tokens_by_generator.items():
         for incarnation, count in counts.items():
-            decoded = run.generators[name, incarnation].engine.num_tokens_decoded
-            if count > decoded or (count < decoded and (name, incarnation) in run.outlived):
+            of_it = {incarnation} if incarnation else _incarnations(run, name) - counts.keys()  # 0: of earlier lives
+            decoded = sum(run.generators[name, each].engine.num_tokens_decoded for each in of_it)
+            if count > decoded or (count < decoded and all((name, each) in run.outlived for each in of_it)):
                 raise ChaosError(f"{name} decoded {decoded} tokens as incarnation {incarnation}, but {count} are known")
     if not is_stopped:
         if run.disk.model is None or run.disk.model.policy_version != config.learner.steps:
             raise ChaosError(f"the run has ended, but its model is {run.disk.model}")
         if finished.num_steps != config.learner.steps:
             raise ChaosError(f"the run has ended after {finished.num_steps} of {config.learner.steps} steps")
+
+
+def _incarnations(run: _Run, name: str) -> set[int]:
+    return {incarnation for each, incarnation in run.generators if each == name}
 
 
 @functools.lru_cache(maxsize=64)

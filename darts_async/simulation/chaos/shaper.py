@@ -10,6 +10,7 @@ from darts_async.shaper.process import ShaperActor
 from darts_async.simulation.chaos.process import Process, finish
 from darts_async.simulation.chaos.world import World
 from darts_async.telemetry import BusyClock
+from darts_async.topology import RunPlan
 from darts_async.trace import Trace
 from darts_async.transport import Event
 
@@ -23,6 +24,7 @@ class _Runtime:
         self.clock = BusyClock()
         self.trace = Trace()  # off
         self.faults = process  # has `reach`
+        self.plan = RunPlan((), ())
         self.heard: dict[str, tuple[int, int]] = {}
         self._process = process
 
@@ -54,6 +56,9 @@ class ShaperProcess(Process):
     def settle(self) -> None:
         """Record what was decided, and send it."""
         self.actor.tick(self.world.now_s)
+        if self.actor.has_new_journal:
+            self.actor.begin_flush()()
+            self.actor.end_flush()
 
     def stop(self, reason: str) -> None:
         """The run is to end early."""
