@@ -7,6 +7,7 @@
       older than what its generator had acknowledged, nor than the floor of its group
     steps follow one another, and a learner that is back at a version undoes the steps from it on: along the history
       that survives no group is in two steps, and each is in the step that it was shipped for
+    where the groups of such steps were gone, these are undone for good, and others are trained in their place
     a finished run: each step took its whole number of samples, what was trained is in the surviving history and in no
       other step, and the tokens add up to the summary's
 
@@ -33,6 +34,7 @@ from darts_async.shaper.ledger import (
     SampleEnded,
     SamplePlaced,
     StepCommitted,
+    StepsUndone,
     VersionSeen,
     WeightsAcknowledged,
     read_ledger,
@@ -68,6 +70,8 @@ class Books:
     """The groups of each step, of those that no rewind has undone."""
     out_of_order: list[int] = field(default_factory=list)
     """Steps that did not follow the one before, and versions that the learner came back at and never had."""
+    undone: set[int] = field(default_factory=set)
+    """Groups that were shipped for steps which other groups have taken."""
     published: int = -1
     """The newest version."""
     acknowledged: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -103,6 +107,8 @@ class Books:
                     books.published = min(books.published, num_steps)
                 case StepCommitted(step=step) | LearnerRewound(policy_version=step):
                     books._take_history(step, record)
+                case StepsUndone(policy_version=version):
+                    books._undo(version)
         return books
 
     def _take_history(self, step: int, record: StepCommitted | LearnerRewound) -> None:
@@ -114,6 +120,14 @@ class Books:
             self.history.append(record.group_ids)
         else:
             self.out_of_order.append(step)
+
+    def _undo(self, version: int) -> None:
+        """Generators are new, and what was shipped for the steps from this version on is in none of them."""
+        if version > len(self.history):
+            self.out_of_order.append(version)
+        del self.history[version:]
+        self.published = min(self.published, version)
+        self.undone.update(group_id for group_id, steps in self.shipped.items() if max(steps) >= version)
 
     def _take_placement(self, record: SamplePlaced) -> None:
         version = self.acknowledged.get((record.generator, record.incarnation), -1)
@@ -132,8 +146,12 @@ class Books:
         return (record for records in self.endings.values() for record in records)
 
     def trained(self) -> Iterator[SampleEnded]:
-        """The samples that are in a gradient."""
+        """The samples that were in a gradient."""
         return (record for record in self.ended() if record.fate == "trained")
+
+    def surviving(self) -> Iterator[SampleEnded]:
+        """The samples that were in the gradient of a step which is not undone for good."""
+        return (record for record in self.trained() if group_id_of(record.sample_id) not in self.undone)
 
 
 def audit(books: Books, config: RunConfig, *, is_over: bool, num_steps: int | None) -> list[Finding]:
@@ -206,7 +224,7 @@ def _history(books: Books) -> Iterator[Finding]:
 
 def _apart(books: Books) -> set[int]:
     """Groups whose samples say that they were trained, and the steps do not; and the reverse."""
-    by_samples = {(group_id_of(record.sample_id), record.step) for record in books.trained()}
+    by_samples = {(group_id_of(record.sample_id), record.step) for record in books.surviving()}
     by_steps = {(group_id, step) for step, group_ids in enumerate(books.history) for group_id in group_ids}
     return {group_id for group_id, _ in by_samples ^ by_steps}
 
@@ -216,7 +234,7 @@ def _many(lists: dict[int, list[SampleEnded]] | dict[int, list[int]]) -> tuple[i
 
 
 def _uneven(books: Books, num_steps: int, per_step: int) -> tuple[int, ...]:
-    taken = Counter(record.step for record in books.trained() if record.step is not None)
+    taken = Counter(record.step for record in books.surviving() if record.step is not None)
     return tuple(step for step in {*taken, *range(num_steps)} if taken[step] != (per_step if step < num_steps else 0))
 
 

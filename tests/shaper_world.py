@@ -24,6 +24,7 @@ from darts_async.protocol import (
     SampleScored,
     Score,
     ScoreFailed,
+    ShaperSnapshot,
     TokensDecoded,
     TrainGroup,
     VersionPublished,
@@ -81,7 +82,11 @@ class World:
         self.seen_groups: set[int] = set()
         self.history: list[list[int]] = []
         """The groups of each step that no death of the learner has undone."""
-        self.saved = 0
+        self.kept: list[int] = []
+        """Versions of the checkpoints on the disk."""
+        self.damaged: list[int] = []
+        """Of those that are not whole, until training is past them."""
+        self.shaper_states: dict[int, bytes] = {}
         self.ledger: list[AnyRecord] = []
         self.ended: Counter[int] = Counter()
         self.fates: dict[int, SampleEnded] = {}
@@ -176,19 +181,53 @@ class World:
 
     def save(self, *, tells: bool = True) -> None:
         """The learner writes a checkpoint. It may die before the shaper hears of it."""
-        self.saved = self.version
+        earlier = [version for version in self.kept if version < self.version]
+        self.kept = [*earlier, self.version][-self.config.learner.keep_checkpoints :]
+        self.damaged = [version for version in self.damaged if version > self.version]
         if tells:
-            self.feed(LEARNER, VersionSaved(self.saved))
+            self.feed(LEARNER, VersionSaved(self.saved, self.oldest_kept))
 
-    def learner_dies(self) -> None:
-        """The next incarnation goes on from the last checkpoint."""
+    @property
+    def saved(self) -> int:
+        """The newest version that is in a checkpoint."""
+        return self.kept[-1] if self.kept else 0
+
+    @property
+    def oldest_kept(self) -> int:
+        """The oldest version that a learner may come back at."""
+        return 0 if self.first_model_is_kept else self.kept[0]
+
+    @property
+    def first_model_is_kept(self) -> bool:
+        """Whether there are fewer checkpoints than are to be kept."""
+        return len(self.kept) + len(self.damaged) < self.config.learner.keep_checkpoints
+
+    def learner_dies(self, num_damaged: int = 0) -> None:
+        """The next incarnation goes on from the last checkpoint that is not damaged."""
+        whole = len(self.kept) - num_damaged
+        self.kept, self.damaged = self.kept[:whole], self.damaged + self.kept[whole:]
+        self._learner_starts()
+        self.absorb(self.state.peer_lost(LEARNER, self.now_s, is_gone=True))
+        self.absorb(self.state.peer_up(LEARNER, self.learner, self.now_s))
+
+    def _learner_starts(self) -> None:
         self.learner += 1
         self.version = self.floor = self.saved
         self.step_groups = []
         del self.history[self.version :]
         self.seen_groups = {group_id for groups in self.history for group_id in groups}
-        self.absorb(self.state.peer_lost(LEARNER, self.now_s, is_gone=True))
-        self.absorb(self.state.peer_up(LEARNER, self.learner, self.now_s))
+
+    def everything_dies(self, kept: list[int]) -> None:
+        """All processes come back, the learner from the last of these checkpoints, which are all that is left."""
+        self.kept = kept
+        self.absorb(self.state.restarted(self.now_s))
+        self._learner_starts()
+        self.to_judge.clear()
+        for name, generator in self.generators.items():
+            self.generators[name] = FakeGenerator(incarnation=generator.incarnation + 1)
+            self.absorb(self.state.peer_up(name, generator.incarnation + 1, self.now_s))
+        for name in ("reward/0", LEARNER):
+            self.absorb(self.state.peer_up(name, self.learner, self.now_s))
 
     def lags(self, generator: FakeGenerator) -> bool:
         return (generator.version, generator.lineage) != (self.version, self.learner)
@@ -260,12 +299,14 @@ class World:
                 case GroupDropped():
                     self.dropped.append(output)
 
-    def _tell_learner(self, message: Greet | CatchUp | TrainGroup) -> None:
+    def _tell_learner(self, message: Greet | CatchUp | TrainGroup | ShaperSnapshot) -> None:
         match message:
             case Greet():
-                self.feed(LEARNER, LearnerReady(self.version))
+                self.feed(LEARNER, LearnerReady(self.version, self.shaper_states.get(self.version, b"")))
                 if self.saved:
-                    self.feed(LEARNER, VersionSaved(self.saved))
+                    self.feed(LEARNER, VersionSaved(self.saved, self.oldest_kept))
+            case ShaperSnapshot(policy_version, state):
+                self.shaper_states[policy_version] = state
             case CatchUp(policy_version=floor):
                 self.floor = floor
             case TrainGroup():

@@ -157,7 +157,7 @@ def test_the_newest_checkpoints_are_kept(root: Path, tokenizer_dir: Path) -> Non
         save(trainer, root, tokenizer_dir, keep=2)
         take_step(trainer)
     assert sorted(path.name for path in root.iterdir()) == ["step-000002", "step-000003"]
-    assert checkpoint.latest(root) == root / "step-000003"
+    assert checkpoint.latest(root, 2) == root / "step-000003"
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(root: Path, tokenizer_dir: Path) -> None:
@@ -171,9 +171,9 @@ def test_a_checkpoint_of_the_same_step_is_replaced(root: Path, tokenizer_dir: Pa
 
 
 def test_there_is_no_latest_before_the_first(root: Path) -> None:
-    assert checkpoint.latest(root) is None
+    assert checkpoint.latest(root, 2) is None
     root.mkdir()
-    assert checkpoint.latest(root) is None
+    assert checkpoint.latest(root, 2) is None
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "half a manifest", "short file", "missing file"])
@@ -193,7 +193,7 @@ def test_a_torn_checkpoint_is_passed_over_and_refused(root: Path, tokenizer_dir:
         case "missing file":
             state.unlink()
     with structlog.testing.capture_logs() as logs:
-        assert checkpoint.latest(root) == whole
+        assert checkpoint.latest(root, 2) == whole
     assert [(entry["event"], "step-000001" in entry["error"]) for entry in logs] == [("checkpoint_passed_over", True)]
     with pytest.raises(CheckpointError, match=r"step-000001 is (torn|not a complete checkpoint)"):
         checkpoint.restore(torn, trainer)
@@ -209,7 +209,7 @@ def test_a_single_flipped_bit_has_the_checkpoint_before_be_used(root: Path, toke
     content[-1] ^= 1
     damaged.write_bytes(content)
     with structlog.testing.capture_logs() as logs:
-        assert checkpoint.latest(root) == whole
+        assert checkpoint.latest(root, 2) == whole
     (entry,) = logs
     assert re.search(rf"step-000001 is damaged: the CRC-32 of {name} is [0-9a-f]{{8}}, but", entry["error"])
 
@@ -228,15 +228,15 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint_and_no_half_of_a_new_on
         patch.setattr(checkpoint, "save_file", crash)
         with pytest.raises(OSError, match="disk full"):
             save(trainer, root, tokenizer_dir)
-    assert checkpoint.latest(root) == whole
-    assert checkpoint.latest(root) != save(trainer, root, tokenizer_dir)
+    assert checkpoint.latest(root, 2) == whole
+    assert checkpoint.latest(root, 2) != save(trainer, root, tokenizer_dir)
     assert sorted(path.name for path in root.iterdir()) == ["step-000000", "step-000001"]
 
 
 def test_only_torn_checkpoints_are_an_error_and_not_a_fresh_start(root: Path, tokenizer_dir: Path) -> None:
     (save(make_trainer(), root, tokenizer_dir) / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is complete"):
-        checkpoint.latest(root)
+        checkpoint.latest(root, 2)
 
 
 def test_a_missing_checkpoint_is_named(root: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_checkpoint_of_another_format_is_refused(root: Path, tokenizer_dir: Pa
     path = save(trainer, root, tokenizer_dir)
     manifest = path / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, but this version reads format 3"):
+    with pytest.raises(CheckpointError, match="format 99, but this version reads format 4"):
         checkpoint.restore(path, trainer)
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
-from darts_async.protocol import CatchUp, LearnerReady, StepCompleted, VersionSaved
-from darts_async.shaper.ledger import LearnerRewound, StepCommitted
+from darts_async.protocol import CatchUp, LearnerReady, StepCompleted
+from darts_async.shaper.ledger import LearnerRewound, StepCommitted, StepsUndone
 from darts_async.shaper.state import Phase
 from darts_async.shaper.taken import REPLAYED_AHEAD
 from darts_async.shaper.training import LEARNER
@@ -36,7 +36,8 @@ def learner_dies_somehow(world: World, rng: random.Random) -> None:
         world.learn(tells=False)
     if rng.random() < 0.3:
         world.save(tells=False)
-    world.learner_dies()
+    may_be_damaged = len(world.kept) - (not world.first_model_is_kept)
+    world.learner_dies(num_damaged=rng.choice((0, 0, may_be_damaged)))
     world.state.validate()
 
 
@@ -114,19 +115,103 @@ def test_a_learner_that_catches_up_is_sent_a_few_steps_at_a_time() -> None:
         world.learn()
 
 
-def test_groups_are_kept_until_a_checkpoint_holds_them_and_no_longer() -> None:
-    config = world_config(learner={"steps": 4})
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_groups_are_kept_until_every_checkpoint_holds_them_and_no_longer(keep: int) -> None:
+    config = world_config(learner={"steps": 6, "checkpoint_every": 1, "keep_checkpoints": keep})
     world, rng = World(config), random.Random(3)
-    step_to(world, 3, rng)
-    world.saved = 2
-    world.feed(LEARNER, VersionSaved(2))
-    world.state.validate()
-    with pytest.raises(DataError, match="came back at version 1, but a checkpoint of version 2 was written"):
-        world.state.handle(LEARNER, LearnerReady(1), world.now_s)
-    world.learner_dies()
-    assert LearnerRewound(2) in world.ledger
+    for version in range(1, 6):
+        step_to(world, version, rng)
+        world.save()
+        world.state.validate()
+        kept = [step for step in range(version) if world.state._training.taken.group_ids(step)]
+        assert kept == list(range(max(0, version - keep + 1) if version >= keep else 0, version))
+    expected = [list(groups) for groups in world.history]
+    world.learner_dies(num_damaged=keep - 1)
+    assert world.version == 5 - (keep - 1)
+    for step in range(world.version, 5):
+        world.learn()
+        assert world.history[step] == expected[step]
+    world.run(rng)
+    assert not any(isinstance(record, StepsUndone) for record in world.ledger)
+    assert_nothing_is_lost(world, config)
+
+
+def test_before_there_are_enough_checkpoints_the_first_model_counts_as_one() -> None:
+    config = world_config(learner={"steps": 4, "keep_checkpoints": 2})
+    world, rng = World(config), random.Random(3)
+    step_to(world, 2, rng)
+    world.save()
+    expected = [list(groups) for groups in world.history]
+    world.learner_dies(num_damaged=1)
+    assert world.version == 0
+    for step in range(2):
+        world.learn()
+        assert world.history[step] == expected[step]
     world.run(rng)
     assert_nothing_is_lost(world, config)
+
+
+def test_a_run_whose_last_checkpoint_turns_out_damaged_is_not_finished() -> None:
+    config = world_config(learner={"steps": 3})
+    world, rng = World(config), random.Random(5)
+    step_to(world, 2, rng)
+    world.save()
+    while world.version < 3:
+        play(world, rng)
+    assert world.state.phase is not Phase.FINISHED
+    world.learner_dies(num_damaged=1)
+    save, world.save = world.save, lambda **_: None  # type: ignore[method-assign]
+    while world.moves():
+        play(world, rng)
+    assert (world.version, world.state.phase) == (3, Phase.EVALUATING_AFTER)
+    save()
+    world.run(rng)
+    assert world.state.phase is Phase.FINISHED
+
+
+@pytest.mark.parametrize(("kept", "version", "says"), [([2], 2, True), ([], 0, True), ([2], 2, False)])
+def test_a_learner_older_than_all_groups_gets_new_ones_of_the_prompts_drawn_since(
+    kept: list[int], version: int, says: bool
+) -> None:
+    """After everything has died: the checkpoints that the groups were kept for are gone. One that was left by a stop
+    does not say which prompts were drawn by then."""
+    config = world_config(learner={"steps": 6, "keep_checkpoints": 1, "checkpoint_every": 2})
+    world, rng = World(config), random.Random(7)
+    for saved in (2, 4):
+        step_to(world, saved, rng)
+        world.save()
+    step_to(world, 5, rng)
+    lost = [group_id for groups in world.history[version:] for group_id in groups]
+    trained = {world.prompt_of[group_id] for groups in world.history[:version] for group_id in groups}
+    if not says:
+        world.shaper_states.clear()
+    world.everything_dies(kept)
+    assert StepsUndone(version) in world.ledger
+    assert (world.version, world.floor, world.state.num_steps) == (version, version, version)
+    world.state.validate()
+    num_opened = len(world.opened)
+    world.run(rng)
+    again = [world.prompt_of[g.group_id] for g in world.opened[num_opened:] if g.purpose == "train"]
+    if says:
+        assert {world.prompt_of[group_id] for group_id in lost} <= set(again)
+        assert not trained & set(again[: len(again) // 2]), "what the checkpoint has seen waits for its next turn"
+    assert not set(lost) & {group_id for groups in world.history for group_id in groups}
+    size = config.learner.groups_per_step
+    assert [len(groups) for groups in world.history] == [size] * 6
+    assert set(world.ended.values()) == {1}
+    assert world.max_staleness_seen <= config.staleness.max_staleness
+    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert world.finished.num_steps == 6
+    assert audit(Books.of(world.ledger), config, is_over=True, num_steps=6) == []
+
+
+def test_no_step_is_undone_while_a_generator_decodes_under_its_version() -> None:
+    """It takes no older version, and its tokens would be of a history that is not."""
+    world, rng = World(world_config(learner={"steps": 4, "keep_checkpoints": 1})), random.Random(3)
+    step_to(world, 2, rng)
+    world.save()
+    with pytest.raises(DataError, match=r"came back at version 1, .* decode under version 2, .*`darts-launch resume`"):
+        world.state.handle(LEARNER, LearnerReady(1), world.now_s)
 
 
 def test_a_commit_that_died_with_the_learner_follows_from_its_checkpoint() -> None:

@@ -111,7 +111,9 @@ class LearnerActor:
         self._joined: set[str] = set()
         self._all_joined = asyncio.Event()
         self._published = -1
-        self._saved = 0
+        self._saved = self._oldest_kept = 0
+        self._read = LearnerReady(0)
+        """What the learner began with."""
         self._floor = -1  # nothing older is published
         self._told_floor = asyncio.Event()
         self._shaper: str | None = None
@@ -138,13 +140,16 @@ class LearnerActor:
     async def _load(self) -> Trainer:
         root = self._runtime.run_dir / CHECKPOINTS_DIR
         model_dir = resolve_model_path(self._runtime.config.model.path)
-        path = await asyncio.to_thread(checkpoint.latest, root)
+        keep = self._config.keep_checkpoints
+        path = await asyncio.to_thread(checkpoint.latest, root, keep)
         self._team.prepare(path.name if path is not None else "")
         trainer = await self._in_thread(make_trainer, self._runtime.config, model_dir, self._team.ranks)
         if path is not None:
             manifest = await self._in_thread(checkpoint.restore, path, trainer)
             self._intake.consumed = ConsumedGroups(manifest.consumed)
-            self._is_saved(trainer.policy_version)
+            self._read = LearnerReady(trainer.policy_version, await asyncio.to_thread(checkpoint.shaper_state, path))
+            oldest_kept = await asyncio.to_thread(checkpoint.oldest_kept, root, keep)
+            self._is_saved(trainer.policy_version, oldest_kept)
             log.info("resumed", path=str(path), policy_version=trainer.policy_version)
         await self._team.ready()
         self._saver = Saver(
@@ -152,7 +157,7 @@ class LearnerActor:
             self._team,
             tokenizer_dir=model_dir,
             dtype=self._dtype,
-            keep=self._config.keep_checkpoints,
+            keep=keep,
             saved=self._is_saved,
         )
         return trainer
@@ -279,7 +284,7 @@ class LearnerActor:
         with checkpoint.naming_failures(self._runtime.run_dir):
             await asyncio.to_thread(checkpoint.export, last, self._runtime.run_dir / MODEL_DIR)
         self._trained = True
-        self._is_saved(self._config.steps)
+        self._is_saved(self._config.steps, self._oldest_kept)
 
     async def _until_told_floor(self) -> None:
         """The shaper may be away for as long as the launcher lets it."""
@@ -343,12 +348,13 @@ class LearnerActor:
             has_shaper = self._shaper is not None
             await self._saver.save(tasks, trainer, self._intake.consumed.intervals, has_shaper=has_shaper)
 
-    def _is_saved(self, version: int) -> None:
+    def _is_saved(self, version: int, oldest_kept: int) -> None:
         """A checkpoint of this version is on the disk. Of the last version nothing is said before the model is."""
         self._runtime.faults.reach("learner.before_saved")
+        self._oldest_kept = oldest_kept
         if version < self._config.steps or self._trained:
             self._saved = version
-            self._send_shaper(VersionSaved(version))
+            self._send_shaper(VersionSaved(version, oldest_kept))
 
     # --- weights ---------------------------------------------------------------------------------------------
 
@@ -431,11 +437,12 @@ class LearnerActor:
         """Tell the shaper where training stands."""
         if self._trainer is None or self._shaper is None:
             return
-        self._send_shaper(LearnerReady(self._trainer.policy_version))
+        version = self._trainer.policy_version
+        self._send_shaper(self._read if version == self._read.policy_version else LearnerReady(version))
         if self._published >= 0:
             self._send_shaper(VersionPublished(self._published))
         if self._saved:
-            self._send_shaper(VersionSaved(self._saved))
+            self._send_shaper(VersionSaved(self._saved, self._oldest_kept))
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What may be a collective of all ranks."""

@@ -33,7 +33,7 @@ class Saver:
         root: the directory that holds them.
         dtype: of the weights in the Hugging Face files.
         keep: how many of the newest stay.
-        saved: called on the event loop with each version that is on the disk.
+        saved: called on the event loop with each version that is on the disk, and the oldest one to come back to.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Saver:
         tokenizer_dir: Path,
         dtype: torch.dtype,
         keep: int,
-        saved: Callable[[int], None],
+        saved: Callable[[int, int], None],
     ) -> None:
         self._root = root
         self._team = team
@@ -106,7 +106,7 @@ class Saver:
                 keep=self._keep,
             )
         log.info("checkpoint_saved", policy_version=version)
-        self._saved(version)
+        self._saved(version, await asyncio.to_thread(checkpoint.oldest_kept, self._root, self._keep))
 
     def _whole_weights(self, snapshot: checkpoint.Snapshot, shapes: Shapes) -> Mapping[str, Tensor]:
         if self._team.place.num_ranks == 1:

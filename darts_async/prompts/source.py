@@ -4,6 +4,7 @@ The order of every epoch is a permutation that depends on the seed and the epoch
 number: how many prompts have been drawn.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,6 +39,9 @@ class PromptSource(Protocol):
     def seek(self, cursor: int) -> None:
         """Go to where so many have been drawn."""
 
+    def named(self, prompt_ids: Collection[int]) -> list[Prompt]:
+        """The prompts with these ids, wherever the cursor is."""
+
 
 class ShuffledPrompts:
     """Visits a finite set in a new seeded order each epoch."""
@@ -67,3 +71,7 @@ class ShuffledPrompts:
     def seek(self, cursor: int) -> None:
         """Go to where so many have been drawn."""
         self._cursor = cursor
+
+    def named(self, prompt_ids: Collection[int]) -> list[Prompt]:
+        """The prompts with these ids, wherever the cursor is."""
+        return [prompt for prompt in self._prompts if prompt.prompt_id in prompt_ids]

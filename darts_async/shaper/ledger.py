@@ -94,6 +94,13 @@ class LearnerRewound(Record, frozen=True):
     policy_version: int
 
 
+class StepsUndone(Record, frozen=True):
+    """The learner is back at this version, older than all groups that were kept: the steps from it on are undone for
+    good. What they had trained stays trained in the books and is in no step; other groups take these steps."""
+
+    policy_version: int
+
+
 class RunReopened(Record, frozen=True):
     """A run that had ended goes on after so many steps, with new generators: a later version is void."""
 
@@ -110,6 +117,7 @@ AnyRecord = (
     | VersionSeen
     | StepCommitted
     | LearnerRewound
+    | StepsUndone
     | RunReopened
 )
 

@@ -5,7 +5,7 @@ prompt whose group came to nothing is asked again, with as many samples as befor
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -49,6 +49,11 @@ class PromptQueue:
         """Prompts of the source that have been asked: those that were drawn ahead are not."""
         return self._source.cursor - len(self._drawn)
 
+    @property
+    def to_ask_again(self) -> set[int]:
+        """Prompts whose groups came to nothing, and that wait for another one."""
+        return {launch.prompt.prompt_id for launch in self._again}
+
     def next(self) -> Launch:
         """One that is to be asked again, or the next of the source."""
         return self._again.popleft() if self._again else self.fresh()
@@ -64,6 +69,17 @@ class PromptQueue:
     def ask_again(self, prompt: Prompt, num_samples: int) -> None:
         """The prompt's group came to nothing."""
         self._again.append(Launch(prompt, num_samples, asked_again=True))
+
+    def go_back(self, cursor: int, under_way: Collection[int]) -> None:
+        """As if only `cursor` prompts had been asked, of which these have not been trained: they are asked again."""
+        self._drawn.clear()
+        self._again.clear()
+        self._source.seek(cursor)
+        prompts = self._source.named(under_way)
+        for begin in range(0, len(prompts), self._batch):
+            batch = prompts[begin : begin + self._batch]
+            for prompt, count in zip(batch, self._split([prompt.prompt_id for prompt in batch]), strict=True):
+                self.ask_again(prompt, count)
 
     def to_state(self) -> QueueState:
         """For `restore`."""

@@ -83,9 +83,10 @@ class GeneratorPool:
 
     def reopen(self, num_steps: int) -> None:
         """All generators are new: whatever was of a step that has been given up is gone, and its version with it."""
-        assert not self._seats, sorted(self._seats)
+        assert all(seat.policy_version <= num_steps for seat in self._seats.values()), sorted(self._seats)
         self._published_version = min(self._published_version, num_steps)
         self._newest_version = min(self._newest_version, num_steps)
+        self._route()
 
     @property
     def newest_version(self) -> int:

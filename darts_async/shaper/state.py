@@ -7,8 +7,9 @@ it; `validate` states the invariants and holds between any two calls.
 A training group is opened when the staleness window and the generators have room, complete when its rule has nothing
 left to wait for, shipped when the window lets it into the next step, and done when the learner has committed it.
 Samples of a generator that is gone go on elsewhere behind the tokens that were streamed. A learner that comes back from
-a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice; a run is finished when
-its last step is in a checkpoint and every generator has told of all that it decoded.
+a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice; where they are not kept
+any more, the steps are undone and the prompts drawn again. A run is finished when its last step is in a checkpoint and
+every generator has told of all that it decoded.
 """
 
 from enum import Enum, auto
@@ -18,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from darts_async.config import RunConfig
+from darts_async.errors import DataError
 from darts_async.prompts.source import Prompt, PromptSource
 from darts_async.protocol import (
     Cancel,
@@ -45,7 +47,7 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.evaluation import Evaluation, EvaluationState
 from darts_async.shaper.group import Group, Purpose, Sample, Stage
-from darts_async.shaper.ledger import GroupOpened, RunReopened, VersionSeen, WeightsAcknowledged
+from darts_async.shaper.ledger import GroupOpened, RunReopened, StepsUndone, VersionSeen, WeightsAcknowledged
 from darts_async.shaper.pace import PaceState
 from darts_async.shaper.planner import Planner
 from darts_async.shaper.training import LEARNER, Training, TrainingState
@@ -70,6 +72,13 @@ class Phase(Enum):
     EVALUATING_AFTER = auto()
     STOPPING = auto()
     FINISHED = auto()
+
+
+class Drawn(Struct, frozen=True):
+    """Of the state that a checkpoint holds: which prompts were drawn by then, and which of them were not trained."""
+
+    cursor: int
+    under_way: list[int]
 
 
 class Snapshot(Struct, frozen=True):
@@ -227,7 +236,7 @@ class ShaperState:
             self._finish()
             return self._take()
         if self.phase in (Phase.STOPPING, Phase.FINISHED):
-            self._lose_the_rest()
+            self._lose_the_rest("unacknowledged_at_stop")
             self._training.reopen()
             self.work.generators.reopen(self.num_steps)
             self._record(RunReopened(self.num_steps))
@@ -240,15 +249,15 @@ class ShaperState:
 
     def abandon(self, now_s: float) -> list[Output]:
         """What has not been acknowledged by the end of a stop is lost."""
-        self._lose_the_rest()
+        self._lose_the_rest("unacknowledged_at_stop")
         return self._advance(now_s)
 
-    def _lose_the_rest(self) -> None:
+    def _lose_the_rest(self, reason: str) -> None:
         self._training.abandon()
         self.work.generators.owing.clear()
         for sample in self.work.samples():
             if sample.stage is not Stage.ENDED:
-                self.work.end(sample, "lost", "unacknowledged_at_stop")
+                self.work.end(sample, "lost", reason)
 
     # --- from generators -------------------------------------------------------------------------------------
 
@@ -356,13 +365,44 @@ class ShaperState:
                 if self._training_goes_on:
                     self._evaluation.published(message.policy_version)
             case VersionSaved():
-                self._training.taken.saved(message.policy_version)
+                self._training.taken.saved(message.policy_version, message.oldest_kept)
 
     def _learner_ready(self, message: LearnerReady, now_s: float) -> None:
         if self.phase is not Phase.FINISHED:
+            if not self._training.taken.can_rewind(message.policy_version):
+                self._undo_steps(message, now_s)
             for unheard in self._training.unheard(message.policy_version):
                 self._groups_committed(unheard, now_s)
             self._training.learner_ready(message.policy_version)
+
+    def _undo_steps(self, message: LearnerReady, now_s: float) -> None:
+        """The groups that the learner has to train again are not here. Everything since its checkpoint is given up, and
+        the prompts are drawn again from where they were then; from where they are now, if the checkpoint does not say.
+
+        Raises:
+            DataError: a generator decodes under a version that would be undone, and does not go back.
+        """
+        version = message.policy_version
+        newest = max((seat.policy_version for _, seat in self.work.generators.seats()), default=-1)
+        if newest > version:
+            raise DataError(
+                f"the learner came back at version {version}, the groups from there on were given up after a "
+                f"checkpoint of version {self._training.taken.oldest_kept}, and generators decode under version "
+                f"{newest}, which they do not take back; `darts-launch down` the run and `darts-launch resume` it: "
+                f"then it goes on from version {version} with new groups"
+            )
+        drawn = _drawn_by(message)
+        if drawn is None:
+            drawn = Drawn(self._training.cursor, sorted(self._prompts_under_way(version)))
+        self._lose_the_rest("steps_undone")
+        self._evaluation.abandon()
+        self._training.undo(version, drawn.cursor, drawn.under_way)
+        self.work.generators.reopen(version)
+        self._record(StepsUndone(version))
+        self._told_by_s = None
+        if self.phase is not Phase.STOPPING:
+            self.phase = Phase.TRAINING
+            self._training.begin(now_s)
 
     def _groups_committed(self, message: GroupsCommitted, now_s: float) -> None:
         before = self._training.taken.position
@@ -379,13 +419,14 @@ class ShaperState:
         the prompts under way were drawn, and are not trained yet."""
         if self._config.learner.is_saved(policy_version):
             under_way = self._prompts_under_way(policy_version)
-            known = {"cursor": self._training.cursor, "under_way": sorted(under_way), **self.planner.to_state()}
+            drawn = Drawn(self._training.cursor, sorted(under_way))
+            known = {**msgspec.to_builtins(drawn), **self.planner.to_state()}
             self._record(Send(LEARNER, ShaperSnapshot(policy_version, msgspec.json.encode(known))))
 
     def _prompts_under_way(self, policy_version: int) -> set[int]:
         """Training prompts that were drawn, and are in no gradient of this version."""
         opened = {g.prompt.prompt_id for g in self.work.groups.values() if g.purpose == "train"}
-        return opened | self._training.taken.prompts_since(policy_version)
+        return opened | self._training.prompts_to_ask_again | self._training.taken.prompts_since(policy_version)
 
     # --- decisions on one group ------------------------------------------------------------------------------
 
@@ -505,3 +546,17 @@ class ShaperState:
         if self.phase not in (Phase.STOPPING, Phase.FINISHED):
             self._training.validate()
             self._evaluation.validate()
+
+
+def _drawn_by(message: LearnerReady) -> Drawn | None:
+    """Which prompts were drawn by the version of the learner; None if its checkpoint does not say."""
+    if message.policy_version == 0:
+        return Drawn(0, [])
+    if not message.shaper_state:
+        return None
+    try:
+        return msgspec.json.decode(message.shaper_state, type=Drawn)
+    except msgspec.DecodeError as error:
+        raise DataError(
+            f"what the checkpoint of version {message.policy_version} holds of the shaper is not of this version: {error}"
+        ) from error

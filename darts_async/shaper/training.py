@@ -8,7 +8,7 @@ too old for any step are cut, and their prompts asked again, then with a place t
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from heapq import heappop, heappush
 
@@ -185,6 +185,11 @@ class Training:
         """Prompts of the source that have been asked."""
         return self._queue.cursor
 
+    @property
+    def prompts_to_ask_again(self) -> set[int]:
+        """Prompts that have no group, and are to get another one."""
+        return self._queue.to_ask_again
+
     def next_launch(self, floor: int) -> Launch | None:
         """A group that may be opened now, and is."""
         num_unfinished = self._window.num_shipped + self._window.num_open
@@ -276,6 +281,19 @@ class Training:
                 self._shipped.pop(group.group_id, None)
                 self._sent.pop(group.group_id, None)
                 end_all(self._work, group, "filtered", reason, cancel_fate="cancelled")
+
+    def undo(self, policy_version: int, cursor: int, under_way: Collection[int]) -> None:
+        """The steps from this version on are undone for good, and no group is open: the prompts that had been asked
+        since are drawn again."""
+        for groups in (self._complete, self._shipped, self._sent, self._spares, self._rivals, self._retries):
+            groups.clear()
+        self._most_urgent.clear()
+        self._taken_by_stop.clear()
+        self._num_dropped_in_a_row = 0
+        self._used_at, self._cut_at_step = None, -1
+        self._queue.go_back(cursor, under_way)
+        self._window.reopen(policy_version)
+        self.taken.undo(policy_version)
 
     def abandon(self) -> None:
         """Nothing more will be committed."""

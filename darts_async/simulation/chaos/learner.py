@@ -218,7 +218,12 @@ class LearnerProcess(Process):
         self.reach("learner.before_saved")
         if version < self._config.steps or self._is_trained:
             self._saved = version
-            self._tell_shaper(VersionSaved(version))
+            self._tell_shaper(VersionSaved(version, self._oldest_kept))
+
+    @property
+    def _oldest_kept(self) -> int:
+        kept = self._disk.checkpoints[-self._config.keep_checkpoints :]
+        return kept[0].policy_version if len(kept) == self._config.keep_checkpoints else 0
 
     def _announce(self) -> None:
         if self._version < 0:
@@ -227,7 +232,7 @@ class LearnerProcess(Process):
         if self._published >= 0:
             self._tell_shaper(VersionPublished(self._published))
         if self._saved:
-            self._tell_shaper(VersionSaved(self._saved))
+            self._tell_shaper(VersionSaved(self._saved, self._oldest_kept))
 
     def _tell_shaper(self, message: LearnerToShaper) -> None:
         if self._shaper is not None:
