@@ -69,6 +69,8 @@ class Disk:
     """Survives every process."""
 
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
+    """Versions of checkpoints that are not whole, until training is past them."""
     model: Checkpoint | None = None
     """What the run leaves behind."""
 
@@ -169,12 +171,20 @@ class LearnerProcess(Process):
         self._is_saved(self._version)
 
     def _restore(self) -> None:
+        self._damage()
         self._version = 0
         if self._disk.checkpoints:
             last = self._disk.checkpoints[-1]
             self._version, self._history = last.policy_version, list(last.history)
             self._intake.consumed = ConsumedGroups(last.consumed)
             self._is_saved(self._version)
+
+    def _damage(self) -> None:
+        """The newest checkpoint is found to be damaged, which is no harm where there is another point to go on from."""
+        num_others = len(self._disk.checkpoints) - (not self._first_model_is_kept)
+        if num_others > 0 and self.world.chance(self.world.plan.damaged_checkpoints):
+            self.world.counts["checkpoints damaged"] += 1
+            self._disk.damaged.append(self._disk.checkpoints.pop().policy_version)
 
     def _take_step(self, groups: Sequence[TrainGroup]) -> None:
         """What must hold of everything that enters a gradient."""
@@ -211,6 +221,8 @@ class LearnerProcess(Process):
         if has_shaper:
             yield lambda: version in self._shaper_states or self.world.now_s >= patience_s
         self._disk.checkpoints.append(checkpoint)
+        del self._disk.checkpoints[: -self._config.keep_checkpoints]
+        self._disk.damaged = [damaged for damaged in self._disk.damaged if damaged > version]
         self._is_saved(version)
         self._is_writing = False
 
@@ -222,8 +234,11 @@ class LearnerProcess(Process):
 
     @property
     def _oldest_kept(self) -> int:
-        kept = self._disk.checkpoints[-self._config.keep_checkpoints :]
-        return kept[0].policy_version if len(kept) == self._config.keep_checkpoints else 0
+        return 0 if self._first_model_is_kept else self._disk.checkpoints[0].policy_version
+
+    @property
+    def _first_model_is_kept(self) -> bool:
+        return len(self._disk.checkpoints) + len(self._disk.damaged) < self._config.keep_checkpoints
 
     def _announce(self) -> None:
         if self._version < 0:
