@@ -31,6 +31,7 @@ from darts_async.config import RunConfig
 from darts_async.errors import PERMANENT_ERRORS, PERMANENT_EXIT_CODE, DartsError
 from darts_async.faults import Faults, install
 from darts_async.lifetime import die_with_parent
+from darts_async.limits import raise_open_files
 from darts_async.protocol import (
     GeneratorToLearner,
     GeneratorToShaper,
@@ -257,6 +258,7 @@ def _report_now(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> Process
 def main(make_actor: Callable[[Runtime], Actor]) -> None:
     """Entry point of every process: `python -m darts_async.ROLE.process --run-dir DIR --name ROLE/N`."""
     die_with_parent()
+    raise_open_files()
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--name", required=True)

@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from darts_async.config import RunConfig
 from darts_async.errors import TransportError
 from darts_async.faults import VARIABLE, parse_faults
+from darts_async.limits import raise_open_files
 from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
 from darts_async.transport import create_run_keys
 from launcher.cluster import load_config
@@ -73,6 +74,7 @@ for _verb in VERBS:
 
 def main() -> None:
     """Entry point of `darts-launch`."""
+    raise_open_files()
     app(prog_name="darts-launch")
 
 

@@ -29,6 +29,7 @@ import structlog
 from darts_async.errors import DeadlineError
 from darts_async.faults import install, present
 from darts_async.lifetime import PARENT_PID_VARIABLE, die_with_parent
+from darts_async.limits import raise_open_files
 from darts_async.protocol import Message
 from darts_async.telemetry import logging_to
 from darts_async.topology import agent_name, file_stem
@@ -275,6 +276,7 @@ class Keeper:
 
 def main() -> None:
     """Entry point: `python -m launcher.keeper --run-dir DIR --node NAME (--life N [--lease-s S --detach] | --kill)`."""
+    raise_open_files()
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--node", required=True)

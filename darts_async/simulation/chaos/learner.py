@@ -180,7 +180,7 @@ class LearnerProcess(Process):
             self._is_saved(self._version)
 
     def _damage(self) -> None:
-        """The newest checkpoint is found to be damaged, which is no harm where there is another point to go on from."""
+        """The newest checkpoint is found to be damaged. There is always another point to go on from."""
         num_others = len(self._disk.checkpoints) - (not self._first_model_is_kept)
         if num_others > 0 and self.world.chance(self.world.plan.damaged_checkpoints):
             self.world.counts["checkpoints damaged"] += 1
