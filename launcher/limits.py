@@ -1,8 +1,8 @@
 """Limits that a system puts on processes, held against what the plan needs: found before a start, and not at its worst
 moment as "too many open files" or a thread that cannot be made.
 
-What is needed follows from the settings. The constants were measured at runs of the shipped models (the larger of all
-processes of a role), and doubled. Limits that were not set are None and hold whatever is needed.
+What is needed follows from the settings, with constants of about twice what the processes of whole runs of the shipped
+configurations were seen to take. A limit that is not set is None: it holds whatever is needed.
 """
 
 import os
@@ -20,7 +20,7 @@ from launcher.placement import Place, Role, role_config
 from launcher.problems import Problem, shown
 
 _MIB = 1 << 20
-_FILES = 160
+_FILES = 96
 """Open files of a process that has no peer: logs, the event loop, libraries, the pieces of a model."""
 _FILES_PER_PEER = 6
 """Sockets of the links, of a weight group that goes and one that comes, and pipes."""
@@ -120,7 +120,9 @@ def _check_memory(need: Need, limits: Limits, node: str) -> Iterator[Problem]:
         wanted = "all there is" if need.address_space_bytes is None else f"{need.address_space_bytes // 1024} KiB"
         number = "unlimited" if need.address_space_bytes is None else need.address_space_bytes // 1024
         message = f"a process may have {allowed // 1024} KiB of address space on {node}, and this plan needs {wanted}"
-        yield Problem(place, message, f"as {allowed // 1024}", _fix("ulimit -v", number, "LimitAS", None), here=True)
+        yield Problem(
+            place, message, f"ulimit -v {allowed // 1024}", _fix("ulimit -v", number, "LimitAS", None), here=True
+        )
     if need.shm_bytes and (limits.shm_bytes is None or limits.shm_bytes < need.shm_bytes):
         wanted_mib, free_mib = -(-need.shm_bytes // _MIB), (limits.shm_bytes or 0) // _MIB
         message = f"/dev/shm has {free_mib} MiB free on {node}, and this plan needs {wanted_mib} MiB"
@@ -142,7 +144,8 @@ def _threads(config: RunConfig, role: Role) -> int:
 
 def _address_space(config: RunConfig, role: Role, num_weight_bytes: int) -> int:
     threads = 2 * role_config(config, role).threads
-    return _ADDRESS_SPACE_BYTES + _COPIES.get(role, 0) * num_weight_bytes + _BYTES_PER_THREAD * threads
+    num_bytes = _ADDRESS_SPACE_BYTES + _COPIES.get(role, 0) * num_weight_bytes + _BYTES_PER_THREAD * threads
+    return -(-num_bytes // _MIB) * _MIB  # a shell counts in KiB
 
 
 def _shm_bytes(config: RunConfig, role: Role) -> int:
