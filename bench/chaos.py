@@ -73,7 +73,7 @@ def judged_run(seed: int) -> ChaosReport:
         tuple(sorted(ids)) for ids in books.history
     ):
         raise ChaosError(f"the model was made of {report.model.history}, the ledger says {books.history}")
-    trained = {(group_id_of(record.sample_id), record.step) for record in books.trained()}
+    trained = {(group_id_of(record.sample_id), record.step) for record in books.surviving()}
     if report.model is not None and trained != {
         (group_id, step) for step, ids in enumerate(report.model.history) for group_id in ids
     }:
