@@ -22,6 +22,7 @@ from darts_async.shaper.ledger import (
     SampleEnded,
     SamplePlaced,
     StepCommitted,
+    StepsUndone,
     VersionSeen,
     WeightsAcknowledged,
 )
@@ -215,6 +216,26 @@ def test_each_crime_is_found_with_the_ids(crime: str) -> None:
 def test_steps_that_a_restarted_learner_has_taken_again_are_no_crime() -> None:
     assert findings([*good_records(), LearnerRewound(0), StepCommitted(0, (1, 0)), StepCommitted(1, (2, 3))]) == {}
     assert findings([*good_records(), LearnerRewound(0)], num_steps=None) == {}, "a run that ended before it could"
+
+
+def taken_by_others(step: int) -> list[AnyRecord]:
+    """A step with two new groups, decoded by a new generator."""
+    ids = 10 + 2 * step, 11 + 2 * step
+    records: list[AnyRecord] = [WeightsAcknowledged("generator/0", 2, step), VersionSeen(step)]
+    for group_id in ids:
+        samples = [SamplePlaced(sample_id_of(group_id, index), "generator/0", 2) for index in range(3)]
+        records += [GroupOpened(group_id, group_id, "train", 3, step, group_id), *samples, GroupShipped(group_id, step)]
+    records.append(StepCommitted(step, ids))
+    return records + [ending(group_id, index, step, oldest=step) for group_id in ids for index in range(3)]
+
+
+def test_steps_that_are_undone_for_good_are_taken_by_other_groups() -> None:
+    undone = [*good_records(), StepsUndone(1)]
+    assert findings([*undone, *taken_by_others(1)]) == {}
+    assert findings([*undone[:-1], StepsUndone(0), *taken_by_others(0), *taken_by_others(1)]) == {}
+    assert findings(undone) == {"steps that did not take 6 samples": (1,)}
+    assert findings([*good_records(), *taken_by_others(1)]) != {}, "nothing was undone"
+    assert findings([*good_records(), StepsUndone(3)]) == {"steps out of order": (3,)}
 
 
 def test_a_run_that_goes_on_may_publish_a_version_anew() -> None:

@@ -15,6 +15,7 @@ from darts_async.shaper.ledger import (
     SampleEnded,
     SamplePlaced,
     StepCommitted,
+    StepsUndone,
     VersionSeen,
     WeightsAcknowledged,
     read_ledger,
@@ -30,6 +31,7 @@ RECORDS: list[AnyRecord] = [
     GroupDropped(1, "kept_learner_waiting"),
     StepCommitted(1, (0,)),
     LearnerRewound(1),
+    StepsUndone(1),
     RunReopened(1),
     VersionSeen(2),
 ]

@@ -45,3 +45,17 @@ def test_a_prompt_that_is_asked_again_comes_first_with_as_many_samples_as_before
     assert (again.prompt, again.num_samples, again.asked_again) == (first.prompt, 15, True)
     assert len(batches) == 1
     assert queue.cursor == 2
+
+
+def test_a_queue_that_goes_back_asks_what_was_under_way_and_then_what_came_after() -> None:
+    queue, batches = queue_of(3)
+    asked = [queue.next().prompt.prompt_id for _ in range(8)]
+    queue.ask_again(queue.next().prompt, 15)
+    batches.clear()
+    queue.go_back(5, {asked[1], asked[4]})
+    assert queue.cursor == 5
+    assert queue.to_ask_again == {asked[1], asked[4]}
+    again = [queue.next() for _ in range(2)]
+    assert {launch.prompt.prompt_id for launch in again} == {asked[1], asked[4]}
+    assert [launch.num_samples for launch in again] == [10, 11]
+    assert [queue.next().prompt.prompt_id for _ in range(3)] == asked[5:]
