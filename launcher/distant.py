@@ -44,7 +44,8 @@ def check_nodes(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Prob
             yield Problem(f"nodes: {node.name}", answer.reason, fix=answer.fix, here=True)
         else:
             yield from problems_of(config, places, node, answer)
-            yield from check_limits(need_of(config, places, node.name, num_bytes), answer.limits, node.name)
+            if answer.limits is not None:
+                yield from check_limits(need_of(config, places, node.name, num_bytes), answer.limits, node.name)
 
 
 def problems_of(config: RunConfig, places: Mapping[str, Place], node: NodeConfig, answer: Answer) -> Iterator[Problem]:

@@ -46,7 +46,8 @@ class Answer(msgspec.Struct, frozen=True):
     """Why nothing can listen at a port; port 0 is the host alone."""
     missing_paths: list[str]
     missing_modules: list[str]
-    limits: Limits
+    limits: Limits | None = None
+    """None of another version, which is named for its version."""
 
 
 def versions_here() -> dict[str, str]:
