@@ -27,6 +27,7 @@ from darts_async.config import RunConfig
 from darts_async.disk import is_no_space
 from darts_async.errors import ConfigError, NoSpaceError, TransportError
 from darts_async.faults import VARIABLE, parse_faults
+from darts_async.limits import raise_open_files
 from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
 from darts_async.transport import create_run_keys
 from launcher.cluster import load_config
@@ -81,6 +82,7 @@ for _verb in VERBS:
 def main() -> None:
     """Entry point of `darts-launch`."""
     accept_any_text()
+    raise_open_files()
     try:
         app(prog_name="darts-launch")
     except Exception as error:  # noqa: BLE001 - the end of the process: a mistake of ours, shown as Python would

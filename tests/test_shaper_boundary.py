@@ -120,7 +120,7 @@ def nearly_true(world: World, peer: str, kind: int, off_by: int) -> Incoming:
         GroupsCommitted(position + off_by, np.array(shipped, np.int64)),
         GroupsCommitted(position, np.array([group_id + off_by for group_id in shipped], np.int64)),
         VersionPublished(position + off_by),
-        VersionSaved(position + off_by),
+        VersionSaved(position + off_by, 0),
     ]
     return of_learner[kind % len(of_learner)]
 
@@ -196,7 +196,7 @@ NONSENSE: dict[str, tuple[Any, str]] = {
     "a step of other groups": (lambda w: GroupsCommitted(0, np.array([90, 91, 92])), "were shipped for it"),
     "a step from the future": (lambda w: GroupsCommitted(3, np.array([0, 1, 2])), "the next one is 0"),
     "a version published before it is made": (lambda w: VersionPublished(1), "is at 0"),
-    "a version saved before it is made": (lambda w: VersionSaved(FAR), "enough for 0"),
+    "a version saved before it is made": (lambda w: VersionSaved(FAR, 0), "enough for 0"),
 }
 
 

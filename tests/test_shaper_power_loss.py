@@ -66,7 +66,7 @@ class PoweredWorld(MortalWorld):
                 state = self.checkpoint(self.saved).read_bytes()
                 consumed = [group_id for groups in self.history[: self.saved] for group_id in groups]
                 self.feed(LEARNER, LearnerReady(self.version, state, max(consumed) + 1))
-                self.feed(LEARNER, VersionSaved(self.saved))
+                self.feed(LEARNER, VersionSaved(self.saved, self.oldest_kept))
             case _:
                 super()._tell_learner(message)
 
@@ -77,7 +77,8 @@ class PoweredWorld(MortalWorld):
         process.close()
         process.standing, found = take_up_files(process, self.life, from_checkpoint=from_checkpoint)
         self.state.validate()
-        self.saved = max((v for v in self.histories if self.checkpoint(v).exists()), default=0)
+        there = sorted(version for version in self.histories if self.checkpoint(version).exists())
+        self.kept, self.damaged = there[-self.config.learner.keep_checkpoints :], []
         self.version = self.floor = self.saved
         self.learner += 1
         self.history = [*self.histories.get(self.saved, [])]
@@ -238,6 +239,27 @@ def test_a_run_that_was_stopped_goes_on_from_the_checkpoint_that_the_stop_has_le
     assert found.source == (f"the checkpoint of version {stopped_at}" if from_checkpoint else "journal")
     assert world.state.num_steps == stopped_at, "no step is taken again"
     world.run(rng)
+    world.check_end()
+
+
+@pytest.mark.parametrize("version", [2, 0])
+def test_a_learner_older_than_all_groups_gets_new_ones_of_the_prompts_drawn_since(tmp_path: Path, version: int) -> None:
+    """The checkpoints that the groups were kept for are gone, and journal and ledger are whole."""
+    config = world_config(**SETTINGS | {"learner": SETTINGS["learner"] | {"keep_checkpoints": 1}})
+    world, rng = PoweredWorld(config, tmp_path), random.Random(7)
+    while world.version < 5:
+        play(world, rng, 1)
+    lost = [group_id for groups in world.history[version:] for group_id in groups]
+    trained = {world.prompt_of[group_id] for groups in world.history[:version] for group_id in groups}
+    for gone in (4,) if version else (2, 4):
+        world.checkpoint(gone).unlink()
+    num_opened = len(world.opened)
+    world.power_up()
+    assert (world.version, world.state.num_steps) == (version, version)
+    world.run(rng)
+    again = [world.prompt_of[group.group_id] for group in world.opened[num_opened:] if group.purpose == "train"]
+    assert {world.prompt_of[group_id] for group_id in lost} <= {*again}
+    assert not trained & {*again[: len(again) // 2]}, "what the checkpoint has seen waits for its next turn"
     world.check_end()
 
 

@@ -68,7 +68,7 @@ from darts_async.protocol import (
     VersionPublished,
     VersionSaved,
 )
-from darts_async.topology import CHECKPOINTS_DIR, SHAPER_STATE_FILE
+from darts_async.topology import CHECKPOINTS_DIR
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.probe import Examiner, tolerance_of
 from darts_async.weights.publish import Publisher
@@ -116,7 +116,7 @@ class LearnerActor:
         self._joined: set[str] = set()
         self._all_joined = asyncio.Event()
         self._published = -1
-        self._saved = 0
+        self._saved = self._oldest_kept = 0
         self._floor = -1  # nothing older is published
         self._newest_version = -1  # and no generator can hold a later one
         self._early: dict[str, Received] = {}
@@ -148,16 +148,18 @@ class LearnerActor:
     async def _load(self) -> Trainer:
         root = self._runtime.run_dir / CHECKPOINTS_DIR
         model_dir = resolve_model_path(self._runtime.config.model.path)
-        path = await asyncio.to_thread(checkpoint.latest, root)
+        keep = self._config.keep_checkpoints
+        path = await asyncio.to_thread(checkpoint.latest, root, keep)
         self._team.prepare(path.name if path is not None else "")
         trainer = await self._in_thread(make_trainer, self._runtime.config, model_dir, self._team.ranks)
         if path is not None:
             manifest = await self._in_thread(checkpoint.restore, path, trainer)
             self._intake.consumed = ConsumedGroups(manifest.consumed)
-            shaper_state = await asyncio.to_thread((path / SHAPER_STATE_FILE).read_bytes)
+            shaper_state = await asyncio.to_thread(checkpoint.shaper_state, path)
             next_group_id = max((stop for _, stop in manifest.consumed), default=0)
             self._taken_up = LearnerReady(trainer.policy_version, shaper_state, next_group_id)
-            self._is_saved(trainer.policy_version)
+            oldest_kept = await asyncio.to_thread(checkpoint.oldest_kept, root, keep)
+            self._is_saved(trainer.policy_version, oldest_kept)
             log.info("resumed", path=str(path), policy_version=trainer.policy_version)
         await self._team.ready()
         self._saver = Saver(
@@ -165,7 +167,7 @@ class LearnerActor:
             self._team,
             tokenizer_dir=model_dir,
             dtype=self._dtype,
-            keep=self._config.keep_checkpoints,
+            keep=keep,
             saved=self._is_saved,
             patience=self._runtime.patience,
         )
@@ -326,7 +328,7 @@ class LearnerActor:
             write, undo = partial(checkpoint.export, last, model), partial(remove_staging, model)
             await asyncio.to_thread(self._runtime.patience.write, model, write, undo)
         self._trained = True
-        self._is_saved(self._config.steps)
+        self._is_saved(self._config.steps, self._oldest_kept)
 
     async def _finish_if_trained(self, trainer: Trainer) -> None:
         if self._leaving is not None and self._leaving.finished and trainer.policy_version == self._config.steps:
@@ -398,12 +400,13 @@ class LearnerActor:
             has_shaper = self._shaper is not None
             await self._saver.save(tasks, trainer, self._intake.consumed.intervals, has_shaper=has_shaper)
 
-    def _is_saved(self, version: int) -> None:
+    def _is_saved(self, version: int, oldest_kept: int) -> None:
         """A checkpoint of this version is on the disk. Of the last version nothing is said before the model is."""
         self._runtime.faults.reach("learner.before_saved")
+        self._oldest_kept = oldest_kept
         if version < self._config.steps or self._trained:
             self._saved = version
-            self._send_shaper(VersionSaved(version))
+            self._send_shaper(VersionSaved(version, oldest_kept))
 
     # --- weights ---------------------------------------------------------------------------------------------
 
@@ -491,7 +494,7 @@ class LearnerActor:
         if self._published >= 0:
             self._send_shaper(VersionPublished(self._published))
         if self._saved:
-            self._send_shaper(VersionSaved(self._saved))
+            self._send_shaper(VersionSaved(self._saved, self._oldest_kept))
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What may be a collective of all ranks."""

@@ -127,6 +127,8 @@ class Boundary:
             case VersionPublished(policy_version=version) if not state.is_ending:
                 position = state.training.taken.position
                 return None if 0 <= version <= position else f"it published version {version} and is at {position}"
+            case VersionSaved(policy_version=version, oldest_kept=oldest) if not 0 <= oldest <= version:
+                return f"the oldest of its checkpoints is of version {oldest}, and the newest of {version}"
             case VersionPublished(policy_version=version) | VersionSaved(policy_version=version):
                 return _version(state, version)
 

@@ -153,9 +153,9 @@ class Standing:
         return self._noted(self._decide(given))
 
     def start_over(self, ready: LearnerReady, shared: Shared | None, now_s: float) -> list[Output]:
-        """Go on with a learner that is at a version which does not follow from here, from what its checkpoint has; or,
-        without that, from the sums of what is here. The records since then are void. If some before are lost, the
-        ledger begins again with what they have come to."""
+        """Go on with a learner that is at a version which does not follow from here, from what its checkpoint has, or
+        from the beginning if it has the first model; without either, from the sums of what is here. The records since
+        then are void. If some before are lost, the ledger begins again with what they have come to."""
         return self._noted(self._start_over(ready, shared, now_s))
 
     def begin_again(self) -> list[Output]:
@@ -181,6 +181,8 @@ class Standing:
 
     def _start_over(self, ready: LearnerReady, shared: Shared | None, now_s: float) -> list[Output]:
         num_records = self.lineage.num_records
+        if shared is None and not ready.policy_version:  # the first model: nothing had happened
+            shared = Shared(0.0, self._make_state(None).to_state(), Position(1, 0))
         if shared is not None:
             before, self.state = self.state, self._make_state(shared.snapshot)
             self.state.take_peers_of(before)

@@ -7,8 +7,9 @@ it; `validate` states the invariants and holds between any two calls.
 A training group is opened when the staleness window and the generators have room, complete when its rule has nothing
 left to wait for, shipped when the window lets it into the next step, and done when the learner has committed it.
 Samples of a generator that is gone go on elsewhere behind the tokens that were streamed. A learner that comes back from
-a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice; a run is finished when
-its last step is in a checkpoint and every generator has told of all that it decoded.
+a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice; where they are not kept
+any more, the run starts over from what that checkpoint has of the shaper (`Standing`). A run is finished when its last
+step is in a checkpoint and every generator has told of all that it decoded.
 """
 
 from enum import Enum, auto
@@ -443,7 +444,7 @@ class ShaperState:
                 if self._training_goes_on:
                     self._evaluation.published(message.policy_version)
             case VersionSaved():
-                self._training.taken.saved(message.policy_version)
+                self._training.taken.saved(message.policy_version, message.oldest_kept)
 
     def _learner_ready(self, message: LearnerReady, now_s: float) -> None:
         if self.phase is not Phase.FINISHED:

@@ -246,6 +246,13 @@ class Training:
         Raises:
             DataError: it cannot have got there from here.
         """
+        if not self.taken.can_rewind(policy_version):
+            raise DataError(
+                f"the learner came back at version {policy_version}, the groups from there on were given up after a "
+                f"checkpoint of version {self.taken.oldest_kept}, and generators decode under version "
+                f"{self._work.generators.newest_version}, which they do not take back; `darts-launch down` the run and "
+                f"`darts-launch resume` it: then it goes on from version {policy_version} with new groups"
+            )
         ids = self._groups_until(policy_version)
         for step, group_ids in ids.items():
             if len(group_ids) != self._config.learner.groups_per_step:
@@ -260,7 +267,7 @@ class Training:
         """Whether a learner at this version can have got there from here, and can be told all that follows."""
         size = self._config.learner.groups_per_step
         is_whole = all(len(group_ids) == size for group_ids in self._groups_until(policy_version).values())
-        return policy_version >= self.taken.durable and is_whole
+        return self.taken.can_rewind(policy_version) and is_whole
 
     def _groups_until(self, policy_version: int) -> dict[int, list[int]]:
         """The groups that are known of each step from the learner's position to this version."""

@@ -139,7 +139,7 @@ class _Run:
     def _make(self, name: str, incarnation: int) -> Process:
         match name.partition("/")[0]:
             case "shaper":
-                return ShaperProcess(self.world, name, incarnation, self.links, self._run_dir, self._sets)
+                return ShaperProcess(self.world, name, incarnation, self.links, self._run_dir, self._sets, self._life)
             case "learner":
                 return LearnerProcess(self.world, name, incarnation, self.links, self.disk)
             case "generator":
@@ -151,6 +151,7 @@ class _Run:
 
     def _strike(self, blow: Blow) -> None:
         if blow.kind == "outage":
+            self._lose_checkpoints()
             self._resume("outages")
             return
         process = self._alive.get(blow.victim)
@@ -163,6 +164,13 @@ class _Run:
                 process.freeze(blow.lasts_s)
             case _:
                 self.world.cut(blow.victim, blow.other, blow.lasts_s)
+
+    def _lose_checkpoints(self) -> None:
+        """All are removed by hand, or the newest: what is left may be older than any group that is kept."""
+        if self.disk.checkpoints and self.world.chance(self.world.plan.lost_checkpoints):
+            self.world.counts["checkpoints removed"] += 1
+            self.disk.damaged.clear()
+            del self.disk.checkpoints[self.world.rng.choice((-1, 0)) :]
 
     def _stop(self) -> None:
         self.stop_reason = "stopped by the plan"

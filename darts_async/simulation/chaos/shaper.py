@@ -18,13 +18,13 @@ from darts_async.transport import Event
 class _Runtime:
     """What the actor needs of its `Runtime`."""
 
-    def __init__(self, process: "ShaperProcess", run_dir: Path) -> None:
+    def __init__(self, process: "ShaperProcess", run_dir: Path, life: int) -> None:
         self.config = process.world.config
         self.run_dir = run_dir
         self.clock = BusyClock()
         self.trace = Trace()  # off
         self.faults = process  # has `reach`
-        self.plan = RunPlan((), ())
+        self.plan = RunPlan((), (), life=life)
         self.heard: dict[str, tuple[int, int]] = {}
         self._process = process
 
@@ -43,9 +43,11 @@ class _Runtime:
 class ShaperProcess(Process):
     """See the module."""
 
-    def __init__(self, world: World, name: str, incarnation: int, links: Any, run_dir: Path, sets: PromptSets) -> None:
+    def __init__(
+        self, world: World, name: str, incarnation: int, links: Any, run_dir: Path, sets: PromptSets, life: int
+    ) -> None:
         super().__init__(world, name, incarnation, links)
-        runtime = _Runtime(self, run_dir)
+        runtime = _Runtime(self, run_dir, life)
         self.actor = ShaperActor(cast(Runtime, runtime), sets, clock=lambda: world.now_s)
         self.heard = runtime.heard
 
