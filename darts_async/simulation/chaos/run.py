@@ -73,7 +73,7 @@ class _Run:
         self.incarnations: Counter[str] = Counter()
         self.generators: dict[tuple[str, int], GeneratorProcess] = {}
         self._run_dir = run_dir
-        self._sets = _prompts(config.prompts, config.seed)
+        self._sets = _prompts(config.prompts.model_dump_json(), config.seed)
         roles = config.roles
         generators = [f"generator/{i}" for i in range(roles.generator.replicas)]
         rewards = [f"reward/{i}" for i in range(roles.reward.replicas)]
@@ -253,6 +253,6 @@ def _incarnations(run: _Run, name: str) -> set[int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _prompts(prompts: PromptsConfig, seed: int) -> PromptSets:
-    """Read once for many runs."""
-    return load_prompts(RunConfig(prompts=prompts, seed=seed))
+def _prompts(prompts: str, seed: int) -> PromptSets:
+    """Read once for many runs, of the same settings as JSON."""
+    return load_prompts(RunConfig(prompts=PromptsConfig.model_validate_json(prompts), seed=seed))
