@@ -27,6 +27,7 @@ from darts_async.protocol import (
     WeightsApplied,
 )
 from darts_async.shaper.boundary import Boundary
+from darts_async.shaper.standing import MAX_SHARED_BYTES
 from darts_async.shaper.state import Incoming
 from darts_async.shaper.training import LEARNER
 from tests.nonsense import messages
@@ -197,6 +198,9 @@ NONSENSE: dict[str, tuple[Any, str]] = {
     "a step from the future": (lambda w: GroupsCommitted(3, np.array([0, 1, 2])), "the next one is 0"),
     "a version published before it is made": (lambda w: VersionPublished(1), "is at 0"),
     "a version saved before it is made": (lambda w: VersionSaved(FAR, 0), "enough for 0"),
+    "checkpoints that are older than the oldest": (lambda w: VersionSaved(0, 1), "of version 1, and the newest of 0"),
+    "more of the shaper than it gave": (lambda w: LearnerReady(0, bytes(MAX_SHARED_BYTES + 1)), "is the most"),
+    "groups before the first": (lambda w: LearnerReady(0, b"", -1), "groups up to -1"),
 }
 
 

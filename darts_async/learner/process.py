@@ -494,7 +494,8 @@ class LearnerActor:
         if self._published >= 0:
             self._send_shaper(VersionPublished(self._published))
         if self._saved:
-            self._send_shaper(VersionSaved(self._saved, self._oldest_kept))
+            # Once the last checkpoint is written, and before the model is, the oldest may be later than what was said.
+            self._send_shaper(VersionSaved(self._saved, min(self._oldest_kept, self._saved)))
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What may be a collective of all ranks."""

@@ -254,7 +254,7 @@ class LearnerProcess(Process):
         if self._published >= 0:
             self._tell_shaper(VersionPublished(self._published))
         if self._saved:
-            self._tell_shaper(VersionSaved(self._saved, self._oldest_kept))
+            self._tell_shaper(VersionSaved(self._saved, min(self._oldest_kept, self._saved)))
 
     def _tell_shaper(self, message: LearnerToShaper) -> None:
         if self._shaper is not None:
