@@ -25,8 +25,7 @@ import structlog
 
 from bench.results import conditions
 from darts_async.protocol import group_id_of
-from darts_async.shaper.ledger import read_ledger
-from darts_async.shaper.process import LEDGER_FILE
+from darts_async.shaper.ledger import LEDGER_FILE, read_ledger
 from darts_async.simulation.chaos import ChaosError, ChaosReport, draw_plan, run_chaos
 from launcher.audit import Books, audit
 

@@ -182,7 +182,7 @@ class Cluster:
         self._version += 1
         self._outbox.extend((name, WeightsApplied(self._version, 0.0)) for name in self._running)
         self._outbox.append((LEARNER, VersionPublished(self._version)))
-        self._outbox.append((LEARNER, VersionSaved(self._version)))
+        self._outbox.append((LEARNER, VersionSaved(self._version, self._version)))
 
 
 @dataclass(frozen=True)

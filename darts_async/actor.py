@@ -39,6 +39,7 @@ from darts_async.errors import (
     ProtocolError,
 )
 from darts_async.faults import Faults, install
+from darts_async.limits import raise_open_files
 from darts_async.protocol import (
     GeneratorToLearner,
     GeneratorToShaper,
@@ -322,6 +323,7 @@ def _report_now(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> Process
 
 def main(make_actor: Callable[[Runtime], Actor]) -> None:
     """Entry point of every process: `darts_async.ROLE.process --run-dir DIR --name ROLE/N --incarnation N`."""
+    raise_open_files()
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--name", required=True)

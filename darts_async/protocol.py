@@ -240,9 +240,15 @@ class TrainGroup(Message, frozen=True):
 
 class LearnerReady(Message, frozen=True):
     """The learner has its model at `policy_version` and takes groups for step `policy_version` next. Answered by
-    `CatchUp` and by every group from that step on: a learner that was restarted takes steps again."""
+    `CatchUp` and by every group from that step on: a learner that was restarted takes steps again.
+
+    What the learner has of its checkpoint is for a shaper that does not know how the learner got to its version."""
 
     policy_version: int
+    shaper_state: bytes = b""
+    """Of its checkpoint, see `ShaperSnapshot`; empty if that has none."""
+    next_group_id: int = 0
+    """No group from this one on is in the checkpoint."""
 
 
 class CatchUp(Message, frozen=True):
@@ -267,15 +273,20 @@ class VersionPublished(Message, frozen=True):
 
 
 class VersionSaved(Message, frozen=True):
-    """A checkpoint of `policy_version` is on the disk: what the steps before it have consumed is never asked for again,
-    whatever happens to the learner. Of the last version: so is the model that the run leaves behind."""
+    """A checkpoint of `policy_version` is on the disk, and older ones are kept, down to `oldest_kept`: what the steps
+    before that one have consumed is not asked for again. Of the last version: so is the model that the run leaves
+    behind."""
 
     policy_version: int
+    oldest_kept: int
+    """A learner may come back at this version or a later one. 0 as long as there are not so many checkpoints as are to
+    be kept: it may then begin again with the first model."""
 
 
 class ShaperSnapshot(Message, frozen=True):
-    """What the shaper knows when the step that makes `policy_version` is committed, for the checkpoint of that version.
-    The learner keeps it unread."""
+    """What the shaper knows when the step that makes `policy_version` is committed, for the checkpoint of that version:
+    all that another shaper needs to go on from it. The learner keeps it unread, and gives it back when it comes back at
+    that version."""
 
     policy_version: int
     state: bytes

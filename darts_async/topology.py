@@ -25,6 +25,13 @@ CONFIG_FILE = "config.yaml"
 """The resolved settings in the run directory."""
 
 
+CHECKPOINTS_DIR = "checkpoints"
+"""The learner's checkpoints in the run directory."""
+
+SHAPER_STATE_FILE = "shaper.state"
+"""What the shaper knew, in a checkpoint."""
+
+
 class LinkPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One link: `hub` binds `address`, and each of `members` connects to it."""
 
@@ -54,6 +61,10 @@ class RunPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     processes: tuple[ProcessSpec, ...]
     links: tuple[LinkPlan, ...]
+    life: int = 1
+    """Which start of the launcher this is of: in another one all processes are new."""
+    from_checkpoint: bool = False
+    """The run is taken up from its newest checkpoint, whatever the journal of the shaper says."""
 
     def link(self, name: str) -> LinkPlan:
         """The link of that name."""

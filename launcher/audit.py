@@ -1,236 +1,26 @@
-"""Was anything lost? The ledger of a run, held against what must hold of it.
+"""Was anything lost? A run directory: its ledger, held against itself (`audit_books`) and against what else there is.
 
-    every sample that was drawn ends exactly once, and nothing ends that was not drawn
-    a group is shipped once, and is either trained at that step or dropped
-    no sample is trained twice, none with a token older than the bound or of a version that came later, none held out
-    a sample is only given to a generator that has acknowledged the newest published version, and no trained token is
-      older than what its generator had acknowledged, nor than the floor of its group
-    steps follow one another, and a learner that is back at a version undoes the steps from it on: along the history
-      that survives no group is in two steps, and each is in the step that it was shipped for
-    a finished run: each step took its whole number of samples, what was trained is in the surviving history and in no
-      other step, and the tokens add up to the summary's
-
-The checks are pure, over records in order. A torn last record is as good as none: what it said was never acted on.
+Whatever state the directory is in, it is read as far as that goes: also of a run that was killed, that cannot be taken
+up, or whose files have lost their ends. The tokens of the ledger are those of the summary, which the engines' own
+counters agree with.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
-from darts_async.protocol import group_id_of, sample_id_of
-from darts_async.shaper.ledger import (
-    AnyRecord,
-    GroupDropped,
-    GroupOpened,
-    GroupShipped,
-    LearnerRewound,
-    RunReopened,
-    SampleEnded,
-    SamplePlaced,
-    StepCommitted,
-    VersionSeen,
-    WeightsAcknowledged,
-    read_ledger,
-)
+from darts_async.shaper.journal import JOURNAL_FILE, read_journal
+from darts_async.shaper.ledger import LEDGER_FILE, FoundLedger, scan_ledger
+from launcher.audit_books import Books, Finding, audit
 from launcher.cluster import load_config
-from launcher.live import record_of
+from launcher.evidence import evidence_against
+from launcher.past import known_record
 from launcher.rundir import SUMMARY_FILE
 from launcher.summary import Summary
 
-LEDGER_FILE = "ledger.msgpack"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One rule that was broken, and where."""
-
-    rule: str
-    ids: tuple[int, ...]
-    """Of samples, groups or steps, as the rule says."""
-
-
-@dataclass(slots=True)
-class Books:
-    """The records of a ledger, by what they are about."""
-
-    opened: dict[int, GroupOpened] = field(default_factory=dict)
-    shipped: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
-    """The steps that each group was shipped for."""
-    dropped: set[int] = field(default_factory=set)
-    endings: defaultdict[int, list[SampleEnded]] = field(default_factory=lambda: defaultdict(list))
-    opened_twice: set[int] = field(default_factory=set)
-    history: list[tuple[int, ...]] = field(default_factory=list)
-    """The groups of each step, of those that no rewind has undone."""
-    out_of_order: list[int] = field(default_factory=list)
-    """Steps that did not follow the one before, and versions that the learner came back at and never had."""
-    published: int = -1
-    """The newest version."""
-    acknowledged: dict[tuple[str, int], int] = field(default_factory=dict)
-    """By generator and incarnation."""
-    oldest_of: dict[int, int] = field(default_factory=dict)
-    """The oldest version that a sample can have been decoded under, by who was given it."""
-    placed_behind: list[int] = field(default_factory=list)
-    """Samples given to a generator without the newest published version."""
-
-    @classmethod
-    def of(cls, records: Iterable[AnyRecord]) -> "Books":
-        """Sort the records of a ledger."""
-        books = cls()
-        for record in records:
-            match record:
-                case GroupOpened(group_id=group_id):
-                    if group_id in books.opened:
-                        books.opened_twice.add(group_id)
-                    books.opened[group_id] = record
-                case GroupShipped(group_id=group_id, step=step):
-                    books.shipped[group_id].append(step)
-                case GroupDropped(group_id=group_id):
-                    books.dropped.add(group_id)
-                case SampleEnded(sample_id=sample_id):
-                    books.endings[sample_id].append(record)
-                case SamplePlaced():
-                    books._take_placement(record)
-                case WeightsAcknowledged(generator=name, incarnation=incarnation, policy_version=version):
-                    books.acknowledged[name, incarnation] = version
-                case VersionSeen(policy_version=version):
-                    books.published = max(books.published, version)
-                case RunReopened(num_steps=num_steps):
-                    books.published = min(books.published, num_steps)
-                case StepCommitted(step=step) | LearnerRewound(policy_version=step):
-                    books._take_history(step, record)
-        return books
-
-    def _take_history(self, step: int, record: StepCommitted | LearnerRewound) -> None:
-        if isinstance(record, LearnerRewound):
-            if step >= len(self.history):
-                self.out_of_order.append(step)
-            del self.history[step:]
-        elif step == len(self.history):
-            self.history.append(record.group_ids)
-        else:
-            self.out_of_order.append(step)
-
-    def _take_placement(self, record: SamplePlaced) -> None:
-        version = self.acknowledged.get((record.generator, record.incarnation), -1)
-        self.oldest_of[record.sample_id] = min(version, self.oldest_of.get(record.sample_id, version))
-        if version < max(self.published, 0):
-            self.placed_behind.append(record.sample_id)
-
-    @property
-    def drawn(self) -> set[int]:
-        """The samples that were launched."""
-        groups = self.opened.items()
-        return {sample_id_of(group_id, index) for group_id, group in groups for index in range(group.num_samples)}
-
-    def ended(self) -> Iterator[SampleEnded]:
-        """All endings."""
-        return (record for records in self.endings.values() for record in records)
-
-    def trained(self) -> Iterator[SampleEnded]:
-        """The samples that are in a gradient."""
-        return (record for record in self.ended() if record.fate == "trained")
-
-
-def audit(books: Books, config: RunConfig, *, is_over: bool, num_steps: int | None) -> list[Finding]:
-    """What is wrong with the books of a run, empty if nothing is.
-
-    Args:
-        is_over: nothing goes on any more, so everything must have ended.
-        num_steps: optimiser steps of a run that is finished; None for one that is not.
-    """
-    findings = [
-        Finding("groups opened twice", tuple(books.opened_twice)),
-        Finding("samples that ended and were never drawn", tuple(books.endings.keys() - books.drawn)),
-        Finding("samples that ended more than once", _many(books.endings)),
-        Finding("groups shipped more than once", _many(books.shipped)),
-        Finding("groups shipped and dropped", tuple(books.shipped.keys() & books.dropped)),
-        Finding("samples given to a generator without the newest published version", tuple(books.placed_behind)),
-        *_training(books, config.staleness.max_staleness),
-        *_history(books),
-        *([Finding("samples that never ended", tuple(books.drawn - books.endings.keys()))] if is_over else []),
-    ]
-    if num_steps is not None:
-        per_step = config.learner.groups_per_step * config.shaping.keep
-        findings.append(Finding(f"steps that did not take {per_step} samples", _uneven(books, num_steps, config)))
-        findings.append(Finding("groups trained by their samples or by the steps, not by both", tuple(_apart(books))))
-    return [Finding(found.rule, tuple(sorted(found.ids))) for found in findings if found.ids]
-
-
-def _training(books: Books, max_staleness: int) -> Iterator[Finding]:
-    ids: defaultdict[str, list[int]] = defaultdict(list)
-    for record in books.trained():
-        for rule in _wrong_with(record, books, max_staleness):
-            ids[rule].append(record.sample_id)
-    for rule, sample_ids in ids.items():
-        yield Finding(rule, tuple(sample_ids))
-
-
-def _wrong_with(record: SampleEnded, books: Books, max_staleness: int) -> Iterator[str]:
-    """The rules that a trained sample breaks."""
-    step, oldest, newest = record.step, record.oldest_version, record.newest_version
-    group_id = group_id_of(record.sample_id)
-    if step is None or oldest is None or newest is None:
-        yield "samples trained without a step or without tokens"
-        return
-    if books.shipped.get(group_id) != [step]:
-        yield "samples trained at another step than their group was shipped for"
-    if step - oldest > max_staleness:
-        yield f"samples trained with a token more than {max_staleness} versions old"
-    if not oldest <= newest <= step:
-        yield "samples trained before their tokens can have been decoded"
-    if oldest < books.oldest_of.get(record.sample_id, step + 1):
-        yield "samples decoded under a version older than their generator had acknowledged"
-    group = books.opened.get(group_id)
-    if group is not None and oldest < group.floor:
-        yield "samples decoded under a version older than the floor of their group"
-    if group is not None and group.purpose != "train":
-        yield "samples trained of prompts that are held out"
-
-
-def _history(books: Books) -> Iterator[Finding]:
-    """The steps that survive, by themselves."""
-    counts = Counter(group_id for group_ids in books.history for group_id in group_ids)
-    placed = [(group_id, step) for step, group_ids in enumerate(books.history) for group_id in group_ids]
-    yield Finding("steps out of order", tuple(books.out_of_order))
-    yield Finding("groups trained twice along the surviving history", tuple(g for g, n in counts.items() if n > 1))
-    yield Finding(
-        "groups in the gradient of a step that they were not shipped for",
-        tuple(group_id for group_id, step in placed if step not in books.shipped.get(group_id, ())),
-    )
-
-
-def _apart(books: Books) -> set[int]:
-    """Groups whose samples say that they were trained, and the steps do not; and the reverse."""
-    by_samples = {(group_id_of(record.sample_id), record.step) for record in books.trained()}
-    by_steps = {(group_id, step) for step, group_ids in enumerate(books.history) for group_id in group_ids}
-    return {group_id for group_id, _ in by_samples ^ by_steps}
-
-
-def _many(lists: dict[int, list[SampleEnded]] | dict[int, list[int]]) -> tuple[int, ...]:
-    return tuple(key for key, entries in lists.items() if len(entries) > 1)
-
-
-def _uneven(books: Books, num_steps: int, config: RunConfig) -> tuple[int, ...]:
-    """Steps of another number of groups, or of a group of another number of samples. A group that lost samples without
-    a reward may have fewer."""
-    sizes = Counter((record.step, group_id_of(record.sample_id)) for record in books.trained())
-    without_reward = {group_id_of(r.sample_id) for r in books.ended() if r.reason.startswith("reward_")}
-    groups, odd = Counter[int](), set[int]()
-    for (step, group_id), size in sizes.items():
-        if step is not None:
-            fewest = config.shaping.smallest_group if group_id in without_reward else config.shaping.keep
-            groups[step] += 1
-            odd |= set() if fewest <= size <= config.shaping.keep else {step}
-    wanted = dict.fromkeys(range(num_steps), config.learner.groups_per_step)
-    return tuple(odd | {step for step in {*groups, *wanted} if groups[step] != wanted.get(step, 0)})
-
-
-# --- a run directory -----------------------------------------------------------------------------------------
+__all__ = ["AuditReport", "Books", "Finding", "audit", "audit_run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,39 +34,64 @@ class AuditReport:
     num_ended: int
     num_trained: int
     findings: list[Finding]
+    num_taken_back: int = 0
+    """Records that are void: the run went on from an earlier point than they are of."""
+    num_only_in_sums: int = 0
+    """Samples of whose records no file has anything but the sums."""
 
 
 def audit_run(run_dir: Path) -> AuditReport:
-    """Check the ledger of a run. Raises `ConfigError` if the directory has none that can be read."""
-    record, config = record_of(run_dir), load_config(run_dir / "config.yaml")
+    """Check the ledger of a run. Raises `ConfigError` if a file cannot be read at all, or the settings are gone."""
+    record, config = known_record(run_dir), load_config(run_dir / "config.yaml")
     try:
-        books = Books.of(read_ledger(run_dir / LEDGER_FILE))
-    except (OSError, msgspec.MsgspecError, ValueError) as error:
-        raise ConfigError(f"{run_dir / LEDGER_FILE} cannot be read as a ledger: {error}") from error
-    num_steps = config.learner.steps if record.status == "finished" else None
-    findings = audit(books, config, is_over=record.status != "running", num_steps=num_steps)
+        journal = read_journal(run_dir / JOURNAL_FILE)  # first: the ledger has at least what it has seen written
+        ledger = scan_ledger(run_dir / LEDGER_FILE)
+        books = Books.of(ledger.records)
+        num_steps = config.learner.steps if record is not None and record.status == "finished" else None
+        is_over = record is not None and record.status != "running"
+        findings = [
+            *audit(books, config, is_over=is_over, num_steps=num_steps),
+            *evidence_against(run_dir, ledger, books, journal, record),
+            *_unbalanced(run_dir, books),
+        ]
+    except OSError as error:
+        raise ConfigError(f"{run_dir} cannot be audited: {error}; see to it that you may read its files") from error
     return AuditReport(
         run_dir=str(run_dir),
-        status=record.status,
-        num_groups=len(books.opened),
-        num_samples=len(books.drawn),
-        num_ended=len(books.endings),
-        num_trained=sum(1 for _ in books.trained()),
-        findings=findings + _unbalanced(run_dir, books),
+        status=record.status if record is not None else "not known",
+        findings=[Finding(found.rule, tuple(sorted(found.ids))) for found in findings if found.ids],
+        **_counts(ledger, books),
     )
 
 
+def _counts(ledger: FoundLedger, books: Books) -> dict[str, int]:
+    sums = books.brought.samples_by_fate
+    num_before = sum(sums.values())
+    return {
+        "num_groups": books.brought.next_group_id + len(books.opened),
+        "num_samples": num_before + len(books.drawn),
+        "num_ended": num_before + len(books.endings),
+        "num_trained": sums.get("trained", 0) + sum(1 for _ in books.trained()),
+        "num_taken_back": ledger.num_void,
+        "num_only_in_sums": max(0, num_before - _num_ended(books.before)),
+    }
+
+
+def _num_ended(books: Books | None) -> int:
+    """Samples whose ends are in the records, of the ledger until there."""
+    return len(books.endings) + _num_ended(books.before) if books is not None else 0
+
+
 def _unbalanced(run_dir: Path, books: Books) -> list[Finding]:
-    """The tokens of the ledger are those of the summary, which the engines' own counters agree with."""
     try:
         summary = msgspec.json.decode((run_dir / SUMMARY_FILE).read_bytes(), type=Summary)
     except FileNotFoundError:
         return []  # the run is live, or its launcher was killed
     except msgspec.MsgspecError as error:
-        raise ConfigError(f"{run_dir / SUMMARY_FILE} is not a summary of this version: {error}") from error
+        return [Finding(f"bytes of {SUMMARY_FILE}, which cannot be read: {error}", (_size(run_dir / SUMMARY_FILE),))]
     if summary.tokens is None:
         return []
-    in_ledger = sum(record.num_tokens for record in books.ended())
+    in_ledger = sum(books.brought.tokens_by_fate.values()) + sum(record.num_tokens for record in books.ended())
     strays = summary.tokens.accounted - in_ledger  # came of a generator that had lost the sample: in no sample's end
     findings = (
         []
@@ -286,3 +101,7 @@ def _unbalanced(run_dir: Path, books: Books) -> list[Finding]:
     if not 0 <= strays <= summary.tokens.by_fate["lost"]:
         findings.append(Finding("tokens of the summary that are not in the ledger", (strays,)))
     return findings
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size

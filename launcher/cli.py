@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from msgspec import structs
 from rich.text import Text
 from typer.core import TyperGroup
 
 from darts_async.config import RunConfig
 from darts_async.disk import is_no_space
-from darts_async.errors import NoSpaceError, TransportError
+from darts_async.errors import ConfigError, NoSpaceError, TransportError
 from darts_async.faults import VARIABLE, parse_faults
+from darts_async.limits import raise_open_files
 from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
 from darts_async.transport import create_run_keys
 from launcher.cluster import load_config
@@ -34,8 +36,8 @@ from launcher.course import Limits, Outcome
 from launcher.dry_run import dry_run_screen
 from launcher.ending import failure_screen
 from launcher.interrupts import outliving_readers
-from launcher.live import find_run, record_of, refuse_links
-from launcher.past import NO_PAST, Past, held, read_past
+from launcher.live import find_run, refuse_links
+from launcher.past import NO_PAST, Past, held, known_record, read_past
 from launcher.plan import hub_addresses, plan_run
 from launcher.preflight import Findings, check_run, link_ports
 from launcher.problems import InputError, hint_screen, missing_screen, problem_screen
@@ -80,6 +82,7 @@ for _verb in VERBS:
 def main() -> None:
     """Entry point of `darts-launch`."""
     accept_any_text()
+    raise_open_files()
     try:
         app(prog_name="darts-launch")
     except Exception as error:  # noqa: BLE001 - the end of the process: a mistake of ours, shown as Python would
@@ -108,19 +111,25 @@ def run_command(
 
 
 @app.command()
-def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run.")]) -> None:
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run.")],
+    from_checkpoint: Annotated[
+        bool, typer.Option("--from-checkpoint", help="From its newest checkpoint: give up what came after it.")
+    ] = False,
+) -> None:
     """Go on with a run that was stopped, failed or killed, from where it stood."""
     with bad_input():
         found = find_run(run_dir, Path()).absolute()
         refuse_links(found)
         with held(found):
-            directory = record_of(found).directory
-            if directory and Path(directory).is_dir():  # where relative paths of the settings begin
-                os.chdir(directory)
-            past = read_past(found, read_plan(found))
+            record = known_record(found)
+            if record is not None and Path(record.directory or ".").is_dir():
+                os.chdir(record.directory or ".")  # where relative paths of the settings begin
+            past = read_past(found, _known_plan(found))
             config, _ = _checked(found / CONFIG_FILE, starts=True)
+            plan = structs.replace(_plan(config, found), life=past.life, from_checkpoint=from_checkpoint)
             with outliving_readers(), _room_wanted():
-                outcome, summary = _conduct(config, _plan(config, found), found, past)
+                outcome, summary = _conduct(config, plan, found, past)
                 _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
 
@@ -173,6 +182,14 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, Findings]:
 
 def _plan(config: RunConfig, run_dir: Path) -> RunPlan:
     return plan_run(config, run_dir, hub_addresses(config, link_ports(config)))
+
+
+def _known_plan(run_dir: Path) -> RunPlan:
+    """The plan of the life before; where it cannot be read, one that has the same processes."""
+    try:
+        return read_plan(run_dir)
+    except ConfigError:
+        return _plan(load_config(run_dir / CONFIG_FILE), run_dir)
 
 
 def _run(config: RunConfig) -> tuple[Outcome, Summary]:

@@ -19,6 +19,7 @@ import msgspec
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.spawn import module_command
 from launcher.backends import AgentCommand, NodeError
+from launcher.limits import check_limits, need_of, weight_bytes
 from launcher.placement import Place
 from launcher.plan import link_hubs, python_of
 from launcher.ports import block
@@ -37,12 +38,15 @@ def check_nodes(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Prob
     with _shared_file(config) as (path, text):
         questions = {node.name: _question(config, places, node, path, text) for node in nodes}
         answers = asyncio.run(_ask_all(config, nodes, questions))
+    num_bytes = weight_bytes(config)
     for node in nodes:
         answer = answers[node.name]
         if isinstance(answer, NodeError):
             yield Problem(f"nodes: {node.name}", answer.reason, fix=answer.fix, here=True)
         else:
             yield from problems_of(config, places, node, answer)
+            if answer.limits is not None:
+                yield from check_limits(need_of(config, places, node.name, num_bytes), answer.limits, node.name)
 
 
 def problems_of(config: RunConfig, places: Mapping[str, Place], node: NodeConfig, answer: Answer) -> Iterator[Problem]:

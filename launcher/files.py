@@ -1,25 +1,37 @@
-"""Files that are rewritten while others read them."""
+"""Files that are rewritten while others read them, and those that grow: on the disk soon after they were written."""
 
-import os
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-from darts_async.disk import is_no_space, room_of
-from darts_async.errors import NoSpaceError
+from darts_async.wire.durable import flush, replace_file
+
+__all__ = ["flushed", "replace_file"]
+
+FLUSH_EVERY_S = 1.0
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file beside its place and move it there: a reader sees the old one or the new one.
-
-    Raises:
-        NoSpaceError: the disk is full; the old one is there, and nothing of the new one.
-        OSError: it cannot be written for another reason.
-    """
-    beside = path.with_name(path.name + ".new")
+@contextlib.asynccontextmanager
+async def flushed(*paths: Path) -> AsyncIterator[None]:
+    """Inside, files that others append to are flushed to the disk about once a second, by a thread; and at the end."""
+    task = asyncio.create_task(_keep_flushed(paths), name="flush")
     try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        if not is_no_space(error):
-            raise
-        raise NoSpaceError(f"{path.name} cannot be written: {room_of(path)}") from error
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        _flush_all(paths)
+
+
+async def _keep_flushed(paths: tuple[Path, ...]) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_EVERY_S)
+        await asyncio.to_thread(_flush_all, paths)
+
+
+def _flush_all(paths: tuple[Path, ...]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # it is not there yet; or the next line that is written says what is wrong
+            flush(path)

@@ -1,7 +1,6 @@
 """What a run has left, gathered for `darts-launch report`: its metrics, its samples, its time. Reading only."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 import msgspec
 
 from darts_async.errors import ConfigError
-from darts_async.shaper.ledger import SampleEnded, read_ledger
+from darts_async.shaper.ledger import LEDGER_FILE, SampleEnded, read_ledger
 from darts_async.topology import LAUNCHER
-from launcher.audit import LEDGER_FILE
+from launcher.lines import read_lines
 from launcher.live import record_of
 from launcher.rundir import METRICS_FILE, SUMMARY_FILE, RunRecord
 from launcher.shares import TimeSpent
@@ -53,17 +52,19 @@ def gather(run_dir: Path) -> RunData:
         ConfigError: it is no run directory, or nothing has happened in it yet.
     """
     record = record_of(run_dir)
-    lines = _lines(run_dir / METRICS_FILE)
+    lines = read_lines(run_dir / METRICS_FILE).objects
     steps: dict[int, dict[str, Any]] = {}
     for line in lines:
         if line["type"] == "step":
             steps[line["step"]] = steps.get(line["step"], {}) | line
     if not steps:
-        raise ConfigError(f"{run_dir} has no step yet, so there is nothing to report of")
+        raise ConfigError(f"{run_dir / METRICS_FILE} has no step yet, so there is nothing to report of")
     try:
         ended = [each for each in read_ledger(run_dir / LEDGER_FILE) if isinstance(each, SampleEnded)]
-    except (OSError, msgspec.MsgspecError, ValueError) as error:
-        raise ConfigError(f"{run_dir / LEDGER_FILE} cannot be read as a ledger: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{run_dir / LEDGER_FILE} cannot be read: {error}") from error
+    if not ended:
+        raise ConfigError(f"{run_dir / LEDGER_FILE} holds no sample: `darts-launch audit {run_dir}` says what is lost")
     spent, away = _time(run_dir)
     return RunData(
         run_dir=run_dir,
@@ -76,22 +77,6 @@ def gather(run_dir: Path) -> RunData:
         spent=spent,
         away=away,
     )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines: the last one of a run that was killed may be torn."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in text.splitlines(keepends=True):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            if line.endswith("\n"):
-                raise ConfigError(f"{path} holds a line that is no JSON object: {line[:80]!r}") from error
-    return found
 
 
 def _summary(run_dir: Path) -> Summary | None:

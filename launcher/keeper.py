@@ -30,6 +30,7 @@ import structlog
 
 from darts_async.errors import NoSpaceError, ProtocolError
 from darts_async.faults import install, present
+from darts_async.limits import raise_open_files
 from darts_async.protocol import Message
 from darts_async.spawn import module_command, spawn
 from darts_async.telemetry import logging_to
@@ -329,6 +330,7 @@ class Keeper:
 
 def main() -> None:
     """Entry point: `launcher.keeper --run-dir DIR --node NAME (--life N [--lease-s S --detach S] | --kill)`."""
+    raise_open_files()
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--node", required=True)

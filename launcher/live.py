@@ -27,7 +27,10 @@ def record_of(run_dir: Path) -> RunRecord:
     try:
         return read_record(run_dir)
     except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{run_dir} does not say how its run stands: {STATE_FILE}: {error}") from error
+        raise ConfigError(
+            f"{run_dir} does not say how its run stands: {STATE_FILE}: {error}; "
+            f"`darts-launch resume {run_dir}` goes on with the run"
+        ) from error
 
 
 def ask_run(run_dir: Path, request: Request) -> Reply:

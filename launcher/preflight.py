@@ -24,6 +24,7 @@ from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.reward.functions import load_function
 from launcher.devices import check_backend, check_gpus, check_vllm
 from launcher.distant import check_nodes
+from launcher.limits import check_limits, limits_here, need_of, weight_bytes
 from launcher.model_check import ModelTrial, check_files, local_models
 from launcher.placement import Place, PlacementError, local_node, place_processes, role_names
 from launcher.plan import link_hubs
@@ -226,6 +227,9 @@ def _check_places(config: RunConfig, *, reaches_nodes: bool) -> Iterator[Problem
         return
     yield from check_backend(config, places)
     yield from check_gpus(config, places)
+    local = local_node(config).name
+    if any(place.node == local for place in places.values()):
+        yield from check_limits(need_of(config, places, local, weight_bytes(config)), limits_here(), local)
     if any(places[name].node == local_node(config).name for name in role_names(config, "generator")):
         yield from check_vllm(config)
     yield from _check_far_hubs(config, places)

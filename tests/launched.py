@@ -52,10 +52,10 @@ class LaunchedRun:
         with (self._home / "output.txt").open("a") as output:
             return subprocess.Popen(command, cwd=self._home, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
-    def resume(self) -> None:
+    def resume(self, *options: str) -> None:
         """`darts-launch resume`, once the launcher before has ended."""
         assert self.process.poll() is not None, "it goes on"
-        self.process = self._launched("resume", str(self.run_dir))
+        self.process = self._launched("resume", *options, str(self.run_dir))
 
     def kill_all(self) -> None:
         """SIGKILL to the launcher and to every process of the run, as a power failure would."""

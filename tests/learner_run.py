@@ -89,6 +89,8 @@ class LearnerRun:
     """Groups of later steps are not sent."""
     early_step: int | None = None
     """Groups of this step come before the learner has said where it stands."""
+    is_silent: bool = False
+    """The shaper has no word for the learner."""
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     committed: list[tuple[int, list[int]]] = field(default_factory=list)
     ready: list[int] = field(default_factory=list)
@@ -223,6 +225,8 @@ class LearnerRun:
         match message:
             case LearnerReady(version):
                 self.ready.append(version)
+                if self.is_silent:
+                    return
                 floor = max(version, len({step for step, _ in self.committed}))
                 self._tell(CatchUp(floor, self.config.learner.steps))
                 for step in range(min(self.config.learner.steps, self.max_step + 1)):  # all, also those it has had

@@ -24,6 +24,7 @@ from darts_async.protocol import (
     SampleScored,
     Score,
     ScoreFailed,
+    ShaperSnapshot,
     TokensDecoded,
     TrainGroup,
     VersionPublished,
@@ -83,7 +84,10 @@ class World:
         self.seen_groups: set[int] = set()
         self.history: list[list[int]] = []
         """The groups of each step that no death of the learner has undone."""
-        self.saved = 0
+        self.kept: list[int] = []
+        """Versions of the checkpoints on the disk."""
+        self.damaged: list[int] = []
+        """Of those that are not whole, until training is past them."""
         self.ledger: list[AnyRecord] = []
         self.ended: Counter[int] = Counter()
         self.fates: dict[int, SampleEnded] = {}
@@ -180,12 +184,31 @@ class World:
 
     def save(self, *, tells: bool = True) -> None:
         """The learner writes a checkpoint. It may die before the shaper hears of it."""
-        self.saved = self.version
+        earlier = [version for version in self.kept if version < self.version]
+        self.kept = [*earlier, self.version][-self.config.learner.keep_checkpoints :]
+        self.damaged = [version for version in self.damaged if version > self.version]
         if tells:
-            self.feed(LEARNER, VersionSaved(self.saved))
+            self.feed(LEARNER, VersionSaved(self.saved, self.oldest_kept))
 
-    def learner_dies(self) -> None:
-        """The next incarnation goes on from the last checkpoint."""
+    @property
+    def saved(self) -> int:
+        """The newest version that is in a checkpoint."""
+        return self.kept[-1] if self.kept else 0
+
+    @property
+    def oldest_kept(self) -> int:
+        """The oldest version that a learner may come back at."""
+        return 0 if self.first_model_is_kept else self.kept[0]
+
+    @property
+    def first_model_is_kept(self) -> bool:
+        """Whether there are fewer checkpoints than are to be kept."""
+        return len(self.kept) + len(self.damaged) < self.config.learner.keep_checkpoints
+
+    def learner_dies(self, num_damaged: int = 0) -> None:
+        """The next incarnation goes on from the last checkpoint that is not damaged."""
+        whole = len(self.kept) - num_damaged
+        self.kept, self.damaged = self.kept[:whole], self.damaged + self.kept[whole:]
         self.learner += 1
         self.version = self.floor = self.saved
         self.step_groups = []
@@ -266,12 +289,12 @@ class World:
                 case GroupDropped():
                     self.dropped.append(output)
 
-    def _tell_learner(self, message: Greet | CatchUp | TrainGroup) -> None:
+    def _tell_learner(self, message: Greet | CatchUp | TrainGroup | ShaperSnapshot) -> None:
         match message:
             case Greet():
                 self.feed(LEARNER, LearnerReady(self.version))
                 if self.saved:
-                    self.feed(LEARNER, VersionSaved(self.saved))
+                    self.feed(LEARNER, VersionSaved(self.saved, self.oldest_kept))
             case CatchUp(policy_version=floor):
                 self.floor = floor
             case TrainGroup():

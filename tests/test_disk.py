@@ -212,8 +212,8 @@ def test_the_launchers_lines_wait_for_room_and_none_is_lost_or_torn(tmp_path: Pa
     assert (tmp_path / "metrics.jsonl").read_text() == ""
     full.left = 100_000
     assert found.settle() == ""
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [0, 1, 2]
+    steps = [json.loads(line).get("step") for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, None], "and the start of a life"
     assert json.loads((tmp_path / "events.jsonl").read_text())["life"] == 2
 
 

@@ -1,5 +1,6 @@
 """The audit: books that are in order pass, and each way of cooking them is found, with the ids."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from darts_async.config import RunConfig
+from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import sample_id_of
+from darts_async.shaper.encoding import encode
 from darts_async.shaper.ledger import (
     AnyRecord,
+    BroughtForward,
     GroupDropped,
     GroupOpened,
     GroupShipped,
@@ -22,12 +26,17 @@ from darts_async.shaper.ledger import (
     SampleEnded,
     SamplePlaced,
     StepCommitted,
+    TakenBack,
     VersionSeen,
     WeightsAcknowledged,
 )
+from darts_async.shaper.standing import Head, Standing
+from darts_async.shaper.state import ShaperState
+from darts_async.wire.framing import frame
 from launcher.audit import Books, audit
 from launcher.cli import app
 from launcher.rundir import RunRecord, write_record
+from tests.shaper_world import prompts
 
 CONFIG = RunConfig.model_validate(
     {
@@ -284,20 +293,98 @@ def test_the_verb_ends_with_1_and_the_ids_where_something_is(tmp_path: Path) -> 
 def test_a_torn_tail_is_no_record(tmp_path: Path) -> None:
     run_dir = run_dir_of(tmp_path, good_records())
     with (run_dir / "ledger.msgpack").open("ab") as file:
-        file.write(msgspec.msgpack.encode(ending(4, 2, None))[:-3])
+        file.write(frame(msgspec.msgpack.encode(ending(4, 2, None)))[:-3])
     assert CliRunner().invoke(app, ["audit", str(run_dir)]).exit_code == 0
 
 
-@pytest.mark.parametrize("damage", ["no directory", "no ledger", "not a ledger"])
-def test_what_cannot_be_audited_is_bad_input(tmp_path: Path, damage: str) -> None:
-    run_dir = run_dir_of(tmp_path, good_records())
-    match damage:
-        case "no directory":
-            run_dir = tmp_path / "nowhere"
-        case "no ledger":
-            (run_dir / "ledger.msgpack").unlink()
-        case "not a ledger":
-            (run_dir / "ledger.msgpack").write_bytes(msgspec.msgpack.encode({"type": "Poem"}))
-    result = CliRunner().invoke(app, ["audit", str(run_dir)])
+def test_what_is_no_run_directory_is_bad_input(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["audit", str(tmp_path / "nowhere")])
     assert result.exit_code == 2
-    assert str(run_dir) in result.output.replace("\n", "")
+    assert str(tmp_path / "nowhere") in result.output.replace("\n", "")
+
+
+def step_line(step: int) -> dict[str, object]:
+    return {"type": "step", "step": step, "reward/pool_mean": 0.5, "elapsed_s": 1.0}
+
+
+def write_lines(run_dir: Path, lines: list[dict[str, object]]) -> None:
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def rules_of(run_dir: Path) -> dict[str, tuple[int, ...]]:
+    result = CliRunner().invoke(app, ["audit", "--json", str(run_dir)])
+    found = msgspec.json.decode(result.output)["findings"]
+    assert result.exit_code == (1 if found else 0), result.output
+    return {finding["rule"]: tuple(finding["ids"]) for finding in found}
+
+
+STEPS = "steps in metrics.jsonl that the ledger does not know of"
+VERSIONS = "versions in checkpoints/ that the ledger does not explain"
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+@pytest.mark.parametrize("loss", ["gone", "empty", "damaged", "zeros", "cut"])
+def test_a_ledger_that_lost_what_other_files_tell_is_never_clean(tmp_path: Path, loss: str, status: str) -> None:
+    run_dir = run_dir_of(tmp_path, good_records(), status)
+    for version in (1, 2):
+        (run_dir / "checkpoints" / f"step-{version:06d}").mkdir(parents=True)
+    write_lines(run_dir, [step_line(0), step_line(1)])
+    (run_dir / "shaper.journal").write_bytes(frame(encode(head_after(len(good_records())))))
+    assert rules_of(run_dir) == {}
+    path, data = run_dir / "ledger.msgpack", (run_dir / "ledger.msgpack").read_bytes()
+    match loss:
+        case "gone":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "damaged":
+            path.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
+        case "zeros":
+            path.write_bytes(bytes(len(data)))
+        case "cut":
+            path.write_bytes(data[: data.index(b"StepCommitted")])
+    found = rules_of(run_dir)
+    assert "records, by their number, that the journal has seen written and the ledger lacks" in found
+    assert ("byte of the ledger from which on it cannot be read" in found) == (loss in ("damaged", "zeros"))
+    if loss == "cut":
+        assert (found[STEPS], found[VERSIONS]) == ((1,), (2,)), "the first step was shipped, and may have been taken"
+    else:
+        assert (found[STEPS], found[VERSIONS]) == ((0, 1), (1, 2))
+
+
+def test_what_is_of_an_earlier_life_is_not_held_against_a_run_that_was_taken_up(tmp_path: Path) -> None:
+    first = first_step_of(good_records())
+    run_dir = run_dir_of(tmp_path, [*first, TakenBack(len(first) - 3), *first[-3:], RunReopened(1, 2)], "running")
+    write_record(run_dir, RunRecord("running", "", 1e12, None, 1, life=2))
+    (run_dir / "checkpoints" / "step-000002").mkdir(parents=True)
+    lines = [step_line(0), step_line(1), {"type": "resumed", "life": 2, "elapsed_s": 2.0}]
+    write_lines(run_dir, lines)
+    assert rules_of(run_dir).keys() == {
+        "byte from which on the journal cannot be read: " + f"{run_dir}/shaper.journal is not there"
+    }
+    write_lines(run_dir, [*lines, step_line(1)])
+    assert rules_of(run_dir)[STEPS] == (1,)
+
+
+def test_a_ledger_that_goes_on_with_sums_is_held_to_what_is_known(tmp_path: Path) -> None:
+    records = good_records()
+    left, after = records[:5], first_step_of(records, step=1)
+    sums = BroughtForward(100, 1, 2, {"trained": 6}, {"trained": 60})
+    assert findings([*left, sums, *after]) == {}
+    assert findings([*left, sums, *after, StepCommitted(1, (2, 3))]) == {"steps out of order": (1,)}
+    found = findings([*left, records[2], sums, *after])
+    assert found == {"groups opened twice": (0,)}, "what is left is held to what must hold of it"
+
+
+def first_step_of(records: list[AnyRecord], step: int = 0) -> list[AnyRecord]:
+    """Those about the first step alone, or about what begins with a later one."""
+    commits = [place for place, record in enumerate(records) if isinstance(record, StepCommitted)]
+    end = commits[0] + 4
+    return records[:end] if step == 0 else records[end:]
+
+
+def head_after(num_records: int) -> Head:
+    source = ShuffledPrompts(prompts(3), seed=1)
+    standing = Standing(lambda snapshot: ShaperState(CONFIG, source, (), snapshot=snapshot))
+    standing.lineage.num_records = num_records
+    return standing.to_head(0)

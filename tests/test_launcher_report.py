@@ -84,9 +84,9 @@ def test_there_is_nothing_to_report_before_a_step(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("metrics.jsonl", "poem\n", "no JSON object"),
+        ("metrics.jsonl", "poem\n", "has no step yet"),
         ("summary.json", "{}", "not a summary of this version"),
-        ("ledger.msgpack", "\x93", "cannot be read as a ledger"),
+        ("ledger.msgpack", "\x93", "holds no sample"),
     ],
 )
 def test_what_is_damaged_is_named(run_dir: Path, name: str, content: str, why: str) -> None:

@@ -158,7 +158,7 @@ def test_the_newest_checkpoints_are_kept(root: Path, tokenizer_dir: Path) -> Non
         save(trainer, root, tokenizer_dir, keep=2)
         take_step(trainer)
     assert sorted(path.name for path in root.iterdir()) == ["step-000002", "step-000003"]
-    assert checkpoint.latest(root) == root / "step-000003"
+    assert checkpoint.latest(root, 2) == root / "step-000003"
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(root: Path, tokenizer_dir: Path) -> None:
@@ -172,9 +172,9 @@ def test_a_checkpoint_of_the_same_step_is_replaced(root: Path, tokenizer_dir: Pa
 
 
 def test_there_is_no_latest_before_the_first(root: Path) -> None:
-    assert checkpoint.latest(root) is None
+    assert checkpoint.latest(root, 2) is None
     root.mkdir()
-    assert checkpoint.latest(root) is None
+    assert checkpoint.latest(root, 2) is None
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "half a manifest", "short file", "missing file"])
@@ -194,7 +194,7 @@ def test_a_torn_checkpoint_is_passed_over_and_refused(root: Path, tokenizer_dir:
         case "missing file":
             state.unlink()
     with structlog.testing.capture_logs() as logs:
-        assert checkpoint.latest(root) == whole
+        assert checkpoint.latest(root, 2) == whole
     assert [(entry["event"], "step-000001" in entry["error"]) for entry in logs] == [("checkpoint_passed_over", True)]
     with pytest.raises(CheckpointError, match=r"step-000001 is (torn|not a complete checkpoint)"):
         checkpoint.restore(torn, trainer)
@@ -210,7 +210,7 @@ def test_a_single_flipped_bit_has_the_checkpoint_before_be_used(root: Path, toke
     content[-1] ^= 1
     damaged.write_bytes(content)
     with structlog.testing.capture_logs() as logs:
-        assert checkpoint.latest(root) == whole
+        assert checkpoint.latest(root, 2) == whole
     (entry,) = logs
     assert re.search(rf"step-000001 is damaged: the CRC-32 of {name} is [0-9a-f]{{8}}, but", entry["error"])
 
@@ -229,15 +229,65 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint_and_no_half_of_a_new_on
         patch.setattr(checkpoint, "save_file", crash)
         with pytest.raises(OSError, match="disk full"):
             save(trainer, root, tokenizer_dir)
-    assert checkpoint.latest(root) == whole
-    assert checkpoint.latest(root) != save(trainer, root, tokenizer_dir)
+    assert checkpoint.latest(root, 2) == whole
+    assert checkpoint.latest(root, 2) != save(trainer, root, tokenizer_dir)
     assert sorted(path.name for path in root.iterdir()) == ["step-000000", "step-000001"]
 
 
-def test_only_torn_checkpoints_are_an_error_and_not_a_fresh_start(root: Path, tokenizer_dir: Path) -> None:
-    (save(make_trainer(), root, tokenizer_dir) / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is complete"):
-        checkpoint.latest(root)
+@pytest.mark.parametrize("keep", [1, 2])
+def test_only_torn_checkpoints_are_an_error_and_not_a_fresh_start(root: Path, tokenizer_dir: Path, keep: int) -> None:
+    trainer = make_trainer()
+    for _ in range(keep):
+        (save(trainer, root, tokenizer_dir, keep=keep) / "manifest.json").unlink()
+        take_step(trainer)
+    before = sorted(root.iterdir())
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is complete; remove them to start over"):
+        checkpoint.latest(root, keep)
+    assert sorted(root.iterdir()) == before, "nothing is changed that may still be of use"
+
+
+def test_before_there_are_enough_checkpoints_the_first_model_is_one(root: Path, tokenizer_dir: Path) -> None:
+    trainer = make_trainer()
+    take_step(trainer)
+    (save(trainer, root, tokenizer_dir) / "manifest.json").unlink()
+    assert checkpoint.oldest_kept(root, 2) == 0
+    assert checkpoint.latest(root, 2) is None
+    assert [path.name for path in root.iterdir()] == ["step-000001.damaged"]
+    save(trainer, root, tokenizer_dir)
+    assert [path.name for path in root.iterdir()] == ["step-000001"]
+    take_step(trainer)
+    save(trainer, root, tokenizer_dir)
+    assert checkpoint.oldest_kept(root, 2) == 1
+
+
+def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(root: Path, tokenizer_dir: Path) -> None:
+    trainer = make_trainer()
+    paths = []
+    for _ in range(2):
+        take_step(trainer)
+        paths.append(save(trainer, root, tokenizer_dir))
+    (paths[1] / PART).unlink()
+    assert checkpoint.latest(root, 2) == paths[0]
+    assert sorted(path.name for path in root.iterdir()) == ["step-000001", "step-000002.damaged"]
+    assert checkpoint.oldest_kept(root, 2) == 1, "the first model was given up when there were two"
+    take_step(trainer)
+    save(trainer, root, tokenizer_dir)
+    assert sorted(path.name for path in root.iterdir()) == ["step-000001", "step-000003"]
+    assert checkpoint.oldest_kept(root, 2) == 1
+
+
+def test_any_flipped_bit_of_a_manifest_is_found(root: Path, tokenizer_dir: Path) -> None:
+    path = save(make_trainer(), root, tokenizer_dir, consumed=((0, 3), (5, 16)))
+    manifest = path / "manifest.json"
+    content = manifest.read_bytes()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        manifest.write_bytes(flipped)
+        with pytest.raises(CheckpointError):
+            checkpoint.read_manifest(path)
+    manifest.write_bytes(content)
+    assert checkpoint.read_manifest(path).consumed == ((0, 3), (5, 16))
 
 
 def test_a_missing_checkpoint_is_named(root: Path) -> None:
@@ -263,7 +313,7 @@ def test_a_checkpoint_of_another_format_is_refused(root: Path, tokenizer_dir: Pa
     path = save(trainer, root, tokenizer_dir)
     manifest = path / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, but this version reads format 3"):
+    with pytest.raises(CheckpointError, match="format 99, but this version reads format 4"):
         checkpoint.restore(path, trainer)
 
 

@@ -153,7 +153,7 @@ def test_a_missing_part_makes_a_checkpoint_torn(tmp_path: Path) -> None:
     path = checkpoint.complete(staging, snapshots[0], parts, consumed=(), shaper_state=b"", keep=1)
     (path / "trainer-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"trainer-00002-of-00002.safetensors should have \d+ bytes and has none"):
-        checkpoint.latest(tmp_path)
+        checkpoint.latest(tmp_path, 1)
 
 
 def test_weights_are_exported_in_the_type_of_the_run_and_say_so(tmp_path: Path) -> None:

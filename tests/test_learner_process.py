@@ -1,6 +1,7 @@
 """Learners of real processes: killed, started again, of one rank and of several."""
 
 import asyncio
+import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from darts_async.learner import checkpoint
 from darts_async.learner.nonfinite import load_groups
 from darts_async.learner.setup import make_trainer
 from darts_async.models import resolve_model_path
+from darts_async.protocol import Shutdown
 from tests.learner_run import GROUPS_PER_STEP, LearnerRun, groups_of, learner_run, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -104,6 +106,19 @@ async def test_a_learner_that_was_killed_takes_the_same_steps_as_one_that_was_no
     assert checkpoint.read_manifest(last_checkpoint(killed)).consumed == ((0, 4 * GROUPS_PER_STEP),)
     assert (last_checkpoint(killed) / "shaper.state").read_bytes() == b"the shaper after step 3"
     assert_close(load_file(tmp_path / "model" / "model.safetensors"), killed.weights[4], tolerance=0)
+
+
+async def test_a_learner_that_has_nothing_left_to_train_leaves_without_a_word_of_the_shaper(tmp_path: Path) -> None:
+    async with learner_run(tmp_path, settings(1)) as run:
+        await run.start()
+        await run.finish()
+    shutil.rmtree(tmp_path / "model")
+    async with learner_run(tmp_path, settings(1), is_silent=True) as run:
+        await run.start(incarnation=2)
+        await run.until(lambda: run.ready == [4])
+        run.links["launcher"].send("learner/0", Shutdown("all steps taken", finished=True))
+        assert await run.exit_codes() == {"learner/0": 0}, run.errors()
+    assert (tmp_path / "model" / "config.json").is_file()
 
 
 async def test_two_ranks_train_and_publish_what_one_does(tmp_path: Path, reference: Reference) -> None:

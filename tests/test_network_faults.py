@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from darts_async.shaper.ledger import VersionSeen, read_ledger
-from launcher.audit import LEDGER_FILE
+from darts_async.shaper.ledger import LEDGER_FILE, VersionSeen, read_ledger
 from tests.launched import LaunchedRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -27,6 +27,7 @@ from darts_async.protocol import (
     WeightsApplied,
 )
 from darts_async.shaper.boundary import Boundary
+from darts_async.shaper.standing import MAX_SHARED_BYTES
 from darts_async.shaper.state import Incoming
 from darts_async.shaper.training import LEARNER
 from tests.nonsense import messages
@@ -122,7 +123,7 @@ def nearly_true(world: World, peer: str, kind: int, off_by: int) -> Incoming:
         GroupsCommitted(position + off_by, np.array(shipped, np.int64)),
         GroupsCommitted(position, np.array([group_id + off_by for group_id in shipped], np.int64)),
         VersionPublished(position + off_by),
-        VersionSaved(position + off_by),
+        VersionSaved(position + off_by, 0),
     ]
     return of_learner[kind % len(of_learner)]
 
@@ -198,7 +199,10 @@ NONSENSE: dict[str, tuple[Any, str]] = {
     "a step of other groups": (lambda w: GroupsCommitted(0, np.array([90, 91, 92])), "were shipped for it"),
     "a step from the future": (lambda w: GroupsCommitted(3, np.array([0, 1, 2])), "the next one is 0"),
     "a version published before it is made": (lambda w: VersionPublished(1), "is at 0"),
-    "a version saved before it is made": (lambda w: VersionSaved(FAR), "enough for 0"),
+    "a version saved before it is made": (lambda w: VersionSaved(FAR, 0), "enough for 0"),
+    "checkpoints that are older than the oldest": (lambda w: VersionSaved(0, 1), "of version 1, and the newest of 0"),
+    "more of the shaper than it gave": (lambda w: LearnerReady(0, bytes(MAX_SHARED_BYTES + 1)), "is the most"),
+    "groups before the first": (lambda w: LearnerReady(0, b"", -1), "groups up to -1"),
 }
 
 

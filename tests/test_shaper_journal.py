@@ -31,6 +31,7 @@ from darts_async.shaper.standing import (
 from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState, Snapshot
 from darts_async.shaper.training import LEARNER
 from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.wire.framing import HEAD_BYTES, frame
 from launcher.audit import Books, audit
 from tests.shaper_world import World, prompts, world_config
 from tests.test_shaper_state import RULES
@@ -56,7 +57,7 @@ class Process:
         self.ledger_path = directory / "ledger.msgpack"
         self.death: str | None = None
         self._journal, self._ledger = Journal(self._path), LedgerWriter(self.ledger_path)
-        self.standing = Standing(self._make_state(None))
+        self.standing = Standing(self._make_state)
         self._journal.begin(self.standing.to_head(0))
 
     def _make_state(self, snapshot: Snapshot | None) -> ShaperState:
@@ -102,12 +103,12 @@ class Process:
         if death is not None:
             raise Died(journaled=True, outputs=outputs[: len(outputs) // 2] if death == "half sent" else [])
         if self._rng.random() < 0.02:
-            self._journal.prepare(self.standing.to_head(self._ledger.num_bytes))
-            if self._rng.random() < 0.5:
+            if not self._journal.is_prepared:
+                self._journal.prepare(self.standing.to_head(self._ledger.num_bytes))
+            elif self._rng.random() < 0.5:
                 self._journal.replace()
             else:  # it died here: the old one is still in its place
                 self.revive()
-                self._journal.begin(self.standing.to_head(self._ledger.num_bytes))
         return outputs
 
     def close(self) -> None:
@@ -119,19 +120,24 @@ class Process:
         """Another process takes the place of this one."""
         self.close()
         self._journal, self._ledger = Journal(self._path), LedgerWriter(self.ledger_path)
-        self.standing, num_bytes = take_up(self._path, self._ledger, self._make_state)
-        self._journal.resume(num_bytes)
+        found = read_journal(self._path)
+        self.standing = take_up(found, self._ledger, self._make_state)
+        self._journal.resume(found.num_bytes)
 
     def next_number(self, peer: str) -> int:
         """The first message of the peer that is not in the journal."""
         return self.standing.heard.get(peer, (1, 0))[1]
 
 
+def make_state(snapshot: Snapshot | None) -> ShaperState:
+    return ShaperState(world_config(), ShuffledPrompts(prompts(3), seed=1), (), snapshot=snapshot)
+
+
 def read_journal_bytes_before_last(path: Path) -> int:
     """Where the last whole record begins."""
     data, begin, last = path.read_bytes(), 0, 0
     while begin < len(data):
-        last, begin = begin, begin + 4 + int.from_bytes(data[begin : begin + 4], "little")
+        last, begin = begin, begin + HEAD_BYTES + int.from_bytes(data[begin : begin + 4], "little")
     return last
 
 
@@ -231,44 +237,59 @@ def test_a_run_survives_a_death_at_every_commit_and_every_fortieth_message(death
 
 
 def test_a_torn_record_is_not_read_and_the_next_one_takes_its_place(tmp_path: Path) -> None:
-    path, state = tmp_path / "shaper.journal", ShaperState(world_config(), ShuffledPrompts(prompts(3), seed=1), ())
-    journal = Journal(path)
-    journal.begin(Standing(state).to_head(0))
+    path, journal = tmp_path / "shaper.journal", Journal(tmp_path / "shaper.journal")
+    journal.begin(Standing(make_state).to_head(0))
     journal.append([Ticked(1.0), WentDown(2.0, "reward/0", is_gone=True)])
     journal.close()
     os.truncate(path, path.stat().st_size - 3)
-    head, inputs, num_bytes = read_journal(path)
-    assert (head.now_s, inputs) == (0.0, [Ticked(1.0)])
-    journal.resume(num_bytes)
+    found = read_journal(path)
+    assert found.head is not None
+    assert (found.head.now_s, found.inputs, found.fault) == (0.0, [Ticked(1.0)], "")
+    journal.resume(found.num_bytes)
     journal.append([Ticked(3.0)])
     journal.close()
-    assert read_journal(path)[1] == [Ticked(1.0), Ticked(3.0)]
+    assert read_journal(path).inputs == [Ticked(1.0), Ticked(3.0)]
 
 
 def test_the_journal_begins_anew_when_its_inputs_outweigh_its_head(tmp_path: Path) -> None:
-    path, state = tmp_path / "shaper.journal", ShaperState(world_config(), ShuffledPrompts(prompts(3), seed=1), ())
-    journal, standing = Journal(path), Standing(state)
+    path = tmp_path / "shaper.journal"
+    journal, standing = Journal(path), Standing(make_state)
     journal.begin(standing.to_head(0))
     num_records = 0
     while not journal.is_due:
         journal.append([WentDown(1.0, "x" * 1000, is_gone=True)])
         num_records += 1
         assert num_records <= MIN_BYTES // 1000 + 1
-    journal.begin(standing.to_head(0))
+    journal.prepare(standing.to_head(0))
+    assert not journal.is_due, "one is on its way"
+    journal.append([Ticked(1.0)])
+    assert len(read_journal(path).inputs) == num_records + 1, "until the new one is flushed, the old one is whole"
+    journal.replace()
     assert not journal.is_due
+    journal.append([Ticked(2.0)])
     journal.close()
-    assert read_journal(path)[1] == []
+    assert read_journal(path).inputs == [Ticked(1.0), Ticked(2.0)]
 
 
 @pytest.mark.parametrize(
     ("data", "complaint"),
-    [(b"", "is empty"), (b"\x02\0\0\0ab", "no journal of this version"), (b"\x02\0\0\0a", "is empty")],
+    [
+        (None, "is not there"),
+        (b"", "has no whole record in its 0 bytes"),
+        (bytes(64), "is damaged from byte 0 of 64 on"),
+        (frame(b"ab"), "not a journal of this version"),
+        (frame(b"ab")[:-1], "has no whole record"),
+    ],
 )
-def test_what_is_no_journal_is_refused(tmp_path: Path, data: bytes, complaint: str) -> None:
-    path = tmp_path / "shaper.journal"
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=complaint):
-        read_journal(path)
+def test_what_is_no_journal_is_not_guessed_at_while_the_run_is_live(
+    tmp_path: Path, data: bytes | None, complaint: str
+) -> None:
+    path, ledger = tmp_path / "shaper.journal", LedgerWriter(tmp_path / "ledger")
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"{complaint}.*darts-launch resume {tmp_path}"):
+        take_up(read_journal(path), ledger, make_state)
+    ledger.close()
 
 
 def test_a_ledger_is_completed_from_anywhere_in_what_is_missing_and_never_overwritten(tmp_path: Path) -> None:
@@ -290,7 +311,7 @@ def test_a_ledger_is_completed_from_anywhere_in_what_is_missing_and_never_overwr
         path = tmp_path / "other"
         path.write_bytes(data[:size])
         ledger = LedgerWriter(path)
-        with pytest.raises(DataError, match="different stories"):
+        with pytest.raises(DataError, match=rf"does not go on from byte .* darts-launch resume {tmp_path}"):
             ledger.catch_up(begin, others)
         ledger.close()
         assert path.read_bytes() == data[:size]

@@ -6,18 +6,23 @@ import pytest
 
 from darts_async.shaper.ledger import (
     AnyRecord,
+    BroughtForward,
     GroupDropped,
     GroupOpened,
     GroupShipped,
     LearnerRewound,
     LedgerWriter,
+    Lineage,
+    Position,
     RunReopened,
     SampleEnded,
     SamplePlaced,
     StepCommitted,
+    TakenBack,
     VersionSeen,
     WeightsAcknowledged,
     read_ledger,
+    scan_ledger,
 )
 
 RECORDS: list[AnyRecord] = [
@@ -30,7 +35,8 @@ RECORDS: list[AnyRecord] = [
     GroupDropped(1, "kept_learner_waiting"),
     StepCommitted(1, (0,)),
     LearnerRewound(1),
-    RunReopened(1),
+    RunReopened(1, 2),
+    BroughtForward(9, 1, 2, {"trained": 3}, {"trained": 30}),
     VersionSeen(2),
 ]
 
@@ -54,3 +60,51 @@ def test_reading_stops_at_a_torn_tail(tmp_path: Path, torn_bytes: int) -> None:
     write(path, RECORDS)
     path.write_bytes(path.read_bytes()[:-torn_bytes])
     assert list(read_ledger(path)) == RECORDS[:-1]
+
+
+def test_reading_stops_at_any_damage_and_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    write(path, RECORDS)
+    data = path.read_bytes()
+    whole = scan_ledger(path)
+    assert (whole.records, whole.num_bytes, whole.damaged_at) == (RECORDS, len(data), None)
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 64]) + data[place + 1 :])
+        found = scan_ledger(path)
+        assert found.records == RECORDS[: len(found.records)]
+        assert found.damaged_at == found.num_bytes <= place
+    assert scan_ledger(tmp_path / "nowhere").records == []
+
+
+def test_what_was_taken_back_is_void_and_the_numbers_go_on_from_there(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    life_2 = [TakenBack(2), RunReopened(0, 2), VersionSeen(5)]
+    write(path, [*map(VersionSeen, range(4)), *life_2])
+    found = scan_ledger(path)
+    assert found.records == [VersionSeen(0), VersionSeen(1), RunReopened(0, 2), VersionSeen(5)]
+    assert (found.num_void, found.lineage.num_records, found.lineage.firsts) == (2, 4, {1: 0, 2: 2})
+    assert [found.lineage.holds(Position(1, place)) for place in range(5)] == [True, True, True, False, False]
+    assert [found.lineage.holds(Position(2, place)) for place in range(6)] == [False, False, True, True, True, False]
+    assert not found.lineage.holds(Position(3, 4))
+    write(path, [TakenBack(1), RunReopened(0, 3)])
+    found = scan_ledger(path)
+    assert found.records == [VersionSeen(0), RunReopened(0, 3)]
+    assert not found.lineage.holds(Position(2, 2)), "none of the records of that life counts any more"
+    assert found.lineage.holds(Position(1, 1))
+
+
+def test_after_sums_the_numbers_go_on_after_the_lost_records(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    write(path, [VersionSeen(0), BroughtForward(50, 1, 2, {}, {}), RunReopened(1, 2), VersionSeen(3), TakenBack(52)])
+    found = scan_ledger(path)
+    assert found.records == [VersionSeen(0), BroughtForward(50, 1, 2, {}, {}), RunReopened(1, 2)]
+    assert found.lineage.num_records == 52
+    assert not found.lineage.holds(Position(1, 1)), "whether that was before the loss is not known"
+    assert found.lineage.holds(Position(2, 52))
+
+
+def test_a_lineage_counts_what_a_ledger_holds() -> None:
+    lineage = Lineage()
+    for record in RECORDS[:5]:
+        lineage.take(record)
+    assert lineage.num_records == 5

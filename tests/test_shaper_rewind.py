@@ -6,8 +6,8 @@ import pytest
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
-from darts_async.protocol import CatchUp, LearnerReady, StepCompleted, VersionSaved
-from darts_async.shaper.ledger import LearnerRewound, StepCommitted
+from darts_async.protocol import CatchUp, LearnerReady, StepCompleted
+from darts_async.shaper.ledger import LearnerRewound, RunReopened, StepCommitted
 from darts_async.shaper.patience import LEAST_S
 from darts_async.shaper.state import Phase
 from darts_async.shaper.taken import REPLAYED_AHEAD
@@ -37,7 +37,8 @@ def learner_dies_somehow(world: World, rng: random.Random) -> None:
         world.learn(tells=False)
     if rng.random() < 0.3:
         world.save(tells=False)
-    world.learner_dies()
+    may_be_damaged = len(world.kept) - (not world.first_model_is_kept)
+    world.learner_dies(num_damaged=rng.choice((0, 0, may_be_damaged)))
     world.state.validate()
 
 
@@ -115,19 +116,66 @@ def test_a_learner_that_catches_up_is_sent_a_few_steps_at_a_time() -> None:
         world.learn()
 
 
-def test_groups_are_kept_until_a_checkpoint_holds_them_and_no_longer() -> None:
-    config = world_config(learner={"steps": 4})
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_groups_are_kept_until_every_checkpoint_holds_them_and_no_longer(keep: int) -> None:
+    config = world_config(learner={"steps": 6, "checkpoint_every": 1, "keep_checkpoints": keep})
     world, rng = World(config), random.Random(3)
-    step_to(world, 3, rng)
-    world.saved = 2
-    world.feed(LEARNER, VersionSaved(2))
-    world.state.validate()
-    with pytest.raises(DataError, match="came back at version 1, but a checkpoint of version 2 was written"):
-        world.state.handle(LEARNER, LearnerReady(1), world.now_s)
-    world.learner_dies()
-    assert LearnerRewound(2) in world.ledger
+    for version in range(1, 6):
+        step_to(world, version, rng)
+        world.save()
+        world.state.validate()
+        kept = [step for step in range(version) if world.state._training.taken.group_ids(step)]
+        assert kept == list(range(max(0, version - keep + 1) if version >= keep else 0, version))
+    expected = [list(groups) for groups in world.history]
+    world.learner_dies(num_damaged=keep - 1)
+    assert world.version == 5 - (keep - 1)
+    for step in range(world.version, 5):
+        world.learn()
+        assert world.history[step] == expected[step]
     world.run(rng)
     assert_nothing_is_lost(world, config)
+
+
+def test_before_there_are_enough_checkpoints_the_first_model_counts_as_one() -> None:
+    config = world_config(learner={"steps": 4, "keep_checkpoints": 2})
+    world, rng = World(config), random.Random(3)
+    step_to(world, 2, rng)
+    world.save()
+    expected = [list(groups) for groups in world.history]
+    world.learner_dies(num_damaged=1)
+    assert world.version == 0
+    for step in range(2):
+        world.learn()
+        assert world.history[step] == expected[step]
+    world.run(rng)
+    assert_nothing_is_lost(world, config)
+
+
+def test_a_run_whose_last_checkpoint_turns_out_damaged_is_not_finished() -> None:
+    config = world_config(learner={"steps": 3})
+    world, rng = World(config), random.Random(5)
+    step_to(world, 2, rng)
+    world.save()
+    while world.version < 3:
+        play(world, rng)
+    assert world.state.phase is not Phase.FINISHED
+    world.learner_dies(num_damaged=1)
+    save, world.save = world.save, lambda **_: None  # type: ignore[method-assign]
+    while world.moves():
+        play(world, rng)
+    assert (world.version, world.state.phase) == (3, Phase.EVALUATING_AFTER)
+    save()
+    world.run(rng)
+    assert world.state.phase is Phase.FINISHED
+
+
+def test_no_step_is_undone_while_a_generator_decodes_under_its_version() -> None:
+    """It takes no older version, and its tokens would be of a history that is not."""
+    world, rng = World(world_config(learner={"steps": 4, "keep_checkpoints": 1})), random.Random(3)
+    step_to(world, 2, rng)
+    world.save()
+    with pytest.raises(DataError, match=r"came back at version 1, .* decode under version 2, .*`darts-launch resume`"):
+        world.state.handle(LEARNER, LearnerReady(1), world.now_s)
 
 
 def test_a_commit_that_died_with_the_learner_follows_from_its_checkpoint() -> None:
@@ -181,6 +229,25 @@ def test_a_run_is_finished_when_its_last_step_is_in_a_checkpoint() -> None:
     del world.save
     world.run(rng)
     assert_nothing_is_lost(world, config)
+
+
+def test_a_run_that_ended_and_whose_end_was_not_noted_ends_again_when_the_learner_is_heard() -> None:
+    config = world_config(learner={"steps": 2})
+    world, rng = World(config), random.Random(5)
+    world.run(rng)
+    first, world.to_launcher = world.finished, []
+    outputs = world.state.reopen(world.now_s, 2)
+    assert outputs == [RunReopened(2, 2)]
+    for peer in (*world.generators, "reward/0"):
+        world.absorb(world.state.peer_up(peer, 5, world.now_s))
+    assert world.state.phase is Phase.EVALUATING_AFTER, "the learner may have lost its last checkpoint"
+    world.floor = -1
+    world.absorb(world.state.peer_up(LEARNER, 5, world.now_s))
+    assert world.floor == 2, "it has had a word"
+    assert world.state.phase is Phase.FINISHED
+    assert world.finished.tokens_by_fate == first.tokens_by_fate
+    of_earlier_lives = {name: {0: sum(counts.values())} for name, counts in first.tokens_by_generator.items()}
+    assert world.finished.tokens_by_generator == of_earlier_lives, "incarnations may have the same numbers again"
 
 
 def test_a_version_that_a_generator_has_said_to_use_is_the_floor() -> None:

@@ -1,5 +1,6 @@
 """Peers without the keys of a run at every socket of it: refused, logged, and nothing of the run notices."""
 
+import errno
 import json
 import socket
 from collections.abc import Iterator
@@ -88,7 +89,11 @@ def test_strangers_at_every_socket_are_refused_and_logged_and_the_run_listens_on
         assert known <= ports
         assert {host for host, _ in ports} == {INTERFACE}, "nothing listens elsewhere, the sockets of gloo included"
         assert ports - known, "there are some"
-        for host, port in ports:
+        for address in ports - known:
+            with socket.socket() as stranger:
+                stranger.settimeout(0.05)
+                assert stranger.connect_ex(address) == errno.EAGAIN, "gloo's port gives no answer"
+        for host, port in known:
             half_open = intruders.enter_context(socket.create_connection((host, port), timeout=5.0))
             babbler = intruders.enter_context(socket.create_connection((host, port), timeout=5.0))
             babbler.sendall(b"GET / HTTP/1.1\r\nHost: run\r\n\r\n" * 40)
@@ -101,3 +106,27 @@ def test_strangers_at_every_socket_are_refused_and_logged_and_the_run_listens_on
         assert run.end() == 130, run.output
         run.assert_clean()
         assert are_refused(run, links)
+
+
+def knock(address: tuple[str, int], number: int) -> None:
+    """Connect and close, as a scan of ports does. At loopback a connection is there at once, or does not come."""
+    for _ in range(number):
+        with socket.socket() as stranger:
+            stranger.setblocking(False)
+            stranger.connect_ex(address)
+
+
+def test_a_thousand_connections_to_the_ports_of_gloo_cost_a_run_nothing(tmp_path: Path) -> None:
+    """Each of them used to cost a descriptor: of the few that are allowed here there would soon be none left."""
+    sections = {"roles": {"generator": {"replicas": 2}}, "learner": {"steps": 60, "checkpoint_every": 1000}}
+    limited = ("bash", "-c", 'ulimit -n 300; exec "$@"', "limited")
+    with LaunchedRun(tmp_path, "scripted.yaml", sections, prefix=limited) as run:
+        run.wait_for_steps(3)
+        links = {link["address"] for link in json.loads((run.run_dir / "plan.json").read_text())["links"]}
+        of_gloo = {(host, port) for host, port in listening(run) if f"tcp://{host}:{port}" not in links}
+        assert len(of_gloo) == 3, "one of each member of the group"
+        for address in sorted(of_gloo):
+            knock(address, 1000)
+        assert run.end() == 0, run.output
+        assert not run.events("ended"), "nothing has died"
+        run.assert_clean()

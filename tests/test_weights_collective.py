@@ -1,6 +1,7 @@
 """One broadcast group over real gloo: what ends a wait, and what is left behind."""
 
 import asyncio
+import errno
 import socket
 import struct
 import threading
@@ -16,6 +17,7 @@ import torch
 from darts_async.errors import ConfigError, DeadlineError, WeightUpdateError
 from darts_async.protocol import StoreValue
 from darts_async.weights.collective import CONNECT_LIMIT_S, Collective, GroupSpec
+from darts_async.weights.listener import refuse_strangers
 from darts_async.weights.sever import addresses_in, sever
 from darts_async.weights.store import RelayStore
 
@@ -83,6 +85,13 @@ def threads_left() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("weights-")]
 
 
+def is_refused(address: tuple[str, int]) -> bool:
+    """Whether a connection of a stranger, which takes no time at loopback, does not come about."""
+    with socket.socket() as stranger:
+        stranger.settimeout(0.02)
+        return stranger.connect_ex(address) == errno.EAGAIN
+
+
 def large(value: int) -> torch.Tensor:
     """More than the kernel takes for a peer that does not read."""
     return torch.full((32 << 20,), value, dtype=torch.uint8)
@@ -105,6 +114,30 @@ async def test_abort_frees_a_thread_whose_peer_never_calls(rank: int) -> None:
             await waiting
         with pytest.raises(WeightUpdateError, match="the test gives up"):
             await queued
+
+
+async def test_no_stranger_gets_into_a_formed_group_and_none_costs_a_descriptor() -> None:
+    """Each connection to gloo's port would cost a descriptor that only the end of the group gives back."""
+    async with formed(3) as ranks:
+        ports = [c.laddr for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        addresses = {address for store in ranks.stores for address in addresses_in(store.own_values())}
+        listening = [port for port in ports if port in addresses]
+        assert len(listening) == 3
+        before = psutil.Process().num_fds()
+        for address in listening * 2:
+            assert is_refused(address)
+        assert psutil.Process().num_fds() == before
+        buffers = [torch.full((1000,), 7 if rank == 0 else 0, dtype=torch.uint8) for rank in range(3)]
+        await asyncio.gather(*(ranks.broadcast(rank, buffer) for rank, buffer in enumerate(buffers)))
+        assert all(bool((buffer == 7).all()) for buffer in buffers)
+
+
+async def test_only_the_listening_sockets_of_the_group_are_shut() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as ours, socket.create_server(("127.0.0.1", 0)) as other:
+        assert refuse_strangers({ours.getsockname()}) == 1
+        with socket.create_connection(other.getsockname()):
+            pass
+        assert is_refused(ours.getsockname())
 
 
 async def test_the_end_of_a_peer_frees_a_thread_that_waits_for_it() -> None:

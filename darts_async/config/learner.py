@@ -69,9 +69,12 @@ class LearnerConfig(Section):
     for about a minute of compiling at the first steps."""
     checkpoint_every: Positive = 50
     """Steps between checkpoints; one is always written at the end. A learner that dies takes the steps since the last
-    one again, and the shaper keeps their groups in memory until then: 12 bytes per trained token."""
+    one again."""
     keep_checkpoints: Positive = 2
-    """Older ones are removed."""
+    """Older checkpoints are removed. If the newest one is damaged, training goes on from the one before. For this the
+    shaper keeps the groups of all steps since the oldest one in memory: 12 bytes per trained token, of at most
+    `(keep_checkpoints + 1) * checkpoint_every` steps. Until there are so many checkpoints, the first model counts as
+    one. With 1, a run whose checkpoint is damaged goes on only if you remove it, and then starts over."""
     finish_timeout_s: Seconds = 600.0
     """After the model is written, time for all processes to leave."""
     stop_timeout_s: Seconds = 60.0

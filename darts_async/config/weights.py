@@ -11,7 +11,8 @@ class WeightsConfig(Section):
     """Weights from the learner to the generators while generation goes on."""
 
     backend: Literal["gloo", "nccl"] = "gloo"
-    """Backend of torch.distributed."""
+    """Backend of torch.distributed. With gloo, the learner and each generator listen for one another on a port of their
+    node's address that the system chooses. It has no authentication, and takes connections only while a group forms."""
     bucket_bytes: Annotated[int, Field(ge=1 << 12)] = 16 << 20
     """Bytes of one broadcast."""
     deadline_s: Seconds = 30.0

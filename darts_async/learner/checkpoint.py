@@ -3,7 +3,7 @@
     ROOT/step-000050/
         config.json, model*.safetensors, tokenizer files   a Hugging Face model, for anybody
         trainer-00001-of-00004.safetensors                 of each rank: what it trains, moments, random states
-        shaper.state                                       what the shaper knew at that step, unread
+        shaper.state                                       what the shaper knew at that step, for the shaper alone
         manifest.json                                      version, shapes, consumed groups, sums of all other files
 
 Writing. A `Snapshot` is copied to the host between two steps; everything else may happen while training goes on. Each
@@ -12,7 +12,12 @@ a crash leaves the old checkpoints and no half of a new one. All ranks see the s
 
 Reading. Which rows a rank held follows from the shapes alone, so each rank of a new run, however many there are, reads
 just its own rows out of the parts that hold them. Before that rank 0 reads every file once and compares its size and
-CRC-32 with the manifest; if anything is damaged, the checkpoint before is used.
+CRC-32 with the manifest; if anything is damaged, the checkpoint before is used, and the damaged one is renamed to
+`step-000050.damaged`, so that it does not count as one that is kept. It is removed when training is past it.
+
+Keeping. `keep` points to come back to are kept, the newest `keep` checkpoints. As long as there are fewer of them, the
+first model is one of these points: if all checkpoints are damaged, training begins again with it, as it would without
+any. With `keep = 1` there is one point, and damage to it is an error.
 
 Why not `torch.distributed.checkpoint`: its metadata is a pickle, which runs what it is told to, and its planner sends
 pickles between the ranks. Rows of one dimension need neither.
@@ -20,6 +25,7 @@ pickles between the ranks. Rows of one dimension need neither.
 
 import contextlib
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +35,7 @@ from typing import Any
 import msgspec
 import structlog
 import torch
+from msgspec.structs import replace
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,12 +46,11 @@ from darts_async.learner.place import Place
 from darts_async.learner.rows import overlaps, rows_of
 from darts_async.learner.step import Trainer
 from darts_async.learner.storage import FileSum, file_sum, open_staging, put_in_place, set_aside
+from darts_async.topology import SHAPER_STATE_FILE
 
-FORMAT = 3
-CHECKPOINTS_DIR = "checkpoints"
-"""In the run directory."""
+FORMAT = 4
 MANIFEST = "manifest.json"
-SHAPER_STATE = "shaper.state"
+_DAMAGED = ".damaged"
 _READERS = 4
 """Files of a checkpoint that are read at a time: one thread takes in about 1 GB/s."""
 _PER_ROW = ("weight", "exp_avg", "exp_avg_sq")
@@ -63,6 +69,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     consumed: tuple[tuple[int, int], ...]
     """Groups in some gradient so far, as intervals of ids (see `consumed`)."""
     files: dict[str, FileSum]
+    crc32: int = 0
+    """Of the encoded manifest in which this is 0: a flipped bit may make another number of a number."""
+
+    def sum(self) -> int:
+        """What `crc32` is if nothing is damaged."""
+        return zlib.crc32(msgspec.json.encode(replace(self, crc32=0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +152,7 @@ def complete(
 
     When this returns, the checkpoint is on the disk. Returns its directory.
     """
-    (staging / SHAPER_STATE).write_bytes(shaper_state)
+    (staging / SHAPER_STATE_FILE).write_bytes(shaper_state)
     num_ranks = snapshot.place.num_ranks
     files = {_part_name(rank, num_ranks): part for rank, part in enumerate(parts)}
     rest = [file for file in staging.iterdir() if file.name not in files]
@@ -153,7 +165,7 @@ def complete(
         files=files | {file.name: file_sum(file) for file in rest},
     )
     present().reach("learner.before_manifest")
-    (staging / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    (staging / MANIFEST).write_bytes(msgspec.json.encode(replace(manifest, crc32=manifest.sum())))
     present().reach("learner.before_place")
     path = put_in_place(staging)
     _remove_old(path.parent, path, keep)
@@ -165,7 +177,7 @@ def export(checkpoint: Path, out_dir: Path) -> None:
     staging = open_staging(out_dir)
     manifest = read_manifest(checkpoint)
     for name in manifest.files:
-        if not name.startswith("trainer-") and name != SHAPER_STATE:
+        if not name.startswith("trainer-") and name != SHAPER_STATE_FILE:
             shutil.copyfile(checkpoint / name, staging / name)
     put_in_place(staging)
 
@@ -173,24 +185,36 @@ def export(checkpoint: Path, out_dir: Path) -> None:
 # --- reading -------------------------------------------------------------------------------------------------
 
 
-def latest(root: Path) -> Path | None:
-    """The newest checkpoint in `root` that is whole, all files read; None if there is none at all. Damaged ones are
-    logged and passed over.
+def latest(root: Path, keep: int) -> Path | None:
+    """The newest checkpoint in `root` that is whole, all files read; None to begin with the first model. Damaged ones
+    are logged, passed over and renamed.
 
-    Raises `CheckpointError` if there are checkpoints, but all of them are damaged: starting over is not ours to decide.
+    Raises `CheckpointError` if all checkpoints are damaged and the first model is not among the `keep` points to come
+    back to: starting over is not ours to decide. Nothing is renamed then.
     """
-    damage = ""
+    damage: dict[Path, str] = {}
+    found = None
     for path in reversed(_checkpoints(root)):
         try:
             check_files(path, read_manifest(path))
         except CheckpointError as error:
             log.warning("checkpoint_passed_over", error=str(error))
-            damage = damage or str(error)
+            damage[path] = str(error)
         else:
-            return path
-    if damage:
-        raise CheckpointError(f"no checkpoint in {root} is complete; remove them to start over. The newest: {damage}")
-    return None
+            found = path
+            break
+    if damage and found is None and not _is_start_kept(root, keep):
+        newest = next(iter(damage.values()))
+        raise CheckpointError(f"no checkpoint in {root} is complete; remove them to start over. The newest: {newest}")
+    for path in damage:
+        _name_damaged(path)
+    return found
+
+
+def oldest_kept(root: Path, keep: int) -> int:
+    """The oldest version that a learner may come back at: of the oldest checkpoint, or 0 for the first model."""
+    versions = [_version_of(path) for path in _checkpoints(root)]
+    return 0 if _is_start_kept(root, keep) else min(versions, default=0)
 
 
 def restore(path: Path, trainer: Trainer) -> Manifest:
@@ -206,6 +230,14 @@ def restore(path: Path, trainer: Trainer) -> Manifest:
     return manifest
 
 
+def shaper_state(path: Path) -> bytes:
+    """What a checkpoint that `latest` has found holds of the shaper; empty if that was not there to say."""
+    try:
+        return (path / SHAPER_STATE_FILE).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path / SHAPER_STATE_FILE} cannot be read: {error}") from error
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a checkpoint whose files are there; raises `CheckpointError` that says what is wrong with it."""
     try:
@@ -216,6 +248,8 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(f"{path} is not a complete checkpoint: {MANIFEST} is damaged ({error})") from error
     if manifest.format != FORMAT:
         raise CheckpointError(f"{path} has format {manifest.format}, but this version reads format {FORMAT}")
+    if manifest.crc32 != manifest.sum():
+        raise CheckpointError(f"{path} is damaged: {MANIFEST} is not what was written")
     for name, expected in manifest.files.items():
         file = path / name
         found = file.stat().st_size if file.is_file() else "none"
@@ -300,13 +334,32 @@ def _part_name(rank: int, num_ranks: int) -> str:
     return f"trainer-{rank + 1:05d}-of-{num_ranks:05d}.safetensors"
 
 
-def _checkpoints(root: Path) -> list[Path]:
-    """Directories of checkpoints, complete or not, oldest first."""
-    found = [path for path in root.glob("step-*") if path.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+def _checkpoints(root: Path, suffix: str = "") -> list[Path]:
+    """Directories of checkpoints, complete or not, oldest first; with `_DAMAGED`, of those that are known to be."""
+    found = [path for path in root.glob(f"step-*{suffix}") if path.name[5:].removesuffix(suffix).isdigit()]
+    return sorted(found, key=_version_of)
+
+
+def _version_of(path: Path) -> int:
+    return int(path.name[5:].removesuffix(_DAMAGED))
+
+
+def _is_start_kept(root: Path, keep: int) -> bool:
+    """Whether there have not been so many checkpoints yet as are kept."""
+    return len(_checkpoints(root)) + len(_checkpoints(root, _DAMAGED)) < keep
+
+
+def _name_damaged(path: Path) -> None:
+    target = path.with_name(path.name + _DAMAGED)
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        path.rename(target)
+    except OSError as error:
+        raise CheckpointError(f"{path} is damaged and cannot be renamed to {target.name}: {error}") from error
 
 
 def _remove_old(root: Path, newest: Path, keep: int) -> None:
-    for path in _checkpoints(root)[:-keep]:
+    passed = [path for path in _checkpoints(root, _DAMAGED) if _version_of(path) <= _version_of(newest)]
+    for path in (*_checkpoints(root)[:-keep], *passed):
         if path != newest:
             shutil.rmtree(set_aside(path))

@@ -17,7 +17,6 @@ from torch import Tensor
 from darts_async.actor import Gauges, Runtime
 from darts_async.errors import DeadlineError, ProcessDiedError
 from darts_async.learner import checkpoint
-from darts_async.learner.checkpoint import CHECKPOINTS_DIR
 from darts_async.learner.gather import send_rows
 from darts_async.learner.model import DTYPES
 from darts_async.learner.orders import OrderGrammar
@@ -45,6 +44,7 @@ from darts_async.protocol import (
     StoreValue,
     TrainGroup,
 )
+from darts_async.topology import CHECKPOINTS_DIR
 from darts_async.transport import Event, PeerDown, Received
 
 STOP_WITHIN_S = 5.0

@@ -31,7 +31,6 @@ from darts_async.errors import ConfigError
 from darts_async.learner import checkpoint
 from darts_async.learner.batch import num_packed_tokens
 from darts_async.learner.boundary import Boundary
-from darts_async.learner.checkpoint import CHECKPOINTS_DIR
 from darts_async.learner.consumed import ConsumedGroups
 from darts_async.learner.follower import MAX_ORDERS, FollowerActor
 from darts_async.learner.intake import WARN_AFTER_S, Intake
@@ -69,6 +68,7 @@ from darts_async.protocol import (
     VersionPublished,
     VersionSaved,
 )
+from darts_async.topology import CHECKPOINTS_DIR
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.probe import Examiner, tolerance_of
 from darts_async.weights.publish import Publisher
@@ -116,13 +116,15 @@ class LearnerActor:
         self._joined: set[str] = set()
         self._all_joined = asyncio.Event()
         self._published = -1
-        self._saved = 0
+        self._saved = self._oldest_kept = 0
         self._floor = -1  # nothing older is published
         self._newest_version = -1  # and no generator can hold a later one
         self._early: dict[str, Received] = {}
         """Members that have joined before that was known, by name."""
         self._told_floor = asyncio.Event()
         self._shaper: str | None = None
+        self._taken_up = LearnerReady(0)
+        """Of the checkpoint that this incarnation began with."""
         self._num_tokens = 0
         self._num_greetings = 0
         self._state = "loading"
@@ -146,13 +148,18 @@ class LearnerActor:
     async def _load(self) -> Trainer:
         root = self._runtime.run_dir / CHECKPOINTS_DIR
         model_dir = resolve_model_path(self._runtime.config.model.path)
-        path = await asyncio.to_thread(checkpoint.latest, root)
+        keep = self._config.keep_checkpoints
+        path = await asyncio.to_thread(checkpoint.latest, root, keep)
         self._team.prepare(path.name if path is not None else "")
         trainer = await self._in_thread(make_trainer, self._runtime.config, model_dir, self._team.ranks)
         if path is not None:
             manifest = await self._in_thread(checkpoint.restore, path, trainer)
             self._intake.consumed = ConsumedGroups(manifest.consumed)
-            self._is_saved(trainer.policy_version)
+            shaper_state = await asyncio.to_thread(checkpoint.shaper_state, path)
+            next_group_id = max((stop for _, stop in manifest.consumed), default=0)
+            self._taken_up = LearnerReady(trainer.policy_version, shaper_state, next_group_id)
+            oldest_kept = await asyncio.to_thread(checkpoint.oldest_kept, root, keep)
+            self._is_saved(trainer.policy_version, oldest_kept)
             log.info("resumed", path=str(path), policy_version=trainer.policy_version)
         await self._team.ready()
         self._saver = Saver(
@@ -160,7 +167,7 @@ class LearnerActor:
             self._team,
             tokenizer_dir=model_dir,
             dtype=self._dtype,
-            keep=self._config.keep_checkpoints,
+            keep=keep,
             saved=self._is_saved,
             patience=self._runtime.patience,
         )
@@ -268,6 +275,9 @@ class LearnerActor:
         if self._runtime.incarnation == 1:
             await self._until_generators_joined()
         await self._until_told_floor()
+        if not self._told_floor.is_set():  # the run has ended before the shaper had a word for this learner
+            await self._finish_if_trained(trainer)
+            return
         await self._weights.acquire()
         await self._offer(tasks, trainer)
         while trainer.policy_version < self._config.steps:
@@ -303,7 +313,8 @@ class LearnerActor:
             await self._saver.settled()
             if self._leaves_a_checkpoint:  # it was not of this version
                 consumed = self._intake.consumed.intervals
-                await self._saver.save(tasks, trainer, consumed, has_shaper=False)
+                has_shaper = self._saver.has_shaper_state(trainer.policy_version)  # it is leaving: it says no more
+                await self._saver.save(tasks, trainer, consumed, has_shaper=has_shaper)
                 await self._saver.settled()
 
     async def _finish(self) -> None:
@@ -317,16 +328,24 @@ class LearnerActor:
             write, undo = partial(checkpoint.export, last, model), partial(remove_staging, model)
             await asyncio.to_thread(self._runtime.patience.write, model, write, undo)
         self._trained = True
-        self._is_saved(self._config.steps)
+        self._is_saved(self._config.steps, self._oldest_kept)
+
+    async def _finish_if_trained(self, trainer: Trainer) -> None:
+        if self._leaving is not None and self._leaving.finished and trainer.policy_version == self._config.steps:
+            await self._finish()
 
     async def _until_told_floor(self) -> None:
-        """The shaper may be away for as long as the launcher lets it."""
-        while not self._told_floor.is_set():
-            try:
-                async with asyncio.timeout(WARN_AFTER_S):
-                    await self._told_floor.wait()
-            except TimeoutError:
-                log.warning("no_word_of_the_shaper", waited_s=WARN_AFTER_S)
+        """Or asked to leave. The shaper may be away for as long as the launcher lets it."""
+        told = asyncio.create_task(self._told_floor.wait(), name="until told")
+        leave = asyncio.create_task(self._asked_to_leave.wait(), name="until asked to leave")
+        try:
+            while not self._told_floor.is_set() and not self._asked_to_leave.is_set():
+                done, _ = await asyncio.wait((told, leave), timeout=WARN_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    log.warning("no_word_of_the_shaper", waited_s=WARN_AFTER_S)
+        finally:
+            told.cancel()
+            leave.cancel()
 
     async def _add_groups(self, trainer: Trainer) -> list[TrainGroup]:
         """Forward and backward of the groups of one step, as they arrive. Those that have come meanwhile go together:
@@ -381,12 +400,13 @@ class LearnerActor:
             has_shaper = self._shaper is not None
             await self._saver.save(tasks, trainer, self._intake.consumed.intervals, has_shaper=has_shaper)
 
-    def _is_saved(self, version: int) -> None:
+    def _is_saved(self, version: int, oldest_kept: int) -> None:
         """A checkpoint of this version is on the disk. Of the last version nothing is said before the model is."""
         self._runtime.faults.reach("learner.before_saved")
+        self._oldest_kept = oldest_kept
         if version < self._config.steps or self._trained:
             self._saved = version
-            self._send_shaper(VersionSaved(version))
+            self._send_shaper(VersionSaved(version, oldest_kept))
 
     # --- weights ---------------------------------------------------------------------------------------------
 
@@ -469,11 +489,13 @@ class LearnerActor:
         """Tell the shaper where training stands."""
         if self._trainer is None or self._shaper is None:
             return
-        self._send_shaper(LearnerReady(self._trainer.policy_version))
+        version = self._trainer.policy_version
+        self._send_shaper(self._taken_up if self._taken_up.policy_version == version else LearnerReady(version))
         if self._published >= 0:
             self._send_shaper(VersionPublished(self._published))
         if self._saved:
-            self._send_shaper(VersionSaved(self._saved))
+            # Once the last checkpoint is written, and before the model is, the oldest may be later than what was said.
+            self._send_shaper(VersionSaved(self._saved, min(self._oldest_kept, self._saved)))
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What may be a collective of all ranks."""

@@ -28,6 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from darts_async.errors import ProcessDiedError
 from darts_async.learner.place import Place
 from darts_async.protocol import StoreValue
+from darts_async.weights.listener import refuse_strangers
 from darts_async.weights.sever import addresses_in, sever
 from darts_async.weights.store import RelayStore
 
@@ -80,6 +81,7 @@ class RankGroup:
         dist.Backend.register_backend(_GLOO, functools.partial(_gloo_group, self._interface), devices=["cpu"])
         backend = f"cpu:{_GLOO}" if device.type == "cpu" else "cuda:nccl"
         dist.init_process_group(backend, store=self._store, rank=rank, world_size=num_ranks, timeout=timeout)
+        refuse_strangers(addresses_in(self._store.own_values()))
         assert dist.group.WORLD is not None
         return DeviceMesh.from_group(dist.group.WORLD, device.type)
 
@@ -123,7 +125,7 @@ class RankGroup:
 
 def _gloo_group(interface: str, store: Any, rank: int, num_ranks: int, timeout: timedelta) -> Any:
     options = _c10d.ProcessGroupGloo._Options()
-    options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=interface)]
+    options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=interface, lazy_init=False)]
     options._timeout = timeout
     options._threads = 2
     return _c10d.ProcessGroupGloo(store, rank, num_ranks, options)

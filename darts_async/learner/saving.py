@@ -37,7 +37,7 @@ class Saver:
         root: the directory that holds them.
         dtype: of the weights in the Hugging Face files.
         keep: how many of the newest stay.
-        saved: called on the event loop with each version that is on the disk.
+        saved: called on the event loop with each version that is on the disk, and the oldest one to come back to.
         patience: for a disk that is full.
     """
 
@@ -49,7 +49,7 @@ class Saver:
         tokenizer_dir: Path,
         dtype: torch.dtype,
         keep: int,
-        saved: Callable[[int], None],
+        saved: Callable[[int, int], None],
         patience: Patience,
     ) -> None:
         self._root = root
@@ -69,6 +69,10 @@ class Saver:
         for version in sorted(self._shaper_states)[:-2]:
             del self._shaper_states[version]
         self._changes.notify()
+
+    def has_shaper_state(self, version: int) -> bool:
+        """Whether the shaper has said what it knew at a version."""
+        return version in self._shaper_states
 
     async def save(
         self, tasks: asyncio.TaskGroup, trainer: Trainer, consumed: tuple[tuple[int, int], ...], *, has_shaper: bool
@@ -116,7 +120,7 @@ class Saver:
             )
             await asyncio.to_thread(self._patience.write, staging, complete, _nothing)
         log.info("checkpoint_saved", policy_version=version)
-        self._saved(version)
+        self._saved(version, await asyncio.to_thread(checkpoint.oldest_kept, self._root, self._keep))
 
     def _whole_weights(self, snapshot: checkpoint.Snapshot, shapes: Shapes) -> Mapping[str, Tensor]:
         if self._team.place.num_ranks == 1:

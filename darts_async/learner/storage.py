@@ -4,12 +4,13 @@ A crash at any point leaves what was there before, and no half of anything new. 
 its size and its CRC-32, which misses one in four thousand million accidents.
 """
 
-import os
 import shutil
 import zlib
 from pathlib import Path
 
 import msgspec
+
+from darts_async.wire.durable import flush
 
 _READ_BYTES = 1 << 22
 
@@ -37,11 +38,11 @@ def remove_staging(target: Path) -> None:
 def put_in_place(staging: Path) -> Path:
     """Flush a staged directory to the disk and give it its name, replacing what has that name."""
     for path in (*staging.iterdir(), staging):
-        _flush(path)
+        flush(path)
     target = staging.parent / staging.name.removeprefix(_WRITING)
     replaced = set_aside(target) if target.exists() else None
     staging.rename(target)
-    _flush(target.parent)
+    flush(target.parent)
     if replaced:
         shutil.rmtree(replaced)
     return target
@@ -68,11 +69,3 @@ def file_sum(path: Path) -> FileSum:
         while piece := file.read(_READ_BYTES):
             crc32, num_bytes = zlib.crc32(piece, crc32), num_bytes + len(piece)
     return FileSum(num_bytes, crc32)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -74,7 +74,7 @@ class Totals:
         self.tokens_by_staleness: Counter[int] = Counter()
         self.num_tokens_received = 0
         self.tokens_by_generator: defaultdict[str, Counter[int]] = defaultdict(Counter)
-        """{generator: {incarnation: tokens received of it}}"""
+        """{generator: {incarnation: tokens received of it}}; those of earlier lives of the run are incarnation 0."""
         self.rewards = RewardCounts()
 
     def ended(self, fate: Fate, num_tokens: int) -> None:
@@ -86,6 +86,13 @@ class Totals:
         """A sample entered the gradient of `step`: count its tokens by staleness."""
         for version, token_ids, _ in sample.chunks:
             self.tokens_by_staleness[step - version] += len(token_ids)
+
+    def end_of_life(self) -> None:
+        """All processes are new: their incarnations may have the numbers of others that are forgotten."""
+        for counts in self.tokens_by_generator.values():
+            num_tokens = counts.total()
+            counts.clear()
+            counts[0] = num_tokens
 
     def to_state(self) -> TotalsState:
         """For `restore`."""

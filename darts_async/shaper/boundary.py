@@ -37,11 +37,14 @@ from darts_async.protocol import (
     group_id_of,
 )
 from darts_async.shaper.group import Sample, Stage
+from darts_async.shaper.standing import MAX_SHARED_BYTES
 from darts_async.shaper.state import Incoming, ShaperState
 from darts_async.values import NUM_INT32, not_logprobs, not_tokens
 
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 """Rewards travel to the learner in float32."""
+MAX_GROUPS = 1 << 48
+"""A run has fewer: their ids and those of their samples are 64-bit numbers."""
 
 
 class Boundary:
@@ -117,27 +120,28 @@ class Boundary:
         self, state: ShaperState, message: LearnerReady | GroupsCommitted | VersionPublished | VersionSaved
     ) -> str | None:
         match message:
-            case LearnerReady(policy_version=version):
-                return self._learner_ready(state, version)
+            case LearnerReady():
+                return self._learner_ready(state, message)
             case GroupsCommitted():
                 return _committed(state, message, self._config.learner.groups_per_step)
             case VersionPublished(policy_version=version) if not state.is_ending:
                 position = state.training.taken.position
                 return None if 0 <= version <= position else f"it published version {version} and is at {position}"
+            case VersionSaved(policy_version=version, oldest_kept=oldest) if not 0 <= oldest <= version:
+                return f"the oldest of its checkpoints is of version {oldest}, and the newest of {version}"
             case VersionPublished(policy_version=version) | VersionSaved(policy_version=version):
                 return _version(state, version)
 
-    def _learner_ready(self, state: ShaperState, version: int) -> str | None:
+    def _learner_ready(self, state: ShaperState, message: LearnerReady) -> str | None:
+        version = message.policy_version
         if not 0 <= version <= self._config.learner.steps:
             return f"it is at version {version} of {self._config.learner.steps}"
-        if state.is_finished:
+        if len(message.shaper_state) > MAX_SHARED_BYTES:
+            return f"a shaper state of {len(message.shaper_state)} bytes, and {MAX_SHARED_BYTES} is the most"
+        if not 0 <= message.next_group_id < MAX_GROUPS:
+            return f"it has had groups up to {message.next_group_id}"
+        if state.is_finished or state.may_start_over_at(version):
             return None
-        durable = state.training.taken.durable
-        if version < durable:
-            return (
-                f"it is at version {version}, but a checkpoint of version {durable} was written, and the groups before "
-                "that were given up; somebody has damaged or removed that checkpoint"
-            )
         try:
             state.training.unheard(version)
         except DataError as error:
@@ -165,7 +169,7 @@ def _weights_applied(state: ShaperState, peer: str, message: WeightsApplied) -> 
 def _unknown(state: ShaperState, sample_ids: Iterable[int]) -> str | None:
     """Of samples that a peer may have had at some time."""
     for sample_id in sample_ids:
-        if not 0 <= group_id_of(sample_id) < state.work.num_groups:
+        if not 0 <= group_id_of(sample_id) < state.work.next_group_id:
             return f"sample {sample_id}, which there has never been"
     return None
 

@@ -9,12 +9,13 @@ A sample ends exactly once, with a fate and a reason, and holds its tokens until
 along a sample.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from itertools import groupby
 from operator import itemgetter
 from typing import Literal
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -170,6 +171,11 @@ class Group:
         return False
 
     @property
+    def is_given_up(self) -> bool:
+        """It came to nothing, and only waits for its samples to end."""
+        return self.kept is None and all(sample.stage in (Stage.CANCELLING, Stage.ENDED) for sample in self.samples)
+
+    @property
     def oldest_kept_version(self) -> int:
         """The version of the oldest token that would be trained."""
         assert self.kept
@@ -180,6 +186,16 @@ def group_state(group: Group) -> GroupState:
     """For `group_of_state`. Merges chunks: there are hundreds in a long sample, and each is an array to be written."""
     for sample in group.samples:
         sample.merge_chunks()
+    return _state_of(group)
+
+
+def group_without_tokens(group: Group) -> GroupState:
+    """A group that does not go on: what its end will say of its samples."""
+    samples = [replace(sample, generator=None, chunks=[]) for sample in group.samples]
+    return msgspec.structs.replace(_state_of(group), samples=samples, step=None)
+
+
+def _state_of(group: Group) -> GroupState:
     fields = {name: getattr(group, name) for name in GroupState.__struct_fields__}
     fields["lots"] = tuple(sample.sample_id for sample in group.lots)
     if group.kept is not None:

@@ -1,21 +1,28 @@
-"""The ledger: an append-only file of MessagePack records, one terminal record per sample.
+"""The ledger: an append-only file of records, one terminal record per sample.
 
-Each record is one MessagePack map with a `type`; they follow one another without a frame, so a crash can only tear
-the last one, and reading stops there. Records are written in one `write` per batch of events: what a process has
-written survives its own death (not a power cut).
+Each record is one MessagePack map with a `type`, framed by its length and checksums (`wire.framing`): a crash can only
+tear the last one, and reading stops there. Records are written in one `write` per batch of events: what a process has
+written survives its own death, and a power loss about a second later.
+
+Nothing that can be read is ever overwritten. A shaper that goes on from an earlier point than the ledger had reached
+says so by `TakenBack`: readers leave out the records that are void by it. One that goes on from a later point, because
+the file has lost records that no other file holds, says by `BroughtForward` what they had come to.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgpack
 import msgspec
 from msgspec import Struct
 
 from darts_async.disk import append_whole
 from darts_async.errors import DataError
 from darts_async.shaper.group import Fate, Purpose
+from darts_async.wire.framing import HEAD_BYTES, frame, read_frames
+
+LEDGER_FILE = "ledger.msgpack"
 
 
 class Record(Struct, frozen=True, tag_field="type", tag=True):
@@ -96,9 +103,29 @@ class LearnerRewound(Record, frozen=True):
 
 
 class RunReopened(Record, frozen=True):
-    """A run that had ended goes on after so many steps, with new generators: a later version is void."""
+    """A run whose processes had all ended goes on after so many steps, with new generators: a later version is void."""
 
     num_steps: int
+    life: int = 0
+    """Which start of the launcher this is of."""
+
+
+class TakenBack(Record, frozen=True):
+    """Of the records so far, without those that are void already, the first `num_records` count; the others are void:
+    the shaper goes on from where it stood after these."""
+
+    num_records: int
+
+
+class BroughtForward(Record, frozen=True):
+    """Earlier records are lost. Every sample of the groups before `next_group_id` has ended, and these are the sums."""
+
+    num_records: int
+    """That were before it, those that are lost included."""
+    num_steps: int
+    next_group_id: int
+    samples_by_fate: dict[str, int]
+    tokens_by_fate: dict[str, int]
 
 
 AnyRecord = (
@@ -112,41 +139,106 @@ AnyRecord = (
     | StepCommitted
     | LearnerRewound
     | RunReopened
+    | TakenBack
+    | BroughtForward
 )
+
+
+_STEERING = (RunReopened, TakenBack, BroughtForward)
+"""Records that say which others count."""
+
+
+class Position(Struct, frozen=True):
+    """A place in a ledger: after so many records, as this life of the run counted them."""
+
+    life: int
+    num_records: int
+
+
+class Lineage:
+    """Which of the records that were written count, and which places in the ledger are still in it.
+
+    A life goes on from some place in what the lives before it have written. What these wrote after that place is void,
+    and a later life counts other records by the same numbers. So a place names the life that counted.
+    """
+
+    def __init__(self) -> None:
+        self.num_records = 0
+        self.firsts = {1: 0}
+        """{life: records before its first}, of the lives that have a record that counts."""
+
+    def take(self, record: AnyRecord) -> None:
+        """A record is written."""
+        if not isinstance(record, _STEERING):
+            self.num_records += 1
+            return
+        match record:
+            case TakenBack(num_records=num_records):
+                self.num_records = num_records
+                self.firsts = {life: first for life, first in self.firsts.items() if first < max(num_records, 1)}
+                return
+            case BroughtForward(num_records=num_records):
+                self.num_records, self.firsts = num_records, {}
+            case RunReopened(life=life):
+                self.firsts[life] = self.num_records
+        self.num_records += 1
+
+    def holds(self, position: Position) -> bool:
+        """Whether the records before this place are all there, and count."""
+        first = self.firsts.get(position.life)
+        if first is None:
+            return False
+        end = min((each for life, each in self.firsts.items() if life > position.life), default=self.num_records)
+        return first <= position.num_records <= end
 
 
 class LedgerWriter:
     """Appends records to a file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._encoder = msgspec.msgpack.Encoder()
         self.num_bytes = os.fstat(self._file).st_size
 
     def append(self, records: Sequence[AnyRecord]) -> None:
         """Write records in one call; they are with the operating system on return."""
-        self._write(b"".join(map(self._encoder.encode, records)))
+        self._write(_framed(records))
 
     def catch_up(self, num_bytes: int, records: Sequence[AnyRecord]) -> None:
-        """Write what is missing of the records that belong behind the first `num_bytes`: a process has died, and
-        another has come to the same decisions.
+        """Write what is missing of the records that belong after the first `num_bytes`: a process has died, and another
+        has come to the same decisions.
 
         Raises:
             DataError: the file holds something else there.
         """
-        data = b"".join(map(self._encoder.encode, records))
+        data = _framed(records)
         there = os.pread(self._file, max(0, self.num_bytes - num_bytes), num_bytes)
         if self.num_bytes < num_bytes or not data.startswith(there):
             raise DataError(
-                f"{self._path} and the journal beside it tell different stories from byte {num_bytes} of "
-                f"{self.num_bytes} on: one of them was changed or lost; the run can only be resumed from a checkpoint"
+                f"{self.path} does not go on from byte {num_bytes} of {self.num_bytes} as the journal beside it says: "
+                "one of them was changed or has lost its end; end the run and take it up again: "
+                f"darts-launch resume {self.path.parent}"
             )
         self._write(data[len(there) :])
 
+    def cut(self, num_bytes: int) -> None:
+        """Nothing that can be read follows the first `num_bytes`."""
+        os.ftruncate(self._file, num_bytes)
+        self.num_bytes = num_bytes
+
     def _write(self, data: bytes) -> None:
-        append_whole(self._file, data, self._path)
+        append_whole(self._file, data, self.path)
         self.num_bytes += len(data)
+
+    def flusher(self) -> Callable[[], None]:
+        """What has everything so far on the disk, to be called in any thread, whatever happens here meanwhile."""
+        file = os.dup(self._file)
+
+        def work() -> None:
+            os.fsync(file)
+            os.close(file)
+
+        return work
 
     def close(self) -> None:
         """Flush to the disk and close."""
@@ -154,12 +246,58 @@ class LedgerWriter:
         os.close(self._file)
 
 
-def read_ledger(path: Path) -> Iterator[AnyRecord]:
-    """The records of a ledger in order, without a torn last one.
+@dataclass(frozen=True, slots=True)
+class FoundLedger:
+    """What a ledger holds, as far as it can be read."""
+
+    records: list[AnyRecord]
+    """In order, without those that are void."""
+    lineage: Lineage
+    num_void: int
+    """Records that were taken back."""
+    num_bytes: int
+    """Of the whole records."""
+    damaged_at: int | None
+    """The byte from which on the file cannot be read, if that is not what a death leaves."""
+
+
+def scan_ledger(path: Path) -> FoundLedger:
+    """Read up to the first record that is torn or damaged; a file that is not there holds nothing.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file is there and cannot be read.
     """
-    with path.open("rb") as file:
-        for fields in msgpack.Unpacker(file, raw=False):
-            yield msgspec.convert(fields, AnyRecord)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return FoundLedger([], Lineage(), 0, 0, None)
+    frames, decode = read_frames(data), msgspec.msgpack.Decoder(AnyRecord).decode
+    damaged_at = frames.num_bytes if frames.is_damaged else None
+    records: list[AnyRecord] = []
+    lineage, num_bytes, num_void = Lineage(), 0, 0
+    for payload in frames.payloads:
+        try:
+            record = decode(payload)
+        except msgspec.DecodeError:  # whole, and not of this version
+            return FoundLedger(records, lineage, num_void, num_bytes, num_bytes)
+        num_bytes += HEAD_BYTES + len(payload)
+        if isinstance(record, TakenBack):
+            num_taken_back = min(lineage.num_records - record.num_records, len(records))
+            del records[len(records) - num_taken_back :]
+            num_void += num_taken_back
+        else:
+            records.append(record)
+        lineage.take(record)
+    return FoundLedger(records, lineage, num_void, num_bytes, damaged_at)
+
+
+def read_ledger(path: Path) -> list[AnyRecord]:
+    """The records of a ledger that count, in order: see `scan_ledger`. Raises `OSError`."""
+    return scan_ledger(path).records
+
+
+def _framed(records: Iterable[AnyRecord]) -> bytes:
+    return b"".join(frame(_encode(record)) for record in records)
+
+
+_encode = msgspec.msgpack.Encoder().encode

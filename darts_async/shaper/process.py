@@ -1,9 +1,13 @@
 """The shaper process: the only IO of the shaper. Events go into `Standing`, its outputs go out.
 
-What happened goes to the journal and what was decided to the ledger, once per batch of events: before anybody hears of
-it, and before the events are acknowledged. A shaper that was killed goes on where the journal ends: whatever it decided
-behind that nobody knows, and the events come again. The time of the state stands still while there is no shaper, so
-that no group is to blame for its absence, and does not run backwards when a machine starts anew.
+What happened goes to the journal and what was decided to the ledger, once per batch of events: before any peer hears
+of it, and before the events are acknowledged. A shaper that was killed goes on where the journal ends: what it decided
+after that no peer knows, and the events come again. The time of the state stops while there is no shaper, so
+that no group is to blame for its absence, and does not run backwards when a machine starts again.
+
+About once a second both files are flushed to the disk by a thread, the ledger first, and then a new journal that is due
+takes its place: so a loss of power takes a second of both, and never a record that is older than the head of the
+journal. A shaper that is started in another life of the run takes up what is left: see `recovery`.
 """
 
 import asyncio
@@ -21,15 +25,27 @@ from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import Cancel, Message, SampleRejected, Shutdown
 from darts_async.shaper.boundary import Boundary
-from darts_async.shaper.journal import Journal
-from darts_async.shaper.ledger import GroupDropped, GroupShipped, LedgerWriter, SampleEnded, SamplePlaced, VersionSeen
-from darts_async.shaper.recovery import take_up
+from darts_async.shaper.journal import JOURNAL_FILE, FoundJournal, Journal, read_journal
+from darts_async.shaper.ledger import (
+    LEDGER_FILE,
+    BroughtForward,
+    GroupDropped,
+    GroupShipped,
+    LedgerWriter,
+    SampleEnded,
+    SamplePlaced,
+    TakenBack,
+    VersionSeen,
+    scan_ledger,
+)
+from darts_async.shaper.recovery import newest_checkpoint, take_up, take_up_again
 from darts_async.shaper.standing import (
     Abandoned,
     AnyInput,
     CameUp,
     Confirmed,
     Heard,
+    MakeState,
     Reopened,
     Restarted,
     Standing,
@@ -42,8 +58,10 @@ from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
 from darts_async.shaper.workload import Forget, Output, Send
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
-LEDGER_FILE = "ledger.msgpack"
-JOURNAL_FILE = "shaper.journal"
+FLUSH_EVERY_S = 1.0
+"""What was written longer ago than this is on the disk, but for the time that the disk takes."""
+SLOW_FLUSH_S = 10.0
+"""A disk that takes longer is worth a warning: so much more would be lost with the power."""
 STOP_WITHIN_S = 4.0
 """How long engines have to acknowledge what a stop cancels."""
 _LINK_OF_ROLE = {"generator": "generators", "reward": "rewards", "learner": "learner", "launcher": "launcher"}
@@ -72,38 +90,109 @@ class ShaperActor:
         self._runtime = runtime
         self._boundary = boundary or Boundary(runtime.config)
         self._clock = clock
-        config, path = runtime.config, runtime.run_dir / JOURNAL_FILE
-        self._journal, self._ledger = Journal(path), LedgerWriter(runtime.run_dir / LEDGER_FILE)
+        config = runtime.config
+        self._journal = Journal(runtime.run_dir / JOURNAL_FILE)
+        self._ledger = LedgerWriter(runtime.run_dir / LEDGER_FILE)
 
         def make_state(snapshot: Snapshot | None) -> ShaperState:
             source = ShuffledPrompts(sets.train, seed=config.seed)
             return ShaperState(config, source, sets.held_out, stop_token_ids, snapshot)
 
+        self._is_cut = False
+        """The ledger goes on from another place than the head of the journal says: a new head is due."""
+        self._flushes_new_journal = False
         self._inputs: list[AnyInput] = []
         self._outputs: list[Output] = []
-        if path.exists():
-            try:
-                self._standing, num_bytes = take_up(path, self._ledger, make_state)
-            except DataError:
-                self._ledger.close()
-                raise
-            self._journal.resume(num_bytes)
-            log.info("taken_up", journal_bytes=num_bytes, phase=self._state.phase.name)
-        else:
-            self._standing = Standing(make_state(None))
-            self._standing.now_s = self._clock()
-            self._journal.begin(self._standing.to_head(self._ledger.num_bytes))
+        try:
+            self._standing = self._begin(make_state)
+        except DataError:
+            self._ledger.close()
+            raise
         self._ahead_s = self._standing.now_s - self._clock()
         runtime.heard = self._standing.heard
         self._take(Restarted(self._now_s()))
         if self._state.phase in (Phase.STOPPING, Phase.FINISHED):  # no shaper is started in a run that ends
-            self._take(Reopened(self._now_s()))
+            self._take(Reopened(self._now_s(), runtime.plan.life))
         self._outputs = [*self._standing.reports, *(output for output in self._outputs if not is_report(output))]
         self._stop_at_s: float | None = None
         self._leaving = self._terminated = False
 
+    def _begin(self, make_state: MakeState) -> Standing:
+        """For the first time, in place of a process of this life of the run, or in place of those of another life."""
+        path, life = self._runtime.run_dir / JOURNAL_FILE, self._runtime.plan.life
+        found = read_journal(path)
+        if life == 1 and found.head is None and not self._ledger.num_bytes:
+            standing = Standing(make_state)
+            standing.now_s = self._clock()
+            self._journal.begin(standing.to_head(0))
+            return standing
+        if life > 1 and (found.head is None or found.head.place.life != life):
+            return self._begin_life(found, make_state)
+        standing = take_up(found, self._ledger, make_state)
+        self._journal.resume(found.num_bytes)
+        log.info("taken_up", journal_bytes=found.num_bytes, phase=standing.state.phase.name)
+        return standing
+
+    def _begin_life(self, found: FoundJournal, make_state: MakeState) -> Standing:
+        """All processes are new, and the files may have lost what was not on the disk yet."""
+        run_dir, plan = self._runtime.run_dir, self._runtime.plan
+        ledger = scan_ledger(run_dir / LEDGER_FILE)
+        if plan.from_checkpoint:
+            found = FoundJournal(None, [], 0, "it is not to be used")
+        taken_up = take_up_again(
+            found, ledger, newest_checkpoint(run_dir), make_state, life=plan.life, now_s=self._clock()
+        )
+        log.info(
+            "taken_up_again",
+            source=taken_up.source,
+            life=plan.life,
+            journal=found.fault or "whole",
+            ledger_damaged_at=ledger.damaged_at,
+            num_records=ledger.lineage.num_records,
+            num_records_now=taken_up.standing.lineage.num_records,
+        )
+        self._ledger.cut(ledger.num_bytes)
+        self._ledger.append(taken_up.records)
+        self._ledger.flusher()()
+        self._journal.begin(taken_up.standing.to_head(self._ledger.num_bytes))
+        self._outputs = [output for output in taken_up.outputs if isinstance(output, Send | Forget)]
+        return taken_up.standing
+
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Nothing takes long."""
+        tasks.create_task(self._keep_flushed(), name="flush")
+
+    async def _keep_flushed(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_EVERY_S)
+            began_s = self._clock()
+            await asyncio.to_thread(self.begin_flush())
+            self.end_flush()
+            took_s = self._clock() - began_s
+            if took_s > SLOW_FLUSH_S:
+                log.warning("slow_disk", flush_took_s=round(took_s, 1))
+
+    def begin_flush(self) -> Callable[[], None]:
+        """What has all files on the disk, to be called in any thread; `end_flush` comes after it."""
+        self._flushes_new_journal = self._journal.is_prepared
+        flush_ledger, flush_journal = self._ledger.flusher(), self._journal.flusher()
+
+        def work() -> None:
+            flush_ledger()
+            flush_journal()
+
+        return work
+
+    def end_flush(self) -> None:
+        """A new journal that was flushed takes the place of the old one."""
+        if self._flushes_new_journal:
+            self._runtime.faults.reach("shaper.before_new_journal")
+            self._journal.replace()
+
+    @property
+    def has_new_journal(self) -> bool:
+        """Whether one waits for being flushed."""
+        return self._journal.is_prepared
 
     def handle(self, event: Event) -> None:
         """One event: decide."""
@@ -157,9 +246,9 @@ class ShaperActor:
         )
 
     async def close(self) -> None:
-        """Close the files."""
-        self._journal.close()
+        """Flush the files to the disk and close them."""
         self._ledger.close()
+        self._journal.close()
 
     def validate(self) -> None:
         """The invariants of the state."""
@@ -192,12 +281,12 @@ class ShaperActor:
             faults.reach("shaper.before_ledger")
             self._ledger.append(records)
             faults.reach("shaper.before_send")
+            self._is_cut |= any(isinstance(record, TakenBack | BroughtForward) for record in records)
         self._inputs = []
         self._carry_out()
-        if self._journal.is_due:
+        if self._journal.is_due or (self._is_cut and not self._journal.is_prepared):
             self._journal.prepare(self._standing.to_head(self._ledger.num_bytes))
-            faults.reach("shaper.before_new_journal")
-            self._journal.replace()
+            self._is_cut = False
         for peer in {report.peer for report in self._standing.reports}:
             if not self._runtime.links[_link_to(peer)].num_unacknowledged(peer):
                 self._take(Confirmed(self._now_s(), peer))

@@ -81,11 +81,11 @@ class GeneratorPool:
         self._published_version = max(self._published_version, policy_version)
         self._route()
 
-    def reopen(self, num_steps: int) -> None:
-        """All generators are new: whatever was of a step that has been given up is gone, and its version with it."""
+    def reopen(self) -> None:
+        """All generators are new: none of them has a version yet, and those before have nothing more to tell."""
         assert not self._seats, sorted(self._seats)
-        self._published_version = min(self._published_version, num_steps)
-        self._newest_version = min(self._newest_version, num_steps)
+        self._published_version = self._newest_version = -1
+        self.owing.clear()
 
     @property
     def newest_version(self) -> int:
@@ -166,6 +166,11 @@ class RewardPool:
     def leave(self, name: str) -> set[int]:
         """A reward process is gone; the samples it had are returned."""
         return self._items.pop(name, set())
+
+    def forget_items(self) -> None:
+        """What the processes have is of no use any more."""
+        for items in self._items.values():
+            items.clear()
 
     @property
     def num_up(self) -> int:

@@ -7,14 +7,14 @@ it; `validate` states the invariants and holds between any two calls.
 A training group is opened when the staleness window and the generators have room, complete when its rule has nothing
 left to wait for, shipped when the window lets it into the next step, and done when the learner has committed it.
 Samples of a generator that is gone go on elsewhere behind the tokens that were streamed. A learner that comes back from
-a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice; a run is finished when
-its last step is in a checkpoint and every generator has told of all that it decoded.
+a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice; where they are not kept
+any more, the run starts over from what that checkpoint has of the shaper (`Standing`). A run is finished when its last
+step is in a checkpoint and every generator has told of all that it decoded.
 """
 
 from enum import Enum, auto
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from darts_async.config import RunConfig
@@ -46,7 +46,7 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.evaluation import Evaluation, EvaluationState
 from darts_async.shaper.group import Group, Purpose, Sample, Stage
-from darts_async.shaper.ledger import GroupOpened, RunReopened, VersionSeen, WeightsAcknowledged
+from darts_async.shaper.ledger import BroughtForward, GroupOpened, RunReopened, VersionSeen, WeightsAcknowledged
 from darts_async.shaper.pace import PaceState
 from darts_async.shaper.planner import Planner
 from darts_async.shaper.training import LEARNER, Training, TrainingState
@@ -135,6 +135,22 @@ class ShaperState:
             incarnations=self._incarnations,
             greetings=self._greetings,
             told_by_s=self._told_by_s,
+        )
+
+    def to_checkpoint(self, policy_version: int) -> Snapshot:
+        """For another one that goes on from a checkpoint of this version, when none of the processes is there any more:
+        it is to `start_over`. Without the tokens of open groups, and of what the checkpoint has consumed."""
+        return Snapshot(
+            phase=self.phase,
+            stop_reason=self._stop_reason,
+            learnt=self.planner.to_state(),
+            pace=None,
+            work=self.work.to_checkpoint(),
+            training=self._training.to_checkpoint(policy_version),
+            evaluation=self._evaluation.to_state(),
+            incarnations={},
+            greetings={},
+            told_by_s=None,
         )
 
     def _restore(self, snapshot: Snapshot) -> None:
@@ -241,35 +257,83 @@ class ShaperState:
             self._evaluation.abandon()
         return self._advance(now_s)
 
-    def reopen(self, now_s: float) -> list[Output]:
-        """The run that had been stopped goes on: the prompts that the stop took are asked again. Of one that had
-        nothing left to do the end is told again."""
+    def reopen(self, now_s: float, life: int = 0) -> list[Output]:
+        """All processes have ended, and the run goes on with new ones in this life of it. What was decoded and judged
+        goes on; of a run that had been stopped, the prompts that the stop took are asked again. One that had nothing
+        left to do ends again when the learner has said that it has the last version."""
+        for peer in sorted(self._incarnations):
+            self._lose(peer, is_gone=True)
+        self.work.generators.reopen()
+        self.work.totals.end_of_life()
+        self._record(RunReopened(self.num_steps, life))
         if self.phase is Phase.FINISHED and self._stop_reason == FINISHED:
-            self._finish()
-            return self._take()
-        if self.phase in (Phase.STOPPING, Phase.FINISHED):
-            self._lose_the_rest()
-            self._training.reopen()
-            self.work.generators.reopen(self.num_steps)
-            self._record(RunReopened(self.num_steps))
-            self._evaluation.abandon()
-            self.phase, self._stop_reason, self._told_by_s = Phase.STARTING, FINISHED, None
-            if self.num_steps or self._training.cursor:
-                self.phase = Phase.TRAINING
-                self._training.begin(now_s)
+            self.phase = Phase.EVALUATING_AFTER
+        elif self.phase in (Phase.STOPPING, Phase.FINISHED):
+            self._lose_the_rest("unacknowledged_at_stop")
+            self._train_again(now_s)
         return self._advance(now_s)
+
+    def start_over(self, now_s: float, life: int, policy_version: int, next_group_id: int = 0) -> list[Output]:
+        """Nothing that is open goes on, and its prompts are asked again: this state was in a checkpoint, or some of
+        what followed from it is not known any more. The learner is at `policy_version`; a step before it that is not
+        known here is taken to be done. Groups get ids from `next_group_id` on."""
+        self._training.give_up()
+        self._lose_the_rest("taken_up_without_it")
+        self.work.totals.end_of_life()
+        self.work.next_group_id = max(self.work.next_group_id, next_group_id)
+        if not self._training.explains(policy_version):
+            self._training.taken.jump(policy_version)
+        self._record(RunReopened(self.num_steps, life))
+        self._train_again(now_s)
+        return self._take()
+
+    def sums(self, num_records: int) -> BroughtForward:
+        """What so many records, some of them lost, have come to, when nothing is open."""
+        assert not self.work.groups, sorted(self.work.groups)
+        totals = self.work.totals
+        return BroughtForward(
+            num_records=num_records,
+            num_steps=self.num_steps,
+            next_group_id=self.work.next_group_id,
+            samples_by_fate=dict(totals.samples_by_fate),
+            tokens_by_fate=dict(totals.tokens_by_fate),
+        )
+
+    def _train_again(self, now_s: float) -> None:
+        self._training.reopen()
+        self._evaluation.abandon()
+        self.phase, self._stop_reason, self._told_by_s = Phase.STARTING, FINISHED, None
+        if self.num_steps or self._training.cursor:
+            self.phase = Phase.TRAINING
+            self._training.begin(now_s)
+
+    def explains(self, policy_version: int) -> bool:
+        """Whether a learner at this version can have got there from here, and can be told all that follows."""
+        return self._training.explains(policy_version)
+
+    def may_start_over_at(self, policy_version: int) -> bool:
+        """Whether no generator has a later version, which it would not give back; or, of a version that no learner of
+        this life can have made, whether it has been begun with, before any generator had one."""
+        newest = self.work.generators.newest_version
+        return newest <= policy_version if policy_version <= self._training.num_filled_steps else newest < 0
+
+    def take_peers_of(self, other: "ShaperState") -> None:
+        """This state takes the place of another one, and the processes that were up are up. What they had of the other
+        one is not for this one."""
+        self._incarnations, self._greetings = other._incarnations, other._greetings
+        self.work.take_peers_of(other.work)
 
     def abandon(self, now_s: float) -> list[Output]:
         """What has not been acknowledged by the end of a stop is lost."""
-        self._lose_the_rest()
+        self._lose_the_rest("unacknowledged_at_stop")
         return self._advance(now_s)
 
-    def _lose_the_rest(self) -> None:
+    def _lose_the_rest(self, reason: str) -> None:
         self._training.abandon()
         self.work.generators.owing.clear()
         for sample in self.work.samples():
             if sample.stage is not Stage.ENDED:
-                self.work.end(sample, "lost", "unacknowledged_at_stop")
+                self.work.end(sample, "lost", reason)
 
     # --- from generators -------------------------------------------------------------------------------------
 
@@ -380,7 +444,7 @@ class ShaperState:
                 if self._training_goes_on:
                     self._evaluation.published(message.policy_version)
             case VersionSaved():
-                self._training.taken.saved(message.policy_version)
+                self._training.taken.saved(message.policy_version, message.oldest_kept)
 
     def _learner_ready(self, message: LearnerReady, now_s: float) -> None:
         if self.phase is not Phase.FINISHED:
@@ -400,17 +464,10 @@ class ShaperState:
             self._record(Send(LAUNCHER, StepCompleted(message.step, metrics)))
 
     def _add_to_checkpoint(self, policy_version: int) -> None:
-        """Where a checkpoint is written, it holds what is known here at that step. The cursor runs ahead of training:
-        the prompts under way were drawn, and are not trained yet."""
+        """Where a checkpoint is written, it holds what is known here after that event: see `to_checkpoint`, which
+        `Standing` puts into the message."""
         if self._config.learner.is_saved(policy_version):
-            under_way = self._prompts_under_way(policy_version)
-            known = {"cursor": self._training.cursor, "under_way": sorted(under_way), **self.planner.to_state()}
-            self._record(Send(LEARNER, ShaperSnapshot(policy_version, msgspec.json.encode(known))))
-
-    def _prompts_under_way(self, policy_version: int) -> set[int]:
-        """Training prompts that were drawn, and are in no gradient of this version."""
-        opened = {g.prompt.prompt_id for g in self.work.groups.values() if g.purpose == "train"}
-        return opened | self._training.taken.prompts_since(policy_version)
+            self._record(Send(LEARNER, ShaperSnapshot(policy_version, b"")))
 
     # --- decisions on one group ------------------------------------------------------------------------------
 
@@ -477,7 +534,10 @@ class ShaperState:
                 self.phase = Phase.EVALUATING_AFTER
                 self._evaluation.begin(self.num_steps)
             case Phase.EVALUATING_AFTER if (
-                not self.work.groups and self._training.taken.durable == self.num_steps and self._is_told(now_s)
+                not self.work.groups
+                and self._training.learner_up
+                and self._training.taken.durable == self._training.taken.position == self.num_steps
+                and self._is_told(now_s)
             ):
                 self._finish()
             case _:
@@ -495,6 +555,8 @@ class ShaperState:
 
     def _finish(self) -> None:
         self.phase = Phase.FINISHED
+        if self._stop_reason != FINISHED and self.num_steps:  # the learner leaves a checkpoint of this version
+            self._record(Send(LEARNER, ShaperSnapshot(self.num_steps, b"")))
         totals = self.work.totals
         message = RunFinished(
             reason=self._stop_reason,

@@ -1,22 +1,23 @@
 """Steps that were taken and could be lost: what a learner that comes back from a checkpoint has to train again.
 
-    0 ------------ durable ------------ position ------------ num_steps
-      in a checkpoint |  taken by the        |  taken by a learner
-                      |  present learner     |  that died, to be taken again
-                      `------------ kept here ---------------'
+    0 ------- oldest_kept ------- durable ------- position ------- num_steps
+      in every     |  in the newest  |  taken by the   |  taken by a learner
+      checkpoint   |  checkpoint     |  present        |  that died, to be
+                   |                 |  learner        |  taken again
+                   `------------------ kept here --------------------'
 
-The groups of steps that are in no checkpoint are kept with all their tokens, however often the learner dies. One that
-is behind is sent the groups of the next steps only, so that nothing piles up between the two.
+The newest checkpoint may turn out to be damaged, and the learner then comes back at an older one. So the groups of a
+step are kept, with all their tokens, until the oldest checkpoint that is kept holds it, however often the learner dies.
+One that is behind is sent the groups of the next steps only, so that nothing piles up between the two.
 
 Memory: 12 bytes per trained token. There is a checkpoint every `checkpoint_every` steps, and each is written before the
-next is begun, so at most `2 * checkpoint_every` steps are kept.
+next is begun, so at most `(keep_checkpoints + 1) * checkpoint_every` steps are kept.
 """
 
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from darts_async.errors import DataError
 from darts_async.protocol import TrainGroup
 
 REPLAYED_AHEAD = 2
@@ -35,6 +36,7 @@ class TakenState(Struct, frozen=True):
 
     groups: dict[int, list[TakenGroup]]
     num_sent: int
+    oldest_kept: int
     durable: int
     position: int
     num_steps: int
@@ -44,20 +46,22 @@ class TakenSteps:
     """The steps of the surviving history."""
 
     def __init__(self) -> None:
-        self._groups: dict[int, list[TakenGroup]] = {}  # by step, from `durable` to `num_steps`
+        self._groups: dict[int, list[TakenGroup]] = {}  # by step, from `oldest_kept` to `num_steps`
         self._num_sent = 0  # steps whose groups the present learner has been sent, replayed or not
+        self.oldest_kept = 0
         self.durable = 0
         self.position = 0
         self.num_steps = 0
 
     def to_state(self) -> TakenState:
         """For `restore`."""
-        return TakenState(self._groups, self._num_sent, self.durable, self.position, self.num_steps)
+        return TakenState(self._groups, self._num_sent, self.oldest_kept, self.durable, self.position, self.num_steps)
 
     def restore(self, state: TakenState) -> None:
         """Go on where `to_state` was taken."""
         self._groups, self._num_sent = state.groups, state.num_sent
-        self.durable, self.position, self.num_steps = state.durable, state.position, state.num_steps
+        self.oldest_kept, self.durable = state.oldest_kept, state.durable
+        self.position, self.num_steps = state.position, state.num_steps
 
     @property
     def is_behind(self) -> bool:
@@ -80,25 +84,24 @@ class TakenSteps:
         assert set(group_ids) == set(self.group_ids(step)), step
         self.position = step + 1
 
-    def saved(self, policy_version: int) -> None:
-        """A checkpoint covers the steps before this version. After a stop that may be more than were taken here."""
-        for step in [step for step in self._groups if step < policy_version]:
+    def saved(self, policy_version: int, oldest_kept: int) -> None:
+        """A checkpoint covers the steps before this version, and each one that is kept those before `oldest_kept`.
+        After a stop that may be more than were taken here."""
+        self.oldest_kept = max(self.oldest_kept, min(oldest_kept, self.num_steps))
+        for step in [step for step in self._groups if step < self.oldest_kept]:
             del self._groups[step]
         self.durable = max(self.durable, min(policy_version, self.num_steps))
 
-    def rewind(self, policy_version: int) -> bool:
-        """A learner is up, and has taken this many steps. Returns whether that undoes any.
+    def can_rewind(self, policy_version: int) -> bool:
+        """Whether all groups are here that a learner which comes back at this version has to train again."""
+        return policy_version >= self.oldest_kept
 
-        Raises:
-            DataError: groups that it needs are gone, because a later checkpoint was complete and is not there any more.
-        """
-        if policy_version < self.durable:
-            raise DataError(
-                f"the learner came back at version {policy_version}, but a checkpoint of version {self.durable} was "
-                "written, and the groups before that were given up; somebody has damaged or removed that checkpoint"
-            )
+    def rewind(self, policy_version: int) -> bool:
+        """A learner is up, and has taken this many steps. Returns whether that undoes any."""
+        assert self.can_rewind(policy_version), (policy_version, self.oldest_kept)
         is_rewind = policy_version < self.position
         self.position = self._num_sent = policy_version
+        self.durable = min(self.durable, policy_version)
         return is_rewind
 
     def to_send(self) -> list[TrainGroup]:
@@ -108,12 +111,17 @@ class TakenSteps:
         self._num_sent = max(self._num_sent, end)
         return [group.message for step in steps for group in self._groups[step]]
 
-    def prompts_since(self, policy_version: int) -> set[int]:
-        """Prompts whose groups no checkpoint of this version has seen."""
-        return {group.prompt_id for step, groups in self._groups.items() if step >= policy_version for group in groups}
+    def since(self, policy_version: int) -> TakenState:
+        """For `restore`, where a learner goes on from a checkpoint of this version."""
+        groups = {step: groups for step, groups in self._groups.items() if step >= policy_version}
+        return TakenState(groups, policy_version, policy_version, policy_version, policy_version, self.num_steps)
+
+    def jump(self, policy_version: int) -> None:
+        """The learner is at a version, and how it got there is not known: nothing before it can be taken again."""
+        self.restore(TakenState({}, *[policy_version] * 5))
 
     def validate(self) -> None:
         """Nothing that may have to be taken again is missing, and nothing else is kept."""
-        assert self.durable <= self.position <= self._num_sent <= max(self.num_steps, self.position)
+        assert self.oldest_kept <= self.durable <= self.position <= self._num_sent <= max(self.num_steps, self.position)
         assert self.position <= self.num_steps
-        assert sorted(self._groups) == list(range(self.durable, self.num_steps)), sorted(self._groups)
+        assert sorted(self._groups) == list(range(self.oldest_kept, self.num_steps)), sorted(self._groups)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from heapq import heappop, heappush
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -245,18 +246,36 @@ class Training:
         Raises:
             DataError: it cannot have got there from here.
         """
-        steps = range(self.taken.position, policy_version)
-        ids = {step: self.taken.group_ids(step) for step in steps}
-        for group in self._shipped.values():
-            if group.step in ids:
-                ids[group.step].append(group.group_id)
+        if not self.taken.can_rewind(policy_version):
+            raise DataError(
+                f"the learner came back at version {policy_version}, the groups from there on were given up after a "
+                f"checkpoint of version {self.taken.oldest_kept}, and generators decode under version "
+                f"{self._work.generators.newest_version}, which they do not take back; `darts-launch down` the run and "
+                f"`darts-launch resume` it: then it goes on from version {policy_version} with new groups"
+            )
+        ids = self._groups_until(policy_version)
         for step, group_ids in ids.items():
             if len(group_ids) != self._config.learner.groups_per_step:
                 raise DataError(
                     f"the learner has a checkpoint of version {policy_version}, but only {len(group_ids)} groups were "
-                    f"shipped for step {step}: its checkpoints are of another run"
+                    f"shipped for step {step}: its checkpoints are of another run, or the journal has lost its end; "
+                    "end the run and take it up again: darts-launch resume --from-checkpoint RUN_DIR"
                 )
         return [GroupsCommitted(step, np.array(group_ids, np.int64)) for step, group_ids in ids.items()]
+
+    def explains(self, policy_version: int) -> bool:
+        """Whether a learner at this version can have got there from here, and can be told all that follows."""
+        size = self._config.learner.groups_per_step
+        is_whole = all(len(group_ids) == size for group_ids in self._groups_until(policy_version).values())
+        return self.taken.can_rewind(policy_version) and is_whole
+
+    def _groups_until(self, policy_version: int) -> dict[int, list[int]]:
+        """The groups that are known of each step from the learner's position to this version."""
+        ids = {step: self.taken.group_ids(step) for step in range(self.taken.position, policy_version)}
+        for group in self._shipped.values():
+            if group.step in ids:
+                ids[group.step].append(group.group_id)
+        return ids
 
     def learner_ready(self, policy_version: int) -> None:
         """A learner at this version is up: send it what is shipped, and before that what it has to take again. What it
@@ -313,6 +332,17 @@ class Training:
         self._taken_by_stop += [(group.prompt, len(group.samples)) for group in self._shipped.values()]
         self._shipped.clear()
         self._sent.clear()
+
+    def give_up(self) -> None:
+        """Nothing that is open goes on: its prompts are to be asked again, see `reopen`."""
+        self._complete.clear()
+        self._most_urgent.clear()
+        self._spares.clear()
+        self._shipped.clear()
+        self._sent.clear()
+        for group in self._work.groups.values():
+            if group.purpose == "train" and not group.is_given_up:
+                self._taken_by_stop.append((group.prompt, len(group.samples)))
 
     def reopen(self) -> None:
         """After a stop: no group is open, the next step is empty, and what the stop took is asked again first."""
@@ -464,6 +494,19 @@ class Training:
             self._patience.to_state(),
         )
 
+    def to_checkpoint(self, policy_version: int) -> TrainingState:
+        """For `restore`, where the learner goes on from a checkpoint of this version and no open group goes on."""
+        return msgspec.structs.replace(
+            self.to_state(),
+            window=WindowState(self.num_steps * self._config.learner.groups_per_step, {}),
+            complete=[],
+            most_urgent=[],
+            shipped=[],
+            spares=[],
+            learner_up=False,
+            taken=self.taken.since(policy_version),
+        )
+
     def restore(self, state: TrainingState) -> None:
         """Go on where `to_state` was taken, the workload before."""
         groups = self._work.groups
@@ -483,7 +526,8 @@ class Training:
         self._taken_by_stop = state.taken_by_stop
         self._patience.restore(state.group_times_s)
         for group in self._undecided():
-            self._add_rival(group)
+            if group.group_id in state.window.floors:  # of a checkpoint no open group goes on
+                self._add_rival(group)
 
     def validate(self) -> None:
         """Every group is where it says, and everyone who is waited for meets its deadline."""

@@ -25,7 +25,17 @@ from darts_async.protocol import (
     sample_id_of,
 )
 from darts_async.shaper.accounting import Totals, TotalsState
-from darts_async.shaper.group import Fate, Group, GroupState, Purpose, Sample, Stage, group_of_state, group_state
+from darts_async.shaper.group import (
+    Fate,
+    Group,
+    GroupState,
+    Purpose,
+    Sample,
+    Stage,
+    group_of_state,
+    group_state,
+    group_without_tokens,
+)
 from darts_async.shaper.ledger import AnyRecord, SampleEnded, SamplePlaced
 from darts_async.shaper.routing import GeneratorPool, GeneratorsState, RewardPool
 
@@ -80,14 +90,10 @@ class Workload:
         """All samples of these."""
         self.totals = Totals()
         self.out: list[Output] = []
-        self._next_group_id = 0
+        self.next_group_id = 0
+        """No group has this id or a later one."""
         self._waiting: deque[Sample] = deque()  # for room in a generator
         self._unjudged: deque[Sample] = deque()  # finished while no reward process was up
-
-    @property
-    def num_groups(self) -> int:
-        """Groups that were ever opened: their ids are below this."""
-        return self._next_group_id
 
     @property
     def has_room(self) -> bool:
@@ -96,8 +102,8 @@ class Workload:
 
     def open(self, prompt: Prompt, purpose: Purpose, num_samples: int, floor: int, now_s: float) -> Group:
         """A new group, all of whose samples wait to be placed, where no token can be older than `floor`."""
-        group_id = self._next_group_id
-        self._next_group_id += 1
+        group_id = self.next_group_id
+        self.next_group_id += 1
         samples = [Sample(sample_id_of(group_id, index)) for index in range(num_samples)]
         group = self.groups[group_id] = Group(group_id, prompt, purpose, samples, floor, now_s)
         self._waiting.extend(samples)
@@ -253,11 +259,25 @@ class Workload:
             self.totals.to_state(),
             self.generators.to_state(),
             self.rewards.to_state(),
-            self._next_group_id,
+            self.next_group_id,
             # What has been cancelled since it came into a queue is passed over there: here it is left out.
             [sample.sample_id for sample in self._waiting if sample.stage is Stage.WAITING],
             [sample.sample_id for sample in self._unjudged if sample.stage is Stage.FINISHED],
         )
+
+    def to_checkpoint(self) -> WorkloadState:
+        """For `restore`, where none of the processes is there any more and no open group goes on."""
+        groups = [group_without_tokens(group) for group in self.groups.values()]
+        no_generators = GeneratorsState({}, -1, -1, set())
+        return WorkloadState(groups, self.totals.to_state(), no_generators, {}, self.next_group_id, [], [])
+
+    def take_peers_of(self, other: "Workload") -> None:
+        """The processes that are up there are up here, with nothing to do."""
+        self.generators, self.rewards = other.generators, other.rewards
+        for _, seat in self.generators.seats():
+            seat.sample_ids.clear()
+        self.rewards.forget_items()
+        self.next_group_id = max(self.next_group_id, other.next_group_id)  # answers about those there may come yet
 
     def restore(self, state: WorkloadState) -> None:
         """Go on where `to_state` was taken."""
@@ -266,7 +286,7 @@ class Workload:
         self.totals.restore(state.totals)
         self.generators.restore(state.generators)
         self.rewards.restore(state.rewards)
-        self._next_group_id = state.next_group_id
+        self.next_group_id = state.next_group_id
         self._waiting.extend(self._samples[sample_id] for sample_id in state.waiting)
         self._unjudged.extend(self._samples[sample_id] for sample_id in state.unjudged)
 

@@ -85,6 +85,6 @@ class SimulatedLearner:
         self.committed_at_s.append(self._clock.now_s)
         self._in_step, self._stepping = [], False
         self.version += 1
-        self._clock.send(LEARNER, VersionSaved(self.version))  # checkpoints cost no time
+        self._clock.send(LEARNER, VersionSaved(self.version, self.version))  # checkpoints cost no time
         self._publishing = True
         self._clock.wake_at(self._clock.now_s + self._model.broadcast_s, self, _BROADCAST)

@@ -6,6 +6,8 @@ come back on the event loop. Nothing blocks beyond a deadline: joining by `deadl
 most for connecting), each broadcast by the deadline it is posted with. Aborting ends both at once, connecting
 excepted: cutting it half-way would have the other side wait for a second attempt, so it is let finish.
 
+Gloo's port takes connections only until the group is formed (see `listener`).
+
 Under NCCL the thread works on the device of its rank, on a stream of its own beside the one that computes: it waits for
 what was queued there before, not the other way round. What it hands over has arrived: each wait ends on the host.
 
@@ -26,6 +28,7 @@ import torch
 from torch.distributed import distributed_c10d
 
 from darts_async.errors import ConfigError, DartsError, DeadlineError, WeightUpdateError
+from darts_async.weights.listener import refuse_strangers
 from darts_async.weights.sever import addresses_in, sever
 from darts_async.weights.store import RelayStore
 
@@ -190,6 +193,8 @@ class Collective:
             self._group = _new_group(self._spec, self._store, self._device)
             if self._spec.backend == "nccl":
                 self._connect()
+            else:
+                refuse_strangers(addresses_in(self._store.own_values()))
         except RuntimeError as error:
             raise WeightUpdateError(f"joining {self._name} failed: {str(error).split(chr(10))[0]}") from None
 
@@ -235,7 +240,7 @@ def _timeout_until(deadline: float) -> timedelta:
 def _new_group(spec: GroupSpec, store: RelayStore, device: torch.device | None) -> Any:
     if spec.backend == "gloo":
         options = _c10d.ProcessGroupGloo._Options()
-        options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=spec.interface)]
+        options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=spec.interface, lazy_init=False)]
         options._timeout = timedelta(seconds=CONNECT_LIMIT_S / _GLOO_CONNECT_ATTEMPTS)
         options._threads = 1
         return _c10d.ProcessGroupGloo(store, spec.rank, spec.world_size, options)

@@ -24,7 +24,8 @@ Address = tuple[str, int]
 
 _IPV4 = re.compile(re.escape(struct.pack("=H", socket.AF_INET)) + b"(..)(.{4})", re.DOTALL)
 _IPV6 = re.compile(re.escape(struct.pack("=H", socket.AF_INET6)) + b"(..).{4}(.{16})", re.DOTALL)
-_DESCRIPTORS = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+DESCRIPTORS = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+"""Where the open files of this process are listed."""
 
 
 def addresses_in(values: Iterable[bytes]) -> set[Address]:
@@ -40,7 +41,7 @@ def addresses_in(values: Iterable[bytes]) -> set[Address]:
 
 def sever(listeners: set[Address]) -> int:
     """Shut down this process's TCP connections that have one of `listeners` at either end; returns how many."""
-    return sum(_sever_if_ours(int(name), listeners) for name in os.listdir(_DESCRIPTORS))
+    return sum(_sever_if_ours(int(name), listeners) for name in os.listdir(DESCRIPTORS))
 
 
 def _sever_if_ours(descriptor: int, listeners: set[Address]) -> bool:

@@ -47,6 +47,7 @@ class RelayStore(Store):
         self._loop = loop
         self._deadline_s = deadline_s
         self._values: dict[str, bytes] = {}
+        self._own: set[str] = set()
         self._failure: str | None = None
         self._changed = threading.Condition()
 
@@ -79,6 +80,11 @@ class RelayStore(Store):
         with self._changed:
             return list(self._values.values())
 
+    def own_values(self) -> list[bytes]:
+        """What this member has set."""
+        with self._changed:
+            return [value for key, value in self._values.items() if key in self._own]
+
     # --- the group's thread ----------------------------------------------------------------------------------
 
     def meet(self, rank: int, world_size: int) -> None:
@@ -98,6 +104,7 @@ class RelayStore(Store):
         content = value.encode() if isinstance(value, str) else bytes(value)
         with self._changed:
             self._values[key] = content
+            self._own.add(key)
             self._changed.notify_all()
         self._loop.call_soon_threadsafe(self._send, StoreValue(self._epoch, key, content))
 

@@ -2,7 +2,7 @@
 `weights.publish` do, without a model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,7 @@ class Checkpoint:
     history: tuple[tuple[int, ...], ...]
     """The groups of each step."""
     consumed: tuple[tuple[int, int], ...]
+    shaper_state: bytes = b""
 
 
 @dataclass(slots=True)
@@ -69,6 +70,8 @@ class Disk:
     """Survives every process."""
 
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
+    """Versions of checkpoints that are not whole, until training is past them."""
     model: Checkpoint | None = None
     """What the run leaves behind."""
 
@@ -98,7 +101,8 @@ class LearnerProcess(Process):
         self._floor = -1
         self._is_told_floor = False
         self._shaper: str | None = None
-        self._shaper_states: set[int] = set()
+        self._shaper_states: dict[int, bytes] = {}
+        self._taken_up = LearnerReady(0)
         self._joined: set[str] = set()
         self._num_greetings = 0
         self._is_writing = False
@@ -128,8 +132,8 @@ class LearnerProcess(Process):
                 self._is_told_floor = True
             case Received(link="learner", message=TrainGroup() as group):
                 self._intake.take(group)
-            case Received(link="learner", message=ShaperSnapshot(policy_version=version)):
-                self._shaper_states.add(version)
+            case Received(link="learner", message=ShaperSnapshot(policy_version=version, state=state)):
+                self._shaper_states[version] = state
 
     def validate(self) -> None:
         """The coordinator's invariants too."""
@@ -169,12 +173,22 @@ class LearnerProcess(Process):
         self._is_saved(self._version)
 
     def _restore(self) -> None:
+        self._damage()
         self._version = 0
         if self._disk.checkpoints:
             last = self._disk.checkpoints[-1]
             self._version, self._history = last.policy_version, list(last.history)
             self._intake.consumed = ConsumedGroups(last.consumed)
+            next_group_id = max((stop for _, stop in last.consumed), default=0)
+            self._taken_up = LearnerReady(self._version, last.shaper_state, next_group_id)
             self._is_saved(self._version)
+
+    def _damage(self) -> None:
+        """The newest checkpoint is found to be damaged. There is always another point to go on from."""
+        num_others = len(self._disk.checkpoints) - (not self._first_model_is_kept)
+        if num_others > 0 and self.world.chance(self.world.plan.damaged_checkpoints):
+            self.world.counts["checkpoints damaged"] += 1
+            self._disk.damaged.append(self._disk.checkpoints.pop().policy_version)
 
     def _take_step(self, groups: Sequence[TrainGroup]) -> None:
         """What must hold of everything that enters a gradient."""
@@ -211,7 +225,10 @@ class LearnerProcess(Process):
         version = checkpoint.policy_version
         if has_shaper:
             yield lambda: version in self._shaper_states or self.world.now_s >= patience_s
-        self._disk.checkpoints.append(checkpoint)
+        state = self._shaper_states.get(version, b"")
+        self._disk.checkpoints.append(replace(checkpoint, shaper_state=state))
+        del self._disk.checkpoints[: -self._config.keep_checkpoints]
+        self._disk.damaged = [damaged for damaged in self._disk.damaged if damaged > version]
         self._is_saved(version)
         self._is_writing = False
 
@@ -219,16 +236,25 @@ class LearnerProcess(Process):
         self.reach("learner.before_saved")
         if version < self._config.steps or self._is_trained:
             self._saved = version
-            self._tell_shaper(VersionSaved(version))
+            self._tell_shaper(VersionSaved(version, self._oldest_kept))
+
+    @property
+    def _oldest_kept(self) -> int:
+        return 0 if self._first_model_is_kept else self._disk.checkpoints[0].policy_version
+
+    @property
+    def _first_model_is_kept(self) -> bool:
+        return len(self._disk.checkpoints) + len(self._disk.damaged) < self._config.keep_checkpoints
 
     def _announce(self) -> None:
         if self._version < 0:
             return
-        self._tell_shaper(LearnerReady(self._version))
+        is_new = self._taken_up.policy_version == self._version
+        self._tell_shaper(self._taken_up if is_new else LearnerReady(self._version))
         if self._published >= 0:
             self._tell_shaper(VersionPublished(self._published))
         if self._saved:
-            self._tell_shaper(VersionSaved(self._saved))
+            self._tell_shaper(VersionSaved(self._saved, min(self._oldest_kept, self._saved)))
 
     def _tell_shaper(self, message: LearnerToShaper) -> None:
         if self._shaper is not None:

@@ -45,6 +45,10 @@ class ChaosPlan:
     """When the run is stopped, if it is."""
     is_resumed: bool
     """Whether it is resumed after a stop."""
+    damaged_checkpoints: float
+    """Probability that the newest checkpoint is not whole when a learner reads it."""
+    lost_checkpoints: float
+    """Probability that checkpoints are removed while everything is dead."""
     sections: dict[str, Any]
     """Settings of the run."""
 
@@ -71,7 +75,9 @@ def draw_plan(seed: int) -> ChaosPlan:
         calm_after_s=calm_after_s,
         stop_at_s=rng.uniform(0.5, 1.2 * calm_after_s) if rng.random() < 0.2 else None,
         is_resumed=rng.random() < 0.7,
-        sections=sections,
+        damaged_checkpoints=rng.choice((0.0, 0.2, 0.5)),
+        lost_checkpoints=rng.choice((0.0, 0.0, 0.5)),
+        sections=sections | {"learner": sections["learner"] | {"keep_checkpoints": rng.randint(1, 3)}},
     )
 
 

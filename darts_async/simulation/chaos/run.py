@@ -139,7 +139,7 @@ class _Run:
     def _make(self, name: str, incarnation: int) -> Process:
         match name.partition("/")[0]:
             case "shaper":
-                return ShaperProcess(self.world, name, incarnation, self.links, self._run_dir, self._sets)
+                return ShaperProcess(self.world, name, incarnation, self.links, self._run_dir, self._sets, self._life)
             case "learner":
                 return LearnerProcess(self.world, name, incarnation, self.links, self.disk)
             case "generator":
@@ -151,6 +151,7 @@ class _Run:
 
     def _strike(self, blow: Blow) -> None:
         if blow.kind == "outage":
+            self._lose_checkpoints()
             self._resume("outages")
             return
         process = self._alive.get(blow.victim)
@@ -163,6 +164,13 @@ class _Run:
                 process.freeze(blow.lasts_s)
             case _:
                 self.world.cut(blow.victim, blow.other, blow.lasts_s)
+
+    def _lose_checkpoints(self) -> None:
+        """All are removed by hand, or the newest: what is left may be older than any group that is kept."""
+        if self.disk.checkpoints and self.world.chance(self.world.plan.lost_checkpoints):
+            self.world.counts["checkpoints removed"] += 1
+            self.disk.damaged.clear()
+            del self.disk.checkpoints[self.world.rng.choice((-1, 0)) :]
 
     def _stop(self) -> None:
         self.stop_reason = "stopped by the plan"
@@ -229,8 +237,9 @@ def _judge(run: _Run, finished: RunFinished, *, is_stopped: bool) -> None:
     config = run.config
     for name, counts in finished.tokens_by_generator.items():
         for incarnation, count in counts.items():
-            decoded = run.generators[name, incarnation].engine.num_tokens_decoded
-            if count > decoded or (count < decoded and (name, incarnation) in run.outlived):
+            of_it = {incarnation} if incarnation else _incarnations(run, name) - counts.keys()  # 0: of earlier lives
+            decoded = sum(run.generators[name, each].engine.num_tokens_decoded for each in of_it)
+            if count > decoded or (count < decoded and all((name, each) in run.outlived for each in of_it)):
                 raise ChaosError(f"{name} decoded {decoded} tokens as incarnation {incarnation}, but {count} are known")
     if not is_stopped:
         if run.disk.model is None or run.disk.model.policy_version != config.learner.steps:
@@ -239,7 +248,11 @@ def _judge(run: _Run, finished: RunFinished, *, is_stopped: bool) -> None:
             raise ChaosError(f"the run has ended after {finished.num_steps} of {config.learner.steps} steps")
 
 
+def _incarnations(run: _Run, name: str) -> set[int]:
+    return {incarnation for each, incarnation in run.generators if each == name}
+
+
 @functools.lru_cache(maxsize=64)
 def _prompts(prompts: str, seed: int) -> PromptSets:
-    """Read once for many runs."""
+    """Read once for many runs, of the same settings as JSON."""
     return load_prompts(RunConfig(prompts=PromptsConfig.model_validate_json(prompts), seed=seed))

@@ -10,6 +10,7 @@ from darts_async.shaper.process import ShaperActor
 from darts_async.simulation.chaos.process import Process, finish
 from darts_async.simulation.chaos.world import World
 from darts_async.telemetry import BusyClock
+from darts_async.topology import RunPlan
 from darts_async.trace import Trace
 from darts_async.transport import Event
 
@@ -17,12 +18,13 @@ from darts_async.transport import Event
 class _Runtime:
     """What the actor needs of its `Runtime`."""
 
-    def __init__(self, process: "ShaperProcess", run_dir: Path) -> None:
+    def __init__(self, process: "ShaperProcess", run_dir: Path, life: int) -> None:
         self.config = process.world.config
         self.run_dir = run_dir
         self.clock = BusyClock()
         self.trace = Trace()  # off
         self.faults = process  # has `reach`
+        self.plan = RunPlan((), (), life=life)
         self.heard: dict[str, tuple[int, int]] = {}
         self._process = process
 
@@ -41,9 +43,11 @@ class _Runtime:
 class ShaperProcess(Process):
     """See the module."""
 
-    def __init__(self, world: World, name: str, incarnation: int, links: Any, run_dir: Path, sets: PromptSets) -> None:
+    def __init__(
+        self, world: World, name: str, incarnation: int, links: Any, run_dir: Path, sets: PromptSets, life: int
+    ) -> None:
         super().__init__(world, name, incarnation, links)
-        runtime = _Runtime(self, run_dir)
+        runtime = _Runtime(self, run_dir, life)
         self.actor = ShaperActor(cast(Runtime, runtime), sets, clock=lambda: world.now_s)
         self.heard = runtime.heard
 
@@ -54,6 +58,9 @@ class ShaperProcess(Process):
     def settle(self) -> None:
         """Record what was decided, and send it."""
         self.actor.tick(self.world.now_s)
+        if self.actor.has_new_journal:
+            self.actor.begin_flush()()
+            self.actor.end_flush()
 
     def stop(self, reason: str) -> None:
         """The run is to end early."""

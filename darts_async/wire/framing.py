@@ -1,0 +1,58 @@
+"""Records in a file: each framed by its length and two CRC-32, so that no damage is taken for a record.
+
+    | length | CRC-32 of the length | CRC-32 of the payload | payload |     numbers: 32 bits, little-endian
+
+A file that was written in order can end in three ways. At the end of a record: it is whole. In the middle of one: it is
+*torn*, because a writer died or a disk lost the tail. Or a checksum is wrong: it is *damaged* from there on, and what
+follows is as good as lost. The length has a checksum of its own because a flipped bit in it would otherwise pass for a
+torn tail, and all records after it would be dropped without a word.
+"""
+
+from dataclasses import dataclass
+from struct import Struct
+from zlib import crc32
+
+_HEAD = Struct("<III")
+_LENGTH = Struct("<I")
+HEAD_BYTES = _HEAD.size
+"""What a frame adds to its payload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The records of a file, as far as they can be read."""
+
+    payloads: list[memoryview]
+    num_bytes: int
+    """Of the whole records: what follows is torn or damaged."""
+    is_damaged: bool
+    """A checksum is wrong at `num_bytes`."""
+
+
+def frame(payload: bytes) -> bytes:
+    """One record as it is written.
+
+    >>> len(frame(b"abc"))
+    15
+    """
+    length = len(payload)
+    return _HEAD.pack(length, crc32(_LENGTH.pack(length)), crc32(payload)) + payload
+
+
+def read_frames(data: bytes | memoryview) -> Frames:
+    """The payloads of all records up to the first that is torn or damaged, as views of `data`."""
+    view, begin = memoryview(data), 0
+    payloads: list[memoryview] = []
+    while begin + HEAD_BYTES <= len(view):
+        length, sum_of_length, sum_of_payload = _HEAD.unpack_from(view, begin)
+        if crc32(view[begin : begin + _LENGTH.size]) != sum_of_length:
+            return Frames(payloads, begin, is_damaged=True)
+        end = begin + HEAD_BYTES + length
+        if end > len(view):
+            break
+        payload = view[begin + HEAD_BYTES : end]
+        if crc32(payload) != sum_of_payload:
+            return Frames(payloads, begin, is_damaged=True)
+        payloads.append(payload)
+        begin = end
+    return Frames(payloads, begin, is_damaged=False)
