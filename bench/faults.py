@@ -139,6 +139,7 @@ def one_run(
             for name in blamed:
                 results.tolls[name].failed += 1
             results.failures.append(f"{', '.join(blamed)}: {faults}: {error}")
+            print(f"  failed: {results.failures[-1]}", flush=True)
             return
         finally:
             for name in {*ordeal.past, ordeal.present} - {None}:

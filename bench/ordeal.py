@@ -44,6 +44,8 @@ IMPORTS_S = 4.0
 LAST_SECOND_S = 1.5
 FULL_S = (2.0, 6.0)
 DISK_MB = 192
+KEPT = 100
+"""Descriptors that a process may have more than before, after all connections to it were closed."""
 COPY_STEPS = 8
 """That a copy takes beyond those of the original."""
 LAUNCHER, NODE = "launcher", "local"
@@ -244,6 +246,7 @@ class Ordeal:
         if not self._is_disarmed:
             self._lose(lambda *_: "")
             self._wait_until(lambda: len(steps_of(self._run)) > self._num_steps)
+        self._wait_until(lambda: is_whole(self._run))  # one of them may have been killed at random just now
         return deed() if self._run.process.poll() is None else None
 
     def _damage_checkpoint(self) -> str | None:
@@ -319,13 +322,15 @@ class Ordeal:
         return f"full for {seconds:.1f} s"
 
     def _knock(self) -> str:
-        originals = self._run.processes()
+        originals = {process: process.num_fds() for process in self._run.processes()}
         self._mark()
         words = knock(self._run)
         self._wait_until(lambda: len(steps_of(self._run)) > self._num_steps + 1)
         if self._run.process.poll() is None:
             dead = [process.pid for process in originals if not lives(process)]
             assert not dead, f"{words}: processes have died of it: {dead}: {self._run.output[-4000:]}"
+            kept = {p.pid: p.num_fds() - before for p, before in originals.items() if p.num_fds() > before + KEPT}
+            assert not kept, f"{words}: these pids have so many more descriptors: {kept}"
         return words
 
     def _die_in_the_last_second(self) -> str | None:
@@ -361,6 +366,18 @@ def is_finished(run: LaunchedRun) -> bool:
     try:
         return bool(json.loads((run.run_dir / "state.json").read_text())["status"] == "finished")
     except (OSError, ValueError):  # it has lost its end, or there is no run yet
+        return False
+
+
+def is_whole(run: LaunchedRun) -> bool:
+    """Whether every process of the plan runs."""
+    try:
+        node = json.loads((run.run_dir / "nodes" / f"{NODE}.json").read_text())
+        if node["agent"] is None:
+            return False
+        num_planned = len(json.loads((run.run_dir / "plan.json").read_text())["processes"])
+        return len(node["processes"]) == num_planned and all(map(lives, run.processes()))
+    except psutil.NoSuchProcess:
         return False
 
 
