@@ -196,7 +196,7 @@ class Ordeal:
         """Or until the launcher has ended."""
         deadline_s = time.monotonic() + within_s
         while self._run.process.poll() is None and not holds():
-            assert time.monotonic() < deadline_s, f"it does not come:\n{self._run.output[-4000:]}"
+            assert time.monotonic() < deadline_s, f"it does not come:\n{news_of(self._run)}"
             time.sleep(0.02)
 
     # --- hardships -------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class Ordeal:
         if (words := deed()) is not None:
             self._wait_until(lambda: len(steps_of(self._run)) > self._num_steps)
             code, toll = self._run.process.poll(), self._results.tolls[name]
-            assert code in (None, 0) or is_finished(self._run), f"{words}: exit code {code}: {self._run.output[-4000:]}"
+            assert code in (None, 0) or is_finished(self._run), f"{words}: exit code {code}: {news_of(self._run)}"
             toll.times, toll.example = toll.times + 1, words
             toll.longest_s = max(toll.longest_s, time.monotonic() - self._begin_s)
             self.past.append(name)
@@ -246,7 +246,9 @@ class Ordeal:
         if not self._is_disarmed:
             self._lose(lambda *_: "")
             self._wait_until(lambda: len(steps_of(self._run)) > self._num_steps)
-        self._wait_until(lambda: is_whole(self._run))  # one of them may have been killed at random just now
+        num_steps = len(steps_of(self._run))  # one may have been killed at random just now, and be about to die
+        self._wait_until(lambda: len(steps_of(self._run)) > num_steps)
+        self._wait_until(lambda: is_whole(self._run))
         return deed() if self._run.process.poll() is None else None
 
     def _damage_checkpoint(self) -> str | None:
@@ -281,7 +283,7 @@ class Ordeal:
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
             code = self._run.process.poll()
-            assert code is None, f"a resume has ended with exit code {code}: {self._run.output[-4000:]}"
+            assert code is None, f"a resume has ended with exit code {code}: {news_of(self._run)}"
             time.sleep(0.01)
 
     def _tell_a_lie(self) -> str | None:
@@ -306,7 +308,7 @@ class Ordeal:
         words += f"; meanwhile the original took {len(steps_of(self._run)) - self._num_steps} steps"
         if self._run.process.poll() is None:
             dead = [process.pid for process in originals if not lives(process)]
-            assert not dead, f"processes of the original have died: {dead}: {self._run.output[-4000:]}"
+            assert not dead, f"processes of the original have died: {dead}: {news_of(self._run)}"
         self._mark()
         return words
 
@@ -328,7 +330,7 @@ class Ordeal:
         self._wait_until(lambda: len(steps_of(self._run)) > self._num_steps + 1)
         if self._run.process.poll() is None:
             dead = [process.pid for process in originals if not lives(process)]
-            assert not dead, f"{words}: processes have died of it: {dead}: {self._run.output[-4000:]}"
+            assert not dead, f"{words}: processes have died of it: {dead}: {news_of(self._run)}"
             kept = {p.pid: p.num_fds() - before for p, before in originals.items() if p.num_fds() > before + KEPT}
             assert not kept, f"{words}: these pids have so many more descriptors: {kept}"
         return words
@@ -359,6 +361,12 @@ def role_of(name: str) -> str:
 def steps_of(run: LaunchedRun) -> list[int]:
     """Of the lines of steps so far."""
     return [line["step"] for line in run.lines("metrics.jsonl") if line["type"] == "step"]
+
+
+def news_of(run: LaunchedRun) -> str:
+    """The newest of what it has told and noted."""
+    events = [json.dumps(event) for event in run.lines("events.jsonl")[-16:]]
+    return "\n".join((run.output[-2000:], *events))
 
 
 def is_finished(run: LaunchedRun) -> bool:
