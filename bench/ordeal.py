@@ -263,6 +263,7 @@ class Ordeal:
         self._mark()
         if self._run.has_begun:
             self._run.resume()
+            self._is_disarmed = True
             return f"{seconds:.2f} s after the start"
         self._run.start_over()
         return f"{seconds:.2f} s after the start, before there was a run"
@@ -378,13 +379,22 @@ def is_finished(run: LaunchedRun) -> bool:
 
 
 def is_whole(run: LaunchedRun) -> bool:
-    """Whether every process of the plan runs."""
+    """Whether every process of the plan runs, and does its work again if one before it has ended."""
+    away: set[str] = set()
+    for event in run.lines("events.jsonl"):
+        match event["type"]:
+            case "ended":
+                away.add(event["process"])
+            case "serves":
+                away.discard(event["process"])
+            case "resumed":
+                away.clear()
+    node = json.loads((run.run_dir / "nodes" / f"{NODE}.json").read_text())
+    plan = json.loads((run.run_dir / "plan.json").read_text())
+    if away or node["agent"] is None or len(node["processes"]) != len(plan["processes"]):
+        return False
     try:
-        node = json.loads((run.run_dir / "nodes" / f"{NODE}.json").read_text())
-        if node["agent"] is None:
-            return False
-        num_planned = len(json.loads((run.run_dir / "plan.json").read_text())["processes"])
-        return len(node["processes"]) == num_planned and all(map(lives, run.processes()))
+        return all(map(lives, run.processes()))
     except psutil.NoSuchProcess:
         return False
 
