@@ -9,8 +9,18 @@ from pathlib import Path
 import pytest
 
 from bench.faults import chosen, one_run, table
-from bench.hardships import HARDSHIPS, TAILS, Toll, checkpoints, cut_tails, flip_bit, order_lie, rogue_python, rotated
-from bench.hardships import shortened as shortened_files
+from bench.hardships import (
+    HARDSHIPS,
+    TAILS,
+    Toll,
+    checkpoints,
+    cut_tails,
+    flip_bit,
+    order_lie,
+    rogue_python,
+    rotated,
+    shortened,
+)
 from bench.ordeal import Results
 
 SEED = 12
@@ -27,8 +37,8 @@ def test_each_hardship_comes_as_often_as_any_other_and_in_order() -> None:
 
 
 def test_tails_are_cut_as_the_seed_says_alone_and_together_short_and_to_nothing() -> None:
-    losses = [shortened_files(SIZES, random.Random(seed)) for seed in range(300)]
-    assert losses == [shortened_files(SIZES, random.Random(seed)) for seed in range(300)]
+    losses = [shortened(SIZES, random.Random(seed)) for seed in range(300)]
+    assert losses == [shortened(SIZES, random.Random(seed)) for seed in range(300)]
     assert {len(left) for left in losses} == {1, 2, 3, 4, 5}
     lone = {next(iter(left)) for left in losses if len(left) == 1}
     assert lone == set(TAILS)
@@ -36,7 +46,7 @@ def test_tails_are_cut_as_the_seed_says_alone_and_together_short_and_to_nothing(
     emptied = {name for left in losses for name, size in left.items() if size == 0}
     assert emptied == set(TAILS)
     assert any(SIZES[name] - size <= 16 for left in losses for name, size in left.items())
-    assert shortened_files({"state.json": 0}, random.Random(0)) == {}
+    assert shortened({"state.json": 0}, random.Random(0)) == {}
 
 
 def test_files_of_a_dead_run_lose_their_ends_and_nothing_else(tmp_path: Path) -> None:
