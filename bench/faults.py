@@ -1,6 +1,7 @@
 """Is anything lost when processes are killed, and how long are they away? Whole runs of real processes.
 
-    python -m bench.faults [--kills 200] [--kills-per-run 20] [--engine scripted | embedded] [--seed 0] [--out FILE.md]
+    python -m bench.faults [--kills 200] [--kills-per-run 20] [--engine scripted | embedded]
+        [--hardships all | none | NAME ...] [--seed 0] [--out FILE.md]
 
 Every process of a run is killed (SIGKILL): its first incarnation at a named point of `darts_async.faults`, where the
 points that were seen least come first, and then whoever it is at random times. Every second run has a learner of two
@@ -10,30 +11,35 @@ and the catch-up with the weights included; of an agent and a keeper, until the 
 until the resumed run takes a step. A run that fails, or an audit that finds something, is a line in the table and
 exit code 1.
 
+Between the kills come hardships, of which each run gets some in turn: see `bench.hardships`. What must hold after them
+is what holds without: the run goes to its last step, its audit finds nothing, and every token that an engine has
+decoded and that the shaper still knows of has one fate. Tokens whose records went with the ends of files are neither
+among those decoded nor among those accounted for. The lines of steps of such files may be gone from `metrics.jsonl`.
+
 With the embedded engine a run of the same seed without kills goes before each, and their models are compared.
 """
 
 import argparse
 import contextlib
 import itertools
-import json
-import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from bench.hardships import HARDSHIPS, rotated, rows
+from bench.ordeal import AGENT, KEEPER, LAUNCHER, RUN_ENDS_WITHIN_S, Ordeal, Results, is_finished, prepared
 from bench.results import conditions
 from darts_async.faults import POINTS, VARIABLE
 from tests.launched import LaunchedRun
+from tests.small_disk import why_not
 
 RESTART = {
     "backoff": {"initial_s": 0.1, "max_s": 1.0},
@@ -41,14 +47,6 @@ RESTART = {
     "silent_after_s": 20.0,
     "stalled_after_s": 30.0,
 }
-RUN_ENDS_WITHIN_S = 900.0
-"""After its last kill, and a resumed one until its first step."""
-KILLED_EVERY_S = 5.0
-"""At most, at random."""
-FIRST_STEPS = 22
-"""Before anybody is killed at random: the named points are come to in these, that of the first checkpoint too."""
-LAUNCHER, NODE = "launcher", "local"
-AGENT, KEEPER = f"agent/{NODE}", f"keeper/{NODE}"
 WORKERS = ("generator/0", "generator/1", "reward/0", "reward/1", "shaper/0", "learner/0")
 PASSINGS = {
     "agent": (1, 8),
@@ -80,30 +78,7 @@ ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "embedded": ("quickstart.yaml", {"learner": {"groups_per_step": 8}, "prompts": {"num_train": 512}}),
 }
 STEPS_PER_KILL = {"scripted": 12, "embedded": 6}
-
-
-@dataclass
-class Results:
-    """What came of all runs."""
-
-    away_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    kills: Counter[str] = field(default_factory=Counter)
-    """At random times, by role."""
-    points: Counter[str] = field(default_factory=Counter)
-    """At named points."""
-    num_runs: int = 0
-    num_resumed: int = 0
-    num_samples: int = 0
-    num_trained: int = 0
-    of_ended_early: int = 0
-    rewards: list[tuple[float, float, float]] = field(default_factory=list)
-    """Held out: before, after a run without kills, after one with kills."""
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def num_kills(self) -> int:
-        """All of them."""
-        return self.kills.total() + self.points.total()
+STEPS_PER_HARDSHIP = 40
 
 
 def main() -> None:
@@ -114,50 +89,83 @@ def main() -> None:
         "--kills-per-run", type=int, default=20, help="at random, 0 for none; those at named points come on top"
     )
     parser.add_argument("--engine", choices=sorted(ENGINES), default="scripted")
+    parser.add_argument(
+        "--hardships", nargs="*", choices=("all", "none", *HARDSHIPS), default=[], help="all with the scripted engine"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     results, rng, text = Results(), random.Random(arguments.seed), ""
+    hardships, missing = chosen(arguments.hardships, arguments.engine)
     while results.num_kills < arguments.kills and len(results.failures) < 3:
-        one_run(arguments.engine, arguments.kills_per_run, arguments.seed + results.num_runs, rng, results)
+        present = rotated(hardships, results.num_runs)
+        one_run(arguments.engine, arguments.kills_per_run, present, arguments.seed + results.num_runs, rng, results)
         results.num_runs += 1
         print(f"run {results.num_runs}: {results.num_kills} kills, {len(results.failures)} failures", flush=True)
-        text = table(arguments, results)
+        text = table(results, missing)
         if arguments.out:  # after each run: what there is stands, whenever somebody stops this
             arguments.out.write_text(text)
     print(text)
     sys.exit(1 if results.failures else 0)
 
 
-def one_run(engine: str, num_kills: int, seed: int, rng: random.Random, results: Results) -> None:
-    """A run with so many kills in it, and one without where models are compared."""
+def one_run(
+    engine: str, num_kills: int, hardships: tuple[str, ...], seed: int, rng: random.Random, results: Results
+) -> None:
+    """A run with so many kills and these hardships in it, and one without where models are compared."""
     base, sections = ENGINES[engine]
     num_ranks = 1 + results.num_runs % 2
+    num_steps = STEPS_PER_KILL[engine] * max(num_kills, 2) + STEPS_PER_HARDSHIP * len(hardships)
     role = {"replicas": 2, "restart": RESTART}
     learner = {"replicas": num_ranks, "restart": RESTART}
     sections = sections | {
         "seed": seed,
         "roles": {"generator": role, "reward": role, "shaper": {"restart": RESTART}, "learner": learner},
-        "learner": sections.get("learner", {})
-        | {"steps": STEPS_PER_KILL[engine] * max(num_kills, 2), "checkpoint_every": 20},
+        "learner": sections.get("learner", {}) | {"steps": num_steps, "checkpoint_every": 20},
         "telemetry": {"status_every_s": 0.05},
     }
     undisturbed = plain_run(base, sections) if engine == "embedded" else None
-    ranks = ("learner/1",) if num_ranks > 1 else ()
-    victims = (*WORKERS, *ranks, AGENT)
-    with_all = (rng.choice((LAUNCHER, KEEPER)),) if results.num_runs % 3 == 0 else ()  # all others go down with these
-    armed = {name: least_seen(name, results, rng) for name in (*victims, *with_all)}
-    faults = ", ".join(f"crash {point}:{passing_of(point, rng)}@{name}" for name, point in armed.items())
-    with tempfile.TemporaryDirectory() as home, LaunchedRun(Path(home), base, sections, faults) as run:
+    victims, faults = armed(num_ranks, rng, results)
+    with contextlib.ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        setting = stack.enter_context(prepared(home, hardships, num_steps - 1))
+        run = stack.enter_context(LaunchedRun(home, base, sections | setting.sections, faults, setting.prefix))
+        ordeal = Ordeal(run, setting, results, rng)
         try:
-            Ordeal(run, results, rng).kill_at_random(victims, num_kills)
+            ordeal.endure(victims, num_kills, hardships)
             summary = finished(run, results)
-        except (AssertionError, subprocess.TimeoutExpired) as error:
-            results.failures.append(f"{faults}: {error}")
+        except (AssertionError, subprocess.SubprocessError, psutil.Error) as error:
+            blamed = [ordeal.present] if ordeal.present else ordeal.past
+            for name in blamed:
+                results.tolls[name].failed += 1
+            results.failures.append(f"{', '.join(blamed)}: {faults}: {error}")
+            print(f"  failed: {results.failures[-1]}", flush=True)
             return
+        finally:
+            for name in {*ordeal.past, ordeal.present} - {None}:
+                results.tolls[name].runs += 1
     before, after = summary["before"]["reward"], summary["after"]["reward"]
     if undisturbed is not None:
         results.rewards.append((before, undisturbed, after))
+
+
+def armed(num_ranks: int, rng: random.Random, results: Results) -> tuple[tuple[str, ...], str]:
+    """Who is killed, and the named points at which the first incarnations die."""
+    ranks = ("learner/1",) if num_ranks > 1 else ()
+    victims = (*WORKERS, *ranks, AGENT)
+    with_all = (rng.choice((LAUNCHER, KEEPER)),) if results.num_runs % 3 == 0 else ()  # all others go down with these
+    points = {name: least_seen(name, results, rng) for name in (*victims, *with_all)}
+    return victims, ", ".join(f"crash {point}:{passing_of(point, rng)}@{name}" for name, point in points.items())
+
+
+def chosen(words: Sequence[str], engine: str) -> tuple[tuple[str, ...], str]:
+    """The hardships that are asked for and can be had, and in words what cannot."""
+    if "none" in words or (not words and engine != "scripted"):
+        return (), ""
+    names = HARDSHIPS if not words or "all" in words else tuple(name for name in HARDSHIPS if name in words)
+    if "full-disk" in names and (reason := why_not()) is not None:
+        return tuple(name for name in names if name != "full-disk"), f"Without a full disk: {reason}."
+    return names, ""
 
 
 def plain_run(base: str, sections: dict[str, Any]) -> float:
@@ -180,87 +188,13 @@ def passing_of(point: str, rng: random.Random) -> int:
     return rng.randint(*SELDOM.get(point, PASSINGS[point.partition(".")[0]]))
 
 
-class Ordeal:
-    """What is done to one run."""
-
-    def __init__(self, run: LaunchedRun, results: Results, rng: random.Random) -> None:
-        self._run = run
-        self._results = results
-        self._rng = rng
-
-    def kill_at_random(self, victims: tuple[str, ...], num_kills: int) -> None:
-        """Kill whoever is there; then see that the run comes to its end, and who was away. Raises `AssertionError`."""
-        self._wait_until(lambda: max(steps_of(self._run), default=0) >= FIRST_STEPS)
-        whoever = (*victims, *victims, LAUNCHER, KEEPER)  # the whole run goes down with these two
-        for _ in range(num_kills):
-            self._wait(time.monotonic() + self._rng.uniform(0.0, KILLED_EVERY_S))
-            if self._run.process.poll() is not None:
-                break
-            name = self._rng.choice(whoever)
-            with contextlib.suppress(ProcessLookupError):  # it has died at its point, or of the kill before
-                self._kill(name)
-                self._results.kills[role_of(name)] += 1
-        self._wait(time.monotonic() + RUN_ENDS_WITHIN_S)
-        assert self._run.process.poll() is not None, "it does not end"
-        for event in self._run.events("serves"):
-            self._results.away_s[role_of(event["process"])].append(event["away_s"])
-
-    def _wait(self, deadline_s: float) -> None:
-        """Until then or until the run has ended; go on with it when its launcher was killed."""
-        while time.monotonic() < deadline_s:
-            if self._run.process.poll() == -signal.SIGKILL:
-                self._resume()
-            elif self._run.process.poll() is not None:
-                return
-            time.sleep(0.05)
-
-    def _resume(self) -> None:
-        begin_s, num_steps = time.monotonic(), len(steps_of(self._run))
-        self._run.resume()
-        self._results.num_resumed += 1
-        self._wait_until(lambda: len(steps_of(self._run)) > num_steps)
-        self._results.away_s[LAUNCHER].append(time.monotonic() - begin_s)
-
-    def _kill(self, name: str) -> None:
-        """SIGKILL to what a process is now. Raises `ProcessLookupError`."""
-        if name == LAUNCHER:
-            self._run.process.kill()
-            self._run.process.wait(RUN_ENDS_WITHIN_S)
-        elif name in (AGENT, KEEPER):
-            record = json.loads((self._run.run_dir / "nodes" / f"{NODE}.json").read_text())
-            pid, num_heard = record[role_of(name)]["pid"], len(self._run.events("node_up"))
-            begin_s = time.monotonic()
-            os.kill(pid, signal.SIGKILL)
-            self._wait_until(lambda: len(self._run.events("node_up")) > num_heard)
-            self._results.away_s[role_of(name)].append(time.monotonic() - begin_s)
-        else:
-            self._run.kill(name)
-
-    def _wait_until(self, holds: Callable[[], bool]) -> None:
-        """Or until the launcher has ended."""
-        deadline_s = time.monotonic() + RUN_ENDS_WITHIN_S
-        while self._run.process.poll() is None and not holds():
-            assert time.monotonic() < deadline_s, f"it does not come:\n{self._run.output}"
-            time.sleep(0.02)
-
-
-def role_of(name: str) -> str:
-    """Of a process."""
-    return name.partition("/")[0]
-
-
-def steps_of(run: LaunchedRun) -> list[int]:
-    """Of the lines of steps so far."""
-    return [line["step"] for line in run.lines("metrics.jsonl") if line["type"] == "step"]
-
-
 def finished(run: LaunchedRun, results: Results) -> dict[str, Any]:
     """Take a run that is over into the results. Raises `AssertionError` if something is wrong with it."""
     logs = [run.output, *(path.read_text() for path in (run.run_dir / "logs").glob("*.out"))]
     lines = itertools.chain.from_iterable(log.splitlines() for log in logs)
     results.points.update(line.split()[3].partition(":")[0] for line in lines if line.startswith(f"{VARIABLE}: crash"))
     code = run.end()
-    assert code == 0, f"exit code {code}: {run.output[-2000:]}"
+    assert code == 0 or is_finished(run), f"exit code {code}: {run.output[-2000:]}"
     summary = run.assert_clean()
     results.num_samples += sum(summary["samples_by_fate"].values())
     results.num_trained += summary["samples_by_fate"]["trained"]
@@ -268,7 +202,7 @@ def finished(run: LaunchedRun, results: Results) -> dict[str, Any]:
     return summary
 
 
-def table(arguments: argparse.Namespace, results: Results) -> str:
+def table(results: Results, missing: str = "") -> str:
     """The results as Markdown."""
     lines = [
         conditions("faults"),
@@ -291,6 +225,9 @@ def table(arguments: argparse.Namespace, results: Results) -> str:
         f"{results.num_trained:,} trained, none twice, none over-stale (`darts-launch audit` of each run); "
         f"{results.of_ended_early:,} tokens were decoded by processes that were then killed.",
     ]
+    lines += rows(results.tolls)
+    if missing:
+        lines += ["", missing]
     if results.rewards:
         lines += ["", *compared(results.rewards)]
     return "\n".join(lines + [f"\nFailure: {failure}" for failure in results.failures]) + "\n"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -56,6 +57,24 @@ class LaunchedRun:
         """`darts-launch resume`, once the launcher before has ended."""
         assert self.process.poll() is not None, "it goes on"
         self.process = self._launched("resume", *options, str(self.run_dir))
+
+    def start_over(self) -> None:
+        """`darts-launch` again, where the launcher has died before there was a run to resume."""
+        assert self.process.poll() is not None, "it goes on"
+        for path in (self._home / "runs").glob("*"):
+            shutil.rmtree(path)
+        self.process = self._launched(str(self._home / "cluster.yaml"))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a run that can be resumed."""
+        return any((self._home / "runs").glob("*/state.json"))
+
+    def processes(self) -> list[psutil.Process]:
+        """The launcher, the keeper, the agent and all that these have started."""
+        node = json.loads((self.run_dir / "nodes" / "local.json").read_text())
+        pids = [record["pid"] for record in (node["keeper"], node["agent"], *node["processes"])]
+        return [psutil.Process(pid) for pid in (self.process.pid, *pids)]
 
     def kill_all(self) -> None:
         """SIGKILL to the launcher and to every process of the run, as a power failure would."""
@@ -178,6 +197,19 @@ class LaunchedRun:
         return (
             subprocess.run([*self._prefix, sys.executable, "-c", code], check=False, timeout=DEADLINE_S).returncode != 0
         )
+
+
+def listening(run: LaunchedRun) -> set[tuple[str, int]]:
+    """Where the processes of the run listen just now."""
+    mark = str(run.run_dir)
+    processes = [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
+    processes.append(psutil.Process(run.process.pid))
+    found = set()
+    for process in processes:
+        for connection in process.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM:
+                found.add((connection.laddr.ip, connection.laddr.port))
+    return found
 
 
 def _merged(settings: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

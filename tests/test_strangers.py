@@ -8,30 +8,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import zmq
 
 from darts_async.transport import load_keys
-from tests.launched import LaunchedRun
+from tests.launched import LaunchedRun, listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 INTERFACE = "127.0.0.3"
 """Of this machine too, and nobody else's: what is bound elsewhere shows."""
-
-
-def listening(run: LaunchedRun) -> set[tuple[str, int]]:
-    """Where the processes of the run listen just now."""
-    mark = str(run.run_dir)
-    processes = [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
-    processes.append(psutil.Process(run.process.pid))
-    found = set()
-    for process in processes:
-        for connection in process.net_connections("inet"):
-            if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM:
-                found.add((connection.laddr.ip, connection.laddr.port))
-    return found
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 is what it should be.
 
 python -m tests.fakes.rogue --run-dir DIR --name generator/1 --incarnation 1      (LIE=future_weights)
+
+With LIES_AT_ONCE set it does so in whichever life it is started.
 """
 
 import os
@@ -29,7 +31,7 @@ class Generator(GeneratorActor):
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
-        self.lie = os.environ["LIE"] if runtime.incarnation == 1 else ""
+        self.lie = os.environ["LIE"] if _lies(runtime) else ""
 
     def _tell_shaper(self, message: GeneratorToShaper) -> None:
         super()._tell_shaper(message)
@@ -59,8 +61,12 @@ class Reward(RewardActor):
 
     def _announce(self) -> None:
         super()._announce()
-        if self._open and self._shaper is not None and self._runtime.incarnation == 1:
+        if self._open and self._shaper is not None and _lies(self._runtime):
             self._runtime.send("rewards", self._shaper, SampleScored(0, float("nan")))
+
+
+def _lies(runtime: Runtime) -> bool:
+    return runtime.incarnation == 1 or "LIES_AT_ONCE" in os.environ
 
 
 if __name__ == "__main__":
