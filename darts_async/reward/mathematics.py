@@ -41,13 +41,16 @@ def math(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], f
     r"""1.0 if the answer of the response equals `answer` as mathematics, else 0.0.
 
     `answer` may be bare (`\frac{1}{2}`, `\$36`, `5\text{ cm}`), in dollars or boxed, or a sentence with math in it. Its
-    units, money signs and thousands separators are not compared. If it is one letter from A to J, also in parentheses
+    units, money signs and thousands separators are not compared, nor are words before it ("The total is", "Answer:")
+    and a full stop after it. If it is one letter from A to J, also in parentheses
     or in `\text`, it is a choice, and is compared as a letter.
 
     The answer of a response is looked for after the last `</think>`: what was thought is not answered, and a response
-    that is still thinking has no answer. There it is
+    that is still thinking has no answer. (Where the chat template opens the thoughts itself, a response that was cut
+    before `</think>` looks like one without thoughts, and a box in it counts.) There it is
 
-    - the content of the last box (`\boxed` or `\fbox`) that is closed, whatever other boxes say;
+    - the content of the last box (`\boxed` or `\fbox`) that is closed, whatever other boxes say; one of two letters
+      ("B or C") is no choice;
     - without a box, for a choice: the letter that follows the last "answer", "option" or "choice", or else a last line
       that is a letter alone;
     - without a box, for anything else: the last expression, where one that follows "answer" comes before others.
