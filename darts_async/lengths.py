@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 _POSITIONS = ("max_position_embeddings", "n_positions")
 _THRESHOLDS = re.compile(r"window|chunk|local|block_size|floor_scale|original_max|index_topk")
-_NOT_TOKENS = re.compile(r"pattern|layers?$|experts|mamba|conv")
+_NOT_TOKENS = re.compile(r"pattern|layers?$|experts|heads|theta|freq|mamba|conv")
 _SECTIONS = ("rope_parameters", "rope_scaling")
 _FREQUENCIES = {"dynamic": "dynamic", "longrope": "longrope", "su": "longrope"}
 """Rotary frequencies that change with the length; `su` is an older name of the second kind."""
@@ -122,4 +122,4 @@ def _thresholds(section: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[T
 
 
 def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

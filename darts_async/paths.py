@@ -35,14 +35,22 @@ def expanded(text: str, setting: str) -> Path:
         raise ConfigError(f"{setting} is {text!r}: {error}") from error
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file that can be looked at: no path raises."""
+    return os.path.isfile(path)
+
+
 def missing_file(path: Path) -> str:
     """That there is no such file, and which one may have been meant: the first part of the path that is wrong is
-    compared with what stands in its place."""
+    compared with the names in its directory."""
     wanted = path.absolute()
-    first = next((each for each in reversed((wanted, *wanted.parents)) if not each.exists()), wanted)
+    if os.path.isdir(wanted):
+        return f"{wanted} is a directory, and a file is needed"
+    first = next((each for each in reversed((wanted, *wanted.parents)) if not os.path.exists(each)), wanted)
     near = difflib.get_close_matches(first.name, _names_in(first.parent), n=1)
     guess = first.parent / near[0] / wanted.relative_to(first) if near else None
-    return f"there is no file {wanted}" + (f"; did you mean {guess}?" if guess is not None and guess.exists() else "")
+    found = guess is not None and os.path.exists(guess)
+    return f"there is no file {wanted}" + (f"; did you mean {guess}?" if found else "")
 
 
 def _names_in(folder: Path) -> list[str]:

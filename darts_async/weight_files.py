@@ -60,12 +60,12 @@ def check_weight_files(directory: Path) -> Iterator[FileFault]:
 
     Weights in another format are not looked at.
     """
-    index = directory / INDEX_FILE
+    index, single = directory / INDEX_FILE, directory / WEIGHT_FILE
     if index.is_file():
         yield from _check_index(index)
-    elif (directory / WEIGHT_FILE).is_file():
-        yield from _check_file(directory / WEIGHT_FILE, [])
-    elif not any((directory / name).is_file() for name in _OTHER_FORMATS):
+    if single.is_file():  # where there are both, some programs read this one
+        yield from _check_file(single, [])
+    elif not any((directory / name).is_file() for name in (INDEX_FILE, *_OTHER_FORMATS)):
         fix = "copy them there, or save the model with save_pretrained"
         yield FileFault(directory, f"has no weights: neither {WEIGHT_FILE} nor {INDEX_FILE}", fix)
 
@@ -124,6 +124,7 @@ def _read(file: Path) -> dict[str, TensorEntry]:
         header = _decode(opened.read(length))
     for name, entry in header.items():
         _check_entry(name, entry)
+    _check_places(header)
     expected = 8 + length + max((entry.data_offsets[1] for entry in header.values()), default=0)
     if size != expected:
         what = "it was cut off" if size < expected else "something was appended to it"
@@ -136,7 +137,7 @@ def _decode(header: bytes) -> dict[str, TensorEntry]:
         parts = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         parts.pop("__metadata__", None)
         return {name: msgspec.json.decode(part, type=TensorEntry) for name, part in parts.items()}
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _UnreadableError(f"has a header that cannot be read: {error}") from error
 
 
@@ -144,8 +145,18 @@ def _check_entry(name: str, entry: TensorEntry) -> None:
     if entry.num_bytes is None:
         raise _UnreadableError(f"has {name} of a type {entry.dtype!r} that is unknown", "save it in another type")
     first, end = entry.data_offsets
-    if not 0 <= first <= end or end - first != entry.num_bytes:
+    if min(entry.shape, default=0) < 0 or not 0 <= first <= end or end - first != entry.num_bytes:
         raise _UnreadableError(
             f"has {name} of shape {entry.shape} and type {entry.dtype} in {end - first} bytes; it takes "
             f"{entry.num_bytes}"
         )
+
+
+def _check_places(header: dict[str, TensorEntry]) -> None:
+    """The tensors lie one after the other, as the format demands: a reader refuses gaps and overlaps."""
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1].data_offsets):
+        first, after = entry.data_offsets
+        if first != end:
+            raise _UnreadableError(f"has {name} at byte {first} of the data, but the tensor before it ends at {end}")
+        end = after

@@ -19,7 +19,7 @@ from darts_async.config import NodeConfig, RunConfig
 from darts_async.errors import ConfigError, DataError, ModelError, RewardError
 from darts_async.lengths import bounds, text_part
 from darts_async.models import load_tokenizer, resolve_model_path
-from darts_async.paths import expanded, missing_file
+from darts_async.paths import expanded, is_file, missing_file
 from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.reward.functions import load_function
 from launcher.devices import check_backend, check_gpus, check_vllm
@@ -204,7 +204,7 @@ def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:
     except ConfigError as error:
         yield Problem(setting, str(error), shown(text), here=True)
         return
-    if not path.is_file():
+    if not is_file(path):
         yield Problem(setting, missing_file(path), shown(text), fix, here=True)
 
 

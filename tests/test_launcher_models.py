@@ -79,6 +79,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda path: rewrite_header(path / SHARD, lambda header: header["b"].update(shape=[6])),
         [SHARD, "has b of shape [6] and type BF16 in 10 bytes; it takes 12"],
     ),
+    "sizes below zero": (
+        lambda path: rewrite_header(path / SHARD, lambda header: header["b"].update(shape=[-1, -5])),
+        [SHARD, "has b of shape [-1, -5]"],
+    ),
+    "two tensors in one place": (
+        lambda path: rewrite_header(path / SHARD, lambda header: header.update(z=header["b"])),
+        [SHARD, "has z at byte 0 of the data, but the tensor before it ends at 10"],
+    ),
+    "a header without an end": (
+        lambda path: (path / SHARD).write_bytes(struct.pack("<Q", 40000) + b'{"a":' + b"[" * 39995),
+        [SHARD, "has a header that cannot be read"],
+    ),
+    "a whole file beside an index of others": (
+        lambda path: (path / WEIGHT_FILE).write_bytes(b"{}"),
+        [WEIGHT_FILE, "does not begin as a safetensors file does"],
+    ),
     "a tensor that only the index has": (
         lambda path: rewrite_header(path / SHARD, lambda header: header.update(z=header.pop("b"))),
         [SHARD, f"has no b (1 missing), though {INDEX_FILE} says so"],

@@ -284,17 +284,20 @@ async def assert_decoded_right(name: str, path: str, max_context_tokens: int) ->
 def test_bounds_are_read_from_any_shape_of_a_configuration() -> None:
     longrope = {"type": "su", "original_max_position_embeddings": 4096}
     dynamic = {"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {"rope_type": "default"}}
+    yarn = {"rope_type": "yarn", "original_max_position_embeddings": 32768, "factor": 4.0}  # as transformers and vLLM
     shapes = {
         131072: {"max_position_embeddings": 131072, "sliding_window": 8},
         4096: {"max_position_embeddings": 131072, "rope_scaling": longrope},
         2048: {"text_config": {"max_position_embeddings": 2048, "rope_parameters": dynamic}},
         1024: {"n_positions": 1024},
+        40960: {"max_position_embeddings": 40960, "rope_scaling": yarn},
     }
     for value, described in shapes.items():
         assert bounds(described)[0].value == value
         assert why_too_long(described, value) is None
         assert f"lower it to {value} or less" in str(why_too_long(described, value + 1))
     assert bounds({"model_type": "mamba"}) == []
+    assert bounds({"max_position_embeddings": -1}) == []
 
 
 def test_thresholds_are_the_numbers_of_tokens_and_no_others() -> None:
@@ -303,6 +306,9 @@ def test_thresholds_are_the_numbers_of_tokens_and_no_others() -> None:
         "sliding_window_pattern": 6,
         "max_window_layers": 28,
         "num_local_experts": 16,
+        "n_local_heads": 64,
+        "rope_local_base_freq": 10000,
+        "local_rope_theta": 10000,
         "use_sliding_window": True,
         "attention_chunk_size": 8192,
         "rope_parameters": {"full_attention": {"original_max_position_embeddings": 16384, "factor": 4}},

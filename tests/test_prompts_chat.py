@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from darts_async.errors import ConfigError, DataError, ModelError
-from darts_async.prompts.chat import ChatMessage
+from darts_async.prompts.chat import ChatMessage, ChatTemplate
 from darts_async.prompts.chat_files import load_chat_template
 from tests.byte_tokenizer import write_tokenizer
 
@@ -304,3 +304,11 @@ def test_whatever_goes_wrong_in_a_template_is_an_error_of_the_data(tmp_path: Pat
     write_tokenizer(tmp_path, chat_template=source)
     with pytest.raises(DataError, match="refuses the conversation"):
         render(tmp_path, CONVERSATION)
+
+
+def test_a_template_without_an_end_is_refused() -> None:
+    endless = ChatTemplate("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", {}, "here")
+    with pytest.raises(DataError, match="the chat template refuses the conversation: maximum recursion depth"):
+        endless.render(CONVERSATION)
+    with pytest.raises(ModelError, match="the chat template in here is not valid: it is nested too deeply"):
+        ChatTemplate("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", {}, "here")

@@ -112,6 +112,28 @@ def test_a_missing_file_suggests_the_one_that_was_meant(tmp_path: Path) -> None:
             read_records(tmp_path / wrong, "jsonl", FIELDS)
 
 
+def test_a_directory_in_place_of_a_file_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"^{tmp_path} is a directory, and a file is needed"):
+        read_records(tmp_path, "jsonl", FIELDS)
+
+
+def test_a_path_that_the_system_refuses_is_a_missing_file(tmp_path: Path) -> None:
+    for name in ("a" * 300, "a\0b"):
+        with pytest.raises(DataError, match="there is no file"):
+            read_records(tmp_path / name, "jsonl", FIELDS)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", {"prompt": "p", "answer": "a"})
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"a\.jsonl cannot be read: .*Permission denied"):
+        read_records(file, "jsonl", FIELDS)
+
+
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n \n")
     with pytest.raises(DataError, match="holds no records"):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from darts_async.errors import DataError
-from darts_async.shaper.patience import GROUPS_REMEMBERED, LEAST_S, LONGEST_TIMES, Patience
+from darts_async.shaper.patience import GROUPS_REMEMBERED, LEAST_S, LONGEST_CUT_S, LONGEST_TIMES, Patience
 from darts_async.simulation.models import EngineModel, Models, RewardModel
 from darts_async.simulation.report import SimulationResult
 from darts_async.simulation.run import simulate
@@ -21,6 +21,17 @@ def test_the_limit_follows_the_longest_of_the_latest_groups() -> None:
     for _ in range(GROUPS_REMEMBERED):
         patience.took(1.0)
     assert patience.limit_s == LEAST_S
+
+
+def test_groups_that_never_end_are_not_waited_for_ever_longer() -> None:
+    patience, limits_s = Patience(None), []
+    for _ in range(12):
+        limits_s.append(patience.limit_s)
+        patience.cut(patience.limit_s)
+    assert limits_s[:3] == [LEAST_S, LONGEST_TIMES * LEAST_S, LONGEST_TIMES**2 * LEAST_S]
+    assert limits_s[-1] == LONGEST_TIMES * LONGEST_CUT_S
+    patience.took(2 * LONGEST_CUT_S)
+    assert patience.limit_s == LONGEST_TIMES * 2 * LONGEST_CUT_S
 
 
 def test_a_given_limit_is_the_limit() -> None:

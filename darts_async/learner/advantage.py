@@ -16,8 +16,8 @@ rounding: it moves probability between its samples and never up or down as a who
 Bias. With inverse inclusion probabilities as weights, `sum w_i (r_i - b_i) grad log pi(i)` has the expectation of the
 sum over all R launched samples if b_i does not depend on sample i once the draw is averaged out: true for `history`
 and `leave_one_out`, not for `group`. Division by the group's own deviation costs that exactness in any case: it is made
-of the very rewards that it divides. The deviation of `history` is the history's own: with it prompts are weighed anew,
-and each prompt's gradient keeps its direction.
+of the very rewards that it divides. The deviation of `history` is the history's own: it changes what
+prompts weigh against each other, and each prompt's gradient keeps its direction.
 """
 
 import math

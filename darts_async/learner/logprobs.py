@@ -254,8 +254,8 @@ def _gradient_of_rows(
     *,
     is_kept: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient by `raw`, [num_rows, vocabulary], as if no column were a target, and [num_rows, 1] what stands in
-    the target's instead. `raw` is the log-probabilities themselves if they were kept."""
+    """The gradient by `raw`, [num_rows, vocabulary], as if no column were a target, and [num_rows, 1] that of the
+    target's column. `raw` is the log-probabilities themselves if they were kept."""
     log_p = raw if is_kept else _scores(raw, constants).sub_(found.norms)
     of_targets = log_p.gather(-1, targets)
     at_target = _grad_scores(of_targets, found, grads, is_drawn=True)
@@ -285,7 +285,7 @@ def _slope(log_p: Tensor, norms: Tensor, constants: _Constants) -> Tensor | floa
 
 
 def _grad_scores(log_p: Tensor, found: _OfRows, grads: _Gradients, *, is_drawn: bool) -> Tensor:
-    """The gradient by z where no target stands: `-g p - g' p (log p + H) + g" p (1[kept] / weight - 1)`."""
+    """The gradient by z, but for the target's column: `-g p - g' p (log p + H) + g" p (1[kept] / weight - 1)`."""
     p = log_p.exp()
     factor: Tensor | None = None
     if grads.entropy is not None:

@@ -25,6 +25,15 @@ from darts_async.errors import ConfigError, DataError, ModelError
 
 ChatMessage = dict[str, Any]
 """One turn of a conversation, as the record has it: `role`, `content`, and whatever else the template may read."""
+_RENDERING = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
 ARGUMENTS_SETTING = "prompts.chat_template_arguments"
 
 
@@ -52,6 +61,8 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"the chat template in {place} is not valid: {error} (line {error.lineno})") from error
+        except RecursionError as error:
+            raise ModelError(f"the chat template in {place} is not valid: it is nested too deeply") from error
         for name in arguments or {}:
             if name not in self.names:
                 raise ConfigError(_unknown_argument(name, self.names, place))
@@ -64,7 +75,7 @@ class ChatTemplate:
         """
         try:
             return self._template.render(messages=list(messages), add_generation_prompt=True, **self._variables)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        except _RENDERING as error:
             # A template is a program: what goes wrong in it is Python's own errors as often as jinja's.
             raise DataError(f"the chat template refuses the conversation: {error}") from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from darts_async.errors import DataError
-from darts_async.paths import missing_file
+from darts_async.paths import is_file, missing_file
 
 FileFormat = Literal["jsonl", "parquet"]
 Row = tuple[str, Any]
@@ -26,19 +26,22 @@ def read_rows(path: Path, file_format: FileFormat, fields: tuple[str, ...] | Non
     Raises:
         DataError: there is no such file, or it cannot be read.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{missing_file(path)}; check prompts.path and prompts.held_out_path")
     return _jsonl_rows(path) if file_format == "jsonl" else _parquet_rows(path, fields)
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path}, line {number}"
-            if number == 1:
-                line = _without_mark(line, place)
-            if line.strip():
-                yield place, _decoded(line, place)
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                place = f"{path}, line {number}"
+                if number == 1:
+                    line = _without_mark(line, place)
+                if line.strip():
+                    yield place, _decoded(line, place)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _without_mark(line: bytes, place: str) -> bytes:

@@ -110,9 +110,7 @@ class Worker:
         self._process.stdin.close()
         try:
             async with asyncio.timeout(REAP_S):
-                if (
-                    await self._process.wait() == -signal.SIGKILL
-                ):  # the warden itself, maybe: then nobody has cleaned up
+                if await self._process.wait() == -signal.SIGKILL:  # perhaps the warden itself, before it cleaned up
                     kill_marked(MARK, self._mark)
                 await self._process.communicate()
         except TimeoutError as error:

@@ -12,7 +12,7 @@ _FIRST_EXIT_CODE = 231
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """0 is no limit."""
+    """A limit of 0 is none."""
 
     memory_bytes: int = 0
     """Of the worker and everything below it: memory that no file holds."""

@@ -26,8 +26,14 @@ _MATH = re.compile(
 )
 _LETTER = r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\**\(?\s*(?P<letter>[A-J])\s*\)?"
 _CHOICE = re.compile(rf"\s*{_LETTER}[.:]?\**\s*\}}?\s*")
-_BOXED_CHOICE = re.compile(rf"\s*{_LETTER}(?![A-Za-z0-9_^=+*/-])", re.IGNORECASE)
+_BETWEEN = r"(?:[\s{}()$]|\\[,; ]|\\(?:text|textbf|mathrm|mathbf)\b)*"
+_ANOTHER = rf"{_BETWEEN}(?:[,;&]|and\b|or\b){_BETWEEN}(?-i:[A-J])(?![A-Za-z])"
+_BOXED_CHOICE = re.compile(rf"(?>\s*{_LETTER})(?![A-Za-z0-9-]|\s*[_^=+*/]|{_ANOTHER})", re.IGNORECASE)
+"""A box of two letters is no choice, nor is one of a formula."""
 _NAMED_CHOICE = re.compile(rf"(?i:answer|choice|option)(?i:\s+is)?\s*[:=]?\s*\$?{_LETTER}(?!\w)")
+_LEAD = re.compile(r"\A\s*[A-Za-z ]*(?:\bis\s|[a-z]{3}:)\s*(?=.*\d|\W*[A-J]\W*$)")
+"""The words before an answer: "The total is", "Answer:"."""
+_FULL_STOP = re.compile(r"(?<!\\right)\.\Z")
 _MONEY = re.compile(r"\\\$(?=\s*\d)")
 
 
@@ -35,13 +41,16 @@ def math(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], f
     r"""1.0 if the answer of the response equals `answer` as mathematics, else 0.0.
 
     `answer` may be bare (`\frac{1}{2}`, `\$36`, `5\text{ cm}`), in dollars or boxed, or a sentence with math in it. Its
-    units, money signs and thousands separators are not compared. If it is one letter from A to J, also in parentheses
+    units, money signs and thousands separators are not compared, nor are words before it ("The total is", "Answer:")
+    and a full stop after it. If it is one letter from A to J, also in parentheses
     or in `\text`, it is a choice, and is compared as a letter.
 
     The answer of a response is looked for after the last `</think>`: what was thought is not answered, and a response
-    that is still thinking has no answer. There it is
+    that is still thinking has no answer. (Where the chat template opens the thoughts itself, a response that was cut
+    before `</think>` looks like one without thoughts, and a box in it counts.) There it is
 
-    - the content of the last box (`\boxed` or `\fbox`) that is closed, whatever other boxes say;
+    - the content of the last box (`\boxed` or `\fbox`) that is closed, whatever other boxes say; one of two letters
+      ("B or C") is no choice;
     - without a box, for a choice: the letter that follows the last "answer", "option" or "choice", or else a last line
       that is a letter alone;
     - without a box, for anything else: the last expression, where one that follows "answer" comes before others.
@@ -84,11 +93,11 @@ def last_box(text: str) -> str | None:
 
 
 def _content(answer: str) -> str:
-    """Without the box or the delimiters around all of it."""
+    """Without the box or the delimiters around all of it, the words before it and the full stop after it."""
     box = last_box(answer)
-    math = _MATH.fullmatch((box if box is not None else answer).strip())
-    inside = math[math.lastgroup] if math is not None and math.lastgroup is not None else None
-    return inside if inside is not None else answer if box is None else box
+    content = _FULL_STOP.sub("", _LEAD.sub("", answer if box is None else box).strip())
+    math = _MATH.fullmatch(content)
+    return math[math.lastgroup] if math is not None and math.lastgroup is not None else content
 
 
 def _as_boxed(answer: str) -> str:

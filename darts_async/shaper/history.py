@@ -15,7 +15,7 @@ samples enter that memory as their expected sufficient statistics under the esti
 Pass rates are Beta(a, b) over prompts; a prompt's is the posterior mean given its scored samples. Samples without a
 reward are missing, never failures. Rewards are clipped to [0, 1] and may be fractions. A sample that a draw has left in
 for others counts for those too (survivors, and the sample that hazard pruning spares): over visits the ratio of both
-sums is that of all launched samples, long ones included. Where whoever is long is cut without a draw (`early_stop`,
+sums is that of all launched samples, long ones included. Where long samples are cut without a draw (`early_stop`,
 saturation), the pass rate is that of the short ones, and nothing that was scored could tell the other.
 
 The population (m0, t0, r0, tau, a, b) starts from a weak prior and follows the visits with exponential forgetting: each

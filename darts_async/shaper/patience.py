@@ -3,7 +3,8 @@
 A fixed time cuts the long answers of one task and waits for hours on another. So it follows the times that groups have
 taken from opening to completion: `LONGEST_TIMES` the longest of the latest `GROUPS_REMEMBERED`, and never less than
 `LEAST_S`, the time in which a process is restarted. A group that is cut counts as one that took until then. So where
-answers grow longer all of a sudden, at most a few groups are cut before the measure has followed.
+answers grow longer all of a sudden, at most a few groups are cut before the measure has followed. It counts as
+`LONGEST_CUT_S` at most: groups that never end would otherwise be waited for four times as long each time.
 """
 
 from collections import deque
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 LONGEST_TIMES = 4.0
 LEAST_S = 60.0
 GROUPS_REMEMBERED = 256
+LONGEST_CUT_S = 3600.0
 
 
 class Patience:
@@ -29,8 +31,12 @@ class Patience:
         return max(LEAST_S, LONGEST_TIMES * max(self._times_s, default=0.0))
 
     def took(self, time_s: float) -> None:
-        """A group was open for so long until it was complete, or was cut."""
+        """A group was open for so long until it was complete."""
         self._times_s.append(time_s)
+
+    def cut(self, time_s: float) -> None:
+        """A group was open for so long until it was cut."""
+        self._times_s.append(min(time_s, LONGEST_CUT_S))
 
     def to_state(self) -> list[float]:
         """For `restore`."""

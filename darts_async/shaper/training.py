@@ -173,7 +173,7 @@ class Training:
         if now_s - self._learner_fed_s > patience_s:
             group = self._blocking_group()
             if group is not None and now_s - group.opened_s > patience_s:
-                self._patience.took(now_s - group.opened_s)
+                self._patience.cut(now_s - group.opened_s)
                 self._give_up(group, fate="stale", reason="kept_learner_waiting")
                 self._learner_fed_s = now_s
 
