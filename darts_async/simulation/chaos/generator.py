@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from darts_async.generator.boundary import refusal_of_learner, refusal_of_shaper
 from darts_async.generator.engine import StepEvents
 from darts_async.generator.outgoing import Outgoing
 from darts_async.generator.scripted import ScriptedEngine
@@ -18,7 +19,9 @@ from darts_async.protocol import (
     GeneratorToLearner,
     GeneratorToShaper,
     Greet,
+    LearnerToGenerator,
     MemberJoined,
+    ShaperToGenerator,
     UpdateAborted,
     UpdateApplied,
     UpdateCommitted,
@@ -73,6 +76,7 @@ class GeneratorProcess(Process):
         self._commands: deque[Generate | Cancel] = deque()
         self._greeting: Greet | None = None
         self._live: set[int] = set()
+        self._asked: set[int] = set()
         self._shaper: str | None = None
         self._shaper_is_away = False
         self._is_loaded = False
@@ -92,9 +96,12 @@ class GeneratorProcess(Process):
     def handle(self, event: Event) -> None:
         """A command, or something about weights."""
         match event:
+            case Received(message=message) if reason := self._refusal(event):
+                self.refuse(event, f"{type(message).__name__}: {reason}")
             case Received(link="generators", peer=peer, message=Greet() as greeting):
                 self._shaper = peer
                 self._commands.clear()
+                self._asked.clear()
                 self._greeting = greeting
                 self._shaper_is_away = False
             case Received(link="weights", peer=peer, message=Greet()):
@@ -108,8 +115,15 @@ class GeneratorProcess(Process):
                 self._leave()
             case Received(link="generators", message=Generate() | Cancel() as command) if self._shaper is not None:
                 self._commands.append(command)
+                if isinstance(command, Generate):
+                    self._asked.add(command.sample_id)
             case Received(link="weights", message=message) if self._learner is not None:
                 self._hear_of_weights(message)
+
+    def _refusal(self, event: Received) -> str | None:
+        if event.link == "generators":
+            return refusal_of_shaper(cast(ShaperToGenerator, event.message), self._asked)
+        return refusal_of_learner(cast(LearnerToGenerator, event.message))
 
     def validate(self) -> None:
         """Samples that run are known."""
@@ -161,6 +175,7 @@ class GeneratorProcess(Process):
             self._take(finish(self.engine.step()))
         self._flush()
         assert not self._live, "every sample that was started has ended"
+        self._asked = {command.sample_id for command in self._commands if isinstance(command, Generate)}
         self._tell_shaper(GeneratorReady(greeting.number, self.engine.num_slots, self.engine.max_context_tokens))
         if self.version >= 0:
             self._tell_shaper(WeightsApplied(self.version, 0.0))
@@ -169,6 +184,7 @@ class GeneratorProcess(Process):
         self._outgoing.add(events)
         self._live.difference_update(end.sample_id for end in events.ended)
         self._live.difference_update(sample_id for sample_id, _ in events.rejected)
+        self._asked.difference_update([end.sample_id for end in events.ended], [each for each, _ in events.rejected])
 
     def _flush(self) -> None:
         self.reach("generator.before_flush")

@@ -3,10 +3,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from darts_async.learner.boundary import Boundary
 from darts_async.learner.consumed import ConsumedGroups
 from darts_async.learner.intake import Intake
 from darts_async.protocol import (
@@ -18,6 +19,7 @@ from darts_async.protocol import (
     LearnerToShaper,
     MemberJoined,
     ShaperSnapshot,
+    ShaperToLearner,
     TensorSpec,
     TrainGroup,
     VersionPublished,
@@ -102,6 +104,9 @@ class LearnerProcess(Process):
         self._is_told_floor = False
         self._shaper: str | None = None
         self._shaper_states: dict[int, bytes] = {}
+        self._boundary = Boundary(world.config)
+        self._newest_version = -1
+        self._early: dict[str, Received] = {}
         self._taken_up = LearnerReady(0)
         self._joined: set[str] = set()
         self._num_greetings = 0
@@ -117,6 +122,10 @@ class LearnerProcess(Process):
     def handle(self, event: Event) -> None:
         """A group, or something about weights."""
         match event:
+            case Received(link="weights", peer=peer, message=MemberJoined()) if not self._is_told_floor:
+                self._early[peer] = event
+            case Received(message=message) if reason := self._refusal(event):
+                self.refuse(event, f"{type(message).__name__}: {reason}")
             case Received(link="learner", peer=peer, message=Greet()):
                 self._shaper = peer
                 self._announce()
@@ -124,16 +133,35 @@ class LearnerProcess(Process):
                 self._num_greetings += 1
                 self.send("weights", peer, Greet(self._num_greetings))
             case PeerDown(link="weights", peer=peer):
+                self._early.pop(peer, None)
                 self._feed(MemberLost(peer))
             case Received(link="weights", peer=peer, incarnation=incarnation, message=message):
                 self._member_said(peer, incarnation, message)  # type: ignore[arg-type]
-            case Received(link="learner", message=CatchUp(policy_version=version)):
-                self._floor = max(self._floor, version)
-                self._is_told_floor = True
+            case Received(link="learner", message=CatchUp() as message):
+                self._catch_up(message)
             case Received(link="learner", message=TrainGroup() as group):
                 self._intake.take(group)
             case Received(link="learner", message=ShaperSnapshot(policy_version=version, state=state)):
                 self._shaper_states[version] = state
+                for older in sorted(self._shaper_states)[:-2]:  # as `Saver.take`
+                    del self._shaper_states[older]
+
+    def _catch_up(self, message: CatchUp) -> None:
+        self._floor = max(self._floor, message.policy_version)
+        self._newest_version = max(self._newest_version, message.newest_version)
+        self._is_told_floor = True
+        early, self._early = self._early, {}
+        for joined in early.values():
+            self.handle(joined)
+
+    def _refusal(self, event: Received) -> str | None:
+        if event.link == "learner":
+            return self._boundary.of_shaper(cast(ShaperToLearner, event.message))
+        return self._boundary.of_generator(
+            cast(GeneratorToLearner, event.message),
+            newest_version=max(self._newest_version, self._version),
+            newest_epoch=self._coordinator.newest_epoch,
+        )
 
     def validate(self) -> None:
         """The coordinator's invariants too."""
@@ -169,6 +197,7 @@ class LearnerProcess(Process):
             yield from self._checkpoint()
         yield lambda: not self._is_writing
         self._disk.model = self._disk.checkpoints[-1]
+        self.world.moment_came("model written")
         self._is_trained = True
         self._is_saved(self._version)
 
@@ -209,6 +238,8 @@ class LearnerProcess(Process):
     def _commit(self, groups: Sequence[TrainGroup]) -> None:
         group_ids = [group.group_id for group in groups]
         self._intake.commit(self._version - 1, group_ids)
+        if self._version == self._config.steps:
+            self.world.moment_came("last step taken")
         self._tell_shaper(GroupsCommitted(self._version - 1, np.array(group_ids, np.int64)))
 
     def _checkpoint(self) -> Script:
@@ -216,7 +247,7 @@ class LearnerProcess(Process):
             return
         yield lambda: not self._is_writing
         self._is_writing = True
-        checkpoint = Checkpoint(self._version, tuple(self._history), self._intake.consumed.intervals)
+        checkpoint = Checkpoint(self._version, tuple(self._history), self._intake.consumed.intervals, b"")
         self.run(self._write(checkpoint, has_shaper=self._shaper is not None))
 
     def _write(self, checkpoint: Checkpoint, *, has_shaper: bool) -> Script:
@@ -225,6 +256,7 @@ class LearnerProcess(Process):
         version = checkpoint.policy_version
         if has_shaper:
             yield lambda: version in self._shaper_states or self.world.now_s >= patience_s
+        yield lambda: not self.world.is_full
         state = self._shaper_states.get(version, b"")
         self._disk.checkpoints.append(replace(checkpoint, shaper_state=state))
         del self._disk.checkpoints[: -self._config.keep_checkpoints]

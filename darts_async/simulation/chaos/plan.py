@@ -5,6 +5,7 @@ from random import Random
 from typing import Any
 
 from darts_async.config import RunConfig
+from darts_async.simulation.chaos.hardship import Hardship, draw_hardship
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class ChaosPlan:
     """Probability that checkpoints are removed while everything is dead."""
     sections: dict[str, Any]
     """Settings of the run."""
+    hardship: Hardship
+    """What comes on top."""
 
 
 def draw_plan(seed: int) -> ChaosPlan:
@@ -78,6 +81,7 @@ def draw_plan(seed: int) -> ChaosPlan:
         damaged_checkpoints=rng.choice((0.0, 0.2, 0.5)),
         lost_checkpoints=rng.choice((0.0, 0.0, 0.5)),
         sections=sections | {"learner": sections["learner"] | {"keep_checkpoints": rng.randint(1, 3)}},
+        hardship=draw_hardship(seed, calm_after_s),
     )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import Any, TypeVar, cast
 
 from darts_async.errors import NonsenseError, ProtocolError
-from darts_async.protocol import Message, ProcessEnded
+from darts_async.protocol import Message, PeerRefused, ProcessEnded
+from darts_async.simulation.chaos.lies import lie_instead_of
 from darts_async.simulation.chaos.world import Crash, Frame, World
 from darts_async.topology import LAUNCHER
 from darts_async.transport import Event, PeerDown, PeerUp, Received
@@ -121,6 +122,8 @@ class Process:
         self._plan = links
         self.links: dict[str, SimLink] = {}
         self._events: list[Event] = []
+        self._refused: dict[tuple[str, str], int] = {}
+        """As `Runtime.refused`."""
         self._is_woken = False
         self._frozen_until_s = 0.0
         self._scripts: list[tuple[Script, Callable[[], bool]]] = []
@@ -153,8 +156,25 @@ class Process:
                 session.validate()
 
     def send(self, link: str, peer: str, message: Message) -> None:
-        """Queue a message."""
+        """Queue a message, and nonsense before it now and then."""
+        lies = self.world.plan.hardship.lies
+        if lies and link != LAUNCHER and self.world.chance(lies):
+            self._lie(link, peer, message)
         self.links[link].send(peer, message)
+
+    def refuse(self, event: Event, reason: str) -> None:
+        """As `Runtime.refuse`. Raises `Crash` where that raises."""
+        assert (event.peer, event.incarnation) in self.world.liars, f"{event}, which is honest, is refused: {reason}"
+        self.world.counts[f"nonsense refused by a {_role(self.name)}"] += 1
+        is_hub, is_judge = self._plan[event.link][0] == self.name, _role(self.name) in ("shaper", "learner")
+        if not is_hub and not (is_judge and _role(event.peer) in ("shaper", "learner")):
+            raise Crash
+        link = self.links[event.link]
+        known = min(event.incarnation, link.sessions[event.peer].peer_incarnation)
+        key = event.link, event.peer
+        self._refused[key] = max(known, self._refused.get(key, -1))
+        link.end(event.peer, known, forget=is_hub)
+        self.links[LAUNCHER].send(LAUNCHER, PeerRefused(event.peer, event.incarnation, reason))
 
     def reach(self, point: str) -> None:
         """A named point: the process may die here. Raises `Crash`."""
@@ -197,6 +217,16 @@ class Process:
 
     # --- inside ----------------------------------------------------------------------------------------------
 
+    def _lie(self, link: str, peer: str, message: Message) -> None:
+        lie = lie_instead_of(message, self.world.rng)
+        if lie is not None:
+            self.world.counts[f"nonsense told by a {_role(self.name)}"] += 1
+            self.world.liars.add((self.name, self.incarnation))
+            self.links[link].send(peer, lie)
+
+    def _is_refused(self, event: Event) -> bool:
+        return isinstance(event, Received) and event.incarnation <= self._refused.get((event.link, event.peer), -1)
+
     def guarded(self, work: Callable[[], None]) -> None:
         """Do something unless dead; later if frozen; a `Crash` in it is the death of the process."""
         if self.is_dead:
@@ -234,6 +264,8 @@ class Process:
             match event:
                 case Received(message=ProcessEnded() as ended):
                     self._ended(ended)
+                case _ if self._is_refused(event):
+                    continue
                 case _ if event.link != LAUNCHER or self.name == LAUNCHER:
                     self.handle(event)
         self.settle()
@@ -269,6 +301,10 @@ class Process:
     def _go_on(self, script: Script) -> None:
         self._resume(script)
         self._poll()
+
+
+def _role(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:

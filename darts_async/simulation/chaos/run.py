@@ -1,27 +1,34 @@
 """One run: the launcher, who starts again what has died, and the verdict."""
 
 import functools
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from darts_async.config import PromptsConfig, RunConfig
 from darts_async.prompts.load import PromptSets, load_prompts
-from darts_async.protocol import ProcessEnded, RunFinished
+from darts_async.protocol import PeerRefused, ProcessEnded, RunFinished
 from darts_async.simulation.chaos.generator import GeneratorProcess
 from darts_async.simulation.chaos.learner import Checkpoint, Disk, LearnerProcess
 from darts_async.simulation.chaos.plan import Blow, ChaosPlan, config_of
+from darts_async.simulation.chaos.power import DiskOfShaper
 from darts_async.simulation.chaos.process import Process
 from darts_async.simulation.chaos.reward import RewardProcess
 from darts_async.simulation.chaos.shaper import ShaperProcess
 from darts_async.simulation.chaos.world import World
-from darts_async.topology import LAUNCHER
+from darts_async.topology import CHECKPOINTS_DIR, LAUNCHER, SHAPER_STATE_FILE
 from darts_async.transport import Event, Received
 
 NOTICED_WITHIN_S = 0.1
 """Until the launcher sees that a process is gone."""
 BACK_WITHIN_S = 0.5
 """Until it is started again."""
+IMPORTS_WITHIN_S = 0.5
+"""From the start of a process until it begins."""
+DIES_WHILE_STARTING_WITHIN_S = 0.5
 ENDS_WITHIN_S = 120.0
 """After the last fault: time enough for every step to be taken again, and for every deadline on the way."""
 
@@ -53,12 +60,18 @@ class _Launcher(Process):
 
     finished: RunFinished | None = None
 
+    def __init__(self, world: World, incarnation: int, links: Any, refused: Callable[[str, int], None]) -> None:
+        super().__init__(world, LAUNCHER, incarnation, links)
+        self._take_accusation = refused
+
     def handle(self, event: Event) -> None:
         match event:
             case Received(message=RunFinished() as finished):
                 if self.finished is not None and self.finished != finished:
                     raise ChaosError(f"the run has ended twice: {self.finished} and {finished}")
                 self.finished = finished
+            case Received(message=PeerRefused(name=name, incarnation=incarnation)):
+                self._take_accusation(name, incarnation)
 
 
 class _Run:
@@ -73,6 +86,7 @@ class _Run:
         self.incarnations: Counter[str] = Counter()
         self.generators: dict[tuple[str, int], GeneratorProcess] = {}
         self._run_dir = run_dir
+        self._files = DiskOfShaper(run_dir, self.world.rng, self.world.counts)
         self._sets = _prompts(config.prompts.model_dump_json(), config.seed)
         roles = config.roles
         generators = [f"generator/{i}" for i in range(roles.generator.replicas)]
@@ -85,52 +99,117 @@ class _Run:
             "weights": ("learner/0", generators),
             LAUNCHER: (LAUNCHER, self.names),
         }
-        self.launcher = _Launcher(self.world, LAUNCHER, 1, self.links)
+        self.launcher = _Launcher(self.world, 1, self.links, self._refused)
         self._alive: dict[str, Process] = {}
         self._life = 1
+        self._last_moment = self.world.plan.hardship.last_moment
+        """Empty once it has come."""
+        self._deadline_s = self.world.plan.calm_after_s + ENDS_WITHIN_S
+        self.world.moment_came = self._moment_came
         self.stop_reason: str | None = None
         self.outlived: set[tuple[str, int]] = set()
         """The processes that are there at the end, by name and incarnation."""
 
     def conduct(self) -> RunFinished:
         """Until the run is over. Raises `ChaosError` if it does not end in time."""
-        self.launcher.begin()
-        for name in self.names:
-            self._start(name)
+        self._begin_life()
+        for at_s in self.world.plan.hardship.outages_at_s:
+            self.world.at(at_s, functools.partial(self._outage, "outages"))
+        for full in self.world.plan.hardship.full_disks:
+            self.world.at(full.at_s, functools.partial(self._fill_disk, full.lasts_s))
         for blow in self.world.plan.blows:
             self.world.at(blow.at_s, functools.partial(self._strike, blow))
         if self.world.plan.stop_at_s is not None:
             self.world.at(self.world.plan.stop_at_s, self._stop)
-        deadline_s = self.world.plan.calm_after_s + ENDS_WITHIN_S
         while (finished := self.launcher.finished) is None:
-            if self.world.now_s > deadline_s:
+            if self.world.now_s > self._deadline_s:
                 raise ChaosError(f"the run has not ended {ENDS_WITHIN_S} s after the last fault: {self._where()}")
             self.world.advance()
             self._notice_deaths()
             finished = self.launcher.finished
+            if finished is not None and finished.reason == "finished":
+                self._moment_came("end told")
             if finished is not None and finished.reason != "finished" and self.world.plan.is_resumed:
-                deadline_s = self.world.now_s + ENDS_WITHIN_S
                 self._resume("stops that were resumed")
         self.outlived = {
             (name, self.incarnations[name]) for name, process in self._alive.items() if not process.is_dead
         }
         return finished
 
-    def _resume(self, why: str) -> None:
-        """All is dead, and another launcher starts it again."""
-        self.world.counts[why] += 1
+    def _kill_all(self) -> None:
         for process in [*self._alive.values(), self.launcher]:
             if not process.is_dead:
                 process.kill()
         self._alive.clear()
+
+    def _resume(self, why: str) -> None:
+        """All is dead, and another launcher starts it again."""
+        self.world.counts[why] += 1
+        self._kill_all()
         self._life += 1
         self.stop_reason = None
-        self.launcher = _Launcher(self.world, LAUNCHER, self._life, self.links)
+        self._deadline_s = max(self._deadline_s, self.world.now_s + ENDS_WITHIN_S)
+        self.lay_out_checkpoints()
+        self.launcher = _Launcher(self.world, self._life, self.links, self._refused)
+        self._begin_life()
+
+    def _begin_life(self) -> None:
+        world, hardship = self.world, self.world.plan.hardship
         self.launcher.begin()
         for name in self.names:
-            self._start(name)
+            imports_s = world.rng.uniform(0.0, IMPORTS_WITHIN_S) if hardship.starts_slowly else 0.0
+            world.after(imports_s, functools.partial(self._start_again, self._life, name))
+        if hardship.outage_while_starting and world.chance(hardship.outage_while_starting):
+            dies_s = world.now_s + world.rng.uniform(0.0, DIES_WHILE_STARTING_WITHIN_S)
+            world.at(dies_s, functools.partial(self._outage, "outages while processes start", self._life))
+
+    def _outage(self, why: str, life: int | None = None) -> None:
+        """Everything dies, the launcher too, and the run is resumed; the files have what the power has left of them."""
+        if life not in (None, self._life):
+            return
+        self._kill_all()
+        self._lose_checkpoints()
+        match self.world.plan.hardship.loss:
+            case "unflushed":
+                self._files.lose_unflushed()
+            case "anything":
+                self._files.lose_anything()
+        self._resume(why)
+
+    def lay_out_checkpoints(self) -> None:
+        """Those that the disk of the learner has, as the shaper sees them."""
+        shutil.rmtree(self._run_dir / CHECKPOINTS_DIR, ignore_errors=True)
+        for checkpoint in self.disk.checkpoints:
+            path = self._run_dir / CHECKPOINTS_DIR / f"step-{checkpoint.policy_version:06d}" / SHAPER_STATE_FILE
+            path.parent.mkdir(parents=True)
+            path.write_bytes(checkpoint.shaper_state)
+
+    def _fill_disk(self, for_s: float) -> None:
+        self.world.counts["disks full"] += 1
+        self.world.full_until_s = max(self.world.full_until_s, self.world.now_s + for_s)
+
+    def _moment_came(self, moment: str) -> None:
+        if moment != self._last_moment:
+            return
+        self._last_moment = ""
+        dies_after_s = self.world.plan.hardship.dies_after_s
+        if moment != "end told":
+            why = f"outages after the moment: {moment}"
+            self.world.after(dies_after_s, functools.partial(self._outage, why, self._life))
+        else:  # it is noted soon
+            self._outage("outages after the moment: end told, and not noted")
+
+    def _refused(self, name: str, incarnation: int) -> None:
+        """A process talks nonsense: it is killed, and started again."""
+        process = self._alive.get(name)
+        if process is not None and not process.is_dead and process.incarnation <= incarnation:
+            self.world.counts[f"{name.partition('/')[0]}s killed for nonsense"] += 1
+            process.kill()
 
     def _start(self, name: str) -> None:
+        if self.world.is_full and name.startswith("shaper"):  # the launcher waits for room
+            self.world.at(self.world.full_until_s, functools.partial(self._start_again, self._life, name))
+            return
         self.incarnations[name] += 1
         process = self._make(name, self.incarnations[name])
         self._alive[name] = process
@@ -139,7 +218,16 @@ class _Run:
     def _make(self, name: str, incarnation: int) -> Process:
         match name.partition("/")[0]:
             case "shaper":
-                return ShaperProcess(self.world, name, incarnation, self.links, self._run_dir, self._sets, self._life)
+                return ShaperProcess(
+                    self.world,
+                    name,
+                    incarnation,
+                    self.links,
+                    self._run_dir,
+                    self._sets,
+                    life=self._life,
+                    disk=self._files,
+                )
             case "learner":
                 return LearnerProcess(self.world, name, incarnation, self.links, self.disk)
             case "generator":
@@ -151,8 +239,7 @@ class _Run:
 
     def _strike(self, blow: Blow) -> None:
         if blow.kind == "outage":
-            self._lose_checkpoints()
-            self._resume("outages")
+            self._outage("outages")
             return
         process = self._alive.get(blow.victim)
         if process is None or process.is_dead:
@@ -219,6 +306,7 @@ def run_chaos(plan: ChaosPlan, run_dir: Path) -> ChaosReport:
     finally:
         for process in list(run.world.living.values()):
             process.kill()
+    run.lay_out_checkpoints()
     is_stopped = finished.reason != "finished"
     _judge(run, finished, is_stopped=is_stopped)
     return ChaosReport(

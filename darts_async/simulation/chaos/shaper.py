@@ -6,13 +6,17 @@ from typing import Any, cast
 from darts_async.actor import Runtime
 from darts_async.prompts.load import PromptSets
 from darts_async.protocol import Message, Shutdown
-from darts_async.shaper.process import ShaperActor
-from darts_async.simulation.chaos.process import Process, finish
-from darts_async.simulation.chaos.world import World
+from darts_async.shaper.process import FLUSH_EVERY_S, ShaperActor
+from darts_async.simulation.chaos.power import DiskOfShaper
+from darts_async.simulation.chaos.process import Process, Script, finish
+from darts_async.simulation.chaos.world import Crash, World
 from darts_async.telemetry import BusyClock
 from darts_async.topology import RunPlan
 from darts_async.trace import Trace
 from darts_async.transport import Event
+
+FLUSHES_WITHIN_S = 0.2
+"""What the disk takes."""
 
 
 class _Runtime:
@@ -33,23 +37,40 @@ class _Runtime:
         return self._process.links
 
     def refuse(self, event: Event, reason: str) -> None:
-        """No process of the simulation says what cannot be meant."""
-        raise AssertionError(f"{event} is refused: {reason}")
+        self._process.refuse(event, reason)
 
     def send(self, link: str, peer: str, message: Message) -> None:
         self._process.send(link, peer, message)
 
 
 class ShaperProcess(Process):
-    """See the module."""
+    """See the module. The files are real: a full disk is a write that fails as a whole, and a loss of power is made of
+    what `disk` is told of the flushes."""
 
     def __init__(
-        self, world: World, name: str, incarnation: int, links: Any, run_dir: Path, sets: PromptSets, life: int
+        self,
+        world: World,
+        name: str,
+        incarnation: int,
+        links: Any,
+        run_dir: Path,
+        sets: PromptSets,
+        *,
+        life: int,
+        disk: DiskOfShaper,
     ) -> None:
         super().__init__(world, name, incarnation, links)
+        self._disk = disk
         runtime = _Runtime(self, run_dir, life)
         self.actor = ShaperActor(cast(Runtime, runtime), sets, clock=lambda: world.now_s)
         self.heard = runtime.heard
+        self._is_ledger_full = False
+        disk.flushed(disk.sizes())  # both are flushed where another life begins
+
+    def begin(self) -> None:
+        """Open the links, and flush the files now and then."""
+        super().begin()
+        self.run(self._keep_flushed())
 
     def handle(self, event: Event) -> None:
         """One event of the links."""
@@ -57,10 +78,20 @@ class ShaperProcess(Process):
 
     def settle(self) -> None:
         """Record what was decided, and send it."""
+        full = self.world.rng.choice(("journal", "ledger", "new journal")) if self.world.is_full else ""
+        if full == "journal":
+            self._die_of_full_disk(full)
+        self._is_ledger_full = full == "ledger"
         self.actor.tick(self.world.now_s)
-        if self.actor.has_new_journal:
-            self.actor.begin_flush()()
-            self.actor.end_flush()
+        if full == "new journal" and self.actor.has_new_journal:
+            self._die_of_full_disk(full)
+        self._is_ledger_full = False
+
+    def reach(self, point: str) -> None:
+        """A full disk shows where the ledger is written."""
+        if point == "shaper.before_ledger" and self._is_ledger_full:
+            self._die_of_full_disk("ledger")
+        super().reach(point)
 
     def stop(self, reason: str) -> None:
         """The run is to end early."""
@@ -72,5 +103,19 @@ class ShaperProcess(Process):
         self.actor.validate()
 
     def died(self) -> None:
-        """Close the files."""
+        """Close the files, which flushes nothing that the power could take: `disk` knows better."""
         finish(self.actor.close())
+
+    def _keep_flushed(self) -> Script:
+        while True:
+            yield FLUSH_EVERY_S
+            sizes = self._disk.sizes()
+            self.actor.begin_flush()()  # at once, or a death would leave its descriptors open
+            yield self.world.rng.uniform(0.0, FLUSHES_WITHIN_S)
+            self._disk.flushed(sizes)
+            self._disk.keep_journal()
+            self.actor.end_flush()
+
+    def _die_of_full_disk(self, of: str) -> None:
+        self.world.counts[f"shapers that died of a full disk at the {of}"] += 1
+        raise Crash

@@ -41,6 +41,12 @@ class World:
         self.living: dict[str, Process] = {}
         self.counts: Counter[str] = Counter()
         """How often each kind of fault has happened."""
+        self.liars: set[tuple[str, int]] = set()
+        """Those who have said what cannot be meant, by name and incarnation."""
+        self.full_until_s = 0.0
+        """No file grows before."""
+        self.moment_came: Callable[[str], None] = lambda moment: None
+        """Hears of the last moments of a run: see `Hardship`."""
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._ties = itertools.count()
         self._cut_until_s: dict[frozenset[str], float] = {}
@@ -49,6 +55,11 @@ class World:
     def calm(self) -> bool:
         """Whether the time of faults is over."""
         return self.now_s >= self.plan.calm_after_s
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the disk is full."""
+        return self.now_s < self.full_until_s
 
     def chance(self, probability: float) -> bool:
         """Whether a fault of this probability happens now."""
