@@ -4,9 +4,10 @@
     python -m bench.chaos --only SEED
 
 Each run is drawn from its seed: settings, kills, frozen processes, cut links, lost, repeated, late and overtaking
-frames, broken and hung broadcasts (see `darts_async.simulation.chaos`). It has to end in time, with its invariants
-intact on the way, and its ledger is then audited as `darts-launch audit` does. A run that does not pass is a line of
-the table, and exit code 1.
+frames, broken and hung broadcasts, outages that take the ends of files, full disks, processes that talk nonsense (see
+`darts_async.simulation.chaos`). It has to end in time, with its invariants intact on the way, and its ledger is then
+audited as `darts-launch audit` does: what an outage has taken may be missing in it, if it says so by its sums, and
+nothing else. A run that does not pass is a line of the table, and exit code 1.
 """
 
 import argparse
@@ -25,9 +26,11 @@ import structlog
 
 from bench.results import conditions
 from darts_async.protocol import group_id_of
-from darts_async.shaper.ledger import LEDGER_FILE, read_ledger
+from darts_async.shaper.journal import JOURNAL_FILE, read_journal
+from darts_async.shaper.ledger import LEDGER_FILE, scan_ledger
 from darts_async.simulation.chaos import ChaosError, ChaosReport, draw_plan, run_chaos
-from launcher.audit import Books, audit
+from launcher.audit import Books, Finding, audit
+from launcher.evidence import evidence_against
 
 BATCH = 50
 """Runs of one task of a worker."""
@@ -63,9 +66,12 @@ def judged_run(seed: int) -> ChaosReport:
     """The run of a seed. Raises what `run_chaos` does, and `ChaosError` for what the audit finds."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as home:
         report = run_chaos(draw_plan(seed), Path(home))
-        books = Books.of(read_ledger(Path(home) / LEDGER_FILE))
+        ledger, journal = scan_ledger(Path(home) / LEDGER_FILE), read_journal(Path(home) / JOURNAL_FILE)
+        books = Books.of(ledger.records)
+        found = evidence_against(Path(home), ledger, books, journal, None)
+        against = [each for each in found if each.ids]
     steps = None if report.is_stopped else report.config.learner.steps
-    findings = audit(books, report.config, is_over=True, num_steps=steps)
+    findings = [*audit(books, report.config, is_over=True, num_steps=steps), *against, *_unexplained(report, books)]
     if findings:
         raise ChaosError(f"the audit finds {findings}")
     first = books.brought.num_steps  # of the steps before, no record is left: the power took them
@@ -77,6 +83,18 @@ def judged_run(seed: int) -> ChaosReport:
     }:
         raise ChaosError("the samples in the model are not those that the ledger calls trained")
     return report
+
+
+def _unexplained(report: ChaosReport, books: Books) -> Iterator[Finding]:
+    """What the end of the run says otherwise, and what is gone though no file has lost anything."""
+    fates = Counter(books.brought.samples_by_fate) + Counter(record.fate for record in books.ended())
+    for fate in fates.keys() | report.finished.samples_by_fate.keys():
+        told = report.finished.samples_by_fate.get(fate, 0)
+        if fates[fate] != told:
+            yield Finding(f"samples that have {fate}, by the ledger and by the end of the run", (fates[fate], told))
+    is_damaged = any(name.startswith((JOURNAL_FILE, LEDGER_FILE, "checkpoints")) for name in report.faults)
+    if books.before is not None and not is_damaged:
+        yield Finding("groups of which the ledger has only the sums", tuple(range(books.brought.next_group_id)))
 
 
 def _sorted(history: Iterable[tuple[int, ...]]) -> list[list[int]]:

@@ -1,17 +1,28 @@
 """Whole runs under a virtual clock in which everything fails: a few of them here, many in `bench.chaos`."""
 
-from collections.abc import Iterable
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from bench.chaos import judged_run, run_many
+from darts_async.learner.boundary import Boundary
 from darts_async.learner.intake import Intake
-from darts_async.protocol import TrainGroup
-from darts_async.shaper.journal import Journal
+from darts_async.protocol import MemberJoined, TrainGroup, UpdateApplied, UpdateFailed, UpdateReady
+from darts_async.shaper import recovery
+from darts_async.shaper.boundary import Boundary as ShaperBoundary
+from darts_async.shaper.journal import JOURNAL_FILE, Journal
+from darts_async.shaper.ledger import LEDGER_FILE
 from darts_async.shaper.routing import GeneratorPool
 from darts_async.shaper.standing import AnyInput
 from darts_async.simulation.chaos import draw_plan, run_chaos
+from darts_async.simulation.chaos.hardship import Hardship
+from darts_async.simulation.chaos.lies import lie_instead_of
+from darts_async.simulation.chaos.plan import config_of
+from darts_async.simulation.chaos.power import DiskOfShaper
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +49,89 @@ def test_whatever_fails_nothing_is_lost_or_trained_twice_or_too_old_and_every_ru
 )
 def test_runs_that_once_went_wrong(seed: int) -> None:
     judged_run(seed)
+
+
+def seeds_with(is_meant: Callable[[Hardship], bool], num_seeds: int) -> list[int]:
+    """The first whose plans are such, of runs that are not stopped."""
+    plans = (draw_plan(seed) for seed in itertools.count())
+    meant = (plan.seed for plan in plans if plan.stop_at_s is None and is_meant(plan.hardship))
+    return list(itertools.islice(meant, num_seeds))
+
+
+def faults_of(seeds: Iterable[int]) -> Counter[str]:
+    """Of runs that pass."""
+    return sum((judged_run(seed).faults for seed in seeds), Counter[str]())
+
+
+@pytest.mark.parametrize("loss", ["unflushed", "anything"])
+def test_runs_outlive_the_loss_of_the_ends_of_files(loss: str) -> None:
+    found = faults_of(seeds_with(lambda hardship: hardship.loss == loss and len(hardship.outages_at_s) == 4, 6))
+    kinds = ("without its end",) if loss == "unflushed" else ("without its end", "emptied", "gone", "with a wrong bit")
+    assert all(found[f"shaper.journal {kind}"] + found[f"ledger.msgpack {kind}"] for kind in kinds), found
+
+
+def test_runs_outlive_a_launcher_that_dies_while_processes_start() -> None:
+    found = faults_of(seeds_with(lambda hardship: hardship.starts_slowly and hardship.outage_while_starting > 0.5, 5))
+    assert found["outages while processes start"] > 5, found
+
+
+@pytest.mark.parametrize("moment", ["last step taken", "model written", "end told"])
+def test_runs_that_die_in_their_last_second_end_as_finished(moment: str) -> None:
+    found = faults_of(seeds_with(lambda hardship: hardship.last_moment == moment, 4))
+    assert sum(times for name, times in found.items() if moment in name) == 4, found
+
+
+def test_runs_outlive_processes_that_talk_nonsense() -> None:
+    found = faults_of(seeds_with(lambda hardship: hardship.lies > 0.001, 12))
+    for role in ("shaper", "generator", "learner"):
+        assert found[f"nonsense refused by a {role}"], found
+    assert found["generators killed for nonsense"], found
+
+
+def test_runs_outlive_a_full_disk() -> None:
+    found = faults_of(seeds_with(lambda hardship: len(hardship.full_disks) == 2, 8))
+    assert all(found[f"shapers that died of a full disk at the {file}"] for file in ("journal", "ledger")), found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_disk_that_keeps_its_promise_has_what_was_flushed(seed: int, tmp_path: Path) -> None:
+    disk = DiskOfShaper(tmp_path, Random(seed), Counter())
+    ledger, journal = tmp_path / LEDGER_FILE, tmp_path / JOURNAL_FILE
+    ledger.write_bytes(b"flushed")
+    journal.write_bytes(b"old journal")
+    disk.flushed(disk.sizes())
+    for path in (ledger, journal):
+        path.write_bytes(path.read_bytes() + b" and not")
+    disk.keep_journal()
+    (tmp_path / "new").write_bytes(b"new journal")
+    (tmp_path / "new").replace(journal)
+    disk.lose_unflushed()
+    assert b"flushed and not".startswith(ledger.read_bytes()) and ledger.stat().st_size >= len(b"flushed")
+    assert journal.read_bytes() == b"new journal" or journal.read_bytes().startswith(b"old journal")
+
+
+def test_no_lie_could_be_the_truth() -> None:
+    config = config_of(draw_plan(0))
+    told = MemberJoined(0, 1), UpdateApplied(3, 1, 0.0), UpdateReady(3, 1), UpdateFailed(3, 1, "")
+    for message in told:
+        for seed in range(10):
+            lie = lie_instead_of(message, Random(seed))
+            assert lie is not None
+            boundary = Boundary(config)
+            assert boundary.of_generator(message, newest_version=1, newest_epoch=3) is None
+            assert boundary.of_generator(lie, newest_version=1, newest_epoch=3)  # type: ignore[arg-type]
+
+
+def test_nonsense_that_is_taken_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ShaperBoundary, "refusal", lambda *_: None)
+    liars = seeds_with(lambda hardship: hardship.lies > 0.001, 8)
+    assert any(run_many(range(seed, seed + 1)).failures for seed in liars)
+
+
+def test_a_ledger_that_is_not_taken_back_to_its_journal_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_reconciled", lambda *_: [])
+    seeds = seeds_with(lambda hardship: hardship.loss == "anything" and len(hardship.outages_at_s) == 4, 6)
+    assert any(run_many(range(seed, seed + 1)).failures for seed in seeds)
 
 
 def test_the_same_seed_makes_the_same_run(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """One run: the launcher, who starts again what has died, and the verdict."""
 
+import contextlib
 import functools
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from darts_async.config import PromptsConfig, RunConfig
 from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.protocol import PeerRefused, ProcessEnded, RunFinished
+from darts_async.shaper import journal
 from darts_async.simulation.chaos.generator import GeneratorProcess
 from darts_async.simulation.chaos.learner import Checkpoint, Disk, LearnerProcess
 from darts_async.simulation.chaos.plan import Blow, ChaosPlan, config_of
@@ -29,6 +31,8 @@ BACK_WITHIN_S = 0.5
 IMPORTS_WITHIN_S = 0.5
 """From the start of a process until it begins."""
 DIES_WHILE_STARTING_WITHIN_S = 0.5
+JOURNAL_BYTES = 4096
+"""Of inputs; a real one takes many more."""
 ENDS_WITHIN_S = 120.0
 """After the last fault: time enough for every step to be taken again, and for every deadline on the way."""
 
@@ -301,11 +305,12 @@ def run_chaos(plan: ChaosPlan, run_dir: Path) -> ChaosReport:
         DartsError: a process found what must not be.
     """
     run = _Run(plan, run_dir)
-    try:
-        finished = run.conduct()
-    finally:
-        for process in list(run.world.living.values()):
-            process.kill()
+    with _short_journals():
+        try:
+            finished = run.conduct()
+        finally:
+            for process in list(run.world.living.values()):
+                process.kill()
     run.lay_out_checkpoints()
     is_stopped = finished.reason != "finished"
     _judge(run, finished, is_stopped=is_stopped)
@@ -318,6 +323,16 @@ def run_chaos(plan: ChaosPlan, run_dir: Path) -> ChaosReport:
         kills=run.kills,
         faults=run.world.counts,
     )
+
+
+@contextlib.contextmanager
+def _short_journals() -> Iterator[None]:
+    """Inside, journals are begun again as often as in runs of many hours."""
+    before, journal.MIN_BYTES = journal.MIN_BYTES, JOURNAL_BYTES
+    try:
+        yield
+    finally:
+        journal.MIN_BYTES = before
 
 
 def _judge(run: _Run, finished: RunFinished, *, is_stopped: bool) -> None:
