@@ -48,7 +48,7 @@ def draw_hardship(seed: int, calm_after_s: float) -> Hardship:
         starts_slowly=rng.random() < 0.5,
         outage_while_starting=rng.choice((0.0, 0.0, 0.3, 0.6)),
         last_moment=rng.choice(("", "", "", "last step taken", "model written", "end told")),
-        dies_after_s=rng.choice((0.0, rng.uniform(0.0, 0.2), rng.uniform(0.0, 1.0))),
+        dies_after_s=rng.choice((0.0, rng.uniform(0.0, 0.01), rng.uniform(0.0, 0.2))),
         loss=rng.choice(("nothing", "unflushed", "anything", "anything")),
         lies=rng.choice((0.0, 0.0, 0.0005, 0.005)),
         full_disks=tuple(
