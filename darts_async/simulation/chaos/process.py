@@ -164,7 +164,8 @@ class Process:
 
     def refuse(self, event: Event, reason: str) -> None:
         """As `Runtime.refuse`. Raises `Crash` where that raises."""
-        assert (event.peer, event.incarnation) in self.world.liars, f"{event}, which is honest, is refused: {reason}"
+        is_honest = {(event.peer, event.incarnation), (self.name, self.incarnation)}.isdisjoint(self.world.liars)
+        assert not is_honest, f"{event}, which is honest, is refused: {reason}"  # who is lied to may answer oddly
         self.world.counts[f"nonsense refused by a {_role(self.name)}"] += 1
         is_hub, is_judge = self._plan[event.link][0] == self.name, _role(self.name) in ("shaper", "learner")
         if not is_hub and not (is_judge and _role(event.peer) in ("shaper", "learner")):
