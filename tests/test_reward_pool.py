@@ -21,6 +21,8 @@ from darts_async.errors import RewardError
 from darts_async.protocol import FinishReason, SampleScored, Score, ScoreFailed
 from darts_async.reward.limits import Limits
 from darts_async.reward.pool import FIRST_BACKOFF_S, MAX_BACKOFF_S, NO_LIMITS, RewardPool, backoff_s
+from darts_async.reward.wire import Failed, WorkItem
+from darts_async.reward.worker import Judge
 from tests.byte_tokenizer import make_byte_tokenizer, write_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -228,6 +230,20 @@ async def test_what_is_not_a_finite_number_is_not_a_reward(directory: Path, prom
         assert isinstance(failed, ScoreFailed)
         assert failed.kind == kind
         assert error in failed.error
+
+
+def test_a_value_that_cannot_be_read_is_a_failure_of_its_item() -> None:
+    class Tensor:
+        shape = ()
+
+        def item(self) -> float:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    judge = Judge(lambda **_: Tensor(), make_byte_tokenizer())  # type: ignore[arg-type, return-value]
+    verdict = judge.judge(WorkItem("", "", "{}", "stop", b""))
+    assert isinstance(verdict, Failed)
+    assert verdict.kind == "raised"
+    assert "illegal memory access" in verdict.error
 
 
 async def test_a_function_that_hangs_is_killed_and_its_worker_replaced(directory: Path) -> None:

@@ -48,14 +48,13 @@ class Judge:
                 metadata=json.loads(item.metadata_json),
                 finish_reason=item.finish_reason,
             )
-        except Exception as error:  # noqa: BLE001 - the boundary to a user's code: it is reported, never a zero
-            return Failed("raised", last_lines(error)) if not _is_of_file_limit(error) else _too_large(error)
-        try:
             return Rewarded(checked_reward(value))
         except WrongTypeError as error:
             return Failed("wrong_type", str(error))
         except NotFiniteError as error:
             return Failed("not_finite", str(error))
+        except Exception as error:  # noqa: BLE001 - the boundary to a user's code: it is reported, never a zero
+            return Failed("raised", last_lines(error)) if not _is_of_file_limit(error) else _too_large(error)
 
 
 def last_lines(error: Exception) -> str:
