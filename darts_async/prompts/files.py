@@ -54,7 +54,8 @@ def _without_mark(line: bytes, place: str) -> bytes:
 def _decoded(line: bytes, place: str) -> Any:
     try:
         value = json.loads(line.decode())
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, and no text
+        if b"\\u" in line:  # half of a surrogate pair is JSON, and no text; only an escape can write it
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise DataError(f"{place}: a field is nested too deeply to be read; shorten it or leave it out") from error
     except ValueError as error:
