@@ -79,7 +79,15 @@ BAD_FILES = {
     ),
     "too long": ("# " + "x" * (1 << 20), ["is longer than 1,048,576 bytes", "give the YAML file of a run"]),
     "no date": ("name: 2024-13-45\n", ["holds a value that cannot be read", "month must be in 1..12"]),
-    "thousands of digits": (f"seed: {'1' * 5000}\n", ["holds a value that cannot be read"]),
+    "thousands of digits": (f"seed: {'1' * 5000}\n", ["line 1", "a whole number of more than 64 bits"]),
+    "thousands of digits to the base 16": (f"seed: 0x{'f' * 5000}\n", ["a whole number of more than 64 bits"]),
+    "thousands of digits to the base 60": (f"seed: 1{':1' * 5000}\n", ["a whole number of more than 64 bits"]),
+    "65 bits": (f"seed: {1 << 64}\n", ["a whole number of more than 64 bits"]),
+    "a date": ("name: 2024-01-01\n", ["name", "expected a text", "put it in quotes: '2024-01-01'"]),
+    "a hundred million processes": (
+        "roles: {generator: {replicas: 100000000}}\n",
+        ["roles.generator.replicas", "less than or equal to 10000"],
+    ),
     "no such model": ("model:\n  path: ./nowhere\n", ["model.path", "'./nowhere'", "no directory"]),
     "no such reward": ("reward:\n  function: chian\n", ["reward.function", "'chian'", "chain"]),
     "no such data": (

@@ -49,9 +49,23 @@ def lazily():
         loaded.append(True)
     return 1.0
 
+def end_with_many_words():
+    # The warden sees the words and the end at the same time: it is stopped until the worker has ended.
+    warden, (reading, writing) = os.getppid(), os.pipe()
+    if os.fork() == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os.kill(warden, signal.SIGCONT)
+        os._exit(0)
+    os.kill(warden, signal.SIGSTOP)
+    os.write(2, b"many words " * 2000 + b"and the last one")
+    os._exit(3)
+
 def mischief(*, prompt, response, answer, metadata, finish_reason):
     match prompt:
         case "one": return 1.0
+        case "many words": end_with_many_words()
+        case "signal 40": os.kill(os.getpid(), 40)
         case "echo": return float(response == answer and metadata == {"k": ["v", 1]} and finish_reason == "length")
         case "print":
             print("noise" * 10_000)
@@ -257,6 +271,23 @@ async def test_a_worker_that_dies_is_replaced(directory: Path, prompt: str, end:
         (pid,) = pool.worker_pids
         assert await pool.score(score(prompt, 4)) == ScoreFailed(4, "worker_died", f"reward worker {pid} {end}")
         assert await pool.score(score("one", 5)) == SampleScored(5, 1.0)
+
+
+async def test_a_worker_ended_by_a_signal_without_a_name_is_reported_too(directory: Path) -> None:
+    async with running(directory) as pool:
+        (pid,) = pool.worker_pids
+        error = f"reward worker {pid} was ended by signal 40"
+        assert await pool.score(score("signal 40", 4)) == ScoreFailed(4, "worker_died", error)
+
+
+async def test_the_last_words_of_a_worker_are_printed_whole(
+    directory: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with running(directory) as pool:
+        failed = await pool.score(score("many words", 4))
+    assert isinstance(failed, ScoreFailed)
+    assert "exit code 3" in failed.error
+    assert capfd.readouterr().err.endswith("and the last one")
 
 
 async def test_a_worker_that_died_between_items_costs_no_item(directory: Path) -> None:
