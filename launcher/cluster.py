@@ -44,9 +44,7 @@ class _Loader(yaml.SafeLoader):
         is_short = len(node.value) <= _MAX_DIGITS
         value = super().construct_yaml_int(node) if is_short else None  # type: ignore[no-untyped-call]
         if value is None or not -(1 << 63) <= value < 1 << 63:
-            raise yaml.constructor.ConstructorError(
-                None, None, "a whole number of more than 64 bits", node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
         return int(value)
 
 

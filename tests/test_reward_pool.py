@@ -65,6 +65,9 @@ def mischief(*, prompt, response, answer, metadata, finish_reason):
     match prompt:
         case "one": return 1.0
         case "many words": end_with_many_words()
+        case "long message": raise ValueError("y" * 5000)
+        case "no item": return type("Lazy", (), {"shape": (), "item": lambda self: 1 / 0})()
+        case "no repr": return type("Shy", (), {"__repr__": lambda self: 1 / 0})()
         case "signal 40": os.kill(os.getpid(), 40)
         case "echo": return float(response == answer and metadata == {"k": ["v", 1]} and finish_reason == "length")
         case "print":
@@ -244,6 +247,23 @@ async def test_what_is_not_a_finite_number_is_not_a_reward(directory: Path, prom
         assert error in failed.error
 
 
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [("long message", "ValueError: yyy"), ("no item", "ZeroDivisionError"), ("no repr", "ZeroDivisionError")],
+)
+async def test_whatever_raises_keeps_its_worker_and_is_told_by_its_name(
+    directory: Path, prompt: str, error: str
+) -> None:
+    async with running(directory) as pool:
+        before = pool.worker_pids
+        failed = await pool.score(score(prompt, 4))
+        assert isinstance(failed, ScoreFailed)
+        assert failed.kind == "raised"
+        assert error in failed.error
+        assert len(failed.error) < 2500
+        assert pool.worker_pids == before
+
+
 async def test_a_function_that_hangs_is_killed_and_its_worker_replaced(directory: Path) -> None:
     async with running(directory, deadline_s=1.0) as pool:
         (hung,) = pool.worker_pids
@@ -280,9 +300,7 @@ async def test_a_worker_ended_by_a_signal_without_a_name_is_reported_too(directo
         assert await pool.score(score("signal 40", 4)) == ScoreFailed(4, "worker_died", error)
 
 
-async def test_the_last_words_of_a_worker_are_printed_whole(
-    directory: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_the_last_words_of_a_worker_are_printed_whole(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
     async with running(directory) as pool:
         failed = await pool.score(score("many words", 4))
     assert isinstance(failed, ScoreFailed)
