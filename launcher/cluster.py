@@ -42,7 +42,7 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """Raises `ConstructorError` for one of more than 64 bits."""
         is_short = len(node.value) <= _MAX_DIGITS
-        value = super().construct_yaml_int(node) if is_short else None  # type: ignore[no-untyped-call]
+        value = super().construct_yaml_int(node) if is_short else None
         if value is None or not -(1 << 63) <= value < 1 << 63:
             raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
         return int(value)
@@ -92,7 +92,7 @@ def _read(path: Path) -> str:
 
 def _missing_file(path: Path) -> Problem:
     near = [found.name for found in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
-    guess = difflib.get_close_matches(path.name, near, n=1) or near[:1]
+    guess = difflib.get_close_matches(path.name, near, n=1) or (near if len(near) == 1 else [])
     fix = f"did you mean {path.parent / guess[0]}?" if guess else "give the path of a YAML file"
     return Problem("", "there is no such file", fix=fix)
 

@@ -151,6 +151,20 @@ def test_a_missing_file_suggests_one_that_is_there() -> None:
     assert "did you mean cluster.yaml?" in output
 
 
+def test_a_mistyped_verb_is_not_taken_for_a_file() -> None:
+    Path("cluster.yaml").touch()
+    code, output = invoke("statsu")
+    assert code == 2
+    assert "No such command 'statsu'" in output
+    assert "cluster.yaml" not in output
+
+
+def test_of_several_other_files_none_is_suggested() -> None:
+    Path("0.yml").touch()
+    Path("1.yml").touch()
+    assert "did you mean" not in invoke("cluster.yaml")[1]
+
+
 def test_a_reward_module_that_leaves_python_is_a_mistake_with_a_name() -> None:
     Path("leaves_python.py").write_text("import sys\nsys.exit(0)\n")
     Path("run.yaml").write_text("reward:\n  function: leaves_python:f\n")

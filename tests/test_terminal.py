@@ -1,8 +1,10 @@
 """What others have written cannot command a terminal, nor hide; and no terminal is too plain for a verb."""
 
 import ast
+import errno
 import io
 import json
+import os
 from pathlib import Path
 
 import msgspec
@@ -22,6 +24,7 @@ from launcher.course import Outcome
 from launcher.ending import failure_screen
 from launcher.logs import LogTail
 from launcher.plan import link_addresses, plan_run
+from launcher.preflight import Findings
 from launcher.progress import RunView
 from launcher.rundir import RunRecord, write_record
 from launcher.terminal import Screen, printable, write_json
@@ -154,6 +157,34 @@ def test_a_traceback_of_the_launcher_is_text(monkeypatch: pytest.MonkeyPatch) ->
     assert is_safe(output.getvalue())
 
 
+def test_a_full_disk_at_the_other_end_of_a_verb_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(launcher.cli, "app", fails)
+    with pytest.raises(SystemExit) as ended:
+        launcher.cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "✗ [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("moment", ["load_config", "create_run_dir"])
+def test_ctrl_c_where_no_run_catches_it_is_an_interruption(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    Path("cluster.yaml").write_text("name: a\n")
+    monkeypatch.setattr(launcher.cli, "check_run", lambda *_, **__: Findings((), (), None))
+    monkeypatch.setattr(launcher.cli, moment, interrupted)
+    done = CliRunner().invoke(launcher.cli.app, ["cluster.yaml"])
+    assert (done.exit_code, done.output) == (130, "")
+
+
 class Gone(io.StringIO):
     """A terminal that is there no more, or a file on a full disk."""
 
@@ -181,8 +212,9 @@ def names_in(path: Path) -> set[str]:
 
 
 def test_nothing_else_writes_to_a_terminal() -> None:
-    """A detached keeper and the probe say a line of JSON to the launcher, over a pipe; interrupts wrap the streams."""
-    talkers = {"terminal.py", "detached.py", "interrupts.py", "probe.py"}
+    """A detached keeper and those that look at a node or a model say a line of JSON to the launcher, over a pipe;
+    interrupts wrap the streams."""
+    talkers = {"terminal.py", "detached.py", "interrupts.py", "probe.py", "model_trial.py"}
     for path in sorted((ROOT / "launcher").rglob("*.py")):
         if path.name not in talkers:
             assert not names_in(path) & {"sys.stdout", "sys.stderr", "Console", "print", "typer.echo"}, path
