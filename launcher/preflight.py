@@ -7,6 +7,7 @@ tell is checked by `darts_async.config`. Each check returns the problems it find
 
 import contextlib
 import importlib.util
+import io
 import ipaddress
 import json
 import os
@@ -129,9 +130,9 @@ def check_script(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_reward(config: RunConfig) -> Iterator[Problem]:
-    """The reward function can be imported and called."""
+    """The reward function can be imported and called. What its module prints is for the log of the reward process."""
     try:
-        with _path_kept():
+        with _path_kept(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             load_function(config.reward.function)
     except RewardError as error:
         yield Problem("reward.function", str(error), shown(config.reward.function))

@@ -173,6 +173,15 @@ def test_a_reward_module_that_leaves_python_is_a_mistake_with_a_name() -> None:
     assert "reward.function is 'leaves_python:f', but importing 'leaves_python' raised SystemExit: 0" in output
 
 
+def test_what_a_reward_module_prints_while_it_is_imported_does_not_reach_the_terminal() -> None:
+    Path("talks.py").write_text("import sys\nprint('\x1b[2J')\nsys.stderr.write('\x1b]0;title\x07')\n")
+    Path("run.yaml").write_text("reward:\n  function: talks:f\n")
+    code, output = invoke("validate", "run.yaml")
+    assert code == 2
+    assert "has no 'f'" in output
+    assert "\x1b" not in output
+
+
 def test_ctrl_c_while_a_reward_module_is_imported_is_one() -> None:
     Path("interrupted_module.py").write_text("raise KeyboardInterrupt\n")
     Path("run.yaml").write_text("reward:\n  function: interrupted_module:f\n")
