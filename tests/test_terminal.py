@@ -28,7 +28,7 @@ from launcher.preflight import Findings
 from launcher.progress import RunView
 from launcher.rundir import RunRecord, write_record
 from launcher.terminal import Screen, printable, write_json
-from launcher.view import LiveDisplay, PlainDisplay, run_screen
+from launcher.view import PlainDisplay, run_screen
 from tests.launched import LaunchedRun
 
 ROOT = Path(__file__).parent.parent
@@ -183,25 +183,6 @@ def test_ctrl_c_where_no_run_catches_it_is_an_interruption(
     monkeypatch.setattr(launcher.cli, moment, interrupted)
     done = CliRunner().invoke(launcher.cli.app, ["cluster.yaml"])
     assert (done.exit_code, done.output) == (130, "")
-
-
-class Gone(io.StringIO):
-    """A terminal that is there no more, or a file on a full disk."""
-
-    def write(self, text: str) -> int:
-        raise OSError(5, "Input/output error")
-
-
-def test_a_run_goes_on_where_its_screen_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = PlainDisplay(Screen(file=Gone()))
-    plain.note("a notice")
-    plain.close()
-    console = Screen(file=io.StringIO())
-    live = LiveDisplay(console)
-    console.file = Gone()
-    for now_s in (1.0, 2.0):
-        live.refresh(hostile_view(), now_s)
-    live.close()
 
 
 def names_in(path: Path) -> set[str]:
