@@ -10,6 +10,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Mapping, Sequence
@@ -56,3 +57,11 @@ async def spawn(
         pass_fds=pass_fds,
         start_new_session=True,
     )
+
+
+def signal_name(number: int) -> str:
+    """Of a signal that has ended a process. Most real-time signals have none in Python."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -54,13 +54,20 @@ _DEFAULT_VERB = "run"
 
 
 class _FileOrVerb(TyperGroup):
-    """Puts `run` in front of arguments that name no verb."""
+    """Puts `run` in front of arguments that name a file; a bare word that is none is a mistyped verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         words = [word for word in args if not word.startswith("-")]
-        if words and words[0] not in self.commands:
+        if words and words[0] not in self.commands and ({".", os.sep} & set(words[0]) or Path(words[0]).exists()):
             args = [_DEFAULT_VERB, *args]
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Carry out the verb. A Ctrl-C at a moment at which no run catches it ends it with nothing to tell."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -85,8 +92,11 @@ def main() -> None:
     raise_open_files()
     try:
         app(prog_name="darts-launch")
-    except Exception as error:  # noqa: BLE001 - the end of the process: a mistake of ours, shown as Python would
-        show_traceback(error)
+    except Exception as error:  # noqa: BLE001 - the end of the process: a full disk, or a mistake of ours
+        if is_no_space(error):
+            Screen(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)), soft_wrap=True)
+        else:
+            show_traceback(error)
         sys.exit(FAILED)
 
 
@@ -169,8 +179,6 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, Findings]:
     except InputError as error:
         Screen(stderr=True).print(problem_screen(error))
         raise typer.Exit(BAD_INPUT) from error
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
     if problems:
         Screen(stderr=True).print(missing_screen(file, problems))
     if findings.hints:

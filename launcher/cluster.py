@@ -9,6 +9,7 @@ A file is small, and stays so when its aliases are written out: a few lines of a
 values than any machine holds, so they are counted before they are followed.
 """
 
+import datetime
 import difflib
 import re
 from collections.abc import Iterator, Mapping
@@ -27,13 +28,27 @@ MAX_FILE_BYTES = 1 << 20
 MAX_VALUES = 100_000
 """The most values of a file, aliases written out."""
 
+_MAX_DIGITS = 100
+"""Of a whole number, underscores and colons among them."""
+
 Place = tuple[str | int, ...]
 """Path of a value in the file: keys and list positions."""
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with numbers such as `5e-4`."""
+    """The safe loader, with numbers such as `5e-4`, and without whole numbers that no setting can hold: Python could
+    not even show one of thousands of digits."""
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Raises `ConstructorError` for one of more than 64 bits."""
+        is_short = len(node.value) <= _MAX_DIGITS
+        value = super().construct_yaml_int(node) if is_short else None
+        if value is None or not -(1 << 63) <= value < 1 << 63:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
+        return int(value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -77,7 +92,7 @@ def _read(path: Path) -> str:
 
 def _missing_file(path: Path) -> Problem:
     near = [found.name for found in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
-    guess = difflib.get_close_matches(path.name, near, n=1) or near[:1]
+    guess = difflib.get_close_matches(path.name, near, n=1) or (near if len(near) == 1 else [])
     fix = f"did you mean {path.parent / guess[0]}?" if guess else "give the path of a YAML file"
     return Problem("", "there is no such file", fix=fix)
 
@@ -211,7 +226,7 @@ def _expected(details: ErrorDetails) -> str:
 
 def _type_fix(details: ErrorDetails) -> str | None:
     kind, value = details["type"], details["input"]
-    if kind == "string_type" and isinstance(value, (int, float)):
+    if kind == "string_type" and isinstance(value, (int, float, datetime.date)):
         return f"put it in quotes: '{value}'"
     if kind in ("int_type", "float_type", "bool_type") and isinstance(value, str):
         return "write it without quotes"

@@ -5,6 +5,7 @@ place of the one before, and emptied. What is printed in the moment between the 
 disk does not take the copy. The process appends, so it goes on at the beginning.
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -34,4 +35,5 @@ def _bound(path: Path, max_bytes: int) -> None:
             shutil.copyfileobj(file, copy)
     except OSError:
         older.unlink(missing_ok=True)
-    os.truncate(path, 0)
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(path, 0)

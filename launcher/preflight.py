@@ -5,23 +5,20 @@ tell is checked by `darts_async.config`. Each check returns the problems it find
 `Problem` that is `here` is one of this machine: another one could run the file. Nothing here imports torch.
 """
 
-import contextlib
 import importlib.util
 import ipaddress
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from darts_async.config import NodeConfig, RunConfig
-from darts_async.errors import ConfigError, DataError, ModelError, RewardError
+from darts_async.errors import ConfigError, DataError, ModelError
 from darts_async.lengths import bounds, text_part
 from darts_async.models import load_tokenizer, resolve_model_path
 from darts_async.paths import expanded, is_file, missing_file
 from darts_async.prompts.load import PromptSets, load_prompts
-from darts_async.reward.functions import load_function
 from launcher.devices import check_backend, check_gpus, check_vllm
 from launcher.distant import check_nodes
 from launcher.limits import check_limits, limits_here, need_of, weight_bytes
@@ -30,6 +27,7 @@ from launcher.placement import Place, PlacementError, local_node, place_processe
 from launcher.plan import link_hubs
 from launcher.ports import block, free_block, why_not_bound
 from launcher.problems import Problem, shown
+from launcher.reward_check import check_reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,25 +125,6 @@ def check_script(config: RunConfig) -> Iterator[Problem]:
     trace = config.generator.script.trace_path if config.generator.script else None
     if config.generator.engine == "scripted" and trace is not None:
         yield from _check_file("generator.script.trace_path", trace, "give the path of an .npz file, or leave it out")
-
-
-def check_reward(config: RunConfig) -> Iterator[Problem]:
-    """The reward function can be imported and called."""
-    try:
-        with _path_kept():
-            load_function(config.reward.function)
-    except RewardError as error:
-        yield Problem("reward.function", str(error), shown(config.reward.function))
-
-
-@contextlib.contextmanager
-def _path_kept() -> Iterator[None]:
-    """What the launcher imports later on does not come from the directory where the user's modules are."""
-    path = list(sys.path)
-    try:
-        yield
-    finally:
-        sys.path[:] = path
 
 
 def check_adapters(config: RunConfig) -> Iterator[Problem]:

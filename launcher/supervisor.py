@@ -29,7 +29,7 @@ import psutil
 
 from darts_async.disk import is_no_space
 from darts_async.errors import DeadlineError
-from darts_async.spawn import spawn
+from darts_async.spawn import signal_name, spawn
 from darts_async.topology import ProcessSpec, file_stem
 from launcher.scratch import make_scratch, remove_scratch
 
@@ -49,7 +49,7 @@ class ProcessExit(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         if self.code < 0:
-            return f"{self.name} was ended by {signal.Signals(-self.code).name}"
+            return f"{self.name} was ended by {signal_name(-self.code)}"
         return f"{self.name} ended with exit code {self.code}"
 
 

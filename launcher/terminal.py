@@ -86,10 +86,6 @@ class Screen(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
-    def on_broken_pipe(self) -> None:
-        """Have the caller see that no reader is left, where rich would end the process."""
-        raise
-
 
 def write_line(text: str) -> None:
     """One line of plain text to standard output."""

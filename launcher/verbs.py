@@ -31,7 +31,7 @@ FAILED, BAD_INPUT = 1, 2
 _POLL_S = 0.2
 _MAX_IDS = 20
 
-RunDir = Annotated[Path | None, typer.Argument(metavar="[RUN_DIR]", help="The run; left out: the newest live one.")]
+RunDir = Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="The run; left out: the newest live one.")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where RUN_DIR is looked for when it is left out.")]
 Process = Annotated[str, typer.Argument(metavar="ROLE[/N]", help="One process, or all of a role.")]
 _RUNS = Path("runs")
@@ -160,7 +160,7 @@ def report(
 
 
 def init(
-    file: Annotated[Path, typer.Argument(metavar="[FILE.yaml]", help="The file to write.")] = Path("cluster.yaml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The file to write.")] = Path("cluster.yaml"),
 ) -> None:
     """Write a file with every setting, its default and its meaning."""
     with bad_input():
@@ -238,5 +238,3 @@ def bad_input() -> Iterator[None]:
     except ConfigError as error:
         Screen(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)), soft_wrap=True)
         raise typer.Exit(BAD_INPUT) from error
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None

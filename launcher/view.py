@@ -3,7 +3,6 @@
 Rendering is a function of `RunView` and the time; nothing is decided here.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -41,21 +40,15 @@ class Display(Protocol):
 
 
 class LiveDisplay:
-    """Redraws in place. Refreshes are the caller's: no thread of its own. A run goes on without a terminal."""
+    """Redraws in place. Refreshes are the caller's: no thread of its own."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False)
         self._live.start()
-        self._is_gone = False
 
     def refresh(self, view: RunView, now_s: float) -> None:
         """Redraw."""
-        if self._is_gone:
-            return
-        try:
-            self._live.update(run_screen(view, now_s), refresh=True)
-        except OSError:
-            self._is_gone = True
+        self._live.update(run_screen(view, now_s), refresh=True)
 
     def step(self, view: RunView, line: StepLine, now_s: float) -> None:
         """Nothing: the next redraw shows it."""
@@ -65,13 +58,11 @@ class LiveDisplay:
 
     def close(self) -> None:
         """Leave the last picture."""
-        with contextlib.suppress(OSError):
-            self._live.stop()
+        self._live.stop()
 
 
 class PlainDisplay:
-    """One line per step, for logs and pipes. One that cannot be written, for the disk is full or no reader is left, is
-    left out."""
+    """One line per step, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -91,9 +82,8 @@ class PlainDisplay:
         """Nothing to leave."""
 
     def _print(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self._console.file.write(printable(text) + "\n")
-            self._console.file.flush()
+        self._console.file.write(printable(text) + "\n")
+        self._console.file.flush()
 
 
 def make_display(console: Console) -> Display:

@@ -1,8 +1,10 @@
 """Bad input: each mistake ends with exit code 2, on one screen, naming the place, the value and the fix."""
 
+import contextlib
 import socket
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,7 +81,15 @@ BAD_FILES = {
     ),
     "too long": ("# " + "x" * (1 << 20), ["is longer than 1,048,576 bytes", "give the YAML file of a run"]),
     "no date": ("name: 2024-13-45\n", ["holds a value that cannot be read", "month must be in 1..12"]),
-    "thousands of digits": (f"seed: {'1' * 5000}\n", ["holds a value that cannot be read"]),
+    "thousands of digits": (f"seed: {'1' * 5000}\n", ["line 1", "a whole number of more than 64 bits"]),
+    "thousands of digits to the base 16": (f"seed: 0x{'f' * 5000}\n", ["a whole number of more than 64 bits"]),
+    "thousands of digits to the base 60": (f"seed: 1{':1' * 5000}\n", ["a whole number of more than 64 bits"]),
+    "65 bits": (f"seed: {1 << 64}\n", ["a whole number of more than 64 bits"]),
+    "a date": ("name: 2024-01-01\n", ["name", "expected a text", "put it in quotes: '2024-01-01'"]),
+    "a hundred million processes": (
+        "roles: {generator: {replicas: 100000000}}\n",
+        ["roles.generator.replicas", "less than or equal to 10000"],
+    ),
     "no such model": ("model:\n  path: ./nowhere\n", ["model.path", "'./nowhere'", "no directory"]),
     "no such reward": ("reward:\n  function: chian\n", ["reward.function", "'chian'", "chain"]),
     "no such data": (
@@ -143,6 +153,20 @@ def test_a_missing_file_suggests_one_that_is_there() -> None:
     assert "did you mean cluster.yaml?" in output
 
 
+def test_a_mistyped_verb_is_not_taken_for_a_file() -> None:
+    Path("cluster.yaml").touch()
+    code, output = invoke("statsu")
+    assert code == 2
+    assert "No such command 'statsu'" in output
+    assert "cluster.yaml" not in output
+
+
+def test_of_several_other_files_none_is_suggested() -> None:
+    Path("0.yml").touch()
+    Path("1.yml").touch()
+    assert "did you mean" not in invoke("cluster.yaml")[1]
+
+
 def test_a_reward_module_that_leaves_python_is_a_mistake_with_a_name() -> None:
     Path("leaves_python.py").write_text("import sys\nsys.exit(0)\n")
     Path("run.yaml").write_text("reward:\n  function: leaves_python:f\n")
@@ -151,10 +175,44 @@ def test_a_reward_module_that_leaves_python_is_a_mistake_with_a_name() -> None:
     assert "reward.function is 'leaves_python:f', but importing 'leaves_python' raised SystemExit: 0" in output
 
 
-def test_ctrl_c_while_a_reward_module_is_imported_is_one() -> None:
-    Path("interrupted_module.py").write_text("raise KeyboardInterrupt\n")
-    Path("run.yaml").write_text("reward:\n  function: interrupted_module:f\n")
-    assert invoke("validate", "run.yaml")[0] == 130
+def test_what_a_reward_module_prints_while_it_is_imported_does_not_reach_the_terminal() -> None:
+    Path("talks.py").write_text("import sys\nprint('\x1b[2J')\nsys.stderr.write('\x1b]0;title\x07')\n")
+    Path("run.yaml").write_text("reward:\n  function: talks:f\n")
+    code, output = invoke("validate", "run.yaml")
+    assert code == 2
+    assert "has no 'f'" in output
+    assert "\x1b" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("import os\nos._exit(0)", "ended the process (exit code 0)"),
+        ("import os\nos.kill(os.getpid(), 9)", "ended the process (SIGKILL)"),
+        ("raise KeyboardInterrupt", "ended the process (exit code"),
+        ("import time\ntime.sleep(600)", "took longer than reward.start_deadline_s (3 s)"),
+    ],
+    ids=["leaves", "killed", "interrupted", "hangs"],
+)
+def test_whatever_a_reward_module_does_to_its_process_the_launcher_says(body: str, said: str) -> None:
+    Path("strange.py").write_text(body + "\n")
+    Path("run.yaml").write_text("reward:\n  function: strange:f\n  start_deadline_s: 3\n")
+    code, output = invoke("validate", "run.yaml")
+    assert code == 2
+    assert "importing 'strange' " + said in output
+
+
+@pytest.mark.slow
+def test_what_a_reward_module_starts_while_it_is_looked_at_does_not_live_on() -> None:
+    Path("starts.py").write_text(
+        "import subprocess\nopen('pid', 'w').write(str(subprocess.Popen(['sleep', '600']).pid))\n"
+        "def f(**_): return 1.0\n"
+    )
+    Path("run.yaml").write_text("reward:\n  function: starts:f\n")
+    assert invoke("validate", "run.yaml")[0] == 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(Path("pid").read_text())).wait(10)
 
 
 def test_a_few_aliases_and_merges_are_followed() -> None:

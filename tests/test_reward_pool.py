@@ -21,8 +21,6 @@ from darts_async.errors import RewardError
 from darts_async.protocol import FinishReason, SampleScored, Score, ScoreFailed
 from darts_async.reward.limits import Limits
 from darts_async.reward.pool import FIRST_BACKOFF_S, MAX_BACKOFF_S, NO_LIMITS, RewardPool, backoff_s
-from darts_async.reward.wire import Failed, WorkItem
-from darts_async.reward.worker import Judge
 from tests.byte_tokenizer import make_byte_tokenizer, write_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -51,9 +49,26 @@ def lazily():
         loaded.append(True)
     return 1.0
 
+def end_with_many_words():
+    # The warden sees the words and the end at the same time: it is stopped until the worker has ended.
+    warden, (reading, writing) = os.getppid(), os.pipe()
+    if os.fork() == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os.kill(warden, signal.SIGCONT)
+        os._exit(0)
+    os.kill(warden, signal.SIGSTOP)
+    os.write(2, b"many words " * 2000 + b"and the last one")
+    os._exit(3)
+
 def mischief(*, prompt, response, answer, metadata, finish_reason):
     match prompt:
         case "one": return 1.0
+        case "many words": end_with_many_words()
+        case "long message": raise ValueError("y" * 5000)
+        case "no item": return type("Lazy", (), {"shape": (), "item": lambda self: 1 / 0})()
+        case "no repr": return type("Shy", (), {"__repr__": lambda self: 1 / 0})()
+        case "signal 40": os.kill(os.getpid(), 40)
         case "echo": return float(response == answer and metadata == {"k": ["v", 1]} and finish_reason == "length")
         case "print":
             print("noise" * 10_000)
@@ -232,18 +247,21 @@ async def test_what_is_not_a_finite_number_is_not_a_reward(directory: Path, prom
         assert error in failed.error
 
 
-def test_a_value_that_cannot_be_read_is_a_failure_of_its_item() -> None:
-    class Tensor:
-        shape = ()
-
-        def item(self) -> float:
-            raise RuntimeError("an illegal memory access was encountered")
-
-    judge = Judge(lambda **_: Tensor(), make_byte_tokenizer())  # type: ignore[arg-type, return-value]
-    verdict = judge.judge(WorkItem("", "", "{}", "stop", b""))
-    assert isinstance(verdict, Failed)
-    assert verdict.kind == "raised"
-    assert "illegal memory access" in verdict.error
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [("long message", "ValueError: yyy"), ("no item", "ZeroDivisionError"), ("no repr", "ZeroDivisionError")],
+)
+async def test_whatever_raises_keeps_its_worker_and_is_told_by_its_name(
+    directory: Path, prompt: str, error: str
+) -> None:
+    async with running(directory) as pool:
+        before = pool.worker_pids
+        failed = await pool.score(score(prompt, 4))
+        assert isinstance(failed, ScoreFailed)
+        assert failed.kind == "raised"
+        assert error in failed.error
+        assert len(failed.error) < 2500
+        assert pool.worker_pids == before
 
 
 async def test_a_function_that_hangs_is_killed_and_its_worker_replaced(directory: Path) -> None:
@@ -273,6 +291,21 @@ async def test_a_worker_that_dies_is_replaced(directory: Path, prompt: str, end:
         (pid,) = pool.worker_pids
         assert await pool.score(score(prompt, 4)) == ScoreFailed(4, "worker_died", f"reward worker {pid} {end}")
         assert await pool.score(score("one", 5)) == SampleScored(5, 1.0)
+
+
+async def test_a_worker_ended_by_a_signal_without_a_name_is_reported_too(directory: Path) -> None:
+    async with running(directory) as pool:
+        (pid,) = pool.worker_pids
+        error = f"reward worker {pid} was ended by signal 40"
+        assert await pool.score(score("signal 40", 4)) == ScoreFailed(4, "worker_died", error)
+
+
+async def test_the_last_words_of_a_worker_are_printed_whole(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async with running(directory) as pool:
+        failed = await pool.score(score("many words", 4))
+    assert isinstance(failed, ScoreFailed)
+    assert "exit code 3" in failed.error
+    assert capfd.readouterr().err.endswith("and the last one")
 
 
 async def test_a_worker_that_died_between_items_costs_no_item(directory: Path) -> None:

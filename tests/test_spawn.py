@@ -17,7 +17,7 @@ from darts_async.config import RunConfig
 from darts_async.protocol import SampleScored, Score
 from darts_async.reward.pool import RewardPool
 from darts_async.spawn import FIRST_MODULE, module_command, spawn
-from launcher.preflight import check_reward
+from launcher.reward_check import check_reward
 from tests.byte_tokenizer import write_tokenizer
 from tests.launched import LaunchedRun
 from tests.test_gate import SOURCES, imports_of
@@ -29,6 +29,7 @@ STARTERS = {
     "launcher/detached.py": {"fork"},  # the keeper that outlives its ssh session
     "darts_async/reward/warden.py": {"fork"},  # its worker, before anything heavy is imported
     "launcher/model_check.py": {"Popen"},  # a child that looks at models, killed at a deadline
+    "launcher/reward_check.py": {"Popen"},  # a child that imports a module of the user's
     "launcher/devices.py": {"run"},  # nvidia-smi, with a deadline
 }
 """The files that may start a process, and with what. vLLM forks its own: see `process_tree`."""
@@ -114,6 +115,7 @@ MODULES = (
     "launcher.probe",
     "launcher.remote",
     "launcher.model_trial",
+    "launcher.reward_trial",
 )
 """All that is started as a process."""
 

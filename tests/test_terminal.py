@@ -1,8 +1,10 @@
 """What others have written cannot command a terminal, nor hide; and no terminal is too plain for a verb."""
 
 import ast
+import errno
 import io
 import json
+import os
 from pathlib import Path
 
 import msgspec
@@ -22,10 +24,11 @@ from launcher.course import Outcome
 from launcher.ending import failure_screen
 from launcher.logs import LogTail
 from launcher.plan import link_addresses, plan_run
+from launcher.preflight import Findings
 from launcher.progress import RunView
 from launcher.rundir import RunRecord, write_record
 from launcher.terminal import Screen, printable, write_json
-from launcher.view import LiveDisplay, PlainDisplay, run_screen
+from launcher.view import PlainDisplay, run_screen
 from tests.launched import LaunchedRun
 
 ROOT = Path(__file__).parent.parent
@@ -154,23 +157,32 @@ def test_a_traceback_of_the_launcher_is_text(monkeypatch: pytest.MonkeyPatch) ->
     assert is_safe(output.getvalue())
 
 
-class Gone(io.StringIO):
-    """A terminal that is there no more, or a file on a full disk."""
+def test_a_full_disk_at_the_other_end_of_a_verb_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def write(self, text: str) -> int:
-        raise OSError(5, "Input/output error")
+    monkeypatch.setattr(launcher.cli, "app", fails)
+    with pytest.raises(SystemExit) as ended:
+        launcher.cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "✗ [Errno 28] No space left on device\n"
 
 
-def test_a_run_goes_on_where_its_screen_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = PlainDisplay(Screen(file=Gone()))
-    plain.note("a notice")
-    plain.close()
-    console = Screen(file=io.StringIO())
-    live = LiveDisplay(console)
-    console.file = Gone()
-    for now_s in (1.0, 2.0):
-        live.refresh(hostile_view(), now_s)
-    live.close()
+@pytest.mark.parametrize("moment", ["load_config", "create_run_dir"])
+def test_ctrl_c_where_no_run_catches_it_is_an_interruption(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    Path("cluster.yaml").write_text("name: a\n")
+    monkeypatch.setattr(launcher.cli, "check_run", lambda *_, **__: Findings((), (), None))
+    monkeypatch.setattr(launcher.cli, moment, interrupted)
+    done = CliRunner().invoke(launcher.cli.app, ["cluster.yaml"])
+    assert (done.exit_code, done.output) == (130, "")
 
 
 def names_in(path: Path) -> set[str]:

@@ -1,6 +1,6 @@
 """How many processes of each role there are, and what each may use."""
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from darts_async.config.section import NonNegative, Positive, Seconds, Section
 class RoleConfig(Section):
     """How many processes of a role, and what each may use."""
 
-    replicas: Positive = 1
+    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Processes of this role."""
     threads: Positive = 1
     """Threads of numerical libraries in each."""

@@ -17,7 +17,7 @@ from darts_async.reward.descendants import kill_marked
 from darts_async.reward.limits import Limits, breach_of
 from darts_async.reward.warden import MARK
 from darts_async.reward.wire import LENGTH_BYTES, LoadFailed, WorkerReply, WorkItem, decode_reply, encode_frame
-from darts_async.spawn import module_command, spawn
+from darts_async.spawn import module_command, signal_name, spawn
 
 REAP_S = 10.0
 """A killed process that has not ended by then is stuck in the kernel."""
@@ -142,7 +142,7 @@ class Worker:
         if code is None:
             return ProcessDiedError(f"reward worker {self.pid} closed its pipe")
         if code < 0:
-            return ProcessDiedError(f"reward worker {self.pid} was ended by {signal.Signals(-code).name}")
+            return ProcessDiedError(f"reward worker {self.pid} was ended by {signal_name(-code)}")
         breach = breach_of(code)
         if breach is not None:
             return LimitExceededError(f"the reward function {self._limits.describe(breach)}, and was ended")

@@ -140,9 +140,11 @@ class Warden:
         os.set_blocking(self._output, False)
         left = self._limits.output_bytes or sys.maxsize
         with contextlib.suppress(OSError):
-            while self._pending and left > 0 and _can_write(2):
+            while left > 0 and _can_write(2):
                 left -= os.write(2, self._pending)
                 self._pending = os.read(self._output, _CHUNK_BYTES)
+                if not self._pending:
+                    return
 
 
 class SharedCount:

@@ -27,7 +27,8 @@ from darts_async.reward.limits import Limits
 from darts_async.reward.wire import Failed, LoadFailed, Ready, Rewarded, WorkItem, decode_item, encode_frame, read_frame
 
 MAX_TRACEBACK_LINES = 8
-MAX_ERROR_CHARS = 4000
+MAX_LINE_CHARS = 300
+"""What is left out is the end of a line: a message begins with the name of its exception."""
 
 
 class Judge:
@@ -41,26 +42,28 @@ class Judge:
         """The reward, or why there is none."""
         token_ids = np.frombuffer(item.token_ids, np.int32).tolist()
         try:
-            value = self._function(
-                prompt=item.prompt,
-                response=self._tokenizer.decode(token_ids, skip_special_tokens=True),
-                answer=item.answer,
-                metadata=json.loads(item.metadata_json),
-                finish_reason=item.finish_reason,
+            reward = checked_reward(
+                self._function(
+                    prompt=item.prompt,
+                    response=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+                    answer=item.answer,
+                    metadata=json.loads(item.metadata_json),
+                    finish_reason=item.finish_reason,
+                )
             )
-            return Rewarded(checked_reward(value))
         except WrongTypeError as error:
             return Failed("wrong_type", str(error))
         except NotFiniteError as error:
             return Failed("not_finite", str(error))
         except Exception as error:  # noqa: BLE001 - the boundary to a user's code: it is reported, never a zero
             return Failed("raised", last_lines(error)) if not _is_of_file_limit(error) else _too_large(error)
+        return Rewarded(reward)
 
 
 def last_lines(error: Exception) -> str:
     """The end of a traceback, as text that can be encoded."""
     lines = "".join(traceback.format_exception(error)).splitlines()[-MAX_TRACEBACK_LINES:]
-    return "\n".join(lines)[-MAX_ERROR_CHARS:].encode("utf-8", "replace").decode()
+    return "\n".join(line[:MAX_LINE_CHARS] for line in lines).encode("utf-8", "replace").decode()
 
 
 def _too_large(error: Exception) -> Failed:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from darts_async.spawn import spawn
+from darts_async.spawn import signal_name, spawn
 from launcher.backends import AgentCommand, NodeError
 
 ENDED_WITHIN_S = 10.0
@@ -61,7 +61,7 @@ class LocalBackend:
 
     async def _watch(self, process: asyncio.subprocess.Process, on_end: Callable[[str], None]) -> None:
         code = await process.wait()
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        how = f"by {signal_name(-code)}" if code < 0 else f"with exit code {code}"
         on_end(f"its keeper has ended {how}")
 
 
