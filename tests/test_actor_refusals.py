@@ -155,6 +155,7 @@ async def test_what_the_shaper_refuses_is_not_in_its_journal(tmp_path: Path) -> 
     runtime: Any = SimpleNamespace(
         config=world_config(),
         run_dir=tmp_path,
+        plan=SimpleNamespace(life=1, from_checkpoint=False),
         clock=BusyClock(),
         trace=Trace(),
         faults=SimpleNamespace(reach=lambda point: None),
@@ -173,6 +174,6 @@ async def test_what_the_shaper_refuses_is_not_in_its_journal(tmp_path: Path) -> 
     await actor.close()
     assert [message for message, _ in refused] == [*wrong, RewardReady(1)]
     assert "answers greeting 1 twice" in refused[0][1]
-    _, inputs, _ = read_journal(tmp_path / JOURNAL_FILE)
+    inputs = read_journal(tmp_path / JOURNAL_FILE).inputs
     assert [given.message for given in inputs if isinstance(given, Heard)] == taken
     assert sum(isinstance(given, CameUp) for given in inputs) == 1
