@@ -440,12 +440,13 @@ async def _carry_out(
                 it.note(text)
             async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
                 ending.outcome = await it.conduct()
-    trace.close()
-    summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())
-    try:
-        write_summary(run_dir, summary)
-    except NoSpaceError as error:
-        display.note(str(error))
+        trace.close()
+        # Before `state.json` says how it ended: a run that has ended has its summary, whatever dies in between.
+        summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())
+        try:
+            write_summary(run_dir, summary)
+        except NoSpaceError as error:
+            display.note(str(error))
     if ending.unsaid:
         display.note(f"{ending.unsaid}; `darts-launch resume {run_dir}` ends the run once there is room")
     return ending.outcome, summary

@@ -27,7 +27,7 @@ from launcher.plan import link_addresses, plan_run
 from launcher.preflight import link_ports
 from launcher.progress import RunView
 from launcher.run import run
-from launcher.rundir import KEYS_DIR, create_run_dir, read_record, write_inputs
+from launcher.rundir import KEYS_DIR, create_run_dir, read_record, write_inputs, write_summary
 from launcher.summary import Summary, summary_screen
 from launcher.view import PlainDisplay
 
@@ -94,9 +94,17 @@ def shown(renderable: object) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_goes_to_its_end_and_accounts_for_every_token(tmp_path: Path) -> None:
+def test_a_run_goes_to_its_end_and_accounts_for_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(tmp_path)
+    status_at_summary: list[str] = []
+
+    def write(run_dir: Path, summary: msgspec.Struct) -> None:
+        status_at_summary.append(read_record(run_dir).status)
+        write_summary(run_dir, summary)
+
+    monkeypatch.setattr("launcher.run.write_summary", write)
     outcome, summary = prepared.carry_out()
+    assert status_at_summary == ["running"], "a run that has ended has its summary, whatever dies in between"
     assert outcome == Outcome("finished", "all steps taken")
     assert_nothing_is_left(prepared.run_dir)
     assert read_record(prepared.run_dir).status == "finished"
