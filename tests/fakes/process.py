@@ -76,7 +76,7 @@ async def talk(arguments: argparse.Namespace, link: Link, mailbox: Mailbox) -> N
     steps = arguments.steps
     step = -1 if role == "shaper" else 0
     while True:
-        tell = status(role, step, time.monotonic() - started_s)
+        tell = status(role, min(step, steps), time.monotonic() - started_s)
         link.send(LAUNCHER, tell)
         if role == "shaper" and step <= steps and arguments.behaviour != "idle":
             for message in shaper_messages(step, steps):
