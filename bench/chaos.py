@@ -26,7 +26,7 @@ import structlog
 
 from bench.results import conditions
 from darts_async.protocol import group_id_of
-from darts_async.shaper.journal import JOURNAL_FILE, FoundJournal, read_journal
+from darts_async.shaper.journal import JOURNAL_FILE, read_journal
 from darts_async.shaper.ledger import LEDGER_FILE, scan_ledger
 from darts_async.simulation.chaos import ChaosError, ChaosReport, draw_plan, run_chaos
 from launcher.audit import Books, Finding, audit
@@ -66,9 +66,7 @@ def judged_run(seed: int) -> ChaosReport:
     """The run of a seed. Raises what `run_chaos` does, and `ChaosError` for what the audit finds."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as home:
         report = run_chaos(draw_plan(seed), Path(home))
-        ledger, journal = scan_ledger(Path(home) / LEDGER_FILE), FoundJournal(None, [], 0, "")
-        if report.is_stopped:  # of a finished run it says nothing more
-            journal = read_journal(Path(home) / JOURNAL_FILE)
+        ledger, journal = scan_ledger(Path(home) / LEDGER_FILE), read_journal(Path(home) / JOURNAL_FILE)
         books = Books.of(ledger.records)
         found = evidence_against(Path(home), ledger, books, journal, None)
         against = [each for each in found if each.ids]

@@ -14,6 +14,7 @@ from typing import Any
 
 from darts_async.shaper.journal import JOURNAL_FILE, FoundJournal
 from darts_async.shaper.ledger import FoundLedger, RunReopened
+from darts_async.shaper.recovery import seen_by
 from darts_async.topology import CHECKPOINTS_DIR
 from launcher.audit_books import Books, Finding
 from launcher.lines import read_lines
@@ -76,6 +77,6 @@ def _checkpoints(run_dir: Path, since: RunRecord | None) -> Iterator[int]:
 def _journal_findings(run_dir: Path, journal: FoundJournal, ledger: FoundLedger) -> Iterator[Finding]:
     if journal.fault and (ledger.records or (run_dir / JOURNAL_FILE).exists()):
         yield Finding(f"byte from which on the journal cannot be read: {journal.fault}", (journal.num_bytes,))
-    if journal.head is not None and not ledger.lineage.holds(journal.head.place):
-        missing = journal.head.place.num_records - ledger.lineage.num_records
-        yield Finding("records, by their number, that the journal has seen written and the ledger lacks", (missing,))
+    if journal.head is not None and seen_by(journal.head, ledger) is None:
+        seen = journal.head.place.num_records
+        yield Finding("records, by their number, that the journal has seen written and the ledger lacks", (seen,))

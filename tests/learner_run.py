@@ -89,6 +89,8 @@ class LearnerRun:
     """Groups of later steps are not sent."""
     early_step: int | None = None
     """Groups of this step come before the learner has said where it stands."""
+    has_spoken: bool = False
+    """The present incarnation, to the shaper."""
     is_silent: bool = False
     """The shaper has no word for the learner."""
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -96,6 +98,8 @@ class LearnerRun:
     ready: list[int] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
+    first_words: list[type[Message]] = field(default_factory=list)
+    """What each incarnation told the shaper first."""
     weights: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
@@ -207,6 +211,7 @@ class LearnerRun:
     def _handle(self, event: Event) -> None:
         match event:
             case PeerUp(link="learner"):
+                self.has_spoken = False
                 if self.early_step is not None:
                     self.send_groups(self.early_step)
                 self._tell(Greet(1))
@@ -222,6 +227,9 @@ class LearnerRun:
                 self._shape(message)
 
     def _shape(self, message: Message) -> None:
+        if not self.has_spoken:
+            self.has_spoken = True
+            self.first_words.append(type(message))
         match message:
             case LearnerReady(version):
                 self.ready.append(version)

@@ -15,6 +15,7 @@ from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import sample_id_of
 from darts_async.shaper.encoding import encode
 from darts_async.shaper.ledger import (
+    LEDGER_FILE,
     AnyRecord,
     BroughtForward,
     GroupDropped,
@@ -29,6 +30,7 @@ from darts_async.shaper.ledger import (
     TakenBack,
     VersionSeen,
     WeightsAcknowledged,
+    scan_ledger,
 )
 from darts_async.shaper.standing import Head, Standing
 from darts_async.shaper.state import ShaperState
@@ -329,7 +331,7 @@ def test_a_ledger_that_lost_what_other_files_tell_is_never_clean(tmp_path: Path,
     for version in (1, 2):
         (run_dir / "checkpoints" / f"step-{version:06d}").mkdir(parents=True)
     write_lines(run_dir, [step_line(0), step_line(1)])
-    (run_dir / "shaper.journal").write_bytes(frame(encode(head_after(len(good_records())))))
+    (run_dir / "shaper.journal").write_bytes(frame(encode(head_after(run_dir))))
     assert rules_of(run_dir) == {}
     path, data = run_dir / "ledger.msgpack", (run_dir / "ledger.msgpack").read_bytes()
     match loss:
@@ -383,8 +385,10 @@ def first_step_of(records: list[AnyRecord], step: int = 0) -> list[AnyRecord]:
     return records[:end] if step == 0 else records[end:]
 
 
-def head_after(num_records: int) -> Head:
+def head_after(run_dir: Path) -> Head:
+    """As of a shaper that has written the ledger of a run."""
     source = ShuffledPrompts(prompts(3), seed=1)
     standing = Standing(lambda snapshot: ShaperState(CONFIG, source, (), snapshot=snapshot))
-    standing.lineage.num_records = num_records
-    return standing.to_head(0)
+    ledger = scan_ledger(run_dir / LEDGER_FILE)
+    standing.lineage.num_records = ledger.lineage.num_records
+    return standing.to_head(ledger.num_bytes)

@@ -17,7 +17,7 @@ from darts_async.learner import checkpoint
 from darts_async.learner.nonfinite import load_groups
 from darts_async.learner.setup import make_trainer
 from darts_async.models import resolve_model_path
-from darts_async.protocol import Shutdown
+from darts_async.protocol import LearnerReady, Shutdown
 from tests.learner_run import GROUPS_PER_STEP, LearnerRun, groups_of, learner_run, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -96,6 +96,9 @@ async def test_a_learner_that_was_killed_takes_the_same_steps_as_one_that_was_no
         await killed.start(incarnation=2)
         await killed.until(lambda: killed.ready == [0, 2])
         await killed.finish()
+    assert killed.first_words == [LearnerReady, LearnerReady], (
+        "of its checkpoint it tells after it has said where it is"
+    )
     assert [step for step, _ in killed.committed] == [0, 1, 2, 2, 3]
     for step, group_ids in killed.committed:
         assert group_ids == [group.group_id for group in groups_of(step)], "none twice, none left out"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from darts_async.config import RunConfig
 from darts_async.protocol import CatchUp, Greet, LearnerReady, ShaperSnapshot, TrainGroup, VersionSaved
 from darts_async.shaper.journal import JOURNAL_FILE, FoundJournal, Journal, read_journal
-from darts_async.shaper.ledger import LEDGER_FILE, LedgerWriter, scan_ledger
+from darts_async.shaper.ledger import LEDGER_FILE, BroughtForward, LedgerWriter, TakenBack, scan_ledger
 from darts_async.shaper.recovery import TakenUp, newest_checkpoint, take_up_again
 from darts_async.shaper.standing import Standing
 from darts_async.shaper.state import Phase
@@ -156,7 +156,7 @@ def checked_take_up(directory: Path, config: RunConfig, life: int) -> TakenUp:
     )
     books, totals = Books.of(ledger.records), standing.state.work.totals
     assert audit(books, config, is_over=False, num_steps=None) == []
-    assert len(books.history) == standing.state.num_steps
+    assert len(books.history) == standing.state.training.taken.position
     num_ended = sum(books.brought.samples_by_fate.values()) + sum(1 for _ in books.ended())
     assert num_ended == sum(totals.samples_by_fate.values())
     open_samples = {s.sample_id for s in standing.state.work.samples() if s.stage.name != "ENDED"}
@@ -261,6 +261,57 @@ def test_a_learner_older_than_all_groups_gets_new_ones_of_the_prompts_drawn_sinc
     assert {world.prompt_of[group_id] for group_id in lost} <= {*again}
     assert not trained & {*again[: len(again) // 2]}, "what the checkpoint has seen waits for its next turn"
     world.check_end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [2, 0])
+def test_a_run_that_starts_over_is_taken_up_from_the_journal_of_before_wherever_that_and_the_ledger_end(
+    tmp_path: Path, version: int
+) -> None:
+    """The power goes before the next head: what this one has seen of the ledger is void, or will be."""
+    config = world_config(**SETTINGS | {"learner": SETTINGS["learner"] | {"keep_checkpoints": 1}})
+    (tmp_path / "run").mkdir()
+    world, rng = PoweredWorld(config, tmp_path / "run"), random.Random(7)
+    while world.version < 5:
+        play(world, rng, 1)
+    process, journal, ledger = world.state, tmp_path / "run" / JOURNAL_FILE, tmp_path / "run" / LEDGER_FILE
+    process.close()
+    process.standing, _ = take_up_files(process, 2)
+    shutil.rmtree(tmp_path / "run" / CHECKPOINTS_DIR)
+    num_records = len(boundaries(ledger)) - 1
+    process.peer_up(LEARNER, 11, 50.0)
+    process.handle(LEARNER, LearnerReady(version), 51.0)
+    for generator in world.generators:
+        process.peer_up(generator, 11, 52.0)
+    process.close()
+    assert process.num_steps == version
+    written = scan_ledger(ledger).written[num_records:]
+    assert any(isinstance(record, BroughtForward if version else TakenBack) for record in written)
+    for journal_size in boundaries(journal)[1:]:
+        for ledger_size in boundaries(ledger)[num_records:]:
+            copy = tmp_path / "copy"
+            shutil.copytree(tmp_path / "run", copy)
+            for path, size in ((copy / JOURNAL_FILE, journal_size), (copy / LEDGER_FILE, ledger_size)):
+                path.write_bytes(path.read_bytes()[:size])
+            assert checked_take_up(copy, config, 3).source == "journal"
+            shutil.rmtree(copy)
+
+
+def test_sums_end_where_a_learner_is_that_takes_steps_again(tmp_path: Path) -> None:
+    world = killed_run(tmp_path / "run", new_journal=False)
+    process, ledger = world.state, tmp_path / "run" / LEDGER_FILE
+    standing, _ = take_up_files(process, 2)
+    process.standing = standing
+    num_steps = process.num_steps
+    process.peer_up(LEARNER, 11, 50.0)
+    process.handle(LEARNER, LearnerReady(2), 51.0)
+    assert process.training.taken.position == 2 < num_steps
+    process._journal.begin(process.standing.to_head(process._ledger.num_bytes))
+    process.close()
+    ledger.write_bytes(ledger.read_bytes()[: boundaries(ledger)[-2]])
+    assert checked_take_up(tmp_path / "run", world.config, 3).source == "journal, without the ledger"
+    books = Books.of(scan_ledger(ledger).records)
+    assert (books.brought.num_steps, len(books.history)) == (num_steps, 2)
 
 
 CHECKPOINTS = ["whole", "whole", "whole", "gone", "weights damaged", "without the shaper", "all gone"]

@@ -6,7 +6,7 @@ import pytest
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
-from darts_async.protocol import CatchUp, LearnerReady, StepCompleted
+from darts_async.protocol import CatchUp, LearnerReady, StepCompleted, VersionSaved
 from darts_async.shaper.ledger import LearnerRewound, RunReopened, StepCommitted
 from darts_async.shaper.patience import LEAST_S
 from darts_async.shaper.state import Phase
@@ -167,6 +167,19 @@ def test_a_run_whose_last_checkpoint_turns_out_damaged_is_not_finished() -> None
     save()
     world.run(rng)
     assert world.state.phase is Phase.FINISHED
+
+
+def test_a_learner_has_saved_no_more_than_it_has_taken() -> None:
+    world, rng = World(world_config(learner={"steps": 4})), random.Random(3)
+    step_to(world, 3, rng)
+    world.save = lambda **_: None  # type: ignore[method-assign]
+    world.learner_dies()
+    taken = world.state.training.taken
+    position = taken.position
+    assert position < 3 == taken.num_steps
+    world.absorb(world.state.handle(LEARNER, VersionSaved(3, 3), world.now_s))
+    world.state.validate()
+    assert taken.durable == taken.oldest_kept == position
 
 
 def test_no_step_is_undone_while_a_generator_decodes_under_its_version() -> None:

@@ -406,7 +406,8 @@ class LearnerActor:
         self._oldest_kept = oldest_kept
         if version < self._config.steps or self._trained:
             self._saved = version
-            self._send_shaper(VersionSaved(version, oldest_kept))
+            if self._trainer is not None:  # while it loads, the shaper does not know where it is yet: see `_announce`
+                self._send_shaper(VersionSaved(version, oldest_kept))
 
     # --- weights ---------------------------------------------------------------------------------------------
 

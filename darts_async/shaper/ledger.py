@@ -10,6 +10,7 @@ the file has lost records that no other file holds, says by `BroughtForward` wha
 """
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,11 +177,13 @@ class Lineage:
             case TakenBack(num_records=num_records):
                 self.num_records = num_records
                 self.firsts = {life: first for life, first in self.firsts.items() if first < max(num_records, 1)}
+                if not num_records:
+                    self.firsts = {1: 0}
                 return
             case BroughtForward(num_records=num_records):
                 self.num_records, self.firsts = num_records, {}
-            case RunReopened(life=life):
-                self.firsts[life] = self.num_records
+            case RunReopened(life=life):  # a life may start over: what it has before that still counts
+                self.firsts.setdefault(life, self.num_records)
         self.num_records += 1
 
     def holds(self, position: Position) -> bool:
@@ -246,19 +249,79 @@ class LedgerWriter:
         os.close(self._file)
 
 
+class Counted:
+    """The records of a ledger that count, as they are written."""
+
+    def __init__(self) -> None:
+        self.records: list[AnyRecord] = []
+        """In order, without those that are void."""
+        self.lineage = Lineage()
+        self.num_void = 0
+        """Records that were taken back."""
+
+    def take(self, record: AnyRecord) -> None:
+        """A record is written."""
+        if isinstance(record, TakenBack):
+            num_taken_back = min(self.lineage.num_records - record.num_records, len(self.records))
+            del self.records[len(self.records) - num_taken_back :]
+            self.num_void += num_taken_back
+        else:
+            self.records.append(record)
+        self.lineage.take(record)
+
+    def corrected_to(self, other: "Counted") -> list[AnyRecord]:
+        """What is to be written after these for those of `other` to count."""
+        num_same, shorter = 0, min(len(self.records), len(other.records))
+        while num_same < shorter and self.records[num_same] == other.records[num_same]:
+            num_same += 1
+        if num_same == len(self.records):
+            return other.records[num_same:]
+        if any(isinstance(record, BroughtForward) for record in self.records[num_same:]):
+            return [TakenBack(0), *other.records]  # before it the numbers are others
+        num_lost = self.lineage.num_records - len(self.records)
+        return [TakenBack(num_lost + num_same), *other.records[num_same:]]
+
+
 @dataclass(frozen=True, slots=True)
 class FoundLedger:
     """What a ledger holds, as far as it can be read."""
 
-    records: list[AnyRecord]
-    """In order, without those that are void."""
-    lineage: Lineage
-    num_void: int
-    """Records that were taken back."""
-    num_bytes: int
-    """Of the whole records."""
+    written: list[AnyRecord]
+    """All records, in order."""
+    ends: list[int]
+    """The byte after each of them."""
+    counted: Counted
     damaged_at: int | None
     """The byte from which on the file cannot be read, if that is not what a death leaves."""
+
+    @property
+    def records(self) -> list[AnyRecord]:
+        """In order, without those that are void."""
+        return self.counted.records
+
+    @property
+    def lineage(self) -> Lineage:
+        """Of the records that count."""
+        return self.counted.lineage
+
+    @property
+    def num_void(self) -> int:
+        """Records that were taken back."""
+        return self.counted.num_void
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole records."""
+        return self.ends[-1] if self.ends else 0
+
+    def until(self, num_bytes: int, num_records: int, firsts: dict[int, int]) -> Counted | None:
+        """What counted when the file had so many bytes, if it had this lineage then; else None: it has lost its end
+        since, or another file is in its place. Nothing is ever overwritten, so what was void later is here too."""
+        num_written = bisect_right(self.ends, num_bytes)
+        counted = _counted(self.written[:num_written])
+        is_whole = num_bytes == (self.ends[num_written - 1] if num_written else 0)
+        is_same = (counted.lineage.num_records, counted.lineage.firsts) == (num_records, firsts)
+        return counted if is_whole and is_same else None
 
 
 def scan_ledger(path: Path) -> FoundLedger:
@@ -270,25 +333,27 @@ def scan_ledger(path: Path) -> FoundLedger:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return FoundLedger([], Lineage(), 0, 0, None)
+        return FoundLedger([], [], Counted(), None)
     frames, decode = read_frames(data), msgspec.msgpack.Decoder(AnyRecord).decode
     damaged_at = frames.num_bytes if frames.is_damaged else None
-    records: list[AnyRecord] = []
-    lineage, num_bytes, num_void = Lineage(), 0, 0
+    written: list[AnyRecord] = []
+    ends: list[int] = []
     for payload in frames.payloads:
+        num_bytes = ends[-1] if ends else 0
         try:
-            record = decode(payload)
+            written.append(decode(payload))
         except msgspec.DecodeError:  # whole, and not of this version
-            return FoundLedger(records, lineage, num_void, num_bytes, num_bytes)
-        num_bytes += HEAD_BYTES + len(payload)
-        if isinstance(record, TakenBack):
-            num_taken_back = min(lineage.num_records - record.num_records, len(records))
-            del records[len(records) - num_taken_back :]
-            num_void += num_taken_back
-        else:
-            records.append(record)
-        lineage.take(record)
-    return FoundLedger(records, lineage, num_void, num_bytes, damaged_at)
+            damaged_at = num_bytes
+            break
+        ends.append(num_bytes + HEAD_BYTES + len(payload))
+    return FoundLedger(written, ends, _counted(written), damaged_at)
+
+
+def _counted(written: Iterable[AnyRecord]) -> Counted:
+    counted = Counted()
+    for record in written:
+        counted.take(record)
+    return counted
 
 
 def read_ledger(path: Path) -> list[AnyRecord]:

@@ -28,13 +28,11 @@ from darts_async.shaper.boundary import Boundary
 from darts_async.shaper.journal import JOURNAL_FILE, FoundJournal, Journal, read_journal
 from darts_async.shaper.ledger import (
     LEDGER_FILE,
-    BroughtForward,
     GroupDropped,
     GroupShipped,
     LedgerWriter,
     SampleEnded,
     SamplePlaced,
-    TakenBack,
     VersionSeen,
     scan_ledger,
 )
@@ -98,8 +96,6 @@ class ShaperActor:
             source = ShuffledPrompts(sets.train, seed=config.seed)
             return ShaperState(config, source, sets.held_out, stop_token_ids, snapshot)
 
-        self._is_cut = False
-        """The ledger goes on from another place than the head of the journal says: a new head is due."""
         self._flushes_new_journal = False
         self._inputs: list[AnyInput] = []
         self._outputs: list[Output] = []
@@ -281,12 +277,10 @@ class ShaperActor:
             faults.reach("shaper.before_ledger")
             self._ledger.append(records)
             faults.reach("shaper.before_send")
-            self._is_cut |= any(isinstance(record, TakenBack | BroughtForward) for record in records)
         self._inputs = []
         self._carry_out()
-        if self._journal.is_due or (self._is_cut and not self._journal.is_prepared):
+        if self._journal.is_due:
             self._journal.prepare(self._standing.to_head(self._ledger.num_bytes))
-            self._is_cut = False
         for peer in {report.peer for report in self._standing.reports}:
             if not self._runtime.links[_link_to(peer)].num_unacknowledged(peer):
                 self._take(Confirmed(self._now_s(), peer))

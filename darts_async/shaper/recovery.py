@@ -22,7 +22,7 @@ from pathlib import Path
 from darts_async.errors import DataError
 from darts_async.protocol import LearnerReady
 from darts_async.shaper.journal import FoundJournal
-from darts_async.shaper.ledger import AnyRecord, FoundLedger, LedgerWriter, TakenBack
+from darts_async.shaper.ledger import AnyRecord, Counted, FoundLedger, LedgerWriter
 from darts_async.shaper.standing import Head, MakeState, Reopened, Shared, Standing, decode_shared
 from darts_async.shaper.workload import Forget, Output, Send
 from darts_async.topology import CHECKPOINTS_DIR, SHAPER_STATE_FILE
@@ -116,22 +116,21 @@ def _from_journal(
     is_better = checkpoint is not None and checkpoint.shared is not None
     if checkpoint is not None and is_better and not standing.state.explains(checkpoint.policy_version):
         return None, [], ""
-    if ledger.lineage.holds(journal.head.place):
-        return standing, _reconciled(journal.head, ledger, replayed), "journal"
+    counted = seen_by(journal.head, ledger)
+    if counted is not None:
+        for record in replayed:
+            counted.take(record)
+        return standing, ledger.counted.corrected_to(counted), "journal"
     standing.life = life
     standing.lineage.num_records = max(standing.lineage.num_records, ledger.lineage.num_records)
     ready = LearnerReady(standing.state.num_steps)
     return standing, _recorded(standing.start_over(ready, None, standing.now_s)), "journal, without the ledger"
 
 
-def _reconciled(head: Head, ledger: FoundLedger, replayed: list[AnyRecord]) -> list[AnyRecord]:
-    """What makes the ledger end with what has followed from the journal."""
-    there = ledger.records[len(ledger.records) - (ledger.lineage.num_records - head.place.num_records) :]
-    num_same = 0
-    while num_same < min(len(there), len(replayed)) and there[num_same] == replayed[num_same]:
-        num_same += 1
-    cut: list[AnyRecord] = [TakenBack(head.place.num_records + num_same)] if num_same < len(there) else []
-    return cut + replayed[num_same:]
+def seen_by(head: Head, ledger: FoundLedger) -> Counted | None:
+    """What counted in the ledger when this head was taken; None if the ledger has lost some of it. What was written
+    after that may be void in the meantime, or have made this void: a run starts over, and dies before the next head."""
+    return ledger.until(head.ledger_bytes, head.place.num_records, head.firsts)
 
 
 def _from_checkpoint(

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from darts_async.protocol import LearnerReady, RunFinished, ShaperSnapshot
 from darts_async.shaper.encoding import decoder, encode
-from darts_async.shaper.ledger import Lineage, Position, SampleEnded, TakenBack
+from darts_async.shaper.ledger import LearnerRewound, Lineage, Position, SampleEnded, TakenBack
 from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState, Snapshot
 from darts_async.shaper.workload import Forget, Output, Send
 from darts_async.wire.framing import frame, read_frames
@@ -191,7 +191,10 @@ class Standing:
             is_later = num_records > shared.place.num_records
             return [*([TakenBack(shared.place.num_records)] if is_later else []), *outputs]
         num_records = max(num_records, shared.place.num_records if shared is not None else 0)
-        return [self.state.sums(num_records), *(each for each in outputs if not isinstance(each, SampleEnded))]
+        position = self.state.training.taken.position
+        undone = [LearnerRewound(position)] if self.state.training.taken.is_behind else []
+        kept = [each for each in outputs if not isinstance(each, SampleEnded)]
+        return [self.state.sums(num_records), *kept, *undone]
 
     def _decide(self, given: AnyInput) -> list[Output]:
         match given:

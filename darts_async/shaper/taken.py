@@ -86,11 +86,12 @@ class TakenSteps:
 
     def saved(self, policy_version: int, oldest_kept: int) -> None:
         """A checkpoint covers the steps before this version, and each one that is kept those before `oldest_kept`.
-        After a stop that may be more than were taken here."""
-        self.oldest_kept = max(self.oldest_kept, min(oldest_kept, self.num_steps))
+        After a stop that may be more than were taken here. A learner cannot save what it has not taken, whatever it
+        says."""
+        self.oldest_kept = max(self.oldest_kept, min(oldest_kept, self.position))
         for step in [step for step in self._groups if step < self.oldest_kept]:
             del self._groups[step]
-        self.durable = max(self.durable, min(policy_version, self.num_steps))
+        self.durable = max(self.durable, min(policy_version, self.position))
 
     def can_rewind(self, policy_version: int) -> bool:
         """Whether all groups are here that a learner which comes back at this version has to train again."""

@@ -95,6 +95,7 @@ class LearnerProcess(Process):
         )
         self._tasks: dict[int, tuple[str, ...]] = {}  # members by epoch
         self._version = -1
+        self._is_loaded = False
         self._history: list[tuple[int, ...]] = []
         self._is_locked = False
         self._publishing: int | None = None
@@ -173,6 +174,7 @@ class LearnerProcess(Process):
     def _train(self) -> Script:
         yield self.world.rng.uniform(0.0, LOADS_WITHIN_S)
         self._restore()
+        self._is_loaded = True
         self._announce()
         if self.incarnation == 1:
             late_s = self.world.now_s + GENERATORS_COME_WITHIN_S
@@ -268,7 +270,8 @@ class LearnerProcess(Process):
         self.reach("learner.before_saved")
         if version < self._config.steps or self._is_trained:
             self._saved = version
-            self._tell_shaper(VersionSaved(version, self._oldest_kept))
+            if self._is_loaded:
+                self._tell_shaper(VersionSaved(version, self._oldest_kept))
 
     @property
     def _oldest_kept(self) -> int:
