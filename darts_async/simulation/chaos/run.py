@@ -130,6 +130,9 @@ class _Run:
                 raise ChaosError(f"the run has not ended {ENDS_WITHIN_S} s after the last fault: {self._where()}")
             self.world.advance()
             self._notice_deaths()
+            if self.world.is_to_be_resumed:
+                self.world.is_to_be_resumed = False
+                self._resume("runs taken down and resumed, as a refusal says")
             finished = self.launcher.finished
             if finished is not None and finished.reason == "finished":
                 self._moment_came("end told")

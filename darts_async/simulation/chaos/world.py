@@ -45,6 +45,8 @@ class World:
         """Those who have said what cannot be meant, by name and incarnation."""
         self.full_until_s = 0.0
         """No file grows before."""
+        self.is_to_be_resumed = False
+        """A refusal has said that the run is to be taken down and resumed."""
         self.moment_came: Callable[[str], None] = lambda moment: None
         """Hears of the last moments of a run: see `Hardship`."""
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
