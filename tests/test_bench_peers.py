@@ -106,6 +106,7 @@ def test_the_held_out_reward_is_of_these_prompts_and_answers(tmp_path: Path) -> 
     assert 0 < of_even < of_all
 
 
+@pytest.mark.timeout(600)  # TRL computes with all cores, which are shared with whatever else is tested
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["ours", "TRL"])
 def test_a_run_is_evaluated_on_its_way(trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
