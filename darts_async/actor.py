@@ -335,7 +335,7 @@ def main(make_actor: Callable[[Runtime], Actor]) -> None:
     with logging_to(log_path, process=arguments.name, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
         try:
             uvloop.run(_run(make_actor, config, arguments.run_dir, arguments.name, arguments.incarnation))
-        except Exception as error:
+        except Exception as error:  # the end of a process: it is told, and raised again where it has no exit code
             _say_why(arguments.name, _leaves(error))
             code = _exit_code(_leaves(error))
             if code is None:

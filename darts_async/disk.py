@@ -114,7 +114,7 @@ class Patience:
             while True:
                 try:
                     return write()
-                except Exception as error:
+                except Exception as error:  # libraries wrap a full disk in their own; anything else is raised again
                     if not is_no_space(error):
                         raise
                     undo()
