@@ -26,11 +26,11 @@ import structlog
 
 from bench.results import conditions
 from darts_async.protocol import group_id_of
-from darts_async.shaper.journal import JOURNAL_FILE, read_journal
+from darts_async.shaper.durable.journal import JOURNAL_FILE, read_journal
 from darts_async.shaper.ledger import LEDGER_FILE, scan_ledger
 from darts_async.simulation.chaos import ChaosError, ChaosReport, draw_plan, run_chaos
-from launcher.audit import Books, Finding, audit
-from launcher.evidence import evidence_against
+from launcher.analysis.audit import Books, Finding, audit
+from launcher.analysis.evidence import evidence_against
 
 BATCH = 50
 """Runs of one task of a worker."""

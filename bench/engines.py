@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 from bench.charts import Panel, draw_curves, for_plots
 from bench.results import conditions, keep, table
 from darts_async.config import VllmConfig
-from darts_async.generator.embedded import EmbeddedEngine
+from darts_async.generator.embedded.engine import EmbeddedEngine
 from darts_async.generator.engine import Engine
 from darts_async.generator.vllm.installed import find_vllm
 from darts_async.protocol import Generate, SamplingParams, sample_id_of

@@ -38,8 +38,8 @@ from bench.hardships import HARDSHIPS, rotated, rows
 from bench.ordeal import AGENT, KEEPER, LAUNCHER, RUN_ENDS_WITHIN_S, Ordeal, Results, is_finished, prepared
 from bench.results import conditions
 from darts_async.faults import POINTS, VARIABLE
-from tests.launched import LaunchedRun
-from tests.small_disk import why_not
+from tests.support.launched import LaunchedRun
+from tests.support.small_disk import why_not
 
 RESTART = {
     "backoff": {"initial_s": 0.1, "max_s": 1.0},

@@ -22,10 +22,10 @@ import torch
 from darts_async.config import WeightsConfig
 from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, MemberJoined
 from darts_async.transport.codec import MessageCodec
-from darts_async.weights.publish import Publisher, PublishReport
-from darts_async.weights.receive import Receiver
-from darts_async.weights.source import LiveTensors
-from darts_async.weights.transfer import LocalTransfer
+from darts_async.weights.receiving.receive import Receiver
+from darts_async.weights.receiving.transfer import LocalTransfer
+from darts_async.weights.sending.publish import Publisher, PublishReport
+from darts_async.weights.sending.source import LiveTensors
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.launched import ROOT, LaunchedRun, listening
+from tests.support.launched import ROOT, LaunchedRun, listening
 
 HARDSHIPS = (
     "tails",

@@ -15,7 +15,7 @@ from darts_async.generator.scripted import ScriptedEngine
 from darts_async.prompts.load import load_prompts
 from darts_async.protocol import Generate, SamplingParams, sample_id_of
 from darts_async.simulation import EngineModel, LearnerModel, Models, simulate
-from darts_async.simulation.workload import Draw
+from darts_async.simulation.demand import Draw
 
 
 class Ideal(Struct, frozen=True):

@@ -38,12 +38,12 @@ from bench.probing import Judge, sampled
 from bench.results import commit, keep, taken_over
 from bench.shaping import KEEP, TAIL_BATCHING, darts
 from darts_async.errors import ConfigError
-from darts_async.models import resolve_model_path
+from darts_async.models.location import resolve_model_path
 from darts_async.prompts.load import load_prompts
 from darts_async.quickstart.evaluate import Samples, summarise
 from darts_async.quickstart.task import verify
-from launcher.cluster import load_config
-from launcher.evaluation import pass_at_k
+from launcher.config_file import load_config
+from launcher.progress.evaluation import pass_at_k
 
 LAUNCH: Final = 12
 

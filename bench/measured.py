@@ -20,12 +20,12 @@ from msgspec import Struct
 from darts_async.errors import ConfigError
 from darts_async.topology import LAUNCHER
 from darts_async.trace import SAMPLE
-from launcher.shares import time_spent, tokens_between
-from launcher.traces import Life, Traces
+from launcher.analysis.time_use import time_spent, tokens_between
+from launcher.analysis.traces import Life, Traces
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 3600.0
-LAUNCH = "from darts_async import lifetime; lifetime.die_with_parent(); from launcher.cli import main; main()"
+LAUNCH = "from darts_async import lifetime; lifetime.die_with_parent(); from launcher.commands.cli import main; main()"
 """What is run: `darts-launch`, which ends with the benchmark, however that ends."""
 SCHEMA = 3
 """Of the files that hold these numbers. Another one cannot be compared with them."""

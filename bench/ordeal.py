@@ -28,8 +28,8 @@ from bench.hardships import (
     resumed_copy,
     rogue_python,
 )
-from tests.launched import LaunchedRun
-from tests.small_disk import SmallDisk, small_disk
+from tests.support.launched import LaunchedRun
+from tests.support.small_disk import SmallDisk, small_disk
 
 RUN_ENDS_WITHIN_S = 900.0
 """After its last kill, and a resumed one until its first step."""

@@ -39,13 +39,13 @@ from bench.probing import Judge, sampled
 from bench.results import commit, keep, taken_over
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
-from darts_async.learner.checkpoint import directory_of
-from darts_async.models import load_tokenizer, resolve_model_path
+from darts_async.learner.checkpoints.checkpoint import directory_of
+from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.load import load_prompts
 from darts_async.prompts.source import Prompt
 from darts_async.quickstart.tokenizer import EOS_ID
 from darts_async.topology import CHECKPOINTS_DIR
-from launcher.cluster import load_config
+from launcher.config_file import load_config
 
 NUM_PROMPTS, NUM_SAMPLES = 16, 8
 EVALUATED_SAMPLES = 4

@@ -21,9 +21,9 @@ import psutil
 
 from bench.charts import for_plots
 from bench.results import conditions
-from launcher.shares import tokens_between
-from launcher.traces import Life, Traces
-from tests.launched import LaunchedRun
+from launcher.analysis.time_use import tokens_between
+from launcher.analysis.traces import Life, Traces
+from tests.support.launched import LaunchedRun
 
 VICTIM = "generator/0"
 SETTLE_S, CALM_S, MARGIN_S = 12.0, 10.0, 2.0

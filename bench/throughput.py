@@ -26,7 +26,7 @@ from bench.charts import draw_shares, for_plots
 from bench.measured import SCHEMA, Measured, launch, measure
 from bench.results import conditions, keep, kept, spread
 from darts_async.errors import ConfigError
-from launcher.cluster import load_config
+from launcher.config_file import load_config
 
 Results = dict[str, list[Measured]]
 """By configuration, in order: one for each repeat."""

@@ -30,14 +30,14 @@ from bench.charts import draw_bars, for_plots
 from bench.measured import ROOT
 from bench.results import conditions, keep, table
 from darts_async.config import WeightsConfig
-from darts_async.lifetime import die_with_parent
+from darts_async.machine.lifetime import die_with_parent
 from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, MemberJoined, Message, WeightManifest
 from darts_async.transport.codec import MessageCodec
-from darts_async.weights.plan import layout_of, specs_of
-from darts_async.weights.publish import Publisher, PublishReport
-from darts_async.weights.receive import Receiver
-from darts_async.weights.source import LiveTensors
-from darts_async.weights.transfer import LocalTransfer
+from darts_async.weights.bucket_layout import layout_of, specs_of
+from darts_async.weights.receiving.receive import Receiver
+from darts_async.weights.receiving.transfer import LocalTransfer
+from darts_async.weights.sending.publish import Publisher, PublishReport
+from darts_async.weights.sending.source import LiveTensors
 
 HOST = "127.0.0.1"
 MEGABYTE = 1 << 20

@@ -25,9 +25,9 @@ import torch
 from bench.results import conditions
 from bench.weights import bare_broadcast, bucket_sizes_of, free_port
 from darts_async.config import WeightsConfig
-from tests.engine_world import generate
-from tests.vllm_weights_world import Member, learner, until, vllm_member
-from tests.vllm_world import RunningVllm, running_vllm
+from tests.generator.vllm.weights_world import Member, learner, until, vllm_member
+from tests.generator.vllm.world import RunningVllm, running_vllm
+from tests.generator.world import generate
 
 WAYS: dict[str, dict[str, object]] = {
     "staged": {},

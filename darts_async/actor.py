@@ -29,7 +29,6 @@ import uvloop
 import yaml
 
 from darts_async.config import RunConfig
-from darts_async.disk import Patience, is_no_space
 from darts_async.errors import (
     NO_SPACE_EXIT_CODE,
     PERMANENT_ERRORS,
@@ -39,7 +38,8 @@ from darts_async.errors import (
     ProtocolError,
 )
 from darts_async.faults import Faults, install
-from darts_async.limits import raise_open_files
+from darts_async.machine.full_disk import Patience, is_no_space
+from darts_async.machine.limits import raise_open_files
 from darts_async.protocol import (
     GeneratorToLearner,
     GeneratorToShaper,

@@ -14,8 +14,8 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-from darts_async.disk import append_whole
 from darts_async.errors import NoSpaceError
+from darts_async.machine.full_disk import append_whole
 from darts_async.trace import Trace, Value, older_path
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30}

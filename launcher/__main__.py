@@ -20,7 +20,7 @@ def main() -> None:
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from launcher.cli import main as command_line
+    from launcher.commands.cli import main as command_line
 
     signal.signal(signal.SIGINT, handler)
     command_line()

@@ -15,8 +15,8 @@ import pytest
 import uvloop
 from hypothesis import settings
 
-from launcher.scratch import make_scratch, remove_scratch
-from tests.leaks import MARK, Belongings, belongings, left_since
+from launcher.nodes.scratch import make_scratch, remove_scratch
+from tests.support.leaks import MARK, Belongings, belongings, left_since
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -20,14 +20,14 @@ from darts_async.protocol import (
     SampleFinished,
     WeightsApplied,
 )
-from darts_async.shaper.journal import read_journal
+from darts_async.shaper.durable.journal import read_journal
+from darts_async.shaper.durable.replayable_state import CameUp, Heard
 from darts_async.shaper.process import JOURNAL_FILE, ShaperActor
-from darts_async.shaper.standing import CameUp, Heard
 from darts_async.telemetry import BusyClock
 from darts_async.trace import Trace
 from darts_async.transport import Event, PeerUp, Received, Unreadable
-from launcher.plan import link_addresses, plan_run
-from tests.shaper_world import prompts, world_config
+from launcher.plan.plan import link_addresses, plan_run
+from tests.shaper.world import prompts, world_config
 
 CONFIG = RunConfig.model_validate({"roles": {"generator": {"replicas": 2}}})
 PLAN = plan_run(CONFIG, Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import leaks
-from tests.leaks import belongings
+from tests.support import leaks
+from tests.support.leaks import belongings
 
 DETACHED = (
     "import os, time; os.setsid(); print(os.getpid(), flush=True) if os.fork() == 0 else os._exit(0); time.sleep(60)"

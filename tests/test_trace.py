@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from darts_async import trace
 from darts_async.telemetry import BusyClock
 from darts_async.trace import Head, Instant, Level, Span, Tallied, Trace, older_path, read_records, trace_path
-from launcher.cli import app
-from launcher.perfetto import events_of
-from launcher.shares import time_spent, tokens_between, union_s
-from launcher.traces import Life, Traces, joined
+from launcher.analysis.perfetto import events_of
+from launcher.analysis.time_use import time_spent, tokens_between, union_s
+from launcher.analysis.traces import Life, Traces, joined
+from launcher.commands.cli import app
 
 
 def span(stage: str, begin_s: float, end_s: float, busy_s: float | None = None, *, is_work: bool = True) -> Span:

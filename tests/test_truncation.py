@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from darts_async import truncation as shared
 from darts_async.config import LearnerConfig, RunConfig
-from darts_async.generator.embedded import load_embedded_engine
+from darts_async.generator.embedded.engine import load_embedded_engine
 from darts_async.generator.engine import Engine
 from darts_async.learner import logprobs as module
-from darts_async.learner.batch import micro_batches
 from darts_async.learner.logprobs import Head, Scores, head_scores, logits_scores
 from darts_async.learner.model import response_scores, use_packed_attention
 from darts_async.learner.objective import Objective
-from darts_async.learner.setup import make_trainer
-from darts_async.models import resolve_model_path
+from darts_async.learner.packing.batch import micro_batches
+from darts_async.learner.trainer_setup import make_trainer
+from darts_async.models.location import resolve_model_path
 from darts_async.protocol import TrainGroup
 from darts_async.truncation import Truncation, lowest_kept
-from tests.engine_world import decode, embedded, generate, tiny_qwen3
-from tests.learner_world import make_group, packed_model, weighted
+from tests.generator.world import decode, embedded, generate, tiny_qwen3
+from tests.learner.world import make_group, packed_model, weighted
 
 NUM_TOKENS = 20
 QWEN3 = Truncation(20, 0.95)

@@ -10,13 +10,13 @@ from darts_async.config.learner import LearnerConfig
 from darts_async.config.model import ModelConfig, PromptsConfig, SamplingConfig
 from darts_async.config.network import NetworkConfig, TransportConfig
 from darts_async.config.nodes import NodeConfig, Nodes
+from darts_async.config.paths import expanded
 from darts_async.config.reward import RewardConfig
 from darts_async.config.roles import RolesConfig
 from darts_async.config.section import NonNegative, Section
 from darts_async.config.shaping import ShapingConfig, StalenessConfig
 from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
-from darts_async.paths import expanded
 
 VLLM_TEMPERATURES = (0.01, 2.0)
 """What vLLM can draw at: it takes 0.01 for anything lower, without a word to who sent the sample, and refuses more."""

@@ -20,8 +20,8 @@ from darts_async.protocol import FinishReason, Generate
 
 if TYPE_CHECKING:  # these need torch, which an engine that models another does not
     from darts_async.config import WeightsConfig
-    from darts_async.generator.hold import Hold
-    from darts_async.weights.transfer import Transfer
+    from darts_async.generator.engine_pause import Hold
+    from darts_async.weights.receiving.transfer import Transfer
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ from darts_async.config import RunConfig
 from darts_async.errors import EngineError, WeightUpdateError
 from darts_async.generator.boundary import refusal_of_learner, refusal_of_shaper
 from darts_async.generator.engine import Engine, StepEvents
-from darts_async.generator.hold import Stillness
-from darts_async.generator.outgoing import Outgoing
+from darts_async.generator.engine_pause import Stillness
 from darts_async.generator.probe import Probing
 from darts_async.generator.stop_strings import StopStrings
-from darts_async.models import load_tokenizer, resolve_model_path
+from darts_async.generator.token_batcher import Outgoing
+from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.protocol import (
     Cancel,
     Generate,
@@ -43,7 +43,7 @@ from darts_async.protocol import (
     WeightsRefused,
 )
 from darts_async.transport import Event, PeerDown, PeerUp, Received
-from darts_async.weights.receive import Receiver
+from darts_async.weights.receiving.receive import Receiver
 
 IDLE_CHECK_S = 1.0
 
@@ -55,7 +55,7 @@ def make_engine(config: RunConfig) -> Engine:
     settings = config.generator
     match settings.engine:
         case "embedded":
-            from darts_async.generator.embedded import load_embedded_engine
+            from darts_async.generator.embedded.engine import load_embedded_engine
 
             return load_embedded_engine(
                 str(resolve_model_path(config.model.path)),

@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darts_async.config import ScriptConfig
+from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError
-from darts_async.generator.draws import hash_words, seed_word, uniforms
+from darts_async.generator.counter_rng import hash_words, seed_word, uniforms
 from darts_async.generator.engine import StepEvents
-from darts_async.generator.slots import SlotTable
-from darts_async.paths import expanded
+from darts_async.generator.slot_engine import SlotTable
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate
 
 if TYPE_CHECKING:
     from darts_async.config import WeightsConfig
-    from darts_async.generator.hold import Hold
-    from darts_async.weights.transfer import Transfer
+    from darts_async.generator.engine_pause import Hold
+    from darts_async.weights.receiving.transfer import Transfer
 
 _NORMAL: Final = NormalDist()
 _LENGTH_STREAM: Final = np.array([-1])  # counters of draws that belong to no token
@@ -147,7 +147,7 @@ class ScriptedEngine:
 
     def weight_transfer(self, hold: "Hold", interface: str, config: "WeightsConfig") -> "Transfer":
         """In this process, and staged."""
-        from darts_async.generator.hold import local_transfer  # needs torch, which a simulation does not
+        from darts_async.generator.engine_pause import local_transfer  # needs torch, which a simulation does not
 
         return local_transfer(hold, interface, config, self.apply_weights)
 

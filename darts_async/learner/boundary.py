@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from darts_async.config import RunConfig
-from darts_async.learner.tally import NUM_BINS
+from darts_async.learner.metric_sums import NUM_BINS
 from darts_async.protocol import (
     SAMPLES_PER_GROUP_LIMIT,
     CatchUp,
@@ -29,7 +29,7 @@ from darts_async.protocol import (
     TrainGroup,
     UpdateApplied,
 )
-from darts_async.values import NUM_INT32, not_logprobs, not_tokens
+from darts_async.token_checks import NUM_INT32, not_logprobs, not_tokens
 
 _HISTOGRAM_BYTES = NUM_BINS * 8
 

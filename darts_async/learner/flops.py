@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from darts_async.learner.tree import Tree
+from darts_async.learner.packing.tree import Tree
 
 PEAKS = {
     "B200": 2250e12,

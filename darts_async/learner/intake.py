@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import structlog
 
-from darts_async.learner.batch import num_packed_tokens
-from darts_async.learner.consumed import ConsumedGroups
+from darts_async.learner.consumed_groups import ConsumedGroups
+from darts_async.learner.packing.batch import num_packed_tokens
 from darts_async.protocol import TrainGroup
 
 WARN_AFTER_S = 60.0

@@ -24,11 +24,11 @@ from transformers.pytorch_utils import Conv1D
 
 from darts_async.config import LoraConfig
 from darts_async.errors import ConfigError, ModelError
-from darts_async.learner.place import Place
-from darts_async.learner.rows import rows_of
-from darts_async.learner.sharding import local_rows, whole
+from darts_async.learner.ranks.rank_info import Place
+from darts_async.learner.ranks.shard_rows import rows_of
+from darts_async.learner.ranks.sharding import local_rows, whole
 from darts_async.protocol import TensorSpec
-from darts_async.weights.plan import dtype_name
+from darts_async.weights.bucket_layout import dtype_name
 
 ADAPTER = "default"
 _FROZEN = ".base_layer."

@@ -19,10 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from darts_async.errors import ModelError
-from darts_async.learner.batch import PackedBatch
-from darts_async.learner.forward import packed_hidden, packed_logits
 from darts_async.learner.logprobs import Head, Scores, head_logprobs, head_scores, logits_scores
-from darts_async.learner.trial import (
+from darts_async.learner.packing.batch import PackedBatch
+from darts_async.learner.packing.forward import packed_hidden, packed_logits
+from darts_async.learner.packing.trial import (
     PROBE_TOKENS,
     TOLERANCE,
     Outcome,
@@ -32,9 +32,9 @@ from darts_async.learner.trial import (
     relative,
     try_packing,
 )
-from darts_async.lengths import Lengths, why_too_long
-from darts_async.miniature import foreign_code
-from darts_async.models import TOKENIZER_FILE, load_tokenizer
+from darts_async.models.length_limits import Lengths, why_too_long
+from darts_async.models.location import TOKENIZER_FILE, load_tokenizer
+from darts_async.models.miniature import foreign_code
 from darts_async.truncation import WHOLE, Truncation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

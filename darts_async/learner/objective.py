@@ -13,14 +13,14 @@ from transformers import PreTrainedModel
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import ModelError
 from darts_async.learner.advantage import group_advantages
-from darts_async.learner.batch import PackedBatch, Weighted, micro_batches
 from darts_async.learner.flops import ModelFlops, utilisation
 from darts_async.learner.lora import adapters_off, has_adapters
+from darts_async.learner.losses.aggregation import denominator, overlong_penalties, token_shares
 from darts_async.learner.losses.policy import policy_loss
 from darts_async.learner.losses.ratios import truncation_metrics
-from darts_async.learner.losses.shares import denominator, overlong_penalties, token_shares
+from darts_async.learner.metric_sums import Tally
 from darts_async.learner.model import checkpoint_activations, response_logprobs, response_scores
-from darts_async.learner.tally import Tally
+from darts_async.learner.packing.batch import PackedBatch, Weighted, micro_batches
 from darts_async.protocol import TrainGroup
 from darts_async.truncation import WHOLE, Truncation
 

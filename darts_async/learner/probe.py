@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from darts_async.learner.attention import packing
-from darts_async.learner.tree import Tree
+from darts_async.learner.packing.packed_attention import packing
+from darts_async.learner.packing.tree import Tree
 from darts_async.weights.probe import Reference, reference_of
 
 

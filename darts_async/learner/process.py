@@ -28,24 +28,23 @@ import transformers
 
 from darts_async.actor import Actor, Gauges, Runtime, main
 from darts_async.errors import ConfigError
-from darts_async.learner import checkpoint
-from darts_async.learner.batch import num_packed_tokens
 from darts_async.learner.boundary import Boundary
-from darts_async.learner.consumed import ConsumedGroups
-from darts_async.learner.follower import MAX_ORDERS, FollowerActor
+from darts_async.learner.checkpoints import checkpoint
+from darts_async.learner.checkpoints.saver import Saver
+from darts_async.learner.consumed_groups import ConsumedGroups
 from darts_async.learner.intake import WARN_AFTER_S, Intake
-from darts_async.learner.meter import StepMeter
 from darts_async.learner.model import DTYPES
 from darts_async.learner.nonfinite import stop_training
-from darts_async.learner.place import Place
+from darts_async.learner.packing.batch import num_packed_tokens
 from darts_async.learner.probe import packed_reference
-from darts_async.learner.ranks import LINK
-from darts_async.learner.saving import Saver
-from darts_async.learner.setup import make_trainer
+from darts_async.learner.rank_follower import MAX_ORDERS, FollowerActor
+from darts_async.learner.rank_leader import Team
+from darts_async.learner.ranks.rank_group import LINK
+from darts_async.learner.ranks.rank_info import Place
 from darts_async.learner.step import Trainer
-from darts_async.learner.storage import remove_staging
-from darts_async.learner.team import Team
-from darts_async.models import resolve_model_path, vocab_size
+from darts_async.learner.step_meter import StepMeter
+from darts_async.learner.trainer_setup import make_trainer
+from darts_async.models.location import resolve_model_path, vocab_size
 from darts_async.protocol import (
     AddGroups,
     CatchUp,
@@ -71,8 +70,9 @@ from darts_async.protocol import (
 from darts_async.topology import CHECKPOINTS_DIR
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.probe import Examiner, tolerance_of
-from darts_async.weights.publish import Publisher
-from darts_async.weights.source import WeightSource
+from darts_async.weights.sending.publish import Publisher
+from darts_async.weights.sending.source import WeightSource
+from darts_async.wire.atomic_dir import remove_staging
 
 MODEL_DIR = "model"
 MAX_TOGETHER = MAX_ORDERS // 4

@@ -6,9 +6,9 @@ Groups, steps, versions, broadcasts and checkpoints are real; the gradient is ze
 import time
 from collections.abc import Callable
 
-from darts_async.learner.batch import PackedBatch
+from darts_async.learner.metric_sums import Tally
 from darts_async.learner.objective import Objective
-from darts_async.learner.tally import Tally
+from darts_async.learner.packing.batch import PackedBatch
 
 
 class ScriptedObjective(Objective):

@@ -25,15 +25,15 @@ from transformers import PreTrainedModel
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import StalenessError
 from darts_async.learner.lora import Adapters
+from darts_async.learner.lr_schedule import learning_rate
+from darts_async.learner.metric_sums import Tally
 from darts_async.learner.objective import Objective
-from darts_async.learner.place import ALONE, Place
-from darts_async.learner.schedule import learning_rate
+from darts_async.learner.ranks.rank_info import ALONE, Place
+from darts_async.learner.ranks.sharding import drop_gathered, local_rows, whole
 from darts_async.learner.scripted import ScriptedObjective
-from darts_async.learner.sharding import drop_gathered, local_rows, whole
-from darts_async.learner.tally import Tally
 from darts_async.protocol import TrainGroup
 from darts_async.truncation import WHOLE, Truncation
-from darts_async.weights.source import LiveTensors, WeightSource
+from darts_async.weights.sending.source import LiveTensors, WeightSource
 
 
 class Trainer:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from darts_async.config.paths import is_file, missing_file
 from darts_async.errors import DataError
-from darts_async.paths import is_file, missing_file
 
 FileFormat = Literal["jsonl", "parquet"]
 Row = tuple[str, Any]

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError, DataError, ModelError
-from darts_async.models import load_tokenizer, resolve_model_path
-from darts_async.paths import expanded
+from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.chat import ChatMessage, ChatTemplate
 from darts_async.prompts.chat_files import load_chat_template
 from darts_async.prompts.records import Fields, Record, read_records

@@ -12,11 +12,11 @@ import structlog
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.config.reward import RewardLimitsConfig
 from darts_async.errors import RewardError
-from darts_async.models import resolve_model_path
+from darts_async.models.location import resolve_model_path
 from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, Shutdown
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
-from darts_async.reward.pool import RewardPool
+from darts_async.reward.worker_pool import RewardPool
 from darts_async.transport import Event, Received
 
 WATCHED_ITEMS = 200

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from darts_async.lifetime import die_with_parent
+from darts_async.machine.lifetime import die_with_parent
 from darts_async.reward.descendants import become_subreaper, descendants, kill_descendants, memory_bytes
 from darts_async.reward.limits import Limits, exit_code_of
 

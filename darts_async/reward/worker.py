@@ -21,10 +21,19 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from darts_async.errors import ModelError, RewardError
-from darts_async.models import load_tokenizer
-from darts_async.reward.functions import NotFiniteError, RewardFunction, WrongTypeError, checked_reward, load_function
+from darts_async.models.location import load_tokenizer
 from darts_async.reward.limits import Limits
-from darts_async.reward.wire import Failed, LoadFailed, Ready, Rewarded, WorkItem, decode_item, encode_frame, read_frame
+from darts_async.reward.loading import NotFiniteError, RewardFunction, WrongTypeError, checked_reward, load_function
+from darts_async.reward.worker_messages import (
+    Failed,
+    LoadFailed,
+    Ready,
+    Rewarded,
+    WorkItem,
+    decode_item,
+    encode_frame,
+    read_frame,
+)
 
 MAX_TRACEBACK_LINES = 8
 MAX_LINE_CHARS = 300

@@ -36,10 +36,10 @@ from darts_async.protocol import (
     WeightsApplied,
     group_id_of,
 )
+from darts_async.shaper.durable.replayable_state import MAX_SHARED_BYTES
 from darts_async.shaper.group import Sample, Stage
-from darts_async.shaper.standing import MAX_SHARED_BYTES
 from darts_async.shaper.state import Incoming, ShaperState
-from darts_async.values import NUM_INT32, not_logprobs, not_tokens
+from darts_async.token_checks import NUM_INT32, not_logprobs, not_tokens
 
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 """Rewards travel to the learner in float32."""

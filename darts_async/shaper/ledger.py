@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from darts_async.disk import append_whole
 from darts_async.errors import DataError
+from darts_async.machine.full_disk import append_whole
 from darts_async.shaper.group import Fate, Purpose
 from darts_async.wire.framing import HEAD_BYTES, frame, read_frames
 

@@ -20,24 +20,14 @@ import structlog
 from darts_async.actor import TERMINATED, Gauges, Runtime, main
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
-from darts_async.models import resolve_model_path, stop_token_ids, vocab_size
+from darts_async.models.location import resolve_model_path, stop_token_ids, vocab_size
 from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import Cancel, Message, SampleRejected, Shutdown
 from darts_async.shaper.boundary import Boundary
-from darts_async.shaper.journal import JOURNAL_FILE, FoundJournal, Journal, read_journal
-from darts_async.shaper.ledger import (
-    LEDGER_FILE,
-    GroupDropped,
-    GroupShipped,
-    LedgerWriter,
-    SampleEnded,
-    SamplePlaced,
-    VersionSeen,
-    scan_ledger,
-)
-from darts_async.shaper.recovery import newest_checkpoint, take_up, take_up_again
-from darts_async.shaper.standing import (
+from darts_async.shaper.durable.journal import JOURNAL_FILE, FoundJournal, Journal, read_journal
+from darts_async.shaper.durable.recovery import newest_checkpoint, take_up, take_up_again
+from darts_async.shaper.durable.replayable_state import (
     Abandoned,
     AnyInput,
     CameUp,
@@ -51,6 +41,16 @@ from darts_async.shaper.standing import (
     Ticked,
     WentDown,
     is_report,
+)
+from darts_async.shaper.ledger import (
+    LEDGER_FILE,
+    GroupDropped,
+    GroupShipped,
+    LedgerWriter,
+    SampleEnded,
+    SamplePlaced,
+    VersionSeen,
+    scan_ledger,
 )
 from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
 from darts_async.shaper.workload import Forget, Output, Send

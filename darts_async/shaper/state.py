@@ -44,11 +44,11 @@ from darts_async.protocol import (
     VersionSaved,
     WeightsApplied,
 )
+from darts_async.shaper.estimates.decode_elasticity import PaceState
+from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.evaluation import Evaluation, EvaluationState
 from darts_async.shaper.group import Group, Purpose, Sample, Stage
 from darts_async.shaper.ledger import BroughtForward, GroupOpened, RunReopened, VersionSeen, WeightsAcknowledged
-from darts_async.shaper.pace import PaceState
-from darts_async.shaper.planner import Planner
 from darts_async.shaper.training import LEARNER, Training, TrainingState
 from darts_async.shaper.workload import Forget, Output, Send, Workload, WorkloadState
 

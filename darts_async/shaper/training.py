@@ -20,14 +20,14 @@ from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.prompts.source import Prompt, PromptSource
 from darts_async.protocol import CatchUp, GroupsCommitted
-from darts_async.shaper.accounting import StatisticsState, StepStatistics
+from darts_async.shaper.committed_steps import TakenGroup, TakenState, TakenSteps
+from darts_async.shaper.estimates.patience import Patience
+from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.group import Fate, Group, Stage, train_group
 from darts_async.shaper.ledger import GroupDropped, GroupShipped, LearnerRewound, StepCommitted
-from darts_async.shaper.patience import Patience
-from darts_async.shaper.planner import Planner
-from darts_async.shaper.queue import Launch, PromptQueue, QueueState
-from darts_async.shaper.staleness import StalenessWindow, WindowState
-from darts_async.shaper.taken import TakenGroup, TakenState, TakenSteps
+from darts_async.shaper.prompt_queue import Launch, PromptQueue, QueueState
+from darts_async.shaper.token_accounts import StatisticsState, StepStatistics
+from darts_async.shaper.window import StalenessWindow, WindowState
 from darts_async.shaper.workload import Send, Workload
 
 LEARNER = "learner/0"

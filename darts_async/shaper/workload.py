@@ -24,7 +24,6 @@ from darts_async.protocol import (
     group_id_of,
     sample_id_of,
 )
-from darts_async.shaper.accounting import Totals, TotalsState
 from darts_async.shaper.group import (
     Fate,
     Group,
@@ -37,7 +36,8 @@ from darts_async.shaper.group import (
     group_without_tokens,
 )
 from darts_async.shaper.ledger import AnyRecord, SampleEnded, SamplePlaced
-from darts_async.shaper.routing import GeneratorPool, GeneratorsState, RewardPool
+from darts_async.shaper.pools import GeneratorPool, GeneratorsState, RewardPool
+from darts_async.shaper.token_accounts import Totals, TotalsState
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,7 @@
 measures is the mechanism alone: which schedule does the same work sooner, not whether the policy learns.
 """
 
-from darts_async.simulation.models import EngineModel, LearnerModel, Models, RewardModel
-from darts_async.simulation.report import SimulationResult
-from darts_async.simulation.run import simulate
-from darts_async.simulation.workload import (
+from darts_async.simulation.demand import (
     LONG_THOUGHT,
     MATH_7B,
     FixedWorkload,
@@ -16,6 +13,9 @@ from darts_async.simulation.workload import (
     TraceWorkload,
     Workload,
 )
+from darts_async.simulation.models import EngineModel, LearnerModel, Models, RewardModel
+from darts_async.simulation.report import SimulationResult
+from darts_async.simulation.run import simulate
 
 __all__ = [
     "LONG_THOUGHT",

@@ -8,7 +8,7 @@ import numpy as np
 from darts_async.config import Baseline
 from darts_async.learner.advantage import group_advantages
 from darts_async.protocol import RunFinished, TrainGroup
-from darts_async.simulation.workload import Draw
+from darts_async.simulation.demand import Draw
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,11 @@ from darts_async.shaper.state import Incoming, Phase, ShaperState
 from darts_async.shaper.training import LEARNER
 from darts_async.shaper.workload import Output, Send
 from darts_async.simulation.clock import Clock
+from darts_async.simulation.demand import Draw, Workload
 from darts_async.simulation.engine import SimulatedEngine
 from darts_async.simulation.learner import SimulatedLearner
 from darts_async.simulation.models import Models, RewardModel
 from darts_async.simulation.report import GroupStatistics, OpenGroup, SimulationResult
-from darts_async.simulation.workload import Draw, Workload
 
 REWARD: Final = "reward/0"
 _MAX_QUIET_TICKS: Final = 4

@@ -18,7 +18,7 @@ from darts_async.transport.link import Link
 from darts_async.transport.mailbox import Mailbox
 from darts_async.transport.session import Session
 from darts_async.transport.unreliable import UnreliableWire
-from darts_async.transport.wire import Wire, open_dealer, open_router
+from darts_async.transport.zmq_socket import Wire, open_dealer, open_router
 
 log = structlog.get_logger()
 

@@ -29,7 +29,7 @@ from darts_async.transport.inbox import NO_INCARNATION
 from darts_async.transport.mailbox import Mailbox, PeerDown, PeerUp, Received, Unreadable
 from darts_async.transport.refusals import Refusals
 from darts_async.transport.session import Delivered, Down, Envelope, Session, SessionEvent, Up
-from darts_async.transport.wire import Arrival, Sent, Wire
+from darts_async.transport.zmq_socket import Arrival, Sent, Wire
 
 MAX_FRAMES_PER_WAKEUP = 256
 TICKS_PER_PERIOD = 4

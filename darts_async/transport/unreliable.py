@@ -8,7 +8,7 @@ import time
 from random import Random
 
 from darts_async.faults import LinkFault
-from darts_async.transport.wire import Arrival, Wire
+from darts_async.transport.zmq_socket import Arrival, Wire
 
 OVERTAKEN_BY_S = 0.05
 """How long a frame is held back that others are to overtake, or that comes again."""

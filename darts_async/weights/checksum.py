@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import torch
 
-from darts_async.weights.plan import bytes_of
+from darts_async.weights.bucket_layout import bytes_of
 
 WORDS_PER_CHUNK = 1 << 17
 """Chunk, weights and products (4, 8 and 8 bytes a word) stay in a processor's cache; a GPU gets 512 KiB a call."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from darts_async.config import TransportConfig
-from darts_async.lifetime import die_with_parent
+from darts_async.machine.lifetime import die_with_parent
 from darts_async.protocol import (
     EvaluationCompleted,
     LauncherToProcess,

@@ -14,7 +14,7 @@ import uvloop
 from darts_async.config import VllmConfig
 from darts_async.errors import EngineError
 from darts_async.generator.vllm.engine import VllmEngine, load_vllm_engine
-from tests.engine_world import generate
+from tests.generator.world import generate
 
 
 def say(*words: object) -> None:

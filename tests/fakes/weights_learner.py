@@ -32,13 +32,13 @@ import torch
 
 from darts_async.config import WeightsConfig
 from darts_async.errors import WeightUpdateError
-from darts_async.lifetime import die_with_parent
+from darts_async.machine.lifetime import die_with_parent
 from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, Message
 from darts_async.transport.codec import MessageCodec
 from darts_async.weights.probe import Examiner, reference_of, tolerance_of
-from darts_async.weights.publish import Publisher
-from darts_async.weights.source import LiveTensors
-from tests.vllm_world import VOCAB_SIZE, tiny_model
+from darts_async.weights.sending.publish import Publisher
+from darts_async.weights.sending.source import LiveTensors
+from tests.generator.vllm.world import VOCAB_SIZE, tiny_model
 
 HOST = "127.0.0.1"
 MAX_MESSAGE_BYTES = 1 << 22

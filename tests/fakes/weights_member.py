@@ -11,14 +11,14 @@ import sys
 import torch
 
 from darts_async.errors import WeightUpdateError
-from darts_async.lifetime import die_with_parent
+from darts_async.machine.lifetime import die_with_parent
 from darts_async.protocol import GeneratorToLearner, LearnerToGenerator
 from darts_async.transport.codec import MessageCodec
-from darts_async.weights.receive import Receiver
-from darts_async.weights.transfer import LocalTransfer
-from tests.weights_world import HOST, equal, model
-from tests.weights_world import read_message as read
-from tests.weights_world import write_message as write
+from darts_async.weights.receiving.receive import Receiver
+from darts_async.weights.receiving.transfer import LocalTransfer
+from tests.weights.world import HOST, equal, model
+from tests.weights.world import read_message as read
+from tests.weights.world import write_message as write
 
 
 async def main(num_floats: int) -> None:

@@ -26,13 +26,13 @@ import numpy as np
 from darts_async.config import VllmConfig, WeightsConfig
 from darts_async.errors import DeadlineError, EngineError
 from darts_async.generator.engine import StepEvents
-from darts_async.generator.hold import Hold
-from darts_async.generator.vllm.book import SampleBook
+from darts_async.generator.engine_pause import Hold
 from darts_async.generator.vllm.requests import to_core_request
+from darts_async.generator.vllm.sample_tracker import SampleBook
 from darts_async.generator.vllm.startup import StartedVllm, start_vllm
 from darts_async.generator.vllm.weights import worker_transfer
 from darts_async.protocol import FinishReason, Generate
-from darts_async.weights.transfer import Transfer
+from darts_async.weights.receiving.transfer import Transfer
 
 _LOOK_OUT_S: Final = 0.2
 """How often a wait looks whether the engine core is alive."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Final
 
-from darts_async.lifetime import die_with_parent
+from darts_async.machine.lifetime import die_with_parent
 
 _NOBODY: Final = 0
 

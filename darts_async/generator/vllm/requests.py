@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from darts_async.generator.draws import hash_words, seed_word
+from darts_async.generator.counter_rng import hash_words, seed_word
 from darts_async.protocol import Generate
 
 

@@ -20,10 +20,10 @@ from transformers import AutoConfig, GenerationConfig
 
 from darts_async.config import VllmConfig
 from darts_async.errors import ConfigError, EngineError, ModelError
-from darts_async.generator.eos import eos_token_ids
+from darts_async.generator.end_tokens import eos_token_ids
 from darts_async.generator.vllm.installed import InstalledVllm, require_vllm
 from darts_async.generator.vllm.process_tree import binding_children
-from darts_async.lengths import why_too_long
+from darts_async.models.length_limits import why_too_long
 
 WORKER_EXTENSION: Final = "darts_async.generator.vllm.worker.WorkerExtension"
 WEIGHT_BACKEND: Final = "darts"

@@ -22,11 +22,11 @@ import structlog
 from darts_async.config import WeightsConfig
 from darts_async.errors import DeadlineError, EngineError
 from darts_async.generator.engine import StepEvents
-from darts_async.generator.hold import Hold
-from darts_async.generator.vllm.links import Answers, WorkerLinks
+from darts_async.generator.engine_pause import Hold
+from darts_async.generator.vllm.worker_hub import Answers, WorkerLinks
 from darts_async.protocol import EpochFormed, StoreValue, UpdateAborted, UpdateFailed, UpdateOffered
-from darts_async.weights.rank import TRANSFER_BACKSTOP, Report
-from darts_async.weights.transfer import Command
+from darts_async.weights.receiving.receiving_rank import TRANSFER_BACKSTOP, Report
+from darts_async.weights.receiving.transfer import Command
 
 CONNECT_S: Final = 30.0
 CALL_S: Final = 10.0

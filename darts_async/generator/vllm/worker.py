@@ -30,9 +30,9 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from darts_async.errors import WeightUpdateError
-from darts_async.generator.vllm.link import WorkerLink
-from darts_async.lifetime import die_with_parent
-from darts_async.weights.staging import Staging
+from darts_async.generator.vllm.worker_link import WorkerLink
+from darts_async.machine.lifetime import die_with_parent
+from darts_async.weights.receiving.staging import Staging
 
 BACKEND = "darts"
 

@@ -10,9 +10,9 @@ import math
 from torch import Tensor
 
 from darts_async.config import LossConfig
-from darts_async.learner.losses.sequences import Sequences
 from darts_async.learner.losses.surrogates import LARGEST_LOG_RATIO
-from darts_async.learner.tally import Tally
+from darts_async.learner.metric_sums import Tally
+from darts_async.learner.packing.sequences import Sequences
 
 
 def importance_weights(log_ratio: Tensor, sequences: Sequences, config: LossConfig) -> tuple[Tensor, Tally]:

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from darts_async.config import LossConfig
-from darts_async.learner.batch import PackedBatch
 from darts_async.learner.logprobs import Scores
 from darts_async.learner.losses.importance import importance_mask, importance_weights
 from darts_async.learner.losses.ratios import ratio_metrics
@@ -16,7 +15,8 @@ from darts_async.learner.losses.surrogates import (
     reinforce,
     truncated_ratio,
 )
-from darts_async.learner.tally import Tally
+from darts_async.learner.metric_sums import Tally
+from darts_async.learner.packing.batch import PackedBatch
 
 
 def policy_loss(

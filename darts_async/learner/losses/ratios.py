@@ -4,7 +4,7 @@ from torch import Tensor
 
 from darts_async.learner.logprobs import Scores
 from darts_async.learner.losses.surrogates import LARGEST_LOG_RATIO
-from darts_async.learner.tally import Tally
+from darts_async.learner.metric_sums import Tally
 
 
 def ratio_metrics(log_ratio: Tensor, on_policy: Tensor) -> Tally:

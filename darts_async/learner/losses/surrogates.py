@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from darts_async.config.loss import Proximal
-from darts_async.learner.losses.sequences import Sequences
-from darts_async.learner.tally import Tally
+from darts_async.learner.metric_sums import Tally
+from darts_async.learner.packing.sequences import Sequences
 
 LARGEST_LOG_RATIO = 20.0
 """Of any ratio, so that inf * 0 never happens."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from darts_async.learner.boundary import Boundary
-from darts_async.learner.consumed import ConsumedGroups
+from darts_async.learner.consumed_groups import ConsumedGroups
 from darts_async.learner.intake import Intake
 from darts_async.protocol import (
     CatchUp,
@@ -30,8 +30,8 @@ from darts_async.simulation.chaos.generator import GeneratorProcess
 from darts_async.simulation.chaos.process import Process, Script, finish
 from darts_async.simulation.chaos.world import Crash, World
 from darts_async.transport import Event, PeerDown, PeerUp, Received
-from darts_async.weights.coordinator import Coordinator
-from darts_async.weights.events import (
+from darts_async.weights.sending.coordinator import Coordinator
+from darts_async.weights.sending.events import (
     Action,
     Broadcast,
     BroadcastDone,
@@ -44,7 +44,7 @@ from darts_async.weights.events import (
     Send,
     Superseded,
 )
-from darts_async.weights.events import Event as WeightEvent
+from darts_async.weights.sending.events import Event as WeightEvent
 
 LOADS_WITHIN_S = 0.5
 TRAINS_WITHIN_S = 0.03

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-from darts_async.shaper.journal import JOURNAL_FILE
+from darts_async.shaper.durable.journal import JOURNAL_FILE
 from darts_async.shaper.ledger import LEDGER_FILE
 
 FILES = (JOURNAL_FILE, LEDGER_FILE)

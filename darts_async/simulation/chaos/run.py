@@ -12,7 +12,7 @@ from typing import Any
 from darts_async.config import PromptsConfig, RunConfig
 from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.protocol import PeerRefused, ProcessEnded, RunFinished
-from darts_async.shaper import journal
+from darts_async.shaper.durable import journal
 from darts_async.simulation.chaos.generator import GeneratorProcess
 from darts_async.simulation.chaos.learner import Checkpoint, Disk, LearnerProcess
 from darts_async.simulation.chaos.plan import Blow, ChaosPlan, config_of

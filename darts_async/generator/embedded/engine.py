@@ -1,0 +1,213 @@
+"""The embedded engine: continuous batching of any Hugging Face causal LM on CPUs.
+
+A step admits waiting samples into free slots, prefills their prompts in the same forward call that decodes one
+token for every running sample, and draws all tokens at once. It runs in the engine's one thread; all other calls
+come between steps from the task that owns the engine, so nothing here is locked.
+
+A prompt is prefilled once per group and weights: samples of the same group copy its keys and values from a slot
+that still has them. Samples with a prefix are prefilled whole. Keys and values made under older weights stay in
+use by the samples they belong to and are never given to a new one.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from darts_async.config import WeightsConfig
+from darts_async.errors import EngineError, ModelError
+from darts_async.generator.counter_rng import uniforms
+from darts_async.generator.embedded.decoder import SlotDecoder, check_decoding
+from darts_async.generator.embedded.sampling import draw
+from darts_async.generator.embedded.slot_attention import Prefill
+from darts_async.generator.end_tokens import eos_token_ids
+from darts_async.generator.engine import StepEvents
+from darts_async.generator.engine_pause import Hold, local_transfer
+from darts_async.generator.slot_engine import SlotTable
+from darts_async.models.length_limits import Lengths, why_too_long
+from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate, group_id_of
+from darts_async.weights.receiving.transfer import Transfer
+
+_MAX_PREFILL_TOKENS: Final = 4096
+"""Context tokens admitted in one step: bounds its memory, and how long running samples wait for their next token."""
+
+T = TypeVar("T")
+
+
+class EmbeddedEngine:
+    """Continuous batching of a causal LM in this process. The model is taken over.
+
+    Raises `ModelError` if the model is of a kind that cannot be decoded this way.
+    """
+
+    def __init__(self, model: Any, *, num_slots: int, max_context_tokens: int, eos_token_ids: Iterable[int]) -> None:
+        self._decoder = SlotDecoder(model, num_slots=num_slots, max_context_tokens=max_context_tokens)
+        self._table = SlotTable(num_slots, max_context_tokens, vocab_size=self._decoder.vocab_size)
+        self._ends_response = np.isin(np.arange(self._decoder.vocab_size), list(eos_token_ids))  # [vocab_size]
+        self._prefilled_at: dict[int, int] = {}  # sample id -> weight update under which its prompt was prefilled
+        self._num_updates = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedded-engine")
+        self._running: Future[Any] | None = None
+        self._closed = False
+
+    @property
+    def num_slots(self) -> int:
+        """Samples decoded at once."""
+        return self._table.num_slots
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Prompt and response together."""
+        return self._table.max_context_tokens
+
+    @property
+    def num_unfinished(self) -> int:
+        """Samples started whose end has not been reported."""
+        return self._table.num_unfinished
+
+    @property
+    def num_tokens_decoded(self) -> int:
+        """Tokens ever decoded, those of cancelled samples included."""
+        return self._table.num_tokens_decoded
+
+    @property
+    def decodes_by_itself(self) -> bool:
+        """Its thread works in `step` alone."""
+        return False
+
+    def start(self, request: Generate) -> None:
+        """Accept a sample. Ids are unique among unfinished samples."""
+        self._assert_between_steps()
+        self._table.start(request)
+
+    def cancel(self, sample_id: int) -> None:
+        """Stop a sample, running or waiting. The events of the next step carry its end. Unknown ids: no-op."""
+        self._assert_between_steps()
+        self._table.cancel(sample_id)
+
+    async def step(self) -> StepEvents:
+        """Decode one token for every running sample. Returns at once if there is no work."""
+        self._assert_between_steps()
+        if self.num_unfinished == 0:
+            return StepEvents()
+        return await self._in_thread(self._step)
+
+    async def apply_weights(self, tensors: dict[str, object], policy_version: int) -> None:
+        """Copy weights into the model. Raises `EngineError` naming the tensor that is missing, unknown or misshapen."""
+        self._assert_between_steps()
+        try:
+            await self._in_thread(lambda: self._decoder.load_weights(tensors))
+        except EngineError as error:
+            raise EngineError(f"policy version {policy_version}: {error}") from error
+        self._num_updates += 1
+
+    def weight_transfer(self, hold: Hold, interface: str, config: WeightsConfig) -> Transfer:
+        """In this process, and staged."""
+        return local_transfer(hold, interface, config, self.apply_weights)
+
+    async def close(self) -> None:
+        """Wait for the step under way, if any, and end the thread. Idempotent."""
+        self._closed = True
+        if self._running is not None and not self._running.done():
+            await asyncio.gather(asyncio.wrap_future(self._running), return_exceptions=True)
+        self._thread.shutdown()
+
+    def _assert_between_steps(self) -> None:
+        assert not self._closed, "the engine is closed"
+        assert self._running is None or self._running.done(), "called during a step"
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        self._running = future = self._thread.submit(work)
+        return await asyncio.wrap_future(future)
+
+    def _step(self) -> StepEvents:
+        placement = self._table.begin_step(_MAX_PREFILL_TOKENS)
+        for move in placement.moves:
+            self._decoder.copy_slot(move.source, move.target, move.num_tokens)
+        prefills = self._fill(placement.admitted)
+        rows = self._table.active
+        if len(rows) == 0:
+            return self._finish(np.empty(0, np.int32), np.empty(0, np.float32))
+        logits = self._decoder.decode(prefills, rows["last_token"], rows["cached"])
+        token_ids, logprobs = draw(
+            logits,
+            uniforms(rows["seed"], rows["num_tokens"]),
+            temperature=rows["temperature"],
+            top_p=rows["top_p"],
+            top_k=rows["top_k"],
+        )
+        return self._finish(token_ids, logprobs)
+
+    def _finish(self, token_ids: NDArray[np.int32], logprobs: NDArray[np.float32]) -> StepEvents:
+        events = self._table.finish_step(token_ids, logprobs, self._ends_response[token_ids])
+        for end in events.ended:
+            self._prefilled_at.pop(end.sample_id, None)
+        return events
+
+    def _fill(self, admitted: tuple[int, ...]) -> list[Prefill]:
+        """Give each new slot the keys and values of its context: copied from a slot that has them, or prefilled."""
+        prefills: list[Prefill] = []
+        filled_by: dict[int, Prefill] = {}  # slots whose keys and values this step will bring
+        for slot in admitted:
+            request, donor = self._table.request(slot), self._donor(slot)
+            context = np.concatenate((request.prompt_tokens, request.prefix_tokens))[:-1].astype(np.int64)
+            if len(context) == 0:
+                continue
+            self._prefilled_at[request.sample_id] = self._num_updates
+            if donor is None:
+                filled_by[slot] = Prefill(context, [slot])
+                prefills.append(filled_by[slot])
+            elif donor in filled_by:
+                filled_by[slot] = filled_by[donor]
+                filled_by[slot].slots.append(slot)
+            else:
+                self._decoder.copy_slot(donor, slot, len(context))
+        return prefills
+
+    def _donor(self, slot: int) -> int | None:
+        """A slot with the same prompt, prefilled under the present weights, for a sample that has no prefix."""
+        request = self._table.request(slot)
+        if len(request.prefix_tokens):
+            return None
+        first = group_id_of(request.sample_id) * SAMPLES_PER_GROUP_LIMIT
+        for other in self._table.slots_of(range(first, first + SAMPLES_PER_GROUP_LIMIT)):
+            donor = self._table.request(other)
+            current = self._prefilled_at.get(donor.sample_id) == self._num_updates
+            if current and np.array_equal(donor.prompt_tokens, request.prompt_tokens):
+                return other
+        return None
+
+
+def longest(num_slots: int, max_context_tokens: int) -> Lengths:
+    """The longest sample, and the most tokens of a step: those that are prefilled, and one of each slot."""
+    return Lengths(max_context_tokens, max(max_context_tokens, _MAX_PREFILL_TOKENS) + num_slots)
+
+
+def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_context_tokens: int) -> EmbeddedEngine:
+    """Load a model from a directory or the hub, with the end-of-sequence tokens of its generation settings.
+
+    Raises `ModelError` if it cannot be loaded, does not say how a response ends, has fewer positions than
+    `max_context_tokens`, or cannot be decoded at such lengths.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model_path)
+        if (reason := why_too_long(config.to_dict(), max_context_tokens)) is not None:
+            raise ModelError(f"model.path is {model_path!r}: {reason}")
+        check_decoding(config, longest(num_slots, max_context_tokens))
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype))
+    except ModelError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"model.path {model_path!r} cannot be loaded as a causal language model: {error}") from error
+    return EmbeddedEngine(
+        model,
+        num_slots=num_slots,
+        max_context_tokens=max_context_tokens,
+        eos_token_ids=eos_token_ids(model_path, model.generation_config, model.config),
+    )

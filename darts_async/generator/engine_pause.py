@@ -1,0 +1,59 @@
+"""The engine's owner standing still between two steps, so that somebody else can put weights in use.
+
+    async with hold() as still:           # waits for the boundary; tokens decoded so far are on their way
+        ...                               # nobody calls the engine but you
+        still.policy_version = version    # what the next tokens are stamped with
+    still.stall_s                         # how long it stood still
+
+An `EngineError` in the body means that the engine must not make another step: the owner is not woken any more.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from darts_async.config import WeightsConfig
+from darts_async.errors import ConfigError
+from darts_async.generator.engine import StepEvents
+from darts_async.weights.receiving.transfer import LocalTransfer
+
+
+class Stillness:
+    """One time of standing still.
+
+    Args:
+        deliver: sends on what was decoded before, still under the old version.
+    """
+
+    def __init__(self, deliver: Callable[[StepEvents], None]) -> None:
+        self.deliver = deliver
+        self.reached = asyncio.Event()
+        self.over = asyncio.Event()
+        self.policy_version: int | None = None
+        self.stall_s = 0.0
+
+
+Hold = Callable[[], AbstractAsyncContextManager[Stillness]]
+
+
+def local_transfer(
+    hold: Hold, interface: str, config: WeightsConfig, load: Callable[[dict[str, Any], int], Awaitable[None]]
+) -> LocalTransfer:
+    """The transfer of an engine in this process; `load` copies tensors into it while its owner stands still.
+
+    Raises `ConfigError` if the settings ask for what only an engine with workers can do.
+    """
+    if config.receive != "staged" or config.reprefill:
+        raise ConfigError(
+            f"weights.receive is {config.receive} and weights.reprefill is {config.reprefill}, but other than staged "
+            "without reprefill only generator.engine vllm can: leave both out, or use vllm"
+        )
+
+    async def apply(tensors: dict[str, Any], policy_version: int) -> float:
+        async with hold() as still:
+            await load(tensors, policy_version)
+            still.policy_version = policy_version
+        return still.stall_s
+
+    return LocalTransfer(interface, apply)

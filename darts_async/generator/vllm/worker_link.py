@@ -1,0 +1,194 @@
+"""A worker's end of the link to its generator: a rank of the broadcast group beside the model that is running.
+
+The learner's words reach a worker through its generator, over a socket in a directory that only the user can enter.
+One thread with an event loop of its own holds that conversation and a `Rank`; the worker's main thread goes on
+decoding, and comes by only to fetch what was received. Nothing of vLLM is used here.
+"""
+
+import asyncio
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+import torch
+
+from darts_async.errors import DartsError, DeadlineError, WeightUpdateError
+from darts_async.generator.vllm.stream import read_message, worker_codec, write_message
+from darts_async.protocol import UpdateCommitted, WorkerConnected
+from darts_async.weights.receiving.receiving_rank import Rank, Report
+from darts_async.weights.receiving.staging import Staging, TensorStream
+
+CONNECT_S: Final = 10.0
+FETCH_S: Final = 10.0
+"""What is fetched was announced before the call that fetches it, on another way: it is there, or under way."""
+CLOSE_S: Final = 10.0
+
+T = TypeVar("T")
+
+
+class _Counter(Generic[T]):
+    """Where one thing is left for another thread; what was not fetched is replaced."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[T] = queue.Queue(maxsize=1)
+
+    def leave(self, thing: T) -> T | None:
+        """Returns what was not fetched. Called by one thread only."""
+        try:
+            unused = self._queue.get_nowait()
+        except queue.Empty:
+            unused = None
+        self._queue.put_nowait(thing)
+        return unused
+
+    def fetch(self, timeout_s: float) -> T | None:
+        """None: there was nothing."""
+        try:
+            return self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+
+class WorkerLink:
+    """See the module. All methods are called by the worker's main thread.
+
+    Args:
+        socket_path: where the generator listens.
+        number: of this worker among those of its generator, from 0.
+        interface: local address that the collective's sockets bind to.
+        device: of the model.
+        is_direct: updates are not staged but streamed (see `stream`).
+        lost: called, in the link's thread, when the generator is gone, or cannot be understood.
+    """
+
+    def __init__(
+        self,
+        socket_path: Path,
+        number: int,
+        interface: str,
+        device: torch.device,
+        *,
+        is_direct: bool,
+        lost: Callable[[], None],
+    ) -> None:
+        self._socket_path = socket_path
+        self._number = number
+        self._interface = interface
+        self._device = device
+        self._is_direct = is_direct
+        self._lost = lost
+        self._committed: _Counter[tuple[int, Staging | None]] = _Counter()
+        self._streams: _Counter[TensorStream] = _Counter()
+        self._connected: _Counter[OSError | bool] = _Counter()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._conversation: asyncio.Task[None] | None = None
+        self._rank: Rank | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name=f"weights-link-{number}", daemon=True)
+
+    def open(self) -> None:
+        """Connect.
+
+        Raises:
+            OSError: the generator does not listen.
+            DeadlineError: nothing came of it.
+        """
+        self._thread.start()
+        outcome = self._connected.fetch(CONNECT_S)
+        if outcome is None:
+            raise DeadlineError(f"worker {self._number} could not connect within {CONNECT_S:g} s")
+        if isinstance(outcome, OSError):
+            raise outcome
+
+    def staged(self, policy_version: int) -> Staging:
+        """The weights of a version that was committed. To be given back.
+
+        Raises:
+            WeightUpdateError: they are not there.
+        """
+        version, staging = self._committed.fetch(FETCH_S) or (-1, None)
+        if staging is None or version != policy_version:
+            raise WeightUpdateError(f"version {policy_version} is not staged; the last one committed is {version}")
+        return staging
+
+    def give_back(self, staging: Staging) -> None:
+        """Nobody reads this memory any more."""
+        if self._rank is not None and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._rank.give_back, staging)
+
+    def stream(self, policy_version: int) -> TensorStream:
+        """The tensors of a version that was offered.
+
+        Raises:
+            WeightUpdateError: it was not.
+        """
+        stream = self._streams.fetch(FETCH_S)
+        if stream is None or stream.policy_version != policy_version:
+            raise WeightUpdateError(f"version {policy_version} is not under way here")
+        return stream
+
+    def close(self) -> None:
+        """Leave the group and end the thread. Idempotent.
+
+        Raises:
+            DeadlineError: the thread hangs.
+        """
+        self._closing = True
+        if self._loop is not None and self._conversation is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._conversation.cancel)
+        if self._thread.ident is not None:
+            self._thread.join(2 * CLOSE_S)
+        if self._thread.is_alive():
+            raise DeadlineError(f"the weight link of worker {self._number} did not end within {2 * CLOSE_S:g} s")
+
+    # --- the link's thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner() as runner, suppress(asyncio.CancelledError):
+                self._loop = runner.get_loop()
+                self._conversation = self._loop.create_task(self._converse(), name="weights link")
+                self._loop.run_until_complete(self._conversation)
+        except DartsError as error:
+            sys.stderr.write(f"the weight link of worker {self._number} ended: {error}\n")
+        finally:  # whatever ended it: no weights would reach this worker any more, and nobody would know
+            if not self._closing:
+                self._lost()
+
+    async def _converse(self) -> None:
+        """Until the generator is gone, or `close`."""
+        codec = worker_codec()
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._socket_path)
+        except OSError as error:
+            self._closing = True
+            self._connected.leave(error)
+            return
+
+        def report(message: Report) -> None:
+            write_message(writer, codec, message)
+
+        device = self._device if self._device.type == "cuda" else None
+        load = self._streams.leave if self._is_direct else None
+        self._rank = rank = Rank(self._interface, report, device, load)
+        write_message(writer, codec, WorkerConnected(self._number))
+        self._connected.leave(True)
+        try:
+            while (message := await read_message(reader, codec)) is not None:
+                if not isinstance(message, UpdateCommitted):
+                    rank.handle(message)  # type: ignore[arg-type]  # the codec decodes nothing else
+                elif not self._is_direct:
+                    self._commit(rank, message)
+        finally:
+            writer.close()
+            await rank.close(CLOSE_S)
+
+    def _commit(self, rank: Rank, message: UpdateCommitted) -> None:
+        staging = rank.take(message) if rank.has_staged(message) else None
+        unused = self._committed.leave((message.policy_version, staging))
+        if unused is not None and unused[1] is not None:
+            rank.give_back(unused[1])

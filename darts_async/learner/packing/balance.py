@@ -1,0 +1,111 @@
+"""Work split evenly over ranks: long samples cost more than their tokens say, because attention is quadratic.
+
+`balance` is pure and the same on every rank, so no rank has to tell the others which samples are its own.
+
+Largest first onto the least loaded rank (Graham, "Bounds on multiprocessing timing anomalies", 1969): the largest
+load is at most 4/3 - 1/(3K) times the best possible one.
+
+Invariants. Every index is on exactly one rank. The loads of two ranks differ by at most the cost of one item. The
+result depends on nothing but the arguments: ties go to the lower index and the lower rank.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+
+from darts_async.learner.packing.tree import Tree
+
+Branch = tuple[int, int]
+"""The tree, and which of its branches."""
+
+
+def balance(
+    lengths: Sequence[int], num_ranks: int, *, attention_tokens: float | None = None
+) -> tuple[tuple[int, ...], ...]:
+    """Which items each rank takes: `num_ranks` tuples of indices into `lengths`, ascending, empty for a rank left over.
+
+    Args:
+        lengths: tokens of each item, prompts included, >= 0.
+        num_ranks: >= 1.
+        attention_tokens: length at which attention costs as much as everything else; an item of n tokens counts
+            `n + n^2 / attention_tokens`. None: tokens alone. `ModelFlops.attention_tokens` computes it.
+
+    Raises: `ValueError` for a negative length or no rank.
+    """
+    if num_ranks < 1:
+        raise ValueError(f"num_ranks is {num_ranks}; work is split over at least one rank")
+    if min(lengths, default=0) < 0:
+        raise ValueError(f"lengths has {min(lengths)} at place {list(lengths).index(min(lengths))}; tokens are counted")
+    costs = [_cost(int(length), attention_tokens) for length in lengths]
+    loads = [(0.0, rank) for rank in range(num_ranks)]  # a heap: the least loaded rank is first
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
+        load, rank = loads[0]
+        shares[rank].append(item)
+        heapq.heapreplace(loads, (load + costs[item], rank))
+    return tuple(tuple(sorted(share)) for share in shares)
+
+
+def tree_batches(trees: Sequence[Tree], tokens_per_batch: int, *, num_ranks: int = 1) -> tuple[tuple[Branch, ...], ...]:
+    """The branches of all trees, each of which has one, in batches of at most `tokens_per_batch` tokens, about equally
+    large; a longer one goes alone. A batch holds a trunk once, however many of its branches it has.
+
+    With `num_ranks` ranks the number of batches is a multiple of it, because ranks that gather layers together have to
+    make the same number of passes: rank r takes batches r, r + num_ranks, ..., so that those of one pass are alike. A
+    batch is empty only where there are fewer branches than batches.
+
+    Raises: `ValueError` for no rank or a budget below 1.
+    """
+    if tokens_per_batch < 1:
+        raise ValueError(f"tokens_per_batch is {tokens_per_batch}; a batch holds at least one token")
+    if num_ranks < 1:
+        raise ValueError(f"num_ranks is {num_ranks}; work is split over at least one rank")
+    most = math.ceil(sum(len(tree.branches) for tree in trees) / num_ranks)
+    fewest = min(most, math.ceil(sum(tree.num_tokens for tree in trees) / (tokens_per_batch * num_ranks)))
+    for num_passes in range(max(1, fewest), most + 1):
+        found = _best_batches(trees, num_passes, num_ranks, tokens_per_batch)
+        if found is not None:
+            return found
+    assert not most, "a branch of its own is always a batch"
+    return ()
+
+
+def _best_batches(
+    trees: Sequence[Tree], num_passes: int, num_ranks: int, tokens_per_batch: int
+) -> tuple[tuple[Branch, ...], ...] | None:
+    """The quickest split into so many passes, a pass being over when its largest batch is; None if none fits.
+
+    Whole trees share most, but may be too coarse for the batches to be even: so they are cut finer and finer. What a
+    cut costs, the trunk in one more batch, is in the tokens that are compared.
+    """
+    best, least = None, math.inf
+    size = float(max(tree.num_tokens for tree in trees))
+    while True:
+        parts = [part for place, tree in enumerate(trees) for part in _parts(place, tree, size)]
+        shares = balance([_num_tokens(trees, part) for part in parts], num_passes * num_ranks)
+        batches = [tuple(sorted(branch for item in share for branch in parts[item])) for share in shares]
+        batches.sort(key=lambda batch: -_num_tokens(trees, batch))
+        loads = [_num_tokens(trees, batch) for batch in batches]
+        fits = all(len(batch) <= 1 or load <= tokens_per_batch for batch, load in zip(batches, loads, strict=True))
+        if fits and sum(loads[::num_ranks]) < least:
+            best, least = tuple(batches), sum(loads[::num_ranks])
+        if len(batches) == 1 or all(len(part) == 1 for part in parts):
+            return best
+        size /= 2
+
+
+def _parts(place: int, tree: Tree, size: float) -> list[tuple[Branch, ...]]:
+    """The branches of a tree in parts of about `size` tokens, or of one branch."""
+    num_parts = min(len(tree.branches), math.ceil(tree.num_tokens / size))
+    # One more, so that a branch without tokens is something too: its sample has a target.
+    shares = balance([tokens + 1 for tokens in tree.branches], num_parts)
+    return [tuple((place, branch) for branch in share) for share in shares]
+
+
+def _num_tokens(trees: Sequence[Tree], branches: Sequence[Branch]) -> int:
+    trunks = sum(trees[place].trunk for place in {place for place, _ in branches})
+    return trunks + sum(trees[place].branches[branch] for place, branch in branches)
+
+
+def _cost(length: int, attention_tokens: float | None) -> float:
+    return float(length) if attention_tokens is None else length + length * length / attention_tokens

@@ -1,0 +1,131 @@
+"""The processes that train one model together, and the process group in which they do.
+
+A learner of one rank makes no process group at all. There is no TCPStore, which would listen without authentication:
+rendezvous is a `RelayStore`, whose values travel over the run's own link between the ranks, with rank 0 passing on what
+the others set.
+
+Two groups are formed. In the default one FSDP gathers and reduces, in the order of the passes. The other, always gloo,
+carries parameters to rank 0 for a broadcast or a checkpoint while passes go on; a group of its own, because operations
+of two threads in one group would be matched in whatever order they come, and not NCCL, because two communicators that
+wait for each other's kernels can deadlock.
+
+Deadlines. A rank that does not come, or that keeps an operation waiting, is given up after `deadline_s`. `abort` ends
+whatever waits at once.
+"""
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+from torch.distributed.device_mesh import DeviceMesh
+
+from darts_async.errors import ProcessDiedError
+from darts_async.learner.ranks.rank_info import Place
+from darts_async.protocol import StoreValue
+from darts_async.weights.broadcast.close_gloo_sockets import addresses_in, sever
+from darts_async.weights.broadcast.gloo_listener import refuse_strangers
+from darts_async.weights.broadcast.relay_store import RelayStore
+
+LINK = "ranks"
+"""Rank 0 is the hub of this link, the others are its members."""
+_c10d: Any = distributed_c10d  # the parts used here are not in torch's type stubs
+_GLOO = "darts_gloo"
+"""Gloo on the run's own interface: torch's takes whatever interface the host name resolves to."""
+
+
+class RankGroup:
+    """This process's end of the two groups. `form` and the collectives block and belong in threads.
+
+    Args:
+        place: this process among the ranks; more than one.
+        interface: local address that gloo's sockets bind to.
+        epoch: the same for all ranks; values of another one are not of this group.
+        send: called on the event loop with each value of the rendezvous.
+    """
+
+    def __init__(
+        self, place: Place, *, interface: str, epoch: int, send: Callable[[StoreValue], None], deadline_s: float
+    ) -> None:
+        self.place = place
+        self.deadline_s = deadline_s
+        self._interface = interface
+        self._epoch = epoch
+        self._store = RelayStore(epoch, send, asyncio.get_running_loop(), deadline_s=deadline_s)
+        self._gathering: Any = None
+        self._failure: str | None = None
+
+    def put(self, message: StoreValue) -> None:
+        """Take in a value that another rank has set. Raises `ProtocolError`."""
+        if message.epoch == self._epoch:
+            self._store.put(message.key, message.value)
+
+    def form(self, device: torch.device) -> DeviceMesh:
+        """Join both groups; returns the mesh of the default one.
+
+        Raises:
+            DeadlineError: some ranks have not come.
+            WeightUpdateError: the group was aborted meanwhile.
+        """
+        rank, num_ranks = self.place.rank, self.place.num_ranks
+        self._store.meet(rank, num_ranks)
+        timeout = timedelta(seconds=self.deadline_s)
+        self._gathering = _gloo_group(
+            self._interface, _c10d.PrefixStore("gather", self._store), rank, num_ranks, timeout
+        )
+        dist.Backend.register_backend(_GLOO, functools.partial(_gloo_group, self._interface), devices=["cpu"])
+        backend = f"cpu:{_GLOO}" if device.type == "cpu" else "cuda:nccl"
+        dist.init_process_group(backend, store=self._store, rank=rank, world_size=num_ranks, timeout=timeout)
+        refuse_strangers(addresses_in(self._store.own_values()))
+        assert dist.group.WORLD is not None
+        return DeviceMesh.from_group(dist.group.WORLD, device.type)
+
+    def send_to_leader(self, content: torch.Tensor) -> None:
+        """Send bytes to rank 0: uint8 on the host, contiguous; blocks until they are taken."""
+        self._wait(self._gathering.send([content], 0, 0))
+
+    def receive_from(self, contents: Mapping[int, torch.Tensor]) -> None:
+        """On rank 0: fill the buffer of each rank with the next bytes that it sends."""
+        for work in [self._gathering.recv([content], rank, 0) for rank, content in contents.items()]:
+            self._wait(work)
+
+    def abort(self, reason: str) -> None:
+        """Free every thread of this process that waits for another rank. Idempotent."""
+        if self._failure is not None:
+            return
+        self._failure = reason
+        self._store.fail(reason)
+        if dist.is_initialized() and dist.get_backend() == "nccl":
+            _c10d._abort_process_group()
+        sever(addresses_in(self._store.values()))
+
+    @contextlib.contextmanager
+    def naming_failures(self) -> Iterator[None]:
+        """Raise `ProcessDiedError` where a collective fails: all that torch knows is which connection broke."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            reason = self._failure or str(error).split("\n")[0]
+            raise ProcessDiedError(
+                f"rank {self.place.rank} of the learner cannot go on without the others, of which one has died, hangs "
+                f"or was told to leave: {reason}"
+            ) from error
+
+    def _wait(self, work: Any) -> None:
+        with self.naming_failures():
+            work.wait(timedelta(seconds=self.deadline_s))
+
+
+def _gloo_group(interface: str, store: Any, rank: int, num_ranks: int, timeout: timedelta) -> Any:
+    options = _c10d.ProcessGroupGloo._Options()
+    options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=interface, lazy_init=False)]
+    options._timeout = timeout
+    options._threads = 2
+    return _c10d.ProcessGroupGloo(store, rank, num_ranks, options)

@@ -1,0 +1,80 @@
+"""A trainer as the settings of a run ask for it, on this process's rank."""
+
+from pathlib import Path
+
+import structlog
+import torch
+from transformers import PreTrainedModel
+
+from darts_async.config import RunConfig
+from darts_async.learner.lora import add_adapters
+from darts_async.learner.model import DTYPES, compile_model, load_model
+from darts_async.learner.ranks.rank_group import RankGroup
+from darts_async.learner.ranks.rank_info import ALONE, training_device
+from darts_async.learner.ranks.sharding import shard_model
+from darts_async.learner.step import Trainer
+from darts_async.models.length_limits import Lengths
+from darts_async.models.location import resolve_model_path
+from darts_async.truncation import Truncation
+
+log = structlog.get_logger()
+
+
+def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) -> Trainer:
+    """Load the model and make its trainer; blocks. With `ranks`, join them, and keep this rank's rows alone.
+
+    Raises:
+        ConfigError: there are to be adapters, but peft is not installed.
+        ModelError: there is no such model, or it cannot be trained.
+        DeadlineError: some ranks have not come.
+    """
+    device = training_device()
+    torch.manual_seed(config.seed + (ranks.place.rank if ranks is not None else 0))
+    return Trainer(
+        _load(config, model_dir, ranks, device),
+        config.learner,
+        temperature=config.sampling.temperature,
+        truncation=Truncation(config.sampling.top_k, config.sampling.top_p),
+        max_staleness=config.staleness.max_staleness,
+        max_new_tokens=config.sampling.max_new_tokens,
+        reference=_load_reference(config, device),
+        baseline=config.shaping.baseline,
+        place=ranks.place if ranks is not None else ALONE,
+    )
+
+
+def longest(config: RunConfig) -> Lengths:
+    """The longest sample, and the longest row that it or others are packed into."""
+    sample = config.generator.max_context_tokens
+    return Lengths(sample, max(sample, config.learner.tokens_per_micro_batch))
+
+
+def _load(config: RunConfig, model_dir: Path, ranks: RankGroup | None, device: torch.device) -> PreTrainedModel:
+    if ranks is None:
+        model = load_model(str(model_dir), dtype=config.model.dtype, lengths=longest(config), device=str(device))
+    else:
+        model = load_model(str(model_dir), dtype="float32", lengths=longest(config))
+    if config.learner.lora is not None:
+        add_adapters(model, config.learner.lora, config.seed)
+    if config.learner.compile:
+        if device.type == "cuda":
+            compile_model(model)
+        else:
+            log.warning("learner_not_compiled", reason="learner.compile is for a GPU, and this process sees none")
+    if ranks is not None:
+        shard_model(model, ranks.form(device), DTYPES[config.model.dtype])
+    return model
+
+
+def _load_reference(config: RunConfig, device: torch.device) -> PreTrainedModel | None:
+    """The frozen model that the loss measures the divergence from, if it does, and if it is not what the model in
+    training is without its adapters. Whole on every rank."""
+    loss = config.learner.loss
+    if not loss.kl_weight or (config.learner.lora is not None and loss.reference_path is None):
+        return None
+    path = resolve_model_path(
+        loss.reference_path or config.model.path,
+        setting="learner.loss.reference_path" if loss.reference_path else "model.path",
+    )
+    model = load_model(str(path), dtype=config.model.dtype, lengths=longest(config), device=str(device))
+    return model.requires_grad_(False)

@@ -1,0 +1,50 @@
+"""A process that does not outlive its parent.
+
+Linux delivers a chosen signal to a process when its parent ends, even when the parent was killed and could
+clean nothing up. The request does not look back: a parent that ended between fork and request is never
+noticed, so the parent's pid is compared afterwards. The signal is SIGKILL: everything a run must keep is
+written atomically, and a process that hangs would ignore anything weaker.
+
+    python -P -m darts_async.machine.lifetime MODULE ARGUMENT...
+
+binds itself to its parent, and then runs the module: see `spawn`. This file imports nothing that takes time.
+"""
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+
+PARENT_PID_VARIABLE = "DARTS_PARENT_PID"
+"""Set by `spawn` for its children: the pid that they must find as their parent."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int | None = None) -> None:
+    """Have the kernel kill this process when its parent ends.
+
+    `parent_pid` is who the parent must be; without it the pid that `spawn` left in the environment, and for a process
+    that something else started (ssh, a user) its present parent. Does nothing on systems other than Linux.
+    """
+    if sys.platform != "linux":
+        return
+    expected_pid = parent_pid or int(os.environ.pop(PARENT_PID_VARIABLE, "0")) or os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"prctl(PR_SET_PDEATHSIG): {os.strerror(error)}")
+    if os.getppid() != expected_pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Entry point: bind, and become the module that the first argument names."""
+    die_with_parent()
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Where a model lies, and its tokenizer, without torch or transformers.
+
+Every process resolves the same setting with the same function, so that generator, learner, shaper and reward
+cannot end up with different directories.
+"""
+
+from pathlib import Path
+
+import msgspec
+from tokenizers import Tokenizer
+
+from darts_async.config.paths import expanded
+from darts_async.errors import ModelError
+from darts_async.quickstart import MODEL_PATH
+
+QUICKSTART = "quickstart"
+TOKENIZER_FILE = "tokenizer.json"
+
+_TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+_WEIGHT_FILES = ("*.safetensors",)
+
+
+def resolve_model_path(path: str, *, with_weights: bool = True, setting: str = "model.path") -> Path:
+    """The local directory of a model.
+
+    Args:
+        path: `quickstart` for the model that is shipped, a directory in Hugging Face format, or a hub id.
+        with_weights: fetch the weights of a hub id too; configuration and tokenizer are enough for those who
+            only need text.
+        setting: where the path was written, for messages.
+
+    Raises:
+        ConfigError: a variable in the path is not set.
+        ModelError: there is no such directory, and no such model can be had from the hub.
+    """
+    if path == QUICKSTART:
+        return _checked_directory(MODEL_PATH, "the shipped model; reinstall the package")
+    directory = expanded(path, setting)
+    if directory.is_dir():
+        return directory
+    if path.startswith(("/", ".", "~", "$")) or path.count("/") > 1:
+        raise ModelError(f"{setting} is {path!r}, but there is no directory {directory.absolute()}")
+    return _fetch(path, setting, _TEXT_FILES + _WEIGHT_FILES if with_weights else _TEXT_FILES)
+
+
+def load_tokenizer(model_dir: Path) -> Tokenizer:
+    """The tokenizer of a model directory, with padding and truncation switched off.
+
+    Raises:
+        ModelError: the file is missing or cannot be read.
+    """
+    file = model_dir / TOKENIZER_FILE
+    if not file.is_file():
+        raise ModelError(
+            f"{model_dir} has no {TOKENIZER_FILE}, the fast tokenizer; write one with "
+            f"transformers.AutoTokenizer.from_pretrained(...).save_pretrained({str(model_dir)!r})"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises the base class itself
+        raise ModelError(f"{file} is not a tokenizer that this version of `tokenizers` can read: {error}") from error
+    # A file keeps the settings it was saved with: it would cut long prompts without a word.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def stop_token_ids(model_dir: Path) -> frozenset[int]:
+    """The end-of-sequence tokens of a model, as its `generation_config.json` or else its `config.json` names them;
+    empty if neither does.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    for name in ("generation_config.json", "config.json"):
+        file = model_dir / name
+        if not file.is_file():
+            continue
+        try:
+            ids = msgspec.json.decode(file.read_bytes(), type=_StopTokens).eos_token_id
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ModelError(f"{file} cannot be read: {error}") from error
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
+
+
+def vocab_size(model_dir: Path) -> int | None:
+    """The size of a model's vocabulary as its `config.json` names it, at the top or for its text part; None if it does
+    not.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    file = model_dir / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        known = msgspec.json.decode(file.read_bytes(), type=_Vocabulary)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from error
+    return known.vocab_size if known.text_config is None else known.text_config.vocab_size or known.vocab_size
+
+
+class _TextPart(msgspec.Struct):
+    """What is read of a configuration's part about text."""
+
+    vocab_size: int | None = None
+
+
+class _Vocabulary(_TextPart):
+    """The same of the whole."""
+
+    text_config: _TextPart | None = None
+
+
+class _StopTokens(msgspec.Struct):
+    """What is read of a model's configuration."""
+
+    eos_token_id: int | list[int] | None = None
+
+
+def _checked_directory(directory: Path, what: str) -> Path:
+    if not directory.is_dir():
+        raise ModelError(f"there is no directory {directory}: {what}")
+    return directory
+
+
+def _fetch(hub_id: str, setting: str, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{setting} is {hub_id!r}: it is no local directory (looked in {Path.cwd()}), and it could not be had "
+            f"from the hub: {reason}. Give a directory, or download it where there is a network and copy the cache"
+        ) from error

@@ -1,0 +1,156 @@
+"""One worker process as its pool sees it: start it, ask it, kill it.
+
+An exchange that was begun and not finished (cancelled, late, or cut by the worker's end) leaves the pipe in an
+unknown place, so it always kills the worker. What is started, asked to end and waited for here is the worker's warden
+(see `warden`): it ends when nothing is left of the worker and of what a reward function has started.
+"""
+
+import asyncio
+import contextlib
+import signal
+import uuid
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+from darts_async.errors import DeadlineError, ProcessDiedError, RewardError
+from darts_async.machine.spawn import module_command, signal_name, spawn
+from darts_async.reward.descendants import kill_marked
+from darts_async.reward.limits import Limits, breach_of
+from darts_async.reward.warden import MARK
+from darts_async.reward.worker_messages import (
+    LENGTH_BYTES,
+    LoadFailed,
+    WorkerReply,
+    WorkItem,
+    decode_reply,
+    encode_frame,
+)
+
+REAP_S = 10.0
+"""A killed process that has not ended by then is stuck in the kernel."""
+LAST_WORDS_S = 5.0
+"""A worker that has closed its pipe gets this long to end with an exit status of its own, its warden included."""
+
+
+class LimitExceededError(ProcessDiedError):
+    """A worker was ended because it, or what it had started, exceeded a limit of the settings."""
+
+
+class Worker:
+    """A running worker process. One exchange at a time."""
+
+    def __init__(self, process: Process, limits: Limits, mark: str) -> None:
+        self._process = process
+        self._limits = limits
+        self._mark = mark
+        self._killed = False
+        self.num_judged = 0
+        """Items that it has answered."""
+
+    @classmethod
+    async def spawn(cls, function: str, tokenizer_dir: Path, limits: Limits) -> "Worker":
+        """Start the process. It takes items when `ready` has returned.
+
+        Raises:
+            RewardError: the system refuses a new process.
+        """
+        mark = uuid.uuid4().hex
+        try:
+            whose = ("--function", function, "--tokenizer", str(tokenizer_dir), "--limits", limits.as_argument())
+            argv = module_command("darts_async.reward.warden", *whose, outlives_parent=True)
+            process = await spawn(argv, stdin=PIPE, stdout=PIPE, env={"TOKENIZERS_PARALLELISM": "false", MARK: mark})
+        except OSError as error:
+            raise RewardError(f"a reward worker could not be started: {error}") from error
+        return cls(process, limits, mark)
+
+    @property
+    def is_usable(self) -> bool:
+        """It has not been killed and has not ended."""
+        return not self._killed and self._process.returncode is None
+
+    @property
+    def pid(self) -> int:
+        """Of its warden."""
+        return self._process.pid
+
+    async def ready(self, deadline_s: float) -> None:
+        """Wait until the worker has loaded the function.
+
+        Raises:
+            RewardError: it cannot, ended, or took longer than the deadline.
+        """
+        try:
+            reply = await self._exchange(b"", deadline_s)
+        except (TimeoutError, ProcessDiedError) as error:
+            reason = str(error) or f"it was not ready within {deadline_s:g} s"
+            raise RewardError(f"reward worker {self.pid} could not start: {reason}") from error
+        if isinstance(reply, LoadFailed):
+            self.kill()
+            raise RewardError(reply.error)
+
+    async def ask(self, item: WorkItem, deadline_s: float) -> WorkerReply:
+        """The worker's judgement.
+
+        Raises:
+            TimeoutError: there was none within the deadline; the worker is killed.
+            LimitExceededError: it used more than it may; the worker is killed.
+            ProcessDiedError: the worker ended.
+        """
+        reply = await self._exchange(encode_frame(item), deadline_s)
+        self.num_judged += 1
+        return reply
+
+    def kill(self) -> None:
+        """End the process and all that it started, without waiting."""
+        self._killed = True
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+
+    async def reap(self) -> None:
+        """Wait for a killed process to be gone, pipes included.
+
+        Raises:
+            DeadlineError: it is still there.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            async with asyncio.timeout(REAP_S):
+                if await self._process.wait() == -signal.SIGKILL:  # perhaps the warden itself, before it cleaned up
+                    kill_marked(MARK, self._mark)
+                await self._process.communicate()
+        except TimeoutError as error:
+            raise DeadlineError(f"reward worker {self.pid} was killed and has not ended within {REAP_S:g} s") from error
+
+    async def _exchange(self, request: bytes, deadline_s: float) -> WorkerReply:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        finished = False
+        try:
+            async with asyncio.timeout(deadline_s):
+                self._process.stdin.write(request)
+                await self._process.stdin.drain()
+                header = await self._process.stdout.readexactly(LENGTH_BYTES)
+                body = await self._process.stdout.readexactly(int.from_bytes(header, "little"))
+            finished = True
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise await self._death() from error
+        finally:
+            if not finished:
+                self.kill()
+        return decode_reply(body)
+
+    async def _death(self) -> ProcessDiedError:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._process.wait()
+        code = self._process.returncode
+        if code is None:
+            return ProcessDiedError(f"reward worker {self.pid} closed its pipe")
+        if code < 0:
+            return ProcessDiedError(f"reward worker {self.pid} was ended by {signal_name(-code)}")
+        breach = breach_of(code)
+        if breach is not None:
+            return LimitExceededError(f"the reward function {self._limits.describe(breach)}, and was ended")
+        return ProcessDiedError(f"reward worker {self.pid} ended with exit code {code}")

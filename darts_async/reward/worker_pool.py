@@ -1,0 +1,227 @@
+"""Worker processes that judge responses: one item at a time each, with a deadline, replaced when they fail.
+
+Invariants. Every item ends in a reward, in a `ScoreFailed` that says why there is none, or in the cancellation of
+its task: a failure is never a zero. A place has at most one process, which is started when an item needs it and
+the last one is gone for certain. Replacing a process that died waits longer each time in a row, so that a
+function that crashes at once costs no storm of processes; a late or cancelled item is no death in that sense.
+
+Waiting for a free worker has no deadline of its own: it is bounded by the items in front and their deadlines.
+"""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from darts_async.errors import DeadlineError, ProcessDiedError, RewardError
+from darts_async.protocol import SampleScored, Score, ScoreFailed
+from darts_async.reward.descendants import kill_strays
+from darts_async.reward.limits import Limits
+from darts_async.reward.worker_handle import REAP_S, LimitExceededError, Worker
+from darts_async.reward.worker_messages import Failed, Rewarded, WorkerReply, WorkItem
+
+START_DEADLINE_S = 60.0
+NO_LIMITS = Limits()
+MAX_LATE_STARTS = 3
+"""After so many in a row a first item has the deadline of any other: the function does not load, it hangs."""
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 5.0
+
+
+def backoff_s(num_deaths_in_a_row: int) -> float:
+    """How long to wait before a process is replaced."""
+    if num_deaths_in_a_row == 0:
+        return 0.0
+    return min(FIRST_BACKOFF_S * 2.0 ** min(num_deaths_in_a_row - 1, 30), MAX_BACKOFF_S)
+
+
+class _Place:
+    """Where one worker runs at a time."""
+
+    def __init__(
+        self, function: str, tokenizer_dir: Path, limits: Limits, start_deadline_s: float, closing: asyncio.Event
+    ) -> None:
+        self._function = function
+        self._tokenizer_dir = tokenizer_dir
+        self._limits = limits
+        self._start_deadline_s = start_deadline_s
+        self._closing = closing
+        self.worker: Worker | None = None
+        self.is_spawning = False
+        self.num_deaths_in_a_row = 0
+        self.num_late_starts = 0
+        """Workers in a row that did not answer their first item in the time of a start."""
+
+    async def spawn(self) -> Worker:
+        """Start a process, without waiting until it is ready."""
+        self.is_spawning = True
+        try:
+            self.worker = await Worker.spawn(self._function, self._tokenizer_dir, self._limits)
+        finally:
+            self.is_spawning = False
+        return self.worker
+
+    async def usable_worker(self) -> Worker:
+        """The worker of this place: the one there is, or a new one."""
+        if self.worker is not None and self.worker.is_usable:
+            return self.worker
+        await self.reap()
+        await self._back_off()
+        worker = await self.spawn()
+        _refuse_if(self._closing)
+        await worker.ready(self._start_deadline_s)
+        return worker
+
+    def kill(self) -> None:
+        """End the process, if there is one, without waiting."""
+        if self.worker is not None:
+            self.worker.kill()
+
+    async def reap(self) -> None:
+        """Wait until the process is gone."""
+        if self.worker is not None:
+            self.worker.kill()
+            await self.worker.reap()
+            self.worker = None
+
+    async def _back_off(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(backoff_s(self.num_deaths_in_a_row)):
+                await self._closing.wait()
+        _refuse_if(self._closing)
+
+
+class RewardPool:
+    """Judges responses in `num_workers` processes.
+
+    Shutdown order: cancel the tasks that score, then `close`. A call under way at `close` raises `RewardError`.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        tokenizer_dir: Path,
+        *,
+        num_workers: int,
+        deadline_s: float,
+        start_deadline_s: float = START_DEADLINE_S,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
+        """`start_deadline_s` is for a worker to get ready, and for its first item too, at which a function may still
+        load something. Later items have `deadline_s`."""
+        self._deadline_s = deadline_s
+        self._start_deadline_s = start_deadline_s
+        self._closing = asyncio.Event()
+        self._places = [
+            _Place(function, tokenizer_dir, limits, start_deadline_s, self._closing) for _ in range(num_workers)
+        ]
+        self._free: asyncio.Queue[_Place] = asyncio.Queue(num_workers)
+        self._started = False
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The processes that are usable now."""
+        workers = [place.worker for place in self._places]
+        return tuple(worker.pid for worker in workers if worker is not None and worker.is_usable)
+
+    def kill_strays(self) -> bool:
+        """For a process that has no children but those of this pool, and is a subreaper: end what a warden that was
+        killed has left. Returns whether there may be more."""
+        if any(place.is_spawning for place in self._places):  # a new process is not known yet
+            return True
+        return kill_strays([place.worker.pid for place in self._places if place.worker is not None])
+
+    async def start(self) -> None:
+        """Start all workers, at once.
+
+        Raises:
+            RewardError: the reward function cannot be loaded. No process is left.
+        """
+        try:
+            workers = [await place.spawn() for place in self._places]
+            for worker in workers:
+                await worker.ready(self._start_deadline_s)
+        except BaseException:  # cancellation too: whatever ends the start, no worker is left; it is raised again
+            await self.close()
+            raise
+        self._started = True
+        for place in self._places:
+            self._free.put_nowait(place)
+
+    async def score(self, item: Score) -> SampleScored | ScoreFailed:
+        """Judge one response. Cancelling the call frees its worker.
+
+        Raises:
+            RewardError: the pool is closed.
+        """
+        assert self._started, "start the pool first"
+        place = await self._free.get()
+        try:
+            _refuse_if(self._closing)
+            return await self._score_at(place, item)
+        finally:
+            self._free.put_nowait(place)
+
+    async def close(self) -> None:
+        """End all workers. No process is left. Idempotent.
+
+        Raises:
+            DeadlineError: a killed process has not ended.
+        """
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        for place in self._places:
+            place.kill()
+        if self._started:
+            await self._until_nothing_is_under_way()
+        for place in self._places:
+            await place.reap()
+            self._free.put_nowait(place)  # a call that still waits for it is refused
+
+    async def _until_nothing_is_under_way(self) -> None:
+        try:
+            async with asyncio.timeout(REAP_S):
+                for _ in self._places:
+                    await self._free.get()
+        except TimeoutError as error:
+            raise DeadlineError(f"items are still being judged {REAP_S:g} s after their workers were killed") from error
+
+    async def _score_at(self, place: _Place, score: Score) -> SampleScored | ScoreFailed:
+        item = WorkItem(score.prompt, score.answer, score.metadata_json, score.finish_reason, score.token_ids.tobytes())
+        is_first = False
+        try:
+            worker = await place.usable_worker()
+            is_first = worker.num_judged == 0 and place.num_late_starts < MAX_LATE_STARTS
+            reply = await worker.ask(item, self._deadline_of(is_first))
+        except LimitExceededError as error:
+            _refuse_if(self._closing)
+            place.num_deaths_in_a_row += 1
+            return ScoreFailed(score.sample_id, "limit", str(error))
+        except (ProcessDiedError, RewardError, DeadlineError) as error:
+            _refuse_if(self._closing)
+            place.num_deaths_in_a_row += 1
+            return ScoreFailed(score.sample_id, "worker_died", str(error))
+        except TimeoutError:
+            place.num_late_starts += is_first
+            setting = "start_deadline_s, the time for a worker's first item," if is_first else "deadline_s"
+            reason = f"the reward function took longer than reward.{setting} ({self._deadline_of(is_first):g} s)"
+            return ScoreFailed(score.sample_id, "timeout", reason)
+        place.num_deaths_in_a_row = place.num_late_starts = 0
+        return _verdict(score.sample_id, reply)
+
+    def _deadline_of(self, is_first: bool) -> float:
+        return max(self._start_deadline_s, self._deadline_s) if is_first else self._deadline_s
+
+
+def _refuse_if(closing: asyncio.Event) -> None:
+    if closing.is_set():
+        raise RewardError("the reward pool is closed")
+
+
+def _verdict(sample_id: int, reply: WorkerReply) -> SampleScored | ScoreFailed:
+    match reply:
+        case Rewarded(reward):
+            return SampleScored(sample_id, reward)
+        case Failed(kind, error):
+            return ScoreFailed(sample_id, kind, error)
+    raise AssertionError(f"a worker answered an item with {reply}")

@@ -1,0 +1,143 @@
+"""The journal: where the shaper stood, and everything that has happened to it since.
+
+One file of framed records (`wire.framing`), the first a `Head`, the others inputs in order. What has been written
+survives the death of the process, and a power loss about a second later:
+
+- inputs are written before any peer hears of what followed from them, and before they are acknowledged;
+- a death can only tear the last record: reading stops there, and what it held comes again;
+- when the inputs outweigh the head, a new journal is begun with a new head beside the old one. Inputs go to both until
+  the new one is on the disk and takes the name of the old one. So the size of the file is bounded by that of what is in
+  flight, and a loss of power leaves one of the two whole.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from darts_async.machine.full_disk import append_whole
+from darts_async.shaper.durable.replayable_state import AnyInput, Head
+from darts_async.wire.atomic_file import flush
+from darts_async.wire.encoding import decoder, encode
+from darts_async.wire.framing import frame, read_frames
+
+JOURNAL_FILE = "shaper.journal"
+MIN_BYTES = 1 << 18
+"""Fewer bytes of inputs are not worth a new head."""
+
+
+class Journal:
+    """Writes a journal. `begin` or `resume` comes first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._beside = path.with_suffix(".new")
+        self._file = self._next = -1
+        self._head_bytes = self._next_head_bytes = 0
+        self._num_bytes = self._next_bytes = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to prepare a new one."""
+        return self._next < 0 and self._num_bytes - self._head_bytes >= max(MIN_BYTES, self._head_bytes)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a new one waits for `replace`."""
+        return self._next >= 0
+
+    def begin(self, head: Head) -> None:
+        """Start with this head, in place of what there was. It is on the disk on return."""
+        self.prepare(head)
+        os.fsync(self._next)
+        self.replace()
+        flush(self._path.parent)
+
+    def prepare(self, head: Head) -> None:
+        """Write a new journal beside the old one; what is appended from now on goes to both."""
+        if self._next >= 0:  # it is written again
+            os.close(self._next)
+        self._next = os.open(self._beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        data = frame(encode(head))
+        append_whole(self._next, data, self._beside)
+        self._next_head_bytes = self._next_bytes = len(data)
+
+    def replace(self) -> None:
+        """Put what `prepare` has written in the place of the old one. It is to be flushed before."""
+        self._beside.replace(self._path)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._next = self._next, -1
+        self._head_bytes, self._num_bytes = self._next_head_bytes, self._next_bytes
+
+    def resume(self, num_bytes: int) -> None:
+        """Go on after the whole records of a journal that `read_journal` has read."""
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        os.ftruncate(self._file, num_bytes)
+        self._head_bytes, self._num_bytes = 0, num_bytes
+
+    def append(self, inputs: Iterable[AnyInput]) -> None:
+        """Write inputs in one call; they are with the operating system on return."""
+        data = b"".join(frame(encode(given)) for given in inputs)
+        append_whole(self._file, data, self._path)
+        self._num_bytes += len(data)
+        if self._next >= 0:
+            append_whole(self._next, data, self._beside)
+            self._next_bytes += len(data)
+
+    def flusher(self) -> Callable[[], None]:
+        """What has everything so far on the disk, to be called in any thread, whatever happens here meanwhile."""
+        files, directory = [os.dup(file) for file in (self._file, self._next) if file >= 0], self._path.parent
+
+        def work() -> None:
+            for file in files:
+                os.fsync(file)
+                os.close(file)
+            flush(directory)
+
+        return work
+
+    def close(self) -> None:
+        """Flush to the disk and write no more."""
+        for file in (self._file, self._next):
+            if file >= 0:
+                os.fsync(file)
+                os.close(file)
+        self._file = self._next = -1
+
+
+@dataclass(frozen=True, slots=True)
+class FoundJournal:
+    """What a journal holds, as far as it can be read."""
+
+    head: Head | None
+    inputs: list[AnyInput]
+    num_bytes: int
+    """Of the whole records."""
+    fault: str
+    """Why it ends there, if that is not what a death leaves."""
+
+
+def read_journal(path: Path) -> FoundJournal:
+    """Read up to the first record that is torn or damaged.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return FoundJournal(None, [], 0, f"{path} is not there")
+    frames = read_frames(data)
+    fault = f"{path} is damaged from byte {frames.num_bytes} of {len(data)} on" if frames.is_damaged else ""
+    if not frames.payloads:
+        return FoundJournal(None, [], 0, fault or f"{path} has no whole record in its {len(data)} bytes")
+    try:
+        head = decoder(Head).decode(frames.payloads[0])
+        decode_input = decoder(AnyInput).decode
+        inputs = [decode_input(payload) for payload in frames.payloads[1:]]
+    except msgspec.DecodeError as error:
+        return FoundJournal(None, [], 0, f"{path} is not a journal of this version: {error}")
+    return FoundJournal(head, inputs, frames.num_bytes, fault)

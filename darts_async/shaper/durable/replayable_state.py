@@ -1,0 +1,250 @@
+"""Where a shaper stands: its state, and what another process needs beside it to take its place.
+
+Everything that happens to a shaper is an `Input`, and `take` is the only way in. A shaper that starts from a `Head` and
+takes the same inputs stands where the first one stood, with the same outputs on the way: this is what the journal
+rests on. Pure, as the state.
+
+A place in the ledger is counted in records, so that what a checkpoint needs of the shaper can be made here: `Shared`.
+
+What generators and reward processes were sent is asked for again when they are greeted. Not so what goes to the
+launcher, and what the learner keeps for a checkpoint: these *reports* are remembered until they have been handled.
+"""
+
+from collections.abc import Callable
+from typing import TypeGuard, cast
+
+import msgspec
+from msgspec import Struct
+
+from darts_async.protocol import LearnerReady, RunFinished, ShaperSnapshot
+from darts_async.shaper.ledger import LearnerRewound, Lineage, Position, SampleEnded, TakenBack
+from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState, Snapshot
+from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.wire.encoding import decoder, encode
+from darts_async.wire.framing import frame, read_frames
+
+
+class Input(Struct, frozen=True, tag=True):
+    """Something that happens to a shaper."""
+
+    now_s: float
+
+
+class Heard(Input, frozen=True):
+    """A message, the `seq`-th of this incarnation of a peer."""
+
+    peer: str
+    incarnation: int
+    seq: int
+    message: Incoming
+
+
+class CameUp(Input, frozen=True):
+    """A peer is connected."""
+
+    peer: str
+    incarnation: int
+
+
+class WentDown(Input, frozen=True):
+    """A peer is gone, or silent."""
+
+    peer: str
+    is_gone: bool
+
+
+class Ticked(Input, frozen=True):
+    """Time has passed."""
+
+
+class Stopped(Input, frozen=True):
+    """The run is to end early."""
+
+    reason: str
+
+
+class Abandoned(Input, frozen=True):
+    """The end has been waited for long enough."""
+
+
+class Restarted(Input, frozen=True):
+    """A new process has taken the place of the one before."""
+
+
+class Reopened(Input, frozen=True):
+    """All processes have ended, and the run goes on in another life."""
+
+    life: int
+
+
+class Confirmed(Input, frozen=True):
+    """A peer has handled every report so far."""
+
+    peer: str
+
+
+AnyInput = Heard | CameUp | WentDown | Ticked | Stopped | Abandoned | Restarted | Reopened | Confirmed
+
+
+class Head(Struct, frozen=True):
+    """Where a shaper stood, to be encoded at once. `ledger_bytes` is how much of the ledger was written by then."""
+
+    now_s: float
+    snapshot: Snapshot
+    heard: dict[str, tuple[int, int]]
+    reports: list[Send]
+    ledger_bytes: int
+    place: Position
+    firsts: dict[int, int]
+    """See `Lineage`."""
+
+
+class Shared(Struct, frozen=True):
+    """What a shaper gives to a checkpoint, to be encoded at once; nothing that is open in it goes on from there."""
+
+    now_s: float
+    snapshot: Snapshot
+    place: Position
+    """How much of the ledger was written by then."""
+
+
+MAX_SHARED_BYTES = 32 << 20
+"""A checkpoint goes without what takes more: it is a message. That can happen only while a learner catches up."""
+MakeState = Callable[[Snapshot | None], ShaperState]
+
+
+class Standing:
+    """See the module."""
+
+    def __init__(self, make_state: MakeState, snapshot: Snapshot | None = None, life: int = 1) -> None:
+        self._make_state = make_state
+        self.state = make_state(snapshot)
+        self.life = life
+        """Which start of the launcher the present processes are of."""
+        self.lineage = Lineage()
+        self.now_s = 0.0
+        """Of the newest input."""
+        self.heard: dict[str, tuple[int, int]] = {}
+        """{peer: (incarnation, first message of it that has not been taken)}"""
+        self.reports: list[Send] = []
+        """Not confirmed, in order."""
+
+    @classmethod
+    def of(cls, head: Head, make_state: MakeState) -> "Standing":
+        """Where `to_head` was taken."""
+        standing = cls(make_state, head.snapshot, head.place.life)
+        standing.now_s, standing.heard, standing.reports = head.now_s, head.heard, head.reports
+        standing.lineage.num_records, standing.lineage.firsts = head.place.num_records, head.firsts
+        return standing
+
+    @property
+    def place(self) -> Position:
+        """In the ledger."""
+        return Position(self.life, self.lineage.num_records)
+
+    def to_head(self, ledger_bytes: int) -> Head:
+        """For `of`."""
+        snapshot = self.state.to_state()
+        return Head(self.now_s, snapshot, self.heard, self.reports, ledger_bytes, self.place, self.lineage.firsts)
+
+    def take(self, given: AnyInput) -> list[Output]:
+        """One input, completely."""
+        self.now_s = given.now_s
+        return self._noted(self._decide(given))
+
+    def start_over(self, ready: LearnerReady, shared: Shared | None, now_s: float) -> list[Output]:
+        """Go on with a learner that is at a version which does not follow from here, from what its checkpoint has, or
+        from the beginning if it has the first model; without either, from the sums of what is here. The records since
+        then are void. If some before are lost, the ledger begins again with what they have come to."""
+        return self._noted(self._start_over(ready, shared, now_s))
+
+    def begin_again(self) -> list[Output]:
+        """Nothing is known of what the ledger has."""
+        return self._noted([TakenBack(0)] if self.lineage.num_records else [])
+
+    def _noted(self, outputs: list[Output]) -> list[Output]:
+        """Count the records, complete what goes to a checkpoint, and remember the reports."""
+        for output in outputs:
+            if not isinstance(output, Send | Forget):
+                self.lineage.take(output)
+        outputs = [self._completed(output) for output in outputs]
+        self.reports += [output for output in outputs if is_report(output)]
+        return outputs
+
+    def _completed(self, output: Output) -> Output:
+        if isinstance(output, Send) and isinstance(output.message, ShaperSnapshot):
+            version = output.message.policy_version
+            shared = Shared(self.now_s, self.state.to_checkpoint(version), self.place)
+            state = encode_shared(shared)
+            return Send(output.peer, ShaperSnapshot(version, state if len(state) <= MAX_SHARED_BYTES else b""))
+        return output
+
+    def _start_over(self, ready: LearnerReady, shared: Shared | None, now_s: float) -> list[Output]:
+        num_records = self.lineage.num_records
+        if shared is None and not ready.policy_version:  # the first model: nothing had happened
+            shared = Shared(0.0, self._make_state(None).to_state(), Position(1, 0))
+        if shared is not None:
+            before, self.state = self.state, self._make_state(shared.snapshot)
+            self.state.take_peers_of(before)
+        outputs = self.state.start_over(now_s, self.life, ready.policy_version, ready.next_group_id)
+        if shared is not None and self.lineage.holds(shared.place):
+            is_later = num_records > shared.place.num_records
+            return [*([TakenBack(shared.place.num_records)] if is_later else []), *outputs]
+        num_records = max(num_records, shared.place.num_records if shared is not None else 0)
+        position = self.state.training.taken.position
+        undone = [LearnerRewound(position)] if self.state.training.taken.is_behind else []
+        kept = [each for each in outputs if not isinstance(each, SampleEnded)]
+        return [self.state.sums(num_records), *kept, *undone]
+
+    def _decide(self, given: AnyInput) -> list[Output]:
+        match given:
+            case Heard(now_s, peer, incarnation, seq, message):
+                self.heard[peer] = incarnation, seq + 1
+                return [*self._prepared_for(message, now_s), *self.state.handle(peer, message, now_s)]
+            case CameUp(now_s, peer, incarnation):
+                return self.state.peer_up(peer, incarnation, now_s)
+            case WentDown(now_s, peer, is_gone):
+                return self.state.peer_lost(peer, now_s, is_gone=is_gone)
+            case Ticked(now_s):
+                return self.state.tick(now_s)
+            case Stopped(now_s, reason):
+                return self.state.stop(reason, now_s)
+            case Abandoned(now_s):
+                return self.state.abandon(now_s)
+            case Restarted(now_s):
+                return self.state.restarted(now_s)
+            case Reopened(now_s, life):
+                self.reports = [report for report in self.reports if not isinstance(report.message, RunFinished)]
+                self.life, self.heard = life, {}
+                return self.state.reopen(now_s, life)
+            case Confirmed(_, peer):
+                self.reports = [report for report in self.reports if report.peer != peer]
+                return []
+
+    def _prepared_for(self, message: Incoming, now_s: float) -> list[Output]:
+        """A learner may have gone back to where no step is known, or be where none was heard of."""
+        if not isinstance(message, LearnerReady) or self.state.phase is Phase.FINISHED:
+            return []
+        version = message.policy_version
+        if self.state.explains(version) or not self.state.may_start_over_at(version):
+            return []
+        return self._start_over(message, decode_shared(message.shaper_state), now_s)
+
+
+def encode_shared(shared: Shared) -> bytes:
+    """For `decode_shared`."""
+    return frame(encode(shared))
+
+
+def decode_shared(data: bytes) -> Shared | None:
+    """What was encoded; None if that is torn, damaged, empty or of another version."""
+    payloads = read_frames(data).payloads
+    try:
+        return cast(Shared, decoder(Shared).decode(payloads[0])) if payloads else None
+    except msgspec.DecodeError:
+        return None
+
+
+def is_report(output: Output) -> TypeGuard[Send]:
+    """Whether it is kept until it has been handled."""
+    return isinstance(output, Send) and (output.peer == LAUNCHER or isinstance(output.message, ShaperSnapshot))

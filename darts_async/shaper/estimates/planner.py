@@ -1,0 +1,172 @@
+"""What earlier visits to a prompt mean for the next: how many samples it is launched with, and which of its tail is
+aborted. Composes `history`, `redundancy` and `pruning` for `state`; pure like them."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from darts_async.config import RunConfig
+from darts_async.shaper.estimates.decode_elasticity import DecodePace
+from darts_async.shaper.estimates.hazard import GroupProgress, HazardRule, hazard_prunes, saturation_mode, tail_of
+from darts_async.shaper.estimates.history import History, Tercile
+from darts_async.shaper.estimates.redundancy import Allocator, Utility, mean_redundancy, reward_aware_value
+from darts_async.shaper.group import RUNNING, Group, Sample, Stage
+from darts_async.shaper.rules.length_rules import DualEnd
+from darts_async.shaper.rules.selection import SelectionRule, Survivor, selection_rule, shortest_only
+
+
+class Planner:
+    """Decides on a prompt before, during and after a visit."""
+
+    def __init__(self, config: RunConfig, learnt: dict[str, Any] | None = None) -> None:
+        """`learnt`: what `to_state` gave in an earlier process of the run."""
+        self.history = History.from_state(learnt["history"]) if learnt else History()
+        self._shaping = config.shaping
+        self._seed = config.seed
+        self._rule = selection_rule(config.shaping)
+        self._saturated_rule = shortest_only(config.shaping)
+        budget = config.shaping.redundancy
+        self._allocator = Allocator(config.shaping.keep, 2 * config.shaping.keep, budget.split, seed=config.seed)
+        if learnt:
+            self._allocator.restore(learnt["allocator"])
+        self.pace = DecodePace() if budget.total == "utility" and budget.latency_elasticity is None else None
+        """Watches the generators, where that has a use."""
+        pruning = config.shaping.pruning
+        self._pruning = pruning.mode
+        self._hazard = HazardRule(
+            keep=config.shaping.keep,
+            shortest=config.shaping.shortest,
+            threshold=pruning.threshold,
+            spare_probability=pruning.spare_probability,
+            max_tokens=config.sampling.max_new_tokens,
+        )
+
+    @property
+    def batch(self) -> int:
+        """Prompts that `num_samples` is asked about at once."""
+        return 1 if self._shaping.redundancy.total == "off" else self._shaping.redundancy.batch
+
+    def num_samples(self, prompt_ids: Sequence[int]) -> list[int]:
+        """How many samples each of the next prompts is launched with (R)."""
+        if self._shaping.redundancy.total == "off":
+            return [self._shaping.launch] * len(prompt_ids)
+        return self._allocator.allocate([self._value(prompt_id) for prompt_id in prompt_ids], self._mean_target())
+
+    def baseline(self, prompt_id: int) -> float | None:
+        """The prompt's pass rate so far, where that is the baseline."""
+        return self.history.pass_rate(prompt_id) if self._shaping.baseline == "history" else None
+
+    def rule(self, group: Group) -> SelectionRule:
+        """The selection rule of a group: shortest-only where its redundancy is saturated and that prunes."""
+        if self._pruning == "saturation" and saturation_mode(len(group.samples), self._shaping.keep):
+            return self._saturated_rule
+        return self._rule
+
+    def tail_to_prune(self, group: Group) -> list[Sample]:
+        """Running samples whose expected remainder is not worth waiting for; may spare one of them for good."""
+        if self._pruning != "hazard" or group.num_finished < self._hazard.shortest:
+            return []
+        samples = [s for s in group.samples if s.sample_id != group.spared]
+        finished = [s for s in samples if s.stage in (Stage.FINISHED, Stage.SCORED)]
+        running = {s.sample_id: s.num_tokens for s in samples if s.stage in RUNNING}
+        finished_tokens = sorted(s.num_tokens for s in finished)
+        if not tail_of(running, finished_tokens, self._hazard.shortest):
+            return []
+        progress = GroupProgress(
+            group_id=group.group_id,
+            estimate=self.history.estimate_with(group.prompt.prompt_id, *_lengths(group, group.hazard_candidates)),
+            difficulty=self.tercile(group),
+            typical_tokens=self.history.typical_length.mean_tokens,
+            num_launched=len(group.samples),
+            finished_tokens=finished_tokens,
+            finished_rewards=[s.reward for s in finished if s.reward is not None],
+            running=running,
+            num_candidates=len(group.hazard_candidates),
+        )
+        verdict = hazard_prunes(self._hazard, progress, self._seed)
+        group.hazard_candidates |= {sample_id: running[sample_id] for sample_id in verdict.prune}
+        if verdict.spare is not None:
+            group.spared = verdict.spare
+            group.hazard_candidates[verdict.spare] = running[verdict.spare]
+        return [s for s in samples if s.sample_id in verdict.prune]
+
+    def weighed(self, group: Group, kept: Sequence[tuple[Sample, float]]) -> list[tuple[Sample, float]]:
+        """The kept samples, the spared one with the inverse of its probability."""
+        factor = self._hazard.weight_of_spared(len(group.samples)) if group.spared is not None else 1.0
+        return [(s, weight * factor if s.sample_id == group.spared else weight) for s, weight in kept]
+
+    def tercile(self, group: Group) -> Tercile | None:
+        """The difficulty of the group's prompt as far as it is known."""
+        return self.history.difficulty_tercile(group.prompt.prompt_id)
+
+    def observe(self, group: Group) -> None:
+        """A visit is over: remember lengths, those that were cut short as such, and rewards."""
+        scored = [s for s in group.samples if s.reward is not None]
+        rewards = [s.reward for s in scored if s.reward is not None]
+        counts = [self.stands_for(group, s) for s in scored]
+        self.history.observe(group.prompt.prompt_id, *_lengths(group), rewards, counts)
+
+    def counts(self, group: Group) -> dict[int, float] | None:
+        """By the id of each scored sample how many launched ones it stands for. None where samples were cut for being
+        long, without a draw: nothing that was scored stands for them."""
+        rule = self.rule(group)
+        if isinstance(rule, DualEnd) and rule.early_stop and len(group.at(Stage.SCORED)) < len(group.samples):
+            return None
+        return {sample.sample_id: self.stands_for(group, sample) for sample in group.at(Stage.SCORED)}
+
+    def stands_for(self, group: Group, sample: Sample) -> float:
+        """Launched samples that a scored one stands for, itself included: its inverse inclusion probability."""
+        if sample.sample_id == group.spared:
+            return self._hazard.weight_of_spared(len(group.samples))
+        if sample.sample_id in group.survivors and isinstance(self._rule, Survivor):
+            return self._rule.stands_for(group)
+        return 1.0
+
+    def metrics(self) -> dict[str, float]:
+        """What the total rests on, where it is the utility rule's."""
+        if self._shaping.redundancy.total != "utility":
+            return {}
+        return {
+            "redundancy/target": self._mean_target(),
+            "redundancy/elasticity": self._elasticity,
+            "redundancy/typical_spread": self.history.typical_length.relative_spread,
+        }
+
+    def to_state(self) -> dict[str, Any]:
+        """What was learnt, as plain data. The pace is not in it: it is measured anew in seconds."""
+        return {"history": self.history.to_state(), "allocator": self._allocator.to_state()}
+
+    @property
+    def _elasticity(self) -> float:
+        if self.pace is not None:
+            return self.pace.elasticity
+        given = self._shaping.redundancy.latency_elasticity
+        return 1.0 if given is None else given
+
+    def _value(self, prompt_id: int) -> float:
+        """What the split looks at."""
+        spread = self.history.length(prompt_id).relative_spread
+        match self._shaping.redundancy.split:
+            case "uniform":
+                return 1.0
+            case "reward_aware":
+                return reward_aware_value(spread, self.history.reward_variance(prompt_id))
+            case "paper" | "shuffled":
+                return spread
+
+    def _mean_target(self) -> float:
+        if self._shaping.redundancy.total == "fixed":
+            return self._shaping.launch
+        spread = self.history.typical_length.relative_spread
+        return mean_redundancy(spread, self._shaping.keep, utility=Utility(elasticity=self._elasticity))
+
+
+def _lengths(group: Group, cut_at: Mapping[int, int] = MappingProxyType({})) -> tuple[list[int], list[int]]:
+    """Tokens of the samples that ended by themselves, and of those still running, aborted or cut at the cap.
+
+    `cut_at`: samples that count as aborted with so many tokens, whatever has become of them since.
+    """
+    samples = [s for s in group.samples if s.sample_id not in cut_at]
+    ended = [s.num_tokens for s in samples if s.finish_reason == "stop"]
+    others = [s.num_tokens for s in samples if s.finish_reason != "stop" and s.num_tokens > 0]
+    return ended, [*others, *cut_at.values()]

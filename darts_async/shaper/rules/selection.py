@@ -1,0 +1,152 @@
+"""Which samples of a group are trained, and which are cancelled in flight.
+
+M samples are trained per prompt and R >= M launched (DARTS, arXiv 2605.30859). A rule answers two questions: whom to
+cancel when a sample has finished, which never depends on a reward, and whom to keep when nothing is undecided any
+more, when every finished sample has its reward; only the guard and QLPO look at it.
+
+Invariants, for every rule. Of R >= M scored samples exactly M are kept, in launch order. With R = M all are, with
+weight 1, so every rule is plain GRPO bit for bit. R is the group's own: it may differ from prompt to prompt.
+
+A reward may fail. What has no reward is missing: rules choose among the scored samples as if only these had been
+launched. So K and L shrink only where fewer than M are left, and then all of these are kept. Weights stay what they
+are. The reason: let m of the M samples that were decoded have a reward, and let failures not depend on content. Given
+m, each of the M is scored with probability m / M, whether it is of the short end or a survivor, so all inclusion
+probabilities are multiplied by the same number. A sum over what is left, with the weights of a complete group, has
+m / M times the expectation that it would have had: its direction is unbiased, and the group counts in its step for the
+part of it that is there. A group is dropped by m alone, which by the same argument favours no sample. Where failures do
+depend on content (a verifier that hangs on long responses), nothing can be right: that is why they are reported.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from darts_async.config import ShapingConfig
+from darts_async.shaper.group import RUNNING, Group, Sample, Stage
+from darts_async.shaper.rules.length_rules import DualEnd, Kept, Quadrants, in_launch_order
+from darts_async.shaper.rules.signal_guard import keep_signal
+
+
+class SelectionRule(Protocol):
+    """Decides on one group; it may note what it drew on the group."""
+
+    def to_cancel(self, group: Group, seed: int) -> list[Sample]:
+        """Called after each finish and each reward: the samples that will not be needed."""
+
+    def select(self, group: Group) -> Kept:
+        """Samples to train with their weights, in launch order; fewer than M if there are not enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAll:
+    """Plain GRPO: R = M."""
+
+    def to_cancel(self, group: Group, seed: int) -> list[Sample]:
+        """Nobody."""
+        return []
+
+    def select(self, group: Group) -> Kept:
+        """Everybody with a reward."""
+        return [(sample, 1.0) for sample in group.at(Stage.SCORED)]
+
+
+@dataclass(frozen=True, slots=True)
+class RandomKeep:
+    """M by lot: the control that samples as much as the others and shapes nothing.
+
+    Everybody is decoded to the end. Lots are drawn for all R, so that a sample without a reward gives its place to
+    the next. With `guard` the last lot that won gives way to the next lot of the kind that is missing.
+
+    Nothing is paid for length (see `length_pay`).
+    """
+
+    keep: int
+    guard: bool = False
+
+    def to_cancel(self, group: Group, seed: int) -> list[Sample]:
+        """Nobody; the lots are drawn here, once."""
+        if not group.lots:
+            order = np.random.default_rng((seed, group.group_id)).permutation(len(group.samples))
+            group.lots = tuple(group.samples[i] for i in order.tolist())
+        return []
+
+    def select(self, group: Group) -> Kept:
+        """The first M lots among the scored samples."""
+        assert group.lots, group.group_id
+        line = [sample for sample in group.lots if sample.stage is Stage.SCORED]
+        kept = line[: self.keep]
+        if self.guard and kept:
+            kept = keep_signal(kept, line, kept[-1], num_preferred=len(line))
+        return in_launch_order(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Survivor:
+    """When the K-th sample finishes, L of the R - K unfinished ones survive a uniform draw; the rest are cancelled.
+
+    Inclusion probabilities are exact without knowing the length distribution: 1 for the short end and L / (R - K)
+    for the tail, so the weights ((R - K) / L) ** gamma of the survivors make a sum over the group unbiased at
+    gamma = 1 (Horvitz-Thompson). Of a group they are scaled to a sum of M: the group then stands for the mean of its R
+    samples, times M, and a prompt that was launched with more of them counts no more than another.
+
+    What it keeps is all that finishes, so there is nothing a guard could exchange.
+
+    What it pays for length (see `length_pay`). At gamma < 1 long samples count less than short ones, of which most of
+    what is kept is. Where long answers are more often wrong they are punished less than by plain GRPO, and length is
+    paid for; where they are more often right, it costs. At gamma = 1 neither, up to noise.
+    """
+
+    shortest: int
+    longest: int
+    weight_power: float
+
+    def to_cancel(self, group: Group, seed: int) -> list[Sample]:
+        """The unfinished samples that lose the draw, once."""
+        if group.survivors or group.num_finished < self.shortest:
+            return []
+        running = group.at(*RUNNING)
+        if not running:
+            return []
+        rng = np.random.default_rng((seed, group.group_id))
+        spared = set(rng.choice(len(running), min(self.longest, len(running)), replace=False).tolist())
+        group.survivors = frozenset(running[i].sample_id for i in spared)
+        return [sample for i, sample in enumerate(running) if i not in spared]
+
+    def select(self, group: Group) -> Kept:
+        """All samples that were not cancelled and have a reward."""
+        tail = self.stands_for(group) ** self.weight_power
+        scale = (self.shortest + self.longest) / (self.shortest + self.longest * tail)
+        return [(s, scale * tail if s.sample_id in group.survivors else scale) for s in group.at(Stage.SCORED)]
+
+    def stands_for(self, group: Group) -> float:
+        """Samples of the tail that each survivor stands for: its inverse inclusion probability."""
+        return (len(group.samples) - self.shortest) / self.longest if self.longest else 1.0
+
+
+def selection_rule(config: ShapingConfig) -> SelectionRule:
+    """The rule that the configuration names."""
+    match config.rule:
+        case "none":
+            return KeepAll()
+        case "random":
+            return RandomKeep(config.keep, config.guard)
+        case "shortest":
+            return _ends(config, config.keep, 0, early_stop=config.early_stop)
+        case "longest":
+            return _ends(config, 0, config.keep, early_stop=False)
+        case "dual_end":
+            return _ends(config, config.shortest, config.longest, early_stop=config.early_stop)
+        case "survivor":
+            return Survivor(config.shortest, config.longest, config.weight_power)
+        case "qlpo":
+            return Quadrants(config.keep, config.qlpo_alpha, config.order, config.guard)
+
+
+def shortest_only(config: ShapingConfig) -> SelectionRule:
+    """The rule of prompts whose redundancy is saturated: the first M to finish, the rest aborted at once."""
+    return _ends(config, config.keep, 0, early_stop=True)
+
+
+def _ends(config: ShapingConfig, shortest: int, longest: int, *, early_stop: bool) -> DualEnd:
+    return DualEnd(shortest, longest, config.exclude_capped, early_stop, config.order, config.guard)

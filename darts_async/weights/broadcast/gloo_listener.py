@@ -1,0 +1,70 @@
+"""Gloo's port: what it is, and why no other process gets in once a group is formed.
+
+Each member of a gloo group listens on a port of the run's own interface that the kernel chooses, and the others connect
+to it while the group forms. That takes milliseconds, but gloo listens until the group is dropped, and has no
+authentication. Observed with torch 2.13: every TCP connection that is opened and closed there costs the process a
+descriptor until the group is dropped. A scan of ports by any user of the machine can open about a thousand of them, and
+the process would abort.
+
+After the group is formed nothing has to come in any more, so the kernel is told to drop every packet to the listening
+socket (a socket filter, which needs no privilege). The filter does not apply to the connections of the group, gloo
+notices nothing, and a stranger gets no answer. We cannot close the socket ourselves, because gloo still waits for its
+events. What got in before, while the group was forming, goes when the group is dropped.
+
+Nothing is done on systems other than Linux, nor for the ports of NCCL, which belong to NCCL.
+"""
+
+import contextlib
+import ctypes
+import os
+import socket
+import stat
+import struct
+import sys
+
+import structlog
+
+from darts_async.weights.broadcast.close_gloo_sockets import DESCRIPTORS, Address
+
+_SO_ATTACH_FILTER = 26
+_DROP = struct.pack("=HBBI", 0x06, 0, 0, 0)
+"""A program of one instruction: accept zero bytes of a packet (`BPF_RET | BPF_K`)."""
+
+log = structlog.get_logger()
+
+
+def refuse_strangers(own_addresses: set[Address]) -> int:
+    """Refuse every further connection at the sockets of this process that listen at one of these addresses; returns
+    how many they are. If the kernel does not allow it, this is logged."""
+    if sys.platform != "linux":
+        return 0
+    return sum(_refuse_if_ours(int(name), own_addresses) for name in os.listdir(DESCRIPTORS))
+
+
+def _refuse_if_ours(descriptor: int, addresses: set[Address]) -> bool:
+    # A duplicate, so that the descriptor cannot be closed and given to something else between look and call.
+    with contextlib.suppress(OSError):  # it was closed meanwhile
+        duplicate = os.dup(descriptor)
+        if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
+            os.close(duplicate)
+            return False
+        with socket.socket(fileno=duplicate) as found:
+            if _listens(found) and found.getsockname()[:2] in addresses:
+                return _drop_all(found)
+    return False
+
+
+def _listens(found: socket.socket) -> bool:
+    is_tcp = found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM
+    return is_tcp and bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _drop_all(listener: socket.socket) -> bool:
+    instructions = ctypes.create_string_buffer(_DROP)
+    program = struct.pack("@HP", 1, ctypes.addressof(instructions))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    except OSError as error:
+        log.warning("gloo_port_stays_open", address=listener.getsockname(), error=str(error))
+        return False
+    return True

@@ -1,0 +1,173 @@
+"""Buckets that arrive: in memory beside the running model, or as a stream of tensors that nobody keeps."""
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from darts_async.errors import WeightUpdateError
+from darts_async.faults import present
+from darts_async.protocol import WeightManifest
+from darts_async.weights.broadcast.collective import Collective, PendingBroadcast
+from darts_async.weights.bucket_layout import Layout, layout_of, views_of
+from darts_async.weights.checksum import checksum
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Staging:
+    """Memory for one copy of the model, and the tensors in it."""
+
+    manifest: WeightManifest
+    layout: Layout
+    flat: torch.Tensor  # uint8, [layout.total_bytes]
+    tensors: dict[str, torch.Tensor]
+
+    @classmethod
+    def for_manifest(cls, manifest: WeightManifest, device: torch.device) -> "Staging":
+        """Allocate."""
+        layout = layout_of(manifest)
+        flat = torch.empty(layout.total_bytes, dtype=torch.uint8, device=device)
+        return cls(manifest, layout, flat, views_of(flat, layout))
+
+    def fits(self, manifest: WeightManifest, device: torch.device) -> bool:
+        """Whether it can be used again."""
+        return self.manifest == manifest and self.flat.device == device
+
+
+def receive_buckets(
+    collective: Collective, staging: Staging, deadline: float, posted: Callable[[], object]
+) -> list[int]:
+    """Receive all buckets in place; runs in the group's thread.
+
+    Args:
+        posted: called once the first receive is posted.
+
+    Returns:
+        The checksum of each tensor in staging, taken while later buckets are under way. [num_tensors]
+    """
+    layout = staging.layout
+    tensors = list(staging.tensors.values())
+    checksums = [0] * len(tensors)
+    buckets = [staging.flat[slice(*layout.bucket_range(bucket))] for bucket in range(layout.num_buckets)]
+    pending = collective.post(buckets[0], deadline) if buckets else None
+    posted()
+    for bucket in range(layout.num_buckets):
+        assert pending is not None
+        present().in_thread("generator.bucket")
+        pending.wait()
+        pending = collective.post(buckets[bucket + 1], deadline) if bucket + 1 < layout.num_buckets else None
+        for index in layout.completed[bucket]:
+            checksums[index] = checksum(tensors[index])
+    for index in layout.empty:
+        checksums[index] = checksum(tensors[index])
+    return checksums
+
+
+_LOOK_S = 0.05
+_STREAM_TENSORS = 4
+"""Tensors that may wait to be fetched; with the one being received and the one being loaded that is all the memory."""
+
+
+class TensorStream:
+    """Tensors from the thread that receives them to the thread that loads them, each in memory of its own.
+
+    Args:
+        deadline: on `time.monotonic`, for both sides.
+    """
+
+    def __init__(self, policy_version: int, deadline: float) -> None:
+        self.policy_version = policy_version
+        self._deadline = deadline
+        self._queue: queue.Queue[tuple[str, torch.Tensor] | None] = queue.Queue(_STREAM_TENSORS)
+        self._failure: str | None = None
+
+    def put(self, name: str, tensor: torch.Tensor) -> None:
+        """Hand over a tensor. Raises `WeightUpdateError` if nobody fetches it by the deadline, or after `fail`."""
+        self._put((name, tensor))
+
+    def end(self) -> None:
+        """That was all. Raises as `put` does."""
+        self._put(None)
+
+    def fail(self, reason: str) -> None:
+        """There will not be more; the first reason stands."""
+        self._failure = self._failure or reason
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All of them, in the order of the manifest. Raises `WeightUpdateError` if they do not all come."""
+        while True:
+            try:
+                item = self._queue.get(timeout=_LOOK_S)
+            except queue.Empty:
+                if self._failure is not None:
+                    raise WeightUpdateError(self._failure) from None
+                if time.monotonic() >= self._deadline:
+                    raise WeightUpdateError("the tensors of an update did not come by its deadline") from None
+                continue
+            if item is None:
+                return
+            yield item
+
+    def _put(self, item: tuple[str, torch.Tensor] | None) -> None:
+        while True:
+            if self._failure is not None:
+                raise WeightUpdateError(self._failure)
+            try:
+                self._queue.put(item, timeout=_LOOK_S)
+            except queue.Full:
+                if time.monotonic() >= self._deadline:
+                    raise WeightUpdateError("the tensors of an update were not fetched by its deadline") from None
+            else:
+                return
+
+
+def receive_tensors(
+    collective: Collective,
+    layout: Layout,
+    device: torch.device,
+    deadline: float,
+    posted: Callable[[], object],
+    stream: TensorStream,
+) -> list[int]:
+    """Receive all buckets and pass each tensor on once it is whole; runs in the group's thread.
+
+    Returns:
+        The checksum of each tensor. [num_tensors]
+    """
+    checksums = [0] * len(layout.placements)
+    partial: dict[int, torch.Tensor] = {}
+    size = min(layout.bucket_bytes, layout.total_bytes)
+    buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(min(2, layout.num_buckets))]
+
+    def post(bucket: int) -> PendingBroadcast:
+        start, stop = layout.bucket_range(bucket)
+        return collective.post(buffers[bucket % 2][: stop - start], deadline)
+
+    def finish(index: int) -> None:
+        placement = layout.placements[index]
+        content = partial.pop(index, torch.empty(0, dtype=torch.uint8, device=device))
+        tensor = content.view(placement.dtype).view(placement.spec.shape)
+        checksums[index] = checksum(tensor)
+        stream.put(placement.spec.name, tensor)
+
+    pending = post(0) if layout.num_buckets else None
+    posted()
+    for bucket in range(layout.num_buckets):
+        assert pending is not None
+        pending.wait()
+        pending = post(bucket + 1) if bucket + 1 < layout.num_buckets else None
+        for piece in layout.pieces[bucket]:
+            num_bytes = layout.placements[piece.tensor].num_bytes
+            if piece.tensor not in partial:
+                partial[piece.tensor] = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+            target = partial[piece.tensor]
+            source = buffers[bucket % 2][piece.bucket_start : piece.bucket_start + piece.num_bytes]
+            target[piece.tensor_start : piece.tensor_start + piece.num_bytes].copy_(source)
+        for index in layout.completed[bucket]:
+            finish(index)
+    for index in layout.empty:
+        finish(index)
+    stream.end()
+    return checksums

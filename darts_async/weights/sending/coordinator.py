@@ -1,0 +1,428 @@
+"""The learner's decisions about weight updates: who is in the group, and what happens when something fails. Pure.
+
+A *round* (see `rounds`) is one attempt at giving one version to an *audience*: all members that do not have it
+yet. It runs in an *epoch*, a broadcast group with a number of its own, kept for the next round if that has the
+same audience. Before the commit, anything that goes wrong (a member lost, late, failed or with a wrong checksum,
+a broken broadcast) ends the round: everyone in it is told, the group is dropped, and a new round begins with the
+members there are. After the commit there is no way back: a member that goes then is merely dropped.
+
+Theory of blame. A broken collective shows at every member, so a report of failure alone does not cost the
+membership. A late answer or a wrong checksum does: that member is told and must join again, which is more than
+a hung one can. Each of these is a strike, and the third strike under one version bars the member: it is told to end,
+and another incarnation of it begins without strikes.
+
+Termination. Each phase has a deadline. A round that does not commit costs a strike of a member, or the loss of
+one, or one of `MAX_BROKEN_BROADCASTS` in a row with unchanged membership. So, unless members join or vanish for
+ever, every offer ends in `Published`, `PublishFailed` or `Superseded`.
+
+Messages of other epochs, versions, incarnations or phases are late ones and change nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from darts_async.protocol import (
+    EpochFormed,
+    GeneratorToLearner,
+    MemberJoined,
+    ProbeMeasured,
+    StoreValue,
+    UpdateAborted,
+    UpdateApplied,
+    UpdateCommitted,
+    UpdateFailed,
+    UpdateOffered,
+    UpdateReady,
+    UpdateStaged,
+    WeightManifest,
+    WeightsRefused,
+)
+from darts_async.weights.sending.events import (
+    Action,
+    Broadcast,
+    BroadcastDone,
+    BroadcastFailed,
+    DropGroup,
+    Event,
+    FormGroup,
+    MemberDropped,
+    MemberLost,
+    MemberMessage,
+    Published,
+    PublishFailed,
+    Send,
+    Superseded,
+)
+from darts_async.weights.sending.membership import Membership
+from darts_async.weights.sending.rounds import Phase, Round
+
+MAX_BROKEN_BROADCASTS = 3
+"""Broadcasts that break in a row, with the same members, before an update is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    version: int
+    manifest: WeightManifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    number: int
+    incarnations: dict[str, int]  # of its members, the learner excepted
+
+
+class Coordinator:
+    """The state machine of the learner's rank 0. Each input returns the actions to take, in order.
+
+    Args:
+        backend: of torch.distributed.
+        interface: the learner's address, named to the members.
+        deadline_s: of each phase.
+        absence_s: of the wait for a first member, or for one to come back; as `deadline_s` if left out.
+        first_epoch: above every epoch that the members can have seen from a learner before this one.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: Literal["gloo", "nccl"],
+        interface: str,
+        deadline_s: float,
+        absence_s: float | None = None,
+        first_epoch: int = 1,
+    ) -> None:
+        self._backend: Literal["gloo", "nccl"] = backend
+        self._interface = interface
+        self._deadline_s = deadline_s
+        self._absence_s = deadline_s if absence_s is None else absence_s
+        self._next_epoch = first_epoch
+        self._members = Membership()
+        self._target: _Offer | None = None
+        self._queued: _Offer | None = None
+        self._last_version: int | None = None
+        self._epoch: _Epoch | None = None
+        self._round: Round | None = None
+        self._wait_until: float | None = None
+        self._wait_since: float | None = None
+        self._broken_broadcasts = 0
+        self._dropped: dict[str, str] = {}  # since the offer: member -> reason
+        self._actions: list[Action] = []
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an update is under way."""
+        return self._target is not None
+
+    @property
+    def newest_epoch(self) -> int:
+        """The number of the last epoch that was formed, or one below the first."""
+        return self._next_epoch - 1
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` must be called at the latest; None while nothing is waited for."""
+        return self._round.deadline if self._round else self._wait_until
+
+    def lagging(self, version: int) -> list[str]:
+        """Members that could be given `version` and do not have it."""
+        return self._members.lagging(version)
+
+    # --- inputs ----------------------------------------------------------------------------------------------
+
+    def offer(self, version: int, manifest: WeightManifest, now: float) -> list[Action]:
+        """Begin to publish a version; while an update is under way, the newest offer waits for its end."""
+        offer = _Offer(version, manifest)
+        if self._target is None:
+            self._start(offer, now)
+        elif self._queued is None or version > self._queued.version:
+            if self._queued is not None:
+                self._actions.append(Superseded(self._queued.version))
+            self._queued = offer
+        elif version < self._queued.version:
+            self._actions.append(Superseded(version))
+        return self._take_actions()
+
+    def withdraw(self, reason: str, now: float) -> list[Action]:
+        """Give up the update under way and the queued one; weights that were committed stay in use."""
+        if self._queued is not None:
+            self._actions.append(Superseded(self._queued.version))
+            self._queued = None
+        if self._round is not None:
+            self._end_round(self._round, reason)
+        if self._target is not None:
+            self._fail(reason, now)
+        return self._take_actions()
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take in what happened."""
+        match event:
+            case MemberLost(name):
+                self._leave(name, "its link is down", now)
+            case MemberMessage(name, incarnation, MemberJoined() as joined):
+                self._join(name, incarnation, joined, now)
+            case MemberMessage(name, incarnation, message):
+                if self._members.is_current(name, incarnation):
+                    self._answer(name, message, now)
+            case BroadcastDone(epoch, checksums):
+                if self._round is not None and self._round.epoch == epoch and self._round.phase is Phase.TRANSFERRING:
+                    self._round.expected = tuple(checksums)
+                    self._check(self._round, now)
+            case BroadcastFailed(epoch, error):
+                if self._epoch is not None and self._epoch.number == epoch:
+                    self._break(error, now)
+        return self._take_actions()
+
+    def tick(self, now: float) -> list[Action]:
+        """Apply the deadline, if it has passed."""
+        if self._round is not None and now >= self._round.deadline:
+            late = sorted(self._round.waiting_for)
+            if late:
+                reason = f"it took longer than {self._deadline_s:g} s {self._round.phase.value}"
+                self._expel(self._round, late, reason, now)
+            else:
+                self._break(f"the learner's own broadcast took longer than {self._deadline_s:g} s", now)
+        elif self._wait_until is not None and now >= self._wait_until:
+            barred = ", ".join(self._members.names())
+            nobody = f"no generator was there to take it within {self._absence_s:g} s"
+            self._fail(f"there is only {barred}, who failed too often to get it" if barred else nobody, now)
+        return self._take_actions()
+
+    # --- members come and go ---------------------------------------------------------------------------------
+
+    def _join(self, name: str, incarnation: int, joined: MemberJoined, now: float) -> None:
+        if self._members.is_current(name, incarnation):
+            self._members.holds(name, joined.policy_version)
+            if self._round is None:
+                self._drop_group()  # it has left the group
+            return
+        self._leave(name, "it was restarted", now)
+        self._members.add(name, incarnation, joined.num_ranks, joined.policy_version)
+        self._broken_broadcasts = 0
+        if self._target is not None and self._round is None:
+            self._begin_round(self._target, now)
+
+    def _leave(self, name: str, reason: str, now: float) -> None:
+        """A member is gone: there is nobody to tell."""
+        if not self._members.remove(name):
+            return
+        self._broken_broadcasts = 0
+        current = self._round
+        if self._wait_since is not None:
+            self._wait(now)
+        if current is None or name not in current.audience:
+            return
+        self._note_dropped(name, reason)
+        current.forget(name)
+        if current.is_committed:
+            self._continue_committed(current, now)
+        else:
+            self._retry(current, f"{name} left: {reason}", now)
+
+    def _expel(self, current: Round, names: Sequence[str], reason: str, now: float) -> None:
+        """Members are at fault: they are told, and must join again."""
+        self._broken_broadcasts = 0
+        for name in names:
+            self._strike(current, name, reason)
+            self._members.remove(name)
+            self._note_dropped(name, reason)
+            self._tell_aborted(current, name, reason)
+            current.forget(name)
+        if current.is_committed:
+            self._continue_committed(current, now)
+        else:
+            self._retry(current, f"{', '.join(names)} dropped: {reason}", now)
+
+    def _strike(self, current: Round, name: str, reason: str) -> None:
+        """Count a failure. With the last one the member is told to end: it may be the only one there is, and nobody
+        would wait for anything then."""
+        self._members.strike(name)
+        if self._members.is_barred(name):
+            refused = WeightsRefused(current.version, f"it failed too often to get them, the last time: {reason}")
+            self._actions.append(Send(name, refused))
+
+    def _note_dropped(self, name: str, reason: str) -> None:
+        self._dropped[name] = reason
+        self._actions.append(MemberDropped(name, reason))
+
+    # --- answers of members ----------------------------------------------------------------------------------
+
+    def _answer(self, name: str, message: GeneratorToLearner, now: float) -> None:
+        current = self._round
+        if isinstance(message, MemberJoined | StoreValue | ProbeMeasured):
+            return
+        if current is None or name not in current.audience:
+            return
+        if message.epoch != current.epoch:
+            return
+        if isinstance(message, UpdateFailed):
+            self._failed(current, name, message.error, now)
+        elif message.policy_version == current.version:
+            self._progress(current, name, message, now)
+
+    def _progress(
+        self, current: Round, name: str, message: UpdateReady | UpdateStaged | UpdateApplied, now: float
+    ) -> None:
+        match message, current.phase:
+            case UpdateReady(), Phase.FORMING:
+                current.waiting_for.discard(name)
+                if not current.waiting_for:
+                    current.enter(Phase.TRANSFERRING, now)
+                    self._actions.append(Broadcast(current.epoch, current.version))
+            case UpdateStaged(), Phase.TRANSFERRING:
+                current.stage(name, tuple(message.checksums.tolist()))
+                self._check(current, now)
+            case UpdateApplied(), Phase.APPLYING:
+                current.apply(name, message.stall_s)
+                self._members.applied(name, current.version)
+                self._finish_if_applied(current, now)
+
+    def _check(self, current: Round, now: float) -> None:
+        """Compare what has arrived with the learner's checksums; commit when all agree."""
+        if wrong := current.wrong():
+            self._expel(current, wrong, f"checksums of version {current.version} differ from the learner's", now)
+        elif current.can_commit():
+            current.enter(Phase.APPLYING, now)
+            for name in sorted(current.audience):
+                self._actions.append(Send(name, UpdateCommitted(current.epoch, current.version)))
+
+    def _failed(self, current: Round, name: str, error: str, now: float) -> None:
+        if name in current.stalls_s:
+            return  # it has applied the update: what failed later is no concern of this round
+        reason = f"it failed {current.phase.value}: {error}"
+        if current.is_committed:
+            self._expel(current, [name], reason, now)
+            return
+        self._strike(current, name, reason)
+        if self._members.is_barred(name):
+            self._note_dropped(name, reason)
+        self._retry(current, f"{name}: {reason}", now)
+
+    def _break(self, error: str, now: float) -> None:
+        """The learner's own part in the group failed: which member caused it is not known here."""
+        current = self._round
+        if current is None or current.is_committed:
+            self._drop_group()  # of no use any more, and not needed by a round that is committed
+            return
+        self._broken_broadcasts += 1
+        if self._broken_broadcasts < MAX_BROKEN_BROADCASTS:
+            self._retry(current, error, now)
+        else:
+            self._end_round(current, error)
+            self._fail(f"the broadcast failed {MAX_BROKEN_BROADCASTS} times in a row, the last time: {error}", now)
+
+    # --- rounds ----------------------------------------------------------------------------------------------
+
+    def _start(self, offer: _Offer, now: float) -> None:
+        if offer.version != self._last_version:
+            self._members.forgive()
+        self._last_version = offer.version
+        self._target = offer
+        self._broken_broadcasts = 0
+        self._dropped = {}
+        self._begin_round(offer, now)
+
+    def _begin_round(self, target: _Offer, now: float) -> None:
+        assert self._round is None
+        audience = self._members.lagging(target.version)
+        if audience:
+            self._wait_until = self._wait_since = None
+            epoch = self._epoch_for(audience)
+            self._round = Round(epoch.number, target.version, set(audience), self._deadline_s, began=now)
+            offered = UpdateOffered(epoch.number, target.version, target.manifest, self._deadline_s)
+            self._actions += [Send(name, offered) for name in audience]
+        elif (holders := self._members.holders(target.version)) or self._members.ahead(target.version):
+            self._finish(Published(target.version, tuple(holders), dict(self._dropped)), now)
+        else:
+            self._wait(now)
+
+    def _wait(self, now: float) -> None:
+        """For somebody who can take the version. Those who are here, and are barred, were told to end: not for long."""
+        if self._wait_since is None:
+            self._wait_since = now
+        until = self._wait_since + self._absence_s
+        self._wait_until = min(until, now + self._deadline_s) if self._members.names() else until
+
+    def _epoch_for(self, audience: list[str]) -> _Epoch:
+        """The epoch there is, if it has just these members, else a new one."""
+        incarnations = self._members.incarnations(audience)
+        if self._epoch is not None and self._epoch.incarnations == incarnations:
+            return self._epoch
+        self._drop_group()
+        number, world_size = self._next_epoch, 1 + sum(map(self._members.num_ranks, audience))
+        self._next_epoch += 1
+        first_rank = 1
+        for name in audience:
+            formed = EpochFormed(number, first_rank, world_size, self._backend, self._interface, self._deadline_s)
+            self._actions.append(Send(name, formed))
+            first_rank += self._members.num_ranks(name)
+        self._actions.append(FormGroup(number, world_size, tuple(audience)))
+        self._epoch = _Epoch(number, incarnations)
+        return self._epoch
+
+    def _retry(self, current: Round, reason: str, now: float) -> None:
+        self._end_round(current, reason)
+        assert self._target is not None
+        self._begin_round(self._target, now)
+
+    def _end_round(self, current: Round, reason: str) -> None:
+        """Abort a round: everyone still in it is told."""
+        for name in sorted(current.audience):
+            self._tell_aborted(current, name, reason)
+        self._round = None
+        self._drop_group()
+
+    def _continue_committed(self, current: Round, now: float) -> None:
+        """Someone is gone after the commit: the group is of no more use, but the others apply the update."""
+        self._drop_group()
+        if current.audience:
+            self._finish_if_applied(current, now)
+        else:
+            self._retry(current, "nobody is left", now)
+
+    def _finish_if_applied(self, current: Round, now: float) -> None:
+        if not current.waiting_for:
+            self._round = None
+            self._finish(current.published(self._dropped, now), now)
+
+    def _fail(self, reason: str, now: float) -> None:
+        assert self._target is not None
+        self._finish(PublishFailed(self._target.version, reason, dict(self._dropped), self._members.names()), now)
+
+    def _finish(self, outcome: Published | PublishFailed, now: float) -> None:
+        self._actions.append(outcome)
+        self._target = self._wait_until = self._wait_since = None
+        if self._queued is not None:
+            offer, self._queued = self._queued, None
+            self._start(offer, now)
+
+    def _tell_aborted(self, current: Round, name: str, reason: str) -> None:
+        self._actions.append(Send(name, UpdateAborted(current.epoch, current.version, reason)))
+
+    def _drop_group(self) -> None:
+        if self._epoch is not None:
+            self._actions.append(DropGroup(self._epoch.number))
+            self._epoch = None
+
+    def _take_actions(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+    def validate(self) -> None:
+        """Assert what must hold between two inputs."""
+        assert not self._actions
+        assert (self.deadline is not None) == self.is_busy
+        assert self._queued is None or self.is_busy
+        assert not (self._round and self._wait_until is not None)
+        assert self._epoch is None or self._epoch.number < self._next_epoch
+        if (current := self._round) is None:
+            return
+        current.validate()
+        assert self._target is not None
+        assert self._target.version == current.version
+        assert all(name in self._members for name in current.audience)
+        if not current.is_committed:
+            assert self._epoch is not None
+            assert self._epoch.number == current.epoch
+            assert self._epoch.incarnations == self._members.incarnations(sorted(current.audience))

@@ -1,0 +1,335 @@
+"""The learner's side of a weight update: does what the coordinator decides.
+
+`publish` packs what its source yields bucket by bucket, so there is never a second copy of the model: two bucket
+buffers, one being sent while the other is filled, and the parameters that the second has pieces of. Where these must be
+gathered from other ranks, each gather is finished before its bucket is sent. Gathering, packing, checksums and sending
+run in the thread of the group; torch releases the interpreter lock there, so the learner may compute meanwhile. What it
+may not do is *change* a parameter before `publish` returns; forward and backward passes do not.
+
+A generator that joins later is given the current version by `run`, under a lock that the learner holds whenever
+its parameters are not those of the version it published last.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+import torch
+
+from darts_async.config import WeightsConfig
+from darts_async.errors import ProtocolError, WeightUpdateError
+from darts_async.faults import present
+from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, StoreValue, UpdateAborted, WeightManifest
+from darts_async.weights.broadcast.collective import CONNECT_LIMIT_S, Collective, GroupSpec, describe, device_of
+from darts_async.weights.broadcast.group_slot import Group, Groups
+from darts_async.weights.bucket_layout import Layout, layout_of
+from darts_async.weights.sending.coordinator import Coordinator
+from darts_async.weights.sending.events import (
+    Action,
+    Broadcast,
+    BroadcastDone,
+    BroadcastFailed,
+    DropGroup,
+    Event,
+    FormGroup,
+    MemberDropped,
+    MemberLost,
+    MemberMessage,
+    Published,
+    PublishFailed,
+    Send,
+    Superseded,
+)
+from darts_async.weights.sending.pack import Packer
+from darts_async.weights.sending.source import WeightSource
+
+_log = structlog.get_logger(__name__)
+
+BACKSTOP = 2.0
+"""The collective's own deadlines, in deadlines of a phase. The coordinator must be the first to lose patience: it
+knows who has not answered, a collective that times out only that someone has not."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReport:
+    """What one update brought and cost."""
+
+    version: int
+    members: tuple[str, ...]
+    """Generators that use the version now."""
+    dropped: Mapping[str, str]
+    """Generators that fell out on the way, with the reason."""
+    num_bytes: int
+    """Payload of one broadcast, padding included: what each member received."""
+    total_s: float
+    """From the call to the last acknowledgement, failed rounds included."""
+    forming_s: float
+    """Of the round that succeeded: joining the group (nothing if it was there) and getting ready."""
+    transfer_s: float
+    """Packing, broadcast and checksums on both sides."""
+    apply_s: float
+    """Waiting for step boundaries and swapping."""
+    stalls_s: Mapping[str, float]
+    """Time in which each member decoded nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Update:
+    version: int
+    source: WeightSource
+    manifest: WeightManifest
+    layout: Layout
+    began: float
+    outcome: "asyncio.Future[PublishReport]"
+
+
+class Publisher:
+    """Publishes versions to the generators. All methods are called on one event loop.
+
+    Args:
+        config: the backend, the bucket size and the deadline of each phase.
+        interface: local address that the collective's sockets bind to.
+        send: queues a message for a generator.
+        absence_s: how long to wait where no generator is there, but one is to come back.
+    """
+
+    def __init__(
+        self,
+        config: WeightsConfig,
+        interface: str,
+        send: Callable[[str, LearnerToGenerator], None],
+        absence_s: float | None = None,
+    ) -> None:
+        self._config = config
+        self._interface = interface
+        self._send = send
+        # Epochs ascend across restarts of the learner, so that no answer to the one before is taken for ours.
+        first_epoch = time.time_ns() // 1_000_000
+        self._coordinator = Coordinator(
+            backend=config.backend,
+            interface=interface,
+            deadline_s=config.deadline_s,
+            absence_s=absence_s,
+            first_epoch=first_epoch,
+        )
+        self._groups = Groups()
+        self._members_of_group: frozenset[str] = frozenset()
+        self._updates: dict[int, _Update] = {}
+        self._version: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._someone_lags = asyncio.Event()
+
+    @property
+    def newest_epoch(self) -> int:
+        """No member can have heard of a later one."""
+        return self._coordinator.newest_epoch
+
+    def handle(self, peer: str, incarnation: int, message: GeneratorToLearner) -> None:
+        """Take in a message of a generator."""
+        if isinstance(message, StoreValue):
+            self._relay(peer, message)
+        else:
+            self._feed(MemberMessage(peer, incarnation, message))
+
+    def peer_lost(self, peer: str) -> None:
+        """A generator's link is down. It joins again when it is back."""
+        self._feed(MemberLost(peer))
+
+    async def publish(self, version: int, source: WeightSource) -> PublishReport:
+        """Give the generators a version; returns when all members use it.
+
+        Args:
+            version: what the tokens decoded from then on are stamped with.
+            source: the parameters; unchanged until this returns.
+
+        Raises:
+            WeightUpdateError: nobody took it by the deadline, the broadcast broke again and again, or a newer
+                version came in between. The message says which generators were dropped and why.
+        """
+        update = self._updates.get(version) or self._prepare(version, source)
+        try:
+            return await asyncio.shield(update.outcome)
+        except asyncio.CancelledError:
+            self._withdraw(f"publishing version {version} was cancelled")
+            raise
+
+    async def run(self, source: Callable[[], WeightSource], lock: asyncio.Lock) -> None:
+        """Give the current version to generators that join after it was published; runs until cancelled.
+
+        Args:
+            source: the parameters now.
+            lock: the learner holds it from the first change of a parameter until `publish` has returned.
+        """
+        while True:
+            await self._someone_lags.wait()
+            async with lock:
+                is_caught_up = await self._catch_up(source)
+            if not is_caught_up:
+                await asyncio.sleep(self._config.deadline_s)
+
+    async def close(self) -> None:
+        """Give up what is under way and leave no thread, timer or socket behind.
+
+        Raises:
+            DeadlineError: a thread hangs.
+        """
+        self._withdraw("the learner closes")
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._groups.close(CONNECT_LIMIT_S + BACKSTOP * self._config.deadline_s)
+
+    # --- decisions in, actions out ---------------------------------------------------------------------------
+
+    def _prepare(self, version: int, source: WeightSource) -> _Update:
+        manifest = WeightManifest(source.specs, self._config.bucket_bytes)
+        loop = asyncio.get_running_loop()
+        update = _Update(version, source, manifest, layout_of(manifest), loop.time(), loop.create_future())
+        self._updates[version] = update
+        self._version = version
+        self._execute(self._coordinator.offer(version, manifest, loop.time()))
+        return update
+
+    async def _catch_up(self, source: Callable[[], WeightSource]) -> bool:
+        if self._version is None or not self._coordinator.lagging(self._version):
+            return True  # whoever lagged is gone, or was served by an update meanwhile
+        try:
+            await self.publish(self._version, source())
+        except WeightUpdateError as error:
+            _log.warning("weights.catch_up_failed", error=str(error))
+            return False
+        return True
+
+    def _withdraw(self, reason: str) -> None:
+        self._execute(self._coordinator.withdraw(reason, asyncio.get_running_loop().time()))
+
+    def _feed(self, event: Event) -> None:
+        self._execute(self._coordinator.handle(event, asyncio.get_running_loop().time()))
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._execute(self._coordinator.tick(asyncio.get_running_loop().time()))
+
+    def _execute(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            self._perform(action)
+        if self._timer is not None:
+            self._timer.cancel()
+        deadline = self._coordinator.deadline
+        self._timer = None if deadline is None else asyncio.get_running_loop().call_at(deadline, self._tick)
+        if self._version is not None and not self._coordinator.is_busy and self._coordinator.lagging(self._version):
+            self._someone_lags.set()
+        else:
+            self._someone_lags.clear()
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Send(name, message):
+                if isinstance(message, UpdateAborted):
+                    _log.warning("weights.round_aborted", member=name, epoch=message.epoch, reason=message.reason)
+                self._send(name, message)
+            case FormGroup(epoch, world_size, members):
+                self._form(epoch, world_size, members)
+            case Broadcast(epoch, version):
+                self._broadcast(epoch, self._updates[version])
+            case DropGroup():
+                self._groups.leave("the epoch was given up")
+            case MemberDropped(name, reason):
+                _log.warning("weights.member_dropped", member=name, reason=reason)
+            case Published():
+                self._resolve(action)
+            case PublishFailed(version, reason, dropped, members):
+                self._reject(version, f"{reason}; members now: {list(members)}, dropped: {dict(dropped)}")
+            case Superseded(version):
+                self._reject(version, "a newer version was offered, or the update was withdrawn, before it began")
+
+    def _resolve(self, published: Published) -> None:
+        update = self._updates.pop(published.version)
+        report = PublishReport(
+            version=published.version,
+            members=published.members,
+            dropped=published.dropped,
+            num_bytes=update.layout.total_bytes,
+            total_s=asyncio.get_running_loop().time() - update.began,
+            forming_s=published.forming_s,
+            transfer_s=published.transfer_s,
+            apply_s=published.apply_s,
+            stalls_s=published.stalls_s,
+        )
+        update.outcome.set_result(report)
+
+    def _reject(self, version: int, reason: str) -> None:
+        outcome = self._updates.pop(version).outcome
+        outcome.set_exception(WeightUpdateError(f"version {version} was not published: {reason}"))
+        outcome.exception()  # seen: a publisher that was cancelled does not fetch it
+
+    # --- the group -------------------------------------------------------------------------------------------
+
+    def _form(self, epoch: int, world_size: int, members: tuple[str, ...]) -> None:
+        def send_to_all(value: StoreValue) -> None:
+            for name in members:
+                self._send(name, value)
+
+        config = self._config
+        spec = GroupSpec(epoch, 0, world_size, config.backend, self._interface, BACKSTOP * config.deadline_s)
+        self._members_of_group = frozenset(members)
+        self._groups.join(spec, send_to_all, self._formed)
+
+    def _relay(self, peer: str, message: StoreValue) -> None:
+        group = self._groups.in_epoch(message.epoch)
+        if group is None or peer not in self._members_of_group:
+            return
+        try:
+            group.store.put(message.key, message.value)
+        except ProtocolError as error:
+            _log.warning("weights.store_value_refused", member=peer, error=str(error))
+            return
+        for name in self._members_of_group - {peer}:
+            self._send(name, message)
+
+    def _formed(self, group: Group, outcome: Future[None]) -> None:
+        if error := outcome.exception():
+            self._feed(BroadcastFailed(group.epoch, describe(error)))
+
+    def _broadcast(self, epoch: int, update: _Update) -> None:
+        group = self._groups.in_epoch(epoch)
+        assert group is not None, "the coordinator broadcasts in the epoch it formed"
+        deadline = time.monotonic() + BACKSTOP * self._config.deadline_s
+        device = device_of(self._config.backend)
+        transfer = partial(send_buckets, group.collective, update.layout, update.source, device, deadline)
+        group.collective.submit(transfer, partial(self._sent, group))
+
+    def _sent(self, group: Group, outcome: Future[list[int]]) -> None:
+        if error := outcome.exception():
+            self._feed(BroadcastFailed(group.epoch, describe(error)))
+        else:
+            self._feed(BroadcastDone(group.epoch, outcome.result()))
+
+
+def send_buckets(
+    collective: Collective, layout: Layout, source: WeightSource, device: torch.device, deadline: float
+) -> list[int]:
+    """Broadcast all buckets from rank 0; runs in the group's thread.
+
+    Returns:
+        The checksum of each tensor, taken while buckets are under way. [num_tensors]
+    """
+    buffers = [torch.zeros(min(layout.bucket_bytes, layout.total_bytes), dtype=torch.uint8, device=device)]
+    buffers.append(torch.zeros_like(buffers[0]) if layout.num_buckets > 1 else buffers[0])
+    with contextlib.closing(source.tensors()) as tensors:
+        packer = Packer(layout, tensors)
+        if layout.num_buckets:
+            packer.pack(buffers[0], 0)
+        for bucket in range(layout.num_buckets):
+            start, stop = layout.bucket_range(bucket)
+            present().in_thread("learner.bucket")
+            pending = collective.post(buffers[bucket % 2][: stop - start], deadline)
+            packer.digest(bucket)
+            if bucket + 1 < layout.num_buckets:
+                packer.pack(buffers[(bucket + 1) % 2], bucket + 1)
+            pending.wait()
+        return packer.checksums()

@@ -1,0 +1,41 @@
+"""Files that survive a power loss: what is written is with the operating system, and on the disk once it was flushed.
+
+The order matters for renames: a file is flushed before it gets its name, or the name may survive without the contents,
+and the directory is flushed after it, or the old file may come back.
+"""
+
+import os
+from pathlib import Path
+
+from darts_async.errors import NoSpaceError
+from darts_async.machine.full_disk import is_no_space, room_of
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the names in a directory, on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file beside its place, flush it and move it there: a reader sees the old one or the new one, also after a
+    power loss.
+
+    Raises:
+        NoSpaceError: the disk is full; the old one is there, and nothing of the new one.
+        OSError: it cannot be written for another reason.
+    """
+    beside = path.with_name(path.name + ".new")
+    try:
+        beside.write_bytes(data)
+        flush(beside)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        if not is_no_space(error):
+            raise
+        raise NoSpaceError(f"{path.name} cannot be written: {room_of(path)}") from error
+    flush(path.parent)

@@ -1,0 +1,165 @@
+"""What the earlier lives of a run have left behind: a *life* is one start of its launcher.
+
+    life 1 ---- stopped, failed or killed ---- life 2: `darts-launch resume RUN_DIR` ---- ...
+
+What was learnt is in the journal of the shaper and the checkpoints of the learner. Here is what the launcher goes on
+from: which incarnations are used up, the steps and evaluations so far, and how long the run has gone on.
+
+Any of the files may have lost its end, or a byte in the middle: a torn line is cut off, a line that cannot be read is
+passed over with a notice, and what no file says any more is only missing on the screen. The number of the life must be
+new, so it follows from whatever file still tells one.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from darts_async.errors import ConfigError
+from darts_async.topology import RunPlan, file_stem
+from darts_async.trace import TRACE_DIR
+from launcher.control.find_run import record_of
+from launcher.progress.evaluation import Evaluation
+from launcher.progress.run_view import SHOWN_METRICS
+from launcher.progress.step_merger import StepLine
+from launcher.run_dir.json_lines import Lines, whole_lines
+from launcher.run_dir.run_dir import EVENTS_FILE, LOCK_FILE, METRICS_FILE, STATE_FILE, RunRecord
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """See the module."""
+
+    life: int = 1
+    """Which life begins now."""
+    first_incarnations: Mapping[str, int] = field(default_factory=dict)
+    """With which each process begins; 1 for those that are not there."""
+    elapsed_s: float = 0.0
+    lines: tuple[StepLine, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    notices: tuple[str, ...] = ()
+    """What could not be read."""
+
+
+NO_PAST = Past()
+
+
+@contextlib.contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """This process is the one launcher of the run inside the block. Raises `ConfigError` if there is another."""
+    descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = record_of(run_dir).launcher_pid
+            raise ConfigError(
+                f"the run in {run_dir} is live (launcher: pid {pid}): `darts-launch down {run_dir}` ends it"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_past(run_dir: Path, plan: RunPlan) -> Past:
+    """What the run that is not live has left. To be called while it is `held`. Torn lines are cut off.
+
+    Raises:
+        ConfigError: it is finished, or a file cannot be read at all.
+    """
+    record = known_record(run_dir)
+    if record is not None and record.status == "finished":
+        raise ConfigError(
+            f"the run in {run_dir} is finished ({record.reason}): there is nothing left to do; "
+            f"`darts-launch audit {run_dir}` and `darts-launch report {run_dir}` say what it came to"
+        )
+    try:
+        return _past(run_dir, record, plan)
+    except OSError as error:
+        raise ConfigError(
+            f"{run_dir} cannot be resumed: {error}; see to it that you may read and write its files, and call "
+            f"`darts-launch resume {run_dir}` again"
+        ) from error
+
+
+def known_record(run_dir: Path) -> RunRecord | None:
+    """How the run stands; None if the file is gone or was not whole on the disk."""
+    try:
+        return record_of(run_dir)
+    except ConfigError:
+        return None
+
+
+def _past(run_dir: Path, record: RunRecord | None, plan: RunPlan) -> Past:
+    events, metrics = whole_lines(run_dir / EVENTS_FILE), whole_lines(run_dir / METRICS_FILE)
+    starts, num_bad_starts = _made(_start, events, "started")
+    lives, num_bad_lives = _made(_life, events, "resumed")
+    steps, num_bad_steps = _made(_step, metrics, "step")
+    evaluations, num_bad_evaluations = _made(Evaluation.of_line, metrics, "evaluation")
+    notices = [] if record is not None else [f"{STATE_FILE} cannot be read: the run is taken to have been killed"]
+    for name, num_bad in (
+        (EVENTS_FILE, events.num_bad + num_bad_starts + num_bad_lives),
+        (METRICS_FILE, metrics.num_bad + num_bad_steps + num_bad_evaluations),
+    ):
+        if num_bad:
+            notices.append(f"{num_bad} line{'s' if num_bad > 1 else ''} of {name} cannot be read and passed over")
+    return Past(
+        life=max([plan.life, record.life if record is not None else 1, *lives]) + 1,
+        first_incarnations=_first_incarnations(run_dir, plan, starts),
+        elapsed_s=max((line.get("elapsed_s", 0.0) for line in (*events.objects, *metrics.objects)), default=0.0),
+        lines=tuple(steps),
+        evaluations=tuple(evaluations),
+        notices=tuple(notices),
+    )
+
+
+def _made(make: Callable[[dict[str, Any]], T], lines: Lines, kind: str) -> tuple[list[T], int]:
+    """What the lines of a kind say, and how many do not say it."""
+    made, num_bad = [], 0
+    for line in lines.objects:
+        if line["type"] == kind:
+            try:
+                made.append(make(line))
+            except (KeyError, TypeError, ValueError):
+                num_bad += 1
+    return made, num_bad
+
+
+def _first_incarnations(run_dir: Path, plan: RunPlan, starts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    newest: dict[str, int] = {}
+    for name, incarnation in (*starts, *_traced(run_dir, plan)):
+        newest[name] = max(incarnation, newest.get(name, 0))
+    # The one after the newest may have been ordered, and not have been noted any more.
+    first = {spec.name: newest.get(spec.name, 0) + 2 for spec in plan.processes}
+    ranks = plan.names("learner")  # these count together
+    return first | dict.fromkeys(ranks, max(first[name] for name in ranks))
+
+
+def _traced(run_dir: Path, plan: RunPlan) -> Iterator[tuple[str, int]]:
+    """Incarnations that have left a trace: more may be known of than the events tell, if these have lost their end."""
+    names = {file_stem(spec.name): spec.name for spec in plan.processes}
+    for path in (run_dir / TRACE_DIR).glob("*.msgpack"):
+        stem, _, incarnation = path.name.removesuffix(".msgpack").removesuffix(".old").rpartition(".")
+        if stem in names and incarnation.isdigit():
+            yield names[stem], int(incarnation)
+
+
+def _start(line: dict[str, Any]) -> tuple[str, int]:
+    return str(line["process"]), int(line["incarnation"])
+
+
+def _life(line: dict[str, Any]) -> int:
+    return int(line["life"])
+
+
+def _step(line: dict[str, Any]) -> StepLine:
+    """What a view of the run goes on from; a long run has many."""
+    values = {name: line[name] for name in SHOWN_METRICS if name in line}
+    if not all(isinstance(value, int | float) for value in (line["step"], *values.values())):
+        raise TypeError(f"a metric is not a number: {line}")
+    return StepLine(int(line["step"]), values)

@@ -1,0 +1,66 @@
+"""`darts-launch report`: one page about a run, that needs nothing beside itself."""
+
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment
+
+from darts_async.errors import ConfigError
+from launcher.analysis.report_plots import figures, stage_rows
+from launcher.analysis.run_data import RunData, gather
+
+REPORT_FILE = "report.html"
+
+
+def write_report(run_dir: Path, out: Path) -> None:
+    """Write the page of a run, live or over.
+
+    Raises:
+        ConfigError: there is nothing to report of, matplotlib is not installed, or the file cannot be written.
+    """
+    data = gather(run_dir)
+    page = _page(data)
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}; --out names another file") from error
+
+
+def _page(data: RunData) -> str:
+    template = Environment(autoescape=True).from_string((files("launcher") / "report.html").read_text("utf-8"))
+    return template.render(
+        title=data.summary.name if data.summary else data.run_dir.name,
+        status=data.record.status,
+        reason=data.record.reason,
+        run_dir=data.run_dir,
+        facts=_facts(data),
+        figures=figures(data),
+        rows=stage_rows(data),
+        away=data.away,
+    )
+
+
+def _facts(data: RunData) -> list[tuple[str, str]]:
+    """The numbers on top; those of the summary only once there is one."""
+    facts = [
+        ("started", datetime.fromtimestamp(data.record.started_at_s).strftime("%Y-%m-%d %H:%M:%S")),
+        ("steps", f"{len(data.steps):,}"),
+        ("samples ended", f"{len(data.ended):,}, of which {len(data.trained):,} are trained"),
+    ]
+    summary = data.summary
+    if summary is None:
+        return facts
+    facts.append(("duration", f"{summary.duration_s:,.0f} s"))
+    if summary.before is not None and summary.after is not None:
+        facts.append(("held-out reward", f"{summary.before.reward:.3f} before, {summary.after.reward:.3f} after"))
+        facts.append(
+            ("held-out length", f"{summary.before.length_mean:.1f} before, {summary.after.length_mean:.1f} after")
+        )
+    if summary.tokens is not None:
+        fates = ", ".join(f"{count:,} {fate}" for fate, count in summary.tokens.by_fate.items() if count)
+        facts.append(("tokens decoded", f"{summary.tokens.decoded:,}: {fates}, {summary.tokens.evaluated:,} evaluated"))
+    if summary.weight_stall_s:
+        longest = max(summary.weight_stall_s.values())
+        facts.append(("decoding held by weights", f"{longest:.2f} s in all, of the generator that was held most"))
+    return facts

@@ -1,0 +1,110 @@
+"""`darts-launch trace`: the file for Perfetto, and a table of who spent the time how."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from darts_async.errors import ConfigError
+from darts_async.topology import LAUNCHER
+from launcher.analysis.perfetto import Event, events_of, write_events
+from launcher.analysis.time_use import TimeSpent, time_spent
+from launcher.analysis.traces import Life, Traces
+
+_STAGES = {"swap": "held for weights", "update": "(update under way)"}
+"""Stages that the table calls by another name."""
+_MIN_SHARE = 0.0005
+
+
+@dataclass(slots=True)
+class Report:
+    """What was written, and the time of each process."""
+
+    out: Path
+    since_s: float
+    until_s: float
+    num_events: int = 0
+    spent: list[TimeSpent] = field(default_factory=list)
+
+
+def export(run_dir: Path, out: Path, since_s: float | None, until_s: float | None) -> Report:
+    """Write the trace of a run, live or over, between two times in seconds since its start.
+
+    The times of the processes are taken in the same window; where none is given, from the first version of the weights
+    to the last record of the shaper, that is without starting and ending.
+
+    Raises:
+        ConfigError: there is no trace, nothing in that window, or the file cannot be written.
+    """
+    traces = Traces(run_dir)
+    begin_s, end_s = 0.0 if since_s is None else since_s, math.inf if until_s is None else until_s
+    window_s = _window(traces, since_s, until_s)
+    if not window_s[0] < window_s[1]:
+        raise ConfigError(
+            f"{run_dir}: nothing happened from {window_s[0]:g} s on until {window_s[1]:g} s; --since and --until are "
+            "seconds since the start of the run, and the first is the smaller one"
+        )
+    report = Report(out, *window_s)
+
+    def events() -> Iterator[Event]:
+        for number, (process, lives) in enumerate(traces.by_process(), 1):
+            if process != LAUNCHER:
+                report.spent.append(time_spent(process, lives, *window_s))
+            yield from events_of(number, process, lives, begin_s, end_s)
+
+    try:
+        with out.open("w", encoding="utf-8") as file:
+            report.num_events = write_events(file, events())
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}; --out names another file") from error
+    return report
+
+
+def time_of_all(traces: Traces) -> list[TimeSpent]:
+    """How each process but the launcher spent its time, between starting and ending; empty if that is no time yet."""
+    window_s = _window(traces, None, None)
+    if not window_s[0] < window_s[1]:
+        return []
+    return [time_spent(process, lives, *window_s) for process, lives in traces.by_process() if process != LAUNCHER]
+
+
+def _window(traces: Traces, since_s: float | None, until_s: float | None) -> tuple[float, float]:
+    """What the table is about."""
+    last_s, published_s = 0.0, 0.0
+    for process, lives in traces.by_process():
+        if process.startswith("shaper/"):
+            last_s = max(life.ended_s for life in lives)
+            published_s = _first_version_s(lives)
+    begin_s = published_s if since_s is None else since_s
+    return begin_s, last_s if until_s is None else min(until_s, last_s)
+
+
+def _first_version_s(lives: Sequence[Life]) -> float:
+    seen = (each.at_s for life in lives for each in life.instants if each.name == "version published")
+    return min(seen, default=0.0)
+
+
+def report_screen(report: Report) -> RenderableType:
+    """The table, and where the file is."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("process", no_wrap=True)
+    for title in ("busy", "idle", "away"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("of that time")
+    for spent in report.spent:
+        shares = (f"{spent.share(seconds):.1%}" for seconds in (spent.busy_s, spent.idle_s, spent.away_s))
+        table.add_row(spent.process, *shares, _stages(spent))
+    title = f"from {report.since_s:.1f} s to {report.until_s:.1f} s of the run"
+    written = Text.assemble(("✓ ", "green"), f"{report.num_events:,} events in {report.out}")
+    return Padding(Group(Text(title, style="bold"), table, "", written, "  open it in https://ui.perfetto.dev"), (1, 1))
+
+
+def _stages(spent: TimeSpent) -> str:
+    stages = {_STAGES.get(name, name): seconds for name, seconds in (spent.by_stage_s | spent.waits_s).items()}
+    shares = {name: spent.share(seconds) for name, seconds in stages.items()}
+    return " · ".join(f"{name} {share:.1%}" for name, share in shares.items() if share >= _MIN_SHARE)

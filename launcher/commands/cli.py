@@ -1,0 +1,246 @@
+"""The command line: `darts-launch cluster.yaml`, or a verb and its arguments.
+
+    exit code 0     the run finished, or the file is valid
+              1     the run failed, or the audit found something
+              2     the input cannot be run; nothing was started
+              130   interrupted: Ctrl-C, SIGTERM, SIGHUP, or the verb `down`
+
+A verb is a function with `@app.command()`; those for a run that goes on are in `verbs`. What is not a verb is taken as
+the file of a run.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from msgspec import structs
+from rich.text import Text
+from typer.core import TyperGroup
+
+from darts_async.config import RunConfig
+from darts_async.errors import ConfigError, NoSpaceError, TransportError
+from darts_async.faults import VARIABLE, parse_faults
+from darts_async.machine.full_disk import is_no_space
+from darts_async.machine.limits import raise_open_files
+from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
+from darts_async.transport import create_run_keys
+from launcher.analysis.earlier_lives import NO_PAST, Past, held, known_record, read_past
+from launcher.commands.dry_run import dry_run_screen
+from launcher.commands.verbs import VERBS, bad_input
+from launcher.config_file import load_config
+from launcher.control.find_run import find_run, refuse_links
+from launcher.display.failure_screen import failure_screen
+from launcher.display.summary import Summary, summary_screen
+from launcher.display.view import make_display
+from launcher.lifecycle.lifecycle import Limits, Outcome
+from launcher.plan.plan import hub_addresses, plan_run
+from launcher.preflight.preflight import Findings, check_run, link_ports
+from launcher.problems import InputError, hint_screen, missing_screen, problem_screen
+from launcher.run.interrupts import outliving_readers
+from launcher.run.links import open_control
+from launcher.run.run import run as carry_out
+from launcher.run_dir.run_dir import KEYS_DIR, SUMMARY_FILE, create_run_dir, run_dir_name, write_inputs
+from launcher.terminal import Screen, accept_any_text, show_traceback
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_EXIT_CODES = {"finished": OK, "failed": FAILED, "stopped": INTERRUPTED}
+_DEFAULT_VERB = "run"
+
+
+class _FileOrVerb(TyperGroup):
+    """Puts `run` in front of arguments that name a file; a bare word that is none is a mistyped verb."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = [word for word in args if not word.startswith("-")]
+        if words and words[0] not in self.commands and ({".", os.sep} & set(words[0]) or Path(words[0]).exists()):
+            args = [_DEFAULT_VERB, *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Carry out the verb. A Ctrl-C at a moment at which no run catches it ends it with nothing to tell."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_FileOrVerb,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Trains a language model as one YAML file says: darts-launch [--dry-run] FILE.yaml",
+)
+
+RunFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The cluster and the run.")]
+
+
+for _verb in VERBS:
+    app.command()(_verb)
+
+
+def main() -> None:
+    """Entry point of `darts-launch`."""
+    accept_any_text()
+    raise_open_files()
+    try:
+        app(prog_name="darts-launch")
+    except Exception as error:  # noqa: BLE001 - the end of the process: a full disk, or a mistake of ours
+        if is_no_space(error):
+            Screen(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)), soft_wrap=True)
+        else:
+            show_traceback(error)
+        sys.exit(FAILED)
+
+
+@app.command(_DEFAULT_VERB)
+def run_command(
+    file: RunFile,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be started, and start nothing.")] = False,
+) -> None:
+    """Run FILE.yaml (the verb may be left out).
+
+    Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) stop it in order. Where a script calls it, let it be the
+    script's last command, `exec darts-launch FILE.yaml`: a signal to a shell that waits for it does not reach it.
+    """
+    config, _ = _checked(file, starts=not dry_run)
+    if dry_run:
+        Screen().print(dry_run_screen(config, _plan(config, config.runs_path / run_dir_name(config.name))))
+        return
+    with outliving_readers(), _room_wanted():
+        outcome, summary = _run(config)
+        _show_end(outcome, summary)
+    raise typer.Exit(_EXIT_CODES[outcome.status])
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run.")],
+    from_checkpoint: Annotated[
+        bool, typer.Option("--from-checkpoint", help="From its newest checkpoint: give up what came after it.")
+    ] = False,
+) -> None:
+    """Go on with a run that was stopped, failed or killed, from where it stood."""
+    with bad_input():
+        found = find_run(run_dir, Path()).absolute()
+        refuse_links(found)
+        with held(found):
+            record = known_record(found)
+            if record is not None and Path(record.directory or ".").is_dir():
+                os.chdir(record.directory or ".")  # where relative paths of the settings begin
+            past = read_past(found, _known_plan(found))
+            config, _ = _checked(found / CONFIG_FILE, starts=True)
+            plan = structs.replace(_plan(config, found), life=past.life, from_checkpoint=from_checkpoint)
+            with outliving_readers(), _room_wanted():
+                outcome, summary = _conduct(config, plan, found, past)
+                _show_end(outcome, summary)
+    raise typer.Exit(_EXIT_CODES[outcome.status])
+
+
+@app.command()
+def validate(file: RunFile) -> None:
+    """Check FILE.yaml and everything it names, and start nothing."""
+    _, findings = _checked(file, starts=False)
+    told = f": {findings.prompts}" if findings.prompts is not None else ""
+    said = f"{file} {'is valid' if findings.problems else 'can be run'}{told}"
+    Screen().print(Text.assemble(("✓ ", "green"), said), soft_wrap=True)
+
+
+def _limits(config: RunConfig) -> Limits:
+    return Limits(
+        finish_s=config.learner.finish_timeout_s,
+        save_s=config.learner.stop_timeout_s,
+        no_progress_s=config.telemetry.no_progress_timeout_s,
+        no_space_s=config.telemetry.no_space_timeout_s,
+    )
+
+
+def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, Findings]:
+    """The settings of a file that can be run, and what was found out about it; otherwise shows why not and leaves.
+
+    Where the run `starts`, what the machine lacks is a reason to leave; else it is shown as a warning.
+    """
+    with bad_input():
+        parse_faults(os.environ.get(VARIABLE, ""), LAUNCHER)
+    try:
+        config = load_config(file)
+        findings = check_run(config, reaches_nodes=starts)
+        problems = findings.problems
+        refused = tuple(problem for problem in problems if starts or not problem.here)
+        if refused:
+            raise InputError(file, refused)
+    except InputError as error:
+        Screen(stderr=True).print(problem_screen(error))
+        raise typer.Exit(BAD_INPUT) from error
+    if problems:
+        Screen(stderr=True).print(missing_screen(file, problems))
+    if findings.hints:
+        Screen(stderr=True).print(hint_screen(file, findings.hints))
+    if findings.prompts is not None and findings.prompts.num_left_out:
+        Screen(stderr=True).print(Text.assemble(("! ", "yellow"), str(findings.prompts)), soft_wrap=True)
+    return config, findings
+
+
+def _plan(config: RunConfig, run_dir: Path) -> RunPlan:
+    return plan_run(config, run_dir, hub_addresses(config, link_ports(config)))
+
+
+def _known_plan(run_dir: Path) -> RunPlan:
+    """The plan of the life before; where it cannot be read, one that has the same processes."""
+    try:
+        return read_plan(run_dir)
+    except ConfigError:
+        return _plan(load_config(run_dir / CONFIG_FILE), run_dir)
+
+
+def _run(config: RunConfig) -> tuple[Outcome, Summary]:
+    run_dir = create_run_dir(config)
+    plan = _plan(config, run_dir)
+    create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
+    with held(run_dir):
+        return _conduct(config, plan, run_dir, NO_PAST)
+
+
+def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
+    write_inputs(run_dir, config, plan)
+    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the life before
+    display = make_display(Screen())
+    try:
+        control = partial(open_control, plan, run_dir, config.transport, past.life)
+        return asyncio.run(
+            carry_out(config, plan, run_dir, open_control=control, display=display, limits=_limits(config), past=past)
+        )
+    except TransportError as error:
+        display.close()
+        _give_up(f"the launcher's own link cannot be opened: {error}")
+    finally:
+        display.close()
+
+
+def _show_end(outcome: Outcome, summary: Summary) -> None:
+    Screen().print(summary_screen(summary))
+    if outcome.status == "failed":
+        Screen(stderr=True).print(failure_screen(outcome, Path(summary.run_dir)))
+
+
+@contextmanager
+def _room_wanted() -> Iterator[None]:
+    """Ends with a message where the disk does not take what a run begins with."""
+    try:
+        yield
+    except (OSError, NoSpaceError) as error:
+        if not is_no_space(error):
+            raise
+        _give_up(f"the run cannot begin: {error}")
+
+
+def _give_up(message: str) -> NoReturn:
+    Screen(stderr=True).print(Text.assemble(("✗ ", "red"), message), soft_wrap=True)
+    raise typer.Exit(FAILED)

@@ -1,0 +1,118 @@
+"""What a run would start, and the settings and bounds that decide how it goes."""
+
+import shlex
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from darts_async.config import NodeConfig, RunConfig, ShapingConfig
+from darts_async.topology import ProcessSpec, RunPlan
+from launcher.display.length_notes import length_note
+
+
+def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
+    """Processes, links, bounds and key settings."""
+    title = Text.assemble((config.name, "bold"), (": the plan; nothing is started", "dim"))
+    return Padding(
+        Group(
+            title,
+            "",
+            *_process_lines(config, plan),
+            _link_table(plan),
+            "",
+            _pairs("settings", key_settings(config)),
+            "",
+            _pairs("bounds", bounds(config)),
+        ),
+        (1, 2),
+    )
+
+
+def key_settings(config: RunConfig) -> dict[str, str]:
+    """The settings that shape a run most, in words."""
+    shaping, learner, prompts, generator = config.shaping, config.learner, config.prompts, config.generator
+    return {
+        "model": f"{config.model.path}, {config.model.dtype}",
+        "prompts": f"{prompts.path or prompts.source}, {prompts.held_out} held out",
+        "reward": f"{config.reward.function}, workers in each process: {config.reward.workers}",
+        "shaping": _shaping(shaping),
+        "length": length_note(shaping, normalises=learner.loss.normalise_advantage),
+        "learner": f"{learner.steps} steps of {learner.groups_per_step} groups, rate {learner.learning_rate:g}",
+        "generator": f"{generator.engine}, {generator.num_slots} slots of {generator.max_context_tokens} tokens",
+        "weights": f"{config.weights.backend}, buckets of {config.weights.bucket_bytes:,} bytes",
+        "seed": str(config.seed),
+    }
+
+
+def bounds(config: RunConfig) -> dict[str, str]:
+    """What follows from the settings."""
+    per_step = config.learner.groups_per_step * config.shaping.keep
+    slots = config.roles.generator.replicas * config.generator.num_slots
+    staleness = config.staleness.max_staleness
+    roles = config.roles
+    threads = sum(role.replicas * role.threads for role in (roles.shaper, roles.generator, roles.reward, roles.learner))
+    return {
+        "staleness of a token": f"at most {staleness}" + (" (synchronous, on-policy)" if staleness == 0 else ""),
+        "open groups": f"at most {config.max_open_groups}",
+        "samples in a step": f"{per_step} of {config.learner.groups_per_step * config.shaping.launch} launched",
+        "samples decoded at once": f"at most {slots}",
+        "threads": f"{threads} of numerical libraries",
+    }
+
+
+def _shaping(shaping: ShapingConfig) -> str:
+    """The arm: rule, counts, and what is switched on beside it."""
+    ends = f" ({shaping.shortest} + {shaping.longest})" if shaping.rule in ("dual_end", "survivor") else ""
+    switches = {
+        "early stop": shaping.early_stop,
+        "guard": shaping.guard,
+        f"redundancy {shaping.redundancy.total}, {shaping.redundancy.split}": shaping.redundancy.total != "off",
+        f"pruning {shaping.pruning.mode}": shaping.pruning.mode != "off",
+        f"baseline {shaping.baseline}": shaping.baseline != "group",
+    }
+    parts = [f"{shaping.rule}: keep {shaping.keep}{ends} of {shaping.launch}", *(k for k, on in switches.items() if on)]
+    return ", ".join(parts)
+
+
+def _process_lines(config: RunConfig, plan: RunPlan) -> Iterator[RenderableType]:
+    """The processes of each node, under its address and what is used of it."""
+    for node in config.nodes:
+        yield Text(_node_title(config, node, plan), style="dim")
+        for spec in plan.processes:
+            if spec.node == node.name:
+                devices = f"  GPU {', '.join(map(str, spec.devices))}" if spec.devices else ""
+                yield Text.assemble((spec.name, "bold"), devices)
+                yield Padding(Text(_command(spec), overflow="fold"), (0, 0, 0, 2))
+        yield ""
+
+
+def _node_title(config: RunConfig, node: NodeConfig, plan: RunPlan) -> str:
+    used = {device for spec in plan.processes if spec.node == node.name for device in spec.devices}
+    devices = f", {len(used)} of {len(node.devices)} GPUs used" if node.devices else ""
+    return f"processes on {node.name}, {config.host_of(node)}{devices}"
+
+
+def _command(spec: ProcessSpec) -> str:
+    """The command as a shell would take it."""
+    return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in spec.env.items()), shlex.join(spec.argv)])
+
+
+def _link_table(plan: RunPlan) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    for title in ("link", "address", "bound by", "members"):
+        table.add_column(title, overflow="fold")
+    for link in plan.links:
+        table.add_row(link.name, link.address, link.hub, ", ".join(link.members))
+    return table
+
+
+def _pairs(title: str, pairs: dict[str, str]) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column(title, no_wrap=True)
+    table.add_column("", overflow="fold")
+    for key, value in pairs.items():
+        table.add_row(key, value)
+    return table

@@ -1,0 +1,240 @@
+"""The verbs for a run that goes on, or has gone: each works from any terminal.
+
+RUN_DIR is the directory of a run; left out, it is the newest run in `--runs-dir` that is live.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.text import Text
+
+from darts_async.errors import ConfigError
+from darts_async.topology import LAUNCHER, read_plan
+from launcher.analysis.audit import AuditReport, audit_run
+from launcher.analysis.report import REPORT_FILE, write_report
+from launcher.analysis.tracing import export, report_screen
+from launcher.commands.template import run_template
+from launcher.control.control_socket import NotRunningError
+from launcher.control.find_run import ask_run, find_run, has_launcher, names_of, not_live, record_of
+from launcher.control.requests import Done, GetStatus, Refused, Request, RestartProcess, RunState, StopRun
+from launcher.display.status import status_screen
+from launcher.run_dir.logs import log_tails
+from launcher.run_dir.run_dir import LOGS_DIR, TRACE_FILE
+from launcher.terminal import Screen, write_json, write_line
+
+FAILED, BAD_INPUT = 1, 2
+_POLL_S = 0.2
+_MAX_IDS = 20
+
+RunDir = Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="The run; left out: the newest live one.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where RUN_DIR is looked for when it is left out.")]
+Process = Annotated[str, typer.Argument(metavar="ROLE[/N]", help="One process, or all of a role.")]
+_RUNS = Path("runs")
+
+
+def status(
+    run_dir: RunDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    runs_dir: RunsDir = _RUNS,
+) -> None:
+    """Show how a run stands."""
+    with bad_input():
+        found = find_run(run_dir, runs_dir)
+        try:
+            state = ask_run(found, GetStatus())
+        except NotRunningError as error:
+            _show_ended(found, error, as_json=as_json)
+            return
+    assert isinstance(state, RunState)
+    if as_json:
+        write_json(msgspec.json.encode(state))
+    else:
+        Screen().print(status_screen(state))
+
+
+def restart(process: Process, run_dir: RunDir = None, runs_dir: RunsDir = _RUNS) -> None:
+    """Restart a generator or a reward process, or all of them, in a live run."""
+    with bad_input():
+        found = find_run(run_dir, runs_dir)
+        names_of(read_plan(found), process)
+        write_line(_asked(found, RestartProcess(process)))
+
+
+def down(
+    run_dir: RunDir = None,
+    runs_dir: RunsDir = _RUNS,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.0, help="Seconds to wait for the end.")] = 120.0,
+) -> None:
+    """End a live run in order, as Ctrl-C does, and wait until it has ended."""
+    with bad_input():
+        found = find_run(run_dir, runs_dir)
+        _stop(found)
+    deadline_s = time.monotonic() + timeout_s
+    while (record := record_of(found)).status == "running" and has_launcher(found):
+        if time.monotonic() >= deadline_s:
+            late = f"{found} has not ended within {timeout_s:g} s"
+            Screen(stderr=True).print(Text.assemble(("✗ ", "red"), late), soft_wrap=True)
+            raise typer.Exit(FAILED)
+        time.sleep(_POLL_S)
+    with bad_input():
+        if (record := record_of(found)).status == "running":
+            raise not_live(found, NotRunningError(f"no launcher is running in {found}"))
+    write_line(f"{found}: {record.status}: {record.reason}")
+
+
+def _stop(run_dir: Path) -> None:
+    """Ask for the end; nothing where it is near already, and nothing is asked of the launcher any more."""
+    try:
+        reply = ask_run(run_dir, StopRun("stopped by darts-launch down"))
+    except NotRunningError as error:
+        if not has_launcher(run_dir):
+            raise not_live(run_dir, error) from error
+        return
+    if isinstance(reply, Refused):
+        raise ConfigError(reply.reason)
+
+
+def logs(
+    process: Process,
+    run_dir: RunDir = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of each file to begin with.")] = 20,
+    runs_dir: RunsDir = _RUNS,
+) -> None:
+    """Show what processes have logged and printed."""
+    with bad_input():
+        found = find_run(run_dir, runs_dir)
+        tails = log_tails(found / LOGS_DIR, _logged_names(found, process))
+        for tail in tails:
+            for line in tail.skip_to_last(num_lines):
+                write_line(line)
+        is_live = follow
+        while is_live:  # and once more when it has ended
+            is_live = _goes_on(found)
+            for tail in tails:
+                for line in tail.new_lines():
+                    write_line(line)
+            time.sleep(_POLL_S if is_live else 0.0)
+
+
+def audit(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Check that nothing was lost, trained twice or over-stale; exit code 1 with the ids if something was."""
+    with bad_input():
+        report = audit_run(find_run(run_dir, _RUNS))
+    write_json(msgspec.json.encode(report)) if as_json else Screen().print(_audit_text(report))
+    if report.findings:
+        raise typer.Exit(FAILED)
+
+
+def trace(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write; RUN_DIR/trace.json.")] = None,
+    since_s: Annotated[float | None, typer.Option("--since", min=0.0, help="Seconds since the run began.")] = None,
+    until_s: Annotated[float | None, typer.Option("--until", min=0.0, help="Seconds since the run began.")] = None,
+) -> None:
+    """Write what every process did and when, for Perfetto, and show how busy each was."""
+    with bad_input():
+        found = find_run(run_dir, _RUNS)
+        exported = export(found, out or found / TRACE_FILE, since_s, until_s)
+    Screen().print(report_screen(exported))
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write; RUN_DIR/report.html.")] = None,
+) -> None:
+    """Write one page about a run: rewards, lengths, staleness, fates, and who was idle. Needs the extra `report`."""
+    with bad_input():
+        found = find_run(run_dir, _RUNS)
+        file = out or found / REPORT_FILE
+        write_report(found, file)
+    write_line(f"{file} is written")
+
+
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The file to write.")] = Path("cluster.yaml"),
+) -> None:
+    """Write a file with every setting, its default and its meaning."""
+    with bad_input():
+        try:
+            with file.open("x", encoding="utf-8") as new:
+                new.write(run_template())
+        except FileExistsError as error:
+            raise ConfigError(f"{file} exists: give another name, or remove it") from error
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
+    write_line(f"{file} is written; try: darts-launch {file}")
+
+
+VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, trace, report, init)
+
+
+def _logged_names(run_dir: Path, process: str) -> tuple[str, ...]:
+    """Whose logs are meant: those of processes, or of the launcher, or of the keeper of a node."""
+    plan = read_plan(run_dir)
+    others = (LAUNCHER, *(f"keeper/{node}" for node in plan.nodes))
+    return (process,) if process in others else names_of(plan, process)
+
+
+def _asked(run_dir: Path, request: Request) -> str:
+    """What the launcher has done. Raises `ConfigError` where it cannot be."""
+    try:
+        reply = ask_run(run_dir, request)
+    except NotRunningError as error:
+        raise not_live(run_dir, error) from error
+    if isinstance(reply, Refused):
+        raise ConfigError(reply.reason)
+    assert isinstance(reply, Done)
+    return reply.text
+
+
+def _goes_on(run_dir: Path) -> bool:
+    """Whether more may be logged: also a launcher that was killed logs nothing more."""
+    if record_of(run_dir).status != "running":
+        return False
+    return has_launcher(run_dir)
+
+
+def _show_ended(run_dir: Path, error: NotRunningError, *, as_json: bool) -> None:
+    record = record_of(run_dir)
+    if record.status == "running":
+        raise not_live(run_dir, error)
+    if as_json:
+        write_json(msgspec.json.encode(record))
+    else:
+        write_line(f"{run_dir}: {record.status}: {record.reason}")
+
+
+def _audit_text(report: AuditReport) -> Text:
+    samples = f"{report.num_samples:,} samples in {report.num_groups:,} groups were drawn"
+    text = Text(f"{report.run_dir} ({report.status})\n", overflow="fold")
+    text.append(f"{samples}, {report.num_ended:,} have ended, {report.num_trained:,} of them trained\n")
+    if report.num_taken_back:
+        text.append(f"{report.num_taken_back:,} records were taken back when the run went on from an earlier point\n")
+    if report.num_only_in_sums:
+        text.append(f"of {report.num_only_in_sums:,} samples the ledger has only sums: it had lost its end\n")
+    if not report.findings:
+        return text.append("✓ ", "green").append("nothing is lost, nothing is trained twice, nothing is over-stale")
+    for finding in report.findings:
+        shown, more = finding.ids[:_MAX_IDS], len(finding.ids) - _MAX_IDS
+        text.append("✗ ", "red").append(f"{len(finding.ids)} {finding.rule}: {', '.join(map(str, shown))}")
+        text.append(f" and {more} more\n" if more > 0 else "\n")
+    return text
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """Shows what cannot be done, and leaves with exit code 2."""
+    try:
+        yield
+    except ConfigError as error:
+        Screen(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)), soft_wrap=True)
+        raise typer.Exit(BAD_INPUT) from error

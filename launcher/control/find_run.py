@@ -1,0 +1,119 @@
+"""Which run a verb means: the directory that was given, or the newest one in which a launcher listens."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+from darts_async.errors import ConfigError
+from darts_async.topology import CONFIG_FILE, RunPlan, agent_name
+from launcher.control.control_socket import NotRunningError, ask
+from launcher.control.requests import GetStatus, Reply, Request
+from launcher.run_dir.run_dir import LOCK_FILE, STATE_FILE, RunRecord, inode_of, read_record
+
+
+def find_run(run_dir: Path | None, runs_dir: Path) -> Path:
+    """The directory of the run that is meant. Raises `ConfigError` if there is none."""
+    if run_dir is None:
+        return _newest_live(runs_dir)
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise ConfigError(f"{run_dir} is not a run directory: it has no {CONFIG_FILE}")
+    return run_dir
+
+
+def record_of(run_dir: Path) -> RunRecord:
+    """How the run stands, as its launcher has left it. Raises `ConfigError`."""
+    try:
+        return read_record(run_dir)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(
+            f"{run_dir} does not say how its run stands: {STATE_FILE}: {error}; "
+            f"`darts-launch resume {run_dir}` goes on with the run"
+        ) from error
+
+
+def ask_run(run_dir: Path, request: Request) -> Reply:
+    """The answer of the launcher of this run directory, never of the one that a copy was made of: where the files of a
+    copy are links, its socket is that of the original. Raises `NotRunningError`."""
+    if _is_copy(run_dir, record_of(run_dir)):
+        raise NotRunningError(f"no launcher is running in {run_dir}")
+    return ask(run_dir, request)
+
+
+def has_launcher(run_dir: Path) -> bool:
+    """Whether a launcher of the run lives, on whatever machine; while it starts or ends it takes no requests."""
+    try:
+        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return not _is_copy(run_dir, record_of(run_dir))
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def refuse_links(run_dir: Path) -> None:
+    """Raises `ConfigError` where the files of a run directory are those of another one too: what is appended to the one
+    is appended to both."""
+    try:
+        is_linked = (run_dir / LOCK_FILE).stat().st_nlink > 1
+    except OSError:
+        return
+    if is_linked:
+        raise ConfigError(
+            f"the files in {run_dir} are hard links to those of another run directory; make a copy of its own with "
+            f"`cp -a {run_dir} COPY`, and resume that"
+        )
+
+
+def not_live(run_dir: Path, error: NotRunningError) -> ConfigError:
+    """Why nothing can be asked of a run: what is known of its end."""
+    is_there = has_launcher(run_dir)
+    record = record_of(run_dir)  # afterwards: a launcher that has gone meanwhile has said how
+    if record.status != "running":
+        return ConfigError(f"the run in {run_dir} is not live: it {record.status} ({record.reason})")
+    on = f"`darts-launch resume {run_dir}` goes on"
+    if _is_copy(run_dir, record):
+        return ConfigError(f"{error}: it is a copy, made before its original had ended; {on} from there")
+    pid = f"pid {record.launcher_pid}"
+    if is_there:
+        return ConfigError(f"{error}: its launcher ({pid}) starts, ends, hangs or is elsewhere; try again")
+    return ConfigError(f"{error}: it was killed, for {STATE_FILE} still says running ({pid}); {on} from there")
+
+
+def _is_copy(run_dir: Path, record: RunRecord) -> bool:
+    return record.inode not in (0, inode_of(run_dir))
+
+
+def names_of(plan: RunPlan, process: str) -> tuple[str, ...]:
+    """The processes that `ROLE/N` or `ROLE` means, or the agent of a node. Raises `ConfigError` if there are none."""
+    everyone = (*(spec.name for spec in plan.processes), *map(agent_name, plan.nodes))
+    names = plan.names(process) or tuple(name for name in everyone if name == process)
+    if not names:
+        raise ConfigError(f"there is no {process!r}; the run has {', '.join(everyone)}")
+    return names
+
+
+def _newest_live(runs_dir: Path) -> Path:
+    """By the time of its start."""
+    found = [path.parent for path in runs_dir.glob(f"*/{STATE_FILE}")]
+    newest_first = sorted(found, key=lambda path: record_of(path).started_at_s, reverse=True)
+    running = [run_dir for run_dir in newest_first if record_of(run_dir).status == "running"]
+    for is_live in (_answers, has_launcher):  # one that starts, ends or is elsewhere if there is none better
+        if (newest := next(filter(is_live, running), None)) is not None:
+            return newest
+    raise ConfigError(
+        f"no run is live in {runs_dir.absolute()}, of {len(found)} there; give RUN_DIR, or --runs-dir where it is"
+    )
+
+
+def _answers(run_dir: Path) -> bool:
+    try:
+        ask_run(run_dir, GetStatus())
+    except NotRunningError:
+        return False
+    return True

@@ -1,0 +1,27 @@
+"""What is shown of a run that failed: why, and the last words of the process to blame."""
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from darts_async.topology import file_stem
+from launcher.lifecycle.lifecycle import Outcome
+from launcher.run_dir.logs import last_lines
+from launcher.run_dir.run_dir import LOGS_DIR
+from launcher.terminal import printable
+
+_NUM_LINES = 15
+
+
+def failure_screen(outcome: Outcome, run_dir: Path) -> RenderableType:
+    """The reason, and the end of the culprit's log."""
+    title = Text.assemble(("✗ ", "red"), ("the run failed: ", "bold"), printable(outcome.reason))
+    parts: list[RenderableType] = [title]
+    if outcome.culprit is not None:
+        logs_dir = run_dir / LOGS_DIR
+        lines = last_lines(logs_dir, outcome.culprit, _NUM_LINES)
+        parts.append(Text(f"the last lines of {logs_dir / file_stem(outcome.culprit)}.*", style="dim"))
+        parts.extend(Text.assemble(("│ ", "red"), line) for line in lines or ["(it printed and logged nothing)"])
+    return Padding(Group(*parts), (0, 2, 1, 2))

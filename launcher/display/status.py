@@ -1,0 +1,76 @@
+"""How a run stands: as data for other terminals, and as a screen of it."""
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from launcher.control.requests import NodeState, ProcessState, RunState
+from launcher.display.view import clock, state_text
+from launcher.lifecycle.lifecycle import Outcome
+from launcher.nodes.fleet import Fleet
+from launcher.progress.run_view import RunView
+
+
+def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: Outcome | None) -> RunState:
+    """What `status` shows. `now_s` is of the view's clock."""
+    pids = fleet.pids
+    processes = [
+        ProcessState(
+            name=row.name,
+            state=state_text(row, now_s),
+            pid=pids.get(row.name),
+            policy_version=row.policy_version,
+            num_in_flight=row.num_in_flight,
+            tokens_per_s=round(row.tokens_per_s, 1),
+            uptime_s=round(row.uptime_s, 3),
+            restarts=row.restarts,
+        )
+        for row in view.rows.values()
+    ]
+    return RunState(
+        name=view.name,
+        run_dir=view.run_dir,
+        ending=ending.reason if ending is not None else None,
+        num_steps=view.num_steps,
+        total_steps=view.total_steps,
+        elapsed_s=round(now_s - view.started_at_s, 3),
+        remaining_s=view.remaining_s(now_s),
+        processes=processes,
+        nodes=[
+            NodeState(node.name, node.state, node.agent_incarnation, node.keeper_pid) for node in fleet.nodes.values()
+        ],
+        notices=list(view.notices),
+    )
+
+
+def status_screen(state: RunState) -> RenderableType:
+    """The same for people."""
+    left = f", about {clock(state.remaining_s)} left" if state.remaining_s is not None else ""
+    ending = f", ending: {state.ending}" if state.ending else ""
+    steps = f"{state.num_steps} of {state.total_steps} steps in {clock(state.elapsed_s)}{left}{ending}"
+    title = Text.assemble((state.name, "bold"), f"   {steps}")
+    nodes = [Text.assemble((f"{node.name} ", "bold"), node.state) for node in state.nodes if node.state != "up"]
+    notices = [Text.assemble(("• ", "yellow"), notice) for notice in state.notices]
+    return Padding(Group(title, Text(state.run_dir, style="dim"), "", _table(state), *nodes, *notices), (1, 1))
+
+
+def _table(state: RunState) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)  # 80 columns hold it
+    table.add_column("process", no_wrap=True)
+    table.add_column("state", min_width=7, max_width=40)
+    for title in ("pid", "version", "tokens/s", "in flight", "up", "restarts"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for process in state.processes:
+        has_tokens = process.name.startswith("generator") and process.pid is not None
+        table.add_row(
+            process.name,
+            process.state,
+            str(process.pid or ""),
+            str(process.policy_version) if process.policy_version >= 0 else "",
+            f"{process.tokens_per_s:,.0f}" if has_tokens else "",
+            f"{process.num_in_flight:,}",
+            clock(process.uptime_s),
+            Text(str(process.restarts), style="yellow" if process.restarts else "dim"),
+        )
+    return table

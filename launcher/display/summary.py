@@ -1,0 +1,301 @@
+"""What a run came to: numbers first (`summarise`, pure), then a screen of them.
+
+Every decoded token has exactly one fate, so
+
+    trained + cancelled + filtered + stale + lost + evaluated = decoded
+
+where the left side is the shaper's ledger and the right side the generators' own counters. A generator that ended
+early took its counter with it: of that one the right side has what the shaper received. The summary says so, or says by
+how much it is not so.
+"""
+
+from pathlib import Path
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from darts_async.protocol import RunFinished
+from launcher.display.view import bar, clock, sparkline
+from launcher.lifecycle.lifecycle import Outcome
+from launcher.progress.evaluation import EvaluationSummary, Gain, gain_between
+from launcher.progress.run_view import IDLE_STAGE, RunView
+
+FATES = ("trained", "cancelled", "filtered", "stale", "lost")
+EVALUATED = "evaluated"
+STALL_STAGE = "swap"
+"""The stage of a generator in which it swaps weights in and decodes nothing."""
+_BAR_WIDTH = 24
+
+
+class TokenAccount(msgspec.Struct, frozen=True):
+    """Where the decoded tokens went."""
+
+    by_fate: dict[str, int]
+    evaluated: int
+    accounted: int
+    decoded: int
+    """By the engines' own count, and of those that ended early as received."""
+    of_ended_early: int = 0
+    """The part of it that was decoded by generators that died or were restarted."""
+
+    @property
+    def balanced(self) -> bool:
+        """The ledger and the engines agree."""
+        return self.accounted == self.decoded
+
+
+class RewardAccount(msgspec.Struct, frozen=True):
+    """How many responses were judged, and how many of them have no reward."""
+
+    num_judged: int
+    failed: dict[str, int]
+    """By the kind of the failure."""
+    first_failures: dict[str, str]
+    """What was said at the first one of each kind."""
+
+    @property
+    def num_failed(self) -> int:
+        """Of all kinds."""
+        return sum(self.failed.values())
+
+
+class ProcessTime(msgspec.Struct, frozen=True):
+    """How a process spent its time: the last incarnation of it."""
+
+    name: str
+    uptime_s: float
+    busy_s: dict[str, float]
+    idle_s: float
+    loop_lag_max_s: float
+    restarts: int = 0
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """Everything that `summary.json` holds."""
+
+    name: str
+    status: str
+    reason: str
+    duration_s: float
+    num_steps: int
+    total_steps: int
+    before: EvaluationSummary | None
+    after: EvaluationSummary | None
+    gain: Gain | None
+    evaluations: list[EvaluationSummary]
+    """All of them, by version, the first and the last included."""
+    tokens: TokenAccount | None
+    rewards: RewardAccount | None
+    samples_by_fate: dict[str, int]
+    tokens_by_staleness: dict[int, int]
+    processes: list[ProcessTime]
+    weight_stall_s: dict[str, float]
+    """Per generator, the time in which it did not decode because of weight updates."""
+    run_dir: str
+    model_path: str | None
+
+
+def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s: float) -> Summary:
+    """The totals of a run that has ended."""
+    summaries, finished = list(view.evaluations.values()), view.finished
+    first, last, several = view.first_evaluation, view.last_evaluation, len(summaries) > 1
+    return Summary(
+        name=view.name,
+        status=outcome.status,
+        reason=outcome.reason,
+        duration_s=now_s - view.started_at_s,
+        num_steps=max(view.num_steps, finished.num_steps if finished is not None else 0),
+        total_steps=view.total_steps,
+        before=summaries[0] if summaries else None,
+        after=summaries[-1] if several else None,
+        gain=gain_between(first, last) if first is not None and last is not None and several else None,
+        evaluations=summaries,
+        tokens=_tokens(view, finished) if finished else None,
+        rewards=RewardAccount(finished.num_rewards, finished.failed_rewards, finished.first_failures)
+        if finished
+        else None,
+        samples_by_fate=finished.samples_by_fate if finished else {},
+        tokens_by_staleness=finished.tokens_by_staleness if finished else {},
+        processes=[
+            ProcessTime(
+                name=row.name,
+                uptime_s=row.uptime_s,
+                busy_s={stage: seconds for stage, seconds in row.busy_s.items() if stage != IDLE_STAGE},
+                idle_s=row.idle_s,
+                loop_lag_max_s=row.loop_lag_max_s,
+                restarts=row.restarts,
+            )
+            for row in view.rows.values()
+            if row.uptime_s > 0
+        ],
+        weight_stall_s={row.name: row.busy_s[STALL_STAGE] for row in view.rows.values() if STALL_STAGE in row.busy_s},
+        run_dir=view.run_dir,
+        model_path=str(model_path) if model_path is not None else None,
+    )
+
+
+def _tokens(view: RunView, finished: RunFinished) -> TokenAccount:
+    of_ended_early = view.tokens_received(finished.tokens_by_generator)
+    return token_account(finished.tokens_by_fate, view.tokens_decoded + of_ended_early, of_ended_early)
+
+
+def token_account(tokens_by_fate: dict[str, int], decoded: int, of_ended_early: int = 0) -> TokenAccount:
+    """Hold the fates against what the engines counted. Fates of other names count too."""
+    evaluated = tokens_by_fate.get(EVALUATED, 0)
+    by_fate = {fate: tokens_by_fate.get(fate, 0) for fate in FATES}
+    by_fate |= {fate: count for fate, count in tokens_by_fate.items() if fate not in (*FATES, EVALUATED)}
+    return TokenAccount(by_fate, evaluated, sum(by_fate.values()) + evaluated, decoded, of_ended_early)
+
+
+# --- the screen ----------------------------------------------------------------------------------------------
+
+
+def summary_screen(summary: Summary) -> RenderableType:
+    """The totals, as they are shown at the end of a run."""
+    parts: list[RenderableType] = [_title(summary)]
+    if summary.before is not None:
+        parts += ["", _evaluation_table(summary)]
+    if len(summary.evaluations) > 2:
+        parts.append(_all_evaluations(summary.evaluations))
+    if summary.tokens is not None and max(summary.tokens.accounted, summary.tokens.decoded) > 0:
+        parts += ["", _token_table(summary.tokens), _balance(summary.tokens)]
+    if summary.rewards is not None and summary.rewards.num_failed:
+        parts += ["", *_failed_rewards(summary.rewards)]
+    if summary.tokens_by_staleness:
+        parts += ["", _staleness_table(summary.tokens_by_staleness)]
+    if summary.processes:
+        parts += ["", _time_table(summary)]
+    return Padding(Group(*parts, "", _places(summary)), (1, 2))
+
+
+def _title(summary: Summary) -> Text:
+    mark, style = {"finished": ("✓", "green"), "stopped": ("■", "yellow")}.get(summary.status, ("✗", "red"))
+    steps = f"{summary.num_steps} of {summary.total_steps} steps in {clock(summary.duration_s)}"
+    return Text.assemble((f"{mark} ", style), (summary.name, "bold"), f" {summary.status}: {steps}")
+
+
+def _table(*columns: str, title: str) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column(title, min_width=14, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _evaluation_table(summary: Summary) -> Table:
+    before, after, gain = summary.before, summary.after, summary.gain
+    assert before is not None
+    is_whole = after is None or after.policy_version == summary.total_steps
+    table = _table("before", "after" if is_whole else "last", "change", title="held-out")
+    error = f" ± {gain.standard_error:.3f}" if gain and gain.standard_error is not None else ""
+    change = Text(f"{gain.reward:+.3f}{error}", style="green" if gain.reward > 0 else "red") if gain else Text("")
+    table.add_row("reward", f"{before.reward:.3f}", f"{after.reward:.3f}" if after else "", change)
+    for k, first in before.headline_pass_at.items():
+        _add_change(table, f"pass@{k}", first, after.pass_at.get(k) if after else None, ".3f")
+    for label, name in (
+        ("length, mean", "length_mean"),
+        ("  std in prompt", "length_std_within_prompt"),
+        ("  p50", "length_p50"),
+        ("  p99", "length_p99"),
+    ):
+        _add_change(table, label, getattr(before, name), getattr(after, name, None), ",.1f")
+    return table
+
+
+def _add_change(table: Table, label: str, first: float | None, last: float | None, form: str) -> None:
+    if first is not None:
+        values = (f"{last:{form}}", f"{last - first:+{form}}") if last is not None else ("", "")
+        table.add_row(label, f"{first:{form}}", *values)
+
+
+def _all_evaluations(evaluations: list[EvaluationSummary]) -> Text:
+    """Those beside training too, in one line."""
+    num_skipped = sum(evaluation.num_skipped for evaluation in evaluations)
+    skipped = f", {num_skipped} skipped" if num_skipped else ""
+    first, last = evaluations[0].policy_version, evaluations[-1].policy_version
+    return Text.assemble(
+        (sparkline([evaluation.reward for evaluation in evaluations], _BAR_WIDTH), "cyan"),
+        (f"  reward at versions {first} to {last}: {len(evaluations)} evaluations{skipped}", "dim"),
+    )
+
+
+def _token_table(tokens: TokenAccount) -> Table:
+    table = _table("count", "share", title="tokens")
+    table.add_column("")
+    for fate, count in (*tokens.by_fate.items(), (EVALUATED, tokens.evaluated)):
+        share = count / tokens.accounted if tokens.accounted else 0.0
+        table.add_row(fate, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
+    return table
+
+
+def _balance(tokens: TokenAccount) -> Text:
+    if tokens.balanced:
+        early = f", {tokens.of_ended_early:,} of them before they were restarted" if tokens.of_ended_early else ""
+        return Text.assemble(
+            ("✓ ", "green"), f"adds up to the {tokens.decoded:,} tokens that the engines decoded{early}"
+        )
+    difference = tokens.accounted - tokens.decoded
+    return Text.assemble(
+        ("✗ ", "red"),
+        f"accounts for {tokens.accounted:,} tokens, but the engines decoded {tokens.decoded:,} ({difference:+,})",
+    )
+
+
+def failure_text(kind: str, error: str) -> str:
+    """A failed reward in one line: of a traceback the last one, which is the exception, else the first one."""
+    lines = error.strip().splitlines() or [""]
+    return f"{kind}: {lines[-1 if kind == 'raised' else 0]}"
+
+
+def _failed_rewards(rewards: RewardAccount) -> list[Text]:
+    """A line of numbers, and what was said at the first failure of each kind."""
+    by_kind = ", ".join(
+        f"{count:,} {kind}" for kind, count in sorted(rewards.failed.items(), key=lambda pair: -pair[1])
+    )
+    share = rewards.num_failed / rewards.num_judged
+    line = f"{rewards.num_failed:,} of {rewards.num_judged:,} rewards failed ({share:.1%}): {by_kind}"
+    said = [Text(f"  first {failure_text(kind, error)}", style="dim") for kind, error in rewards.first_failures.items()]
+    return [Text.assemble(("! ", "yellow"), line), *said]
+
+
+def _staleness_table(tokens_by_staleness: dict[int, int]) -> Table:
+    table = _table("count", "share", title="staleness")
+    table.add_column("")
+    total = sum(tokens_by_staleness.values())
+    for staleness, count in sorted(tokens_by_staleness.items()):
+        share = count / total if total else 0.0
+        table.add_row(
+            f"{staleness} version{'' if staleness == 1 else 's'}", f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH)
+        )
+    return table
+
+
+def _time_table(summary: Summary) -> Table:
+    table = _table("restarts", "up", "idle", title="time")
+    table.add_column("busy, by stage")
+    for row in summary.processes:
+        stages = sorted(row.busy_s.items(), key=lambda item: -item[1])
+        shown = " · ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in stages if seconds >= 0.05)
+        restarts = Text(str(row.restarts), style="yellow" if row.restarts else "dim")
+        table.add_row(
+            row.name, restarts, clock(row.uptime_s), f"{row.idle_s / row.uptime_s:.0%}", Text(shown, style="dim")
+        )
+    if summary.weight_stall_s:
+        stall_s = max(summary.weight_stall_s.values())
+        table.add_row(
+            "weight stall", "", f"{stall_s:.2f} s", "", Text("decoding held, at most in a generator", style="dim")
+        )
+    return table
+
+
+def _places(summary: Summary) -> Table:
+    grid = Table.grid(padding=(0, 3, 0, 0))
+    grid.add_column(min_width=14, style="dim")
+    grid.add_column(overflow="fold")
+    grid.add_row("run", summary.run_dir)
+    if summary.model_path is not None:
+        grid.add_row("model", summary.model_path)
+    return grid

@@ -1,0 +1,255 @@
+"""A run on the screen: a live view on a terminal, plain lines elsewhere.
+
+Rendering is a function of `RunView` and the time; nothing is decided here.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC, ProcessRow, RunView
+from launcher.progress.step_merger import StepLine
+from launcher.terminal import printable
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+_TREND_WIDTH = 40
+_BAR_WIDTH = 8
+
+
+class Display(Protocol):
+    """Where a run is shown."""
+
+    def refresh(self, view: RunView, now_s: float) -> None:
+        """Show the present state."""
+
+    def step(self, view: RunView, line: StepLine, now_s: float) -> None:
+        """A step was completed."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def close(self) -> None:
+        """Leave the screen as it is. Idempotent."""
+
+
+class LiveDisplay:
+    """Redraws in place. Refreshes are the caller's: no thread of its own."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False)
+        self._live.start()
+
+    def refresh(self, view: RunView, now_s: float) -> None:
+        """Redraw."""
+        self._live.update(run_screen(view, now_s), refresh=True)
+
+    def step(self, view: RunView, line: StepLine, now_s: float) -> None:
+        """Nothing: the next redraw shows it."""
+
+    def note(self, text: str) -> None:
+        """Nothing: the view holds the notice."""
+
+    def close(self) -> None:
+        """Leave the last picture."""
+        self._live.stop()
+
+
+class PlainDisplay:
+    """One line per step, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def refresh(self, view: RunView, now_s: float) -> None:
+        """Nothing: lines are for events."""
+
+    def step(self, view: RunView, line: StepLine, now_s: float) -> None:
+        """Print the step."""
+        self._print(step_text(view, line, now_s))
+
+    def note(self, text: str) -> None:
+        """Print the notice."""
+        self._print(text)
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+    def _print(self, text: str) -> None:
+        self._console.file.write(printable(text) + "\n")
+        self._console.file.flush()
+
+
+def make_display(console: Console) -> Display:
+    """The live view if there is a terminal that can show it."""
+    return LiveDisplay(console) if console.is_terminal and not console.is_dumb_terminal else PlainDisplay(console)
+
+
+def step_text(view: RunView, line: StepLine, now_s: float) -> str:
+    """One step in one line."""
+    parts = [f"step {line.step + 1:>{len(str(view.total_steps))}}/{view.total_steps}"]
+    for label, metric, form in (
+        ("reward", REWARD_METRIC, "{:.3f}"),
+        ("length", LENGTH_METRIC, "{:.1f}"),
+        ("staleness", STALENESS_METRIC, "{:.2f}"),
+    ):
+        if metric in line.metrics:
+            parts.append(f"{label} {form.format(line.metrics[metric])}")
+    parts.append(f"elapsed {clock(now_s - view.started_at_s)}")
+    return "  ".join(parts)
+
+
+def run_screen(view: RunView, now_s: float) -> RenderableType:
+    """The whole live view."""
+    parts: list[RenderableType] = [
+        _header(view),
+        _progress(view, now_s),
+        "",
+        *_trends(view),
+        _process_table(view, now_s),
+    ]
+    if view.notices:
+        parts.append("")
+        parts.extend(Text.assemble(("• ", "yellow"), notice) for notice in view.notices)
+    return Padding(Group(*parts), (1, 2, 0, 2))
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Values as bars of eight heights; more values than `width` are averaged in equal runs."""
+    points = [_mean(values[start:end]) for start, end in _runs(len(values), width)]
+    finite = [point for point in points if math.isfinite(point)]
+    if not finite:
+        return ""
+    return "".join(_spark(point, min(finite), max(finite)) for point in points)
+
+
+def _spark(value: float, low: float, high: float) -> str:
+    top = len(_SPARKS) - 1
+    if not math.isfinite(value):
+        return " "
+    half_span = high / 2 - low / 2  # halves, for the difference itself may overflow
+    return _SPARKS[round((value / 2 - low / 2) / half_span * top) if half_span > 0 else top // 2]
+
+
+def clock(seconds: float) -> str:
+    """A duration as m:ss or h:mm:ss."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def bar(share: float, width: int) -> Text:
+    """A share as a bar, in eighths of a cell."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    full, part = divmod(eighths, 8)
+    filled = "█" * full + (" ▏▎▍▌▋▊▉"[part] if part else "")
+    return Text(filled.ljust(width), style="cyan")
+
+
+def _header(view: RunView) -> RenderableType:
+    return Text.assemble((view.name, "bold"), "   ", (view.run_dir, "dim"), no_wrap=True, overflow="ellipsis")
+
+
+def _progress(view: RunView, now_s: float) -> RenderableType:
+    grid = Table.grid(padding=(0, 3, 0, 0), expand=True)
+    grid.add_column(ratio=1)
+    grid.add_column(no_wrap=True)
+    left_s = view.remaining_s(now_s)
+    left = f"about {clock(left_s)} left" if left_s is not None else ""
+    grid.add_row(
+        ProgressBar(total=view.total_steps, completed=view.num_steps, complete_style="cyan", finished_style="green"),
+        Text.assemble(
+            (f"{view.num_steps}/{view.total_steps}", "bold"),
+            f" steps   {clock(now_s - view.started_at_s)}",
+            (f"   {left}" if left else "", "dim"),
+        ),
+    )
+    return grid
+
+
+def _trends(view: RunView) -> Iterator[RenderableType]:
+    evaluations = list(view.evaluations.values())
+    held_out = [evaluation.reward for evaluation in evaluations]
+    at_version = f", at version {evaluations[-1].policy_version}" if evaluations else ""
+    reward, length = view.trends[REWARD_METRIC], view.trends[LENGTH_METRIC]
+    rows = [
+        ("reward", reward.values(), reward.first, reward.last, "{:.3f}", ""),
+        ("length", length.values(), length.first, length.last, "{:.0f}", ""),
+        (
+            "held-out",
+            held_out,
+            held_out[0] if held_out else None,
+            held_out[-1] if held_out else None,
+            "{:.3f}",
+            at_version,
+        ),
+    ]
+    if not any(values for _, values, *_ in rows):
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim")
+    grid.add_column(justify="right", min_width=6)
+    grid.add_column(no_wrap=True)
+    grid.add_column(style="dim", no_wrap=True)
+    for label, values, first, last, form, place in rows:
+        if values:
+            trend = Text(sparkline(values, _TREND_WIDTH), style="cyan")
+            grid.add_row(label, form.format(last), trend, f"from {form.format(first)}{place}")
+    yield grid
+    yield ""
+
+
+def _process_table(view: RunView, now_s: float) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)  # 80 columns hold it
+    table.add_column("process", no_wrap=True)
+    table.add_column("state", no_wrap=True, max_width=32, min_width=8, overflow="ellipsis")
+    for title in ("version", "tokens/s", "in flight"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("busy", no_wrap=True)
+    table.add_column("restarts", justify="right", no_wrap=True)
+    for row in view.rows.values():
+        table.add_row(*_cells(row, now_s), style="dim" if row.ended or row.state == "starting" else "")
+    if len(generators := view.generators) > 1:
+        at_work = f"{len(generators) - view.num_away} of {len(generators)}"
+        in_flight = sum(row.num_in_flight for row in generators)
+        table.add_row("generators", at_work, "", f"{view.tokens_per_s:,.0f}", f"{in_flight:,}", "", "", style="bold")
+    return table
+
+
+def state_text(row: ProcessRow, now_s: float) -> str:
+    """What a process does, or when it does it again; and for how long it has not done its work."""
+    if row.restart_at_s is not None:
+        return f"restarting in {max(0.0, row.restart_at_s - now_s):.1f} s"
+    if row.away_since_s is not None:
+        return f"{row.state}, away {max(0.0, now_s - row.away_since_s):.0f} s"
+    return row.state
+
+
+def _cells(row: ProcessRow, now_s: float) -> tuple[RenderableType, ...]:
+    has_tokens = row.name.startswith("generator") and not row.ended
+    busy = Text.assemble(bar(row.busy_share, _BAR_WIDTH), f" {row.busy_share:4.0%}") if row.uptime_s else Text("")
+    return (
+        row.name,
+        state_text(row, now_s),
+        str(row.policy_version) if row.policy_version >= 0 else "",
+        f"{row.tokens_per_s:,.0f}" if has_tokens else "",
+        f"{row.num_in_flight:,}" if row.uptime_s else "",
+        Text("") if row.ended else busy,
+        Text(str(row.restarts), style="yellow" if row.restarts else "dim"),
+    )
+
+
+def _runs(count: int, width: int) -> Iterator[tuple[int, int]]:
+    num_runs = min(count, width)
+    for index in range(num_runs):
+        yield index * count // num_runs, (index + 1) * count // num_runs
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

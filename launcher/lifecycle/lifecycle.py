@@ -1,0 +1,400 @@
+"""The course of a run: pure decisions about when it ends, and why, and what is done about a process that ends.
+
+    running --RunFinished-------------------------------> leaving --all gone-----------------> finished
+       |---a signal------------------> stopping --------> leaving --all gone or killed----------> stopped
+       |---a process ends for good,--> stopping --------> leaving --all gone or killed----------> failed
+       |   or never reports
+       |---a process ends or hangs---> running, without it for a while (see `restarts` and `liveness`)
+       `---a process finds the disk full---> running, without steps, until there is room or it takes too long
+
+In `stopping` only the shaper has been told: it cancels what is decoded and accounts for it, which it can only do
+while the others live. Its `RunFinished`, its death or a deadline lead on to `leaving`, where all are told. What is
+left at the last deadline is for the supervisor to stop. The first reason stands. How a process ends after the last
+step changes nothing: when the shaper says that nothing is left, the model and the ledger have been written.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from darts_async.protocol import ProcessStatus
+from darts_async.topology import RunPlan
+from launcher.lifecycle.liveness import Liveness
+from launcher.lifecycle.restarts import AwaitRoom, EndRun, LeaveDown, Restarts, StartAgain
+from launcher.nodes.supervisor import ProcessExit
+
+Status = Literal["finished", "stopped", "failed"]
+
+STALLED_AFTER_S = 60.0
+"""A run without a step for this long is worth a warning."""
+
+NODE_COMES_UP_WITHIN_S = 60.0
+"""Nobody waits longer for a node, to which a process goes, than for this and the start of the process."""
+
+NOT_SERVING = ("starting", "loading", "waiting for weights", "catching up")
+"""States in which a process reports, but does no work yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the processes get to leave after they were asked."""
+
+    finish_s: float = 600.0
+    """After everything is done."""
+    stop_s: float = 10.0
+    """When the run is cut short; the first half of it is the shaper's."""
+    save_s: float = 0.0
+    """Beyond that, for the learner to leave a checkpoint."""
+    grace_s: float = 5.0
+    """Between SIGTERM and SIGKILL for those that did not listen."""
+    no_progress_s: float = 1800.0
+    """A run without a step or an evaluation for this long has failed, however alive its processes look."""
+    no_space_s: float = 86400.0
+    """A run that waits for room on the disk for this long has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. `culprit` is the process whose log says more."""
+
+    status: Status
+    reason: str
+    culprit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskToStop:
+    """Send `Shutdown` to the shaper: it cancels what runs and reports."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskToLeave:
+    """Send `Shutdown` to every process."""
+
+    finished: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the user should know."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a process again, as this incarnation."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask a process to end, and see to it that it does."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """A process hangs, or is refused: it would not listen, or not do what it is asked to."""
+
+    name: str
+    incarnation: int
+    reason: str
+    kind: Literal["hangs", "refused"] = "hangs"
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A process is of no use without another that is gone: kill it, so that both start anew."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The run goes on without a process: for a while, or, without `restart_at_s`, until somebody restarts it. The
+    others are to know that this incarnation is over."""
+
+    ended: ProcessExit
+    restart_at_s: float | None
+    needs_room: bool = False
+    """It is started no sooner than there is room on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serves:
+    """A process that was started again does its work."""
+
+    name: str
+    incarnation: int
+    away_s: float
+
+
+Action = AskToStop | AskToLeave | Notice | Start | Stop | Kill | Drop | Lost | Serves
+
+
+class RestartRefused(ValueError):
+    """A process cannot be restarted by hand."""
+
+
+class Course:
+    """Where a run stands. Times are seconds of one monotonic clock, given by the caller."""
+
+    def __init__(self, plan: RunPlan, limits: Limits, restarts: Restarts, *, now_s: float) -> None:
+        self._limits = limits
+        self._restarts = restarts
+        self._liveness = Liveness(restarts.policies)
+        self._away_since_s: dict[str, float] = {}
+        self._stopping: set[str] = set()  # asked to end: who sees to that has a deadline of its own
+        self._start_timeouts_s = {spec.name: spec.start_timeout_s for spec in plan.processes}
+        self._shapers = plan.names("shaper")
+        self._silent_since_s: dict[str, float] = {}  # processes that have not reported; from when on they should
+        self._running: set[str] = set()
+        self._progress_at_s = now_s
+        self._warned = False
+        self._hindered: set[str] = set()  # processes that live, and wait for room on the disk
+        self._no_room_since_s: float | None = None  # the first wait for room since there was a step
+        self._deadline_s: float | None = None
+        self._saved_by_s = 0.0
+        """The learner alone is waited for until then."""
+        self._leave_at_s: float | None = None  # set while stopping
+        self.outcome: Outcome | None = None
+        """Set from the moment the run is ending."""
+
+    @property
+    def ending(self) -> bool:
+        """The processes have been asked to leave."""
+        return self.outcome is not None
+
+    def over(self, now_s: float) -> bool:
+        """Nothing is left to wait for: all have ended, or their time is up."""
+        if self._deadline_s is None or not self._running:
+            return self._deadline_s is not None
+        saves = now_s < self._saved_by_s and any(name.startswith("learner/") for name in self._running)
+        return now_s >= self._deadline_s and not saves
+
+    def incarnation(self, name: str) -> int:
+        """Which start of a process is the present one."""
+        return self._restarts.incarnation(name)
+
+    def ordered(self, name: str, now_s: float) -> None:
+        """A process is to be started on its node, which may have to come up first."""
+        self._running.add(name)
+        self._stopping.discard(name)
+        self._silent_since_s[name] = now_s + NODE_COMES_UP_WITHIN_S
+
+    def started(self, name: str, now_s: float) -> list[Action]:
+        """A process was started; it has to report in time, if it is still wanted."""
+        self._silent_since_s[name] = now_s
+        is_too_late = self.outcome is not None  # all the others have been told to leave
+        return self._drop(name) if is_too_late or self._restarts.is_unwanted(name) else []
+
+    def failed_to_start(self, name: str, error: str, now_s: float) -> list[Action]:
+        """The system would not start a process."""
+        self._running.discard(name)
+        self._silent_since_s.pop(name, None)
+        self._stopping.discard(name)
+        reason = f"{name} cannot be started: {error}"
+        if not self._restarts.is_first(name) and self.outcome is None:  # it could before: as if it had died
+            return self._lose(ProcessExit(name, 0, -1, self._restarts.incarnation(name)), reason, now_s)
+        return self._cut_short(Outcome("failed", reason), now_s)
+
+    def node_failed(self, reason: str, now_s: float, culprit: str | None = None) -> list[Action]:
+        """A node cannot be used from the start."""
+        return self._cut_short(Outcome("failed", reason, culprit), now_s)
+
+    def reported(self, name: str, status: ProcessStatus, now_s: float) -> list[Action]:
+        """A process is up and has said so."""
+        notices = self._watch_hindrance(name, status.hindrance)
+        self._silent_since_s.pop(name, None)
+        if name not in self._stopping:
+            self._liveness.heard(name, status, now_s)
+        if status.state in NOT_SERVING:
+            return notices
+        self._restarts.served(name)
+        since_s = self._away_since_s.pop(name, None)
+        if since_s is None:
+            return notices
+        return [*notices, Serves(name, self._restarts.incarnation(name), now_s - since_s)]
+
+    def refused(self, name: str, incarnation: int, reason: str) -> list[Action]:
+        """This incarnation of a process, or one that there has never been, sends what cannot be meant: it is killed,
+        and what comes of that is the matter of its policy."""
+        if self.outcome is not None or name not in self._running or name in self._stopping:
+            return []
+        if incarnation < self._restarts.incarnation(name):
+            return []
+        self._stopping.add(name)
+        self._silent_since_s.pop(name, None)
+        self._liveness.forget(name)
+        kill = Kill(name, self._restarts.incarnation(name), reason, "refused")
+        return [kill, Notice(f"{name} is refused and killed: {reason}")]
+
+    def restart(self, name: str, now_s: float) -> list[Action]:
+        """Somebody wants a process restarted. Raises `RestartRefused`."""
+        if self.outcome is not None:
+            raise RestartRefused(f"the run is ending: {self.outcome.reason}")
+        if name not in self._start_timeouts_s:
+            raise RestartRefused(f"there is no {name!r}; the run has {', '.join(sorted(self._start_timeouts_s))}")
+        is_being_started = self._restarts.is_up(name) and name not in self._running
+        if is_being_started or not self._restarts.asked(name, now_s):
+            return []
+        self._stopping.add(name)
+        self._liveness.forget(name)
+        return [Stop(name)]
+
+    def is_stopping(self, name: str) -> bool:
+        """Whether the process has been asked to end: what it does then is no surprise."""
+        return name in self._stopping
+
+    def progressed(self, now_s: float) -> None:
+        """A step was taken, or an evaluation was completed."""
+        self._progress_at_s, self._warned, self._no_room_since_s = now_s, False, None
+
+    @property
+    def needs_room(self) -> bool:
+        """Whether a process is started again as soon as there is room on the disk."""
+        return self._restarts.needs_room
+
+    def finished(self, reason: str, now_s: float) -> list[Action]:
+        """The shaper says that nothing is left to do: all steps are taken, or it was told to stop."""
+        if self.outcome is not None:
+            return self._leave()
+        self.outcome, self._deadline_s = Outcome("finished", reason), now_s + self._limits.finish_s
+        return [AskToLeave(True, reason), Notice(reason)]
+
+    def interrupted(self, reason: str, now_s: float) -> list[Action]:
+        """The user wants the run to stop."""
+        if self.outcome is not None and self.outcome.status == "finished":  # whoever stops this means it
+            self.outcome, self._deadline_s = Outcome("stopped", reason), now_s + self._limits.stop_s
+            return []
+        return self._cut_short(Outcome("stopped", reason), now_s)
+
+    def give_up(self, now_s: float) -> None:
+        """Wait for nobody any more."""
+        self._deadline_s = self._saved_by_s = now_s
+
+    def exited(self, ended: ProcessExit, now_s: float, cause: str = "") -> list[Action]:
+        """A process has ended: unexpected while the run goes on. `cause`: its last words, or how the disk stands."""
+        self._hindered.discard(ended.name)
+        self._running.discard(ended.name)
+        self._silent_since_s.pop(ended.name, None)
+        self._liveness.forget(ended.name)
+        self._stopping.discard(ended.name)
+        if self.outcome is None:
+            return self._lose(ended, f"{ended}: {cause}" if cause else str(ended), now_s)
+        return self._leave() if ended.name in self._shapers else []
+
+    def overdue(self) -> None:
+        """The time to leave is up for the processes that still run."""
+        if self.outcome is not None and self.outcome.status == "finished" and self._running:
+            names = sorted(self._running)
+            reason = f"{', '.join(names)} did not leave within {self._limits.finish_s:.0f} s after the last step"
+            if self._hindered:
+                reason += ": there is no room on the disk"
+            self.outcome = Outcome("failed", reason, names[0])
+
+    def tick(self, now_s: float, *, has_room: bool = True) -> list[Action]:
+        """Look at the clock: processes that never reported, and steps that do not come. `has_room`: the disk has."""
+        if self.outcome is not None:
+            return self._leave() if self._leave_at_s is not None and now_s >= self._leave_at_s else []
+        actions: list[Action] = []
+        for name, since_s in sorted(self._silent_since_s.items()):
+            timeout_s = self._start_timeouts_s[name]
+            if now_s - since_s < timeout_s:
+                continue
+            reason = f"did not report within {timeout_s:g} s (roles.{name.partition('/')[0]}.start_timeout_s)"
+            if self._restarts.is_first(name):
+                return self._cut_short(Outcome("failed", f"{name} {reason}", name), now_s)
+            actions += self._kill(name, f"it {reason}")
+        for name, reason in self._liveness.hanging(now_s):
+            actions += self._kill(name, reason)
+        due = self._restarts.take_due(now_s, has_room=has_room)
+        actions += [Start(name, self._restarts.incarnation(name)) for name in due]
+        return actions + self._watch_room(now_s) + self._watch_progress(now_s)
+
+    def _kill(self, name: str, reason: str) -> list[Action]:
+        """Its exit follows; nothing else is expected of it."""
+        self._silent_since_s.pop(name, None)
+        self._liveness.forget(name)
+        return [Kill(name, self._restarts.incarnation(name), reason), Notice(f"{name} hangs and is killed: {reason}")]
+
+    def _drop(self, name: str) -> list[Action]:
+        self._silent_since_s.pop(name, None)
+        self._liveness.forget(name)
+        self._stopping.add(name)
+        return [Drop(name)]
+
+    def _lose(self, ended: ProcessExit, reason: str, now_s: float) -> list[Action]:
+        """A process is gone while the run goes on."""
+        match self._restarts.ended(ended.name, ended.code, now_s):
+            case StartAgain(delay_s=delay_s, to_end=to_end):
+                self._away_since_s.setdefault(ended.name, now_s)
+                when = f"again in {delay_s:.1f} s" if delay_s else "again at once"
+                others = f" with {', '.join(to_end)}" if to_end else ""
+                drops = [action for name in to_end for action in self._drop(name)]
+                return [Lost(ended, now_s + delay_s), *drops, Notice(f"{reason}; it is started {when}{others}")]
+            case AwaitRoom(to_end=to_end):
+                self._away_since_s.setdefault(ended.name, now_s)
+                drops = [action for name in to_end for action in self._drop(name)]
+                lost = Lost(ended, now_s, needs_room=True)
+                return [lost, *drops, Notice(f"{reason}; it waits for room and is then started again")]
+            case LeaveDown(reason=why):
+                self._away_since_s.setdefault(ended.name, now_s)
+                return [Lost(ended, None), Notice(f"{reason}; the run goes on without it: {why}")]
+            case EndRun(reason=why):
+                return self._cut_short(Outcome("failed", f"{reason}: {why}", ended.name), now_s)
+
+    def _watch_hindrance(self, name: str, hindrance: str) -> list[Action]:
+        """Say when a process begins to wait for room, and when it has it."""
+        if bool(hindrance) == (name in self._hindered):
+            return []
+        if hindrance:
+            self._hindered.add(name)
+            return [Notice(f"{hindrance}: {name} waits for room")]
+        self._hindered.discard(name)
+        return [Notice(f"{name} has room on the disk again")]
+
+    def _watch_room(self, now_s: float) -> list[Action]:
+        """While the disk is full no step is to be expected, but not without end."""
+        if not (self._restarts.needs_room or self._hindered):
+            return []
+        since_s = self._no_room_since_s = now_s if self._no_room_since_s is None else self._no_room_since_s
+        self._progress_at_s = now_s
+        if now_s - since_s < self._limits.no_space_s:
+            return []
+        reason = f"there was no room on the disk for {now_s - since_s:.0f} s (telemetry.no_space_timeout_s)"
+        return self._cut_short(Outcome("failed", reason), now_s)
+
+    def _watch_progress(self, now_s: float) -> list[Action]:
+        idle_s = now_s - self._progress_at_s
+        if idle_s >= self._limits.no_progress_s:
+            reason = f"no step for {idle_s:.0f} s (telemetry.no_progress_timeout_s)"
+            return self._cut_short(Outcome("failed", reason), now_s)
+        if self._silent_since_s or self._warned or idle_s < STALLED_AFTER_S:
+            return []
+        self._warned = True
+        return [Notice(f"no step for {idle_s:.0f} s; logs/ in the run directory shows what the processes do")]
+
+    def _cut_short(self, outcome: Outcome, now_s: float) -> list[Action]:
+        """End the run before its last step; nothing if it is ending already."""
+        if self.outcome is not None:
+            return []
+        self.outcome = outcome
+        self._deadline_s = now_s + self._limits.stop_s
+        self._saved_by_s = self._deadline_s + self._limits.save_s
+        self._leave_at_s = now_s + self._limits.stop_s / 2
+        shaper_listens = any(name in self._running and name not in self._silent_since_s for name in self._shapers)
+        return [Notice(outcome.reason), *([AskToStop(outcome.reason)] if shaper_listens else self._leave())]
+
+    def _leave(self) -> list[Action]:
+        """From `stopping` to `leaving`."""
+        if self.outcome is None or self._leave_at_s is None:
+            return []
+        self._leave_at_s = None
+        return [AskToLeave(False, self.outcome.reason)]

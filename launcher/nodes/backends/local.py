@@ -1,0 +1,87 @@
+"""The keeper of this machine, as a child of the launcher: it ends when the launcher does, however that ends."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from darts_async.machine.spawn import signal_name, spawn
+from launcher.nodes.backends import AgentCommand, NodeError
+
+ENDED_WITHIN_S = 10.0
+"""A killed process that the kernel has not ended by then hangs in a system call."""
+
+
+class LocalBackend:
+    """See the module. `output` takes what the keeper prints."""
+
+    def __init__(self, node: str, output: Path) -> None:
+        self._node = node
+        self._output = output
+        self._process: asyncio.subprocess.Process | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def launch(self, command: AgentCommand, on_end: Callable[[str], None]) -> None:
+        """Start the keeper, if it does not run. Raises `NodeError` if the system does not start it."""
+        if self._process is not None and self._process.returncode is None:
+            return
+        try:
+            with self._output.open("ab") as output:
+                self._process = await spawn(
+                    command.argv, cwd=command.cwd, env=command.env, stdout=output, stderr=asyncio.subprocess.STDOUT
+                )
+        except OSError as error:
+            raise NodeError(self._node, f"its keeper cannot be started: {error}") from error
+        self._watcher = asyncio.create_task(
+            self._watch(self._process, on_end), name=f"watch the keeper of {self._node}"
+        )
+
+    async def kill(self) -> None:
+        """Kill the keeper, and wait until all that it had started has ended."""
+        if self._process is None:
+            return
+        below = _descendants(self._process.pid)
+        for process in below:  # the kernel ends them with the keeper; a kill of them as well makes sure
+            _kill(process)
+        if self._process.returncode is None:
+            _kill_pid(self._process.pid)
+        await asyncio.to_thread(psutil.wait_procs, below, timeout=ENDED_WITHIN_S)
+
+    async def close(self) -> None:
+        """Wait for the end of the keeper. Kills it if it does not come."""
+        if self._watcher is None:
+            return
+        _, late = await asyncio.wait([self._watcher], timeout=ENDED_WITHIN_S)
+        if late:
+            await self.kill()
+            await asyncio.wait([self._watcher], timeout=ENDED_WITHIN_S)
+
+    async def _watch(self, process: asyncio.subprocess.Process, on_end: Callable[[str], None]) -> None:
+        code = await process.wait()
+        how = f"by {signal_name(-code)}" if code < 0 else f"with exit code {code}"
+        on_end(f"its keeper has ended {how}")
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(process: psutil.Process) -> None:
+    """Of the process that was listed, never of one that has its pid now."""
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+def _kill_pid(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

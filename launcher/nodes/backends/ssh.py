@@ -1,0 +1,156 @@
+"""Nodes that are reached over ssh.
+
+A connection lives for one command: afterwards everything goes over the links of the run, so a node does not end when
+its connection does. The key of a node has to be known, always; nothing is asked at the terminal.
+
+The environment travels as a line of JSON on the standard input of `launcher.nodes.exec_with_env`, which is what runs there first: on
+a command line everybody on the machine could read it.
+"""
+
+import asyncio
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import msgspec
+
+from darts_async.config import NodeConfig, SshConfig
+from darts_async.machine.spawn import module_command
+from launcher.nodes.backends import AgentCommand, NodeError
+from launcher.nodes.fleet import COMES_UP_WITHIN_S
+
+FORWARDED = ("PYTHONPATH", "LD_LIBRARY_PATH", "DARTS_FAULTS", "TOKENIZERS_PARALLELISM")
+FORWARDED_PREFIXES = ("HF_", "NCCL_", "GLOO_", "VLLM_", "TORCH_", "CUDA_HOME", "CUDA_LAUNCH")
+"""Variables that a node is given where the launcher has them, but for what its `env` says."""
+_MAX_OUTPUT_CHARS = 400
+
+
+class SshBackend:
+    """Starts and kills the keeper of one node. `kill_command` is what ends it there."""
+
+    def __init__(self, node: NodeConfig, host: str, kill_command: AgentCommand) -> None:
+        self._node = node
+        self._host = host
+        self._kill_command = kill_command
+
+    async def launch(self, command: AgentCommand, on_end: Callable[[str], None]) -> None:
+        """Start the keeper, if it does not run, and wait for its agent. It goes on without the connection, so that its
+        end is not seen later on."""
+        await run_there(self._node, self._host, command, takes_s=COMES_UP_WITHIN_S)
+
+    async def kill(self) -> None:
+        """End the keeper. Where the node cannot be reached, its lease does that."""
+        try:
+            await run_there(self._node, self._host, self._kill_command)
+        except NodeError:
+            return
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+async def run_there(
+    node: NodeConfig, host: str, command: AgentCommand, words: Mapping[str, Any] | None = None, *, takes_s: float = 0.0
+) -> str:
+    """Run a command on a node, and return what it has printed. It finds `words` as JSON on its standard input, after
+    its environment. `takes_s` is how long it may wait for something by itself.
+
+    Raises:
+        NodeError: the node cannot be reached or refuses, or the command fails or does not end in time.
+    """
+    address = f"{node.ssh.host or host}" + (f" port {node.ssh.port}" if node.ssh.port else "")
+    environment = _forwarded(os.environ) | dict(command.env)
+    text = "".join(msgspec.json.encode(part).decode() + "\n" for part in (environment, dict(words or {})))
+    try:
+        async with asyncio.timeout(2 * node.ssh.timeout_s + takes_s), await _connect(node, host) as connection:
+            done = await connection.run(_shell_line(command), input=text, encoding="utf-8")
+    except TimeoutError as error:
+        raise NodeError(node.name, f"{address} does not answer within {node.ssh.timeout_s:g} s") from error
+    except (OSError, asyncssh.Error, ValueError) as error:
+        raise _why(node, address, error) from error
+    if done.exit_status != 0:
+        raise _failed(node, command, done)
+    return str(done.stdout)
+
+
+async def _connect(node: NodeConfig, host: str) -> asyncssh.SSHClientConnection:
+    timeout_s = node.ssh.timeout_s
+    return await asyncssh.connect(
+        node.ssh.host or host,
+        connect_timeout=timeout_s,
+        login_timeout=timeout_s,
+        keepalive_interval=5.0,
+        **_options(node.ssh),
+    )
+
+
+def _options(ssh: SshConfig) -> dict[str, Any]:
+    """What is left out is asyncssh's to find, as ssh does."""
+    options: dict[str, Any] = {}
+    if ssh.port is not None:
+        options["port"] = ssh.port
+    if ssh.user is not None:
+        options["username"] = ssh.user
+    if ssh.identity_file is not None:
+        options["client_keys"] = [str(Path(ssh.identity_file).expanduser())]
+    if ssh.known_hosts is not None:
+        options["known_hosts"] = str(Path(ssh.known_hosts).expanduser())
+    return options
+
+
+def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value for name, value in environment.items() if name in FORWARDED or name.startswith(FORWARDED_PREFIXES)
+    }
+
+
+def _shell_line(command: AgentCommand) -> str:
+    """`launcher.nodes.exec_with_env` takes the environment from its input, and becomes the command."""
+    first = module_command("launcher.nodes.exec_with_env", *command.argv, python=command.argv[0])
+    return f"cd {shlex.quote(command.cwd)} && exec {shlex.join(first)}"
+
+
+def _why(node: NodeConfig, address: str, error: Exception) -> NodeError:
+    """What went wrong, and what would help."""
+    setting = f"nodes: {node.name}.ssh"
+    match error:
+        case asyncssh.HostKeyNotVerifiable():
+            known = node.ssh.known_hosts or "~/.ssh/known_hosts"
+            fix = f"connect once with ssh and accept its key, or see that {known} has the right one"
+            return NodeError(
+                node.name, f"the key that {address} shows is not the one that is known: {error.reason}", fix
+            )
+        case asyncssh.PermissionDenied():
+            who = f" {node.ssh.user!r}" if node.ssh.user else ""
+            return NodeError(
+                node.name,
+                f"{address} does not let the user{who} in: {error.reason}",
+                f"see {setting}.user and identity_file",
+            )
+        case asyncssh.KeyImportError() | asyncssh.ConfigParseError() | FileNotFoundError() | ValueError():
+            return NodeError(node.name, f"what {setting} names cannot be used: {error}", f"see {setting}")
+        case asyncssh.Error():
+            return NodeError(node.name, f"{address}: {error.reason}", f"try: ssh {node.ssh.host or address}")
+        case _:
+            return NodeError(
+                node.name, f"{address} cannot be reached: {error}", f"see nodes: {node.name}.host and {setting}"
+            )
+
+
+def _failed(node: NodeConfig, command: AgentCommand, done: asyncssh.SSHCompletedProcess) -> NodeError:
+    said = " ".join(f"{done.stderr!s} {done.stdout!s}".split())[-_MAX_OUTPUT_CHARS:]
+    if "cd:" in said and command.cwd in said:
+        return NodeError(node.name, f"there is no directory {command.cwd}", f"set nodes: {node.name}.workdir")
+    if done.exit_status == 127:
+        return NodeError(node.name, f"there is no {command.argv[0]}", f"set nodes: {node.name}.python")
+    if "nknown option" in said and "-P" in said:
+        fix = f"set nodes: {node.name}.python to one of the version that is here"
+        return NodeError(node.name, f"{command.argv[0]} is older than Python 3.11", fix)
+    if "No module named" in said:
+        fix = f"install darts-async there, or set nodes: {node.name}.python to one that has it"
+        return NodeError(node.name, f"{command.argv[0]} has no darts_async: {said}", fix)
+    how = f"ended with exit code {done.exit_status}" if done.exit_status is not None else "was ended by a signal"
+    return NodeError(node.name, f"{' '.join(command.argv[:5])} {how}: {said or 'it said nothing'}")

@@ -1,0 +1,101 @@
+"""A keeper that goes on without the connection over which it was started, and the end of one by force.
+
+    ssh session --> keeper, which forks and waits --+--> exits, having said who goes on
+                      `--> leads a session, forks    |
+                             `--> THE KEEPER --"up"--'    once it has an agent
+
+The first one waits for a moment to see that the keeper does not die at once: over ssh its end is not seen later on.
+"""
+
+import contextlib
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from darts_async.errors import DeadlineError
+from launcher.nodes.node_record import find_process, read_node_record, runs
+from launcher.nodes.scratch import owner_of, remove_all
+from launcher.nodes.supervisor import keeper_name
+from launcher.run_dir.logs import last_lines
+from launcher.run_dir.run_dir import LOGS_DIR
+
+KILLED_WITHIN_S = 20.0
+_POLL_S = 0.025
+_NUM_LAST_WORDS = 8
+
+
+def detach(run_dir: Path, node: str, life: int, watched_s: float) -> Callable[[], None]:
+    """Return in a process of its own session, with what is to be called when there is an agent; or leave: a keeper of
+    this life is there, or the one that was started is up or has died within `watched_s`."""
+    there = read_node_record(run_dir, node)
+    if there is not None and find_process(run_dir, there.keeper) is not None:
+        if there.life == life:
+            _say(alive=there.keeper.pid)
+            sys.exit()
+        end_keeper(run_dir, node)
+    reading, writing = os.pipe()
+    if (pid := os.fork()) != 0:
+        os.close(writing)
+        os.waitpid(pid, 0)
+        sys.exit(_last_words_of_the_dead(run_dir, node, reading, watched_s))
+    os.close(reading)
+    os.setsid()
+    if os.fork() != 0:
+        os._exit(0)
+    _say(pid=os.getpid())
+    _redirect(run_dir / LOGS_DIR / f"keeper-{node}.out")
+    return lambda: _tell(writing)
+
+
+def end_keeper(run_dir: Path, node: str) -> None:
+    """Kill the keeper of a node, if there is one. The kernel ends everything below it, and this waits for that. Raises
+    `DeadlineError`."""
+    record = read_node_record(run_dir, node)
+    if record is None:
+        return
+    everyone = (record.keeper, *record.processes, *([record.agent] if record.agent else []))
+    found = {each.name: process for each in everyone if (process := find_process(run_dir, each)) is not None}
+    if record.keeper.name in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[record.keeper.name].kill()
+    deadline_s = time.monotonic() + KILLED_WITHIN_S
+    while left := [f"{name} (pid {process.pid})" for name, process in found.items() if runs(process)]:
+        if time.monotonic() > deadline_s:
+            raise DeadlineError(f"{', '.join(left)}: alive {KILLED_WITHIN_S} s after the keeper was killed")
+        time.sleep(_POLL_S)
+    remove_all(owner_of(run_dir, node))
+
+
+def _last_words_of_the_dead(run_dir: Path, node: str, reading: int, timeout_s: float) -> str | None:
+    """None if the keeper has an agent, or lives when the time is up."""
+    readable, _, _ = select.select([reading], [], [], timeout_s)
+    if not readable or os.read(reading, 1):
+        return None
+    words = last_lines(run_dir / LOGS_DIR, keeper_name(node), _NUM_LAST_WORDS)
+    return "\n".join(["its keeper has ended at once:", *words])
+
+
+def _tell(descriptor: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the one that waited has had no more time
+        os.write(descriptor, b"1")
+    os.close(descriptor)
+
+
+def _redirect(output_path: Path) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for ours, standard in ((null, 0), (output, 1), (output, 2)):
+        os.dup2(ours, standard)
+    os.close(null)
+    os.close(output)
+
+
+def _say(**words: int) -> None:
+    sys.stdout.write(json.dumps(words) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,365 @@
+"""The processes of a run on all its nodes, as the launcher knows them: pure, every input returns what is to be done.
+
+    away --its agent says how the node stands--> up --silent--> silent --for `lost_after_s`--> away
+     ^                                           |                `----heard again-----------> up
+     `-------------- its keeper has ended --------'
+
+A node that is away has no process that runs: its keeper ends them when it has not heard the launcher for the length of
+its lease, which is shorter than `lost_after_s`, and they end with it. So they are given up as killed, and what comes of
+that is the matter of their restart policies; what is ordered of the node meanwhile is delivered when it is back.
+
+What a node reports twice, or of an incarnation that has been given up, changes nothing, but such a process is killed.
+The first word of every agent is how the node stands: an exit that an agent has taken with it shows there, and so does
+an order that never came to a keeper. Invariants: every incarnation that is started gives one `Ended` or `NotStarted`,
+and none is started before the one before it has.
+"""
+
+from dataclasses import dataclass, field
+
+from darts_async.topology import RunPlan, agent_name
+from launcher.nodes.node_messages import (
+    EndNode,
+    KillProcess,
+    NodeStands,
+    Order,
+    ProcessLeft,
+    ProcessNotStarted,
+    ProcessStarted,
+    Report,
+    RestartAgent,
+    StartProcess,
+    StopProcess,
+)
+from launcher.nodes.supervisor import ProcessExit, ProcessRecord, keeper_name
+
+COMES_UP_WITHIN_S = 60.0
+"""The time between the start of an agent and its first word."""
+_BACKOFF_S = (0.2, 20.0)
+_KILLED = -9
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Have an order delivered to the agent of a node."""
+
+    node: str
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Start the agent of a node, if none is there."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A process runs."""
+
+    record: ProcessRecord
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """The system of its node would not start a process."""
+
+    name: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process has ended, or is given up with its node."""
+
+    exit: ProcessExit
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCame:
+    """A node has said how it stands: for the first time, by a new agent, or after it was away."""
+
+    node: str
+    agent_incarnation: int
+    away_s: float | None
+    """Since it was lost, if it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSilent:
+    """Nothing is heard of a node."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    """A node is given up, until it is back."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFailed:
+    """A node that never came up cannot be started: the run cannot begin."""
+
+    node: str
+    reason: str
+    culprit: str | None = None
+    """Whose log says more."""
+
+
+Step = Tell | Launch | Started | NotStarted | Ended | NodeCame | NodeSilent | NodeLost | NodeFailed
+
+
+@dataclass(slots=True)
+class _Member:
+    node: str
+    order: StartProcess
+    record: ProcessRecord | None = None
+    """Once it is known to run."""
+    is_unwanted: bool = False
+    """It was told to leave."""
+
+
+@dataclass(slots=True)
+class Node:
+    """A node as it is shown."""
+
+    name: str
+    is_up: bool = False
+    has_been_up: bool = False
+    is_launching: bool = False
+    keeper_pid: int | None = None
+    agent_incarnation: int = 0
+    silent_since_s: float | None = None
+    lost_since_s: float | None = None
+    num_failures: int = 0
+    """Launches in a row that came to nothing."""
+    launch_at_s: float | None = None
+    """While it is away: when to try again, or to take a launch for failed."""
+    members: dict[str, _Member] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """In a word."""
+        if not self.is_up:
+            return "lost" if self.has_been_up else "starting"
+        return "silent" if self.silent_since_s is not None else "up"
+
+
+class Fleet:
+    """See the module. Times are seconds of one monotonic clock, given by the caller."""
+
+    def __init__(self, plan: RunPlan, *, lost_after_s: float) -> None:
+        self._specs = {spec.name: spec for spec in plan.processes}
+        self._lost_after_s = lost_after_s
+        self._grace_s: float | None = None  # of the processes, once the fleet is to end
+        self.nodes = {name: Node(name) for name in plan.nodes}
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The processes that were ordered and have not ended."""
+        return tuple(name for node in self.nodes.values() for name in node.members)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of the processes that are known to run, on their nodes."""
+        members = (member for node in self.nodes.values() for member in node.members.items())
+        return {name: member.record.pid for name, member in members if member.record is not None}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every node has ended."""
+        return self._grace_s is not None and not any(node.is_up for node in self.nodes.values())
+
+    # --- what is wanted --------------------------------------------------------------------------------------
+
+    def begin(self, now_s: float) -> list[Step]:
+        """Have every node come up."""
+        return [step for node in self.nodes.values() for step in self._launch(node, now_s)]
+
+    def start(self, name: str, incarnation: int) -> list[Step]:
+        """Start a process, as soon as its node is up."""
+        assert name not in self.running, f"{name} is running"
+        node = self._node_of(name)
+        member = _Member(node.name, StartProcess(self._specs[name], incarnation))
+        node.members[name] = member
+        return [Tell(node.name, member.order)] if node.is_up else []
+
+    def stop(self, name: str, grace_s: float) -> list[Step]:
+        """Ask a process to leave, and see to it that it does. Nothing if it has ended."""
+        node = self._node_of(name)
+        member = node.members.get(name)
+        if member is None or not node.is_up:
+            return self._give_up(node, name)
+        member.is_unwanted = True
+        return [Tell(node.name, StopProcess(name, member.order.incarnation, grace_s))]
+
+    def kill(self, name: str) -> list[Step]:
+        """Kill a process. Nothing if it has ended."""
+        node = self._node_of(name)
+        member = node.members.get(name)
+        if member is None or not node.is_up:
+            return self._give_up(node, name)
+        member.is_unwanted = True
+        return [Tell(node.name, KillProcess(name, member.order.incarnation))]
+
+    def restart_agent(self, node: str) -> list[Step]:
+        """Have another agent take the place of this one."""
+        found = self.nodes[node]
+        return [Tell(node, RestartAgent(found.agent_incarnation))] if found.is_up else []
+
+    def end(self, grace_s: float) -> list[Step]:
+        """Have every node stop what runs there, report it, and end."""
+        self._grace_s = grace_s
+        steps: list[Step] = []
+        for node in self.nodes.values():
+            node.launch_at_s = None
+            if node.is_up:
+                steps.append(Tell(node.name, EndNode(grace_s)))
+            else:
+                steps += [step for name in tuple(node.members) for step in self._give_up(node, name)]
+        return steps
+
+    # --- what happens ----------------------------------------------------------------------------------------
+
+    def reported(self, node_name: str, agent_incarnation: int, report: Report, now_s: float) -> list[Step]:
+        """The agent of a node says something."""
+        node = self.nodes[node_name]
+        match report:
+            case NodeStands():
+                return self._stands(node, agent_incarnation, report, now_s)
+            case ProcessStarted(record=record):
+                return self._runs(node, record)
+            case ProcessNotStarted(name=name, incarnation=incarnation, error=error):
+                if self._is_current(node, name, incarnation):
+                    del node.members[name]
+                    return [NotStarted(name, error)]
+            case ProcessLeft(exit=ended):
+                return self._left(node, ended)
+        return []
+
+    def heard(self, node_name: str) -> list[Step]:
+        """The link to the agent of a node is up."""
+        self.nodes[node_name].silent_since_s = None
+        return []
+
+    def silent(self, node_name: str, reason: str, now_s: float) -> list[Step]:
+        """The link to the agent of a node is down."""
+        node = self.nodes[node_name]
+        if not node.is_up or node.silent_since_s is not None:
+            return []
+        if self._grace_s is not None:  # the last agent has said its last word
+            return self._lose(node, reason, now_s)
+        node.silent_since_s = now_s
+        return [NodeSilent(node_name, reason)]
+
+    def keeper_ended(self, node_name: str, reason: str, now_s: float) -> list[Step]:
+        """The keeper of a node is seen to have ended, and with it all that it had started."""
+        return self._lose(self.nodes[node_name], reason, now_s)
+
+    def launch_failed(self, node_name: str, reason: str, now_s: float, culprit: str | None = None) -> list[Step]:
+        """The agent of a node could not be started. What was ordered of a node that never came up cannot be either."""
+        node = self.nodes[node_name]
+        if not node.has_been_up:
+            node.is_launching, node.launch_at_s = False, None
+            names, node.members = tuple(node.members), {}
+            return [NodeFailed(node_name, reason, culprit), *(NotStarted(name, reason) for name in names)]
+        node.is_launching = False
+        least_s, most_s = _BACKOFF_S
+        node.launch_at_s = now_s + min(most_s, least_s * 2.0 ** min(node.num_failures, 16))
+        node.num_failures += 1
+        return []
+
+    def tick(self, now_s: float) -> list[Step]:
+        """Time has passed."""
+        steps: list[Step] = []
+        for node in self.nodes.values():
+            if node.is_up and node.silent_since_s is not None and now_s - node.silent_since_s >= self._lost_after_s:
+                silent_s = now_s - node.silent_since_s
+                steps += self._lose(node, f"it was not heard for {silent_s:.0f} s more", now_s)
+            elif not node.is_up and node.launch_at_s is not None and now_s >= node.launch_at_s:
+                if node.is_launching:
+                    reason = f"its agent has not come in {COMES_UP_WITHIN_S:g} s"
+                    steps += self.launch_failed(node.name, reason, now_s, agent_name(node.name))
+                else:
+                    steps += self._launch(node, now_s)
+        return steps
+
+    # --- inside ----------------------------------------------------------------------------------------------
+
+    def _node_of(self, name: str) -> Node:
+        return self.nodes[self._specs[name].node]
+
+    def _launch(self, node: Node, now_s: float) -> list[Step]:
+        node.is_launching, node.launch_at_s = True, now_s + COMES_UP_WITHIN_S
+        return [Launch(node.name)]
+
+    def _stands(self, node: Node, agent_incarnation: int, report: NodeStands, now_s: float) -> list[Step]:
+        away_s = None if node.lost_since_s is None else now_s - node.lost_since_s
+        node.is_up = node.has_been_up = True
+        node.is_launching, node.launch_at_s, node.num_failures = False, None, 0
+        node.silent_since_s = node.lost_since_s = None
+        node.keeper_pid, node.agent_incarnation = report.keeper.pid, agent_incarnation
+        steps: list[Step] = [NodeCame(node.name, agent_incarnation, away_s)]
+        for record in report.running:
+            steps += self._runs(node, record)
+        for ended in report.ended:
+            steps += self._left(node, ended)
+        steps += self._give_up_running(node, {record.name for record in report.running})  # ended with their keeper
+        # It was told to start and then to leave, and the keeper that knew is dead: told again, it would start and stay.
+        unseen = [name for name, member in node.members.items() if member.record is None]
+        for name in [name for name in unseen if self._grace_s is not None or node.members[name].is_unwanted]:
+            steps += self._give_up(node, name)
+        if self._grace_s is not None:  # it came up too late, or this agent has not heard of the end
+            return [*steps, Tell(node.name, EndNode(self._grace_s))]
+        return steps + [Tell(node.name, member.order) for member in node.members.values() if member.record is None]
+
+    def _runs(self, node: Node, record: ProcessRecord) -> list[Step]:
+        if not self._is_current(node, record.name, record.incarnation):
+            return [Tell(node.name, KillProcess(record.name, record.incarnation))]
+        member = node.members[record.name]
+        if member.record is not None:
+            return []
+        member.record = record
+        return [Started(record)]
+
+    def _left(self, node: Node, ended: ProcessExit) -> list[Step]:
+        if not self._is_current(node, ended.name, ended.incarnation):
+            return []
+        del node.members[ended.name]
+        return [Ended(ended)]
+
+    def _is_current(self, node: Node, name: str, incarnation: int) -> bool:
+        return name in node.members and node.members[name].order.incarnation == incarnation
+
+    def _lose(self, node: Node, reason: str, now_s: float) -> list[Step]:
+        """What ran there is gone; what was ordered and did not run waits for the node."""
+        if not node.is_up:
+            is_wanted = node.is_launching and self._grace_s is None
+            return self.launch_failed(node.name, reason, now_s, keeper_name(node.name)) if is_wanted else []
+        node.is_up, node.silent_since_s, node.lost_since_s, node.keeper_pid = False, None, now_s, None
+        gone = self._give_up_running(node, set())
+        return gone if self._grace_s is not None else [NodeLost(node.name, reason), *gone, *self._launch(node, now_s)]
+
+    def _give_up_running(self, node: Node, still: set[str]) -> list[Step]:
+        gone = [name for name, member in node.members.items() if member.record is not None and name not in still]
+        return [step for name in gone for step in self._give_up(node, name)]
+
+    def _give_up(self, node: Node, name: str) -> list[Step]:
+        member = node.members.pop(name, None)
+        if member is None:
+            return []
+        pid = member.record.pid if member.record is not None else 0
+        return [Ended(ProcessExit(name, pid, _KILLED, member.order.incarnation))]
+
+    def validate(self) -> None:
+        """Assert the invariants of the state."""
+        for node in self.nodes.values():
+            assert node.is_up or node.silent_since_s is None, node.name
+            assert not (node.is_up and node.is_launching), node.name
+            assert node.is_up or not any(member.record for member in node.members.values()), node.name
+            assert node.is_up == (node.keeper_pid is not None), node.name

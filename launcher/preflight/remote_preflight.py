@@ -1,0 +1,180 @@
+"""The nodes other than this one, looked at before anything is started: all at the same time, over ssh.
+
+Every process of a run reads the run directory, so all nodes have to see `runs_dir` under one path; they exchange typed
+messages and weights, so Python and the packages that these depend on have to be the same; and what a role needs has to
+be there where it is placed. A node that cannot be reached is a problem like the others.
+"""
+
+import asyncio
+import contextlib
+import os
+import platform
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from darts_async.config import NodeConfig, RunConfig
+from darts_async.machine.spawn import module_command
+from launcher.nodes.backends import AgentCommand, NodeError
+from launcher.plan.placement import Place
+from launcher.plan.plan import link_hubs, python_of
+from launcher.plan.ports import block
+from launcher.preflight.node_inspection import Answer, Question, versions_here
+from launcher.preflight.system_limits import check_limits, need_of, weight_bytes
+from launcher.problems import Problem, shown
+
+_NEEDS_PROMPTS = ("shaper", "learner")
+_NEEDS_REWARD = ("reward",)
+
+
+def check_nodes(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
+    """What stands in the way on every node that has processes, this one excepted."""
+    nodes = [node for node in config.nodes[1:] if any(place.node == node.name for place in places.values())]
+    if not nodes:
+        return
+    with _shared_file(config) as (path, text):
+        questions = {node.name: _question(config, places, node, path, text) for node in nodes}
+        answers = asyncio.run(_ask_all(config, nodes, questions))
+    num_bytes = weight_bytes(config)
+    for node in nodes:
+        answer = answers[node.name]
+        if isinstance(answer, NodeError):
+            yield Problem(f"nodes: {node.name}", answer.reason, fix=answer.fix, here=True)
+        else:
+            yield from problems_of(config, places, node, answer)
+            if answer.limits is not None:
+                yield from check_limits(need_of(config, places, node.name, num_bytes), answer.limits, node.name)
+
+
+def problems_of(config: RunConfig, places: Mapping[str, Place], node: NodeConfig, answer: Answer) -> Iterator[Problem]:
+    """What is wrong with a node that has answered. Pure."""
+    setting = f"nodes: {node.name}"
+    yield from _versions(config, node, answer)
+    if not answer.sees_shared_file:
+        message = f"{node.name} does not see the directory {config.runs_path} of this machine"
+        fix = "set runs_dir to a directory on storage that all nodes share, under one path"
+        yield Problem("runs_dir", message, shown(config.runs_dir), fix, here=True)
+    for port, reason in answer.unbound.items():
+        if port == 0:
+            fix = "give one that `ip addr` shows there"
+            yield Problem(f"{setting}.host", f"is not an address of it: {reason}", shown(node.host), fix, here=True)
+        elif 0 not in answer.unbound:
+            fix = "choose a base_port that is free there too"
+            value = shown(config.network.base_port)
+            yield Problem("network.base_port", f"port {port} {reason} on {node.name}", value, fix, here=True)
+    wanted = {device for place in places.values() if place.node == node.name for device in place.devices}
+    if absent := sorted(wanted - set(answer.gpus)):
+        has = ", ".join(map(str, answer.gpus)) or "none"
+        message = f"it has no GPU {', '.join(map(str, absent))}; nvidia-smi shows {has} there"
+        yield Problem(f"{setting}.devices", message, shown(list(node.devices)), here=True)
+    for name in answer.missing_paths:
+        fix = "put it there, or on storage that all nodes share"
+        yield Problem(name, f"there is no such file on {node.name}", shown(_value_of(config, name)), fix, here=True)
+    for name in answer.missing_modules:
+        message = f"its module cannot be imported on {node.name}"
+        yield Problem(name, message, shown(_value_of(config, name)), "install it there", here=True)
+
+
+def _versions(config: RunConfig, node: NodeConfig, answer: Answer) -> Iterator[Problem]:
+    here, setting = platform.python_version(), f"nodes: {node.name}.python"
+    if here.split(".")[:2] != answer.python.split(".")[:2]:
+        message = f"{node.name} has Python {answer.python}, but this machine has {here}"
+        yield Problem(setting, message, shown(python_of(config, node.name)), "use one of the same version", here=True)
+    ours = versions_here()
+    for package in sorted(ours.keys() | answer.versions.keys()):
+        mine, theirs = ours.get(package), answer.versions.get(package)
+        if mine is not None and theirs is not None and mine != theirs:
+            message = f"{node.name} has {package} {theirs}, but this machine has {mine}"
+            yield Problem(
+                setting, message, shown(python_of(config, node.name)), f"install {package} {mine} there", here=True
+            )
+        elif mine is not None and theirs is None and not package.startswith("vllm"):
+            message = f"{node.name} has no {package}, but this machine has {mine}"
+            yield Problem(
+                setting, message, shown(python_of(config, node.name)), f"install {package} {mine} there", here=True
+            )
+    if config.generator.engine == "vllm" and not any(name.startswith("vllm") for name in answer.versions):
+        message = f"{node.name} has no vLLM"
+        yield Problem("generator.engine", message, "'vllm'", "install it there as the README says", here=True)
+
+
+def _question(config: RunConfig, places: Mapping[str, Place], node: NodeConfig, path: Path, text: str) -> Question:
+    host, roles = config.host_of(node), {name.partition("/")[0] for name, at in places.items() if at.node == node.name}
+    hubs = link_hubs(config)
+    first_port = config.network.base_port
+    ports = block(first_port, len(hubs)) if first_port else ()
+    return Question(
+        shared_file=str(path),
+        shared_text=text,
+        host=host,
+        ports=tuple(port for port, hub in zip(ports, hubs.values(), strict=False) if _is_at(places, hub, node)),
+        paths=dict(_paths(config, roles)),
+        modules=dict(_modules(config, roles)),
+    )
+
+
+def _is_at(places: Mapping[str, Place], name: str, node: NodeConfig) -> bool:
+    return name in places and places[name].node == node.name
+
+
+def _paths(config: RunConfig, roles: set[str]) -> Iterator[tuple[str, str]]:
+    model = config.model.path
+    if model.startswith(("/", "~", "$")) and roles & {"generator", "learner", "shaper"}:
+        yield "model.path", model
+    if roles & set(_NEEDS_PROMPTS):
+        for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
+            if path is not None:
+                yield f"prompts.{setting}", path
+
+
+def _modules(config: RunConfig, roles: set[str]) -> Iterator[tuple[str, str]]:
+    module, colon, _ = config.reward.function.partition(":")
+    if colon and roles & set(_NEEDS_REWARD):
+        yield "reward.function", module
+
+
+def _value_of(config: RunConfig, setting: str) -> Any:
+    section, _, name = setting.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+async def _ask_all(
+    config: RunConfig, nodes: list[NodeConfig], questions: Mapping[str, Question]
+) -> dict[str, Answer | NodeError]:
+    answers = await asyncio.gather(*(_ask(config, node, questions[node.name]) for node in nodes))
+    return dict(zip([node.name for node in nodes], answers, strict=True))
+
+
+async def _ask(config: RunConfig, node: NodeConfig, question: Question) -> Answer | NodeError:
+    from launcher.nodes.backends.ssh import run_there  # a run on one machine needs no ssh
+
+    argv = module_command("launcher.preflight.node_inspection", python=python_of(config, node.name))
+    command = AgentCommand(argv, node.env, node.workdir or os.getcwd())
+    try:
+        printed = await run_there(node, config.host_of(node), command, msgspec.to_builtins(question))
+        return msgspec.json.decode(printed, type=Answer)
+    except NodeError as error:
+        return error
+    except msgspec.DecodeError:
+        fix = "install the same version there"
+        return NodeError(node.name, f"its darts-async is of another version: it answers {shown(printed)}", fix)
+
+
+@contextlib.contextmanager
+def _shared_file(config: RunConfig) -> Iterator[tuple[Path, str]]:
+    """A file in `runs_dir` that nobody can have by chance."""
+    directory = config.runs_path
+    made = [parent for parent in (directory, *directory.parents) if not parent.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    text = secrets.token_hex(16)
+    path = directory / f".seen-by-all-{text}"
+    path.write_text(text, encoding="utf-8")
+    try:
+        yield path, text
+    finally:
+        path.unlink(missing_ok=True)
+        for parent in made:  # `validate` leaves nothing behind
+            parent.rmdir()

@@ -1,0 +1,175 @@
+"""Limits that a system puts on processes, held against what the plan needs: found before a start, and not at its worst
+moment as "too many open files" or a thread that cannot be made.
+
+What is needed follows from the settings, with constants of about twice what the processes of whole runs of the shipped
+configurations were seen to take. A limit that is not set is None: it holds whatever is needed.
+"""
+
+import os
+import resource
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from darts_async.config import RunConfig
+from darts_async.errors import ModelError
+from darts_async.models.location import resolve_model_path
+from launcher.plan.placement import Place, Role, role_config
+from launcher.problems import Problem, shown
+
+_MIB = 1 << 20
+_FILES = 96
+"""Open files of a process that has no peer: logs, the event loop, libraries, the pieces of a model."""
+_FILES_PER_PEER = 6
+"""Sockets of the links, of a weight group that goes and one that comes, and pipes."""
+_THREADS = 40
+"""Of a process, beside those that compute: ZeroMQ's, gloo's, and of the pool that work is given to."""
+_ADDRESS_SPACE_BYTES = 4096 * _MIB
+"""Of a process without a model: the libraries."""
+_BYTES_PER_THREAD = 72 * _MIB
+"""Of address space: its stack, and the arena that the C library keeps for it."""
+_COPIES: Mapping[Role, int] = {"learner": 10, "generator": 4}
+"""Of the weights in their file, which may have half the bytes: gradients, moments and a snapshot; staging."""
+_SHM_BYTES = {"nccl": 32 * _MIB, "vllm": 64 * _MIB}
+"""Of /dev/shm, for each process: NCCL's buffers between processes of a machine; vLLM's queue to its workers."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a machine allows."""
+
+    open_files: int | None
+    """Of a process, after it has raised its soft limit to the hard one."""
+    threads: int | None
+    """Of this user."""
+    threads_now: int
+    """That this user has already."""
+    address_space_bytes: int | None
+    """Of a process."""
+    shm_bytes: int | None
+    """Free in /dev/shm; None if there is none."""
+
+
+class Need(msgspec.Struct, frozen=True):
+    """What the processes of a plan need on a machine."""
+
+    open_files: int
+    threads: int
+    address_space_bytes: int | None
+    """None: as much as there is."""
+    shm_bytes: int
+
+
+def limits_here() -> Limits:
+    """Of this process, and so of all that it starts."""
+    threads = None if os.geteuid() == 0 else _hard(resource.RLIMIT_NPROC)  # the kernel does not hold root to it
+    return Limits(
+        open_files=_hard(resource.RLIMIT_NOFILE),
+        threads=threads,
+        threads_now=_threads_of_user() if threads is not None else 0,
+        address_space_bytes=_soft(resource.RLIMIT_AS),
+        shm_bytes=psutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None,
+    )
+
+
+def weight_bytes(config: RunConfig) -> int:
+    """Of the model's files; 0 of those that are not on this machine yet."""
+    try:
+        directory = resolve_model_path(config.model.path, with_weights=False)
+    except ModelError:
+        return 0  # told by the check of the model
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def need_of(config: RunConfig, places: Mapping[str, Place], node: str, num_weight_bytes: int) -> Need:
+    """What the plan needs on a node where some of its processes are."""
+    roles: list[Role] = [name.partition("/")[0] for name, place in places.items() if place.node == node]  # type: ignore[misc]
+    memory = (_address_space(config, role, num_weight_bytes) for role in roles)
+    uses_devices = any(place.devices for place in places.values() if place.node == node)
+    num_workers = config.reward.workers if "reward" in roles else 0
+    return Need(
+        open_files=_FILES + _FILES_PER_PEER * (len(places) + num_workers + 2),
+        threads=sum(_threads(config, role) for role in roles) + 2 * _THREADS,
+        address_space_bytes=None if uses_devices else max(memory),
+        shm_bytes=sum(_shm_bytes(config, role) for role in roles) if uses_devices else 0,
+    )
+
+
+def check_limits(need: Need, limits: Limits, node: str) -> Iterator[Problem]:
+    """The limits of a machine that are too low for what the plan needs on it."""
+    place = f"nodes: {node}"
+    if limits.open_files is not None and limits.open_files < need.open_files:
+        message = f"a process may have {limits.open_files} open files on {node}, and this plan needs {need.open_files}"
+        fix = _fix("ulimit -Hn", need.open_files, "LimitNOFILE", "--ulimit nofile")
+        yield Problem(place, message, f"nofile {limits.open_files}", fix, here=True)
+    num_threads = limits.threads_now + need.threads
+    if limits.threads is not None and limits.threads < num_threads:
+        message = (
+            f"your user may have {limits.threads} processes and threads on {node}, has {limits.threads_now} now, and "
+            f"this plan needs {need.threads} more"
+        )
+        fix = _fix("ulimit -Hu", num_threads, "LimitNPROC", "--ulimit nproc")
+        yield Problem(place, message, f"nproc {limits.threads}", fix, here=True)
+    yield from _check_memory(need, limits, node)
+
+
+def _check_memory(need: Need, limits: Limits, node: str) -> Iterator[Problem]:
+    place, allowed = f"nodes: {node}", limits.address_space_bytes
+    if allowed is not None and (need.address_space_bytes is None or allowed < need.address_space_bytes):
+        wanted = "all there is" if need.address_space_bytes is None else f"{need.address_space_bytes // 1024} KiB"
+        number = "unlimited" if need.address_space_bytes is None else need.address_space_bytes // 1024
+        message = f"a process may have {allowed // 1024} KiB of address space on {node}, and this plan needs {wanted}"
+        yield Problem(
+            place, message, f"ulimit -v {allowed // 1024}", _fix("ulimit -v", number, "LimitAS", None), here=True
+        )
+    if need.shm_bytes and (limits.shm_bytes is None or limits.shm_bytes < need.shm_bytes):
+        wanted_mib, free_mib = -(-need.shm_bytes // _MIB), (limits.shm_bytes or 0) // _MIB
+        message = f"/dev/shm has {free_mib} MiB free on {node}, and this plan needs {wanted_mib} MiB"
+        fix = f"`mount -o remount,size={wanted_mib}M /dev/shm` as root, or --shm-size={wanted_mib}m of a container"
+        yield Problem(place, message, shown(f"{free_mib} MiB"), fix, here=True)
+
+
+def _fix(command: str, number: int | str, unit: str, container: str | None) -> str:
+    others = f"{unit}={'infinity' if number == 'unlimited' else number} in a systemd unit"
+    if container is not None:
+        others += f", or {container}={number} of a container"
+    return f"`{command} {number}` as root in this shell, or {others}"
+
+
+def _threads(config: RunConfig, role: Role) -> int:
+    workers = config.reward.workers if role == "reward" else 0
+    return _THREADS + 2 * role_config(config, role).threads + 4 * workers
+
+
+def _address_space(config: RunConfig, role: Role, num_weight_bytes: int) -> int:
+    threads = 2 * role_config(config, role).threads
+    num_bytes = _ADDRESS_SPACE_BYTES + _COPIES.get(role, 0) * num_weight_bytes + _BYTES_PER_THREAD * threads
+    return -(-num_bytes // _MIB) * _MIB  # a shell counts in KiB
+
+
+def _shm_bytes(config: RunConfig, role: Role) -> int:
+    nccl = _SHM_BYTES["nccl"] if role in _COPIES and config.weights.backend == "nccl" else 0
+    return nccl + (_SHM_BYTES["vllm"] if role == "generator" and config.generator.engine == "vllm" else 0)
+
+
+def _hard(which: int) -> int | None:
+    return _finite(resource.getrlimit(which)[1])
+
+
+def _soft(which: int) -> int | None:
+    return _finite(resource.getrlimit(which)[0])
+
+
+def _finite(limit: int) -> int | None:
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _threads_of_user() -> int:
+    """The kernel counts them over all processes of the user."""
+    uid, number = os.getuid(), 0
+    for process in psutil.process_iter(["uids", "num_threads"]):
+        uids = process.info["uids"]
+        if uids is not None and uids.real == uid:
+            number += process.info["num_threads"] or 1
+    return number

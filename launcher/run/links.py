@@ -1,0 +1,146 @@
+"""The launcher's links, as narrow as a run needs them: hear every process and the agent of every node, tell one to
+leave, order something of a node."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from darts_async.config import TransportConfig
+from darts_async.protocol import LauncherToProcess, ProcessToLauncher
+from darts_async.topology import AGENTS_LINK, LAUNCHER, RunPlan, agent_name
+from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, PeerUp, Received, Unreadable, load_keys
+from launcher.nodes.node_messages import Order, Report
+from launcher.run_dir.run_dir import KEYS_DIR
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """The connection to a process is down; it may come back."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """The connection to an agent is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gibberish:
+    """What was sent is not a message of the link, and is lost."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeardOfNode:
+    """Something came from this incarnation of the agent of a node."""
+
+    node: str
+    incarnation: int
+    body: Report | Presence | Silence | Gibberish
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Something came from a process, from this incarnation of it."""
+
+    process: str
+    incarnation: int
+    body: ProcessToLauncher | Silence | Gibberish
+
+
+class Control(Protocol):
+    """Messages from and to the processes of a run."""
+
+    async def receive(self, timeout_s: float) -> list[Heard | HeardOfNode]:
+        """What has arrived, in order; empty after `timeout_s` without anything."""
+
+    def send(self, process: str, message: LauncherToProcess) -> None:
+        """Have a message delivered. A process that is gone does not get it, and that is no error."""
+
+    def forget(self, process: str) -> None:
+        """A process has ended: what it did not acknowledge is for nobody."""
+
+    def order(self, node: str, order: Order) -> None:
+        """Have an order delivered to the agent of a node, or to the next one there."""
+
+    def forget_node(self, node: str) -> None:
+        """A node is given up: what its agent did not acknowledge is not delivered when it comes back."""
+
+
+class LinkControl:
+    """The links `launcher` and `agents`."""
+
+    def __init__(self, link: Link, agents: Link, mailbox: Mailbox) -> None:
+        self._link = link
+        self._agents = agents
+        self._mailbox = mailbox
+
+    async def receive(self, timeout_s: float) -> list[Heard | HeardOfNode]:
+        """What has arrived. Acknowledges what the call before returned."""
+        heard: list[Heard | HeardOfNode] = []
+        for event in await self._mailbox.receive(timeout_s):
+            if event.link == AGENTS_LINK:
+                heard.append(_of_node(event))
+                continue
+            match event:
+                case Received(message=message):
+                    heard.append(Heard(event.peer, event.incarnation, cast(ProcessToLauncher, message)))
+                case PeerDown(reason=reason):
+                    heard.append(Heard(event.peer, event.incarnation, Silence(reason)))
+                case Unreadable(reason=reason):
+                    heard.append(Heard(event.peer, event.incarnation, Gibberish(reason)))
+        return heard
+
+    def send(self, process: str, message: LauncherToProcess) -> None:
+        """Queue a message; a process that is not connected yet gets it when it is."""
+        self._link.send(process, message)
+
+    def forget(self, process: str) -> None:
+        """Do not wait for its acknowledgements when the link is closed."""
+        self._link.forget(process)
+
+    def order(self, node: str, order: Order) -> None:
+        """Queue an order."""
+        self._agents.send(agent_name(node), order)
+
+    def forget_node(self, node: str) -> None:
+        """Drop the orders that have not been acknowledged."""
+        self._agents.forget(agent_name(node))
+
+
+def _of_node(event: Event) -> HeardOfNode:
+    node, incarnation = event.peer.partition("/")[2], event.incarnation
+    match event:
+        case Received(message=message):
+            return HeardOfNode(node, incarnation, cast(Report, message))
+        case PeerDown(reason=reason):
+            return HeardOfNode(node, incarnation, Silence(reason))
+        case PeerUp():
+            return HeardOfNode(node, incarnation, Presence())
+        case Unreadable(reason=reason):
+            return HeardOfNode(node, incarnation, Gibberish(reason))
+
+
+@contextlib.asynccontextmanager
+async def open_control(plan: RunPlan, run_dir: Path, config: TransportConfig, life: int = 1) -> AsyncIterator[Control]:
+    """Bind both links; `life` is which start of the launcher this is. Raises `TransportError` if an address cannot be
+    bound."""
+    keys = load_keys(run_dir / KEYS_DIR, LAUNCHER)
+    mailbox = Mailbox()
+    endpoint = Endpoint(name=LAUNCHER, incarnation=life, keys=keys, config=config, mailbox=mailbox)
+
+    def bind(name: str, receives: Any, sends: Any) -> Link:
+        link = plan.link(name)
+        allowed = {member: keys.public_of(member) for member in link.members}
+        return endpoint.bind_link(name=name, address=link.address, receives=receives, sends=sends, allowed=allowed)
+
+    try:
+        link = bind("launcher", ProcessToLauncher, LauncherToProcess)
+        yield LinkControl(link, bind(AGENTS_LINK, Report, Order), mailbox)
+        mailbox.acknowledge()
+    finally:
+        await endpoint.close()

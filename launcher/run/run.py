@@ -1,0 +1,463 @@
+"""One run, from the first process to the last.
+
+    bind the links -> start nodes and processes -> hear them until all have left, or had their time -> end the nodes
+
+`Course` decides about processes and `Fleet` about nodes, `RunView` remembers, `Display` shows; this module only moves
+messages between them, the links and whoever asks from another terminal. All handlers are synchronous, so nothing
+interleaves inside one. On every way out of here no process is left on a node that can be reached, and `state.json` says
+how the run ended.
+
+The first signal ends the run in order; the second kills every process at once. SIGHUP is never the second: when a
+terminal goes, the kernel and the shell send one each.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from darts_async.config import RunConfig
+from darts_async.errors import NO_SPACE_EXIT_CODE, NoSpaceError
+from darts_async.faults import install, present
+from darts_async.machine.full_disk import has_room, room_of
+from darts_async.protocol import (
+    EvaluationCompleted,
+    LauncherToProcess,
+    PeerRefused,
+    ProcessEnded,
+    ProcessStatus,
+    ProcessToLauncher,
+    RewardFailed,
+    RunFinished,
+    Shutdown,
+    StepCompleted,
+)
+from darts_async.telemetry import logging_to
+from darts_async.topology import LAUNCHER, RunPlan, agent_name
+from darts_async.trace import Trace, trace_path
+from launcher.analysis.earlier_lives import NO_PAST, Past
+from launcher.control.control_socket import serving_requests
+from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
+from launcher.display.status import run_status
+from launcher.display.summary import Summary, failure_text, summarise
+from launcher.display.view import Display
+from launcher.lifecycle.lifecycle import (
+    Action,
+    AskToLeave,
+    AskToStop,
+    Course,
+    Drop,
+    Kill,
+    Limits,
+    Lost,
+    Notice,
+    Outcome,
+    RestartRefused,
+    Serves,
+    Start,
+    Stop,
+)
+from launcher.lifecycle.restarts import Restarts
+from launcher.nodes import fleet as on_nodes
+from launcher.nodes.fleet import Fleet
+from launcher.nodes.nodes import KeeperEnded, LaunchFailed, NodeNews, Nodes, agent_command, make_backends
+from launcher.nodes.supervisor import ProcessExit
+from launcher.plan.plan import reports_per_step
+from launcher.progress.evaluation import evaluation_text
+from launcher.progress.run_view import RunView
+from launcher.progress.step_merger import StepLine, StepMerger
+from launcher.run.boundary import Boundary
+from launcher.run.interrupts import CaughtSignals, caught_signals, reason_of
+from launcher.run.links import Control, Gibberish, Heard, HeardOfNode, Presence, Silence
+from launcher.run_dir.growing_files import flushed
+from launcher.run_dir.logs import last_words
+from launcher.run_dir.run_dir import EVENTS_FILE, LOGS_DIR, METRICS_FILE, final_model_path, write_summary
+from launcher.sinks.recorder import Recorder, recorded
+
+NODE_ENDS_WITHIN_S = 20.0
+"""After the grace of its processes: they are killed, and the last reports are delivered."""
+LEASE_MARGIN_S = 10.0
+"""A node is given up so long after its lease is over: it ends what runs there, and clocks differ."""
+LOOK_FOR_ROOM_S = 1.0
+_TICK_S = 0.25
+
+OpenControl = Callable[[], contextlib.AbstractAsyncContextManager[Control]]
+
+
+@dataclass(slots=True)
+class Run:
+    """The state of a run and the handlers of its events."""
+
+    plan: RunPlan
+    control: Control
+    nodes: Nodes
+    fleet: Fleet
+    course: Course
+    view: RunView
+    display: Display
+    recorder: Recorder
+    grace_s: float
+    merger: StepMerger
+    signals: CaughtSignals
+    boundary: Boundary
+    _num_orders: int = field(default=0, init=False)
+    """Signals that somebody has sent on purpose."""
+    _nodes_seen: set[str] = field(default_factory=set, init=False)
+    _unwritten: str = field(default="", init=False)
+    """Why metrics and events do not come to the disk, if they do not."""
+    _look_for_room_at_s: float = field(default=0.0, init=False)
+
+    async def conduct(self) -> Outcome:
+        """Start everything, and return when everything has ended."""
+        self._do(self.fleet.begin(_now_s()))
+        for spec in self.plan.processes:
+            self._start(spec.name, self.course.incarnation(spec.name))
+        self.signals.tell(self._interrupt)
+        while not self.course.over(_now_s()):
+            await self._turn(_TICK_S)
+        await self._end()
+        self.signals.ignore()
+        assert self.course.outcome is not None
+        return self.course.outcome
+
+    def _start(self, name: str, incarnation: int) -> None:
+        """Start a process, as this incarnation."""
+        self.view.take_start(name, incarnation)
+        self.course.ordered(name, _now_s())
+        self._do(self.fleet.start(name, incarnation))
+
+    async def _turn(self, timeout_s: float) -> None:
+        for heard in await self.control.receive(timeout_s):
+            if isinstance(heard, HeardOfNode):
+                self._hear_of_node(heard)
+            else:
+                self._hear(heard)
+        for news in self.nodes.take_news():
+            self._take_news(news)
+        self._do(self.fleet.tick(_now_s()))
+        self._act(self.course.tick(_now_s(), has_room=self._has_room()))
+        self._settle()
+        self.display.refresh(self.view, _now_s())
+
+    def _has_room(self) -> bool:
+        """Whether the disk has room, as far as anything waits for that; it is looked at once a second."""
+        if not self.course.needs_room:
+            return True
+        if (now_s := _now_s()) < self._look_for_room_at_s:
+            return False
+        self._look_for_room_at_s = now_s + LOOK_FOR_ROOM_S
+        return has_room(self.recorder.run_dir)
+
+    def _settle(self) -> None:
+        """Write down what the disk did not take before."""
+        before, self._unwritten = self._unwritten, self.recorder.settle()
+        if self._unwritten and not before:
+            self.note(f"{self._unwritten}: it is kept until there is room")
+
+    async def _end(self) -> None:
+        """End the nodes, and hear them out: who leaves in order waits for its last words to be acknowledged."""
+        self.course.overdue()
+        self._do(self.fleet.end(self.grace_s))
+        deadline_s = _now_s() + self.grace_s + NODE_ENDS_WITHIN_S
+        while not self.fleet.is_over and _now_s() < deadline_s:
+            await self._turn(_TICK_S)
+        await self.nodes.kill([node.name for node in self.fleet.nodes.values() if node.is_up])
+        await self._turn(0.0)
+        self._take_lines(self.merger.flush())
+        self._settle()
+        self.display.refresh(self.view, _now_s())
+
+    # --- events ----------------------------------------------------------------------------------------------
+
+    def _hear(self, heard: Heard) -> None:
+        name, now_s = heard.process, _now_s()
+        is_current = heard.incarnation == self.view.rows[name].incarnation
+        if (reason := self._refusal(name, heard.body)) is not None:
+            self._act(self.course.refused(name, heard.incarnation, reason))
+            return
+        match heard.body:
+            case ProcessStatus() if is_current:
+                self._act(self.course.reported(name, heard.body, now_s))
+                self.view.take_status(name, heard.body)
+            case StepCompleted():
+                self._take_lines(self.merger.add(name, heard.body.step, heard.body.metrics))
+            case EvaluationCompleted():
+                self._take_evaluation(heard.body)
+            case RewardFailed(sample_id=sample_id, kind=kind, error=error):
+                said = failure_text(kind, error)
+                self.note(
+                    f"the reward of sample {sample_id} is missing (which is not 0): {said}; see the log of reward"
+                )
+            case RunFinished():
+                self.view.finished = heard.body
+                self._act(self.course.finished(heard.body.reason, now_s))
+            case PeerRefused() as refused:
+                self._take_accusation(name, refused)
+            case Silence() if is_current and name in self.fleet.running and not self._is_to_leave(name):
+                self.note(f"nothing is heard of {name}: {heard.body.reason}")
+
+    def _refusal(self, name: str, body: ProcessToLauncher | Silence | Gibberish) -> str | None:
+        match body:
+            case Silence():
+                return None
+            case Gibberish(reason=reason):
+                return reason
+            case message:
+                why = self.boundary.refusal(name, message)
+                return None if why is None else f"{type(message).__name__}: {why}"
+
+    def _take_accusation(self, name: str, refused: PeerRefused) -> None:
+        """One process takes nothing more from another."""
+        reason = f"{refused.reason} (says {name})"
+        if self.boundary.may_accuse(name, refused.name):
+            self._act(self.course.refused(refused.name, refused.incarnation, reason))
+        else:
+            self.note(f"{refused.name} is refused by {name}, which may not judge it: {refused.reason}")
+
+    def _is_to_leave(self, name: str) -> bool:
+        return self.course.ending or self.course.is_stopping(name)
+
+    def _take_lines(self, lines: list[StepLine]) -> None:
+        for line in lines:
+            now_s = _now_s()
+            self.course.progressed(now_s)
+            is_new = self.view.take_step(line, now_s)
+            self.recorder.step(line, now_s)
+            if is_new:
+                self.display.step(self.view, line, now_s)
+
+    def _take_evaluation(self, message: EvaluationCompleted) -> None:
+        now_s = _now_s()
+        self.course.progressed(now_s)
+        evaluation = self.view.take_evaluation(message)
+        self.recorder.evaluation(evaluation, now_s)
+        self.display.note(evaluation_text(evaluation.summary()))  # the view has a place for it: no notice
+
+    def _hear_of_node(self, heard: HeardOfNode) -> None:
+        now_s = _now_s()
+        match heard.body:
+            case Presence():
+                self._do(self.fleet.heard(heard.node))
+            case Silence(reason=reason):
+                self._do(self.fleet.silent(heard.node, reason, now_s))
+            case Gibberish(reason=reason):  # the next one begins with all that this one may have meant to say
+                self.note(f"the agent of node {heard.node} sends what cannot be read, and is restarted: {reason}")
+                self._do(self.fleet.restart_agent(heard.node))
+            case report:
+                self._do(self.fleet.reported(heard.node, heard.incarnation, report, now_s))
+
+    def _take_news(self, news: NodeNews) -> None:
+        match news:
+            case LaunchFailed(node=node, reason=reason):
+                self._do(self.fleet.launch_failed(node, reason, _now_s()))
+            case KeeperEnded(node=node, reason=reason):
+                self._do(self.fleet.keeper_ended(node, reason, _now_s()))
+
+    def _do(self, steps: list[on_nodes.Step]) -> None:
+        for step in steps:
+            match step:
+                case on_nodes.Tell(node=node, order=order):
+                    present().reach("launcher.before_order")
+                    self.control.order(node, order)
+                case on_nodes.Launch(node=node):
+                    self.nodes.launch(node)
+                case on_nodes.Started(record=record):
+                    self.recorder.started(record.name, record.incarnation, record.pid, _now_s())
+                    self._act(self.course.started(record.name, _now_s()))
+                case on_nodes.NotStarted(name=name, error=error):
+                    self._act(self.course.failed_to_start(name, error, _now_s()))
+                case on_nodes.Ended(exit=ended):
+                    self._take_exit(ended)
+                case on_nodes.NodeFailed(reason=reason, culprit=culprit):
+                    self._act(self.course.node_failed(reason, _now_s(), culprit))
+                case on_nodes.NodeCame() | on_nodes.NodeSilent() | on_nodes.NodeLost():
+                    self._take_node(step)
+
+    def _take_node(self, step: on_nodes.NodeCame | on_nodes.NodeSilent | on_nodes.NodeLost) -> None:
+        self.recorder.node(step, _now_s())
+        self._note_node(step)
+        self._nodes_seen.add(step.node)
+
+    def _note_node(self, step: on_nodes.NodeCame | on_nodes.NodeSilent | on_nodes.NodeLost) -> None:
+        match step:
+            case on_nodes.NodeCame(node=node, away_s=away_s) if away_s is not None:
+                self.note(f"node {node} is back, {away_s:.1f} s after it was lost")
+            case on_nodes.NodeCame(node=node, agent_incarnation=incarnation) if node in self._nodes_seen:
+                self.note(f"node {node} has a new agent, its number {incarnation}")
+            case on_nodes.NodeSilent(node=node, reason=reason):
+                self.note(f"nothing is heard of node {node}: {reason}")
+            case on_nodes.NodeLost(node=node, reason=reason):
+                self.control.forget_node(node)
+                self.note(f"node {node} is lost: {reason}")
+
+    def _take_exit(self, ended: ProcessExit) -> None:
+        self.control.forget(ended.name)
+        text = "done" if ended.code == 0 else str(ended).removeprefix(f"{ended.name} ")
+        self.view.take_exit(ended.name, text, left_cleanly=ended.code == 0 and self.course.ending)
+        self._act(self.course.exited(ended, _now_s(), self._cause_of(ended)))
+
+    def _cause_of(self, ended: ProcessExit) -> str:
+        """Why a process has ended, as far as it can be known; nothing of one that was killed, or left in order."""
+        run_dir = self.recorder.run_dir
+        if ended.code == NO_SPACE_EXIT_CODE:
+            return str(room_of(run_dir))
+        return last_words(run_dir / LOGS_DIR, ended.name) if ended.code > 0 else ""
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case AskToStop(reason=reason):
+                    self._tell(self.plan.names("shaper"), Shutdown(reason, finished=False))
+                case AskToLeave(finished=finished, reason=reason):
+                    num_steps = self.view.finished.num_steps if self.view.finished is not None else None
+                    self._tell(self.fleet.running, Shutdown(reason, finished, num_steps))
+                case Notice(text=text):
+                    self.note(text)
+                case Start(name=name, incarnation=incarnation):
+                    self._start(name, incarnation)
+                case Stop(name=name):
+                    self._do(self.fleet.stop(name, self.grace_s))
+                case Kill(name=name):
+                    self.recorder.killed(action, _now_s())
+                    self._do(self.fleet.kill(name))
+                case Drop(name=name):
+                    self._do(self.fleet.kill(name))
+                case Lost(ended=ended, restart_at_s=at_s, needs_room=needs_room):
+                    self.recorder.lost(action, _now_s())
+                    self.view.take_restart(ended.name, at_s, _now_s(), needs_room=needs_room)
+                    self._tell(self.fleet.running, ProcessEnded(ended.name, ended.incarnation))
+                case Serves(name=name, away_s=away_s):
+                    self.recorder.serves(action, _now_s())
+                    self.view.take_service(name)
+                    self.note(f"{name} serves again, {away_s:.1f} s after it ended")
+
+    def _tell(self, names: tuple[str, ...], message: LauncherToProcess) -> None:
+        for name in names:
+            self.control.send(name, message)
+
+    def note(self, text: str) -> None:
+        """Tell the user."""
+        self.view.note(text)
+        self.display.note(text)
+
+    # --- from other terminals --------------------------------------------------------------------------------
+
+    def answer(self, request: Request) -> Reply:
+        """Do what somebody asks for, or say why not."""
+        match request:
+            case GetStatus():
+                return run_status(self.view, self.fleet, _now_s(), ending=self.course.outcome)
+            case StopRun(reason=reason):
+                self._act(self.course.interrupted(reason, _now_s()))
+                return Done("the run is stopping")
+            case RestartProcess(process=process):
+                return self._restart(process)
+
+    def _restart(self, process: str) -> Reply:
+        """One process, or all of a role, or the agent of a node."""
+        for node in self.fleet.nodes:
+            if process == agent_name(node):
+                self._do(self.fleet.restart_agent(node))
+                return Done(f"{process}: restarting")
+        names = self.plan.names(process) or (process,)
+        try:
+            for name in names:
+                self._act(self.course.restart(name, _now_s()))
+                self.recorder.restarted(name, _now_s())
+                self.note(f"{name} is restarted by hand")
+        except RestartRefused as error:
+            return Refused(str(error))
+        return Done(f"{', '.join(names)}: restarting")
+
+    # --- signals ---------------------------------------------------------------------------------------------
+
+    def _interrupt(self, number: signal.Signals) -> None:
+        self._act(self.course.interrupted(reason_of(number), _now_s()))
+        self._num_orders += number != signal.SIGHUP
+        if self._num_orders > 1:
+            self.course.give_up(_now_s())
+            for name in self.fleet.running:
+                self._do(self.fleet.kill(name))
+
+
+async def run(
+    config: RunConfig,
+    plan: RunPlan,
+    run_dir: Path,
+    *,
+    open_control: OpenControl,
+    display: Display,
+    limits: Limits,
+    past: Past = NO_PAST,
+) -> tuple[Outcome, Summary]:
+    """Carry a run out in a prepared run directory, for the first time or, with a `past`, further."""
+    install(LAUNCHER, past.life)
+    log_path, telemetry = run_dir / LOGS_DIR / f"{LAUNCHER}.jsonl", config.telemetry
+    with logging_to(log_path, process=LAUNCHER, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
+        return await _carry_out(config, plan, run_dir, open_control, display, limits, past)
+
+
+async def _carry_out(
+    config: RunConfig,
+    plan: RunPlan,
+    run_dir: Path,
+    open_control: OpenControl,
+    display: Display,
+    limits: Limits,
+    past: Past,
+) -> tuple[Outcome, Summary]:
+    now_s = _now_s()
+    began_s = now_s - past.elapsed_s
+    view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)
+    view.recall(past.first_incarnations, past.lines, past.evaluations)
+    trace = _open_trace(config, run_dir, past.life)
+    recorder = Recorder(run_dir, began_s, trace)
+    restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
+    with caught_signals() as signals, recorded(run_dir, past.life) as ending:
+        if past.life > 1:
+            recorder.resumed(past.life, now_s)
+        backends = make_backends(config, plan, run_dir)
+        command_of = partial(agent_command, config, run_dir, life=past.life)
+        async with open_control() as control, Nodes(backends, command_of) as nodes:
+            it = Run(
+                plan=plan,
+                control=control,
+                nodes=nodes,
+                fleet=Fleet(plan, lost_after_s=config.network.lease_s + LEASE_MARGIN_S),
+                course=Course(plan, limits, restarts, now_s=now_s),
+                view=view,
+                display=display,
+                recorder=recorder,
+                grace_s=limits.grace_s,
+                merger=StepMerger(reports_per_step(plan)),
+                signals=signals,
+                boundary=Boundary(plan, config.learner.steps),
+            )
+            for text in past.notices:
+                it.note(text)
+            async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
+                ending.outcome = await it.conduct()
+        trace.close()
+        # Before `state.json` says how it ended: a run that has ended has its summary, whatever dies in between.
+        summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())
+        try:
+            write_summary(run_dir, summary)
+        except NoSpaceError as error:
+            display.note(str(error))
+    if ending.unsaid:
+        display.note(f"{ending.unsaid}; `darts-launch resume {run_dir}` ends the run once there is room")
+    return ending.outcome, summary
+
+
+def _open_trace(config: RunConfig, run_dir: Path, life: int) -> Trace:
+    """The launcher's own."""
+    if not config.telemetry.trace:
+        return Trace()
+    return Trace(trace_path(run_dir, LAUNCHER, life), LAUNCHER, life, int(config.telemetry.trace_max_mb * 1e6))
+
+
+def _now_s() -> float:
+    return time.monotonic()

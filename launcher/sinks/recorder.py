@@ -1,0 +1,175 @@
+"""What a run leaves on disk while it goes: how it stands, and `metrics.jsonl` and `events.jsonl`, one JSON object per
+line."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from darts_async.errors import NoSpaceError
+from darts_async.faults import present
+from darts_async.trace import Trace
+from launcher.lifecycle.lifecycle import Kill, Lost, Outcome, Serves
+from launcher.nodes.fleet import NodeCame, NodeLost, NodeSilent
+from launcher.progress.evaluation import Evaluation
+from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
+from launcher.progress.step_merger import StepLine
+from launcher.run_dir.run_dir import (
+    EVENTS_FILE,
+    METRICS_FILE,
+    RunRecord,
+    RunStatus,
+    append_lines,
+    inode_of,
+    write_record,
+)
+
+MAX_UNWRITTEN = 10_000
+"""Lines of each file that are kept for a disk that is full; the oldest are left out beyond that."""
+_TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """Times are of the caller's monotonic clock; lines hold seconds since the start of the run.
+
+    A line that the disk does not take is kept, and written before the next one, or by `settle`.
+    """
+
+    run_dir: Path
+    started_at_s: float
+    trace: Trace = field(default_factory=Trace)
+    _unwritten: dict[str, deque[str]] = field(default_factory=dict)
+
+    def settle(self) -> str:
+        """Write what the disk did not take before. Returns why it still does not, or nothing."""
+        for name, lines in tuple(self._unwritten.items()):
+            try:
+                append_lines(self.run_dir / name, lines)
+            except NoSpaceError as error:
+                return str(error)
+            del self._unwritten[name]
+        return ""
+
+    def step(self, line: StepLine, now_s: float) -> None:
+        """Metrics of an optimiser step."""
+        # JSON has no number that is not finite: the gradient norm of a skipped step is absent.
+        finite = {name: value for name, value in line.metrics.items() if math.isfinite(value)}
+        self._metrics(now_s, type="step", step=line.step, **finite)
+        shown = {label: finite[name] for name, label in _TRACED.items() if name in finite}
+        if shown:  # the lines of a step that say nothing of it are about its weights
+            self.trace.instant("step", step=line.step)
+            self.trace.level(**shown)
+        self.trace.flush()
+
+    def evaluation(self, evaluation: Evaluation, now_s: float) -> None:
+        """Held-out samples under one version: the numbers, and those of each sample."""
+        summary = evaluation.summary()
+        self._metrics(
+            now_s,
+            type="evaluation",
+            policy_version=summary.policy_version,
+            newest_version=summary.newest_version,
+            num_skipped=summary.num_skipped,
+            **summary.metrics(),
+            prompt_ids=evaluation.prompt_ids.tolist(),
+            rewards=evaluation.rewards.tolist(),
+            num_tokens=evaluation.num_tokens.tolist(),
+        )
+
+    def resumed(self, life: int, now_s: float) -> None:
+        """The run goes on after everything had ended."""
+        self._event(now_s, type="resumed", life=life)
+        self._metrics(now_s, type="resumed", life=life)  # what follows is of this life
+
+    def started(self, name: str, incarnation: int, pid: int, now_s: float) -> None:
+        """A process runs."""
+        self._event(now_s, type="started", process=name, incarnation=incarnation, pid=pid)
+
+    def lost(self, lost: Lost, now_s: float) -> None:
+        """A process has ended while the run goes on. `restart_in_s` is null where it is not started again."""
+        ended, at_s = lost.ended, lost.restart_at_s
+        restart_in_s = None if at_s is None else max(0.0, round(at_s - now_s, 3))
+        self._event(
+            now_s,
+            type="ended",
+            process=ended.name,
+            incarnation=ended.incarnation,
+            pid=ended.pid,
+            code=ended.code,
+            restart_in_s=restart_in_s,
+        )
+
+    def restarted(self, name: str, now_s: float) -> None:
+        """Somebody wants a process to be started again."""
+        self._event(now_s, type="restarted", process=name)
+
+    def killed(self, kill: Kill, now_s: float) -> None:
+        """A process hangs, or is refused."""
+        self._event(now_s, type=kill.kind, process=kill.name, incarnation=kill.incarnation, reason=kill.reason)
+
+    def serves(self, serves: Serves, now_s: float) -> None:
+        """A process that was restarted does its work again; `away_s` is the time since it ended."""
+        away_s = round(serves.away_s, 3)
+        self._event(now_s, type="serves", process=serves.name, incarnation=serves.incarnation, away_s=away_s)
+
+    def node(self, step: NodeCame | NodeSilent | NodeLost, now_s: float) -> None:
+        """A node has come up or back, has fallen silent, or is given up."""
+        match step:
+            case NodeCame(node=node, agent_incarnation=incarnation, away_s=away_s):
+                back_s = None if away_s is None else round(away_s, 3)
+                self._event(now_s, type="node_up", node=node, agent_incarnation=incarnation, away_s=back_s)
+            case NodeSilent(node=node, reason=reason):
+                self._event(now_s, type="node_silent", node=node, reason=reason)
+            case NodeLost(node=node, reason=reason):
+                self._event(now_s, type="node_lost", node=node, reason=reason)
+
+    def _metrics(self, now_s: float, **values: Any) -> None:
+        self._write(METRICS_FILE, values | self._elapsed(now_s))
+
+    def _event(self, now_s: float, **values: Any) -> None:
+        present().reach("launcher.before_event")
+        self._write(EVENTS_FILE, values | self._elapsed(now_s))
+        self.trace.instant(values.pop("type"), **{name: value for name, value in values.items() if value is not None})
+        self.trace.flush()
+
+    def _write(self, name: str, line: dict[str, Any]) -> None:
+        self._unwritten.setdefault(name, deque(maxlen=MAX_UNWRITTEN)).append(json.dumps(line))
+        self.settle()
+
+    def _elapsed(self, now_s: float) -> dict[str, float]:
+        return {"elapsed_s": round(now_s - self.started_at_s, 3)}
+
+
+@dataclass(slots=True)
+class Ending:
+    """How the run has ended, once it has."""
+
+    outcome: Outcome
+    unsaid: str = ""
+    """Why `state.json` does not say it."""
+
+
+@contextlib.contextmanager
+def recorded(run_dir: Path, life: int) -> Iterator[Ending]:
+    """`state.json` says `running` inside, and how the run ended afterwards."""
+    started_at_s, ending = time.time(), Ending(Outcome("failed", "darts-launch itself ended by an error"))
+
+    def write(status: RunStatus, reason: str, ended_at_s: float | None) -> None:
+        who = os.getpid(), life, os.getcwd(), inode_of(run_dir)
+        write_record(run_dir, RunRecord(status, reason, started_at_s, ended_at_s, *who))
+
+    write("running", "", None)
+    try:
+        yield ending
+    finally:
+        try:
+            write(ending.outcome.status, ending.outcome.reason, time.time())
+        except NoSpaceError as error:
+            ending.unsaid = str(error)

@@ -1,0 +1,111 @@
+"""What a visit to a prompt tells, and what it must not tell."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from darts_async.shaper.estimates import planner as module
+from darts_async.shaper.estimates.hazard import GroupProgress, HazardRule, Verdict, hazard_prunes
+from darts_async.shaper.estimates.planner import Planner
+from darts_async.shaper.group import Group, Sample, Stage
+from tests.shaper.world import prompts, world_config
+
+PROMPT = prompts(1)[0]
+FINISHED = {0: 20, 1: 22, 2: 25, 3: 30, 4: 24}
+RUNNING = {5: 40, 6: 90, 7: 10}
+HAZARD = {"mode": "hazard", "threshold": 0.05, "spare_probability": 0.3}
+
+
+def group_of(group_id: int) -> Group:
+    """Five have finished, of both rewards; of the three that run number 6 is far behind."""
+    ended = [Sample(i, Stage.SCORED, num_tokens=n, finish_reason="stop", reward=i % 2) for i, n in FINISHED.items()]
+    running = [Sample(i, Stage.DECODING, num_tokens=n) for i, n in RUNNING.items()]
+    return Group(group_id, PROMPT, "train", ended + running, num_finished=len(ended))
+
+
+def looked_at(fate: str, monkeypatch: pytest.MonkeyPatch) -> list[GroupProgress]:
+    """What hazard pruning sees of a group: first, and after this has become of its first candidate."""
+    seen: list[GroupProgress] = []
+
+    def watched(rule: HazardRule, progress: GroupProgress, seed: int) -> Verdict:
+        seen.append(replace(progress, group_id=0))
+        return hazard_prunes(rule, progress, seed)
+
+    monkeypatch.setattr(module, "hazard_prunes", watched)
+    shaping = {"rule": "random", "keep": 5, "launch": 8, "shortest": 3, "pruning": HAZARD}
+    for group_id in range(100):  # the draw is made of the id
+        planner, group = Planner(world_config(shaping=shaping)), group_of(group_id)
+        seen.clear()
+        pruned = planner.tail_to_prune(group)
+        if group.spared == (None if fate == "pruned" else 6):
+            break
+    for sample in pruned:
+        sample.stage = Stage.CANCELLING
+    candidate = group.samples[6]
+    assert group.hazard_candidates[6] == 90
+    candidate.num_tokens += 3 if fate == "pruned" else 400  # a few come until the engine acknowledges
+    if fate == "spared and done":
+        candidate.reward = 1.0
+        group.finish(candidate, "stop")
+        candidate.stage = Stage.SCORED
+    group.samples[7].num_tokens = 26
+    planner.tail_to_prune(group)
+    assert len(seen) == 2
+    return seen
+
+
+@pytest.mark.parametrize("fate", ["spared and running", "spared and done"])
+def test_hazard_sees_the_same_whether_a_candidate_was_spared_or_pruned(
+    fate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise who is a candidate would depend on the draw that its weight makes up for."""
+    assert looked_at(fate, monkeypatch) == looked_at("pruned", monkeypatch)
+
+
+def visit(planner: Planner, rewards: list[float], survivors: frozenset[int], *, shortest: int) -> None:
+    """One in which a draw has left the survivors of all but the first."""
+    samples = [
+        Sample(i, Stage.SCORED, num_tokens=10 + i, finish_reason="stop", reward=r)
+        if i < shortest or i in survivors
+        else Sample(i, Stage.ENDED, num_tokens=10)
+        for i, r in enumerate(rewards)
+    ]
+    planner.observe(Group(0, PROMPT, "train", samples, survivors=survivors))
+
+
+@pytest.mark.parametrize("weight_power", [0.0, 1.0])
+def test_the_pass_rate_is_that_of_all_launched_samples_on_average_over_draws(weight_power: float) -> None:
+    """By enumeration. The long ones are wrong here; of the kept alone they are one in three, of all three in five."""
+    rewards = [1.0, 1.0, 0.0, 0.0, 1.0]
+    shaping = {"rule": "survivor", "keep": 3, "launch": 5, "shortest": 1, "longest": 2}
+    config = world_config(shaping={**shaping, "weight_power": weight_power, "baseline": "history"})
+    posteriors = []
+    for draw in combinations(range(1, 5), 2):
+        planner = Planner(config)
+        visit(planner, rewards, frozenset(draw), shortest=1)
+        successes, trials = planner.history.to_state()["prompts"][0][-2:]
+        assert trials == 5
+        posteriors.append(successes)
+    assert np.mean(posteriors) == pytest.approx(sum(rewards))
+
+
+def test_a_spared_sample_counts_for_the_tail_in_the_pass_rate() -> None:
+    """Two candidates, each spared with probability rho, at most one of them: on average all eight are counted."""
+    shaping = {"rule": "random", "keep": 5, "launch": 8, "shortest": 3, "pruning": HAZARD}
+    rho = 0.2  # at most one over the candidates that there could be
+    total, number = np.zeros(2), 0
+    for spared, probability in ((5, rho), (6, rho), (None, 1 - 2 * rho)):
+        planner, group = Planner(world_config(shaping=shaping)), group_of(0)
+        group.spared = spared
+        for sample in group.samples[5:]:
+            if sample.sample_id in (spared, 7):
+                sample.stage, sample.finish_reason, sample.reward = Stage.SCORED, "stop", 1.0
+            else:
+                sample.stage = Stage.ENDED
+        planner.observe(group)
+        total += probability * np.array(planner.history.to_state()["prompts"][0][-2:])
+        number += 1
+    assert number == 3
+    assert total.tolist() == pytest.approx([2 + 3, 8])
