@@ -25,7 +25,10 @@ from launcher.analysis.traces import Life, Traces
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 3600.0
-LAUNCH = "from darts_async import lifetime; lifetime.die_with_parent(); from launcher.commands.cli import main; main()"
+LAUNCH = (
+    "from darts_async.machine.lifetime import die_with_parent; die_with_parent();"
+    " from launcher.commands.cli import main; main()"
+)
 """What is run: `darts-launch`, which ends with the benchmark, however that ends."""
 SCHEMA = 3
 """Of the files that hold these numbers. Another one cannot be compared with them."""

@@ -5,14 +5,12 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from darts_async.errors import ConfigError
 from darts_async.faults import IN_THREAD, PASSED, REACHED, VARIABLE, Faults, InjectedError, LinkFault, parse_faults
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 def test_every_point_is_passed_somewhere_and_nothing_else_is() -> None:

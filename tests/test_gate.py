@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 STAGES = ("generator", "shaper", "reward", "learner")
 SOURCES = sorted(path for folder in ("darts_async", "launcher") for path in (ROOT / folder).rglob("*.py"))
 
@@ -73,6 +74,6 @@ def test_shaper_and_reward_start_without_torch(role: str) -> None:
 def test_the_shaper_state_does_no_io() -> None:
     """Nothing that decides may see a clock, a socket, a task, a log or a source of randomness of its own."""
     forbidden = {"time", "asyncio", "random", "socket", "zmq", "structlog", "threading", "os", "datetime"}
-    for path in (ROOT / "darts_async" / "shaper").glob("*.py"):
+    for path in (ROOT / "darts_async" / "shaper").rglob("*.py"):
         if path.name not in ("process.py", "ledger.py", "journal.py"):
             assert not {name.partition(".")[0] for name in imports_of(path)} & forbidden, path

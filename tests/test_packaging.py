@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from darts_async.generator.vllm import installed
-from tests import conftest
+from tests import ROOT, conftest
 
-ROOT = Path(__file__).parent.parent
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 CI = (ROOT / ".ci" / "run").read_text()
 README = (ROOT / "README.md").read_text()

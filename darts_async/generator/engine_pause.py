@@ -15,7 +15,7 @@ from typing import Any
 
 from darts_async.config import WeightsConfig
 from darts_async.errors import ConfigError
-from darts_async.generator.engine import StepEvents
+from darts_async.generator.events import StepEvents
 from darts_async.weights.receiving.transfer import LocalTransfer
 
 

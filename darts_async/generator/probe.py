@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from darts_async.generator.engine import StepEvents
+from darts_async.generator.events import StepEvents
 from darts_async.protocol import Generate, ProbeMeasured, ProbeWeights, SamplingParams
 
 _ONE_TOKEN = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=1)

@@ -21,8 +21,9 @@ from darts_async.actor import Gauges, Runtime, main
 from darts_async.config import RunConfig
 from darts_async.errors import EngineError, WeightUpdateError
 from darts_async.generator.boundary import refusal_of_learner, refusal_of_shaper
-from darts_async.generator.engine import Engine, StepEvents
+from darts_async.generator.engine import Engine
 from darts_async.generator.engine_pause import Stillness
+from darts_async.generator.events import StepEvents
 from darts_async.generator.probe import Probing
 from darts_async.generator.stop_strings import StopStrings
 from darts_async.generator.token_batcher import Outgoing

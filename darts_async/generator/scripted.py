@@ -19,7 +19,7 @@ from darts_async.config import ScriptConfig
 from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError
 from darts_async.generator.counter_rng import hash_words, seed_word, uniforms
-from darts_async.generator.engine import StepEvents
+from darts_async.generator.events import StepEvents
 from darts_async.generator.slot_engine import SlotTable
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate
 

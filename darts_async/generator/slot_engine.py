@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darts_async.generator.counter_rng import seed_word
-from darts_async.generator.engine import SampleEnd, StepEvents
+from darts_async.generator.events import SampleEnd, StepEvents
 from darts_async.generator.request_check import why_not
 from darts_async.protocol import FinishReason, Generate
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from darts_async.generator.engine import SampleEnd, StepEvents
+from darts_async.generator.events import SampleEnd, StepEvents
 from darts_async.protocol import Generate
 
 _MARGIN_TOKENS = 4

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from darts_async.generator.engine import StepEvents
+from darts_async.generator.events import StepEvents
 from darts_async.protocol import (
     GeneratorToShaper,
     SampleCancelled,

@@ -1,8 +1,8 @@
 """What the rule of a run pays for length, in words, for whoever plans one.
 
-The numbers are `selection/pays_for_length` (see `darts_async.shaper.rules.length_pay`) on the log that the authors of DARTS
-have released: 16 complete samples of each of 2,560 mathematical prompts, by one model. There a response longer by its
-prompt's mean length is right .08 less often. They tell sign and size; the metric of a run tells its own.
+The numbers are `selection/pays_for_length` (see `darts_async.shaper.rules.length_pay`) on the log that the authors of
+DARTS have released: 16 complete samples of each of 2,560 mathematical prompts, by one model. There a response longer by
+its prompt's mean length is right .08 less often. They tell sign and size; the metric of a run tells its own.
 """
 
 from darts_async.config import ShapingConfig

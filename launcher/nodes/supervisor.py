@@ -7,8 +7,8 @@ hold whatever happens:
 - each process that was started gives exactly one `ProcessExit`;
 - when a process is gone, so is the rest of its session (workers it had started): its exit is not given before, so
   whoever starts it again finds nobody left of the one before, and its temporary files are gone too (`scratch`);
-- when the supervisor's process is killed, the kernel kills the processes (`darts_async.machine.lifetime`); when it leaves the
-  supervisor's block, by whatever way, everything still running has been killed and waited for.
+- when the supervisor's process is killed, the kernel kills the processes (`darts_async.machine.lifetime`); when it
+  leaves the supervisor's block, by whatever way, everything still running has been killed and waited for.
 
 Stopping asks first (SIGTERM), waits, and then kills the session.
 """

@@ -2,12 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

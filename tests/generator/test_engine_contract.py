@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from darts_async.config import ScriptConfig
-from darts_async.generator.engine import Engine, SampleEnd
+from darts_async.generator.engine import Engine
+from darts_async.generator.events import SampleEnd
 from darts_async.generator.scripted import ScriptedEngine
 from darts_async.protocol import Generate
 from tests.generator.world import Record, decode, embedded, generate, run

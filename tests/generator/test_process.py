@@ -13,8 +13,8 @@ import pytest
 from darts_async.config import GeneratorConfig, RunConfig, WeightsConfig
 from darts_async.faults import Faults
 from darts_async.generator import process
-from darts_async.generator.engine import SampleEnd, StepEvents
 from darts_async.generator.engine_pause import Hold
+from darts_async.generator.events import SampleEnd, StepEvents
 from darts_async.generator.process import GeneratorActor
 from darts_async.generator.stop_strings import StopStrings
 from darts_async.protocol import (

@@ -12,10 +12,11 @@ from darts_async.generator.vllm.installed import InstalledVllm
 from darts_async.prompts.load import load_prompts
 from launcher.config_file import load_config
 from launcher.plan.placement import place_processes, role_names
+from tests import ROOT
 from tests.prompts.test_chat import CHATML
 from tests.support.byte_tokenizer import write_tokenizer
 
-CONFIGS = {path.name: path for path in sorted((Path(launcher.commands.cli.__file__).parent / "configs").glob("*.yaml"))}
+CONFIGS = {path.name: path for path in sorted((ROOT / "launcher" / "configs").glob("*.yaml"))}
 ON_ONE_CPU = {"quickstart.yaml", "quickstart_vllm.yaml", "scripted.yaml"}
 WITH_GPUS = sorted(set(CONFIGS) - ON_ONE_CPU)
 

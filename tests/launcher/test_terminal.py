@@ -29,9 +29,9 @@ from launcher.progress.run_view import RunView
 from launcher.run_dir.logs import LogTail
 from launcher.run_dir.run_dir import RunRecord, write_record
 from launcher.terminal import Screen, printable, write_json
+from tests import ROOT
 from tests.support.launched import LaunchedRun
 
-ROOT = Path(__file__).parent.parent
 HOSTILE = "a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\u202ee\u200bf\u2066g\r\x08\x7fh[red]i[/red]"
 SHOWN = "a\\u001b[31mb\\u001b]0;title\\u0007c\\u009b2Jd\\u202ee\\u200bf\\u2066g\\u000d\\u0008\\u007fh[red]i[/red]"
 
@@ -194,7 +194,7 @@ def names_in(path: Path) -> set[str]:
 
 def test_nothing_else_writes_to_a_terminal() -> None:
     """Those that say a line of JSON to the launcher, over a pipe; interrupts wrap the streams."""
-    talkers = {"terminal.py", "detached.py", "interrupts.py", "model_trial.py", "probe.py"}
+    talkers = {"terminal.py", "detached.py", "interrupts.py", "model_trial.py", "node_inspection.py"}
     for path in sorted((ROOT / "launcher").rglob("*.py")):
         if path.name not in talkers:
             assert not names_in(path) & {"sys.stdout", "sys.stderr", "Console", "print", "typer.echo"}, path

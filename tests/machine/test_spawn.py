@@ -18,11 +18,11 @@ from darts_async.machine.spawn import FIRST_MODULE, module_command, spawn
 from darts_async.protocol import SampleScored, Score
 from darts_async.reward.worker_pool import RewardPool
 from launcher.preflight.reward_check import check_reward
+from tests import ROOT
 from tests.support.byte_tokenizer import write_tokenizer
 from tests.support.launched import LaunchedRun
 from tests.test_gate import SOURCES, imports_of
 
-ROOT = Path(__file__).parent.parent
 STARTERS = {
     "darts_async/machine/spawn.py": {"create_subprocess_exec"},
     "launcher/nodes/exec_with_env.py": {"execvpe"},  # becomes a command that `module_command` has made

@@ -18,8 +18,8 @@ import yaml
 
 from darts_async.faults import VARIABLE
 from launcher.nodes.scratch import all_of, owner_of, remove_all
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "launcher" / "configs"
 DEADLINE_S = 120.0
 

@@ -4,7 +4,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,6 +31,7 @@ from darts_async.transport import (
 )
 from darts_async.transport.codec import MessageCodec
 from darts_async.transport.session import Envelope
+from tests import ROOT
 
 HUB, SPOKE, ROGUE = "shaper", "generator/0", "generator/1"
 DEADLINE_S = 20.0
@@ -496,7 +496,7 @@ async def test_links_without_keys_stay_on_this_machine(keys: Keys) -> None:
 
 
 def test_no_source_file_unpickles_what_comes_from_a_socket() -> None:
-    root = Path(__file__).parent.parent
+    root = ROOT
     sources = [path for part in ("darts_async", "launcher") for path in (root / part).rglob("*.py")]
     assert len(sources) > 10
     for path in sources:

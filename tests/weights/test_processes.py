@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +12,7 @@ from darts_async.protocol import GeneratorToLearner, LearnerToGenerator, MemberJ
 from darts_async.transport.codec import MessageCodec
 from darts_async.weights.sending.publish import Publisher, PublishReport
 from darts_async.weights.sending.source import LiveTensors
+from tests import ROOT
 from tests.weights.world import HOST, model, read_message, write_message
 
 NUM_FLOATS = 4_000_000  # more than the kernel buffers for a process that does not read
@@ -36,7 +36,7 @@ class Children:
             *(sys.executable, "-m", "tests.fakes.weights_member", str(NUM_FLOATS)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            cwd=Path(__file__).parents[1],
+            cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         self.processes[name] = process

@@ -17,8 +17,8 @@ import yaml
 
 from darts_async.shaper.ledger import GroupDropped, GroupOpened, SampleEnded, read_ledger
 from launcher.config_file import load_config
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "launcher" / "configs"
 DEADLINE_S = 280
 

@@ -27,8 +27,8 @@ from darts_async.generator.embedded.decoder import SlotDecoder, check_decoding
 from darts_async.generator.embedded.sampling import draw
 from darts_async.generator.embedded.slot_attention import Prefill
 from darts_async.generator.end_tokens import eos_token_ids
-from darts_async.generator.engine import StepEvents
 from darts_async.generator.engine_pause import Hold, local_transfer
+from darts_async.generator.events import StepEvents
 from darts_async.generator.slot_engine import SlotTable
 from darts_async.models.length_limits import Lengths, why_too_long
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate, group_id_of

@@ -25,8 +25,8 @@ import numpy as np
 
 from darts_async.config import VllmConfig, WeightsConfig
 from darts_async.errors import DeadlineError, EngineError
-from darts_async.generator.engine import StepEvents
 from darts_async.generator.engine_pause import Hold
+from darts_async.generator.events import StepEvents
 from darts_async.generator.vllm.requests import to_core_request
 from darts_async.generator.vllm.sample_tracker import SampleBook
 from darts_async.generator.vllm.startup import StartedVllm, start_vllm

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from darts_async.generator.engine import SampleEnd, StepEvents
+from darts_async.generator.events import SampleEnd, StepEvents
 from darts_async.generator.request_check import why_not
 from darts_async.protocol import FinishReason, Generate
 

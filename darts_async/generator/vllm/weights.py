@@ -21,8 +21,8 @@ import structlog
 
 from darts_async.config import WeightsConfig
 from darts_async.errors import DeadlineError, EngineError
-from darts_async.generator.engine import StepEvents
 from darts_async.generator.engine_pause import Hold
+from darts_async.generator.events import StepEvents
 from darts_async.generator.vllm.worker_hub import Answers, WorkerLinks
 from darts_async.protocol import EpochFormed, StoreValue, UpdateAborted, UpdateFailed, UpdateOffered
 from darts_async.weights.receiving.receiving_rank import TRANSFER_BACKSTOP, Report

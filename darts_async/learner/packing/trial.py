@@ -3,7 +3,8 @@ each sample alone.
 
 It cannot be read off a class: state-space layers run across samples, some layers count places of the row as positions,
 and a window or a chunk may be expressed by a mask alone, which packing never makes. A threshold that the run's samples
-or rows exceed (see `darts_async.models.length_limits`) is tried out on a small copy of the model, before the weights are read.
+or rows exceed (see `darts_async.models.length_limits`) is tried out on a small copy of the model, before the weights
+are read.
 """
 
 from collections.abc import Sequence

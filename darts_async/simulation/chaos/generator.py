@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from darts_async.generator.boundary import refusal_of_learner, refusal_of_shaper
-from darts_async.generator.engine import StepEvents
+from darts_async.generator.events import StepEvents
 from darts_async.generator.scripted import ScriptedEngine
 from darts_async.generator.token_batcher import Outgoing
 from darts_async.protocol import (

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -364,7 +365,8 @@ class LearnerProcess(Process):
         """The collective: all get everything, or it breaks for all sooner or later."""
         world = self.world
         yield world.rng.uniform(0.0, SENDS_WITHIN_S)
-        receivers = [p for name in members if isinstance(p := world.living.get(name), GeneratorProcess)]
+        living = [world.living.get(name) for name in members]
+        receivers = [process for process in living if isinstance(process, GeneratorProcess)]
         if world.chance(world.plan.hung_broadcasts):
             world.counts["broadcasts hung"] += 1
             return  # the deadline ends it
@@ -372,7 +374,7 @@ class LearnerProcess(Process):
         if is_broken or len(receivers) < len(members) or not all(r.receives(epoch) for r in receivers):
             world.counts["broadcasts broken"] += 1
             for receiver in receivers:
-                receiver.guarded(lambda receiver=receiver: receiver.broken(epoch))  # type: ignore[misc]
+                receiver.guarded(partial(receiver.broken, epoch))
             self._feed(BroadcastFailed(epoch, "the broadcast broke"))
             return
         for receiver in receivers:
@@ -380,5 +382,5 @@ class LearnerProcess(Process):
             if world.chance(world.plan.wrong_checksums):
                 world.counts["checksums wrong"] += 1
                 checksum = version + 1
-            receiver.guarded(lambda r=receiver, c=checksum: r.staged(epoch, version, [c]))  # type: ignore[misc]
+            receiver.guarded(partial(receiver.staged, epoch, version, [checksum]))
         self._feed(BroadcastDone(epoch, (version,)))

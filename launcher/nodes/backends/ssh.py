@@ -3,8 +3,8 @@
 A connection lives for one command: afterwards everything goes over the links of the run, so a node does not end when
 its connection does. The key of a node has to be known, always; nothing is asked at the terminal.
 
-The environment travels as a line of JSON on the standard input of `launcher.nodes.exec_with_env`, which is what runs there first: on
-a command line everybody on the machine could read it.
+The environment travels as a line of JSON on the standard input of `launcher.nodes.exec_with_env`, which runs there
+first: on a command line every user of the machine could read it.
 """
 
 import asyncio

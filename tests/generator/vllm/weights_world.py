@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -37,6 +36,7 @@ from darts_async.telemetry import BusyClock
 from darts_async.trace import Trace
 from darts_async.transport import PeerDown, Received
 from darts_async.transport.codec import MessageCodec
+from tests import ROOT
 from tests.fakes.weights_learner import MAX_MESSAGE_BYTES, frame, next_frame
 from tests.generator.vllm.world import RunningVllm, tiny_model
 
@@ -195,7 +195,7 @@ class Learner:
             *(sys.executable, "-m", "tests.fakes.weights_learner", self._settings),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            cwd=Path(__file__).parents[1],
+            cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "DARTS_PARENT_PID": str(os.getpid())},
         )
         self._reading = asyncio.create_task(self._read(), name="learner")

@@ -19,6 +19,7 @@ from darts_async.topology import ProcessSpec
 from launcher.nodes.scratch import all_of, make_scratch, owner_of, remove_all, remove_scratch
 from launcher.nodes.supervisor import ProcessExit, Supervisor
 from launcher.run_dir.logs import last_lines
+from tests import ROOT
 
 READY = "import sys, time; print('ready', flush=True); "
 IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + READY + "time.sleep(600)"
@@ -186,7 +187,7 @@ LAUNCHER = textwrap.dedent("""
 @pytest.mark.slow
 def test_a_killed_launcher_takes_its_processes_with_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LAUNCHER, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as launcher:
         assert launcher.stdout is not None
         pid = int(launcher.stdout.readline())

@@ -30,9 +30,9 @@ from launcher.progress.run_view import RunView
 from launcher.run.links import open_control
 from launcher.run.run import run
 from launcher.run_dir.run_dir import KEYS_DIR, create_run_dir, read_record, write_inputs, write_summary
+from tests import ROOT
 
 LIMITS = Limits(finish_s=10.0, stop_s=10.0, grace_s=0.2)
-REPOSITORY = Path(__file__).parent.parent
 
 
 class Prepared:
@@ -79,7 +79,7 @@ def faked(plan: RunPlan, behaviours: dict[str, str]) -> RunPlan:
 
 def _faked(spec: ProcessSpec, behaviour: str) -> ProcessSpec:
     argv = (sys.executable, "-m", "tests.fakes.process", *spec.argv[5:], "--behaviour", behaviour)
-    env = {**spec.env, "PYTHONPATH": str(REPOSITORY)}
+    env = {**spec.env, "PYTHONPATH": str(ROOT)}
     return msgspec.structs.replace(spec, argv=argv, env=env, start_timeout_s=0.5 if behaviour == "mute" else 60.0)
 
 

@@ -29,9 +29,10 @@ from darts_async.shaper.group import Group, Sample, Stage
 from darts_async.shaper.rules.selection import SelectionRule, selection_rule
 from darts_async.shaper.token_accounts import StepStatistics
 from launcher.display.length_notes import PAID_ON_THE_TRACE
+from tests import ROOT
 from tests.shaper.world import prompts
 
-NEXT_TO_REPOSITORY = Path(__file__).resolve().parents[2] / "shared/traces/dapo_math_7b.npz"
+NEXT_TO_REPOSITORY = ROOT.parent / "shared/traces/dapo_math_7b.npz"
 TRACE = Path(os.environ.get("DARTS_TRACE", NEXT_TO_REPOSITORY))
 KEEP = 8
 ARMS: dict[str, dict[str, object]] = {
