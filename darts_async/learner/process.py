@@ -7,7 +7,7 @@ optimiser step waits for it. One task, `_train`, owns the trainer; `_weights` is
 every generator has the result, so that nobody reads parameters of no version.
 
 Several ranks. This is rank 0, which alone talks to shaper and generators and has the others do the same on their rows
-(`team`, `follower`). One that is gone, or late, ends this process, and the whole learner is started again.
+(`rank_leader`, `rank_follower`). One that is gone, or late, ends this process, and the whole learner is started again.
 
 Restarts. A run directory with checkpoints is continued from the newest whole one: groups that it has consumed are not
 trained again, however often the shaper sends them. The steps since then are taken again, with the same groups, and

@@ -1,7 +1,7 @@
 """Small copies of a model: its kinds of layers, few and narrow, with random weights, in float32.
 
-What a generator or a learner makes of a threshold of the model (see `lengths`) is tried out on such a copy, where the
-threshold is a few tokens. That costs less than loading the weights does, whatever the size of the model; it shows a
+What a generator or a learner makes of a threshold of the model (see `length_limits`) is tried out on such a copy, where
+the threshold is a few tokens. That costs less than loading the weights does, whatever the size of the model; it shows a
 difference that rounding in the weights' own precision would hide; and a single key of thousands that a window hides
 would not be seen at all. The copy computes its own attention without any kernel ("eager"), which is the definition.
 """

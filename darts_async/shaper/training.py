@@ -2,7 +2,7 @@
 
 The half of the shaper's decisions that the staleness window rules; pure like the rest. Groups wait in the window, are
 `complete` until it lets them into a step, and `shipped` until the learner has committed them; after that they are kept
-aside until a checkpoint holds them (see `taken`). Spares are open groups
+aside until a checkpoint holds them (see `committed_steps`). Spares are open groups
 outside the window: one that completes takes the place of one that has not, which becomes a spare in its turn; spares
 too old for any step are cut, and their prompts asked again, then with a place that nobody takes from them.
 """
