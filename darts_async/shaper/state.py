@@ -407,7 +407,8 @@ class ShaperState:
         if sample is None:
             return False
         self.work.totals.rewards.num_scored += 1
-        sample.reward, sample.stage = message.reward, Stage.SCORED
+        sample.reward = message.reward
+        sample.to(Stage.SCORED)
         group = self.work.group_of(sample)
         self._decide(group)
         return bool(self.work.out) or not group.undecided
@@ -427,7 +428,8 @@ class ShaperState:
 
     def _fail(self, sample: Sample, reason: str) -> None:
         """The sample has no reward, which is not a reward of zero."""
-        sample.stage, sample.end_reason = Stage.UNSCORABLE, reason
+        sample.end_reason = reason
+        sample.to(Stage.UNSCORABLE)
         self._decide(self.work.group_of(sample))
 
     # --- from the learner ------------------------------------------------------------------------------------

@@ -134,7 +134,8 @@ class Workload:
 
     def _start(self, sample: Sample, name: str) -> None:
         seat = self.generators.assign(name, sample.sample_id)
-        sample.generator, sample.stage = name, Stage.DECODING
+        sample.generator = name
+        sample.to(Stage.DECODING)
         generate = Generate(
             sample_id=sample.sample_id,
             prompt_tokens=self.group_of(sample).prompt.token_ids,
@@ -169,14 +170,14 @@ class Workload:
         if sample.generator is None:
             self.end(sample, fate, reason)
             return
-        sample.stage, sample.end_fate, sample.end_reason = Stage.CANCELLING, fate, reason
+        sample.end_fate, sample.end_reason = fate, reason
+        sample.to(Stage.CANCELLING)
         self.out.append(Send(sample.generator, Cancel(sample.sample_id)))
 
     def end(self, sample: Sample, fate: Fate, reason: str, step: int | None = None) -> None:
         """The one terminal event of a sample."""
-        assert sample.stage is not Stage.ENDED, sample.sample_id
+        sample.to(Stage.ENDED)
         self.release(sample)
-        sample.stage = Stage.ENDED
         sample.chunks = []
         self.totals.ended(fate, sample.num_tokens)
         record = SampleEnded(
@@ -214,7 +215,7 @@ class Workload:
             if sample.stage is Stage.CANCELLING:
                 self.end(sample, sample.end_fate, sample.end_reason)
                 continue
-            sample.stage = Stage.WAITING
+            sample.to(Stage.WAITING)
             reason = self._reason_to_stop(sample)
             if reason is None:
                 self._waiting.appendleft(sample)
