@@ -7,10 +7,11 @@ A run lives like this (`RUN_LIFE`):
     stopping -> leaving   the shaper has accounted for every sample, is gone, or is late
 
 While it is running, a process that ends or hangs is missed for a while (see `restarts` and `liveness`), and a full disk
-keeps it from steps until there is room or it takes too long. In `stopping` only the shaper has been told: it cancels what is decoded and accounts for it, which it can only do
-while the others live. Its `RunFinished`, its death or a deadline lead on to `leaving`, where all are told. What is
-left at the last deadline is for the supervisor to stop. The first reason stands. How a process ends after the last
-step changes nothing: when the shaper says that nothing is left, the model and the ledger have been written.
+keeps it from steps until there is room or it takes too long. In `stopping` only the shaper has been told: it cancels
+what is decoded and accounts for it, which it can only do while the others live. Its `RunFinished`, its death or a
+deadline lead on to `leaving`, where all are told. What is left at the last deadline is for the supervisor to stop. The
+first reason stands. How a process ends after the last step changes nothing: when the shaper says that nothing is left,
+the model and the ledger have been written.
 """
 
 from dataclasses import dataclass
