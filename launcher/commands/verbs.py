@@ -17,6 +17,7 @@ from darts_async.errors import ConfigError
 from darts_async.topology import LAUNCHER, read_plan
 from launcher.analysis.audit import AuditReport, audit_run
 from launcher.analysis.report import REPORT_FILE, write_report
+from launcher.analysis.story import Line, parse_subject, read_story
 from launcher.analysis.tracing import export, report_screen
 from launcher.commands.template import run_template
 from launcher.control.control_socket import NotRunningError
@@ -134,6 +135,16 @@ def audit(
         raise typer.Exit(FAILED)
 
 
+def story(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
+    subject: Annotated[str, typer.Argument(metavar="GROUP|GROUP/INDEX|sample/ID", help="A group, or a sample.")],
+) -> None:
+    """Tell everything that has happened to one sample or group, from the ledger and the journal."""
+    with bad_input():
+        lines = read_story(find_run(run_dir, _RUNS), parse_subject(subject))
+    Screen().print(_story_text(lines), soft_wrap=True)
+
+
 def trace(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
     out: Annotated[Path | None, typer.Option("--out", help="The file to write; RUN_DIR/trace.json.")] = None,
@@ -174,7 +185,7 @@ def init(
     write_line(f"{file} is written; try: darts-launch {file}")
 
 
-VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, trace, report, init)
+VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, story, trace, report, init)
 
 
 def _logged_names(run_dir: Path, process: str) -> tuple[str, ...]:
@@ -228,6 +239,14 @@ def _audit_text(report: AuditReport) -> Text:
         text.append("✗ ", "red").append(f"{len(finding.ids)} {finding.rule}: {', '.join(map(str, shown))}")
         text.append(f" and {more} more\n" if more > 0 else "\n")
     return text
+
+
+def _story_text(lines: list[Line]) -> Text:
+    told = [
+        Text.assemble((f"{line.source:8}", "dim"), line.text, (" (taken back)" if line.is_void else "", "yellow"))
+        for line in lines
+    ]
+    return Text("\n").join(told)
 
 
 @contextmanager
