@@ -385,6 +385,30 @@ def test_a_stop_cancels_what_runs_and_accounts_for_every_token() -> None:
     assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
 
 
+@pytest.mark.parametrize("how", ["stopped", "taken up without the ledger"])
+@pytest.mark.parametrize("seed", range(12))
+def test_no_prompt_is_asked_twice_when_all_that_is_open_is_given_up(seed: int, how: str) -> None:
+    """Groups that came to nothing before, and those that were trained, may still wait for a sample to be cancelled."""
+    config = world_config(shaping={"overcommit": 1.5, "min_keep": 4})
+    world, rng = World(config), random.Random(seed)
+    while world.version < 2 or len(world.state.work.groups) < 3:
+        moves = [move for move in world.moves() if move[0] != world.receive or rng.random() < 0.1]
+        move, *arguments = rng.choice(moves or world.moves())
+        world.judge(fails=rng.random() < 0.15) if move == world.judge else move(*arguments)
+    training = world.state.training
+    if how == "stopped":
+        world.absorb(world.state.stop("enough", world.now_s))
+        world.absorb(world.state.abandon(world.now_s))
+    else:
+        world.absorb(world.state.start_over(world.now_s, 2, world.state.num_steps))
+    state = training.to_state()
+    asked = [prompt.prompt_id for prompt, _ in state.taken_by_stop]
+    asked += [launch.prompt.prompt_id for launch in state.queue.again]
+    trained = [world.prompt_of[group_id] for groups in world.history for group_id in groups]
+    assert training.cursor <= 20, "in the first pass through the prompts"
+    assert len(set(asked + trained)) == len(asked) + len(trained), (sorted(asked), sorted(trained))
+
+
 def test_a_slow_group_of_its_own_step_is_waited_for() -> None:
     """With one group to a step nobody else waits, however long it takes."""
     config = world_config(

@@ -122,7 +122,7 @@ def test_no_lie_could_be_the_truth() -> None:
         for seed in range(10):
             lie = lie_instead_of(message, Random(seed))
             assert lie is not None
-            boundary = Boundary(config)
+            boundary = Boundary(config, Path("runs/it"))
             assert boundary.of_generator(message, newest_version=1, newest_epoch=3) is None
             assert boundary.of_generator(lie, newest_version=1, newest_epoch=3)  # type: ignore[arg-type]
 

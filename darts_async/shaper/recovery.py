@@ -65,7 +65,10 @@ def newest_checkpoint(run_dir: Path) -> NewestCheckpoint | None:
         if path.parent.name.removeprefix("step-").isdigit()
     }
     for version, path in sorted(found.items(), reverse=True):
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # the learner begins meanwhile, and has found it damaged
+            continue
         shared = decode_shared(data)
         if shared is not None or not data:
             return NewestCheckpoint(version, shared)

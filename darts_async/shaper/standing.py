@@ -16,7 +16,7 @@ from typing import TypeGuard, cast
 import msgspec
 from msgspec import Struct
 
-from darts_async.protocol import LearnerReady, RunFinished, ShaperSnapshot
+from darts_async.protocol import LearnerReady, RunFinished, ShaperSnapshot, TakeUpAgain
 from darts_async.shaper.encoding import decoder, encode
 from darts_async.shaper.ledger import LearnerRewound, Lineage, Position, SampleEnded, TakenBack
 from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState, Snapshot
@@ -214,7 +214,8 @@ class Standing:
             case Restarted(now_s):
                 return self.state.restarted(now_s)
             case Reopened(now_s, life):
-                self.reports = [report for report in self.reports if not isinstance(report.message, RunFinished)]
+                over = (RunFinished, TakeUpAgain)  # they are about the life before
+                self.reports = [report for report in self.reports if not isinstance(report.message, over)]
                 self.life, self.heard = life, {}
                 return self.state.reopen(now_s, life)
             case Confirmed(_, peer):
@@ -225,8 +226,7 @@ class Standing:
         """A learner may have gone back to where no step is known, or be where none was heard of."""
         if not isinstance(message, LearnerReady) or self.state.phase is Phase.FINISHED:
             return []
-        version = message.policy_version
-        if self.state.explains(version) or not self.state.may_start_over_at(version):
+        if self.state.explains(message.policy_version) or not self.state.may_start_over:
             return []
         return self._start_over(message, decode_shared(message.shaper_state), now_s)
 
