@@ -9,11 +9,13 @@ from msgspec import structs
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.topology import RunPlan
+from launcher.course import Outcome
 from launcher.lines import Lines, whole_lines
 from launcher.past import held, read_past
 from launcher.plan import link_addresses, plan_run
+from launcher.recorder import recorded
 from launcher.restarts import Restarts
-from launcher.rundir import EVENTS_FILE, METRICS_FILE, STATE_FILE, RunRecord, RunStatus, write_record
+from launcher.rundir import EVENTS_FILE, METRICS_FILE, STATE_FILE, RunRecord, RunStatus, read_record, write_record
 
 ADDRESSES = link_addresses("127.0.0.1", range(7000, 7007))
 CONFIG = RunConfig.model_validate({"roles": {"generator": {"replicas": 2}, "learner": {"replicas": 2}}})
@@ -128,3 +130,12 @@ def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
         read_past(tmp_path, plan())
     with held(tmp_path), pytest.raises(ConfigError, match=r"is live \(launcher: pid 1\)"), held(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(("goes_on", "status"), [(True, "running"), (False, "failed")])
+def test_a_run_that_goes_on_in_another_life_is_not_said_to_have_ended(
+    tmp_path: Path, goes_on: bool, status: str
+) -> None:
+    with recorded(tmp_path, 1) as ending:
+        ending.outcome = Outcome("failed", "no group is known", goes_on=goes_on)
+    assert read_record(tmp_path).status == status

@@ -7,7 +7,7 @@ import pytest
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.prompts.source import ShuffledPrompts
-from darts_async.protocol import CatchUp, LearnerReady, StepCompleted, TakeUpAgain, VersionSaved
+from darts_async.protocol import CatchUp, LearnerReady, ShaperSnapshot, StepCompleted, TakeUpAgain, VersionSaved
 from darts_async.shaper.ledger import LearnerRewound, Position, RunReopened, StepCommitted
 from darts_async.shaper.patience import LEAST_S
 from darts_async.shaper.standing import (
@@ -237,6 +237,15 @@ def test_a_run_starts_over_inside_a_life_only_before_any_generator_can_have_a_ve
     assert standing.state.num_steps == (2 if has_begun else 1)
     standing.take(Reopened(world.now_s, 3))
     assert not standing.reports, "what was wanted of the life before is done"
+
+
+def test_what_a_life_gives_to_its_learner_for_a_checkpoint_is_not_for_that_of_the_next() -> None:
+    """It may start over, and come to the same version by other groups."""
+    standing = Standing(lambda snapshot: World(world_config()).make_state())
+    told = Send(LAUNCHER, StepCompleted(0, {}))
+    standing.reports = [Send(LEARNER, ShaperSnapshot(3, b"")), told]
+    standing.take(Reopened(0.0, 2))
+    assert standing.reports == [told]
 
 
 def restored(config: RunConfig, snapshot: Snapshot) -> ShaperState:

@@ -43,7 +43,7 @@ from darts_async.learner.ranks import LINK
 from darts_async.learner.saving import Saver
 from darts_async.learner.setup import make_trainer
 from darts_async.learner.step import Trainer
-from darts_async.learner.storage import remove_staging
+from darts_async.learner.storage import remove_leftovers, remove_staging
 from darts_async.learner.team import Team
 from darts_async.models import resolve_model_path, vocab_size
 from darts_async.protocol import (
@@ -149,6 +149,7 @@ class LearnerActor:
         root = self._runtime.run_dir / CHECKPOINTS_DIR
         model_dir = resolve_model_path(self._runtime.config.model.path)
         keep = self._config.keep_checkpoints
+        await asyncio.to_thread(remove_leftovers, root)
         path = await asyncio.to_thread(checkpoint.latest, root, keep)
         self._team.prepare(path.name if path is not None else "")
         trainer = await self._in_thread(make_trainer, self._runtime.config, model_dir, self._team.ranks)

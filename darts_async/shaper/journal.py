@@ -65,6 +65,8 @@ class Journal:
         try:
             append_whole(self._next, data, self._beside)
         except (OSError, NoSpaceError):
+            os.close(self._next)
+            self._next = -1
             self._beside.unlink(missing_ok=True)
             raise
         self._next_head_bytes = self._next_bytes = len(data)

@@ -120,7 +120,7 @@ class Standing:
         self._make_state = make_state
         self.state = make_state(snapshot)
         self.life = life
-        """Which start of the launcher the present processes are of."""
+        """Which life of the run the present processes are of."""
         self.lineage = Lineage()
         self.now_s = 0.0
         """Of the newest input."""
@@ -214,8 +214,7 @@ class Standing:
             case Restarted(now_s):
                 return self.state.restarted(now_s)
             case Reopened(now_s, life):
-                over = (RunFinished, TakeUpAgain)  # they are about the life before
-                self.reports = [report for report in self.reports if not isinstance(report.message, over)]
+                self.reports = [report for report in self.reports if _outlives_a_life(report)]
                 self.life, self.heard = life, {}
                 return self.state.reopen(now_s, life)
             case Confirmed(_, peer):
@@ -243,6 +242,12 @@ def decode_shared(data: bytes) -> Shared | None:
         return cast(Shared, decoder(Shared).decode(payloads[0])) if payloads else None
     except msgspec.DecodeError:
         return None
+
+
+def _outlives_a_life(report: Send) -> bool:
+    """How a life ended is over with it. And what the learner of then was to keep for a checkpoint is not for the one of
+    now: that one may take other steps on its way to the same version."""
+    return report.peer == LAUNCHER and not isinstance(report.message, RunFinished | TakeUpAgain)
 
 
 def is_report(output: Output) -> TypeGuard[Send]:
