@@ -18,6 +18,7 @@
  GENERATOR <-> its engine's WORKERS  the same about the broadcast group, worker by worker
 
  every process -> LAUNCHER  ProcessStatus, StepCompleted, EvaluationCompleted, RunFinished, PeerRefused
+ SHAPER -> LAUNCHER  TakeUpAgain
  LAUNCHER -> every process  Shutdown, ProcessEnded
 
 Commands are verbs, events are past tense. Messages are frozen and tagged; arrays travel as raw buffer frames
@@ -611,5 +612,14 @@ class PeerRefused(Message, frozen=True):
     reason: str
 
 
-ProcessToLauncher = PeerRefused | ProcessStatus | StepCompleted | EvaluationCompleted | RewardFailed | RunFinished
+class TakeUpAgain(Message, frozen=True):
+    """The learner is back at a checkpoint that is older than any group the shaper has kept, and generators may decode
+    under versions that are undone by that. The launcher ends all processes and begins another life of the run."""
+
+    reason: str
+
+
+ProcessToLauncher = (
+    PeerRefused | ProcessStatus | StepCompleted | EvaluationCompleted | RewardFailed | RunFinished | TakeUpAgain
+)
 LauncherToProcess = Shutdown | ProcessEnded
