@@ -16,7 +16,8 @@
     Leader -> Rank        StoreValue, Prepare, AddGroups, TrainGroup, FinishStep, SaveCheckpoint, GatherWeights,
                           Dismiss
     Rank -> Leader        StoreValue, RankReady, StepTallied, PartSaved
-    Process -> Launcher   PeerRefused, ProcessStatus, StepCompleted, EvaluationCompleted, RewardFailed, RunFinished
+    Process -> Launcher   PeerRefused, ProcessStatus, StepCompleted, EvaluationCompleted, RewardFailed, RunFinished,
+                          TakeUpAgain
     Launcher -> Process   Shutdown, ProcessEnded
 
 Messages of the launcher to its own parts, and those inside one role, have modules of their own:
@@ -617,5 +618,14 @@ class PeerRefused(Message, frozen=True):
     reason: str
 
 
-ProcessToLauncher = PeerRefused | ProcessStatus | StepCompleted | EvaluationCompleted | RewardFailed | RunFinished
+class TakeUpAgain(Message, frozen=True):
+    """The learner is back at a checkpoint that is older than any group the shaper has kept, and generators may decode
+    under versions that are undone by that. The launcher ends all processes and begins another life of the run."""
+
+    reason: str
+
+
+ProcessToLauncher = (
+    PeerRefused | ProcessStatus | StepCompleted | EvaluationCompleted | RewardFailed | RunFinished | TakeUpAgain
+)
 LauncherToProcess = Shutdown | ProcessEnded

@@ -72,7 +72,7 @@ from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.probe import Examiner, tolerance_of
 from darts_async.weights.sending.publish import Publisher
 from darts_async.weights.sending.source import WeightSource
-from darts_async.wire.atomic_dir import remove_staging
+from darts_async.wire.atomic_dir import remove_leftovers, remove_staging
 
 MODEL_DIR = "model"
 MAX_TOGETHER = MAX_ORDERS // 4
@@ -149,6 +149,7 @@ class LearnerActor:
         root = self._runtime.run_dir / CHECKPOINTS_DIR
         model_dir = resolve_model_path(self._runtime.config.model.path)
         keep = self._config.keep_checkpoints
+        await asyncio.to_thread(remove_leftovers, root)
         path = await asyncio.to_thread(checkpoint.latest, root, keep)
         self._team.prepare(path.name if path is not None else "")
         trainer = await self._in_thread(make_trainer, self._runtime.config, model_dir, self._team.ranks)

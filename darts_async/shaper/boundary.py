@@ -15,6 +15,7 @@ it again.
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -52,11 +53,13 @@ class Boundary:
 
     Args:
         config: of the run.
+        run_dir: of the run, to be named in what the user is advised to do.
         vocab_size: of the model; None where the engine has none.
     """
 
-    def __init__(self, config: RunConfig, vocab_size: int | None = None) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, vocab_size: int | None = None) -> None:
         self._config = config
+        self._run_dir = run_dir
         self._num_token_ids = NUM_INT32 if vocab_size is None else vocab_size
 
     def refusal(self, state: ShaperState, peer: str, message: Incoming) -> str | None:
@@ -141,12 +144,12 @@ class Boundary:
             return f"a shaper state of {len(message.shaper_state)} bytes, and {MAX_SHARED_BYTES} is the most"
         if not 0 <= message.next_group_id < MAX_GROUPS:
             return f"it has had groups up to {message.next_group_id}"
-        if state.is_finished or state.may_start_over_at(version):
+        if state.is_finished or state.may_start_over or not state.training.taken.can_rewind(version):
             return None
         try:
             state.training.unheard(version)
         except DataError as error:
-            return str(error)
+            return f"{error}; end the run and take it up again: darts-launch resume --from-checkpoint {self._run_dir}"
         return None
 
 

@@ -108,7 +108,7 @@ class RunReopened(Record, frozen=True):
 
     num_steps: int
     life: int = 0
-    """Which start of the launcher this is of."""
+    """Which life of the run this is of."""
 
 
 class TakenBack(Record, frozen=True):
@@ -150,7 +150,10 @@ _STEERING = (RunReopened, TakenBack, BroughtForward)
 
 
 class Position(Struct, frozen=True):
-    """A place in a ledger: after so many records, as this life of the run counted them."""
+    """A place in a ledger: after so many records, as this life of the run counted them.
+
+    A checkpoint remembers one. It means one thing only: a life takes records back before it lets its learner go on, if
+    at all (see `ShaperState.may_start_over`), so before a checkpoint has a place that is counted in it."""
 
     life: int
     num_records: int

@@ -1,6 +1,7 @@
-"""What the earlier lives of a run have left behind: a *life* is one start of its launcher.
+"""What the earlier lives of a run have left behind: a *life* is one start of all its processes.
 
     life 1 ---- stopped, failed or killed ---- life 2: `darts-launch resume RUN_DIR` ---- ...
+       `------- all processes have to be new (`TakeUpAgain`) ---- life 2, of the same launcher ---- ...
 
 What was learnt is in the journal of the shaper and the checkpoints of the learner. Here is what the launcher goes on
 from: which incarnations are used up, the steps and evaluations so far, and how long the run has gone on.

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -114,7 +115,7 @@ def run_command(
     if dry_run:
         Screen().print(dry_run_screen(config, _plan(config, config.runs_path / run_dir_name(config.name))))
         return
-    with outliving_readers(), _room_wanted():
+    with outliving_readers(), _room_wanted(), bad_input():
         outcome, summary = _run(config)
         _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
@@ -139,7 +140,7 @@ def resume(
             config, _ = _checked(found / CONFIG_FILE, starts=True)
             plan = structs.replace(_plan(config, found), life=past.life, from_checkpoint=from_checkpoint)
             with outliving_readers(), _room_wanted():
-                outcome, summary = _conduct(config, plan, found, past)
+                outcome, summary = _lead(config, plan, found, past)
                 _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
 
@@ -205,17 +206,29 @@ def _run(config: RunConfig) -> tuple[Outcome, Summary]:
     plan = _plan(config, run_dir)
     create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
     with held(run_dir):
-        return _conduct(config, plan, run_dir, NO_PAST)
+        return _lead(config, plan, run_dir, NO_PAST)
 
 
-def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
+def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
+    """A life of the run, and further ones where all processes have to be new (`TakeUpAgain`)."""
+    limits = _limits(config)
+    outcome, summary = _conduct(config, plan, run_dir, past, limits)
+    while outcome.goes_on:
+        limits, past = replace(limits, num_lives=limits.num_lives - 1), read_past(run_dir, plan)
+        plan = structs.replace(_plan(config, run_dir), life=past.life)
+        outcome, summary = _conduct(config, plan, run_dir, past, limits)
+    return outcome, summary
+
+
+def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits: Limits) -> tuple[Outcome, Summary]:
+    """One life of it."""
     write_inputs(run_dir, config, plan)
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the life before
     display = make_display(Screen())
     try:
         control = partial(open_control, plan, run_dir, config.transport, past.life)
         return asyncio.run(
-            carry_out(config, plan, run_dir, open_control=control, display=display, limits=_limits(config), past=past)
+            carry_out(config, plan, run_dir, open_control=control, display=display, limits=limits, past=past)
         )
     except TransportError as error:
         display.close()

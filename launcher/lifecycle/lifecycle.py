@@ -4,6 +4,7 @@ A run lives like this (`RUN_LIFE`):
 
     running  -> stopping  a signal, a process that ends for good or never reports, no progress
              -> leaving   the shaper says `RunFinished`
+             -> replaced  the shaper wants all processes to be new: another life of the run begins
     stopping -> leaving   the shaper has accounted for every sample, is gone, or is late
 
 While it is running, a process that ends or hangs is missed for a while (see `restarts` and `liveness`), and a full disk
@@ -30,6 +31,7 @@ RUN_LIFE = Transitions(
     {
         ("running", "stopping"): "a signal, a process that ends for good or never reports, no progress",
         ("running", "leaving"): "the shaper says `RunFinished`",
+        ("running", "replaced"): "the shaper wants all processes to be new: another life of the run begins",
         ("stopping", "leaving"): "the shaper has accounted for every sample, is gone, or is late",
     }
 )
@@ -60,6 +62,8 @@ class Limits:
     """A run without a step or an evaluation for this long has failed, however alive its processes look."""
     no_space_s: float = 86400.0
     """A run that waits for room on the disk for this long has failed."""
+    num_lives: int = 10
+    """A run that has to be taken up again begins so many further lives by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ class Outcome:
     status: Status
     reason: str
     culprit: str | None = None
+    goes_on: bool = False
+    """Only this life of it has ended: it is resumed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +287,22 @@ class Course:
         self.outcome, self._deadline_s = Outcome("finished", reason), now_s + self._limits.finish_s
         return [AskToLeave(True, reason), Notice(reason)]
 
+    def take_up_again(self, reason: str, now_s: float) -> list[Action]:
+        """The shaper cannot go on with the processes that there are: they are ended at once, as if the run had been
+        killed, and another life of it begins."""
+        if self.outcome is not None:
+            return []
+        if not self._limits.num_lives:
+            return self._cut_short(Outcome("failed", f"{reason}, again and again"), now_s)
+        self._to("replaced")
+        self.outcome, self._deadline_s = Outcome("failed", reason, goes_on=True), now_s
+        return [Notice(f"{reason}: all processes are ended, and the run is resumed")]
+
     def interrupted(self, reason: str, now_s: float) -> list[Action]:
         """The user wants the run to stop."""
+        if self.outcome is not None and self.outcome.goes_on:
+            self.outcome = Outcome("stopped", reason)
+            return []
         if self.outcome is not None and self.outcome.status == "finished":  # whoever stops this means it
             self.outcome, self._deadline_s = Outcome("stopped", reason), now_s + self._limits.stop_s
             return []

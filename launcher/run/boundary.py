@@ -18,6 +18,7 @@ from darts_async.protocol import (
     RewardFailed,
     RunFinished,
     StepCompleted,
+    TakeUpAgain,
 )
 from darts_async.topology import RunPlan
 
@@ -54,6 +55,8 @@ class Boundary:
                 return _names([message.kind])
             case RunFinished() if role == "shaper":
                 return self._finished(message)
+            case TakeUpAgain() if role == "shaper":
+                return None
             case PeerRefused():
                 return self._accusation(name, message)
             case _:

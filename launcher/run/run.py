@@ -34,6 +34,7 @@ from darts_async.protocol import (
     RunFinished,
     Shutdown,
     StepCompleted,
+    TakeUpAgain,
 )
 from darts_async.telemetry import logging_to
 from darts_async.topology import LAUNCHER, RunPlan, agent_name
@@ -119,8 +120,9 @@ class Run:
         while not self.course.over(_now_s()):
             await self._turn(_TICK_S)
         await self._end()
-        self.signals.ignore()
         assert self.course.outcome is not None
+        if not self.course.outcome.goes_on:  # else a signal still means that it is not to
+            self.signals.ignore()
         return self.course.outcome
 
     def _start(self, name: str, incarnation: int) -> None:
@@ -194,6 +196,8 @@ class Run:
             case RunFinished():
                 self.view.finished = heard.body
                 self._act(self.course.finished(heard.body.reason, now_s))
+            case TakeUpAgain(reason=reason):
+                self._act(self.course.take_up_again(reason, now_s))
             case PeerRefused() as refused:
                 self._take_accusation(name, refused)
             case Silence() if is_current and name in self.fleet.running and not self._is_to_leave(name):
@@ -440,6 +444,7 @@ async def _carry_out(
                 it.note(text)
             async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
                 ending.outcome = await it.conduct()
+        ending.outcome = it.course.outcome or ending.outcome  # a signal may have come since
         trace.close()
         # Before `state.json` says how it ended: a run that has ended has its summary, whatever dies in between.
         summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())

@@ -64,7 +64,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     ended_at_s: float | None
     launcher_pid: int
     life: int = 1
-    """Which start of the launcher this is of."""
+    """Which life of the run this is of."""
     directory: str = ""
     """Where `darts-launch` was called: relative paths of the settings begin there."""
     inode: int = 0

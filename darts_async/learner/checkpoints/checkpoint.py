@@ -47,6 +47,7 @@ from darts_async.learner.ranks.shard_rows import overlaps, rows_of
 from darts_async.learner.step import Trainer
 from darts_async.topology import SHAPER_STATE_FILE
 from darts_async.wire.atomic_dir import FileSum, file_sum, open_staging, put_in_place, set_aside
+from darts_async.wire.atomic_file import flush
 
 FORMAT = 4
 MANIFEST = "manifest.json"
@@ -354,6 +355,7 @@ def _name_damaged(path: Path) -> None:
     try:
         shutil.rmtree(target, ignore_errors=True)
         path.rename(target)
+        flush(path.parent)  # or it may be back after a power loss, when what followed from it is void
     except OSError as error:
         raise CheckpointError(f"{path} is damaged and cannot be renamed to {target.name}: {error}") from error
 

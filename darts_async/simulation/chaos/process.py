@@ -24,8 +24,6 @@ Script = Generator[float | Callable[[], bool], None, None]
 HANDLED_AFTER_S = 0.001
 """From the arrival of a frame until the process looks."""
 TICK_S = 0.025
-ADVICE = "`darts-launch down` the run and `darts-launch resume` it"
-"""In a refusal of an honest process: what is to be done about checkpoints that were damaged one after the other."""
 
 
 class SimLink:
@@ -167,9 +165,6 @@ class Process:
     def refuse(self, event: Event, reason: str) -> None:
         """As `Runtime.refuse`. Raises `Crash` where that raises."""
         is_honest = {(event.peer, event.incarnation), (self.name, self.incarnation)}.isdisjoint(self.world.liars)
-        if is_honest and ADVICE in reason:
-            self.world.is_to_be_resumed = True
-            return
         assert not is_honest, f"{event}, which is honest, is refused: {reason}"  # who is lied to may answer oddly
         self.world.counts[f"nonsense refused by a {_role(self.name)}"] += 1
         is_hub, is_judge = self._plan[event.link][0] == self.name, _role(self.name) in ("shaper", "learner")

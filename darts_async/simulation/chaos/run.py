@@ -11,7 +11,7 @@ from typing import Any
 
 from darts_async.config import PromptsConfig, RunConfig
 from darts_async.prompts.load import PromptSets, load_prompts
-from darts_async.protocol import PeerRefused, ProcessEnded, RunFinished
+from darts_async.protocol import PeerRefused, ProcessEnded, RunFinished, TakeUpAgain
 from darts_async.shaper.durable import journal
 from darts_async.simulation.chaos.generator import GeneratorProcess
 from darts_async.simulation.chaos.learner import Checkpoint, Disk, LearnerProcess
@@ -76,6 +76,8 @@ class _Launcher(Process):
                 self.finished = finished
             case Received(message=PeerRefused(name=name, incarnation=incarnation)):
                 self._take_accusation(name, incarnation)
+            case Received(message=TakeUpAgain()):
+                self.world.is_to_be_resumed = True
 
 
 class _Run:
@@ -132,7 +134,7 @@ class _Run:
             self._notice_deaths()
             if self.world.is_to_be_resumed:
                 self.world.is_to_be_resumed = False
-                self._resume("runs taken down and resumed, as a refusal says")
+                self._resume("runs that were taken up again by themselves")
             finished = self.launcher.finished
             if finished is not None and finished.reason == "finished":
                 self._moment_came("end told")

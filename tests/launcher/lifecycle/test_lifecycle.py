@@ -1,6 +1,7 @@
 """When a run ends, and why; how steps are merged; what plan follows from settings. No input or output."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -68,6 +69,34 @@ def start(course: Course, name: str, now_s: float) -> list[Action]:
 def leave(course: Course, code: int, now_s: float) -> None:
     for name in NAMES:
         course.exited(ProcessExit(name, 1, code), now_s)
+
+
+def test_a_run_that_has_to_be_taken_up_again_ends_its_life_at_once_and_goes_on() -> None:
+    course = running_course()
+    [notice] = course.take_up_again("no group is known", 5.0)
+    assert notice == Notice("no group is known: all processes are ended, and the run is resumed")
+    assert course.over(5.0)
+    assert course.exited(ProcessExit("shaper/0", 1, -9), 5.0) == []
+    assert course.take_up_again("no group is known", 5.1) == course.finished("all steps taken", 5.1) == []
+    assert course.outcome == Outcome("failed", "no group is known", goes_on=True)
+
+
+def test_a_run_that_is_stopped_is_not_taken_up_again() -> None:
+    course = running_course()
+    course.take_up_again("no group is known", 5.0)
+    course.interrupted("stopped by Ctrl-C", 5.1)
+    assert course.outcome == Outcome("stopped", "stopped by Ctrl-C")
+    course = running_course()
+    course.interrupted("stopped by Ctrl-C", 5.0)
+    assert course.take_up_again("no group is known", 5.1) == []
+    assert course.outcome == Outcome("stopped", "stopped by Ctrl-C")
+
+
+def test_a_run_is_not_taken_up_again_without_end() -> None:
+    restarts = Restarts(PLAN, RolesConfig(), seed=0)
+    course = Course(PLAN, replace(LIMITS, num_lives=0), restarts, now_s=0.0)
+    course.take_up_again("no group is known", 5.0)
+    assert course.outcome == Outcome("failed", "no group is known, again and again")
 
 
 def test_a_run_is_finished_when_all_have_left_by_themselves() -> None:

@@ -17,6 +17,7 @@ from darts_async.protocol import (
     ProcessToLauncher,
     RunFinished,
     StepCompleted,
+    TakeUpAgain,
 )
 from launcher.lifecycle.lifecycle import Kill, Lost, Notice
 from launcher.nodes.supervisor import ProcessExit
@@ -61,6 +62,7 @@ def status(state: str = "decoding", **changes: Any) -> ProcessStatus:
         ("generator/0", status(uptime_s=float("nan")), "nan"),
         ("generator/0", status(busy_s={"decode": float("inf")}), "inf"),
         ("generator/0", status("idle\n"), "the name"),
+        ("learner/0", TakeUpAgain("no"), "not for a learner to say"),
         ("generator/0", PeerRefused("reward/0", 1, "no"), "nothing to do"),
         ("generator/0", PeerRefused("generator/0", 1, "no"), "nothing to do"),
         ("generator/0", PeerRefused("generator/9", 1, "no"), "nothing to do"),
