@@ -14,7 +14,7 @@ from pathlib import Path
 
 from darts_async.errors import DeadlineError, ProcessDiedError, RewardError
 from darts_async.reward.descendants import kill_marked
-from darts_async.reward.limits import Limits, breach_of
+from darts_async.reward.limits import Limits, breach_of, shown_exit_code
 from darts_async.reward.warden import MARK
 from darts_async.reward.wire import LENGTH_BYTES, LoadFailed, WorkerReply, WorkItem, decode_reply, encode_frame
 from darts_async.spawn import module_command, signal_name, spawn
@@ -146,4 +146,4 @@ class Worker:
         breach = breach_of(code)
         if breach is not None:
             return LimitExceededError(f"the reward function {self._limits.describe(breach)}, and was ended")
-        return ProcessDiedError(f"reward worker {self.pid} ended with exit code {code}")
+        return ProcessDiedError(f"reward worker {self.pid} ended with exit code {shown_exit_code(code)}")
