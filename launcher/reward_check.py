@@ -35,23 +35,23 @@ def check_answers(config: RunConfig, prompts: PromptSets) -> Iterator[Problem]:
     """`math` has reference answers that a response can equal: none at all is an error, words are a hint."""
     if config.reward.function != "math":
         return
-    every = (*prompts.train, *prompts.held_out)
-    empty = [prompt for prompt in every if not content_of(prompt.answer).strip("$ ")]
-    in_words = [prompt for prompt in every if prose(content_of(prompt.answer)) is not None]
+    every = [(prompt, content_of(prompt.answer)) for prompt in (*prompts.train, *prompts.held_out)]
+    empty = [prompt for prompt, content in every if not content.strip("$ ")]
+    in_words = [prompt for prompt, content in every if prose(content) is not None]
     if empty:
-        message = f"{_share(empty, every)} empty, and no response can equal them; {_first(empty)}"
+        message = f"{_share(empty, len(every))} empty, and no response can equal them; {_first(empty)}"
         yield Problem("prompts.answer_field", message, fix="remove the records, or name the field that has the answer")
     if in_words:
         message = (
-            f"{_share(in_words, every)} in words, which no number or expression can equal: a response is right only "
-            f"if its box repeats them; {_first(in_words)}"
+            f"{_share(in_words, len(every))} in words, which no number or expression can equal: a response is right "
+            f"only if its box repeats them; {_first(in_words)}"
         )
         fix = "give answers as numbers or expressions, or a reward function of your own"
         yield Problem("prompts.answer_field", message, fix=fix, is_hint=True)
 
 
-def _share(some: Sequence[Prompt], every: Sequence[Prompt]) -> str:
-    return f"{len(some):,} of {len(every):,} reference answers are"
+def _share(some: Sequence[Prompt], num_prompts: int) -> str:
+    return f"{len(some):,} of {num_prompts:,} reference answers are"
 
 
 def _first(some: Sequence[Prompt]) -> str:
