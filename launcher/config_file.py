@@ -24,8 +24,9 @@ from darts_async.config import RunConfig
 from launcher.field_names import OURS
 from launcher.problems import InputError, Problem, shown
 
-MAX_FILE_BYTES = 1 << 20
-"""The longest file that is read; one with every setting has a hundredth of that."""
+MAX_FILE_BYTES = 256 << 10
+"""The longest file that is read; one with every setting has a twentieth of that. The parser needs a
+second and more for it."""
 MAX_VALUES = 100_000
 """The most values of a file, aliases written out."""
 
@@ -39,8 +40,9 @@ Place = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with numbers such as `5e-4`, and without whole numbers that no setting can hold: Python could
-    not even show one of thousands of digits."""
+    """The safe loader, with numbers such as `5e-4`, and without what no setting can hold: whole numbers of more than 64
+    bits (Python could not even show one of thousands of digits), and texts with a null character, which is the end of a
+    text for the system."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """Raises `ConstructorError` for one of more than 64 bits."""
@@ -50,7 +52,14 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
         return int(value)
 
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        """Raises `ConstructorError` for one with a null character."""
+        if "\0" in node.value:
+            raise yaml.constructor.ConstructorError(None, None, "a text with a null character", node.start_mark)
+        return str(super().construct_yaml_str(node))
 
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 _Loader.add_implicit_resolver(

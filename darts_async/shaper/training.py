@@ -356,6 +356,7 @@ class Training:
             self._queue.ask_again(prompt, num_samples)
         self._taken_by_stop.clear()
         self._window.reopen(self.num_steps)
+        self._statistics.reopened()
 
     # --- the window ------------------------------------------------------------------------------------------
 

@@ -199,7 +199,7 @@ class Run:
             case TakeUpAgain(reason=reason):
                 self._act(self.course.take_up_again(reason, now_s))
             case PeerRefused() as refused:
-                self._take_accusation(name, refused)
+                self._take_accusation(heard, refused)
             case Silence() if is_current and name in self.fleet.running and not self._is_to_leave(name):
                 self.note(f"nothing is heard of {name}: {heard.body.reason}")
 
@@ -213,13 +213,19 @@ class Run:
                 why = self.boundary.refusal(name, message)
                 return None if why is None else f"{type(message).__name__}: {why}"
 
-    def _take_accusation(self, name: str, refused: PeerRefused) -> None:
-        """One process takes nothing more from another."""
-        reason = f"{refused.reason} (says {name})"
-        if self.boundary.may_accuse(name, refused.name):
-            self._act(self.course.refused(refused.name, refused.incarnation, reason))
-        else:
-            self.note(f"{refused.name} is refused by {name}, which may not judge it: {refused.reason}")
+    def _take_accusation(self, heard: Heard, refused: PeerRefused) -> None:
+        """One process takes nothing more from another. Of an incarnation that has been replaced this is no news."""
+        accuser, accused, incarnation = heard.process, refused.name, self.course.incarnation(refused.name)
+        if refused.incarnation < incarnation:
+            return
+        for culprit in self.boundary.culprits(accuser, accused, incarnation):
+            if culprit == accused:
+                self._act(self.course.refused(accused, incarnation, f"{refused.reason} (says {accuser})"))
+            else:
+                alone = (
+                    f"it alone takes nothing more from {accused}, which sends what cannot be meant: {refused.reason}"
+                )
+                self._act(self.course.refused(accuser, heard.incarnation, alone))
 
     def _is_to_leave(self, name: str) -> bool:
         return self.course.ending or self.course.is_stopping(name)

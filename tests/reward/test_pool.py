@@ -118,6 +118,7 @@ def mischief(*, prompt, response, answer, metadata, finish_reason):
             Path("child_pid").write_text(str(child.pid))
             child.wait()
         case "exit": sys.exit(3)
+        case "exit as for a limit": os._exit(232)
         case "segfault": os.kill(os.getpid(), signal.SIGSEGV)
 """
 
@@ -285,7 +286,14 @@ async def test_what_a_hanging_function_has_started_is_killed_with_it(directory: 
     await until(lambda: not is_running(child_pid))
 
 
-@pytest.mark.parametrize(("prompt", "end"), [("exit", "ended with exit code 3"), ("segfault", "was ended by SIGSEGV")])
+@pytest.mark.parametrize(
+    ("prompt", "end"),
+    [
+        ("exit", "ended with exit code 3"),
+        ("exit as for a limit", "ended with exit code 231 to 235"),
+        ("segfault", "was ended by SIGSEGV"),
+    ],
+)
 async def test_a_worker_that_dies_is_replaced(directory: Path, prompt: str, end: str) -> None:
     async with running(directory) as pool:
         (pid,) = pool.worker_pids

@@ -87,10 +87,11 @@ def test_runs_that_die_in_their_last_second_end_as_finished(moment: str) -> None
 
 
 def test_runs_outlive_processes_that_talk_nonsense() -> None:
-    found = faults_of(seeds_with(lambda hardship: hardship.lies > 0.001, 12))
+    found = faults_of(seeds_with(lambda hardship: hardship.lies > 0.001, 24))
     for role in ("shaper", "generator", "learner"):
         assert found[f"nonsense refused by a {role}"], found
     assert found["generators killed for nonsense"], found
+    assert found["shapers killed for nonsense"], found
 
 
 def test_runs_outlive_a_full_disk() -> None:
