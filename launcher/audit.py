@@ -16,7 +16,7 @@ from darts_async.shaper.ledger import LEDGER_FILE, FoundLedger, scan_ledger
 from launcher.audit_books import Books, Finding, audit
 from launcher.cluster import load_config
 from launcher.evidence import evidence_against
-from launcher.past import known_record
+from launcher.live import known_record
 from launcher.rundir import SUMMARY_FILE
 from launcher.summary import Summary
 

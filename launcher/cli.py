@@ -29,15 +29,16 @@ from darts_async.errors import ConfigError, NoSpaceError, TransportError
 from darts_async.faults import VARIABLE, parse_faults
 from darts_async.limits import raise_open_files
 from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
-from darts_async.transport import create_run_keys
+from darts_async.transport import create_run_keys, renew_run_keys
+from launcher.changed_settings import refuse_changes
 from launcher.cluster import load_config
 from launcher.control import open_control
 from launcher.course import Limits, Outcome
 from launcher.dry_run import dry_run_screen
 from launcher.ending import failure_screen
 from launcher.interrupts import outliving_readers
-from launcher.live import find_run, refuse_links
-from launcher.past import NO_PAST, Past, held, known_record, read_past
+from launcher.live import find_run, known_record, refuse_links
+from launcher.past import NO_PAST, Past, held, read_past
 from launcher.plan import hub_addresses, plan_run
 from launcher.preflight import Findings, check_run, link_ports
 from launcher.problems import InputError, hint_screen, missing_screen, problem_screen
@@ -137,7 +138,9 @@ def resume(
                 os.chdir(record.directory or ".")  # where relative paths of the settings begin
             past = read_past(found, _known_plan(found))
             config, _ = _checked(found / CONFIG_FILE, starts=True)
+            refuse_changes(found, found / CONFIG_FILE, config, past.num_steps)
             plan = structs.replace(_plan(config, found), life=past.life, from_checkpoint=from_checkpoint)
+            renew_run_keys(found / KEYS_DIR, plan.endpoints())
             with outliving_readers(), _room_wanted():
                 outcome, summary = _conduct(config, plan, found, past)
                 _show_end(outcome, summary)
@@ -220,8 +223,23 @@ def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tup
     except TransportError as error:
         display.close()
         _give_up(f"the launcher's own link cannot be opened: {error}")
+    except (OSError, ExceptionGroup) as error:
+        if (why := _taken_away(error, run_dir)) is None:
+            raise
+        display.close()
+        _give_up(f"the run has ended, for its directory can no longer be used: {why}")
     finally:
         display.close()
+
+
+def _taken_away(error: Exception, run_dir: Path) -> OSError | None:
+    """The error, or the first of a group, if all say that somebody has removed or changed what is in `run_dir`."""
+    if isinstance(error, ExceptionGroup):
+        found = [_taken_away(each, run_dir) for each in error.exceptions]
+        return found[0] if all(found) else None
+    if not isinstance(error, OSError) or is_no_space(error) or not isinstance(error.filename, str):
+        return None
+    return error if Path(error.filename).is_relative_to(run_dir) else None
 
 
 def _show_end(outcome: Outcome, summary: Summary) -> None:
