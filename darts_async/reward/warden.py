@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from darts_async.machine.lifetime import die_with_parent
+from darts_async.machine.lifetime import die_with_parent, wake_with_parent
 from darts_async.reward.descendants import become_subreaper, descendants, kill_descendants, memory_bytes
 from darts_async.reward.limits import Limits, exit_code_of, passed_on
 
@@ -171,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizer", required=True, type=Path)
     parser.add_argument("--limits", required=True, type=Limits.of_argument)
     options = parser.parse_args(arguments)
+    wake_with_parent()  # a reward function can stop its warden, which would stay then
     become_subreaper()
     _limit(resource.RLIMIT_CORE, 0)  # how a worker has crashed is printed
     output, prints_to = os.pipe()

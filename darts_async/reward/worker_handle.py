@@ -106,6 +106,7 @@ class Worker:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
+                self._process.send_signal(signal.SIGCONT)  # a warden that was stopped takes no other
 
     async def reap(self) -> None:
         """Wait for a killed process to be gone, pipes included.

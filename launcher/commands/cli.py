@@ -30,12 +30,13 @@ from darts_async.faults import VARIABLE, parse_faults
 from darts_async.machine.full_disk import is_no_space
 from darts_async.machine.limits import raise_open_files
 from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
-from darts_async.transport import create_run_keys
-from launcher.analysis.earlier_lives import NO_PAST, Past, held, known_record, read_past
+from darts_async.transport import create_run_keys, renew_run_keys
+from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
+from launcher.changed_settings import refuse_changes
 from launcher.commands.dry_run import dry_run_screen
 from launcher.commands.verbs import VERBS, bad_input
 from launcher.config_file import load_config
-from launcher.control.find_run import find_run, refuse_links
+from launcher.control.find_run import find_run, known_record, refuse_links
 from launcher.display.failure_screen import failure_screen
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import make_display
@@ -138,7 +139,9 @@ def resume(
                 os.chdir(record.directory or ".")  # where relative paths of the settings begin
             past = read_past(found, _known_plan(found))
             config, _ = _checked(found / CONFIG_FILE, starts=True)
+            refuse_changes(found, found / CONFIG_FILE, config, past.num_steps)
             plan = structs.replace(_plan(config, found), life=past.life, from_checkpoint=from_checkpoint)
+            renew_run_keys(found / KEYS_DIR, plan.endpoints())
             with outliving_readers(), _room_wanted():
                 outcome, summary = _lead(config, plan, found, past)
                 _show_end(outcome, summary)
@@ -233,8 +236,23 @@ def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits
     except TransportError as error:
         display.close()
         _give_up(f"the launcher's own link cannot be opened: {error}")
+    except (OSError, ExceptionGroup) as error:
+        if (why := _taken_away(error, run_dir)) is None:
+            raise
+        display.close()
+        _give_up(f"the run has ended, for its directory can no longer be used: {why}")
     finally:
         display.close()
+
+
+def _taken_away(error: Exception, run_dir: Path) -> OSError | None:
+    """The error, or the first of a group, if all say that somebody has removed or changed what is in `run_dir`."""
+    if isinstance(error, ExceptionGroup):
+        found = [_taken_away(each, run_dir) for each in error.exceptions]
+        return found[0] if all(found) else None
+    if not isinstance(error, OSError) or is_no_space(error) or not isinstance(error.filename, str):
+        return None
+    return error if Path(error.filename).is_relative_to(run_dir) else None
 
 
 def _show_end(outcome: Outcome, summary: Summary) -> None:

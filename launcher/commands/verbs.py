@@ -25,7 +25,7 @@ from launcher.control.find_run import ask_run, find_run, has_launcher, names_of,
 from launcher.control.requests import Done, GetStatus, Refused, Request, RestartProcess, RunState, StopRun
 from launcher.display.status import status_screen
 from launcher.run_dir.logs import log_tails
-from launcher.run_dir.run_dir import LOGS_DIR, TRACE_FILE
+from launcher.run_dir.run_dir import LOGS_DIR, TRACE_FILE, RunRecord
 from launcher.terminal import Screen, write_json, write_line
 
 FAILED, BAD_INPUT = 1, 2
@@ -74,30 +74,37 @@ def down(
     """End a live run in order, as Ctrl-C does, and wait until it has ended."""
     with bad_input():
         found = find_run(run_dir, runs_dir)
-        _stop(found)
-    deadline_s = time.monotonic() + timeout_s
-    while (record := record_of(found)).status == "running" and has_launcher(found):
-        if time.monotonic() >= deadline_s:
-            late = f"{found} has not ended within {timeout_s:g} s"
-            Screen(stderr=True).print(Text.assemble(("✗ ", "red"), late), soft_wrap=True)
-            raise typer.Exit(FAILED)
-        time.sleep(_POLL_S)
-    with bad_input():
+        before = record_of(found)
+        is_asked = _stop(found)
+        deadline_s = time.monotonic() + timeout_s
+        while has_launcher(found) and not _has_ended(record := record_of(found), before):
+            if time.monotonic() >= deadline_s:
+                late = f"{found} has not ended within {timeout_s:g} s; its launcher is pid {record.launcher_pid}"
+                Screen(stderr=True).print(Text.assemble(("✗ ", "red"), late), soft_wrap=True)
+                raise typer.Exit(FAILED)
+            time.sleep(_POLL_S)
+            is_asked = is_asked or _stop(found, may_be_gone=True)
         if (record := record_of(found)).status == "running":
             raise not_live(found, NotRunningError(f"no launcher is running in {found}"))
     write_line(f"{found}: {record.status}: {record.reason}")
 
 
-def _stop(run_dir: Path) -> None:
-    """Ask for the end; nothing where it is near already, and nothing is asked of the launcher any more."""
+def _has_ended(record: RunRecord, before: RunRecord) -> bool:
+    """A launcher that resumes a run leaves the record of the life before as it is until it takes requests."""
+    return record.status == "finished" or (record.status != "running" and record != before)
+
+
+def _stop(run_dir: Path, *, may_be_gone: bool = False) -> bool:
+    """Ask for the end. Returns whether a launcher has heard it: one that starts or ends takes no requests."""
     try:
         reply = ask_run(run_dir, StopRun("stopped by darts-launch down"))
     except NotRunningError as error:
-        if not has_launcher(run_dir):
+        if not may_be_gone and not has_launcher(run_dir):
             raise not_live(run_dir, error) from error
-        return
+        return False
     if isinstance(reply, Refused):
         raise ConfigError(reply.reason)
+    return True
 
 
 def logs(

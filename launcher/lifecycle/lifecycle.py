@@ -193,7 +193,9 @@ class Course:
         """Nothing is left to wait for: all have ended, or their time is up."""
         if self._deadline_s is None or not self._running:
             return self._deadline_s is not None
-        saves = now_s < self._saved_by_s and any(name.startswith("learner/") for name in self._running)
+        learners = [name for name in self._running if name.startswith("learner/")]
+        # One that has not reported has nothing to save; its node may be lost, and it never come.
+        saves = now_s < self._saved_by_s and any(name not in self._silent_since_s for name in learners)
         return now_s >= self._deadline_s and not saves
 
     def incarnation(self, name: str) -> int:

@@ -1,6 +1,7 @@
 """The directory of a run: what it was asked to do, what it did, and how it ended.
 
     config.yaml      the resolved settings, every default written out
+    config.begun.yaml  the same as the last life began with it: see `changed_settings`
     plan.json        processes and links
     nodes/           of each node: pid and start time of its keeper, its agent and its processes
     state.json       running | finished | stopped | failed, and why
@@ -42,6 +43,7 @@ from darts_async.machine.full_disk import append_whole, is_no_space, room_of
 from darts_async.topology import CONFIG_FILE, PLAN_FILE, RunPlan, encode_plan
 from launcher.run_dir.growing_files import replace_file
 
+BEGUN_FILE = "config.begun.yaml"
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -103,6 +105,7 @@ def write_inputs(run_dir: Path, config: RunConfig, plan: RunPlan) -> None:
     """Settings and plan, as every process will read them."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     replace_file(run_dir / CONFIG_FILE, text.encode())
+    replace_file(run_dir / BEGUN_FILE, text.encode())
     replace_file(run_dir / PLAN_FILE, encode_plan(plan))
 
 

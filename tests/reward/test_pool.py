@@ -536,7 +536,17 @@ async def test_closing_does_not_wait_for_a_back_off(directory: Path, monkeypatch
         await waiting
 
 
-def test_workers_and_what_has_escaped_them_die_with_the_process_that_started_them(directory: Path) -> None:
+async def test_a_warden_that_a_reward_function_has_stopped_ends_as_any_other(directory: Path) -> None:
+    async with running(directory) as pool:
+        (warden,) = pool.worker_pids
+        os.kill(warden, signal.SIGSTOP)
+        assert await pool.score(score("one")) == SampleScored(1, 1.0)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_workers_and_what_has_escaped_them_die_with_the_process_that_started_them(
+    directory: Path, is_stopped: bool
+) -> None:
     script = """
 import asyncio, sys
 import numpy as np
@@ -556,6 +566,9 @@ asyncio.run(main())
         assert parent.stdout is not None
         wardens = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         workers = [*wardens, *(child for warden in wardens for child in warden.children(recursive=True))]
+        if is_stopped:
+            for warden in wardens:
+                warden.suspend()
         parent.kill()
     assert len(workers) >= 2 + 2 + 3, "wardens, workers and what one of these has let go"
     _, alive = psutil.wait_procs(workers, timeout=10)

@@ -192,6 +192,26 @@ def test_a_shaper_that_is_not_there_is_not_asked() -> None:
     assert dead.tick(10.0) == [], "and not started for that"
 
 
+@pytest.mark.parametrize(("has_reported", "waits_until_s"), [(True, 65.0), (False, 15.0)])
+def test_a_stop_waits_for_a_learner_to_save_only_where_it_has_reported(
+    has_reported: bool, waits_until_s: float
+) -> None:
+    """Its node may be lost, and a process that was ordered of it never come."""
+    roles = RolesConfig()
+    course = Course(PLAN, replace(LIMITS, save_s=50.0), Restarts(PLAN, roles, seed=0), now_s=0.0)
+    for name in NAMES:
+        course.ordered(name, 0.0)
+        if name != "learner/0" or has_reported:
+            course.reported(name, WORKING, 0.0)
+    course.interrupted("Ctrl-C", 5.0)
+    course.finished("stopped", 5.0)
+    for name in NAMES:
+        if name != "learner/0":
+            course.exited(ProcessExit(name, 1, 0), 6.0)
+    assert not course.over(waits_until_s - 0.1)
+    assert course.over(waits_until_s)
+
+
 def test_giving_up_waits_for_nobody() -> None:
     course = running_course()
     course.interrupted("Ctrl-C", 5.0)
