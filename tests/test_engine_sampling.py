@@ -48,7 +48,8 @@ def test_truncation_renormalises_over_what_is_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("truncation", "kept"), [({"top_k": 3}, {0, 1, 2}), ({"top_p": 0.85}, {0, 1, 2, 3}), ({"top_p": 0.92}, {0, 1, 2, 3, 5})]
+    ("truncation", "kept"),
+    [({"top_k": 3}, {0, 1, 2}), ({"top_p": 0.85}, {0, 1, 2, 3}), ({"top_p": 0.92}, {0, 1, 2, 3, 5})],
 )
 def test_of_tokens_that_tie_at_the_edge_as_many_are_drawn_as_it_takes(
     truncation: dict[str, Any], kept: set[int]

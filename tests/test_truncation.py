@@ -164,7 +164,7 @@ def test_the_expected_gradient_is_that_of_the_truncated_policy(truncation: Trunc
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
-# --- ties ---------------------------------------------------------------------------------------------------------------
+# --- ties -------------------------------------------------------------------------------------------------------------
 
 
 TIED = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0, 2.0, 1.0, 0.0])
@@ -217,9 +217,7 @@ NUM_TIED_ROWS, TIED_VOCABULARY = 4000, 600
 @pytest.mark.slow
 @needs_vllm
 @pytest.mark.filterwarnings("ignore")  # of its imports
-@pytest.mark.parametrize(
-    "truncation", [Truncation(top_p=0.95), Truncation(top_p=0.6), Truncation(20), QWEN3]
-)
+@pytest.mark.parametrize("truncation", [Truncation(top_p=0.95), Truncation(top_p=0.6), Truncation(20), QWEN3])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_kept_weight_is_what_vllms_own_sampler_makes_of_logits_that_tie(
     truncation: Truncation, temperature: float

@@ -11,8 +11,8 @@ truncation keeps
 whose gradient is that of the truncated policy while S stays what it is. Of tokens that are tied at the edge of S only
 some are in it, the target for one; the others enter sum and gradient by the share of them that is kept. S is made of
 these very logits, because the policy in training truncates its own distribution and not that of the policy that
-decoded. At lag 0 the two are one, and the ratio of a token is 1. The target belongs to S in any case: at the edge the engine may round differently, and an
-older policy may have kept what this one would not.
+decoded. At lag 0 the two are one, and the ratio of a token is 1. The target belongs to S in any case: at the edge the
+engine may round differently, and an older policy may have kept what this one would not.
 
 With a vocabulary of 150,000 the logits of 8,192 tokens are 5 GB in float32, and autograd keeps several copies. Here
 neither pass ever holds more than some rows of them (see `_row_slices`). The backward pass computes them again, which
