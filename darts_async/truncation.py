@@ -6,10 +6,10 @@
 
 That is what vLLM and transformers do, in this order. Equal logits are common in bf16: the tokens at the edge of S,
 those as likely as the least likely of it, are often several, and only so many of them are kept as it takes to reach
-top_k or top_p. The weight of S, and so q of a token that was drawn, depends on the distribution alone. Which of the tied tokens
-are kept depends on how a sort breaks ties: generators here keep the first in the vocabulary, and a learner counts each
-for its share, the drawn one for all of itself. vLLM's kernels for GPUs count in this way. Its PyTorch code, which runs
-on CPUs, does so for top_p and keeps every token that is as likely as the last of top_k.
+top_k or top_p. The weight of S, and so q of a token that was drawn, depends on the distribution alone. Which of the
+tied tokens are kept depends on how a sort breaks ties: generators here keep the first in the vocabulary, and a learner
+counts each for its share, the drawn one for all of itself. vLLM's kernels for GPUs count in this way. Its PyTorch code,
+which runs on CPUs, does so for top_p and keeps every token that is as likely as the last of top_k.
 """
 
 from typing import NamedTuple

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from darts_async.protocol import sample_id_of
 from darts_async.shaper.ledger import (
     AnyRecord,
     BroughtForward,
@@ -108,3 +109,23 @@ def test_a_lineage_counts_what_a_ledger_holds() -> None:
     for record in RECORDS[:5]:
         lineage.take(record)
     assert lineage.num_records == 5
+
+
+def test_a_sample_of_a_long_run_takes_less_than_a_hundred_bytes(tmp_path: Path) -> None:
+    """Opened in groups of ten, placed, ended, eight of them trained. The numbers are those of step 10,000."""
+    path, first = tmp_path / "ledger", 320_000
+    for group_id in range(first, first + 100):
+        ids = [sample_id_of(group_id, index) for index in range(10)]
+        ends = [SampleEnded(i, "trained", "committed", 1733, 10_000, 10_002, 10_003, 1.0) for i in ids[:8]]
+        write(
+            path,
+            [
+                GroupOpened(group_id, 54_321, "train", 10, 10_000, group_id),
+                *(SamplePlaced(sample_id, "generator/12", 2) for sample_id in ids),
+                *(SampleEnded(i, "cancelled", "survivor", 1733, 10_000, 10_002, None, None) for i in ids[8:]),
+                GroupShipped(group_id, 10_003),
+                *ends,
+            ],
+        )
+    write(path, [StepCommitted(10_003, tuple(range(first, first + 100)))])
+    assert 80 < path.stat().st_size / 1000 < 100

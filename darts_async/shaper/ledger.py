@@ -1,8 +1,8 @@
 """The ledger: an append-only file of records, one terminal record per sample.
 
-Each record is one MessagePack map with a `type`, framed by its length and checksums (`wire.framing`): a crash can only
-tear the last one, and reading stops there. Records are written in one `write` per batch of events: what a process has
-written survives its own death, and a power loss about a second later.
+Each record is one MessagePack array, its kind and then its fields in order, framed by its length and checksums
+(`wire.framing`): a crash can only tear the last one, and reading stops there. Records are written in one `write` per
+batch of events: what a process has written survives its own death, and a power loss about a second later.
 
 Nothing that can be read is ever overwritten. A shaper that goes on from an earlier point than the ledger had reached
 says so by `TakenBack`: readers leave out the records that are void by it. One that goes on from a later point, because
@@ -26,11 +26,11 @@ from darts_async.wire.framing import HEAD_BYTES, frame, read_frames
 LEDGER_FILE = "ledger.msgpack"
 
 
-class Record(Struct, frozen=True, tag_field="type", tag=True):
-    """Base of all records."""
+class Record(Struct, frozen=True, array_like=True):
+    """Base of all records. Tags are part of the format: a number is never given to another kind."""
 
 
-class GroupOpened(Record, frozen=True):
+class GroupOpened(Record, frozen=True, tag=0):
     """A prompt was drawn and its samples launched; `floor` is the lowest version they can be decoded under."""
 
     group_id: int
@@ -41,7 +41,7 @@ class GroupOpened(Record, frozen=True):
     cursor: int
 
 
-class SamplePlaced(Record, frozen=True):
+class SamplePlaced(Record, frozen=True, tag=1):
     """A generator was given a sample, for the first time or to go on with."""
 
     sample_id: int
@@ -49,7 +49,7 @@ class SamplePlaced(Record, frozen=True):
     incarnation: int
 
 
-class WeightsAcknowledged(Record, frozen=True):
+class WeightsAcknowledged(Record, frozen=True, tag=2):
     """A generator has said that it decodes under this version from now on."""
 
     generator: str
@@ -57,21 +57,21 @@ class WeightsAcknowledged(Record, frozen=True):
     policy_version: int
 
 
-class GroupShipped(Record, frozen=True):
+class GroupShipped(Record, frozen=True, tag=3):
     """The kept samples went to the learner, for `step`."""
 
     group_id: int
     step: int
 
 
-class GroupDropped(Record, frozen=True):
+class GroupDropped(Record, frozen=True, tag=4):
     """The group will not be trained; its prompt is asked again."""
 
     group_id: int
     reason: str
 
 
-class SampleEnded(Record, frozen=True):
+class SampleEnded(Record, frozen=True, tag=5):
     """The one terminal event of a sample. `step` is set for trained samples only."""
 
     sample_id: int
@@ -84,26 +84,26 @@ class SampleEnded(Record, frozen=True):
     reward: float | None
 
 
-class VersionSeen(Record, frozen=True):
+class VersionSeen(Record, frozen=True, tag=6):
     """A version was published."""
 
     policy_version: int
 
 
-class StepCommitted(Record, frozen=True):
+class StepCommitted(Record, frozen=True, tag=7):
     """The learner has taken a step with these groups in its gradient, for the first time or again."""
 
     step: int
     group_ids: tuple[int, ...]
 
 
-class LearnerRewound(Record, frozen=True):
+class LearnerRewound(Record, frozen=True, tag=8):
     """The learner is back at this version: the steps from it on are undone, and are taken again."""
 
     policy_version: int
 
 
-class RunReopened(Record, frozen=True):
+class RunReopened(Record, frozen=True, tag=9):
     """A run whose processes had all ended goes on after so many steps, with new generators: a later version is void."""
 
     num_steps: int
@@ -111,14 +111,14 @@ class RunReopened(Record, frozen=True):
     """Which start of the launcher this is of."""
 
 
-class TakenBack(Record, frozen=True):
+class TakenBack(Record, frozen=True, tag=10):
     """Of the records so far, without those that are void already, the first `num_records` count; the others are void:
     the shaper goes on from where it stood after these."""
 
     num_records: int
 
 
-class BroughtForward(Record, frozen=True):
+class BroughtForward(Record, frozen=True, tag=11):
     """Earlier records are lost. Every sample of the groups before `next_group_id` has ended, and these are the sums."""
 
     num_records: int
