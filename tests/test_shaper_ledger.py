@@ -1,5 +1,6 @@
 """The ledger survives a torn tail."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,37 @@ def test_a_sample_of_a_long_run_takes_less_than_a_hundred_bytes(tmp_path: Path) 
         )
     write(path, [StepCommitted(10_003, tuple(range(first, first + 100)))])
     assert 80 < path.stat().st_size / 1000 < 100
+
+
+def test_a_ledger_that_was_read_takes_little_more_memory_than_its_file(tmp_path: Path) -> None:
+    """And 8 bytes for each record twice: written, and counted. As objects it was twelve times the file."""
+    path = tmp_path / "ledger"
+    write(path, [SamplePlaced(sample_id, "generator/0", 1) for sample_id in range(1 << 40, (1 << 40) + 3000)])
+    scan_ledger(path)
+    tracemalloc.start()
+    found = scan_ledger(path)
+    held_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.records) == 3000
+    assert held_bytes < 1.2 * path.stat().st_size + 2 * 8 * 3000
+
+
+def test_what_is_counted_after_the_file_was_read_is_compared_with_what_was_read(tmp_path: Path) -> None:
+    """A journal tells the same again, then something else; neither changes what was read."""
+    path = tmp_path / "ledger"
+    write(path, [VersionSeen(version) for version in range(5)])
+    found, at = scan_ledger(path), scan_ledger(path).written.begin(3)
+    replayed = found.until(at, 3, {1: 0})
+    assert replayed is not None
+    assert found.counted.corrected_to(replayed) == [TakenBack(3)]
+    replayed.take(VersionSeen(3))
+    assert found.counted.corrected_to(replayed) == [TakenBack(4)]
+    replayed.take(VersionSeen(40))
+    replayed.take(VersionSeen(41))
+    assert found.counted.corrected_to(replayed) == [TakenBack(4), VersionSeen(40), VersionSeen(41)]
+    replayed.take(TakenBack(2))
+    replayed.take(VersionSeen(42))
+    assert found.counted.corrected_to(replayed) == [TakenBack(2), VersionSeen(42)]
+    assert replayed.num_void == 4
+    assert list(found.records) == [VersionSeen(version) for version in range(5)]
+    assert found.until(at - 1, 3, {1: 0}) is None
