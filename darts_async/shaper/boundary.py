@@ -99,8 +99,9 @@ class Boundary:
         work, version = state.work, message.policy_version
         if (reason := _version(state, version)) is not None:
             return reason
-        sample_ids, longest = message.sample_ids.tolist(), self._config.sampling.max_new_tokens
-        if (most := max(message.num_tokens.tolist(), default=0)) > longest:
+        sample_ids, counts = message.sample_ids.tolist(), message.num_tokens.tolist()
+        longest = self._config.sampling.max_new_tokens
+        if (most := max(counts, default=0)) > longest:
             return f"{most} tokens of one sample, and max_new_tokens is {longest}"
         if (seat := work.generators.seat(peer)) is None or state.is_ending:
             return _unknown(state, sample_ids)
@@ -108,8 +109,7 @@ class Boundary:
             return f"tokens of version {version} after it had applied version {seat.policy_version}"
         if len(set(sample_ids)) < len(sample_ids):
             return "tokens of one sample in two places of a message"
-        for sample_id, count in zip(sample_ids, message.num_tokens.tolist(), strict=True):
-            sample = work.owned(peer, sample_id)
+        for sample_id, sample, count in zip(sample_ids, work.all_owned(peer, sample_ids), counts, strict=True):
             if sample is None:
                 return f"tokens of sample {sample_id}, which it does not hold"
             if sample.num_tokens + count > longest:

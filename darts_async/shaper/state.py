@@ -346,9 +346,8 @@ class ShaperState:
         self.work.totals.tokens_by_generator[peer][self._incarnations[peer]] += len(message.token_ids)
         version, token_ids, logprobs = message.policy_version, message.token_ids, message.logprobs
         sample_ids, counts, begin = message.sample_ids.tolist(), message.num_tokens.tolist(), 0
-        for sample_id, count in zip(sample_ids, counts, strict=True):
+        for sample_id, sample, count in zip(sample_ids, self.work.all_owned(peer, sample_ids), counts, strict=True):
             end = begin + count
-            sample = self.work.owned(peer, sample_id)
             if sample is not None:
                 sample.append(version, token_ids[begin:end], logprobs[begin:end])
             else:  # it was given to another generator while this one was silent

@@ -5,6 +5,7 @@ The half of the shaper's state that knows generators and reward processes; what 
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -247,6 +248,12 @@ class Workload:
         """The sample, if this generator holds it."""
         sample = self._samples.get(sample_id)
         return sample if sample is not None and sample.generator == peer else None
+
+    def all_owned(self, peer: str, sample_ids: Iterable[int]) -> list[Sample | None]:
+        """The same of many: each message of tokens names some hundred."""
+        find = self._samples.get
+        found = [find(sample_id) for sample_id in sample_ids]
+        return [sample if sample is not None and sample.generator == peer else None for sample in found]
 
     def group_of(self, sample: Sample) -> Group:
         """The group of a sample that has not ended."""

@@ -137,9 +137,17 @@ def test_a_group_that_lost_rewards_is_trained_on_the_others(rule: str, seed: int
     assert world.finished.num_rewards <= len(world.judged)
 
 
-@pytest.mark.parametrize("rule", ["none", "survivor", "unbiased survivor"])
-def test_a_reward_that_fails_on_every_fifth_response_costs_hardly_a_group(rule: str) -> None:
-    eight = {"keep": 8, "launch": 8 if rule == "none" else 10, "shortest": 6, "longest": 2}
+@pytest.mark.parametrize(
+    ("rule", "baseline"),
+    [
+        ("none", "group"),
+        ("survivor", "group"),
+        ("unbiased survivor", "history"),
+        ("unbiased survivor", "leave_one_out"),
+    ],
+)
+def test_a_reward_that_fails_on_every_fifth_response_costs_hardly_a_group(rule: str, baseline: str) -> None:
+    eight = {"keep": 8, "launch": 8 if rule == "none" else 10, "shortest": 6, "longest": 2, "baseline": baseline}
     world = World(world_config(shaping=RULES[rule] | eight, evaluation={"samples_per_prompt": 0}))
     num_judged = count(1)
     num_failed = run_with_failures(world, random.Random(0), lambda _: next(num_judged) % 5 == 0)
