@@ -107,11 +107,11 @@ def read_story(run_dir: Path, subject: Subject) -> list[Line]:
 
 def of_ledger(ledger: FoundLedger, subject: Subject) -> Iterator[Line]:
     """The records about it, the void ones included."""
-    counting = {id(record) for record in ledger.records}
-    for record in ledger.written:
+    counting = {ledger.records.begin(number) for number in range(len(ledger.records))}
+    for number, record in enumerate(ledger.written):
         text = _of_record(record, subject)
         if text:
-            yield Line("ledger", text, is_void=id(record) not in counting)
+            yield Line("ledger", text, is_void=ledger.written.begin(number) not in counting)
 
 
 def of_journal(journal: FoundJournal, subject: Subject) -> Iterator[Line]:

@@ -32,7 +32,6 @@ from darts_async.machine.limits import raise_open_files
 from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
 from darts_async.transport import create_run_keys, renew_run_keys
 from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
-from launcher.changed_settings import refuse_changes
 from launcher.commands.dry_run import dry_run_screen
 from launcher.commands.verbs import VERBS, bad_input
 from launcher.config_file import load_config
@@ -42,6 +41,7 @@ from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import make_display
 from launcher.lifecycle.lifecycle import Limits, Outcome
 from launcher.plan.plan import hub_addresses, plan_run
+from launcher.preflight.changed_settings import refuse_changes
 from launcher.preflight.preflight import Findings, check_run, link_ports
 from launcher.problems import InputError, hint_screen, missing_screen, problem_screen
 from launcher.run.interrupts import outliving_readers

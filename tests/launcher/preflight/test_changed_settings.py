@@ -8,7 +8,7 @@ import yaml
 
 from darts_async.config import RunConfig
 from darts_async.topology import RunPlan
-from launcher.changed_settings import FIXED, changed, refuse_changes
+from launcher.preflight.changed_settings import FIXED, changed, refuse_changes
 from launcher.problems import InputError
 from launcher.run_dir.run_dir import write_inputs
 from tests.support.launched import LaunchedRun
