@@ -17,6 +17,7 @@ from darts_async.config.section import NonNegative, Section
 from darts_async.config.shaping import ShapingConfig, StalenessConfig
 from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
+from darts_async.topology.roles import ROLES
 
 VLLM_TEMPERATURES = (0.01, 2.0)
 """What vLLM can draw at: it takes 0.01 for anything lower, without a word to who sent the sample, and refuses more."""
@@ -82,8 +83,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _roles_are_on_nodes_of_the_run(self) -> Self:
         names = [node.name for node in self.nodes]
-        for role in RolesConfig.model_fields:
-            for name in getattr(self.roles, role).nodes:
+        for role in ROLES:
+            for name in self.roles.of(role).nodes:
                 if name not in names:
                     raise ValueError(f"roles.{role}.nodes names {name!r}, but the nodes are {', '.join(names)}")
         return self

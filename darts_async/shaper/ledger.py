@@ -20,10 +20,9 @@ from msgspec import Struct
 
 from darts_async.errors import DataError
 from darts_async.machine.full_disk import append_whole
-from darts_async.shaper.group import Fate, Purpose
+from darts_async.shaper.group import Purpose
+from darts_async.topology.outcomes import Outcome
 from darts_async.wire.framing import HEAD_BYTES, frame, read_frames
-
-LEDGER_FILE = "ledger.msgpack"
 
 
 class Record(Struct, frozen=True, tag_field="type", tag=True):
@@ -75,7 +74,7 @@ class SampleEnded(Record, frozen=True):
     """The one terminal event of a sample. `step` is set for trained samples only."""
 
     sample_id: int
-    fate: Fate
+    fate: Outcome
     reason: str
     num_tokens: int
     oldest_version: int | None

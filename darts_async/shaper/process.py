@@ -25,7 +25,7 @@ from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import Cancel, Message, SampleRejected, Shutdown
 from darts_async.shaper.boundary import Boundary
-from darts_async.shaper.durable.journal import JOURNAL_FILE, FoundJournal, Journal, read_journal
+from darts_async.shaper.durable.journal import FoundJournal, Journal, read_journal
 from darts_async.shaper.durable.recovery import newest_checkpoint, take_up, take_up_again
 from darts_async.shaper.durable.replayable_state import (
     Abandoned,
@@ -43,7 +43,6 @@ from darts_async.shaper.durable.replayable_state import (
     is_report,
 )
 from darts_async.shaper.ledger import (
-    LEDGER_FILE,
     GroupDropped,
     GroupShipped,
     LedgerWriter,
@@ -54,6 +53,9 @@ from darts_async.shaper.ledger import (
 )
 from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
 from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.topology.links import LAUNCHER_LINK, link_between
+from darts_async.topology.roles import LAUNCHER, SHAPER, role_of
+from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
 FLUSH_EVERY_S = 1.0
@@ -62,7 +64,6 @@ SLOW_FLUSH_S = 10.0
 """A disk that takes longer is worth a warning: so much more would be lost with the power."""
 STOP_WITHIN_S = 4.0
 """How long engines have to acknowledge what a stop cancels."""
-_LINK_OF_ROLE = {"generator": "generators", "reward": "rewards", "learner": "learner", "launcher": "launcher"}
 
 log = structlog.get_logger()
 
@@ -325,7 +326,7 @@ def boundary_of(config: RunConfig) -> Boundary:
 
 
 def _link_to(peer: str) -> str:
-    return _LINK_OF_ROLE[peer.partition("/")[0]]
+    return LAUNCHER_LINK.name if peer == LAUNCHER else link_between(SHAPER.first, role_of(peer)).name
 
 
 def make_actor(runtime: Runtime) -> ShaperActor:

@@ -25,7 +25,6 @@ from darts_async.protocol import (
     sample_id_of,
 )
 from darts_async.shaper.group import (
-    Fate,
     Group,
     GroupState,
     Purpose,
@@ -38,6 +37,7 @@ from darts_async.shaper.group import (
 from darts_async.shaper.ledger import AnyRecord, SampleEnded, SamplePlaced
 from darts_async.shaper.pools import GeneratorPool, GeneratorsState, RewardPool
 from darts_async.shaper.token_accounts import Totals, TotalsState
+from darts_async.topology.outcomes import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Workload:
             if sample.stage is Stage.FINISHED:
                 self.judge(sample)
 
-    def cancel(self, sample: Sample, fate: Fate, reason: str) -> None:
+    def cancel(self, sample: Sample, fate: Outcome, reason: str) -> None:
         """Stop a sample that waits or decodes; it ends when the engine has acknowledged."""
         if sample.generator is None:
             self.end(sample, fate, reason)
@@ -172,7 +172,7 @@ class Workload:
         sample.stage, sample.end_fate, sample.end_reason = Stage.CANCELLING, fate, reason
         self.out.append(Send(sample.generator, Cancel(sample.sample_id)))
 
-    def end(self, sample: Sample, fate: Fate, reason: str, step: int | None = None) -> None:
+    def end(self, sample: Sample, fate: Outcome, reason: str, step: int | None = None) -> None:
         """The one terminal event of a sample."""
         assert sample.stage is not Stage.ENDED, sample.sample_id
         self.release(sample)

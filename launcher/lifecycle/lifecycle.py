@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from darts_async.protocol import ProcessStatus
-from darts_async.topology import RunPlan
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import LEARNER, SHAPER, role_of
 from launcher.lifecycle.liveness import Liveness
 from launcher.lifecycle.restarts import AwaitRoom, EndRun, LeaveDown, Restarts, StartAgain
 from launcher.nodes.supervisor import ProcessExit
@@ -152,7 +153,7 @@ class Course:
         self._away_since_s: dict[str, float] = {}
         self._stopping: set[str] = set()  # asked to end: who sees to that has a deadline of its own
         self._start_timeouts_s = {spec.name: spec.start_timeout_s for spec in plan.processes}
-        self._shapers = plan.names("shaper")
+        self._shapers = plan.names(SHAPER.name)
         self._silent_since_s: dict[str, float] = {}  # processes that have not reported; from when on they should
         self._running: set[str] = set()
         self._progress_at_s = now_s
@@ -175,7 +176,7 @@ class Course:
         """Nothing is left to wait for: all have ended, or their time is up."""
         if self._deadline_s is None or not self._running:
             return self._deadline_s is not None
-        saves = now_s < self._saved_by_s and any(name.startswith("learner/") for name in self._running)
+        saves = now_s < self._saved_by_s and any(role_of(name) is LEARNER for name in self._running)
         return now_s >= self._deadline_s and not saves
 
     def incarnation(self, name: str) -> int:

@@ -16,7 +16,8 @@ and none is started before the one before it has.
 
 from dataclasses import dataclass, field
 
-from darts_async.topology import RunPlan, agent_name
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import agent_name, keeper_name
 from launcher.nodes.node_messages import (
     EndNode,
     KillProcess,
@@ -30,7 +31,7 @@ from launcher.nodes.node_messages import (
     StartProcess,
     StopProcess,
 )
-from launcher.nodes.supervisor import ProcessExit, ProcessRecord, keeper_name
+from launcher.nodes.supervisor import ProcessExit, ProcessRecord
 
 COMES_UP_WITHIN_S = 60.0
 """The time between the start of an agent and its first word."""

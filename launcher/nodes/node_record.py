@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from darts_async.topology.run_files import NODES_DIR
 from launcher.nodes.supervisor import ProcessRecord, end_session
 from launcher.run_dir.growing_files import replace_file
 from launcher.run_dir.run_dir import inode_of
 
-NODES_DIR = "nodes"
 _SAME_START_WITHIN_S = 1.0
 """The kernel counts from the boot, and the time of the boot is known to a fraction of a second."""
 

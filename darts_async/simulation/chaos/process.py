@@ -11,7 +11,7 @@ from darts_async.errors import NonsenseError, ProtocolError
 from darts_async.protocol import Message, PeerRefused, ProcessEnded
 from darts_async.simulation.chaos.lies import lie_instead_of
 from darts_async.simulation.chaos.world import Crash, Frame, World
-from darts_async.topology import LAUNCHER
+from darts_async.topology.roles import LAUNCHER, judge_each_other, role_of
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.transport.codec import Payload
 from darts_async.transport.inbox import NOTHING_HEARD
@@ -171,9 +171,9 @@ class Process:
             self.world.is_to_be_resumed = True
             return
         assert not is_honest, f"{event}, which is honest, is refused: {reason}"  # who is lied to may answer oddly
-        self.world.counts[f"nonsense refused by a {_role(self.name)}"] += 1
-        is_hub, is_judge = self._plan[event.link][0] == self.name, _role(self.name) in ("shaper", "learner")
-        if not is_hub and not (is_judge and _role(event.peer) in ("shaper", "learner")):
+        self.world.counts[f"nonsense refused by a {role_of(self.name)}"] += 1
+        is_hub = self._plan[event.link][0] == self.name
+        if not is_hub and not judge_each_other(self.name, event.peer):
             raise Crash
         link = self.links[event.link]
         known = min(event.incarnation, link.sessions[event.peer].peer_incarnation)
@@ -226,7 +226,7 @@ class Process:
     def _lie(self, link: str, peer: str, message: Message) -> None:
         lie = lie_instead_of(message, self.world.rng)
         if lie is not None:
-            self.world.counts[f"nonsense told by a {_role(self.name)}"] += 1
+            self.world.counts[f"nonsense told by a {role_of(self.name)}"] += 1
             self.world.liars.add((self.name, self.incarnation))
             self.links[link].send(peer, lie)
 
@@ -307,10 +307,6 @@ class Process:
     def _go_on(self, script: Script) -> None:
         self._resume(script)
         self._poll()
-
-
-def _role(name: str) -> str:
-    return name.partition("/")[0]
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from darts_async.topology import ProcessSpec
+from darts_async.topology.plan import ProcessSpec
 from launcher.nodes.scratch import all_of, make_scratch, owner_of, remove_all, remove_scratch
 from launcher.nodes.supervisor import ProcessExit, Supervisor
 from launcher.run_dir.logs import last_lines

@@ -11,8 +11,8 @@ from darts_async.shaper.committed_steps import REPLAYED_AHEAD
 from darts_async.shaper.estimates.patience import LEAST_S
 from darts_async.shaper.ledger import LearnerRewound, RunReopened, StepCommitted
 from darts_async.shaper.state import Phase
-from darts_async.shaper.training import LEARNER
 from darts_async.shaper.workload import Send
+from darts_async.topology.roles import LEARNER
 from launcher.analysis.audit import Books, audit
 from tests.shaper.world import World, world_config
 
@@ -72,8 +72,8 @@ def test_the_surviving_history_trains_every_step_with_exactly_its_groups(seed: i
         elif chance < 0.025:
             world.die(rng.choice(sorted(world.generators)))
         elif chance < 0.03:  # the link of the learner is down for a while
-            world.absorb(world.state.peer_lost(LEARNER, world.now_s, is_gone=False))
-            world.absorb(world.state.peer_up(LEARNER, world.learner, world.now_s))
+            world.absorb(world.state.peer_lost(LEARNER.first, world.now_s, is_gone=False))
+            world.absorb(world.state.peer_up(LEARNER.first, world.learner, world.now_s))
         elif chance < 0.04:
             world.save()
         else:
@@ -177,7 +177,7 @@ def test_a_learner_has_saved_no_more_than_it_has_taken() -> None:
     taken = world.state.training.taken
     position = taken.position
     assert position < 3 == taken.num_steps
-    world.absorb(world.state.handle(LEARNER, VersionSaved(3, 3), world.now_s))
+    world.absorb(world.state.handle(LEARNER.first, VersionSaved(3, 3), world.now_s))
     world.state.validate()
     assert taken.durable == taken.oldest_kept == position
 
@@ -188,7 +188,7 @@ def test_no_step_is_undone_while_a_generator_decodes_under_its_version() -> None
     step_to(world, 2, rng)
     world.save()
     with pytest.raises(DataError, match=r"came back at version 1, .* decode under version 2, .*`darts-launch resume`"):
-        world.state.handle(LEARNER, LearnerReady(1), world.now_s)
+        world.state.handle(LEARNER.first, LearnerReady(1), world.now_s)
 
 
 def test_a_commit_that_died_with_the_learner_follows_from_its_checkpoint() -> None:
@@ -227,7 +227,7 @@ def test_no_group_is_cut_while_the_learner_catches_up(is_behind: bool) -> None:
 def test_checkpoints_of_another_run_are_refused() -> None:
     world = World(world_config())
     with pytest.raises(DataError, match="its checkpoints are of another run"):
-        world.state.handle(LEARNER, LearnerReady(3), world.now_s)
+        world.state.handle(LEARNER.first, LearnerReady(3), world.now_s)
 
 
 def test_a_run_is_finished_when_its_last_step_is_in_a_checkpoint() -> None:
@@ -255,7 +255,7 @@ def test_a_run_that_ended_and_whose_end_was_not_noted_ends_again_when_the_learne
         world.absorb(world.state.peer_up(peer, 5, world.now_s))
     assert world.state.phase is Phase.EVALUATING_AFTER, "the learner may have lost its last checkpoint"
     world.floor = -1
-    world.absorb(world.state.peer_up(LEARNER, 5, world.now_s))
+    world.absorb(world.state.peer_up(LEARNER.first, 5, world.now_s))
     assert world.floor == 2, "it has had a word"
     assert world.state.phase is Phase.FINISHED
     assert world.finished.tokens_by_fate == first.tokens_by_fate
@@ -271,6 +271,6 @@ def test_a_version_that_a_generator_has_said_to_use_is_the_floor() -> None:
         play(world, rng)
     world.learn(tells=False)
     world.apply("generator/0")
-    outputs = world.state.handle(LEARNER, LearnerReady(1), world.now_s)
-    assert Send(LEARNER, CatchUp(2, 2)) in outputs
+    outputs = world.state.handle(LEARNER.first, LearnerReady(1), world.now_s)
+    assert Send(LEARNER.first, CatchUp(2, 2)) in outputs
     assert world.state.num_steps == 1
