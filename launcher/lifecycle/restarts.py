@@ -33,6 +33,7 @@ from darts_async.config import RestartConfig, RolesConfig
 from darts_async.errors import NO_SPACE_EXIT_CODE, PERMANENT_EXIT_CODE
 from darts_async.topology.plan import RunPlan
 from darts_async.topology.roles import ROLES, Role
+from darts_async.wire.backoff import backoff_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +192,8 @@ class Restarts:
         return self._start_again(unit, self._backoff_s(unit.policy, len(deaths)), now_s)
 
     def _backoff_s(self, policy: RestartConfig, num_deaths: int) -> float:
-        backoff = policy.backoff
-        doublings = min(num_deaths - 1, 64)  # far beyond any maximum, and no float overflows
-        grown_s = min(backoff.max_s, backoff.initial_s * 2.0**doublings)
-        return grown_s * (1 + backoff.jitter * self._random.uniform(-1, 1))
+        jitter = 1 + policy.backoff.jitter * self._random.uniform(-1, 1)
+        return jitter * backoff_s(num_deaths, policy.backoff.initial_s, policy.backoff.max_s)
 
     def _start_again(self, unit: _Unit, delay_s: float, now_s: float) -> StartAgain:
         unit.start_at_s = now_s + delay_s

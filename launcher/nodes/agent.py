@@ -26,7 +26,7 @@ from darts_async.topology.plan import read_plan
 from darts_async.topology.roles import LAUNCHER, agent_name
 from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, LOGS_DIR, log_path
 from darts_async.transport import Endpoint, Link, Mailbox, PeerDown, PeerUp, Received, load_keys
-from launcher.nodes.channel import Channel
+from darts_async.wire.channel import Channel
 from launcher.nodes.node_messages import FromKeeper, NodeEnded, Order, Pulse, Report, RestartAgent
 
 PULSE_S = 0.5

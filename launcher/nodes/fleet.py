@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from darts_async.topology.plan import RunPlan
 from darts_async.topology.roles import agent_name, keeper_name
+from darts_async.wire.backoff import backoff_s
 from launcher.nodes.node_messages import (
     EndNode,
     KillProcess,
@@ -270,9 +271,8 @@ class Fleet:
             names, node.members = tuple(node.members), {}
             return [NodeFailed(node_name, reason, culprit), *(NotStarted(name, reason) for name in names)]
         node.is_launching = False
-        least_s, most_s = _BACKOFF_S
-        node.launch_at_s = now_s + min(most_s, least_s * 2.0 ** min(node.num_failures, 16))
         node.num_failures += 1
+        node.launch_at_s = now_s + backoff_s(node.num_failures, *_BACKOFF_S)
         return []
 
     def tick(self, now_s: float) -> list[Step]:

@@ -36,7 +36,8 @@ from darts_async.protocol import Message
 from darts_async.telemetry import logging_to
 from darts_async.topology.roles import agent_name, keeper_name
 from darts_async.topology.run_files import LOGS_DIR, NODES_DIR, log_path, output_path
-from launcher.nodes.channel import Channel
+from darts_async.wire.backoff import backoff_s
+from darts_async.wire.channel import Channel
 from launcher.nodes.detached import detach, end_keeper
 from launcher.nodes.node_messages import (
     EndNode,
@@ -149,7 +150,7 @@ class Keeper:
     # --- the agent -------------------------------------------------------------------------------------------
 
     async def _keep_agent(self) -> None:
-        backoff_s, (least_s, most_s) = 0.0, _BACKOFF_S
+        num_short_lives = 0
         for number in itertools.count(1):
             started_s = time.monotonic()
             await self._one_agent()
@@ -159,9 +160,10 @@ class Keeper:
                 self._give_up(number)
                 return
             lived_s = time.monotonic() - started_s
-            backoff_s = least_s if lived_s > _LONG_LIFE_S else min(most_s, max(least_s, 2 * backoff_s))
-            log.warning("agent_ended", incarnation=self._agent_incarnation, again_in_s=backoff_s)
-            await asyncio.sleep(backoff_s)
+            num_short_lives = 1 if lived_s > _LONG_LIFE_S else num_short_lives + 1
+            wait_s = backoff_s(num_short_lives, *_BACKOFF_S)
+            log.warning("agent_ended", incarnation=self._agent_incarnation, again_in_s=wait_s)
+            await asyncio.sleep(wait_s)
 
     def _give_up(self, num_agents: int) -> None:
         words = last_lines(self._run_dir / LOGS_DIR, agent_name(self._node), _NUM_LAST_WORDS)

@@ -14,7 +14,7 @@ from darts_async.errors import NoSpaceError
 from darts_async.machine.full_disk import append_whole, is_no_space, room_of
 from darts_async.topology.plan import RunPlan, encode_plan
 from darts_async.topology.run_files import CONFIG_FILE, LOGS_DIR, MODEL_DIR, PLAN_FILE, STATE_FILE, SUMMARY_FILE
-from launcher.run_dir.growing_files import replace_file
+from darts_async.wire.atomic_file import replace_file, replace_json
 
 RunStatus = Literal["running", "finished", "stopped", "failed"]
 
@@ -72,7 +72,7 @@ def write_inputs(run_dir: Path, config: RunConfig, plan: RunPlan) -> None:
 
 def write_record(run_dir: Path, record: RunRecord) -> None:
     """Say how the run stands."""
-    replace_file(run_dir / STATE_FILE, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+    replace_json(run_dir / STATE_FILE, record)
 
 
 def read_record(run_dir: Path) -> RunRecord:
@@ -100,7 +100,7 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 def write_summary(run_dir: Path, summary: msgspec.Struct) -> None:
     """The totals of the run."""
-    replace_file(run_dir / SUMMARY_FILE, msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+    replace_json(run_dir / SUMMARY_FILE, summary)
 
 
 def final_model_path(run_dir: Path) -> Path | None:

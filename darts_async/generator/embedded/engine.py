@@ -12,6 +12,7 @@ use by the samples they belong to and are never given to a new one.
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -26,11 +27,11 @@ from darts_async.generator.counter_rng import uniforms
 from darts_async.generator.embedded.decoder import SlotDecoder, check_decoding
 from darts_async.generator.embedded.sampling import draw
 from darts_async.generator.embedded.slot_attention import Prefill
-from darts_async.generator.end_tokens import eos_token_ids
 from darts_async.generator.engine_pause import Hold, local_transfer
 from darts_async.generator.events import StepEvents
 from darts_async.generator.slot_engine import SlotTable
 from darts_async.models.length_limits import Lengths, why_too_long
+from darts_async.models.location import known_stop_token_ids
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate, group_id_of
 from darts_async.weights.receiving.transfer import Transfer
 
@@ -199,6 +200,7 @@ def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_con
         config = AutoConfig.from_pretrained(model_path)
         if (reason := why_too_long(config.to_dict(), max_context_tokens)) is not None:
             raise ModelError(f"model.path is {model_path!r}: {reason}")
+        stop_tokens = known_stop_token_ids(Path(model_path))
         check_decoding(config, longest(num_slots, max_context_tokens))
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype))
     except ModelError:
@@ -209,5 +211,5 @@ def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_con
         model,
         num_slots=num_slots,
         max_context_tokens=max_context_tokens,
-        eos_token_ids=eos_token_ids(model_path, model.generation_config, model.config),
+        eos_token_ids=stop_tokens,
     )

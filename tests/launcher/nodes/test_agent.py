@@ -19,7 +19,7 @@ from darts_async.config import RunConfig
 from darts_async.topology.plan import ProcessSpec
 from darts_async.topology.run_files import KEYS_DIR, NODES_DIR
 from darts_async.transport import create_run_keys
-from launcher.nodes.channel import Channel
+from darts_async.wire.channel import Channel
 from launcher.nodes.keeper import Keeper
 from launcher.nodes.node_messages import (
     EndNode,
