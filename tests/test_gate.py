@@ -133,3 +133,12 @@ def _words(path: Path, named: set[str], files: set[str]) -> Iterator[tuple[str, 
             is_file = node.value in files and ("." in node.value or id(node) in after_slash)
             if is_name or is_file:
                 yield node.value, node.lineno
+
+
+def test_no_code_asks_for_the_name_of_an_engine() -> None:
+    """What an engine can do is in the table of `config.engines`."""
+    for path in SOURCES:
+        if path.name != "engines.py":
+            compared = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Compare)]
+            words = {word.value for node in compared for word in ast.walk(node) if isinstance(word, ast.Constant)}
+            assert not words & {"embedded", "vllm", "scripted"}, path

@@ -215,7 +215,7 @@ class GeneratorActor:
                 await self._runtime.faults.pass_by("generator.step")
                 with self._runtime.clock.busy("decode"):
                     events = await engine.step()
-                    if engine.decodes_by_itself:
+                    if engine.capabilities.decodes_by_itself:
                         self._report(events)
                         continue
                 self._report(events)

@@ -134,11 +134,11 @@ class Worker:
                     with contextlib.suppress(ConnectionError):  # what it said before can still be read
                         await self._process.stdin.drain()
                 reply = await self._channel.receive()
+            if reply is None:
+                raise await self._death()
         finally:
             if reply is None:
                 self.kill()
-        if reply is None:
-            raise await self._death()
         return reply
 
     async def _death(self) -> ProcessDiedError:

@@ -313,14 +313,14 @@ class ShaperActor:
 
 def stop_tokens_of(config: RunConfig) -> frozenset[int]:
     """The tokens that end a response of the run's engine; the scripted one ends by length alone."""
-    if config.generator.engine == "scripted":
+    if not config.generator.capabilities.has_model:
         return frozenset()
     return stop_token_ids(resolve_model_path(config.model.path, with_weights=False))
 
 
 def boundary_of(config: RunConfig) -> Boundary:
     """What is taken in this run; the tokens of the scripted engine are of no model."""
-    if config.generator.engine == "scripted":
+    if not config.generator.capabilities.has_model:
         return Boundary(config)
     return Boundary(config, vocab_size(resolve_model_path(config.model.path, with_weights=False)))
 

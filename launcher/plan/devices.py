@@ -45,7 +45,7 @@ def check_gpus(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Probl
 
 def check_vllm(config: RunConfig) -> Iterator[Problem]:
     """The engine vLLM is installed, in a version that is known, built for what it is to run on."""
-    if config.generator.engine != "vllm":
+    if not config.generator.capabilities.packages:
         return
     try:
         installed = require_vllm()
@@ -78,9 +78,8 @@ def gpus_found() -> frozenset[int]:
 
 
 def _why_not_nccl(config: RunConfig, places: Mapping[str, Place]) -> str | None:
-    engine = config.generator.engine
-    if engine != "vllm":
-        return f"it moves weights between GPUs, and the engine {engine!r} holds them in host memory"
+    if not config.generator.capabilities.has_workers:
+        return f"it moves weights between GPUs, and the engine {config.generator.engine!r} holds them in host memory"
     for role in (LEARNER, GENERATOR):
         if role_config(config, role).devices == 0:
             return f"it moves weights between GPUs, but roles.{role}.devices is 0"

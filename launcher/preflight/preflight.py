@@ -124,7 +124,7 @@ def check_runs_dir(config: RunConfig) -> Iterator[Problem]:
 def check_script(config: RunConfig) -> Iterator[Problem]:
     """The trace of the scripted engine is there."""
     trace = config.generator.script.trace_path if config.generator.script else None
-    if config.generator.engine == "scripted" and trace is not None:
+    if not config.generator.capabilities.has_model and trace is not None:
         yield from _check_file("generator.script.trace_path", trace, "give the path of an .npz file, or leave it out")
 
 

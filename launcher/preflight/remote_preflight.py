@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from darts_async.config import NodeConfig, RunConfig
+from darts_async.config.engines import VLLM
 from darts_async.machine.spawn import module_command
 from darts_async.topology.roles import READS_MODEL, READS_PROMPTS, READS_REWARD, role_of
 from launcher.nodes.backends import AgentCommand, NodeError
@@ -89,12 +90,13 @@ def _versions(config: RunConfig, node: NodeConfig, answer: Answer) -> Iterator[P
             yield Problem(
                 setting, message, shown(python_of(config, node.name)), f"install {package} {mine} there", here=True
             )
-        elif mine is not None and theirs is None and not package.startswith("vllm"):
+        elif mine is not None and theirs is None and package not in VLLM.packages:
             message = f"{node.name} has no {package}, but this machine has {mine}"
             yield Problem(
                 setting, message, shown(python_of(config, node.name)), f"install {package} {mine} there", here=True
             )
-    if config.generator.engine == "vllm" and not any(name.startswith("vllm") for name in answer.versions):
+    packages = config.generator.capabilities.packages
+    if packages and answer.versions.keys().isdisjoint(packages):
         message = f"{node.name} has no vLLM"
         yield Problem("generator.engine", message, "'vllm'", "install it there as the README says", here=True)
 

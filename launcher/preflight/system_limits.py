@@ -31,8 +31,8 @@ _ADDRESS_SPACE_BYTES = 4096 * _MIB
 """Of a process without a model: the libraries."""
 _BYTES_PER_THREAD = 72 * _MIB
 """Of address space: its stack, and the arena that the C library keeps for it."""
-_SHM_BYTES = {"nccl": 32 * _MIB, "vllm": 64 * _MIB}
-"""Of /dev/shm, for each process: NCCL's buffers between processes of a machine; vLLM's queue to its workers."""
+_NCCL_SHM_BYTES = 32 * _MIB
+"""Of /dev/shm, for each process: its buffers between processes of a machine."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -148,8 +148,8 @@ def _address_space(config: RunConfig, role: Role, num_weight_bytes: int) -> int:
 
 
 def _shm_bytes(config: RunConfig, role: Role) -> int:
-    nccl = _SHM_BYTES["nccl"] if role.num_model_copies and config.weights.backend == "nccl" else 0
-    return nccl + (_SHM_BYTES["vllm"] if role is GENERATOR and config.generator.engine == "vllm" else 0)
+    nccl = _NCCL_SHM_BYTES if role.num_model_copies and config.weights.backend == "nccl" else 0
+    return nccl + (config.generator.capabilities.shm_bytes if role is GENERATOR else 0)
 
 
 def _hard(which: int) -> int | None:

@@ -165,7 +165,7 @@ async def test_a_command_that_is_not_there_is_an_error(supervisor: Supervisor) -
 LAUNCHER = textwrap.dedent("""
     import asyncio, sys
     from pathlib import Path
-    from darts_async.topology import ProcessSpec
+    from darts_async.topology.plan import ProcessSpec
     from launcher.nodes.supervisor import Supervisor
 
     CHILD = "from darts_async.machine.lifetime import die_with_parent; die_with_parent(); print(1, flush=True); input()"
