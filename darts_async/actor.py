@@ -42,9 +42,9 @@ from darts_async.machine.full_disk import Patience, is_no_space
 from darts_async.machine.limits import raise_open_files
 from darts_async.protocol import Message, PeerRefused, ProcessEnded, ProcessStatus, Shutdown
 from darts_async.telemetry import BusyClock, logging_to
-from darts_async.topology.links import LAUNCHER_LINK, link_named
+from darts_async.topology.links import LAUNCHER_LINK, RANKS_LINK, link_named
 from darts_async.topology.plan import LinkPlan, RunPlan, read_plan
-from darts_async.topology.roles import LAUNCHER, judge_each_other
+from darts_async.topology.roles import LAUNCHER
 from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, LOGS_DIR, log_path
 from darts_async.trace import Trace, trace_path
 from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, Received, RunKeys, Unreadable, load_keys
@@ -145,17 +145,16 @@ class Runtime:
         Its link ends as if it had died (`PeerDown` follows), what else has arrived from it is dropped, and the launcher
         is told, which restarts it. So a peer that is wrong harms itself alone, and the process that notices goes on.
 
-        Shaper and learner judge each other. Any other process whose hub talks nonsense cannot do without it, and cannot
-        have it restarted, or one that is wrong itself could do that to all.
+        A member that refuses its hub waits for the next incarnation of it. Which of the two is restarted is for the
+        launcher to decide (see `accusations`).
 
         Raises:
-            ProtocolError: it is such a process, which is of no use any more. The launcher is told why.
+            ProtocolError: it is the first rank of the learner. All ranks come back together, so this one ends.
         """
-        if self.plan.link(event.link).hub == self.name or judge_each_other(self.name, event.peer):
-            self._refuse(event.link, event.peer, event.incarnation, reason)
-            return
-        self.tell_launcher(PeerRefused(event.peer, event.incarnation, reason[:MAX_REASON_CHARACTERS]))
-        raise ProtocolError(f"{event.peer} sends what cannot be meant: {reason}")
+        if event.link == RANKS_LINK.name and self.plan.link(event.link).hub != self.name:
+            self.tell_launcher(PeerRefused(event.peer, event.incarnation, reason[:MAX_REASON_CHARACTERS]))
+            raise ProtocolError(f"{event.peer} sends what cannot be meant: {reason}")
+        self._refuse(event.link, event.peer, event.incarnation, reason)
 
     def is_refused(self, event: Event) -> bool:
         """Whether this is a message of an incarnation that was refused."""

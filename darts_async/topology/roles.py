@@ -7,7 +7,7 @@ restarts and what the launcher believes of it are derived from these.
 from dataclasses import dataclass
 from typing import Any, Final
 
-from darts_async.protocol import EvaluationCompleted, RewardFailed, RunFinished, StepCompleted
+from darts_async.protocol import EvaluationCompleted, RewardFailed, RunFinished, StepCompleted, TakeUpAgain
 
 READS_MODEL, READS_PROMPTS, READS_REWARD = "model", "prompts", "reward"
 
@@ -67,7 +67,7 @@ ROLES: Final[tuple[Role, ...]] = (
         is_single=True,
         is_judge=True,
         reads=(READS_MODEL, READS_PROMPTS),
-        tells_launcher=(StepCompleted, EvaluationCompleted, RewardFailed, RunFinished),
+        tells_launcher=(StepCompleted, EvaluationCompleted, RewardFailed, RunFinished, TakeUpAgain),
         reports_per_step=1,
     ),
     LEARNER := Role(

@@ -15,9 +15,9 @@ from darts_async.shaper.durable.journal import read_journal
 from darts_async.shaper.ledger import FoundLedger, scan_ledger
 from darts_async.topology.run_files import CONFIG_FILE, JOURNAL_FILE, LEDGER_FILE, SUMMARY_FILE
 from launcher.analysis.audit_books import Books, Finding, audit
-from launcher.analysis.earlier_lives import known_record
 from launcher.analysis.evidence import evidence_against
 from launcher.config_file import load_config
+from launcher.control.find_run import known_record
 from launcher.display.summary import Summary
 
 __all__ = ["AuditReport", "Books", "Finding", "audit", "audit_run"]

@@ -2,7 +2,8 @@
 
 A process has a key of its own, so a message is of the process that it names; whether it is true is another question.
 The launcher believes each process about itself, the shaper about the run, and a process about another only where it may
-judge it (`may_accuse`): otherwise one that is wrong could have every other one restarted.
+judge it (`may_accuse`), or where others say the same (`Accusations`): one that is wrong could have every other one
+restarted otherwise.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from darts_async.accusations import Accusations
 from darts_async.protocol import (
     EvaluationCompleted,
     PeerRefused,
@@ -18,9 +20,10 @@ from darts_async.protocol import (
     RewardFailed,
     RunFinished,
     StepCompleted,
+    TakeUpAgain,
 )
 from darts_async.topology.plan import RunPlan
-from darts_async.topology.roles import judge_each_other, role_of
+from darts_async.topology.roles import LAUNCHER, judge_each_other, role_of
 
 MAX_NAME_CHARACTERS = 200
 """Of a metric, a stage, a state."""
@@ -39,6 +42,7 @@ class Boundary:
     def __init__(self, plan: RunPlan, num_steps: int) -> None:
         self._plan = plan
         self._num_steps = num_steps
+        self._accusations = Accusations({link.name: (link.hub, link.members) for link in plan.links})
 
     def refusal(self, name: str, message: ProcessToLauncher) -> str | None:
         """Why a message of this process cannot be meant; None if it is to be taken."""
@@ -56,6 +60,8 @@ class Boundary:
                 return _names([message.kind])
             case RunFinished():
                 return self._finished(message)
+            case TakeUpAgain():
+                return None
             case PeerRefused():
                 return self._accusation(name, message)
 
@@ -63,6 +69,12 @@ class Boundary:
         """Whether the word of one is enough to restart the other. A hub may judge the members of its links; of shaper
         and learner, which every run needs, each the other."""
         return judge_each_other(accuser, accused) or self._talk(accuser, accused)
+
+    def culprits(self, accuser: str, accused: str, incarnation: int) -> tuple[str, ...]:
+        """The processes to restart after one has refused the present incarnation of another."""
+        if self.may_accuse(accuser, accused):
+            return (accused,)
+        return self._accusations.hear(accuser, accused, incarnation)
 
     def _talk(self, hub: str, member: str) -> bool:
         return any(link.hub == hub and member in link.members for link in self._plan.links)
@@ -101,7 +113,8 @@ class Boundary:
         return _names([*message.tokens_by_fate, *message.samples_by_fate, *message.tokens_by_generator, *kinds])
 
     def _accusation(self, name: str, message: PeerRefused) -> str | None:
-        if not any(self._talk(one, other) for one, other in ((name, message.name), (message.name, name))):
+        talk = any(self._talk(one, other) for one, other in ((name, message.name), (message.name, name)))
+        if not talk or message.name == LAUNCHER:
             return f"it refuses {message.name[:MAX_NAME_CHARACTERS]!r}, with which it has nothing to do"
         return None
 

@@ -13,7 +13,15 @@ from darts_async.config import RunConfig
 from darts_async.errors import NoSpaceError
 from darts_async.machine.full_disk import append_whole, is_no_space, room_of
 from darts_async.topology.plan import RunPlan, encode_plan
-from darts_async.topology.run_files import CONFIG_FILE, LOGS_DIR, MODEL_DIR, PLAN_FILE, STATE_FILE, SUMMARY_FILE
+from darts_async.topology.run_files import (
+    BEGUN_FILE,
+    CONFIG_FILE,
+    LOGS_DIR,
+    MODEL_DIR,
+    PLAN_FILE,
+    STATE_FILE,
+    SUMMARY_FILE,
+)
 from darts_async.wire.atomic_file import replace_file, replace_json
 
 RunStatus = Literal["running", "finished", "stopped", "failed"]
@@ -28,7 +36,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     ended_at_s: float | None
     launcher_pid: int
     life: int = 1
-    """Which start of the launcher this is of."""
+    """Which life of the run this is of."""
     directory: str = ""
     """Where `darts-launch` was called: relative paths of the settings begin there."""
     inode: int = 0
@@ -67,6 +75,7 @@ def write_inputs(run_dir: Path, config: RunConfig, plan: RunPlan) -> None:
     """Settings and plan, as every process will read them."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     replace_file(run_dir / CONFIG_FILE, text.encode())
+    replace_file(run_dir / BEGUN_FILE, text.encode())
     replace_file(run_dir / PLAN_FILE, encode_plan(plan))
 
 
