@@ -14,21 +14,14 @@ from typing import Any
 
 from darts_async.errors import NoSpaceError
 from darts_async.faults import present
+from darts_async.topology.run_files import EVENTS_FILE, METRICS_FILE
 from darts_async.trace import Trace
 from launcher.lifecycle.lifecycle import Kill, Lost, Outcome, Serves
 from launcher.nodes.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
 from launcher.progress.step_merger import StepLine
-from launcher.run_dir.run_dir import (
-    EVENTS_FILE,
-    METRICS_FILE,
-    RunRecord,
-    RunStatus,
-    append_lines,
-    inode_of,
-    write_record,
-)
+from launcher.run_dir.run_dir import RunRecord, RunStatus, append_lines, inode_of, write_record
 
 MAX_UNWRITTEN = 10_000
 """Lines of each file that are kept for a disk that is full; the oldest are left out beyond that."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from darts_async.config import GeneratorConfig, RunConfig, WeightsConfig
+from darts_async.config.engines import Capabilities
 from darts_async.faults import Faults
 from darts_async.generator import process
 from darts_async.generator.engine_pause import Hold
@@ -51,7 +52,7 @@ class LastWords:
     """An engine in which a sample that is cancelled brings one more token, as one that decodes ahead does."""
 
     num_slots, max_context_tokens = 4, 64
-    decodes_by_itself = True
+    capabilities = Capabilities(decodes_by_itself=True)
 
     def __init__(self) -> None:
         self.num_tokens_decoded = 0
@@ -155,7 +156,7 @@ async def test_what_was_decoded_before_a_new_greeting_is_told_before_it_is_answe
 @pytest.mark.parametrize("decodes_by_itself", [True, False])
 async def test_telling_of_tokens_costs_an_engine_time_unless_it_decodes_meanwhile(decodes_by_itself: bool) -> None:
     engine, clock, num_open, is_told = LastWords(), Watched(), list[int](), asyncio.Event()
-    engine.decodes_by_itself = decodes_by_itself
+    engine.capabilities = Capabilities(decodes_by_itself=decodes_by_itself)
 
     def send(link: str, peer: str, message: Message) -> None:
         if isinstance(message, TokensDecoded):

@@ -10,6 +10,7 @@ import launcher.commands.cli
 from darts_async.config import RunConfig
 from darts_async.generator.vllm.installed import InstalledVllm
 from darts_async.prompts.load import load_prompts
+from darts_async.topology.roles import LEARNER
 from launcher.config_file import load_config
 from launcher.plan.placement import place_processes, role_names
 from tests import ROOT
@@ -137,7 +138,7 @@ def test_every_gpu_of_a_shipped_file_has_work(name: str) -> None:
     places = place_processes(config)
     used = {(place.node, device) for place in places.values() for device in place.devices}
     assert used == {(node.name, device) for node in config.nodes for device in node.devices}
-    learners = [places[process] for process in role_names(config, "learner")]
+    learners = [places[process] for process in role_names(config, LEARNER)]
     assert len({place.node for place in learners}) == 1
 
 
