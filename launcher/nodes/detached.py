@@ -20,7 +20,7 @@ import psutil
 
 from darts_async.errors import DeadlineError
 from launcher.nodes.node_record import find_process, read_node_record, runs
-from launcher.nodes.scratch import owner_of, remove_all
+from launcher.nodes.scratch import sweep
 from launcher.nodes.supervisor import keeper_name
 from launcher.run_dir.logs import last_lines
 from launcher.run_dir.run_dir import LOGS_DIR
@@ -69,7 +69,7 @@ def end_keeper(run_dir: Path, node: str) -> None:
         if time.monotonic() > deadline_s:
             raise DeadlineError(f"{', '.join(left)}: alive {KILLED_WITHIN_S} s after the keeper was killed")
         time.sleep(_POLL_S)
-    remove_all(owner_of(run_dir, node))
+    sweep()
 
 
 def _last_words_of_the_dead(run_dir: Path, node: str, reading: int, timeout_s: float) -> str | None:

@@ -6,6 +6,7 @@ directory of a live run holds records too, of processes that are none of its own
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -42,8 +43,12 @@ def record_path(run_dir: Path, node: str) -> Path:
 
 
 def write_node_record(run_dir: Path, node: str, record: NodeRecord) -> None:
-    """Replace the record of a node."""
-    replace_file(record_path(run_dir, node), msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+    """Replace the record of a node. Raises `NoSpaceError`, and `OSError` if this is not the run directory any more."""
+    if inode_of(run_dir) != record.inode:
+        raise FileNotFoundError(errno.ENOENT, "another directory is in its place", str(run_dir))
+    path = record_path(run_dir, node)
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
 
 
 def read_node_record(run_dir: Path, node: str) -> NodeRecord | None:
