@@ -240,7 +240,8 @@ def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits
         if (why := _taken_away(error, run_dir)) is None:
             raise
         display.close()
-        _give_up(f"the run has ended, for its directory can no longer be used: {why}")
+        moved = "`darts-launch resume` of the place that it was moved to, if it was, goes on with it"
+        _give_up(f"the run has ended, for its directory can no longer be used: {why}; {moved}")
     finally:
         display.close()
 

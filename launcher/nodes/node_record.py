@@ -6,7 +6,6 @@ directory of a live run holds records too, of processes that are none of its own
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import psutil
 
 from launcher.nodes.supervisor import ProcessRecord, end_session
 from launcher.run_dir.growing_files import replace_file
-from launcher.run_dir.run_dir import inode_of
+from launcher.run_dir.run_dir import check_place, inode_of
 
 NODES_DIR = "nodes"
 _SAME_START_WITHIN_S = 1.0
@@ -44,8 +43,7 @@ def record_path(run_dir: Path, node: str) -> Path:
 
 def write_node_record(run_dir: Path, node: str, record: NodeRecord) -> None:
     """Replace the record of a node. Raises `NoSpaceError`, and `OSError` if this is not the run directory any more."""
-    if inode_of(run_dir) != record.inode:
-        raise FileNotFoundError(errno.ENOENT, "another directory is in its place", str(run_dir))
+    check_place(run_dir, record.inode)
     path = record_path(run_dir, node)
     path.parent.mkdir(exist_ok=True)
     replace_file(path, msgspec.json.format(msgspec.json.encode(record)) + b"\n")

@@ -30,6 +30,7 @@ ten million samples, of which 256 are trained on in a step, are 1 GB of ledger a
 a run up again reads the ledger as bytes, 130 a sample in memory; `audit` and `report` keep about 1 KB a sample.
 """
 
+import errno
 import os
 import time
 from collections.abc import Iterable
@@ -79,6 +80,13 @@ def inode_of(run_dir: Path) -> int:
     """What tells a run directory from a copy of it, also from one that has taken its place. A rename leaves it as it
     is. Raises `OSError`."""
     return run_dir.stat().st_ino
+
+
+def check_place(run_dir: Path, inode: int) -> None:
+    """Raises `OSError` where the run directory with this inode is not any more: it was moved or removed, and another one
+    may be there."""
+    if inode_of(run_dir) != inode:
+        raise FileNotFoundError(errno.ENOENT, "another directory is in its place", str(run_dir))
 
 
 def run_dir_name(name: str, number: int = 1) -> str:
