@@ -71,3 +71,9 @@ def read_frame(stream: BinaryIO) -> bytes | None:
     length = int.from_bytes(header, "little")
     body = stream.read(length)
     return body if len(body) == length else None
+
+
+def failure_text(kind: str, error: str) -> str:
+    """A failed reward in one line: of a traceback the last one, which is the exception, else the first one."""
+    lines = error.strip().splitlines() or [""]
+    return f"{kind}: {lines[-1 if kind == 'raised' else 0]}"
