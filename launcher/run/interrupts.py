@@ -39,6 +39,10 @@ class CaughtSignals:
         while self._unheard:
             hear(self._unheard.popleft())
 
+    def keep(self) -> None:
+        """From now on keep those that come, for whoever asks next to be told of them."""
+        self._hear = self._unheard.append
+
     def ignore(self) -> None:
         """Nothing more is to be done about any."""
         self._hear = lambda number: None

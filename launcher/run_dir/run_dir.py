@@ -83,8 +83,7 @@ def inode_of(run_dir: Path) -> int:
 
 
 def check_place(run_dir: Path, inode: int) -> None:
-    """Raises `OSError` where the run directory with this inode is not any more: it was moved or removed, and another one
-    may be there."""
+    """Raises `OSError` if the run directory with this inode has been moved or removed; another one may be there."""
     if inode_of(run_dir) != inode:
         raise FileNotFoundError(errno.ENOENT, "another directory is in its place", str(run_dir))
 
