@@ -216,7 +216,7 @@ async def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> 
     """A life of the run, and further ones where all processes have to be new (`TakeUpAgain`). A signal between two of
     them ends the second."""
     limits = _limits(config)
-    with caught_signals() as signals:
+    with caught_signals(ignored_afterwards=True) as signals:
         outcome, summary = await _conduct(config, plan, run_dir, past, limits, signals)
         while outcome.goes_on:
             limits, past = replace(limits, num_lives=limits.num_lives - 1), read_past(run_dir, plan)

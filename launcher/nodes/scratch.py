@@ -41,7 +41,7 @@ class Scratch:
         while True:
             path = Path(tempfile.mkdtemp(prefix=_prefix(owner), dir=_base()))
             with contextlib.suppress(FileNotFoundError, BlockingIOError):  # a sweep has been faster
-                return cls(path, _hold(path))
+                return cls(path, _hold(path, if_possible=True))
 
     def remove(self) -> None:
         """With all that is in it; what cannot be removed stays. Once."""
@@ -73,15 +73,17 @@ def _all(pattern: str) -> Iterator[Path]:
     return (path for base in {_base(), _SHORT_BASE} for path in base.glob(pattern))
 
 
-def _hold(path: Path) -> int:
-    """The descriptor with the lock of a directory. Raises `BlockingIOError` if another has it, and other `OSError`."""
+def _hold(path: Path, *, if_possible: bool = False) -> int:
+    """A descriptor with the lock of a directory; or without, `if_possible`, on a file system that knows no locks of
+    directories: nothing is swept there. Raises `BlockingIOError` if another has the lock, and other `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.stat()  # one that was swept before the lock was taken is gone
-    except OSError:
-        os.close(descriptor)
-        raise
+    except OSError as error:
+        if not if_possible or isinstance(error, (BlockingIOError, FileNotFoundError)):
+            os.close(descriptor)
+            raise
     return descriptor
 
 

@@ -24,6 +24,7 @@ from launcher.run_dir.run_dir import create_run_dir
 from launcher.sinks.recorder import recorded
 from tests.launcher.commands.test_verbs import said
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN = Outcome("failed", "no group is known", goes_on=True)
 
 
@@ -65,12 +66,16 @@ class TwoLives:
         return ending.outcome, summarise(view, ending.outcome, model_path=None, now_s=1.0)
 
     def lead(self) -> Outcome:
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         with held(self.run_dir):
             outcome, _ = asyncio.run(cli._lead(self.config, self.plan, self.run_dir, NO_PAST))
+        for number, handler in before.items():
+            assert signal.getsignal(number) is signal.SIG_IGN, "the process only has to say how the run has ended"
+            signal.signal(number, handler)
         return outcome
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_between_two_lives_stops_the_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:

@@ -1,6 +1,8 @@
 """The supervisor: every process gives one exit, and none is left behind."""
 
 import asyncio
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -270,6 +272,18 @@ def test_a_sweep_between_the_making_of_a_directory_and_its_lock_does_no_harm(mon
     monkeypatch.setattr(tempfile, "mkdtemp", swept_at_first)
     scratch = Scratch.make("somebody")
     assert [Path(name).exists() for name in names] == [False, True]
+    scratch.remove()
+    assert not scratch.path.exists()
+
+
+def test_where_directories_have_no_locks_there_is_scratch_and_no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, _operation: int) -> None:
+        raise OSError(errno.EBADF, "as NFS says")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    scratch = Scratch.make("somebody")
+    sweep()
+    assert scratch.path.exists()
     scratch.remove()
     assert not scratch.path.exists()
 
