@@ -40,6 +40,8 @@ def decode_line(line: bytes, place: str, fields: Collection[str] | None) -> Any:
         raise
     except RecursionError as error:  # it was just shallow enough to be read
         raise DataError(f"{place}: a field is nested too deeply to be checked; {_WHOLE_RECORD}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8: {error}; save the file as UTF-8: iconv -t UTF-8") from error
     except ValueError as error:
         raise DataError(f"{place}: not valid JSON: {error}; each line must hold one JSON object") from error
     return value

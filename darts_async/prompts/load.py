@@ -122,7 +122,8 @@ def load_prompts(config: "RunConfig") -> PromptSets:
         _, held_out = split_off(others, config.prompts.held_out, config.seed)
     distinct = without_those_of(train, held_out)
     if not distinct:
-        raise DataError(f"no training prompts are left of {len(train_records)} records; give more, or hold out fewer")
+        sets = PromptSets((), tuple(held_out), num_too_long, len(train))
+        raise DataError(f"of {len(train_records)} records there are {sets}; give more, or hold out fewer")
     return PromptSets(
         tuple(distinct[: config.prompts.num_train]), tuple(held_out), num_too_long, len(train) - len(distinct)
     )

@@ -37,10 +37,10 @@ _MATHEMATICS = re.compile(
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 _MATH = re.compile(
     r"(?<!\\)\$\$(?P<display>(?:\\.|[^\\$])+)\$\$|(?<!\\)\$(?P<inline>(?:\\.|[^\\$])+)\$"
-    r"|\\\[(?P<bracket>.+?)\\\]|\\\((?P<parenthesis>.+?)\\\)",
+    r"|\\\[(?P<bracket>(?:(?!(?<!\\)\\\[).)+?)\\\]|\\\((?P<parenthesis>(?:(?!(?<!\\)\\\().)+?)\\\)",
     re.DOTALL,
 )
-_LEAD = re.compile(r"\A\s*[A-Za-z ]*(?:\bis\s|[a-z]{3}:)\s*(?=.*\d|\W*[A-J]\W*$)")
+_LEAD = re.compile(r"\A[A-Za-z ]*(?:\bis\s|[a-z]{3}:)\s*(?=.*\d|\W*[A-J]\W*$)")
 """The words before an answer: "The total is", "Answer:"."""
 _FULL_STOP = re.compile(r"(?<!\\right)\.\Z")
 _NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
@@ -67,7 +67,7 @@ def last_box(text: str) -> str | None:
 def content_of(answer: str) -> str:
     """Without the box or the delimiters around all of it, the words before it and the full stop after it."""
     box = last_box(answer)
-    content = _FULL_STOP.sub("", _LEAD.sub("", answer if box is None else box).strip())
+    content = _FULL_STOP.sub("", _LEAD.sub("", (answer if box is None else box).strip()))
     math = _MATH.fullmatch(content)
     return without_unit(math[math.lastgroup] if math is not None and math.lastgroup is not None else content)
 

@@ -6,6 +6,7 @@ last error instead of training on what is left.
 
 import asyncio
 from collections import deque
+from typing import cast
 
 import structlog
 
@@ -13,9 +14,11 @@ from darts_async.actor import Gauges, Runtime, main
 from darts_async.config.reward import RewardLimitsConfig
 from darts_async.errors import RewardError
 from darts_async.models.location import resolve_model_path
-from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, Shutdown
+from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, ShaperToReward, Shutdown
+from darts_async.reward.boundary import refusal_of_shaper
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
+from darts_async.reward.worker_messages import failure_text
 from darts_async.reward.worker_pool import RewardPool
 from darts_async.topology.links import REWARDS_LINK
 from darts_async.transport import Event, Received
@@ -73,6 +76,8 @@ class RewardActor:
         """An item to judge, or the shaper's greeting. What comes before this process has said that it takes items was
         meant for the one before it: the shaper has those judged again."""
         match event:
+            case Received(message=message) if reason := refusal_of_shaper(cast(ShaperToReward, message)):
+                self._runtime.refuse(event, f"{type(message).__name__}: {reason}")
             case Received(peer=peer, message=Greet()):
                 self._shaper = peer
                 self._announce()
@@ -124,7 +129,7 @@ class RewardActor:
             raise RewardError(
                 f"reward function {self._runtime.config.reward.function!r} failed on {share:.0%} of the last "
                 f"{len(self._failed)} responses, more than reward.max_failed_share ({limit:g}); the last failure was "
-                f"{verdict.kind}: {verdict.error}"
+                f"{failure_text(verdict.kind, verdict.error)}"
             )
 
 

@@ -63,23 +63,23 @@ class Judge:
             return Failed("wrong_type", str(error))
         except NotFiniteError as error:
             return Failed("not_finite", str(error))
-        except Exception as error:  # noqa: BLE001 - the boundary to a user's code: it is reported, never a zero
+        except BaseException as error:  # noqa: BLE001 - whatever a user's code raises is reported, never a zero
             return Failed("raised", last_lines(error)) if not _is_of_file_limit(error) else _too_large(error)
         return Rewarded(reward)
 
 
-def last_lines(error: Exception) -> str:
+def last_lines(error: BaseException) -> str:
     """The end of a traceback, as text that can be encoded."""
     lines = "".join(traceback.format_exception(error)).splitlines()[-MAX_TRACEBACK_LINES:]
     return "\n".join(line[:MAX_LINE_CHARS] for line in lines).encode("utf-8", "replace").decode()
 
 
-def _too_large(error: Exception) -> Failed:
+def _too_large(error: BaseException) -> Failed:
     limit = Limits(file_bytes=resource.getrlimit(resource.RLIMIT_FSIZE)[0]).describe("file_bytes")
     return Failed("limit", f"the reward function {limit}:\n{last_lines(error)}")
 
 
-def _is_of_file_limit(error: Exception) -> bool:
+def _is_of_file_limit(error: BaseException) -> bool:
     """Whether this process, or one that the function has waited for, was kept from writing a large file."""
     return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY and any(
         getattr(cause, "errno", None) == errno.EFBIG or getattr(cause, "returncode", None) == -signal.SIGXFSZ
@@ -101,7 +101,7 @@ def serve(
     try:
         judge = Judge(load_function(function_name), load_tokenizer(tokenizer_dir))
     except (RewardError, ModelError) as error:
-        cause = f"\n{last_lines(error.__cause__)}" if isinstance(error.__cause__, Exception) else ""
+        cause = f"\n{last_lines(error.__cause__)}" if error.__cause__ is not None else ""
         write_message(replies, LoadFailed(f"{error}{cause}"))
         return
     write_message(replies, Ready())

@@ -45,3 +45,9 @@ class Failed(Struct, frozen=True, tag=True):
 
 
 WorkerReply = Ready | LoadFailed | Rewarded | Failed
+
+
+def failure_text(kind: str, error: str) -> str:
+    """A failed reward in one line: of a traceback the last one, which is the exception, else the first one."""
+    lines = error.strip().splitlines() or [""]
+    return f"{kind}: {lines[-1 if kind == 'raised' else 0]}"

@@ -46,7 +46,7 @@ from launcher.plan.plan import hub_addresses, plan_run
 from launcher.preflight.changed_settings import refuse_changes
 from launcher.preflight.preflight import Findings, check_run, link_ports
 from launcher.problems import InputError, hint_screen, missing_screen, problem_screen
-from launcher.run.interrupts import outliving_readers
+from launcher.run.interrupts import CaughtSignals, caught_signals, outliving_readers
 from launcher.run.links import open_control
 from launcher.run.run import run as carry_out
 from launcher.run_dir.run_dir import create_run_dir, run_dir_name, write_inputs
@@ -145,7 +145,7 @@ def resume(
             plan = structs.replace(_plan(config, found), life=past.life, from_checkpoint=from_checkpoint)
             renew_run_keys(found / KEYS_DIR, plan.endpoints())
             with outliving_readers(), _room_wanted():
-                outcome, summary = _lead(config, plan, found, past)
+                outcome, summary = asyncio.run(_lead(config, plan, found, past))
                 _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
 
@@ -211,29 +211,33 @@ def _run(config: RunConfig) -> tuple[Outcome, Summary]:
     plan = _plan(config, run_dir)
     create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
     with held(run_dir):
-        return _lead(config, plan, run_dir, NO_PAST)
+        return asyncio.run(_lead(config, plan, run_dir, NO_PAST))
 
 
-def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
-    """A life of the run, and further ones where all processes have to be new (`TakeUpAgain`)."""
+async def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
+    """A life of the run, and further ones where all processes have to be new (`TakeUpAgain`). A signal between two of
+    them ends the second."""
     limits = _limits(config)
-    outcome, summary = _conduct(config, plan, run_dir, past, limits)
-    while outcome.goes_on:
-        limits, past = replace(limits, num_lives=limits.num_lives - 1), read_past(run_dir, plan)
-        plan = structs.replace(_plan(config, run_dir), life=past.life)
-        outcome, summary = _conduct(config, plan, run_dir, past, limits)
+    with caught_signals(ignored_afterwards=True) as signals:
+        outcome, summary = await _conduct(config, plan, run_dir, past, limits, signals)
+        while outcome.goes_on:
+            limits, past = replace(limits, num_lives=limits.num_lives - 1), read_past(run_dir, plan)
+            plan = structs.replace(_plan(config, run_dir), life=past.life)
+            outcome, summary = await _conduct(config, plan, run_dir, past, limits, signals)
     return outcome, summary
 
 
-def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits: Limits) -> tuple[Outcome, Summary]:
+async def _conduct(
+    config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits: Limits, signals: CaughtSignals
+) -> tuple[Outcome, Summary]:
     """One life of it."""
     write_inputs(run_dir, config, plan)
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the life before
     display = make_display(Screen())
     try:
         control = partial(open_control, plan, run_dir, config.transport, past.life)
-        return asyncio.run(
-            carry_out(config, plan, run_dir, open_control=control, display=display, limits=limits, past=past)
+        return await carry_out(
+            config, plan, run_dir, open_control=control, display=display, limits=limits, signals=signals, past=past
         )
     except TransportError as error:
         display.close()
@@ -242,7 +246,8 @@ def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits
         if (why := _taken_away(error, run_dir)) is None:
             raise
         display.close()
-        _give_up(f"the run has ended, for its directory can no longer be used: {why}")
+        moved = "`darts-launch resume` of the place that it was moved to, if it was, goes on with it"
+        _give_up(f"the run has ended, for its directory can no longer be used: {why}; {moved}")
     finally:
         display.close()
 

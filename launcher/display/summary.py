@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from darts_async.protocol import RunFinished
+from darts_async.reward.worker_messages import failure_text
 from darts_async.topology.outcomes import EVALUATED, OUTCOMES
 from launcher.display.view import bar, clock, sparkline
 from launcher.lifecycle.lifecycle import Outcome
@@ -241,12 +242,6 @@ def _balance(tokens: TokenAccount) -> Text:
         ("✗ ", "red"),
         f"accounts for {tokens.accounted:,} tokens, but the engines decoded {tokens.decoded:,} ({difference:+,})",
     )
-
-
-def failure_text(kind: str, error: str) -> str:
-    """A failed reward in one line: of a traceback the last one, which is the exception, else the first one."""
-    lines = error.strip().splitlines() or [""]
-    return f"{kind}: {lines[-1 if kind == 'raised' else 0]}"
 
 
 def _failed_rewards(rewards: RewardAccount) -> list[Text]:

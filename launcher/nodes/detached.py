@@ -22,7 +22,7 @@ from darts_async.errors import DeadlineError
 from darts_async.topology.roles import keeper_name
 from darts_async.topology.run_files import LOGS_DIR, output_path
 from launcher.nodes.node_record import find_process, read_node_record, runs
-from launcher.nodes.scratch import owner_of, remove_all
+from launcher.nodes.scratch import sweep
 from launcher.run_dir.logs import last_lines
 
 KILLED_WITHIN_S = 20.0
@@ -69,7 +69,7 @@ def end_keeper(run_dir: Path, node: str) -> None:
         if time.monotonic() > deadline_s:
             raise DeadlineError(f"{', '.join(left)}: alive {KILLED_WITHIN_S} s after the keeper was killed")
         time.sleep(_POLL_S)
-    remove_all(owner_of(run_dir, node))
+    sweep()
 
 
 def _last_words_of_the_dead(run_dir: Path, node: str, reading: int, timeout_s: float) -> str | None:

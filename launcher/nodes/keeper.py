@@ -36,7 +36,7 @@ from darts_async.machine.spawn import module_command, spawn
 from darts_async.protocol import Message
 from darts_async.telemetry import logging_to
 from darts_async.topology.roles import agent_name, keeper_name
-from darts_async.topology.run_files import LOGS_DIR, NODES_DIR, log_path, output_path
+from darts_async.topology.run_files import LOGS_DIR, NODES_DIR, log_path
 from darts_async.wire.backoff import backoff_s
 from darts_async.wire.channel import Channel
 from launcher.nodes.detached import detach, end_keeper
@@ -55,7 +55,7 @@ from launcher.nodes.node_messages import (
 )
 from launcher.nodes.node_record import NodeRecord, end_leftovers, locked, read_node_record, write_node_record
 from launcher.nodes.outputs import bound_outputs
-from launcher.nodes.scratch import owner_of, remove_all
+from launcher.nodes.scratch import owner_of, sweep
 from launcher.nodes.supervisor import ProcessExit, ProcessRecord, Supervisor, start_time_s
 from launcher.run_dir.logs import last_lines
 from launcher.run_dir.run_dir import inode_of
@@ -128,7 +128,7 @@ class Keeper:
         """Until the node is to end; then everything on it has ended."""
         if self._before is not None:
             await end_leftovers(self._run_dir, self._before)
-            remove_all(owner_of(self._run_dir, self._node))
+        await asyncio.to_thread(sweep)
         self._write_record()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, GRACE_S)
         async with self._tasks as tasks:
@@ -196,7 +196,7 @@ class Keeper:
         whose = ("--run-dir", str(self._run_dir), "--node", self._node, "--incarnation", str(self._agent_incarnation))
         argv = module_command("launcher.nodes.agent", *whose, "--channel", str(descriptor))
         name = agent_name(self._node)
-        with output_path(self._run_dir / LOGS_DIR, name).open("ab") as output:
+        with self._supervisor.open_output(name) as output:
             process = await spawn(argv, stdout=output, stderr=asyncio.subprocess.STDOUT, pass_fds=(descriptor,))
         started_at_s = start_time_s(process.pid)
         self._agent = ProcessRecord(name, process.pid, started_at_s, argv, self._agent_incarnation)
@@ -305,7 +305,7 @@ class Keeper:
                 self._end(GRACE_S)
 
     async def _watch_disk(self) -> None:
-        """Bound what is printed; write the record that a full disk did not take."""
+        """Bound what is printed; write the record that could not be written."""
         while True:
             await asyncio.sleep(_DISK_EVERY_S)
             names = (self._me.name, agent_name(self._node), *self._newest)
@@ -314,13 +314,14 @@ class Keeper:
                 self._write_record()
 
     def _write_record(self) -> None:
-        """For the next keeper, should this one be killed. One that a full disk does not take is written later."""
+        """For the next keeper, should this one be killed. One that cannot be written now is written later: the disk is
+        full, or somebody has taken the directory away."""
         processes = list(self._supervisor.records.values())
         record = NodeRecord(self._life, self._inode, self._me, self._agent, self._agent_incarnation, processes)
         try:
             write_node_record(self._run_dir, self._node, record)
             self._is_unrecorded = False
-        except NoSpaceError as error:
+        except (OSError, NoSpaceError) as error:
             log.warning("record_not_written", error=str(error))
             self._is_unrecorded = True
 

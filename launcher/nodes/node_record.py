@@ -17,7 +17,7 @@ import psutil
 from darts_async.topology.run_files import NODES_DIR
 from darts_async.wire.atomic_file import replace_json
 from launcher.nodes.supervisor import ProcessRecord, end_session
-from launcher.run_dir.run_dir import inode_of
+from launcher.run_dir.run_dir import check_place, inode_of
 
 _SAME_START_WITHIN_S = 1.0
 """The kernel counts from the boot, and the time of the boot is known to a fraction of a second."""
@@ -42,8 +42,11 @@ def record_path(run_dir: Path, node: str) -> Path:
 
 
 def write_node_record(run_dir: Path, node: str, record: NodeRecord) -> None:
-    """Replace the record of a node."""
-    replace_json(record_path(run_dir, node), record)
+    """Replace the record of a node. Raises `NoSpaceError`, and `OSError` if this is not the run directory any more."""
+    check_place(run_dir, record.inode)
+    path = record_path(run_dir, node)
+    path.parent.mkdir(exist_ok=True)
+    replace_json(path, record)
 
 
 def read_node_record(run_dir: Path, node: str) -> NodeRecord | None:

@@ -32,7 +32,7 @@ from darts_async.machine.full_disk import is_no_space
 from darts_async.machine.spawn import signal_name, spawn
 from darts_async.topology.plan import ProcessSpec
 from darts_async.topology.run_files import output_path
-from launcher.nodes.scratch import make_scratch, remove_scratch
+from launcher.nodes.scratch import Scratch
 
 KILLED_AFTER_S = 10.0
 """A killed process that the kernel has not ended by then hangs in a system call."""
@@ -109,13 +109,13 @@ class Supervisor:
         """Start a process. Its output goes to `logs/ROLE-N.out`. Raises `OSError` if it cannot be executed."""
         assert spec.name not in self._children, f"{spec.name} is running"
         argv = _as_incarnation(spec.argv, incarnation)
-        scratch = make_scratch(self._owner)
+        scratch = Scratch.make(self._owner)
         try:
-            with self._open_output(spec.name) as output:
-                env = {"TMPDIR": str(scratch), **spec.env}
+            with self.open_output(spec.name) as output:
+                env = {"TMPDIR": str(scratch.path), **spec.env}
                 process = await spawn(argv, env=env, stdout=output, stderr=asyncio.subprocess.STDOUT)
         except OSError:
-            remove_scratch(scratch)
+            scratch.remove()
             raise
         record = ProcessRecord(spec.name, process.pid, start_time_s(process.pid), argv, incarnation)
         watcher = self._watchers.create_task(self._watch(record, process, scratch), name=f"watch {spec.name}")
@@ -164,19 +164,21 @@ class Supervisor:
         """Where the output of a process goes."""
         return output_path(self._logs_dir, name)
 
-    def _open_output(self, name: str) -> BinaryIO:
-        """What a process prints on a disk that takes no further file is dropped."""
+    def open_output(self, name: str) -> BinaryIO:
+        """What a process prints goes there, or nowhere on a disk that takes no further file. Raises `OSError`."""
+        path = self.output_path(name)
         try:
-            return self.output_path(name).open("ab")
+            path.parent.mkdir(exist_ok=True)  # somebody may have removed it
+            return path.open("ab")
         except OSError as error:
             if not is_no_space(error):
                 raise
             return Path(os.devnull).open("ab")
 
-    async def _watch(self, record: ProcessRecord, process: asyncio.subprocess.Process, scratch: Path) -> None:
+    async def _watch(self, record: ProcessRecord, process: asyncio.subprocess.Process, scratch: Scratch) -> None:
         code = await process.wait()
         await end_session(process.pid)
-        await asyncio.to_thread(remove_scratch, scratch)  # a reward function may leave much
+        await asyncio.to_thread(scratch.remove)  # a reward function may leave much
         del self._children[record.name]
         self._ended.append(ProcessExit(record.name, process.pid, code, record.incarnation))
         self._changed.set()

@@ -39,14 +39,19 @@ class CaughtSignals:
         while self._unheard:
             hear(self._unheard.popleft())
 
+    def keep(self) -> None:
+        """From now on keep those that come, for whoever asks next to be told of them."""
+        self._hear = self._unheard.append
+
     def ignore(self) -> None:
         """Nothing more is to be done about any."""
         self._hear = lambda number: None
 
 
 @contextlib.contextmanager
-def caught_signals() -> Iterator[CaughtSignals]:
-    """Inside, none of them ends the process."""
+def caught_signals(*, ignored_afterwards: bool = False) -> Iterator[CaughtSignals]:
+    """Inside, none of them ends the process; `ignored_afterwards`: nor later on, for a process that only has to say how
+    it has ended."""
     loop, caught = asyncio.get_running_loop(), CaughtSignals()
     numbers = [number for number in _ENDING if number != signal.SIGHUP or not _is_ignored(number)]
     for number in numbers:
@@ -56,6 +61,8 @@ def caught_signals() -> Iterator[CaughtSignals]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+            if ignored_afterwards:
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _is_ignored(number: signal.Signals) -> bool:

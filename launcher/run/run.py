@@ -36,6 +36,7 @@ from darts_async.protocol import (
     StepCompleted,
     TakeUpAgain,
 )
+from darts_async.reward.worker_messages import failure_text
 from darts_async.telemetry import logging_to
 from darts_async.topology.plan import RunPlan
 from darts_async.topology.roles import LAUNCHER, SHAPER, agent_name
@@ -45,7 +46,7 @@ from launcher.analysis.earlier_lives import NO_PAST, Past
 from launcher.control.control_socket import serving_requests
 from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
 from launcher.display.status import run_status
-from launcher.display.summary import Summary, failure_text, summarise
+from launcher.display.summary import Summary, summarise
 from launcher.display.view import Display
 from launcher.lifecycle.lifecycle import (
     Action,
@@ -73,7 +74,7 @@ from launcher.progress.evaluation import evaluation_text
 from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepLine, StepMerger
 from launcher.run.boundary import Boundary
-from launcher.run.interrupts import CaughtSignals, caught_signals, reason_of
+from launcher.run.interrupts import CaughtSignals, reason_of
 from launcher.run.links import Control, Gibberish, Heard, HeardOfNode, Presence, Silence
 from launcher.run_dir.growing_files import flushed
 from launcher.run_dir.logs import last_words
@@ -403,13 +404,15 @@ async def run(
     open_control: OpenControl,
     display: Display,
     limits: Limits,
+    signals: CaughtSignals,
     past: Past = NO_PAST,
 ) -> tuple[Outcome, Summary]:
-    """Carry a run out in a prepared run directory, for the first time or, with a `past`, further."""
+    """Carry a run out in a prepared run directory, for the first time or, with a `past`, further. Where the run goes on
+    in another life, signals that come later are kept for that."""
     install(LAUNCHER, past.life)
     path, telemetry = log_path(run_dir / LOGS_DIR, LAUNCHER), config.telemetry
     with logging_to(path, process=LAUNCHER, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
-        return await _carry_out(config, plan, run_dir, open_control, display, limits, past)
+        return await _carry_out(config, plan, run_dir, open_control, display, limits, signals, past)
 
 
 async def _carry_out(
@@ -419,6 +422,7 @@ async def _carry_out(
     open_control: OpenControl,
     display: Display,
     limits: Limits,
+    signals: CaughtSignals,
     past: Past,
 ) -> tuple[Outcome, Summary]:
     now_s = _now_s()
@@ -428,7 +432,7 @@ async def _carry_out(
     trace = _open_trace(config, run_dir, past.life)
     recorder = Recorder(run_dir, began_s, trace)
     restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
-    with caught_signals() as signals, recorded(run_dir, past.life) as ending:
+    with recorded(run_dir, past.life) as ending:
         if past.life > 1:
             recorder.resumed(past.life, now_s)
         backends = make_backends(config, plan, run_dir)
@@ -452,7 +456,9 @@ async def _carry_out(
                 it.note(text)
             async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
                 ending.outcome = await it.conduct()
-        ending.outcome = it.course.outcome or ending.outcome  # a signal may have come since
+        if ending.outcome.goes_on:
+            ending.outcome = it.course.outcome or ending.outcome  # a signal or `down` may have come since
+            signals.keep()
         trace.close()
         # Before `state.json` says how it ended: a run that has ended has its summary, whatever dies in between.
         summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())

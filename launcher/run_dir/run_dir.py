@@ -1,5 +1,6 @@
 """The directory of a run is made, and what the launcher alone writes into it. Its files: `topology.run_files`."""
 
+import errno
 import os
 import time
 from collections.abc import Iterable
@@ -47,6 +48,12 @@ def inode_of(run_dir: Path) -> int:
     """What tells a run directory from a copy of it, also from one that has taken its place. A rename leaves it as it
     is. Raises `OSError`."""
     return run_dir.stat().st_ino
+
+
+def check_place(run_dir: Path, inode: int) -> None:
+    """Raises `OSError` if the run directory with this inode has been moved or removed; another one may be there."""
+    if inode_of(run_dir) != inode:
+        raise FileNotFoundError(errno.ENOENT, "another directory is in its place", str(run_dir))
 
 
 def run_dir_name(name: str, number: int = 1) -> str:

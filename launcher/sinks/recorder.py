@@ -21,27 +21,33 @@ from launcher.nodes.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
 from launcher.progress.step_merger import StepLine
-from launcher.run_dir.run_dir import RunRecord, RunStatus, append_lines, inode_of, write_record
+from launcher.run_dir.run_dir import RunRecord, RunStatus, append_lines, check_place, inode_of, write_record
 
 MAX_UNWRITTEN = 10_000
 """Lines of each file that are kept for a disk that is full; the oldest are left out beyond that."""
 _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recorder:
     """Times are of the caller's monotonic clock; lines hold seconds since the start of the run.
 
-    A line that the disk does not take is kept, and written before the next one, or by `settle`.
+    A line that the disk does not take is kept, and written before the next one, or by `settle`. Nothing is written into
+    a directory that has taken the place of the run's: `OSError` is raised.
     """
 
     run_dir: Path
     started_at_s: float
     trace: Trace = field(default_factory=Trace)
     _unwritten: dict[str, deque[str]] = field(default_factory=dict)
+    _inode: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._inode = inode_of(self.run_dir)
 
     def settle(self) -> str:
         """Write what the disk did not take before. Returns why it still does not, or nothing."""
+        check_place(self.run_dir, self._inode)
         for name, lines in tuple(self._unwritten.items()):
             try:
                 append_lines(self.run_dir / name, lines)
@@ -153,9 +159,11 @@ class Ending:
 def recorded(run_dir: Path, life: int) -> Iterator[Ending]:
     """`state.json` says `running` inside, and how the run ended afterwards, if it does not go on in another life."""
     started_at_s, ending = time.time(), Ending(Outcome("failed", "darts-launch itself ended by an error"))
+    inode = inode_of(run_dir)
 
     def write(status: RunStatus, reason: str, ended_at_s: float | None) -> None:
-        who = os.getpid(), life, os.getcwd(), inode_of(run_dir)
+        who = os.getpid(), life, os.getcwd(), inode
+        check_place(run_dir, inode)
         write_record(run_dir, RunRecord(status, reason, started_at_s, ended_at_s, *who))
 
     write("running", "", None)

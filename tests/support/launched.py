@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from darts_async.faults import VARIABLE
-from launcher.nodes.scratch import all_of, owner_of, remove_all
+from launcher.nodes.scratch import all_of, owner_of, sweep
 from tests import ROOT
 
 CONFIGS = ROOT / "launcher" / "configs"
@@ -94,8 +94,7 @@ class LaunchedRun:
         if self.process.poll() is None:  # a test failed: the kernel ends the others with the launcher
             self.process.kill()
             self.process.wait(DEADLINE_S)
-        for owner in self._owners():  # what a killed keeper has left, for which no other comes
-            remove_all(owner)
+        sweep()  # what a killed keeper has left, for which no other comes
 
     @property
     def run_dir(self) -> Path:
@@ -180,8 +179,7 @@ class LaunchedRun:
         assert not (self.run_dir / "control.sock").exists()
         # torch makes an empty directory for its compiler, one per user and machine, when it is imported
         assert [path.name for path in self._temporary.rglob("*") if not path.name.startswith("torchinductor")] == []
-        if not self.events("node_lost"):  # what a keeper leaves that is killed waits for the next one
-            assert not [path for owner in self._owners() for path in all_of(owner)]
+        assert not [path for owner in self._owners() for path in all_of(owner)]
 
     def _owners(self) -> list[str]:
         """Of the temporary files of each node's processes."""

@@ -10,6 +10,7 @@ import psutil
 
 from darts_async.machine.spawn import outlives_parent, signal_name, spawn
 from launcher.nodes.backends import AgentCommand, NodeError
+from launcher.nodes.scratch import sweep
 
 ENDED_WITHIN_S = 10.0
 """A killed process that the kernel has not ended by then hangs in a system call."""
@@ -58,13 +59,14 @@ class LocalBackend:
         await asyncio.to_thread(psutil.wait_procs, stuck, timeout=ENDED_WITHIN_S)
 
     async def close(self) -> None:
-        """Wait for the end of the keeper. Kills it if it does not come."""
+        """Wait for the end of the keeper. Kills it if it does not come. What a killed one has left is removed."""
         if self._watcher is None:
             return
         _, late = await asyncio.wait([self._watcher], timeout=ENDED_WITHIN_S)
         if late:
             await self.kill()
             await asyncio.wait([self._watcher], timeout=ENDED_WITHIN_S)
+        await asyncio.to_thread(sweep)
 
     async def _watch(self, process: asyncio.subprocess.Process, on_end: Callable[[str], None]) -> None:
         code = await process.wait()

@@ -57,6 +57,34 @@ async def test_a_socket_that_a_killed_launcher_left_is_nobody_and_does_not_bar_t
         assert await asyncio.to_thread(ask, tmp_path, GetStatus()) == Done("GetStatus()")
 
 
+async def test_a_socket_that_somebody_removes_is_made_again_and_never_in_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.control.control_socket.LOOK_EVERY_S", 0.01)
+    run_dir, moved = tmp_path / "run", tmp_path / "moved"
+    run_dir.mkdir()
+    num_descriptors = len(os.listdir("/proc/self/fd"))
+    async with serving_requests(run_dir, echo):
+        for _ in range(2):
+            (run_dir / CONTROL_SOCKET).unlink()
+            async with asyncio.timeout(10):
+                while not (run_dir / CONTROL_SOCKET).exists():  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(ask, run_dir, GetStatus()) == Done("GetStatus()")
+        run_dir.rename(moved)
+        run_dir.mkdir()
+        await asyncio.sleep(0.05)
+        assert not (run_dir / CONTROL_SOCKET).exists()
+        (moved / CONTROL_SOCKET).unlink()
+        run_dir.rmdir()
+        moved.rename(run_dir)
+        async with asyncio.timeout(10):
+            while not (run_dir / CONTROL_SOCKET).exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert not (run_dir / CONTROL_SOCKET).exists()
+    assert len(os.listdir("/proc/self/fd")) == num_descriptors
+
+
 @pytest.mark.parametrize(
     "line",
     [

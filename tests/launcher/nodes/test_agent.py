@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -157,6 +158,33 @@ async def test_a_command_that_is_not_there_is_reported(tmp_path: Path) -> None:
         lead.order(StartProcess(ProcessSpec("reward/0", "reward", ("/no/such/program",), {}, 1.0), 1))
         failed = await lead.report(ProcessNotStarted)
         assert (failed.name, failed.incarnation, "No such file" in failed.error) == ("reward/0", 1, True)
+
+
+async def test_a_keeper_whose_records_and_logs_somebody_removes_makes_them_again(tmp_path: Path) -> None:
+    async with led(tmp_path) as lead:
+        first, agent = await lead.start("reward/0"), lead.on_disk.agent
+        assert agent is not None
+        for directory in (NODES_DIR, "logs"):
+            shutil.rmtree(lead.run_dir / directory)
+        second = await lead.start("reward/1")
+        assert lead.on_disk.processes == [first, second]
+        os.kill(agent.pid, signal.SIGKILL)
+        assert (
+            await lead.report(NodeStands, lambda stands: stands.running == [first, second])
+        ).keeper.pid == os.getpid()
+
+
+async def test_a_keeper_writes_nothing_into_a_directory_that_has_taken_the_place_of_its_own(tmp_path: Path) -> None:
+    async with led(tmp_path) as lead:
+        await lead.start("reward/0")
+        before = lead.on_disk
+        lead.run_dir.rename(tmp_path / "moved")
+        (lead.run_dir / "logs").mkdir(parents=True)
+        await lead.start("reward/1")
+        assert not (lead.run_dir / NODES_DIR).exists()
+        shutil.rmtree(lead.run_dir)
+        (tmp_path / "moved").rename(lead.run_dir)
+        assert lead.on_disk == before
 
 
 async def test_a_later_incarnation_takes_the_place_of_one_that_still_runs(tmp_path: Path) -> None:
