@@ -143,7 +143,7 @@ def _launcher(body: list[str], plan: RunPlan, width: int, y: int) -> int:
     lines = _wrapped(["to every process", *sent], width // 8) + _wrapped(["and back", *received], width // 8)
     agents = next(link for link in plan.links if link.name == AGENTS_LINK)
     lines.append(f"Over the link {agents.name} it has the agent of every node start, watch and end the processes.")
-    height = 54 + LINE * len(lines)
+    height = 44 + LINE * len(lines)
     body.append(_box(20, y, width - 40, 34, "darts-launch"))
     body += [_text(42, y + 54 + index * LINE, line, size=11) for index, line in enumerate(lines)]
     return y + height
