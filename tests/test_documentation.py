@@ -25,7 +25,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 import yaml
@@ -38,6 +38,7 @@ from bench import __main__ as benchmarks
 from bench.pictures import Camera, flow_svg, full_plan, screen_svg
 from darts_async.config import RunConfig
 from darts_async.protocol import ProcessStatus
+from darts_async.shaper.window import StalenessWindow
 from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepLine
 from tests import ROOT
@@ -292,8 +293,24 @@ def is_a_setting(name: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_setting_that_is_named_exists(page: Path) -> None:
     sections = "|".join(RunConfig.model_fields)
-    named = set(re.findall(rf"`((?:{sections})\.(?!py\b|yaml\b|json)[\w.]+)[`:]", page.read_text()))
+    named = set(re.findall(rf"`((?:{sections})\.(?!py\b|yaml\b|json|md\b)[\w.]+)[`:]", page.read_text()))
     assert [name for name in sorted(named) if not is_a_setting(name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_example_is_python_and_stands_in_a_fence(page: Path) -> None:
+    for block in blocks(page, "python"):
+        ast.parse(block)
+    assert not re.findall(r"^    (?:python|darts-launch|pip) .*", page.read_text(), re.MULTILINE)
+
+
+def test_the_example_of_a_test_passes() -> None:
+    [block] = blocks(ROOT / "tests" / "README.md", "python")
+    names: dict[str, Any] = {"StalenessWindow": StalenessWindow}
+    exec(block, names)
+    claims = [call for name, call in names.items() if name.startswith("test_")]
+    assert len(claims) == 1
+    claims[0]()
 
 
 def targets(page: Path) -> Iterator[str]:
