@@ -104,7 +104,8 @@ class _ArgumentsAreRead(Exception):
 
 def arguments_are_read(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program's own parser takes the arguments. Nothing else of it is carried out."""
-    module, arguments = command.words[2], list(command.words[3:])
+    at = command.words.index("-m") + 1
+    module, arguments = command.words[at], list(command.words[at + 1 :])
     if module == "bench" and not arguments:
         monkeypatch.setattr(sys, "argv", ["bench"])
         benchmarks.main()
@@ -171,7 +172,7 @@ CHECKS: dict[str, Callable[[Command, pytest.MonkeyPatch], None]] = {
     "darts-launch launcher/configs/": is_a_valid_plan,
     "darts-launch ": is_carried_out,
     "python -m bench": arguments_are_read,
-    "python -m darts_async.quickstart.": arguments_are_read,
+    "python -P -m darts_async.quickstart.": arguments_are_read,
     "python -m pytest": the_tests_are_there,
     "python -m ruff": gate_runs_it,
     "python -m mypy": gate_runs_it,
@@ -301,7 +302,7 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
 def test_every_example_is_python_and_stands_in_a_fence(page: Path) -> None:
     for block in blocks(page, "python"):
         ast.parse(block)
-    assert not re.findall(r"^    (?:python|darts-launch|pip) .*", page.read_text(), re.MULTILINE)
+    assert not re.findall(r"^ {4}(?:python|darts-launch|pip) .*", page.read_text(), re.MULTILINE)
 
 
 def test_the_example_of_a_test_passes() -> None:
