@@ -38,7 +38,10 @@ from bench import __main__ as benchmarks
 from bench.pictures import Camera, flow_svg, full_plan, screen_svg
 from darts_async.config import RunConfig
 from darts_async.protocol import ProcessStatus
+from darts_async.shaper.group import SAMPLE_LIFE
 from darts_async.shaper.window import StalenessWindow
+from launcher.lifecycle.lifecycle import RUN_LIFE
+from launcher.nodes.fleet import NODE_LIFE
 from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepLine
 from tests import ROOT
@@ -54,7 +57,7 @@ PAGES = sorted(
 DOOR = ROOT / "README.md"
 ARCHITECTURE = ROOT / "darts_async" / "README.md"
 OF_A_LIVE_RUN = ("status", "logs", "restart")
-OF_A_RUN = ("audit", "trace", "report")
+OF_A_RUN = ("audit", "story", "trace", "report")
 ENDS_A_RUN, GOES_ON = "down", "resume"
 WITHOUT_A_RUN = ("validate", "init", "--dry-run")
 THE_RUN = "cluster.yaml"
@@ -360,6 +363,11 @@ def defines(path: Path, name: str) -> bool:
             return False
         body = found.body
     return True
+
+
+def test_the_lives_that_are_shown_are_those_of_the_tables() -> None:
+    shown = [block.rstrip("\n") for block in blocks(ARCHITECTURE, "text")]
+    assert shown == [life.picture() for life in (SAMPLE_LIFE, RUN_LIFE, NODE_LIFE)]
 
 
 def test_the_door_is_short_enough_to_be_read() -> None:
