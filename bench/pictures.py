@@ -19,8 +19,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from rich._export_format import CONSOLE_SVG_FORMAT
-from rich.console import Console
+from rich.console import CONSOLE_SVG_FORMAT, Console
 
 from bench.measured import ROOT
 from darts_async.actor import LINK_UNIONS

@@ -15,6 +15,7 @@ A command that no check is for fails.
 
 import argparse
 import ast
+import importlib
 import os
 import re
 import runpy
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import pytest
+import typer
 import yaml
 from pydantic import BaseModel
 from typer.testing import CliRunner
@@ -107,8 +109,7 @@ class _ArgumentsAreRead(Exception):
 
 def arguments_are_read(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program's own parser takes the arguments. Nothing else of it is carried out."""
-    at = command.words.index("-m") + 1
-    module, arguments = command.words[at], list(command.words[at + 1 :])
+    module, arguments = command.words[2], list(command.words[3:])
     if module == "bench" and not arguments:
         monkeypatch.setattr(sys, "argv", ["bench"])
         benchmarks.main()
@@ -129,6 +130,13 @@ def arguments_are_read(command: Command, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(_ArgumentsAreRead):
         runpy.run_path(str(ROOT / f"{module.replace('.', '/')}.py"), run_name="__main__")
+
+
+def options_are_read(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of a program that typer makes of a function."""
+    program = typer.Typer()
+    program.command()(importlib.import_module(command.words[3]).main)
+    assert typer.main.get_command(program).make_context(command.words[3], list(command.words[4:])).params
 
 
 def the_tests_are_there(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +183,7 @@ CHECKS: dict[str, Callable[[Command, pytest.MonkeyPatch], None]] = {
     "darts-launch launcher/configs/": is_a_valid_plan,
     "darts-launch ": is_carried_out,
     "python -m bench": arguments_are_read,
-    "python -P -m darts_async.quickstart.": arguments_are_read,
+    "python -P -m darts_async.quickstart.": options_are_read,
     "python -m pytest": the_tests_are_there,
     "python -m ruff": gate_runs_it,
     "python -m mypy": gate_runs_it,
