@@ -5,9 +5,9 @@ How a command is checked, by what it begins with (`CHECKS`):
     darts-launch FILE of `launcher/configs/`   its dry run. That the quickstart learns is a test of `whole_runs`
     darts-launch VERB                          carried out, on a real run of the scripted engine that goes on meanwhile
     the task of the README                     carried out as it is, and its output compared, but for the numbers
-    python -m bench..., quickstart's programs  its own parser takes exactly these arguments; measuring takes hours
     python -m pytest                           the tests that it names are there. CI runs them all
     python -m ruff, python -m mypy             `test_gate` runs them
+    python -m, any other                       its own parser takes exactly these arguments; measuring takes hours
     pip install, python3 -m venv               CI carries them out, or the extra that is named exists
 
 A command that no check is for fails.
@@ -109,7 +109,8 @@ class _ArgumentsAreRead(Exception):
 
 def arguments_are_read(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program's own parser takes the arguments. Nothing else of it is carried out."""
-    module, arguments = command.words[2], list(command.words[3:])
+    at = command.words.index("-m") + 1
+    module, arguments = command.words[at], list(command.words[at + 1 :])
     if module == "bench" and not arguments:
         monkeypatch.setattr(sys, "argv", ["bench"])
         benchmarks.main()
@@ -117,6 +118,12 @@ def arguments_are_read(command: Command, monkeypatch: pytest.MonkeyPatch) -> Non
     if module == "bench":
         assert arguments[0] in benchmarks.QUESTIONS, command
         module, arguments = f"bench.{arguments[0]}", arguments[1:]
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    if "typer.run(main)" in file.read_text():
+        program = typer.Typer()
+        program.command()(importlib.import_module(module).main)
+        assert typer.main.get_command(program).make_context(module, arguments).params
+        return
     parse = argparse.ArgumentParser.parse_args
 
     def parse_only(parser: argparse.ArgumentParser) -> NoReturn:
@@ -129,14 +136,7 @@ def arguments_are_read(command: Command, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(_ArgumentsAreRead):
-        runpy.run_path(str(ROOT / f"{module.replace('.', '/')}.py"), run_name="__main__")
-
-
-def options_are_read(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same of a program that typer makes of a function."""
-    program = typer.Typer()
-    program.command()(importlib.import_module(command.words[3]).main)
-    assert typer.main.get_command(program).make_context(command.words[3], list(command.words[4:])).params
+        runpy.run_path(str(file), run_name="__main__")
 
 
 def the_tests_are_there(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,10 +183,11 @@ CHECKS: dict[str, Callable[[Command, pytest.MonkeyPatch], None]] = {
     "darts-launch launcher/configs/": is_a_valid_plan,
     "darts-launch ": is_carried_out,
     "python -m bench": arguments_are_read,
-    "python -P -m darts_async.quickstart.": options_are_read,
     "python -m pytest": the_tests_are_there,
     "python -m ruff": gate_runs_it,
     "python -m mypy": gate_runs_it,
+    "python -m ": arguments_are_read,
+    "python -P -m ": arguments_are_read,
     "python3 -m venv": is_of_ci,
     "pip install": can_be_installed,
 }
