@@ -226,9 +226,11 @@ def test_the_verbs_do_what_the_pages_say(tmp_path: Path, monkeypatch: pytest.Mon
         for verb in verbs:
             if verb[0] in OF_A_LIVE_RUN and verb not in followers:
                 do(*verb)
+                if verb[0] == "restart" and not verb[1].startswith("agent"):
+                    run.wait_for_service(verb[1] if "/" in verb[1] else f"{verb[1]}/0", 2)
         do(ENDS_A_RUN)
-        assert run.end() == 130
-        assert [follower.wait(60) for follower in followed] == [0] * len(followed)
+        assert [follower.wait(60) for follower in followed] == [0] * len(followed), run.output
+        assert run.end() == 130, run.output
         for verb in verbs:
             if verb[0] in (*OF_A_RUN, *WITHOUT_A_RUN):
                 do(*verb)
@@ -239,7 +241,7 @@ def test_the_verbs_do_what_the_pages_say(tmp_path: Path, monkeypatch: pytest.Mon
                 run.resume(*(word for word in verb[1:] if word != "RUN_DIR"))
                 run.wait_for_steps(num_steps + 2)
                 do(ENDS_A_RUN)
-                assert run.end() == 130
+                assert run.end() == 130, run.output
 
 
 def is_a_verb(command: Command) -> bool:
