@@ -205,12 +205,12 @@ def test_every_command_is_checked(command: Command, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_verbs_do_what_the_pages_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First those of a live run, then its end, then those of a run that is over, then how it goes on."""
     verbs = list(dict.fromkeys(command.words[1:] for command in COMMANDS if is_a_verb(command)))
     followers = [verb for verb in verbs if "-f" in verb]
-    with LaunchedRun(tmp_path, "scripted.yaml", {"learner": {"steps": 1_000_000, "checkpoint_every": 100}}) as run:
+    with LaunchedRun(tmp_path, "scripted.yaml", {"learner": {"steps": 1_000_000, "checkpoint_every": 10}}) as run:
         run.wait_for_steps(2)
         monkeypatch.chdir(tmp_path)
 
