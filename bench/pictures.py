@@ -19,7 +19,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from rich.console import CONSOLE_SVG_FORMAT, Console
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
 
 from bench.measured import ROOT
 from darts_async.actor import LINK_UNIONS
