@@ -58,7 +58,7 @@ def _own_place(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_of_a_module_is_left(request: pytest.FixtureRequest) -> Generator[None]:
     before = belongings()
-    if not request.module.__name__.startswith("tests.test_vllm"):
+    if not request.module.__name__.startswith("tests.generator.vllm"):
         yield
         _assert_nothing_is_left(before)
         return
