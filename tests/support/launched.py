@@ -115,6 +115,10 @@ class LaunchedRun:
             command, cwd=self._home, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
         )
 
+    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+        """The same, while others go on. What it prints goes where the run's output goes."""
+        return self._launched(*words)
+
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Whole lines of a JSON file of the run, none if it is not there yet."""
         return [
