@@ -335,7 +335,7 @@ def test_init_writes_a_file_that_says_what_would_be_without_it(tmp_path: Path) -
     assert CliRunner().invoke(app, ["init", str(file)]).exit_code == 0
     assert load_config(file) == RunConfig()
     text = file.read_text()
-    for meaning in ("Seeds prompts, sampling and selection", "`on_failure`: one that leaves", "median_tokens"):
+    for meaning in ("Seed of prompts, sampling and selection", "`on_failure`: a process that leaves", "median_tokens"):
         assert meaning in " ".join(text.replace("#", "").split()), meaning
     assert CliRunner().invoke(app, ["validate", str(file)]).exit_code == 0
 
