@@ -1,9 +1,10 @@
-"""The launcher's ear for other terminals: a Unix socket in the run directory.
+"""The launcher takes requests from other terminals over a Unix socket in the run directory.
 
-Whoever may enter the directory (mode 0700) may ask: the same people who may read the keys of the run. One request per
-connection, one line of JSON each way, with a deadline: a client that is silent or floods harms nobody but itself.
+Any user who may enter the directory (mode 0700) may send requests; the same user may read the keys of the run. Each
+connection carries one request and one reply, each a line of JSON, with a deadline: a client that is silent or floods
+harms only itself.
 
-A socket's address holds about a hundred bytes, and a run directory may lie deep: a longer one is reached through an
+The address of a socket holds about a hundred bytes. If the run directory has a longer path, the address goes through an
 open descriptor of the directory.
 """
 
@@ -37,7 +38,7 @@ class NotRunningError(DartsError):
 
 @contextlib.asynccontextmanager
 async def serving_requests(run_dir: Path, answer: Answer) -> AsyncIterator[None]:
-    """Take requests inside the block. The socket is gone afterwards."""
+    """Take requests inside the block. Removes the socket afterwards."""
     path = run_dir / SOCKET_FILE
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -46,7 +47,7 @@ async def serving_requests(run_dir: Path, answer: Answer) -> AsyncIterator[None]
                 writer.write(msgspec.json.encode(await _reply(reader, answer)) + b"\n")
                 writer.close()
                 await writer.wait_closed()
-        writer.transport.abort()  # nothing, unless the client did not read
+        writer.transport.abort()  # no effect, unless the client did not read
 
     with _address(run_dir) as address:
         server = await asyncio.start_unix_server(serve, address, limit=MAX_REQUEST_BYTES)
@@ -70,10 +71,10 @@ async def _reply(reader: asyncio.StreamReader, answer: Answer) -> Reply:
 
 
 def ask(run_dir: Path, request: Request, timeout_s: float = 10.0) -> Reply:
-    """The answer of the launcher that carries out the run in this directory.
+    """The reply of the launcher of the run in this directory.
 
     Raises:
-        NotRunningError: there is none, or it does not answer in time.
+        NotRunningError: no launcher runs, or it does not answer in time.
     """
     try:
         with _address(run_dir) as address, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -88,12 +89,12 @@ def ask(run_dir: Path, request: Request, timeout_s: float = 10.0) -> Reply:
     except TimeoutError as error:
         raise NotRunningError(f"the launcher in {run_dir} does not answer within {timeout_s:g} s") from error
     except msgspec.MsgspecError as error:
-        raise NotRunningError(f"the launcher in {run_dir} does not answer as one of this version: {error}") from error
+        raise NotRunningError(f"the launcher in {run_dir} seems to be of another version: {error}") from error
 
 
 @contextlib.contextmanager
 def _address(run_dir: Path) -> Iterator[str]:
-    """A path to the socket that is short enough, valid inside the block."""
+    """A short enough path to the socket, valid inside the block."""
     path = str(run_dir / SOCKET_FILE)
     if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
         yield path

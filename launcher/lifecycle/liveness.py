@@ -1,9 +1,8 @@
-"""Who hangs: a process that says nothing, or that says it has work and does none of it. Pure.
+"""Finds processes that hang: those that are silent, and those that have work and make no progress. Pure.
 
-Silence is the absence of statuses, which every process sends at a fixed interval from its event loop. A stall is a
-status that says the same as the one before: samples in flight, and not one token more. Both are measured from the
-first report on; the time before is the start timeout's. Time in which the watcher itself did not look counts for
-nobody.
+A process is silent when it sends no status, although its event loop should send one at a fixed interval. A generator
+stalls when its statuses show samples in flight and no new token. Both are measured from the first report on; the start
+timeout covers the time before. Time in which the watcher itself did not look is not counted.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from darts_async.config import RestartConfig
 from darts_async.protocol import ProcessStatus
 
 WATCHER_ABSENT_AFTER_S = 2.0
-"""A longer time between two looks is the watcher's own absence."""
+"""A longer time between two looks means that the watcher itself was away."""
 
 
 @dataclass(slots=True)
@@ -42,11 +41,11 @@ class Liveness:
             pulse.heard_at_s = now_s
 
     def forget(self, name: str) -> None:
-        """The process is gone, or about to be."""
+        """The process has ended, or is about to."""
         self._pulses.pop(name, None)
 
     def hanging(self, now_s: float) -> list[tuple[str, str]]:
-        """Processes that hang, each with how that shows."""
+        """Processes that hang, each with the diagnosis."""
         self._forgive_own_absence(now_s)
         return [(name, reason) for name in sorted(self._pulses) if (reason := self._diagnosis(name, now_s))]
 
@@ -56,7 +55,7 @@ class Liveness:
         if silent_s >= policy.silent_after_s:
             return f"it has not reported for {silent_s:.1f} s (roles.{role}.restart.silent_after_s)"
         if role == "generator" and still_s >= policy.stalled_after_s:
-            return f"it holds samples and decodes nothing for {still_s:.1f} s (roles.{role}.restart.stalled_after_s)"
+            return f"it holds samples and has decoded nothing for {still_s:.1f} s (roles.{role}.restart.stalled_after_s)"
         return None
 
     def _forgive_own_absence(self, now_s: float) -> None:

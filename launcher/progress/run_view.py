@@ -209,7 +209,7 @@ class RunView:
         row = self.rows[name]
         row.restart_at_s = None if needs_room else at_s
         if needs_room:
-            row.state = "waits for room"
+            row.state = "waits for space"
         if at_s is None:
             row.away_since_s = None
         elif row.away_since_s is None:

@@ -277,8 +277,8 @@ def run_dir_of(tmp_path: Path, records: list[AnyRecord], status: str = "finished
 def test_the_verb_says_so_and_ends_with_0_where_nothing_is_wrong(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["audit", str(run_dir_of(tmp_path, good_records()))])
     assert result.exit_code == 0, result.output
-    assert "15 samples in 5 groups were drawn, 15 have ended, 12 of them trained" in " ".join(result.output.split())
-    assert "nothing is lost" in result.output
+    assert "15 samples were started in 5 groups, 15 have ended, 12 were trained on" in " ".join(result.output.split())
+    assert "no sample was lost" in result.output
 
 
 def test_the_verb_ends_with_1_and_the_ids_where_something_is(tmp_path: Path) -> None:

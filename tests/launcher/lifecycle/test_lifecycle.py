@@ -110,7 +110,7 @@ def test_a_run_is_finished_when_all_have_left_by_themselves() -> None:
 
 def test_the_exit_of_a_learner_that_is_not_started_again_fails_the_run() -> None:
     course = running_course(RestartConfig(when="never", min_healthy=0))
-    reason = "learner/0 ended with exit code 0: roles.learner.restart.when is never, and nothing is trained without it"
+    reason = "learner/0 ended with exit code 0: roles.learner.restart.when is never, and training needs it"
     assert AskToStop(reason) in course.exited(ProcessExit("learner/0", 1, 0), 5.0)
     assert course.outcome == Outcome("failed", reason, "learner/0")
 
@@ -241,7 +241,7 @@ def test_a_dead_generator_is_lost_and_started_again_after_its_back_off() -> None
     lost, notice = course.exited(ended, 5.0)
     assert lost == Lost(ended, 7.0)
     assert isinstance(notice, Notice)
-    assert "generator/0 was ended by SIGKILL; it is started again in 2.0 s" in notice.text
+    assert "generator/0 was ended by SIGKILL; it restarts in 2.0 s" in notice.text
     assert course.outcome is None
     assert course.tick(6.9) == []
     assert course.tick(7.0) == [Start("generator/0", 2)]
@@ -367,7 +367,7 @@ def test_the_ranks_of_the_learner_end_together_and_come_back_together() -> None:
     lost, *drops, notice = course.exited(ended, 5.0)
     assert (lost, drops) == (Lost(ended, 7.0), [Drop("learner/0"), Drop("learner/2")])
     assert isinstance(notice, Notice)
-    assert "learner/1 was ended by SIGKILL; it is started again in 2.0 s with learner/0, learner/2" in notice.text
+    assert "learner/1 was ended by SIGKILL; it restarts in 2.0 s with learner/0, learner/2" in notice.text
     assert course.exited(ProcessExit("learner/0", 1, 1), 5.1)[0] == Lost(ProcessExit("learner/0", 1, 1), 7.0)
     assert course.tick(8.0) == [], "one of them still runs"
     course.exited(ProcessExit("learner/2", 1, -9), 8.1)
@@ -528,7 +528,7 @@ def test_a_process_that_a_full_disk_has_ended_comes_back_with_room_however_often
         ended, now_s = ProcessExit("shaper/0", 1, NO_SPACE_EXIT_CODE, number + 1), 10.0 * (number + 1)
         lost, notice = course.exited(ended, now_s, FULL)
         assert lost == Lost(ended, now_s, needs_room=True)
-        assert notice == Notice(f"{ended}: {FULL}; it waits for room and is then started again")
+        assert notice == Notice(f"{ended}: {FULL}; it restarts once there is space")
         assert course.needs_room
         assert course.tick(now_s + 5.0, has_room=False) == []
         assert course.tick(now_s + 5.0, has_room=True) == [Start("shaper/0", number + 2)]
@@ -551,13 +551,13 @@ def test_the_ranks_of_a_learner_on_a_full_disk_wait_together() -> None:
 def test_a_process_that_waits_for_room_says_so_once_and_no_step_is_missed_meanwhile() -> None:
     course = running_course()
     waits = msgspec.structs.replace(WORKING, hindrance=FULL)
-    assert lines_of(course.reported("learner/0", waits, 1.0)) == [f"{FULL}: learner/0 waits for room"]
+    assert lines_of(course.reported("learner/0", waits, 1.0)) == [f"{FULL}: learner/0 waits for space"]
     assert lines_of(course.reported("learner/0", waits, 2.0)) == []
     for now_s in range(10, 900, 20):
         for name in NAMES:
             course.reported(name, waits if name == "learner/0" else WORKING, float(now_s))
         assert course.tick(float(now_s)) == []
-    assert lines_of(course.reported("learner/0", WORKING, 900.0)) == ["learner/0 has room on the disk again"]
+    assert lines_of(course.reported("learner/0", WORKING, 900.0)) == ["learner/0 has space on the disk again"]
 
 
 def test_a_wait_for_room_has_an_end_that_names_it() -> None:
@@ -569,7 +569,7 @@ def test_a_wait_for_room_has_an_end_that_names_it() -> None:
             course.reported(name, WORKING, float(now_s))
         course.tick(float(now_s), has_room=False)
     assert course.outcome is not None
-    assert course.outcome.reason == "there was no room on the disk for 1000 s (telemetry.no_space_timeout_s)"
+    assert course.outcome.reason == "there was no space on the disk for 1000 s (telemetry.no_space_timeout_s)"
 
 
 def test_the_cause_of_an_end_is_in_its_notice_and_in_the_reason_of_the_run() -> None:
@@ -577,9 +577,9 @@ def test_the_cause_of_an_end_is_in_its_notice_and_in_the_reason_of_the_run() -> 
     ended = ProcessExit("reward/0", 1, 1)
     _, notice = course.exited(ended, 5.0, "ValueError: a reason")
     assert isinstance(notice, Notice)
-    assert notice.text.startswith("reward/0 ended with exit code 1: ValueError: a reason; it is started again in")
+    assert notice.text.startswith("reward/0 ended with exit code 1: ValueError: a reason; it restarts in")
     course.exited(ProcessExit("learner/0", 1, PERMANENT_EXIT_CODE), 6.0, "ModelError: no weights")
     assert course.outcome is not None
     assert course.outcome.reason == (
-        "learner/0 ended with exit code 78: ModelError: no weights: it would end the same way again"
+        "learner/0 ended with exit code 78: ModelError: no weights: a restart would end in the same way"
     )
