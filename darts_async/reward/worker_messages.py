@@ -1,7 +1,7 @@
-"""What a reward pool and its workers say to each other over a pipe: a length, then a MessagePack body.
+"""The messages between a reward pool and its workers over a pipe: a length, then a MessagePack body.
 
-A worker speaks first (`Ready` or `LoadFailed`), then answers every `WorkItem` with one `Rewarded` or `Failed`.
-There is never more than one item under way, so an answer needs no id.
+A worker first sends `Ready` or `LoadFailed`, and then answers every `WorkItem` with one `Rewarded` or `Failed`. It has
+at most one item at a time, so an answer needs no id.
 """
 
 from typing import BinaryIO, Literal
@@ -15,7 +15,7 @@ LENGTH_BYTES = 4
 
 
 class WorkItem(Struct, frozen=True):
-    """One response to judge."""
+    """One response to score."""
 
     prompt: str
     answer: str

@@ -158,7 +158,7 @@ class RestartRefused(ValueError):
     """A process cannot be restarted by hand."""
 
 
-class Course:
+class RunLifecycle:
     """The state of a run. Times are seconds of one monotonic clock, given by the caller."""
 
     def __init__(self, plan: RunPlan, limits: Limits, restarts: Restarts, *, now_s: float) -> None:

@@ -55,7 +55,9 @@ class Liveness:
         if silent_s >= policy.silent_after_s:
             return f"it has not reported for {silent_s:.1f} s (roles.{role}.restart.silent_after_s)"
         if role == "generator" and still_s >= policy.stalled_after_s:
-            return f"it holds samples and has decoded nothing for {still_s:.1f} s (roles.{role}.restart.stalled_after_s)"
+            return (
+                f"it holds samples and has decoded nothing for {still_s:.1f} s (roles.{role}.restart.stalled_after_s)"
+            )
         return None
 
     def _forgive_own_absence(self, now_s: float) -> None:

@@ -1,4 +1,4 @@
-"""From settings to processes and links: pure, so that a dry run shows exactly what a run would start.
+"""Plans the processes and links of a run from its settings. Pure, so a dry run shows exactly what a run would start.
 
     link         bound by     members
     generators   shaper       generator/*     work out, tokens back
@@ -9,7 +9,7 @@
     agents       launcher     agent/*         of each node: what is to be started and ended there, and what has ended
     ranks        learner/0    learner/1...    a learner of several ranks: their work, and where they meet
 
-Addresses are an argument: which ports are free is a question for the machine, not for the plan.
+Addresses are an argument, because only the machine knows which ports are free.
 """
 
 import sys
@@ -45,7 +45,7 @@ def link_hubs(config: RunConfig) -> dict[str, str]:
 
 
 def hub_addresses(config: RunConfig, ports: Sequence[int]) -> tuple[str, ...]:
-    """Where each link of `link_hubs` is bound: at the host of its hub. Raises `PlacementError`."""
+    """The address of each link of `link_hubs`, at the host of its hub. Raises `PlacementError`."""
     places = place_processes(config)
     here = config.host_of(local_node(config))
     hosts = [places[hub].host if hub in places else here for hub in link_hubs(config).values()]
@@ -59,7 +59,7 @@ def link_addresses(host: str, ports: Sequence[int]) -> tuple[str, ...]:
 
 
 def reports_per_step(plan: RunPlan) -> dict[str, int]:
-    """How often each process speaks about an optimiser step: the shaper once, the learner when it has taken the
+    """Number of reports of each process about an optimiser step: one of the shaper, and two of the learner, after the
     step and when the version is published."""
     return {plan.link("learner").hub: 1, plan.link("weights").hub: 2}
 
@@ -94,7 +94,7 @@ def _processes(config: RunConfig, run_dir: Path) -> Iterator[ProcessSpec]:
 
 
 def python_of(config: RunConfig, node: str) -> str:
-    """The Python that runs on a node."""
+    """Path of the Python on a node."""
     [settings] = (found for found in config.nodes if found.name == node)
     return settings.python or sys.executable
 
@@ -105,10 +105,7 @@ def _command(role: Role, name: str, run_dir: Path, python: str) -> tuple[str, ..
 
 
 def _environment(config: RunConfig, role: Role, name: str, places: Mapping[str, Place]) -> dict[str, str]:
-    """What must be set before the process starts.
-
-    Numerical libraries take every core unless told otherwise, and the processes would fight for them.
-    """
+    """Environment variables of a process. They limit numerical libraries, which otherwise use every core."""
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_NUM_THREADS")
     return {
         **dict.fromkeys(variables, str(role_config(config, role).threads)),
@@ -119,12 +116,12 @@ def _environment(config: RunConfig, role: Role, name: str, places: Mapping[str, 
 
 
 def _visible_devices(place: Place) -> dict[str, str]:
-    """A process sees its own devices alone, as `cuda:0` onwards, numbered before that as `nvidia-smi` does."""
+    """A process sees only its own devices, as `cuda:0` onwards. Settings use the numbers of `nvidia-smi`."""
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, place.devices))}
 
 
 def _rank(config: RunConfig, name: str, places: Mapping[str, Place]) -> dict[str, str]:
-    """As torchrun sets them; where the ranks meet travels over the link `ranks`."""
+    """The variables of torchrun, except the rendezvous address, which is sent over the link `ranks`."""
     names = role_names(config, "learner")
     rank = names.index(name)
     local_rank = sum(places[other].node == places[name].node for other in names[:rank])

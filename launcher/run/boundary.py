@@ -1,9 +1,8 @@
-"""What the launcher takes from the processes of a run: a message that cannot be meant is refused, its sender killed.
+"""Validates messages to the launcher: an invalid message is refused, and its sender is killed.
 
-A process has a key of its own, so a message is of the process that it names; whether it is true is another question.
-The launcher believes each process about itself, the shaper about the run, and a process about another only where it may
-judge it (`may_accuse`), or where others say the same (`Accusations`): one that is wrong could have every other one
-restarted otherwise.
+Each process has its own key, so the sender of a message is certain, but its content may be wrong. The launcher believes
+each process about itself and the shaper about the run. It believes an accusation of another process only if the accuser
+may make it (`may_accuse`) or others agree (`Accusations`). Otherwise a faulty process could restart all others.
 """
 
 import math
@@ -25,17 +24,17 @@ from darts_async.protocol import (
 from darts_async.topology import LAUNCHER, RunPlan
 
 MAX_NAME_CHARACTERS = 200
-"""Of a metric, a stage, a state."""
+"""Longest name of a metric, a stage or a state."""
 MAX_NAMES = 10_000
-"""Metrics of a step, or stages of a process."""
+"""Most metrics of a step, or stages of a process."""
 _SPEAKS_OF_STEPS = ("shaper", "learner")
 
 
 class Boundary:
-    """Holds messages against the plan.
+    """Checks messages against the plan.
 
     Args:
-        plan: of the run.
+        plan: the plan of the run.
         num_steps: optimiser steps of the run.
     """
 
@@ -45,7 +44,7 @@ class Boundary:
         self._accusations = Accusations({link.name: (link.hub, link.members) for link in plan.links})
 
     def refusal(self, name: str, message: ProcessToLauncher) -> str | None:
-        """Why a message of this process cannot be meant; None if it is to be taken."""
+        """Why a message of this process is invalid; None if it is valid."""
         role = name.partition("/")[0]
         match message:
             case ProcessStatus():
@@ -63,11 +62,11 @@ class Boundary:
             case PeerRefused():
                 return self._accusation(name, message)
             case _:
-                return f"a {type(message).__name__}, which is not for a {role} to say"
+                return f"a {type(message).__name__}, which a {role} does not send"
 
     def may_accuse(self, accuser: str, accused: str) -> bool:
-        """Whether the word of one is enough to restart the other. A hub may judge the members of its links; of shaper
-        and learner, which every run needs, each the other."""
+        """Whether one accuser is enough to restart the accused. A hub may accuse the members of its links. Shaper and
+        learner, which every run needs, may accuse each other."""
         if {_role(accuser), _role(accused)} == set(_SPEAKS_OF_STEPS):
             return True
         return self._talk(accuser, accused)
@@ -117,7 +116,7 @@ class Boundary:
     def _accusation(self, name: str, message: PeerRefused) -> str | None:
         talk = any(self._talk(one, other) for one, other in ((name, message.name), (message.name, name)))
         if not talk or message.name == LAUNCHER:
-            return f"it refuses {message.name[:MAX_NAME_CHARACTERS]!r}, with which it has nothing to do"
+            return f"it accuses {message.name[:MAX_NAME_CHARACTERS]!r}, which has no link to it"
         return None
 
 
@@ -130,7 +129,7 @@ def _are_counts(numbers: Iterable[int]) -> bool:
 
 
 def _names(names: Iterable[str]) -> str | None:
-    """They are shown and written, so they are few, short and of one line."""
+    """Check that names are few, short and on one line, because they are shown and written."""
     for number, name in enumerate(names):
         if number >= MAX_NAMES:
             return f"more than {MAX_NAMES} names"

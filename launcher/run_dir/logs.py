@@ -1,7 +1,7 @@
-"""The logs of processes, as lines for people: what is there, and what comes.
+"""Reads the logs of processes as lines for people, and follows them.
 
-A process has two logs, its structured one and what it prints. Each is bounded: when it is full it becomes the older
-one, in the place of the one before (`older_path`). A reader that follows a log reads the older one to its end first.
+A process has a structured log and a file of its output. Both are bounded: a full file replaces the older file
+(`older_path`). A reader that follows a log first reads the older file to its end.
 """
 
 import json
@@ -21,7 +21,7 @@ _TAIL_BYTES = 16_384
 _LAST_WORDS_LINES = 50
 _LAST_WORDS_CHARS = 300
 _FRESH_S = 60.0
-"""What a process printed longer ago says nothing about its end."""
+"""Lines that a process printed longer ago do not explain its end."""
 
 
 @dataclass(slots=True)
@@ -31,18 +31,18 @@ class LogTail:
     path: Path
     label: str
     _inode: int | None = None
-    """Of the file that was read last."""
+    """The inode of the file that was read last."""
     _offset: int = 0
     _torn: bytes = field(default=b"")
 
     def new_lines(self) -> Iterator[str]:
-        """The whole lines that have come since the last call, at most a chunk of them from each file."""
+        """The complete lines since the last call, at most a chunk of each file."""
         for path in (older_path(self.path), self.path):
             for line in self._read(path, is_older=path != self.path):
                 yield from self._shown(line)
 
     def skip_to_last(self, num_lines: int) -> list[str]:
-        """Read what is there; the last lines of it."""
+        """Read the log to its end, and return its last lines."""
         kept: deque[str] = deque(maxlen=num_lines)
         read_to: tuple[int | None, int] | None = None
         while read_to != (self._inode, self._offset):
@@ -55,7 +55,7 @@ class LogTail:
             with path.open("rb") as file:
                 found = os.fstat(file.fileno())
                 if is_older and self._inode not in (None, found.st_ino):
-                    return []  # read before
+                    return []  # already read
                 if found.st_ino != self._inode or found.st_size < self._offset:
                     self._inode, self._offset, self._torn = found.st_ino, 0, b""
                 file.seek(self._offset)
@@ -64,7 +64,7 @@ class LogTail:
             return []
         self._offset += len(data)
         *lines, self._torn = (self._torn + data).split(b"\n")
-        if len(self._torn) > _CHUNK_BYTES:  # it may never end
+        if len(self._torn) > _CHUNK_BYTES:  # the line may never end
             lines, self._torn = [*lines, self._torn], b""
         return lines
 
@@ -75,7 +75,7 @@ class LogTail:
 
 
 def log_tails(logs_dir: Path, names: tuple[str, ...]) -> list[LogTail]:
-    """The files of some processes: what each has logged, and what else it has printed."""
+    """The logs and the output files of some processes."""
     width = max(map(len, names))
     return [
         LogTail(logs_dir / f"{file_stem(name)}{suffix}", name.ljust(width))
@@ -85,14 +85,14 @@ def log_tails(logs_dir: Path, names: tuple[str, ...]) -> list[LogTail]:
 
 
 def last_lines(logs_dir: Path, name: str, count: int) -> list[str]:
-    """The last lines a process left: of its structured log, then of its output, without empty ones."""
+    """The last lines of a process: of its structured log, then of its output, without empty ones."""
     stem = logs_dir / file_stem(name)
     logged = [part for line in _tail(stem.with_suffix(".jsonl"), count) for part in readable_line(line).splitlines()]
     return [printable(line) for line in (logged + _tail(stem.with_suffix(".out"), count))[-count:]]
 
 
 def last_words(logs_dir: Path, name: str) -> str:
-    """Why a process that has just ended did so, by what it printed last: on one line, and empty if it said nothing."""
+    """What a process that has just ended printed last, on one line; empty if it printed nothing."""
     path = logs_dir / f"{file_stem(name)}.out"
     try:
         if time.time() - path.stat().st_mtime > _FRESH_S:
@@ -119,7 +119,7 @@ def readable_line(line: str) -> str:
 
 
 def _tail(path: Path, count: int) -> list[str]:
-    """Of a log and, before it, of its older one."""
+    """The last lines of a log, if necessary with the end of the older file before them."""
     text = "".join(_end_of(each) for each in (older_path(path), path))
     return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
 

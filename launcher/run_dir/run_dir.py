@@ -1,33 +1,33 @@
-"""The directory of a run: what it was asked to do, what it did, and how it ended.
+"""The directory of a run: its settings, its records and its results.
 
-    config.yaml      the resolved settings, every default written out
-    config.begun.yaml  the same as the last life began with it: see `changed_settings`
+    config.yaml      the resolved settings, with all defaults
+    config.begun.yaml  the same file at the start of the last life: see `changed_settings`
     plan.json        processes and links
-    nodes/           of each node: pid and start time of its keeper, its agent and its processes
+    nodes/           for each node: pid and start time of its keeper, its agent and its processes
     state.json       running | finished | stopped | failed, and why
     run.lock         held by the launcher of the run
-    metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together; `resumed` where
-                     another life of the run begins
+    metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together; `resumed` at the
+                     beginning of another life of the run
     events.jsonl     one line for each process that started, ended, was found hanging or serves again
-    control.sock     where the running launcher takes requests; only the owner of the directory gets there
+    control.sock     where the running launcher takes requests, for the owner of the directory only
     summary.json     the totals
     keys/            one key pair per process
-    ledger.msgpack   what became of each sample
-    shaper.journal   where the shaper stands
-    checkpoints/     where the learner stands
-    logs/            what each process printed, and its structured log; NAME.old.* is what was before
+    ledger.msgpack   the outcome of each sample
+    shaper.journal   the state of the shaper
+    checkpoints/     the state of the learner
+    logs/            the output and the structured log of each process; NAME.old.* is the older part
     trace/           what each process did and when: see `darts_async.trace`
-    trace.json       the same for Perfetto, once `darts-launch trace` has been called
+    trace.json       the same for Perfetto, written by `darts-launch trace`
     model/           the trained model, at the end
 
-Files that are rewritten are replaced atomically, also when the power goes: a reader sees the old one or the new one.
-Those that grow are on the disk about a second after they were written.
+Files that are rewritten are replaced atomically, also when the power fails: a reader sees the old or the new version.
+Files that grow are flushed to the disk within about a second.
 
-Logs, traces, journal and checkpoints are bounded, by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, what is in
-flight and `learner.keep_checkpoints`. Three files are the record of the run and grow with it: `ledger.msgpack` by less
-than 100 bytes a sample, `metrics.jsonl` by about 2 KB a step, `events.jsonl` with each start and end of a process. So
-ten million samples, of which 256 are trained on in a step, are 1 GB of ledger and 80 MB of metrics. A shaper that takes
-a run up again reads the ledger as bytes, 130 a sample in memory; `audit` and `report` keep about 1 KB a sample.
+Logs, traces, journal and checkpoints are bounded, by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, the samples in
+flight and `learner.keep_checkpoints`. Three files grow with the run: `ledger.msgpack` by less than 100 bytes per
+sample, `metrics.jsonl` by about 2 KB per step, `events.jsonl` with each start and end of a process. So ten million
+samples with 256 per step are 1 GB of ledger and 80 MB of metrics. A shaper that resumes a run needs 130 bytes of memory
+per sample to read the ledger; `audit` and `report` need about 1 KB per sample.
 """
 
 import os
@@ -60,7 +60,7 @@ RunStatus = Literal["running", "finished", "stopped", "failed"]
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """How the run stands. Times are seconds since 1970."""
+    """The state of the run. Times are seconds since 1970."""
 
     status: RunStatus
     reason: str
@@ -68,27 +68,27 @@ class RunRecord(msgspec.Struct, frozen=True):
     ended_at_s: float | None
     launcher_pid: int
     life: int = 1
-    """Which life of the run this is of."""
+    """The number of the life."""
     directory: str = ""
-    """Where `darts-launch` was called: relative paths of the settings begin there."""
+    """Where `darts-launch` was called. Relative paths of the settings begin there."""
     inode: int = 0
-    """Of the run directory that this was written in: see `inode_of`."""
+    """The inode of the run directory in which this was written: see `inode_of`."""
 
 
 def inode_of(run_dir: Path) -> int:
-    """What tells a run directory from a copy of it, also from one that has taken its place. A rename leaves it as it
-    is. Raises `OSError`."""
+    """The number that distinguishes a run directory from its copies, even from one that has replaced it. A rename does
+    not change it. Raises `OSError`."""
     return run_dir.stat().st_ino
 
 
 def run_dir_name(name: str, number: int = 1) -> str:
-    """`NAME-YYYYmmdd-HHMMSS` of this moment; numbered when that name has been used before."""
+    """`NAME-YYYYmmdd-HHMMSS` of this moment, with a number if that name is in use."""
     stamp = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return stamp if number == 1 else f"{stamp}-{number}"
 
 
 def create_run_dir(config: RunConfig) -> Path:
-    """Make a directory that did not exist, with `logs/` in it; readable by the user alone, for the keys."""
+    """Create a new directory with `logs/` in it. Only the user may read it, because of the keys."""
     runs_dir = config.runs_path
     runs_dir.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -104,7 +104,7 @@ def create_run_dir(config: RunConfig) -> Path:
 
 
 def write_inputs(run_dir: Path, config: RunConfig, plan: RunPlan) -> None:
-    """Settings and plan, as every process will read them."""
+    """Write settings and plan, which every process reads."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     replace_file(run_dir / CONFIG_FILE, text.encode())
     replace_file(run_dir / BEGUN_FILE, text.encode())
@@ -112,17 +112,17 @@ def write_inputs(run_dir: Path, config: RunConfig, plan: RunPlan) -> None:
 
 
 def write_record(run_dir: Path, record: RunRecord) -> None:
-    """Say how the run stands."""
+    """Write the state of the run."""
     replace_file(run_dir / STATE_FILE, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
 
 
 def read_record(run_dir: Path) -> RunRecord:
-    """How the run stands. Raises `OSError` or `msgspec.DecodeError`."""
+    """Read the state of the run. Raises `OSError` or `msgspec.DecodeError`."""
     return msgspec.json.decode((run_dir / STATE_FILE).read_bytes(), type=RunRecord)
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Lines of text, all or none of them; they are with the operating system on return.
+    """Append lines of text, all or none of them. The operating system has them on return.
 
     Raises:
         NoSpaceError: the disk is full.
@@ -140,7 +140,7 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def write_summary(run_dir: Path, summary: msgspec.Struct) -> None:
-    """The totals of the run."""
+    """Write the totals of the run."""
     replace_file(run_dir / SUMMARY_FILE, msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
 
 

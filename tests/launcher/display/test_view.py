@@ -29,7 +29,7 @@ from launcher.display.view import (
 )
 from launcher.lifecycle.lifecycle import Outcome
 from launcher.nodes.fleet import Fleet
-from launcher.nodes.node_messages import NodeStands
+from launcher.nodes.node_messages import NodeStatus
 from launcher.nodes.supervisor import ProcessRecord
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.progress.evaluation import EvaluationSummary
@@ -87,7 +87,7 @@ def fleet_with(name: str, pid: int) -> Fleet:
     fleet = Fleet(PLAN, lost_after_s=1.0)
     fleet.start(name, 1)
     record = ProcessRecord(name, pid, 1.0, ())
-    fleet.reported("local", 1, NodeStands(record, [record], []), 0.0)
+    fleet.reported("local", 1, NodeStatus(record, [record], []), 0.0)
     return fleet
 
 
