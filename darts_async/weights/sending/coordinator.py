@@ -1,21 +1,20 @@
-"""The learner's decisions about weight updates: who is in the group, and what happens when something fails. Pure.
+"""The learner's decisions about weight updates: the members of the group, and what to do after failures. Pure.
 
-A *round* (see `rounds`) is one attempt at giving one version to an *audience*: all members that do not have it
-yet. It runs in an *epoch*, a broadcast group with a number of its own, kept for the next round if that has the
-same audience. Before the commit, anything that goes wrong (a member lost, late, failed or with a wrong checksum,
-a broken broadcast) ends the round: everyone in it is told, the group is dropped, and a new round begins with the
-members there are. After the commit there is no way back: a member that goes then is merely dropped.
+A *round* (see `rounds`) is one attempt to send one version to an *audience*: all members without it. It runs in an
+*epoch*, a numbered broadcast group, which the next round reuses if it has the same audience. Before the commit, any
+failure (a member lost, late, failed or with a wrong checksum, a broken broadcast) ends the round: its members are told,
+the group is dropped, and a new round begins with the current members. After the commit the round cannot be undone: a
+member that is lost is only dropped.
 
-Theory of blame. A broken collective shows at every member, so a report of failure alone does not cost the
-membership. A late answer or a wrong checksum does: that member is told and must join again, which is more than
-a hung one can. Each of these is a strike, and the third strike under one version bars the member: it is told to end,
-and another incarnation of it begins without strikes.
+Blame. A broken collective shows at every member, so a reported failure alone does not end the membership. A late answer
+or a wrong checksum does: the member is told and must join again, which a hanging member cannot do. Each of these is a
+strike. The third strike under one version bars the member: it must end, and its next incarnation has no strikes.
 
-Termination. Each phase has a deadline. A round that does not commit costs a strike of a member, or the loss of
-one, or one of `MAX_BROKEN_BROADCASTS` in a row with unchanged membership. So, unless members join or vanish for
-ever, every offer ends in `Published`, `PublishFailed` or `Superseded`.
+Termination. Each phase has a deadline. A round that does not commit costs a strike of a member, the loss of one, or one
+of `MAX_BROKEN_BROADCASTS` in a row with unchanged membership. So every offer ends in `Published`, `PublishFailed` or
+`Superseded`, unless members join or vanish forever.
 
-Messages of other epochs, versions, incarnations or phases are late ones and change nothing.
+Messages of other epochs, versions, incarnations or phases are late, and are ignored.
 """
 
 from collections.abc import Sequence
@@ -58,7 +57,7 @@ from darts_async.weights.sending.membership import Membership
 from darts_async.weights.sending.rounds import Phase, Round
 
 MAX_BROKEN_BROADCASTS = 3
-"""Broadcasts that break in a row, with the same members, before an update is given up."""
+"""An update is given up after this many broken broadcasts in a row with the same members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +76,11 @@ class Coordinator:
     """The state machine of the learner's rank 0. Each input returns the actions to take, in order.
 
     Args:
-        backend: of torch.distributed.
-        interface: the learner's address, named to the members.
-        deadline_s: of each phase.
-        absence_s: of the wait for a first member, or for one to come back; as `deadline_s` if left out.
-        first_epoch: above every epoch that the members can have seen from a learner before this one.
+        backend: backend of torch.distributed.
+        interface: the learner's address, which is sent to the members.
+        deadline_s: time limit of each phase.
+        absence_s: time limit of the wait for a first or returning member. Default: `deadline_s`.
+        first_epoch: larger than every epoch that members can have seen from an earlier learner.
     """
 
     def __init__(
@@ -122,17 +121,17 @@ class Coordinator:
 
     @property
     def deadline(self) -> float | None:
-        """When `tick` must be called at the latest; None while nothing is waited for."""
+        """The latest time for the next `tick`; None if there is no wait."""
         return self._round.deadline if self._round else self._wait_until
 
     def lagging(self, version: int) -> list[str]:
-        """Members that could be given `version` and do not have it."""
+        """Members that can receive `version` and do not have it."""
         return self._members.lagging(version)
 
     # --- inputs ----------------------------------------------------------------------------------------------
 
     def offer(self, version: int, manifest: WeightManifest, now: float) -> list[Action]:
-        """Begin to publish a version; while an update is under way, the newest offer waits for its end."""
+        """Begin to publish a version. During an update, the newest offer waits for its end."""
         offer = _Offer(version, manifest)
         if self._target is None:
             self._start(offer, now)
@@ -145,7 +144,7 @@ class Coordinator:
         return self._take_actions()
 
     def withdraw(self, reason: str, now: float) -> list[Action]:
-        """Give up the update under way and the queued one; weights that were committed stay in use."""
+        """Give up the current update and the queued one. Committed weights stay in use."""
         if self._queued is not None:
             self._actions.append(Superseded(self._queued.version))
             self._queued = None
@@ -156,7 +155,7 @@ class Coordinator:
         return self._take_actions()
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take in what happened."""
+        """Handle an event."""
         match event:
             case MemberLost(name):
                 self._leave(name, "its link is down", now)
@@ -175,7 +174,7 @@ class Coordinator:
         return self._take_actions()
 
     def tick(self, now: float) -> list[Action]:
-        """Apply the deadline, if it has passed."""
+        """Apply the deadline if it has passed."""
         if self._round is not None and now >= self._round.deadline:
             late = sorted(self._round.waiting_for)
             if late:
@@ -185,8 +184,8 @@ class Coordinator:
                 self._break(f"the learner's own broadcast took longer than {self._deadline_s:g} s", now)
         elif self._wait_until is not None and now >= self._wait_until:
             barred = ", ".join(self._members.names())
-            nobody = f"no generator was there to take it within {self._absence_s:g} s"
-            self._fail(f"there is only {barred}, who failed too often to get it" if barred else nobody, now)
+            absent = f"no generator was available to receive it within {self._absence_s:g} s"
+            self._fail(f"only {barred} is available, and failed too often to receive it" if barred else absent, now)
         return self._take_actions()
 
     # --- members come and go ---------------------------------------------------------------------------------
@@ -204,7 +203,7 @@ class Coordinator:
             self._begin_round(self._target, now)
 
     def _leave(self, name: str, reason: str, now: float) -> None:
-        """A member is gone: there is nobody to tell."""
+        """A member has ended, and need not be told."""
         if not self._members.remove(name):
             return
         self._broken_broadcasts = 0
@@ -221,7 +220,7 @@ class Coordinator:
             self._retry(current, f"{name} left: {reason}", now)
 
     def _expel(self, current: Round, names: Sequence[str], reason: str, now: float) -> None:
-        """Members are at fault: they are told, and must join again."""
+        """Members are at fault: tell them, so that they must join again."""
         self._broken_broadcasts = 0
         for name in names:
             self._strike(current, name, reason)
@@ -235,11 +234,11 @@ class Coordinator:
             self._retry(current, f"{', '.join(names)} dropped: {reason}", now)
 
     def _strike(self, current: Round, name: str, reason: str) -> None:
-        """Count a failure. With the last one the member is told to end: it may be the only one there is, and nobody
-        would wait for anything then."""
+        """Count a failure. After the last one the member must end: it may be the only member, and the update would
+        wait for it in vain."""
         self._members.strike(name)
         if self._members.is_barred(name):
-            refused = WeightsRefused(current.version, f"it failed too often to get them, the last time: {reason}")
+            refused = WeightsRefused(current.version, f"it failed too often to receive them, the last time: {reason}")
             self._actions.append(Send(name, refused))
 
     def _note_dropped(self, name: str, reason: str) -> None:
@@ -289,7 +288,7 @@ class Coordinator:
 
     def _failed(self, current: Round, name: str, error: str, now: float) -> None:
         if name in current.stalls_s:
-            return  # it has applied the update: what failed later is no concern of this round
+            return  # it has applied the update: later failures do not concern this round
         reason = f"it failed {current.phase.value}: {error}"
         if current.is_committed:
             self._expel(current, [name], reason, now)
@@ -300,10 +299,10 @@ class Coordinator:
         self._retry(current, f"{name}: {reason}", now)
 
     def _break(self, error: str, now: float) -> None:
-        """The learner's own part in the group failed: which member caused it is not known here."""
+        """The learner's own part in the group failed. The member that caused it is unknown."""
         current = self._round
         if current is None or current.is_committed:
-            self._drop_group()  # of no use any more, and not needed by a round that is committed
+            self._drop_group()  # unusable, and not needed by a committed round
             return
         self._broken_broadcasts += 1
         if self._broken_broadcasts < MAX_BROKEN_BROADCASTS:
@@ -338,14 +337,14 @@ class Coordinator:
             self._wait(now)
 
     def _wait(self, now: float) -> None:
-        """For somebody who can take the version. Those who are here, and are barred, were told to end: not for long."""
+        """Wait for a member that can receive the version, but not long if all members are barred, because they end."""
         if self._wait_since is None:
             self._wait_since = now
         until = self._wait_since + self._absence_s
         self._wait_until = min(until, now + self._deadline_s) if self._members.names() else until
 
     def _epoch_for(self, audience: list[str]) -> _Epoch:
-        """The epoch there is, if it has just these members, else a new one."""
+        """The current epoch if it has exactly these members, otherwise a new one."""
         incarnations = self._members.incarnations(audience)
         if self._epoch is not None and self._epoch.incarnations == incarnations:
             return self._epoch
@@ -367,19 +366,19 @@ class Coordinator:
         self._begin_round(self._target, now)
 
     def _end_round(self, current: Round, reason: str) -> None:
-        """Abort a round: everyone still in it is told."""
+        """Abort a round, and tell all of its members."""
         for name in sorted(current.audience):
             self._tell_aborted(current, name, reason)
         self._round = None
         self._drop_group()
 
     def _continue_committed(self, current: Round, now: float) -> None:
-        """Someone is gone after the commit: the group is of no more use, but the others apply the update."""
+        """A member was lost after the commit: the group is unusable, but the others apply the update."""
         self._drop_group()
         if current.audience:
             self._finish_if_applied(current, now)
         else:
-            self._retry(current, "nobody is left", now)
+            self._retry(current, "no member is left", now)
 
     def _finish_if_applied(self, current: Round, now: float) -> None:
         if not current.waiting_for:
@@ -410,7 +409,7 @@ class Coordinator:
         return actions
 
     def validate(self) -> None:
-        """Assert what must hold between two inputs."""
+        """Assert the invariants between two inputs."""
         assert not self._actions
         assert (self.deadline is not None) == self.is_busy
         assert self._queued is None or self.is_busy

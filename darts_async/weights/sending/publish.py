@@ -1,13 +1,13 @@
-"""The learner's side of a weight update: does what the coordinator decides.
+"""The learner's side of a weight update: carries out the coordinator's decisions.
 
-`publish` packs what its source yields bucket by bucket, so there is never a second copy of the model: two bucket
-buffers, one being sent while the other is filled, and the parameters that the second has pieces of. Where these must be
-gathered from other ranks, each gather is finished before its bucket is sent. Gathering, packing, checksums and sending
-run in the thread of the group; torch releases the interpreter lock there, so the learner may compute meanwhile. What it
-may not do is *change* a parameter before `publish` returns; forward and backward passes do not.
+`publish` packs the tensors of its source bucket by bucket, without a second copy of the model. It needs two bucket
+buffers, one being sent while the other is filled, and the parameters with pieces in the second. If these must be
+gathered from other ranks, each gather finishes before its bucket is sent. Gathering, packing, checksums and sending run
+in the thread of the group; torch releases the interpreter lock there, so the learner may compute meanwhile. It must not
+*change* a parameter before `publish` returns; forward and backward passes do not.
 
-A generator that joins later is given the current version by `run`, under a lock that the learner holds whenever
-its parameters are not those of the version it published last.
+`run` sends the current version to a generator that joins later, under a lock that the learner holds whenever its
+parameters differ from the last published version.
 """
 
 import asyncio
@@ -51,25 +51,25 @@ from darts_async.weights.sending.source import WeightSource
 _log = structlog.get_logger(__name__)
 
 BACKSTOP = 2.0
-"""The collective's own deadlines, in deadlines of a phase. The coordinator must be the first to lose patience: it
-knows who has not answered, a collective that times out only that someone has not."""
+"""The collective's own deadlines, in deadlines of a phase. The coordinator's deadline must come first, because it knows
+which member has not answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishReport:
-    """What one update brought and cost."""
+    """The result and the cost of one update."""
 
     version: int
     members: tuple[str, ...]
     """Generators that use the version now."""
     dropped: Mapping[str, str]
-    """Generators that fell out on the way, with the reason."""
+    """Generators that were dropped, with the reason."""
     num_bytes: int
     """Payload of one broadcast, padding included: what each member received."""
     total_s: float
-    """From the call to the last acknowledgement, failed rounds included."""
+    """From the call to the last acknowledgement, including failed rounds."""
     forming_s: float
-    """Of the round that succeeded: joining the group (nothing if it was there) and getting ready."""
+    """Of the successful round: joining the group, unless it existed, and getting ready."""
     transfer_s: float
     """Packing, broadcast and checksums on both sides."""
     apply_s: float
@@ -95,7 +95,7 @@ class Publisher:
         config: the backend, the bucket size and the deadline of each phase.
         interface: local address that the collective's sockets bind to.
         send: queues a message for a generator.
-        absence_s: how long to wait where no generator is there, but one is to come back.
+        absence_s: how long to wait for a generator that is expected to return.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Publisher:
         self._config = config
         self._interface = interface
         self._send = send
-        # Epochs ascend across restarts of the learner, so that no answer to the one before is taken for ours.
+        # Epochs ascend across restarts of the learner, so that late answers to an earlier one are recognised.
         first_epoch = time.time_ns() // 1_000_000
         self._coordinator = Coordinator(
             backend=config.backend,
@@ -126,29 +126,29 @@ class Publisher:
 
     @property
     def newest_epoch(self) -> int:
-        """No member can have heard of a later one."""
+        """The newest epoch that a member can know."""
         return self._coordinator.newest_epoch
 
     def handle(self, peer: str, incarnation: int, message: GeneratorToLearner) -> None:
-        """Take in a message of a generator."""
+        """Handle a message of a generator."""
         if isinstance(message, StoreValue):
             self._relay(peer, message)
         else:
             self._feed(MemberMessage(peer, incarnation, message))
 
     def peer_lost(self, peer: str) -> None:
-        """A generator's link is down. It joins again when it is back."""
+        """A generator's link is down. It joins again later."""
         self._feed(MemberLost(peer))
 
     async def publish(self, version: int, source: WeightSource) -> PublishReport:
-        """Give the generators a version; returns when all members use it.
+        """Send a version to the generators. Returns when all members use it.
 
         Args:
-            version: what the tokens decoded from then on are stamped with.
+            version: the policy version of tokens that are decoded from then on.
             source: the parameters; unchanged until this returns.
 
         Raises:
-            WeightUpdateError: nobody took it by the deadline, the broadcast broke again and again, or a newer
+            WeightUpdateError: no generator received it by the deadline, the broadcast failed repeatedly, or a newer
                 version came in between. The message says which generators were dropped and why.
         """
         update = self._updates.get(version) or self._prepare(version, source)
@@ -159,10 +159,10 @@ class Publisher:
             raise
 
     async def run(self, source: Callable[[], WeightSource], lock: asyncio.Lock) -> None:
-        """Give the current version to generators that join after it was published; runs until cancelled.
+        """Send the current version to generators that join after it was published. Runs until cancelled.
 
         Args:
-            source: the parameters now.
+            source: the current parameters.
             lock: the learner holds it from the first change of a parameter until `publish` has returned.
         """
         while True:
@@ -173,7 +173,7 @@ class Publisher:
                 await asyncio.sleep(self._config.deadline_s)
 
     async def close(self) -> None:
-        """Give up what is under way and leave no thread, timer or socket behind.
+        """Give up the current update, and release all threads, timers and sockets.
 
         Raises:
             DeadlineError: a thread hangs.
@@ -196,7 +196,7 @@ class Publisher:
 
     async def _catch_up(self, source: Callable[[], WeightSource]) -> bool:
         if self._version is None or not self._coordinator.lagging(self._version):
-            return True  # whoever lagged is gone, or was served by an update meanwhile
+            return True  # the lagging members have ended, or got an update meanwhile
         try:
             await self.publish(self._version, source())
         except WeightUpdateError as error:
@@ -265,7 +265,7 @@ class Publisher:
     def _reject(self, version: int, reason: str) -> None:
         outcome = self._updates.pop(version).outcome
         outcome.set_exception(WeightUpdateError(f"version {version} was not published: {reason}"))
-        outcome.exception()  # seen: a publisher that was cancelled does not fetch it
+        outcome.exception()  # marks it as retrieved: a cancelled publisher does not fetch it
 
     # --- the group -------------------------------------------------------------------------------------------
 
@@ -316,7 +316,7 @@ def send_buckets(
     """Broadcast all buckets from rank 0; runs in the group's thread.
 
     Returns:
-        The checksum of each tensor, taken while buckets are under way. [num_tensors]
+        The checksum of each tensor, computed while buckets are being sent. [num_tensors]
     """
     buffers = [torch.zeros(min(layout.bucket_bytes, layout.total_bytes), dtype=torch.uint8, device=device)]
     buffers.append(torch.zeros_like(buffers[0]) if layout.num_buckets > 1 else buffers[0])

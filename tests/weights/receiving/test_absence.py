@@ -29,7 +29,7 @@ def test_an_absence_that_does_not_end_fails_the_update() -> None:
     coordinator = coordinator_whose_only_member_is_gone()
     [failed] = coordinator.tick(101.0)
     assert isinstance(failed, PublishFailed)
-    assert "no generator was there to take it within 100 s" in failed.reason
+    assert "no generator was available to receive it within 100 s" in failed.reason
 
 
 def test_nobody_waits_for_the_return_of_a_member_that_is_there_and_failed_too_often() -> None:
@@ -43,7 +43,7 @@ def test_nobody_waits_for_the_return_of_a_member_that_is_there_and_failed_too_of
             coordinator.handle(MemberMessage("generator/0", 1, MemberJoined(-1)), now)
         coordinator.validate()
     [failed] = [action for action in actions if isinstance(action, PublishFailed)]
-    assert "there is only generator/0, who failed too often" in failed.reason
+    assert "only generator/0 is available, and failed too often" in failed.reason
     assert now == 40.0, "three rounds and one deadline more"
 
 
