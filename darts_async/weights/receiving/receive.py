@@ -34,7 +34,7 @@ from darts_async.weights.receiving.transfer import Transfer
 
 
 @dataclass(slots=True, eq=False)
-class _Update:
+class _CommittedUpdate:
     epoch: int
     version: int
     is_staged: bool = False
@@ -54,8 +54,8 @@ class Receiver:
         self._version = -1
         self._epoch: int | None = None  # whose group it is in
         self._last_epoch = -1
-        self._update: _Update | None = None
-        self._applying: _Update | None = None
+        self._update: _CommittedUpdate | None = None
+        self._applying: _CommittedUpdate | None = None
         self._postponed: UpdateOffered | None = None
         self._committed = asyncio.Event()
 
@@ -143,7 +143,7 @@ class Receiver:
         elif self._applying is not None:
             self._postponed = message
         else:
-            self._update = _Update(message.epoch, message.policy_version)
+            self._update = _CommittedUpdate(message.epoch, message.policy_version)
             self._transfer.handle(message)
 
     def _commit(self, message: UpdateCommitted) -> None:
@@ -156,7 +156,7 @@ class Receiver:
         self._transfer.handle(message)
         self._committed.set()
 
-    async def _apply_update(self, update: _Update) -> None:
+    async def _apply_update(self, update: _CommittedUpdate) -> None:
         try:
             stall_s = await self._transfer.apply(update.version)
         except WeightUpdateError as error:

@@ -41,7 +41,7 @@ Report = StoreValue | UpdateReady | UpdateStaged | UpdateFailed
 
 
 @dataclass(slots=True, eq=False)
-class _Update:
+class _ReceivedUpdate:
     epoch: int
     version: int
     staging: Staging | None = None  # once all buckets have arrived
@@ -70,7 +70,7 @@ class Rank:
         self._device = device
         self._load = load
         self._groups = Groups()
-        self._update: _Update | None = None
+        self._update: _ReceivedUpdate | None = None
         self._spare: Staging | None = None
 
     def handle(self, command: EpochFormed | StoreValue | UpdateOffered | UpdateAborted) -> None:
@@ -141,7 +141,7 @@ class Rank:
             self._fail(epoch, describe(error))
 
     def _receive(self, group: Group, message: UpdateOffered) -> None:
-        update = _Update(message.epoch, message.policy_version)
+        update = _ReceivedUpdate(message.epoch, message.policy_version)
         self._update = update
         loop = asyncio.get_running_loop()
         spare, self._spare = self._spare, None
@@ -164,11 +164,13 @@ class Rank:
 
         group.collective.submit(transfer, partial(self._received, group, update))
 
-    def _ready(self, update: _Update) -> None:
+    def _ready(self, update: _ReceivedUpdate) -> None:
         if update is self._update:
             self._report(UpdateReady(update.epoch, update.version))
 
-    def _received(self, group: Group, update: _Update, outcome: Future[tuple[Staging | None, list[int]]]) -> None:
+    def _received(
+        self, group: Group, update: _ReceivedUpdate, outcome: Future[tuple[Staging | None, list[int]]]
+    ) -> None:
         if error := outcome.exception():
             if update.stream is not None:
                 update.stream.fail(describe(error))

@@ -38,19 +38,19 @@ from darts_async.protocol import (
     WeightsRefused,
 )
 from darts_async.weights.sending.events import (
-    Action,
     Broadcast,
     BroadcastDone,
     BroadcastFailed,
+    CoordinatorAction,
+    CoordinatorEvent,
     DropGroup,
-    Event,
     FormGroup,
     MemberDropped,
     MemberLost,
     MemberMessage,
     Published,
     PublishFailed,
-    Send,
+    SendToMember,
     Superseded,
 )
 from darts_async.weights.sending.membership import Membership
@@ -107,7 +107,7 @@ class Coordinator:
         self._wait_since: float | None = None
         self._broken_broadcasts = 0
         self._dropped: dict[str, str] = {}  # since the offer: member -> reason
-        self._actions: list[Action] = []
+        self._actions: list[CoordinatorAction] = []
 
     @property
     def is_busy(self) -> bool:
@@ -130,11 +130,11 @@ class Coordinator:
 
     # --- inputs ----------------------------------------------------------------------------------------------
 
-    def offer(self, version: int, manifest: WeightManifest, now: float) -> list[Action]:
+    def offer(self, version: int, manifest: WeightManifest, now_s: float) -> list[CoordinatorAction]:
         """Begin to publish a version. During an update, the newest offer waits for its end."""
         offer = _Offer(version, manifest)
         if self._target is None:
-            self._start(offer, now)
+            self._start(offer, now_s)
         elif self._queued is None or version > self._queued.version:
             if self._queued is not None:
                 self._actions.append(Superseded(self._queued.version))
@@ -143,7 +143,7 @@ class Coordinator:
             self._actions.append(Superseded(version))
         return self._take_actions()
 
-    def withdraw(self, reason: str, now: float) -> list[Action]:
+    def withdraw(self, reason: str, now_s: float) -> list[CoordinatorAction]:
         """Give up the current update and the queued one. Committed weights stay in use."""
         if self._queued is not None:
             self._actions.append(Superseded(self._queued.version))
@@ -151,75 +151,75 @@ class Coordinator:
         if self._round is not None:
             self._end_round(self._round, reason)
         if self._target is not None:
-            self._fail(reason, now)
+            self._fail(reason, now_s)
         return self._take_actions()
 
-    def handle(self, event: Event, now: float) -> list[Action]:
+    def handle(self, event: CoordinatorEvent, now_s: float) -> list[CoordinatorAction]:
         """Handle an event."""
         match event:
             case MemberLost(name):
-                self._leave(name, "its link is down", now)
+                self._leave(name, "its link is down", now_s)
             case MemberMessage(name, incarnation, MemberJoined() as joined):
-                self._join(name, incarnation, joined, now)
+                self._join(name, incarnation, joined, now_s)
             case MemberMessage(name, incarnation, message):
                 if self._members.is_current(name, incarnation):
-                    self._answer(name, message, now)
+                    self._answer(name, message, now_s)
             case BroadcastDone(epoch, checksums):
                 if self._round is not None and self._round.epoch == epoch and self._round.phase is Phase.TRANSFERRING:
                     self._round.expected = tuple(checksums)
-                    self._check(self._round, now)
+                    self._check(self._round, now_s)
             case BroadcastFailed(epoch, error):
                 if self._epoch is not None and self._epoch.number == epoch:
-                    self._break(error, now)
+                    self._break(error, now_s)
         return self._take_actions()
 
-    def tick(self, now: float) -> list[Action]:
+    def tick(self, now_s: float) -> list[CoordinatorAction]:
         """Apply the deadline if it has passed."""
-        if self._round is not None and now >= self._round.deadline:
+        if self._round is not None and now_s >= self._round.deadline:
             late = sorted(self._round.waiting_for)
             if late:
                 reason = f"it took longer than {self._deadline_s:g} s {self._round.phase.value}"
-                self._expel(self._round, late, reason, now)
+                self._expel(self._round, late, reason, now_s)
             else:
-                self._break(f"the learner's own broadcast took longer than {self._deadline_s:g} s", now)
-        elif self._wait_until is not None and now >= self._wait_until:
+                self._break(f"the learner's own broadcast took longer than {self._deadline_s:g} s", now_s)
+        elif self._wait_until is not None and now_s >= self._wait_until:
             barred = ", ".join(self._members.names())
             absent = f"no generator was available to receive it within {self._absence_s:g} s"
-            self._fail(f"only {barred} is available, and failed too often to receive it" if barred else absent, now)
+            self._fail(f"only {barred} is available, and failed too often to receive it" if barred else absent, now_s)
         return self._take_actions()
 
     # --- members come and go ---------------------------------------------------------------------------------
 
-    def _join(self, name: str, incarnation: int, joined: MemberJoined, now: float) -> None:
+    def _join(self, name: str, incarnation: int, joined: MemberJoined, now_s: float) -> None:
         if self._members.is_current(name, incarnation):
             self._members.holds(name, joined.policy_version)
             if self._round is None:
                 self._drop_group()  # it has left the group
             return
-        self._leave(name, "it was restarted", now)
+        self._leave(name, "it was restarted", now_s)
         self._members.add(name, incarnation, joined.num_ranks, joined.policy_version)
         self._broken_broadcasts = 0
         if self._target is not None and self._round is None:
-            self._begin_round(self._target, now)
+            self._begin_round(self._target, now_s)
 
-    def _leave(self, name: str, reason: str, now: float) -> None:
+    def _leave(self, name: str, reason: str, now_s: float) -> None:
         """A member has ended, and need not be told."""
         if not self._members.remove(name):
             return
         self._broken_broadcasts = 0
         current = self._round
         if self._wait_since is not None:
-            self._wait(now)
+            self._wait(now_s)
         if current is None or name not in current.audience:
             return
         self._note_dropped(name, reason)
         current.forget(name)
         if current.is_committed:
-            self._continue_committed(current, now)
+            self._continue_committed(current, now_s)
         else:
-            self._retry(current, f"{name} left: {reason}", now)
+            self._retry(current, f"{name} left: {reason}", now_s)
 
-    def _expel(self, current: Round, names: Sequence[str], reason: str, now: float) -> None:
+    def _expel(self, current: Round, names: Sequence[str], reason: str, now_s: float) -> None:
         """Members are at fault: tell them, so that they must join again."""
         self._broken_broadcasts = 0
         for name in names:
@@ -229,9 +229,9 @@ class Coordinator:
             self._tell_aborted(current, name, reason)
             current.forget(name)
         if current.is_committed:
-            self._continue_committed(current, now)
+            self._continue_committed(current, now_s)
         else:
-            self._retry(current, f"{', '.join(names)} dropped: {reason}", now)
+            self._retry(current, f"{', '.join(names)} dropped: {reason}", now_s)
 
     def _strike(self, current: Round, name: str, reason: str) -> None:
         """Count a failure. After the last one the member must end: it may be the only member, and the update would
@@ -239,7 +239,7 @@ class Coordinator:
         self._members.strike(name)
         if self._members.is_barred(name):
             refused = WeightsRefused(current.version, f"it failed too often to receive them, the last time: {reason}")
-            self._actions.append(Send(name, refused))
+            self._actions.append(SendToMember(name, refused))
 
     def _note_dropped(self, name: str, reason: str) -> None:
         self._dropped[name] = reason
@@ -247,7 +247,7 @@ class Coordinator:
 
     # --- answers of members ----------------------------------------------------------------------------------
 
-    def _answer(self, name: str, message: GeneratorToLearner, now: float) -> None:
+    def _answer(self, name: str, message: GeneratorToLearner, now_s: float) -> None:
         current = self._round
         if isinstance(message, MemberJoined | StoreValue | ProbeMeasured):
             return
@@ -256,49 +256,49 @@ class Coordinator:
         if message.epoch != current.epoch:
             return
         if isinstance(message, UpdateFailed):
-            self._failed(current, name, message.error, now)
+            self._failed(current, name, message.error, now_s)
         elif message.policy_version == current.version:
-            self._progress(current, name, message, now)
+            self._progress(current, name, message, now_s)
 
     def _progress(
-        self, current: Round, name: str, message: UpdateReady | UpdateStaged | UpdateApplied, now: float
+        self, current: Round, name: str, message: UpdateReady | UpdateStaged | UpdateApplied, now_s: float
     ) -> None:
         match message, current.phase:
             case UpdateReady(), Phase.FORMING:
                 current.waiting_for.discard(name)
                 if not current.waiting_for:
-                    current.enter(Phase.TRANSFERRING, now)
+                    current.enter(Phase.TRANSFERRING, now_s)
                     self._actions.append(Broadcast(current.epoch, current.version))
             case UpdateStaged(), Phase.TRANSFERRING:
                 current.stage(name, tuple(message.checksums.tolist()))
-                self._check(current, now)
+                self._check(current, now_s)
             case UpdateApplied(), Phase.APPLYING:
                 current.apply(name, message.stall_s)
                 self._members.applied(name, current.version)
-                self._finish_if_applied(current, now)
+                self._finish_if_applied(current, now_s)
 
-    def _check(self, current: Round, now: float) -> None:
+    def _check(self, current: Round, now_s: float) -> None:
         """Compare what has arrived with the learner's checksums; commit when all agree."""
         if wrong := current.wrong():
-            self._expel(current, wrong, f"checksums of version {current.version} differ from the learner's", now)
+            self._expel(current, wrong, f"checksums of version {current.version} differ from the learner's", now_s)
         elif current.can_commit():
-            current.enter(Phase.APPLYING, now)
+            current.enter(Phase.APPLYING, now_s)
             for name in sorted(current.audience):
-                self._actions.append(Send(name, UpdateCommitted(current.epoch, current.version)))
+                self._actions.append(SendToMember(name, UpdateCommitted(current.epoch, current.version)))
 
-    def _failed(self, current: Round, name: str, error: str, now: float) -> None:
+    def _failed(self, current: Round, name: str, error: str, now_s: float) -> None:
         if name in current.stalls_s:
             return  # it has applied the update: later failures do not concern this round
         reason = f"it failed {current.phase.value}: {error}"
         if current.is_committed:
-            self._expel(current, [name], reason, now)
+            self._expel(current, [name], reason, now_s)
             return
         self._strike(current, name, reason)
         if self._members.is_barred(name):
             self._note_dropped(name, reason)
-        self._retry(current, f"{name}: {reason}", now)
+        self._retry(current, f"{name}: {reason}", now_s)
 
-    def _break(self, error: str, now: float) -> None:
+    def _break(self, error: str, now_s: float) -> None:
         """The learner's own part in the group failed. The member that caused it is unknown."""
         current = self._round
         if current is None or current.is_committed:
@@ -306,42 +306,42 @@ class Coordinator:
             return
         self._broken_broadcasts += 1
         if self._broken_broadcasts < MAX_BROKEN_BROADCASTS:
-            self._retry(current, error, now)
+            self._retry(current, error, now_s)
         else:
             self._end_round(current, error)
-            self._fail(f"the broadcast failed {MAX_BROKEN_BROADCASTS} times in a row, the last time: {error}", now)
+            self._fail(f"the broadcast failed {MAX_BROKEN_BROADCASTS} times in a row, the last time: {error}", now_s)
 
     # --- rounds ----------------------------------------------------------------------------------------------
 
-    def _start(self, offer: _Offer, now: float) -> None:
+    def _start(self, offer: _Offer, now_s: float) -> None:
         if offer.version != self._last_version:
             self._members.forgive()
         self._last_version = offer.version
         self._target = offer
         self._broken_broadcasts = 0
         self._dropped = {}
-        self._begin_round(offer, now)
+        self._begin_round(offer, now_s)
 
-    def _begin_round(self, target: _Offer, now: float) -> None:
+    def _begin_round(self, target: _Offer, now_s: float) -> None:
         assert self._round is None
         audience = self._members.lagging(target.version)
         if audience:
             self._wait_until = self._wait_since = None
             epoch = self._epoch_for(audience)
-            self._round = Round(epoch.number, target.version, set(audience), self._deadline_s, began=now)
+            self._round = Round(epoch.number, target.version, set(audience), self._deadline_s, began=now_s)
             offered = UpdateOffered(epoch.number, target.version, target.manifest, self._deadline_s)
-            self._actions += [Send(name, offered) for name in audience]
+            self._actions += [SendToMember(name, offered) for name in audience]
         elif (holders := self._members.holders(target.version)) or self._members.ahead(target.version):
-            self._finish(Published(target.version, tuple(holders), dict(self._dropped)), now)
+            self._finish(Published(target.version, tuple(holders), dict(self._dropped)), now_s)
         else:
-            self._wait(now)
+            self._wait(now_s)
 
-    def _wait(self, now: float) -> None:
+    def _wait(self, now_s: float) -> None:
         """Wait for a member that can receive the version, but not long if all members are barred, because they end."""
         if self._wait_since is None:
-            self._wait_since = now
+            self._wait_since = now_s
         until = self._wait_since + self._absence_s
-        self._wait_until = min(until, now + self._deadline_s) if self._members.names() else until
+        self._wait_until = min(until, now_s + self._deadline_s) if self._members.names() else until
 
     def _epoch_for(self, audience: list[str]) -> _Epoch:
         """The current epoch if it has exactly these members, otherwise a new one."""
@@ -354,16 +354,16 @@ class Coordinator:
         first_rank = 1
         for name in audience:
             formed = EpochFormed(number, first_rank, world_size, self._backend, self._interface, self._deadline_s)
-            self._actions.append(Send(name, formed))
+            self._actions.append(SendToMember(name, formed))
             first_rank += self._members.num_ranks(name)
         self._actions.append(FormGroup(number, world_size, tuple(audience)))
         self._epoch = _Epoch(number, incarnations)
         return self._epoch
 
-    def _retry(self, current: Round, reason: str, now: float) -> None:
+    def _retry(self, current: Round, reason: str, now_s: float) -> None:
         self._end_round(current, reason)
         assert self._target is not None
-        self._begin_round(self._target, now)
+        self._begin_round(self._target, now_s)
 
     def _end_round(self, current: Round, reason: str) -> None:
         """Abort a round, and tell all of its members."""
@@ -372,39 +372,39 @@ class Coordinator:
         self._round = None
         self._drop_group()
 
-    def _continue_committed(self, current: Round, now: float) -> None:
+    def _continue_committed(self, current: Round, now_s: float) -> None:
         """A member was lost after the commit: the group is unusable, but the others apply the update."""
         self._drop_group()
         if current.audience:
-            self._finish_if_applied(current, now)
+            self._finish_if_applied(current, now_s)
         else:
-            self._retry(current, "no member is left", now)
+            self._retry(current, "no member is left", now_s)
 
-    def _finish_if_applied(self, current: Round, now: float) -> None:
+    def _finish_if_applied(self, current: Round, now_s: float) -> None:
         if not current.waiting_for:
             self._round = None
-            self._finish(current.published(self._dropped, now), now)
+            self._finish(current.published(self._dropped, now_s), now_s)
 
-    def _fail(self, reason: str, now: float) -> None:
+    def _fail(self, reason: str, now_s: float) -> None:
         assert self._target is not None
-        self._finish(PublishFailed(self._target.version, reason, dict(self._dropped), self._members.names()), now)
+        self._finish(PublishFailed(self._target.version, reason, dict(self._dropped), self._members.names()), now_s)
 
-    def _finish(self, outcome: Published | PublishFailed, now: float) -> None:
+    def _finish(self, outcome: Published | PublishFailed, now_s: float) -> None:
         self._actions.append(outcome)
         self._target = self._wait_until = self._wait_since = None
         if self._queued is not None:
             offer, self._queued = self._queued, None
-            self._start(offer, now)
+            self._start(offer, now_s)
 
     def _tell_aborted(self, current: Round, name: str, reason: str) -> None:
-        self._actions.append(Send(name, UpdateAborted(current.epoch, current.version, reason)))
+        self._actions.append(SendToMember(name, UpdateAborted(current.epoch, current.version, reason)))
 
     def _drop_group(self) -> None:
         if self._epoch is not None:
             self._actions.append(DropGroup(self._epoch.number))
             self._epoch = None
 
-    def _take_actions(self) -> list[Action]:
+    def _take_actions(self) -> list[CoordinatorAction]:
         actions, self._actions = self._actions, []
         return actions
 

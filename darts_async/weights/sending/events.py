@@ -41,14 +41,14 @@ class BroadcastFailed:
     error: str
 
 
-Event = MemberMessage | MemberLost | BroadcastDone | BroadcastFailed
+CoordinatorEvent = MemberMessage | MemberLost | BroadcastDone | BroadcastFailed
 
 
 # --- actions ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendToMember:
     """Send a message to a member."""
 
     name: str
@@ -117,4 +117,6 @@ class Superseded:
     version: int
 
 
-Action = Send | FormGroup | Broadcast | DropGroup | MemberDropped | Published | PublishFailed | Superseded
+CoordinatorAction = (
+    SendToMember | FormGroup | Broadcast | DropGroup | MemberDropped | Published | PublishFailed | Superseded
+)

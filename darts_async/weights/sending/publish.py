@@ -30,19 +30,19 @@ from darts_async.weights.broadcast.group_slot import Group, Groups
 from darts_async.weights.bucket_layout import Layout, layout_of
 from darts_async.weights.sending.coordinator import Coordinator
 from darts_async.weights.sending.events import (
-    Action,
     Broadcast,
     BroadcastDone,
     BroadcastFailed,
+    CoordinatorAction,
+    CoordinatorEvent,
     DropGroup,
-    Event,
     FormGroup,
     MemberDropped,
     MemberLost,
     MemberMessage,
     Published,
     PublishFailed,
-    Send,
+    SendToMember,
     Superseded,
 )
 from darts_async.weights.sending.pack import Packer
@@ -79,7 +79,7 @@ class PublishReport:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Update:
+class _PendingUpdate:
     version: int
     source: WeightSource
     manifest: WeightManifest
@@ -119,7 +119,7 @@ class Publisher:
         )
         self._groups = Groups()
         self._members_of_group: frozenset[str] = frozenset()
-        self._updates: dict[int, _Update] = {}
+        self._updates: dict[int, _PendingUpdate] = {}
         self._version: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._someone_lags = asyncio.Event()
@@ -185,10 +185,10 @@ class Publisher:
 
     # --- decisions in, actions out ---------------------------------------------------------------------------
 
-    def _prepare(self, version: int, source: WeightSource) -> _Update:
+    def _prepare(self, version: int, source: WeightSource) -> _PendingUpdate:
         manifest = WeightManifest(source.specs, self._config.bucket_bytes)
         loop = asyncio.get_running_loop()
-        update = _Update(version, source, manifest, layout_of(manifest), loop.time(), loop.create_future())
+        update = _PendingUpdate(version, source, manifest, layout_of(manifest), loop.time(), loop.create_future())
         self._updates[version] = update
         self._version = version
         self._execute(self._coordinator.offer(version, manifest, loop.time()))
@@ -207,14 +207,14 @@ class Publisher:
     def _withdraw(self, reason: str) -> None:
         self._execute(self._coordinator.withdraw(reason, asyncio.get_running_loop().time()))
 
-    def _feed(self, event: Event) -> None:
+    def _feed(self, event: CoordinatorEvent) -> None:
         self._execute(self._coordinator.handle(event, asyncio.get_running_loop().time()))
 
     def _tick(self) -> None:
         self._timer = None
         self._execute(self._coordinator.tick(asyncio.get_running_loop().time()))
 
-    def _execute(self, actions: Sequence[Action]) -> None:
+    def _execute(self, actions: Sequence[CoordinatorAction]) -> None:
         for action in actions:
             self._perform(action)
         if self._timer is not None:
@@ -226,9 +226,9 @@ class Publisher:
         else:
             self._someone_lags.clear()
 
-    def _perform(self, action: Action) -> None:
+    def _perform(self, action: CoordinatorAction) -> None:
         match action:
-            case Send(name, message):
+            case SendToMember(name, message):
                 if isinstance(message, UpdateAborted):
                     _log.warning("weights.round_aborted", member=name, epoch=message.epoch, reason=message.reason)
                 self._send(name, message)
@@ -295,7 +295,7 @@ class Publisher:
         if error := outcome.exception():
             self._feed(BroadcastFailed(group.epoch, describe(error)))
 
-    def _broadcast(self, epoch: int, update: _Update) -> None:
+    def _broadcast(self, epoch: int, update: _PendingUpdate) -> None:
         group = self._groups.in_epoch(epoch)
         assert group is not None, "the coordinator broadcasts in the epoch it formed"
         deadline = time.monotonic() + BACKSTOP * self._config.deadline_s

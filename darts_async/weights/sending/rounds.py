@@ -53,10 +53,10 @@ class Round:
         """Whether members may already use the weights, so that the round cannot be undone."""
         return self.phase is Phase.APPLYING
 
-    def enter(self, phase: Phase, now: float) -> None:
+    def enter(self, phase: Phase, now_s: float) -> None:
         """Begin a phase, and wait for every member of it."""
-        self._durations_s[self.phase] = now - self.began
-        self.phase, self.began = phase, now
+        self._durations_s[self.phase] = now_s - self.began
+        self.phase, self.began = phase, now_s
         self.waiting_for = set(self.audience)
 
     def stage(self, name: str, checksums: Checksums) -> None:
@@ -85,7 +85,7 @@ class Round:
         """Whether all members have staged, and the learner has sent. `wrong` checks the checksums."""
         return self.phase is Phase.TRANSFERRING and self.expected is not None and not self.waiting_for
 
-    def published(self, dropped: Mapping[str, str], now: float) -> Published:
+    def published(self, dropped: Mapping[str, str], now_s: float) -> Published:
         """The report of a round that is over."""
         return Published(
             self.version,
@@ -93,7 +93,7 @@ class Round:
             dict(dropped),
             forming_s=self._durations_s[Phase.FORMING],
             transfer_s=self._durations_s[Phase.TRANSFERRING],
-            apply_s=now - self.began,
+            apply_s=now_s - self.began,
             stalls_s=dict(self.stalls_s),
         )
 
