@@ -47,9 +47,9 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.boundary import Boundary
 from darts_async.shaper.ledger import LEDGER_FILE, LedgerWriter, SampleEnded
-from darts_async.shaper.state import Incoming, Phase, ShaperState
-from darts_async.shaper.training import LEARNER
-from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.shaper.outbox import LEARNER, Forget, Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import Incoming, ShaperState
 from darts_async.simulation import LognormalWorkload, TraceWorkload, Workload, simulate
 
 MAX_NEW_TOKENS = 4096
@@ -122,7 +122,7 @@ class Cluster:
         for peer in (*self._running, REWARD, LEARNER):
             self._absorb(self.state.peer_up(peer, 1, 0.0))
             self._deliver()
-        assert self.state.phase is Phase.TRAINING
+        assert self.state.phase is RunPhase.TRAINING
 
     @property
     def num_in_flight(self) -> int:
@@ -172,7 +172,7 @@ class Cluster:
         assert refusal is None, refusal
         outputs = self.state.handle(peer, message, 0.0)
         handled_s = time.process_time()
-        records = [output for output in outputs if not isinstance(output, Send | Forget)]
+        records = [output for output in outputs if not isinstance(output, SendTo | Forget)]
         if records:
             self.ledger.append(records)
         self.checking_s += checked_s - begin_s
@@ -184,7 +184,7 @@ class Cluster:
 
     def _absorb(self, outputs: list[Output]) -> None:
         for output in outputs:
-            if isinstance(output, Send):
+            if isinstance(output, SendTo):
                 self._answer(output.peer, output.message)
 
     def _answer(self, peer: str, message: object) -> None:

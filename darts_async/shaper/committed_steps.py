@@ -27,17 +27,17 @@ REPLAYED_AHEAD = 2
 """Steps that a learner which catches up is sent before it has taken them."""
 
 
-class TakenGroup(Struct, frozen=True, eq=False):
+class CommittedGroup(Struct, frozen=True, eq=False):
     """A group in the gradient of a step."""
 
     prompt_id: int
     message: TrainGroup
 
 
-class TakenState(Struct, frozen=True):
-    """What `TakenSteps` knows between two events."""
+class CommittedState(Struct, frozen=True):
+    """What `CommittedSteps` knows between two events."""
 
-    groups: dict[int, list[TakenGroup]]
+    groups: dict[int, list[CommittedGroup]]
     num_sent: int
     oldest_kept: int
     durable: int
@@ -45,22 +45,29 @@ class TakenState(Struct, frozen=True):
     num_steps: int
 
 
-class TakenSteps:
+class CommittedSteps:
     """The steps of the surviving history."""
 
     def __init__(self) -> None:
-        self._groups: dict[int, list[TakenGroup]] = {}  # by step, from `oldest_kept` to `num_steps`
+        self._groups: dict[int, list[CommittedGroup]] = {}  # by step, from `oldest_kept` to `num_steps`
         self._num_sent = 0  # steps whose groups the present learner has been sent, replayed or not
         self.oldest_kept = 0
         self.durable = 0
         self.position = 0
         self.num_steps = 0
 
-    def to_state(self) -> TakenState:
+    def to_state(self) -> CommittedState:
         """For `restore`."""
-        return TakenState(self._groups, self._num_sent, self.oldest_kept, self.durable, self.position, self.num_steps)
+        return CommittedState(
+            groups=self._groups,
+            num_sent=self._num_sent,
+            oldest_kept=self.oldest_kept,
+            durable=self.durable,
+            position=self.position,
+            num_steps=self.num_steps,
+        )
 
-    def restore(self, state: TakenState) -> None:
+    def restore(self, state: CommittedState) -> None:
         """Go on where `to_state` was taken."""
         self._groups, self._num_sent = state.groups, state.num_sent
         self.oldest_kept, self.durable = state.oldest_kept, state.durable
@@ -75,13 +82,13 @@ class TakenSteps:
         """The groups of a step that may have to be taken again; none if it has not been taken."""
         return [group.message.group_id for group in self._groups.get(step, [])]
 
-    def took(self, step: int, groups: Sequence[TakenGroup]) -> None:
+    def add(self, step: int, groups: Sequence[CommittedGroup]) -> None:
         """The learner has taken a step for the first time."""
         assert step == self.position == self.num_steps, (step, self.position, self.num_steps)
         self._groups[step] = list(groups)
         self.num_steps = self.position = self._num_sent = step + 1
 
-    def took_again(self, step: int, group_ids: Iterable[int]) -> None:
+    def repeat(self, step: int, group_ids: Iterable[int]) -> None:
         """The learner has taken a step that another one before it had taken."""
         assert step == self.position < self.num_steps, (step, self.position, self.num_steps)
         assert set(group_ids) == set(self.group_ids(step)), step
@@ -115,17 +122,29 @@ class TakenSteps:
         self._num_sent = max(self._num_sent, end)
         return [group.message for step in steps for group in self._groups[step]]
 
-    def since(self, policy_version: int) -> TakenState:
+    def since(self, policy_version: int) -> CommittedState:
         """For `restore`, where a learner goes on from a checkpoint of this version."""
         groups = {step: groups for step, groups in self._groups.items() if step >= policy_version}
-        return TakenState(groups, policy_version, policy_version, policy_version, policy_version, self.num_steps)
+        return _state_at(policy_version, groups, self.num_steps)
 
     def jump(self, policy_version: int) -> None:
         """The learner is at a version, and how it got there is not known: nothing before it can be taken again."""
-        self.restore(TakenState({}, *[policy_version] * 5))
+        self.restore(_state_at(policy_version, {}, policy_version))
 
     def validate(self) -> None:
         """Nothing that may have to be taken again is missing, and nothing else is kept."""
         assert self.oldest_kept <= self.durable <= self.position <= self._num_sent <= max(self.num_steps, self.position)
         assert self.position <= self.num_steps
         assert sorted(self._groups) == list(range(self.oldest_kept, self.num_steps)), sorted(self._groups)
+
+
+def _state_at(position: int, groups: dict[int, list[CommittedGroup]], num_steps: int) -> CommittedState:
+    """Of a learner that has just come back from a checkpoint."""
+    return CommittedState(
+        groups=groups,
+        num_sent=position,
+        oldest_kept=position,
+        durable=position,
+        position=position,
+        num_steps=num_steps,
+    )

@@ -1,4 +1,4 @@
-"""Held-out prompts: every sample is decoded to the end, judged and reported, and none is trained.
+"""Held-out prompts: every sample is decoded to the end, scored and reported, and none is trained on.
 
 One evaluation is under way at a time. Before the first and after the last step its prompts have the generators for
 themselves. In between it goes on beside training: a prompt is opened when its samples fit into the share of the slots
@@ -69,17 +69,16 @@ class Evaluation:
         else:
             self.begin(policy_version)
 
-    def next_prompt(self, *, alone: bool) -> Prompt | None:
-        """A prompt that may be opened now, and is; `alone` without regard to training."""
+    def open_group(self, *, alone: bool, floor: int, cursor: int, now_s: float) -> bool:
+        """Open the group of the next prompt, if one waits and may be opened; `alone` without regard to training."""
         if not self._unopened or not (alone or self._has_slots()):
-            return None
-        return self._unopened.popleft()
-
-    def opened(self, group: Group) -> None:
-        """The group of `next_prompt` was opened."""
+            return False
         assert self._policy_version is not None
-        assert group.floor >= self._policy_version, (group.floor, self._policy_version)
+        assert floor >= self._policy_version, (floor, self._policy_version)
+        prompt, num_samples = self._unopened.popleft(), self._config.samples_per_prompt
+        group = self._work.open(prompt, "evaluate", num_samples, floor=floor, cursor=cursor, now_s=now_s)
         self._open[group.group_id] = group
+        return True
 
     def decide(self, group: Group) -> None:
         """A sample of a held-out group has finished, failed or got its reward."""
@@ -121,12 +120,12 @@ class Evaluation:
     def to_state(self) -> EvaluationState:
         """For `restore`."""
         return EvaluationState(
-            self._policy_version,
-            list(self._unopened),
-            list(self._open),
-            self._evaluated,
-            self._newest_due,
-            self._num_skipped,
+            policy_version=self._policy_version,
+            unopened=list(self._unopened),
+            open=list(self._open),
+            evaluated=self._evaluated,
+            newest_due=self._newest_due,
+            num_skipped=self._num_skipped,
         )
 
     def restore(self, state: EvaluationState) -> None:

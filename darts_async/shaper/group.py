@@ -227,6 +227,11 @@ class Group:
         assert self.kept
         return min(sample.oldest_version for sample, _ in self.kept if sample.oldest_version is not None)
 
+    def kept_floor(self, num_steps: int) -> int:
+        """The same for the staleness window, which knows of no version before the learner has told of its step; a
+        generator may tell of it earlier."""
+        return min(self.oldest_kept_version, num_steps)
+
 
 def group_state(group: Group) -> GroupState:
     """For `group_of_state`. Merges chunks: there are hundreds in a long sample, and each is an array to be written."""

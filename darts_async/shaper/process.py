@@ -53,8 +53,9 @@ from darts_async.shaper.ledger import (
     VersionSeen,
     scan_ledger,
 )
-from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
-from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.shaper.outbox import Forget, Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import Incoming, ShaperState, StateSnapshot
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
 FLUSH_EVERY_S = 1.0
@@ -93,7 +94,7 @@ class ShaperActor:
         self._journal = Journal(runtime.run_dir / JOURNAL_FILE)
         self._ledger = LedgerWriter(runtime.run_dir / LEDGER_FILE)
 
-        def make_state(snapshot: Snapshot | None) -> ShaperState:
+        def make_state(snapshot: StateSnapshot | None) -> ShaperState:
             source = ShuffledPrompts(sets.train, seed=config.seed)
             return ShaperState(config, source, sets.held_out, stop_token_ids, snapshot)
 
@@ -108,7 +109,7 @@ class ShaperActor:
         self._ahead_s = self._standing.now_s - self._clock()
         runtime.heard = self._standing.heard
         self._take(Restarted(self._now_s()))
-        if self._state.phase in (Phase.STOPPING, Phase.FINISHED):  # no shaper is started in a run that ends
+        if self._state.phase in (RunPhase.STOPPING, RunPhase.FINISHED):  # no shaper is started in a run that ends
             self._take(Reopened(self._now_s(), runtime.plan.life))
         self._outputs = [*self._standing.reports, *(output for output in self._outputs if not is_report(output))]
         self._stop_at_s: float | None = None
@@ -152,7 +153,7 @@ class ShaperActor:
         self._ledger.append(taken_up.records)
         self._ledger.flusher()()
         self._journal.begin(taken_up.standing.to_head(self._ledger.num_bytes))
-        self._outputs = [output for output in taken_up.outputs if isinstance(output, Send | Forget)]
+        self._outputs = [output for output in taken_up.outputs if isinstance(output, SendTo | Forget)]
         return taken_up.standing
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
@@ -223,14 +224,14 @@ class ShaperActor:
             self._terminated = True
             return
         self._leaving = True
-        if self._state.phase is not Phase.FINISHED and self._stop_at_s is None:
+        if self._state.phase is not RunPhase.FINISHED and self._stop_at_s is None:
             self._stop_at_s = self._clock() + STOP_WITHIN_S
             self._take(Stopped(self._now_s(), message.reason))
 
     @property
     def done(self) -> bool:
         """Everything is accounted for and the launcher has said so, or another is to take this one's place."""
-        return self._terminated or (self._leaving and self._state.phase is Phase.FINISHED)
+        return self._terminated or (self._leaving and self._state.phase is RunPhase.FINISHED)
 
     def gauges(self) -> Gauges:
         """For the status."""
@@ -270,7 +271,7 @@ class ShaperActor:
     def _settle(self) -> None:
         """Record what was taken, then do what follows."""
         faults = self._runtime.faults
-        records = [output for output in self._outputs if not isinstance(output, Send | Forget)]
+        records = [output for output in self._outputs if not isinstance(output, SendTo | Forget)]
         if records:
             faults.reach("shaper.before_record")
         self._journal.append(self._inputs)
@@ -290,7 +291,7 @@ class ShaperActor:
         outputs, self._outputs = self._outputs, []
         for output in outputs:
             match output:
-                case Send(peer, message):
+                case SendTo(peer, message):
                     self._runtime.send(_link_to(peer), peer, message)
                     if isinstance(message, Cancel):
                         self._runtime.trace.sample("cancel", message.sample_id)

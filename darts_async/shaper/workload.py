@@ -1,12 +1,11 @@
-"""Samples on processes: who decodes and who judges what, and how each sample ends, exactly once.
+"""Samples on processes: who decodes and who scores what, and how each sample ends, exactly once.
 
 The half of the shaper's state that knows generators and reward processes; what to open, keep and ship is decided in
-`state`. Pure like it: what is to be sent and recorded is appended to `out`.
+`training` and `evaluation`. Pure like them: what is to be sent and recorded goes to an `Outbox`.
 """
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from msgspec import Struct
 
@@ -16,12 +15,8 @@ from darts_async.protocol import (
     Cancel,
     FinishReason,
     Generate,
-    ProcessToLauncher,
     SamplingParams,
     Score,
-    ShaperToGenerator,
-    ShaperToLearner,
-    ShaperToReward,
     group_id_of,
     sample_id_of,
 )
@@ -36,27 +31,10 @@ from darts_async.shaper.group import (
     group_state,
     group_without_tokens,
 )
-from darts_async.shaper.ledger import AnyRecord, SampleEnded, SamplePlaced
-from darts_async.shaper.pools import GeneratorPool, GeneratorsState, RewardPool
+from darts_async.shaper.ledger import GroupOpened, SampleEnded, SamplePlaced
+from darts_async.shaper.outbox import Outbox
+from darts_async.shaper.rosters import GeneratorRoster, GeneratorsState, RewardRoster
 from darts_async.shaper.token_accounts import Totals, TotalsState
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """A message for a peer."""
-
-    peer: str
-    message: ShaperToGenerator | ShaperToReward | ShaperToLearner | ProcessToLauncher
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Messages that an earlier incarnation of this peer has not acknowledged are void."""
-
-    peer: str
-
-
-Output = Send | Forget | AnyRecord
 
 
 def sample_seed(run_seed: int, sample_id: int) -> int:
@@ -73,42 +51,46 @@ class WorkloadState(Struct, frozen=True):
     rewards: dict[str, set[int]]
     next_group_id: int
     waiting: list[int]
-    unjudged: list[int]
+    unscored: list[int]
 
 
 class Workload:
     """The open groups, their samples, and the processes that work on them."""
 
-    def __init__(self, config: RunConfig, stop_token_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(self, config: RunConfig, outbox: Outbox, stop_token_ids: frozenset[int] = frozenset()) -> None:
         self._seed = config.seed
+        self._outbox = outbox
         self.stop_token_ids = stop_token_ids
         self._sampling = SamplingParams(**config.sampling.model_dump(exclude={"stop"}))
-        self.generators = GeneratorPool()
-        self.rewards = RewardPool()
+        self.generators = GeneratorRoster()
+        self.rewards = RewardRoster()
         self.groups: dict[int, Group] = {}
         """Groups with a sample that has not ended."""
         self._samples: dict[int, Sample] = {}
         """All samples of these."""
         self.totals = Totals()
-        self.out: list[Output] = []
         self.next_group_id = 0
         """No group has this id or a later one."""
         self._waiting: deque[Sample] = deque()  # for room in a generator
-        self._unjudged: deque[Sample] = deque()  # finished while no reward process was up
+        self._unscored: deque[Sample] = deque()  # finished while no reward process was up
 
     @property
     def has_room(self) -> bool:
         """Whether a sample opened now would start at once."""
         return not self._waiting and self.generators.roomiest() is not None
 
-    def open(self, prompt: Prompt, purpose: Purpose, num_samples: int, floor: int, now_s: float) -> Group:
-        """A new group, all of whose samples wait to be placed, where no token can be older than `floor`."""
+    def open(
+        self, prompt: Prompt, purpose: Purpose, num_samples: int, *, floor: int, cursor: int, now_s: float
+    ) -> Group:
+        """A new group, all of whose samples wait to be placed, where no token can be older than `floor`. `cursor`: of
+        the source of prompts, with this one."""
         group_id = self.next_group_id
         self.next_group_id += 1
         samples = [Sample(sample_id_of(group_id, index)) for index in range(num_samples)]
         group = self.groups[group_id] = Group(group_id, prompt, purpose, samples, floor, now_s)
         self._waiting.extend(samples)
         self._samples.update((sample.sample_id, sample) for sample in samples)
+        self._outbox.record(GroupOpened(group_id, prompt.prompt_id, purpose, num_samples, floor, cursor))
         return group
 
     def place(self) -> None:
@@ -145,26 +127,27 @@ class Workload:
             sampling=self._sampling,
             priority=-1 if sample.num_tokens else 0,
         )
-        self.out += [SamplePlaced(sample.sample_id, name, seat.incarnation), Send(name, generate)]
+        self._outbox.record(SamplePlaced(sample.sample_id, name, seat.incarnation))
+        self._outbox.send(name, generate)
 
-    def judge(self, sample: Sample) -> None:
+    def score(self, sample: Sample) -> None:
         """Have a finished sample scored, as soon as a reward process is up."""
         peer = self.rewards.assign(sample.sample_id)
         if peer is None:
-            self._unjudged.append(sample)
+            self._unscored.append(sample)
             return
         prompt = self.group_of(sample).prompt
         assert sample.finish_reason is not None
         tokens = sample.token_ids()
         score = Score(sample.sample_id, prompt.text, prompt.answer, prompt.metadata_json, tokens, sample.finish_reason)
-        self.out.append(Send(peer, score))
+        self._outbox.send(peer, score)
 
-    def judge_waiting(self) -> None:
+    def score_waiting(self) -> None:
         """A reward process may have come up."""
-        while self._unjudged and self.rewards.num_up:
-            sample = self._unjudged.popleft()
+        while self._unscored and self.rewards.num_up:
+            sample = self._unscored.popleft()
             if sample.stage is Stage.FINISHED:
-                self.judge(sample)
+                self.score(sample)
 
     def cancel(self, sample: Sample, fate: Fate, reason: str) -> None:
         """Stop a sample that waits or decodes; it ends when the engine has acknowledged."""
@@ -173,7 +156,7 @@ class Workload:
             return
         sample.end_fate, sample.end_reason = fate, reason
         sample.to(Stage.CANCELLING)
-        self.out.append(Send(sample.generator, Cancel(sample.sample_id)))
+        self._outbox.send(sample.generator, Cancel(sample.sample_id))
 
     def end(self, sample: Sample, fate: Fate, reason: str, step: int | None = None) -> None:
         """The one terminal event of a sample."""
@@ -191,13 +174,29 @@ class Workload:
             step=step,
             reward=sample.reward,
         )
-        self.out.append(record)
+        self._outbox.record(record)
         group = self.group_of(sample)
         group.num_ended += 1
         if group.num_ended == len(group.samples):
             del self.groups[group.group_id]
             for ended in group.samples:
                 del self._samples[ended.sample_id]
+
+    def end_group(self, group: Group, fate: Fate, reason: str, *, cancel_fate: Fate) -> None:
+        """End every sample of a group, the running ones by cancelling them. One that was lost before keeps its own
+        end."""
+        for sample in group.samples:
+            if sample.stage in (Stage.WAITING, Stage.DECODING):
+                self.cancel(sample, cancel_fate, reason)
+            elif sample.stage not in (Stage.CANCELLING, Stage.ENDED):
+                self.end(sample, "filtered" if sample.is_lost else fate, sample.end_reason or reason)
+
+    def lose_all(self, reason: str) -> None:
+        """No sample goes on, and no generator is waited for."""
+        self.generators.owing.clear()
+        for sample in self.samples():
+            if sample.stage is not Stage.ENDED:
+                self.end(sample, "lost", reason)
 
     def release(self, sample: Sample) -> None:
         """The sample no longer takes a place in its generator."""
@@ -206,7 +205,7 @@ class Workload:
             sample.generator = None
 
     def lose(self, peer: str, *, is_gone: bool) -> list[tuple[Sample, FinishReason]]:
-        """Take back what a process had: decoding goes on elsewhere, judging starts again. Returns the samples that had
+        """Take back what a process had: decoding goes on elsewhere, scoring starts again. Returns the samples that had
         come to their end, of which a generator could not say so any more: nothing is left to decode of them."""
         complete: list[tuple[Sample, FinishReason]] = []
         for sample_id in sorted(self.generators.leave(peer, is_gone=is_gone), reverse=True):
@@ -225,7 +224,7 @@ class Workload:
         for sample_id in sorted(self.rewards.leave(peer)):
             sample = self.sample(sample_id)
             if sample is not None and sample.stage is Stage.FINISHED:
-                self._unjudged.append(sample)
+                self._unscored.append(sample)
         return complete
 
     def _reason_to_stop(self, sample: Sample) -> FinishReason | None:
@@ -261,23 +260,29 @@ class Workload:
 
     def to_state(self) -> WorkloadState:
         """For `restore`."""
-        assert not self.out, "between two events nothing is left to be sent"
+        assert self._outbox.is_empty, "between two events nothing is left to be sent"
         return WorkloadState(
-            [group_state(group) for group in self.groups.values()],
-            self.totals.to_state(),
-            self.generators.to_state(),
-            self.rewards.to_state(),
-            self.next_group_id,
+            groups=[group_state(group) for group in self.groups.values()],
+            totals=self.totals.to_state(),
+            generators=self.generators.to_state(),
+            rewards=self.rewards.to_state(),
+            next_group_id=self.next_group_id,
             # What has been cancelled since it came into a queue is passed over there: here it is left out.
-            [sample.sample_id for sample in self._waiting if sample.stage is Stage.WAITING],
-            [sample.sample_id for sample in self._unjudged if sample.stage is Stage.FINISHED],
+            waiting=[sample.sample_id for sample in self._waiting if sample.stage is Stage.WAITING],
+            unscored=[sample.sample_id for sample in self._unscored if sample.stage is Stage.FINISHED],
         )
 
     def to_checkpoint(self) -> WorkloadState:
         """For `restore`, where none of the processes is there any more and no open group goes on."""
-        groups = [group_without_tokens(group) for group in self.groups.values()]
-        no_generators = GeneratorsState({}, -1, -1, set())
-        return WorkloadState(groups, self.totals.to_state(), no_generators, {}, self.next_group_id, [], [])
+        return WorkloadState(
+            groups=[group_without_tokens(group) for group in self.groups.values()],
+            totals=self.totals.to_state(),
+            generators=GeneratorRoster().to_state(),
+            rewards={},
+            next_group_id=self.next_group_id,
+            waiting=[],
+            unscored=[],
+        )
 
     def take_peers_of(self, other: "Workload") -> None:
         """The processes that are up there are up here, with nothing to do."""
@@ -289,14 +294,14 @@ class Workload:
 
     def restore(self, state: WorkloadState) -> None:
         """Go on where `to_state` was taken."""
-        self.groups = {group.group_id: group_of_state(group) for group in state.groups}
+        self.groups.update((group.group_id, group_of_state(group)) for group in state.groups)
         self._samples = {sample.sample_id: sample for group in self.groups.values() for sample in group.samples}
         self.totals.restore(state.totals)
         self.generators.restore(state.generators)
         self.rewards.restore(state.rewards)
         self.next_group_id = state.next_group_id
         self._waiting.extend(self._samples[sample_id] for sample_id in state.waiting)
-        self._unjudged.extend(self._samples[sample_id] for sample_id in state.unjudged)
+        self._unscored.extend(self._samples[sample_id] for sample_id in state.unscored)
 
     def validate(self) -> None:
         """Places are held by whom they say; every token received is in a live sample or has a fate."""

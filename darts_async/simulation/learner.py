@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from darts_async.protocol import GroupsCommitted, LearnerReady, TrainGroup, VersionPublished, VersionSaved
-from darts_async.shaper.training import LEARNER
+from darts_async.shaper.outbox import LEARNER
 from darts_async.simulation.clock import Clock
 from darts_async.simulation.meter import Meter
 from darts_async.simulation.models import LearnerModel

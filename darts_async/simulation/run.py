@@ -27,9 +27,9 @@ from darts_async.protocol import (
     sample_id_of,
 )
 from darts_async.shaper.ledger import GroupOpened, SampleEnded
-from darts_async.shaper.state import Incoming, Phase, ShaperState
-from darts_async.shaper.training import LEARNER
-from darts_async.shaper.workload import Output, Send
+from darts_async.shaper.outbox import LEARNER, Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import Incoming, ShaperState
 from darts_async.simulation.clock import Clock
 from darts_async.simulation.demand import Draw, Workload
 from darts_async.simulation.engine import SimulatedEngine
@@ -99,7 +99,7 @@ class Simulation:
                 self._absorb(self.state.peer_up(name, 1, self.clock.now_s))
             self._end_instant()
         self._ticker.wake(0)
-        while self.state.phase is not Phase.FINISHED:
+        while self.state.phase is not RunPhase.FINISHED:
             actor = self.clock.advance()
             if isinstance(actor, SimulatedEngine):
                 self._touched[actor.name] = actor
@@ -148,7 +148,7 @@ class Simulation:
     def _absorb(self, outputs: list[Output]) -> None:
         for output in outputs:
             match output:
-                case Send(peer=peer, message=message):
+                case SendTo(peer=peer, message=message):
                     self._send(peer, message)
                 case SampleEnded(sample_id=sample_id):
                     self._sample_ended(group_id_of(sample_id))

@@ -25,8 +25,10 @@ from darts_async.protocol import (
     sample_id_of,
 )
 from darts_async.shaper.group import Group, Stage
-from darts_async.shaper.state import Phase
-from darts_async.shaper.training import LEARNER, MAX_RETRIES_PER_PROMPT, Training
+from darts_async.shaper.outbox import LEARNER
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.prompt_queue import MAX_RETRIES_PER_PROMPT
+from darts_async.shaper.training import Training
 from tests.shaper.world import World, world_config
 
 RULES = {
@@ -94,13 +96,13 @@ def test_generators_may_die_or_fall_silent_at_any_time_and_nothing_is_lost(seed:
     rng = random.Random(seed)
     for _ in range(data.draw(st.integers(1, 6), label="deaths")):
         for _ in range(data.draw(st.integers(0, 150), label="moves before")):
-            if world.state.phase is Phase.FINISHED or not world.moves():
+            if world.state.phase is RunPhase.FINISHED or not world.moves():
                 break
             move, *arguments = rng.choice(world.moves())
             move(*arguments)
             world.absorb(world.state.tick(world.now_s))
             world.state.validate()
-        if world.state.phase is Phase.TRAINING:
+        if world.state.phase is RunPhase.TRAINING:
             rng.choice([world.die, world.fall_silent])(rng.choice(sorted(world.generators)))
             world.state.validate()
     world.run(rng)
@@ -110,7 +112,7 @@ def test_generators_may_die_or_fall_silent_at_any_time_and_nothing_is_lost(seed:
 def run_with_failures(world: World, rng: random.Random, fails: Callable[[Score], bool]) -> int:
     """Play to the end; returns how many rewards failed."""
     num_failed = 0
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         move, *arguments = rng.choice(world.moves())
         if move == world.judge and fails(world.to_judge[0]):
             world.judge(fails=True)
@@ -192,7 +194,7 @@ def test_a_prompt_whose_rewards_always_fail_is_asked_again_three_times_and_then_
 def test_the_first_failure_of_each_kind_is_told_at_once_and_all_at_the_end() -> None:
     world = World(world_config(evaluation={"samples_per_prompt": 0}))
     rng, kinds = random.Random(3), iter(["raised", "timeout", "raised", "timeout", "limit"])
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         move, *arguments = rng.choice(world.moves())
         kind = next(kinds, None) if move == world.judge else None
         if kind is not None:
@@ -208,7 +210,7 @@ def test_the_first_failure_of_each_kind_is_told_at_once_and_all_at_the_end() -> 
 def test_synchronous_mode_opens_exactly_one_step_of_groups_per_version() -> None:
     world = World(world_config(staleness={"max_staleness": 0}, generator={"num_slots": 100}))
     rng = random.Random(0)
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
     opened = Counter(group.floor for group in world.opened if group.purpose == "train")
@@ -256,7 +258,7 @@ def test_a_cancelled_sample_that_finishes_first_is_still_cancelled_and_never_jud
 def test_messages_told_twice_change_nothing() -> None:
     world = World(world_config())
     rng = random.Random(3)
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
         if move == world.finish:
@@ -347,7 +349,7 @@ def test_redundancy_stays_between_keep_and_twice_that_and_falls_to_keep_without_
     config = world_config(shaping=shaping, learner={"steps": 30}, evaluation={"samples_per_prompt": 0})
     world = World(config)
     rng = random.Random(0)
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         moves = [m for m in world.moves() if m[0] != world.decode]
         move, *arguments = rng.choice(moves)
         move(*arguments)
@@ -425,8 +427,7 @@ def test_no_prompt_is_asked_twice_when_all_that_is_open_is_given_up(seed: int, h
     else:
         world.absorb(world.state.start_over(world.now_s, 2, world.state.num_steps))
     state = training.to_state()
-    asked = [prompt.prompt_id for prompt, _ in state.taken_by_stop]
-    asked += [launch.prompt.prompt_id for launch in state.queue.again]
+    asked = [planned.prompt.prompt_id for planned in state.queue.again]
     trained = [world.prompt_of[group_id] for groups in world.history for group_id in groups]
     assert training.cursor <= 20, "in the first pass through the prompts"
     assert len(set(asked + trained)) == len(asked) + len(trained), (sorted(asked), sorted(trained))
@@ -476,7 +477,7 @@ def test_a_commit_after_everything_was_given_up_changes_nothing() -> None:
         move(*arguments)
     world.absorb(world.state.stop("interrupted", world.now_s))
     world.absorb(world.state.abandon(world.now_s))
-    assert world.state.phase is Phase.FINISHED
+    assert world.state.phase is RunPhase.FINISHED
     world.learn()
     assert set(world.ended.values()) == {1}
 
@@ -524,9 +525,9 @@ def test_a_stop_without_acknowledgements_ends_with_lost_samples() -> None:
         world.receive(name)
     world.decode(name, sorted(world.generators[name].running), 3)
     world.absorb(world.state.stop("interrupted", world.now_s))
-    assert world.state.phase is Phase.STOPPING
+    assert world.state.phase is RunPhase.STOPPING
     world.absorb(world.state.abandon(world.now_s))
-    assert world.state.phase is Phase.FINISHED
+    assert world.state.phase is RunPhase.FINISHED
     assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
     assert world.finished.tokens_by_fate["lost"] == world.num_decoded
 

@@ -35,9 +35,10 @@ from darts_async.protocol import (
 from darts_async.shaper.boundary import Boundary
 from darts_async.shaper.group import Purpose
 from darts_async.shaper.ledger import AnyRecord, GroupDropped, GroupOpened, SampleEnded
-from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState
-from darts_async.shaper.training import LEARNER
-from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.shaper.outbox import LEARNER, Forget, Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import Incoming, ShaperState
+from darts_async.topology import LAUNCHER
 
 
 def prompts(count: int) -> tuple[Prompt, ...]:
@@ -251,7 +252,7 @@ class World:
     def run(self, rng: random.Random, max_moves: int = 20_000) -> None:
         """Any fair interleaving must end."""
         for _ in range(max_moves):
-            if self.state.phase is Phase.FINISHED:
+            if self.state.phase is RunPhase.FINISHED:
                 return
             moves = self.moves()
             assert moves, f"deadlock in {self.state.phase}: {self.describe()}"
@@ -263,19 +264,19 @@ class World:
     # --- consequences
 
     def absorb(self, outputs: list[Output]) -> None:
-        self.ledger += [output for output in outputs if not isinstance(output, Send | Forget)]
+        self.ledger += [output for output in outputs if not isinstance(output, SendTo | Forget)]
         for output in outputs:
             match output:
-                case Send(peer, message) if peer in self.generators:
+                case SendTo(peer, message) if peer in self.generators:
                     self.generators[peer].inbox.append(message)
-                case Send("reward/0", Greet()):
+                case SendTo("reward/0", Greet()):
                     self.feed("reward/0", RewardReady(1))
-                case Send("reward/0", message):
+                case SendTo("reward/0", message):
                     self.to_judge.append(message)
                     self.judged.add(message.sample_id)
-                case Send(peer, message) if peer == LEARNER:
+                case SendTo(peer, message) if peer == LEARNER:
                     self._tell_learner(message)
-                case Send(peer, message) if peer == LAUNCHER:
+                case SendTo(peer, message) if peer == LAUNCHER:
                     self.to_launcher.append(message)
                 case Forget(peer):
                     if peer in self.generators:

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from darts_async.shaper.pools import GeneratorPool
 
 from bench.chaos import judged_run, run_many
 from darts_async.learner.boundary import Boundary
@@ -16,7 +17,6 @@ from darts_async.shaper.boundary import Boundary as ShaperBoundary
 from darts_async.shaper.durable.journal import JOURNAL_FILE, Journal
 from darts_async.shaper.durable.replayable_state import AnyInput
 from darts_async.shaper.ledger import LEDGER_FILE, Counted
-from darts_async.shaper.pools import GeneratorPool
 from darts_async.simulation.chaos import draw_plan, run_chaos
 from darts_async.simulation.chaos.hardship import Hardship
 from darts_async.simulation.chaos.lies import lie_instead_of

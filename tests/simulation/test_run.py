@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from darts_async.config import RunConfig, ShapingConfig
 from darts_async.protocol import TrainGroup, WeightsApplied
 from darts_async.shaper.ledger import SampleEnded
+from darts_async.shaper.outbox import Output
 from darts_async.shaper.state import Incoming
-from darts_async.shaper.workload import Output
 from darts_async.simulation import (
     EngineModel,
     FixedWorkload,

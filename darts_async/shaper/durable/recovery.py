@@ -28,7 +28,7 @@ from darts_async.protocol import LearnerReady
 from darts_async.shaper.durable.journal import FoundJournal
 from darts_async.shaper.durable.replayable_state import Head, MakeState, Reopened, Shared, Standing, decode_shared
 from darts_async.shaper.ledger import AnyRecord, Counted, FoundLedger, LedgerWriter
-from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.shaper.outbox import Forget, Output, SendTo
 from darts_async.topology import CHECKPOINTS_DIR, SHAPER_STATE_FILE
 
 
@@ -158,4 +158,4 @@ def _replayed(standing: Standing, journal: FoundJournal) -> list[AnyRecord]:
 
 
 def _recorded(outputs: list[Output]) -> list[AnyRecord]:
-    return [output for output in outputs if not isinstance(output, Send | Forget)]
+    return [output for output in outputs if not isinstance(output, SendTo | Forget)]

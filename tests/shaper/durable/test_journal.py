@@ -28,9 +28,10 @@ from darts_async.shaper.durable.replayable_state import (
     WentDown,
 )
 from darts_async.shaper.ledger import GroupOpened, LedgerWriter, VersionSeen, read_ledger
-from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState, Snapshot
-from darts_async.shaper.training import LEARNER
-from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.shaper.outbox import LEARNER, Forget, Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import Incoming, ShaperState, StateSnapshot
+from darts_async.topology import LAUNCHER
 from darts_async.wire.framing import HEAD_BYTES, frame
 from launcher.analysis.audit import Books, audit
 from tests.shaper.test_state import RULES
@@ -61,7 +62,7 @@ class Process:
         self.standing = Standing(self._make_state)
         self._journal.begin(self.standing.to_head(0))
 
-    def _make_state(self, snapshot: Snapshot | None) -> ShaperState:
+    def _make_state(self, snapshot: StateSnapshot | None) -> ShaperState:
         return ShaperState(self._config, ShuffledPrompts(prompts(20), seed=1), prompts(2), snapshot=snapshot)
 
     def __getattr__(self, name: str) -> Any:
@@ -84,7 +85,7 @@ class Process:
 
     def take(self, given: AnyInput) -> list[Output]:
         outputs = self.standing.take(given)
-        records = [output for output in outputs if not isinstance(output, Send | Forget)]
+        records = [output for output in outputs if not isinstance(output, SendTo | Forget)]
         death, self.death = self.death, None
         if death == "decided":
             raise Died(journaled=False, outputs=[])
@@ -130,7 +131,7 @@ class Process:
         return self.standing.heard.get(peer, (1, 0))[1]
 
 
-def make_state(snapshot: Snapshot | None) -> ShaperState:
+def make_state(snapshot: StateSnapshot | None) -> ShaperState:
     return ShaperState(world_config(), ShuffledPrompts(prompts(3), seed=1), (), snapshot=snapshot)
 
 
@@ -332,7 +333,7 @@ def test_the_share_of_a_checkpoint_is_sent_again_until_the_learner_has_it() -> N
         standing.take(Confirmed(world.now_s, LEARNER))
         assert standing.reports == []
         world.state.close()
-        assert world.state.phase is Phase.TRAINING
+        assert world.state.phase is RunPhase.TRAINING
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

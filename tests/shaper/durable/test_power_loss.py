@@ -17,8 +17,8 @@ from darts_async.shaper.durable.journal import JOURNAL_FILE, FoundJournal, Journ
 from darts_async.shaper.durable.recovery import NewestCheckpoint, TakenUp, newest_checkpoint, take_up_again
 from darts_async.shaper.durable.replayable_state import Standing
 from darts_async.shaper.ledger import LEDGER_FILE, BroughtForward, LedgerWriter, TakenBack, scan_ledger
-from darts_async.shaper.state import Phase
-from darts_async.shaper.training import LEARNER
+from darts_async.shaper.outbox import LEARNER
+from darts_async.shaper.phases import RunPhase
 from darts_async.topology import CHECKPOINTS_DIR, SHAPER_STATE_FILE
 from darts_async.wire.framing import HEAD_BYTES, read_frames
 from launcher.analysis.audit import Books, audit
@@ -127,7 +127,7 @@ def take_up_files(process: Process, life: int, *, from_checkpoint: bool = False)
 
 def play(world: PoweredWorld, rng: random.Random, num_moves: int) -> None:
     for _ in range(num_moves):
-        if world.state.phase is Phase.FINISHED or not world.moves():
+        if world.state.phase is RunPhase.FINISHED or not world.moves():
             return
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
@@ -156,7 +156,7 @@ def checked_take_up(directory: Path, config: RunConfig, life: int) -> TakenUp:
     )
     books, totals = Books.of(ledger.records), standing.state.work.totals
     assert audit(books, config, is_over=False, num_steps=None) == []
-    assert len(books.history) == standing.state.training.taken.position
+    assert len(books.history) == standing.state.feed.committed.position
     num_ended = sum(books.brought.samples_by_fate.values()) + sum(1 for _ in books.ended())
     assert num_ended == sum(totals.samples_by_fate.values())
     open_samples = {s.sample_id for s in standing.state.work.samples() if s.stage.name != "ENDED"}
@@ -229,7 +229,7 @@ def test_a_run_that_was_stopped_goes_on_from_the_checkpoint_that_the_stop_has_le
     while world.state.num_steps != 3:
         play(world, rng, 1)
     world.absorb(world.state.stop("enough", world.now_s))
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         play(world, rng, 1)
     assert world.version == world.state.num_steps >= 3
     world.save(tells=False)
@@ -305,7 +305,7 @@ def test_sums_end_where_a_learner_is_that_takes_steps_again(tmp_path: Path) -> N
     num_steps = process.num_steps
     process.peer_up(LEARNER, 11, 50.0)
     process.handle(LEARNER, LearnerReady(2), 51.0)
-    assert process.training.taken.position == 2 < num_steps
+    assert process.feed.committed.position == 2 < num_steps
     process._journal.begin(process.standing.to_head(process._ledger.num_bytes))
     process.close()
     ledger.write_bytes(ledger.read_bytes()[: boundaries(ledger)[-2]])

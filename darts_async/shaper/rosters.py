@@ -29,7 +29,7 @@ class GeneratorSeat:
 
 
 class GeneratorsState(Struct, frozen=True):
-    """What a `GeneratorPool` knows."""
+    """What a `GeneratorRoster` knows."""
 
     seats: dict[str, GeneratorSeat]
     published_version: int
@@ -37,7 +37,7 @@ class GeneratorsState(Struct, frozen=True):
     owing: set[str]
 
 
-class GeneratorPool:
+class GeneratorRoster:
     """The generators of the run."""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ class GeneratorPool:
         self._lowest_version = min((seat.policy_version for seat in self._routable.values()), default=None)
 
 
-class RewardPool:
+class RewardRoster:
     """The reward processes of the run and the items each has."""
 
     def __init__(self) -> None:
