@@ -14,7 +14,7 @@ from msgspec import Struct
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.protocol import CatchUp, GroupsCommitted
-from darts_async.shaper.committed_steps import CommittedGroup, CommittedState, CommittedSteps
+from darts_async.shaper.committed_steps import CommittedGroup, CommittedSteps
 from darts_async.shaper.group import Group, train_group
 from darts_async.shaper.ledger import GroupShipped, LearnerRewound, StepCommitted
 from darts_async.shaper.outbox import Outbox
@@ -27,7 +27,7 @@ class LearnerFeedState(Struct, frozen=True):
     complete: list[int]
     most_urgent: list[tuple[int, int]]
     shipped: list[int]
-    committed: CommittedState
+    committed: CommittedSteps
     learner_up: bool
     has_begun: bool
 
@@ -185,7 +185,7 @@ class LearnerFeed:
             complete=list(self._complete),
             most_urgent=self._most_urgent,
             shipped=list(self._shipped),
-            committed=self.committed.to_state(),
+            committed=self.committed,
             learner_up=self.learner_up,
             has_begun=self.has_begun,
         )
@@ -207,7 +207,7 @@ class LearnerFeed:
         self._most_urgent = state.most_urgent
         self._shipped = {group_id: groups[group_id] for group_id in state.shipped}
         self._sent = {group_id: _as_sent(group) for group_id, group in self._shipped.items()}
-        self.committed.restore(state.committed)
+        self.committed = state.committed
         self.learner_up, self.has_begun = state.learner_up, state.has_begun
 
     def validate(self) -> None:

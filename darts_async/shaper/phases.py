@@ -157,10 +157,6 @@ class RunPhases:
         """For `restore`."""
         return PhasesState(phase=self.phase, stop_reason=self._stop_reason, told_by_s=self._told_by_s)
 
-    def to_checkpoint(self) -> PhasesState:
-        """For `restore`, where none of the processes is there any more."""
-        return PhasesState(phase=self.phase, stop_reason=self._stop_reason, told_by_s=None)
-
     def restore(self, state: PhasesState) -> None:
         """Continue where `to_state` was taken."""
         self.phase, self._stop_reason, self._told_by_s = state.phase, state.stop_reason, state.told_by_s

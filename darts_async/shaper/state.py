@@ -45,7 +45,6 @@ from darts_async.shaper.estimates.decode_elasticity import PaceState
 from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.evaluation import Evaluation, EvaluationState
 from darts_async.shaper.learner_events import LearnerEvents
-from darts_async.shaper.learner_feed import LearnerFeed
 from darts_async.shaper.ledger import BroughtForward, RunReopened, WeightsAcknowledged
 from darts_async.shaper.outbox import LEARNER, Outbox, Output
 from darts_async.shaper.phases import PhasesState, RunPhase, RunPhases
@@ -94,7 +93,8 @@ class ShaperState:
         self._outbox = out = Outbox()
         self.planner = Planner(config, snapshot.learnt if snapshot is not None else None)
         self.work = work = Workload(config, out, stop_token_ids)
-        self._training = training = Training(config, prompts, work, self.planner, out)
+        self.training = training = Training(config, prompts, work, self.planner, out)
+        self.feed = training.feed
         self._evaluation = evaluation = Evaluation(config.evaluation, work, held_out)
         self._phases = RunPhases(config, work, training, evaluation, out)
         self._samples = SampleEvents(work, self.planner.pace, training, evaluation, out)
@@ -111,7 +111,7 @@ class ShaperState:
             learnt=self.planner.to_state(),
             pace=self.planner.pace.to_state() if self.planner.pace is not None else None,
             work=self.work.to_state(),
-            training=self._training.to_state(),
+            training=self.training.to_state(),
             evaluation=self._evaluation.to_state(),
             incarnations=self._incarnations,
             greetings=self._greetings,
@@ -121,11 +121,11 @@ class ShaperState:
         """For another one that continues from a checkpoint of this version, when none of the processes is there any
         more: it is to `start_over`. Without the tokens of open groups, and of what the checkpoint has consumed."""
         return StateSnapshot(
-            phases=self._phases.to_checkpoint(),
+            phases=self._phases.to_state(),
             learnt=self.planner.to_state(),
             pace=None,
             work=self.work.to_checkpoint(),
-            training=self._training.to_checkpoint(policy_version),
+            training=self.training.to_checkpoint(policy_version),
             evaluation=self._evaluation.to_state(),
             incarnations={},
             greetings={},
@@ -135,7 +135,7 @@ class ShaperState:
         if self.planner.pace is not None and snapshot.pace is not None:
             self.planner.pace.restore(snapshot.pace)
         self.work.restore(snapshot.work)
-        self._training.restore(snapshot.training)
+        self.training.restore(snapshot.training)
         self._evaluation.restore(snapshot.evaluation)
         self._phases.restore(snapshot.phases)
         self._incarnations, self._greetings = snapshot.incarnations, snapshot.greetings
@@ -146,16 +146,6 @@ class ShaperState:
     def num_steps(self) -> int:
         """Optimiser steps that were committed."""
         return self.feed.num_steps
-
-    @property
-    def training(self) -> Training:
-        """The training groups."""
-        return self._training
-
-    @property
-    def feed(self) -> LearnerFeed:
-        """The groups that are complete, shipped and committed."""
-        return self._training.feed
 
     @property
     def phase(self) -> RunPhase:
@@ -235,7 +225,7 @@ class ShaperState:
     def restarted(self, now_s: float) -> list[Output]:
         """The process of this state has died and come back: it does not know which peers are up. Each is greeted when
         it is heard of, and continues after what had been streamed."""
-        self._training.restarted()
+        self.training.restarted()
         for peer in sorted(self._incarnations):
             self._lose(peer, is_gone=False)
         return self._advance(now_s)
@@ -243,7 +233,7 @@ class ShaperState:
     def tick(self, now_s: float) -> list[Output]:
         """Time has passed."""
         if self.phase is RunPhase.TRAINING:
-            self._training.tick(now_s)
+            self.training.tick(now_s)
         return self._advance(now_s)
 
     def stop(self, reason: str, now_s: float) -> list[Output]:
@@ -278,7 +268,7 @@ class ShaperState:
         """Nothing that is open continues, and its prompts are asked again: this state was in a checkpoint, or some of
         what followed from it is not known any more. The learner is at `policy_version`; a step before it that is not
         known here is taken to be done. Groups get ids from `next_group_id` on."""
-        self._training.give_up()
+        self.training.give_up()
         self.work.lose_all("taken_up_without_it")
         self.work.totals.end_of_life()
         self.work.next_group_id = max(self.work.next_group_id, next_group_id)
@@ -310,7 +300,7 @@ class ShaperState:
         self._samples.lose(peer, is_gone=is_gone)
 
     def _advance(self, now_s: float) -> list[Output]:
-        self._training.advance(now_s)
+        self.training.advance(now_s)
         report = self._evaluation.close()
         if report is not None:
             self._outbox.to_launcher(report)
@@ -326,14 +316,14 @@ class ShaperState:
         lowest = self.work.generators.lowest_version
         assert lowest is not None
         floor = min(lowest, self.num_steps)  # a generator may tell of a version before the learner tells of its step
-        cursor, alone = self._training.cursor, not self._phases.is_training
+        cursor, alone = self.training.cursor, not self._phases.is_training
         if self._evaluation.open_group(alone=alone, floor=floor, cursor=cursor, now_s=now_s):
             return True
-        return self.phase is RunPhase.TRAINING and self._training.open_group(floor, now_s)
+        return self.phase is RunPhase.TRAINING and self.training.open_group(floor, now_s)
 
     def validate(self) -> None:
         """What holds between any two calls; the parts have their own."""
         self.work.validate()
         if not self.is_ending:
-            self._training.validate()
+            self.training.validate()
             self._evaluation.validate()

@@ -19,7 +19,7 @@ from darts_async.shaper.ledger import GroupDropped
 from darts_async.shaper.outbox import Outbox
 from darts_async.shaper.prompt_queue import PlannedGroup, PromptQueue, QueueState
 from darts_async.shaper.spares import Spares
-from darts_async.shaper.token_accounts import StatisticsState, StepStatistics
+from darts_async.shaper.token_accounts import StepStatistics
 from darts_async.shaper.window import StalenessWindow, WindowState
 from darts_async.shaper.workload import Workload
 
@@ -36,7 +36,7 @@ class TrainingState(Struct, frozen=True):
     queue: QueueState
     num_dropped_in_a_row: int
     learner_fed_s: float
-    statistics: StatisticsState
+    statistics: StepStatistics
     group_times_s: list[float]
 
 
@@ -277,7 +277,7 @@ class Training:
             queue=self._queue.to_state(),
             num_dropped_in_a_row=self._num_dropped_in_a_row,
             learner_fed_s=self._learner_fed_s,
-            statistics=self._statistics.to_state(),
+            statistics=self._statistics,
             group_times_s=self._patience.to_state(),
         )
 
@@ -289,7 +289,7 @@ class Training:
         self._queue.restore(state.queue)
         self._num_dropped_in_a_row = state.num_dropped_in_a_row
         self._learner_fed_s = state.learner_fed_s
-        self._statistics.restore(state.statistics)
+        self._statistics = state.statistics
         self._patience.restore(state.group_times_s)
 
     def validate(self) -> None:

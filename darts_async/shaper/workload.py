@@ -34,7 +34,7 @@ from darts_async.shaper.group import (
 from darts_async.shaper.ledger import GroupOpened, SampleEnded, SamplePlaced
 from darts_async.shaper.outbox import Outbox
 from darts_async.shaper.rosters import GeneratorRoster, GeneratorsState, RewardRoster
-from darts_async.shaper.token_accounts import Totals, TotalsState
+from darts_async.shaper.token_accounts import Totals
 
 
 def sample_seed(run_seed: int, sample_id: int) -> int:
@@ -46,7 +46,7 @@ class WorkloadState(Struct, frozen=True):
     """What a `Workload` knows between two events."""
 
     groups: list[GroupState]
-    totals: TotalsState
+    totals: Totals
     generators: GeneratorsState
     rewards: dict[str, set[int]]
     next_group_id: int
@@ -263,7 +263,7 @@ class Workload:
         assert self._outbox.is_empty, "between two events nothing is left to be sent"
         return WorkloadState(
             groups=[group_state(group) for group in self.groups.values()],
-            totals=self.totals.to_state(),
+            totals=self.totals,
             generators=self.generators.to_state(),
             rewards=self.rewards.to_state(),
             next_group_id=self.next_group_id,
@@ -276,7 +276,7 @@ class Workload:
         """For `restore`, where none of the processes is there any more and no open group goes on."""
         return WorkloadState(
             groups=[group_without_tokens(group) for group in self.groups.values()],
-            totals=self.totals.to_state(),
+            totals=self.totals,
             generators=GeneratorRoster().to_state(),
             rewards={},
             next_group_id=self.next_group_id,
@@ -296,7 +296,7 @@ class Workload:
         """Go on where `to_state` was taken."""
         self.groups.update((group.group_id, group_of_state(group)) for group in state.groups)
         self._samples = {sample.sample_id: sample for group in self.groups.values() for sample in group.samples}
-        self.totals.restore(state.totals)
+        self.totals = state.totals
         self.generators.restore(state.generators)
         self.rewards.restore(state.rewards)
         self.next_group_id = state.next_group_id

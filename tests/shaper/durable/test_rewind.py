@@ -344,9 +344,9 @@ def test_a_version_that_a_generator_has_said_to_use_is_the_floor() -> None:
 
 def test_pools_of_groups_that_a_start_over_has_ended_are_forgotten() -> None:
     world, rng = World(world_config(learner={"steps": 4})), random.Random(8)
-    statistics = world.state._training._statistics
+    statistics = world.state.training._statistics
     step_to(world, 1, rng)
-    while not statistics.to_state().pools:
+    while not statistics.pools:
         play(world, rng)
     world.state.start_over(world.now_s, 2, 1)
-    assert statistics.to_state().pools == {}
+    assert statistics.pools == {}
