@@ -576,13 +576,13 @@ class RewardFailed(Message, frozen=True):
 
 
 class RunFinished(Message, frozen=True):
-    """The shaper has nothing left to do. The fates must add up to what the generators' last `ProcessStatus`
+    """The shaper has nothing left to do. The outcomes must add up to what the generators' last `ProcessStatus`
     count by themselves: that is the check on the whole bookkeeping. Of a generator that was killed there is no last
     count; what came of it is in `tokens_by_generator`, {name: {incarnation: tokens}}."""
 
     reason: str
-    tokens_by_fate: dict[str, int]
-    samples_by_fate: dict[str, int]
+    tokens_by_outcome: dict[str, int]
+    samples_by_outcome: dict[str, int]
     tokens_by_staleness: dict[int, int]
     num_steps: int
     tokens_by_generator: dict[str, dict[int, int]] = {}

@@ -88,7 +88,7 @@ class LearnerEvents:
         if metrics is not None:
             totals = self._work.totals
             metrics |= self._planner.metrics()
-            metrics |= {f"tokens/{fate}": float(n) for fate, n in totals.tokens_by_fate.items()}
+            metrics |= {f"tokens/{outcome}": float(n) for outcome, n in totals.tokens_by_outcome.items()}
             metrics["run/failed_rewards"] = float(totals.rewards.num_failed)
             self._outbox.to_launcher(StepCompleted(message.step, metrics))
 

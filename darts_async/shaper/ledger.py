@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from darts_async.errors import DataError
 from darts_async.machine.full_disk import append_whole
-from darts_async.shaper.group import Fate, Purpose
+from darts_async.shaper.group import Purpose, SampleOutcome
 from darts_async.wire.framing import frame, payload_at, read_frames
 
 LEDGER_FILE = "ledger.msgpack"
@@ -77,7 +77,7 @@ class SampleEnded(Record, frozen=True, tag=5):
     """The one terminal event of a sample. `step` is set for trained samples only."""
 
     sample_id: int
-    fate: Fate
+    outcome: SampleOutcome
     reason: str
     num_tokens: int
     oldest_version: int | None
@@ -127,8 +127,8 @@ class BroughtForward(Record, frozen=True, tag=11):
     """That were before it, those that are lost included."""
     num_steps: int
     next_group_id: int
-    samples_by_fate: dict[str, int]
-    tokens_by_fate: dict[str, int]
+    samples_by_outcome: dict[str, int]
+    tokens_by_outcome: dict[str, int]
 
 
 AnyRecord = (

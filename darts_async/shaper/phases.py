@@ -142,8 +142,8 @@ class RunPhases:
             self._outbox.to_learner(ShaperSnapshot(num_steps, b""))
         message = RunFinished(
             reason=self._stop_reason,
-            tokens_by_fate=dict(totals.tokens_by_fate),
-            samples_by_fate=dict(totals.samples_by_fate),
+            tokens_by_outcome=dict(totals.tokens_by_outcome),
+            samples_by_outcome=dict(totals.samples_by_outcome),
             tokens_by_staleness=dict(totals.tokens_by_staleness),
             num_steps=num_steps,
             tokens_by_generator={name: dict(counts) for name, counts in totals.tokens_by_generator.items()},

@@ -299,9 +299,9 @@ class ShaperActor:
                     self._runtime.links[_link_to(peer)].forget(peer)
                 case SamplePlaced(sample_id=sample_id):
                     self._runtime.trace.sample("placed", sample_id)
-                case SampleEnded(sample_id=sample_id, fate=fate):
-                    self._runtime.trace.count(fate)
-                    self._runtime.trace.sample(fate, sample_id)
+                case SampleEnded(sample_id=sample_id, outcome=outcome):
+                    self._runtime.trace.count(outcome)
+                    self._runtime.trace.sample(outcome, sample_id)
                 case GroupShipped(group_id=group_id):
                     self._runtime.trace.instant("shipped", group=group_id)
                 case GroupDropped(group_id=group_id, reason=reason):

@@ -77,7 +77,7 @@ class SampleEvents:
             if sample is not None:
                 sample.append(version, token_ids[begin:end], logprobs[begin:end])
             else:  # it was given to another generator while this one was silent
-                totals.tokens_by_fate["lost"] += count
+                totals.tokens_by_outcome["lost"] += count
                 self._outbox.send(peer, Cancel(sample_id))
             begin = end
         seat = self._work.generators.seat(peer)
@@ -113,7 +113,7 @@ class SampleEvents:
             self._fail(sample, "rejected_by_engine")
 
     def _end_as_decided(self, sample: Sample) -> None:
-        self._work.end(sample, sample.end_fate, sample.end_reason)
+        self._work.end(sample, sample.end_outcome, sample.end_reason)
 
     def _finish(self, sample: Sample, reason: FinishReason) -> None:
         """A sample has come to the end of its response, and is to be scored."""

@@ -180,8 +180,8 @@ class ShaperState:
             num_records=num_records,
             num_steps=self.num_steps,
             next_group_id=self.work.next_group_id,
-            samples_by_fate=dict(totals.samples_by_fate),
-            tokens_by_fate=dict(totals.tokens_by_fate),
+            samples_by_outcome=dict(totals.samples_by_outcome),
+            tokens_by_outcome=dict(totals.tokens_by_outcome),
         )
 
     # --- events ----------------------------------------------------------------------------------------------

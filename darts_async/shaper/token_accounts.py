@@ -15,10 +15,10 @@ import numpy as np
 from msgspec import Struct, field
 from numpy.typing import NDArray
 
-from darts_async.shaper.group import Fate, Group, Sample, Stage
+from darts_async.shaper.group import Group, Sample, SampleOutcome, Stage
 from darts_async.shaper.rules.length_pay import LengthTerms, Lot, length_terms
 
-FATES: tuple[Fate, ...] = ("trained", "cancelled", "filtered", "stale", "lost", "evaluated")
+OUTCOMES: tuple[SampleOutcome, ...] = ("trained", "cancelled", "filtered", "stale", "lost", "evaluated")
 DIFFICULTIES = ("hard", "middle", "easy")
 _VISITS_CORRELATED = 1024
 """Latest second visits over which the autocorrelation of redundancy is taken."""
@@ -56,8 +56,8 @@ class RewardCounts(Struct, eq=False):
 class Totals(Struct, eq=False):
     """Counts over the run; encoded as they are. A key that is not there counts as 0."""
 
-    tokens_by_fate: dict[str, int] = {}
-    samples_by_fate: dict[str, int] = {}
+    tokens_by_outcome: dict[str, int] = {}
+    samples_by_outcome: dict[str, int] = {}
     tokens_by_staleness: dict[int, int] = {}
     num_tokens_received: int = 0
     tokens_by_generator: dict[str, dict[int, int]] = {}
@@ -65,15 +65,18 @@ class Totals(Struct, eq=False):
     rewards: RewardCounts = field(default_factory=RewardCounts)
 
     def __post_init__(self) -> None:
-        self.tokens_by_fate, self.samples_by_fate = Counter(self.tokens_by_fate), Counter(self.samples_by_fate)
+        self.tokens_by_outcome, self.samples_by_outcome = (
+            Counter(self.tokens_by_outcome),
+            Counter(self.samples_by_outcome),
+        )
         self.tokens_by_staleness = Counter(self.tokens_by_staleness)
         by_generator = ((name, Counter(counts)) for name, counts in self.tokens_by_generator.items())
         self.tokens_by_generator = defaultdict(Counter, by_generator)
 
-    def ended(self, fate: Fate, num_tokens: int) -> None:
+    def ended(self, outcome: SampleOutcome, num_tokens: int) -> None:
         """A sample ended."""
-        self.tokens_by_fate[fate] += num_tokens
-        self.samples_by_fate[fate] += 1
+        self.tokens_by_outcome[outcome] += num_tokens
+        self.samples_by_outcome[outcome] += 1
 
     def trained(self, sample: Sample, step: int) -> None:
         """A sample entered the gradient of `step`: count its tokens by staleness."""

@@ -13,7 +13,7 @@ from darts_async.prompts.source import PromptSource
 from darts_async.protocol import GroupsCommitted
 from darts_async.shaper.estimates.patience import Patience
 from darts_async.shaper.estimates.planner import Planner
-from darts_async.shaper.group import Fate, Group, Stage
+from darts_async.shaper.group import Group, SampleOutcome, Stage
 from darts_async.shaper.learner_feed import LearnerFeed, LearnerFeedState
 from darts_async.shaper.ledger import GroupDropped
 from darts_async.shaper.outbox import Outbox
@@ -111,7 +111,7 @@ class Training:
     def _complete_group(self, group: Group) -> None:
         kept = self._planner.weighed(group, self._planner.rule(group).select(group))
         if len(kept) < self._config.shaping.smallest_group:
-            self._give_up(group, fate="filtered", reason="too_few_rewards")
+            self._give_up(group, outcome="filtered", reason="too_few_rewards")
             return
         group.kept = kept
         self._completed_now.append(group)
@@ -127,7 +127,7 @@ class Training:
             if sample.sample_id not in chosen:
                 self._work.end(sample, "filtered", sample.end_reason or "not_selected")
 
-    def _give_up(self, group: Group, *, fate: Fate, reason: str) -> None:
+    def _give_up(self, group: Group, *, outcome: SampleOutcome, reason: str) -> None:
         """A group comes to nothing; its prompt is asked again, but not forever."""
         if not self._spares.discard(group.group_id):
             self._window.drop(group.group_id)
@@ -138,7 +138,7 @@ class Training:
                 f"{reason!r}: no step can be filled; " + self._why_nothing_is_trained_on()
             )
         self._queue.retry(group.prompt, len(group.samples))
-        self._drop(group, fate=fate, reason=reason)
+        self._drop(group, outcome=outcome, reason=reason)
 
     def _why_nothing_is_trained_on(self) -> str:
         rewards = self._work.totals.rewards
@@ -147,18 +147,18 @@ class Training:
         smallest = self._config.shaping.smallest_group
         return f"a group is trained on {smallest} samples at least (shaping.min_keep), but {rewards.describe()}"
 
-    def _drop(self, group: Group, *, fate: Fate, reason: str) -> None:
+    def _drop(self, group: Group, *, outcome: SampleOutcome, reason: str) -> None:
         """End a training group that is neither in the window nor a spare any more."""
         self._statistics.dropped(group.group_id, self._planner.tercile(group))
         if group.kept is None:
             self._planner.observe(group)
         self._outbox.record(GroupDropped(group.group_id, reason))
-        self._end(group, fate, reason, cancel_fate=fate)
+        self._end(group, outcome, reason, cancel_outcome=outcome)
 
-    def _end(self, group: Group, fate: Fate, reason: str, *, cancel_fate: Fate) -> None:
+    def _end(self, group: Group, outcome: SampleOutcome, reason: str, *, cancel_outcome: SampleOutcome) -> None:
         """It comes to nothing, also where it was complete."""
         group.kept = None
-        self._work.end_group(group, fate, reason, cancel_fate=cancel_fate)
+        self._work.end_group(group, outcome, reason, cancel_outcome=cancel_outcome)
 
     # --- what follows from time, from any event and from a step ----------------------------------------------
 
@@ -179,7 +179,7 @@ class Training:
             group = self._blocking_group()
             if group is not None and now_s - group.opened_s > patience_s:
                 self._patience.cut(now_s - group.opened_s)
-                self._give_up(group, fate="stale", reason="kept_learner_waiting")
+                self._give_up(group, outcome="stale", reason="kept_learner_waiting")
                 self._learner_fed_s = now_s
 
     def _blocking_group(self) -> Group | None:
@@ -201,7 +201,7 @@ class Training:
             self._learner_fed_s = now_s
         for spare in self._spares.cut():
             self._queue.ask_again(spare.prompt, len(spare.samples))
-            self._drop(spare, fate="cancelled", reason="overcommitted")
+            self._drop(spare, outcome="cancelled", reason="overcommitted")
 
     def committed(self, message: GroupsCommitted, now_s: float) -> dict[str, float] | None:
         """The learner has taken a step; its metrics, or None if it was taken before."""
@@ -230,7 +230,7 @@ class Training:
             if group.step is None or group.step == self._window.next_step:
                 self._owe(group)
                 self.feed.withdraw(group.group_id)
-                self._end(group, "filtered", reason, cancel_fate="cancelled")
+                self._end(group, "filtered", reason, cancel_outcome="cancelled")
 
     def abandon(self) -> None:
         """Nothing more will be committed."""

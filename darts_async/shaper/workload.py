@@ -21,11 +21,11 @@ from darts_async.protocol import (
     sample_id_of,
 )
 from darts_async.shaper.group import (
-    Fate,
     Group,
     GroupState,
     Purpose,
     Sample,
+    SampleOutcome,
     Stage,
     group_of_state,
     group_state,
@@ -149,24 +149,24 @@ class Workload:
             if sample.stage is Stage.FINISHED:
                 self.score(sample)
 
-    def cancel(self, sample: Sample, fate: Fate, reason: str) -> None:
+    def cancel(self, sample: Sample, outcome: SampleOutcome, reason: str) -> None:
         """Stop a sample that waits or decodes; it ends when the engine has acknowledged."""
         if sample.generator is None:
-            self.end(sample, fate, reason)
+            self.end(sample, outcome, reason)
             return
-        sample.end_fate, sample.end_reason = fate, reason
+        sample.end_outcome, sample.end_reason = outcome, reason
         sample.to(Stage.CANCELLING)
         self._outbox.send(sample.generator, Cancel(sample.sample_id))
 
-    def end(self, sample: Sample, fate: Fate, reason: str, step: int | None = None) -> None:
+    def end(self, sample: Sample, outcome: SampleOutcome, reason: str, step: int | None = None) -> None:
         """The one terminal event of a sample."""
         sample.to(Stage.ENDED)
         self.release(sample)
         sample.chunks = []
-        self.totals.ended(fate, sample.num_tokens)
+        self.totals.ended(outcome, sample.num_tokens)
         record = SampleEnded(
             sample_id=sample.sample_id,
-            fate=fate,
+            outcome=outcome,
             reason=reason,
             num_tokens=sample.num_tokens,
             oldest_version=sample.oldest_version,
@@ -182,14 +182,14 @@ class Workload:
             for ended in group.samples:
                 del self._samples[ended.sample_id]
 
-    def end_group(self, group: Group, fate: Fate, reason: str, *, cancel_fate: Fate) -> None:
+    def end_group(self, group: Group, outcome: SampleOutcome, reason: str, *, cancel_outcome: SampleOutcome) -> None:
         """End every sample of a group, the running ones by cancelling them. One that was lost before keeps its own
         end."""
         for sample in group.samples:
             if sample.stage in (Stage.WAITING, Stage.DECODING):
-                self.cancel(sample, cancel_fate, reason)
+                self.cancel(sample, cancel_outcome, reason)
             elif sample.stage not in (Stage.CANCELLING, Stage.ENDED):
-                self.end(sample, "filtered" if sample.is_lost else fate, sample.end_reason or reason)
+                self.end(sample, "filtered" if sample.is_lost else outcome, sample.end_reason or reason)
 
     def lose_all(self, reason: str) -> None:
         """No sample goes on, and no generator is waited for."""
@@ -213,7 +213,7 @@ class Workload:
             assert sample is not None, sample_id
             sample.generator = None
             if sample.stage is Stage.CANCELLING:
-                self.end(sample, sample.end_fate, sample.end_reason)
+                self.end(sample, sample.end_outcome, sample.end_reason)
                 continue
             sample.to(Stage.WAITING)
             reason = self._reason_to_stop(sample)
@@ -304,7 +304,7 @@ class Workload:
         self._unscored.extend(self._samples[sample_id] for sample_id in state.unscored)
 
     def validate(self) -> None:
-        """Places are held by whom they say; every token received is in a live sample or has a fate."""
+        """Places are held by whom they say; every token received is in a live sample or has an outcome."""
         samples = self.samples()
         assert samples == [sample for group in self.groups.values() for sample in group.samples]
         for name, seat in self.generators.seats():
@@ -315,7 +315,7 @@ class Workload:
             in_generator = sample.stage in (Stage.DECODING, Stage.CANCELLING)
             assert in_generator == (sample.generator is not None), (sample.sample_id, sample.stage)
         live = sum(s.num_tokens for s in samples if s.stage is not Stage.ENDED)
-        ended = sum(self.totals.tokens_by_fate.values())
+        ended = sum(self.totals.tokens_by_outcome.values())
         assert live + ended == self.totals.num_tokens_received, (live, ended, self.totals.num_tokens_received)
         for group in self.groups.values():
             assert group.num_ended == sum(s.stage is Stage.ENDED for s in group.samples), group.group_id

@@ -39,7 +39,7 @@ from launcher.control.find_run import find_run, known_record, refuse_links
 from launcher.display.failure_screen import failure_screen
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import make_display
-from launcher.lifecycle.lifecycle import Limits, Outcome
+from launcher.lifecycle.lifecycle import Limits, RunOutcome
 from launcher.plan.plan import hub_addresses, plan_run
 from launcher.preflight.changed_settings import refuse_changes
 from launcher.preflight.preflight import Findings, check_run, link_ports
@@ -204,7 +204,7 @@ def _known_plan(run_dir: Path) -> RunPlan:
         return _plan(load_config(run_dir / CONFIG_FILE), run_dir)
 
 
-def _run(config: RunConfig) -> tuple[Outcome, Summary]:
+def _run(config: RunConfig) -> tuple[RunOutcome, Summary]:
     run_dir = create_run_dir(config)
     plan = _plan(config, run_dir)
     create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
@@ -212,7 +212,7 @@ def _run(config: RunConfig) -> tuple[Outcome, Summary]:
         return _lead(config, plan, run_dir, NO_PAST)
 
 
-def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
+def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[RunOutcome, Summary]:
     """A life of the run, and further ones where all processes have to be new (`TakeUpAgain`)."""
     limits = _limits(config)
     outcome, summary = _conduct(config, plan, run_dir, past, limits)
@@ -223,7 +223,7 @@ def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[
     return outcome, summary
 
 
-def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits: Limits) -> tuple[Outcome, Summary]:
+def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits: Limits) -> tuple[RunOutcome, Summary]:
     """One life of it."""
     write_inputs(run_dir, config, plan)
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the life before
@@ -255,7 +255,7 @@ def _taken_away(error: Exception, run_dir: Path) -> OSError | None:
     return error if Path(error.filename).is_relative_to(run_dir) else None
 
 
-def _show_end(outcome: Outcome, summary: Summary) -> None:
+def _show_end(outcome: RunOutcome, summary: Summary) -> None:
     Screen().print(summary_screen(summary))
     if outcome.status == "failed":
         Screen(stderr=True).print(failure_screen(outcome, Path(summary.run_dir)))

@@ -169,7 +169,7 @@ def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
     out: Annotated[Path | None, typer.Option("--out", help="The file to write; RUN_DIR/report.html.")] = None,
 ) -> None:
-    """Write one page about a run: rewards, lengths, staleness, fates, and who was idle. Needs the extra `report`."""
+    """Write one page about a run: rewards, lengths, staleness, outcomes, and who was idle. Needs the extra `report`."""
     with bad_input():
         found = find_run(run_dir, _RUNS)
         file = out or found / REPORT_FILE

@@ -7,12 +7,12 @@ from rich.text import Text
 
 from launcher.control.requests import NodeState, ProcessState, RunState
 from launcher.display.view import clock, state_text
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.nodes.fleet import Fleet
 from launcher.progress.run_view import RunView
 
 
-def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: Outcome | None) -> RunState:
+def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: RunOutcome | None) -> RunState:
     """What `status` shows. `now_s` is of the view's clock."""
     pids = fleet.pids
     processes = [

@@ -1,6 +1,6 @@
 """What a run came to: numbers first (`summarise`, pure), then a screen of them.
 
-Every decoded token has exactly one fate, so
+Every decoded token has exactly one outcome, so
 
     trained + cancelled + filtered + stale + lost + evaluated = decoded
 
@@ -19,11 +19,11 @@ from rich.text import Text
 
 from darts_async.protocol import RunFinished
 from launcher.display.view import bar, clock, sparkline
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.progress.evaluation import EvaluationSummary, Gain, gain_between
 from launcher.progress.run_view import IDLE_STAGE, RunView
 
-FATES = ("trained", "cancelled", "filtered", "stale", "lost")
+OUTCOMES = ("trained", "cancelled", "filtered", "stale", "lost")
 EVALUATED = "evaluated"
 STALL_STAGE = "swap"
 """The stage of a generator in which it swaps weights in and decodes nothing."""
@@ -33,7 +33,7 @@ _BAR_WIDTH = 24
 class TokenAccount(msgspec.Struct, frozen=True):
     """Where the decoded tokens went."""
 
-    by_fate: dict[str, int]
+    by_outcome: dict[str, int]
     evaluated: int
     accounted: int
     decoded: int
@@ -89,7 +89,7 @@ class Summary(msgspec.Struct, frozen=True):
     """All of them, by version, the first and the last included."""
     tokens: TokenAccount | None
     rewards: RewardAccount | None
-    samples_by_fate: dict[str, int]
+    samples_by_outcome: dict[str, int]
     tokens_by_staleness: dict[int, int]
     processes: list[ProcessTime]
     weight_stall_s: dict[str, float]
@@ -98,7 +98,7 @@ class Summary(msgspec.Struct, frozen=True):
     model_path: str | None
 
 
-def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s: float) -> Summary:
+def summarise(view: RunView, outcome: RunOutcome, *, model_path: Path | None, now_s: float) -> Summary:
     """The totals of a run that has ended."""
     summaries, finished = list(view.evaluations.values()), view.finished
     first, last, several = view.first_evaluation, view.last_evaluation, len(summaries) > 1
@@ -117,7 +117,7 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
         rewards=RewardAccount(finished.num_rewards, finished.failed_rewards, finished.first_failures)
         if finished
         else None,
-        samples_by_fate=finished.samples_by_fate if finished else {},
+        samples_by_outcome=finished.samples_by_outcome if finished else {},
         tokens_by_staleness=finished.tokens_by_staleness if finished else {},
         processes=[
             ProcessTime(
@@ -139,15 +139,17 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
 
 def _tokens(view: RunView, finished: RunFinished) -> TokenAccount:
     of_ended_early = view.tokens_received(finished.tokens_by_generator)
-    return token_account(finished.tokens_by_fate, view.tokens_decoded + of_ended_early, of_ended_early)
+    return token_account(finished.tokens_by_outcome, view.tokens_decoded + of_ended_early, of_ended_early)
 
 
-def token_account(tokens_by_fate: dict[str, int], decoded: int, of_ended_early: int = 0) -> TokenAccount:
-    """Hold the fates against what the engines counted. Fates of other names count too."""
-    evaluated = tokens_by_fate.get(EVALUATED, 0)
-    by_fate = {fate: tokens_by_fate.get(fate, 0) for fate in FATES}
-    by_fate |= {fate: count for fate, count in tokens_by_fate.items() if fate not in (*FATES, EVALUATED)}
-    return TokenAccount(by_fate, evaluated, sum(by_fate.values()) + evaluated, decoded, of_ended_early)
+def token_account(tokens_by_outcome: dict[str, int], decoded: int, of_ended_early: int = 0) -> TokenAccount:
+    """Hold the outcomes against what the engines counted. Outcomes of other names count too."""
+    evaluated = tokens_by_outcome.get(EVALUATED, 0)
+    by_outcome = {outcome: tokens_by_outcome.get(outcome, 0) for outcome in OUTCOMES}
+    by_outcome |= {
+        outcome: count for outcome, count in tokens_by_outcome.items() if outcome not in (*OUTCOMES, EVALUATED)
+    }
+    return TokenAccount(by_outcome, evaluated, sum(by_outcome.values()) + evaluated, decoded, of_ended_early)
 
 
 # --- the screen ----------------------------------------------------------------------------------------------
@@ -225,9 +227,9 @@ def _all_evaluations(evaluations: list[EvaluationSummary]) -> Text:
 def _token_table(tokens: TokenAccount) -> Table:
     table = _table("count", "share", title="tokens")
     table.add_column("")
-    for fate, count in (*tokens.by_fate.items(), (EVALUATED, tokens.evaluated)):
+    for outcome, count in (*tokens.by_outcome.items(), (EVALUATED, tokens.evaluated)):
         share = count / tokens.accounted if tokens.accounted else 0.0
-        table.add_row(fate, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
+        table.add_row(outcome, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
     return table
 
 

@@ -67,7 +67,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """How a run ended. `culprit` is the process whose log says more."""
 
     status: Status
@@ -181,7 +181,7 @@ class Course:
         self._leave_by_s = 0.0  # while stopping
         self.phase = "running"
         """Of `RUN_LIFE`."""
-        self.outcome: Outcome | None = None
+        self.outcome: RunOutcome | None = None
         """Set from the moment the run is ending."""
 
     @property
@@ -222,11 +222,11 @@ class Course:
         reason = f"{name} cannot be started: {error}"
         if not self._restarts.is_first(name) and self.outcome is None:  # it could before: as if it had died
             return self._lose(ProcessExit(name, 0, -1, self._restarts.incarnation(name)), reason, now_s)
-        return self._cut_short(Outcome("failed", reason), now_s)
+        return self._cut_short(RunOutcome("failed", reason), now_s)
 
     def node_failed(self, reason: str, now_s: float, culprit: str | None = None) -> list[Action]:
         """A node cannot be used from the start."""
-        return self._cut_short(Outcome("failed", reason, culprit), now_s)
+        return self._cut_short(RunOutcome("failed", reason, culprit), now_s)
 
     def reported(self, name: str, status: ProcessStatus, now_s: float) -> list[Action]:
         """A process is up and has said so."""
@@ -286,7 +286,7 @@ class Course:
         if self.outcome is not None:
             return self._leave()
         self._to("leaving")
-        self.outcome, self._deadline_s = Outcome("finished", reason), now_s + self._limits.finish_s
+        self.outcome, self._deadline_s = RunOutcome("finished", reason), now_s + self._limits.finish_s
         return [AskToLeave(True, reason), Notice(reason)]
 
     def take_up_again(self, reason: str, now_s: float) -> list[Action]:
@@ -295,20 +295,20 @@ class Course:
         if self.outcome is not None:
             return []
         if not self._limits.num_lives:
-            return self._cut_short(Outcome("failed", f"{reason}, again and again"), now_s)
+            return self._cut_short(RunOutcome("failed", f"{reason}, again and again"), now_s)
         self._to("replaced")
-        self.outcome, self._deadline_s = Outcome("failed", reason, goes_on=True), now_s
+        self.outcome, self._deadline_s = RunOutcome("failed", reason, goes_on=True), now_s
         return [Notice(f"{reason}: all processes are ended, and the run is resumed")]
 
     def interrupted(self, reason: str, now_s: float) -> list[Action]:
         """The user wants the run to stop."""
         if self.outcome is not None and self.outcome.goes_on:
-            self.outcome = Outcome("stopped", reason)
+            self.outcome = RunOutcome("stopped", reason)
             return []
         if self.outcome is not None and self.outcome.status == "finished":  # whoever stops this means it
-            self.outcome, self._deadline_s = Outcome("stopped", reason), now_s + self._limits.stop_s
+            self.outcome, self._deadline_s = RunOutcome("stopped", reason), now_s + self._limits.stop_s
             return []
-        return self._cut_short(Outcome("stopped", reason), now_s)
+        return self._cut_short(RunOutcome("stopped", reason), now_s)
 
     def give_up(self, now_s: float) -> None:
         """Wait for nobody any more."""
@@ -332,7 +332,7 @@ class Course:
             reason = f"{', '.join(names)} did not leave within {self._limits.finish_s:.0f} s after the last step"
             if self._hindered:
                 reason += ": there is no room on the disk"
-            self.outcome = Outcome("failed", reason, names[0])
+            self.outcome = RunOutcome("failed", reason, names[0])
 
     def tick(self, now_s: float, *, has_room: bool = True) -> list[Action]:
         """Look at the clock: processes that never reported, and steps that do not come. `has_room`: the disk has."""
@@ -345,7 +345,7 @@ class Course:
                 continue
             reason = f"did not report within {timeout_s:g} s (roles.{name.partition('/')[0]}.start_timeout_s)"
             if self._restarts.is_first(name):
-                return self._cut_short(Outcome("failed", f"{name} {reason}", name), now_s)
+                return self._cut_short(RunOutcome("failed", f"{name} {reason}", name), now_s)
             actions += self._kill(name, f"it {reason}")
         for name, reason in self._liveness.hanging(now_s):
             actions += self._kill(name, reason)
@@ -383,7 +383,7 @@ class Course:
                 self._away_since_s.setdefault(ended.name, now_s)
                 return [Lost(ended, None), Notice(f"{reason}; the run goes on without it: {why}")]
             case EndRun(reason=why):
-                return self._cut_short(Outcome("failed", f"{reason}: {why}", ended.name), now_s)
+                return self._cut_short(RunOutcome("failed", f"{reason}: {why}", ended.name), now_s)
 
     def _watch_hindrance(self, name: str, hindrance: str) -> list[Action]:
         """Say when a process begins to wait for room, and when it has it."""
@@ -404,19 +404,19 @@ class Course:
         if now_s - since_s < self._limits.no_space_s:
             return []
         reason = f"there was no room on the disk for {now_s - since_s:.0f} s (telemetry.no_space_timeout_s)"
-        return self._cut_short(Outcome("failed", reason), now_s)
+        return self._cut_short(RunOutcome("failed", reason), now_s)
 
     def _watch_progress(self, now_s: float) -> list[Action]:
         idle_s = now_s - self._progress_at_s
         if idle_s >= self._limits.no_progress_s:
             reason = f"no step for {idle_s:.0f} s (telemetry.no_progress_timeout_s)"
-            return self._cut_short(Outcome("failed", reason), now_s)
+            return self._cut_short(RunOutcome("failed", reason), now_s)
         if self._silent_since_s or self._warned or idle_s < STALLED_AFTER_S:
             return []
         self._warned = True
         return [Notice(f"no step for {idle_s:.0f} s; logs/ in the run directory shows what the processes do")]
 
-    def _cut_short(self, outcome: Outcome, now_s: float) -> list[Action]:
+    def _cut_short(self, outcome: RunOutcome, now_s: float) -> list[Action]:
         """End the run before its last step; nothing if it is ending already."""
         if self.outcome is not None:
             return []

@@ -55,8 +55,8 @@ from launcher.lifecycle.lifecycle import (
     Limits,
     Lost,
     Notice,
-    Outcome,
     RestartRefused,
+    RunOutcome,
     Serves,
     Start,
     Stop,
@@ -111,7 +111,7 @@ class Run:
     """Why metrics and events do not come to the disk, if they do not."""
     _look_for_room_at_s: float = field(default=0.0, init=False)
 
-    async def conduct(self) -> Outcome:
+    async def conduct(self) -> RunOutcome:
         """Start everything, and return when everything has ended."""
         self._do(self.fleet.begin(_now_s()))
         for spec in self.plan.processes:
@@ -402,7 +402,7 @@ async def run(
     display: Display,
     limits: Limits,
     past: Past = NO_PAST,
-) -> tuple[Outcome, Summary]:
+) -> tuple[RunOutcome, Summary]:
     """Carry a run out in a prepared run directory, for the first time or, with a `past`, further."""
     install(LAUNCHER, past.life)
     log_path, telemetry = run_dir / LOGS_DIR / f"{LAUNCHER}.jsonl", config.telemetry
@@ -418,7 +418,7 @@ async def _carry_out(
     display: Display,
     limits: Limits,
     past: Past,
-) -> tuple[Outcome, Summary]:
+) -> tuple[RunOutcome, Summary]:
     now_s = _now_s()
     began_s = now_s - past.elapsed_s
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)

@@ -15,7 +15,7 @@ from typing import Any
 from darts_async.errors import NoSpaceError
 from darts_async.faults import present
 from darts_async.trace import Trace
-from launcher.lifecycle.lifecycle import Kill, Lost, Outcome, Serves
+from launcher.lifecycle.lifecycle import Kill, Lost, RunOutcome, Serves
 from launcher.nodes.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
@@ -151,7 +151,7 @@ class Recorder:
 class Ending:
     """How the run has ended, once it has."""
 
-    outcome: Outcome
+    outcome: RunOutcome
     unsaid: str = ""
     """Why `state.json` does not say it."""
 
@@ -159,7 +159,7 @@ class Ending:
 @contextlib.contextmanager
 def recorded(run_dir: Path, life: int) -> Iterator[Ending]:
     """`state.json` says `running` inside, and how the run ended afterwards, if it does not go on in another life."""
-    started_at_s, ending = time.time(), Ending(Outcome("failed", "darts-launch itself ended by an error"))
+    started_at_s, ending = time.time(), Ending(RunOutcome("failed", "darts-launch itself ended by an error"))
 
     def write(status: RunStatus, reason: str, ended_at_s: float | None) -> None:
         who = os.getpid(), life, os.getcwd(), inode_of(run_dir)

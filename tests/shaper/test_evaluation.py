@@ -48,9 +48,9 @@ def check_evaluations(world: World) -> None:
         assert report.prompt_ids.tolist() == [p for p in range(NUM_HELD_OUT) for _ in range(num_samples)]
         assert report.policy_version <= report.newest_version <= steps
     assert (found[0].newest_version, found[-1].newest_version) == (0, steps)
-    ends = [end for sample_id, end in world.fates.items() if evaluates(world, sample_id)]
+    ends = [end for sample_id, end in world.outcomes.items() if evaluates(world, sample_id)]
     assert len(ends) == len(found) * NUM_HELD_OUT * num_samples
-    assert {end.fate for end in ends} == {"evaluated"}
+    assert {end.outcome for end in ends} == {"evaluated"}
     ends.sort(key=lambda end: end.sample_id)
     for number, end in enumerate(ends):
         report = found[number // (NUM_HELD_OUT * num_samples)]
@@ -163,9 +163,9 @@ def test_an_evaluation_under_way_at_a_stop_is_cancelled_and_not_reported() -> No
     assert len(world.opened) == num_opened, "its other prompts are left"
     assert [r.policy_version for r in reports(world)] == [0]
     assert set(world.ended.values()) == {1}
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
-    ends = [end for sample_id, end in world.fates.items() if evaluates(world, sample_id)]
-    assert {end.fate for end in ends} == {"evaluated", "cancelled"}
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
+    ends = [end for sample_id, end in world.outcomes.items() if evaluates(world, sample_id)]
+    assert {end.outcome for end in ends} == {"evaluated", "cancelled"}
 
 
 def test_a_version_that_is_announced_again_is_evaluated_once() -> None:

@@ -58,22 +58,22 @@ def finished_world(seed: int, *, shaping: dict, num_generators: int = 2, **secti
 
 
 def check_accounts(world: World) -> None:
-    """Every sample ended once; every decoded token has one fate; every step had its groups."""
+    """Every sample ended once; every decoded token has one outcome; every step had its groups."""
     config = world.config
     assert set(world.ended.values()) == {1}
-    assert all(e.reason for e in world.fates.values())
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert all(e.reason for e in world.outcomes.values())
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
     assert world.finished.num_steps == config.learner.steps
-    aborted = {e.sample_id for e in world.fates.values() if e.reason in ("hazard", config.shaping.rule)}
+    aborted = {e.sample_id for e in world.outcomes.values() if e.reason in ("hazard", config.shaping.rule)}
     assert not aborted & world.judged, "an aborted sample never reaches a reward"
-    assert {world.fates[sample_id].fate for sample_id in aborted} <= {"cancelled"}
-    sizes = Counter(group_id_of(e.sample_id) for e in world.fates.values() if e.fate == "trained")
+    assert {world.outcomes[sample_id].outcome for sample_id in aborted} <= {"cancelled"}
+    sizes = Counter(group_id_of(e.sample_id) for e in world.outcomes.values() if e.outcome == "trained")
     assert len(sizes) == config.learner.steps * config.learner.groups_per_step
-    without_reward = {group_id_of(e.sample_id) for e in world.fates.values() if e.reason.startswith("reward_")}
+    without_reward = {group_id_of(e.sample_id) for e in world.outcomes.values() if e.reason.startswith("reward_")}
     for group_id, size in sizes.items():
         fewest = config.shaping.smallest_group if group_id in without_reward else config.shaping.keep
         assert fewest <= size <= config.shaping.keep, group_id
-    assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_fate["trained"]
+    assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_outcome["trained"]
     assert max(world.finished.tokens_by_staleness) <= config.staleness.max_staleness
     assert world.max_staleness_seen <= config.staleness.max_staleness
 
@@ -131,10 +131,10 @@ def test_a_group_that_lost_rewards_is_trained_on_the_others(rule: str, seed: int
     world, rng = World(world_config(shaping=RULES[rule], **few)), random.Random(seed)
     num_failed = run_with_failures(world, rng, lambda _: rng.random() < 0.3)
     check_accounts(world)
-    failed = [e for e in world.fates.values() if e.reason.startswith("reward_")]
+    failed = [e for e in world.outcomes.values() if e.reason.startswith("reward_")]
     assert 0 < len(failed) <= num_failed  # nobody asks about those of groups that were cut meanwhile
-    assert all(e.fate == "filtered" and e.reward is None for e in failed)
-    assert all(e.reward is not None for e in world.fates.values() if e.fate == "trained")
+    assert all(e.outcome == "filtered" and e.reward is None for e in failed)
+    assert all(e.reward is not None for e in world.outcomes.values() if e.outcome == "trained")
     assert world.finished.failed_rewards == {"raised": len(failed)}
     assert world.finished.num_rewards <= len(world.judged)
 
@@ -171,7 +171,7 @@ def test_a_group_below_the_minimum_is_dropped_and_one_at_the_minimum_is_trained(
 
     run_with_failures(world, random.Random(1), fails)
     check_accounts(world)
-    sizes = Counter(group_id_of(e.sample_id) for e in world.fates.values() if e.fate == "trained")
+    sizes = Counter(group_id_of(e.sample_id) for e in world.outcomes.values() if e.outcome == "trained")
     assert all(size == 4 - group_id % 3 for group_id, size in sizes.items())
     dropped = {dropped.group_id for dropped in world.dropped if dropped.reason == "too_few_rewards"}
     assert dropped
@@ -187,7 +187,7 @@ def test_a_prompt_whose_rewards_always_fail_is_asked_again_three_times_and_then_
     num_visits = world.opened[-1].cursor // 20 + 1
     assert opened[7] <= MAX_RETRIES_PER_PROMPT + num_visits
     assert not [
-        e for e in world.fates.values() if e.fate == "trained" and world.prompt_of[group_id_of(e.sample_id)] == 7
+        e for e in world.outcomes.values() if e.outcome == "trained" and world.prompt_of[group_id_of(e.sample_id)] == 7
     ]
 
 
@@ -248,7 +248,7 @@ def test_a_cancelled_sample_that_finishes_first_is_still_cancelled_and_never_jud
     late = next(m.sample_id for m in world.generators[name].inbox if isinstance(m, Cancel))
     world.finish(name, late)
     assert len(world.to_judge) == judged
-    assert world.fates[late].fate == "cancelled"
+    assert world.outcomes[late].outcome == "cancelled"
     while world.generators[name].inbox:  # the cancel finds nothing and is not answered
         world.receive(name)
     world.run(random.Random(1))
@@ -265,7 +265,7 @@ def test_messages_told_twice_change_nothing() -> None:
             told = SampleFinished(arguments[1], "stop", 1)  # which the boundary would not let through
             world.absorb(world.state.handle(arguments[0], told, world.now_s))
         if move == world.learn:
-            done = [e.sample_id // 4096 for e in world.fates.values() if e.step == world.version - 1]
+            done = [e.sample_id // 4096 for e in world.outcomes.values() if e.step == world.version - 1]
             world.feed(LEARNER, GroupsCommitted(world.version - 1, np.array(done)))
         world.state.validate()
     check_accounts(world)
@@ -313,7 +313,7 @@ def test_overcommitted_groups_replace_slow_ones_and_cut_prompts_come_back() -> N
     world.run(random.Random(0))
     check_accounts(world)
     again = [group for group, prompt in world.prompt_of.items() if prompt in cut_prompts and group not in slow]
-    assert {world.fates[group * 4096].fate for group in again} == {"trained"}, "and then they have no rivals"
+    assert {world.outcomes[group * 4096].outcome for group in again} == {"trained"}, "and then they have no rivals"
 
 
 def test_hazard_pruning_aborts_stragglers_as_their_tokens_stream() -> None:
@@ -340,7 +340,7 @@ def test_hazard_pruning_aborts_stragglers_as_their_tokens_stream() -> None:
     assert cancelled == set(samples[5:7]), "the one that has not grown old goes on"
     world.run(random.Random(0))
     check_accounts(world)
-    assert {world.fates[s].reason for s in cancelled} == {"hazard"}
+    assert {world.outcomes[s].reason for s in cancelled} == {"hazard"}
 
 
 def test_redundancy_stays_between_keep_and_twice_that_and_falls_to_keep_without_spread() -> None:
@@ -381,7 +381,7 @@ def test_a_group_that_alone_keeps_the_learner_waiting_is_cut_and_asked_again() -
     assert [d.group_id for d in world.dropped] == [slow // 4096]
     world.run(random.Random(0))
     check_accounts(world)
-    assert world.fates[slow].fate == "stale"
+    assert world.outcomes[slow].outcome == "stale"
 
 
 def test_a_stop_cancels_what_runs_and_accounts_for_every_token() -> None:
@@ -394,7 +394,7 @@ def test_a_stop_cancels_what_runs_and_accounts_for_every_token() -> None:
     world.run(rng)
     assert world.finished.reason == "interrupted"
     assert set(world.ended.values()) == {1}
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
 
 
 def waits_for_cancels(group: Group) -> bool:
@@ -528,8 +528,8 @@ def test_a_stop_without_acknowledgements_ends_with_lost_samples() -> None:
     assert world.state.phase is RunPhase.STOPPING
     world.absorb(world.state.abandon(world.now_s))
     assert world.state.phase is RunPhase.FINISHED
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
-    assert world.finished.tokens_by_fate["lost"] == world.num_decoded
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
+    assert world.finished.tokens_by_outcome["lost"] == world.num_decoded
 
 
 def test_held_out_prompts_are_evaluated_before_and_after_on_all_their_samples() -> None:

@@ -92,7 +92,7 @@ class World:
         """Of those that are not whole, until training is past them."""
         self.ledger: list[AnyRecord] = []
         self.ended: Counter[int] = Counter()
-        self.fates: dict[int, SampleEnded] = {}
+        self.outcomes: dict[int, SampleEnded] = {}
         self.dropped: list[GroupDropped] = []
         self.prompt_of: dict[int, int] = {}
         self.purpose_of: dict[int, Purpose] = {}
@@ -283,7 +283,7 @@ class World:
                         self.generators[peer].inbox.clear()
                 case SampleEnded():
                     self.ended[output.sample_id] += 1
-                    self.fates[output.sample_id] = output
+                    self.outcomes[output.sample_id] = output
                 case GroupOpened():
                     self.prompt_of[output.group_id] = output.prompt_id
                     self.purpose_of[output.group_id] = output.purpose

@@ -16,7 +16,7 @@ from darts_async.config import RunConfig
 from darts_async.topology import RunPlan
 from darts_async.transport import create_run_keys
 from launcher.display.view import PlainDisplay
-from launcher.lifecycle.lifecycle import Limits, Outcome
+from launcher.lifecycle.lifecycle import Limits, RunOutcome
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.preflight.preflight import link_ports
 from launcher.run.links import open_control
@@ -65,7 +65,7 @@ def test_rogues_with_keys_are_named_and_restarted_and_the_run_ends_well(tmp_path
     outcome, summary = asyncio.run(
         run(config, plan, run_dir, open_control=control, display=display, limits=Limits(stop_s=20.0))
     )
-    assert outcome == Outcome("finished", "finished"), output.getvalue()
+    assert outcome == RunOutcome("finished", "finished"), output.getvalue()
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     for name, (_, words) in LIES.items():
         assert f"{name} is refused and killed: " in output.getvalue()

@@ -50,9 +50,9 @@ CONFIG = RunConfig.model_validate(
 
 
 def ending(group_id: int, index: int, step: int | None, oldest: int = 0, newest: int | None = None) -> SampleEnded:
-    fate = "filtered" if step is None else "trained"
+    outcome = "filtered" if step is None else "trained"
     newest = oldest if newest is None else newest
-    return SampleEnded(sample_id_of(group_id, index), fate, "why", 10, oldest, newest, step, 1.0)
+    return SampleEnded(sample_id_of(group_id, index), outcome, "why", 10, oldest, newest, step, 1.0)
 
 
 def placed(group_id: int) -> list[AnyRecord]:
@@ -87,7 +87,7 @@ def test_books_in_order_pass() -> None:
 
 
 def test_a_group_may_be_short_of_samples_without_a_reward_down_to_the_minimum() -> None:
-    missing = {"fate": "filtered", "reason": "reward_raised", "step": None, "reward": None}
+    missing = {"outcome": "filtered", "reason": "reward_raised", "step": None, "reward": None}
     short = changed(good_records(), SAMPLE, **missing)
     assert findings(short) == {}
     uneven = {"steps that did not take 6 samples": (1,)}

@@ -27,8 +27,8 @@ from launcher.lifecycle.lifecycle import (
     Limits,
     Lost,
     Notice,
-    Outcome,
     RestartRefused,
+    RunOutcome,
     Serves,
     Start,
     Stop,
@@ -78,25 +78,25 @@ def test_a_run_that_has_to_be_taken_up_again_ends_its_life_at_once_and_goes_on()
     assert course.over(5.0)
     assert course.exited(ProcessExit("shaper/0", 1, -9), 5.0) == []
     assert course.take_up_again("no group is known", 5.1) == course.finished("all steps taken", 5.1) == []
-    assert course.outcome == Outcome("failed", "no group is known", goes_on=True)
+    assert course.outcome == RunOutcome("failed", "no group is known", goes_on=True)
 
 
 def test_a_run_that_is_stopped_is_not_taken_up_again() -> None:
     course = running_course()
     course.take_up_again("no group is known", 5.0)
     course.interrupted("stopped by Ctrl-C", 5.1)
-    assert course.outcome == Outcome("stopped", "stopped by Ctrl-C")
+    assert course.outcome == RunOutcome("stopped", "stopped by Ctrl-C")
     course = running_course()
     course.interrupted("stopped by Ctrl-C", 5.0)
     assert course.take_up_again("no group is known", 5.1) == []
-    assert course.outcome == Outcome("stopped", "stopped by Ctrl-C")
+    assert course.outcome == RunOutcome("stopped", "stopped by Ctrl-C")
 
 
 def test_a_run_is_not_taken_up_again_without_end() -> None:
     restarts = Restarts(PLAN, RolesConfig(), seed=0)
     course = Course(PLAN, replace(LIMITS, num_lives=0), restarts, now_s=0.0)
     course.take_up_again("no group is known", 5.0)
-    assert course.outcome == Outcome("failed", "no group is known, again and again")
+    assert course.outcome == RunOutcome("failed", "no group is known, again and again")
 
 
 def test_a_run_is_finished_when_all_have_left_by_themselves() -> None:
@@ -105,14 +105,14 @@ def test_a_run_is_finished_when_all_have_left_by_themselves() -> None:
     assert not course.over(6.0)
     leave(course, 0, 6.0)
     assert course.over(6.0)
-    assert course.outcome == Outcome("finished", "all steps taken")
+    assert course.outcome == RunOutcome("finished", "all steps taken")
 
 
 def test_the_exit_of_a_learner_that_is_not_started_again_fails_the_run() -> None:
     course = running_course(RestartConfig(when="never", min_healthy=0))
     reason = "learner/0 ended with exit code 0: roles.learner.restart.when is never, and nothing is trained without it"
     assert AskToStop(reason) in course.exited(ProcessExit("learner/0", 1, 0), 5.0)
-    assert course.outcome == Outcome("failed", reason, "learner/0")
+    assert course.outcome == RunOutcome("failed", reason, "learner/0")
 
 
 def test_the_first_reason_stands() -> None:
@@ -129,7 +129,7 @@ def test_nobody_has_anything_left_to_write_when_a_run_is_finished(name: str) -> 
     course = running_course()
     course.finished("done", 5.0)
     course.exited(ProcessExit(name, 1, -9), 6.0)
-    assert course.outcome == Outcome("finished", "done")
+    assert course.outcome == RunOutcome("finished", "done")
 
 
 def test_a_stopped_run_stays_stopped_whatever_the_exit_codes() -> None:
@@ -137,7 +137,7 @@ def test_a_stopped_run_stays_stopped_whatever_the_exit_codes() -> None:
     course.interrupted("Ctrl-C", 5.0)
     leave(course, -15, 6.0)
     assert course.over(6.0)
-    assert course.outcome == Outcome("stopped", "Ctrl-C")
+    assert course.outcome == RunOutcome("stopped", "Ctrl-C")
 
 
 def test_a_user_who_stops_a_finishing_run_waits_no_longer_than_for_any_other() -> None:
@@ -146,7 +146,7 @@ def test_a_user_who_stops_a_finishing_run_waits_no_longer_than_for_any_other() -
     course.interrupted("Ctrl-C", 1.0)
     assert not course.over(10.9)
     assert course.over(11.0)
-    assert course.outcome == Outcome("stopped", "Ctrl-C")
+    assert course.outcome == RunOutcome("stopped", "Ctrl-C")
 
 
 def test_the_time_to_leave_is_bounded() -> None:
@@ -166,7 +166,7 @@ def test_a_stop_lets_the_shaper_account_before_the_others_leave() -> None:
     assert course.tick(9.9) == []
     assert course.finished("stopped", 9.9) == [AskToLeave(False, "Ctrl-C")]
     assert course.tick(12.0) == []
-    assert course.outcome == Outcome("stopped", "Ctrl-C")
+    assert course.outcome == RunOutcome("stopped", "Ctrl-C")
 
 
 def test_a_shaper_that_does_not_account_in_time_keeps_nobody() -> None:
@@ -225,13 +225,13 @@ def test_a_process_that_does_not_report_in_time_fails_the_run() -> None:
     assert course.tick(122.9) == []
     course.tick(123.0)
     reason = "reward/0 did not report within 120 s (roles.reward.start_timeout_s)"
-    assert course.outcome == Outcome("failed", reason, "reward/0")
+    assert course.outcome == RunOutcome("failed", reason, "reward/0")
 
 
 def test_a_process_that_cannot_be_started_fails_the_run() -> None:
     course = new_course()
     course.failed_to_start("reward/0", "no memory", 1.0)
-    assert course.outcome == Outcome("failed", "reward/0 cannot be started: no memory")
+    assert course.outcome == RunOutcome("failed", "reward/0 cannot be started: no memory")
     assert course.over(1.0)
 
 
@@ -416,7 +416,7 @@ def test_a_run_without_progress_fails_however_alive_its_processes_look() -> None
     assert course.tick(599.0) == []
     actions = course.tick(600.0)
     reason = "no step for 500 s (telemetry.no_progress_timeout_s)"
-    assert course.outcome == Outcome("failed", reason)
+    assert course.outcome == RunOutcome("failed", reason)
     assert actions[0] == Notice(reason)
 
 

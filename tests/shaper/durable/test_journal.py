@@ -200,7 +200,7 @@ def check(world: MortalWorld) -> None:
     config, finished = world.config, world.finished
     books = Books.of(read_ledger(world.state.ledger_path))
     assert audit(books, config, is_over=True, num_steps=config.learner.steps) == []
-    assert sum(finished.tokens_by_fate.values()) == world.num_decoded
+    assert sum(finished.tokens_by_outcome.values()) == world.num_decoded
     assert sum(map(sum, (counts.values() for counts in finished.tokens_by_generator.values()))) == world.num_decoded
     assert world.max_staleness_seen <= config.staleness.max_staleness
     steps = {m.step for m in world.to_launcher if isinstance(m, StepCompleted)}

@@ -96,9 +96,9 @@ class PoweredWorld(MortalWorld):
         ledger = scan_ledger(self.state.ledger_path)
         books = Books.of(ledger.records)
         assert audit(books, self.config, is_over=True, num_steps=self.config.learner.steps) == []
-        assert sum(self.finished.tokens_by_fate.values()) == self.num_decoded
-        in_ledger = sum(books.brought.tokens_by_fate.values()) + sum(each.num_tokens for each in books.ended())
-        assert in_ledger == self.num_decoded - self.finished.tokens_by_fate.get("lost", 0) + lost_in(books)
+        assert sum(self.finished.tokens_by_outcome.values()) == self.num_decoded
+        in_ledger = sum(books.brought.tokens_by_outcome.values()) + sum(each.num_tokens for each in books.ended())
+        assert in_ledger == self.num_decoded - self.finished.tokens_by_outcome.get("lost", 0) + lost_in(books)
         assert self.version == self.config.learner.steps
         assert [sorted(groups) for groups in self.history[books.brought.num_steps :]] == [
             sorted(groups) for groups in books.history[books.brought.num_steps :]
@@ -107,8 +107,8 @@ class PoweredWorld(MortalWorld):
 
 def lost_in(books: Books) -> int:
     """Tokens of samples that were lost. Others came of generators that had lost the sample."""
-    ended = sum(each.num_tokens for each in books.ended() if each.fate == "lost")
-    return ended + books.brought.tokens_by_fate.get("lost", 0)
+    ended = sum(each.num_tokens for each in books.ended() if each.outcome == "lost")
+    return ended + books.brought.tokens_by_outcome.get("lost", 0)
 
 
 def take_up_files(process: Process, life: int, *, from_checkpoint: bool = False) -> tuple[Standing, TakenUp]:
@@ -157,8 +157,8 @@ def checked_take_up(directory: Path, config: RunConfig, life: int) -> TakenUp:
     books, totals = Books.of(ledger.records), standing.state.work.totals
     assert audit(books, config, is_over=False, num_steps=None) == []
     assert len(books.history) == standing.state.feed.committed.position
-    num_ended = sum(books.brought.samples_by_fate.values()) + sum(1 for _ in books.ended())
-    assert num_ended == sum(totals.samples_by_fate.values())
+    num_ended = sum(books.brought.samples_by_outcome.values()) + sum(1 for _ in books.ended())
+    assert num_ended == sum(totals.samples_by_outcome.values())
     open_samples = {s.sample_id for s in standing.state.work.samples() if s.stage.name != "ENDED"}
     assert books.drawn - books.endings.keys() == open_samples
     again = read_journal(directory / JOURNAL_FILE)

@@ -115,7 +115,7 @@ def test_runs_with_deaths_at_the_last_token_end_and_add_up(seed: int) -> None:
             world.receive("generator/0")
     world.run(rng)
     assert set(world.ended.values()) == {1}
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
 
 
 def test_the_stop_tokens_are_those_of_the_model_that_decodes() -> None:
@@ -172,7 +172,7 @@ def test_the_end_waits_for_the_tokens_of_a_generator_that_was_not_heard_of() -> 
     while generator.inbox:
         world.receive("generator/1")
     assert world.state.phase is RunPhase.FINISHED
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
 
 
 def test_the_end_does_not_wait_for_a_generator_whose_incarnation_is_over() -> None:

@@ -61,8 +61,8 @@ def assert_nothing_is_lost(world: World, config: RunConfig) -> None:
     assert len(set(trained)) == len(trained)
     assert set(world.ended.values()) == {1}
     assert world.max_staleness_seen <= config.staleness.max_staleness
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
-    assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_fate["trained"]
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
+    assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_outcome["trained"]
     assert [m.step for m in world.to_launcher if isinstance(m, StepCompleted)] == list(range(steps))
     assert audit(Books.of(world.ledger), config, is_over=True, num_steps=steps) == []
 
@@ -324,7 +324,7 @@ def test_a_run_that_ended_and_whose_end_was_not_noted_ends_again_when_the_learne
     world.absorb(world.state.peer_up(LEARNER, 5, world.now_s))
     assert world.floor == 2, "it has had a word"
     assert world.state.phase is RunPhase.FINISHED
-    assert world.finished.tokens_by_fate == first.tokens_by_fate
+    assert world.finished.tokens_by_outcome == first.tokens_by_outcome
     of_earlier_lives = {name: {0: sum(counts.values())} for name, counts in first.tokens_by_generator.items()}
     assert world.finished.tokens_by_generator == of_earlier_lives, "incarnations may have the same numbers again"
 
