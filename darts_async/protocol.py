@@ -180,7 +180,7 @@ GeneratorToShaper = GeneratorReady | TokensDecoded | SampleFinished | SampleCanc
 
 
 class Score(Message, frozen=True):
-    """Judge one finished response."""
+    """Score one finished response."""
 
     sample_id: int
     prompt: str
@@ -586,7 +586,7 @@ class RunFinished(Message, frozen=True):
     tokens_by_staleness: dict[int, int]
     num_steps: int
     tokens_by_generator: dict[str, dict[int, int]] = {}
-    num_rewards: int = 0  # responses that were judged, those without a result among them
+    num_rewards: int = 0  # responses that were scored, those without a result among them
     failed_rewards: dict[str, int] = {}  # by the kind of the failure
     first_failures: dict[str, str] = {}  # what was said at the first one of each kind
 

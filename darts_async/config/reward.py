@@ -1,4 +1,4 @@
-"""How responses are judged."""
+"""How responses are scored."""
 
 from typing import Annotated
 
@@ -24,7 +24,7 @@ class RewardLimitsConfig(Section):
 
 
 class RewardConfig(Section):
-    """How responses are judged."""
+    """How responses are scored."""
 
     function: Annotated[str, Field(max_length=1_000)] = "chain"
     """`chain` (the quickstart's verifier), `math`, `exact_match`, or `module:function`."""

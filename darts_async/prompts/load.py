@@ -2,7 +2,7 @@
 
 No prompt is in both sets: whatever stands in the held-out set, spelt with other white space or not, is taken out
 of the training set. Which prompts are held out depends on the data and the seed alone, so that runs of different
-sizes are judged on the same ones. Neither torch nor transformers is imported.
+sizes are scored on the same ones. Neither torch nor transformers is imported.
 """
 
 import datetime

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt, ready to be generated from and judged."""
+    """One prompt, ready to be generated from and scored."""
 
     prompt_id: int
     """Its place in the data set."""

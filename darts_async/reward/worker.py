@@ -1,4 +1,4 @@
-"""A reward worker: a process that judges one response at a time, so that a function may hang, leak or crash.
+"""A reward worker: a process that scores one response at a time, so that a function may hang, leak or crash.
 
 Its warden forks it and calls `work`. Items come on standard input and replies go to standard output
 (`worker_messages`). Both are moved to private descriptors before any foreign code runs: what a function prints goes to
@@ -40,14 +40,14 @@ MAX_LINE_CHARS = 300
 """What is left out is the end of a line: a message begins with the name of its exception."""
 
 
-class Judge:
+class Scorer:
     """Decodes a response and asks the reward function about it."""
 
     def __init__(self, function: RewardFunction, tokenizer: Tokenizer) -> None:
         self._function = function
         self._tokenizer = tokenizer
 
-    def judge(self, item: WorkItem) -> Rewarded | Failed:
+    def score(self, item: WorkItem) -> Rewarded | Failed:
         """The reward, or why there is none."""
         token_ids = np.frombuffer(item.token_ids, np.int32).tolist()
         try:
@@ -98,9 +98,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def serve(
     items: BinaryIO, replies: BinaryIO, function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]
 ) -> None:
-    """Judge items until there are no more; `on_item` is called before each."""
+    """Score items until there are no more; `on_item` is called before each."""
     try:
-        judge = Judge(load_function(function_name), load_tokenizer(tokenizer_dir))
+        scorer = Scorer(load_function(function_name), load_tokenizer(tokenizer_dir))
     except (RewardError, ModelError) as error:
         cause = f"\n{last_lines(error.__cause__)}" if isinstance(error.__cause__, Exception) else ""
         _send(replies, LoadFailed(f"{error}{cause}"))
@@ -108,7 +108,7 @@ def serve(
     _send(replies, Ready())
     while (body := read_frame(items)) is not None:
         on_item()
-        _send(replies, judge.judge(decode_item(body)))
+        _send(replies, scorer.score(decode_item(body)))
 
 
 def work(function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]) -> None:

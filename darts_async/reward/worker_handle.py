@@ -44,7 +44,7 @@ class Worker:
         self._limits = limits
         self._mark = mark
         self._killed = False
-        self.num_judged = 0
+        self.num_responses = 0
         """Items that it has answered."""
 
     @classmethod
@@ -89,7 +89,7 @@ class Worker:
             raise RewardError(reply.error)
 
     async def ask(self, item: WorkItem, deadline_s: float) -> WorkerReply:
-        """The worker's judgement.
+        """The worker's reply.
 
         Raises:
             TimeoutError: there was none within the deadline; the worker is killed.
@@ -97,7 +97,7 @@ class Worker:
             ProcessDiedError: the worker ended.
         """
         reply = await self._exchange(encode_frame(item), deadline_s)
-        self.num_judged += 1
+        self.num_responses += 1
         return reply
 
     def kill(self) -> None:

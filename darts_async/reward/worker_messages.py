@@ -15,7 +15,7 @@ LENGTH_BYTES = 4
 
 
 class WorkItem(Struct, frozen=True):
-    """One response to judge."""
+    """One response to score."""
 
     prompt: str
     answer: str

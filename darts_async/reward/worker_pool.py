@@ -1,4 +1,4 @@
-"""Worker processes that judge responses: one item at a time each, with a deadline, replaced when they fail.
+"""Worker processes that score responses: one item at a time each, with a deadline, replaced when they fail.
 
 Invariants. Every item ends in a reward, in a `ScoreFailed` that says why there is none, or in the cancellation of
 its task: a failure is never a zero. A place has at most one process, which is started when an item needs it and
@@ -91,7 +91,7 @@ class _Place:
 
 
 class RewardPool:
-    """Judges responses in `num_workers` processes.
+    """Scores responses in `num_workers` processes.
 
     Shutdown order: cancel the tasks that score, then `close`. A call under way at `close` raises `RewardError`.
     """
@@ -148,7 +148,7 @@ class RewardPool:
             self._free.put_nowait(place)
 
     async def score(self, item: Score) -> SampleScored | ScoreFailed:
-        """Judge one response. Cancelling the call frees its worker.
+        """Score one response. Cancelling the call frees its worker.
 
         Raises:
             RewardError: the pool is closed.
@@ -184,14 +184,14 @@ class RewardPool:
                 for _ in self._places:
                     await self._free.get()
         except TimeoutError as error:
-            raise DeadlineError(f"items are still being judged {REAP_S:g} s after their workers were killed") from error
+            raise DeadlineError(f"items are still being scored {REAP_S:g} s after their workers were killed") from error
 
     async def _score_at(self, place: _Place, score: Score) -> SampleScored | ScoreFailed:
         item = WorkItem(score.prompt, score.answer, score.metadata_json, score.finish_reason, score.token_ids.tobytes())
         is_first = False
         try:
             worker = await place.usable_worker()
-            is_first = worker.num_judged == 0 and place.num_late_starts < MAX_LATE_STARTS
+            is_first = worker.num_responses == 0 and place.num_late_starts < MAX_LATE_STARTS
             reply = await worker.ask(item, self._deadline_of(is_first))
         except LimitExceededError as error:
             _refuse_if(self._closing)
@@ -207,7 +207,7 @@ class RewardPool:
             reason = f"the reward function took longer than reward.{setting} ({self._deadline_of(is_first):g} s)"
             return ScoreFailed(score.sample_id, "timeout", reason)
         place.num_deaths_in_a_row = place.num_late_starts = 0
-        return _verdict(score.sample_id, reply)
+        return _reply(score.sample_id, reply)
 
     def _deadline_of(self, is_first: bool) -> float:
         return max(self._start_deadline_s, self._deadline_s) if is_first else self._deadline_s
@@ -218,7 +218,7 @@ def _refuse_if(closing: asyncio.Event) -> None:
         raise RewardError("the reward pool is closed")
 
 
-def _verdict(sample_id: int, reply: WorkerReply) -> SampleScored | ScoreFailed:
+def _reply(sample_id: int, reply: WorkerReply) -> SampleScored | ScoreFailed:
     match reply:
         case Rewarded(reward):
             return SampleScored(sample_id, reward)

@@ -18,7 +18,7 @@ from darts_async.config import EvaluationConfig
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import EvaluationCompleted
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
-from darts_async.shaper.workload import Workload
+from darts_async.shaper.open_work import OpenWork
 
 
 class EvaluationState(Struct, frozen=True):
@@ -35,7 +35,7 @@ class EvaluationState(Struct, frozen=True):
 class Evaluation:
     """The evaluations of a run, one after the other."""
 
-    def __init__(self, config: EvaluationConfig, work: Workload, held_out: tuple[Prompt, ...]) -> None:
+    def __init__(self, config: EvaluationConfig, work: OpenWork, held_out: tuple[Prompt, ...]) -> None:
         self._config = config
         self._work = work
         self._held_out = held_out if config.samples_per_prompt else ()
@@ -129,7 +129,7 @@ class Evaluation:
         )
 
     def restore(self, state: EvaluationState) -> None:
-        """Go on where `to_state` was taken, the workload before."""
+        """Go on where `to_state` was taken, the open work before."""
         self._policy_version = state.policy_version
         self._unopened.extend(state.unopened)
         self._open = {group_id: self._work.groups[group_id] for group_id in state.open}

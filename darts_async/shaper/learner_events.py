@@ -14,10 +14,10 @@ from darts_async.protocol import (
 from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.evaluation import Evaluation
 from darts_async.shaper.ledger import VersionSeen
+from darts_async.shaper.open_work import OpenWork
 from darts_async.shaper.outbox import Outbox
 from darts_async.shaper.phases import RunPhase, RunPhases
 from darts_async.shaper.training import Training
-from darts_async.shaper.workload import Workload
 
 
 class LearnerEvents:
@@ -27,7 +27,7 @@ class LearnerEvents:
     def __init__(
         self,
         config: RunConfig,
-        work: Workload,
+        work: OpenWork,
         planner: Planner,
         training: Training,
         evaluation: Evaluation,

@@ -28,11 +28,11 @@ from darts_async.wire.framing import frame, payload_at, read_frames
 LEDGER_FILE = "ledger.msgpack"
 
 
-class Record(Struct, frozen=True, array_like=True):
+class LedgerRecord(Struct, frozen=True, array_like=True):
     """Base of all records. Tags are part of the format: a number is never given to another kind."""
 
 
-class GroupOpened(Record, frozen=True, tag=0):
+class GroupOpened(LedgerRecord, frozen=True, tag=0):
     """A prompt was drawn and its samples launched; `floor` is the lowest version they can be decoded under."""
 
     group_id: int
@@ -43,7 +43,7 @@ class GroupOpened(Record, frozen=True, tag=0):
     cursor: int
 
 
-class SamplePlaced(Record, frozen=True, tag=1):
+class SamplePlaced(LedgerRecord, frozen=True, tag=1):
     """A generator was given a sample, for the first time or to go on with."""
 
     sample_id: int
@@ -51,7 +51,7 @@ class SamplePlaced(Record, frozen=True, tag=1):
     incarnation: int
 
 
-class WeightsAcknowledged(Record, frozen=True, tag=2):
+class WeightsAcknowledged(LedgerRecord, frozen=True, tag=2):
     """A generator has said that it decodes under this version from now on."""
 
     generator: str
@@ -59,21 +59,21 @@ class WeightsAcknowledged(Record, frozen=True, tag=2):
     policy_version: int
 
 
-class GroupShipped(Record, frozen=True, tag=3):
+class GroupShipped(LedgerRecord, frozen=True, tag=3):
     """The kept samples went to the learner, for `step`."""
 
     group_id: int
     step: int
 
 
-class GroupDropped(Record, frozen=True, tag=4):
+class GroupDropped(LedgerRecord, frozen=True, tag=4):
     """The group will not be trained; its prompt is asked again."""
 
     group_id: int
     reason: str
 
 
-class SampleEnded(Record, frozen=True, tag=5):
+class SampleEnded(LedgerRecord, frozen=True, tag=5):
     """The one terminal event of a sample. `step` is set for trained samples only."""
 
     sample_id: int
@@ -86,26 +86,26 @@ class SampleEnded(Record, frozen=True, tag=5):
     reward: float | None
 
 
-class VersionSeen(Record, frozen=True, tag=6):
+class VersionSeen(LedgerRecord, frozen=True, tag=6):
     """A version was published."""
 
     policy_version: int
 
 
-class StepCommitted(Record, frozen=True, tag=7):
+class StepCommitted(LedgerRecord, frozen=True, tag=7):
     """The learner has taken a step with these groups in its gradient, for the first time or again."""
 
     step: int
     group_ids: tuple[int, ...]
 
 
-class LearnerRewound(Record, frozen=True, tag=8):
+class LearnerRewound(LedgerRecord, frozen=True, tag=8):
     """The learner is back at this version: the steps from it on are undone, and are taken again."""
 
     policy_version: int
 
 
-class RunReopened(Record, frozen=True, tag=9):
+class RunReopened(LedgerRecord, frozen=True, tag=9):
     """A run whose processes had all ended goes on after so many steps, with new generators: a later version is void."""
 
     num_steps: int
@@ -113,14 +113,14 @@ class RunReopened(Record, frozen=True, tag=9):
     """Which life of the run this is of."""
 
 
-class TakenBack(Record, frozen=True, tag=10):
+class TakenBack(LedgerRecord, frozen=True, tag=10):
     """Of the records so far, without those that are void already, the first `num_records` count; the others are void:
     the shaper goes on from where it stood after these."""
 
     num_records: int
 
 
-class BroughtForward(Record, frozen=True, tag=11):
+class BroughtForward(LedgerRecord, frozen=True, tag=11):
     """Earlier records are lost. Every sample of the groups before `next_group_id` has ended, and these are the sums."""
 
     num_records: int

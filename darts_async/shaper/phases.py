@@ -11,9 +11,9 @@ from msgspec import Struct
 from darts_async.config import RunConfig
 from darts_async.protocol import RunFinished, ShaperSnapshot
 from darts_async.shaper.evaluation import Evaluation
+from darts_async.shaper.open_work import OpenWork
 from darts_async.shaper.outbox import Outbox
 from darts_async.shaper.training import Training
-from darts_async.shaper.workload import Workload
 
 FINISHED = "finished"
 """Why a run ends that is not stopped."""
@@ -44,7 +44,7 @@ class RunPhases:
     """The phase of the run, and what a change of it does."""
 
     def __init__(
-        self, config: RunConfig, work: Workload, training: Training, evaluation: Evaluation, outbox: Outbox
+        self, config: RunConfig, work: OpenWork, training: Training, evaluation: Evaluation, outbox: Outbox
     ) -> None:
         self._learner = config.learner
         self._work = work

@@ -1,4 +1,4 @@
-"""The shaper process: the only IO of the shaper. Events go into `Standing`, its outputs go out.
+"""The shaper process: the only IO of the shaper. Events go into `ReplayableState`, its outputs go out.
 
 What happened goes to the journal and what was decided to the ledger, once per batch of events: before any peer hears
 of it, and before the events are acknowledged. A shaper that was killed goes on where the journal ends: what it decided
@@ -36,8 +36,8 @@ from darts_async.shaper.durable.replayable_state import (
     Heard,
     MakeState,
     Reopened,
+    ReplayableState,
     Restarted,
-    Standing,
     Stopped,
     Ticked,
     WentDown,
@@ -102,36 +102,36 @@ class ShaperActor:
         self._inputs: list[AnyInput] = []
         self._outputs: list[Output] = []
         try:
-            self._standing = self._begin(make_state)
+            self._replayable = self._begin(make_state)
         except DataError:
             self._ledger.close()
             raise
-        self._ahead_s = self._standing.now_s - self._clock()
-        runtime.heard = self._standing.heard
+        self._ahead_s = self._replayable.now_s - self._clock()
+        runtime.heard = self._replayable.heard
         self._take(Restarted(self._now_s()))
         if self._state.phase in (RunPhase.STOPPING, RunPhase.FINISHED):  # no shaper is started in a run that ends
             self._take(Reopened(self._now_s(), runtime.plan.life))
-        self._outputs = [*self._standing.reports, *(output for output in self._outputs if not is_report(output))]
+        self._outputs = [*self._replayable.reports, *(output for output in self._outputs if not is_report(output))]
         self._stop_at_s: float | None = None
         self._leaving = self._terminated = False
 
-    def _begin(self, make_state: MakeState) -> Standing:
+    def _begin(self, make_state: MakeState) -> ReplayableState:
         """For the first time, in place of a process of this life of the run, or in place of those of another life."""
         path, life = self._runtime.run_dir / JOURNAL_FILE, self._runtime.plan.life
         found = read_journal(path)
         if life == 1 and found.head is None and not self._ledger.num_bytes:
-            standing = Standing(make_state)
-            standing.now_s = self._clock()
-            self._journal.begin(standing.to_head(0))
-            return standing
+            replayable = ReplayableState(make_state)
+            replayable.now_s = self._clock()
+            self._journal.begin(replayable.to_head(0))
+            return replayable
         if life > 1 and (found.head is None or found.head.place.life != life):
             return self._begin_life(found, make_state)
-        standing = take_up(found, self._ledger, make_state)
+        replayable = take_up(found, self._ledger, make_state)
         self._journal.resume(found.num_bytes)
-        log.info("taken_up", journal_bytes=found.num_bytes, phase=standing.state.phase.name)
-        return standing
+        log.info("taken_up", journal_bytes=found.num_bytes, phase=replayable.state.phase.name)
+        return replayable
 
-    def _begin_life(self, found: FoundJournal, make_state: MakeState) -> Standing:
+    def _begin_life(self, found: FoundJournal, make_state: MakeState) -> ReplayableState:
         """All processes are new, and the files may have lost what was not on the disk yet."""
         run_dir, plan = self._runtime.run_dir, self._runtime.plan
         ledger = scan_ledger(run_dir / LEDGER_FILE)
@@ -147,14 +147,14 @@ class ShaperActor:
             journal=found.fault or "whole",
             ledger_damaged_at=ledger.damaged_at,
             num_records=ledger.lineage.num_records,
-            num_records_now=taken_up.standing.lineage.num_records,
+            num_records_now=taken_up.replayable.lineage.num_records,
         )
         self._ledger.cut(ledger.num_bytes)
         self._ledger.append(taken_up.records)
         self._ledger.flusher()()
-        self._journal.begin(taken_up.standing.to_head(self._ledger.num_bytes))
+        self._journal.begin(taken_up.replayable.to_head(self._ledger.num_bytes))
         self._outputs = [output for output in taken_up.outputs if isinstance(output, SendTo | Forget)]
-        return taken_up.standing
+        return taken_up.replayable
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Nothing takes long."""
@@ -254,7 +254,7 @@ class ShaperActor:
 
     @property
     def _state(self) -> ShaperState:
-        return self._standing.state
+        return self._replayable.state
 
     def _refusal(self, peer: str, message: Message) -> str | None:
         return self._boundary.refusal(self._state, peer, cast(Incoming, message))
@@ -265,7 +265,7 @@ class ShaperActor:
     def _take(self, given: AnyInput) -> None:
         """Decide what follows from an input; `_settle` does it."""
         with self._runtime.clock.busy("decide"):
-            self._outputs += self._standing.take(given)
+            self._outputs += self._replayable.take(given)
         self._inputs.append(given)
 
     def _settle(self) -> None:
@@ -282,8 +282,8 @@ class ShaperActor:
         self._inputs = []
         self._carry_out()
         if self._journal.is_due:
-            self._journal.prepare(self._standing.to_head(self._ledger.num_bytes))
-        for peer in {report.peer for report in self._standing.reports}:
+            self._journal.prepare(self._replayable.to_head(self._ledger.num_bytes))
+        for peer in {report.peer for report in self._replayable.reports}:
             if not self._runtime.links[_link_to(peer)].num_unacknowledged(peer):
                 self._take(Confirmed(self._now_s(), peer))
 

@@ -19,9 +19,9 @@ from darts_async.protocol import (
 from darts_async.shaper.estimates.decode_elasticity import DecodePace
 from darts_async.shaper.evaluation import Evaluation
 from darts_async.shaper.group import Group, Sample, Stage
+from darts_async.shaper.open_work import OpenWork
 from darts_async.shaper.outbox import Outbox
 from darts_async.shaper.training import Training
-from darts_async.shaper.workload import Workload
 
 OfSamples = TokensDecoded | SampleFinished | SampleCancelled | SampleRejected | SampleScored | ScoreFailed
 """The messages that `SampleEvents` handles."""
@@ -31,7 +31,7 @@ class SampleEvents:
     """Carries reports over to samples and their groups; it has no state of its own."""
 
     def __init__(
-        self, work: Workload, pace: DecodePace | None, training: Training, evaluation: Evaluation, outbox: Outbox
+        self, work: OpenWork, pace: DecodePace | None, training: Training, evaluation: Evaluation, outbox: Outbox
     ) -> None:
         self._work = work
         self._pace = pace

@@ -46,11 +46,11 @@ from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.evaluation import Evaluation, EvaluationState
 from darts_async.shaper.learner_events import LearnerEvents
 from darts_async.shaper.ledger import BroughtForward, RunReopened, WeightsAcknowledged
+from darts_async.shaper.open_work import OpenWork, OpenWorkState
 from darts_async.shaper.outbox import LEARNER, Outbox, Output
 from darts_async.shaper.phases import PhasesState, RunPhase, RunPhases
 from darts_async.shaper.sample_events import SampleEvents
 from darts_async.shaper.training import Training, TrainingState
-from darts_async.shaper.workload import Workload, WorkloadState
 
 Incoming = GeneratorToShaper | RewardToShaper | LearnerToShaper
 
@@ -62,7 +62,7 @@ class StateSnapshot(Struct, frozen=True):
     phases: PhasesState
     learnt: dict[str, Any]
     pace: PaceState | None
-    work: WorkloadState
+    work: OpenWorkState
     training: TrainingState
     evaluation: EvaluationState
     incarnations: dict[str, int]
@@ -92,7 +92,7 @@ class ShaperState:
         self._config = config
         self._outbox = out = Outbox()
         self.planner = Planner(config, snapshot.learnt if snapshot is not None else None)
-        self.work = work = Workload(config, out, stop_token_ids)
+        self.work = work = OpenWork(config, out, stop_token_ids)
         self.training = training = Training(config, prompts, work, self.planner, out)
         self.feed = training.feed
         self._evaluation = evaluation = Evaluation(config.evaluation, work, held_out)

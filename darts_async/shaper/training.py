@@ -16,12 +16,12 @@ from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.group import Group, SampleOutcome, Stage
 from darts_async.shaper.learner_feed import LearnerFeed, LearnerFeedState
 from darts_async.shaper.ledger import GroupDropped
+from darts_async.shaper.open_work import OpenWork
 from darts_async.shaper.outbox import Outbox
 from darts_async.shaper.prompt_queue import PlannedGroup, PromptQueue, QueueState
 from darts_async.shaper.spares import Spares
 from darts_async.shaper.token_accounts import StepStatistics
 from darts_async.shaper.window import StalenessWindow, WindowState
-from darts_async.shaper.workload import Workload
 
 MAX_DROPPED_IN_A_ROW = 200
 """Without a complete group in between: the run cannot continue."""
@@ -44,7 +44,7 @@ class Training:
     """All training groups and the staleness window."""
 
     def __init__(
-        self, config: RunConfig, prompts: PromptSource, work: Workload, planner: Planner, outbox: Outbox
+        self, config: RunConfig, prompts: PromptSource, work: OpenWork, planner: Planner, outbox: Outbox
     ) -> None:
         self._config = config
         self._work = work
@@ -282,7 +282,7 @@ class Training:
         )
 
     def restore(self, state: TrainingState) -> None:
-        """Continue where `to_state` was taken, the workload before."""
+        """Continue where `to_state` was taken, the open work before."""
         self._window.restore(state.window)
         self.feed.restore(state.feed, self._work.groups)
         self._spares.restore(state.spares, state.window.floors)

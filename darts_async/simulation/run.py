@@ -160,7 +160,7 @@ class Simulation:
             case Generate(sample_id=sample_id):
                 self._command(peer, message, self._draw(sample_id)[0])
             case Score(sample_id=sample_id):
-                self._reward.judge(sample_id, self._draw(sample_id)[1])
+                self._reward.score(sample_id, self._draw(sample_id)[1])
             case TrainGroup(group_id=group_id):
                 self._statistics.shipped(message, self._groups[group_id])
                 self._learner.take(message)
@@ -238,7 +238,7 @@ class _Reward:
         self._clock = clock
         self._rewards: dict[int, float] = {}
 
-    def judge(self, sample_id: int, reward: float) -> None:
+    def score(self, sample_id: int, reward: float) -> None:
         """Take an item."""
         if not self._latency_s:
             self._clock.send(REWARD, SampleScored(sample_id, reward))

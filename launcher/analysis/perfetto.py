@@ -21,7 +21,7 @@ _TRACKS_PER_PROCESS = 1000
 _MOMENT_US = 1.0
 """What an instant is drawn as, so that an arrow can begin or end there."""
 _BEGINS = frozenset({"placed", "shipped"})
-_GOES_ON = frozenset({"started", "finished", "cancel", "stopped", "judged"})
+_GOES_ON = frozenset({"started", "finished", "cancel", "stopped", "scored"})
 """Names of instants in an arrow; what befalls a sample otherwise is its end."""
 _COUNTERS = {"in_flight": "in flight", "policy_version": "policy version"}
 """Others are shown by their names; tokens as a rate."""

@@ -48,9 +48,9 @@ class TokenAccount(msgspec.Struct, frozen=True):
 
 
 class RewardAccount(msgspec.Struct, frozen=True):
-    """How many responses were judged, and how many of them have no reward."""
+    """How many responses went to the reward function, and how many of them have no reward."""
 
-    num_judged: int
+    num_responses: int
     failed: dict[str, int]
     """By the kind of the failure."""
     first_failures: dict[str, str]
@@ -257,8 +257,8 @@ def _failed_rewards(rewards: RewardAccount) -> list[Text]:
     by_kind = ", ".join(
         f"{count:,} {kind}" for kind, count in sorted(rewards.failed.items(), key=lambda pair: -pair[1])
     )
-    share = rewards.num_failed / rewards.num_judged
-    line = f"{rewards.num_failed:,} of {rewards.num_judged:,} rewards failed ({share:.1%}): {by_kind}"
+    share = rewards.num_failed / rewards.num_responses
+    line = f"{rewards.num_failed:,} of {rewards.num_responses:,} rewards failed ({share:.1%}): {by_kind}"
     said = [Text(f"  first {failure_text(kind, error)}", style="dim") for kind, error in rewards.first_failures.items()]
     return [Text.assemble(("! ", "yellow"), line), *said]
 

@@ -4,7 +4,7 @@
 
 for n samples of a prompt of which c pass, is the chance that one of k passes, without the bias of drawing the k from
 the n (Chen et al. 2021, arXiv 2107.03374, equation 1). A sample passes with a reward above `PASS_ABOVE`. A prompt with
-fewer than k samples that were judged says nothing about pass@k and is left out.
+fewer than k samples that were scored says nothing about pass@k and is left out.
 
 Samples of one prompt resemble one another, so the standard error of the mean reward is that of the prompts' means.
 """

@@ -82,7 +82,7 @@ class RogueWorld(World):
         if peer == LEARNER:
             self.learner_dies()
         elif peer == REWARD:
-            self.to_judge.clear()
+            self.to_score.clear()
             self.reward_incarnation += 1
             self.absorb(self.state.peer_lost(peer, self.now_s, is_gone=True))
             self.absorb(self.state.peer_up(peer, self.reward_incarnation, self.now_s))

@@ -65,7 +65,7 @@ def check_accounts(world: World) -> None:
     assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
     assert world.finished.num_steps == config.learner.steps
     aborted = {e.sample_id for e in world.outcomes.values() if e.reason in ("hazard", config.shaping.rule)}
-    assert not aborted & world.judged, "an aborted sample never reaches a reward"
+    assert not aborted & world.scored, "an aborted sample never reaches a reward"
     assert {world.outcomes[sample_id].outcome for sample_id in aborted} <= {"cancelled"}
     sizes = Counter(group_id_of(e.sample_id) for e in world.outcomes.values() if e.outcome == "trained")
     assert len(sizes) == config.learner.steps * config.learner.groups_per_step
@@ -114,8 +114,8 @@ def run_with_failures(world: World, rng: random.Random, fails: Callable[[Score],
     num_failed = 0
     while world.state.phase is not RunPhase.FINISHED:
         move, *arguments = rng.choice(world.moves())
-        if move == world.judge and fails(world.to_judge[0]):
-            world.judge(fails=True)
+        if move == world.score and fails(world.to_score[0]):
+            world.score(fails=True)
             num_failed += 1
         else:
             move(*arguments)
@@ -136,7 +136,7 @@ def test_a_group_that_lost_rewards_is_trained_on_the_others(rule: str, seed: int
     assert all(e.outcome == "filtered" and e.reward is None for e in failed)
     assert all(e.reward is not None for e in world.outcomes.values() if e.outcome == "trained")
     assert world.finished.failed_rewards == {"raised": len(failed)}
-    assert world.finished.num_rewards <= len(world.judged)
+    assert world.finished.num_rewards <= len(world.scored)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_a_group_that_lost_rewards_is_trained_on_the_others(rule: str, seed: int
 def test_a_reward_that_fails_on_every_fifth_response_costs_hardly_a_group(rule: str, baseline: str) -> None:
     eight = {"keep": 8, "launch": 8 if rule == "none" else 10, "shortest": 6, "longest": 2, "baseline": baseline}
     world = World(world_config(shaping=RULES[rule] | eight, evaluation={"samples_per_prompt": 0}))
-    num_judged = count(1)
-    num_failed = run_with_failures(world, random.Random(0), lambda _: next(num_judged) % 5 == 0)
+    num_responses = count(1)
+    num_failed = run_with_failures(world, random.Random(0), lambda _: next(num_responses) % 5 == 0)
     check_accounts(world)
     assert num_failed > 10
     assert not [dropped for dropped in world.dropped if dropped.reason == "too_few_rewards"]
@@ -196,9 +196,9 @@ def test_the_first_failure_of_each_kind_is_told_at_once_and_all_at_the_end() -> 
     rng, kinds = random.Random(3), iter(["raised", "timeout", "raised", "timeout", "limit"])
     while world.state.phase is not RunPhase.FINISHED:
         move, *arguments = rng.choice(world.moves())
-        kind = next(kinds, None) if move == world.judge else None
+        kind = next(kinds, None) if move == world.score else None
         if kind is not None:
-            world.feed("reward/0", ScoreFailed(world.to_judge.popleft().sample_id, kind, f"why it {kind}"))
+            world.feed("reward/0", ScoreFailed(world.to_score.popleft().sample_id, kind, f"why it {kind}"))
         else:
             move(*arguments)
     told = [m for m in world.to_launcher if isinstance(m, RewardFailed)]
@@ -244,10 +244,10 @@ def test_a_cancelled_sample_that_finishes_first_is_still_cancelled_and_never_jud
     samples = [s for s in world.generators[name].running if s // 4096 == group]
     for sample in samples[:3]:
         world.finish(name, sample)
-    judged = len(world.to_judge)
+    scored = len(world.to_score)
     late = next(m.sample_id for m in world.generators[name].inbox if isinstance(m, Cancel))
     world.finish(name, late)
-    assert len(world.to_judge) == judged
+    assert len(world.to_score) == scored
     assert world.outcomes[late].outcome == "cancelled"
     while world.generators[name].inbox:  # the cancel finds nothing and is not answered
         world.receive(name)
@@ -304,8 +304,8 @@ def test_overcommitted_groups_replace_slow_ones_and_cut_prompts_come_back() -> N
     for sample in sorted(world.generators[name].running):
         if sample // 4096 not in slow:
             world.finish(name, sample)
-    while world.to_judge:
-        world.judge()
+    while world.to_score:
+        world.score()
     assert {g.group_id for g in world.step_groups} == {2, 3, 4, 5}
     assert {d.group_id for d in world.dropped} == slow
     assert {d.reason for d in world.dropped} == {"overcommitted"}
@@ -330,8 +330,8 @@ def test_hazard_pruning_aborts_stragglers_as_their_tokens_stream() -> None:
     for sample, length in zip(samples, lengths, strict=False):
         world.decode(name, [sample], length - 1)
         world.finish(name, sample)
-    while world.to_judge:
-        world.judge()
+    while world.to_score:
+        world.score()
     world.absorb(world.state.tick(world.now_s))
     assert not any(isinstance(m, Cancel) for m in world.generators[name].inbox)
     world.decode(name, samples[5:7], 150)
@@ -372,8 +372,8 @@ def test_a_group_that_alone_keeps_the_learner_waiting_is_cut_and_asked_again() -
     for sample in sorted(world.generators[name].running):
         if sample != slow:
             world.finish(name, sample)
-    while world.to_judge:
-        world.judge()
+    while world.to_score:
+        world.score()
     assert len(world.step_groups) == config.learner.groups_per_step - 1
     world.absorb(world.state.tick(world.now_s + 4.0))
     assert not world.dropped
@@ -419,7 +419,7 @@ def test_no_prompt_is_asked_twice_when_all_that_is_open_is_given_up(seed: int, h
     while world.version < 2 or not any(map(waits_for_cancels, world.state.work.groups.values())):
         moves = [move for move in world.moves() if rng.random() < 0.05 or not is_late(world, *move)]
         move, *arguments = rng.choice(moves or world.moves())
-        world.judge(fails=rng.random() < 0.15) if move == world.judge else move(*arguments)
+        world.score(fails=rng.random() < 0.15) if move == world.score else move(*arguments)
     training = world.state.training
     if how == "stopped":
         world.absorb(world.state.stop("enough", world.now_s))
@@ -489,7 +489,7 @@ def test_a_run_in_which_every_group_comes_to_nothing_ends_with_an_error() -> Non
     def fail_for_ever() -> None:
         while True:
             move, *arguments = rng.choice(world.moves())
-            world.judge(fails=True) if move == world.judge else move(*arguments)
+            world.score(fails=True) if move == world.score else move(*arguments)
 
     message = "came to nothing one after another.*shaping.min_keep.*rewards failed, the last one with raised: no"
     with pytest.raises(DataError, match=message):
@@ -507,7 +507,7 @@ def test_a_shaper_that_comes_back_counts_groups_that_came_to_nothing_from_there(
     def fail_until_dropped(num_dropped: int) -> None:
         while len(world.dropped) < num_dropped:
             move, *arguments = rng.choice(world.moves())
-            world.judge(fails=True) if move == world.judge else move(*arguments)
+            world.score(fails=True) if move == world.score else move(*arguments)
 
     fail_until_dropped(10)
     world.absorb(world.state.restarted(world.now_s))

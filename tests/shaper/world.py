@@ -77,8 +77,8 @@ class World:
         self.state = self.make_state()
         self.boundary = Boundary(config, Path("runs/it"))
         self.generators = {f"generator/{i}": FakeGenerator() for i in range(num_generators)}
-        self.to_judge: deque[Score] = deque()
-        self.judged: set[int] = set()
+        self.to_score: deque[Score] = deque()
+        self.scored: set[int] = set()
         self.step_groups: list[TrainGroup] = []
         self.version = 0
         self.learner = 1
@@ -162,8 +162,8 @@ class World:
         tokens = self.generators[name].running.pop(sample_id)
         self.feed(name, SampleFinished(sample_id, "stop", tokens))
 
-    def judge(self, *, fails: bool = False) -> None:
-        score = self.to_judge.popleft()
+    def score(self, *, fails: bool = False) -> None:
+        score = self.to_score.popleft()
         if fails:
             self.feed("reward/0", ScoreFailed(score.sample_id, "raised", "no"))
         else:
@@ -242,8 +242,8 @@ class World:
                 moves.append((self.decode, name, goes_on))
             if self.version >= self.floor and self.lags(generator):
                 moves.append((self.apply, name))
-        if self.to_judge:
-            moves.append((self.judge,))
+        if self.to_score:
+            moves.append((self.score,))
         full = len(self.groups_of_step()) == self.config.learner.groups_per_step
         if full and (self.version < self.floor or not any(map(self.lags, self.generators.values()))):
             moves.append((self.learn,))
@@ -272,8 +272,8 @@ class World:
                 case SendTo("reward/0", Greet()):
                     self.feed("reward/0", RewardReady(1))
                 case SendTo("reward/0", message):
-                    self.to_judge.append(message)
-                    self.judged.add(message.sample_id)
+                    self.to_score.append(message)
+                    self.scored.add(message.sample_id)
                 case SendTo(peer, message) if peer == LEARNER:
                     self._tell_learner(message)
                 case SendTo(peer, message) if peer == LAUNCHER:
@@ -316,4 +316,4 @@ class World:
 
     def describe(self) -> str:
         inboxes = {n: (len(g.inbox), len(g.running), g.version) for n, g in self.generators.items()}
-        return f"{inboxes=} judge={len(self.to_judge)} step={len(self.step_groups)} version={self.version}"
+        return f"{inboxes=} score={len(self.to_score)} step={len(self.step_groups)} version={self.version}"

@@ -1,8 +1,8 @@
-"""Where a shaper stands: its state, and what another process needs beside it to take its place.
+"""The state of a shaper, and what another process needs beside it to take its place.
 
-Everything that happens to a shaper is an `Input`, and `take` is the only way in. A shaper that starts from a `Head` and
-takes the same inputs stands where the first one stood, with the same outputs on the way: this is what the journal
-rests on. Pure, as the state.
+Everything that happens to a shaper is an `Input`, and `take` is the only way in. A shaper that starts from a
+`JournalHead` and takes the same inputs comes to the same state, with the same outputs on the way: this is what the
+journal rests on. Pure, as the state.
 
 A place in the ledger is counted in records, so that what a checkpoint needs of the shaper can be made here: `Shared`.
 
@@ -88,7 +88,7 @@ class Confirmed(Input, frozen=True):
 AnyInput = Heard | CameUp | WentDown | Ticked | Stopped | Abandoned | Restarted | Reopened | Confirmed
 
 
-class Head(Struct, frozen=True):
+class JournalHead(Struct, frozen=True):
     """Where a shaper stood, to be encoded at once. `ledger_bytes` is how much of the ledger was written by then."""
 
     now_s: float
@@ -115,7 +115,7 @@ MAX_SHARED_BYTES = 32 << 20
 MakeState = Callable[[StateSnapshot | None], ShaperState]
 
 
-class Standing:
+class ReplayableState:
     """See the module."""
 
     def __init__(self, make_state: MakeState, snapshot: StateSnapshot | None = None, life: int = 1) -> None:
@@ -132,22 +132,24 @@ class Standing:
         """Not confirmed, in order."""
 
     @classmethod
-    def of(cls, head: Head, make_state: MakeState) -> "Standing":
+    def of(cls, head: JournalHead, make_state: MakeState) -> "ReplayableState":
         """Where `to_head` was taken."""
-        standing = cls(make_state, head.snapshot, head.place.life)
-        standing.now_s, standing.heard, standing.reports = head.now_s, head.heard, head.reports
-        standing.lineage.num_records, standing.lineage.firsts = head.place.num_records, head.firsts
-        return standing
+        replayable = cls(make_state, head.snapshot, head.place.life)
+        replayable.now_s, replayable.heard, replayable.reports = head.now_s, head.heard, head.reports
+        replayable.lineage.num_records, replayable.lineage.firsts = head.place.num_records, head.firsts
+        return replayable
 
     @property
     def place(self) -> Position:
         """In the ledger."""
         return Position(self.life, self.lineage.num_records)
 
-    def to_head(self, ledger_bytes: int) -> Head:
+    def to_head(self, ledger_bytes: int) -> JournalHead:
         """For `of`."""
         snapshot = self.state.to_state()
-        return Head(self.now_s, snapshot, self.heard, self.reports, ledger_bytes, self.place, self.lineage.firsts)
+        return JournalHead(
+            self.now_s, snapshot, self.heard, self.reports, ledger_bytes, self.place, self.lineage.firsts
+        )
 
     def take(self, given: AnyInput) -> list[Output]:
         """One input, completely."""

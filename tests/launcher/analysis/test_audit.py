@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from darts_async.config import RunConfig
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import sample_id_of
-from darts_async.shaper.durable.replayable_state import Head, Standing
+from darts_async.shaper.durable.replayable_state import JournalHead, ReplayableState
 from darts_async.shaper.ledger import (
     LEDGER_FILE,
     AnyRecord,
@@ -391,10 +391,10 @@ def first_step_of(records: list[AnyRecord], step: int = 0) -> list[AnyRecord]:
     return records[:end] if step == 0 else records[end:]
 
 
-def head_after(run_dir: Path) -> Head:
+def head_after(run_dir: Path) -> JournalHead:
     """As of a shaper that has written the ledger of a run."""
     source = ShuffledPrompts(prompts(3), seed=1)
-    standing = Standing(lambda snapshot: ShaperState(CONFIG, source, (), snapshot=snapshot))
+    replayable = ReplayableState(lambda snapshot: ShaperState(CONFIG, source, (), snapshot=snapshot))
     ledger = scan_ledger(run_dir / LEDGER_FILE)
-    standing.lineage.num_records = ledger.lineage.num_records
-    return standing.to_head(ledger.num_bytes)
+    replayable.lineage.num_records = ledger.lineage.num_records
+    return replayable.to_head(ledger.num_bytes)

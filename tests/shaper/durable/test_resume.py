@@ -58,7 +58,7 @@ def test_a_sample_whose_end_was_streamed_is_finished_and_not_continued(tokens: l
     world.die("generator/0")
     world.state.validate()
     assert asked_to_continue(world) == {partial: [STOP, 2]}
-    score = next(score for score in world.to_judge if score.sample_id == complete)
+    score = next(score for score in world.to_score if score.sample_id == complete)
     assert (score.token_ids.tolist(), score.finish_reason) == (tokens, reason)
     sample = world.state.work.sample(complete)
     assert sample is not None
@@ -71,7 +71,7 @@ def test_a_sample_without_a_token_is_started_anew() -> None:
     world.die("generator/0")
     commands = [command for generator in world.generators.values() for command in generator.inbox]
     assert running <= {command.sample_id for command in commands if isinstance(command, Generate)}
-    assert not world.to_judge
+    assert not world.to_score
 
 
 @pytest.mark.parametrize("comes_back", [True, False])

@@ -13,8 +13,8 @@ from darts_async.shaper.durable.replayable_state import (
     CameUp,
     Heard,
     Reopened,
+    ReplayableState,
     Shared,
-    Standing,
     WentDown,
     decode_shared,
     encode_shared,
@@ -221,32 +221,34 @@ def test_a_run_starts_over_inside_a_life_only_before_any_generator_can_have_a_ve
     world, rng = World(config), random.Random(3)
     step_to(world, 2, rng)
     shared = Shared(world.now_s, world.state.to_checkpoint(2), Position(1, 0))
-    standing = Standing(lambda snapshot: world.make_state() if snapshot is None else restored(config, snapshot), life=2)
+    replayable = ReplayableState(
+        lambda snapshot: world.make_state() if snapshot is None else restored(config, snapshot), life=2
+    )
     taken_up = decode_shared(encode_shared(shared))
     assert taken_up is not None
-    standing.start_over(LearnerReady(2), taken_up, world.now_s)
-    standing.take(Reopened(world.now_s, 2))
-    standing.take(CameUp(world.now_s, LEARNER, 5))
+    replayable.start_over(LearnerReady(2), taken_up, world.now_s)
+    replayable.take(Reopened(world.now_s, 2))
+    replayable.take(CameUp(world.now_s, LEARNER, 5))
     if has_begun:
-        standing.take(Heard(world.now_s, LEARNER, 5, 0, LearnerReady(2)))
-        standing.take(WentDown(world.now_s, LEARNER, True))
-        standing.take(CameUp(world.now_s, LEARNER, 6))
-    assert standing.state.work.generators.newest_version == -1
-    outputs = standing.take(Heard(world.now_s, LEARNER, 5 + has_begun, 0, LearnerReady(1)))
+        replayable.take(Heard(world.now_s, LEARNER, 5, 0, LearnerReady(2)))
+        replayable.take(WentDown(world.now_s, LEARNER, True))
+        replayable.take(CameUp(world.now_s, LEARNER, 6))
+    assert replayable.state.work.generators.newest_version == -1
+    outputs = replayable.take(Heard(world.now_s, LEARNER, 5 + has_begun, 0, LearnerReady(1)))
     to_launcher = [type(output.message) for output in outputs if isinstance(output, SendTo) and output.peer == LAUNCHER]
     assert to_launcher == ([TakeUpAgain] if has_begun else [])
-    assert standing.state.num_steps == (2 if has_begun else 1)
-    standing.take(Reopened(world.now_s, 3))
-    assert not standing.reports, "what was wanted of the life before is done"
+    assert replayable.state.num_steps == (2 if has_begun else 1)
+    replayable.take(Reopened(world.now_s, 3))
+    assert not replayable.reports, "what was wanted of the life before is done"
 
 
 def test_what_a_life_gives_to_its_learner_for_a_checkpoint_is_not_for_that_of_the_next() -> None:
     """It may start over, and come to the same version by other groups."""
-    standing = Standing(lambda snapshot: World(world_config()).make_state())
+    replayable = ReplayableState(lambda snapshot: World(world_config()).make_state())
     told = SendTo(LAUNCHER, StepCompleted(0, {}))
-    standing.reports = [SendTo(LEARNER, ShaperSnapshot(3, b"")), told]
-    standing.take(Reopened(0.0, 2))
-    assert standing.reports == [told]
+    replayable.reports = [SendTo(LEARNER, ShaperSnapshot(3, b"")), told]
+    replayable.take(Reopened(0.0, 2))
+    assert replayable.reports == [told]
 
 
 def restored(config: RunConfig, snapshot: StateSnapshot) -> ShaperState:

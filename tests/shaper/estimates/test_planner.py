@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from darts_async.shaper.estimates import planner as module
-from darts_async.shaper.estimates.hazard import GroupProgress, HazardRule, Verdict, hazard_prunes
+from darts_async.shaper.estimates.hazard import GroupProgress, HazardRule, PruningChoice, hazard_prunes
 from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.group import Group, Sample, Stage
 from tests.shaper.world import prompts, world_config
@@ -29,7 +29,7 @@ def looked_at(outcome: str, monkeypatch: pytest.MonkeyPatch) -> list[GroupProgre
     """What hazard pruning sees of a group: first, and after this has become of its first candidate."""
     seen: list[GroupProgress] = []
 
-    def watched(rule: HazardRule, progress: GroupProgress, seed: int) -> Verdict:
+    def watched(rule: HazardRule, progress: GroupProgress, seed: int) -> PruningChoice:
         seen.append(replace(progress, group_id=0))
         return hazard_prunes(rule, progress, seed)
 

@@ -42,8 +42,8 @@ def sample_seed(run_seed: int, sample_id: int) -> int:
     return (run_seed * 0x9E3779B97F4A7C15 + sample_id * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % (1 << 63)
 
 
-class WorkloadState(Struct, frozen=True):
-    """What a `Workload` knows between two events."""
+class OpenWorkState(Struct, frozen=True):
+    """What a `OpenWork` knows between two events."""
 
     groups: list[GroupState]
     totals: Totals
@@ -54,7 +54,7 @@ class WorkloadState(Struct, frozen=True):
     unscored: list[int]
 
 
-class Workload:
+class OpenWork:
     """The open groups, their samples, and the processes that work on them."""
 
     def __init__(self, config: RunConfig, outbox: Outbox, stop_token_ids: frozenset[int] = frozenset()) -> None:
@@ -258,10 +258,10 @@ class Workload:
         """The group of a sample that has not ended."""
         return self.groups[group_id_of(sample.sample_id)]
 
-    def to_state(self) -> WorkloadState:
+    def to_state(self) -> OpenWorkState:
         """For `restore`."""
         assert self._outbox.is_empty, "between two events nothing is left to be sent"
-        return WorkloadState(
+        return OpenWorkState(
             groups=[group_state(group) for group in self.groups.values()],
             totals=self.totals,
             generators=self.generators.to_state(),
@@ -272,9 +272,9 @@ class Workload:
             unscored=[sample.sample_id for sample in self._unscored if sample.stage is Stage.FINISHED],
         )
 
-    def to_checkpoint(self) -> WorkloadState:
+    def to_checkpoint(self) -> OpenWorkState:
         """For `restore`, where none of the processes is there any more and no open group goes on."""
-        return WorkloadState(
+        return OpenWorkState(
             groups=[group_without_tokens(group) for group in self.groups.values()],
             totals=self.totals,
             generators=GeneratorRoster().to_state(),
@@ -284,7 +284,7 @@ class Workload:
             unscored=[],
         )
 
-    def take_peers_of(self, other: "Workload") -> None:
+    def take_peers_of(self, other: "OpenWork") -> None:
         """The processes that are up there are up here, with nothing to do."""
         self.generators, self.rewards = other.generators, other.rewards
         for _, seat in self.generators.seats():
@@ -292,7 +292,7 @@ class Workload:
         self.rewards.forget_items()
         self.next_group_id = max(self.next_group_id, other.next_group_id)  # answers about those there may come yet
 
-    def restore(self, state: WorkloadState) -> None:
+    def restore(self, state: OpenWorkState) -> None:
         """Go on where `to_state` was taken."""
         self.groups.update((group.group_id, group_of_state(group)) for group in state.groups)
         self._samples = {sample.sample_id: sample for group in self.groups.values() for sample in group.samples}
