@@ -218,8 +218,8 @@ class ShaperActor:
             self._settle()
 
     def shutdown(self, message: Shutdown) -> None:
-        """By a signal: leave as one who comes back. Early: cancel what runs, report once the engines have acknowledged,
-        and leave. At the end: leave."""
+        """By a signal: leave, and another process takes this one's place. Early: cancel what runs, report once the
+        engines have acknowledged, and leave. At the end: leave."""
         if message is TERMINATED:
             self._terminated = True
             return

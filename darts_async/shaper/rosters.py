@@ -48,7 +48,7 @@ class GeneratorRoster:
         """The seats that have applied the newest published version; renewed when seats or versions change."""
         self._lowest_version: int | None = None
         self.owing: set[str] = set()
-        """Who was silent while it may have decoded: what it has not told yet comes before it joins again."""
+        """Generators that were silent while they may have decoded: each tells of it before it joins again."""
 
     def join(self, name: str, num_slots: int, max_queued: int, incarnation: int = 1) -> None:
         """A generator is up, without weights."""
@@ -94,7 +94,7 @@ class GeneratorRoster:
 
     @property
     def lowest_version(self) -> int | None:
-        """The oldest version that a sample started now could be decoded under; None if nobody is routable."""
+        """The oldest version that a sample started now could be decoded under; None if none is routable."""
         return self._lowest_version
 
     def roomiest(self, oldest: int = 0) -> str | None:
