@@ -1,7 +1,7 @@
 """Held-out prompts: every sample is decoded to the end, scored and reported, and none is trained on.
 
 One evaluation is under way at a time. Before the first and after the last step its prompts have the generators for
-themselves. In between it goes on beside training: a prompt is opened when its samples fit into the share of the slots
+themselves. In between it continues beside training: a prompt is opened when its samples fit into the share of the slots
 that evaluations may take, so the rest of them is always left to training. One that comes due meanwhile is skipped.
 
 An evaluation of version v has no token of an older one: its groups are opened where v or a later version is in use,
@@ -59,7 +59,7 @@ class Evaluation:
             self._unopened.extend(self._held_out)
 
     def published(self, policy_version: int) -> None:
-        """Training goes on with this version: an evaluation may be due."""
+        """Training continues with this version: an evaluation may be due."""
         every = self._config.every_steps
         if not every or policy_version % every or policy_version <= self._newest_due:
             return
@@ -129,7 +129,7 @@ class Evaluation:
         )
 
     def restore(self, state: EvaluationState) -> None:
-        """Go on where `to_state` was taken, the open work before."""
+        """Continue where `to_state` was taken, the open work before."""
         self._policy_version = state.policy_version
         self._unopened.extend(state.unopened)
         self._open = {group_id: self._work.groups[group_id] for group_id in state.open}

@@ -241,7 +241,7 @@ def group_state(group: Group) -> GroupState:
 
 
 def group_without_tokens(group: Group) -> GroupState:
-    """A group that does not go on: what its end will say of its samples."""
+    """A group that does not continue: what its end will say of its samples."""
     samples = [replace(sample, generator=None, chunks=[]) for sample in group.samples]
     return msgspec.structs.replace(_state_of(group), samples=samples, step=None)
 

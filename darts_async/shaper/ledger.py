@@ -4,9 +4,9 @@ Each record is one MessagePack array, its kind and then its fields in order, fra
 (`wire.framing`): a crash can only tear the last one, and reading stops there. Records are written in one `write` per
 batch of events: what a process has written survives its own death, and a power loss about a second later.
 
-Nothing that can be read is ever overwritten. A shaper that goes on from an earlier point than the ledger had reached
-says so by `TakenBack`: readers leave out the records that are void by it. One that goes on from a later point, because
-the file has lost records that no other file holds, says by `BroughtForward` what they had come to.
+Nothing that can be read is ever overwritten. A shaper that continues from an earlier point than the ledger had reached
+says so by `TakenBack`: readers leave out the records that are void by it. One that continues from a later point,
+because the file has lost records that no other file holds, says by `BroughtForward` what they had come to.
 """
 
 import os
@@ -44,7 +44,7 @@ class GroupOpened(LedgerRecord, frozen=True, tag=0):
 
 
 class SamplePlaced(LedgerRecord, frozen=True, tag=1):
-    """A generator was given a sample, for the first time or to go on with."""
+    """A generator was given a sample, for the first time or to continue."""
 
     sample_id: int
     generator: str
@@ -106,7 +106,7 @@ class LearnerRewound(LedgerRecord, frozen=True, tag=8):
 
 
 class RunReopened(LedgerRecord, frozen=True, tag=9):
-    """A run whose processes had all ended goes on after so many steps, with new generators: a later version is void."""
+    """A run whose processes had all ended continues after so many steps, with new generators. A later version is void."""
 
     num_steps: int
     life: int = 0
@@ -115,7 +115,7 @@ class RunReopened(LedgerRecord, frozen=True, tag=9):
 
 class TakenBack(LedgerRecord, frozen=True, tag=10):
     """Of the records so far, without those that are void already, the first `num_records` count; the others are void:
-    the shaper goes on from where it stood after these."""
+    the shaper continues from its state after these."""
 
     num_records: int
 
@@ -154,8 +154,8 @@ _STEERING = (RunReopened, TakenBack, BroughtForward)
 class Position(Struct, frozen=True):
     """A place in a ledger: after so many records, as this life of the run counted them.
 
-    A checkpoint remembers one. It means one thing only: a life takes records back before it lets its learner go on, if
-    at all (see `ShaperState.may_start_over`), so before a checkpoint has a place that is counted in it."""
+    A checkpoint remembers one. It means one thing only: a life takes records back before it lets its learner continue,
+    if at all (see `ShaperState.may_start_over`), so before a checkpoint has a place that is counted in it."""
 
     life: int
     num_records: int
@@ -164,8 +164,8 @@ class Position(Struct, frozen=True):
 class Lineage:
     """Which of the records that were written count, and which places in the ledger are still in it.
 
-    A life goes on from some place in what the lives before it have written. What these wrote after that place is void,
-    and a later life counts other records by the same numbers. So a place names the life that counted.
+    A life continues from some place in what the lives before it have written. What these wrote after that place is
+    void, and a later life counts other records by the same numbers. So a place names the life that counted.
     """
 
     def __init__(self) -> None:

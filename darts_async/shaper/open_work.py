@@ -192,7 +192,7 @@ class OpenWork:
                 self.end(sample, "filtered" if sample.is_lost else outcome, sample.end_reason or reason)
 
     def lose_all(self, reason: str) -> None:
-        """No sample goes on, and no generator is waited for."""
+        """No sample continues, and no generator is waited for."""
         self.generators.owing.clear()
         for sample in self.samples():
             if sample.stage is not Stage.ENDED:
@@ -205,8 +205,8 @@ class OpenWork:
             sample.generator = None
 
     def lose(self, peer: str, *, is_gone: bool) -> list[tuple[Sample, FinishReason]]:
-        """Take back what a process had: decoding goes on elsewhere, scoring starts again. Returns the samples that had
-        come to their end, of which a generator could not say so any more: nothing is left to decode of them."""
+        """Take back what a process had: decoding continues elsewhere, scoring starts again. Returns the samples that
+        had come to their end, of which a generator could not say so any more: nothing is left to decode of them."""
         complete: list[tuple[Sample, FinishReason]] = []
         for sample_id in sorted(self.generators.leave(peer, is_gone=is_gone), reverse=True):
             sample = self.sample(sample_id)
@@ -273,7 +273,7 @@ class OpenWork:
         )
 
     def to_checkpoint(self) -> OpenWorkState:
-        """For `restore`, where none of the processes is there any more and no open group goes on."""
+        """For `restore`, where none of the processes is there any more and no open group continues."""
         return OpenWorkState(
             groups=[group_without_tokens(group) for group in self.groups.values()],
             totals=self.totals,
@@ -293,7 +293,7 @@ class OpenWork:
         self.next_group_id = max(self.next_group_id, other.next_group_id)  # answers about those there may come yet
 
     def restore(self, state: OpenWorkState) -> None:
-        """Go on where `to_state` was taken."""
+        """Continue where `to_state` was taken."""
         self.groups.update((group.group_id, group_of_state(group)) for group in state.groups)
         self._samples = {sample.sample_id: sample for group in self.groups.values() for sample in group.samples}
         self.totals = state.totals

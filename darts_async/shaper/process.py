@@ -1,9 +1,9 @@
 """The shaper process: the only IO of the shaper. Events go into `ReplayableState`, its outputs go out.
 
-What happened goes to the journal and what was decided to the ledger, once per batch of events: before any peer hears
-of it, and before the events are acknowledged. A shaper that was killed goes on where the journal ends: what it decided
-after that no peer knows, and the events come again. The time of the state stops while there is no shaper, so
-that no group is to blame for its absence, and does not run backwards when a machine starts again.
+What happened goes to the journal and what was decided to the ledger, once per batch of events: before any peer hears of
+it, and before the events are acknowledged. A shaper that was killed continues where the journal ends: what it decided
+after that no peer knows, and the events come again. The time of the state stops while there is no shaper, so that no
+group is to blame for its absence, and does not run backwards when a machine starts again.
 
 About once a second both files are flushed to the disk by a thread, the ledger first, and then a new journal that is due
 takes its place: so a loss of power takes a second of both, and never a record that is older than the head of the

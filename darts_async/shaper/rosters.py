@@ -138,10 +138,15 @@ class GeneratorRoster:
 
     def to_state(self) -> GeneratorsState:
         """For `restore`."""
-        return GeneratorsState(self._seats, self._published_version, self._newest_version, self.owing)
+        return GeneratorsState(
+            seats=self._seats,
+            published_version=self._published_version,
+            newest_version=self._newest_version,
+            owing=self.owing,
+        )
 
     def restore(self, state: GeneratorsState) -> None:
-        """Go on where `to_state` was taken."""
+        """Continue where `to_state` was taken."""
         self._seats, self._published_version = state.seats, state.published_version
         self._newest_version, self.owing = state.newest_version, state.owing
         self._route()
@@ -197,5 +202,5 @@ class RewardRoster:
         return self._items
 
     def restore(self, state: dict[str, set[int]]) -> None:
-        """Go on where `to_state` was taken."""
+        """Continue where `to_state` was taken."""
         self._items = state

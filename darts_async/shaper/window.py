@@ -126,7 +126,7 @@ class StalenessWindow:
         return WindowState(num_shipped=self._num_shipped, floors=self._floors)
 
     def restore(self, state: WindowState) -> None:
-        """Go on where `to_state` was taken."""
+        """Continue where `to_state` was taken."""
         self._num_shipped = state.num_shipped
         for group_id, floor in state.floors.items():
             self._open(group_id, floor)

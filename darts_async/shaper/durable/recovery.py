@@ -1,8 +1,8 @@
 """A shaper takes the place of another: in the same life of a run, from the journal to the last word; in another life of
 it, from whatever the disk has kept.
 
-In the same life only a process has died. What was written is there, and the peers go on from it: if journal and ledger
-do not fit together, no guess is safe, and the run has to be ended first.
+In the same life only a process has died. What was written is there, and the peers continue from it: if journal and
+ledger do not fit together, no guess is safe, and the run has to be ended first.
 
 In another life all processes are new, and any of the files may have lost its end with the power, or its contents. What
 can be taken up, the best first:
@@ -16,7 +16,7 @@ A life that has begun may find that its learner comes back at a checkpoint older
 later ones are damaged. Then another life begins at once, by itself (`protocol.TakeUpAgain`): so any checkpoint that is
 kept is enough, at any time.
 
-Where the ledger has lost records that were written before the place at which the shaper goes on, they are lost for
+Where the ledger has lost records that were written before the place at which the shaper continues, they are lost for
 good: it says so, with their sums, and what was open is asked again.
 """
 
@@ -88,7 +88,7 @@ def newest_checkpoint(run_dir: Path) -> NewestCheckpoint | None:
 
 @dataclass(frozen=True, slots=True)
 class TakenUp:
-    """Where a shaper goes on in another life."""
+    """Where a shaper continues in another life."""
 
     replayable: ReplayableState
     records: list[AnyRecord]

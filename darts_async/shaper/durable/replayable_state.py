@@ -74,7 +74,7 @@ class Restarted(Input, frozen=True):
 
 
 class Reopened(Input, frozen=True):
-    """All processes have ended, and the run goes on in another life."""
+    """All processes have ended, and the run continues in another life."""
 
     life: int
 
@@ -102,7 +102,7 @@ class JournalHead(Struct, frozen=True):
 
 
 class Shared(Struct, frozen=True):
-    """What a shaper gives to a checkpoint, to be encoded at once; nothing that is open in it goes on from there."""
+    """What a shaper gives to a checkpoint, to be encoded at once; nothing that is open in it continues from there."""
 
     now_s: float
     snapshot: StateSnapshot
@@ -146,9 +146,14 @@ class ReplayableState:
 
     def to_head(self, ledger_bytes: int) -> JournalHead:
         """For `of`."""
-        snapshot = self.state.to_state()
         return JournalHead(
-            self.now_s, snapshot, self.heard, self.reports, ledger_bytes, self.place, self.lineage.firsts
+            now_s=self.now_s,
+            snapshot=self.state.to_state(),
+            heard=self.heard,
+            reports=self.reports,
+            ledger_bytes=ledger_bytes,
+            place=self.place,
+            firsts=self.lineage.firsts,
         )
 
     def take(self, given: AnyInput) -> list[Output]:
