@@ -106,7 +106,7 @@ class LearnerRewound(LedgerRecord, frozen=True, tag=8):
 
 
 class RunReopened(LedgerRecord, frozen=True, tag=9):
-    """A run whose processes had all ended continues after so many steps, with new generators. A later version is void."""
+    """The run continues with new processes after so many steps. A later version is void."""
 
     num_steps: int
     life: int = 0
