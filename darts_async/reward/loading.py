@@ -1,4 +1,4 @@
-"""Finding a reward function by name, and holding what it returns to what a reward is: one finite number."""
+"""Loads a reward function by name, and checks that its result is one finite number."""
 
 import difflib
 import importlib
@@ -67,7 +67,7 @@ def checked_reward(value: object) -> float:
     """
     number = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
     if not isinstance(number, (numbers.Real, np.bool_)):
-        raise WrongTypeError(f"the reward must be a number, and {_shown(value)} is not one")
+        raise WrongTypeError(f"the reward must be a number, and {_shown(value)} is not one; return a float")
     try:
         reward = float(number)
     except OverflowError:
@@ -113,8 +113,11 @@ def _get_function(module: ModuleType, function_name: str, name: str) -> RewardFu
 
 def _check_signature(function: RewardFunction, name: str) -> None:
     expected = f"it is called as {name.rpartition(':')[2]}({', '.join(f'{key}=' for key in KEYWORDS)})"
-    if inspect.iscoroutinefunction(function):
+    called = function if inspect.isroutine(function) else type(function).__call__
+    if inspect.iscoroutinefunction(called):
         raise RewardError(f"reward.function {name!r} is a coroutine function, and none can be awaited; {expected}")
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise RewardError(f"reward.function {name!r} is a generator function: it must return a number; {expected}")
     try:
         signature = inspect.signature(function)
     except ValueError:  # written in C, without a signature: the first call will tell

@@ -28,6 +28,7 @@ from launcher.lifecycle.lifecycle import Limits, Outcome
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.preflight.preflight import link_ports
 from launcher.progress.run_view import RunView
+from launcher.run.interrupts import caught_signals
 from launcher.run.links import open_control
 from launcher.run.run import run
 from launcher.run_dir.run_dir import create_run_dir, read_record, write_inputs, write_summary
@@ -55,11 +56,17 @@ class Prepared:
         display = PlainDisplay(Console(file=self.output, width=120))
         control = partial(open_control, self.plan, self.run_dir, self.config.transport)
         return asyncio.run(
-            run(self.config, self.plan, self.run_dir, open_control=control, display=display, limits=self.limits)
+            run_caught(self.config, self.plan, self.run_dir, open_control=control, display=display, limits=self.limits)
         )
 
     def metrics(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+async def run_caught(*settings: Any, **more: Any) -> tuple[Outcome, Summary]:
+    """As the command line does it."""
+    with caught_signals() as signals:
+        return await run(*settings, signals=signals, **more)
 
 
 def assert_nothing_is_left(run_dir: Path) -> None:
@@ -120,7 +127,7 @@ def test_a_run_goes_to_its_end_and_accounts_for_every_token(tmp_path: Path, monk
     assert json.loads((prepared.run_dir / "summary.json").read_text())["status"] == "finished"
     assert prepared.output.getvalue().count("step ") == 3
     assert not structlog.is_configured(), "what the launcher logs goes to its file, while it runs"
-    assert "adds up to the 3,000 tokens" in shown(summary_screen(summary))
+    assert "add up to the 3,000 tokens" in shown(summary_screen(summary))
 
 
 class InterruptedDisplay(PlainDisplay):
@@ -166,7 +173,7 @@ def test_a_process_that_dies_at_once_fails_the_run_with_its_last_words(
     record = read_record(run_dir)
     assert (record.status, record.reason) == (
         "failed",
-        "generator/0 ended with exit code 3: the sky is falling: it has never come as far as doing its work",
+        "generator/0 ended with exit code 3: the sky is falling: it failed before it ever served",
     )
     assert_nothing_is_left(run_dir)
 
