@@ -23,9 +23,11 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
 from bench.measured import ROOT
-from darts_async.actor import LINK_UNIONS
 from darts_async.config import RunConfig
-from darts_async.topology import AGENTS_LINK, LAUNCHER, LinkPlan, RunPlan
+from darts_async.topology.links import AGENTS_LINK, link_named
+from darts_async.topology.plan import LinkPlan, RunPlan
+from darts_async.topology.roles import LAUNCHER
+from darts_async.topology.run_files import KEYS_DIR
 from darts_async.transport import create_run_keys
 from launcher.config_file import load_config
 from launcher.display.view import run_screen
@@ -36,7 +38,7 @@ from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepLine
 from launcher.run.links import open_control
 from launcher.run.run import run
-from launcher.run_dir.run_dir import KEYS_DIR, create_run_dir, write_inputs
+from launcher.run_dir.run_dir import create_run_dir, write_inputs
 
 QUICKSTART: Final = ROOT / "launcher" / "configs" / "quickstart.yaml"
 SHOWN_AT_STEP: Final = 60
@@ -75,8 +77,8 @@ def full_plan() -> RunPlan:
 
 def messages_of(link: str) -> tuple[list[str], list[str]]:
     """The names of the messages that the hub of a link sends, and of those that its members send."""
-    sent, received = LINK_UNIONS[link]
-    return _names(sent), _names(received)
+    found = link_named(link)
+    return _names(found.hub_sends), _names(found.member_sends)
 
 
 def flow_svg(plan: RunPlan) -> str:
@@ -85,7 +87,7 @@ def flow_svg(plan: RunPlan) -> str:
     The role that is the hub of most links is on top, and the other ends of its links are below it, side by side. Links
     between these are drawn below, one to a row, and those of the launcher, which end at every process, at the bottom.
     """
-    links = [link for link in plan.links if link.name != AGENTS_LINK and link.hub != LAUNCHER]
+    links = [link for link in plan.links if link.name != AGENTS_LINK.name and link.hub != LAUNCHER]
     hubs = [_role(link.hub) for link in links]
     top = max(hubs, key=hubs.count)
     spokes = [link for link in links if _role(link.hub) == top]
@@ -141,7 +143,7 @@ def _launcher(body: list[str], plan: RunPlan, width: int, y: int) -> int:
     """The box of the launcher, under everything, with what it says to every process and hears of it."""
     sent, received = messages_of(LAUNCHER)
     lines = _wrapped(["to every process", *sent], width // 8) + _wrapped(["and back", *received], width // 8)
-    agents = next(link for link in plan.links if link.name == AGENTS_LINK)
+    agents = next(link for link in plan.links if link.name == AGENTS_LINK.name)
     lines.append(f"Over the link {agents.name} it has the agent of every node start, watch and end the processes.")
     height = 44 + LINE * len(lines)
     body.append(_box(20, y, width - 40, 34, "darts-launch"))
