@@ -36,6 +36,7 @@ from launcher.plan.plan import hub_addresses, link_hubs, plan_run
 from launcher.preflight.preflight import link_ports
 from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepLine
+from launcher.run.interrupts import caught_signals
 from launcher.run.links import open_control
 from launcher.run.run import run
 from launcher.run_dir.run_dir import create_run_dir, write_inputs
@@ -268,7 +269,8 @@ async def watched(config: RunConfig, home: Path) -> str:
     write_inputs(run_dir, config, plan)
     camera = Camera()
     control = partial(open_control, plan, run_dir, config.transport)
-    await run(config, plan, run_dir, open_control=control, display=camera, limits=Limits())
+    with caught_signals() as signals:
+        await run(config, plan, run_dir, open_control=control, display=camera, limits=Limits(), signals=signals)
     return camera.picture
 
 
