@@ -270,7 +270,8 @@ async def watched(config: RunConfig, home: Path) -> str:
     camera = Camera()
     control = partial(open_control, plan, run_dir, config.transport)
     with caught_signals() as signals:
-        await run(config, plan, run_dir, open_control=control, display=camera, limits=Limits(), signals=signals)
+        limits = Limits()
+        await run(config, plan, run_dir, open_control=control, display=camera, limits=limits, signals=signals)
     return camera.picture
 
 

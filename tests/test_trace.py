@@ -305,8 +305,8 @@ def test_the_verb_writes_json_and_shows_the_time_of_every_process(tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--since", "5000"], "nothing happened from 5000 s on"),
-        (["--since", "2", "--until", "1"], "the first is the smaller one"),
+        (["--since", "5000"], "nothing happened between 5000 s"),
+        (["--since", "2", "--until", "1"], "--since must be smaller"),
         (["--out", "/nowhere/out.json"], "/nowhere/out.json cannot be written: No such file or directory"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The language model, its prompts, and how tokens are drawn."""
+"""Settings of the language model, the prompts and the sampling of tokens."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -12,42 +12,41 @@ class ModelConfig(Section):
     """The language model that is trained."""
 
     path: str = "quickstart"
-    """A local directory in Hugging Face format, a hub id, or `quickstart`: the small model that is shipped."""
+    """A local directory in Hugging Face format, a hub id, or `quickstart` for the small model that is shipped."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the weights in learner and generator."""
+    """Precision of the weights in the learner and the generators."""
 
 
 class PromptsConfig(Section):
     """Where prompts come from. Training and held-out prompts never overlap."""
 
     source: Literal["chain", "jsonl", "parquet"] = "chain"
-    """`chain`: the quickstart's arithmetic, made by code. Otherwise a file of records."""
+    """`chain`: arithmetic that the quickstart generates. `jsonl`, `parquet`: a file of records."""
     path: str | None = None
     """File of training records (jsonl, parquet). In every path `~`, `$NAME` and `${NAME}` are filled in, and `$$` is a
     dollar sign."""
     held_out_path: str | None = None
-    """File of held-out records; without it `held_out` records are taken off the training file."""
+    """File of held-out records. Default: `held_out` records are split off the training file."""
     prompt_field: str = "prompt"
     """Field that holds the prompt: a text, or a list of {role, content} messages."""
     answer_field: str = "answer"
     """Field that holds the reference answer. Dots reach into nested fields: `reward_model.ground_truth`."""
     answer_pattern: str | None = None
-    """Regular expression that finds the answer in that field: its first group, or all that it matches without one.
-    A record in which it finds nothing is an error."""
+    """Regular expression that finds the answer in that field: its first group, or the complete match if it has no
+    group. A record without a match is an error."""
     metadata_fields: tuple[str, ...] | None = Field(None, strict=False)
-    """Fields that the reward function gets as `metadata`, as they are in the record; dots reach into nested fields.
-    Left out: all but prompt and answer. What no field names may hold what cannot be read, and of a parquet file it is
-    not read."""
+    """Fields that the reward function gets as `metadata`, as they are in the record. Dots reach into nested fields.
+    Default: all but prompt and answer. Other fields are not checked, and are not read from a parquet file."""
     chat_template: bool | str = True
-    """Render the prompt with the tokenizer's chat template, if it has one; a text chooses one of several by name."""
+    """Render the prompt with the tokenizer's chat template, if it has one. A text chooses one of several by name."""
     chat_template_arguments: dict[str, Any] = Field(default_factory=dict)
-    """Variables that the chat template is given beside the messages: `{enable_thinking: false}`."""
+    """Further variables for the chat template: `{enable_thinking: false}`."""
     system_prompt: str | None = None
-    """Put in front as a system message when the chat template is used."""
+    """System message before the prompt, when the chat template is used."""
     num_train: Positive | None = None
-    """Training prompts: how many the task makes (`chain`), or how many records are taken at most."""
+    """Training prompts: how many to generate (`chain`), or the most records to take."""
     held_out: Positive = 128
-    """Held-out prompts, fixed by the seed."""
+    """Held-out prompts, chosen by the seed."""
     max_prompt_tokens: Positive = 512
     """Longer prompts are refused when the data set is loaded."""
     on_too_long: Literal["error", "skip"] = "error"
@@ -57,7 +56,7 @@ class PromptsConfig(Section):
     @classmethod
     def _arguments_are_not_those_of_the_run(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted({"messages", "add_generation_prompt"} & set(arguments)):
-            raise ValueError(f"{taken[0]} is given to the template by the run itself; leave it out")
+            raise ValueError(f"the run itself gives {taken[0]} to the template; leave it out")
         return arguments
 
     @field_validator("answer_pattern")
@@ -77,24 +76,24 @@ class PromptsConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How tokens are drawn during training and evaluation.
+    """How tokens are sampled during training and evaluation.
 
-    What is drawn from is what is trained: with `top_p` or `top_k` the log-probabilities of generators and learner are
-    both those of the truncated distribution, so the ratio of a fresh token is 1. The divergence from a reference and
-    the entropy are those of whole distributions.
+    The learner trains the distribution that generators sample from. With `top_p` or `top_k`, both compute
+    log-probabilities of the truncated distribution, so the ratio of a fresh token is 1. The divergence from a reference
+    and the entropy are those of complete distributions.
     """
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides the logits. The learner uses the same value."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus: of these, the likeliest that weigh this much together; 1 switches it off."""
+    """Nucleus sampling: only the likeliest tokens whose probabilities sum to this, after `top_k`; 1 switches it off."""
     top_k: NonNegative = 0
     """Only the k likeliest tokens; 0 switches it off."""
     max_new_tokens: Positive = 256
-    """Cap on the response length."""
+    """Cap on the response length, in tokens."""
     stop: tuple[str, ...] = Field((), strict=False)
-    """Texts that end a response as soon as it holds one of them, beside the model's end-of-sequence tokens. The
-    response keeps the text that ended it."""
+    """Texts that end a response as soon as it contains one of them, beside the model's end-of-sequence tokens. The
+    response keeps that text."""
 
     @field_validator("stop")
     @classmethod

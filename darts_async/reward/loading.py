@@ -1,4 +1,4 @@
-"""Finding a reward function by name, and holding what it returns to what a reward is: one finite number."""
+"""Loads a reward function by name, and checks that its result is one finite number."""
 
 import difflib
 import importlib

@@ -1,7 +1,7 @@
-"""The reward process: responses in, verdicts out, judged by a pool of workers.
+"""The reward process scores responses with a pool of workers.
 
-A failed judgement is reported as such. If most of them fail, the reward function is broken, and the run ends with its
-last error instead of training on what is left.
+A failed reward is reported as such. If most rewards fail, the reward function is broken, and the run ends with its last
+error instead of training on the rest.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from darts_async.topology.links import REWARDS_LINK
 from darts_async.transport import Event, Received
 
 WATCHED_ITEMS = 200
-"""Length of the window over which the share of failures is taken."""
+"""Length of the window for the share of failures."""
 STRAYS_END_AFTER = 500
-"""Looks, a hundredth of a second apart. Killed processes that have not ended by then are stuck in the kernel."""
+"""Number of attempts to end strays, a hundredth of a second apart. Later they must be stuck in the kernel."""
 MIN_ITEMS = 20
-"""Below this many items no share is taken."""
+"""With fewer items the share is not computed."""
 
 log = structlog.get_logger()
 
@@ -44,7 +44,7 @@ def limits_of(config: RewardLimitsConfig) -> Limits:
 
 
 class RewardActor:
-    """See the module."""
+    """The decisions and tasks of a reward process."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -73,8 +73,8 @@ class RewardActor:
         self._announce()
 
     def handle(self, event: Event) -> None:
-        """An item to judge, or the shaper's greeting. What comes before this process has said that it takes items was
-        meant for the one before it: the shaper has those judged again."""
+        """An item to score, or the shaper's greeting. Items before the greeting were meant for an earlier incarnation,
+        and the shaper sends them again."""
         match event:
             case Received(message=message) if reason := refusal_of_shaper(cast(ShaperToReward, message)):
                 self._runtime.refuse(event, f"{type(message).__name__}: {reason}")
@@ -87,7 +87,7 @@ class RewardActor:
                 self._num_scoring += 1
 
     def tick(self, now_s: float) -> None:
-        """Look for what a killed warden has left: it comes to this process."""
+        """End the orphans of a killed warden, which this process inherits."""
         self._pool.kill_strays()
 
     def shutdown(self, message: Shutdown) -> None:
@@ -95,12 +95,12 @@ class RewardActor:
         self.done = True
 
     def gauges(self) -> Gauges:
-        """For the status."""
+        """The gauges of the status."""
         state = "scoring" if self._num_scoring else "ready" if self._open else "starting"
         return Gauges(state, num_in_flight=self._num_scoring)
 
     async def close(self) -> None:
-        """End the workers, and what wardens that were killed have left."""
+        """End the workers and the orphans of killed wardens."""
         await self._pool.close()
         for _ in range(STRAYS_END_AFTER):
             if not self._pool.kill_strays():

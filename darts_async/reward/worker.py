@@ -1,9 +1,9 @@
-"""A reward worker: a process that judges one response at a time, so that a function may hang, leak or crash.
+"""A reward worker is a process that scores one response at a time, so that a function may hang, leak or crash.
 
-Its warden forks it and calls `work`. Items come on standard input and replies go to standard output
-(`worker_messages`). Both are moved to private descriptors before any foreign code runs: what a function prints goes to
-standard error, what it reads is empty, and what it starts inherits neither pipe. The worker ends with its input, and
-the kernel ends it with its warden.
+Its warden forks it and calls `work`. Items arrive on standard input and replies leave on standard output
+(`worker_messages`). Both move to private descriptors before any foreign code runs. So the output of a function goes to
+standard error, its input is empty, and its child processes inherit neither pipe. The worker ends at the end of its
+input, and the kernel ends it with its warden.
 """
 
 import errno
@@ -36,11 +36,11 @@ from darts_async.wire.encoding import decoder
 
 MAX_TRACEBACK_LINES = 8
 MAX_LINE_CHARS = 300
-"""What is left out is the end of a line: a message begins with the name of its exception."""
+"""Longer lines lose their end, because a message begins with the name of its exception."""
 
 
 class Judge:
-    """Decodes a response and asks the reward function about it."""
+    """Decodes a response and calls the reward function."""
 
     def __init__(self, function: RewardFunction, tokenizer: Tokenizer) -> None:
         self._function = function
@@ -97,7 +97,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def serve(
     items: BinaryIO, replies: BinaryIO, function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]
 ) -> None:
-    """Judge items until there are no more; `on_item` is called before each."""
+    """Score items until the input ends. `on_item` is called before each item."""
     try:
         judge = Judge(load_function(function_name), load_tokenizer(tokenizer_dir))
     except (RewardError, ModelError) as error:
@@ -112,7 +112,7 @@ def serve(
 
 
 def work(function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]) -> None:
-    """What a worker does from its first moment to its last."""
+    """The complete life of a worker."""
     faulthandler.enable()
     items, replies = _claim_pipes()
     serve(items, replies, function_name, tokenizer_dir, on_item)

@@ -1,7 +1,7 @@
 """What a reward pool and its workers say to each other over a pipe (see `wire.channel`).
 
-A worker speaks first (`Ready` or `LoadFailed`), then answers every `WorkItem` with one `Rewarded` or `Failed`.
-There is never more than one item under way, so an answer needs no id.
+A worker first sends `Ready` or `LoadFailed`, and then answers every `WorkItem` with one `Rewarded` or `Failed`. It has
+at most one item at a time, so an answer needs no id.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ from darts_async.protocol import FinishReason
 
 
 class WorkItem(Struct, frozen=True):
-    """One response to judge."""
+    """One response to score."""
 
     prompt: str
     answer: str

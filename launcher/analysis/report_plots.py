@@ -1,4 +1,4 @@
-"""The figures of `darts-launch report`, each one SVG; drawn with matplotlib, which the extra `report` brings."""
+"""The figures of `darts-launch report`, each an SVG drawn with matplotlib (extra `report`)."""
 
 import io
 from collections import Counter
@@ -28,7 +28,7 @@ _MAX_BINS = 60
 
 
 def figures(data: RunData) -> list[tuple[str, str, str]]:
-    """(title, what it shows, SVG) of each. Raises `ConfigError` if matplotlib is not installed."""
+    """(title, caption, SVG) of each figure. Raises `ConfigError` if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -50,7 +50,7 @@ def figures(data: RunData) -> list[tuple[str, str, str]]:
 
 def _reward(axes: "Axes", data: RunData) -> None:
     for name, label, colour in (
-        ("reward/pool_mean", "all that were scored", "#9aa3ad"),
+        ("reward/pool_mean", "all scored samples", "#9aa3ad"),
         ("reward/mean", "trained", "#2a9d5c"),
     ):
         axes.plot(*data.series(name), label=label, color=colour, linewidth=1.2)
@@ -63,7 +63,7 @@ def _reward(axes: "Axes", data: RunData) -> None:
 
 
 def _lengths(axes: "Axes", data: RunData) -> None:
-    """Quantiles of the trained samples, and the mean of everything that was scored."""
+    """Quantiles of the samples that were trained on, and the mean of all scored samples."""
     by_step: dict[int, list[int]] = {}
     for each in data.trained:
         assert each.step is not None
@@ -74,8 +74,8 @@ def _lengths(axes: "Axes", data: RunData) -> None:
         below, above = (np.array(edges).reshape(-1, 2)).T
         axes.fill_between(steps, below, above, color="#3f7fbf", alpha=strength, linewidth=0, label=f"{low} to {high} %")
     axes.plot(steps, [np.median(by_step[step]) for step in steps], color="#1f4e79", label="median")
-    axes.plot(*data.series("length/pool_mean"), color="#e9a23b", linewidth=1, label="mean of all that were scored")
-    axes.set(xlabel="step", ylabel="tokens of a trained sample")
+    axes.plot(*data.series("length/pool_mean"), color="#e9a23b", linewidth=1, label="mean of all scored samples")
+    axes.set(xlabel="step", ylabel="tokens of a sample trained on")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, ncols=2)
 
@@ -138,15 +138,15 @@ def _by_process(data: RunData) -> float:
 
 PLOTS: Sequence[tuple[str, str, Callable[["Axes", RunData], None], Callable[[RunData], float]]] = (
     ("Reward", "Held-out samples are fresh and never cut off; error bars are standard errors.", _reward, _even),
-    ("Response lengths", "Selection alone shortens what is trained; what was scored is beside it.", _lengths, _even),
-    ("Staleness", "Versions between the one that decoded a token and the one that it changed.", _staleness, _even),
-    ("Fates", "What became of the tokens that were decoded.", _fates, _even),
-    ("Who was busy, idle or away", "Integrals over intervals, not samples.", _time, _by_process),
+    ("Response lengths", "Samples trained on, and the mean of all scored samples.", _lengths, _even),
+    ("Staleness", "Policy versions between decoding a token and training on it.", _staleness, _even),
+    ("Outcomes", "What happened to the decoded tokens.", _fates, _even),
+    ("Busy, idle and away", "Shares of the time of each process.", _time, _by_process),
 )
 
 
 def stage_rows(data: RunData) -> list[dict[str, Any]]:
-    """The table under the last figure."""
+    """The rows of the table under the last figure."""
     return [
         {
             "process": each.process,

@@ -5,8 +5,8 @@
               2     the input cannot be run; nothing was started
               130   interrupted: Ctrl-C, SIGTERM, SIGHUP, or the verb `down`
 
-A verb is a function with `@app.command()`; those for a run that goes on are in `verbs`. What is not a verb is taken as
-the file of a run.
+A verb is a function with `@app.command()`. The verbs for an existing run are in `verbs`. A first argument that is not a
+verb names the file of a run.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ _DEFAULT_VERB = "run"
 
 
 class _FileOrVerb(TyperGroup):
-    """Puts `run` in front of arguments that name a file; a bare word that is none is a mistyped verb."""
+    """Puts `run` before arguments that name a file. Any other bare word is a mistyped verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         words = [word for word in args if not word.startswith("-")]
@@ -67,7 +67,7 @@ class _FileOrVerb(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Carry out the verb. A Ctrl-C at a moment at which no run catches it ends it with nothing to tell."""
+        """Carry out the verb. A Ctrl-C that no run catches ends it without a message."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -80,7 +80,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Trains a language model as one YAML file says: darts-launch [--dry-run] FILE.yaml",
+    help="Train a language model with the settings of one YAML file: darts-launch [--dry-run] FILE.yaml",
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The cluster and the run.")]
@@ -111,8 +111,8 @@ def run_command(
 ) -> None:
     """Run FILE.yaml (the verb may be left out).
 
-    Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) stop it in order. Where a script calls it, let it be the
-    script's last command, `exec darts-launch FILE.yaml`: a signal to a shell that waits for it does not reach it.
+    Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) stop the run in order. In a script, make this the last command,
+    `exec darts-launch FILE.yaml`: a signal to a shell that waits for the run does not reach the run.
     """
     config, _ = _checked(file, starts=not dry_run)
     if dry_run:
@@ -128,17 +128,17 @@ def run_command(
 def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run.")],
     from_checkpoint: Annotated[
-        bool, typer.Option("--from-checkpoint", help="From its newest checkpoint: give up what came after it.")
+        bool, typer.Option("--from-checkpoint", help="Start from the newest checkpoint and discard later progress.")
     ] = False,
 ) -> None:
-    """Go on with a run that was stopped, failed or killed, from where it stood."""
+    """Continue a run that was stopped, failed or killed."""
     with bad_input():
         found = find_run(run_dir, Path()).absolute()
         refuse_links(found)
         with held(found):
             record = known_record(found)
             if record is not None and Path(record.directory or ".").is_dir():
-                os.chdir(record.directory or ".")  # where relative paths of the settings begin
+                os.chdir(record.directory or ".")  # relative paths of the settings begin there
             past = read_past(found, _known_plan(found))
             config, _ = _checked(found / CONFIG_FILE, starts=True)
             refuse_changes(found, found / CONFIG_FILE, config, past.num_steps)
@@ -154,9 +154,9 @@ def resume(
 def validate(file: RunFile) -> None:
     """Check FILE.yaml and everything it names, and start nothing."""
     _, findings = _checked(file, starts=False)
-    told = f": {findings.prompts}" if findings.prompts is not None else ""
-    said = f"{file} {'is valid' if findings.problems else 'can be run'}{told}"
-    Screen().print(Text.assemble(("✓ ", "green"), said), soft_wrap=True)
+    prompts = f": {findings.prompts}" if findings.prompts is not None else ""
+    result = f"{file} {'is valid' if findings.problems else 'can be run'}{prompts}"
+    Screen().print(Text.assemble(("✓ ", "green"), result), soft_wrap=True)
 
 
 def _limits(config: RunConfig) -> Limits:
@@ -169,9 +169,9 @@ def _limits(config: RunConfig) -> Limits:
 
 
 def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, Findings]:
-    """The settings of a file that can be run, and what was found out about it; otherwise shows why not and leaves.
+    """The settings of a file that can be run, and the findings. Otherwise shows the problems and exits.
 
-    Where the run `starts`, what the machine lacks is a reason to leave; else it is shown as a warning.
+    What this machine lacks is a problem if the run `starts`, and otherwise a warning.
     """
     with bad_input():
         parse_faults(os.environ.get(VARIABLE, ""), LAUNCHER)
@@ -199,7 +199,7 @@ def _plan(config: RunConfig, run_dir: Path) -> RunPlan:
 
 
 def _known_plan(run_dir: Path) -> RunPlan:
-    """The plan of the life before; where it cannot be read, one that has the same processes."""
+    """The plan of the previous life. If it cannot be read, a plan with the same processes."""
     try:
         return read_plan(run_dir)
     except ConfigError:
@@ -232,7 +232,7 @@ async def _conduct(
 ) -> tuple[Outcome, Summary]:
     """One life of it."""
     write_inputs(run_dir, config, plan)
-    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the life before
+    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the previous life
     display = make_display(Screen())
     try:
         control = partial(open_control, plan, run_dir, config.transport, past.life)
@@ -253,7 +253,7 @@ async def _conduct(
 
 
 def _taken_away(error: Exception, run_dir: Path) -> OSError | None:
-    """The error, or the first of a group, if all say that somebody has removed or changed what is in `run_dir`."""
+    """The error, or the first of a group, if all say that files in `run_dir` were removed or changed."""
     if isinstance(error, ExceptionGroup):
         found = [_taken_away(each, run_dir) for each in error.exceptions]
         return found[0] if all(found) else None
@@ -270,7 +270,7 @@ def _show_end(outcome: Outcome, summary: Summary) -> None:
 
 @contextmanager
 def _room_wanted() -> Iterator[None]:
-    """Ends with a message where the disk does not take what a run begins with."""
+    """Ends with a message if the disk has no space for the first files of a run."""
     try:
         yield
     except (OSError, NoSpaceError) as error:

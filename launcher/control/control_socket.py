@@ -1,7 +1,8 @@
-"""The launcher's ear for other terminals: a Unix socket in the run directory.
+"""The launcher takes requests from other terminals over a Unix socket in the run directory.
 
-Whoever may enter the directory (mode 0700) may ask: the same people who may read the keys of the run. One request per
-connection, one line of JSON each way, with a deadline: a client that is silent or floods harms nobody but itself.
+Any user who may enter the directory (mode 0700) may send requests; the same user may read the keys of the run. Each
+connection carries one request and one reply, each a line of JSON, with a deadline: a client that is silent or floods
+harms only itself.
 
 A socket's address holds about a hundred bytes, and a run directory may lie deep: a longer one is reached through an
 open descriptor of the directory. A socket file that somebody removes is made again within a few seconds.
@@ -49,7 +50,7 @@ async def serving_requests(run_dir: Path, answer: Answer) -> AsyncIterator[None]
                 writer.write(msgspec.json.encode(await _reply(reader, answer)) + b"\n")
                 writer.close()
                 await writer.wait_closed()
-        writer.transport.abort()  # nothing, unless the client did not read
+        writer.transport.abort()  # no effect, unless the client did not read
 
     listener = _Listener(run_dir, serve)
     await listener.open()
@@ -118,10 +119,10 @@ async def _reply(reader: asyncio.StreamReader, answer: Answer) -> Reply:
 
 
 def ask(run_dir: Path, request: Request, timeout_s: float = 10.0) -> Reply:
-    """The answer of the launcher that carries out the run in this directory.
+    """The reply of the launcher of the run in this directory.
 
     Raises:
-        NotRunningError: there is none, or it does not answer in time.
+        NotRunningError: no launcher runs, or it does not answer in time.
     """
     try:
         with _address(run_dir) as address, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -136,7 +137,7 @@ def ask(run_dir: Path, request: Request, timeout_s: float = 10.0) -> Reply:
     except TimeoutError as error:
         raise NotRunningError(f"the launcher in {run_dir} does not answer within {timeout_s:g} s") from error
     except msgspec.MsgspecError as error:
-        raise NotRunningError(f"the launcher in {run_dir} does not answer as one of this version: {error}") from error
+        raise NotRunningError(f"the launcher in {run_dir} seems to be of another version: {error}") from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A directory for the temporary files of each process, which goes with it, however it ends.
+"""Gives each process a directory for temporary files, which is removed when the process ends.
 
 What a process leaves when it is killed (the sockets of vLLM's engine core, the files of a reward function) would
 otherwise stay for ever. `TMPDIR` points there. Whoever has started the process holds a lock on the directory, and the
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Self
 
 _LONGEST_BASE = 40
-"""Of the 107 bytes that a Unix socket's path has, vLLM takes 37 for a name of its own."""
+"""The path of a Unix socket has at most 107 bytes, of which vLLM needs 37."""
 _SHORT_BASE = Path("/tmp")
 _NAME = re.compile(r"darts-[0-9a-f]{8}-[a-z0-9_]{8}")
 
@@ -50,7 +50,7 @@ class Scratch:
 
 
 def owner_of(run_dir: Path, node: str) -> str:
-    """Who the directories of a node's processes belong to."""
+    """The owner of the directories of a node's processes, as text."""
     return f"{run_dir.resolve()} {run_dir.stat().st_ino} {node}"
 
 

@@ -1,5 +1,4 @@
-"""What a run leaves on disk while it goes: how it stands, and `metrics.jsonl` and `events.jsonl`, one JSON object per
-line."""
+"""Writes `state.json`, `metrics.jsonl` and `events.jsonl` while a run is live."""
 
 import contextlib
 import json
@@ -24,7 +23,7 @@ from launcher.progress.step_merger import StepLine
 from launcher.run_dir.run_dir import RunRecord, RunStatus, append_lines, check_place, inode_of, write_record
 
 MAX_UNWRITTEN = 10_000
-"""Lines of each file that are kept for a disk that is full; the oldest are left out beyond that."""
+"""Most lines of each file that are kept while the disk is full; older ones are dropped."""
 _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}
 
 
@@ -58,17 +57,17 @@ class Recorder:
 
     def step(self, line: StepLine, now_s: float) -> None:
         """Metrics of an optimiser step."""
-        # JSON has no number that is not finite: the gradient norm of a skipped step is absent.
+        # JSON has only finite numbers: the gradient norm of a skipped step is absent.
         finite = {name: value for name, value in line.metrics.items() if math.isfinite(value)}
         self._metrics(now_s, type="step", step=line.step, **finite)
         shown = {label: finite[name] for name, label in _TRACED.items() if name in finite}
-        if shown:  # the lines of a step that say nothing of it are about its weights
+        if shown:  # other lines of a step are about its weights
             self.trace.instant("step", step=line.step)
             self.trace.level(**shown)
         self.trace.flush()
 
     def evaluation(self, evaluation: Evaluation, now_s: float) -> None:
-        """Held-out samples under one version: the numbers, and those of each sample."""
+        """An evaluation: its summary, and the numbers of each sample."""
         summary = evaluation.summary()
         self._metrics(
             now_s,
@@ -83,16 +82,16 @@ class Recorder:
         )
 
     def resumed(self, life: int, now_s: float) -> None:
-        """The run goes on after everything had ended."""
+        """The run is resumed."""
         self._event(now_s, type="resumed", life=life)
         self._metrics(now_s, type="resumed", life=life)  # what follows is of this life
 
     def started(self, name: str, incarnation: int, pid: int, now_s: float) -> None:
-        """A process runs."""
+        """A process has started."""
         self._event(now_s, type="started", process=name, incarnation=incarnation, pid=pid)
 
     def lost(self, lost: Lost, now_s: float) -> None:
-        """A process has ended while the run goes on. `restart_in_s` is null where it is not started again."""
+        """A process has ended while the run is running. `restart_in_s` is null if it does not restart."""
         ended, at_s = lost.ended, lost.restart_at_s
         restart_in_s = None if at_s is None else max(0.0, round(at_s - now_s, 3))
         self._event(
@@ -106,20 +105,20 @@ class Recorder:
         )
 
     def restarted(self, name: str, now_s: float) -> None:
-        """Somebody wants a process to be started again."""
+        """A user restarts a process."""
         self._event(now_s, type="restarted", process=name)
 
     def killed(self, kill: Kill, now_s: float) -> None:
-        """A process hangs, or is refused."""
+        """A process is killed because it hangs or is refused."""
         self._event(now_s, type=kill.kind, process=kill.name, incarnation=kill.incarnation, reason=kill.reason)
 
     def serves(self, serves: Serves, now_s: float) -> None:
-        """A process that was restarted does its work again; `away_s` is the time since it ended."""
+        """A restarted process works again. `away_s` is the time since it ended."""
         away_s = round(serves.away_s, 3)
         self._event(now_s, type="serves", process=serves.name, incarnation=serves.incarnation, away_s=away_s)
 
     def node(self, step: NodeCame | NodeSilent | NodeLost, now_s: float) -> None:
-        """A node has come up or back, has fallen silent, or is given up."""
+        """A node is up, silent or lost."""
         match step:
             case NodeCame(node=node, agent_incarnation=incarnation, away_s=away_s):
                 back_s = None if away_s is None else round(away_s, 3)
@@ -148,16 +147,16 @@ class Recorder:
 
 @dataclass(slots=True)
 class Ending:
-    """How the run has ended, once it has."""
+    """How the run has ended."""
 
     outcome: Outcome
     unsaid: str = ""
-    """Why `state.json` does not say it."""
+    """Why `state.json` could not be written."""
 
 
 @contextlib.contextmanager
 def recorded(run_dir: Path, life: int) -> Iterator[Ending]:
-    """`state.json` says `running` inside, and how the run ended afterwards, if it does not go on in another life."""
+    """`state.json` says `running` inside the block, and afterwards how the run ended, unless another life follows."""
     started_at_s, ending = time.time(), Ending(Outcome("failed", "darts-launch itself ended by an error"))
     inode = inode_of(run_dir)
 

@@ -128,7 +128,7 @@ def test_metadata_goes_to_the_reward_as_json(tmp_path: Path) -> None:
     )
     assert json.loads(metadata_json(record)) == {"at": "2026-01-02", "cost": "1.50", "n": [1, None]}
     with pytest.raises(
-        DataError, match=r"line 1: a field cannot be handed .*: bytes has no form in JSON; .*metadata_fields"
+        DataError, match=r"line 1: a field cannot be given .*: bytes has no form in JSON; .*metadata_fields"
     ):
         metadata_json(replace(record, metadata={"picture": b"x"}))
 

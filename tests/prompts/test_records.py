@@ -65,7 +65,7 @@ def test_a_pattern_without_a_group_takes_all_that_it_matches() -> None:
 
 @pytest.mark.parametrize("answer", ["no mark here", "#### ", ""])
 def test_a_pattern_that_finds_nothing_is_an_error(answer: str) -> None:
-    with pytest.raises(DataError, match=r"line 7: field 'answer': prompts.answer_pattern '####.*' finds nothing in"):
+    with pytest.raises(DataError, match=r"line 7: field 'answer': prompts.answer_pattern '####.*' has no match in"):
         parse({"question": "q", "answer": answer}, GSM8K)
 
 

@@ -139,7 +139,7 @@ def test_a_run_goes_on_degraded_and_fails_below_min_healthy(tmp_path: Path) -> N
     with LaunchedRun(tmp_path, "scripted.yaml", settings(steps=10_000, when="never")) as run:
         run.wait_for_steps(3)
         run.kill("generator/1")
-        run.wait_until(lambda: "the run goes on without it" in run.output)
+        run.wait_until(lambda: "the run continues without it" in run.output)
         run.wait_for_steps(len(run.lines("metrics.jsonl")) + 3)
         run.kill("generator/0")
         assert run.end() == 1, run.output

@@ -29,7 +29,7 @@ from launcher.display.view import (
 )
 from launcher.lifecycle.lifecycle import Outcome
 from launcher.nodes.fleet import Fleet
-from launcher.nodes.node_messages import NodeStands
+from launcher.nodes.node_messages import NodeStatus
 from launcher.nodes.supervisor import ProcessRecord
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.progress.evaluation import EvaluationSummary
@@ -87,7 +87,7 @@ def fleet_with(name: str, pid: int) -> Fleet:
     fleet = Fleet(PLAN, lost_after_s=1.0)
     fleet.start(name, 1)
     record = ProcessRecord(name, pid, 1.0, ())
-    fleet.reported("local", 1, NodeStands(record, [record], []), 0.0)
+    fleet.reported("local", 1, NodeStatus(record, [record], []), 0.0)
     return fleet
 
 
@@ -203,7 +203,7 @@ def test_a_process_that_waits_for_room_is_shown_so() -> None:
     view = new_view()
     view.take_exit("shaper/0", "ended with exit code 75", left_cleanly=False)
     view.take_restart("shaper/0", 5.0, 5.0, needs_room=True)
-    assert state_text(view.rows["shaper/0"], 9.0) == "waits for room, away 4 s"
+    assert state_text(view.rows["shaper/0"], 9.0) == "waits for space, away 4 s"
 
 
 def test_a_notice_is_shown_once_and_only_the_last_few() -> None:
@@ -319,9 +319,9 @@ def test_a_sample_without_a_reward_leaves_the_numbers_of_its_prompt_right() -> N
 
 def test_tokens_that_do_not_add_up_are_said_so() -> None:
     text = text_of(summary_screen(summary_of(finished_view(1000))))
-    assert "✓ adds up to the 1,000 tokens that the engines decoded" in text
+    assert "✓ the outcomes add up to the 1,000 tokens that the engines decoded" in text
     text = text_of(summary_screen(summary_of(finished_view(1025))))
-    assert "✗ accounts for 1,000 tokens, but the engines decoded 1,025 (-25)" in text
+    assert "✗ the outcomes add up to 1,000 tokens, but the engines decoded 1,025 (-25)" in text
 
 
 def test_failed_rewards_are_a_line_of_the_totals_with_the_first_of_each_kind() -> None:

@@ -127,7 +127,7 @@ def test_a_run_goes_to_its_end_and_accounts_for_every_token(tmp_path: Path, monk
     assert json.loads((prepared.run_dir / "summary.json").read_text())["status"] == "finished"
     assert prepared.output.getvalue().count("step ") == 3
     assert not structlog.is_configured(), "what the launcher logs goes to its file, while it runs"
-    assert "adds up to the 3,000 tokens" in shown(summary_screen(summary))
+    assert "add up to the 3,000 tokens" in shown(summary_screen(summary))
 
 
 class InterruptedDisplay(PlainDisplay):
@@ -173,7 +173,7 @@ def test_a_process_that_dies_at_once_fails_the_run_with_its_last_words(
     record = read_record(run_dir)
     assert (record.status, record.reason) == (
         "failed",
-        "generator/0 ended with exit code 3: the sky is falling: it has never come as far as doing its work",
+        "generator/0 ended with exit code 3: the sky is falling: it failed before it ever served",
     )
     assert_nothing_is_left(run_dir)
 
