@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from darts_async.errors import DeadlineError, ProtocolError
 from darts_async.generator.vllm.stream import generator_codec, read_message, write_message
 from darts_async.protocol import GeneratorToWorker, UpdateFailed, UpdateReady, UpdateStaged, WorkerConnected
-from darts_async.weights.receiving.receiving_rank import Report
+from darts_async.weights.receiving.member import Report
 
 log = structlog.get_logger()
 

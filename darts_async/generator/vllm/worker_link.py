@@ -19,7 +19,8 @@ import torch
 from darts_async.errors import DartsError, DeadlineError, WeightUpdateError
 from darts_async.generator.vllm.stream import read_message, worker_codec, write_message
 from darts_async.protocol import UpdateCommitted, WorkerConnected
-from darts_async.weights.receiving.receiving_rank import Rank, Report
+from darts_async.weights.receiving.member import Report
+from darts_async.weights.receiving.receiving_rank import Rank
 from darts_async.weights.receiving.staging import Staging, TensorStream
 
 CONNECT_S: Final = 10.0

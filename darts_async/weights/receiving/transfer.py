@@ -3,7 +3,7 @@
 A transfer is the part of a generator that is in the broadcast group: in this process (`LocalTransfer`), or in the
 worker processes of an engine (`darts_async.generator.vllm.weights`), where each worker is a rank. It is told what the
 learner said (`Command`) and says what came of it (`Report`); the conversation with the learner itself, and which
-messages are out of date, is the business of `receive`.
+messages are out of date, is the business of `member`.
 """
 
 import asyncio
@@ -12,17 +12,10 @@ from typing import Protocol
 
 import torch
 
-from darts_async.protocol import (
-    EpochFormed,
-    StoreValue,
-    UpdateAborted,
-    UpdateCommitted,
-    UpdateOffered,
-)
-from darts_async.weights.receiving.receiving_rank import Rank, Report
+from darts_async.protocol import UpdateCommitted
+from darts_async.weights.receiving.member import Command, Report
+from darts_async.weights.receiving.receiving_rank import Rank
 from darts_async.weights.receiving.staging import Staging
-
-Command = EpochFormed | StoreValue | UpdateOffered | UpdateCommitted | UpdateAborted
 
 
 class Transfer(Protocol):
