@@ -180,7 +180,7 @@ async def test_a_late_joiner_catches_up_while_the_parameters_are_locked() -> Non
             asked.append(lock.locked())
             return LiveTensors(model(0).items())
 
-        keeping = asyncio.create_task(world.publisher.run(source, lock), name="catch up")
+        keeping = asyncio.create_task(world.publisher.run(source, lambda: lock), name="catch up")
         (late,) = world.join("b")
         await until(lambda: late.applied == [0])
         await until(lambda: not lock.locked())
