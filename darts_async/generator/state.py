@@ -43,23 +43,20 @@ class Obey:
 
 @dataclass(frozen=True, slots=True)
 class Arrange:
-    """Cancel and start samples of which the shaper has not asked that now."""
+    """Cancel and start samples that the shaper has not named."""
 
     cancelled: tuple[int, ...] = ()
     started: tuple[Generate, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
 class Swap:
     """Stop until new weights are in use; answered by `resumed`."""
 
 
-@dataclass(frozen=True, slots=True)
 class Decode:
     """Make a step; answered by `decoded`."""
 
 
-@dataclass(frozen=True, slots=True)
 class Wait:
     """There is nothing to do until an event or a swap comes."""
 
@@ -77,26 +74,18 @@ class GeneratorState:
 
     def __init__(self, *, flush_every_steps: int, stopping: StopStrings | None = None) -> None:
         self._stopping = stopping
-        self._capacity: tuple[int, int] | None = None
-        """Slots and context of the engine; None while it loads."""
+        self._capacity: tuple[int, int] | None = None  # slots and context of the engine, once there is one
         self._outgoing = Outgoing(flush_every_steps)
         self._probing = Probing()
-        self.shaper: str | None = None
-        """Known from its first greeting on; what comes before was meant for the process before this one."""
-        self.learner: str | None = None
-        """The same."""
+        self.shaper: str | None = None  # until it greets: what comes before was meant for the process before this one
+        self.learner: str | None = None  # the same
         self.is_shaper_away = False
-        self.version = -1
-        """In use; -1 before the first."""
+        self.version = -1  # in use; -1 before the first
         self._commands: deque[Generate | Cancel] = deque()  # bounded by the link's credit and the shaper's seats
-        self._greeting: Greet | None = None
-        """Not taken up yet."""
-        self._answering: Greet | None = None
-        """Taken up: what runs is decoded to its end, then this is answered."""
-        self._live: set[int] = set()
-        """The shaper's samples that the engine has."""
-        self._asked: set[int] = set()
-        """Samples that the shaper has asked for since it greeted, and that have not ended."""
+        self._greeting: Greet | None = None  # not taken up yet
+        self._answering: Greet | None = None  # taken up: what runs is decoded to its end, then this is answered
+        self._live: set[int] = set()  # the shaper's samples that the engine has
+        self._asked: set[int] = set()  # those asked for since it greeted that have not ended
         self._is_swap_due = False
         self._is_swapping = False
 
@@ -214,9 +203,7 @@ class GeneratorState:
         waiting = [command.sample_id for command in self._commands if isinstance(command, Generate)]
         assert len(set(waiting)) == len(waiting)
         assert not (self._is_swapping and self._is_swap_due)
-        if self.shaper is None:
-            assert not self._commands
-            assert self._greeting is None
+        assert self.shaper is not None or not (self._commands or self._greeting)
         if self._greeting is None and self._answering is None:
             assert self._live.isdisjoint(waiting)
             assert self._asked == self._live.union(waiting)

@@ -25,15 +25,8 @@ from darts_async.learner.checkpoints import checkpoint
 from darts_async.learner.checkpoints.saver import Saver
 from darts_async.learner.condition import Changes
 from darts_async.learner.model import DTYPES
-from darts_async.learner.nonfinite import stop_training
-from darts_async.learner.publishing import Publishing
-from darts_async.learner.rank_follower import FollowerActor
-from darts_async.learner.rank_leader import Team
-from darts_async.learner.ranks.rank_group import LINK
-from darts_async.learner.ranks.rank_info import Place
-from darts_async.learner.state import (
+from darts_async.learner.moves import (
     Action,
-    LearnerState,
     Leave,
     Move,
     Publish,
@@ -45,6 +38,13 @@ from darts_async.learner.state import (
     Wait,
     WriteModel,
 )
+from darts_async.learner.nonfinite import stop_training
+from darts_async.learner.publishing import Publishing
+from darts_async.learner.rank_follower import FollowerActor
+from darts_async.learner.rank_leader import Team
+from darts_async.learner.ranks.rank_group import LINK
+from darts_async.learner.ranks.rank_info import Place
+from darts_async.learner.state import LearnerState
 from darts_async.learner.step import Trainer
 from darts_async.learner.step_meter import StepMeter
 from darts_async.learner.trainer_setup import make_trainer

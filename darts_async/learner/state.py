@@ -16,7 +16,6 @@ already (the floor): versions never go back anywhere else. That version is publi
 have come out the same to the last bit.
 """
 
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -25,6 +24,19 @@ from darts_async.config import RunConfig
 from darts_async.learner.boundary import Boundary
 from darts_async.learner.consumed_groups import ConsumedGroups
 from darts_async.learner.intake import Intake
+from darts_async.learner.moves import (
+    Action,
+    Leave,
+    Move,
+    Publish,
+    Refuse,
+    Save,
+    TakeStep,
+    Tell,
+    Train,
+    Wait,
+    WriteModel,
+)
 from darts_async.protocol import (
     CatchUp,
     GeneratorToLearner,
@@ -33,7 +45,6 @@ from darts_async.protocol import (
     LearnerReady,
     LearnerToShaper,
     MemberJoined,
-    Message,
     ShaperSnapshot,
     ShaperToLearner,
     Shutdown,
@@ -46,81 +57,6 @@ from darts_async.weights.sending.events import MemberLost, MemberMessage
 
 MAX_TOGETHER = 256
 """Groups in a pass."""
-
-# --- actions: to be taken at once, in order -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """Send a message to a peer."""
-
-    link: str
-    peer: str
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Take nothing more from the sender of this event."""
-
-    event: Event
-    reason: str
-
-
-Action = Tell | Refuse | MemberMessage | MemberLost
-"""The last two are for the coordinator of the weights."""
-
-# --- moves of the trainer's owner -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """There is nothing to do until something has come."""
-
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
-class Train:
-    """Forward and backward of these groups, in one pass."""
-
-    groups: tuple[TrainGroup, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TakeStep:
-    """Change the parameters, of which these groups have made the gradient; answered by `step_taken`."""
-
-    groups: tuple[TrainGroup, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Begin to give the generators this version; answered by `published`."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Begin to write a checkpoint of this version; answered by `saved`."""
-
-    version: int
-    has_shaper: bool
-    """Whether the shaper's own state belongs to it, or will come."""
-
-
-@dataclass(frozen=True, slots=True)
-class WriteModel:
-    """Leave the model of the last checkpoint behind; answered by `model_written`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """There is nothing left to do."""
-
-
-Move = Wait | Train | TakeStep | Publish | Save | WriteModel | Leave
 
 
 class LearnerState:
@@ -135,35 +71,25 @@ class LearnerState:
         self._tokens_per_pass = config.learner.tokens_per_micro_batch * config.roles.learner.replicas
         self._boundary = boundary
         self.intake = Intake()
-        self.policy_version = -1
-        """Of the parameters; -1 while they are loaded."""
-        self._groups: list[TrainGroup] = []
-        """In the gradient of the step that is next."""
+        self.policy_version = -1  # of the parameters; -1 while they are loaded
+        self._groups: list[TrainGroup] = []  # in the gradient of the step that is next
         self._is_stepping = False
-        self._is_begun = False
-        """The first version was considered for publishing."""
-        self._num_missing = config.roles.generator.replicas if is_first else 0
-        self.joined: set[str] = set()
-        """Generators that have taken part so far."""
+        self._is_begun = False  # the first version was considered for publishing
+        self._num_awaited = config.roles.generator.replicas if is_first else 0
+        self.joined: set[str] = set()  # generators
         self.shaper: str | None = None
-        self._taken_up = LearnerReady(0)
-        """Of the checkpoint that this incarnation began with."""
-        self.shaper_states: dict[int, bytes] = {}
-        """What the shaper knew at a version; the newest two."""
+        self._taken_up = LearnerReady(0)  # what this incarnation began with
+        self.shaper_states: dict[int, bytes] = {}  # what the shaper knew at a version; the newest two
         self._num_greetings = 0
-        self.floor = -1
-        """Nothing older is published."""
-        self._newest_version = -1
-        """No generator can hold a later one."""
+        self.floor = -1  # nothing older is published
+        self._newest_version = -1  # no generator can hold a later one
         self._is_told_floor = False
-        self._early: dict[str, Received] = {}
-        """Members that have joined before that was known, by name."""
+        self._early: dict[str, Received] = {}  # members that have joined before that was known, by name
         self._is_to_publish = self._is_to_save = self._is_saving = False
         self._is_lent = False
         self.newest_published = -1
-        self._saved = self._oldest_kept = 0
-        """What the shaper is told of: the last version only with the model."""
         self._on_disk = 0
+        self._saved = self._oldest_kept = 0  # what the shaper is told of: the last version only with the model
         self.leaving: Shutdown | None = None
         self._is_trained = False
 
@@ -202,7 +128,7 @@ class LearnerState:
     def is_late(self, what: str) -> None:
         """What a `Wait` was for has not come for long. A generator that does not come up is not waited for forever."""
         if what == "generators":
-            self._num_missing = 0
+            self._num_awaited = 0
 
     # --- what came of the work -------------------------------------------------------------------------------
 
@@ -375,7 +301,7 @@ class LearnerState:
 
     def _before_the_first(self) -> Move | None:
         """Nothing was published by this incarnation."""
-        if len(self.joined) < self._num_missing:
+        if len(self.joined) < self._num_awaited:
             return Wait("generators")
         if self._is_told_floor:
             return None

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from darts_async.config import RunConfig
 from darts_async.learner.boundary import Boundary
-from darts_async.learner.state import (
+from darts_async.learner.moves import (
     Action,
-    LearnerState,
     Leave,
     Move,
     Publish,
@@ -22,6 +21,7 @@ from darts_async.learner.state import (
     Wait,
     WriteModel,
 )
+from darts_async.learner.state import LearnerState
 from darts_async.protocol import (
     CatchUp,
     Greet,

@@ -6,9 +6,8 @@ from functools import partial
 from typing import Any
 
 from darts_async.learner.boundary import Boundary
-from darts_async.learner.state import (
+from darts_async.learner.moves import (
     Action,
-    LearnerState,
     Leave,
     Move,
     Publish,
@@ -20,6 +19,7 @@ from darts_async.learner.state import (
     Wait,
     WriteModel,
 )
+from darts_async.learner.state import LearnerState
 from darts_async.protocol import TensorSpec, TrainGroup, WeightManifest
 from darts_async.simulation.chaos.generator import GeneratorProcess
 from darts_async.simulation.chaos.process import Process, Script

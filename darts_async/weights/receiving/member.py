@@ -55,13 +55,6 @@ class Apply:
 Action = Tell | Order | Apply
 
 
-@dataclass(slots=True, eq=False)
-class _Update:
-    epoch: int
-    version: int
-    is_staged: bool = False
-
-
 class Member:
     """See the module.
 
@@ -73,28 +66,30 @@ class Member:
         self._num_ranks = num_ranks
         self.version = -1
         """In use; -1 before the first."""
-        self._epoch: int | None = None
-        """Of the group that it is in."""
+        self._epoch: int | None = None  # of the group that it is in
         self._last_epoch = -1
-        self._update: _Update | None = None
-        self._applying: _Update | None = None
+        self._update: UpdateOffered | None = None
+        self._is_staged = False  # all of the update has come
+        self._applying: UpdateOffered | None = None
         self._postponed: UpdateOffered | None = None
 
     def join(self) -> list[Action]:
         """Ask to be a member. To be called whenever the link to the learner comes up."""
-        left = self._leave("joins again")
+        left = self.leave("joins again")
         self._last_epoch = -1  # it may be another learner, with a clock of its own
         return [*left, self._ask()]
 
     def leave(self, reason: str) -> list[Action]:
         """Whatever is under way ends: the link to the learner is down, or the generator closes."""
-        return self._leave(reason)
+        left, version = self._epoch, self._version_under_way
+        self._epoch = self._update = self._postponed = None
+        return [] if left is None else [Order(UpdateAborted(left, version, reason))]
 
     def handle(self, message: LearnerToGenerator) -> list[Action]:
         """Take in a message of the learner. Messages of past epochs change nothing."""
         match message:
             case EpochFormed(epoch) if epoch > self._last_epoch:
-                left = self._leave(f"epoch {epoch} was formed")
+                left = self.leave(f"epoch {epoch} was formed")
                 self._epoch = self._last_epoch = epoch
                 return [*left, Order(message)]
             case StoreValue(epoch) if epoch == self._epoch:
@@ -104,7 +99,7 @@ class Member:
             case UpdateCommitted():
                 return self._commit(message)
             case UpdateAborted(epoch, _, reason) if self._epoch in (epoch, None):  # in no group it was dropped as well
-                return [*self._leave(reason), self._ask()]
+                return [*self.leave(reason), self._ask()]
         return []
 
     def report(self, report: Report) -> list[Action]:
@@ -116,19 +111,19 @@ class Member:
                 return self._fail(epoch, error)
             case UpdateReady() | UpdateStaged() if self._update is None:
                 return []
-            case UpdateStaged() if self._update is not None:
-                self._update.is_staged = True
+            case UpdateStaged():
+                self._is_staged = True
         return [Tell(report)]
 
     def applied(self, stall_s: float) -> list[Action]:
         """The version of the last `Apply` is in use; nothing was decoded for `stall_s`."""
-        update = self._end_update()
-        self.version = update.version
-        return [Tell(UpdateApplied(update.epoch, update.version, stall_s)), *self._resume()]
+        epoch, self.version = self._end_update()
+        return [Tell(UpdateApplied(epoch, self.version, stall_s)), *self._resume()]
 
     def apply_failed(self, error: str) -> list[Action]:
         """It could not be put in use, and what was in use still is."""
-        return [*self._fail(self._end_update().epoch, error), *self._resume()]
+        epoch, _ = self._end_update()
+        return [*self._fail(epoch, error), *self._resume()]
 
     def validate(self) -> None:
         """Assert what holds between two inputs."""
@@ -148,22 +143,22 @@ class Member:
         if self._applying is not None:
             self._postponed = offered
             return []
-        self._update = _Update(offered.epoch, offered.policy_version)
+        self._update, self._is_staged = offered, False
         return [Order(offered)]
 
     def _commit(self, committed: UpdateCommitted) -> list[Action]:
         update = self._update
-        if update is None or not update.is_staged:
-            return []
-        if (update.epoch, update.version) != (committed.epoch, committed.policy_version):
+        wanted = committed.epoch, committed.policy_version
+        if update is None or not self._is_staged or (update.epoch, update.policy_version) != wanted:
             return []
         self._update, self._applying = None, update
-        return [Order(committed), Apply(update.version)]
+        return [Order(committed), Apply(update.policy_version)]
 
-    def _end_update(self) -> _Update:
+    def _end_update(self) -> tuple[int, int]:
+        """Epoch and version of what was applied."""
         update, self._applying = self._applying, None
         assert update is not None, "it was told to apply one"
-        return update
+        return update.epoch, update.policy_version
 
     def _resume(self) -> list[Action]:
         """Consider what was offered meanwhile."""
@@ -175,18 +170,13 @@ class Member:
     def _ask(self) -> Action:
         return Tell(MemberJoined(self.version, self._num_ranks))
 
-    def _leave(self, reason: str) -> list[Action]:
-        left, version = self._epoch, self._version_under_way
-        self._epoch = self._update = self._postponed = None
-        return [] if left is None else [Order(UpdateAborted(left, version, reason))]
-
     def _fail(self, epoch: int, error: str) -> list[Action]:
         """Report that this member cannot continue in an epoch, and ask for the next."""
         if epoch != self._epoch:
             return []  # it has left already
         failed = Tell(UpdateFailed(epoch, self._version_under_way, error))
-        return [*self._leave(error), failed, self._ask()]
+        return [*self.leave(error), failed, self._ask()]
 
     @property
     def _version_under_way(self) -> int:
-        return self._update.version if self._update is not None else self.version
+        return self._update.policy_version if self._update is not None else self.version
