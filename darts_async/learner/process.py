@@ -240,7 +240,7 @@ class LearnerActor:
                 return await self._changes.until(is_true, timeout_s, lambda: what)
             except DeadlineError as error:
                 log.warning("late", error=str(error), joined=sorted(self._state.joined))
-                self._state.is_late(what)
+                self._state.timed_out(what)
 
     async def _add_groups(self, trainer: Trainer, groups: tuple[TrainGroup, ...]) -> None:
         """Forward and backward of some groups, on all ranks."""

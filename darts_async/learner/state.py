@@ -125,7 +125,7 @@ class LearnerState:
         """A complete run has its last checkpoint and its model, one that is stopped a checkpoint."""
         self.leaving = message
 
-    def is_late(self, what: str) -> None:
+    def timed_out(self, what: str) -> None:
         """What a `Wait` was for has not come for long. A generator that does not come up is not waited for forever."""
         if what == "generators":
             self._num_awaited = 0

@@ -165,7 +165,7 @@ class Learner:
             case "greeted":
                 self.hear(Greet(1))
             case "late":
-                self.state.is_late("generators")
+                self.state.timed_out("generators")
             case "published":
                 self.end_publishing()
             case "saved":
@@ -192,7 +192,7 @@ def test_the_first_version_waits_for_all_generators_and_not_forever() -> None:
     learner.joins(GENERATORS[0])
     learner.hear(CatchUp(0, 0))
     assert learner.move() == Wait("generators")
-    learner.state.is_late("generators")
+    learner.state.timed_out("generators")
     assert learner.move() == Publish(0)
 
 

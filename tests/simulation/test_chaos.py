@@ -11,6 +11,8 @@ import pytest
 from bench.chaos import judged_run, run_many
 from darts_async.learner.boundary import Boundary
 from darts_async.learner.intake import Intake
+from darts_async.learner.moves import Move
+from darts_async.learner.state import LearnerState
 from darts_async.protocol import MemberJoined, TrainGroup, UpdateApplied, UpdateFailed, UpdateReady
 from darts_async.shaper.boundary import Boundary as ShaperBoundary
 from darts_async.shaper.durable.journal import JOURNAL_FILE, Journal
@@ -52,6 +54,7 @@ def test_whatever_fails_nothing_is_lost_or_trained_twice_or_too_old_and_every_ru
     ],
 )
 def test_runs_that_once_went_wrong(seed: int) -> None:
+    """What a seed draws depends on the code, so it may no longer come to that point."""
     judged_run(seed)
 
 
@@ -159,6 +162,15 @@ def test_a_learner_that_takes_a_group_as_often_as_it_comes_is_found_out(monkeypa
 
     monkeypatch.setattr(Intake, "take", take)
     assert run_many(range(30)).failures
+
+
+def test_a_learner_that_publishes_what_is_older_than_its_floor_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def next_move(self: LearnerState, really: Callable[[LearnerState], Move] = LearnerState.next_move) -> Move:
+        self.floor = min(self.floor, 0)
+        return really(self)
+
+    monkeypatch.setattr(LearnerState, "next_move", next_move)
+    assert run_many(range(10, 16)).failures
 
 
 def test_work_for_generators_without_the_current_weights_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ class LearnerProcess(Process):
     def _train(self) -> Script:
         yield self.world.rng.uniform(0.0, LOADS_WITHIN_S)
         self._load()
-        self.world.after(GENERATORS_COME_WITHIN_S, lambda: self._state.is_late("generators"))
+        self.world.after(GENERATORS_COME_WITHIN_S, lambda: self._state.timed_out("generators"))
         while True:
             yield self._has_move
             match self._move:
