@@ -36,6 +36,9 @@ class Wait:
     what: str
 
 
+FOR_GENERATORS = Wait("generators")
+
+
 @dataclass(frozen=True, slots=True)
 class Train:
     """Forward and backward of these groups, in one pass."""

@@ -26,6 +26,7 @@ from darts_async.learner.checkpoints.saver import Saver
 from darts_async.learner.condition import Changes
 from darts_async.learner.model import DTYPES
 from darts_async.learner.moves import (
+    FOR_GENERATORS,
     Action,
     Leave,
     Move,
@@ -230,17 +231,17 @@ class LearnerActor:
 
         self._doing = f"waiting for {wait.what}"
         with self._runtime.clock.waiting(f"waits for {wait.what}"):
-            await self._until(is_over, wait.what)
+            await self._until(is_over, wait)
         return move
 
-    async def _until(self, is_true: Callable[[], bool], what: str) -> None:
-        timeout_s = self._runtime.config.roles.generator.start_timeout_s if what == "generators" else WARN_AFTER_S
+    async def _until(self, is_true: Callable[[], bool], wait: Wait) -> None:
+        timeout_s = self._runtime.config.roles.generator.start_timeout_s if wait == FOR_GENERATORS else WARN_AFTER_S
         while True:
             try:
-                return await self._changes.until(is_true, timeout_s, lambda: what)
+                return await self._changes.until(is_true, timeout_s, lambda: wait.what)
             except DeadlineError as error:
                 log.warning("late", error=str(error), joined=sorted(self._state.joined))
-                self._state.timed_out(what)
+                self._state.timed_out(wait)
 
     async def _add_groups(self, trainer: Trainer, groups: tuple[TrainGroup, ...]) -> None:
         """Forward and backward of some groups, on all ranks."""
@@ -278,7 +279,7 @@ class LearnerActor:
     @asynccontextmanager
     async def _lent(self) -> AsyncIterator[None]:
         """The parameters, for those who joined late; see `LearnerState.lend`."""
-        await self._until(self._state.lend, "the parameters")
+        await self._until(self._state.lend, Wait("the parameters"))
         try:
             yield
         finally:

@@ -25,6 +25,7 @@ from darts_async.learner.boundary import Boundary
 from darts_async.learner.consumed_groups import ConsumedGroups
 from darts_async.learner.intake import Intake
 from darts_async.learner.moves import (
+    FOR_GENERATORS,
     Action,
     Leave,
     Move,
@@ -125,9 +126,9 @@ class LearnerState:
         """A complete run has its last checkpoint and its model, one that is stopped a checkpoint."""
         self.leaving = message
 
-    def timed_out(self, what: str) -> None:
-        """What a `Wait` was for has not come for long. A generator that does not come up is not waited for forever."""
-        if what == "generators":
+    def timed_out(self, wait: Wait) -> None:
+        """What is waited for has not come for long. A generator that does not come up is not waited for forever."""
+        if wait == FOR_GENERATORS:
             self._num_awaited = 0
 
     # --- what came of the work -------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ class LearnerState:
     def _before_the_first(self) -> Move | None:
         """Nothing was published by this incarnation."""
         if len(self.joined) < self._num_awaited:
-            return Wait("generators")
+            return FOR_GENERATORS
         if self._is_told_floor:
             return None
         if self.leaving is None:

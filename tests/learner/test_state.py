@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from darts_async.config import RunConfig
 from darts_async.learner.boundary import Boundary
 from darts_async.learner.moves import (
+    FOR_GENERATORS,
     Action,
     Leave,
     Move,
@@ -165,7 +166,7 @@ class Learner:
             case "greeted":
                 self.hear(Greet(1))
             case "late":
-                self.state.timed_out("generators")
+                self.state.timed_out(FOR_GENERATORS)
             case "published":
                 self.end_publishing()
             case "saved":
@@ -191,8 +192,8 @@ def test_the_first_version_waits_for_all_generators_and_not_forever() -> None:
     learner = Learner()
     learner.joins(GENERATORS[0])
     learner.hear(CatchUp(0, 0))
-    assert learner.move() == Wait("generators")
-    learner.state.timed_out("generators")
+    assert learner.move() == FOR_GENERATORS
+    learner.state.timed_out(FOR_GENERATORS)
     assert learner.move() == Publish(0)
 
 

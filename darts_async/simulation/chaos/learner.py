@@ -7,6 +7,7 @@ from typing import Any
 
 from darts_async.learner.boundary import Boundary
 from darts_async.learner.moves import (
+    FOR_GENERATORS,
     Action,
     Leave,
     Move,
@@ -110,7 +111,7 @@ class LearnerProcess(Process):
     def _train(self) -> Script:
         yield self.world.rng.uniform(0.0, LOADS_WITHIN_S)
         self._load()
-        self.world.after(GENERATORS_COME_WITHIN_S, lambda: self._state.timed_out("generators"))
+        self.world.after(GENERATORS_COME_WITHIN_S, lambda: self._state.timed_out(FOR_GENERATORS))
         while True:
             yield self._has_move
             match self._move:
