@@ -143,13 +143,13 @@ class GeneratorState:
         """
         if self._stopping is not None and (stopped := self._stopping.take_stopped()):
             return Arrange(cancelled=tuple(stopped))
-        if self._answering is None and self._greeting is not None:
-            self._answering, self._greeting = self._greeting, None
-            return Arrange(cancelled=tuple(sorted(self._live)))
         if self._answering is not None:
             if num_unfinished:
                 return Decode()
             self._answer(self._answering, out)
+        if self._greeting is not None:
+            self._answering, self._greeting = self._greeting, None
+            return Arrange(cancelled=tuple(sorted(self._live)))
         if self._is_swap_due:
             self._is_swap_due, self._is_swapping = False, True
             self._flush(out)

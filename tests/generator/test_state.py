@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from darts_async.generator.events import Outbox, SampleEnd, StepEvents
@@ -105,7 +105,9 @@ inputs = st.one_of(
 
 
 @pytest.mark.slow
+@settings(max_examples=400)
 @given(st.lists(inputs, max_size=40))
+@example([("move", 1), ("greet", 0)])
 def test_every_sample_ends_once_every_token_is_told_and_no_message_mixes_versions(said: list[tuple[str, int]]) -> None:
     generator, ids, greetings = Generator(), itertools.count(), itertools.count(1)
     asked: list[int] = []

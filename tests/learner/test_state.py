@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darts_async.config import RunConfig
@@ -313,6 +313,7 @@ inputs: st.SearchStrategy[tuple[Any, ...]] = st.one_of(
 
 
 @pytest.mark.slow
+@settings(max_examples=400)
 @given(st.lists(inputs, max_size=50), st.sampled_from((0, 2)))
 def test_steps_are_taken_once_in_order_and_the_run_ends(said: list[tuple[Any, ...]], version: int) -> None:
     learner = Learner(version, is_first=version == 0)

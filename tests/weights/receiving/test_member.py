@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darts_async.protocol import (
@@ -80,6 +80,7 @@ inputs = st.one_of(messages, reports, st.sampled_from(("join", "lost", "applied"
 
 
 @pytest.mark.slow
+@settings(max_examples=400)
 @given(st.lists(inputs, max_size=60))
 def test_the_transfer_hears_of_one_group_at_a_time_and_applies_one_update_at_a_time(said: list[object]) -> None:
     member, group, applying = Member(num_ranks=1), -1, False
