@@ -20,25 +20,12 @@ import transformers
 
 from darts_async.actor import Actor, Gauges, Runtime, main
 from darts_async.errors import ConfigError, DeadlineError
+from darts_async.learner import moves
 from darts_async.learner.boundary import Boundary
 from darts_async.learner.checkpoints import checkpoint
 from darts_async.learner.checkpoints.saver import Saver
 from darts_async.learner.condition import Changes
 from darts_async.learner.model import DTYPES
-from darts_async.learner.moves import (
-    FOR_GENERATORS,
-    Action,
-    Leave,
-    Move,
-    Publish,
-    Refuse,
-    Save,
-    TakeStep,
-    Tell,
-    Train,
-    Wait,
-    WriteModel,
-)
 from darts_async.learner.nonfinite import stop_training
 from darts_async.learner.publishing import Publishing
 from darts_async.learner.rank_follower import FollowerActor
@@ -97,7 +84,7 @@ class LearnerActor:
         self._changes = Changes()
         self._num_tokens = 0
         self._doing = "loading"
-        self._begin_farewell: Callable[[Save], object] = lambda save: None
+        self._begin_farewell: Callable[[moves.Save], object] = lambda save: None
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Load the model, or continue from a checkpoint; publish its weights, take groups."""
@@ -151,13 +138,13 @@ class LearnerActor:
                 log.warning("peer_lost", peer=peer, reason=reason)
         self._do(self._state.handle(event, newest_epoch=self._publishing.publisher.newest_epoch))
 
-    def _do(self, actions: Iterable[Action]) -> None:
+    def _do(self, actions: Iterable[moves.Action]) -> None:
         """Do what the state says, and have whatever waits look again."""
         for action in actions:
             match action:
-                case Tell(link, peer, message):
+                case moves.Tell(link, peer, message):
                     self._runtime.send(link, peer, message)
-                case Refuse(event, reason):
+                case moves.Refuse(event, reason):
                     self._runtime.refuse(event, reason)
                 case MemberMessage():
                     self._publishing.handle(action)
@@ -199,30 +186,30 @@ class LearnerActor:
     async def _train(self, tasks: asyncio.TaskGroup, trainer: Trainer, saver: Saver) -> None:
         while True:
             match await self._next_move():
-                case Train(groups):
+                case moves.Train(groups):
                     await self._add_groups(trainer, groups)
-                case TakeStep(groups):
+                case moves.TakeStep(groups):
                     await self._take_step(trainer, groups)
-                case Publish():
+                case moves.Publish():
                     await self._publishing.prepare(trainer)
                     tasks.create_task(self._publish(trainer), name="publish")
-                case Save() as save:
+                case moves.Save() as save:
                     await self._save(tasks, trainer, saver, save)
-                case WriteModel():
+                case moves.WriteModel():
                     await self._write_model()
-                case Leave():
+                case moves.Leave():
                     return
 
-    async def _next_move(self) -> Move:
+    async def _next_move(self) -> moves.Move:
         """What is to be done, as soon as there is something."""
         move = self._state.next_move()
-        while isinstance(move, Wait):
+        while isinstance(move, moves.Wait):
             move = await self._wait(move)
         self._doing = "training"
         return move
 
-    async def _wait(self, wait: Wait) -> Move:
-        move: Move = wait
+    async def _wait(self, wait: moves.Wait) -> moves.Move:
+        move: moves.Move = wait
 
         def is_over() -> bool:
             nonlocal move
@@ -234,8 +221,10 @@ class LearnerActor:
             await self._until(is_over, wait)
         return move
 
-    async def _until(self, is_true: Callable[[], bool], wait: Wait) -> None:
-        timeout_s = self._runtime.config.roles.generator.start_timeout_s if wait == FOR_GENERATORS else WARN_AFTER_S
+    async def _until(self, is_true: Callable[[], bool], wait: moves.Wait) -> None:
+        timeout_s = (
+            self._runtime.config.roles.generator.start_timeout_s if wait == moves.FOR_GENERATORS else WARN_AFTER_S
+        )
         while True:
             try:
                 return await self._changes.until(is_true, timeout_s, lambda: wait.what)
@@ -279,14 +268,14 @@ class LearnerActor:
     @asynccontextmanager
     async def _lent(self) -> AsyncIterator[None]:
         """The parameters, for those who joined late; see `LearnerState.lend`."""
-        await self._until(self._state.lend, Wait("the parameters"))
+        await self._until(self._state.lend, moves.Wait("the parameters"))
         try:
             yield
         finally:
             self._state.give_back()
             self._do(())
 
-    async def _save(self, tasks: asyncio.TaskGroup, trainer: Trainer, saver: Saver, save: Save) -> None:
+    async def _save(self, tasks: asyncio.TaskGroup, trainer: Trainer, saver: Saver, save: moves.Save) -> None:
         with self._runtime.clock.busy("checkpoint", policy_version=save.version):
             await saver.save(tasks, trainer, self._state.intake.consumed.intervals, has_shaper=save.has_shaper)
 

@@ -21,23 +21,10 @@ from typing import cast
 import numpy as np
 
 from darts_async.config import RunConfig
+from darts_async.learner import moves
 from darts_async.learner.boundary import Boundary
 from darts_async.learner.consumed_groups import ConsumedGroups
 from darts_async.learner.intake import Intake
-from darts_async.learner.moves import (
-    FOR_GENERATORS,
-    Action,
-    Leave,
-    Move,
-    Publish,
-    Refuse,
-    Save,
-    TakeStep,
-    Tell,
-    Train,
-    Wait,
-    WriteModel,
-)
 from darts_async.protocol import (
     CatchUp,
     GeneratorToLearner,
@@ -96,7 +83,7 @@ class LearnerState:
 
     # --- events ----------------------------------------------------------------------------------------------
 
-    def handle(self, event: Event, *, newest_epoch: int) -> list[Action]:
+    def handle(self, event: Event, *, newest_epoch: int) -> list[moves.Action]:
         """Take in an event of the shaper or of a generator.
 
         Args:
@@ -106,7 +93,7 @@ class LearnerState:
             case Received(link="weights", peer=peer, message=MemberJoined()) if not self._is_told_floor:
                 self._early[peer] = event
             case Received(message=message) if (reason := self._refusal(event, newest_epoch)) is not None:
-                return [Refuse(event, f"{type(message).__name__}: {reason}")]
+                return [moves.Refuse(event, f"{type(message).__name__}: {reason}")]
             case Received(link="learner"):
                 return self._hear_shaper(event, newest_epoch)
             case Received(link="weights", peer=peer, incarnation=incarnation, message=message):
@@ -116,7 +103,7 @@ class LearnerState:
                 return [MemberMessage(peer, incarnation, cast(GeneratorToLearner, message))]
             case PeerUp(link="weights", peer=peer):
                 self._num_greetings += 1
-                return [Tell("weights", peer, Greet(self._num_greetings))]
+                return [moves.Tell("weights", peer, Greet(self._num_greetings))]
             case PeerDown(link="weights", peer=peer):
                 self._early.pop(peer, None)
                 return [MemberLost(peer)]
@@ -126,9 +113,9 @@ class LearnerState:
         """A complete run has its last checkpoint and its model, one that is stopped a checkpoint."""
         self.leaving = message
 
-    def timed_out(self, wait: Wait) -> None:
+    def timed_out(self, wait: moves.Wait) -> None:
         """What is waited for has not come for long. A generator that does not come up is not waited for forever."""
-        if wait == FOR_GENERATORS:
+        if wait == moves.FOR_GENERATORS:
             self._num_awaited = 0
 
     # --- what came of the work -------------------------------------------------------------------------------
@@ -140,7 +127,7 @@ class LearnerState:
         consumed: tuple[tuple[int, int], ...] = (),
         shaper_state: bytes = b"",
         oldest_kept: int = 0,
-    ) -> list[Action]:
+    ) -> list[moves.Action]:
         """There are parameters: those that the run begins with, or those of a checkpoint and what it knows."""
         self.intake.consumed = ConsumedGroups(consumed)
         next_group_id = max((stop for _, stop in consumed), default=0)
@@ -152,7 +139,7 @@ class LearnerState:
             self._saved = policy_version
         return self._announcement()
 
-    def step_taken(self) -> list[Action]:
+    def step_taken(self) -> list[moves.Action]:
         """The parameters are those of the next version."""
         step, group_ids = self.policy_version, [group.group_id for group in self._groups]
         self.intake.commit(step, group_ids)
@@ -162,13 +149,13 @@ class LearnerState:
         self._is_to_publish, self._is_to_save = True, self._config.is_saved(self.policy_version)
         return self._to_shaper(GroupsCommitted(step, np.array(group_ids, np.int64)))
 
-    def published(self, version: int) -> list[Action]:
+    def published(self, version: int) -> list[moves.Action]:
         """Every generator has it, and reads parameters no more."""
         self._is_lent = False
         self.newest_published = version
         return self._to_shaper(VersionPublished(version))
 
-    def saved(self, version: int, *, oldest_kept: int) -> list[Action]:
+    def saved(self, version: int, *, oldest_kept: int) -> list[moves.Action]:
         """A checkpoint of this version is on the disk. Of the last version nothing is told before the model is."""
         self._is_saving = False
         self._on_disk, self._oldest_kept = version, oldest_kept
@@ -177,33 +164,33 @@ class LearnerState:
         self._saved = version
         return self._to_shaper(VersionSaved(version, oldest_kept))
 
-    def model_written(self) -> list[Action]:
+    def model_written(self) -> list[moves.Action]:
         """The model is left behind: when the shaper hears of it, it has nothing left to do."""
         self._is_trained = True
         return self.saved(self._config.steps, oldest_kept=self._oldest_kept)
 
     # --- decisions -------------------------------------------------------------------------------------------
 
-    def next_move(self) -> Move:
+    def next_move(self) -> moves.Move:
         """What the owner of the trainer does now. A `Wait` changes nothing; any other move is to be made."""
         if self.policy_version < 0:
-            return Wait("the model")
+            return moves.Wait("the model")
         if not self._is_begun and (move := self._before_the_first()) is not None:
             return move
         if self._is_to_publish:
             self._is_begun, self._is_to_publish = True, False
             self._is_lent = self.policy_version >= self.floor
             if self._is_lent:
-                return Publish(self.policy_version)
+                return moves.Publish(self.policy_version)
         if self._is_saving and (self._is_to_save or self.policy_version == self._config.steps):
-            return Wait("a checkpoint")
+            return moves.Wait("a checkpoint")
         if self._is_to_save:
             return self._save(has_shaper=self.shaper is not None)
         if self.policy_version == self._config.steps:
-            return Leave() if self._is_trained else WriteModel()
+            return moves.Leave() if self._is_trained else moves.WriteModel()
         return self._train()
 
-    def farewell(self) -> Save | None:
+    def farewell(self) -> moves.Save | None:
         """A learner that is stopped leaves a checkpoint of the last step that it has taken, whatever its owner is at;
         of a step that the shaper has given up there must be none. To be asked for whenever something has changed."""
         is_free = not self._is_stepping and not self._is_saving
@@ -265,7 +252,7 @@ class LearnerState:
             newest_epoch=newest_epoch,
         )
 
-    def _hear_shaper(self, event: Received, newest_epoch: int) -> list[Action]:
+    def _hear_shaper(self, event: Received, newest_epoch: int) -> list[moves.Action]:
         match event:
             case Received(peer=peer, message=Greet()):
                 self.shaper = peer
@@ -284,7 +271,7 @@ class LearnerState:
                     del self.shaper_states[older]
         return []
 
-    def _announcement(self) -> list[Action]:
+    def _announcement(self) -> list[moves.Action]:
         """Where training is, for the shaper."""
         version = self.policy_version
         if version < 0:
@@ -297,36 +284,36 @@ class LearnerState:
             told += self._to_shaper(VersionSaved(self._saved, min(self._oldest_kept, self._saved)))
         return told
 
-    def _to_shaper(self, message: LearnerToShaper) -> list[Action]:
-        return [] if self.shaper is None else [Tell("learner", self.shaper, message)]
+    def _to_shaper(self, message: LearnerToShaper) -> list[moves.Action]:
+        return [] if self.shaper is None else [moves.Tell("learner", self.shaper, message)]
 
-    def _before_the_first(self) -> Move | None:
+    def _before_the_first(self) -> moves.Move | None:
         """Nothing was published by this incarnation."""
         if len(self.joined) < self._num_awaited:
-            return FOR_GENERATORS
+            return moves.FOR_GENERATORS
         if self._is_told_floor:
             return None
         if self.leaving is None:
-            return Wait("the shaper")
+            return moves.Wait("the shaper")
         is_trained = self.leaving.finished and self.policy_version == self._config.steps
-        return WriteModel() if is_trained and not self._is_trained else Leave()
+        return moves.WriteModel() if is_trained and not self._is_trained else moves.Leave()
 
-    def _train(self) -> Move:
+    def _train(self) -> moves.Move:
         num_free = self._config.groups_per_step - len(self._groups)
         if num_free:
             together = self.intake.together(self.policy_version, min(num_free, MAX_TOGETHER), self._tokens_per_pass)
             self._groups += together
-            return Train(tuple(together)) if together else Wait("groups")
+            return moves.Train(tuple(together)) if together else moves.Wait("groups")
         if self.leaving is not None:
-            return Leave()
+            return moves.Leave()
         if self._is_lent:
-            return Wait("publishing")
+            return moves.Wait("publishing")
         self._is_lent = self._is_stepping = True
-        return TakeStep(tuple(self._groups))
+        return moves.TakeStep(tuple(self._groups))
 
-    def _save(self, *, has_shaper: bool) -> Save:
+    def _save(self, *, has_shaper: bool) -> moves.Save:
         self._is_to_save, self._is_saving = False, True
-        return Save(self.policy_version, has_shaper)
+        return moves.Save(self.policy_version, has_shaper)
 
     @property
     def _owes_checkpoint(self) -> bool:

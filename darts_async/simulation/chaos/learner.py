@@ -5,21 +5,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from darts_async.learner import moves
 from darts_async.learner.boundary import Boundary
-from darts_async.learner.moves import (
-    FOR_GENERATORS,
-    Action,
-    Leave,
-    Move,
-    Publish,
-    Refuse,
-    Save,
-    TakeStep,
-    Tell,
-    Train,
-    Wait,
-    WriteModel,
-)
 from darts_async.learner.state import LearnerState
 from darts_async.protocol import TensorSpec, TrainGroup, WeightManifest
 from darts_async.simulation.chaos.generator import GeneratorProcess
@@ -69,7 +56,7 @@ class LearnerProcess(Process):
         self._disk = disk
         self._config = world.config.learner
         self._state = LearnerState(world.config, Boundary(world.config), is_first=incarnation == 1)
-        self._move: Move = Leave()
+        self._move: moves.Move = moves.Leave()
         self._coordinator = Coordinator(
             backend="gloo",
             interface="127.0.0.1",
@@ -90,12 +77,12 @@ class LearnerProcess(Process):
         """A group, or something about weights."""
         self._do(self._state.handle(event, newest_epoch=self._coordinator.newest_epoch))
 
-    def _do(self, actions: Iterable[Action]) -> None:
+    def _do(self, actions: Iterable[moves.Action]) -> None:
         for action in actions:
             match action:
-                case Tell(link, peer, message):
+                case moves.Tell(link, peer, message):
                     self.send(link, peer, message)
-                case Refuse(event, reason):
+                case moves.Refuse(event, reason):
                     self.refuse(event, reason)
                 case _:
                     self._feed(action)
@@ -111,35 +98,35 @@ class LearnerProcess(Process):
     def _train(self) -> Script:
         yield self.world.rng.uniform(0.0, LOADS_WITHIN_S)
         self._load()
-        self.world.after(GENERATORS_COME_WITHIN_S, lambda: self._state.timed_out(FOR_GENERATORS))
+        self.world.after(GENERATORS_COME_WITHIN_S, lambda: self._state.timed_out(moves.FOR_GENERATORS))
         while True:
             yield self._has_move
             match self._move:
-                case Train():
+                case moves.Train():
                     yield self.world.rng.uniform(0.0, TRAINS_WITHIN_S)
-                case TakeStep(groups):
+                case moves.TakeStep(groups):
                     self.reach("learner.before_step")
                     self._take_step(groups)
                     self.reach("learner.before_commit")
                     if len(self._history) == self._config.steps:
                         self.world.moment_came("last step taken")
                     self._do(self._state.step_taken())
-                case Publish(version):
+                case moves.Publish(version):
                     self.reach("learner.before_publish")
                     self._execute(self._coordinator.offer(version, MANIFEST, self.world.now_s))
-                case Save() as save:
+                case moves.Save() as save:
                     history, consumed = tuple(self._history), self._state.intake.consumed.intervals
                     self.run(self._write(Checkpoint(save.version, history, consumed), has_shaper=save.has_shaper))
-                case WriteModel():
+                case moves.WriteModel():
                     self._disk.model = self._disk.checkpoints[-1]
                     self.world.moment_came("model written")
                     self._do(self._state.model_written())
-                case Leave():
+                case moves.Leave():
                     return
 
     def _has_move(self) -> bool:
         self._move = self._state.next_move()
-        return not isinstance(self._move, Wait)
+        return not isinstance(self._move, moves.Wait)
 
     def _load(self) -> None:
         self._damage()
