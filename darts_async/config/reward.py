@@ -26,7 +26,7 @@ class RewardLimitsConfig(Section):
 class RewardConfig(Section):
     """How responses are judged."""
 
-    function: str = "chain"
+    function: Annotated[str, Field(max_length=1_000)] = "chain"
     """`chain` (the quickstart's verifier), `math`, `exact_match`, or `module:function`."""
     workers: Positive = 1
     """Worker processes of each reward process."""

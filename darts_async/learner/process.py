@@ -50,7 +50,7 @@ from darts_async.protocol import (
 from darts_async.topology import CHECKPOINTS_DIR
 from darts_async.transport import Event, PeerDown, Received
 from darts_async.weights.sending.events import MemberLost, MemberMessage
-from darts_async.wire.atomic_dir import remove_staging
+from darts_async.wire.atomic_dir import remove_leftovers, remove_staging
 
 MODEL_DIR = "model"
 WARN_AFTER_S = 60.0
@@ -89,6 +89,7 @@ class LearnerActor:
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Load the model, or continue from a checkpoint; publish its weights, take groups."""
         keep, model_dir = self._config.keep_checkpoints, resolve_model_path(self._runtime.config.model.path)
+        await asyncio.to_thread(remove_leftovers, self._checkpoints)
         path = await asyncio.to_thread(checkpoint.latest, self._checkpoints, keep)
         self._team.prepare(path.name if path is not None else "")
         trainer = await self._in_thread(make_trainer, self._runtime.config, model_dir, self._team.ranks)

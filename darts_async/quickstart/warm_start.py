@@ -1,6 +1,6 @@
 """Makes the shipped model: supervised training on written responses, from nothing, by a curriculum.
 
-    python -m darts_async.quickstart.warm_start --out DIR [--tokens 4000000] [--seed 0] [--evaluate]
+    python -P -m darts_async.quickstart.warm_start --out DIR [--tokens 4000000] [--seed 0] [--evaluate]
 
 The budget is in tokens, not in time, so on one machine a seed gives one model. Samples are packed without
 padding, several in one row whose positions start again at 0 with each sample. Transformers derives the

@@ -15,7 +15,7 @@ import numpy as np
 from darts_async.errors import RewardError
 
 RewardFunction = Callable[..., float]
-"""Called as `f(prompt=, response=, answer=, metadata=, finish_reason=)`; see `verifiers`."""
+"""Called as `f(prompt=, response=, answer=, metadata=, finish_reason=)`; see `builtin`."""
 
 BUILT_IN = {
     "chain": "darts_async.reward.builtin:chain",

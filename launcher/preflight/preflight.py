@@ -25,7 +25,7 @@ from launcher.plan.plan import link_hubs
 from launcher.plan.ports import block, free_block, why_not_bound
 from launcher.preflight.model_check import ModelTrial, check_files, local_models
 from launcher.preflight.remote_preflight import check_nodes
-from launcher.preflight.reward_check import check_reward
+from launcher.preflight.reward_check import check_answers, check_reward
 from launcher.preflight.system_limits import check_limits, limits_here, need_of, weight_bytes
 from launcher.problems import Problem, shown
 
@@ -50,13 +50,21 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
     files = tuple(check_files(models))
     with ModelTrial(config, {} if model or files else models) as trial:
         prompts = None if model or data else check_prompts(config)  # without these, prompts fail for the same reason
-        unusable = (prompts,) if isinstance(prompts, Problem) else ()
-        found = (*_check_all(config, model + files, data + unusable, reaches_nodes=reaches_nodes), *trial.problems())
+        found = (
+            *_check_all(config, model + files, data + _data_problems(config, prompts), reaches_nodes=reaches_nodes),
+            *trial.problems(),
+        )
     return Findings(
         problems=tuple(problem for problem in found if not problem.is_hint),
         hints=tuple(problem for problem in found if problem.is_hint),
         prompts=prompts if isinstance(prompts, PromptSets) else None,
     )
+
+
+def _data_problems(config: RunConfig, prompts: PromptSets | Problem | None) -> tuple[Problem, ...]:
+    if isinstance(prompts, PromptSets):
+        return tuple(check_answers(config, prompts))
+    return () if prompts is None else (prompts,)
 
 
 def _check_all(
