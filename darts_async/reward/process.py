@@ -113,23 +113,23 @@ class RewardActor:
 
     async def _score(self, peer: str, item: Score) -> None:
         with self._runtime.clock.busy("score"):
-            verdict = await self._pool.score(item)
+            reply = await self._pool.score(item)
         self._num_scoring -= 1
-        self._runtime.faults.reach("reward.before_verdict")
-        self._runtime.send(REWARDS_LINK.name, peer, verdict)
-        self._runtime.trace.sample("judged", item.sample_id)
-        if isinstance(verdict, ScoreFailed):
-            log.warning("score_failed", sample_id=verdict.sample_id, kind=verdict.kind, error=verdict.error)
-        self._watch(verdict)
+        self._runtime.faults.reach("reward.before_reply")
+        self._runtime.send(REWARDS_LINK.name, peer, reply)
+        self._runtime.trace.sample("scored", item.sample_id)
+        if isinstance(reply, ScoreFailed):
+            log.warning("score_failed", sample_id=reply.sample_id, kind=reply.kind, error=reply.error)
+        self._watch(reply)
 
-    def _watch(self, verdict: object) -> None:
-        self._failed.append(isinstance(verdict, ScoreFailed))
+    def _watch(self, reply: object) -> None:
+        self._failed.append(isinstance(reply, ScoreFailed))
         share, limit = sum(self._failed) / len(self._failed), self._runtime.config.reward.max_failed_share
-        if isinstance(verdict, ScoreFailed) and len(self._failed) >= MIN_ITEMS and share > limit:
+        if isinstance(reply, ScoreFailed) and len(self._failed) >= MIN_ITEMS and share > limit:
             raise RewardError(
                 f"reward function {self._runtime.config.reward.function!r} failed on {share:.0%} of the last "
                 f"{len(self._failed)} responses, more than reward.max_failed_share ({limit:g}); the last failure was "
-                f"{failure_text(verdict.kind, verdict.error)}"
+                f"{failure_text(reply.kind, reply.error)}"
             )
 
 

@@ -39,14 +39,14 @@ MAX_LINE_CHARS = 300
 """Longer lines lose their end, because a message begins with the name of its exception."""
 
 
-class Judge:
+class Scorer:
     """Decodes a response and calls the reward function."""
 
     def __init__(self, function: RewardFunction, tokenizer: Tokenizer) -> None:
         self._function = function
         self._tokenizer = tokenizer
 
-    def judge(self, item: WorkItem) -> Rewarded | Failed:
+    def score(self, item: WorkItem) -> Rewarded | Failed:
         """The reward, or why there is none."""
         token_ids = np.frombuffer(item.token_ids, np.int32).tolist()
         try:
@@ -99,7 +99,7 @@ def serve(
 ) -> None:
     """Score items until the input ends. `on_item` is called before each item."""
     try:
-        judge = Judge(load_function(function_name), load_tokenizer(tokenizer_dir))
+        scorer = Scorer(load_function(function_name), load_tokenizer(tokenizer_dir))
     except (RewardError, ModelError) as error:
         cause = f"\n{last_lines(error.__cause__)}" if error.__cause__ is not None else ""
         write_message(replies, LoadFailed(f"{error}{cause}"))
@@ -108,7 +108,7 @@ def serve(
     decode = decoder(WorkItem)
     while (item := read_message(items, decode)) is not None:
         on_item()
-        write_message(replies, judge.judge(item))
+        write_message(replies, scorer.score(item))
 
 
 def work(function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]) -> None:

@@ -45,7 +45,7 @@ class Worker:
         self._limits = limits
         self._mark = mark
         self._killed = False
-        self.num_judged = 0
+        self.num_responses = 0
         """Number of answered items."""
 
     @classmethod
@@ -98,7 +98,7 @@ class Worker:
             ProcessDiedError: the worker ended.
         """
         reply = await self._exchange(item, deadline_s)
-        self.num_judged += 1
+        self.num_responses += 1
         return reply
 
     def kill(self) -> None:

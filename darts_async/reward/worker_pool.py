@@ -185,7 +185,7 @@ class RewardPool:
         is_first = False
         try:
             worker = await place.usable_worker()
-            is_first = worker.num_judged == 0 and place.num_late_starts < MAX_LATE_STARTS
+            is_first = worker.num_responses == 0 and place.num_late_starts < MAX_LATE_STARTS
             reply = await worker.ask(item, self._deadline_of(is_first))
         except LimitExceededError as error:
             _refuse_if(self._closing)
@@ -201,7 +201,7 @@ class RewardPool:
             reason = f"the reward function took longer than reward.{setting} ({self._deadline_of(is_first):g} s)"
             return ScoreFailed(score.sample_id, "timeout", reason)
         place.num_deaths_in_a_row = place.num_late_starts = 0
-        return _verdict(score.sample_id, reply)
+        return _reply(score.sample_id, reply)
 
     def _deadline_of(self, is_first: bool) -> float:
         return max(self._start_deadline_s, self._deadline_s) if is_first else self._deadline_s
@@ -212,7 +212,7 @@ def _refuse_if(closing: asyncio.Event) -> None:
         raise RewardError("the reward pool is closed")
 
 
-def _verdict(sample_id: int, reply: WorkerReply) -> SampleScored | ScoreFailed:
+def _reply(sample_id: int, reply: WorkerReply) -> SampleScored | ScoreFailed:
     match reply:
         case Rewarded(reward):
             return SampleScored(sample_id, reward)

@@ -64,7 +64,7 @@ def audit_run(run_dir: Path) -> AuditReport:
 
 
 def _counts(ledger: FoundLedger, books: Books) -> dict[str, int]:
-    sums = books.brought.samples_by_fate
+    sums = books.brought.samples_by_outcome
     num_before = sum(sums.values())
     return {
         "num_groups": books.brought.next_group_id + len(books.opened),
@@ -90,14 +90,14 @@ def _unbalanced(run_dir: Path, books: Books) -> list[Finding]:
         return [Finding(f"bytes of {SUMMARY_FILE}, which cannot be read: {error}", (_size(run_dir / SUMMARY_FILE),))]
     if summary.tokens is None:
         return []
-    in_ledger = sum(books.brought.tokens_by_fate.values()) + sum(record.num_tokens for record in books.ended())
+    in_ledger = sum(books.brought.tokens_by_outcome.values()) + sum(record.num_tokens for record in books.ended())
     strays = summary.tokens.accounted - in_ledger  # from a generator that had lost the sample: no record has them
     findings = (
         []
         if summary.tokens.balanced
         else [Finding("tokens decoded and not accounted for", (summary.tokens.decoded - summary.tokens.accounted,))]
     )
-    if not 0 <= strays <= summary.tokens.by_fate["lost"]:
+    if not 0 <= strays <= summary.tokens.by_outcome["lost"]:
         findings.append(Finding("tokens of the summary that are not in the ledger", (strays,)))
     return findings
 

@@ -139,7 +139,7 @@ class Books:
 
     def trained(self) -> Iterator[SampleEnded]:
         """The samples that were trained on."""
-        return (record for record in self.ended() if record.fate == "trained")
+        return (record for record in self.ended() if record.outcome == "trained")
 
 
 def audit(books: Books, config: RunConfig, *, is_over: bool, num_steps: int | None) -> list[Finding]:

@@ -21,7 +21,7 @@ _TRACKS_PER_PROCESS = 1000
 _MOMENT_US = 1.0
 """Duration with which an instant is drawn, so that an arrow can begin or end there."""
 _BEGINS = frozenset({"placed", "shipped"})
-_GOES_ON = frozenset({"started", "finished", "cancel", "stopped", "judged"})
+_GOES_ON = frozenset({"started", "finished", "cancel", "stopped", "scored"})
 """Names of instants inside an arrow; every other instant of a sample is its end."""
 _COUNTERS = {"in_flight": "in flight", "policy_version": "policy version"}
 """Other counters are shown under their own names; tokens as a rate."""

@@ -58,8 +58,10 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
             ("held-out length", f"{summary.before.length_mean:.1f} before, {summary.after.length_mean:.1f} after")
         )
     if summary.tokens is not None:
-        fates = ", ".join(f"{count:,} {fate}" for fate, count in summary.tokens.by_fate.items() if count)
-        facts.append(("tokens decoded", f"{summary.tokens.decoded:,}: {fates}, {summary.tokens.evaluated:,} evaluated"))
+        outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in summary.tokens.by_outcome.items() if count)
+        facts.append(
+            ("tokens decoded", f"{summary.tokens.decoded:,}: {outcomes}, {summary.tokens.evaluated:,} evaluated")
+        )
     if summary.weight_stall_s:
         longest = max(summary.weight_stall_s.values())
         facts.append(("decoding paused for weights", f"{longest:.2f} s, in the generator with the longest pauses"))

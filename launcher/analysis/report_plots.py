@@ -88,25 +88,25 @@ def _staleness(axes: "Axes", data: RunData) -> None:
     axes.legend(frameon=False)
 
 
-def _fates(axes: "Axes", data: RunData) -> None:
+def _outcomes(axes: "Axes", data: RunData) -> None:
     """Of the samples as they ended, in as many bins as are legible."""
-    fates = [fate for fate in OUTCOMES if any(each.fate == fate for each in data.ended)]
+    outcomes = [outcome for outcome in OUTCOMES if any(each.outcome == outcome for each in data.ended)]
     num_bins = max(1, min(_MAX_BINS, len(data.ended) // 20))
     bins = np.array_split(np.arange(len(data.ended)), num_bins)
     counts = [Counter[str]() for _ in bins]
     for count, places in zip(counts, bins, strict=True):
         for place in places.tolist():
-            count[data.ended[place].fate] += data.ended[place].num_tokens
+            count[data.ended[place].outcome] += data.ended[place].num_tokens
     totals = np.array([max(1, count.total()) for count in counts])
     ends = np.array([places[-1] + 1 for places in bins])
     bottom = np.zeros(len(bins))
-    for fate in fates:
-        shares = np.array([count[fate] for count in counts]) / totals
+    for outcome in outcomes:
+        shares = np.array([count[outcome] for count in counts]) / totals
         width = np.diff(ends, prepend=0)
-        axes.bar(ends - width / 2, shares, width, bottom, color=_COLOURS[fate], label=fate)
+        axes.bar(ends - width / 2, shares, width, bottom, color=_COLOURS[outcome], label=outcome)
         bottom += shares
     axes.set(xlabel="samples, in the order in which they ended", ylabel="share of their tokens", ylim=(0, 1))
-    axes.legend(frameon=False, ncols=len(fates), loc="upper center", bbox_to_anchor=(0.5, 1.12))
+    axes.legend(frameon=False, ncols=len(outcomes), loc="upper center", bbox_to_anchor=(0.5, 1.12))
 
 
 def _time(axes: "Axes", data: RunData) -> None:
@@ -140,7 +140,7 @@ PLOTS: Sequence[tuple[str, str, Callable[["Axes", RunData], None], Callable[[Run
     ("Reward", "Held-out samples are fresh and never cut off; error bars are standard errors.", _reward, _even),
     ("Response lengths", "Samples trained on, and the mean of all scored samples.", _lengths, _even),
     ("Staleness", "Policy versions between decoding a token and training on it.", _staleness, _even),
-    ("Outcomes", "What happened to the decoded tokens.", _fates, _even),
+    ("Outcomes", "What happened to the decoded tokens.", _outcomes, _even),
     ("Busy, idle and away", "Shares of the time of each process.", _time, _by_process),
 )
 

@@ -73,7 +73,7 @@ def gather(run_dir: Path) -> RunData:
         summary=_summary(run_dir),
         steps=[steps[step] for step in sorted(steps)],
         evaluations=[line for line in lines if line["type"] == "evaluation"],
-        trained=[each for each in ended if each.fate == "trained" and each.step is not None],
+        trained=[each for each in ended if each.outcome == "trained" and each.step is not None],
         ended=ended,
         spent=spent,
         away=away,

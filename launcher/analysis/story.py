@@ -156,7 +156,7 @@ def _of_end(record: SampleEnded) -> str:
     versions = f" of versions {record.oldest_version} to {record.newest_version}" if has_tokens else ""
     reward = "no reward" if record.reward is None else f"reward {record.reward:g}"
     step = "" if record.step is None else f" in step {record.step}"
-    end = f"{_name(record.sample_id)} ended {record.fate}{step} ({record.reason or 'no reason'})"
+    end = f"{_name(record.sample_id)} ended {record.outcome}{step} ({record.reason or 'no reason'})"
     return f"{end}: {record.num_tokens} tokens{versions}, {reward}"
 
 

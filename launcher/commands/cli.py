@@ -41,7 +41,7 @@ from launcher.control.find_run import find_run, known_record, refuse_links
 from launcher.display.failure_screen import failure_screen
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import make_display
-from launcher.lifecycle.lifecycle import Limits, Outcome
+from launcher.lifecycle.lifecycle import Limits, RunOutcome
 from launcher.plan.plan import hub_addresses, plan_run
 from launcher.preflight.changed_settings import refuse_changes
 from launcher.preflight.preflight import Findings, check_run, link_ports
@@ -206,7 +206,7 @@ def _known_plan(run_dir: Path) -> RunPlan:
         return _plan(load_config(run_dir / CONFIG_FILE), run_dir)
 
 
-def _run(config: RunConfig) -> tuple[Outcome, Summary]:
+def _run(config: RunConfig) -> tuple[RunOutcome, Summary]:
     run_dir = create_run_dir(config)
     plan = _plan(config, run_dir)
     create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
@@ -214,7 +214,7 @@ def _run(config: RunConfig) -> tuple[Outcome, Summary]:
         return asyncio.run(_lead(config, plan, run_dir, NO_PAST))
 
 
-async def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
+async def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[RunOutcome, Summary]:
     """A life of the run, and further ones where all processes have to be new (`TakeUpAgain`). A signal between two of
     them ends the second."""
     limits = _limits(config)
@@ -229,7 +229,7 @@ async def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> 
 
 async def _conduct(
     config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits: Limits, signals: CaughtSignals
-) -> tuple[Outcome, Summary]:
+) -> tuple[RunOutcome, Summary]:
     """One life of it."""
     write_inputs(run_dir, config, plan)
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the previous life
@@ -262,7 +262,7 @@ def _taken_away(error: Exception, run_dir: Path) -> OSError | None:
     return error if Path(error.filename).is_relative_to(run_dir) else None
 
 
-def _show_end(outcome: Outcome, summary: Summary) -> None:
+def _show_end(outcome: RunOutcome, summary: Summary) -> None:
     Screen().print(summary_screen(summary))
     if outcome.status == "failed":
         Screen(stderr=True).print(failure_screen(outcome, Path(summary.run_dir)))

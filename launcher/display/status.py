@@ -8,12 +8,12 @@ from rich.text import Text
 from darts_async.topology.roles import role_of
 from launcher.control.requests import NodeState, ProcessState, RunState
 from launcher.display.view import clock, state_text
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.nodes.fleet import Fleet
 from launcher.progress.run_view import RunView
 
 
-def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: Outcome | None) -> RunState:
+def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: RunOutcome | None) -> RunState:
     """The state that `status` shows. `now_s` is read from the view's clock."""
     pids = fleet.pids
     processes = [

@@ -20,7 +20,7 @@ from darts_async.protocol import RunFinished
 from darts_async.reward.worker_messages import failure_text
 from darts_async.topology.outcomes import EVALUATED, OUTCOMES
 from launcher.display.view import bar, clock, sparkline
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.progress.evaluation import EvaluationSummary, Gain, gain_between
 from launcher.progress.run_view import IDLE_STAGE, RunView
 
@@ -32,7 +32,7 @@ _BAR_WIDTH = 24
 class TokenAccount(msgspec.Struct, frozen=True):
     """Where the decoded tokens went."""
 
-    by_fate: dict[str, int]
+    by_outcome: dict[str, int]
     evaluated: int
     accounted: int
     decoded: int
@@ -49,7 +49,7 @@ class TokenAccount(msgspec.Struct, frozen=True):
 class RewardAccount(msgspec.Struct, frozen=True):
     """How many responses were scored, and how many of them have no reward."""
 
-    num_judged: int
+    num_responses: int
     failed: dict[str, int]
     """Failed rewards by kind of failure."""
     first_failures: dict[str, str]
@@ -88,7 +88,7 @@ class Summary(msgspec.Struct, frozen=True):
     """All evaluations, by policy version."""
     tokens: TokenAccount | None
     rewards: RewardAccount | None
-    samples_by_fate: dict[str, int]
+    samples_by_outcome: dict[str, int]
     tokens_by_staleness: dict[int, int]
     processes: list[ProcessTime]
     weight_stall_s: dict[str, float]
@@ -97,7 +97,7 @@ class Summary(msgspec.Struct, frozen=True):
     model_path: str | None
 
 
-def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s: float) -> Summary:
+def summarise(view: RunView, outcome: RunOutcome, *, model_path: Path | None, now_s: float) -> Summary:
     """The totals of a run that has ended."""
     summaries, finished = list(view.evaluations.values()), view.finished
     first, last, several = view.first_evaluation, view.last_evaluation, len(summaries) > 1
@@ -116,7 +116,7 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
         rewards=RewardAccount(finished.num_rewards, finished.failed_rewards, finished.first_failures)
         if finished
         else None,
-        samples_by_fate=finished.samples_by_fate if finished else {},
+        samples_by_outcome=finished.samples_by_outcome if finished else {},
         tokens_by_staleness=finished.tokens_by_staleness if finished else {},
         processes=[
             ProcessTime(
@@ -138,15 +138,17 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
 
 def _tokens(view: RunView, finished: RunFinished) -> TokenAccount:
     of_ended_early = view.tokens_received(finished.tokens_by_generator)
-    return token_account(finished.tokens_by_fate, view.tokens_decoded + of_ended_early, of_ended_early)
+    return token_account(finished.tokens_by_outcome, view.tokens_decoded + of_ended_early, of_ended_early)
 
 
-def token_account(tokens_by_fate: dict[str, int], decoded: int, of_ended_early: int = 0) -> TokenAccount:
+def token_account(tokens_by_outcome: dict[str, int], decoded: int, of_ended_early: int = 0) -> TokenAccount:
     """Compare the outcomes with what the engines counted. Outcomes with other names count too."""
-    evaluated = tokens_by_fate.get(EVALUATED, 0)
-    by_fate: dict[str, int] = {fate: tokens_by_fate.get(fate, 0) for fate in OUTCOMES if fate != EVALUATED}
-    by_fate |= {fate: count for fate, count in tokens_by_fate.items() if fate not in OUTCOMES}
-    return TokenAccount(by_fate, evaluated, sum(by_fate.values()) + evaluated, decoded, of_ended_early)
+    evaluated = tokens_by_outcome.get(EVALUATED, 0)
+    by_outcome: dict[str, int] = {
+        outcome: tokens_by_outcome.get(outcome, 0) for outcome in OUTCOMES if outcome != EVALUATED
+    }
+    by_outcome |= {outcome: count for outcome, count in tokens_by_outcome.items() if outcome not in OUTCOMES}
+    return TokenAccount(by_outcome, evaluated, sum(by_outcome.values()) + evaluated, decoded, of_ended_early)
 
 
 # --- the screen ----------------------------------------------------------------------------------------------
@@ -224,9 +226,9 @@ def _all_evaluations(evaluations: list[EvaluationSummary]) -> Text:
 def _token_table(tokens: TokenAccount) -> Table:
     table = _table("count", "share", title="tokens")
     table.add_column("")
-    for fate, count in (*tokens.by_fate.items(), (EVALUATED, tokens.evaluated)):
+    for outcome, count in (*tokens.by_outcome.items(), (EVALUATED, tokens.evaluated)):
         share = count / tokens.accounted if tokens.accounted else 0.0
-        table.add_row(fate, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
+        table.add_row(outcome, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
     return table
 
 
@@ -249,8 +251,8 @@ def _failed_rewards(rewards: RewardAccount) -> list[Text]:
     by_kind = ", ".join(
         f"{count:,} {kind}" for kind, count in sorted(rewards.failed.items(), key=lambda pair: -pair[1])
     )
-    share = rewards.num_failed / rewards.num_judged
-    line = f"{rewards.num_failed:,} of {rewards.num_judged:,} rewards failed ({share:.1%}): {by_kind}"
+    share = rewards.num_failed / rewards.num_responses
+    line = f"{rewards.num_failed:,} of {rewards.num_responses:,} rewards failed ({share:.1%}): {by_kind}"
     said = [Text(f"  first {failure_text(kind, error)}", style="dim") for kind, error in rewards.first_failures.items()]
     return [Text.assemble(("! ", "yellow"), line), *said]
 

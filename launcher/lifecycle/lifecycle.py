@@ -68,7 +68,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """How a run ended. `culprit` is the process whose log says more."""
 
     status: Status
@@ -182,7 +182,7 @@ class RunLifecycle:
         self._leave_by_s = 0.0  # while stopping
         self.phase = "running"
         """A state of `RUN_LIFE`."""
-        self.outcome: Outcome | None = None
+        self.outcome: RunOutcome | None = None
         """Set as soon as the run is ending."""
 
     @property
@@ -223,11 +223,11 @@ class RunLifecycle:
         reason = f"{name} cannot be started: {error}"
         if not self._restarts.is_first(name) and self.outcome is None:  # it could start before: treat as a death
             return self._lose(ProcessExit(name, 0, -1, self._restarts.incarnation(name)), reason, now_s)
-        return self._cut_short(Outcome("failed", reason), now_s)
+        return self._cut_short(RunOutcome("failed", reason), now_s)
 
     def node_failed(self, reason: str, now_s: float, culprit: str | None = None) -> list[Action]:
         """A node cannot be used from the start."""
-        return self._cut_short(Outcome("failed", reason, culprit), now_s)
+        return self._cut_short(RunOutcome("failed", reason, culprit), now_s)
 
     def reported(self, name: str, status: ProcessStatus, now_s: float) -> list[Action]:
         """A process has reported its status."""
@@ -287,7 +287,7 @@ class RunLifecycle:
         if self.outcome is not None:
             return self._leave()
         self._to("leaving")
-        self.outcome, self._deadline_s = Outcome("finished", reason), now_s + self._limits.finish_s
+        self.outcome, self._deadline_s = RunOutcome("finished", reason), now_s + self._limits.finish_s
         return [AskToLeave(True, reason), Notice(reason)]
 
     def take_up_again(self, reason: str, now_s: float) -> list[Action]:
@@ -296,20 +296,20 @@ class RunLifecycle:
         if self.outcome is not None:
             return []
         if not self._limits.num_lives:
-            return self._cut_short(Outcome("failed", f"{reason}, again and again"), now_s)
+            return self._cut_short(RunOutcome("failed", f"{reason}, again and again"), now_s)
         self._to("replaced")
-        self.outcome, self._deadline_s = Outcome("failed", reason, goes_on=True), now_s
+        self.outcome, self._deadline_s = RunOutcome("failed", reason, goes_on=True), now_s
         return [Notice(f"{reason}: all processes are ended, and the run is resumed")]
 
     def interrupted(self, reason: str, now_s: float) -> list[Action]:
         """The user wants the run to stop."""
         if self.outcome is not None and self.outcome.goes_on:
-            self.outcome = Outcome("stopped", reason)
+            self.outcome = RunOutcome("stopped", reason)
             return []
         if self.outcome is not None and self.outcome.status == "finished":  # the user does not want to wait
-            self.outcome, self._deadline_s = Outcome("stopped", reason), now_s + self._limits.stop_s
+            self.outcome, self._deadline_s = RunOutcome("stopped", reason), now_s + self._limits.stop_s
             return []
-        return self._cut_short(Outcome("stopped", reason), now_s)
+        return self._cut_short(RunOutcome("stopped", reason), now_s)
 
     def give_up(self, now_s: float) -> None:
         """Stop waiting for any process."""
@@ -333,7 +333,7 @@ class RunLifecycle:
             reason = f"{', '.join(names)} did not leave within {self._limits.finish_s:.0f} s after the last step"
             if self._hindered:
                 reason += ": there is no space on the disk"
-            self.outcome = Outcome("failed", reason, names[0])
+            self.outcome = RunOutcome("failed", reason, names[0])
 
     def tick(self, now_s: float, *, has_room: bool = True) -> list[Action]:
         """Look at the clock: for missing reports and missing steps. `has_room`: whether the disk has space."""
@@ -346,7 +346,7 @@ class RunLifecycle:
                 continue
             reason = f"did not report within {timeout_s:g} s (roles.{name.partition('/')[0]}.start_timeout_s)"
             if self._restarts.is_first(name):
-                return self._cut_short(Outcome("failed", f"{name} {reason}", name), now_s)
+                return self._cut_short(RunOutcome("failed", f"{name} {reason}", name), now_s)
             actions += self._kill(name, f"it {reason}")
         for name, reason in self._liveness.hanging(now_s):
             actions += self._kill(name, reason)
@@ -384,7 +384,7 @@ class RunLifecycle:
                 self._away_since_s.setdefault(ended.name, now_s)
                 return [Lost(ended, None), Notice(f"{reason}; the run continues without it: {why}")]
             case EndRun(reason=why):
-                return self._cut_short(Outcome("failed", f"{reason}: {why}", ended.name), now_s)
+                return self._cut_short(RunOutcome("failed", f"{reason}: {why}", ended.name), now_s)
 
     def _watch_hindrance(self, name: str, hindrance: str) -> list[Action]:
         """Tell when a process begins to wait for space, and when it has it."""
@@ -405,19 +405,19 @@ class RunLifecycle:
         if now_s - since_s < self._limits.no_space_s:
             return []
         reason = f"there was no space on the disk for {now_s - since_s:.0f} s (telemetry.no_space_timeout_s)"
-        return self._cut_short(Outcome("failed", reason), now_s)
+        return self._cut_short(RunOutcome("failed", reason), now_s)
 
     def _watch_progress(self, now_s: float) -> list[Action]:
         idle_s = now_s - self._progress_at_s
         if idle_s >= self._limits.no_progress_s:
             reason = f"no step for {idle_s:.0f} s (telemetry.no_progress_timeout_s)"
-            return self._cut_short(Outcome("failed", reason), now_s)
+            return self._cut_short(RunOutcome("failed", reason), now_s)
         if self._silent_since_s or self._warned or idle_s < STALLED_AFTER_S:
             return []
         self._warned = True
         return [Notice(f"no step for {idle_s:.0f} s; logs/ in the run directory shows what the processes do")]
 
-    def _cut_short(self, outcome: Outcome, now_s: float) -> list[Action]:
+    def _cut_short(self, outcome: RunOutcome, now_s: float) -> list[Action]:
         """End the run before its last step. No effect if it is ending already."""
         if self.outcome is not None:
             return []

@@ -103,13 +103,13 @@ class Boundary:
         return None
 
     def _finished(self, message: RunFinished) -> str | None:
-        counts = [*message.tokens_by_fate.values(), *message.samples_by_fate.values(), message.num_steps]
+        counts = [*message.tokens_by_outcome.values(), *message.samples_by_outcome.values(), message.num_steps]
         counts += [*message.tokens_by_staleness.values(), *message.failed_rewards.values(), message.num_rewards]
         counts += [count for tokens in message.tokens_by_generator.values() for count in tokens.values()]
         if not _are_counts(counts) or message.num_steps > self._num_steps:
             return f"counts below zero, or {message.num_steps} steps of {self._num_steps}"
         kinds = [*message.failed_rewards, *message.first_failures]
-        return _names([*message.tokens_by_fate, *message.samples_by_fate, *message.tokens_by_generator, *kinds])
+        return _names([*message.tokens_by_outcome, *message.samples_by_outcome, *message.tokens_by_generator, *kinds])
 
     def _accusation(self, name: str, message: PeerRefused) -> str | None:
         talk = any(self._talk(one, other) for one, other in ((name, message.name), (message.name, name)))

@@ -56,9 +56,9 @@ from launcher.lifecycle.lifecycle import (
     Limits,
     Lost,
     Notice,
-    Outcome,
     RestartRefused,
     RunLifecycle,
+    RunOutcome,
     Serves,
     Start,
     Stop,
@@ -113,7 +113,7 @@ class Run:
     """Why metrics and events cannot be written, if they cannot."""
     _look_for_room_at_s: float = field(default=0.0, init=False)
 
-    async def conduct(self) -> Outcome:
+    async def conduct(self) -> RunOutcome:
         """Start everything, and return when everything has ended."""
         self._do(self.fleet.begin(_now_s()))
         for spec in self.plan.processes:
@@ -403,7 +403,7 @@ async def run(
     limits: Limits,
     signals: CaughtSignals,
     past: Past = NO_PAST,
-) -> tuple[Outcome, Summary]:
+) -> tuple[RunOutcome, Summary]:
     """Carry a run out in a prepared run directory, for the first time or, with a `past`, further. Where the run goes on
     in another life, signals that come later are kept for that."""
     install(LAUNCHER, past.life)
@@ -421,7 +421,7 @@ async def _carry_out(
     limits: Limits,
     signals: CaughtSignals,
     past: Past,
-) -> tuple[Outcome, Summary]:
+) -> tuple[RunOutcome, Summary]:
     now_s = _now_s()
     began_s = now_s - past.elapsed_s
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)

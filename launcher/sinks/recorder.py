@@ -15,7 +15,7 @@ from darts_async.errors import NoSpaceError
 from darts_async.faults import present
 from darts_async.topology.run_files import EVENTS_FILE, METRICS_FILE
 from darts_async.trace import Trace
-from launcher.lifecycle.lifecycle import Kill, Lost, Outcome, Serves
+from launcher.lifecycle.lifecycle import Kill, Lost, RunOutcome, Serves
 from launcher.nodes.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
@@ -149,7 +149,7 @@ class Recorder:
 class Ending:
     """How the run has ended."""
 
-    outcome: Outcome
+    outcome: RunOutcome
     unsaid: str = ""
     """Why `state.json` could not be written."""
 
@@ -157,7 +157,7 @@ class Ending:
 @contextlib.contextmanager
 def recorded(run_dir: Path, life: int) -> Iterator[Ending]:
     """`state.json` says `running` inside the block, and afterwards how the run ended, unless another life follows."""
-    started_at_s, ending = time.time(), Ending(Outcome("failed", "darts-launch itself ended by an error"))
+    started_at_s, ending = time.time(), Ending(RunOutcome("failed", "darts-launch itself ended by an error"))
     inode = inode_of(run_dir)
 
     def write(status: RunStatus, reason: str, ended_at_s: float | None) -> None:

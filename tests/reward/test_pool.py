@@ -205,8 +205,8 @@ async def test_what_a_function_prints_or_reads_does_not_touch_the_stream(directo
 async def test_many_items_over_several_workers_each_get_their_own_answer(directory: Path) -> None:
     async with running(directory, function="exact_match", num_workers=3) as pool:
         items = [score("", n, "déjà vu" if n % 3 else "wrong") for n in range(200)]
-        verdicts = await asyncio.gather(*(pool.score(item) for item in items))
-    assert verdicts == [SampleScored(n, float(n % 3 > 0)) for n in range(200)]
+        replies = await asyncio.gather(*(pool.score(item) for item in items))
+    assert replies == [SampleScored(n, float(n % 3 > 0)) for n in range(200)]
 
 
 def test_the_pool_runs_on_uvloop(directory: Path) -> None:

@@ -20,7 +20,7 @@ from darts_async.topology.run_files import KEYS_DIR
 from darts_async.transport import create_run_keys
 from launcher.analysis.audit import audit_run
 from launcher.display.view import PlainDisplay
-from launcher.lifecycle.lifecycle import Limits, Outcome
+from launcher.lifecycle.lifecycle import Limits, RunOutcome
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.preflight.preflight import link_ports
 from launcher.run.links import open_control
@@ -81,7 +81,7 @@ class Told:
             run_caught(config, plan, self.run_dir, open_control=control, display=display, limits=limits)
         )
         self.output = output.getvalue()
-        assert outcome == Outcome("finished", "finished"), self.output
+        assert outcome == RunOutcome("finished", "finished"), self.output
         assert self.summary.tokens is not None
         assert self.summary.tokens.balanced
         assert audit_run(self.run_dir).findings == []

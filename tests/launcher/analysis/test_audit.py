@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from darts_async.config import RunConfig
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import sample_id_of
-from darts_async.shaper.durable.replayable_state import Head, Standing
+from darts_async.shaper.durable.replayable_state import JournalHead, ReplayableState
 from darts_async.shaper.ledger import (
     AnyRecord,
     BroughtForward,
@@ -50,9 +50,9 @@ CONFIG = RunConfig.model_validate(
 
 
 def ending(group_id: int, index: int, step: int | None, oldest: int = 0, newest: int | None = None) -> SampleEnded:
-    fate = "filtered" if step is None else "trained"
+    outcome = "filtered" if step is None else "trained"
     newest = oldest if newest is None else newest
-    return SampleEnded(sample_id_of(group_id, index), fate, "why", 10, oldest, newest, step, 1.0)
+    return SampleEnded(sample_id_of(group_id, index), outcome, "why", 10, oldest, newest, step, 1.0)
 
 
 def placed(group_id: int) -> list[AnyRecord]:
@@ -87,7 +87,7 @@ def test_books_in_order_pass() -> None:
 
 
 def test_a_group_may_be_short_of_samples_without_a_reward_down_to_the_minimum() -> None:
-    missing = {"fate": "filtered", "reason": "reward_raised", "step": None, "reward": None}
+    missing = {"outcome": "filtered", "reason": "reward_raised", "step": None, "reward": None}
     short = changed(good_records(), SAMPLE, **missing)
     assert findings(short) == {}
     uneven = {"steps that did not use 6 samples": (1,)}
@@ -391,10 +391,10 @@ def first_step_of(records: list[AnyRecord], step: int = 0) -> list[AnyRecord]:
     return records[:end] if step == 0 else records[end:]
 
 
-def head_after(run_dir: Path) -> Head:
+def head_after(run_dir: Path) -> JournalHead:
     """As of a shaper that has written the ledger of a run."""
     source = ShuffledPrompts(prompts(3), seed=1)
-    standing = Standing(lambda snapshot: ShaperState(CONFIG, source, (), snapshot=snapshot))
+    replayable = ReplayableState(lambda snapshot: ShaperState(CONFIG, source, (), snapshot=snapshot))
     ledger = scan_ledger(run_dir / LEDGER_FILE)
-    standing.lineage.num_records = ledger.lineage.num_records
-    return standing.to_head(ledger.num_bytes)
+    replayable.lineage.num_records = ledger.lineage.num_records
+    return replayable.to_head(ledger.num_bytes)

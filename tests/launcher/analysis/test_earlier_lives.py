@@ -11,7 +11,7 @@ from darts_async.errors import ConfigError
 from darts_async.topology.plan import RunPlan
 from darts_async.topology.run_files import EVENTS_FILE, METRICS_FILE, STATE_FILE
 from launcher.analysis.earlier_lives import held, read_past
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.lifecycle.restarts import Restarts
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.run_dir.json_lines import Lines, whole_lines
@@ -138,5 +138,5 @@ def test_a_run_that_goes_on_in_another_life_is_not_said_to_have_ended(
     tmp_path: Path, goes_on: bool, status: str
 ) -> None:
     with recorded(tmp_path, 1) as ending:
-        ending.outcome = Outcome("failed", "no group is known", goes_on=goes_on)
+        ending.outcome = RunOutcome("failed", "no group is known", goes_on=goes_on)
     assert read_record(tmp_path).status == status

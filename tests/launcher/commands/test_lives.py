@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from darts_async.config import RunConfig
-from darts_async.topology import RunPlan
+from darts_async.topology.plan import RunPlan
 from launcher.analysis.earlier_lives import NO_PAST, Past, held
 from launcher.commands import cli
 from launcher.control.control_socket import serving_requests

@@ -27,7 +27,7 @@ from launcher.display.view import (
     state_text,
     step_text,
 )
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.nodes.fleet import Fleet
 from launcher.nodes.node_messages import NodeStatus
 from launcher.nodes.supervisor import ProcessRecord
@@ -37,7 +37,7 @@ from launcher.progress.run_view import LENGTH_METRIC, MAX_POINTS, REWARD_METRIC,
 from launcher.progress.step_merger import StepLine
 
 PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
-FATES = {"trained": 700, "cancelled": 150, "filtered": 50, "evaluated": 100}
+OUTCOMES = {"trained": 700, "cancelled": 150, "filtered": 50, "evaluated": 100}
 
 
 def new_view() -> RunView:
@@ -273,7 +273,7 @@ def test_sparklines_bars_and_clocks() -> None:
 
 
 def summary_of(view: RunView, status: str = "finished") -> Summary:
-    outcome = Outcome(status, "why")  # type: ignore[arg-type]
+    outcome = RunOutcome(status, "why")  # type: ignore[arg-type]
     return summarise(view, outcome, model_path=Path("/runs/a/model"), now_s=160.0)
 
 
@@ -289,7 +289,7 @@ def finished_view(decoded: int) -> RunView:
     view.take_evaluation(after)
     view.take_status("generator/0", status(50.0, decoded, 40.0))
     view.take_exit("generator/0", "done", left_cleanly=True)
-    view.finished = RunFinished("why", FATES, {"trained": 8}, {0: 300, 1: 400}, 10)
+    view.finished = RunFinished("why", OUTCOMES, {"trained": 8}, {0: 300, 1: 400}, 10)
     return view
 
 
@@ -329,7 +329,7 @@ def test_failed_rewards_are_a_line_of_the_totals_with_the_first_of_each_kind() -
     assert "rewards" not in text_of(summary_screen(summary_of(view)))
     view.finished = RunFinished(
         "why",
-        FATES,
+        OUTCOMES,
         {},
         {},
         10,
@@ -344,9 +344,9 @@ def test_failed_rewards_are_a_line_of_the_totals_with_the_first_of_each_kind() -
     assert json.loads(msgspec.json.encode(summary_of(view)))["rewards"]["failed"] == {"raised": 70, "timeout": 5}
 
 
-def test_a_fate_of_another_name_is_not_lost() -> None:
+def test_an_outcome_of_another_name_is_not_lost() -> None:
     account = token_account({"trained": 5, "vanished": 3, "evaluated": 2}, 10)
-    assert account.by_fate["vanished"] == 3
+    assert account.by_outcome["vanished"] == 3
     assert account.accounted == 10
 
 

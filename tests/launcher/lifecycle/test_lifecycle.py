@@ -27,9 +27,9 @@ from launcher.lifecycle.lifecycle import (
     Limits,
     Lost,
     Notice,
-    Outcome,
     RestartRefused,
     RunLifecycle,
+    RunOutcome,
     Serves,
     Start,
     Stop,
@@ -79,25 +79,25 @@ def test_a_run_that_has_to_be_taken_up_again_ends_its_life_at_once_and_goes_on()
     assert lifecycle.over(5.0)
     assert lifecycle.exited(ProcessExit("shaper/0", 1, -9), 5.0) == []
     assert lifecycle.take_up_again("no group is known", 5.1) == lifecycle.finished("all steps taken", 5.1) == []
-    assert lifecycle.outcome == Outcome("failed", "no group is known", goes_on=True)
+    assert lifecycle.outcome == RunOutcome("failed", "no group is known", goes_on=True)
 
 
 def test_a_run_that_is_stopped_is_not_taken_up_again() -> None:
     lifecycle = running_lifecycle()
     lifecycle.take_up_again("no group is known", 5.0)
     lifecycle.interrupted("stopped by Ctrl-C", 5.1)
-    assert lifecycle.outcome == Outcome("stopped", "stopped by Ctrl-C")
+    assert lifecycle.outcome == RunOutcome("stopped", "stopped by Ctrl-C")
     lifecycle = running_lifecycle()
     lifecycle.interrupted("stopped by Ctrl-C", 5.0)
     assert lifecycle.take_up_again("no group is known", 5.1) == []
-    assert lifecycle.outcome == Outcome("stopped", "stopped by Ctrl-C")
+    assert lifecycle.outcome == RunOutcome("stopped", "stopped by Ctrl-C")
 
 
 def test_a_run_is_not_taken_up_again_without_end() -> None:
     restarts = Restarts(PLAN, RolesConfig(), seed=0)
     lifecycle = RunLifecycle(PLAN, replace(LIMITS, num_lives=0), restarts, now_s=0.0)
     lifecycle.take_up_again("no group is known", 5.0)
-    assert lifecycle.outcome == Outcome("failed", "no group is known, again and again")
+    assert lifecycle.outcome == RunOutcome("failed", "no group is known, again and again")
 
 
 def test_a_run_is_finished_when_all_have_left_by_themselves() -> None:
@@ -109,14 +109,14 @@ def test_a_run_is_finished_when_all_have_left_by_themselves() -> None:
     assert not lifecycle.over(6.0)
     leave(lifecycle, 0, 6.0)
     assert lifecycle.over(6.0)
-    assert lifecycle.outcome == Outcome("finished", "all steps taken")
+    assert lifecycle.outcome == RunOutcome("finished", "all steps taken")
 
 
 def test_the_exit_of_a_learner_that_is_not_started_again_fails_the_run() -> None:
     lifecycle = running_lifecycle(RestartConfig(when="never", min_healthy=0))
     reason = "learner/0 ended with exit code 0: roles.learner.restart.when is never, and training needs it"
     assert AskToStop(reason) in lifecycle.exited(ProcessExit("learner/0", 1, 0), 5.0)
-    assert lifecycle.outcome == Outcome("failed", reason, "learner/0")
+    assert lifecycle.outcome == RunOutcome("failed", reason, "learner/0")
 
 
 def test_the_first_reason_stands() -> None:
@@ -133,7 +133,7 @@ def test_nobody_has_anything_left_to_write_when_a_run_is_finished(name: str) -> 
     lifecycle = running_lifecycle()
     lifecycle.finished("done", 5.0)
     lifecycle.exited(ProcessExit(name, 1, -9), 6.0)
-    assert lifecycle.outcome == Outcome("finished", "done")
+    assert lifecycle.outcome == RunOutcome("finished", "done")
 
 
 def test_a_stopped_run_stays_stopped_whatever_the_exit_codes() -> None:
@@ -141,7 +141,7 @@ def test_a_stopped_run_stays_stopped_whatever_the_exit_codes() -> None:
     lifecycle.interrupted("Ctrl-C", 5.0)
     leave(lifecycle, -15, 6.0)
     assert lifecycle.over(6.0)
-    assert lifecycle.outcome == Outcome("stopped", "Ctrl-C")
+    assert lifecycle.outcome == RunOutcome("stopped", "Ctrl-C")
 
 
 def test_a_user_who_stops_a_finishing_run_waits_no_longer_than_for_any_other() -> None:
@@ -150,7 +150,7 @@ def test_a_user_who_stops_a_finishing_run_waits_no_longer_than_for_any_other() -
     lifecycle.interrupted("Ctrl-C", 1.0)
     assert not lifecycle.over(10.9)
     assert lifecycle.over(11.0)
-    assert lifecycle.outcome == Outcome("stopped", "Ctrl-C")
+    assert lifecycle.outcome == RunOutcome("stopped", "Ctrl-C")
 
 
 def test_the_time_to_leave_is_bounded() -> None:
@@ -170,7 +170,7 @@ def test_a_stop_lets_the_shaper_account_before_the_others_leave() -> None:
     assert lifecycle.tick(9.9) == []
     assert lifecycle.finished("stopped", 9.9) == [AskToLeave(False, "Ctrl-C")]
     assert lifecycle.tick(12.0) == []
-    assert lifecycle.outcome == Outcome("stopped", "Ctrl-C")
+    assert lifecycle.outcome == RunOutcome("stopped", "Ctrl-C")
 
 
 def test_a_shaper_that_does_not_account_in_time_keeps_nobody() -> None:
@@ -229,13 +229,13 @@ def test_a_process_that_does_not_report_in_time_fails_the_run() -> None:
     assert lifecycle.tick(122.9) == []
     lifecycle.tick(123.0)
     reason = "reward/0 did not report within 120 s (roles.reward.start_timeout_s)"
-    assert lifecycle.outcome == Outcome("failed", reason, "reward/0")
+    assert lifecycle.outcome == RunOutcome("failed", reason, "reward/0")
 
 
 def test_a_process_that_cannot_be_started_fails_the_run() -> None:
     lifecycle = new_lifecycle()
     lifecycle.failed_to_start("reward/0", "no memory", 1.0)
-    assert lifecycle.outcome == Outcome("failed", "reward/0 cannot be started: no memory")
+    assert lifecycle.outcome == RunOutcome("failed", "reward/0 cannot be started: no memory")
     assert lifecycle.over(1.0)
 
 
@@ -420,7 +420,7 @@ def test_a_run_without_progress_fails_however_alive_its_processes_look() -> None
     assert lifecycle.tick(599.0) == []
     actions = lifecycle.tick(600.0)
     reason = "no step for 500 s (telemetry.no_progress_timeout_s)"
-    assert lifecycle.outcome == Outcome("failed", reason)
+    assert lifecycle.outcome == RunOutcome("failed", reason)
     assert actions[0] == Notice(reason)
 
 

@@ -24,7 +24,7 @@ from darts_async.topology.run_files import KEYS_DIR
 from darts_async.transport import create_run_keys
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import PlainDisplay
-from launcher.lifecycle.lifecycle import Limits, Outcome
+from launcher.lifecycle.lifecycle import Limits, RunOutcome
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.preflight.preflight import link_ports
 from launcher.progress.run_view import RunView
@@ -50,7 +50,7 @@ class Prepared:
         self.limits = limits
         self.output = io.StringIO()
 
-    def carry_out(self) -> tuple[Outcome, Summary]:
+    def carry_out(self) -> tuple[RunOutcome, Summary]:
         write_inputs(self.run_dir, self.config, self.plan)
         create_run_keys(self.run_dir / KEYS_DIR, self.plan.endpoints())
         display = PlainDisplay(Console(file=self.output, width=120))
@@ -63,7 +63,7 @@ class Prepared:
         return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-async def run_caught(*settings: Any, **more: Any) -> tuple[Outcome, Summary]:
+async def run_caught(*settings: Any, **more: Any) -> tuple[RunOutcome, Summary]:
     """As the command line does it."""
     with caught_signals() as signals:
         return await run(*settings, signals=signals, **more)
@@ -113,7 +113,7 @@ def test_a_run_goes_to_its_end_and_accounts_for_every_token(tmp_path: Path, monk
     monkeypatch.setattr("launcher.run.run.write_summary", write)
     outcome, summary = prepared.carry_out()
     assert status_at_summary == ["running"], "a run that has ended has its summary, whatever dies in between"
-    assert outcome == Outcome("finished", "all steps taken")
+    assert outcome == RunOutcome("finished", "all steps taken")
     assert_nothing_is_left(prepared.run_dir)
     assert read_record(prepared.run_dir).status == "finished"
     steps = [line for line in prepared.metrics() if line["type"] == "step"]
@@ -150,7 +150,7 @@ def test_a_process_that_was_being_started_at_ctrl_c_is_not_waited_for(
     monkeypatch.setattr("tests.launcher.run.test_run.PlainDisplay", InterruptedDisplay)
     prepared = prepare(tmp_path, limits=Limits(stop_s=600.0, grace_s=0.2))
     outcome, summary = prepared.carry_out()
-    assert outcome == Outcome("stopped", "stopped by Ctrl-C")
+    assert outcome == RunOutcome("stopped", "stopped by Ctrl-C")
     started = [event["process"] for event in events_of(prepared.run_dir) if event["type"] == "started"]
     assert started[-1] not in {row.name for row in summary.processes}, "it was ended before it could report"
     assert_nothing_is_left(prepared.run_dir)
