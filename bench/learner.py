@@ -36,8 +36,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from darts_async.config import LearnerConfig
 from darts_async.learner.advantage import group_advantages
+from darts_async.learner.intake import num_packed_tokens
 from darts_async.learner.model import compile_model, use_packed_attention
-from darts_async.learner.packing.batch import num_packed_tokens
 from darts_async.learner.step import Trainer
 from darts_async.protocol import TrainGroup
 from darts_async.quickstart import MODEL_PATH

@@ -508,6 +508,10 @@ class RankReady(Message, frozen=True):
     policy_version: int
 
 
+NUM_BINS = 2001
+"""Of histograms of logarithms, odd so that 0 is the middle of a bin: a ratio of 1 is reported as 1."""
+
+
 class StepTallied(Message, frozen=True):
     """The rank has trained its samples of every group of `step`; what its `Tally` holds of them."""
 
@@ -515,7 +519,7 @@ class StepTallied(Message, frozen=True):
     sums: dict[str, float]
     counts: dict[str, float]
     maxima: dict[str, float]
-    histograms: dict[str, bytes]  # little-endian float64
+    histograms: dict[str, bytes]  # [NUM_BINS] little-endian float64
 
 
 class PartSaved(Message, frozen=True):

@@ -68,17 +68,32 @@ def test_nothing_pickles() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("role", ["shaper", "reward"])
-def test_shaper_and_reward_start_without_torch(role: str) -> None:
-    code = f"import sys, darts_async.{role}.process; print({{'torch', 'transformers'}} & set(sys.modules))"
+@pytest.mark.parametrize(
+    "module",
+    ["shaper.process", "reward.process", "learner.state", "generator.state", "simulation.chaos"],
+)
+def test_shaper_reward_and_all_decisions_need_no_torch(module: str) -> None:
+    code = f"import sys, darts_async.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def test_the_shaper_state_does_no_io() -> None:
+DECIDING = (
+    *sorted((ROOT / "darts_async" / "shaper").rglob("*.py")),
+    *(ROOT / "darts_async" / "learner" / name for name in ("moves.py", "state.py", "intake.py", "consumed_groups.py")),
+    *(
+        ROOT / "darts_async" / "generator" / f"{name}.py"
+        for name in ("state", "probe", "stop_strings", "token_batcher")
+    ),
+    ROOT / "darts_async" / "weights" / "receiving" / "member.py",
+    *(ROOT / "darts_async" / "weights" / "sending" / f"{name}.py" for name in ("coordinator", "membership", "rounds")),
+)
+
+
+def test_what_decides_does_no_io() -> None:
     """Nothing that decides may see a clock, a socket, a task, a log or a source of randomness of its own."""
     forbidden = {"time", "asyncio", "random", "socket", "zmq", "structlog", "threading", "os", "datetime"}
-    for path in (ROOT / "darts_async" / "shaper").rglob("*.py"):
+    for path in DECIDING:
         if path.name not in ("process.py", "ledger.py", "journal.py"):
             assert not {name.partition(".")[0] for name in imports_of(path)} & forbidden, path
 

@@ -1,11 +1,14 @@
-"""What an engine tells after a step: the tokens that it decoded, and the samples that ended."""
+"""What an engine tells after a step: the tokens that it decoded, and the samples that ended; and what is told of it."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from darts_async.protocol import FinishReason
+from darts_async.protocol import FinishReason, GeneratorToShaper, ProbeMeasured
+
+Outbox = list[GeneratorToShaper | ProbeMeasured]
+"""What is to be sent, in order: measurements to the learner, all else to the shaper."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,11 @@
 """A generator's side of the probe (see `darts_async.weights.probe`): a few samples among the others, of which
 the shaper never hears. Their ids are negative."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from darts_async.generator.events import StepEvents
+from darts_async.generator.events import Outbox, StepEvents
 from darts_async.protocol import Generate, ProbeMeasured, ProbeWeights, SamplingParams
 
 _ONE_TOKEN = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=1)
@@ -23,14 +22,9 @@ class _Probe:
 
 
 class Probing:
-    """The probe under way, at most one: a new one replaces it.
+    """The probe under way, at most one: a new one replaces it. What was measured goes to the outbox that is passed."""
 
-    Args:
-        answer: told what was measured.
-    """
-
-    def __init__(self, answer: Callable[[ProbeMeasured], None]) -> None:
-        self._answer = answer
+    def __init__(self) -> None:
         self._asked: ProbeWeights | None = None
         self._probe: _Probe | None = None
         self._next_id = -1
@@ -42,18 +36,13 @@ class Probing:
         """To be begun at the next step boundary."""
         self._asked = message
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether `begin` would bring anything."""
-        return self._asked is not None
-
-    def begin(self, policy_version: int) -> list[Generate]:
+    def begin(self, policy_version: int, out: Outbox) -> list[Generate]:
         """The samples to start now, `policy_version` being in use."""
         asked, self._asked = self._asked, None
         if asked is None:
             return []
         if asked.policy_version != policy_version:
-            self._answer(_nothing(asked.policy_version))
+            out.append(_nothing(asked.policy_version))
             return []
         prompts = asked.prompt_tokens.reshape(-1, asked.prompt_length)
         ids = [self._next_id - number for number in range(len(prompts))]
@@ -63,7 +52,7 @@ class Probing:
         prefix = np.empty(0, np.int32)
         return [Generate(i, p, prefix, -i, _ONE_TOKEN, _FIRST) for i, p in zip(ids, prompts, strict=True)]
 
-    def sift(self, events: StepEvents, policy_version: int) -> StepEvents:
+    def sift(self, events: StepEvents, policy_version: int, out: Outbox) -> StepEvents:
         """Take out what belongs to probes; `policy_version` is what the step was made under."""
         if not self._num_open:
             return events
@@ -73,7 +62,10 @@ class Probing:
         rejected = [sample_id for sample_id, _ in events.rejected if sample_id < 0]
         self._num_open -= len(ended) + len(rejected)
         if self._probe is not None:
-            self._measure(self._probe, events, policy_version, set(rejected))
+            measured = self._measured(self._probe, events, policy_version, set(rejected))
+            if measured is not None:
+                self._probe = None
+                out.append(measured)
         return StepEvents(
             events.sample_ids[~ours],
             events.token_ids[~ours],
@@ -82,23 +74,21 @@ class Probing:
             tuple(rejection for rejection in events.rejected if rejection[0] >= 0),
         )
 
-    def _measure(self, probe: _Probe, events: StepEvents, policy_version: int, rejected: set[int]) -> None:
+    def _measured(
+        self, probe: _Probe, events: StepEvents, policy_version: int, rejected: set[int]
+    ) -> ProbeMeasured | None:
         for sample_id in probe.sample_ids:
             for row in np.flatnonzero(events.sample_ids == sample_id).tolist():
                 probe.drawn[sample_id] = int(events.token_ids[row]), float(events.logprobs[row])
                 probe.is_void |= policy_version != probe.policy_version
         probe.is_void |= not rejected.isdisjoint(probe.sample_ids)
         if probe.is_void:
-            self._finish(_nothing(probe.policy_version))
-        elif len(probe.drawn) == len(probe.sample_ids):
-            drawn = [probe.drawn[sample_id] for sample_id in probe.sample_ids]
-            tokens, logprobs = zip(*drawn, strict=True)
-            measured = ProbeMeasured(probe.policy_version, np.array(tokens, np.int32), np.array(logprobs, np.float32))
-            self._finish(measured)
-
-    def _finish(self, measured: ProbeMeasured) -> None:
-        self._probe = None
-        self._answer(measured)
+            return _nothing(probe.policy_version)
+        if len(probe.drawn) < len(probe.sample_ids):
+            return None
+        drawn = [probe.drawn[sample_id] for sample_id in probe.sample_ids]
+        tokens, logprobs = zip(*drawn, strict=True)
+        return ProbeMeasured(probe.policy_version, np.array(tokens, np.int32), np.array(logprobs, np.float32))
 
 
 def _nothing(policy_version: int) -> ProbeMeasured:

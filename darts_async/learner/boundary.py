@@ -11,8 +11,8 @@ import math
 import numpy as np
 
 from darts_async.config import RunConfig
-from darts_async.learner.metric_sums import NUM_BINS
 from darts_async.protocol import (
+    NUM_BINS,
     SAMPLES_PER_GROUP_LIMIT,
     CatchUp,
     GeneratorToLearner,

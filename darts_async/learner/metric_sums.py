@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from darts_async.protocol import NUM_BINS
+
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 LARGEST_LOG = 5.0
-NUM_BINS = 2001
-"""Of histograms of logarithms, odd so that 0 is the middle of a bin: a ratio of 1 is reported as 1."""
 
 
 @dataclass(slots=True)

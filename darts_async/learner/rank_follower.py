@@ -25,6 +25,7 @@ from darts_async.learner.ranks.gather import send_rows
 from darts_async.learner.ranks.order_grammar import OrderGrammar
 from darts_async.learner.ranks.rank_group import RankGroup
 from darts_async.learner.ranks.rank_info import Place
+from darts_async.learner.state import MAX_TOGETHER
 from darts_async.learner.step import Trainer
 from darts_async.learner.trainer_setup import make_trainer
 from darts_async.models.location import resolve_model_path
@@ -50,7 +51,7 @@ from darts_async.wire.atomic_dir import staging_beside
 
 STOP_WITHIN_S = 5.0
 """How long rank 0 has to dismiss this one when the run is stopped."""
-MAX_ORDERS = 1024
+MAX_ORDERS = 4 * MAX_TOGETHER
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -12,8 +12,9 @@ from darts_async.config import RunConfig
 from darts_async.learner.boundary import Boundary
 from darts_async.learner.intake import Intake
 from darts_async.learner.metric_messages import tallied, tally_of
-from darts_async.learner.metric_sums import NUM_BINS, Tally
+from darts_async.learner.metric_sums import Tally
 from darts_async.protocol import (
+    NUM_BINS,
     CatchUp,
     GeneratorToLearner,
     Greet,
@@ -170,7 +171,7 @@ def test_every_group_that_is_taken_is_one_of_this_run(said: list[ShaperToLearner
         if isinstance(message, TrainGroup) and BOUNDARY.of_shaper(message) is None:
             intake.take(message)
     num_waiting = intake.num_waiting
-    assert num_waiting == sum(len(intake.others(step, 99, 1 << 30)) for step in range(CONFIG.learner.steps))
+    assert num_waiting == sum(len(intake.together(step, 99, 1 << 30)) for step in range(CONFIG.learner.steps))
 
 
 class Members:

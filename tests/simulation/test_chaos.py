@@ -11,6 +11,8 @@ import pytest
 from bench.chaos import judged_run, run_many
 from darts_async.learner.boundary import Boundary
 from darts_async.learner.intake import Intake
+from darts_async.learner.moves import Move
+from darts_async.learner.state import LearnerState
 from darts_async.protocol import MemberJoined, TrainGroup, UpdateApplied, UpdateFailed, UpdateReady
 from darts_async.shaper.boundary import Boundary as ShaperBoundary
 from darts_async.shaper.durable.journal import Journal
@@ -54,6 +56,7 @@ def test_whatever_fails_nothing_is_lost_or_trained_twice_or_too_old_and_every_ru
     ],
 )
 def test_runs_that_once_went_wrong(seed: int) -> None:
+    """What a seed draws depends on the code, so it may no longer come to that point."""
     judged_run(seed)
 
 
@@ -64,9 +67,14 @@ def seeds_with(is_meant: Callable[[Hardship], bool], num_seeds: int) -> list[int
     return list(itertools.islice(meant, num_seeds))
 
 
-def faults_of(seeds: Iterable[int]) -> Counter[str]:
-    """Of runs that pass."""
-    return sum((judged_run(seed).faults for seed in seeds), Counter[str]())
+def faults_of(seeds: Iterable[int], wanted: Iterable[str] = ()) -> Counter[str]:
+    """Of runs that pass; of no more than it takes to find what is wanted."""
+    found = Counter[str]()
+    for seed in seeds:
+        found += judged_run(seed).faults
+        if wanted and all(found[name] for name in wanted):
+            break
+    return found
 
 
 @pytest.mark.parametrize("loss", ["unflushed", "anything"])
@@ -88,16 +96,16 @@ def test_runs_that_die_in_their_last_second_end_as_finished(moment: str) -> None
 
 
 def test_runs_outlive_processes_that_talk_nonsense() -> None:
-    found = faults_of(seeds_with(lambda hardship: hardship.lies > 0.001, 24))
-    for role in ("shaper", "generator", "learner"):
-        assert found[f"nonsense refused by a {role}"], found
-    assert found["generators killed for nonsense"], found
-    assert found["shapers killed for nonsense"], found
+    wanted = [f"nonsense refused by a {role}" for role in ("shaper", "generator", "learner")]
+    wanted += [f"{role}s killed for nonsense" for role in ("generator", "shaper")]
+    found = faults_of(seeds_with(lambda hardship: hardship.lies > 0.001, 50), wanted)
+    assert all(found[name] for name in wanted), found
 
 
 def test_runs_outlive_a_full_disk() -> None:
-    found = faults_of(seeds_with(lambda hardship: len(hardship.full_disks) == 2, 8))
-    assert all(found[f"shapers that died of a full disk at the {file}"] for file in ("journal", "ledger")), found
+    wanted = [f"shapers that died of a full disk at the {file}" for file in ("journal", "ledger")]
+    found = faults_of(seeds_with(lambda hardship: len(hardship.full_disks) == 2, 40), wanted)
+    assert all(found[name] for name in wanted), found
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -162,6 +170,15 @@ def test_a_learner_that_takes_a_group_as_often_as_it_comes_is_found_out(monkeypa
 
     monkeypatch.setattr(Intake, "take", take)
     assert run_many(range(30)).failures
+
+
+def test_a_learner_that_publishes_what_is_older_than_its_floor_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def next_move(self: LearnerState, really: Callable[[LearnerState], Move] = LearnerState.next_move) -> Move:
+        self.floor = min(self.floor, 0)
+        return really(self)
+
+    monkeypatch.setattr(LearnerState, "next_move", next_move)
+    assert run_many(range(10, 16)).failures
 
 
 def test_work_for_generators_without_the_current_weights_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from darts_async.config import WeightsConfig
-from darts_async.generator.events import SampleEnd, StepEvents
+from darts_async.generator.events import Outbox, SampleEnd, StepEvents
 from darts_async.generator.probe import Probing
 from darts_async.learner.model import use_packed_attention
 from darts_async.learner.probe import packed_reference
@@ -72,18 +72,19 @@ def test_the_examiner_asks_who_applied_the_version_and_refuses_a_wrong_answer_on
 
 
 async def test_a_generator_answers_with_the_logprobs_of_its_weights_between_its_samples() -> None:
-    answers: list[ProbeMeasured] = []
-    probing = Probing(answers.append)
+    answers: Outbox = []
+    probing = Probing()
     engine = embedded(tiny_qwen3(1))
     probing.ask(reference().question())
-    for request in probing.begin(3):
+    for request in probing.begin(3, answers):
         engine.start(request)
     while engine.num_unfinished:
-        events = probing.sift(await engine.step(), 3)
+        events = probing.sift(await engine.step(), 3, answers)
         assert not len(events.sample_ids)
         assert not events.ended
     await engine.close()
     (answer,) = answers
+    assert isinstance(answer, ProbeMeasured)
     assert mismatch(reference(), answer, 1e-4) is None
     assert mismatch(reference_of(last_logits(tiny_qwen3(2)), 3, vocab_size=VOCAB_SIZE), answer, 0.1) is not None
     assert probing.num_tokens == NUM_PROMPTS
@@ -97,28 +98,31 @@ def events(*sample_ids: int) -> StepEvents:
 
 
 def test_samples_of_the_shaper_pass_untouched() -> None:
-    answers: list[ProbeMeasured] = []
-    probing = Probing(answers.append)
+    answers: Outbox = []
+    probing = Probing()
     plain = events(5, 6)
-    assert probing.sift(plain, 3) is plain
+    assert probing.sift(plain, 3, answers) is plain
     probing.ask(reference().question())
-    ids = [request.sample_id for request in probing.begin(3)]
-    sifted = probing.sift(events(5, *ids, 6), 3)
+    ids = [request.sample_id for request in probing.begin(3, answers)]
+    sifted = probing.sift(events(5, *ids, 6), 3, answers)
     assert sifted.sample_ids.tolist() == [5, 6]
     assert sifted.token_ids.tolist() == [0, 5]
     assert sifted.ended == ()
-    assert answers[0].token_ids.tolist() == [1, 2, 3, 4]
+    (answer,) = answers
+    assert isinstance(answer, ProbeMeasured)
+    assert answer.token_ids.tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("begun_under", [2, 3])
 def test_a_probe_that_the_next_version_overtakes_answers_nothing(begun_under: int) -> None:
-    answers: list[ProbeMeasured] = []
-    probing = Probing(answers.append)
+    answers: Outbox = []
+    probing = Probing()
     probing.ask(reference(3).question())
-    ids = [request.sample_id for request in probing.begin(begun_under)]
+    ids = [request.sample_id for request in probing.begin(begun_under, answers)]
     if ids:
-        probing.sift(events(*ids), 4)
+        probing.sift(events(*ids), 4, answers)
     (answer,) = answers
+    assert isinstance(answer, ProbeMeasured)
     assert answer.policy_version == 3
     assert not len(answer.token_ids)
 

@@ -25,8 +25,8 @@ from darts_async.generator.engine_pause import Hold
 from darts_async.generator.events import StepEvents
 from darts_async.generator.vllm.worker_hub import Answers, WorkerLinks
 from darts_async.protocol import EpochFormed, StoreValue, UpdateAborted, UpdateFailed, UpdateOffered
-from darts_async.weights.receiving.receiving_rank import TRANSFER_BACKSTOP, Report
-from darts_async.weights.receiving.transfer import Command
+from darts_async.weights.receiving.member import Command, Report
+from darts_async.weights.receiving.receiving_rank import TRANSFER_BACKSTOP
 
 CONNECT_S: Final = 30.0
 CALL_S: Final = 10.0

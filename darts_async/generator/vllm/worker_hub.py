@@ -23,7 +23,7 @@ from darts_async.protocol import (
     WorkerConnected,
     WorkerToGenerator,
 )
-from darts_async.weights.receiving.receiving_rank import Report
+from darts_async.weights.receiving.member import Report
 from darts_async.wire.channel import Channel
 
 log = structlog.get_logger()

@@ -1,6 +1,6 @@
 """When and how rank 0 writes checkpoints: copied between two steps, written while training goes on.
 
-At most one is being written; the next one waits for it. Where the disk is full, the one that is being written waits for
+At most one is to be written at a time. Where the disk is full, the one that is being written waits for
 room. The shaper's own state comes as a message; a shaper that does
 not send it in time does not keep the weights from the disk.
 """
@@ -22,7 +22,7 @@ from darts_async.learner.rank_leader import Team
 from darts_async.learner.ranks.gather import Shapes
 from darts_async.learner.step import Trainer
 from darts_async.machine.full_disk import Patience
-from darts_async.protocol import GatherWeights, SaveCheckpoint, ShaperSnapshot
+from darts_async.protocol import GatherWeights, SaveCheckpoint
 from darts_async.wire.atomic_dir import FileSum
 
 SHAPER_PATIENCE_S = 10.0
@@ -39,6 +39,7 @@ class Saver:
         keep: how many of the newest stay.
         saved: called on the event loop with each version that is on the disk, and the oldest one to come back to.
         patience: for a disk that is full.
+        shaper_states: what the shaper knew at a version, as it becomes known; `changes` tells when.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Saver:
         keep: int,
         saved: Callable[[int, int], None],
         patience: Patience,
+        shaper_states: Mapping[int, bytes],
+        changes: Changes,
     ) -> None:
         self._root = root
         self._team = team
@@ -59,38 +62,20 @@ class Saver:
         self._keep = keep
         self._saved = saved
         self._patience = patience
-        self._writing: asyncio.Task[None] | None = None
-        self._shaper_states: dict[int, bytes] = {}
-        self._changes = Changes()
-
-    def take(self, message: ShaperSnapshot) -> None:
-        """What the shaper knew at a version; the newest two are kept until they are written."""
-        self._shaper_states[message.policy_version] = message.state
-        for version in sorted(self._shaper_states)[:-2]:
-            del self._shaper_states[version]
-        self._changes.notify()
-
-    def has_shaper_state(self, version: int) -> bool:
-        """Whether the shaper has said what it knew at a version."""
-        return version in self._shaper_states
+        self._shaper_states = shaper_states
+        self._changes = changes
 
     async def save(
         self, tasks: asyncio.TaskGroup, trainer: Trainer, consumed: tuple[tuple[int, int], ...], *, has_shaper: bool
     ) -> None:
-        """Begin to write a checkpoint of the trainer, which may go on when this returns."""
-        await self.settled()
+        """Begin to write a checkpoint of the trainer, which may continue when this returns."""
         with checkpoint.naming_failures(self._root):
             open_it = partial(checkpoint.open_checkpoint, self._root, trainer.policy_version)
             staging = await asyncio.to_thread(self._patience.write, self._root, open_it, _nothing)
         self._team.tell(SaveCheckpoint(trainer.policy_version))
         snapshot = await asyncio.to_thread(checkpoint.Snapshot.of, trainer)
         writing = self._write(staging, snapshot, trainer, consumed, has_shaper=has_shaper)
-        self._writing = tasks.create_task(writing, name="write a checkpoint")
-
-    async def settled(self) -> None:
-        """Wait until nothing is being written."""
-        if self._writing is not None:
-            await self._writing
+        tasks.create_task(writing, name="write a checkpoint")
 
     async def _write(
         self,
@@ -137,7 +122,7 @@ class Saver:
         except DeadlineError as error:
             log.warning("checkpoint_without_shaper", policy_version=version, error=str(error))
             return b""
-        return self._shaper_states.pop(version)
+        return self._shaper_states[version]
 
 
 async def write_part(patience: Patience, staging: Path, snapshot: checkpoint.Snapshot) -> FileSum:

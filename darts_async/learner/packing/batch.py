@@ -66,12 +66,6 @@ class Weighted:
     shares: NDArray[np.float32]  # [num_tokens], of the loss
 
 
-def num_packed_tokens(group: TrainGroup) -> int:
-    """What the group takes of a batch, in which its prompt stands once."""
-    num_samples = int(np.count_nonzero(group.num_tokens))
-    return len(group.prompt_tokens) + len(group.token_ids) - num_samples if num_samples else 0
-
-
 def micro_batches(
     groups: Sequence[Weighted],
     tokens_per_micro_batch: int,

@@ -1,52 +1,21 @@
-"""A learner process: the real coordinator and the real intake, in a shell that does what `learner.process` and
-`weights.publish` do, without a model."""
+"""A learner process: the real decisions and the real coordinator of weights, on virtual time and without a model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-
+from darts_async.learner import moves
 from darts_async.learner.boundary import Boundary
-from darts_async.learner.consumed_groups import ConsumedGroups
-from darts_async.learner.intake import Intake
-from darts_async.protocol import (
-    CatchUp,
-    GeneratorToLearner,
-    Greet,
-    GroupsCommitted,
-    LearnerReady,
-    LearnerToShaper,
-    MemberJoined,
-    ShaperSnapshot,
-    ShaperToLearner,
-    TensorSpec,
-    TrainGroup,
-    VersionPublished,
-    VersionSaved,
-    WeightManifest,
-)
+from darts_async.learner.state import LearnerState
+from darts_async.protocol import TensorSpec, TrainGroup, WeightManifest
 from darts_async.simulation.chaos.generator import GeneratorProcess
-from darts_async.simulation.chaos.process import Process, Script, finish
+from darts_async.simulation.chaos.process import Process, Script
 from darts_async.simulation.chaos.world import Crash, World
-from darts_async.topology.links import LEARNER_LINK, WEIGHTS_LINK
-from darts_async.transport import Event, PeerDown, PeerUp, Received
+from darts_async.topology.links import WEIGHTS_LINK
+from darts_async.transport import Event
+from darts_async.weights.sending import events as weights
 from darts_async.weights.sending.coordinator import Coordinator
-from darts_async.weights.sending.events import (
-    Broadcast,
-    BroadcastDone,
-    BroadcastFailed,
-    CoordinatorAction,
-    FormGroup,
-    MemberLost,
-    MemberMessage,
-    Published,
-    PublishFailed,
-    SendToMember,
-    Superseded,
-)
-from darts_async.weights.sending.events import CoordinatorEvent as WeightEvent
 
 LOADS_WITHIN_S = 0.5
 TRAINS_WITHIN_S = 0.03
@@ -87,7 +56,8 @@ class LearnerProcess(Process):
         super().__init__(world, name, incarnation, links)
         self._disk = disk
         self._config = world.config.learner
-        self._intake = Intake()
+        self._state = LearnerState(world.config, Boundary(world.config), is_first=incarnation == 1)
+        self._move: moves.Move = moves.Leave()
         self._coordinator = Coordinator(
             backend="gloo",
             interface="127.0.0.1",
@@ -96,25 +66,7 @@ class LearnerProcess(Process):
             first_epoch=int(world.now_s * 1000) + incarnation,
         )
         self._tasks: dict[int, tuple[str, ...]] = {}  # members by epoch
-        self._version = -1
-        self._is_loaded = False
         self._history: list[tuple[int, ...]] = []
-        self._is_locked = False
-        self._publishing: int | None = None
-        self._published = -1
-        self._saved = 0
-        self._floor = -1
-        self._is_told_floor = False
-        self._shaper: str | None = None
-        self._shaper_states: dict[int, bytes] = {}
-        self._boundary = Boundary(world.config)
-        self._newest_version = -1
-        self._early: dict[str, Received] = {}
-        self._taken_up = LearnerReady(0)
-        self._joined: set[str] = set()
-        self._num_greetings = 0
-        self._is_writing = False
-        self._is_trained = False
         self._deadline_asked: float | None = None
 
     def begin(self) -> None:
@@ -124,100 +76,77 @@ class LearnerProcess(Process):
 
     def handle(self, event: Event) -> None:
         """A group, or something about weights."""
-        match event:
-            case Received(link=WEIGHTS_LINK.name, peer=peer, message=MemberJoined()) if not self._is_told_floor:
-                self._early[peer] = event
-            case Received(message=message) if reason := self._refusal(event):
-                self.refuse(event, f"{type(message).__name__}: {reason}")
-            case Received(link=LEARNER_LINK.name, peer=peer, message=Greet()):
-                self._shaper = peer
-                self._announce()
-            case PeerUp(link=WEIGHTS_LINK.name, peer=peer):
-                self._num_greetings += 1
-                self.send(WEIGHTS_LINK.name, peer, Greet(self._num_greetings))
-            case PeerDown(link=WEIGHTS_LINK.name, peer=peer):
-                self._early.pop(peer, None)
-                self._feed(MemberLost(peer))
-            case Received(link=WEIGHTS_LINK.name, peer=peer, incarnation=incarnation, message=message):
-                self._member_said(peer, incarnation, message)  # type: ignore[arg-type]
-            case Received(link=LEARNER_LINK.name, message=CatchUp() as message):
-                self._catch_up(message)
-            case Received(link=LEARNER_LINK.name, message=TrainGroup() as group):
-                self._intake.take(group)
-            case Received(link=LEARNER_LINK.name, message=ShaperSnapshot(policy_version=version, state=state)):
-                self._shaper_states[version] = state
-                for older in sorted(self._shaper_states)[:-2]:  # as `Saver.take`
-                    del self._shaper_states[older]
+        self._do(self._state.handle(event, newest_epoch=self._coordinator.newest_epoch))
 
-    def _catch_up(self, message: CatchUp) -> None:
-        self._floor = max(self._floor, message.policy_version)
-        self._newest_version = max(self._newest_version, message.newest_version)
-        self._is_told_floor = True
-        early, self._early = self._early, {}
-        for joined in early.values():
-            self.handle(joined)
-
-    def _refusal(self, event: Received) -> str | None:
-        if event.link == LEARNER_LINK.name:
-            return self._boundary.of_shaper(cast(ShaperToLearner, event.message))
-        return self._boundary.of_generator(
-            cast(GeneratorToLearner, event.message),
-            newest_version=max(self._newest_version, self._version),
-            newest_epoch=self._coordinator.newest_epoch,
-        )
+    def _do(self, actions: Iterable[moves.Action]) -> None:
+        for action in actions:
+            match action:
+                case moves.Tell(link, peer, message):
+                    self.send(link, peer, message)
+                case moves.Refuse(event, reason):
+                    self.refuse(event, reason)
+                case _:
+                    self._feed(action)
 
     def validate(self) -> None:
-        """The coordinator's invariants too."""
+        """The invariants of the decisions too."""
         super().validate()
+        self._state.validate()
         self._coordinator.validate()
 
     # --- training --------------------------------------------------------------------------------------------
 
     def _train(self) -> Script:
         yield self.world.rng.uniform(0.0, LOADS_WITHIN_S)
-        self._restore()
-        self._is_loaded = True
-        self._announce()
-        if self.incarnation == 1:
-            late_s = self.world.now_s + GENERATORS_COME_WITHIN_S
-            num_generators = self.world.config.roles.generator.replicas
-            yield lambda: len(self._joined) == num_generators or self.world.now_s >= late_s
-        yield lambda: self._is_told_floor
-        self._is_locked = True
-        self._offer()
-        while self._version < self._config.steps:
-            groups: list[TrainGroup] = []
-            while len(groups) < self._config.groups_per_step:
-                yield lambda: self._intake.has(self._version)
-                groups.append(finish(self._intake.next(self._version)))
-                yield self.world.rng.uniform(0.0, TRAINS_WITHIN_S)
-            yield lambda: not self._is_locked
-            self._is_locked = True
-            self.reach("learner.before_step")
-            self._take_step(groups)
-            self.reach("learner.before_commit")
-            self._commit(groups)
-            self._offer()
-            yield from self._checkpoint()
-        yield lambda: not self._is_writing
-        self._disk.model = self._disk.checkpoints[-1]
-        self.world.moment_came("model written")
-        self._is_trained = True
-        self._is_saved(self._version)
+        self._load()
+        self.world.after(GENERATORS_COME_WITHIN_S, lambda: self._state.timed_out(moves.FOR_GENERATORS))
+        while True:
+            yield self._has_move
+            match self._move:
+                case moves.Train():
+                    yield self.world.rng.uniform(0.0, TRAINS_WITHIN_S)
+                case moves.TakeStep(groups):
+                    self.reach("learner.before_step")
+                    self._take_step(groups)
+                    self.reach("learner.before_commit")
+                    if len(self._history) == self._config.steps:
+                        self.world.moment_came("last step taken")
+                    self._do(self._state.step_taken())
+                case moves.Publish(version):
+                    self.reach("learner.before_publish")
+                    self._execute(self._coordinator.offer(version, MANIFEST, self.world.now_s))
+                case moves.Save() as save:
+                    history, consumed = tuple(self._history), self._state.intake.consumed.intervals
+                    self.run(self._write(Checkpoint(save.version, history, consumed), has_shaper=save.has_shaper))
+                case moves.WriteModel():
+                    self._disk.model = self._disk.checkpoints[-1]
+                    self.world.moment_came("model written")
+                    self._do(self._state.model_written())
+                case moves.Leave():
+                    return
 
-    def _restore(self) -> None:
+    def _has_move(self) -> bool:
+        self._move = self._state.next_move()
+        return not isinstance(self._move, moves.Wait)
+
+    def _load(self) -> None:
         self._damage()
-        self._version = 0
-        if self._disk.checkpoints:
-            last = self._disk.checkpoints[-1]
-            self._version, self._history = last.policy_version, list(last.history)
-            self._intake.consumed = ConsumedGroups(last.consumed)
-            next_group_id = max((stop for _, stop in last.consumed), default=0)
-            self._taken_up = LearnerReady(self._version, last.shaper_state, next_group_id)
-            self._is_saved(self._version)
+        if not self._disk.checkpoints:
+            self._do(self._state.loaded(policy_version=0))
+            return
+        last = self._disk.checkpoints[-1]
+        self._history = list(last.history)
+        self.reach("learner.before_saved")
+        loaded = self._state.loaded(
+            policy_version=last.policy_version,
+            consumed=last.consumed,
+            shaper_state=last.shaper_state,
+            oldest_kept=self._oldest_kept,
+        )
+        self._do(loaded)
 
     def _damage(self) -> None:
-        """The newest checkpoint is found to be damaged. There is always another point to go on from."""
+        """The newest checkpoint is found to be damaged. There is always another point to continue from."""
         num_others = len(self._disk.checkpoints) - (not self._first_model_is_kept)
         if num_others > 0 and self.world.chance(self.world.plan.damaged_checkpoints):
             self.world.counts["checkpoints damaged"] += 1
@@ -225,55 +154,32 @@ class LearnerProcess(Process):
 
     def _take_step(self, groups: Sequence[TrainGroup]) -> None:
         """What must hold of everything that enters a gradient."""
+        version = len(self._history)
         trained = {group_id for group_ids in self._history for group_id in group_ids}
         for group in groups:
-            assert group.step == self._version, f"group {group.group_id} of step {group.step} at {self._version}"
+            assert group.step == version, f"group {group.group_id} of step {group.step} at {version}"
             assert group.group_id not in trained, f"group {group.group_id} is trained twice"
             trained.add(group.group_id)
             oldest, newest = int(group.versions.min()), int(group.versions.max())
             bound = self.world.config.staleness.max_staleness
-            assert self._version - oldest <= bound, f"group {group.group_id}: {self._version} - {oldest} > {bound}"
-            assert newest <= self._version, f"group {group.group_id}: a token of version {newest} at {self._version}"
+            assert version - oldest <= bound, f"group {group.group_id}: {version} - {oldest} > {bound}"
+            assert newest <= version, f"group {group.group_id}: a token of version {newest} at {version}"
             shaping = self.world.config.shaping
             assert shaping.smallest_group <= len(group.num_tokens) <= shaping.keep
         self._history.append(tuple(group.group_id for group in groups))
-        self._version += 1
-
-    def _commit(self, groups: Sequence[TrainGroup]) -> None:
-        group_ids = [group.group_id for group in groups]
-        self._intake.commit(self._version - 1, group_ids)
-        if self._version == self._config.steps:
-            self.world.moment_came("last step taken")
-        self._tell_shaper(GroupsCommitted(self._version - 1, np.array(group_ids, np.int64)))
-
-    def _checkpoint(self) -> Script:
-        if not self._config.is_saved(self._version):
-            return
-        yield lambda: not self._is_writing
-        self._is_writing = True
-        checkpoint = Checkpoint(self._version, tuple(self._history), self._intake.consumed.intervals, b"")
-        self.run(self._write(checkpoint, has_shaper=self._shaper is not None))
 
     def _write(self, checkpoint: Checkpoint, *, has_shaper: bool) -> Script:
         yield self.world.rng.uniform(0.0, WRITES_WITHIN_S)
+        version, states = checkpoint.policy_version, self._state.shaper_states
         patience_s = self.world.now_s + SHAPER_PATIENCE_S
-        version = checkpoint.policy_version
         if has_shaper:
-            yield lambda: version in self._shaper_states or self.world.now_s >= patience_s
+            yield lambda: version in states or self.world.now_s >= patience_s
         yield lambda: not self.world.is_full
-        state = self._shaper_states.get(version, b"")
-        self._disk.checkpoints.append(replace(checkpoint, shaper_state=state))
+        self._disk.checkpoints.append(replace(checkpoint, shaper_state=states.get(version, b"")))
         del self._disk.checkpoints[: -self._config.keep_checkpoints]
         self._disk.damaged = [damaged for damaged in self._disk.damaged if damaged > version]
-        self._is_saved(version)
-        self._is_writing = False
-
-    def _is_saved(self, version: int) -> None:
         self.reach("learner.before_saved")
-        if version < self._config.steps or self._is_trained:
-            self._saved = version
-            if self._is_loaded:
-                self._tell_shaper(VersionSaved(version, self._oldest_kept))
+        self._do(self._state.saved(version, oldest_kept=self._oldest_kept))
 
     @property
     def _oldest_kept(self) -> int:
@@ -283,74 +189,37 @@ class LearnerProcess(Process):
     def _first_model_is_kept(self) -> bool:
         return len(self._disk.checkpoints) + len(self._disk.damaged) < self._config.keep_checkpoints
 
-    def _announce(self) -> None:
-        if self._version < 0:
-            return
-        is_new = self._taken_up.policy_version == self._version
-        self._tell_shaper(self._taken_up if is_new else LearnerReady(self._version))
-        if self._published >= 0:
-            self._tell_shaper(VersionPublished(self._published))
-        if self._saved:
-            self._tell_shaper(VersionSaved(self._saved, min(self._oldest_kept, self._saved)))
+    # --- weights: as `weights.sending.publish` does ----------------------------------------------------------
 
-    def _tell_shaper(self, message: LearnerToShaper) -> None:
-        if self._shaper is not None:
-            self.send(LEARNER_LINK.name, self._shaper, message)
-
-    # --- weights ---------------------------------------------------------------------------------------------
-
-    def _member_said(self, peer: str, incarnation: int, message: GeneratorToLearner) -> None:
-        self._feed(MemberMessage(peer, incarnation, message))
-        if isinstance(message, MemberJoined):
-            self._floor = max(self._floor, message.policy_version)
-            self._joined.add(peer)
-
-    def _offer(self) -> None:
-        """Publish the present version; the parameters are locked."""
-        if self._version < self._floor:
-            self._is_locked = False
-            return
-        self.reach("learner.before_publish")
-        self._publish()
-
-    def _publish(self) -> None:
-        self._publishing = self._version
-        self._execute(self._coordinator.offer(self._version, MANIFEST, self.world.now_s))
-
-    def _feed(self, event: WeightEvent) -> None:
+    def _feed(self, event: weights.CoordinatorEvent) -> None:
         self._execute(self._coordinator.handle(event, self.world.now_s))
 
-    def _execute(self, actions: Sequence[CoordinatorAction]) -> None:
+    def _execute(self, actions: Iterable[weights.CoordinatorAction]) -> None:
         for action in actions:
             match action:
-                case SendToMember(name, message):
+                case weights.SendToMember(name, message):
                     self.send(WEIGHTS_LINK.name, name, message)
-                case FormGroup(epoch, _, members):
+                case weights.FormGroup(epoch, _, members):
                     self._tasks[epoch] = members
-                case Broadcast(epoch, version):
+                case weights.Broadcast(epoch, version):
                     self.run(self._broadcast(epoch, version, self._tasks[epoch]))
-                case Published(version):
-                    self._has_published(version)
-                case PublishFailed(version) if self._published == version:
-                    self._publishing, self._is_locked = None, False  # those who joined late go without
-                case PublishFailed(version) | Superseded(version):
+                case weights.Published(version) if version > self._state.newest_published:
+                    self._do(self._state.published(version))
+                case weights.Published(version) | weights.PublishFailed(version) if self._is_for_late_joiners(version):
+                    self._state.give_back()  # or they go without
+                case weights.PublishFailed() | weights.Superseded():
                     self.world.counts["learners that gave up"] += 1
                     raise Crash
         self._keep_deadline()
 
-    def _has_published(self, version: int) -> None:
-        self._publishing, self._is_locked = None, False
-        if version > self._published:
-            self._published = version
-            self._tell_shaper(VersionPublished(version))
+    def _is_for_late_joiners(self, version: int) -> bool:
+        return version == self._state.newest_published
 
     def settle(self) -> None:
         """Serve those who joined after a version was published."""
-        is_published = self._published == self._version >= 0
-        is_free = is_published and not self._is_locked and self._publishing is None
-        if is_free and not self._coordinator.is_busy and self._coordinator.lagging(self._version):
-            self._is_locked = True
-            self._publish()
+        version = self._state.newest_published
+        if not self._coordinator.is_busy and self._coordinator.lagging(version) and self._state.lend():
+            self._execute(self._coordinator.offer(version, MANIFEST, self.world.now_s))
 
     def _keep_deadline(self) -> None:
         deadline = self._coordinator.deadline
@@ -376,7 +245,7 @@ class LearnerProcess(Process):
             world.counts["broadcasts broken"] += 1
             for receiver in receivers:
                 receiver.guarded(partial(receiver.broken, epoch))
-            self._feed(BroadcastFailed(epoch, "the broadcast broke"))
+            self._feed(weights.BroadcastFailed(epoch, "the broadcast broke"))
             return
         for receiver in receivers:
             checksum = version
@@ -384,4 +253,4 @@ class LearnerProcess(Process):
                 world.counts["checksums wrong"] += 1
                 checksum = version + 1
             receiver.guarded(partial(receiver.staged, epoch, version, [checksum]))
-        self._feed(BroadcastDone(epoch, (version,)))
+        self._feed(weights.BroadcastDone(epoch, (version,)))

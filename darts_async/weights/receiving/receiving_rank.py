@@ -30,14 +30,13 @@ from darts_async.protocol import (
 from darts_async.weights.broadcast.collective import GroupSpec, describe, device_of
 from darts_async.weights.broadcast.group_slot import Group, Groups
 from darts_async.weights.bucket_layout import layout_of
+from darts_async.weights.receiving.member import Report
 from darts_async.weights.receiving.staging import Staging, TensorStream, receive_buckets, receive_tensors
 
 JOIN_BACKSTOP = 2.0
 TRANSFER_BACKSTOP = 3.0
 """Deadlines of a rank, in deadlines of a phase (the second one spans two phases). They only matter if the learner is
 silent. Otherwise the learner's deadline comes first, because it knows which member has not answered."""
-
-Report = StoreValue | UpdateReady | UpdateStaged | UpdateFailed
 
 
 @dataclass(slots=True, eq=False)

@@ -1,8 +1,9 @@
 """The interface of the part of a generator that receives and applies weights.
 
-A transfer is a member of the broadcast group: in this process (`LocalTransfer`), or in the worker processes of an
-engine (`darts_async.generator.vllm.weights`), where each worker is a rank. It gets commands of the learner (`Command`)
-and reports their results (`Report`). `receive` handles the messages themselves and drops outdated ones.
+A transfer is the part of a generator that is in the broadcast group: in this process (`LocalTransfer`), or in the
+worker processes of an engine (`darts_async.generator.vllm.weights`), where each worker is a rank. It is told what the
+learner said (`Command`) and says what came of it (`Report`); the conversation with the learner itself, and which
+messages are out of date, is the business of `member`.
 """
 
 import asyncio
@@ -11,17 +12,10 @@ from typing import Protocol
 
 import torch
 
-from darts_async.protocol import (
-    EpochFormed,
-    StoreValue,
-    UpdateAborted,
-    UpdateCommitted,
-    UpdateOffered,
-)
-from darts_async.weights.receiving.receiving_rank import Rank, Report
+from darts_async.protocol import UpdateCommitted
+from darts_async.weights.receiving.member import Command, Report
+from darts_async.weights.receiving.receiving_rank import Rank
 from darts_async.weights.receiving.staging import Staging
-
-Command = EpochFormed | StoreValue | UpdateOffered | UpdateCommitted | UpdateAborted
 
 
 class Transfer(Protocol):

@@ -6,8 +6,8 @@ gathered from other ranks, each gather finishes before its bucket is sent. Gathe
 in the thread of the group; torch releases the interpreter lock there, so the learner may compute meanwhile. It must not
 *change* a parameter before `publish` returns; forward and backward passes do not.
 
-`run` sends the current version to a generator that joins later, under a lock that the learner holds whenever its
-parameters differ from the last published version.
+A generator that joins later is given the current version by `run`, while the learner lends the parameters of the
+version that it published last.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -158,16 +159,18 @@ class Publisher:
             self._withdraw(f"publishing version {version} was cancelled")
             raise
 
-    async def run(self, source: Callable[[], WeightSource], lock: asyncio.Lock) -> None:
-        """Send the current version to generators that join after it was published. Runs until cancelled.
+    async def run(
+        self, source: Callable[[], WeightSource], lend: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> None:
+        """Give the current version to generators that join after it was published; runs until cancelled.
 
         Args:
-            source: the current parameters.
-            lock: the learner holds it from the first change of a parameter until `publish` has returned.
+            source: the parameters now.
+            lend: has the learner leave the parameters of the version that it published last as they are.
         """
         while True:
             await self._someone_lags.wait()
-            async with lock:
+            async with lend():
                 is_caught_up = await self._catch_up(source)
             if not is_caught_up:
                 await asyncio.sleep(self._config.deadline_s)

@@ -17,7 +17,6 @@ from darts_async.errors import CheckpointError, ConfigError
 from darts_async.learner.checkpoints import checkpoint
 from darts_async.learner.checkpoints.export import write_model
 from darts_async.learner.consumed_groups import ConsumedGroups
-from darts_async.learner.intake import Intake
 from darts_async.learner.lr_schedule import learning_rate
 from darts_async.learner.metric_messages import tallied, tally_of
 from darts_async.learner.metric_sums import Tally
@@ -186,40 +185,3 @@ def test_a_loss_that_is_not_finite_skips_the_step_even_if_the_gradient_is() -> N
     assert math.isnan(trainer.finish_step()["grad_norm"])
     assert trainer.num_skipped_in_a_row == 1
     assert all(tensor.equal(before[name]) for name, tensor in trainer.rows().items())
-
-
-# --- groups that come ----------------------------------------------------------------------------------------
-
-
-async def test_groups_are_given_out_once_and_in_the_order_of_their_steps() -> None:
-    intake = Intake()
-    for group_id, step in ((8, 1), (9, 1), (4, 0), (8, 1), (2, 0)):
-        intake.take(make_group([2], group_id=group_id, step=step))
-    assert intake.num_waiting == 4
-    assert [(await intake.next(step)).group_id for step in (0, 0, 1, 1)] == [4, 2, 8, 9]
-    intake.take(make_group([2], group_id=4, step=0))
-    assert not intake.has(0), "it is being trained"
-    intake.commit(0, [4, 2])
-    intake.take(make_group([2], group_id=4, step=0))
-    assert not intake.has(0), "it has been trained"
-
-
-async def test_groups_of_a_step_that_are_there_go_together_as_far_as_they_fit() -> None:
-    intake = Intake()
-    for group_id, step in ((1, 0), (2, 0), (3, 1), (4, 0), (5, 0), (6, 0)):
-        intake.take(make_group([2, 3], group_id=group_id, step=step, prompt_length=4))  # 7 packed tokens
-    intake.consumed = ConsumedGroups([(4, 5)])
-    assert (await intake.next(0)).group_id == 1
-    assert intake.others(0, 5, 6) == []
-    assert [group.group_id for group in intake.others(0, 5, 14)] == [2, 5]
-    assert intake.others(0, 0, 1000) == []
-    assert [group.group_id for group in intake.others(0, 5, 1000)] == [6]
-    assert intake.num_waiting == 1
-
-
-async def test_groups_that_came_before_the_checkpoint_was_read_are_not_trained_again() -> None:
-    intake = Intake()
-    for group_id in (1, 7):
-        intake.take(make_group([2], group_id=group_id, step=3))
-    intake.consumed = ConsumedGroups([(0, 5)])
-    assert (await intake.next(3)).group_id == 7

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darts_async.learner.packing.batch import PackedBatch, micro_batches, num_packed_tokens
+from darts_async.learner.intake import num_packed_tokens
+from darts_async.learner.packing.batch import PackedBatch, micro_batches
 from darts_async.learner.packing.tree import Tree
 from darts_async.protocol import TrainGroup
 from tests.learner.world import make_group, weighted

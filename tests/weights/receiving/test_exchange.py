@@ -24,8 +24,9 @@ from darts_async.protocol import (
 from darts_async.weights.bucket_layout import layout_of, specs_of
 from darts_async.weights.checksum import checksum
 from darts_async.weights.receiving import receiving_rank as rank
+from darts_async.weights.receiving.member import Command
 from darts_async.weights.receiving.receive import Receiver
-from darts_async.weights.receiving.transfer import Command, LocalTransfer
+from darts_async.weights.receiving.transfer import LocalTransfer
 from darts_async.weights.sending.source import LiveTensors
 from tests.weights.world import HOST, PATIENCE_S, Generator, equal, make_world, model
 
@@ -179,7 +180,7 @@ async def test_a_late_joiner_catches_up_while_the_parameters_are_locked() -> Non
             asked.append(lock.locked())
             return LiveTensors(model(0).items())
 
-        keeping = asyncio.create_task(world.publisher.run(source, lock), name="catch up")
+        keeping = asyncio.create_task(world.publisher.run(source, lambda: lock), name="catch up")
         (late,) = world.join("b")
         await until(lambda: late.applied == [0])
         await until(lambda: not lock.locked())
