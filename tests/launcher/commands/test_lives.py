@@ -16,7 +16,7 @@ from launcher.commands import cli
 from launcher.control.control_socket import serving_requests
 from launcher.control.requests import Done, Reply, Request, StopRun
 from launcher.display.summary import Summary, summarise
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.progress.run_view import RunView
 from launcher.run.interrupts import CaughtSignals, reason_of
@@ -25,7 +25,7 @@ from launcher.sinks.recorder import recorded
 from tests.launcher.commands.test_verbs import said
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-AGAIN = Outcome("failed", "no group is known", goes_on=True)
+AGAIN = RunOutcome("failed", "no group is known", goes_on=True)
 
 
 class TwoLives:
@@ -48,7 +48,7 @@ class TwoLives:
 
     async def live(
         self, config: RunConfig, plan: RunPlan, run_dir: Path, *, signals: CaughtSignals, past: Past, **_: Any
-    ) -> tuple[Outcome, Summary]:
+    ) -> tuple[RunOutcome, Summary]:
         self.lives.append(past.life)
         stops: asyncio.Queue[str] = asyncio.Queue()
 
@@ -60,12 +60,12 @@ class TwoLives:
         with recorded(run_dir, past.life) as ending:
             async with serving_requests(run_dir, hear):
                 signals.tell(lambda number: stops.put_nowait(reason_of(number)))
-                ending.outcome = AGAIN if past.life == 1 else Outcome("stopped", await stops.get())
+                ending.outcome = AGAIN if past.life == 1 else RunOutcome("stopped", await stops.get())
             signals.keep()
         view = RunView(plan, name="a", run_dir=str(run_dir), total_steps=1, now_s=0.0)
         return ending.outcome, summarise(view, ending.outcome, model_path=None, now_s=1.0)
 
-    def lead(self) -> Outcome:
+    def lead(self) -> RunOutcome:
         before = {number: signal.getsignal(number) for number in SIGNALS}
         with held(self.run_dir):
             outcome, _ = asyncio.run(cli._lead(self.config, self.plan, self.run_dir, NO_PAST))
@@ -81,7 +81,7 @@ def test_a_signal_between_two_lives_stops_the_second(
 ) -> None:
     run = TwoLives(tmp_path, monkeypatch)
     monkeypatch.setattr(run, "gap", lambda: os.kill(os.getpid(), number))
-    assert run.lead() == Outcome("stopped", reason_of(number))
+    assert run.lead() == RunOutcome("stopped", reason_of(number))
     assert run.lives == [1, 2]
 
 
@@ -99,5 +99,5 @@ def test_down_between_two_lives_stops_the_second(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("launcher.commands.verbs.time.sleep", lambda _: has_looked.set())
     outcome = run.lead()
     down.join(30)
-    assert outcome == Outcome("stopped", "stopped by darts-launch down")
+    assert outcome == RunOutcome("stopped", "stopped by darts-launch down")
     assert answers == [(0, f"{run.run_dir}: stopped: {outcome.reason}")]
