@@ -216,9 +216,9 @@ def test_a_reward_that_fails_now_and_then_costs_its_samples_alone_and_leaves_no_
     assert run.code == 0, run.output
     rewards = run.read("summary.json")["rewards"]
     assert set(rewards["failed"]) == {"raised"}
-    assert 0.1 < rewards["failed"]["raised"] / rewards["num_judged"] < 0.3
+    assert 0.1 < rewards["failed"]["raised"] / rewards["num_responses"] < 0.3
     assert "has no reward (which is not a reward of 0): raised: RuntimeError: the judge is tired" in run.output
-    assert f"{rewards['failed']['raised']:,} of {rewards['num_judged']:,} rewards failed" in run.output
+    assert f"{rewards['failed']['raised']:,} of {rewards['num_responses']:,} rewards failed" in run.output
     steps = [line for line in run.metrics() if "groups/kept_mean" in line]
     assert all(2 <= line["groups/kept_mean"] < 4 for line in steps)
     groups = Counter(e.reason for e in read_ledger(run.run_dir / "ledger.msgpack") if isinstance(e, GroupDropped))
