@@ -1,9 +1,9 @@
-"""Who runs and who talks to whom: the resolved plan of a run, written once and read by every process.
+"""The resolved plan of a run: its processes and links. The launcher writes it once, and every process reads it.
 
-A *link* is one socket bound by its hub; only its members may connect, and nobody else learns the address. A
+A *link* is one socket bound by its hub; only its members may connect, and no other process learns the address. A
 process finds in `plan.json`, by its own name, the links that it binds and those that it connects to, so
 addresses are decided in one place and never guessed. Names are `role/number` (`generator/0`); the launcher
-is `launcher`, and on each node its hand there is `agent/NODE`.
+is `launcher`, and its agent on each node is `agent/NODE`.
 """
 
 from pathlib import Path

@@ -23,7 +23,7 @@ from darts_async.quickstart.tokenizer import EOS_ID
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Judged samples, a row per prompt."""
+    """Scored samples, a row per prompt."""
 
     k: NDArray[np.int64]  # [num_prompts]
     lengths: NDArray[np.int64]  # [num_prompts, num_samples], tokens
@@ -63,7 +63,7 @@ def evaluate(
     greedy: bool = False,
     seed: int = 0,
 ) -> Samples:
-    """Sample held-out prompts with the model in a directory and judge them."""
+    """Sample held-out prompts with the model in a directory and score them."""
     model = AutoModelForCausalLM.from_pretrained(model_path)
     tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
     prompts = sorted(make_prompts(0, num_prompts, seed)[1], key=lambda prompt: prompt.k)
@@ -121,7 +121,7 @@ def _sample(
 ) -> Samples:
     token_ids = torch.tensor([tokenizer.encode(prompt.text).ids for prompt in prompts for _ in range(num_samples)])
     output = model.generate(token_ids, attention_mask=torch.ones_like(token_ids), **decoding)
-    responses = output[:, token_ids.shape[1] :].numpy()  # [num_rows, num_tokens], padded behind the end
+    responses = output[:, token_ids.shape[1] :].numpy()  # [num_rows, num_tokens], padded after the end
     ended = responses == EOS_ID
     finished = ended.any(1)
     lengths = np.where(finished, ended.argmax(1) + 1, responses.shape[1])

@@ -1,4 +1,4 @@
-"""How fast things are: the models that stand for engines, reward functions and a learner."""
+"""Models of the speed of engines, reward functions and a learner."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class EngineModel:
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """Every item takes the same time; any number are judged at once."""
+    """Every item takes the same time; any number are scored at once."""
 
     latency_s: float = 0.0
 
