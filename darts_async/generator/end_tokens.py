@@ -1,4 +1,4 @@
-"""Which tokens end a response."""
+"""Finds the tokens that end a response."""
 
 from typing import Any
 

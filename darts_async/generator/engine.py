@@ -2,7 +2,7 @@
 
 One task owns an engine and makes every call from the event loop; an engine that computes hands the work of
 `step` to a thread of its own, so the loop stays free. Between two steps the owner may start and cancel
-samples and swap weights in; samples go on afterwards from the keys and values they have.
+samples and swap weights in; samples continue afterwards with the KV cache that they have.
 
     events = await engine.step()        # decode one token for every running sample, or wait for work
     engine.start(request)               # takes a slot now or queues for one
@@ -42,7 +42,7 @@ class Engine(Protocol):
 
     @property
     def decodes_by_itself(self) -> bool:
-        """Whether it goes on with the next step before that is asked for: what its owner does between two steps then
+        """Whether it begins the next step before that is requested: what its owner does between two steps then
         costs it no time."""
 
     def start(self, request: Generate) -> None:

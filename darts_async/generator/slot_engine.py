@@ -1,4 +1,4 @@
-"""Which sample sits in which slot: the bookkeeping that all in-process engines share. Numbers only, no model.
+"""Assigns samples to slots: the bookkeeping of all in-process engines, without a model.
 
     waiting (by priority, then arrival) --begin_step--> a slot --finish_step--> ended (stop | length)
             \\-------------------------- cancel ------------------------------> ended (cancelled)

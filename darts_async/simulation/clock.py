@@ -1,4 +1,4 @@
-"""Virtual time: a heap of wake-ups, and the letters to the shaper that are due now."""
+"""Virtual time: a heap of wake-ups, and the messages to the shaper that are due now."""
 
 import heapq
 from collections import deque

@@ -38,15 +38,15 @@ from darts_async.protocol import (
 )
 from darts_async.weights.sending.coordinator import Coordinator
 from darts_async.weights.sending.events import (
-    Action,
     Broadcast,
     BroadcastDone,
+    CoordinatorAction,
     MemberDropped,
     MemberLost,
     MemberMessage,
     Published,
     PublishFailed,
-    Send,
+    SendToMember,
 )
 from tests.support.nonsense import messages
 
@@ -204,11 +204,11 @@ class Members:
         self.absorb(self.coordinator.handle(MemberLost(name), self.now))
         self.hear(name, MemberJoined(-1))
 
-    def absorb(self, actions: list[Action]) -> None:
+    def absorb(self, actions: list[CoordinatorAction]) -> None:
         self.coordinator.validate()
         for action in actions:
             match action:
-                case Send(name, message):
+                case SendToMember(name, message):
                     self.replies += [(name, reply) for reply in self.answers(name, message)]
                 case Broadcast(epoch, version):
                     there = [name for name, offered in self.offered.items() if offered.epoch == epoch]

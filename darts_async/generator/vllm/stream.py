@@ -31,7 +31,7 @@ async def read_message(stream: asyncio.StreamReader, codec: MessageCodec) -> Mes
     """The next message; None at the end of the stream, in the middle of a message or not.
 
     Raises:
-        ProtocolError: what came is no message.
+        ProtocolError: the data are not a message.
     """
     try:
         (num_frames,) = await stream.readexactly(1)

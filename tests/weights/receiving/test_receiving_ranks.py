@@ -33,7 +33,7 @@ from darts_async.protocol import (
 )
 from darts_async.weights.receiving.receive import Receiver
 from darts_async.weights.sending.coordinator import Coordinator
-from darts_async.weights.sending.events import FormGroup, MemberMessage, Send
+from darts_async.weights.sending.events import FormGroup, MemberMessage, SendToMember
 from darts_async.weights.sending.publish import Publisher
 from darts_async.weights.sending.source import LiveTensors
 from tests.weights.world import HOST, equal, model
@@ -48,7 +48,7 @@ def test_every_rank_of_a_group_is_given_to_one_worker(num_ranks: list[int]) -> N
     for name, count in zip(names, num_ranks, strict=True):
         coordinator.handle(MemberMessage(name, 1, MemberJoined(-1, count)), 0.0)
     actions = coordinator.offer(0, MANIFEST, 0.0)
-    formed = {a.name: a.message for a in actions if isinstance(a, Send) and isinstance(a.message, EpochFormed)}
+    formed = {a.name: a.message for a in actions if isinstance(a, SendToMember) and isinstance(a.message, EpochFormed)}
     taken = [formed[n].first_rank + i for n, count in zip(names, num_ranks, strict=True) for i in range(count)]
     (group,) = [action for action in actions if isinstance(action, FormGroup)]
     assert group.world_size == 1 + sum(num_ranks)
