@@ -1,15 +1,13 @@
-"""A member of a link says that the hub of the link sends what cannot be meant. Which of the two is wrong? Pure.
+"""Decides which process to restart when a member of a link accuses the hub of sending invalid messages. Pure.
 
-A hub judges its members. A member cannot have its hub restarted by its word alone, or one that is wrong itself could do
-that to all others. But a hub that is wrong is not mended by restarting its members, one after the other, until their
-restarts are used up. So the members of the link vote:
+A hub may accuse its members. One member alone cannot have its hub restarted, because a faulty member could then restart
+all others. But restarting the members one after another does not repair a faulty hub. So the members of a link vote:
 
 - the hub is restarted when more than half of the members of one link have accused the same incarnation of it;
 - as long as they are fewer, each that accuses is restarted: it takes nothing from this incarnation of the hub any more,
   and if it was right, its next incarnation will see the same.
 
-The only member of a link is both, so hub and member are restarted: the word of one is as good as that of the other, and
-one that lies uses up restarts of its own.
+If a link has only one member, hub and member are both restarted.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,7 +21,7 @@ class _Case:
 
 
 class Accusations:
-    """What members have said of the hubs of their links.
+    """The accusations of members against the hubs of their links.
 
     Args:
         links: (hub, members) of each link by its name.
@@ -34,7 +32,7 @@ class Accusations:
         self._cases: dict[str, _Case] = {}
 
     def hear(self, member: str, hub: str, incarnation: int) -> tuple[str, ...]:
-        """The processes to restart after a member has accused the present incarnation of its hub.
+        """The processes to restart after a member has accused the current incarnation of its hub.
 
         >>> votes = Accusations({"generators": ("shaper/0", ["generator/0", "generator/1", "generator/2"])})
         >>> votes.hear("generator/0", "shaper/0", 1), votes.hear("generator/2", "shaper/0", 1)

@@ -1,12 +1,12 @@
-"""The one loop that all processes share: open, receive, handle, send, close.
+"""The main loop that all processes share: open, receive, handle, send, close.
 
-A process is an *actor*: it owns its state, and nothing but messages goes in or out. `main` reads the plan, opens the
-links that the plan gives this process, and feeds events to the actor one after the other; events count as handled, and
-are acknowledged, when the next batch is asked for. Long work lives in tasks of the actor's own, inside one task group:
-if any of them fails, the process ends with its error, and the launcher reports it.
+A process is an *actor*: it owns its state and communicates only by messages. `main` reads the plan, opens the links of
+this process, and passes events to the actor one after another. Events count as handled, and are acknowledged, when the
+next batch is requested. Long work runs in the actor's tasks, inside one task group: if a task fails, the process ends
+with its error, and the launcher reports it.
 
-Shutdown order: the actor is told (`shutdown`) and says when it is `done`; its tasks are cancelled and awaited; it
-`close`s what it owns; a last status goes out, the links linger until acknowledged, and the process ends.
+Shutdown order: the actor is asked to end (`shutdown`) and reports when it is `done`; its tasks are cancelled and
+awaited; it `close`s its resources; the last status is sent, the links wait for acknowledgements, and the process ends.
 """
 
 import argparse
@@ -50,13 +50,13 @@ from darts_async.trace import Trace, trace_path
 from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, Received, RunKeys, Unreadable, load_keys
 
 TERMINATED = Shutdown("SIGTERM", finished=False)
-"""The process is to leave; what becomes of the run is not said."""
+"""The process must leave, whatever happens to the run."""
 
 THREADS_END_WITHIN_S = 5.0
-"""Of a process that ends by an error."""
+"""Exit code of a process that ends by an error."""
 
 MAX_REASON_CHARACTERS = 500
-"""Of why a peer was refused, as the launcher is told: a reason may quote what the peer has sent."""
+"""Longest reason of a refusal in the report to the launcher; a reason may quote the peer's message."""
 
 TICK_S = 0.25
 """The actor's `tick` is called at least this often."""
@@ -79,29 +79,29 @@ class Actor(Protocol):
         """Load what takes long; start the tasks."""
 
     def handle(self, event: Event) -> None:
-        """An event of one of the links (the launcher's excepted). A message may say anything that its type allows: one
-        that cannot be meant is to be refused (`Runtime.refuse`) before it changes anything."""
+        """An event of a link (except the launcher's). A message may have any content that its type allows. The actor
+        must refuse an invalid message (`Runtime.refuse`) before it has any effect."""
 
     def tick(self, now_s: float) -> None:
-        """Time has passed, and all events that had arrived are handled. `now_s` is monotonic."""
+        """Time has passed, and all events so far are handled. `now_s` is monotonic."""
 
     def shutdown(self, message: Shutdown) -> None:
-        """The launcher asks for the end, or a signal (`TERMINATED`)."""
+        """The launcher or a signal (`TERMINATED`) asks the process to end."""
 
     @property
     def done(self) -> bool:
         """Whether the loop may end."""
 
     def gauges(self) -> Gauges:
-        """For the status."""
+        """The gauges of the status."""
 
     async def close(self) -> None:
-        """Release everything. Called once, when no task of the actor runs any more, also after an error."""
+        """Release all resources. Called once, after all tasks of the actor have ended, also after an error."""
 
 
 @dataclass
 class Runtime:
-    """What an actor is given: who it is, what the run is, and its links."""
+    """The context of an actor: its identity, the run, and its links."""
 
     name: str
     incarnation: int
@@ -118,20 +118,20 @@ class Runtime:
     patience: Patience = field(default_factory=lambda: Patience(0.0))
     """For what is written off the event loop."""
     heard: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """What an earlier incarnation has kept of what came on the links of which this process is the hub: see
-    `Endpoint.bind_link`. To be set before they are opened."""
+    """What an earlier incarnation has stored of the messages on the links whose hub this process is: see
+    `Endpoint.bind_link`. Set it before they are opened."""
 
     refused: dict[tuple[str, str], int] = field(default_factory=dict)
-    """{(link, peer): the newest incarnation of it that was refused}"""
+    """{(link, peer): the newest refused incarnation}"""
 
     @property
     def host(self) -> str:
-        """Address of this node: whatever the process listens on, it binds there."""
+        """Address of this node, which all sockets of the process bind to."""
         return self.plan.process(self.name).host
 
     def send(self, link: str, peer: str, message: Message) -> None:
-        """Queue a message for a peer. A member of a link of ours that is up and has read nothing for so long that its
-        outbox is full is refused; it does not get the message."""
+        """Queue a message for a peer. If the peer is up but its outbox is full, because it has not read for a long
+        time, it is refused and does not get the message."""
         try:
             self.links[link].send(peer, message)
         except OutboxFullError as error:
@@ -140,24 +140,24 @@ class Runtime:
             self._refuse(link, peer, self.links[link].incarnation(peer), str(error))
 
     def refuse(self, event: Event, reason: str) -> None:
-        """Take nothing more from the incarnation of a peer that this event is of: it sends what cannot be meant.
+        """Refuse all messages of this incarnation of a peer, because it sends invalid messages.
 
-        Its link ends as if it had died (`PeerDown` follows), what else has arrived from it is dropped, and the launcher
-        is told, which restarts it. So a peer that is wrong harms itself alone, and the process that notices goes on.
+        Its link ends as if it had died (`PeerDown` follows), its other messages are dropped, and the launcher is told,
+        which restarts it. So a faulty peer only harms itself, and this process continues.
 
-        A member that refuses its hub waits for the next incarnation of it. Which of the two is restarted is for the
-        launcher to decide (see `accusations`).
+        A member that refuses its hub waits for the hub's next incarnation. The launcher decides which of both to
+        restart (see `accusations`).
 
         Raises:
-            ProtocolError: it is the first rank of the learner. All ranks come back together, so this one ends.
+            ProtocolError: the peer is the first rank of the learner. All ranks restart together, so this one ends.
         """
         if event.link == RANKS_LINK.name and self.plan.link(event.link).hub != self.name:
             self.tell_launcher(PeerRefused(event.peer, event.incarnation, reason[:MAX_REASON_CHARACTERS]))
-            raise ProtocolError(f"{event.peer} sends what cannot be meant: {reason}")
+            raise ProtocolError(f"{event.peer} sends an invalid message: {reason}")
         self._refuse(event.link, event.peer, event.incarnation, reason)
 
     def is_refused(self, event: Event) -> bool:
-        """Whether this is a message of an incarnation that was refused."""
+        """Whether this is a message of a refused incarnation."""
         refused = self.refused.get((event.link, event.peer), -1)
         return isinstance(event, Received | Unreadable) and event.incarnation <= refused
 
@@ -173,15 +173,15 @@ class Runtime:
         self.send(LAUNCHER_LINK.name, LAUNCHER, message)
 
     def process_ended(self, ended: ProcessEnded) -> None:
-        """The launcher says that a process is gone: do not wait until its silence shows. What the hub of a link had for
-        it is for nobody; what a member had is for the next incarnation of the hub."""
+        """The launcher reports that a process has ended, before its silence shows. Messages of a hub to it are dropped;
+        messages of a member are kept for the next incarnation of the hub."""
         for plan in self.plan.links:
             link, is_hub = self.links.get(plan.name), plan.hub == self.name
             if link is not None and ended.name in (plan.members if is_hub else (plan.hub,)):
                 link.end(ended.name, ended.incarnation, forget=is_hub)
 
     def open_links(self) -> None:
-        """Bind the links of which this process is the hub; connect the others."""
+        """Bind the links whose hub this process is, and connect the others."""
         for plan in self.plan.links:
             if plan.hub == self.name:
                 self.links[plan.name] = self._bind(plan)
@@ -216,7 +216,7 @@ class _Done(Exception):
 
 
 async def run_actor(runtime: Runtime, actor: Actor) -> None:
-    """Feed the actor until it is done, end its tasks, close it."""
+    """Pass events to the actor until it is done, then end its tasks and close it."""
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_report(runtime, actor), name="status")

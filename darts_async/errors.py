@@ -1,12 +1,12 @@
-"""The exception tree: everything this package raises on purpose.
+"""The exceptions of this package.
 
-Errors that a user can cause are `ValueError`s too and name the value, the place and the fix. Errors of our
-own making are plain assertions and appear nowhere here.
+Errors that a user can cause are also `ValueError`s, and name the value, the place and the fix. Our own mistakes are
+plain assertions.
 """
 
 
 class DartsError(Exception):
-    """Root of every error this package raises on purpose."""
+    """The base class of all errors of this package."""
 
 
 class ConfigError(DartsError, ValueError):
@@ -26,11 +26,11 @@ class TransportError(DartsError):
 
 
 class ProtocolError(TransportError, ValueError):
-    """A message is malformed, oversized, or not of the link's union. The message is refused; the link lives."""
+    """A message is malformed, oversized, or not of the link's union. It is refused; the link stays open."""
 
 
 class NonsenseError(ProtocolError):
-    """A frame comes from the peer that it names, and contradicts what that peer can know. The peer is at fault."""
+    """A frame from the peer that it names contradicts what that peer can know. The peer is at fault."""
 
 
 class OutboxFullError(TransportError):
@@ -42,7 +42,7 @@ class DeadlineError(DartsError, TimeoutError):
 
 
 class EngineError(DartsError):
-    """The inference engine cannot go on."""
+    """The inference engine cannot continue."""
 
 
 class WeightUpdateError(DartsError):
@@ -58,7 +58,7 @@ class StalenessError(DartsError):
 
 
 class TrainingError(DartsError):
-    """Training cannot go on: losses or gradients are not finite, step after step."""
+    """Training cannot continue: losses or gradients are not finite in several steps in a row."""
 
 
 class CheckpointError(DartsError):
@@ -74,12 +74,10 @@ class ProcessDiedError(DartsError):
 
 
 PERMANENT_ERRORS = (ConfigError, DataError, ModelError, RewardError, TrainingError)
-"""Mistakes in what the run was given, and steps that come to nothing: a process that was started again would end by the
-same one."""
+"""Errors in the input of the run, or in step after step: a restarted process would end by the same error."""
 
 PERMANENT_EXIT_CODE = 78
 """Exit code of a process that ends by one of them (EX_CONFIG of sysexits.h)."""
 
 NO_SPACE_EXIT_CODE = 75
-"""Exit code of a process that a full file system has ended (EX_TEMPFAIL of sysexits.h): it goes on when there is
-room."""
+"""Exit code of a process that ended because of a full file system (EX_TEMPFAIL of sysexits.h), and may restart."""

@@ -1,28 +1,28 @@
-"""Faults on purpose: processes that die, hang or fail at named points, and links that lose, delay, repeat and reorder.
+"""Injects faults for tests: processes that die, hang or fail at named points, and links that lose or delay messages.
 
     DARTS_FAULTS="crash generator.before_flush:3, freeze reward.before_reply:2@reward/1, stall generator.step:40"
     DARTS_FAULTS="drop *:0.05, delay generators:0.1:0.3, duplicate rewards:0.1, reorder learner:0.1, cut weights:20:3"
 
-At a point, at its n-th passing (`:n`, from 1, which is also what is meant where it is left out):
+At the n-th passing of a point (`:n`; default 1):
 
-    crash    SIGKILL: no handler runs, nothing is flushed
-    freeze   SIGSTOP: the process says nothing more, and its sockets stay open
-    stall    who passes waits, for ever as far as anybody can see, and the rest of the process goes on
-    fail     who passes gets an error, as from a library
+    crash    SIGKILL: no handler runs, and no buffer is flushed
+    freeze   SIGSTOP: the process is silent, and its sockets stay open
+    stall    the task or thread at the point waits forever, and the rest of the process continues
+    fail     the task or thread at the point gets an error, as from a library
 
-The first incarnation of a process alone is faulty at points, or it would fail for ever.
+Only the first incarnation of a process has faults at points, so that it does not fail forever.
 
-On a link (`*`: each), of what a process receives there; every incarnation is faulty:
+On a link (`*`: every link), for frames that a process receives; in every incarnation:
 
     drop LINK:p             a share p of the frames is lost
-    delay LINK:p:s          a share p comes up to s seconds late
-    duplicate LINK:p        a share p comes twice
-    reorder LINK:p          a share p comes after what was sent behind it
-    cut LINK:after:for      after so many seconds nothing comes for so many seconds
+    delay LINK:p:s          a share p is up to s seconds late
+    duplicate LINK:p        a share p arrives twice
+    reorder LINK:p          a share p arrives after later frames
+    cut LINK:after:for      after the first number of seconds no frame arrives for the second number of seconds
 
-`@NAME` means one process, else each. What is random is seeded by the name of the process. Where the variable is not set
-a point costs one look into an empty dictionary, and a link nothing. What happens at a point is written to the standard
-error of the process first.
+`@NAME` selects one process; default: every process. Randomness is seeded by the name of the process. Without the
+variable, a point costs one look-up in an empty dictionary, and a link nothing. A fault at a point is first written to
+the standard error of the process.
 """
 
 import asyncio
@@ -45,8 +45,8 @@ REACHED = (
     "generator.before_ready",  # ready to receive weights, and the learner has not been told
     "generator.before_staged",  # weights have arrived, and the learner has not been told
     "generator.before_swap",  # weights are staged and committed, and not in use
-    "generator.after_swap",  # and are in use, and nobody has been told
-    "generator.before_applied",  # and the shaper has been told, and not the learner
+    "generator.after_swap",  # weights are in use, and no process has been told
+    "generator.before_applied",  # the shaper has been told, and not the learner
     "reward.before_score",  # an item has arrived
     "reward.before_reply",  # it is scored, and the reward is not sent
     "shaper.before_record",  # decided, and not on record: not in the journal, which comes first
@@ -54,18 +54,18 @@ REACHED = (
     "shaper.before_send",  # on record, and not sent
     "shaper.before_new_journal",  # it is written, and not in its place
     "learner.before_step",  # all groups of a step are in the gradient
-    "learner.before_commit",  # the step is taken, and nobody has been told
+    "learner.before_commit",  # the step is done, and no process has been told
     "learner.before_publish",  # the shaper has been told, and no generator
     "learner.before_published",  # the generators have applied a version, and the shaper has not been told
-    "learner.before_manifest",  # a checkpoint is written but for its manifest
-    "learner.before_place",  # and has that, and is not in its place
-    "learner.before_saved",  # a checkpoint is on the disk, and nobody has been told
+    "learner.before_manifest",  # a checkpoint is written except its manifest
+    "learner.before_place",  # it has its manifest, and is not in its place
+    "learner.before_saved",  # a checkpoint is on the disk, and no process has been told
     "rank.before_step",  # another rank has all groups of a step
     "rank.before_part",  # another rank is about to write its part of a checkpoint
     "agent.before_order",  # the launcher orders something, and the keeper has not been told
     "agent.before_report",  # the reverse
     "keeper.before_started",  # a process runs, and is not on record
-    "keeper.before_left",  # a process has ended, and nobody has been told
+    "keeper.before_left",  # a process has ended, and that is not reported
     "launcher.before_order",  # something is decided, and not ordered
     "launcher.before_event",  # something has happened, and is not on record
 )
@@ -81,7 +81,7 @@ Kind = Literal["crash", "freeze", "stall", "fail"]
 LinkKind = Literal["drop", "delay", "duplicate", "reorder", "cut"]
 
 STALLED_THREAD_S = 600.0
-"""A thread that stalls ends then: no interpreter ends before its threads."""
+"""A thread that stalls ends after this long, because the interpreter waits for its threads."""
 _TICK_S = 0.1
 
 _FAULT = re.compile(r"(?P<kind>\w+)\s+(?P<point>[\w.]+)(:(?P<passing>[1-9]\d*))?(@(?P<process>\S+))?")
@@ -101,7 +101,7 @@ class InjectedError(DartsError):
 
 @dataclass(frozen=True, slots=True)
 class LinkFault:
-    """What happens on a link. `first` and `second` as in the module's table."""
+    """A fault of a link. `first` and `second` are the numbers in the module's table."""
 
     kind: LinkKind
     link: str
@@ -109,7 +109,7 @@ class LinkFault:
     second: float = 0.0
 
     def concerns(self, link: str) -> bool:
-        """Whether it happens on this link."""
+        """Whether it concerns this link."""
         return self.link in ("*", link)
 
 
@@ -123,7 +123,7 @@ class Faults:
 
     @classmethod
     def from_environment(cls, process: str, incarnation: int) -> "Faults":
-        """What the environment asks of this process. Raises `ConfigError` for what cannot be meant."""
+        """The faults that the environment asks for. Raises `ConfigError` if the text is invalid."""
         armed, links = parse_faults(os.environ.get(VARIABLE, ""), process)
         return cls(armed if incarnation == 1 else None, links)
 
@@ -133,7 +133,7 @@ class Faults:
             os.kill(os.getpid(), _SIGNALS[kind])
 
     async def pass_by(self, point: str) -> None:
-        """As `reach`, in a coroutine that may be made to wait for ever."""
+        """As `reach`, in a coroutine, which may wait forever."""
         if point in self._armed and (kind := self._due(point)) is not None:
             if kind == "stall":
                 await asyncio.Event().wait()
@@ -155,7 +155,7 @@ class Faults:
     def _due(self, point: str) -> Kind | None:
         self._passings[point] += 1
         kind = self._armed[point].get(self._passings[point])
-        if kind is not None:  # past every buffer: after a crash this is all there is to tell it from another
+        if kind is not None:  # unbuffered: only this identifies the crash later
             os.write(2, f"{VARIABLE}: {kind} at {point}:{self._passings[point]}\n".encode())
         return kind
 
@@ -164,7 +164,7 @@ _present = Faults()
 
 
 def install(process: str, incarnation: int) -> Faults:
-    """Have this operating-system process be faulty as the environment asks. Raises `ConfigError`."""
+    """Install the faults of this operating-system process from the environment. Raises `ConfigError`."""
     global _present
     _present = Faults.from_environment(process, incarnation)
     return _present
@@ -176,7 +176,7 @@ def present() -> Faults:
 
 
 def parse_faults(text: str, process: str) -> tuple[dict[str, dict[int, Kind]], tuple[LinkFault, ...]]:
-    """The faults that are meant for a process: {point: {passing: kind}}, and those of links. Raises `ConfigError`."""
+    """The faults of a process, {point: {passing: kind}}, and those of links. Raises `ConfigError`."""
     armed: dict[str, dict[int, Kind]] = {}
     links: list[LinkFault] = []
     for item in filter(None, map(str.strip, text.split(","))):
@@ -202,7 +202,7 @@ def _check_point(kind: str, point: str) -> None:
     if point not in POINTS:
         raise ConfigError(f"{VARIABLE}: there is no point {point!r}; there are {', '.join(POINTS)}")
     if point not in _POINT_KINDS[kind]:
-        raise ConfigError(f"{VARIABLE}: {point} is no place for a {kind}, but {', '.join(_POINT_KINDS[kind])}")
+        raise ConfigError(f"{VARIABLE}: {point} cannot have a {kind}; choose from {', '.join(_POINT_KINDS[kind])}")
 
 
 def _link_fault(item: str, match: re.Match[str]) -> LinkFault:

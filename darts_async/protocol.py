@@ -73,12 +73,12 @@ class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Greet(Message, frozen=True):
-    """A hub's first word to a peer that has come up, or come back, whoever noticed that it had been away: the hub
-    counts on nothing the peer may hold of it. From the shaper: a generator drops every sample, the others nothing
-    they would not do twice anyway, and each answers with its `...Ready`. From the learner: join the weights anew.
+    """A hub's first message to a peer that is up, or up again: the hub does not rely on the peer's earlier state. From
+    the shaper: a generator drops every sample, and every peer answers with its `...Ready`. From the learner: ask again
+    to be a member of weight updates.
 
-    A generator repeats the `number`: only its answer to the newest greeting counts, because the next greeting will make
-    it drop whatever it is sent before."""
+    A generator repeats the `number`: only its answer to the newest greeting counts, because the next greeting makes it
+    drop all samples that it was sent before."""
 
     number: int
 
@@ -87,8 +87,8 @@ class Greet(Message, frozen=True):
 
 
 class Generate(Message, frozen=True):
-    """Decode one sample. `prefix_tokens` were decoded before (by a generator that is gone) and count
-    towards `max_new_tokens`; decoding goes on behind them and they are not reported again."""
+    """Decode one sample. An earlier generator, which is lost, has decoded `prefix_tokens`. They count towards
+    `max_new_tokens`; decoding continues after them, and they are not reported again."""
 
     sample_id: int
     prompt_tokens: NDArray[np.int32]  # [prompt_length]
@@ -99,8 +99,8 @@ class Generate(Message, frozen=True):
 
 
 class Cancel(Message, frozen=True):
-    """Stop decoding a sample and free its slot. Answered by `SampleCancelled`, or by the `SampleFinished`
-    that was already under way; unknown ids (already ended) are answered by nothing."""
+    """Stop decoding a sample and free its slot. Answered by `SampleCancelled`, or by a `SampleFinished` that was
+    already sent. Unknown ids (of samples that have ended) get no answer."""
 
     sample_id: int
 
@@ -159,7 +159,7 @@ class SampleCancelled(Message, frozen=True):
 
 
 class SampleRejected(Message, frozen=True):
-    """The engine cannot decode this sample at all (say, its prompt does not fit)."""
+    """The engine cannot decode this sample (for example, its prompt does not fit)."""
 
     sample_id: int
     error: str
@@ -190,7 +190,7 @@ class Score(Message, frozen=True):
 
 
 class RewardReady(Message, frozen=True):
-    """A reward process takes items, and works on so many at once."""
+    """A reward process accepts items, and works on this many at once."""
 
     num_workers: int
 
@@ -208,7 +208,7 @@ a number that is not finite; a limit of the settings was exceeded; the worker pr
 
 
 class ScoreFailed(Message, frozen=True):
-    """There is no reward for this sample, and that is not a reward of zero."""
+    """This sample has no reward, which is not a reward of zero."""
 
     sample_id: int
     kind: FailureKind
@@ -223,7 +223,7 @@ RewardToShaper = RewardReady | SampleScored | ScoreFailed
 
 
 class TrainGroup(Message, frozen=True):
-    """The kept samples of one group, for optimiser step `step` (which turns version `step` into `step + 1`)."""
+    """The selected samples of one group, for optimiser step `step` (which turns version `step` into `step + 1`)."""
 
     group_id: int
     step: int
@@ -245,8 +245,8 @@ class TrainGroup(Message, frozen=True):
 
 
 class LearnerReady(Message, frozen=True):
-    """The learner has its model at `policy_version` and takes groups for step `policy_version` next. Answered by
-    `CatchUp` and by every group from that step on: a learner that was restarted takes steps again.
+    """The learner has its model at `policy_version`, and expects groups for step `policy_version` next. Answered by
+    `CatchUp` and by every group from that step on: a restarted learner repeats steps.
 
     What the learner has of its checkpoint is for a shaper that does not know how the learner got to its version."""
 
@@ -266,7 +266,7 @@ class CatchUp(Message, frozen=True):
 
 
 class GroupsCommitted(Message, frozen=True):
-    """These groups are in the gradient of `step`, and the step has been taken."""
+    """These groups are in the gradient of `step`, and the step is complete."""
 
     step: int
     group_ids: NDArray[np.int64]  # [groups_per_step]
@@ -279,20 +279,19 @@ class VersionPublished(Message, frozen=True):
 
 
 class VersionSaved(Message, frozen=True):
-    """A checkpoint of `policy_version` is on the disk, and older ones are kept, down to `oldest_kept`: what the steps
-    before that one have consumed is not asked for again. Of the last version: so is the model that the run leaves
-    behind."""
+    """A checkpoint of `policy_version` is on the disk; for the last version, the final model too. Older checkpoints are
+    kept down to `oldest_kept`, so the groups of earlier steps are no longer needed."""
 
     policy_version: int
     oldest_kept: int
-    """A learner may come back at this version or a later one. 0 as long as there are not so many checkpoints as are to
-    be kept: it may then begin again with the first model."""
+    """A learner may restart at this version or a later one. 0 until there are enough checkpoints: it may then restart
+    with the first model."""
 
 
 class ShaperSnapshot(Message, frozen=True):
-    """What the shaper knows when the step that makes `policy_version` is committed, for the checkpoint of that version:
-    all that another shaper needs to go on from it. The learner keeps it unread, and gives it back when it comes back at
-    that version."""
+    """The state of the shaper when the step that makes `policy_version` is committed, with which another shaper can
+    continue from there. The learner stores it unread in the checkpoint, and returns it when it restarts at that
+    version."""
 
     policy_version: int
     state: bytes
@@ -306,7 +305,7 @@ LearnerToShaper = LearnerReady | GroupsCommitted | VersionPublished | VersionSav
 
 
 class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """One tensor of the model as it stands on the wire."""
+    """One tensor of the model on the wire."""
 
     name: str
     dtype: str  # torch's name without the prefix: "float32", "bfloat16"
@@ -314,7 +313,7 @@ class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WeightManifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is sent, in which order, in buckets of which size. Both sides derive the same bucket layout."""
+    """The tensors, their order, and the size of buckets. Both sides derive the same bucket layout."""
 
     tensors: tuple[TensorSpec, ...]
     bucket_bytes: int
@@ -365,7 +364,7 @@ class UpdateAborted(Message, frozen=True):
 
 
 class ProbeWeights(Message, frozen=True):
-    """Draw a token behind each prompt under `policy_version`, if that is in use. Answered by `ProbeMeasured`."""
+    """Sample a token after each prompt under `policy_version`, if that is in use. Answered by `ProbeMeasured`."""
 
     policy_version: int
     prompt_tokens: NDArray[np.int32]  # [num_prompts * prompt_length]
@@ -373,12 +372,12 @@ class ProbeWeights(Message, frozen=True):
 
     def __post_init__(self) -> None:
         if self.prompt_length < 1 or len(self.prompt_tokens) % self.prompt_length:
-            raise ValueError(f"{len(self.prompt_tokens)} tokens are no prompts of {self.prompt_length}")
+            raise ValueError(f"{len(self.prompt_tokens)} tokens cannot be prompts of {self.prompt_length}")
 
 
 class WeightsRefused(Message, frozen=True):
-    """What this generator decodes with is not `policy_version`, whatever it was sent, or it has failed too often to get
-    that: it must not go on."""
+    """This generator must end: it decodes with other weights than those of `policy_version`, or has failed too often to
+    receive them."""
 
     policy_version: int
     reason: str
@@ -402,7 +401,7 @@ class MemberJoined(Message, frozen=True):
 
 
 class UpdateReady(Message, frozen=True):
-    """Phase one accepted: the group is joined, buffers stand ready, the receive has been posted."""
+    """Phase one accepted: the group is joined, buffers are ready, the receive has been posted."""
 
     epoch: int
     policy_version: int
@@ -433,8 +432,8 @@ class UpdateFailed(Message, frozen=True):
 
 
 class ProbeMeasured(Message, frozen=True):
-    """The tokens drawn behind the prompts of `ProbeWeights`, and their log-probabilities at temperature 1. Empty: the
-    generator could not tell, because it uses another version by now, or does not take such prompts."""
+    """The tokens sampled after the prompts of `ProbeWeights`, and their log-probabilities at temperature 1. Empty if
+    the generator uses another version by now, or cannot decode such prompts."""
 
     policy_version: int
     token_ids: NDArray[np.int32]  # [num_prompts]
@@ -503,7 +502,7 @@ LeaderToRank = StoreValue | Prepare | AddGroups | TrainGroup | FinishStep | Save
 
 
 class RankReady(Message, frozen=True):
-    """The rank stands at `policy_version`."""
+    """The rank is at `policy_version`."""
 
     policy_version: int
 
@@ -558,20 +557,19 @@ class StepCompleted(Message, frozen=True):
 
 
 class EvaluationCompleted(Message, frozen=True):
-    """Fresh, un-aborted samples of the fixed held-out prompts, ordered by prompt: the samples of one prompt stand
-    together. A sample without a reward is left out. No token is of a version before `policy_version`; beside training
-    they may be of later ones, since weights are updated in flight."""
+    """Fresh, un-aborted samples of the fixed held-out prompts, ordered by prompt, except those without a reward. No
+    token is older than `policy_version`; during training tokens may be newer, because weights are updated in flight."""
 
     policy_version: int
     prompt_ids: NDArray[np.int64]  # [num_samples], the same in every evaluation
     rewards: NDArray[np.float32]  # [num_samples]
     num_tokens: NDArray[np.int32]  # [num_samples]
     newest_version: int  # of all their tokens
-    num_skipped: int = 0  # evaluations that came due while this one was under way, and were not made
+    num_skipped: int = 0  # evaluations that became due during this one, and were skipped
 
 
 class RewardFailed(Message, frozen=True):
-    """The first failed reward of its kind in the run. Further ones are counted, and are told at the end."""
+    """The first failed reward of its kind in the run. Further ones are counted, and reported at the end."""
 
     sample_id: int
     kind: FailureKind
@@ -579,9 +577,9 @@ class RewardFailed(Message, frozen=True):
 
 
 class RunFinished(Message, frozen=True):
-    """The shaper has nothing left to do. The outcomes must add up to what the generators' last `ProcessStatus`
-    count by themselves: that is the check on the whole bookkeeping. Of a generator that was killed there is no last
-    count; what came of it is in `tokens_by_generator`, {name: {incarnation: tokens}}."""
+    """The shaper has finished. The tokens by outcome must add up to the counts in the generators' last `ProcessStatus`,
+    which checks the complete bookkeeping. A killed generator has no last count; `tokens_by_generator`, {name:
+    {incarnation: tokens}}, has the tokens that were received from it."""
 
     reason: str
     tokens_by_outcome: dict[str, int]
@@ -589,15 +587,14 @@ class RunFinished(Message, frozen=True):
     tokens_by_staleness: dict[int, int]
     num_steps: int
     tokens_by_generator: dict[str, dict[int, int]] = {}
-    num_rewards: int = 0  # responses that were scored, those without a result among them
+    num_rewards: int = 0  # scored responses, including those without a reward
     failed_rewards: dict[str, int] = {}  # by the kind of the failure
-    first_failures: dict[str, str] = {}  # what was said at the first one of each kind
+    first_failures: dict[str, str] = {}  # the message of the first one of each kind
 
 
 class Shutdown(Message, frozen=True):
-    """End cleanly: finish what is under way, write what must be kept, leave. `finished`: the run is complete.
-    `num_steps`: the steps that the shaper has accounted for, where it has said so; a learner at that version leaves a
-    checkpoint of it."""
+    """End cleanly: finish current work, write results, and leave. `finished`: the run is complete. `num_steps`: the
+    steps that the shaper has accounted for, if known; a learner at that version writes a checkpoint."""
 
     reason: str
     finished: bool
@@ -605,16 +602,16 @@ class Shutdown(Message, frozen=True):
 
 
 class ProcessEnded(Message, frozen=True):
-    """A process of the run is gone, and with it everything on its way to this incarnation: nobody needs to wait until
-    its silence is noticed."""
+    """A process of the run has ended, and will not receive messages to this incarnation. So its peers need not wait
+    until its silence shows."""
 
     name: str
     incarnation: int
 
 
 class PeerRefused(Message, frozen=True):
-    """A process has sent what cannot be meant: the sender of this takes nothing more from this incarnation of it, which
-    is to be restarted."""
+    """A process has sent an invalid message. The sender of this refuses all messages of that incarnation, which must be
+    restarted."""
 
     name: str
     incarnation: int

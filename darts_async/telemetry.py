@@ -1,7 +1,6 @@
-"""What a process reports of itself: structured logs, and busy time, integrated and traced.
+"""Structured logs and the busy time of a process.
 
-Busy time is the integral over intervals, never a sample: a process that is idle between two samples of its state would
-otherwise look busy or idle by chance.
+Busy time is an integral over intervals and not a number of samples, which would depend on chance.
 """
 
 import contextlib
@@ -23,10 +22,10 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30}
 
 
 class LogFile:
-    """A log of bounded size that never ends its process.
+    """A log of bounded size that never raises.
 
-    Once half of its bound is reached, it becomes the older one (`older_path`), in the place of the one before. A line
-    that cannot be written, since the disk is full, is left out; the next one that can be is preceded by their number.
+    When it reaches half of its bound, it replaces the older file (`older_path`). A line that does not fit on a full
+    disk is omitted; before the next line that fits, the number of omitted lines is written.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -36,7 +35,7 @@ class LogFile:
         self._num_left_out = 0
 
     def write(self, text: str) -> None:
-        """Append whole lines; they are with the operating system on return. Nothing once it is closed."""
+        """Append complete lines. The operating system has them on return. No effect after `close`."""
         if self._is_closed:
             return
         before = json.dumps({"event": "lines_left_out", "number": self._num_left_out}) + "\n"
@@ -47,7 +46,7 @@ class LogFile:
             self._num_left_out += 1
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """No effect: lines are not buffered."""
 
     def close(self) -> None:
         """Idempotent."""
@@ -120,7 +119,7 @@ class _Intervals:
 
 
 class _Stage(_Intervals):
-    """Of one name, as it is traced too. Intervals that overlap are one there, under the name of the first."""
+    """The intervals of one stage. In the trace, overlapping intervals are one, with the args of the first."""
 
     def __init__(self, name: str, trace: Trace, *, is_work: bool) -> None:
         super().__init__()
@@ -139,8 +138,7 @@ class _Stage(_Intervals):
 
 
 class BusyClock:
-    """Integrates busy intervals by stage, and traces them. Stages may overlap; `idle` is the time in which none was
-    under way."""
+    """Integrates busy intervals by stage, and traces them. Stages may overlap; `idle` is the time without any stage."""
 
     def __init__(self, trace: Trace | None = None) -> None:
         self._started_s = time.perf_counter()
@@ -151,7 +149,7 @@ class BusyClock:
 
     @contextlib.contextmanager
     def busy(self, stage: str, **args: Value) -> Iterator[None]:
-        """Count the time inside the block for `stage`. The trace says `args` of it."""
+        """Count the time inside the block for `stage`. `args` go to the trace."""
         begin_s = time.perf_counter()
         self._any.begin(begin_s)
         intervals = self._begin(self._stages, stage, begin_s, args)
@@ -164,7 +162,7 @@ class BusyClock:
 
     @contextlib.contextmanager
     def waiting(self, stage: str) -> Iterator[None]:
-        """Trace what the process waits for inside the block; that is no work."""
+        """Trace a wait inside the block, which does not count as busy time."""
         intervals = self._begin(self._waits, stage, time.perf_counter(), {})
         try:
             yield
@@ -177,12 +175,12 @@ class BusyClock:
         return time.perf_counter() - self._started_s
 
     def busy_s(self) -> dict[str, float]:
-        """Seconds by stage, and `idle`. Intervals under way are counted up to the last `cut`."""
+        """Seconds by stage, and `idle`. Open intervals are counted up to the last `cut`."""
         busy = {name: stage.total_s for name, stage in self._stages.items()}
         return {**busy, "idle": max(0.0, self.uptime_s - self._any.total_s)}
 
     def cut(self) -> None:
-        """Count, and trace, what is under way up to now."""
+        """Count and trace open intervals up to now."""
         now_s = time.perf_counter()
         for intervals in (*self._stages.values(), *self._waits.values(), self._any):
             intervals.cut(now_s)

@@ -73,7 +73,7 @@ class Instant(Struct, frozen=True, array_like=True, tag=2):
 
 
 class Level(Struct, frozen=True, array_like=True, tag=3):
-    """How things stood, such as the tokens that this incarnation had decoded."""
+    """A counter at a time, such as the tokens that this incarnation has decoded."""
 
     at_s: float
     values: dict[str, float]
@@ -96,7 +96,7 @@ def trace_path(run_dir: Path, process: str, incarnation: int) -> Path:
 
 
 def read_records(path: Path) -> Iterator[AnyRecord]:
-    """The records of a file in order; a torn tail, or what is no record, ends it.
+    """The records of a file in order, up to a torn tail or anything that is not a record.
 
     Raises:
         OSError: the file cannot be read.
@@ -184,7 +184,7 @@ class Trace:
             self._counts[name] += number
 
     def level(self, **values: float) -> None:
-        """How things stand now."""
+        """The current value of a counter."""
         if self._file is not None:
             self._put(Level(time.perf_counter(), values))
 

@@ -147,7 +147,7 @@ def test_a_member_whose_hub_talks_nonsense_says_so_and_waits_for_the_next_one() 
 
 def test_a_rank_whose_first_rank_talks_nonsense_says_so_and_ends_for_all_come_back_together() -> None:
     runtime = runtime_of("learner/1", ranks=FakeLink("learner/0"))
-    with pytest.raises(ProtocolError, match="learner/0 sends what cannot be meant: no step"):
+    with pytest.raises(ProtocolError, match="learner/0 sends an invalid message: no step"):
         runtime.refuse(said(Cancel(-1), "learner/0", link="ranks"), "no step")
     assert told(runtime) == [PeerRefused("learner/0", 2, "no step")]
 

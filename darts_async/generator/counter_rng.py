@@ -1,4 +1,4 @@
-"""Counter-based random numbers: a draw depends on a sample's seed and the token's place in the response alone.
+"""Counter-based random numbers: a draw only depends on a sample's seed and the token's position in the response.
 
 That is what lets a response be continued by another engine, in another batch, as if nothing had happened. The
 generator is the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number

@@ -1,9 +1,9 @@
-"""The engine's owner standing still between two steps, so that somebody else can put weights in use.
+"""Pauses the owner of an engine between two steps, so that another task can install weights.
 
     async with hold() as still:           # waits for the boundary; tokens decoded so far are on their way
-        ...                               # nobody calls the engine but you
+        ...                               # only you call the engine
         still.policy_version = version    # what the next tokens are stamped with
-    still.stall_s                         # how long it stood still
+    still.stall_s                         # how long it paused
 
 An `EngineError` in the body means that the engine must not make another step: the owner is not woken any more.
 """
@@ -40,7 +40,7 @@ Hold = Callable[[], AbstractAsyncContextManager[Stillness]]
 def local_transfer(
     hold: Hold, interface: str, config: WeightsConfig, load: Callable[[dict[str, Any], int], Awaitable[None]]
 ) -> LocalTransfer:
-    """The transfer of an engine in this process; `load` copies tensors into it while its owner stands still.
+    """The transfer of an engine in this process; `load` copies tensors into it while its owner is paused.
 
     Raises `ConfigError` if the settings ask for what only an engine with workers can do.
     """

@@ -1,4 +1,4 @@
-"""Which requests can be decoded at all."""
+"""Checks which requests an engine can decode."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 """The scripted engine: responses of a known length at a modelled speed, without a model.
 
-It stands for hardware that is not there: a decode step of b samples takes `token_latency_s * (1 + b /
+It models absent hardware: a decode step of b samples takes `token_latency_s * (1 + b /
 batch_for_double_latency)`. Lengths come from a hierarchical lognormal distribution, `log length = log median +
 prompt_sigma * z(prompt) + sample_sigma * z(sample)` with z standard normal, or from a recorded trace. Everything a
 sample does follows from its prompt, its id and its seed, so runs repeat and responses can be continued elsewhere.

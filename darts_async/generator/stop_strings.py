@@ -1,6 +1,6 @@
 """Stop strings: a response ends as soon as its text holds one of them, with any engine.
 
-Engines draw tokens and know no text, so this stands between an engine and what is reported of it. The tokens up to and
+Engines draw tokens and know no text, so this filters what an engine reports. The tokens up to and
 with the one that completes a stop string are the response; the engine is told to cancel the sample, and what it decodes
 of it until then is dropped and counted.
 

@@ -1,4 +1,4 @@
-"""Tokens on their way to the shaper: coalesced over a few engine steps, one policy version per message."""
+"""Batches the tokens to the shaper over a few engine steps, with one policy version per message."""
 
 import numpy as np
 

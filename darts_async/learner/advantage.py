@@ -1,6 +1,6 @@
-"""Advantages: how much better a sample is than what was to be expected of its prompt.
+"""Computes advantages: how much better a sample is than expected for its prompt.
 
-For every baseline the advantage is `w_i (r_i - b_i)`, divided by a deviation if `normalise`. The weights stand for
+For every baseline the advantage is `w_i (r_i - b_i)`, divided by a deviation if `normalise`. The weights represent
 samples that were not kept, and multiply each sample's term of the loss, which is done here: the surrogate is linear
 in the advantage.
 
@@ -30,7 +30,7 @@ from darts_async.config import Baseline, ShapingConfig
 
 STD_EPSILON = 1e-6
 _ONE = 1 + 1e-6
-"""The weight of a sample that stands for itself alone, up to rounding: only those of a tail weigh more."""
+"""The weight of a sample that represents only itself, up to rounding. Samples of a tail weigh more."""
 LOWEST_PASS_RATE = 0.02
 """Pass rates nearer to 0 or 1 are taken as this far off when they give a deviation: a short history cannot tell, and
 the rare sample that contradicts it would outweigh its step."""
@@ -106,7 +106,7 @@ def leave_one_out(
     (M - 1) / (m - 1), and the weighted sum over the group has m / M of its expectation, as with the other baselines
     (see `selection`). Differences of rewards are what makes equal rewards give zero whichever samples are left.
 
-    A lone survivor has no sibling that could stand for the rest of the tail: it is compared with the short end alone,
+    A lone survivor has no sibling that could represent the rest of the tail: it is compared with the short end alone,
     which is biased. No setting leads there, see `ShapingConfig`.
 
     Args: rewards and weights [num_samples], at least 2. `decoded` None: all weights are alike. Returns: [num_samples].

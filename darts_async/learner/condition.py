@@ -1,4 +1,4 @@
-"""Waiting on an event loop for something to become true, never for ever."""
+"""Waits on an event loop until a condition is true, with a deadline."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which groups have entered a gradient: what a restarted learner must not train again.
+"""The groups that have entered a gradient, which a restarted learner must not train on again.
 
 Group ids are handed out in ascending order and nearly all of them are consumed, so the set is kept as intervals: its
 size is the number of gaps (groups that were dropped, or are still on their way), not the length of the run.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class ConsumedGroups:
-    """A set of group ids; each `(start, stop)` stands for start, ..., stop - 1."""
+    """A set of group ids; each `(start, stop)` means start, ..., stop - 1."""
 
     def __init__(self, intervals: Iterable[tuple[int, int]] = ()) -> None:
         self._intervals = [(int(start), int(stop)) for start, stop in intervals]
@@ -39,5 +39,5 @@ class ConsumedGroups:
         self._intervals.insert(place, (start, stop))
 
     def _behind(self, group_id: int) -> int:
-        """Place of the first interval that starts behind `group_id`."""
+        """Index of the first interval that starts after `group_id`."""
         return bisect_right(self._intervals, group_id, key=lambda interval: interval[0])

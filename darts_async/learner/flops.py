@@ -1,4 +1,4 @@
-"""Floating-point operations of a training pass, counted from the model's own layers, and how busy they keep a device.
+"""Counts the floating-point operations of a training pass from the model's layers, and the utilisation of a device.
 
 Of a pass forward, with 2 operations for a multiplication and an addition:
 

@@ -42,7 +42,7 @@ _FEWEST_ROWS = {"cpu": 256, "cuda": 1024}
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a causal language model makes of its last hidden states."""
+    """How a causal language model maps its last hidden states to logits."""
 
     linear: nn.Linear
     scale: float = 1.0
@@ -52,7 +52,7 @@ class Head:
     def of(cls, model: PreTrainedModel) -> "Head":
         """As the model's configuration says, which is for the caller to check against the model's own logits.
 
-        Raises: `TypeError` if the head is no plain linear layer.
+        Raises: `TypeError` if the head is not a plain linear layer.
         """
         module, config = model.get_output_embeddings(), model.config.get_text_config()
         if type(module) is not nn.Linear:
@@ -83,7 +83,7 @@ def head_scores(
     *,
     compiled: bool = False,
 ) -> Scores:
-    """What the head makes of hidden states.
+    """The logits of hidden states.
 
     Args: `hidden` [num_tokens, hidden_size], `targets` [num_tokens] int64; `compiled`: with `torch.compile`.
     """

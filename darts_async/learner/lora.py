@@ -3,7 +3,7 @@
     W' = W + scale * B A,    scale = alpha / rank
 
 The layers are replaced inside the model, which stays a `PreTrainedModel`: its packed pass, its head and its layers are
-found as before. Nobody outside the learner knows of adapters: what is published and saved are the merged W', under the
+found as before. No other process knows of adapters: the learner publishes and saves the merged W', under the
 names that W has in the base model. They are computed one at a time, whenever one is asked for, so there is never a
 second model.
 

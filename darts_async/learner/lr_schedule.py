@@ -7,7 +7,7 @@ With n steps done, warmup W, T steps in all and floor f, the share of the peak r
     1 - (1 - f) x                                   `linear`
     f + (1 - f) (1 + cos(pi x)) / 2                 `cosine` (SGDR without restarts, arXiv 1608.03983)
 
-where x = (n - W) / (T - W) goes from 0 at the end of the warmup to 1 behind the last step.
+where x = (n - W) / (T - W) goes from 0 at the end of the warmup to 1 after the last step.
 """
 
 import math

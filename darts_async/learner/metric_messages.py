@@ -1,4 +1,4 @@
-"""A rank's tally as a message, and back."""
+"""Converts the metric sums of a rank to a message, and back."""
 
 import torch
 

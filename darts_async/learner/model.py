@@ -212,7 +212,7 @@ def _logprobs_at_once(model: PreTrainedModel, batch: PackedBatch, temperature: f
 def _choose_head(model: PreTrainedModel, outcome: TrialOutcome) -> None:
     """Give the model its method `packed_logprobs`: in rows if `Head` says what the model's own head does.
 
-    It is a method, so that whoever shards the model can have its parameters gathered around the call
+    It is a method, so that code that shards the model can gather its parameters around the call
     (`torch.distributed.fsdp.register_fsdp_forward_method`).
     """
     reason = _why_not_in_rows(model, outcome)

@@ -1,4 +1,4 @@
-"""The batch of a step whose loss or gradient was not finite, kept for whoever looks for the reason."""
+"""The batch of a step whose loss or gradient was not finite, saved for a later analysis."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What groups contribute to the gradient: advantages, packed forward and backward passes, metrics.
+"""Adds groups to the gradient: advantages, packed forward and backward passes, metrics.
 
 Gradients are sums over tokens, not means: `Trainer` divides once per step, by the sum of `denominator`.
 """

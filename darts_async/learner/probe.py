@@ -1,4 +1,4 @@
-"""What the learner's model says to the prompts of a probe (see `darts_async.weights.probe`)."""
+"""Computes the learner's answers to the prompts of a probe (see `darts_async.weights.probe`)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Rank 0's side of the link between ranks: tells the others what to do and hears what came of it.
+"""Rank 0's side of the link between ranks: sends orders to the others and receives their results.
 
 All ranks do the same things in the same order, because messages of the link arrive in order and each of them is sent to
 all. A learner of one rank is a team without others: nothing is sent, nothing is waited for, no group is formed.

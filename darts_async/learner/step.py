@@ -1,4 +1,4 @@
-"""One optimiser step, fed as groups come: streamed gradient = batch gradient.
+"""One optimiser step, to which groups are added as they arrive: the streamed gradient equals the batch gradient.
 
 The forward and backward passes of groups run when they arrive and add to unnormalised sums of gradients. `finish_step`
 divides them once by the denominator of the whole step. Sums do not depend on the order or on the split into

@@ -1,4 +1,4 @@
-"""What a step cost: memory and time in which the learner had nothing to do."""
+"""Measures a step: memory, and the learner's idle time."""
 
 import resource
 import sys

@@ -1,4 +1,4 @@
-"""A trainer as the settings of a run ask for it, on this process's rank."""
+"""Creates the trainer of this rank from the settings of a run."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""A file system that is full: how it is noticed, named and outlived.
+"""Detects, reports and survives a full file system.
 
-A record is appended completely or not at all. A process that cannot go on without room either waits for it, off the
-event loop (`Patience`), or ends with `NO_SPACE_EXIT_CODE`; the launcher then starts it again as soon as there is room.
+A record is appended completely or not at all. A process that needs space either waits for it, outside the event loop
+(`Patience`), or ends with `NO_SPACE_EXIT_CODE`; the launcher then restarts it as soon as there is space.
 """
 
 import errno
@@ -15,21 +15,21 @@ from typing import TypeVar
 from darts_async.errors import PERMANENT_ERRORS, DartsError, NoSpaceError
 
 POLL_S = 0.5
-"""How often it is looked whether there is room."""
+"""How often to check for space."""
 RETRY_S = 30.0
-"""When a write is tried again though no room was seen: a quota does not show."""
+"""When to try a write again even without visible space, because a quota is invisible."""
 TRIAL_BYTES = 1 << 20
-"""A file system that takes no file of this size has no room."""
+"""A file system is full if it has no space for a file of this size."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FULL_IN_WORDS = ("No space left on device", "Disk quota exceeded")
-"""What libraries that write files say, which raise errors of their own."""
+"""Texts in the errors of libraries that write files."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What is free on a file system; `mount` is its directory."""
+    """The free space of a file system; `mount` is its directory."""
 
     mount: Path
     free_bytes: int
@@ -41,7 +41,7 @@ class Room:
 
 
 def room_of(path: Path) -> Room:
-    """Of the file system that holds a file, or would hold it."""
+    """The free space of the file system of a file, which need not exist."""
     place = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     found, device = os.statvfs(place), place.stat().st_dev
     inside = [place, *(parent for parent in place.parents if parent.stat().st_dev == device)]
@@ -49,7 +49,7 @@ def room_of(path: Path) -> Room:
 
 
 def has_room(directory: Path) -> bool:
-    """Whether a directory takes a file of `TRIAL_BYTES`: it is tried, for a quota shows nowhere else."""
+    """Whether a directory has space for a file of `TRIAL_BYTES`. It tries, because a quota shows nowhere else."""
     trial = directory / f".room-{os.getpid()}"
     try:
         descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -64,7 +64,7 @@ def has_room(directory: Path) -> bool:
 
 
 def is_no_space(error: BaseException | None) -> bool:
-    """Whether an error comes of a full file system. A mistake of the user's never does."""
+    """Whether a full file system caused an error. A user's mistake never counts."""
     if error is None or isinstance(error, PERMANENT_ERRORS):
         return False
     if isinstance(error, NoSpaceError) or (isinstance(error, OSError) and error.errno in _FULL):
@@ -76,7 +76,7 @@ def is_no_space(error: BaseException | None) -> bool:
 
 
 def append_whole(descriptor: int, data: bytes, path: Path) -> None:
-    """Append all of the data, or nothing of it: what was written of it is cut off again.
+    """Append all of the data or none: a partial write is cut off again.
 
     Raises:
         NoSpaceError: the file system of `path`, the file, is full.
@@ -94,7 +94,7 @@ def append_whole(descriptor: int, data: bytes, path: Path) -> None:
 
 
 class Patience:
-    """How a process waits for room. `hindrance` says what it waits for; it is empty while it does not."""
+    """Waits for space. `hindrance` says what the process waits for; it is empty otherwise."""
 
     def __init__(self, timeout_s: float) -> None:
         """`timeout_s`: the longest wait."""
@@ -102,19 +102,19 @@ class Patience:
         self.hindrance = ""
 
     def write(self, path: Path, write: Callable[[], T], undo: Callable[[], None]) -> T:
-        """Call `write`, again and again while the file system of `path` is full. It blocks: not on the event loop.
+        """Call `write` repeatedly while the file system of `path` is full. It blocks, so do not call it on the loop.
 
-        `undo` removes what a failed try has left, for others need that room meanwhile.
+        `undo` removes the remains of a failed try, because other processes need the space.
 
         Raises:
-            NoSpaceError: there was no room in time.
+            NoSpaceError: there was no space in time.
         """
         deadline_s = time.monotonic() + self._timeout_s
         try:
             while True:
                 try:
                     return write()
-                except Exception as error:  # libraries wrap a full disk in their own; anything else is raised again
+                except Exception as error:  # libraries wrap a full disk in their own errors; others are raised again
                     if not is_no_space(error):
                         raise
                     undo()
@@ -123,7 +123,7 @@ class Patience:
             self.hindrance = ""
 
     def _wait(self, path: Path, deadline_s: float, error: Exception) -> None:
-        """Until there is more room than what has just not been enough, or it may be worth another try."""
+        """Wait until there is more space than at the last failure, or until the next try is due."""
         room = room_of(path)
         not_enough_bytes, again_at_s = room.free_bytes, time.monotonic() + RETRY_S
         while room.free_bytes < not_enough_bytes + TRIAL_BYTES and time.monotonic() < again_at_s:

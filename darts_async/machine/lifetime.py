@@ -1,13 +1,12 @@
-"""A process that does not outlive its parent.
+"""Ends a process when its parent ends.
 
-Linux delivers a chosen signal to a process when its parent ends, even when the parent was killed and could
-clean nothing up. The request does not look back: a parent that ended between fork and request is never
-noticed, so the parent's pid is compared afterwards. The signal is SIGKILL: everything a run must keep is
-written atomically, and a process that hangs would ignore anything weaker.
+Linux sends a chosen signal to a process when its parent ends, even if the parent was killed. The request does not
+notice a parent that ended between fork and request, so the parent's pid is compared afterwards. The signal is SIGKILL,
+because a process that hangs would ignore others; all files that a run needs are written atomically.
 
     python -P -m darts_async.machine.lifetime MODULE ARGUMENT...
 
-binds itself to its parent, and then runs the module: see `spawn`. This file imports nothing that takes time.
+binds itself to its parent, and then runs the module: see `spawn`. This file has no slow imports.
 """
 
 import ctypes
@@ -23,10 +22,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:
-    """Have the kernel kill this process when its parent ends.
+    """Let the kernel kill this process when its parent ends.
 
-    `parent_pid` is who the parent must be; without it the pid that `spawn` left in the environment, and for a process
-    that something else started (ssh, a user) its present parent. Does nothing on systems other than Linux.
+    `parent_pid` is the expected parent. Default: the pid that `spawn` has set in the environment, or the current parent
+    if the process was started in another way (ssh, a user). No effect on systems other than Linux.
     """
     if sys.platform != "linux":
         return
@@ -37,8 +36,8 @@ def die_with_parent(parent_pid: int | None = None) -> None:
 
 
 def wake_with_parent() -> None:
-    """Have the kernel let this process go on when its parent ends, if something has stopped it: for one that notices
-    the end of its parent by itself. Does nothing on systems other than Linux."""
+    """Let the kernel resume this process, if it is stopped, when its parent ends. For a process that notices the end of
+    its parent by itself. No effect on systems other than Linux."""
     if sys.platform == "linux":
         _at_the_end_of_the_parent(signal.SIGCONT)
 

@@ -1,11 +1,11 @@
-"""How processes of ours are started. No other module makes a command line of Python's or starts a process of ours.
+"""Starts the processes of this package. No other module builds a Python command line or starts such a process.
 
     python -P -m darts_async.machine.lifetime MODULE ARGUMENT...
 
-- `-P`: the directory of the caller is not on the path. A `structlog.py` that lies there is a file of the user's, and no
-  process of ours is to execute it. A reward worker adds that directory itself, after its own imports.
-- `lifetime` comes first and imports next to nothing: a process that still imports torch for half a minute does not
-  outlive its parent either.
+- `-P`: the caller's directory is not on the path, because a `structlog.py` of the user there must not be imported. A
+  reward worker adds that directory itself, after its own imports.
+- `lifetime` comes first and has few imports, so that even a process that imports torch for half a minute does not
+  outlive its parent.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ FIRST_MODULE = "darts_async.machine.lifetime"
 def module_command(
     module: str, *arguments: str, python: str = sys.executable, outlives_parent: bool = False
 ) -> tuple[str, ...]:
-    """The command line that runs a module of ours.
+    """The command line that runs a module of this package.
 
-    With `outlives_parent` the kernel does not end it with its parent: for one that has to clean up after its parent and
-    notices its end by itself.
+    With `outlives_parent` the kernel does not end the process with its parent: for a process that cleans up after its
+    parent and notices its end by itself.
     """
     return (python, "-P", "-m", *(() if outlives_parent else (FIRST_MODULE,)), module, *arguments)
 
@@ -47,10 +47,9 @@ async def spawn(
     cwd: str | None = None,
     pass_fds: Sequence[int] = (),
 ) -> Process:
-    """Start a child of this process in a session of its own; `env` is added to the environment. Raises `OSError`.
+    """Start a child of this process in its own session; `env` is added to the environment. Raises `OSError`.
 
-    The kernel means the parent *thread* when it ends a child with its parent: call this from one that lives as long
-    as the process.
+    The kernel ends a child when the parent *thread* ends, so call this from a thread that lives as long as the process.
     """
     return await asyncio.create_subprocess_exec(
         *argv,
@@ -65,7 +64,7 @@ async def spawn(
 
 
 def signal_name(number: int) -> str:
-    """Of a signal that has ended a process. Most real-time signals have none in Python."""
+    """The name of a signal. Most real-time signals have no name in Python."""
     try:
         return signal.Signals(number).name
     except ValueError:

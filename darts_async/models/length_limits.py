@@ -1,12 +1,12 @@
-"""What the configuration of a model says about lengths, without torch.
+"""Reads the limits on lengths from the configuration of a model, without torch.
 
-A *bound* is a number of tokens that no sample may exceed. The positions of a model are one. Two kinds of rotary
-frequencies give another: `dynamic` and `longrope` ones change with the length of the longest sequence of a call. Then
-the log-probability of a token depends on what it shares a call with and on how long its own sample will become, so
-that engine and learner cannot agree. Below the bound the frequencies are constant.
+A *bound* is a number of tokens that no sample may exceed. One bound is the number of positions of a model. Two kinds of
+rotary frequencies give another one: `dynamic` and `longrope` frequencies change with the longest sequence of a call.
+Then the log-probability of a token depends on other samples of the call and on later tokens, so engine and learner
+cannot agree. Below the bound the frequencies are constant.
 
-A *threshold* is a number of tokens after which the layers of a model may behave in another way: a window, a chunk, a
-scale of positions. Whether engine and learner do what the model does there has to be tried out (see `miniature`).
+A *threshold* is a number of tokens beyond which the layers of a model may behave differently: a window, a chunk, a
+scale of positions. A trial shows whether engine and learner are right beyond it (see `miniature`).
 """
 
 import re
@@ -53,7 +53,7 @@ class Threshold(NamedTuple):
 
 
 def text_part(described: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of a configuration, as `config.json` holds it, what describes the language model."""
+    """The part of a `config.json` that describes the language model."""
     inner = described.get("text_config")
     return inner if isinstance(inner, dict) else described
 
@@ -69,7 +69,7 @@ def bounds(described: Mapping[str, Any]) -> list[Bound]:
 
 
 def why_too_long(described: Mapping[str, Any], num_tokens: int) -> str | None:
-    """Why samples of so many tokens are too long for the model, and what to do; None if they are not."""
+    """Why samples of this many tokens are too long for the model, with a fix; None if they are not."""
     for setting, value, reason in bounds(described):
         if num_tokens > value:
             return (

@@ -1,7 +1,6 @@
-"""Where a model lies, and its tokenizer, without torch or transformers.
+"""Finds the directory of a model and loads its tokenizer, without torch or transformers.
 
-Every process resolves the same setting with the same function, so that generator, learner, shaper and reward
-cannot end up with different directories.
+Every process resolves the setting with the same function, so that all processes use the same directory.
 """
 
 from pathlib import Path
@@ -25,13 +24,12 @@ def resolve_model_path(path: str, *, with_weights: bool = True, setting: str = "
 
     Args:
         path: `quickstart` for the model that is shipped, a directory in Hugging Face format, or a hub id.
-        with_weights: fetch the weights of a hub id too; configuration and tokenizer are enough for those who
-            only need text.
-        setting: where the path was written, for messages.
+        with_weights: whether to fetch the weights of a hub id too, and not only configuration and tokenizer.
+        setting: name of the setting, for messages.
 
     Raises:
         ConfigError: a variable in the path is not set.
-        ModelError: there is no such directory, and no such model can be had from the hub.
+        ModelError: there is no such directory, and the hub has no such model.
     """
     if path == QUICKSTART:
         return _checked_directory(MODEL_PATH, "the shipped model; reinstall the package")
@@ -59,7 +57,7 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises the base class itself
         raise ModelError(f"{file} is not a tokenizer that this version of `tokenizers` can read: {error}") from error
-    # A file keeps the settings it was saved with: it would cut long prompts without a word.
+    # A file keeps the settings with which it was saved: it could silently truncate long prompts.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -149,6 +147,6 @@ def _fetch(hub_id: str, setting: str, patterns: tuple[str, ...]) -> Path:
     except (OSError, HFValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"{setting} is {hub_id!r}: it is no local directory (looked in {Path.cwd()}), and it could not be had "
-            f"from the hub: {reason}. Give a directory, or download it where there is a network and copy the cache"
+            f"{setting} is {hub_id!r}: it is not a local directory (looked in {Path.cwd()}), and could not be loaded "
+            f"from the hub: {reason}. Give a directory, or download it on a machine with a network and copy the cache"
         ) from error

@@ -1,9 +1,8 @@
-"""Small copies of a model: its kinds of layers, few and narrow, with random weights, in float32.
+"""Makes small copies of a model: the same kinds of layers, few and narrow, with random weights in float32.
 
-What a generator or a learner makes of a threshold of the model (see `length_limits`) is tried out on such a copy, where
-the threshold is a few tokens. That costs less than loading the weights does, whatever the size of the model; it shows a
-difference that rounding in the weights' own precision would hide; and a single key of thousands that a window hides
-would not be seen at all. The copy computes its own attention without any kernel ("eager"), which is the definition.
+A generator or learner is tested at a threshold of the model (see `length_limits`) with such a copy, in which the
+threshold is a few tokens. That is cheaper than loading the weights, and shows differences that lower precision or
+thousands of keys would hide. The copy computes its attention without kernels ("eager"), which defines the right result.
 """
 
 import copy
@@ -19,7 +18,7 @@ from darts_async.models.length_limits import Threshold, thresholds
 
 VOCABULARY = 64
 SHORT = 4
-"""What a threshold is in a copy, if it is not smaller."""
+"""The value of a threshold in a copy, if it is not smaller."""
 _WIDTHS = {
     "vocab_size": VOCABULARY,
     "vocab_size_per_layer_input": VOCABULARY,
@@ -39,9 +38,9 @@ _WIDTHS = {
 }
 _SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _MOST_PARAMETERS = 50_000_000
-"""More are of parts that have nothing to do with text."""
+"""Limit of parameters; more belong to parts that do not process text."""
 _SPREAD = 0.2
-"""Of the weights: enough for sharp attention, so that a key too many or too few is seen."""
+"""Scale of the weights: enough for sharp attention, so that each missing or extra key shows."""
 _FOREIGN = (
     ArithmeticError,
     AssertionError,
@@ -56,7 +55,7 @@ _FOREIGN = (
 
 @contextmanager
 def foreign_code(what: str) -> Iterator[None]:
-    """Whatever the code of a model raises in here is a `ModelError`: it was not written for what is done with it."""
+    """Turns every exception of a model's code inside the block into a `ModelError`."""
     try:
         yield
     except DartsError:
@@ -90,10 +89,10 @@ def miniature(config: PreTrainedConfig, short: Sequence[Threshold] = ()) -> PreT
 
 
 def crossed(config: PreTrainedConfig, num_tokens: int) -> list[tuple[Threshold, ...]]:
-    """The thresholds that so many tokens exceed: each alone, and together with all smaller ones, on which it may bear.
+    """The thresholds that this many tokens exceed: each alone, and together with all smaller ones.
 
-    From the smallest on, so that the first of these sets that fails has as its largest the number to lower to: up to
-    that number of tokens only sets are exceeded that came before it.
+    They ascend, so that the largest threshold of the first set that fails is the number to which a user must lower the
+    length: up to that number only earlier sets are exceeded.
     """
     described = config.get_text_config().to_dict()
     exceeded = [threshold for threshold in thresholds(described) if threshold.value < num_tokens]

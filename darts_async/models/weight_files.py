@@ -1,7 +1,7 @@
-"""Whether the weight files of a model directory are whole, from their headers alone and without torch.
+"""Checks that the weight files of a model directory are complete, from their headers and without torch.
 
-A safetensors file is eight bytes that hold the length of a header, the header (JSON: for each tensor its type, shape
-and place), and the data. So the size that a file must have is known without reading it.
+A safetensors file has eight bytes with the length of the header, the header (JSON: type, shape and position of each
+tensor), and the data. So the right size of a file is known without reading it.
 """
 
 import math
@@ -23,7 +23,7 @@ _COPY_AGAIN = "copy or download it again"
 
 
 class FileFault(NamedTuple):
-    """What is wrong with a file, and what to do."""
+    """A problem with a file, and its fix."""
 
     file: Path
     message: str
@@ -56,9 +56,9 @@ class _UnreadableError(Exception):
 
 
 def check_weight_files(directory: Path) -> Iterator[FileFault]:
-    """Every file with weights is there, whole, and holds the tensors that the index says it does.
+    """Check that every weight file exists, is complete, and has the tensors of the index.
 
-    Weights in another format are not looked at.
+    Weights in other formats are not checked.
     """
     index, single = directory / INDEX_FILE, directory / WEIGHT_FILE
     if index.is_file():

@@ -121,7 +121,7 @@ def _sample(
 ) -> Samples:
     token_ids = torch.tensor([tokenizer.encode(prompt.text).ids for prompt in prompts for _ in range(num_samples)])
     output = model.generate(token_ids, attention_mask=torch.ones_like(token_ids), **decoding)
-    responses = output[:, token_ids.shape[1] :].numpy()  # [num_rows, num_tokens], padded behind the end
+    responses = output[:, token_ids.shape[1] :].numpy()  # [num_rows, num_tokens], padded after the end
     ended = responses == EOS_ID
     finished = ended.any(1)
     lengths = np.where(finished, ended.argmax(1) + 1, responses.shape[1])

@@ -1,7 +1,7 @@
 """The word-level tokenizer of the chain task: one token per word, words separated by white space.
 
 `tokenizers.Tokenizer.from_file(directory / "tokenizer.json")` and `transformers.AutoTokenizer.from_pretrained`
-give the same ids, and nothing is added in front or behind. Decoding joins words by single spaces, so encoding
+give the same ids, and nothing is added before or after. Decoding joins words by single spaces, so encoding
 and decoding a text of the task gives it back.
 """
 

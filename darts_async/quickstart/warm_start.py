@@ -68,7 +68,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Whole samples behind one another in one row."""
+    """Complete samples one after another in one row."""
 
     token_ids: Tensor  # [1, num_tokens]
     position_ids: Tensor  # [1, num_tokens], from 0 in each sample

@@ -120,7 +120,7 @@ class Warden:
             item, self._item = self._item, self._num_items.value
             self._printed_bytes = len(self._pending) + (self._printed_bytes if item == self._item else 0)
         if self._pending and _can_write(2):
-            with contextlib.suppress(OSError):  # a disk may be full and a reader gone: rewards go on
+            with contextlib.suppress(OSError):  # the disk may be full or the reader gone: scoring continues
                 os.write(2, self._pending)
             self._pending = b""
         return self._limits.breached_by(output_bytes=self._printed_bytes)

@@ -1,4 +1,4 @@
-"""Runs that never happened: the real shaper against modelled generators, rewards and a learner, in virtual time.
+"""Simulated runs: the real shaper with modelled generators, rewards and a learner, in virtual time.
 
 `simulate(config, workload, models)` is the whole interface. The policy never changes in a simulation, so what it
 measures is the mechanism alone: which schedule does the same work sooner, not whether the policy learns.

@@ -1,4 +1,4 @@
-"""Virtual time: a heap of wake-ups, and the letters to the shaper that are due now."""
+"""Virtual time: a heap of wake-ups, and the messages to the shaper that are due now."""
 
 import heapq
 from collections import deque
@@ -8,7 +8,7 @@ from darts_async.shaper.state import Incoming
 
 
 class Actor(Protocol):
-    """Whoever can be woken."""
+    """A process that can be woken."""
 
     def wake(self, stamp: int) -> None:
         """The time that was asked for has come; `stamp` is what was given when asking."""
@@ -36,7 +36,7 @@ class Clock:
 
     def advance(self) -> Actor:
         """Jump to the next wake-up and serve it; who was woken."""
-        assert self._wakes, f"deadlock at {self.now_s} s: nobody waits for a time"
+        assert self._wakes, f"deadlock at {self.now_s} s: no process waits for a time"
         self.now_s, _, actor, stamp = heapq.heappop(self._wakes)
         actor.wake(stamp)
         return actor

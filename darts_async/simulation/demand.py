@@ -1,4 +1,4 @@
-"""What would be decoded: the length and the reward of each sample of each visit to each prompt.
+"""The length and the reward of each simulated sample of each visit to each prompt.
 
 A draw depends on the seed, the prompt, the visit and the sample's index alone. So arms that launch 8 and 16 samples
 share the first 8 (common random numbers: a difference between arms is not a difference of luck), and a run repeats.

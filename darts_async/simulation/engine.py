@@ -3,7 +3,7 @@
 Between two changes of the batch every running sample gains one token per step, so the only state is a step counter: a
 sample of l tokens that started at count p ends at count p + l. The engine sleeps until the next end, or
 until the step boundary after a command, and costs O(log batch) per sample however long the samples are. Commands take
-effect at step boundaries, at once if the engine stands at one; so does new weights' stall. Tokens are reported when
+effect at step boundaries, at once if the engine is at one; so does new weights' stall. Tokens are reported when
 their sample ends, and all of them when the version changes: every token is reported with the version that made it.
 Generators do not die here, so nothing is ever resumed.
 """
@@ -118,7 +118,7 @@ class SimulatedEngine:
         self._flush_if_due()
 
     def settle(self) -> None:
-        """Carry commands out if the engine stands at a boundary."""
+        """Carry out commands if the engine is at a boundary."""
         if not self._stands:
             return
         while self._commands:

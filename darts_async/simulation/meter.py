@@ -1,4 +1,4 @@
-"""Where the time of one actor went."""
+"""Measures how one actor spends its time."""
 
 
 class Meter:

@@ -1,4 +1,4 @@
-"""How fast things are: the models that stand for engines, reward functions and a learner."""
+"""Models of the speed of engines, reward functions and a learner."""
 
 from dataclasses import dataclass
 

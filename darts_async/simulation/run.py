@@ -1,6 +1,6 @@
 """The simulated run: the real `ShaperState` and modelled peers on a virtual clock.
 
-In one instant every message is delivered and answered before time goes on: links take no time. The order of events
+In one instant every message is delivered and answered before time advances: links take no time. The order of events
 follows from the seed and the models alone, so a run repeats bit for bit.
 """
 
@@ -114,7 +114,7 @@ class Simulation:
         self._absorb(self.state.tick(self.clock.now_s))
 
     def _end_instant(self) -> None:
-        """Deliver and answer until nobody has anything to say, then let the touched engines go on."""
+        """Deliver and answer until no message is left, then let the affected engines continue."""
         while self.clock.outbox or self._touched:
             while self.clock.outbox:
                 self._deliver(*self.clock.outbox.popleft())

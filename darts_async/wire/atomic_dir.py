@@ -1,7 +1,7 @@
-"""Directories that are complete or absent: written beside their place, flushed to the disk, renamed, old ones removed.
+"""Writes directories that are complete or absent: beside their place, flushed to the disk, and then renamed.
 
-A crash at any point leaves what was there before, and no half of anything new. What happens to a file later is found by
-its size and its CRC-32, which misses one in four thousand million accidents.
+A crash at any point leaves the old directory and no part of the new one. Later damage of a file is detected by its size
+and its CRC-32, which misses one in four thousand million accidents.
 """
 
 import shutil
@@ -18,12 +18,12 @@ _WRITING, _REMOVING = ".writing-", ".removing-"
 
 
 def staging_beside(target: Path) -> Path:
-    """Where a directory that will be `target` is to be written: hidden, beside it."""
+    """The hidden directory beside `target` in which to write it."""
     return target.parent / f"{_WRITING}{target.name}"
 
 
 def open_staging(target: Path) -> Path:
-    """Make it, empty: what a crashed run left there is removed."""
+    """Create the staging directory. Files of a crashed run are removed."""
     staging = staging_beside(target)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -31,12 +31,12 @@ def open_staging(target: Path) -> Path:
 
 
 def remove_staging(target: Path) -> None:
-    """Remove what was being written to become `target`."""
+    """Remove the staging directory of `target`."""
     shutil.rmtree(staging_beside(target), ignore_errors=True)
 
 
 def put_in_place(staging: Path) -> Path:
-    """Flush a staged directory to the disk and give it its name, replacing what has that name."""
+    """Flush a staged directory to the disk and rename it to its target, which is replaced."""
     for path in (*staging.iterdir(), staging):
         flush(path)
     target = staging.parent / staging.name.removeprefix(_WRITING)
@@ -49,14 +49,14 @@ def put_in_place(staging: Path) -> Path:
 
 
 def set_aside(path: Path) -> Path:
-    """Hide a directory that is to be removed, so that it is never seen half removed."""
+    """Hide a directory before it is removed, so that it is never seen half removed."""
     doomed = path.parent / f"{_REMOVING}{path.name}"
     shutil.rmtree(doomed, ignore_errors=True)
     return path.rename(doomed)
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what a crash has left half written or half removed. Nothing else writes there meanwhile."""
+    """Remove what a crash has left half written or half removed. No other process may write there meanwhile."""
     for prefix in (_WRITING, _REMOVING):
         for path in root.glob(f"{prefix}*"):
             shutil.rmtree(path, ignore_errors=True)

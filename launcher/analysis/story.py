@@ -71,7 +71,7 @@ def parse_subject(text: str) -> Subject:
     """Read `GROUP`, `GROUP/INDEX` or `sample/ID`.
 
     Raises:
-        ConfigError: the text is none of these.
+        ConfigError: the text has another form.
 
     Example:
         >>> parse_subject("7/3")

@@ -1,4 +1,4 @@
-"""Starts processes, watches them end, and leaves none behind.
+"""Starts processes, watches them end, and leaves none running.
 
 Every process leads its own session, so its children can be ended with it, and a Ctrl-C in the terminal only reaches the
 launcher. A process is identified by pid and start time, never by a name. Three invariants always hold:

@@ -1,7 +1,7 @@
-"""Whether the reward function of a run can be loaded, and whether it can give a reward for the answers of the data.
+"""Checks that the reward function of a run can be loaded, and that it can score the answers of the data.
 
-A function of the user's is loaded by a child (see `reward_trial`). Answers are looked at for `math` alone: what a
-function of the user's makes of one is not known.
+A child loads a user's function (see `reward_trial`). Answers are only checked for `math`, because the answers that a
+user's function needs are unknown.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Any Hugging Face causal LM as a function from the next tokens of all slots to their logits.
+"""Decodes with any Hugging Face causal LM: a function from the next tokens of all slots to their logits.
 
 One forward call per step does prefills and decoding together: a call costs mostly operator overhead on a small
 model, and the weights are read once on a large one. A prompt's last token is not prefilled but decoded, so the

@@ -1,4 +1,4 @@
-"""Drawing the next token of all running samples at once: temperature, top-k, top-p, inverse of the distribution.
+"""Samples the next token of all running samples at once: temperature, top-k, top-p, inverse of the distribution.
 
 The token is the first whose cumulative probability, in vocabulary order, exceeds a uniform number made from the
 sample's seed and the token's place. Truncation masks tokens and moves none (see `truncation`), and no row looks at

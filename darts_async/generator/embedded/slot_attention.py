@@ -1,4 +1,4 @@
-"""Keys and values in slots, and the attention function that reads and writes them.
+"""The KV cache in slots, and the attention function that reads and writes it.
 
 The function enters a Hugging Face model through transformers' attention interface, as the library's own paged
 attention does: the model computes queries, keys and values of all tokens of a step, packed in one row, and this

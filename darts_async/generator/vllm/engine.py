@@ -1,12 +1,12 @@
-"""vLLM behind the engine interface.
+"""vLLM as an engine.
 
 vLLM decodes in a process of its own and does not wait for anybody: `step` waits for the next of its steps and brings
 everything that has arrived. Between this process and the engine core everything is in order, which is what makes three
 things exact:
 
-- A cancelled sample is acknowledged when the engine core has answered a call that was sent behind the abort. Its slot
+- A cancelled sample is acknowledged when the engine core has answered a call that was sent after the abort. Its slot
   and its keys and values are free then, and every token that was decoded for it has been delivered.
-- Behind a pause no token of a step before it is under way any more: `paused` has taken them all in.
+- After a pause no token of an earlier step is in flight: `paused` has received them all.
 - Each step says under which weights it was made, and that they are the ones known here is asserted.
 
 AsyncLLM is used for its start, its requests and its calls; its own handling of outputs, a task for every request and an
@@ -126,7 +126,7 @@ class VllmEngine:
     async def paused(self, *, clear_cache: bool = False) -> AsyncIterator[None]:
         """Hold vLLM between two of its steps, with every token that was decoded before taken in (see `take`).
 
-        Samples go on behind the pause from the keys and values they have; with `clear_cache` these are thrown away
+        Samples continue after the pause with the KV cache that they have; with `clear_cache` these are thrown away
         and computed again, under the weights of then. Raises `EngineError` if the engine core dies or does not answer.
 
         A body that raises, or is cancelled, leaves vLLM paused: its weights may be torn, or the engine may be closed
@@ -137,7 +137,7 @@ class VllmEngine:
         self._is_paused = True
         self._take_arrived()
         yield
-        await self._within(self._core.resume_scheduler_async(), "going on")
+        await self._within(self._core.resume_scheduler_async(), "resuming")
         self._is_paused = False
 
     async def set_policy_version(self, policy_version: int) -> None:
@@ -200,7 +200,7 @@ class VllmEngine:
                 await self._within(self._core.add_request_async(core_request), "taking a sample")
         if aborts := self._book.take_aborts():
             await self._within(self._core.abort_requests_async([str(sample_id) for sample_id in aborts]), "an abort")
-            await self._within(self._core.is_scheduler_paused_async(), "an abort")  # answered behind the abort
+            await self._within(self._core.is_scheduler_paused_async(), "an abort")  # answered after the abort
             self._take_arrived()
             self._book.confirm_aborted(aborts)
 

@@ -1,4 +1,4 @@
-"""Which vLLM is installed, found out without importing it: an import takes seconds and a good part of a gigabyte."""
+"""Finds the installed vLLM without importing it: an import takes seconds and a good part of a gigabyte."""
 
 from dataclasses import dataclass
 from importlib import metadata

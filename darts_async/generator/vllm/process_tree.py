@@ -1,6 +1,6 @@
-"""Children of vLLM that die with this process.
+"""Makes the child processes of vLLM end with this process.
 
-vLLM's engine core is a child that does not notice when its parent is killed: it goes on for ever, holding its GPU.
+vLLM's engine core is a child that does not notice when its parent is killed: it runs forever and keeps its GPU.
 While `binding_children` is active, every child that is forked asks the kernel first thing to be killed with its parent,
 and so do the workers that it forks in turn. (The kernel means the parent *thread*: start the engine from one that
 lives as long as the engine.)

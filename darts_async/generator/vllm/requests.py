@@ -1,7 +1,7 @@
-"""A sample as vLLM's request.
+"""Translates a sample into a request of vLLM.
 
 vLLM draws the tokens of a seeded request from a stream of its own, from its beginning, whatever the prompt. A sample
-that is continued behind a prefix therefore gets another stream: with the old one its first token would be drawn by the
+that is continued after a prefix therefore gets another stream: with the old one its first token would be drawn by the
 very number that drew the first token of the prefix.
 """
 
@@ -53,6 +53,6 @@ def _sampling_params(request: Generate, eos_token_ids: tuple[int, ...]) -> Any:
 
 
 def stream_seed(seed: int, num_prefix: int) -> int:
-    """The seed of what comes behind a prefix: 63 bits, which is what torch and the wire can take."""
+    """The seed of tokens after a prefix: 63 bits, which is what torch and the wire can take."""
     word = hash_words(np.array([seed_word(seed)], np.uint64), np.array([num_prefix]))
     return int(word[0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""What was asked of vLLM and what came back: the engine's decisions, without vLLM and without waiting.
+"""Tracks the samples that vLLM decodes: the engine's decisions, without vLLM and without waiting.
 
 A sample is *unsent*, then *live*, then ended; its end is reported once, after its last token. A live sample that is
 cancelled stays live, and its tokens count, until vLLM has confirmed that it is out (`confirm_aborted`), or until it has

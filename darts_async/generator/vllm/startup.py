@@ -1,4 +1,4 @@
-"""Starting vLLM: its settings, its environment, its memory, and what can be wrong with them.
+"""Starts vLLM: its settings, environment and memory, and checks of them.
 
 vLLM runs in a child process, the engine core; this process holds the client. The start takes a few seconds instead
 of most of a minute because the child is forked, so it imports nothing again, because on CPUs its only worker lives
@@ -28,7 +28,7 @@ from darts_async.models.location import known_stop_token_ids
 
 WORKER_EXTENSION: Final = "darts_async.generator.vllm.worker.WorkerExtension"
 WEIGHT_BACKEND: Final = "darts"
-"""Both stand in `worker`, which only vLLM's workers may import."""
+"""Both are in `worker`, which only vLLM's workers may import."""
 
 _ENVIRONMENT: Final = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -93,7 +93,7 @@ def start_vllm(
         seed=seed,
     )  # fmt: skip
     prepared = preparing.result()
-    llm = thread.submit(_launch, prepared).result()  # not one call: vLLM keeps the frames of the first for ever
+    llm = thread.submit(_launch, prepared).result()  # not one call: vLLM keeps the frames of the first forever
     num_slots = _count_slots(prepared.config, settings, num_slots)
     return StartedVllm(llm, Capacity(num_slots, max_context_tokens, prepared.vocab_size), prepared.eos_token_ids)
 
@@ -190,7 +190,7 @@ def _reason(error: Exception) -> str:
 
 
 def _step_tokens(installed: InstalledVllm, settings: VllmConfig, max_context_tokens: int) -> int | None:
-    """On CPUs vLLM 0.32 dies of a prompt that is computed in parts: behind all but the last part it winds the stream of
+    """On CPUs vLLM 0.32 dies of a prompt that is computed in parts: after all but the last part it winds the stream of
     a seeded sample back, which CPU streams cannot do. So a step there holds any prompt as a whole."""
     if not installed.is_for_cpus:
         return settings.max_num_batched_tokens

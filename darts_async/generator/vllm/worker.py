@@ -1,7 +1,7 @@
-"""What runs inside vLLM's worker processes. vLLM imports it there, because it is named as the worker extension.
+"""The code that runs inside vLLM's worker processes. vLLM imports it there as the worker extension.
 
 Importing it has two effects, both wanted in a worker and nowhere else: the process dies with the one that started it
-(kill -9 of a generator would otherwise leave its engine core running for ever), and vLLM learns the weight transfer
+(kill -9 of a generator would otherwise leave its engine core running forever), and vLLM learns the weight transfer
 backend `BACKEND`.
 
 The weights of an update arrive through a `WorkerLink`. Staged, they lie beside the running model, and what vLLM calls
@@ -72,7 +72,7 @@ class LinkedWeights(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore
         self._link.open()
 
     def start_weight_update(self) -> None:
-        """Take the model apart: layers are filled as their weights come, and made anew as the kernels want them. On
+        """Take the model apart: layers are filled as their weights come, and rebuilt as the kernels want them. On
         CPUs there is no other way, because the weights as they were loaded are gone."""
         initialize_layerwise_reload(self.model)
 
@@ -156,7 +156,7 @@ def _repack_tied_heads(model: torch.nn.Module) -> None:
 
 
 def _die() -> None:
-    """The generator is gone, and what is decoded here is for nobody."""
+    """The generator has ended, so decoding here has no use."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

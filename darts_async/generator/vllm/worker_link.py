@@ -116,7 +116,7 @@ class WorkerLink:
         return staging
 
     def give_back(self, staging: Staging) -> None:
-        """Nobody reads this memory any more."""
+        """The memory is no longer read."""
         if self._rank is not None and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._rank.give_back, staging)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, bitwise to resume from, by any number of ranks; loadable by transformers; no pickle.
+"""Writes and reads checkpoints: complete or absent, bitwise resumable by any number of ranks, without pickle.
 
     ROOT/step-000050/
         config.json, model*.safetensors, tokenizer files   a Hugging Face model, for anybody
@@ -6,7 +6,7 @@
         shaper.state                                       what the shaper knew at that step, for the shaper alone
         manifest.json                                      version, shapes, consumed groups, sums of all other files
 
-Writing. A `Snapshot` is copied to the host between two steps; everything else may happen while training goes on. Each
+Writing. A `Snapshot` is copied to the host between two steps; everything else may happen while training continues. Each
 rank writes its part, rank 0 the rest, the manifest last; then the directory is flushed and renamed (see `atomic_dir`),
 so a crash leaves the old checkpoints and no half of a new one. All ranks see the same ROOT, and one run writes to it.
 

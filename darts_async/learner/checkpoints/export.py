@@ -1,4 +1,4 @@
-"""A model in Hugging Face format, as transformers and vLLM load it.
+"""Writes a model in Hugging Face format, which transformers and vLLM load.
 
 Weights are an argument, and of the live model only its configuration and buffers are read, so this may run while the
 model is being trained.

@@ -1,4 +1,4 @@
-"""What a step's sum is divided by: a share per token, and one denominator per group.
+"""Divides a step's sum: a share per token, and one denominator per group.
 
 The loss of a step is `sum over tokens of share * loss / sum over groups of denominator`:
 

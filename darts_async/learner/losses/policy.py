@@ -1,4 +1,4 @@
-"""The whole loss of a packed batch: surrogate, bounds on the ratio, divergence from a reference, entropy bonus."""
+"""The complete loss of a packed batch: surrogate, bounds on the ratio, divergence from a reference, entropy bonus."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""How far the policy in training is from the one that decoded, whatever the loss makes of it."""
+"""Measures how far the trained policy is from the one that decoded, independently of the loss."""
 
 from torch import Tensor
 

@@ -93,7 +93,7 @@ def proximal_logprobs(logprobs: Tensor, behaviour_logprobs: Tensor, staleness: T
 
     `step_start`: that policy, l itself. Then u is 1 and never clipped: what remains is `reinforce` with the weight w.
     `interpolated`: the policy one step earlier, which is gone, taken on the line between the two that are known (its
-    versions are equally far apart: A-3PO, arXiv 2512.06547): of d versions of staleness, d - 1 lie behind it,
+    versions are equally far apart: A-3PO, arXiv 2512.06547): of d versions of staleness, d - 1 lie after it,
     `b + (l - b) (d - 1) / d`. A token of staleness 0 or 1 has its behaviour policy as proximal one. Then
     u = rho^(1/d): the clip bounds the change per version, the weight carries the rest.
 

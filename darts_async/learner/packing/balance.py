@@ -1,4 +1,4 @@
-"""Work split evenly over ranks: long samples cost more than their tokens say, because attention is quadratic.
+"""Splits work evenly over ranks. Long samples cost more per token, because attention is quadratic.
 
 `balance` is pure and the same on every rank, so no rank has to tell the others which samples are its own.
 

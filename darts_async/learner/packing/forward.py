@@ -1,4 +1,4 @@
-"""The packed forward pass of a model: what it is called with, and what it answers at the places that are wanted."""
+"""The packed forward pass of a model: its arguments, and its outputs at the requested positions."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Attention inside each tree of a packed row (see `tree`) and never across, for any model on transformers' attention
+"""Attention within each tree of a packed row (see `tree`), never across trees, for any model on transformers' attention
 registry.
 
 No mask of the row exists, so the work is that of the samples one by one. A block-diagonal mask costs the square of the
@@ -73,7 +73,7 @@ def packed_attention(
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [num_tokens, heads, head_size]
     if key_places is not None:
         k, v = k.index_select(0, key_places), v.index_select(0, key_places)
-    # Where a segment has more keys than queries the kernel lets the last query stand at the last key. It counts the
+    # Where a segment has more keys than queries the kernel aligns the last query with the last key. It counts the
     # keys to the left of the query's own; `sliding_window` counts that one too.
     output = varlen_attn(
         q,
@@ -108,7 +108,7 @@ def packing(trees: tuple[Tree, ...], device: torch.device) -> dict[str, Any]:
 
 
 def _key_places(trees: Sequence[Tree]) -> NDArray[np.int64]:
-    """The keys of each segment behind one another, by their place in the row: [num_keys]."""
+    """The keys of each segment one after another, by their position in the row: [num_keys]."""
     parts: list[NDArray[np.int64]] = []
     start = 0
     for tree in trees:

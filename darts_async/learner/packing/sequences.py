@@ -1,4 +1,4 @@
-"""Which token belongs to which sample of a packed batch, and sums over samples."""
+"""Maps the tokens of a packed batch to their samples, and sums over samples."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
-"""Which tokens of a packed row see which: the row is trees behind one another.
+"""Which tokens of a packed row see which: the row is a sequence of trees.
 
 The responses to one prompt are the branches of its tree. Every token sees those of its trunk and of its own branch that
-come before it, as if the trunk stood before each branch. So the prompt is in the row once, whatever its number of
+come before it, as if the trunk were before each branch. So the prompt is in the row once, whatever its number of
 responses, and log-probabilities and gradients are those of the samples one by one, up to rounding.
 """
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Tree(NamedTuple):
-    """`trunk` tokens, and behind them those of each branch. A sample that shares nothing is a trunk alone."""
+    """`trunk` tokens, and then those of each branch. A sample that shares nothing is only a trunk."""
 
     trunk: int
     """>= 1."""

@@ -1,10 +1,10 @@
-"""Parameters that are spread over ranks, brought together on rank 0 one at a time, through host memory.
+"""Gathers parameters that are spread over ranks on rank 0, one at a time, through host memory.
 
 Rank 0 asks (`GatherWeights`), and from then on every other rank sends its rows of each parameter, in the order of the
-model, cast to the type that generators and files have. A send ends when rank 0 takes the rows, so nobody runs ahead.
+model, cast to the type that generators and files have. A send ends when rank 0 takes the rows, so no rank runs ahead.
 
-Invariant. Whoever has begun to send is heard to the end: rank 0 takes the remaining rows even if it needs no more of
-them, because what stays behind would be taken for the beginning of the next answer.
+Invariant. A rank that has begun to send is read to the end: rank 0 receives the rows even if it does not need
+them, because remaining rows would be read as the beginning of the next answer.
 """
 
 import threading
@@ -37,7 +37,7 @@ def send_rows(ranks: RankGroup, rows: Mapping[str, Tensor], dtype: torch.dtype) 
 
 
 class GatheredTensors:
-    """A `WeightSource` on rank 0. One request at a time, whoever asks.
+    """A `WeightSource` on rank 0. One request at a time, from any caller.
 
     Args:
         rows: rank 0's own rows, in the order of the model.

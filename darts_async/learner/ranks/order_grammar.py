@@ -1,4 +1,4 @@
-"""In which order rank 0 may order what: the grammar of its link to another rank.
+"""The valid sequences of rank 0's orders: the grammar of its link to another rank.
 
     Prepare  ( StoreValue | AddGroups TrainGroup+ | FinishStep | SaveCheckpoint | GatherWeights )*  Dismiss
 

@@ -1,11 +1,11 @@
-"""The processes that train one model together, and the process group in which they do.
+"""The process group of the ranks that train one model together.
 
 A learner of one rank makes no process group at all. There is no TCPStore, which would listen without authentication:
 rendezvous is a `RelayStore`, whose values travel over the run's own link between the ranks, with rank 0 passing on what
 the others set.
 
 Two groups are formed. In the default one FSDP gathers and reduces, in the order of the passes. The other, always gloo,
-carries parameters to rank 0 for a broadcast or a checkpoint while passes go on; a group of its own, because operations
+carries parameters to rank 0 for a broadcast or a checkpoint while passes run; a separate group, because operations
 of two threads in one group would be matched in whatever order they come, and not NCCL, because two communicators that
 wait for each other's kernels can deadlock.
 
@@ -113,7 +113,7 @@ class RankGroup:
                 raise
             reason = self._failure or str(error).split("\n")[0]
             raise ProcessDiedError(
-                f"rank {self.place.rank} of the learner cannot go on without the others, of which one has died, hangs "
+                f"rank {self.place.rank} of the learner cannot continue without the others: one has died, hangs "
                 f"or was told to leave: {reason}"
             ) from error
 

@@ -1,4 +1,4 @@
-"""Which of the learner's processes this is, and what it computes on.
+"""The rank of this process of the learner, and its device.
 
 Rank and number come from the environment, under the names that torchrun uses.
 """

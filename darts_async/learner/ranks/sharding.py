@@ -1,6 +1,6 @@
-"""A model whose parameters are spread over ranks by FSDP2, and which rows of each lie here.
+"""Shards the parameters of a model over ranks with FSDP2, and finds the rows of this rank.
 
-Every layer is a unit: its parameters are gathered before its pass and let go behind it; embeddings and head stay
+Every layer is a unit: its parameters are gathered before its pass and released after it; embeddings and head stay
 gathered from the forward to the backward pass. Shards are float32, the masters of the optimiser; passes run in
 `compute_dtype`, to which FSDP casts what it gathers, and gradients are added up in float32. They are summed over ranks,
 not averaged: `Trainer` divides once per step.
@@ -38,7 +38,7 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, compute_dtype: torch.d
 
 
 def drop_gathered(model: nn.Module) -> None:
-    """Have the next pass gather everything anew: what a forward pass without a backward pass has left gathered would
+    """Make the next pass gather everything again: what a forward pass without a backward pass has left gathered would
     hide an update of the shards."""
     if isinstance(model, FSDPModule):
         model.reshard()

@@ -1,4 +1,4 @@
-"""What is known about each prompt: response length and pass rate, from finished and aborted samples.
+"""Estimates response length and pass rate of each prompt, from finished and aborted samples.
 
 Lengths are lognormal within a prompt and their parameters vary between prompts: ln l = mu_i + sigma_i u,
 mu_i ~ N(m0, t0^2), ln sigma_i ~ N(r0, tau^2). Two things keep the estimates honest:
@@ -36,7 +36,7 @@ Tercile = Literal[0, 1, 2]
 _RECENT_VISITS = 512
 """Pass rates from which the terciles are taken."""
 _TERCILES_EVERY = 16
-"""Visits after which they are taken anew."""
+"""Visits after which they are computed again."""
 _VISITS_REMEMBERED = 500.0
 """Weight that the population's running means reach."""
 
@@ -146,7 +146,7 @@ class History:
     def estimate_with(
         self, prompt_id: int, finished_lengths: Sequence[int], censored_lengths: Sequence[int]
     ) -> LengthEstimate:
-        """`length` after a visit that is still going on; nothing is recorded.
+        """`length` after a visit that has not ended; it is not recorded.
 
         Args:
             prompt_id: the prompt.
@@ -171,7 +171,7 @@ class History:
             censored_lengths: tokens of those aborted or cut at the length cap. A sample aborted before its first
                 token says nothing and is ignored.
             rewards: of all samples that were scored.
-            counts: how many launched samples each of these stands for, inverse inclusion probabilities; 1 each if not
+            counts: how many launched samples each of these represents, inverse inclusion probabilities; 1 each if not
                 given.
         """
         counts = [1.0] * len(rewards) if counts is None else counts

@@ -1,6 +1,6 @@
-"""Lognormal response lengths: what is seen, what is only known to be longer, and what is still to come.
+"""Lognormal response lengths: observed lengths, censored lengths, and the expected remaining length.
 
-ln l = mu + sigma * u with u standard normal. A sample that was aborted behind t tokens, or cut at the length cap, says
+ln l = mu + sigma * u with u standard normal. A sample that was aborted after t tokens, or cut at the length cap, says
 l > t and no more: it is right-censored, and leaving it out makes the spread look about half as wide where half of the
 samples were cut. With z = (ln t - mu) / sigma and the normal hazard h(z) = pdf(z) / P(u > z),
 
@@ -216,7 +216,7 @@ def _completed(seen: LogSample, tail: _Tail, mu: float, sigma: float) -> LogSamp
 
 
 def _start(seen: LogSample, beyond: Sequence[float], prior: Prior) -> tuple[float, float]:
-    """Censored samples are taken to end a typical spread behind where they, or the average, were seen."""
+    """Censored samples are taken to end a typical spread after where they, or the average, were seen."""
     centre = seen.mean if seen.count else prior.mean
     sigma = math.exp(prior.log_sigma)
     both = seen.plus(LogSample.of([max(x, centre) + sigma for x in beyond]))

@@ -1,12 +1,12 @@
-"""What a selection rule pays for length: the reward that it adds without anybody having asked for it.
+"""Measures how much a selection rule unintentionally rewards length.
 
-Policy gradient on selected samples follows the rewards and, besides, whatever the selection makes of lengths: keeping
+Policy gradient on selected samples follows the rewards and, besides, the effect of the selection on lengths: keeping
 the short half of a prompt's samples hides that long ones fail, which is as good as a reward for length. With x the
 length of a response as a multiple of its prompt's mean, and cov_w the covariance under weights w, unbiased for equal
 ones (sum of w d_r d_x over (1 - sum of w^2), w scaled to a sum of 1),
 
     selected = cov_w(r, x) over the kept samples, w the weights that they are trained with
-    natural  = cov_h(r, x) over the scored samples, h the launched samples that each stands for
+    natural  = cov_h(r, x) over the scored samples, h the launched samples that each represents
     spread   = cov_h(x, x) over the scored samples
     pay      = sum of (selected - natural) / sum of spread      over groups
 
@@ -14,8 +14,8 @@ is the slope of that reward on length: a response that is longer by its prompt's
 natural over the sum of spread is what length is worth by itself. A rule whose selection says nothing of rewards and
 lengths (`none`, `random`, `survivor` at gamma = 1) pays 0 up to noise, and so the sum of both is what trains.
 
-Only scored samples can tell. Where long samples are cut without a draw (`early_stop`, saturation) nothing scored stands
-for them, and there are no terms: what that pays is what `shortest` pays.
+Only scored samples can tell. Where long samples are cut without a draw (`early_stop`, saturation) no scored
+sample represents them, and there are no terms: the effect is that of `shortest`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
-"""Rules that choose by length: the ends of a group's length distribution, with or without a look at the rewards.
+"""Rules that select by length: the ends of a group's length distribution, with or without the rewards.
 
 Short and long are counted in tokens, or by the order of completion: the two agree only where samples start together
-and decode at one speed, and completion prefers whoever started early or ran on a fast replica. Ties go by launch.
+and decode at one speed, and completion prefers samples that started early or ran on a fast replica. Ties go by launch.
 """
 
 import math
@@ -37,7 +37,7 @@ class DualEnd:
     guard: bool = False
 
     def to_cancel(self, group: Group, seed: int) -> list[Sample]:
-        """With `early_stop`: whoever runs when M have finished that may have a reward."""
+        """With `early_stop`: the samples that still run when M have finished that may have a reward."""
         keep = self.shortest + self.longest
         if not self.early_stop or group.num_finished < keep or len(group.at(Stage.FINISHED, Stage.SCORED)) < keep:
             return []
@@ -88,7 +88,7 @@ class Quadrants:
     guard: bool = False
 
     def to_cancel(self, group: Group, seed: int) -> list[Sample]:
-        """Nobody: right or wrong is known at the end only."""
+        """None: right or wrong is only known at the end."""
         return []
 
     def select(self, group: Group) -> Kept:

@@ -1,4 +1,4 @@
-"""Which samples of a group are trained, and which are cancelled in flight.
+"""Selects the samples of a group to train on, and those to cancel in flight.
 
 M samples are trained per prompt and R >= M launched (DARTS, arXiv 2605.30859). A rule answers two questions: whom to
 cancel when a sample has finished, which never depends on a reward, and whom to keep when nothing is undecided any
@@ -53,7 +53,7 @@ class KeepAll:
 
 @dataclass(frozen=True, slots=True)
 class RandomKeep:
-    """M by lot: the control that samples as much as the others and shapes nothing.
+    """M at random: the control that samples as much as the others and shapes nothing.
 
     Everybody is decoded to the end. Lots are drawn for all R, so that a sample without a reward gives its place to
     the next. With `guard` the last lot that won gives way to the next lot of the kind that is missing.
@@ -65,7 +65,7 @@ class RandomKeep:
     guard: bool = False
 
     def to_cancel(self, group: Group, seed: int) -> list[Sample]:
-        """Nobody; the lots are drawn here, once."""
+        """None; the random order is drawn here, once."""
         if not group.lots:
             order = np.random.default_rng((seed, group.group_id)).permutation(len(group.samples))
             group.lots = tuple(group.samples[i] for i in order.tolist())
@@ -87,7 +87,7 @@ class Survivor:
 
     Inclusion probabilities are exact without knowing the length distribution: 1 for the short end and L / (R - K)
     for the tail, so the weights ((R - K) / L) ** gamma of the survivors make a sum over the group unbiased at
-    gamma = 1 (Horvitz-Thompson). Of a group they are scaled to a sum of M: the group then stands for the mean of its R
+    gamma = 1 (Horvitz-Thompson). Of a group they are scaled to a sum of M: the group then represents the mean of its R
     samples, times M, and a prompt that was launched with more of them counts no more than another.
 
     What it keeps is all that finishes, so there is nothing a guard could exchange.
@@ -120,7 +120,7 @@ class Survivor:
         return [(s, scale * tail if s.sample_id in group.survivors else scale) for s in group.at(Stage.SCORED)]
 
     def stands_for(self, group: Group) -> float:
-        """Samples of the tail that each survivor stands for: its inverse inclusion probability."""
+        """Samples of the tail that each survivor represents: its inverse inclusion probability."""
         return (len(group.samples) - self.shortest) / self.longest if self.longest else 1.0
 
 

@@ -34,7 +34,7 @@ def keep_signal(kept: list[Sample], line: Sequence[Sample], gives_way: Sample, *
         kept: what the rule chose from the line, `gives_way` among it.
         line: all samples to choose from, in the order that the rule chooses by.
         gives_way: the sample that the rule would have chosen last.
-        num_preferred: those behind so many of the line are taken only if none of these is of the missing kind.
+        num_preferred: later samples are only taken if none of this many first ones is of the missing kind.
 
     The exchange that disturbs a rule least: everything but its most marginal choice stays, and that is replaced by
     what comes next to it in the rule's own order. O(R).

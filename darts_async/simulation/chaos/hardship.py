@@ -1,4 +1,4 @@
-"""Faults that come on top of what a plan has: of the disk, of the launcher, and of processes that talk nonsense.
+"""Faults in addition to those of a plan: of the disk, of the launcher, and of processes that send invalid messages.
 
 They are drawn from a stream of their own, so that what else a seed draws does not depend on them.
 """

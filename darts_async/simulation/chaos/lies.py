@@ -1,4 +1,4 @@
-"""Well-formed nonsense: what a process may say before a message of its own, and a boundary has to refuse.
+"""Well-formed invalid messages, which a process may send before its own, and which a boundary must refuse.
 
 A lie that could be the truth is told by nothing here, for nothing can refuse it: another token of the vocabulary with
 another log-probability, a wrong reward, a response that ends early, a version that the generator could have, a

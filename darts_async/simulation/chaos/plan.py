@@ -1,4 +1,4 @@
-"""What is to happen in a run: drawn from a seed, before it begins."""
+"""Plans the events of a run from a seed, before it begins."""
 
 from dataclasses import dataclass
 from random import Random

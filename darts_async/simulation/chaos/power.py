@@ -1,4 +1,4 @@
-"""What a loss of power takes of the shaper's files: the real files of a simulated run, damaged as a disk would.
+"""Simulates a power loss: damages the real files of a simulated shaper as a disk would.
 
 What was flushed is on the disk. A file that was not flushed since may end anywhere after that. A name that has changed
 hands, and was not flushed since, may belong to the old file again. In the worst plans the disk keeps no promise: any

@@ -1,4 +1,4 @@
-"""A simulated process: its links of real sessions, its mailbox, and what is done to it.
+"""A simulated process: its links with real sessions, its mailbox, and its faults.
 
 The loop is that of `darts_async.actor`: what has arrived is handled, time is let pass, and then all of it is
 acknowledged. Long work is a *script*: a Python generator that yields how long it takes, or what it waits for.

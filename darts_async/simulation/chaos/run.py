@@ -1,4 +1,4 @@
-"""One run: the launcher, who starts again what has died, and the verdict."""
+"""One simulated run: a launcher that restarts dead processes, and the final checks."""
 
 import contextlib
 import functools
@@ -53,7 +53,7 @@ class ChaosReport:
     """It was told to stop, and did."""
     finished: RunFinished
     model: Checkpoint | None
-    """What is left behind by a run that was not stopped."""
+    """What remains after a run that was not stopped."""
     duration_s: float
     """Of the virtual clock."""
     kills: Counter[str]

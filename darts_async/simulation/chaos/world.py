@@ -1,4 +1,4 @@
-"""Virtual time, the network, and who lives: what all simulated processes stand on."""
+"""Virtual time, the network, and the live processes: the world of all simulated processes."""
 
 import heapq
 import itertools
@@ -49,7 +49,7 @@ class World:
         self.counts: Counter[str] = Counter()
         """How often each kind of fault has happened."""
         self.liars: set[tuple[str, int]] = set()
-        """Those who have said what cannot be meant, by name and incarnation."""
+        """The processes that have sent invalid messages, by name and incarnation."""
         self.full_until_s = 0.0
         """No file grows before."""
         self.is_to_be_resumed = False
@@ -83,7 +83,7 @@ class World:
         self.at(self.now_s + delay_s, call)
 
     def advance(self) -> None:
-        """Go on to the next event."""
+        """Advance to the next event."""
         self.now_s, _, call = heapq.heappop(self._heap)
         call()
 

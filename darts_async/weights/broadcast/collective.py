@@ -63,9 +63,9 @@ class GroupSpec:
 class PendingBroadcast:
     """A broadcast that has been posted."""
 
-    def __init__(self, work: Any, deadline: float, group: str, *, polls: bool = False) -> None:
+    def __init__(self, work: Any, deadline_at_s: float, group: str, *, polls: bool = False) -> None:
         self._work: Any = work
-        self._deadline = deadline
+        self._deadline_at_s = deadline_at_s
         self._group = group
         self._polls = polls
 
@@ -81,21 +81,21 @@ class PendingBroadcast:
         try:
             if self._polls:
                 self._poll(work)
-            work.wait(_timeout_until(self._deadline))
+            work.wait(_timeout_until(self._deadline_at_s))
         except RuntimeError as error:
             failure = str(error).split("\n")[0]
         else:
             return
         finally:
             del work
-        if time.monotonic() >= self._deadline:
+        if time.monotonic() >= self._deadline_at_s:
             raise DeadlineError(f"a broadcast in {self._group} did not end by its deadline: a member hangs ({failure})")
         raise WeightUpdateError(f"a broadcast in {self._group} failed: {failure}")
 
     def _poll(self, work: Any) -> None:
         """Wait until it has finished. NCCL's own wait blocks a stream and not the host, so it has no deadline."""
         while not work.is_completed():
-            if time.monotonic() >= self._deadline:
+            if time.monotonic() >= self._deadline_at_s:
                 raise RuntimeError("it is still under way")  # reported like any other failure of torch
             time.sleep(_POLL_S)
 
@@ -164,21 +164,21 @@ class Collective:
 
     # --- the thread's side -----------------------------------------------------------------------------------
 
-    def post(self, buffer: torch.Tensor, deadline: float) -> PendingBroadcast:
+    def post(self, buffer: torch.Tensor, deadline_at_s: float) -> PendingBroadcast:
         """Begin a broadcast: rank 0 sends `buffer`, the others fill theirs, which has the same size.
 
         Args:
             buffer: contiguous, on the device of the backend; unchanged (rank 0) or untouched until waited for.
-            deadline: on `time.monotonic`.
+            deadline_at_s: on `time.monotonic`.
         """
         self._raise_if_aborted()
         if self._group is None:
             raise WeightUpdateError(f"{self._name} was not formed")
         options = _c10d.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
-        options.timeout = _timeout_until(deadline)
+        options.timeout = _timeout_until(deadline_at_s)
         polls = self._spec.backend == "nccl"
-        return PendingBroadcast(self._group.broadcast([buffer], options), deadline, self._name, polls=polls)
+        return PendingBroadcast(self._group.broadcast([buffer], options), deadline_at_s, self._name, polls=polls)
 
     def _form(self) -> None:
         self._raise_if_aborted()
@@ -231,9 +231,9 @@ def describe(error: BaseException) -> str:
     return str(error) if isinstance(error, DartsError) else f"{type(error).__name__}: {error}"
 
 
-def _timeout_until(deadline: float) -> timedelta:
+def _timeout_until(deadline_at_s: float) -> timedelta:
     # torch truncates fractions of a millisecond, and 0 means no timeout.
-    return timedelta(seconds=max(0.0, deadline - time.monotonic()), milliseconds=1)
+    return timedelta(seconds=max(0.0, deadline_at_s - time.monotonic()), milliseconds=1)
 
 
 def _new_group(spec: GroupSpec, store: RelayStore, device: torch.device | None) -> Any:

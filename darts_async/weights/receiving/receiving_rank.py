@@ -144,9 +144,9 @@ class Rank:
         self._update = update
         loop = asyncio.get_running_loop()
         spare, self._spare = self._spare, None
-        deadline = time.monotonic() + TRANSFER_BACKSTOP * message.deadline_s
+        deadline_at_s = time.monotonic() + TRANSFER_BACKSTOP * message.deadline_s
         if self._load is not None:
-            update.stream = TensorStream(update.version, deadline)
+            update.stream = TensorStream(update.version, deadline_at_s)
             self._load(update.stream)
 
         def posted() -> None:
@@ -156,10 +156,10 @@ class Rank:
             device = group.spec.device or device_of(group.spec.backend)
             if update.stream is not None:
                 layout = layout_of(message.manifest)
-                return None, receive_tensors(group.collective, layout, device, deadline, posted, update.stream)
+                return None, receive_tensors(group.collective, layout, device, deadline_at_s, posted, update.stream)
             reusable = spare is not None and spare.fits(message.manifest, device)
             staging = spare if spare is not None and reusable else Staging.for_manifest(message.manifest, device)
-            return staging, receive_buckets(group.collective, staging, deadline, posted)
+            return staging, receive_buckets(group.collective, staging, deadline_at_s, posted)
 
         group.collective.submit(transfer, partial(self._received, group, update))
 

@@ -37,7 +37,7 @@ class Staging:
 
 
 def receive_buckets(
-    collective: Collective, staging: Staging, deadline: float, posted: Callable[[], object]
+    collective: Collective, staging: Staging, deadline_at_s: float, posted: Callable[[], object]
 ) -> list[int]:
     """Receive all buckets in place; runs in the group's thread.
 
@@ -51,13 +51,13 @@ def receive_buckets(
     tensors = list(staging.tensors.values())
     checksums = [0] * len(tensors)
     buckets = [staging.flat[slice(*layout.bucket_range(bucket))] for bucket in range(layout.num_buckets)]
-    pending = collective.post(buckets[0], deadline) if buckets else None
+    pending = collective.post(buckets[0], deadline_at_s) if buckets else None
     posted()
     for bucket in range(layout.num_buckets):
         assert pending is not None
         present().in_thread("generator.bucket")
         pending.wait()
-        pending = collective.post(buckets[bucket + 1], deadline) if bucket + 1 < layout.num_buckets else None
+        pending = collective.post(buckets[bucket + 1], deadline_at_s) if bucket + 1 < layout.num_buckets else None
         for index in layout.completed[bucket]:
             checksums[index] = checksum(tensors[index])
     for index in layout.empty:
@@ -74,12 +74,12 @@ class TensorStream:
     """Passes tensors from the receiving thread to the loading thread, each in its own memory.
 
     Args:
-        deadline: on `time.monotonic`, for both sides.
+        deadline_at_s: on `time.monotonic`, for both sides.
     """
 
-    def __init__(self, policy_version: int, deadline: float) -> None:
+    def __init__(self, policy_version: int, deadline_at_s: float) -> None:
         self.policy_version = policy_version
-        self._deadline = deadline
+        self._deadline_at_s = deadline_at_s
         self._queue: queue.Queue[tuple[str, torch.Tensor] | None] = queue.Queue(_STREAM_TENSORS)
         self._failure: str | None = None
 
@@ -103,7 +103,7 @@ class TensorStream:
             except queue.Empty:
                 if self._failure is not None:
                     raise WeightUpdateError(self._failure) from None
-                if time.monotonic() >= self._deadline:
+                if time.monotonic() >= self._deadline_at_s:
                     raise WeightUpdateError("the tensors of an update did not arrive by its deadline") from None
                 continue
             if item is None:
@@ -117,7 +117,7 @@ class TensorStream:
             try:
                 self._queue.put(item, timeout=_LOOK_S)
             except queue.Full:
-                if time.monotonic() >= self._deadline:
+                if time.monotonic() >= self._deadline_at_s:
                     raise WeightUpdateError("the tensors of an update were not fetched by its deadline") from None
             else:
                 return
@@ -127,7 +127,7 @@ def receive_tensors(
     collective: Collective,
     layout: Layout,
     device: torch.device,
-    deadline: float,
+    deadline_at_s: float,
     posted: Callable[[], object],
     stream: TensorStream,
 ) -> list[int]:
@@ -143,7 +143,7 @@ def receive_tensors(
 
     def post(bucket: int) -> PendingBroadcast:
         start, stop = layout.bucket_range(bucket)
-        return collective.post(buffers[bucket % 2][: stop - start], deadline)
+        return collective.post(buffers[bucket % 2][: stop - start], deadline_at_s)
 
     def finish(index: int) -> None:
         placement = layout.placements[index]
