@@ -1,10 +1,11 @@
 """The inference engine."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from darts_async.config.section import NonNegative, Positive, Seconds, Section
+from darts_async.config.section import NonNegative, Positive, Seconds, Section, named
+from darts_async.extensions import ENGINE
 
 
 class ScriptConfig(Section):
@@ -57,9 +58,9 @@ class VllmConfig(Section):
 class GeneratorConfig(Section):
     """The inference engine."""
 
-    engine: Literal["embedded", "vllm", "scripted"] = "embedded"
+    engine: Annotated[str, named(ENGINE)] = "embedded"
     """`embedded`: continuous batching on CPUs. `vllm`: vLLM on GPUs or CPUs. `scripted`: seeded lengths at a modelled
-    speed, no model."""
+    speed, no model. `module:name`: an engine of yours."""
     num_slots: Positive = 64
     """Samples decoded at once by one generator."""
     max_queued: NonNegative = 16

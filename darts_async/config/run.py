@@ -17,6 +17,7 @@ from darts_async.config.section import NonNegative, Section
 from darts_async.config.shaping import ShapingConfig, StalenessConfig
 from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
+from darts_async.extensions import ENGINE
 
 VLLM_TEMPERATURES = (0.01, 2.0)
 """What vLLM can draw at: it takes 0.01 for anything lower, without a word to who sent the sample, and refuses more."""
@@ -107,7 +108,7 @@ class RunConfig(Section):
                     f"generator.vllm.tensor_parallel_size is {size}, but roles.generator.devices is {devices}: a "
                     "generator spreads its model over all its devices, or runs on CPUs without any; make them agree"
                 )
-        elif devices:
+        elif devices and engine in ENGINE.built_in:
             raise ValueError(
                 f"roles.generator.devices is {devices}, but generator.engine {engine} decodes on CPUs; leave it out, "
                 "or choose vllm"

@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from darts_async.config.section import Fraction, NonNegative, Positive, Seconds, Section
+from darts_async.config.section import Fraction, NonNegative, Positive, Seconds, Section, named
+from darts_async.extensions import RULE
 
 Baseline = Literal["group", "history", "leave_one_out"]
 Split = Literal["uniform", "paper", "shuffled", "reward_aware"]
@@ -45,10 +46,11 @@ class ShapingConfig(Section):
     A setting that the rule does not name is not read, so that arms of an experiment differ in `rule` alone.
     """
 
-    rule: Literal["none", "random", "shortest", "longest", "dual_end", "survivor", "qlpo"] = "dual_end"
+    rule: Annotated[str, named(RULE)] = "dual_end"
     """`none`: plain GRPO, `launch` must equal `keep`. `random`: `keep` of the finished by lot. `shortest`, `longest`:
     that end alone. `dual_end`: the `shortest` shortest and the `longest` longest. `survivor`: once `shortest` have
     finished, `longest` of the others survive a uniform draw. `qlpo`: mostly short right and mostly long wrong ones.
+    `module:name`: a rule of yours.
 
     A choice by length is a reward for it as well. Where long answers are more often wrong, `shortest` and `survivor`
     below `weight_power: 1` pay for length, `dual_end` costs a little, and `qlpo` much; `none`, `random` and `survivor`

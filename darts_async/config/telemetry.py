@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from darts_async.config.section import NonNegative, Seconds, Section
+from darts_async.config.section import NonNegative, Seconds, Section, named
+from darts_async.extensions import SINK
 
 
 class EvaluationConfig(Section):
@@ -45,6 +46,8 @@ class TelemetryConfig(Section):
     there is room; what waits for that does not count as deaths."""
     log_max_mb: Annotated[float, Field(ge=0.1)] = 64.0
     """Largest log of each process, in MB, and as much of what it prints; the oldest half goes first."""
+    sinks: tuple[Annotated[str, named(SINK)], ...] = Field((), strict=False)
+    """Where else metrics go, each a `module:name`: called with every line that is written to `metrics.jsonl`."""
     trace: bool = True
     """Whether each process writes down what it did and when, for `darts-launch trace`; what that costs does not
     show."""

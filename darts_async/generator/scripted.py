@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from darts_async.config import ScriptConfig
+from darts_async.config import RunConfig, ScriptConfig
 from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError
 from darts_async.generator.counter_rng import hash_words, seed_word, uniforms
@@ -193,6 +193,18 @@ class ScriptedEngine:
     def _assert_between_steps(self) -> None:
         assert not self._closed, "the engine is closed"
         assert not self._busy, "called during a step"
+
+
+def make_engine(config: RunConfig) -> ScriptedEngine:
+    """The engine `scripted`. Raises `ConfigError` if its trace cannot be used."""
+    settings = config.generator
+    assert settings.script is not None, "the configuration requires it"
+    return ScriptedEngine(
+        settings.script,
+        num_slots=settings.num_slots,
+        max_context_tokens=settings.max_context_tokens,
+        seed=config.seed,
+    )
 
 
 def load_lengths(path: str) -> NDArray[np.int64]:

@@ -7,9 +7,10 @@ sizes are judged on the same ones. Neither torch nor transformers is imported.
 
 import datetime
 import decimal
+import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,26 +20,28 @@ from tokenizers import Tokenizer
 
 from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError, DataError, ModelError
+from darts_async.extensions import PROMPTS, load
 from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.chat import ChatMessage, ChatTemplate
 from darts_async.prompts.chat_files import load_chat_template
-from darts_async.prompts.records import Fields, Record, read_records
+from darts_async.prompts.files import FileFormat
+from darts_async.prompts.records import Fields, Record, parse_record, read_records
 from darts_async.prompts.source import Prompt
-from darts_async.quickstart.task import ChainPrompt, make_prompts
 
 if TYPE_CHECKING:
     from darts_async.config import PromptsConfig, RunConfig
 
-DEFAULT_NUM_CHAIN = 4096
+MAX_RECORDS = 1 << 22
+"""What a source may give of each set: one without an end is a mistake."""
 _TEXTS_PER_BATCH = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class PromptSets:
-    """Training and held-out prompts, disjoint, and what was left out on the way."""
+class PromptCounts:
+    """How many prompts there are, and what was left out on the way."""
 
-    train: tuple[Prompt, ...]
-    held_out: tuple[Prompt, ...]
+    num_train: int
+    num_held_out: int
     num_too_long: int
     """Records skipped because the prompt is longer than `max_prompt_tokens`."""
     num_duplicates: int
@@ -55,7 +58,16 @@ class PromptSets:
             "in the held-out set too": self.num_duplicates,
         }
         told = "".join(f"; {number:,} left out: {reason}" for reason, number in left_out.items() if number)
-        return f"{len(self.train):,} prompts to train on, {len(self.held_out):,} held out{told}"
+        return f"{self.num_train:,} prompts to train on, {self.num_held_out:,} held out{told}"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSets:
+    """Training and held-out prompts, disjoint."""
+
+    train: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    counts: PromptCounts
 
 
 class PromptEncoder:
@@ -107,7 +119,8 @@ def load_prompts(config: "RunConfig") -> PromptSets:
     """The prompts of a run. Blocks for as long as reading and tokenising take: not for an event loop.
 
     Raises:
-        DataError: a file or a record cannot be used, or there are too few of them.
+        DataError: a file, a source or a record cannot be used, or there are too few of them.
+        ExtensionError: the source cannot be loaded.
         ModelError: the model has no tokenizer, or a chat template that cannot be used.
         ConfigError: a system prompt is set, but the chat template is not used.
     """
@@ -123,9 +136,9 @@ def load_prompts(config: "RunConfig") -> PromptSets:
     distinct = without_those_of(train, held_out)
     if not distinct:
         raise DataError(f"no training prompts are left of {len(train_records)} records; give more, or hold out fewer")
-    return PromptSets(
-        tuple(distinct[: config.prompts.num_train]), tuple(held_out), num_too_long, len(train) - len(distinct)
-    )
+    num_duplicates, distinct = len(train) - len(distinct), distinct[: config.prompts.num_train]
+    counts = PromptCounts(len(distinct), len(held_out), num_too_long, num_duplicates)
+    return PromptSets(tuple(distinct), tuple(held_out), counts)
 
 
 def split_off(prompts: list[Prompt], num_held_out: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -172,24 +185,41 @@ def _make_encoder(model_dir: Path, config: "PromptsConfig") -> PromptEncoder:
 
 def _read(config: "PromptsConfig", seed: int) -> tuple[list[Record], list[Record] | None]:
     """Training records, and the held-out ones where they come apart."""
-    if config.source == "chain":
-        train, held_out = make_prompts(config.num_train or DEFAULT_NUM_CHAIN, config.held_out, seed)
-        return _chain_records(train), _chain_records(held_out)
-    assert config.path is not None, "the configuration requires it"
     pattern = None if config.answer_pattern is None else re.compile(config.answer_pattern)
     fields = Fields(config.prompt_field, config.answer_field, pattern, config.metadata_fields)
-    records = read_records(expanded(config.path, "prompts.path"), config.source, fields)
+    if config.source not in PROMPTS.built_in:
+        return _ask(config, seed, fields)
+    assert config.path is not None, "the configuration requires it"
+    file_format: FileFormat = "parquet" if config.source == "parquet" else "jsonl"
+    records = read_records(expanded(config.path, "prompts.path"), file_format, fields)
     if config.held_out_path is None:
         return records, None
     held_out_path = expanded(config.held_out_path, "prompts.held_out_path")
-    return records, read_records(held_out_path, config.source, fields)
+    return records, read_records(held_out_path, file_format, fields)
 
 
-def _chain_records(prompts: Iterable[ChainPrompt]) -> list[Record]:
-    return [
-        Record(f"chain prompt {place}", prompt.text, prompt.answer, {"k": prompt.k})
-        for place, prompt in enumerate(prompts)
-    ]
+def _ask(config: "PromptsConfig", seed: int, fields: Fields) -> tuple[list[Record], list[Record] | None]:
+    """The records of a source that is called: an iterable of them, or a mapping of two sets."""
+    source, where = load(PROMPTS, config.source), f"prompts.source {config.source!r}"
+    try:
+        given = source(num_train=config.num_train, held_out=config.held_out, seed=seed)
+        sets = given if isinstance(given, Mapping) else {"train": given}
+        rows = {name: list(itertools.islice(sets[name], MAX_RECORDS + 1)) for name in sets}
+    except DataError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise DataError(f"{where} raised {type(error).__name__}: {error}") from error
+    if "train" not in rows or not rows.keys() <= {"train", "held_out"}:
+        raise DataError(f"{where} gave sets named {sorted(map(str, rows))}; name them 'train' and 'held_out'")
+    for name, found in rows.items():
+        if not 0 < len(found) <= MAX_RECORDS:
+            amount = "no records" if not found else f"more than {MAX_RECORDS:,} records"
+            raise DataError(f"{where} gave {amount} of the set {name!r}; give at least 1, and come to an end")
+    records = {
+        name: [parse_record(row, f"{where}, {name} record {place}", fields) for place, row in enumerate(found)]
+        for name, found in rows.items()
+    }
+    return records["train"], records.get("held_out")
 
 
 def _to_prompts(

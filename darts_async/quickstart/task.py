@@ -20,6 +20,7 @@ Words are separated by single spaces and each is one token. This module imports 
 import random
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 from darts_async.errors import DataError
 
@@ -30,8 +31,20 @@ EQUALS, CHECK, REDO, ANSWER = "=", "check", "redo", "ans"
 WORDS = (EQUALS, ANSWER, CHECK, REDO, *(str(digit) for digit in range(10)), *OPERATIONS)
 """Every word of prompts and responses."""
 
+DEFAULT_NUM_TRAIN = 4096
 HELD_OUT_SHARE = 16
 """One text in so many belongs to the held-out pool."""
+
+
+def prompts(*, num_train: int | None, held_out: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The task as a prompt source. `num_train` prompts are made; without it `DEFAULT_NUM_TRAIN`."""
+    train, others = make_prompts(DEFAULT_NUM_TRAIN if num_train is None else num_train, held_out, seed)
+    return {"train": [_record(each) for each in train], "held_out": [_record(each) for each in others]}
+
+
+def reward(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float:
+    """The task as a reward function: 1.0 if the chain was worked off to the right answer and ended by the model."""
+    return verify(response, answer, finish_reason == "stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +145,10 @@ def verify(response_text: str, answer: str, finished: bool) -> float:
     `response_text` is decoded without special tokens.
     """
     return float(finished and response_text.split()[-2:] == [ANSWER, answer])
+
+
+def _record(prompt: ChainPrompt) -> dict[str, Any]:
+    return {"prompt": prompt.text, "answer": prompt.answer, "k": prompt.k}
 
 
 def _draw_distinct(rng: random.Random, num_prompts: int, *, from_held_out: bool) -> list[ChainPrompt]:

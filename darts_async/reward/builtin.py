@@ -14,13 +14,6 @@ left out, and its group is trained on the others (`shaping.min_keep`). What a fu
 
 from typing import Any
 
-from darts_async.quickstart.task import verify
-
-
-def chain(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float:
-    """1.0 if the quickstart's chain was worked off to the right answer and ended by the model."""
-    return verify(response, answer, finish_reason == "stop")
-
 
 def exact_match(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float:
     """1.0 if the whole response is the answer, case and white space aside."""

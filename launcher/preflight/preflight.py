@@ -1,7 +1,7 @@
 """Every check that must fail before a process is started: a mistake costs a second, not a cluster's minutes.
 
-Checks look at the world (files, ports, the reward function) and at where processes go; what the sections alone can
-tell is checked by `darts_async.config`. Each check returns the problems it finds, and all are shown together. A
+Checks look at the world (files, ports, what the run brings itself) and at where processes go; what the sections alone
+can tell is checked by `darts_async.config`. Each check returns the problems it finds, and all are shown together. A
 `Problem` that is `here` is one of this machine: another one could run the file. Nothing here imports torch.
 """
 
@@ -15,17 +15,18 @@ from typing import Any
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.config.paths import expanded, is_file, missing_file
-from darts_async.errors import ConfigError, DataError, ModelError
+from darts_async.errors import ConfigError, DataError, ExtensionError, ModelError
+from darts_async.extensions import PROMPTS
 from darts_async.models.length_limits import bounds, text_part
 from darts_async.models.location import load_tokenizer, resolve_model_path
-from darts_async.prompts.load import PromptSets, load_prompts
+from darts_async.prompts.load import PromptCounts, load_prompts
 from launcher.plan.devices import check_backend, check_gpus, check_vllm
 from launcher.plan.placement import Place, PlacementError, local_node, place_processes, role_names
 from launcher.plan.plan import link_hubs
 from launcher.plan.ports import block, free_block, why_not_bound
+from launcher.preflight.extension_check import ask_source, check_extensions
 from launcher.preflight.model_check import ModelTrial, check_files, local_models
 from launcher.preflight.remote_preflight import check_nodes
-from launcher.preflight.reward_check import check_reward
 from launcher.preflight.system_limits import check_limits, limits_here, need_of, weight_bytes
 from launcher.problems import Problem, shown
 
@@ -38,7 +39,7 @@ class Findings:
     """Empty when it may start here."""
     hints: tuple[Problem, ...]
     """What is shown and refuses nothing."""
-    prompts: PromptSets | None
+    prompts: PromptCounts | None
     """None where they cannot be loaded."""
 
 
@@ -55,7 +56,7 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
     return Findings(
         problems=tuple(problem for problem in found if not problem.is_hint),
         hints=tuple(problem for problem in found if problem.is_hint),
-        prompts=prompts if isinstance(prompts, PromptSets) else None,
+        prompts=prompts if isinstance(prompts, PromptCounts) else None,
     )
 
 
@@ -67,7 +68,7 @@ def _check_all(
         *check_runs_dir(config),
         *_check_places(config, reaches_nodes=reaches_nodes),
         *check_script(config),
-        *check_reward(config),
+        *check_extensions(config),
         *check_adapters(config),
         *model,
         *data,
@@ -167,8 +168,6 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
 
 def check_data_files(config: RunConfig) -> Iterator[Problem]:
     """The files are there, and what reads them."""
-    if config.prompts.source == "chain":
-        return
     for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
         if path is not None:
             yield from _check_file(f"prompts.{setting}", path, "give the path of a file of records")
@@ -187,13 +186,15 @@ def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:
         yield Problem(setting, missing_file(path), shown(text), fix, here=True)
 
 
-def check_prompts(config: RunConfig) -> PromptSets | Problem:
+def check_prompts(config: RunConfig) -> PromptCounts | Problem:
     """Tokenizer and data sets load, no set is empty, and every prompt fits."""
+    if PROMPTS.is_of_user(config.prompts.source):
+        return ask_source(config)
     try:
-        return load_prompts(config)
+        return load_prompts(config).counts
     except ModelError as error:
         return Problem("model.path", str(error), shown(config.model.path))
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, ExtensionError) as error:
         return Problem("prompts", str(error))
 
 

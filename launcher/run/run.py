@@ -11,6 +11,7 @@ The first signal ends the run in order; the second kills every process at once. 
 terminal goes, the kernel and the shell send one each.
 """
 
+import asyncio
 import contextlib
 import signal
 import time
@@ -76,6 +77,7 @@ from launcher.run_dir.growing_files import flushed
 from launcher.run_dir.logs import last_words
 from launcher.run_dir.run_dir import EVENTS_FILE, LOGS_DIR, METRICS_FILE, final_model_path, write_summary
 from launcher.sinks.recorder import Recorder, recorded
+from launcher.sinks.sink import UserSink, close_all
 
 NODE_ENDS_WITHIN_S = 20.0
 """After the grace of its processes: they are killed, and the last reports are delivered."""
@@ -152,10 +154,12 @@ class Run:
         return has_room(self.recorder.run_dir)
 
     def _settle(self) -> None:
-        """Write down what the disk did not take before."""
+        """Write down what the disk did not take before, and say what became of other sinks."""
         before, self._unwritten = self._unwritten, self.recorder.settle()
         if self._unwritten and not before:
             self.note(f"{self._unwritten}: it is kept until there is room")
+        for text in self.recorder.sink_notices():
+            self.note(text)
 
     async def _end(self) -> None:
         """End the nodes, and hear them out: who leaves in order waits for its last words to be acknowledged."""
@@ -414,7 +418,8 @@ async def _carry_out(
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)
     view.recall(past.first_incarnations, past.lines, past.evaluations)
     trace = _open_trace(config, run_dir, past.life)
-    recorder = Recorder(run_dir, began_s, trace)
+    sinks = tuple(UserSink(name, run_dir, config) for name in config.telemetry.sinks)
+    recorder = Recorder(run_dir, began_s, trace, sinks)
     restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
     with caught_signals() as signals, recorded(run_dir, past.life) as ending:
         if past.life > 1:
@@ -440,6 +445,9 @@ async def _carry_out(
                 it.note(text)
             async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
                 ending.outcome = await it.conduct()
+                await asyncio.to_thread(close_all, sinks)
+        for text in recorder.sink_notices():
+            display.note(text)
         trace.close()
         # Before `state.json` says how it ended: a run that has ended has its summary, whatever dies in between.
         summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())

@@ -2,11 +2,9 @@
 line."""
 
 import contextlib
-import json
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,37 +23,37 @@ from launcher.run_dir.run_dir import (
     METRICS_FILE,
     RunRecord,
     RunStatus,
-    append_lines,
     inode_of,
     write_record,
 )
+from launcher.sinks.sink import JsonLines, Sink, UserSink
 
-MAX_UNWRITTEN = 10_000
-"""Lines of each file that are kept for a disk that is full; the oldest are left out beyond that."""
 _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recorder:
-    """Times are of the caller's monotonic clock; lines hold seconds since the start of the run.
-
-    A line that the disk does not take is kept, and written before the next one, or by `settle`.
-    """
+    """Times are of the caller's monotonic clock; lines hold seconds since the start of the run."""
 
     run_dir: Path
     started_at_s: float
     trace: Trace = field(default_factory=Trace)
-    _unwritten: dict[str, deque[str]] = field(default_factory=dict)
+    sinks: tuple[UserSink, ...] = ()
+    """Where metrics go beside their file."""
+    _metrics_file: JsonLines = field(init=False)
+    _events_file: JsonLines = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._metrics_file = JsonLines(self.run_dir / METRICS_FILE)
+        self._events_file = JsonLines(self.run_dir / EVENTS_FILE)
 
     def settle(self) -> str:
         """Write what the disk did not take before. Returns why it still does not, or nothing."""
-        for name, lines in tuple(self._unwritten.items()):
-            try:
-                append_lines(self.run_dir / name, lines)
-            except NoSpaceError as error:
-                return str(error)
-            del self._unwritten[name]
-        return ""
+        return self._metrics_file.settle() or self._events_file.settle()
+
+    def sink_notices(self) -> list[str]:
+        """What the user is to be told of the other sinks, since the last call."""
+        return [text for sink in self.sinks for text in sink.take_notices()]
 
     def step(self, line: StepLine, now_s: float) -> None:
         """Metrics of an optimiser step."""
@@ -131,17 +129,16 @@ class Recorder:
                 self._event(now_s, type="node_lost", node=node, reason=reason)
 
     def _metrics(self, now_s: float, **values: Any) -> None:
-        self._write(METRICS_FILE, values | self._elapsed(now_s))
+        line = values | self._elapsed(now_s)
+        outputs: tuple[Sink, ...] = (self._metrics_file, *self.sinks)
+        for sink in outputs:
+            sink.write(line)
 
     def _event(self, now_s: float, **values: Any) -> None:
         present().reach("launcher.before_event")
-        self._write(EVENTS_FILE, values | self._elapsed(now_s))
+        self._events_file.write(values | self._elapsed(now_s))
         self.trace.instant(values.pop("type"), **{name: value for name, value in values.items() if value is not None})
         self.trace.flush()
-
-    def _write(self, name: str, line: dict[str, Any]) -> None:
-        self._unwritten.setdefault(name, deque(maxlen=MAX_UNWRITTEN)).append(json.dumps(line))
-        self.settle()
 
     def _elapsed(self, now_s: float) -> dict[str, float]:
         return {"elapsed_s": round(now_s - self.started_at_s, 3)}

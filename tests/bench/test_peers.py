@@ -25,7 +25,7 @@ from darts_async.models.location import resolve_model_path
 from darts_async.prompts.load import load_prompts
 from darts_async.quickstart.tokenizer import EOS_ID, build_tokenizer
 
-MODEL = resolve_model_path("quickstart")
+MODEL = resolve_model_path("darts_async.quickstart:model")
 KEPT = ("peers", Results, SCHEMA)
 
 

@@ -173,8 +173,8 @@ def test_chain_prompts_carry_their_difficulty(tmp_path: Path) -> None:
 
 def test_the_quickstart_needs_no_settings_beyond_the_defaults() -> None:
     sets = load_prompts(RunConfig())
-    assert (len(sets.train), len(sets.held_out), sets.num_duplicates) == (4096, 128, 0)
-    tokenizer = load_tokenizer(resolve_model_path("quickstart"))
+    assert (len(sets.train), len(sets.held_out), sets.counts.num_duplicates) == (4096, 128, 0)
+    tokenizer = load_tokenizer(resolve_model_path("darts_async.quickstart:model"))
     assert all(tokenizer.decode(each.token_ids.tolist()) == each.text for each in sets.held_out)
 
 
@@ -197,7 +197,7 @@ def test_training_prompts_that_stand_in_the_held_out_file_are_removed_and_counte
     config = run_config(model_dir, source="jsonl", path=train, held_out_path=held_out, held_out=5)
     sets = load_prompts(config)
     assert [each.answer for each in sets.train] == ["4", "5", "6", "7", "8", "9"]
-    assert sets.num_duplicates == 5
+    assert sets.counts.num_duplicates == 5
     assert [each.prompt_id for each in sets.held_out] == [11, 12, 13, 14, 15]
 
 
@@ -216,8 +216,8 @@ def test_long_prompts_are_refused_or_skipped_and_counted(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"line 4: the prompt has 21 tokens, but prompts.max_prompt_tokens is 20"):
         load_prompts(run_config(model_dir, **settings))
     sets = load_prompts(run_config(model_dir, **settings, on_too_long="skip"))
-    assert (len(sets.train), len(sets.held_out), sets.num_too_long) == (2, 1, 1)
-    assert str(sets) == "2 prompts to train on, 1 held out; 1 left out: longer than prompts.max_prompt_tokens"
+    assert (len(sets.train), len(sets.held_out), sets.counts.num_too_long) == (2, 1, 1)
+    assert str(sets.counts) == "2 prompts to train on, 1 held out; 1 left out: longer than prompts.max_prompt_tokens"
 
 
 def test_more_held_out_prompts_than_there_are_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from darts_async.config import WeightsConfig
+from darts_async.config import RunConfig, WeightsConfig
 from darts_async.errors import EngineError, ModelError
 from darts_async.generator.counter_rng import uniforms
 from darts_async.generator.embedded.decoder import SlotDecoder, check_decoding
@@ -31,6 +31,7 @@ from darts_async.generator.engine_pause import Hold, local_transfer
 from darts_async.generator.events import StepEvents
 from darts_async.generator.slot_engine import SlotTable
 from darts_async.models.length_limits import Lengths, why_too_long
+from darts_async.models.location import resolve_model_path
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate, group_id_of
 from darts_async.weights.receiving.transfer import Transfer
 
@@ -187,6 +188,16 @@ class EmbeddedEngine:
 def longest(num_slots: int, max_context_tokens: int) -> Lengths:
     """The longest sample, and the most tokens of a step: those that are prefilled, and one of each slot."""
     return Lengths(max_context_tokens, max(max_context_tokens, _MAX_PREFILL_TOKENS) + num_slots)
+
+
+def make_engine(config: RunConfig) -> EmbeddedEngine:
+    """The engine `embedded`. Raises what `load_embedded_engine` does."""
+    return load_embedded_engine(
+        str(resolve_model_path(config.model.path)),
+        dtype=config.model.dtype,
+        num_slots=config.generator.num_slots,
+        max_context_tokens=config.generator.max_context_tokens,
+    )
 
 
 def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_context_tokens: int) -> EmbeddedEngine:

@@ -24,6 +24,7 @@ import numpy as np
 
 from darts_async.config import ShapingConfig
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
+from darts_async.shaper.rules.custom import UserRule
 from darts_async.shaper.rules.length_rules import DualEnd, Kept, Quadrants, in_launch_order
 from darts_async.shaper.rules.signal_guard import keep_signal
 
@@ -124,8 +125,8 @@ class Survivor:
         return (len(group.samples) - self.shortest) / self.longest if self.longest else 1.0
 
 
-def selection_rule(config: ShapingConfig) -> SelectionRule:
-    """The rule that the configuration names."""
+def selection_rule(config: ShapingConfig, seed: int = 0) -> SelectionRule:
+    """The rule that the configuration names. Raises `ExtensionError` if one of the user's cannot be loaded."""
     match config.rule:
         case "none":
             return KeepAll()
@@ -141,6 +142,8 @@ def selection_rule(config: ShapingConfig) -> SelectionRule:
             return Survivor(config.shortest, config.longest, config.weight_power)
         case "qlpo":
             return Quadrants(config.keep, config.qlpo_alpha, config.order, config.guard)
+        case _:
+            return UserRule(config, seed)
 
 
 def shortest_only(config: ShapingConfig) -> SelectionRule:

@@ -121,7 +121,7 @@ def test_runs_with_deaths_at_the_last_token_end_and_add_up(seed: int) -> None:
 def test_the_stop_tokens_are_those_of_the_model_that_decodes() -> None:
     from darts_async.models.location import load_tokenizer
 
-    directory = resolve_model_path("quickstart")
+    directory = resolve_model_path("darts_async.quickstart:model")
     assert stop_token_ids(directory) == {load_tokenizer(directory).token_to_id(EOS)}
     assert stop_tokens_of(RunConfig()) == stop_token_ids(directory)
     scripted = RunConfig.model_validate({"generator": {"engine": "scripted", "script": {}}})
