@@ -76,11 +76,11 @@ def test_a_run_is_made_of_all_of_them(tmp_path: Path) -> None:
         lines = run.lines("metrics.jsonl")
         with (run.run_dir / "rewards.csv").open() as file:
             rows = {int(step): float(reward) for step, reward in csv.reader(file)}
-    steps = {line["step"]: line for line in lines if line["type"] == "step" and "reward_mean" in line}
+    steps = {line["step"]: line for line in lines if line["type"] == "step" and "reward/mean" in line}
     assert sorted(rows) == [0, 1, 2]
-    assert rows == {step: line["reward_mean"] for step, line in steps.items()}
-    assert {line["reward_mean"] for line in steps.values()} == {pytest.approx(-0.02)}, "20 words, and none is right"
-    assert all(0 <= line["weight_capped_share"] <= 1 for line in steps.values())
+    assert rows == {step: line["reward/mean"] for step, line in steps.items()}
+    assert list(rows.values()) == pytest.approx([-0.02] * 3), "20 words, and none is right"
+    assert all(0 <= line["learner/weight_capped_share"] <= 1 for line in steps.values())
 
 
 @pytest.mark.parametrize("name", DOCSTRINGS)

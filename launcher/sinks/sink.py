@@ -5,6 +5,7 @@ sink of the user's (`telemetry.sinks`) is made and called in a thread of its own
 that raises, hangs or is too slow costs a notice and the lines that it did not take.
 """
 
+import contextlib
 import json
 import queue
 import threading
@@ -38,7 +39,7 @@ class Sink(Protocol):
         ...         print(self.name, line["type"], line.get("step"))
         ...     def close(self) -> None:
         ...         print("the end")
-        >>> Prints(Path("."), RunConfig()).write({"type": "step", "step": 3, "reward_mean": 0.5})
+        >>> Prints(Path("."), RunConfig()).write({"type": "step", "step": 3, "reward/mean": 0.5})
         run step 3
     """
 
@@ -104,12 +105,10 @@ class UserSink:
 
     def close(self) -> None:
         """No further lines come."""
-        if not self._thread.is_alive():
-            return
-        try:
-            self._lines.put_nowait(None)
-        except queue.Full:  # it is late by as many lines as it may be: it is not waited for
-            return
+        with contextlib.suppress(queue.Empty):
+            if self._lines.full():  # no other thread puts lines in, so that this makes room
+                self._lines.get_nowait()
+        self._lines.put_nowait(None)
 
     def join(self, deadline_s: float) -> None:
         """Wait until it has closed, or until a moment of the monotonic clock."""
