@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from darts_async.config import ModelConfig, PromptsConfig, RunConfig
 from darts_async.errors import ConfigError, DataError, ModelError
 from darts_async.models.location import load_tokenizer, resolve_model_path
-from darts_async.prompts.load import load_prompts, metadata_json, split_off, without_those_of
+from darts_async.prompts import load
+from darts_async.prompts.load import PromptSets, load_prompts, metadata_json, split_off, without_those_of
 from darts_async.prompts.records import Record
 from darts_async.prompts.source import Prompt
 from tests.prompts.test_chat import CHATML
@@ -176,6 +177,67 @@ def test_the_quickstart_needs_no_settings_beyond_the_defaults() -> None:
     assert (len(sets.train), len(sets.held_out), sets.counts.num_duplicates) == (4096, 128, 0)
     tokenizer = load_tokenizer(resolve_model_path("darts_async.quickstart:model"))
     assert all(tokenizer.decode(each.token_ids.tolist()) == each.text for each in sets.held_out)
+
+
+def of_source(tmp_path: Path, name: str, **prompts: Any) -> PromptSets:
+    config = run_config(write_tokenizer(tmp_path), seed=7, source=f"tests.fakes.sources:{name}", held_out=2, **prompts)
+    return load_prompts(config)
+
+
+def test_a_source_that_is_called_gives_records_of_which_some_are_held_out(tmp_path: Path) -> None:
+    sets = of_source(tmp_path, "numbered", num_train=5)
+    assert (len(sets.train), len(sets.held_out)) == (5, 2)
+    assert {each.text for each in (*sets.train, *sets.held_out)} == {f"question {number}" for number in range(7)}
+    assert sets.train[0].metadata_json == '{"seed": 7}'
+
+
+def test_a_source_may_have_a_held_out_set_of_its_own(tmp_path: Path) -> None:
+    sets = of_source(tmp_path, "two_sets", num_train=5, metadata_fields=())
+    assert [each.text for each in sets.train] == [f"question {number}" for number in range(5)]
+    assert all(each.text.startswith("other question") for each in sets.held_out)
+    assert (len(sets.held_out), sets.held_out[0].metadata_json) == (2, "{}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wrong_names", r"gave sets named \['test', 'train'\]; name them 'train' and 'held_out'"),
+        ("nothing", "gave no records of the set 'train'; give at least 1"),
+        ("endless", "gave more than 100 records of the set 'train'; give at least 1, and come to an end"),
+        ("no_answer", r"train record 0: no field 'answer' \(prompts.answer_field\).*did you mean 'anwser'"),
+        ("texts", "train record 0: expected an object with fields, found str 'question'"),
+        ("raises", "raised ConnectionError: the hub is down"),
+        ("none", "raised TypeError: 'NoneType' object is not iterable"),
+    ],
+)
+def test_a_source_with_a_mistake_is_refused_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setattr(load, "MAX_RECORDS", 100)
+    with pytest.raises(DataError, match=f"prompts.source 'tests.fakes.sources:{name}',? {message}"):
+        of_source(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_such_package:model", "no package 'no_such_package' is installed; write package:directory"),
+        ("tests.no_such_package:model", "no package 'tests.no_such_package' is installed"),
+        ("json.decoder:model", "no package 'json.decoder' is installed"),
+        ("darts_async.quickstart:modle", "there is no directory .*modle; reinstall the package, or correct the name"),
+    ],
+)
+def test_a_model_that_is_in_no_package_is_refused(path: str, message: str) -> None:
+    with pytest.raises(ModelError, match=f"model.path is '{path}', but {message}"):
+        resolve_model_path(path)
+
+
+def test_a_directory_with_a_colon_in_its_name_is_that_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("json:model").mkdir()
+    assert resolve_model_path("json:model") == Path("json:model")
 
 
 def test_held_out_prompts_depend_on_data_and_seed_alone(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.quickstart.tokenizer import EOS
 from darts_async.config import RunConfig
 from darts_async.errors import ModelError
 from darts_async.models.location import resolve_model_path, stop_token_ids
 from darts_async.protocol import Generate, TokensDecoded
-from darts_async.quickstart.tokenizer import EOS
 from darts_async.shaper.estimates.patience import LEAST_S
 from darts_async.shaper.group import Stage
 from darts_async.shaper.process import stop_tokens_of
