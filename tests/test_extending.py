@@ -23,6 +23,9 @@ YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", GUIDE, re.DOTALL | re.MULTILINE))
 DOCSTRINGS = (
     "darts_async.extensions",
+    "darts_async.generator.engine",
+    "darts_async.prompts.load",
+    "darts_async.reward.builtin",
     "darts_async.learner.losses.kinds",
     "darts_async.shaper.rules.custom",
     "launcher.sinks.sink",

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -31,9 +31,26 @@ from darts_async.prompts.source import Prompt
 if TYPE_CHECKING:
     from darts_async.config import PromptsConfig, RunConfig
 
+Rows = Iterable[Mapping[str, Any]]
 MAX_RECORDS = 1 << 22
 """What a source may give of each set: one without an end is a mistake."""
 _TEXTS_PER_BATCH = 1024
+
+
+class Source(Protocol):
+    """Gives records, of which some are held out, or two sets of them, `train` and `held_out`.
+
+    Example:
+        >>> def sums(*, num_train: int | None, held_out: int, seed: int) -> Rows:
+        ...     for number in range((num_train or 1000) + held_out):
+        ...         yield {"prompt": f"{number} + {number} =", "answer": 2 * number, "size": len(str(number))}
+        >>> next(iter(sums(num_train=64, held_out=8, seed=0)))
+        {'prompt': '0 + 0 =', 'answer': 0, 'size': 1}
+    """
+
+    def __call__(self, *, num_train: int | None, held_out: int, seed: int) -> Rows | Mapping[str, Rows]:
+        """`prompts.num_train` (None if it is not set), `prompts.held_out` and the seed of the run are handed over. The
+        same ones give the same records: a shaper that is started again asks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +217,8 @@ def _read(config: "PromptsConfig", seed: int) -> tuple[list[Record], list[Record
 
 def _ask(config: "PromptsConfig", seed: int, fields: Fields) -> tuple[list[Record], list[Record] | None]:
     """The records of a source that is called: an iterable of them, or a mapping of two sets."""
-    source, where = load(PROMPTS, config.source), f"prompts.source {config.source!r}"
+    where = f"prompts.source {config.source!r}"
+    source: Source = load(PROMPTS, config.source)
     try:
         given = source(num_train=config.num_train, held_out=config.held_out, seed=seed)
         sets = given if isinstance(given, Mapping) else {"train": given}
