@@ -31,17 +31,9 @@ from torch.nn import functional
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from bench.quickstart.evaluate import evaluate, report
+from bench.quickstart.responses import CONCISE, FLAWLESS, ResponseStyle, write_response
 from bench.quickstart.tokenizer import EOS_ID, PAD_ID, VOCABULARY, save_tokenizer
-from darts_async.quickstart.task import (
-    CONCISE,
-    FLAWLESS,
-    MAX_OPERATIONS,
-    MIN_OPERATIONS,
-    ResponseStyle,
-    draw_prompt,
-    is_held_out,
-    write_response,
-)
+from darts_async.quickstart.task import MAX_OPERATIONS, MIN_OPERATIONS, draw_prompt, is_held_out
 
 DEFAULT_TOKENS = 4_000_000
 PEAK_RATE, FINAL_RATE_SHARE = 3e-3, 0.05

@@ -16,23 +16,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.quickstart import warm_start
 from bench.quickstart.evaluate import Samples, evaluate, report, summarise
+from bench.quickstart.responses import FLAWLESS, ResponseStyle, write_response
 from bench.quickstart.tokenizer import EOS_ID, SPECIAL_TOKENS, VOCABULARY, build_tokenizer, save_tokenizer
 from darts_async.errors import DataError
 from darts_async.quickstart import MODEL_PATH
 from darts_async.quickstart.task import (
-    FLAWLESS,
     MAX_OPERATIONS,
     MIN_OPERATIONS,
     OPERATIONS,
     WORDS,
     ChainPrompt,
-    ResponseStyle,
     apply_operation,
     draw_prompt,
     is_held_out,
     make_prompts,
     verify,
-    write_response,
 )
 
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

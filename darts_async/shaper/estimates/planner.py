@@ -121,9 +121,8 @@ class Planner:
         """Launched samples that a scored one stands for, itself included: its inverse inclusion probability."""
         if sample.sample_id == group.spared:
             return self._hazard.weight_of_spared(len(group.samples))
-        if sample.sample_id in group.survivors and isinstance(self._rule, Survivor):
-            return self._rule.stands_for(group)
-        return 1.0
+        rule = self.rule(group)
+        return rule.stands_for(group) if isinstance(rule, Survivor) and rule.survived(sample) else 1.0
 
     def metrics(self) -> dict[str, float]:
         """What the total rests on, where it is the utility rule's."""

@@ -115,7 +115,7 @@ class UserRule:
     def state(self, state: bytes) -> None:
         self._call("state", lambda: setattr(self._rule, "state", state))
 
-    def to_cancel(self, group: Group, seed: int) -> list[Sample]:
+    def to_cancel(self, group: Group) -> list[Sample]:
         """The samples that the rule names."""
         view = self._view(group)
         ids = self._call("to_cancel", lambda: list(self._rule.to_cancel(view)))
@@ -181,7 +181,7 @@ def try_rule(config: RunConfig) -> None:
             continue
         sample.num_tokens = number + 1
         group.finish(sample, "stop")
-        for cancelled in rule.to_cancel(group, config.seed):
+        for cancelled in rule.to_cancel(group):
             cancelled.stage = Stage.CANCELLING
         sample.stage, sample.reward = Stage.SCORED, float(number % 2)
     kept = rule.select(group)

@@ -32,7 +32,7 @@ def test_a_rule_sees_each_sample_and_can_change_none(monkeypatch: pytest.MonkeyP
     group.samples[1].num_tokens = 12
     group.samples[3].reward = 0.5
     rule = UserRule(config_of("Alternating").shaping, seed=2)
-    assert rule.to_cancel(group, 2) == []
+    assert rule.to_cancel(group) == []
     (view,) = seen
     assert [each.status for each in view.samples] == ["running", "running", "finished", "scored", "gone", "gone"]
     assert (view.group_id, view.prompt_id, view.samples[1].num_tokens, view.samples[3].reward) == (7, 3, 12, 0.5)
@@ -54,7 +54,7 @@ def test_what_it_names_is_cancelled_and_kept_with_its_weight() -> None:
     rule.state = b"stop early"
     group = group_of([5, 4, 3, 2, 1])
     group.samples[4].stage = Stage.DECODING
-    assert rule.to_cancel(group, 0) == [group.samples[4]]
+    assert rule.to_cancel(group) == [group.samples[4]]
     group.samples[4].stage = Stage.CANCELLING
     assert rule.select(group) == [(sample, 1.0) for sample in group.samples[1:4]]
     assert rule.state == b""
