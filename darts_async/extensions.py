@@ -36,9 +36,9 @@ class Kind:
     Example:
         >>> REWARD.checked("exact_match"), REWARD.checked("my_task:reward")
         ('exact_match', 'my_task:reward')
-        >>> REWARD.checked("exact")
+        >>> PROMPTS.checked("parquett")
         Traceback (most recent call last):
-        ValueError: reward.function is 'exact'; use 'exact_match', 'math', or module:name; did you mean 'exact_match'?
+        ValueError: prompts.source is 'parquett'; use one of 'jsonl', 'parquet', or module:name; did you mean 'parquet'?
     """
 
     setting: str
@@ -60,8 +60,8 @@ class Kind:
         module, _, attribute = name.partition(":")
         if name not in self.built_in and not (module and attribute):
             known = {short: short for short in self.built_in} | dict(self.renamed)
-            choices = "".join(f"{short!r}, " for short in self.built_in)
-            raise ValueError(f"{self.setting} is {name!r}; use {choices}or module:name" + _suggestion(name, known))
+            choices = f"one of {', '.join(map(repr, self.built_in))}, or " if self.built_in else ""
+            raise ValueError(f"{self.setting} is {name!r}; use {choices}module:name" + _suggestion(name, known))
         return name
 
     def names_in(self, config: object) -> tuple[str, ...]:

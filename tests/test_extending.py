@@ -88,5 +88,5 @@ def test_a_run_is_made_of_all_of_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", DOCSTRINGS)
 def test_the_examples_in_docstrings_hold(name: str) -> None:
-    failed, attempted = doctest.testmod(importlib.import_module(name), optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
+    failed, attempted = doctest.testmod(importlib.import_module(name))
     assert (failed, attempted > 0) == (0, True)

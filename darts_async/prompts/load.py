@@ -84,7 +84,13 @@ class PromptSets:
 
     train: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
-    counts: PromptCounts
+    num_too_long: int
+    num_duplicates: int
+
+    @property
+    def counts(self) -> PromptCounts:
+        """How many there are, and how many there could have been."""
+        return PromptCounts(len(self.train), len(self.held_out), self.num_too_long, self.num_duplicates)
 
 
 class PromptEncoder:
@@ -153,9 +159,8 @@ def load_prompts(config: "RunConfig") -> PromptSets:
     distinct = without_those_of(train, held_out)
     if not distinct:
         raise DataError(f"no training prompts are left of {len(train_records)} records; give more, or hold out fewer")
-    num_duplicates, distinct = len(train) - len(distinct), distinct[: config.prompts.num_train]
-    counts = PromptCounts(len(distinct), len(held_out), num_too_long, num_duplicates)
-    return PromptSets(tuple(distinct), tuple(held_out), counts)
+    num_duplicates = len(train) - len(distinct)
+    return PromptSets(tuple(distinct[: config.prompts.num_train]), tuple(held_out), num_too_long, num_duplicates)
 
 
 def split_off(prompts: list[Prompt], num_held_out: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:

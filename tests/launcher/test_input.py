@@ -29,7 +29,7 @@ BAD_FILES = {
     "fraction for a count": ("learner:\n  steps: 2.5\n", ["learner.steps", "2.5", "a whole number"]),
     "number for a text": ("name: 2024\n", ["name", "2024", "expected a text", "put it in quotes: '2024'"]),
     "out of range": ("sampling:\n  top_p: 1.5\n", ["sampling.top_p", "1.5", "less than or equal to 1"]),
-    "wrong choice": ("shaping:\n  rule: dual_ends\n", ["shaping.rule", "'dual_ends'", "did you mean dual_end?"]),
+    "wrong choice": ("shaping:\n  rule: dual_ends\n", ["shaping.rule", "'dual_ends'", "did you mean 'dual_end'?"]),
     "section is a value": ("learner: 3\n", ["learner", "3", "expected a section"]),
     "counts disagree": ("shaping:\n  keep: 9\n", ["shaping", "shaping.shortest (7)", "shaping.keep is 9"]),
     "context too small": ("generator:\n  max_context_tokens: 99\n", ["is 768", "generator.max_context_tokens is 99"]),
