@@ -5,11 +5,14 @@
 Two measurements, both in processor time. The simulator: a whole run, peers included (see `darts_async.simulation`). The
 state machine alone: `ShaperState` with so many samples in flight, fed what generators of 128-sample batches send that
 flush every 4 steps, until every sample of the start has been replaced several times over or the time is up; only the
-calls of the state machine are timed.
+calls of the state machine are timed. Beside them, what the process around it does with each message: it compares it
+with the state (`shaper.boundary`) and writes what was decided to the ledger.
 """
 
 import argparse
+import math
 import sys
+import tempfile
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -42,9 +45,11 @@ from darts_async.protocol import (
     VersionSaved,
     WeightsApplied,
 )
+from darts_async.shaper.boundary import Boundary
+from darts_async.shaper.ledger import LEDGER_FILE, LedgerWriter, SampleEnded
 from darts_async.shaper.state import Incoming, Phase, ShaperState
 from darts_async.shaper.training import LEARNER
-from darts_async.shaper.workload import Output, Send
+from darts_async.shaper.workload import Forget, Output, Send
 from darts_async.simulation import LognormalWorkload, TraceWorkload, Workload, simulate
 
 MAX_NEW_TOKENS = 4096
@@ -83,7 +88,7 @@ class Cluster:
     Lengths are geometric, so that the samples in flight are alike at any time: what is measured is the steady state.
     """
 
-    def __init__(self, num_in_flight: int) -> None:
+    def __init__(self, num_in_flight: int, ledger: LedgerWriter) -> None:
         self._slots = max(num_in_flight // GENERATORS, 1)
         groups_per_step = max(num_in_flight // MAX_STALENESS, 1)  # wide enough that no straggler closes the window
         config = RunConfig.model_validate(
@@ -91,15 +96,19 @@ class Cluster:
                 "learner": {"steps": 1_000_000, "groups_per_step": groups_per_step},
                 "shaping": {"rule": "survivor", "keep": 8, "launch": LAUNCH, "shortest": 7, "longest": 1},
                 "staleness": {"max_staleness": MAX_STALENESS},
-                "generator": {"num_slots": self._slots, "max_queued": 0},
+                "generator": {"num_slots": self._slots, "max_queued": 0, "max_context_tokens": 1 << 20},
+                "sampling": {"max_new_tokens": 1 << 16},  # more than any sample has
                 "evaluation": {"samples_per_prompt": 0},
             }
         )
         token_ids = np.zeros(1, np.int32)
         prompts = tuple(Prompt(i, "", token_ids, "") for i in range(NUM_PROMPTS))
         self.state = ShaperState(config, ShuffledPrompts(prompts, seed=0), ())
-        self.spent_s = 0.0
+        self.ledger = ledger
+        self.num_ended = 0
+        self.spent_s = self.checking_s = self.recording_s = 0.0
         self.num_events = 0
+        self._boundary = Boundary(config)
         self.num_tokens = 0
         self._groups_per_step = groups_per_step
         self._version = 0
@@ -119,6 +128,18 @@ class Cluster:
     def num_in_flight(self) -> int:
         """Samples that are being decoded."""
         return sum(map(len, self._running.values()))
+
+    def counts(self) -> dict[str, float]:
+        """All that is counted, so far."""
+        return {
+            "num_events": self.num_events,
+            "num_tokens": self.num_tokens,
+            "spent_s": self.spent_s,
+            "checking_s": self.checking_s,
+            "recording_s": self.recording_s,
+            "num_bytes": self.ledger.num_bytes,
+            "num_ended": self.num_ended,
+        }
 
     def beat(self) -> None:
         """The next generator reports the tokens of a batch, and which samples have ended."""
@@ -146,8 +167,18 @@ class Cluster:
 
     def _feed(self, peer: str, message: Incoming) -> None:
         begin_s = time.process_time()
+        refusal = self._boundary.refusal(self.state, peer, message)
+        checked_s = time.process_time()
+        assert refusal is None, refusal
         outputs = self.state.handle(peer, message, 0.0)
-        self.spent_s += time.process_time() - begin_s
+        handled_s = time.process_time()
+        records = [output for output in outputs if not isinstance(output, Send | Forget)]
+        if records:
+            self.ledger.append(records)
+        self.checking_s += checked_s - begin_s
+        self.spent_s += handled_s - checked_s
+        self.recording_s += time.process_time() - handled_s
+        self.num_ended += sum(isinstance(record, SampleEnded) for record in records)
         self.num_events += 1
         self._absorb(outputs)
 
@@ -194,6 +225,10 @@ class Load:
     num_events: int
     num_tokens: int
     spent_s: float
+    checking_s: float
+    recording_s: float
+    bytes_per_sample: float
+    """Of the ledger; not a number if no sample has ended."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -203,18 +238,25 @@ class Load:
 
 def state_machine_load(num_in_flight: int, seconds: float) -> Load:
     """Steady state for so many seconds of the state machine's processor time, after a fifth of that to settle."""
-    cluster = Cluster(num_in_flight)
-    while cluster.spent_s < seconds / 5:
-        cluster.beat()
-    events, tokens, spent_s = cluster.num_events, cluster.num_tokens, cluster.spent_s
-    while cluster.spent_s - spent_s < seconds:
-        cluster.beat()
+    with tempfile.TemporaryDirectory() as home:
+        ledger = LedgerWriter(Path(home) / LEDGER_FILE)
+        cluster = Cluster(num_in_flight, ledger)
+        while cluster.spent_s < seconds / 5:
+            cluster.beat()
+        before = cluster.counts()
+        while cluster.spent_s - before["spent_s"] < seconds:
+            cluster.beat()
+        ledger.close()
+    spent = {name: count - before[name] for name, count in cluster.counts().items()}
     return Load(
         cluster.num_in_flight,
         len(cluster.state.work.groups),
-        cluster.num_events - events,
-        cluster.num_tokens - tokens,
-        cluster.spent_s - spent_s,
+        int(spent["num_events"]),
+        int(spent["num_tokens"]),
+        spent["spent_s"],
+        spent["checking_s"],
+        spent["recording_s"],
+        spent["num_bytes"] / spent["num_ended"] if spent["num_ended"] else math.nan,
     )
 
 
@@ -269,10 +311,13 @@ def load_table(loads: list[Load]) -> list[str]:
             f"{load.num_events / load.spent_s:,.0f}",
             f"{load.spent_s / load.num_events * 1e6:.0f}",
             f"{load.tokens_per_s / 1e6:.1f}",
+            f"{load.checking_s / load.num_events * 1e6:.1f}",
+            f"{load.recording_s / load.num_events * 1e6:.1f}",
         ]
         for load in loads
     ]
-    return table(("in flight", "open groups", "events / s", "us / event", "million tokens / s"), rows)
+    titles = ("in flight", "open groups", "events / s", "us / event", "million tokens / s")
+    return table((*titles, "check, us / event", "ledger, us / event"), rows)
 
 
 def report(arguments: argparse.Namespace, runs: list[Simulated], loads: list[Load]) -> str:

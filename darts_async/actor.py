@@ -170,18 +170,16 @@ class Runtime:
         Its link ends as if it had died (`PeerDown` follows), what else has arrived from it is dropped, and the launcher
         is told, which restarts it. So a peer that is wrong harms itself alone, and the process that notices goes on.
 
-        Shaper and learner judge each other. Any other process whose hub talks nonsense cannot do without it, and cannot
-        have it restarted, or one that is wrong itself could do that to all.
+        A member that refuses its hub waits for the next incarnation of it. Which of the two is restarted is for the
+        launcher to decide (see `accusations`).
 
         Raises:
-            ProtocolError: it is such a process, which is of no use any more. The launcher is told why.
+            ProtocolError: it is the first rank of the learner. All ranks come back together, so this one ends.
         """
-        is_hub, is_judge = self.plan.link(event.link).hub == self.name, _role(self.name) in ("shaper", "learner")
-        if is_hub or (is_judge and _role(event.peer) in ("shaper", "learner") and event.link != "ranks"):
-            self._refuse(event.link, event.peer, event.incarnation, reason)
-            return
-        self.tell_launcher(PeerRefused(event.peer, event.incarnation, reason[:MAX_REASON_CHARACTERS]))
-        raise ProtocolError(f"{event.peer} sends what cannot be meant: {reason}")
+        if event.link == "ranks" and self.plan.link(event.link).hub != self.name:
+            self.tell_launcher(PeerRefused(event.peer, event.incarnation, reason[:MAX_REASON_CHARACTERS]))
+            raise ProtocolError(f"{event.peer} sends what cannot be meant: {reason}")
+        self._refuse(event.link, event.peer, event.incarnation, reason)
 
     def is_refused(self, event: Event) -> bool:
         """Whether this is a message of an incarnation that was refused."""
@@ -233,10 +231,6 @@ class Runtime:
         return self.endpoint.connect_link(
             name=plan.name, address=plan.address, peer=plan.hub, peer_key=key, receives=receives, sends=sends
         )
-
-
-def _role(name: str) -> str:
-    return name.partition("/")[0]
 
 
 class _Done(Exception):

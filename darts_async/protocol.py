@@ -1,24 +1,31 @@
 """Every message that crosses a process boundary: one union per direction of a link.
 
-             Greet, Generate, Cancel         Greet, Score             Greet, TrainGroup, ShaperSnapshot
- prompts -> SHAPER ---------> GENERATOR x N    SHAPER -------> REWARD x M    SHAPER -------> LEARNER
-              ^    <---------                         <-------                      <-------
-              |    GeneratorReady, TokensDecoded,     RewardReady,                  LearnerReady,
-              |    SampleFinished, SampleCancelled,   SampleScored,                 GroupsCommitted,
-              |    SampleRejected, WeightsApplied     ScoreFailed                   VersionPublished, VersionSaved
+    Shaper -> Generator   Greet, Generate, Cancel
+    Generator -> Shaper   GeneratorReady, TokensDecoded, SampleFinished, SampleCancelled, SampleRejected,
+                          WeightsApplied
+    Shaper -> Reward      Greet, Score
+    Reward -> Shaper      RewardReady, SampleScored, ScoreFailed
+    Shaper -> Learner     Greet, CatchUp, TrainGroup, ShaperSnapshot
+    Learner -> Shaper     LearnerReady, GroupsCommitted, VersionPublished, VersionSaved
+    Learner -> Generator  Greet, EpochFormed, StoreValue, UpdateOffered, UpdateCommitted, UpdateAborted, ProbeWeights,
+                          WeightsRefused
+    Generator -> Learner  MemberJoined, StoreValue, UpdateReady, UpdateStaged, UpdateApplied, UpdateFailed,
+                          ProbeMeasured
+    Generator -> Worker   EpochFormed, StoreValue, UpdateOffered, UpdateCommitted, UpdateAborted
+    Worker -> Generator   WorkerConnected, StoreValue, UpdateReady, UpdateStaged, UpdateFailed
+    Leader -> Rank        StoreValue, Prepare, AddGroups, TrainGroup, FinishStep, SaveCheckpoint, GatherWeights,
+                          Dismiss
+    Rank -> Leader        StoreValue, RankReady, StepTallied, PartSaved
+    Process -> Launcher   PeerRefused, ProcessStatus, StepCompleted, EvaluationCompleted, RewardFailed, RunFinished,
+                          TakeUpAgain
+    Launcher -> Process   Shutdown, ProcessEnded
 
- LEARNER rank 0 -> OTHER RANKS  StoreValue, Prepare, AddGroups, TrainGroup, FinishStep, SaveCheckpoint,
-                                GatherWeights, Dismiss
- OTHER RANKS -> LEARNER rank 0  StoreValue, RankReady, StepTallied, PartSaved
+Messages of the launcher to its own parts, and those inside one role, have modules of their own:
 
- LEARNER -> GENERATOR  EpochFormed, StoreValue, UpdateOffered, UpdateCommitted, UpdateAborted,
-                       ProbeWeights, WeightsRefused
- GENERATOR -> LEARNER  MemberJoined, StoreValue, UpdateReady, UpdateStaged, UpdateApplied, UpdateFailed,
-                       ProbeMeasured
- GENERATOR <-> its engine's WORKERS  the same about the broadcast group, worker by worker
-
- every process -> LAUNCHER  ProcessStatus, StepCompleted, EvaluationCompleted, RunFinished, PeerRefused
- LAUNCHER -> every process  Shutdown, ProcessEnded
+    launcher.control.requests            another terminal and the launcher, over the socket of the run directory
+    launcher.nodes.node_messages         the launcher and the agent of a node
+    launcher.nodes.channel               the agent of a node and its keeper
+    darts_async.reward.worker_messages   a reward process and its workers
 
 Commands are verbs, events are past tense. Messages are frozen and tagged; arrays travel as raw buffer frames
 beside the MessagePack header (see `transport`), so an array field costs no per-element work. The element type
@@ -611,5 +618,14 @@ class PeerRefused(Message, frozen=True):
     reason: str
 
 
-ProcessToLauncher = PeerRefused | ProcessStatus | StepCompleted | EvaluationCompleted | RewardFailed | RunFinished
+class TakeUpAgain(Message, frozen=True):
+    """The learner is back at a checkpoint that is older than any group the shaper has kept, and generators may decode
+    under versions that are undone by that. The launcher ends all processes and begins another life of the run."""
+
+    reason: str
+
+
+ProcessToLauncher = (
+    PeerRefused | ProcessStatus | StepCompleted | EvaluationCompleted | RewardFailed | RunFinished | TakeUpAgain
+)
 LauncherToProcess = Shutdown | ProcessEnded

@@ -62,7 +62,7 @@ class RunPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     processes: tuple[ProcessSpec, ...]
     links: tuple[LinkPlan, ...]
     life: int = 1
-    """Which start of the launcher this is of: in another one all processes are new."""
+    """Which life of the run this is of: in another one all processes are new."""
     from_checkpoint: bool = False
     """The run is taken up from its newest checkpoint, whatever the journal of the shaper says."""
 

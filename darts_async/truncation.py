@@ -4,10 +4,12 @@
     S = the tokens of K whose likelier ones weigh less than top_p within K
     q(a) = p(a) / sum over b in S of p(b)   for a in S, else 0
 
-That is what vLLM and transformers do, in this order. S is described by one number, the log-probability of its least
-likely token: whatever is as likely is in S too, so S depends on the distribution alone and not on how a sort breaks
-ties. vLLM says the same of top_k. Of tokens that are equally likely at the edge of top_p it keeps some only: the weight
-of S is between top_p and 1 in any case, which bounds what it can differ by.
+That is what vLLM and transformers do, in this order. Equal logits are common in bf16: the tokens at the edge of S,
+those as likely as the least likely of it, are often several, and only so many of them are kept as it takes to reach
+top_k or top_p. The weight of S, and so q of a token that was drawn, depends on the distribution alone. Which of the
+tied tokens are kept depends on how a sort breaks ties: generators here keep the first in the vocabulary, and a learner
+counts each for its share, the drawn one for all of itself. vLLM's kernels for GPUs count in this way. Its PyTorch code,
+which runs on CPUs, does so for top_p and keeps every token that is as likely as the last of top_k.
 """
 
 from typing import NamedTuple
@@ -16,7 +18,8 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 1e-5
-"""In nats: what is recomputed from the same weights in another order is as likely as before."""
+"""In nats: tokens that are nearer than this count as equally likely. What is recomputed from the same weights in
+another order is off by less."""
 _FIRST_LOOK = 256
 """Tokens that are sorted at first where only a top_p is given; they nearly always weigh enough."""
 
@@ -39,20 +42,65 @@ WHOLE = Truncation()
 """No truncation."""
 
 
-def lowest_kept(log_p: Tensor, truncation: Truncation) -> Tensor:
-    """The log-probability that a token needs to be in S, for each row: [num_rows, 1], without gradient.
+class Kept(NamedTuple):
+    """S of each row; [num_rows, 1] each, without gradient."""
+
+    edge: Tensor
+    """The log-probability of its least likely token."""
+    num_tied: Tensor
+    """Tokens that are as likely as that one."""
+    num_kept: Tensor
+    """Of these, those that are in S."""
+
+    def mask(self, log_p: Tensor) -> Tensor:
+        """bool [num_rows, vocab_size]: S, with the first of the tied tokens in it."""
+        tied = is_at(self.edge, log_p)
+        return (log_p > self.edge + _ROUNDING) | (tied & (tied.cumsum(-1) <= self.num_kept))
+
+    def share(self, of_targets: Tensor) -> Tensor:
+        """The probability that a tied token is in S, given that the target [num_rows, 1] is; see `part_kept`.
+
+        Example: of four tied tokens two are kept. Each is with probability 1/2, and where one of them is the target,
+        each of the other three with probability 1/3.
+        """
+        others = is_at(self.edge, of_targets).long()
+        share: Tensor = (self.num_kept - others) / (self.num_tied - others).clamp(min=1)
+        return share
+
+
+def is_at(edge: Tensor, log_p: Tensor) -> Tensor:
+    """bool: as likely as the tokens at the edge."""
+    return (log_p - edge).abs() <= _ROUNDING
+
+
+def is_outside(edge: Tensor, log_p: Tensor) -> Tensor:
+    """bool: less likely than all that is kept."""
+    return log_p < edge - _ROUNDING
+
+
+def part_kept(log_p: Tensor, edge: Tensor, share: Tensor) -> Tensor:
+    """How much of each token is in S, but for the target: 1 above the edge, `share` of what is tied there, else 0."""
+    return torch.where(log_p > edge + _ROUNDING, 1.0, torch.where(is_outside(edge, log_p), 0.0, share))
+
+
+def kept_tokens(log_p: Tensor, truncation: Truncation) -> Kept:
+    """S of each row.
 
     Args: `log_p` [num_rows, vocab_size], normalised.
 
     Example: of the probabilities (.5, .3, .15, .05) a top_p of .8 keeps two; the third needs more than .8 before it.
+    Of (.4, .2, .2, .2) it keeps three: the edge is .2, where three are tied and two are kept.
     """
-    best = _likeliest(log_p.detach(), truncation)
-    if truncation.top_p == 1:
-        return best[:, -1:] - _ROUNDING
-    weights = best.softmax(-1) if truncation.top_k else best.exp()
-    before = weights.cumsum(-1, dtype=torch.float64) - weights
-    num_kept = (before < truncation.top_p).sum(-1, keepdim=True)
-    return best.gather(-1, (num_kept - 1).clamp(min=0)) - _ROUNDING
+    log_p = log_p.detach()
+    best = _likeliest(log_p, truncation)
+    num_kept = best.new_full((len(best), 1), best.shape[-1], dtype=torch.int64)
+    if truncation.top_p < 1:
+        weights = best.softmax(-1) if truncation.top_k else best.exp()
+        before = weights.cumsum(-1, dtype=torch.float64) - weights
+        num_kept = (before < truncation.top_p).sum(-1, keepdim=True).clamp(min=1)
+    edge = best.gather(-1, num_kept - 1)
+    num_above = (best > edge + _ROUNDING).sum(-1, keepdim=True)
+    return Kept(edge, is_at(edge, log_p).sum(-1, keepdim=True), num_kept - num_above)
 
 
 def _likeliest(log_p: Tensor, truncation: Truncation) -> Tensor:

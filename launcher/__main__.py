@@ -16,6 +16,7 @@ _SOURCES = str(Path(__file__).parent.parent)
 
 def main() -> None:
     """Entry point."""
+    _open_what_is_closed()
     _leave_the_directory_of_the_caller()
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
@@ -24,6 +25,18 @@ def main() -> None:
 
     signal.signal(signal.SIGINT, handler)
     command_line()
+
+
+def _open_what_is_closed() -> None:
+    """Give a standard stream that is closed (`>&-`) the null device, before a file of ours takes its number: whatever
+    is printed would land in that file."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(null, True)
+            setattr(sys, name, os.fdopen(null, "w" if number else "r", closefd=False))
 
 
 def _leave_the_directory_of_the_caller() -> None:

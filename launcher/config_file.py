@@ -21,23 +21,28 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from darts_async.config import RunConfig
+from launcher.field_names import OURS
 from launcher.problems import InputError, Problem, shown
 
-MAX_FILE_BYTES = 1 << 20
-"""The longest file that is read; one with every setting has a hundredth of that."""
+MAX_FILE_BYTES = 256 << 10
+"""The longest file that is read; one with every setting has a twentieth of that. The parser needs a
+second and more for it."""
 MAX_VALUES = 100_000
 """The most values of a file, aliases written out."""
 
 _MAX_DIGITS = 100
 """Of a whole number, underscores and colons among them."""
 
+_MAX_SUGGESTIONS = 6
+
 Place = tuple[str | int, ...]
 """Path of a value in the file: keys and list positions."""
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with numbers such as `5e-4`, and without whole numbers that no setting can hold: Python could
-    not even show one of thousands of digits."""
+    """The safe loader, with numbers such as `5e-4`, and without what no setting can hold: whole numbers of more than 64
+    bits (Python could not even show one of thousands of digits), and texts with a null character, which is the end of a
+    text for the system."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """Raises `ConstructorError` for one of more than 64 bits."""
@@ -47,7 +52,14 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
         return int(value)
 
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        """Raises `ConstructorError` for one with a null character."""
+        if "\0" in node.value:
+            raise yaml.constructor.ConstructorError(None, None, "a text with a null character", node.start_mark)
+        return str(super().construct_yaml_str(node))
 
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 _Loader.add_implicit_resolver(
@@ -199,7 +211,13 @@ def _problem(details: ErrorDetails, lines: Mapping[Place, int]) -> Problem:
     place = tuple(details["loc"])
     line = next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), None)
     if details["type"] == "extra_forbidden":
-        return Problem(_dotted(place), "there is no such setting", shown(details["input"]), _suggestion(place), line)
+        return Problem(
+            _dotted(place),
+            "there is no such setting",
+            shown(details["input"]),
+            _suggestion(place, details["input"]),
+            line,
+        )
     if details["type"] == "value_error":
         return Problem(_dotted(place), str(details["ctx"]["error"]), line=line)
     return Problem(_dotted(place), _expected(details), shown(details["input"]), _type_fix(details), line)
@@ -237,17 +255,31 @@ def _type_fix(details: ErrorDetails) -> str | None:
     return None
 
 
-def _suggestion(place: Place) -> str:
-    """The nearest key of that section, the same key in another one, or the keys there are."""
+def _suggestion(place: Place, value: Any) -> str:
+    """What the key or those below it are called here, the nearest key of that section, the same key in another one, or
+    the keys there are."""
     section = _section(place[:-1])
     key = str(place[-1])
+    if key in OURS:
+        return f"here it is {OURS[key]}"
+    below = [f"{theirs} is {OURS[theirs]}" for theirs in dict.fromkeys(_keys(value)) if theirs in OURS]
+    if below:
+        return "here " + ", ".join(below[:_MAX_SUGGESTIONS])
     near = difflib.get_close_matches(key, list(section.model_fields), n=1, cutoff=0.6)
     if near:
         return f"did you mean {_dotted((*place[:-1], near[0]))}?"
-    elsewhere = next((found for found in _all_places(RunConfig, ()) if found[-1] == key), None)
+    elsewhere = next((found for found in all_places(RunConfig, ()) if found[-1] == key), None)
     if elsewhere is not None:
         return f"did you mean {_dotted(elsewhere)}?"
     return "the settings here are " + ", ".join(section.model_fields)
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """All keys of a value, the inner ones too."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _keys(inner)
 
 
 def _section(place: Place) -> type[BaseModel]:
@@ -266,9 +298,9 @@ def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
     return None
 
 
-def _all_places(section: type[BaseModel], place: Place) -> Iterator[Place]:
+def all_places(section: type[BaseModel], place: Place) -> Iterator[Place]:
     for key in section.model_fields:
         yield (*place, key)
         inner = _section_of(section, key)
         if inner is not None:
-            yield from _all_places(inner, (*place, key))
+            yield from all_places(inner, (*place, key))

@@ -29,8 +29,8 @@ from darts_async.transport import Event, PeerUp, Received, Unreadable
 from launcher.plan.plan import link_addresses, plan_run
 from tests.shaper.world import prompts, world_config
 
-CONFIG = RunConfig.model_validate({"roles": {"generator": {"replicas": 2}}})
-PLAN = plan_run(CONFIG, Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
+CONFIG = RunConfig.model_validate({"roles": {"generator": {"replicas": 2}, "learner": {"replicas": 2}}})
+PLAN = plan_run(CONFIG, Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7007)))
 HEARD = SampleFinished(3, "stop", 1)
 
 
@@ -133,11 +133,22 @@ def test_shaper_and_learner_refuse_each_other() -> None:
     assert told(runtime) == [PeerRefused("shaper/0", 2, "no")]
 
 
-def test_a_member_whose_hub_talks_nonsense_says_so_and_ends() -> None:
-    runtime = runtime_of("generator/0", generators=FakeLink("shaper/0"))
-    with pytest.raises(ProtocolError, match="shaper/0 sends what cannot be meant: sample -1"):
-        runtime.refuse(said(Cancel(-1), "shaper/0"), "sample -1")
-    assert told(runtime) == [PeerRefused("shaper/0", 2, "sample -1")]
+def test_a_member_whose_hub_talks_nonsense_says_so_and_waits_for_the_next_one() -> None:
+    link = FakeLink("shaper/0")
+    runtime = runtime_of("generator/0", generators=link)
+    actor: Any = Listener(runtime)
+    for event in (said(Cancel(-1), "shaper/0"), said(HEARD, "shaper/0"), said(HEARD, "shaper/0", incarnation=3)):
+        _dispatch(runtime, actor, event)
+    assert link.ended == [("shaper/0", 2, False)], "what it has been told is for the next one"
+    assert actor.heard == [said(HEARD, "shaper/0", incarnation=3)]
+    assert told(runtime) == [PeerRefused("shaper/0", 2, "it cannot be meant")]
+
+
+def test_a_rank_whose_first_rank_talks_nonsense_says_so_and_ends_for_all_come_back_together() -> None:
+    runtime = runtime_of("learner/1", ranks=FakeLink("learner/0"))
+    with pytest.raises(ProtocolError, match="learner/0 sends what cannot be meant: no step"):
+        runtime.refuse(said(Cancel(-1), "learner/0", link="ranks"), "no step")
+    assert told(runtime) == [PeerRefused("learner/0", 2, "no step")]
 
 
 def test_a_launcher_that_cannot_be_read_is_logged_and_lived_with() -> None:

@@ -1,6 +1,7 @@
 """Truncated sampling, from the engine's draw to the learner's gradient."""
 
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from darts_async.learner.packing.batch import micro_batches
 from darts_async.learner.trainer_setup import make_trainer
 from darts_async.models.location import resolve_model_path
 from darts_async.protocol import TrainGroup
-from darts_async.truncation import Truncation, lowest_kept
+from darts_async.truncation import Truncation, kept_tokens
+from tests.generator.vllm.world import needs_vllm
 from tests.generator.world import decode, embedded, generate, tiny_qwen3
 from tests.learner.world import make_group, packed_model, weighted
 
@@ -52,7 +54,7 @@ def test_the_kept_set_is_top_p_of_top_k(logits: list[float], top_k: int, top_p: 
     truncation = Truncation(top_k, top_p)
     log_p = torch.tensor([logits], dtype=torch.float64).log_softmax(-1)
     expected = kept_by_definition(log_p[0].exp().tolist(), truncation)
-    found = set(torch.nonzero(log_p[0] >= lowest_kept(log_p, truncation)[0]).flatten().tolist())
+    found = set(torch.nonzero(kept_tokens(log_p, truncation).mask(log_p)[0]).flatten().tolist())
     assert found == expected or not truncation.is_on
 
 
@@ -60,7 +62,7 @@ def test_a_flat_distribution_is_looked_at_as_far_as_it_is_needed() -> None:
     """More tokens weigh top_p together than are sorted at first."""
     vocab_size = 9 * shared._FIRST_LOOK
     log_p = torch.linspace(0, 1, vocab_size).log_softmax(-1)[None]
-    num_kept = int((log_p >= lowest_kept(log_p, Truncation(top_p=0.9))).sum())
+    num_kept = int(kept_tokens(log_p, Truncation(top_p=0.9)).mask(log_p).sum())
     assert num_kept == len(kept_by_definition(log_p[0].double().exp().tolist(), Truncation(top_p=0.9)))
     assert num_kept > shared._FIRST_LOOK
 
@@ -160,6 +162,96 @@ def test_the_expected_gradient_is_that_of_the_truncated_policy(truncation: Trunc
     found = torch.autograd.grad((policy.detach() * values[kept] * scores.logprobs).sum(), linear.parameters())
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+# --- ties -------------------------------------------------------------------------------------------------------------
+
+
+TIED = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0, 2.0, 1.0, 0.0])
+"""Logits: one of 3, one of 2, two of 1, four of 0."""
+
+
+def sets_kept(truncation: Truncation) -> list[tuple[int, ...]]:
+    """Every set that a sort could keep of `TIED`, whichever way it breaks ties."""
+    num_kept = len(kept_by_definition(TIED.double().softmax(-1).tolist(), truncation))
+    lowest = TIED.sort(descending=True).values[num_kept - 1]
+    above = tuple(torch.nonzero(lowest < TIED).flatten().tolist())
+    tied = torch.nonzero(lowest == TIED).flatten().tolist()
+    return [(*above, *some) for some in combinations(tied, num_kept - len(above))]
+
+
+@pytest.mark.parametrize(
+    ("truncation", "num_sets"),
+    [(Truncation(3), 2), (Truncation(4), 1), (Truncation(6), 6), (Truncation(top_p=0.8), 2), (Truncation(6, 0.95), 4)],
+)
+@pytest.mark.parametrize("target", [0, 1, 3, 5])
+def test_tied_tokens_count_for_the_share_of_them_that_is_kept(
+    truncation: Truncation, num_sets: int, target: int
+) -> None:
+    """Log-probability and gradient of the kept weight are the means over all sets that a sort could keep, those that
+    have the target in them if any has."""
+    sets = sets_kept(truncation)
+    assert len(sets) == num_sets
+    sets = [tokens for tokens in sets if target in tokens] or [(*tokens, target) for tokens in sets]
+    logits = TIED.clone().requires_grad_()
+    weights = torch.stack([logits.softmax(-1)[list(tokens)].sum() for tokens in sets])
+    expected = logits.log_softmax(-1)[target] - weights.mean().log()
+    np.testing.assert_allclose(weights.detach(), weights[0].detach().expand(len(sets)), rtol=1e-6)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+
+    head = Head(nn.Linear(8, 8, bias=False))
+    head.linear.weight.data = torch.eye(8)
+    hidden = TIED[None].clone().requires_grad_()
+    for scores in (
+        head_scores(hidden, head, torch.tensor([target]), 1.0, truncation),
+        logits_scores(hidden, torch.tensor([target]), 1.0, truncation),
+    ):
+        torch.testing.assert_close(scores.logprobs[0], expected.detach(), atol=1e-6, rtol=0)
+        (gradient,) = torch.autograd.grad(scores.logprobs[0], hidden)
+        torch.testing.assert_close(gradient[0], expected_gradient, atol=1e-6, rtol=0)
+
+
+NUM_TIED_ROWS, TIED_VOCABULARY = 4000, 600
+
+
+@pytest.mark.slow
+@needs_vllm
+@pytest.mark.filterwarnings("ignore")  # of its imports
+@pytest.mark.parametrize("truncation", [Truncation(top_p=0.95), Truncation(top_p=0.6), Truncation(20), QWEN3])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_kept_weight_is_what_vllms_own_sampler_makes_of_logits_that_tie(
+    truncation: Truncation, temperature: float
+) -> None:
+    """Of bf16 logits. Left out are rows whose sum is at top_p up to rounding, and those where several tokens tie for
+    the last place of top_k: there vLLM's PyTorch code keeps all of them, and its kernel for GPUs as many as we."""
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
+
+    generator = torch.Generator().manual_seed(5)
+    logits = (3 * torch.randn(NUM_TIED_ROWS, TIED_VOCABULARY, generator=generator)).bfloat16().float()
+    scaled = logits / temperature
+    kept = apply_top_k_top_p_pytorch(
+        scaled.clone(),
+        torch.full((NUM_TIED_ROWS,), truncation.top_k) if truncation.top_k else None,
+        torch.full((NUM_TIED_ROWS,), truncation.top_p) if truncation.top_p < 1 else None,
+    ).log_softmax(-1)
+    targets = torch.multinomial(kept.exp(), 1, generator=generator)
+    scores = logits_scores(logits, targets[:, 0], temperature, truncation)
+    off = (scores.logprobs - kept.gather(-1, targets)[:, 0]).abs()
+
+    order = scaled.double().sort(descending=True).values
+    best = order[:, : truncation.top_k or None]
+    is_clear = ((best.softmax(-1).cumsum(-1)[:, :-1] - truncation.top_p).abs() > 1e-5).all(-1)
+    if truncation.top_k:
+        is_clear &= order[:, truncation.top_k - 1] > order[:, truncation.top_k]
+    assert is_clear.float().mean() > 0.5
+    assert off[is_clear].max() < 3e-5
+    assert scores.outside is not None
+    assert not scores.outside[is_clear].any()
+    if truncation.top_p < 1:  # what it would be with all of the tied tokens
+        every = scaled.log_softmax(-1)
+        every_tied = every.masked_fill(every < kept_tokens(every, truncation).edge - 1e-5, -torch.inf).logsumexp(-1)
+        ours = (scores.whole - scores.logprobs)[is_clear]
+        assert (every_tied[is_clear] - ours).max() > 0.004
 
 
 # --- engine and learner -----------------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ class PromptsConfig(Section):
     """`jsonl`, `parquet`: a file of records. Otherwise `module:name`, which is called and gives records; the default is
     the quickstart's arithmetic."""
     path: str | None = None
-    """File of training records (jsonl, parquet)."""
+    """File of training records (jsonl, parquet). In every path `~`, `$NAME` and `${NAME}` are filled in, and `$$` is a
+    dollar sign."""
     held_out_path: str | None = None
     """File of held-out records; without it `held_out` records are taken off the training file."""
     prompt_field: str = "prompt"
@@ -45,7 +46,8 @@ class PromptsConfig(Section):
     A record in which it finds nothing is an error."""
     metadata_fields: tuple[str, ...] | None = Field(None, strict=False)
     """Fields that the reward function gets as `metadata`, as they are in the record; dots reach into nested fields.
-    Left out: all but prompt and answer. Of a parquet file the other columns are not read."""
+    Left out: all but prompt and answer. What no field names may hold what cannot be read, and of a parquet file it is
+    not read."""
     chat_template: bool | str = True
     """Render the prompt with the tokenizer's chat template, if it has one; a text chooses one of several by name."""
     chat_template_arguments: dict[str, Any] = Field(default_factory=dict)

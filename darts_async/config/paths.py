@@ -1,4 +1,5 @@
-"""Paths as users write them: `~` and `${VARIABLE}` are filled in, and a file that is missing may have a near namesake.
+"""Paths as users write them: `~`, `$VARIABLE` and `${VARIABLE}` are filled in, `$$` is a dollar sign, and a file that
+is missing may have a near namesake.
 
 Each process fills in a path where it uses it, so `~` means the home directory of the machine that it runs on.
 """
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from darts_async.errors import ConfigError
 
-_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+_DOLLAR = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>\w+)\}|(?P<bare>\w+)|(?:\{[^}]*\}?)?)")
 
 
 def expanded(text: str, setting: str) -> Path:
@@ -20,17 +21,33 @@ def expanded(text: str, setting: str) -> Path:
         setting: where it was written, for the message.
 
     Raises:
-        ConfigError: a variable is not set, or there is no such user.
+        ConfigError: a variable is not set, a dollar sign is not of one, or there is no such user.
 
     Example:
         >>> expanded("${TMPDIR}/data.jsonl", "prompts.path")  # doctest: +SKIP
         PosixPath('/tmp/data.jsonl')
+        >>> expanded("/data/$$5.jsonl", "prompts.path")
+        PosixPath('/data/$5.jsonl')
     """
-    for braced, bare in _VARIABLE.findall(text):
-        if (name := braced or bare) not in os.environ:
-            raise ConfigError(f"{setting} is {text!r}, but the environment variable {name} is not set")
+
+    def filled_in(found: re.Match[str]) -> str:
+        if found["dollar"]:
+            return "$"
+        name = found["braced"] or found["bare"]
+        if name is None:
+            raise ConfigError(
+                f"{setting} is {text!r}, but {found[0]!r} names no variable: only $NAME and ${{NAME}} are filled in; "
+                "write $$ for a dollar sign"
+            )
+        if name not in os.environ:
+            raise ConfigError(
+                f"{setting} is {text!r}, but the environment variable {name} is not set; set it, or write $$ for a "
+                "dollar sign"
+            )
+        return os.environ[name]
+
     try:
-        return Path(os.path.expandvars(text)).expanduser()
+        return Path(_DOLLAR.sub(filled_in, text)).expanduser()
     except RuntimeError as error:
         raise ConfigError(f"{setting} is {text!r}: {error}") from error
 

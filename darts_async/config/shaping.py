@@ -62,8 +62,7 @@ class ShapingConfig(Section):
     """Samples launched per prompt (R): the redundant exploration space."""
     min_keep: Positive | None = None
     """A group in which rewards failed is trained on the samples that it has left, if these are at least so many. Below
-    that it is dropped and its prompt is asked again. Unset: half of `keep`, at least 2. With `survivor`, `weight_power`
-    1 and `baseline: leave_one_out` a group needs all `keep` of them."""
+    that it is dropped and its prompt is asked again. Unset: half of `keep`, at least 2."""
     shortest: NonNegative = 7
     """`dual_end`, `survivor`: samples kept from the short end (K). Pruning by hazard: see there."""
     longest: NonNegative = 1
@@ -95,13 +94,7 @@ class ShapingConfig(Section):
 
     @property
     def smallest_group(self) -> int:
-        """The fewest samples that a group is trained on.
-
-        `leave_one_out` of weighted survivors rests on the probability that two samples are kept together, and that is
-        known to the learner only where no reward failed.
-        """
-        if self.rule == "survivor" and self.weight_power > 0 and self.baseline == "leave_one_out":
-            return self.keep
+        """The fewest samples that a group is trained on."""
         return self.min_keep or min(self.keep, max(2, (self.keep + 1) // 2))
 
     @model_validator(mode="after")

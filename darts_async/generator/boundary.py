@@ -1,7 +1,7 @@
-"""What a generator takes from the shaper and from the learner, whatever its engine: a message that cannot be meant ends
-it with an error that names the sender, before the engine hears of it.
+"""What a generator takes from the shaper and from the learner, whatever its engine: a message that cannot be meant is
+refused, its sender named, before the engine hears of it.
 
-What an engine cannot decode (see `admissible`) is another matter: it is rejected sample by sample. What the learner
+What an engine cannot decode (see `request_check`) is another matter: it is rejected sample by sample. What the learner
 says of a group that cannot be joined, or of weights that do not fit, fails as an update does.
 """
 

@@ -284,7 +284,7 @@ class GeneratorActor:
 
     @asynccontextmanager
     async def _hold(self) -> AsyncIterator[Stillness]:
-        """Have `_decode` stand still from the next boundary on (see `hold`)."""
+        """Have `_decode` stand still from the next boundary on (see `engine_pause`)."""
         assert self._stillness is None, "one update at a time"
         self._stillness = stillness = Stillness(self._deliver)
         self._work.set()

@@ -5,7 +5,7 @@ samples that were not kept, and multiply each sample's term of the loss, which i
 in the advantage.
 
     group          b = sum(w r) / sum(w)
-    leave_one_out  b_i = sum over j != i of u_ij r_j, divided by that of u_ij, R - 1
+    leave_one_out  r_i - b_i = sum over j != i of u_ij (r_i - r_j) / (R - 1), see `leave_one_out`
     history        b = pass rate of the prompt before this group
 
 Invariants. With unit weights `group` is GRPO's (DeepSeekMath, arXiv 2402.03300, section 4.1), and without the
@@ -21,16 +21,41 @@ prompts weigh against each other, and each prompt's gradient keeps its direction
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from darts_async.config import Baseline
+from darts_async.config import Baseline, ShapingConfig
 
 STD_EPSILON = 1e-6
+_ONE = 1 + 1e-6
+"""The weight of a sample that stands for itself alone, up to rounding: only those of a tail weigh more."""
 LOWEST_PASS_RATE = 0.02
 """Pass rates nearer to 0 or 1 are taken as this far off when they give a deviation: a short history cannot tell, and
 the rare sample that contradicts it would outweigh its step."""
+
+
+class Decoded(NamedTuple):
+    """Samples of a group that `rule: survivor` decodes to the end, whether their rewards fail or not."""
+
+    shortest: int
+    """`shaping.shortest` (K)"""
+    longest: int
+    """`shaping.longest` (L)"""
+
+    @classmethod
+    def of(cls, shaping: ShapingConfig) -> "Decoded | None":
+        """None: the rule gives all samples the same weight."""
+        return cls(shaping.shortest, shaping.longest) if shaping.rule == "survivor" else None
+
+    def num_launched(self, weight: float) -> int:
+        """R, from the weight of one sample: M / R at the short end, which is at most 1, and M (R - K) / (R L) in the
+        tail. See `Survivor`."""
+        total = sum(self)
+        if weight > _ONE:
+            return max(total, round(total * self.shortest / max(total - weight * self.longest, STD_EPSILON)))
+        return max(total, round(total / weight))
 
 
 def group_advantages(
@@ -40,54 +65,65 @@ def group_advantages(
     normalise: bool,
     baseline: Baseline = "group",
     pass_rate: float | None = None,
+    decoded: Decoded | None = None,
 ) -> NDArray[np.float32]:
     """The advantage of each sample of a group, times its weight.
 
     `normalise` divides by the weighted population deviation of the rewards plus 1e-6, or, where the baseline is the
     history p, by `sqrt(p (1 - p))`, the deviation of a reward that is 1 with probability p and else 0.
 
-    Args: rewards and positive weights, both [num_samples]; `pass_rate` is p. Returns: [num_samples].
+    Args: rewards and positive weights, both [num_samples]; `pass_rate` is p; `decoded`: for
+    `leave_one_out` of weighted samples. Returns: [num_samples].
     """
-    expected: float | NDArray[np.float64]
-    deviation: float
+    better: NDArray[np.float64]
     if baseline == "history":
         assert pass_rate is not None, "the baseline is the history, but the group came without a pass rate"
-        expected, deviation = pass_rate, _bernoulli_deviation(pass_rate)
+        better, deviation = rewards.astype(np.float64) - pass_rate, _bernoulli_deviation(pass_rate)
     elif np.all(rewards == rewards[0]):
         return np.zeros(len(rewards), np.float32)
     else:
-        expected, deviation = _weighted_mean_and_deviation(rewards, weights)
-        if baseline == "leave_one_out":
-            expected = leave_one_out_baselines(rewards, weights)
-    scale = deviation if normalise else 1.0
-    advantages: NDArray[np.float32] = (weights * (rewards.astype(np.float64) - expected) / scale).astype(np.float32)
+        mean, deviation = _weighted_mean_and_deviation(rewards, weights)
+        is_group = baseline == "group"
+        better = rewards.astype(np.float64) - mean if is_group else leave_one_out(rewards, weights, decoded)
+    advantages: NDArray[np.float32] = (weights * better / (deviation if normalise else 1.0)).astype(np.float32)
     return advantages
 
 
-def leave_one_out_baselines(rewards: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The Horvitz-Thompson estimate, for each sample, of the mean reward of its R - 1 launched siblings.
+def leave_one_out(
+    rewards: NDArray[np.float32], weights: NDArray[np.float32], decoded: Decoded | None = None
+) -> NDArray[np.float64]:
+    """How much better each sample is than the mean of its R - 1 launched siblings, as the pairs that are left say.
 
-    Given that i is kept, sibling j was kept with probability pi_ij / pi_i, so its reward counts u_ij = pi_i / pi_ij
-    times: `b_i = sum_{j != i} u_ij r_j / (R - 1)` (Horvitz and Thompson, 1952). Of a tail of T unfinished samples L
-    survive: pi = L / T and pi_ij = L (L - 1) / (T (T - 1)) for two of the tail, and 1 at the short end. So u_ij is
-    (T - 1) / (L - 1) within the tail and w_j elsewhere; all u_ij of a sample add up to R - 1.
+        r_i - b_i = sum over j != i of u_ij (r_i - r_j) / (R - 1),   u_ij = pi_i / pi_ij
+
+    The mean over siblings of r_i - r_j is estimated by those j that have a reward too. Given that i is there, j is with
+    probability pi_ij / pi_i, so the pair counts u_ij times (Horvitz and Thompson, 1952). Of a tail of T = R - K
+    unfinished samples L survive: L / T of them, and L (L - 1) / (T (T - 1)) of its pairs. So u_ij is
+    (T - 1) / (L - 1) within the tail, T / L for j of the tail and i of the short end, and 1 for j of the short end.
+
+    Where m of the M = K + L samples have a reward, and failures do not depend on content, every pair that was decoded
+    is left with probability m (m - 1) / (M (M - 1)) and every sample with m / M. So u_ij gets the factor
+    (M - 1) / (m - 1), and the weighted sum over the group has m / M of its expectation, as with the other baselines
+    (see `selection`). Differences of rewards are what makes equal rewards give zero whichever samples are left.
 
     A lone survivor has no sibling that could stand for the rest of the tail: it is compared with the short end alone,
     which is biased. No setting leads there, see `ShapingConfig`.
 
-    Args: both [num_samples], at least 2; weights are in the ratio of 1 at the short end to T / L in the tail.
-    Returns: [num_samples].
+    Args: rewards and weights [num_samples], at least 2. `decoded` None: all weights are alike. Returns: [num_samples].
     """
-    relative = weights.astype(np.float64) / weights.min()
-    tail = relative > 1 + 1e-6
-    num_survivors, num_tail = int(tail.sum()), round(float(relative[tail].sum()))
-    counts = np.tile(relative, (len(weights), 1))
-    if num_survivors:
-        counts[:, tail] = num_tail / num_survivors  # as float32 it is not exact
-        counts[np.ix_(tail, tail)] = (num_tail - 1) / (num_survivors - 1) if num_survivors > 1 else 0.0
-    np.fill_diagonal(counts, 0)
-    baselines: NDArray[np.float64] = counts @ rewards / counts.sum(1)
-    return baselines
+    num_scored = len(rewards)
+    decoded = decoded or Decoded(num_scored, 0)
+    in_tail = weights > _ONE
+    num_launched = decoded.num_launched(float(weights.min()))
+    counts = np.ones((num_scored, num_scored))
+    if in_tail.any() and decoded.longest:
+        num_tail, survivors = num_launched - decoded.shortest, decoded.longest
+        counts[:, in_tail] = num_tail / survivors
+        counts[np.ix_(in_tail, in_tail)] = (num_tail - 1) / (survivors - 1) if survivors > 1 else 0.0
+    differences = rewards[:, None].astype(np.float64) - rewards
+    share_of_pairs = (num_scored - 1) / (sum(decoded) - 1)
+    better: NDArray[np.float64] = (counts * differences).sum(1) / (share_of_pairs * (num_launched - 1))
+    return better
 
 
 def _weighted_mean_and_deviation(rewards: NDArray[np.float32], weights: NDArray[np.float32]) -> tuple[float, float]:

@@ -8,10 +8,11 @@ truncation keeps
 
     logprob = z[target] - logsumexp of z over S and the target,
 
-whose gradient is that of the truncated policy while S stays what it is. S is made of these very logits, because the
-policy in training truncates its own distribution and not that of the policy that decoded. At lag 0 the two are one, and
-the ratio of a token is 1. The target belongs to S in any case: at the edge the engine may round differently, and an
-older policy may have kept what this one would not.
+whose gradient is that of the truncated policy while S stays what it is. Of tokens that are tied at the edge of S only
+some are in it, the target for one; the others enter sum and gradient by the share of them that is kept. S is made of
+these very logits, because the policy in training truncates its own distribution and not that of the policy that
+decoded. At lag 0 the two are one, and the ratio of a token is 1. The target belongs to S in any case: at the edge the
+engine may round differently, and an older policy may have kept what this one would not.
 
 With a vocabulary of 150,000 the logits of 8,192 tokens are 5 GB in float32, and autograd keeps several copies. Here
 neither pass ever holds more than some rows of them (see `_row_slices`). The backward pass computes them again, which
@@ -32,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from darts_async.truncation import WHOLE, Truncation, lowest_kept
+from darts_async.truncation import WHOLE, Truncation, is_outside, kept_tokens, part_kept
 
 _ROWS_BYTES = 2**26
 _FEWEST_ROWS = {"cpu": 256, "cuda": 1024}
@@ -107,10 +108,10 @@ def logits_scores(logits: Tensor, targets: Tensor, temperature: float, truncatio
     whole, entropy = log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
     if not truncation.is_on:
         return Scores(whole, entropy, whole)
-    lowest = lowest_kept(log_p, truncation)
-    kept = (log_p.detach() >= lowest).scatter(-1, targets[:, None], True)
-    log_weight = log_p.masked_fill(~kept, -torch.inf).logsumexp(-1)
-    return Scores(whole - log_weight, entropy, whole, whole.detach() < lowest[:, 0])
+    kept, of_targets = kept_tokens(log_p, truncation), whole.detach()[:, None]
+    part = part_kept(log_p.detach(), kept.edge, kept.share(of_targets)).scatter(-1, targets[:, None], 1.0)
+    log_weight = (log_p.exp() * part).sum(-1).log()
+    return Scores(whole - log_weight, entropy, whole, is_outside(kept.edge, of_targets)[:, 0])
 
 
 class _Constants(NamedTuple):
@@ -130,8 +131,10 @@ class _OfRows(NamedTuple):
     entropy: Tensor
     log_weight: Tensor | None = None
     """Log of the weight of the kept set; None without truncation, as the next."""
-    lowest: Tensor | None = None
+    edge: Tensor | None = None
     """The log-probability of the least likely token of that set."""
+    share: Tensor | None = None
+    """How much of each token that is as likely is in it, of the target all."""
 
     def at(self, rows: slice) -> "_OfRows":
         """Some of the rows, [num_rows, 1] each."""
@@ -178,8 +181,8 @@ class _HeadLogprobs(torch.autograd.Function):
         ctx.constants, ctx.rows_of = constants, rows_of
         ctx.set_materialize_grads(False)
         outside = None
-        if found.lowest is not None:
-            outside = found.logprobs < found.lowest
+        if found.edge is not None:
+            outside = is_outside(found.edge, found.logprobs)
             ctx.mark_non_differentiable(outside)
         return found.logprobs, found.entropy, found.log_weight, outside
 
@@ -237,11 +240,12 @@ def _logprobs_of_rows(
 
 def _weight_of_kept(log_p: Tensor, of_targets: Tensor, truncation: Truncation) -> dict[str, Tensor]:
     """Of the kept set, to which the target belongs whatever these weights say: it has been drawn."""
-    lowest = lowest_kept(log_p, truncation)
-    log_weight = log_p.masked_fill(log_p < lowest, -torch.inf).logsumexp(-1)
-    with_target = torch.logaddexp(log_weight, of_targets)
-    lowest = lowest[:, 0]
-    return {"log_weight": torch.where(of_targets < lowest, with_target, log_weight), "lowest": lowest}
+    kept, of_targets = kept_tokens(log_p, truncation), of_targets[:, None]
+    share = kept.share(of_targets)
+    others = part_kept(log_p, kept.edge, share).mul_(log_p.exp()).sum(-1, keepdim=True)
+    target_in_others = part_kept(of_targets, kept.edge, share)
+    log_weight = (others + (1 - target_in_others) * of_targets.exp()).log()
+    return {"log_weight": log_weight[:, 0], "edge": kept.edge[:, 0], "share": share[:, 0]}
 
 
 def _gradient_of_rows(
@@ -285,7 +289,7 @@ def _slope(log_p: Tensor, norms: Tensor, constants: _Constants) -> Tensor | floa
 
 
 def _grad_scores(log_p: Tensor, found: _OfRows, grads: _Gradients, *, is_drawn: bool) -> Tensor:
-    """The gradient by z, but for the target's column: `-g p - g' p (log p + H) + g" p (1[kept] / weight - 1)`."""
+    """The gradient by z, but for the target's column: `-g p - g' p (log p + H) + g" p (part kept / weight - 1)`."""
     p = log_p.exp()
     factor: Tensor | None = None
     if grads.entropy is not None:
@@ -294,10 +298,11 @@ def _grad_scores(log_p: Tensor, found: _OfRows, grads: _Gradients, *, is_drawn: 
         factor = -grads.logprobs if factor is None else factor.sub_(grads.logprobs)
     if grads.log_weight is not None:
         assert found.log_weight is not None
-        assert found.lowest is not None
+        assert found.edge is not None
+        assert found.share is not None
         share = torch.exp(-found.log_weight)
         if not is_drawn:
-            share = torch.where(log_p >= found.lowest, share, 0.0)
+            share = share * part_kept(log_p, found.edge, found.share)
         of_weight = (share - 1) * grads.log_weight
         factor = of_weight if factor is None else factor + of_weight
     assert factor is not None

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import ModelError
 from darts_async.extensions import LOSS, load
-from darts_async.learner.advantage import group_advantages
+from darts_async.learner.advantage import Decoded, group_advantages
 from darts_async.learner.flops import ModelFlops, utilisation
 from darts_async.learner.lora import adapters_off, has_adapters
 from darts_async.learner.losses.aggregation import denominator, overlong_penalties, token_shares
@@ -37,12 +37,14 @@ class Objective:
         temperature: float,
         baseline: Baseline,
         max_new_tokens: int,
+        decoded: Decoded | None = None,
         truncation: Truncation = WHOLE,
         reference: PreTrainedModel | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
-        """`temperature`, `truncation` and `max_new_tokens`: how responses are sampled; `reference` is given if the loss
+        """`temperature`, `truncation` and `max_new_tokens`: how responses are sampled; `baseline` and `decoded`: see
+        `group_advantages`; `reference` is given if the loss
         has a `kl_weight`, and may be left out for a model with adapters, which without them is the reference itself.
         All ranks are given the same groups, and each makes the passes of its own samples.
 
@@ -59,6 +61,7 @@ class Objective:
         self._temperature = temperature
         self._truncation = truncation
         self._baseline = baseline
+        self._decoded = decoded
         self._max_new_tokens = max_new_tokens
         self._rank, self._num_ranks = rank, num_ranks
         self._device = next(model.parameters()).device
@@ -115,6 +118,7 @@ class Objective:
             normalise=loss.normalise_advantage,
             baseline=self._baseline,
             pass_rate=group.baseline,
+            decoded=self._decoded,
         )
         return Weighted(group, advantages, token_shares(group, loss, self._max_new_tokens))
 

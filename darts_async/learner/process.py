@@ -7,7 +7,7 @@ optimiser step waits for it. One task, `_train`, owns the trainer; `_weights` is
 every generator has the result, so that nobody reads parameters of no version.
 
 Several ranks. This is rank 0, which alone talks to shaper and generators and has the others do the same on their rows
-(`team`, `follower`). One that is gone, or late, ends this process, and the whole learner is started again.
+(`rank_leader`, `rank_follower`). One that is gone, or late, ends this process, and the whole learner is started again.
 
 Restarts. A run directory with checkpoints is continued from the newest whole one: groups that it has consumed are not
 trained again, however often the shaper sends them. The steps since then are taken again, with the same groups, and
@@ -72,7 +72,7 @@ from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.probe import Examiner, tolerance_of
 from darts_async.weights.sending.publish import Publisher
 from darts_async.weights.sending.source import WeightSource
-from darts_async.wire.atomic_dir import remove_staging
+from darts_async.wire.atomic_dir import remove_leftovers, remove_staging
 
 MODEL_DIR = "model"
 MAX_TOGETHER = MAX_ORDERS // 4
@@ -149,6 +149,7 @@ class LearnerActor:
         root = self._runtime.run_dir / CHECKPOINTS_DIR
         model_dir = resolve_model_path(self._runtime.config.model.path)
         keep = self._config.keep_checkpoints
+        await asyncio.to_thread(remove_leftovers, root)
         path = await asyncio.to_thread(checkpoint.latest, root, keep)
         self._team.prepare(path.name if path is not None else "")
         trainer = await self._in_thread(make_trainer, self._runtime.config, model_dir, self._team.ranks)

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import StalenessError
+from darts_async.learner.advantage import Decoded
 from darts_async.learner.lora import Adapters
 from darts_async.learner.lr_schedule import learning_rate
 from darts_async.learner.metric_sums import Tally
@@ -49,6 +50,7 @@ class Trainer:
         max_new_tokens: int,
         truncation: Truncation = WHOLE,
         baseline: Baseline = "group",
+        decoded: Decoded | None = None,
         reference: PreTrainedModel | None = None,
         place: Place = ALONE,
     ) -> None:
@@ -66,6 +68,7 @@ class Trainer:
             temperature=temperature,
             truncation=truncation,
             baseline=baseline,
+            decoded=decoded,
             max_new_tokens=max_new_tokens,
             reference=reference,
             rank=place.rank,

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from darts_async.config import RunConfig
+from darts_async.learner.advantage import Decoded
 from darts_async.learner.lora import add_adapters
 from darts_async.learner.model import DTYPES, compile_model, load_model
 from darts_async.learner.ranks.rank_group import RankGroup
@@ -39,6 +40,7 @@ def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) ->
         max_new_tokens=config.sampling.max_new_tokens,
         reference=_load_reference(config, device),
         baseline=config.shaping.baseline,
+        decoded=Decoded.of(config.shaping),
         place=ranks.place if ranks is not None else ALONE,
     )
 

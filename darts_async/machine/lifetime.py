@@ -31,12 +31,23 @@ def die_with_parent(parent_pid: int | None = None) -> None:
     if sys.platform != "linux":
         return
     expected_pid = parent_pid or int(os.environ.pop(PARENT_PID_VARIABLE, "0")) or os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"prctl(PR_SET_PDEATHSIG): {os.strerror(error)}")
+    _at_the_end_of_the_parent(signal.SIGKILL)
     if os.getppid() != expected_pid:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wake_with_parent() -> None:
+    """Have the kernel let this process go on when its parent ends, if something has stopped it: for one that notices
+    the end of its parent by itself. Does nothing on systems other than Linux."""
+    if sys.platform == "linux":
+        _at_the_end_of_the_parent(signal.SIGCONT)
+
+
+def _at_the_end_of_the_parent(number: signal.Signals) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"prctl(PR_SET_PDEATHSIG): {os.strerror(error)}")
 
 
 def main() -> None:

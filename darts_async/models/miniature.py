@@ -1,7 +1,7 @@
 """Small copies of a model: its kinds of layers, few and narrow, with random weights, in float32.
 
-What a generator or a learner makes of a threshold of the model (see `lengths`) is tried out on such a copy, where the
-threshold is a few tokens. That costs less than loading the weights does, whatever the size of the model; it shows a
+What a generator or a learner makes of a threshold of the model (see `length_limits`) is tried out on such a copy, where
+the threshold is a few tokens. That costs less than loading the weights does, whatever the size of the model; it shows a
 difference that rounding in the weights' own precision would hide; and a single key of thousands that a window hides
 would not be seen at all. The copy computes its own attention without any kernel ("eager"), which is the definition.
 """
@@ -90,10 +90,16 @@ def miniature(config: PreTrainedConfig, short: Sequence[Threshold] = ()) -> PreT
 
 
 def crossed(config: PreTrainedConfig, num_tokens: int) -> list[tuple[Threshold, ...]]:
-    """The thresholds that so many tokens exceed, each alone, and all together: one may bear on another."""
+    """The thresholds that so many tokens exceed: each alone, and together with all smaller ones, on which it may bear.
+
+    From the smallest on, so that the first of these sets that fails has as its largest the number to lower to: up to
+    that number of tokens only sets are exceeded that came before it.
+    """
     described = config.get_text_config().to_dict()
-    found = [threshold for threshold in thresholds(described) if threshold.value < num_tokens]
-    return [*((threshold,) for threshold in found), *([tuple(found)] if len(found) > 1 else [])]
+    exceeded = [threshold for threshold in thresholds(described) if threshold.value < num_tokens]
+    found = sorted(exceeded, key=lambda threshold: threshold.value)
+    sets = [each for end in range(1, len(found) + 1) for each in ((found[end - 1],), tuple(found[:end]))]
+    return sets[1:]  # the smallest alone comes twice
 
 
 def short_of(crossed: Sequence[Threshold]) -> int:

@@ -1,14 +1,15 @@
 """Rows of a data set file, decoded, each with its place for messages. Only the columns that are asked for are read of a
-parquet file; a line of JSON is decoded as a whole, and numbers that JSON has no word for (NaN) stay numbers."""
+parquet file. Of a line of JSON only the fields that are asked for have to be readable (see `json_lines`), and numbers
+that JSON has no word for (NaN) stay numbers."""
 
 import codecs
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from darts_async.config.paths import is_file, missing_file
 from darts_async.errors import DataError
+from darts_async.prompts.json_lines import decode_line
 
 FileFormat = Literal["jsonl", "parquet"]
 Row = tuple[str, Any]
@@ -28,10 +29,10 @@ def read_rows(path: Path, file_format: FileFormat, fields: tuple[str, ...] | Non
     """
     if not is_file(path):
         raise DataError(f"{missing_file(path)}; check prompts.path and prompts.held_out_path")
-    return _jsonl_rows(path) if file_format == "jsonl" else _parquet_rows(path, fields)
+    return _jsonl_rows(path, fields) if file_format == "jsonl" else _parquet_rows(path, fields)
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _jsonl_rows(path: Path, fields: tuple[str, ...] | None) -> Iterator[Row]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -39,7 +40,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
                 if number == 1:
                     line = _without_mark(line, place)
                 if line.strip():
-                    yield place, _decoded(line, place)
+                    yield place, decode_line(line, place, fields)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -49,18 +50,6 @@ def _without_mark(line: bytes, place: str) -> bytes:
     if line.startswith(_WIDE):
         raise DataError(f"{place}: the file is UTF-16 or UTF-32; save it as UTF-8: iconv -t UTF-8")
     return line.removeprefix(codecs.BOM_UTF8)
-
-
-def _decoded(line: bytes, place: str) -> Any:
-    try:
-        value = json.loads(line.decode())
-        if b"\\u" in line:  # half of a surrogate pair is JSON, and no text; only an escape can write it
-            json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError as error:
-        raise DataError(f"{place}: a field is nested too deeply to be read; shorten it or leave it out") from error
-    except ValueError as error:
-        raise DataError(f"{place}: not valid JSON: {error}; each line must hold one JSON object") from error
-    return value
 
 
 def _parquet_rows(path: Path, fields: tuple[str, ...] | None) -> Iterator[Row]:

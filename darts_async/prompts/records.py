@@ -19,6 +19,7 @@ from typing import Any
 from darts_async.errors import DataError
 from darts_async.prompts.chat import ChatMessage
 from darts_async.prompts.files import FileFormat, read_rows
+from darts_async.prompts.json_lines import look_up
 
 _ABSENT = object()
 
@@ -91,23 +92,12 @@ def _metadata(row: Mapping[str, Any], place: str, fields: Fields) -> dict[str, A
 
 
 def _field(row: Mapping[str, Any], name: str, place: str, setting: str) -> Any:
-    value = _look_up(row, name)
+    value = look_up(row, name, _ABSENT)
     if value is not _ABSENT:
         return value
     near = difflib.get_close_matches(name, [str(key) for key in row], n=1)
     suggestion = f"; did you mean {near[0]!r}?" if near else ""
     raise DataError(f"{place}: no field {name!r} ({setting}); the record has {sorted(map(str, row))}{suggestion}")
-
-
-def _look_up(row: Mapping[str, Any], name: str) -> Any:
-    if name in row:
-        return row[name]
-    value: Any = row
-    for part in name.split("."):
-        if not isinstance(value, dict) or part not in value:
-            return _ABSENT
-        value = value[part]
-    return value
 
 
 def _top_level(row: Mapping[str, Any], name: str) -> str:

@@ -1,7 +1,8 @@
 """What a reward worker and all that it has started may use, and how a breach is told.
 
-A warden that ends its worker for a breach leaves with the exit code of that limit, which `breach_of` reads. Light on
-purpose: a warden imports little.
+A warden that ends its worker for a breach leaves with the exit code of that limit, which `breach_of` reads. A worker
+may end with any code by itself. So the codes of limits are a warden's alone: it passes on another one in their place.
+Light on purpose: a warden imports little.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -51,11 +52,23 @@ class Limits:
 
 
 _NAMES = [field.name for field in fields(Limits)]
+_INSTEAD = _FIRST_EXIT_CODE + len(_NAMES)
+"""Passed on for each code of a limit, and for itself."""
 
 
 def exit_code_of(name: str) -> int:
     """How a warden leaves that has ended its worker for a breach of this limit."""
     return _FIRST_EXIT_CODE + _NAMES.index(name)
+
+
+def passed_on(exit_code: int) -> int:
+    """The code with which a warden leaves whose worker has ended by itself with this one."""
+    return _INSTEAD if _FIRST_EXIT_CODE <= exit_code <= _INSTEAD else exit_code
+
+
+def shown_exit_code(exit_code: int) -> str:
+    """Of a worker, from that of its warden."""
+    return f"{_FIRST_EXIT_CODE} to {_INSTEAD}" if exit_code == _INSTEAD else str(exit_code)
 
 
 def breach_of(exit_code: int) -> str | None:

@@ -14,16 +14,12 @@ from typing import Any
 
 from math_verify import parse, verify
 
+from darts_async.reward.answer_forms import content_of, has_math, last_box, prose
+
 # It warns once that nothing limits its time; the pool does.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _THINKING, _THOUGHT = "<think>", "</think>"
-_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
-_MATH = re.compile(
-    r"(?<!\\)\$\$(?P<display>(?:\\.|[^\\$])+)\$\$|(?<!\\)\$(?P<inline>(?:\\.|[^\\$])+)\$"
-    r"|\\\[(?P<bracket>.+?)\\\]|\\\((?P<parenthesis>.+?)\\\)",
-    re.DOTALL,
-)
 _LETTER = r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\**\(?\s*(?P<letter>[A-J])\s*\)?"
 _CHOICE = re.compile(rf"\s*{_LETTER}[.:]?\**\s*\}}?\s*")
 _BETWEEN = r"(?:[\s{}()$]|\\[,; ]|\\(?:text|textbf|mathrm|mathbf)\b)*"
@@ -31,9 +27,6 @@ _ANOTHER = rf"{_BETWEEN}(?:[,;&]|and\b|or\b){_BETWEEN}(?-i:[A-J])(?![A-Za-z])"
 _BOXED_CHOICE = re.compile(rf"(?>\s*{_LETTER})(?![A-Za-z0-9-]|\s*[_^=+*/]|{_ANOTHER})", re.IGNORECASE)
 """A box of two letters is no choice, nor is one of a formula."""
 _NAMED_CHOICE = re.compile(rf"(?i:answer|choice|option)(?i:\s+is)?\s*[:=]?\s*\$?{_LETTER}(?!\w)")
-_LEAD = re.compile(r"\A\s*[A-Za-z ]*(?:\bis\s|[a-z]{3}:)\s*(?=.*\d|\W*[A-J]\W*$)")
-"""The words before an answer: "The total is", "Answer:"."""
-_FULL_STOP = re.compile(r"(?<!\\right)\.\Z")
 _MONEY = re.compile(r"\\\$(?=\s*\d)")
 
 
@@ -42,8 +35,10 @@ def math(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], f
 
     `answer` may be bare (`\frac{1}{2}`, `\$36`, `5\text{ cm}`), in dollars or boxed, or a sentence with math in it. Its
     units, money signs and thousands separators are not compared, nor are words before it ("The total is", "Answer:")
-    and a full stop after it. If it is one letter from A to J, also in parentheses
-    or in `\text`, it is a choice, and is compared as a letter.
+    and a full stop after it. Number words are numbers (see `answer_forms`). If it is one letter from A to J, also in
+    parentheses or in `\text`, it is a choice, and is compared as a letter. If it is in words (`2 hours and 5 minutes`,
+    `no solution`), a box has to hold the same words; case, spacing and `\text` are not compared. A box
+    that holds the very text of `answer` is right, whatever that is.
 
     The answer of a response is looked for after the last `</think>`: what was thought is not answered, and a response
     that is still thinking has no answer. (Where the chat template opens the thoughts itself, a response that was cut
@@ -61,13 +56,18 @@ def math(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], f
         ValueError: `answer` is not an expression; no response could ever be right.
     """
     said = answer_in(response)
-    choice = _CHOICE.fullmatch(_content(answer))
+    content, box = content_of(answer), last_box(said)
+    choice = _CHOICE.fullmatch(content)
     if choice is not None:
         return float(choice["letter"] == _choice_in(said))
+    if box is not None and content and content == content_of(box):
+        return 1.0
+    words = prose(content)
+    if box is not None and words is not None:
+        return float(words == prose(content_of(box)))
     gold = parse(_as_boxed(answer), parsing_timeout=None, raise_on_error=True)
     if not gold:
         raise ValueError(f"the reference answer {answer!r} is not a mathematical expression")
-    box = last_box(said)
     found = parse(_MONEY.sub("", said) if box is None else _as_boxed(box), parsing_timeout=None)
     return float(verify(gold, found, timeout_seconds=None))
 
@@ -78,38 +78,16 @@ def answer_in(response: str) -> str:
     return "" if _THINKING in said else said if end else response
 
 
-def last_box(text: str) -> str | None:
-    """The content of the last box that is closed. A brace that follows a backslash is text."""
-    opened, last = list[int | None](), (-1, -1)
-    for token in _BRACES.finditer(text):
-        if token.lastgroup == "box":
-            opened.append(token.end())
-        elif token[0] == "{":
-            opened.append(None)
-        elif token[0] == "}" and opened:
-            begin = opened.pop()
-            last = max(last, (begin, token.start())) if begin is not None else last
-    return text[slice(*last)] if last[0] >= 0 else None
-
-
-def _content(answer: str) -> str:
-    """Without the box or the delimiters around all of it, the words before it and the full stop after it."""
-    box = last_box(answer)
-    content = _FULL_STOP.sub("", _LEAD.sub("", answer if box is None else box).strip())
-    math = _MATH.fullmatch(content)
-    return math[math.lastgroup] if math is not None and math.lastgroup is not None else content
-
-
 def _as_boxed(answer: str) -> str:
     """As the library reads it without searching; a sentence with math in it as it is."""
-    content = _content(answer)
-    return content if _MATH.search(content) else rf"\boxed{{{content}}}"
+    content = content_of(answer)
+    return content if has_math(content) else rf"\boxed{{{content}}}"
 
 
 def _choice_in(said: str) -> str | None:
     box = last_box(said)
     if box is not None:
-        found = _BOXED_CHOICE.match(_content(box))
+        found = _BOXED_CHOICE.match(content_of(box))
         return found["letter"].upper() if found is not None else None
     named = list(_NAMED_CHOICE.finditer(said))
     lines = said.strip().splitlines()

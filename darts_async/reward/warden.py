@@ -9,7 +9,8 @@
 The warden forks the worker before anything is imported, and runs no foreign code. It is a subreaper: a process below
 it stays below it whatever sessions it makes and however often it forks. When the worker has ended, the reward process
 asks (SIGTERM) or is gone (its end of the pipe is closed, also when it was killed), or a limit is exceeded, the warden
-ends everything below it, and then itself: by the signal or with the exit code of the worker, or of the limit. So that
+ends everything below it, and then itself: by the signal or with the exit code of the worker, or of the limit (see
+`limits`). So that
 not even the worker is left of a warden that is killed, the kernel ends the worker with it; the rest of what it leaves
 is known by its environment (`MARK`), and the reward process ends it.
 
@@ -28,9 +29,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from darts_async.machine.lifetime import die_with_parent
+from darts_async.machine.lifetime import die_with_parent, wake_with_parent
 from darts_async.reward.descendants import become_subreaper, descendants, kill_descendants, memory_bytes
-from darts_async.reward.limits import Limits, exit_code_of
+from darts_async.reward.limits import Limits, exit_code_of, passed_on
 
 MARK = "DARTS_REWARD_WORKER"
 """In the environment of a warden and of everything below it, with a value of its own."""
@@ -82,7 +83,7 @@ class Warden:
         if breach is not None:
             os._exit(exit_code_of(breach))
         if self._status is None or os.WIFEXITED(self._status):
-            os._exit(0 if self._status is None else os.WEXITSTATUS(self._status))
+            os._exit(0 if self._status is None else passed_on(os.WEXITSTATUS(self._status)))
         number = os.WTERMSIG(self._status)
         if number != signal.SIGKILL:
             signal.signal(number, signal.SIG_DFL)
@@ -170,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizer", required=True, type=Path)
     parser.add_argument("--limits", required=True, type=Limits.of_argument)
     options = parser.parse_args(arguments)
+    wake_with_parent()  # a reward function can stop its warden, which would stay then
     become_subreaper()
     _limit(resource.RLIMIT_CORE, 0)  # how a worker has crashed is printed
     output, prints_to = os.pipe()

@@ -1,9 +1,9 @@
 """A reward worker: a process that judges one response at a time, so that a function may hang, leak or crash.
 
-Its warden forks it and calls `work`. Items come on standard input and replies go to standard output (`wire`). Both are
-moved to private descriptors before any foreign code runs: what a function prints goes to standard error, what it reads
-is empty, and what it starts inherits neither pipe. The worker ends with its input, and the kernel ends it with its
-warden.
+Its warden forks it and calls `work`. Items come on standard input and replies go to standard output
+(`worker_messages`). Both are moved to private descriptors before any foreign code runs: what a function prints goes to
+standard error, what it reads is empty, and what it starts inherits neither pipe. The worker ends with its input, and
+the kernel ends it with its warden.
 """
 
 import errno

@@ -15,7 +15,7 @@ from pathlib import Path
 from darts_async.errors import DeadlineError, ProcessDiedError, RewardError
 from darts_async.machine.spawn import module_command, signal_name, spawn
 from darts_async.reward.descendants import kill_marked
-from darts_async.reward.limits import Limits, breach_of
+from darts_async.reward.limits import Limits, breach_of, shown_exit_code
 from darts_async.reward.warden import MARK
 from darts_async.reward.worker_messages import (
     LENGTH_BYTES,
@@ -106,6 +106,7 @@ class Worker:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
+                self._process.send_signal(signal.SIGCONT)  # a warden that was stopped takes no other
 
     async def reap(self) -> None:
         """Wait for a killed process to be gone, pipes included.
@@ -153,4 +154,4 @@ class Worker:
         breach = breach_of(code)
         if breach is not None:
             return LimitExceededError(f"the reward function {self._limits.describe(breach)}, and was ended")
-        return ProcessDiedError(f"reward worker {self.pid} ended with exit code {code}")
+        return ProcessDiedError(f"reward worker {self.pid} ended with exit code {shown_exit_code(code)}")

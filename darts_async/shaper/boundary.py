@@ -15,6 +15,7 @@ it again.
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -52,11 +53,13 @@ class Boundary:
 
     Args:
         config: of the run.
+        run_dir: of the run, to be named in what the user is advised to do.
         vocab_size: of the model; None where the engine has none.
     """
 
-    def __init__(self, config: RunConfig, vocab_size: int | None = None) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, vocab_size: int | None = None) -> None:
         self._config = config
+        self._run_dir = run_dir
         self._num_token_ids = NUM_INT32 if vocab_size is None else vocab_size
 
     def refusal(self, state: ShaperState, peer: str, message: Incoming) -> str | None:
@@ -96,8 +99,9 @@ class Boundary:
         work, version = state.work, message.policy_version
         if (reason := _version(state, version)) is not None:
             return reason
-        sample_ids, longest = message.sample_ids.tolist(), self._config.sampling.max_new_tokens
-        if (most := max(message.num_tokens.tolist(), default=0)) > longest:
+        sample_ids, counts = message.sample_ids.tolist(), message.num_tokens.tolist()
+        longest = self._config.sampling.max_new_tokens
+        if (most := max(counts, default=0)) > longest:
             return f"{most} tokens of one sample, and max_new_tokens is {longest}"
         if (seat := work.generators.seat(peer)) is None or state.is_ending:
             return _unknown(state, sample_ids)
@@ -105,8 +109,7 @@ class Boundary:
             return f"tokens of version {version} after it had applied version {seat.policy_version}"
         if len(set(sample_ids)) < len(sample_ids):
             return "tokens of one sample in two places of a message"
-        for sample_id, count in zip(sample_ids, message.num_tokens.tolist(), strict=True):
-            sample = work.owned(peer, sample_id)
+        for sample_id, sample, count in zip(sample_ids, work.all_owned(peer, sample_ids), counts, strict=True):
             if sample is None:
                 return f"tokens of sample {sample_id}, which it does not hold"
             if sample.num_tokens + count > longest:
@@ -141,12 +144,12 @@ class Boundary:
             return f"a shaper state of {len(message.shaper_state)} bytes, and {MAX_SHARED_BYTES} is the most"
         if not 0 <= message.next_group_id < MAX_GROUPS:
             return f"it has had groups up to {message.next_group_id}"
-        if state.is_finished or state.may_start_over_at(version):
+        if state.is_finished or state.may_start_over or not state.training.taken.can_rewind(version):
             return None
         try:
             state.training.unheard(version)
         except DataError as error:
-            return str(error)
+            return f"{error}; end the run and take it up again: darts-launch resume --from-checkpoint {self._run_dir}"
         return None
 
 

@@ -10,6 +10,9 @@ The newest checkpoint may turn out to be damaged, and the learner then comes bac
 step are kept, with all their tokens, until the oldest checkpoint that is kept holds it, however often the learner dies.
 One that is behind is sent the groups of the next steps only, so that nothing piles up between the two.
 
+In a life of the run that was taken up from a checkpoint, no group before that is known, though older checkpoints are
+kept. A learner that comes back at one of these cannot be told what to train again: the run is taken up once more.
+
 Memory: 12 bytes per trained token. There is a checkpoint every `checkpoint_every` steps, and each is written before the
 next is begun, so at most `(keep_checkpoints + 1) * checkpoint_every` steps are kept.
 """

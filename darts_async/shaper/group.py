@@ -1,16 +1,28 @@
 """Groups and samples: the life of each, and the tokens streamed so far.
 
-    WAITING -> DECODING -> FINISHED -> SCORED ------> ENDED(trained | filtered | stale)
-       ^          |  |                   |
-       |          |  +-> CANCELLING -----|----------> ENDED(cancelled | stale)
-       +----------+ (its generator died: goes on elsewhere behind the tokens it has)
+A sample lives like this (`SAMPLE_LIFE`):
 
-A sample ends exactly once, with a fate and a reason, and holds its tokens until then. Token versions never decrease
+    waiting    -> decoding    a generator has room for it
+               -> finished    its generator died before it could say that the response is complete
+               -> ended       its group does not need it
+    decoding   -> finished    its response is complete
+               -> cancelling  its group does not need it, and its generator is told
+               -> waiting     its generator died: another one continues after the tokens that it has
+               -> unscorable  the engine rejected it
+               -> ended       the run ends
+    cancelling -> ended       its generator has acknowledged, or died
+    finished   -> scored      it has its reward
+               -> unscorable  its reward failed
+               -> ended       its group is given up, or the run ends
+    scored     -> ended       it was trained on, or filtered, or became stale
+    unscorable -> ended       its group is decided
+
+A sample ends exactly once, with an outcome and a reason, and holds its tokens until then. Token versions never decrease
 along a sample.
 """
 
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+from enum import Enum
 from itertools import groupby
 from operator import itemgetter
 from typing import Literal
@@ -22,6 +34,7 @@ from numpy.typing import NDArray
 
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import FinishReason, TrainGroup
+from darts_async.transitions import Transitions
 
 Fate = Literal["trained", "cancelled", "filtered", "stale", "lost", "evaluated"]
 Purpose = Literal["train", "evaluate"]
@@ -30,15 +43,33 @@ Purpose = Literal["train", "evaluate"]
 class Stage(Enum):
     """Where a sample is."""
 
-    WAITING = auto()  # for room in a generator
-    DECODING = auto()
-    CANCELLING = auto()  # the engine has not acknowledged yet
-    FINISHED = auto()  # and being judged
-    SCORED = auto()
-    UNSCORABLE = auto()  # its reward failed
-    ENDED = auto()
+    WAITING = "waiting"  # for room in a generator
+    DECODING = "decoding"
+    CANCELLING = "cancelling"  # the engine has not acknowledged yet
+    FINISHED = "finished"  # and being scored
+    SCORED = "scored"
+    UNSCORABLE = "unscorable"  # its reward failed, or the engine rejected it
+    ENDED = "ended"
 
 
+SAMPLE_LIFE = Transitions(
+    {
+        ("waiting", "decoding"): "a generator has room for it",
+        ("waiting", "finished"): "its generator died before it could say that the response is complete",
+        ("waiting", "ended"): "its group does not need it",
+        ("decoding", "finished"): "its response is complete",
+        ("decoding", "cancelling"): "its group does not need it, and its generator is told",
+        ("decoding", "waiting"): "its generator died: another one continues after the tokens that it has",
+        ("decoding", "unscorable"): "the engine rejected it",
+        ("decoding", "ended"): "the run ends",
+        ("cancelling", "ended"): "its generator has acknowledged, or died",
+        ("finished", "scored"): "it has its reward",
+        ("finished", "unscorable"): "its reward failed",
+        ("finished", "ended"): "its group is given up, or the run ends",
+        ("scored", "ended"): "it was trained on, or filtered, or became stale",
+        ("unscorable", "ended"): "its group is decided",
+    }
+)
 RUNNING = (Stage.WAITING, Stage.DECODING)
 _NO_TOKENS = np.empty(0, np.int32)
 _WAITING, _DECODING, _FINISHED = Stage.WAITING, Stage.DECODING, Stage.FINISHED
@@ -63,6 +94,20 @@ class Sample:
     end_reason: str = ""
     """How it will end, once that is decided."""
     chunks: list[tuple[int, NDArray[np.int32], NDArray[np.float32]]] = field(default_factory=list)
+    earlier: list[Stage] = field(default_factory=list)
+    """The stages before this one."""
+
+    def to(self, stage: Stage) -> None:
+        """Enter the next stage. Raises `IllegalTransition`, with the story of the sample."""
+        SAMPLE_LIFE.check(self.stage.value, stage.value, self.story)
+        self.earlier.append(self.stage)
+        self.stage = stage
+
+    def story(self) -> str:
+        """What it has been through, in one line."""
+        stages = ", ".join(stage.value for stage in [*self.earlier, self.stage])
+        place = f" in {self.generator}" if self.generator else ""
+        return f"sample {self.sample_id} ({stages}{place}; {self.num_tokens} tokens; {self.end_reason or 'no reason'})"
 
     @property
     def is_lost(self) -> bool:
@@ -148,7 +193,8 @@ class Group:
     def finish(self, sample: Sample, reason: FinishReason) -> None:
         """The sample has ended its response: it waits for its reward, and has its place in the order of completion."""
         sample.finish_rank, self.num_finished = self.num_finished, self.num_finished + 1
-        sample.finish_reason, sample.stage = reason, Stage.FINISHED
+        sample.finish_reason = reason
+        sample.to(Stage.FINISHED)
 
     @property
     def num_unscorable(self) -> int:

@@ -1,8 +1,8 @@
 """The ledger: an append-only file of records, one terminal record per sample.
 
-Each record is one MessagePack map with a `type`, framed by its length and checksums (`wire.framing`): a crash can only
-tear the last one, and reading stops there. Records are written in one `write` per batch of events: what a process has
-written survives its own death, and a power loss about a second later.
+Each record is one MessagePack array, its kind and then its fields in order, framed by its length and checksums
+(`wire.framing`): a crash can only tear the last one, and reading stops there. Records are written in one `write` per
+batch of events: what a process has written survives its own death, and a power loss about a second later.
 
 Nothing that can be read is ever overwritten. A shaper that goes on from an earlier point than the ledger had reached
 says so by `TakenBack`: readers leave out the records that are void by it. One that goes on from a later point, because
@@ -10,10 +10,12 @@ the file has lost records that no other file holds, says by `BroughtForward` wha
 """
 
 import os
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import msgspec
 from msgspec import Struct
@@ -21,16 +23,16 @@ from msgspec import Struct
 from darts_async.errors import DataError
 from darts_async.machine.full_disk import append_whole
 from darts_async.shaper.group import Fate, Purpose
-from darts_async.wire.framing import HEAD_BYTES, frame, read_frames
+from darts_async.wire.framing import frame, payload_at, read_frames
 
 LEDGER_FILE = "ledger.msgpack"
 
 
-class Record(Struct, frozen=True, tag_field="type", tag=True):
-    """Base of all records."""
+class Record(Struct, frozen=True, array_like=True):
+    """Base of all records. Tags are part of the format: a number is never given to another kind."""
 
 
-class GroupOpened(Record, frozen=True):
+class GroupOpened(Record, frozen=True, tag=0):
     """A prompt was drawn and its samples launched; `floor` is the lowest version they can be decoded under."""
 
     group_id: int
@@ -41,7 +43,7 @@ class GroupOpened(Record, frozen=True):
     cursor: int
 
 
-class SamplePlaced(Record, frozen=True):
+class SamplePlaced(Record, frozen=True, tag=1):
     """A generator was given a sample, for the first time or to go on with."""
 
     sample_id: int
@@ -49,7 +51,7 @@ class SamplePlaced(Record, frozen=True):
     incarnation: int
 
 
-class WeightsAcknowledged(Record, frozen=True):
+class WeightsAcknowledged(Record, frozen=True, tag=2):
     """A generator has said that it decodes under this version from now on."""
 
     generator: str
@@ -57,21 +59,21 @@ class WeightsAcknowledged(Record, frozen=True):
     policy_version: int
 
 
-class GroupShipped(Record, frozen=True):
+class GroupShipped(Record, frozen=True, tag=3):
     """The kept samples went to the learner, for `step`."""
 
     group_id: int
     step: int
 
 
-class GroupDropped(Record, frozen=True):
+class GroupDropped(Record, frozen=True, tag=4):
     """The group will not be trained; its prompt is asked again."""
 
     group_id: int
     reason: str
 
 
-class SampleEnded(Record, frozen=True):
+class SampleEnded(Record, frozen=True, tag=5):
     """The one terminal event of a sample. `step` is set for trained samples only."""
 
     sample_id: int
@@ -84,41 +86,41 @@ class SampleEnded(Record, frozen=True):
     reward: float | None
 
 
-class VersionSeen(Record, frozen=True):
+class VersionSeen(Record, frozen=True, tag=6):
     """A version was published."""
 
     policy_version: int
 
 
-class StepCommitted(Record, frozen=True):
+class StepCommitted(Record, frozen=True, tag=7):
     """The learner has taken a step with these groups in its gradient, for the first time or again."""
 
     step: int
     group_ids: tuple[int, ...]
 
 
-class LearnerRewound(Record, frozen=True):
+class LearnerRewound(Record, frozen=True, tag=8):
     """The learner is back at this version: the steps from it on are undone, and are taken again."""
 
     policy_version: int
 
 
-class RunReopened(Record, frozen=True):
+class RunReopened(Record, frozen=True, tag=9):
     """A run whose processes had all ended goes on after so many steps, with new generators: a later version is void."""
 
     num_steps: int
     life: int = 0
-    """Which start of the launcher this is of."""
+    """Which life of the run this is of."""
 
 
-class TakenBack(Record, frozen=True):
+class TakenBack(Record, frozen=True, tag=10):
     """Of the records so far, without those that are void already, the first `num_records` count; the others are void:
     the shaper goes on from where it stood after these."""
 
     num_records: int
 
 
-class BroughtForward(Record, frozen=True):
+class BroughtForward(Record, frozen=True, tag=11):
     """Earlier records are lost. Every sample of the groups before `next_group_id` has ended, and these are the sums."""
 
     num_records: int
@@ -150,7 +152,10 @@ _STEERING = (RunReopened, TakenBack, BroughtForward)
 
 
 class Position(Struct, frozen=True):
-    """A place in a ledger: after so many records, as this life of the run counted them."""
+    """A place in a ledger: after so many records, as this life of the run counted them.
+
+    A checkpoint remembers one. It means one thing only: a life takes records back before it lets its learner go on, if
+    at all (see `ShaperState.may_start_over`), so before a checkpoint has a place that is counted in it."""
 
     life: int
     num_records: int
@@ -249,31 +254,81 @@ class LedgerWriter:
         os.close(self._file)
 
 
+class Records(Sequence[AnyRecord]):
+    """Records of a ledger as the bytes that they are there; each is decoded whenever it is asked for. A run has
+    millions of them, which take ten times as much memory as objects.
+    """
+
+    def __init__(self, data: memoryview, begins: "array[int]") -> None:
+        """Those of `data` that begin at these bytes."""
+        self.data, self._begins, self._later = data, begins, bytearray()
+
+    def append(self, record: AnyRecord, begin: int | None = None) -> None:
+        """One more, which `data` holds at `begin` or not at all."""
+        if begin is None:
+            begin = len(self.data) + len(self._later)
+            self._later += frame(_encode(record))
+        self._begins.append(begin)
+
+    def cut(self, num_records: int) -> None:
+        """Only the first so many are left."""
+        del self._begins[num_records:]
+
+    def num_same(self, other: "Records") -> int:
+        """So many are the same as in another, from the first on."""
+        shorter, one_file = min(len(self), len(other)), self.data is other.data
+        for number in range(shorter):
+            begin, theirs = self._begins[number], other._begins[number]
+            is_one = one_file and begin == theirs < len(self.data)
+            if not is_one and self[number] != other[number]:
+                return number
+        return shorter
+
+    def begin(self, number: int) -> int:
+        """The byte where this one begins."""
+        return self._begins[number]
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    @overload
+    def __getitem__(self, number: int) -> AnyRecord: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[AnyRecord]: ...
+    def __getitem__(self, number: int | slice) -> AnyRecord | list[AnyRecord]:
+        if isinstance(number, slice):
+            return [self._at(begin) for begin in self._begins[number]]
+        return self._at(self._begins[number])
+
+    def _at(self, begin: int) -> AnyRecord:
+        later = begin - len(self.data)
+        return _decode(payload_at(self.data, begin) if later < 0 else payload_at(memoryview(self._later), later))
+
+
 class Counted:
     """The records of a ledger that count, as they are written."""
 
-    def __init__(self) -> None:
-        self.records: list[AnyRecord] = []
+    def __init__(self, data: memoryview) -> None:
+        """`data`: what the file holds. Of its records none has been taken yet."""
+        self.records = Records(data, array("Q"))
         """In order, without those that are void."""
         self.lineage = Lineage()
         self.num_void = 0
         """Records that were taken back."""
 
-    def take(self, record: AnyRecord) -> None:
-        """A record is written."""
+    def take(self, record: AnyRecord, begin: int | None = None) -> None:
+        """A record is written; `begin` is where it is in the file, if that had it when it was read."""
         if isinstance(record, TakenBack):
             num_taken_back = min(self.lineage.num_records - record.num_records, len(self.records))
-            del self.records[len(self.records) - num_taken_back :]
+            self.records.cut(len(self.records) - num_taken_back)
             self.num_void += num_taken_back
         else:
-            self.records.append(record)
+            self.records.append(record, begin)
         self.lineage.take(record)
 
     def corrected_to(self, other: "Counted") -> list[AnyRecord]:
         """What is to be written after these for those of `other` to count."""
-        num_same, shorter = 0, min(len(self.records), len(other.records))
-        while num_same < shorter and self.records[num_same] == other.records[num_same]:
-            num_same += 1
+        num_same = self.records.num_same(other.records)
         if num_same == len(self.records):
             return other.records[num_same:]
         if any(isinstance(record, BroughtForward) for record in self.records[num_same:]):
@@ -286,16 +341,16 @@ class Counted:
 class FoundLedger:
     """What a ledger holds, as far as it can be read."""
 
-    written: list[AnyRecord]
+    written: Records
     """All records, in order."""
-    ends: list[int]
-    """The byte after each of them."""
+    num_bytes: int
+    """Of the whole records."""
     counted: Counted
     damaged_at: int | None
     """The byte from which on the file cannot be read, if that is not what a death leaves."""
 
     @property
-    def records(self) -> list[AnyRecord]:
+    def records(self) -> Records:
         """In order, without those that are void."""
         return self.counted.records
 
@@ -309,17 +364,15 @@ class FoundLedger:
         """Records that were taken back."""
         return self.counted.num_void
 
-    @property
-    def num_bytes(self) -> int:
-        """Of the whole records."""
-        return self.ends[-1] if self.ends else 0
-
     def until(self, num_bytes: int, num_records: int, firsts: dict[int, int]) -> Counted | None:
         """What counted when the file had so many bytes, if it had this lineage then; else None: it has lost its end
         since, or another file is in its place. Nothing is ever overwritten, so what was void later is here too."""
-        num_written = bisect_right(self.ends, num_bytes)
-        counted = _counted(self.written[:num_written])
-        is_whole = num_bytes == (self.ends[num_written - 1] if num_written else 0)
+        num_written = bisect_left(range(len(self.written)), num_bytes, key=self.written.begin)
+        counted = Counted(self.written.data)
+        for number in range(num_written):
+            counted.take(self.written[number], self.written.begin(number))
+        end = self.num_bytes if num_written == len(self.written) else self.written.begin(num_written)
+        is_whole = num_bytes == end
         is_same = (counted.lineage.num_records, counted.lineage.firsts) == (num_records, firsts)
         return counted if is_whole and is_same else None
 
@@ -333,30 +386,20 @@ def scan_ledger(path: Path) -> FoundLedger:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return FoundLedger([], [], Counted(), None)
-    frames, decode = read_frames(data), msgspec.msgpack.Decoder(AnyRecord).decode
-    damaged_at = frames.num_bytes if frames.is_damaged else None
-    written: list[AnyRecord] = []
-    ends: list[int] = []
-    for payload in frames.payloads:
-        num_bytes = ends[-1] if ends else 0
+        data = b""
+    frames = read_frames(data)
+    written, counted = Records(frames.data, frames.begins), Counted(frames.data)
+    for number, begin in enumerate(frames.begins):
         try:
-            written.append(decode(payload))
+            record = written[number]
         except msgspec.DecodeError:  # whole, and not of this version
-            damaged_at = num_bytes
-            break
-        ends.append(num_bytes + HEAD_BYTES + len(payload))
-    return FoundLedger(written, ends, _counted(written), damaged_at)
+            written.cut(number)
+            return FoundLedger(written, begin, counted, begin)
+        counted.take(record, begin)
+    return FoundLedger(written, frames.num_bytes, counted, frames.num_bytes if frames.is_damaged else None)
 
 
-def _counted(written: Iterable[AnyRecord]) -> Counted:
-    counted = Counted()
-    for record in written:
-        counted.take(record)
-    return counted
-
-
-def read_ledger(path: Path) -> list[AnyRecord]:
+def read_ledger(path: Path) -> Records:
     """The records of a ledger that count, in order: see `scan_ledger`. Raises `OSError`."""
     return scan_ledger(path).records
 
@@ -366,3 +409,4 @@ def _framed(records: Iterable[AnyRecord]) -> bytes:
 
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(AnyRecord).decode

@@ -13,6 +13,7 @@ journal. A shaper that is started in another life of the run takes up what is le
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import structlog
@@ -86,7 +87,7 @@ class ShaperActor:
             boundary: what is taken from peers, where the engine's model has a vocabulary.
         """
         self._runtime = runtime
-        self._boundary = boundary or Boundary(runtime.config)
+        self._boundary = boundary or Boundary(runtime.config, runtime.run_dir)
         self._clock = clock
         config = runtime.config
         self._journal = Journal(runtime.run_dir / JOURNAL_FILE)
@@ -317,11 +318,11 @@ def stop_tokens_of(config: RunConfig) -> frozenset[int]:
     return stop_token_ids(resolve_model_path(config.model.path, with_weights=False))
 
 
-def boundary_of(config: RunConfig) -> Boundary:
+def boundary_of(config: RunConfig, run_dir: Path) -> Boundary:
     """What is taken in this run; the tokens of the scripted engine are of no model."""
     if config.generator.engine == "scripted":
-        return Boundary(config)
-    return Boundary(config, vocab_size(resolve_model_path(config.model.path, with_weights=False)))
+        return Boundary(config, run_dir)
+    return Boundary(config, run_dir, vocab_size(resolve_model_path(config.model.path, with_weights=False)))
 
 
 def _link_to(peer: str) -> str:
@@ -333,7 +334,7 @@ def make_actor(runtime: Runtime) -> ShaperActor:
     config = runtime.config
     sets = load_prompts(config)
     log.info("prompts_loaded", found=str(sets.counts))
-    return ShaperActor(runtime, sets, stop_tokens_of(config), boundary=boundary_of(config))
+    return ShaperActor(runtime, sets, stop_tokens_of(config), boundary=boundary_of(config, runtime.run_dir))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ A training group is opened when the staleness window and the generators have roo
 left to wait for, shipped when the window lets it into the next step, and done when the learner has committed it.
 Samples of a generator that is gone go on elsewhere behind the tokens that were streamed. A learner that comes back from
 a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice; where they are not kept
-any more, the run starts over from what that checkpoint has of the shaper (`Standing`). A run is finished when its last
-step is in a checkpoint and every generator has told of all that it decoded.
+any more, the run starts over from what that checkpoint has of the shaper (`Standing`). It can do so at the beginning of
+a life only: later, generators may have versions that are undone by it, and all processes have to be new
+(`TakeUpAgain`). A run is finished when its last step is in a checkpoint and every generator has told of all that it
+decoded.
 """
 
 from enum import Enum, auto
@@ -39,6 +41,7 @@ from darts_async.protocol import (
     ScoreFailed,
     ShaperSnapshot,
     StepCompleted,
+    TakeUpAgain,
     TokensDecoded,
     VersionPublished,
     VersionSaved,
@@ -264,6 +267,7 @@ class ShaperState:
         for peer in sorted(self._incarnations):
             self._lose(peer, is_gone=True)
         self.work.generators.reopen()
+        self._training.has_begun = False
         self.work.totals.end_of_life()
         self._record(RunReopened(self.num_steps, life))
         if self.phase is Phase.FINISHED and self._stop_reason == FINISHED:
@@ -311,11 +315,11 @@ class ShaperState:
         """Whether a learner at this version can have got there from here, and can be told all that follows."""
         return self._training.explains(policy_version)
 
-    def may_start_over_at(self, policy_version: int) -> bool:
-        """Whether no generator has a later version, which it would not give back; or, of a version that no learner of
-        this life can have made, whether it has been begun with, before any generator had one."""
-        newest = self.work.generators.newest_version
-        return newest <= policy_version if policy_version <= self._training.num_filled_steps else newest < 0
+    @property
+    def may_start_over(self) -> bool:
+        """Whether no generator can have a version, which it would not give back: no learner of this life was told to go
+        on. What generators say to have is not enough to know: one that is silent may have a later one."""
+        return not self._training.has_begun
 
     def take_peers_of(self, other: "ShaperState") -> None:
         """This state takes the place of another one, and the processes that were up are up. What they had of the other
@@ -342,9 +346,8 @@ class ShaperState:
         self.work.totals.tokens_by_generator[peer][self._incarnations[peer]] += len(message.token_ids)
         version, token_ids, logprobs = message.policy_version, message.token_ids, message.logprobs
         sample_ids, counts, begin = message.sample_ids.tolist(), message.num_tokens.tolist(), 0
-        for sample_id, count in zip(sample_ids, counts, strict=True):
+        for sample_id, sample, count in zip(sample_ids, self.work.all_owned(peer, sample_ids), counts, strict=True):
             end = begin + count
-            sample = self.work.owned(peer, sample_id)
             if sample is not None:
                 sample.append(version, token_ids[begin:end], logprobs[begin:end])
             else:  # it was given to another generator while this one was silent
@@ -407,7 +410,8 @@ class ShaperState:
         if sample is None:
             return False
         self.work.totals.rewards.num_scored += 1
-        sample.reward, sample.stage = message.reward, Stage.SCORED
+        sample.reward = message.reward
+        sample.to(Stage.SCORED)
         group = self.work.group_of(sample)
         self._decide(group)
         return bool(self.work.out) or not group.undecided
@@ -427,7 +431,8 @@ class ShaperState:
 
     def _fail(self, sample: Sample, reason: str) -> None:
         """The sample has no reward, which is not a reward of zero."""
-        sample.stage, sample.end_reason = Stage.UNSCORABLE, reason
+        sample.end_reason = reason
+        sample.to(Stage.UNSCORABLE)
         self._decide(self.work.group_of(sample))
 
     # --- from the learner ------------------------------------------------------------------------------------
@@ -447,10 +452,25 @@ class ShaperState:
                 self._training.taken.saved(message.policy_version, message.oldest_kept)
 
     def _learner_ready(self, message: LearnerReady, now_s: float) -> None:
-        if self.phase is not Phase.FINISHED:
-            for unheard in self._training.unheard(message.policy_version):
-                self._groups_committed(unheard, now_s)
-            self._training.learner_ready(message.policy_version)
+        version, taken = message.policy_version, self._training.taken
+        if self.phase is Phase.FINISHED:
+            return
+        if not taken.can_rewind(version):
+            self._take_up_again(version, taken.oldest_kept)
+            return
+        for unheard in self._training.unheard(version):
+            self._groups_committed(unheard, now_s)
+        self._training.learner_ready(version)
+
+    def _take_up_again(self, policy_version: int, oldest_kept: int) -> None:
+        """Later checkpoints have turned out damaged one after the other. A run that stops needs no learner for that."""
+        self._training.learner_up = False
+        if self.phase is not Phase.STOPPING:
+            reason = (
+                f"the learner came back at version {policy_version}, the groups from there on were given up after a "
+                f"checkpoint of version {oldest_kept}, and generators may decode under later versions"
+            )
+            self._record(Send(LAUNCHER, TakeUpAgain(reason)))
 
     def _groups_committed(self, message: GroupsCommitted, now_s: float) -> None:
         before = self._training.taken.position

@@ -189,6 +189,10 @@ class StepStatistics:
         if self._pools.pop(group_id, None) is not None:
             self._num_complete[_difficulty(tercile)] -= 1
 
+    def reopened(self) -> None:
+        """No group is open: what was complete and not trained on has ended with a stop, and is asked again."""
+        self._pools.clear()
+
     def close(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
         """Metrics of one step over its groups."""
         kept = [group.kept or [] for group in groups]

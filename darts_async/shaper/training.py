@@ -2,7 +2,7 @@
 
 The half of the shaper's decisions that the staleness window rules; pure like the rest. Groups wait in the window, are
 `complete` until it lets them into a step, and `shipped` until the learner has committed them; after that they are kept
-aside until a checkpoint holds them (see `taken`). Spares are open groups
+aside until a checkpoint holds them (see `committed_steps`). Spares are open groups
 outside the window: one that completes takes the place of one that has not, which becomes a spare in its turn; spares
 too old for any step are cut, and their prompts asked again, then with a place that nobody takes from them.
 """
@@ -54,6 +54,7 @@ class TrainingState(Struct, frozen=True):
     taken: TakenState
     taken_by_stop: list[tuple[Prompt, int]]
     group_times_s: list[float]
+    has_begun: bool
 
 
 class Training:
@@ -94,6 +95,8 @@ class Training:
         """Prompts, with the number of their samples, whose groups came to nothing because the run was stopped."""
         self.taken = TakenSteps()
         self.learner_up = False
+        self.has_begun = False
+        """A learner of this life of the run was told to go on: generators may have any version that follows."""
 
     # --- one group -------------------------------------------------------------------------------------------
 
@@ -157,7 +160,18 @@ class Training:
         if group.kept is None:
             self._planner.observe(group)
         self._work.out.append(GroupDropped(group.group_id, reason))
-        end_all(self._work, group, fate, reason, cancel_fate=fate)
+        self._end(group, fate, reason, cancel_fate=fate)
+
+    def _end(self, group: Group, fate: Fate, reason: str, *, cancel_fate: Fate) -> None:
+        """It comes to nothing, also where it was complete."""
+        group.kept = None
+        end_all(self._work, group, fate, reason, cancel_fate=cancel_fate)
+
+    def _is_owed(self, group: Group) -> bool:
+        """Whether its prompt has to be asked again if the group comes to nothing now: it was not trained, and it has
+        not come to nothing before, when that was seen to. Both may be here until their last sample is cancelled."""
+        is_trained = group.step is not None and group.step < self.num_steps
+        return group.purpose == "train" and not is_trained and not group.is_given_up
 
     # --- time, the learner, the end --------------------------------------------------------------------------
 
@@ -246,20 +260,12 @@ class Training:
         Raises:
             DataError: it cannot have got there from here.
         """
-        if not self.taken.can_rewind(policy_version):
-            raise DataError(
-                f"the learner came back at version {policy_version}, the groups from there on were given up after a "
-                f"checkpoint of version {self.taken.oldest_kept}, and generators decode under version "
-                f"{self._work.generators.newest_version}, which they do not take back; `darts-launch down` the run and "
-                f"`darts-launch resume` it: then it goes on from version {policy_version} with new groups"
-            )
         ids = self._groups_until(policy_version)
         for step, group_ids in ids.items():
             if len(group_ids) != self._config.learner.groups_per_step:
                 raise DataError(
                     f"the learner has a checkpoint of version {policy_version}, but only {len(group_ids)} groups were "
-                    f"shipped for step {step}: its checkpoints are of another run, or the journal has lost its end; "
-                    "end the run and take it up again: darts-launch resume --from-checkpoint RUN_DIR"
+                    f"shipped for step {step}: its checkpoints are of another run, or the journal has lost its end"
                 )
         return [GroupsCommitted(step, np.array(group_ids, np.int64)) for step, group_ids in ids.items()]
 
@@ -280,7 +286,7 @@ class Training:
     def learner_ready(self, policy_version: int) -> None:
         """A learner at this version is up: send it what is shipped, and before that what it has to take again. What it
         already has it drops by group id."""
-        self.learner_up = True
+        self.learner_up = self.has_begun = True
         if self.taken.rewind(policy_version):
             self._work.out.append(LearnerRewound(policy_version))
         floor = max(self.num_steps, self._work.generators.newest_version)
@@ -321,11 +327,11 @@ class Training:
         self._spares.clear()
         for group in list(self._work.groups.values()):
             if group.step is None or group.step == self._window.next_step:
-                if group.purpose == "train":
+                if self._is_owed(group):
                     self._taken_by_stop.append((group.prompt, len(group.samples)))
                 self._shipped.pop(group.group_id, None)
                 self._sent.pop(group.group_id, None)
-                end_all(self._work, group, "filtered", reason, cancel_fate="cancelled")
+                self._end(group, "filtered", reason, cancel_fate="cancelled")
 
     def abandon(self) -> None:
         """Nothing more will be committed."""
@@ -341,7 +347,7 @@ class Training:
         self._shipped.clear()
         self._sent.clear()
         for group in self._work.groups.values():
-            if group.purpose == "train" and not group.is_given_up:
+            if self._is_owed(group):
                 self._taken_by_stop.append((group.prompt, len(group.samples)))
 
     def reopen(self) -> None:
@@ -350,6 +356,7 @@ class Training:
             self._queue.ask_again(prompt, num_samples)
         self._taken_by_stop.clear()
         self._window.reopen(self.num_steps)
+        self._statistics.reopened()
 
     # --- the window ------------------------------------------------------------------------------------------
 
@@ -492,6 +499,7 @@ class Training:
             self.taken.to_state(),
             self._taken_by_stop,
             self._patience.to_state(),
+            self.has_begun,
         )
 
     def to_checkpoint(self, policy_version: int) -> TrainingState:
@@ -505,6 +513,7 @@ class Training:
             spares=[],
             learner_up=False,
             taken=self.taken.since(policy_version),
+            has_begun=False,
         )
 
     def restore(self, state: TrainingState) -> None:
@@ -525,6 +534,7 @@ class Training:
         self.taken.restore(state.taken)
         self._taken_by_stop = state.taken_by_stop
         self._patience.restore(state.group_times_s)
+        self.has_begun = state.has_begun
         for group in self._undecided():
             if group.group_id in state.window.floors:  # of a checkpoint no open group goes on
                 self._add_rival(group)

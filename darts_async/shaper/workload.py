@@ -5,6 +5,7 @@ The half of the shaper's state that knows generators and reward processes; what 
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -134,7 +135,8 @@ class Workload:
 
     def _start(self, sample: Sample, name: str) -> None:
         seat = self.generators.assign(name, sample.sample_id)
-        sample.generator, sample.stage = name, Stage.DECODING
+        sample.generator = name
+        sample.to(Stage.DECODING)
         generate = Generate(
             sample_id=sample.sample_id,
             prompt_tokens=self.group_of(sample).prompt.token_ids,
@@ -169,14 +171,14 @@ class Workload:
         if sample.generator is None:
             self.end(sample, fate, reason)
             return
-        sample.stage, sample.end_fate, sample.end_reason = Stage.CANCELLING, fate, reason
+        sample.end_fate, sample.end_reason = fate, reason
+        sample.to(Stage.CANCELLING)
         self.out.append(Send(sample.generator, Cancel(sample.sample_id)))
 
     def end(self, sample: Sample, fate: Fate, reason: str, step: int | None = None) -> None:
         """The one terminal event of a sample."""
-        assert sample.stage is not Stage.ENDED, sample.sample_id
+        sample.to(Stage.ENDED)
         self.release(sample)
-        sample.stage = Stage.ENDED
         sample.chunks = []
         self.totals.ended(fate, sample.num_tokens)
         record = SampleEnded(
@@ -214,7 +216,7 @@ class Workload:
             if sample.stage is Stage.CANCELLING:
                 self.end(sample, sample.end_fate, sample.end_reason)
                 continue
-            sample.stage = Stage.WAITING
+            sample.to(Stage.WAITING)
             reason = self._reason_to_stop(sample)
             if reason is None:
                 self._waiting.appendleft(sample)
@@ -246,6 +248,12 @@ class Workload:
         """The sample, if this generator holds it."""
         sample = self._samples.get(sample_id)
         return sample if sample is not None and sample.generator == peer else None
+
+    def all_owned(self, peer: str, sample_ids: Iterable[int]) -> list[Sample | None]:
+        """The same of many: each message of tokens names some hundred."""
+        find = self._samples.get
+        found = [find(sample_id) for sample_id in sample_ids]
+        return [sample if sample is not None and sample.generator == peer else None for sample in found]
 
     def group_of(self, sample: Sample) -> Group:
         """The group of a sample that has not ended."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from darts_async.config import Baseline
-from darts_async.learner.advantage import group_advantages
+from darts_async.config import ShapingConfig
+from darts_async.learner.advantage import Decoded, group_advantages
 from darts_async.protocol import RunFinished, TrainGroup
 from darts_async.simulation.demand import Draw
 
@@ -102,7 +102,7 @@ class OpenGroup:
 class GroupStatistics:
     """Collects what is known when a group is shipped."""
 
-    baseline: Baseline
+    shaping: ShapingConfig
     group_s: list[float] = field(default_factory=list)
     launched: Counter[int] = field(default_factory=Counter)
     finished: RunFinished | None = None
@@ -114,7 +114,12 @@ class GroupStatistics:
         self.group_s.append(group.last_scored_s - group.opened_s)
         self._num_zero += int(message.rewards.min() == message.rewards.max())
         advantages = group_advantages(
-            message.rewards, message.weights, normalise=True, baseline=self.baseline, pass_rate=message.baseline
+            message.rewards,
+            message.weights,
+            normalise=True,
+            baseline=self.shaping.baseline,
+            pass_rate=message.baseline,
+            decoded=Decoded.of(self.shaping),
         )
         self._sum_drift += float(advantages @ message.num_tokens) / (len(advantages) * group.mean_length)
 

@@ -83,7 +83,7 @@ class Simulation:
         self._ticker = _Ticker(self, models.tick_every_s)
         self._groups: dict[int, OpenGroup] = {}
         self._visits: Counter[int] = Counter()
-        self._statistics = GroupStatistics(config.shaping.baseline)
+        self._statistics = GroupStatistics(config.shaping)
         self._num_applied = 0
         self._num_events = 0
         self._idle_until_step_s: list[float] = []

@@ -9,7 +9,7 @@ handled it, and is sent again to the next incarnation of a peer that died before
 """
 
 from darts_async.transport.endpoint import Endpoint
-from darts_async.transport.keys import RunKeys, create_run_keys, load_keys
+from darts_async.transport.keys import RunKeys, create_run_keys, load_keys, renew_run_keys
 from darts_async.transport.link import Link
 from darts_async.transport.mailbox import Event, Mailbox, PeerDown, PeerUp, Received, Unreadable
 
@@ -25,4 +25,5 @@ __all__ = [
     "Unreadable",
     "create_run_keys",
     "load_keys",
+    "renew_run_keys",
 ]

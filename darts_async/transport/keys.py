@@ -3,10 +3,11 @@
     DIRECTORY/public_keys.json         {name: public key}                 mode 0600
     DIRECTORY/NAME.json                {"public_key", "secret_key"}       mode 0600, NAME percent-encoded
 
-The directory has mode 0700. Keys are made once per run and never used again.
+The directory has mode 0700. Keys are made for each life of a run and never used again.
 """
 
 import os
+import shutil
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -62,6 +63,13 @@ def create_run_keys(directory: Path | str, names: Iterable[str]) -> None:
     _write_private(directory / PUBLIC_KEYS_FILE, msgspec.json.encode(public_keys))
 
 
+def renew_run_keys(directory: Path | str, names: Iterable[str]) -> None:
+    """New keys in place of those of an earlier life of the run, whose processes and nodes may have been others."""
+    if Path(directory).exists():
+        shutil.rmtree(directory)
+    create_run_keys(directory, names)
+
+
 def load_keys(directory: Path | str, name: str) -> RunKeys:
     """The keys of process `name`. Raises `TransportError` for missing, malformed or readable-by-others files."""
     directory = Path(directory)
@@ -81,7 +89,9 @@ def _write_private(path: Path, data: bytes) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise TransportError(f"{path} exists: keys are made once per run, in a directory of their own") from None
+        raise TransportError(
+            f"{path} exists: keys are made once per life of a run, in a directory of their own"
+        ) from None
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
 

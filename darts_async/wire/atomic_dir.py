@@ -55,6 +55,13 @@ def set_aside(path: Path) -> Path:
     return path.rename(doomed)
 
 
+def remove_leftovers(root: Path) -> None:
+    """Remove what a crash has left half written or half removed. Nothing else writes there meanwhile."""
+    for prefix in (_WRITING, _REMOVING):
+        for path in root.glob(f"{prefix}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 class FileSum(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a file is known by."""
 

@@ -8,6 +8,7 @@ follows is as good as lost. The length has a checksum of its own because a flipp
 torn tail, and all records after it would be dropped without a word.
 """
 
+from array import array
 from dataclasses import dataclass
 from struct import Struct
 from zlib import crc32
@@ -22,11 +23,18 @@ HEAD_BYTES = _HEAD.size
 class Frames:
     """The records of a file, as far as they can be read."""
 
-    payloads: list[memoryview]
+    data: memoryview
+    begins: "array[int]"
+    """The first byte of each."""
     num_bytes: int
     """Of the whole records: what follows is torn or damaged."""
     is_damaged: bool
     """A checksum is wrong at `num_bytes`."""
+
+    @property
+    def payloads(self) -> list[memoryview]:
+        """Views of the data: of a file with millions of records, take one after the other by `payload_at`."""
+        return [payload_at(self.data, begin) for begin in self.begins]
 
 
 def frame(payload: bytes) -> bytes:
@@ -39,20 +47,24 @@ def frame(payload: bytes) -> bytes:
     return _HEAD.pack(length, crc32(_LENGTH.pack(length)), crc32(payload)) + payload
 
 
+def payload_at(data: memoryview, begin: int) -> memoryview:
+    """The payload of the whole record that begins there, as a view."""
+    (length,) = _LENGTH.unpack_from(data, begin)
+    return data[begin + HEAD_BYTES : begin + HEAD_BYTES + length]
+
+
 def read_frames(data: bytes | memoryview) -> Frames:
-    """The payloads of all records up to the first that is torn or damaged, as views of `data`."""
-    view, begin = memoryview(data), 0
-    payloads: list[memoryview] = []
+    """All records up to the first that is torn or damaged."""
+    view, begin, begins = memoryview(data), 0, array("Q")
     while begin + HEAD_BYTES <= len(view):
         length, sum_of_length, sum_of_payload = _HEAD.unpack_from(view, begin)
         if crc32(view[begin : begin + _LENGTH.size]) != sum_of_length:
-            return Frames(payloads, begin, is_damaged=True)
+            return Frames(view, begins, begin, is_damaged=True)
         end = begin + HEAD_BYTES + length
         if end > len(view):
             break
-        payload = view[begin + HEAD_BYTES : end]
-        if crc32(payload) != sum_of_payload:
-            return Frames(payloads, begin, is_damaged=True)
-        payloads.append(payload)
+        if crc32(view[begin + HEAD_BYTES : end]) != sum_of_payload:
+            return Frames(view, begins, begin, is_damaged=True)
+        begins.append(begin)
         begin = end
-    return Frames(payloads, begin, is_damaged=False)
+    return Frames(view, begins, begin, is_damaged=False)

@@ -14,9 +14,9 @@ from darts_async.errors import ConfigError
 from darts_async.shaper.durable.journal import JOURNAL_FILE, read_journal
 from darts_async.shaper.ledger import LEDGER_FILE, FoundLedger, scan_ledger
 from launcher.analysis.audit_books import Books, Finding, audit
-from launcher.analysis.earlier_lives import known_record
 from launcher.analysis.evidence import evidence_against
 from launcher.config_file import load_config
+from launcher.control.find_run import known_record
 from launcher.display.summary import Summary
 from launcher.run_dir.run_dir import SUMMARY_FILE
 

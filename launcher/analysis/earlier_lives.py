@@ -1,6 +1,7 @@
-"""What the earlier lives of a run have left behind: a *life* is one start of its launcher.
+"""What the earlier lives of a run have left behind: a *life* is one start of all its processes.
 
     life 1 ---- stopped, failed or killed ---- life 2: `darts-launch resume RUN_DIR` ---- ...
+       `------- all processes have to be new (`TakeUpAgain`) ---- life 2, of the same launcher ---- ...
 
 What was learnt is in the journal of the shaper and the checkpoints of the learner. Here is what the launcher goes on
 from: which incarnations are used up, the steps and evaluations so far, and how long the run has gone on.
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from darts_async.errors import ConfigError
+from darts_async.machine.full_disk import is_no_space
 from darts_async.topology import RunPlan, file_stem
 from darts_async.trace import TRACE_DIR
-from launcher.control.find_run import record_of
+from launcher.control.find_run import known_record
 from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import SHOWN_METRICS
 from launcher.progress.step_merger import StepLine
@@ -45,6 +47,11 @@ class Past:
     notices: tuple[str, ...] = ()
     """What could not be read."""
 
+    @property
+    def num_steps(self) -> int:
+        """Steps that were taken, as far as the metrics tell."""
+        return 1 + max((line.step for line in self.lines), default=-1)
+
 
 NO_PAST = Past()
 
@@ -52,15 +59,19 @@ NO_PAST = Past()
 @contextlib.contextmanager
 def held(run_dir: Path) -> Iterator[None]:
     """This process is the one launcher of the run inside the block. Raises `ConfigError` if there is another."""
-    descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        if is_no_space(error):
+            raise
+        raise ConfigError(f"{error}: a run is resumed by a user who may write its files") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = record_of(run_dir).launcher_pid
-            raise ConfigError(
-                f"the run in {run_dir} is live (launcher: pid {pid}): `darts-launch down {run_dir}` ends it"
-            ) from None
+            record = known_record(run_dir)
+            who = "a launcher" if record is None else f"launcher: pid {record.launcher_pid}"
+            raise ConfigError(f"the run in {run_dir} is live ({who}): `darts-launch down {run_dir}` ends it") from None
         yield
     finally:
         os.close(descriptor)
@@ -85,14 +96,6 @@ def read_past(run_dir: Path, plan: RunPlan) -> Past:
             f"{run_dir} cannot be resumed: {error}; see to it that you may read and write its files, and call "
             f"`darts-launch resume {run_dir}` again"
         ) from error
-
-
-def known_record(run_dir: Path) -> RunRecord | None:
-    """How the run stands; None if the file is gone or was not whole on the disk."""
-    try:
-        return record_of(run_dir)
-    except ConfigError:
-        return None
 
 
 def _past(run_dir: Path, record: RunRecord | None, plan: RunPlan) -> Past:

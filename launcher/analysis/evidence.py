@@ -50,7 +50,7 @@ def known_steps(ledger: FoundLedger, books: Books) -> int:
 
 
 def newest_life(ledger: FoundLedger) -> int:
-    """Which start of the launcher the end of the ledger is of."""
+    """Which life of the run the end of the ledger is of."""
     return max((record.life for record in ledger.records if isinstance(record, RunReopened)), default=1)
 
 

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -29,17 +30,18 @@ from darts_async.faults import VARIABLE, parse_faults
 from darts_async.machine.full_disk import is_no_space
 from darts_async.machine.limits import raise_open_files
 from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
-from darts_async.transport import create_run_keys
-from launcher.analysis.earlier_lives import NO_PAST, Past, held, known_record, read_past
+from darts_async.transport import create_run_keys, renew_run_keys
+from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
 from launcher.commands.dry_run import dry_run_screen
 from launcher.commands.verbs import VERBS, bad_input
 from launcher.config_file import load_config
-from launcher.control.find_run import find_run, refuse_links
+from launcher.control.find_run import find_run, known_record, refuse_links
 from launcher.display.failure_screen import failure_screen
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import make_display
 from launcher.lifecycle.lifecycle import Limits, Outcome
 from launcher.plan.plan import hub_addresses, plan_run
+from launcher.preflight.changed_settings import refuse_changes
 from launcher.preflight.preflight import Findings, check_run, link_ports
 from launcher.problems import InputError, hint_screen, missing_screen, problem_screen
 from launcher.run.interrupts import outliving_readers
@@ -114,7 +116,7 @@ def run_command(
     if dry_run:
         Screen().print(dry_run_screen(config, _plan(config, config.runs_path / run_dir_name(config.name))))
         return
-    with outliving_readers(), _room_wanted():
+    with outliving_readers(), _room_wanted(), bad_input():
         outcome, summary = _run(config)
         _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
@@ -137,9 +139,11 @@ def resume(
                 os.chdir(record.directory or ".")  # where relative paths of the settings begin
             past = read_past(found, _known_plan(found))
             config, _ = _checked(found / CONFIG_FILE, starts=True)
+            refuse_changes(found, found / CONFIG_FILE, config, past.num_steps)
             plan = structs.replace(_plan(config, found), life=past.life, from_checkpoint=from_checkpoint)
+            renew_run_keys(found / KEYS_DIR, plan.endpoints())
             with outliving_readers(), _room_wanted():
-                outcome, summary = _conduct(config, plan, found, past)
+                outcome, summary = _lead(config, plan, found, past)
                 _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
 
@@ -205,23 +209,50 @@ def _run(config: RunConfig) -> tuple[Outcome, Summary]:
     plan = _plan(config, run_dir)
     create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
     with held(run_dir):
-        return _conduct(config, plan, run_dir, NO_PAST)
+        return _lead(config, plan, run_dir, NO_PAST)
 
 
-def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
+def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
+    """A life of the run, and further ones where all processes have to be new (`TakeUpAgain`)."""
+    limits = _limits(config)
+    outcome, summary = _conduct(config, plan, run_dir, past, limits)
+    while outcome.goes_on:
+        limits, past = replace(limits, num_lives=limits.num_lives - 1), read_past(run_dir, plan)
+        plan = structs.replace(_plan(config, run_dir), life=past.life)
+        outcome, summary = _conduct(config, plan, run_dir, past, limits)
+    return outcome, summary
+
+
+def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits: Limits) -> tuple[Outcome, Summary]:
+    """One life of it."""
     write_inputs(run_dir, config, plan)
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the life before
     display = make_display(Screen())
     try:
         control = partial(open_control, plan, run_dir, config.transport, past.life)
         return asyncio.run(
-            carry_out(config, plan, run_dir, open_control=control, display=display, limits=_limits(config), past=past)
+            carry_out(config, plan, run_dir, open_control=control, display=display, limits=limits, past=past)
         )
     except TransportError as error:
         display.close()
         _give_up(f"the launcher's own link cannot be opened: {error}")
+    except (OSError, ExceptionGroup) as error:
+        if (why := _taken_away(error, run_dir)) is None:
+            raise
+        display.close()
+        _give_up(f"the run has ended, for its directory can no longer be used: {why}")
     finally:
         display.close()
+
+
+def _taken_away(error: Exception, run_dir: Path) -> OSError | None:
+    """The error, or the first of a group, if all say that somebody has removed or changed what is in `run_dir`."""
+    if isinstance(error, ExceptionGroup):
+        found = [_taken_away(each, run_dir) for each in error.exceptions]
+        return found[0] if all(found) else None
+    if not isinstance(error, OSError) or is_no_space(error) or not isinstance(error.filename, str):
+        return None
+    return error if Path(error.filename).is_relative_to(run_dir) else None
 
 
 def _show_end(outcome: Outcome, summary: Summary) -> None:

@@ -17,6 +17,7 @@ from darts_async.errors import ConfigError
 from darts_async.topology import LAUNCHER, read_plan
 from launcher.analysis.audit import AuditReport, audit_run
 from launcher.analysis.report import REPORT_FILE, write_report
+from launcher.analysis.story import Line, parse_subject, read_story
 from launcher.analysis.tracing import export, report_screen
 from launcher.commands.template import run_template
 from launcher.control.control_socket import NotRunningError
@@ -24,7 +25,7 @@ from launcher.control.find_run import ask_run, find_run, has_launcher, names_of,
 from launcher.control.requests import Done, GetStatus, Refused, Request, RestartProcess, RunState, StopRun
 from launcher.display.status import status_screen
 from launcher.run_dir.logs import log_tails
-from launcher.run_dir.run_dir import LOGS_DIR, TRACE_FILE
+from launcher.run_dir.run_dir import LOGS_DIR, TRACE_FILE, RunRecord
 from launcher.terminal import Screen, write_json, write_line
 
 FAILED, BAD_INPUT = 1, 2
@@ -73,30 +74,37 @@ def down(
     """End a live run in order, as Ctrl-C does, and wait until it has ended."""
     with bad_input():
         found = find_run(run_dir, runs_dir)
-        _stop(found)
-    deadline_s = time.monotonic() + timeout_s
-    while (record := record_of(found)).status == "running" and has_launcher(found):
-        if time.monotonic() >= deadline_s:
-            late = f"{found} has not ended within {timeout_s:g} s"
-            Screen(stderr=True).print(Text.assemble(("✗ ", "red"), late), soft_wrap=True)
-            raise typer.Exit(FAILED)
-        time.sleep(_POLL_S)
-    with bad_input():
+        before = record_of(found)
+        is_asked = _stop(found)
+        deadline_s = time.monotonic() + timeout_s
+        while has_launcher(found) and not _has_ended(record := record_of(found), before):
+            if time.monotonic() >= deadline_s:
+                late = f"{found} has not ended within {timeout_s:g} s; its launcher is pid {record.launcher_pid}"
+                Screen(stderr=True).print(Text.assemble(("✗ ", "red"), late), soft_wrap=True)
+                raise typer.Exit(FAILED)
+            time.sleep(_POLL_S)
+            is_asked = is_asked or _stop(found, may_be_gone=True)
         if (record := record_of(found)).status == "running":
             raise not_live(found, NotRunningError(f"no launcher is running in {found}"))
     write_line(f"{found}: {record.status}: {record.reason}")
 
 
-def _stop(run_dir: Path) -> None:
-    """Ask for the end; nothing where it is near already, and nothing is asked of the launcher any more."""
+def _has_ended(record: RunRecord, before: RunRecord) -> bool:
+    """A launcher that resumes a run leaves the record of the life before as it is until it takes requests."""
+    return record.status == "finished" or (record.status != "running" and record != before)
+
+
+def _stop(run_dir: Path, *, may_be_gone: bool = False) -> bool:
+    """Ask for the end. Returns whether a launcher has heard it: one that starts or ends takes no requests."""
     try:
         reply = ask_run(run_dir, StopRun("stopped by darts-launch down"))
     except NotRunningError as error:
-        if not has_launcher(run_dir):
+        if not may_be_gone and not has_launcher(run_dir):
             raise not_live(run_dir, error) from error
-        return
+        return False
     if isinstance(reply, Refused):
         raise ConfigError(reply.reason)
+    return True
 
 
 def logs(
@@ -132,6 +140,16 @@ def audit(
     write_json(msgspec.json.encode(report)) if as_json else Screen().print(_audit_text(report))
     if report.findings:
         raise typer.Exit(FAILED)
+
+
+def story(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
+    subject: Annotated[str, typer.Argument(metavar="GROUP|GROUP/INDEX|sample/ID", help="A group, or a sample.")],
+) -> None:
+    """Tell everything that has happened to one sample or group, from the ledger and the journal."""
+    with bad_input():
+        lines = read_story(find_run(run_dir, _RUNS), parse_subject(subject))
+    Screen().print(_story_text(lines), soft_wrap=True)
 
 
 def trace(
@@ -174,7 +192,7 @@ def init(
     write_line(f"{file} is written; try: darts-launch {file}")
 
 
-VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, trace, report, init)
+VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, story, trace, report, init)
 
 
 def _logged_names(run_dir: Path, process: str) -> tuple[str, ...]:
@@ -228,6 +246,14 @@ def _audit_text(report: AuditReport) -> Text:
         text.append("✗ ", "red").append(f"{len(finding.ids)} {finding.rule}: {', '.join(map(str, shown))}")
         text.append(f" and {more} more\n" if more > 0 else "\n")
     return text
+
+
+def _story_text(lines: list[Line]) -> Text:
+    told = [
+        Text.assemble((f"{line.source:8}", "dim"), line.text, (" (taken back)" if line.is_void else "", "yellow"))
+        for line in lines
+    ]
+    return Text("\n").join(told)
 
 
 @contextmanager

@@ -26,11 +26,20 @@ def record_of(run_dir: Path) -> RunRecord:
     """How the run stands, as its launcher has left it. Raises `ConfigError`."""
     try:
         return read_record(run_dir)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(
-            f"{run_dir} does not say how its run stands: {STATE_FILE}: {error}; "
-            f"`darts-launch resume {run_dir}` goes on with the run"
-        ) from error
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        if _is_locked(run_dir):
+            advice = "its launcher lives: Ctrl-C or SIGTERM ends it in order"
+        else:
+            advice = f"`darts-launch resume {run_dir}` goes on with the run"
+        raise ConfigError(f"{run_dir} does not say how its run stands: {STATE_FILE}: {error}; {advice}") from error
+
+
+def known_record(run_dir: Path) -> RunRecord | None:
+    """How the run stands; None if the file is gone or was not whole on the disk."""
+    try:
+        return record_of(run_dir)
+    except ConfigError:
+        return None
 
 
 def ask_run(run_dir: Path, request: Request) -> Reply:
@@ -43,6 +52,11 @@ def ask_run(run_dir: Path, request: Request) -> Reply:
 
 def has_launcher(run_dir: Path) -> bool:
     """Whether a launcher of the run lives, on whatever machine; while it starts or ends it takes no requests."""
+    return _is_locked(run_dir) and not _is_copy(run_dir, record_of(run_dir))
+
+
+def _is_locked(run_dir: Path) -> bool:
+    """Whether a launcher holds the lock of the run, or of the one that a copy was made of."""
     try:
         descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR)
     except OSError:
@@ -50,7 +64,7 @@ def has_launcher(run_dir: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return not _is_copy(run_dir, record_of(run_dir))
+        return True
     finally:
         os.close(descriptor)
     return False
@@ -101,8 +115,9 @@ def names_of(plan: RunPlan, process: str) -> tuple[str, ...]:
 def _newest_live(runs_dir: Path) -> Path:
     """By the time of its start."""
     found = [path.parent for path in runs_dir.glob(f"*/{STATE_FILE}")]
-    newest_first = sorted(found, key=lambda path: record_of(path).started_at_s, reverse=True)
-    running = [run_dir for run_dir in newest_first if record_of(run_dir).status == "running"]
+    records = {run_dir: record for run_dir in found if (record := known_record(run_dir)) is not None}
+    newest_first = sorted(records, key=lambda run_dir: records[run_dir].started_at_s, reverse=True)
+    running = [run_dir for run_dir in newest_first if records[run_dir].status == "running"]
     for is_live in (_answers, has_launcher):  # one that starts, ends or is elsewhere if there is none better
         if (newest := next(filter(is_live, running), None)) is not None:
             return newest

@@ -1,16 +1,18 @@
 """The course of a run: pure decisions about when it ends, and why, and what is done about a process that ends.
 
-    running --RunFinished-------------------------------> leaving --all gone-----------------> finished
-       |---a signal------------------> stopping --------> leaving --all gone or killed----------> stopped
-       |---a process ends for good,--> stopping --------> leaving --all gone or killed----------> failed
-       |   or never reports
-       |---a process ends or hangs---> running, without it for a while (see `restarts` and `liveness`)
-       `---a process finds the disk full---> running, without steps, until there is room or it takes too long
+A run lives like this (`RUN_LIFE`):
 
-In `stopping` only the shaper has been told: it cancels what is decoded and accounts for it, which it can only do
-while the others live. Its `RunFinished`, its death or a deadline lead on to `leaving`, where all are told. What is
-left at the last deadline is for the supervisor to stop. The first reason stands. How a process ends after the last
-step changes nothing: when the shaper says that nothing is left, the model and the ledger have been written.
+    running  -> stopping  a signal, a process that ends for good or never reports, no progress
+             -> leaving   the shaper says `RunFinished`
+             -> replaced  the shaper wants all processes to be new: another life of the run begins
+    stopping -> leaving   the shaper has accounted for every sample, is gone, or is late
+
+While it is running, a process that ends or hangs is missed for a while (see `restarts` and `liveness`), and a full disk
+keeps it from steps until there is room or it takes too long. In `stopping` only the shaper has been told: it cancels
+what is decoded and accounts for it, which it can only do while the others live. Its `RunFinished`, its death or a
+deadline lead on to `leaving`, where all are told. What is left at the last deadline is for the supervisor to stop. The
+first reason stands. How a process ends after the last step changes nothing: when the shaper says that nothing is left,
+the model and the ledger have been written.
 """
 
 from dataclasses import dataclass
@@ -18,11 +20,21 @@ from typing import Literal
 
 from darts_async.protocol import ProcessStatus
 from darts_async.topology import RunPlan
+from darts_async.transitions import Transitions
 from launcher.lifecycle.liveness import Liveness
 from launcher.lifecycle.restarts import AwaitRoom, EndRun, LeaveDown, Restarts, StartAgain
 from launcher.nodes.supervisor import ProcessExit
 
 Status = Literal["finished", "stopped", "failed"]
+
+RUN_LIFE = Transitions(
+    {
+        ("running", "stopping"): "a signal, a process that ends for good or never reports, no progress",
+        ("running", "leaving"): "the shaper says `RunFinished`",
+        ("running", "replaced"): "the shaper wants all processes to be new: another life of the run begins",
+        ("stopping", "leaving"): "the shaper has accounted for every sample, is gone, or is late",
+    }
+)
 
 STALLED_AFTER_S = 60.0
 """A run without a step for this long is worth a warning."""
@@ -50,6 +62,8 @@ class Limits:
     """A run without a step or an evaluation for this long has failed, however alive its processes look."""
     no_space_s: float = 86400.0
     """A run that waits for room on the disk for this long has failed."""
+    num_lives: int = 10
+    """A run that has to be taken up again begins so many further lives by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +73,8 @@ class Outcome:
     status: Status
     reason: str
     culprit: str | None = None
+    goes_on: bool = False
+    """Only this life of it has ended: it is resumed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +178,9 @@ class Course:
         self._deadline_s: float | None = None
         self._saved_by_s = 0.0
         """The learner alone is waited for until then."""
-        self._leave_at_s: float | None = None  # set while stopping
+        self._leave_by_s = 0.0  # while stopping
+        self.phase = "running"
+        """Of `RUN_LIFE`."""
         self.outcome: Outcome | None = None
         """Set from the moment the run is ending."""
 
@@ -175,7 +193,9 @@ class Course:
         """Nothing is left to wait for: all have ended, or their time is up."""
         if self._deadline_s is None or not self._running:
             return self._deadline_s is not None
-        saves = now_s < self._saved_by_s and any(name.startswith("learner/") for name in self._running)
+        learners = [name for name in self._running if name.startswith("learner/")]
+        # One that has not reported has nothing to save; its node may be lost, and it never come.
+        saves = now_s < self._saved_by_s and any(name not in self._silent_since_s for name in learners)
         return now_s >= self._deadline_s and not saves
 
     def incarnation(self, name: str) -> int:
@@ -265,11 +285,26 @@ class Course:
         """The shaper says that nothing is left to do: all steps are taken, or it was told to stop."""
         if self.outcome is not None:
             return self._leave()
+        self._to("leaving")
         self.outcome, self._deadline_s = Outcome("finished", reason), now_s + self._limits.finish_s
         return [AskToLeave(True, reason), Notice(reason)]
 
+    def take_up_again(self, reason: str, now_s: float) -> list[Action]:
+        """The shaper cannot go on with the processes that there are: they are ended at once, as if the run had been
+        killed, and another life of it begins."""
+        if self.outcome is not None:
+            return []
+        if not self._limits.num_lives:
+            return self._cut_short(Outcome("failed", f"{reason}, again and again"), now_s)
+        self._to("replaced")
+        self.outcome, self._deadline_s = Outcome("failed", reason, goes_on=True), now_s
+        return [Notice(f"{reason}: all processes are ended, and the run is resumed")]
+
     def interrupted(self, reason: str, now_s: float) -> list[Action]:
         """The user wants the run to stop."""
+        if self.outcome is not None and self.outcome.goes_on:
+            self.outcome = Outcome("stopped", reason)
+            return []
         if self.outcome is not None and self.outcome.status == "finished":  # whoever stops this means it
             self.outcome, self._deadline_s = Outcome("stopped", reason), now_s + self._limits.stop_s
             return []
@@ -302,7 +337,7 @@ class Course:
     def tick(self, now_s: float, *, has_room: bool = True) -> list[Action]:
         """Look at the clock: processes that never reported, and steps that do not come. `has_room`: the disk has."""
         if self.outcome is not None:
-            return self._leave() if self._leave_at_s is not None and now_s >= self._leave_at_s else []
+            return self._leave() if now_s >= self._leave_by_s else []
         actions: list[Action] = []
         for name, since_s in sorted(self._silent_since_s.items()):
             timeout_s = self._start_timeouts_s[name]
@@ -385,16 +420,20 @@ class Course:
         """End the run before its last step; nothing if it is ending already."""
         if self.outcome is not None:
             return []
+        self._to("stopping")
         self.outcome = outcome
         self._deadline_s = now_s + self._limits.stop_s
         self._saved_by_s = self._deadline_s + self._limits.save_s
-        self._leave_at_s = now_s + self._limits.stop_s / 2
+        self._leave_by_s = now_s + self._limits.stop_s / 2
         shaper_listens = any(name in self._running and name not in self._silent_since_s for name in self._shapers)
         return [Notice(outcome.reason), *([AskToStop(outcome.reason)] if shaper_listens else self._leave())]
 
     def _leave(self) -> list[Action]:
-        """From `stopping` to `leaving`."""
-        if self.outcome is None or self._leave_at_s is None:
+        if self.outcome is None or self.phase != "stopping":
             return []
-        self._leave_at_s = None
+        self._to("leaving")
         return [AskToLeave(False, self.outcome.reason)]
+
+    def _to(self, phase: str) -> None:
+        RUN_LIFE.check(self.phase, phase, lambda: f"the run ({self.outcome or 'not ending'})")
+        self.phase = phase

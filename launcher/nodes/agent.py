@@ -1,8 +1,8 @@
 """The agent of a node: the launcher's hand there.
 
 It passes orders on to the keeper, which is its parent, and reports back to the launcher, over the authenticated link
-`agents`; see `orders` for what may come twice. It holds no state: when it dies, the keeper starts another one, whose
-first word is how the node stands, and no process notices.
+`agents`; see `node_messages` for what may come twice. It holds no state: when it dies, the keeper starts another one,
+whose first word is how the node stands, and no process notices.
 """
 
 import argparse

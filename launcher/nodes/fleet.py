@@ -1,10 +1,15 @@
 """The processes of a run on all its nodes, as the launcher knows them: pure, every input returns what is to be done.
 
-    away --its agent says how the node stands--> up --silent--> silent --for `lost_after_s`--> away
-     ^                                           |                `----heard again-----------> up
-     `-------------- its keeper has ended --------'
+A node lives like this (`NODE_LIFE`):
 
-A node that is away has no process that runs: its keeper ends them when it has not heard the launcher for the length of
+    starting -> up      its agent says how the node is
+    up       -> silent  the link to its agent is down
+             -> lost    its keeper has ended
+    silent   -> up      it is heard again
+             -> lost    it is silent for `lost_after_s`, or its keeper has ended
+    lost     -> up      its agent says how the node is
+
+A node that is lost has no process that runs: its keeper ends them when it has not heard the launcher for the length of
 its lease, which is shorter than `lost_after_s`, and they end with it. So they are given up as killed, and what comes of
 that is the matter of their restart policies; what is ordered of the node meanwhile is delivered when it is back.
 
@@ -17,6 +22,7 @@ and none is started before the one before it has.
 from dataclasses import dataclass, field
 
 from darts_async.topology import RunPlan, agent_name
+from darts_async.transitions import Transitions
 from launcher.nodes.node_messages import (
     EndNode,
     KillProcess,
@@ -36,6 +42,17 @@ COMES_UP_WITHIN_S = 60.0
 """The time between the start of an agent and its first word."""
 _BACKOFF_S = (0.2, 20.0)
 _KILLED = -9
+
+NODE_LIFE = Transitions(
+    {
+        ("starting", "up"): "its agent says how the node is",
+        ("up", "silent"): "the link to its agent is down",
+        ("up", "lost"): "its keeper has ended",
+        ("silent", "up"): "it is heard again",
+        ("silent", "lost"): "it is silent for `lost_after_s`, or its keeper has ended",
+        ("lost", "up"): "its agent says how the node is",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +146,8 @@ class Node:
     """A node as it is shown."""
 
     name: str
-    is_up: bool = False
-    has_been_up: bool = False
+    state: str = "starting"
+    """Of `NODE_LIFE`."""
     is_launching: bool = False
     keeper_pid: int | None = None
     agent_incarnation: int = 0
@@ -141,13 +158,20 @@ class Node:
     launch_at_s: float | None = None
     """While it is away: when to try again, or to take a launch for failed."""
     members: dict[str, _Member] = field(default_factory=dict)
+    earlier: list[str] = field(default_factory=list)
+    """The states before this one."""
+
+    def to(self, state: str) -> None:
+        """Enter another state. Raises `IllegalTransition`, with the story of the node."""
+        if state != self.state:
+            NODE_LIFE.check(self.state, state, lambda: f"node {self.name} ({', '.join([*self.earlier, self.state])})")
+            self.earlier = [*self.earlier[-15:], self.state]
+            self.state = state
 
     @property
-    def state(self) -> str:
-        """In a word."""
-        if not self.is_up:
-            return "lost" if self.has_been_up else "starting"
-        return "silent" if self.silent_since_s is not None else "up"
+    def is_up(self) -> bool:
+        """Whether orders reach it: sooner or later, while it is silent."""
+        return self.state in ("up", "silent")
 
 
 class Fleet:
@@ -244,7 +268,10 @@ class Fleet:
 
     def heard(self, node_name: str) -> list[Step]:
         """The link to the agent of a node is up."""
-        self.nodes[node_name].silent_since_s = None
+        node = self.nodes[node_name]
+        if node.state == "silent":
+            node.to("up")
+        node.silent_since_s = None
         return []
 
     def silent(self, node_name: str, reason: str, now_s: float) -> list[Step]:
@@ -254,6 +281,7 @@ class Fleet:
             return []
         if self._grace_s is not None:  # the last agent has said its last word
             return self._lose(node, reason, now_s)
+        node.to("silent")
         node.silent_since_s = now_s
         return [NodeSilent(node_name, reason)]
 
@@ -264,7 +292,7 @@ class Fleet:
     def launch_failed(self, node_name: str, reason: str, now_s: float, culprit: str | None = None) -> list[Step]:
         """The agent of a node could not be started. What was ordered of a node that never came up cannot be either."""
         node = self.nodes[node_name]
-        if not node.has_been_up:
+        if node.state == "starting":
             node.is_launching, node.launch_at_s = False, None
             names, node.members = tuple(node.members), {}
             return [NodeFailed(node_name, reason, culprit), *(NotStarted(name, reason) for name in names)]
@@ -300,7 +328,7 @@ class Fleet:
 
     def _stands(self, node: Node, agent_incarnation: int, report: NodeStands, now_s: float) -> list[Step]:
         away_s = None if node.lost_since_s is None else now_s - node.lost_since_s
-        node.is_up = node.has_been_up = True
+        node.to("up")
         node.is_launching, node.launch_at_s, node.num_failures = False, None, 0
         node.silent_since_s = node.lost_since_s = None
         node.keeper_pid, node.agent_incarnation = report.keeper.pid, agent_incarnation
@@ -341,7 +369,8 @@ class Fleet:
         if not node.is_up:
             is_wanted = node.is_launching and self._grace_s is None
             return self.launch_failed(node.name, reason, now_s, keeper_name(node.name)) if is_wanted else []
-        node.is_up, node.silent_since_s, node.lost_since_s, node.keeper_pid = False, None, now_s, None
+        node.to("lost")
+        node.silent_since_s, node.lost_since_s, node.keeper_pid = None, now_s, None
         gone = self._give_up_running(node, set())
         return gone if self._grace_s is not None else [NodeLost(node.name, reason), *gone, *self._launch(node, now_s)]
 
@@ -359,7 +388,7 @@ class Fleet:
     def validate(self) -> None:
         """Assert the invariants of the state."""
         for node in self.nodes.values():
-            assert node.is_up or node.silent_since_s is None, node.name
+            assert (node.state == "silent") == (node.silent_since_s is not None), node.name
             assert not (node.is_up and node.is_launching), node.name
             assert node.is_up or not any(member.record for member in node.members.values()), node.name
             assert node.is_up == (node.keeper_pid is not None), node.name

@@ -4,10 +4,11 @@
                                            |`-----> generator/0 ...
                                            `------> the kernel ends all of them if the keeper dies
 
-The keeper does what it is ordered to (see `orders`) and nothing of its own accord but three things: it starts the agent
-again when it has ended or hangs, which touches no process; it remembers who runs and how the others have ended, so that
-a new agent can say it; and it ends the node when the launcher has not been heard for the length of a lease, or when it
-is asked to. So nothing of a run outlives its launcher for longer than that, wherever it is, and no exit is lost.
+The keeper does what it is ordered to (see `node_messages`) and nothing of its own accord but three things: it starts
+the agent again when it has ended or hangs, which touches no process; it remembers who runs and how the others have
+ended, so that a new agent can say it; and it ends the node when the launcher has not been heard for the length of a
+lease, or when it is asked to. So nothing of a run outlives its launcher for longer than that, wherever it is, and no
+exit is lost.
 
 It opens no port and reads nothing but its agent's orders.
 """

@@ -1,18 +1,20 @@
 """Whether what a run brings itself can be loaded, and does what it is for. A child looks at it (`extension_trial`)."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
+
+import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.errors import ExtensionError
 from darts_async.extensions import KINDS, PROMPTS, REWARD, Kind, load
 from darts_async.machine.lifetime import PARENT_PID_VARIABLE
 from darts_async.machine.spawn import module_command, signal_name
-from darts_async.prompts.load import PromptCounts
+from launcher.preflight.extension_trial import Question
+from launcher.preflight.prompt_check import Found, look_at_prompts
 from launcher.problems import Problem, shown
 
 _DEADLINE_S = 300.0
@@ -20,54 +22,55 @@ _DEADLINE_S = 300.0
 
 
 def check_extensions(config: RunConfig) -> Iterator[Problem]:
-    """Everything that a setting names as `module:name` can be imported and called. (Of prompts see `ask_source`.)"""
+    """Everything that a setting names as `module:name` can be imported and called. (For prompts: `check_prompts`.)"""
     for kind in KINDS.values():
-        for name in kind.names_in(config):
-            if name in kind.built_in or kind is PROMPTS:
-                continue
-            fault = _try_in_a_child(kind, name, config)[0] if kind.is_of_user(name) else _fault_here(kind, name)
-            if fault is not None:
-                yield Problem(kind.setting, fault, shown(name))
+        for name in kind.names_in(config) if kind is not PROMPTS else ():
+            if kind.is_of_user(name):
+                yield from _try_in_a_child(kind, name, config).problems
+            elif name not in kind.built_in:
+                yield from _faults_here(kind, name)
 
 
-def ask_source(config: RunConfig) -> PromptCounts | Problem:
-    """What a source of the user's gives, as far as its prompts can be used."""
-    fault, counts = _try_in_a_child(PROMPTS, config.prompts.source, config)
-    return PromptCounts(*counts) if fault is None else Problem(PROMPTS.setting, fault, shown(config.prompts.source))
+def check_prompts(config: RunConfig) -> Found:
+    """What `look_at_prompts` finds; a source of the user's is called in a child."""
+    source = config.prompts.source
+    return _try_in_a_child(PROMPTS, source, config) if PROMPTS.is_of_user(source) else look_at_prompts(config)
 
 
-def _fault_here(kind: Kind, name: str) -> str | None:
+def _faults_here(kind: Kind, name: str) -> Iterator[Problem]:
     try:
         load(kind, name)
     except ExtensionError as error:
-        return str(error)
-    return None
+        yield Problem(kind.setting, str(error), shown(name))
 
 
-def _try_in_a_child(kind: Kind, name: str, config: RunConfig) -> tuple[str | None, list[int]]:
-    """What is wrong, if anything is; of a source that can be used, the numbers of its `PromptCounts`."""
-    module, deadline_s = name.partition(":")[0], config.reward.start_deadline_s if kind is REWARD else _DEADLINE_S
+def _try_in_a_child(kind: Kind, name: str, config: RunConfig) -> Found:
     child = subprocess.Popen(
-        module_command("launcher.preflight.extension_trial", kind.setting, name, config.model_dump_json()),
-        stdin=subprocess.DEVNULL,
+        module_command("launcher.preflight.extension_trial"),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, PARENT_PID_VARIABLE: str(os.getpid())},
         start_new_session=True,
     )
+    deadline_s = config.reward.start_deadline_s if kind is REWARD else _DEADLINE_S
+    module, question = name.partition(":")[0], Question(kind.setting, name, config.model_dump_json())
     try:
-        output, errors = child.communicate(timeout=deadline_s)
+        output, errors = child.communicate(msgspec.json.encode(question), timeout=deadline_s)
     except subprocess.TimeoutExpired:
         limit = f"{'reward.start_deadline_s (' if kind is REWARD else '('}{deadline_s:g} s)"
-        return f"importing {module!r} took longer than {limit}", []
+        return _failed(kind, name, f"importing {module!r} took longer than {limit}")
     finally:
         _end(child)
     if not output:
         last = (errors.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
         how = f"exit code {child.returncode}" if child.returncode >= 0 else signal_name(-child.returncode)
-        return f"importing {module!r} ended the process ({how}): {last}", []
-    fault, counts = json.loads(output)
-    return fault, counts
+        return _failed(kind, name, f"importing {module!r} ended the process ({how}): {last}")
+    return msgspec.json.decode(output, type=Found)
+
+
+def _failed(kind: Kind, name: str, fault: str) -> Found:
+    return Found((Problem(kind.setting, fault, shown(name)),))
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

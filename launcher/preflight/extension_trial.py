@@ -1,31 +1,39 @@
 """A program that loads what a run brings itself, as the process will that calls it, and tries it out.
 
 It is a process of its own because an import runs what the user has written. That may print, leave Python, hang, change
-what signals do or start something, and none of this is to happen to the launcher. Its arguments are the setting, the
-name and the `RunConfig`; its output is a line of JSON: what is wrong or null, and the numbers of a source's prompts.
+what signals do or start something, and none of this is to happen to the launcher. It reads a `Question` and answers
+with what was `Found`, both as JSON.
 """
 
-import argparse
-import json
 import os
-from dataclasses import astuple
+import sys
+
+import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.errors import DartsError
 from darts_async.extensions import KINDS, LOSS, PROMPTS, RULE, Kind, load
-from darts_async.prompts.load import load_prompts
+from launcher.preflight.prompt_check import Found, look_at_prompts
+from launcher.problems import Problem, shown
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What is to be tried out."""
+
+    setting: str
+    name: str
+    """`module:name`."""
+    config: str
+    """`RunConfig` as JSON."""
 
 
 def main() -> None:
-    """Try one name and say how that went."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("setting", choices=KINDS)
-    parser.add_argument("name", help="`module:name`")
-    parser.add_argument("config", help="`RunConfig` as JSON")
-    given = parser.parse_args()
-    with os.fdopen(os.dup(1), "w") as answer:
+    """Answer one question."""
+    question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
+    config, kind = RunConfig.model_validate_json(question.config), KINDS[question.setting]
+    with os.fdopen(os.dup(1), "wb") as answer:
         _silence()
-        answer.write(json.dumps(_try(KINDS[given.setting], given.name, RunConfig.model_validate_json(given.config))))
+        answer.write(msgspec.json.encode(_try(kind, question.name, config)))
 
 
 def _silence() -> None:
@@ -36,10 +44,10 @@ def _silence() -> None:
     os.close(null)
 
 
-def _try(kind: Kind, name: str, config: RunConfig) -> tuple[str | None, tuple[int, ...]]:
+def _try(kind: Kind, name: str, config: RunConfig) -> Found:
     try:
         if kind is PROMPTS:
-            return None, astuple(load_prompts(config).counts)
+            return look_at_prompts(config)
         if kind is RULE:
             from darts_async.shaper.rules.custom import try_rule
 
@@ -51,8 +59,8 @@ def _try(kind: Kind, name: str, config: RunConfig) -> tuple[str | None, tuple[in
         else:
             load(kind, name)
     except DartsError as error:
-        return str(error), ()
-    return None, ()
+        return Found((Problem(kind.setting, str(error), shown(name)),))
+    return Found()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ other checks go on.
 import contextlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -65,12 +66,15 @@ class ModelTrial:
 
     def __enter__(self) -> Self:
         if self._models:
-            command = module_command("launcher.preflight.model_trial", msgspec.json.encode(self._question).decode())
+            command = module_command("launcher.preflight.model_trial")
             # Small copies of a model gain nothing by more threads than one.
             environment = os.environ | {"OMP_NUM_THREADS": "1", PARENT_PID_VARIABLE: str(os.getpid())}
-            self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-            )
+            with tempfile.TemporaryFile() as question:  # a pipe may be full before the child reads it
+                question.write(msgspec.json.encode(self._question))
+                question.seek(0)
+                self._child = subprocess.Popen(
+                    command, stdin=question, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+                )
         return self
 
     def __exit__(

@@ -1,11 +1,10 @@
 """A program that looks at models as learner and generator will: whether the weights are those of the configuration,
 and whether samples as long as the run's can be trained and decoded right.
 
-It is a process of its own because it needs torch, which nothing else does that only checks a file. Its one argument is
-a `Question`, and its output a list of `Finding`, both as JSON. No weight is read.
+It is a process of its own because it needs torch, which nothing else does that only checks a file. Its input is a
+`Question`, and its output a list of `Finding`, both as JSON. No weight is read.
 """
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -42,9 +41,7 @@ class Finding(msgspec.Struct):
 
 def main() -> None:
     """Answer one question."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("question", help="a `Question` as JSON")
-    question = msgspec.json.decode(parser.parse_args().question, type=Question)
+    question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
     config = RunConfig.model_validate_json(question.config)
     findings = [
         finding

@@ -15,17 +15,17 @@ from typing import Any
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.config.paths import expanded, is_file, missing_file
-from darts_async.errors import ConfigError, DataError, ExtensionError, ModelError
-from darts_async.extensions import PROMPTS
+from darts_async.errors import ConfigError, ModelError
 from darts_async.models.length_limits import bounds, text_part
 from darts_async.models.location import load_tokenizer, resolve_model_path
-from darts_async.prompts.load import PromptCounts, load_prompts
+from darts_async.prompts.load import PromptCounts
 from launcher.plan.devices import check_backend, check_gpus, check_vllm
 from launcher.plan.placement import Place, PlacementError, local_node, place_processes, role_names
 from launcher.plan.plan import link_hubs
 from launcher.plan.ports import block, free_block, why_not_bound
-from launcher.preflight.extension_check import ask_source, check_extensions
+from launcher.preflight.extension_check import check_extensions, check_prompts
 from launcher.preflight.model_check import ModelTrial, check_files, local_models
+from launcher.preflight.prompt_check import Found
 from launcher.preflight.remote_preflight import check_nodes
 from launcher.preflight.system_limits import check_limits, limits_here, need_of, weight_bytes
 from launcher.problems import Problem, shown
@@ -50,13 +50,15 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
     models = local_models(config)
     files = tuple(check_files(models))
     with ModelTrial(config, {} if model or files else models) as trial:
-        prompts = None if model or data else check_prompts(config)  # without these, prompts fail for the same reason
-        unusable = (prompts,) if isinstance(prompts, Problem) else ()
-        found = (*_check_all(config, model + files, data + unusable, reaches_nodes=reaches_nodes), *trial.problems())
+        prompts = Found() if model or data else check_prompts(config)  # without these, it fails for the same reason
+        found = (
+            *_check_all(config, model + files, data + prompts.problems, reaches_nodes=reaches_nodes),
+            *trial.problems(),
+        )
     return Findings(
         problems=tuple(problem for problem in found if not problem.is_hint),
         hints=tuple(problem for problem in found if problem.is_hint),
-        prompts=prompts if isinstance(prompts, PromptCounts) else None,
+        prompts=prompts.counts,
     )
 
 
@@ -184,18 +186,6 @@ def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:
         return
     if not is_file(path):
         yield Problem(setting, missing_file(path), shown(text), fix, here=True)
-
-
-def check_prompts(config: RunConfig) -> PromptCounts | Problem:
-    """Tokenizer and data sets load, no set is empty, and every prompt fits."""
-    if PROMPTS.is_of_user(config.prompts.source):
-        return ask_source(config)
-    try:
-        return load_prompts(config).counts
-    except ModelError as error:
-        return Problem("model.path", str(error), shown(config.model.path))
-    except (ConfigError, DataError, ExtensionError) as error:
-        return Problem("prompts", str(error))
 
 
 def _check_places(config: RunConfig, *, reaches_nodes: bool) -> Iterator[Problem]:

@@ -153,8 +153,8 @@ class RunView:
         self, first_incarnations: Mapping[str, int], lines: Iterable[StepLine], evaluations: Iterable[Evaluation]
     ) -> None:
         """What was before this life of the run."""
-        for name, incarnation in first_incarnations.items():
-            self.rows[name].first_incarnation = incarnation
+        for name in self.rows.keys() & first_incarnations.keys():  # another life may have other processes
+            self.rows[name].first_incarnation = first_incarnations[name]
         for line in lines:
             self._remember(line)
         self._num_steps_before = self.num_steps

@@ -2,7 +2,8 @@
 
 A process has a key of its own, so a message is of the process that it names; whether it is true is another question.
 The launcher believes each process about itself, the shaper about the run, and a process about another only where it may
-judge it (`may_accuse`): otherwise one that is wrong could have every other one restarted.
+judge it (`may_accuse`), or where others say the same (`Accusations`): one that is wrong could have every other one
+restarted otherwise.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from darts_async.accusations import Accusations
 from darts_async.protocol import (
     EvaluationCompleted,
     PeerRefused,
@@ -18,8 +20,9 @@ from darts_async.protocol import (
     RewardFailed,
     RunFinished,
     StepCompleted,
+    TakeUpAgain,
 )
-from darts_async.topology import RunPlan
+from darts_async.topology import LAUNCHER, RunPlan
 
 MAX_NAME_CHARACTERS = 200
 """Of a metric, a stage, a state."""
@@ -39,6 +42,7 @@ class Boundary:
     def __init__(self, plan: RunPlan, num_steps: int) -> None:
         self._plan = plan
         self._num_steps = num_steps
+        self._accusations = Accusations({link.name: (link.hub, link.members) for link in plan.links})
 
     def refusal(self, name: str, message: ProcessToLauncher) -> str | None:
         """Why a message of this process cannot be meant; None if it is to be taken."""
@@ -54,6 +58,8 @@ class Boundary:
                 return _names([message.kind])
             case RunFinished() if role == "shaper":
                 return self._finished(message)
+            case TakeUpAgain() if role == "shaper":
+                return None
             case PeerRefused():
                 return self._accusation(name, message)
             case _:
@@ -65,6 +71,12 @@ class Boundary:
         if {_role(accuser), _role(accused)} == set(_SPEAKS_OF_STEPS):
             return True
         return self._talk(accuser, accused)
+
+    def culprits(self, accuser: str, accused: str, incarnation: int) -> tuple[str, ...]:
+        """The processes to restart after one has refused the present incarnation of another."""
+        if self.may_accuse(accuser, accused):
+            return (accused,)
+        return self._accusations.hear(accuser, accused, incarnation)
 
     def _talk(self, hub: str, member: str) -> bool:
         return any(link.hub == hub and member in link.members for link in self._plan.links)
@@ -103,7 +115,8 @@ class Boundary:
         return _names([*message.tokens_by_fate, *message.samples_by_fate, *message.tokens_by_generator, *kinds])
 
     def _accusation(self, name: str, message: PeerRefused) -> str | None:
-        if not any(self._talk(one, other) for one, other in ((name, message.name), (message.name, name))):
+        talk = any(self._talk(one, other) for one, other in ((name, message.name), (message.name, name)))
+        if not talk or message.name == LAUNCHER:
             return f"it refuses {message.name[:MAX_NAME_CHARACTERS]!r}, with which it has nothing to do"
         return None
 

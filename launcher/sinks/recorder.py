@@ -155,7 +155,7 @@ class Ending:
 
 @contextlib.contextmanager
 def recorded(run_dir: Path, life: int) -> Iterator[Ending]:
-    """`state.json` says `running` inside, and how the run ended afterwards."""
+    """`state.json` says `running` inside, and how the run ended afterwards, if it does not go on in another life."""
     started_at_s, ending = time.time(), Ending(Outcome("failed", "darts-launch itself ended by an error"))
 
     def write(status: RunStatus, reason: str, ended_at_s: float | None) -> None:
@@ -166,7 +166,8 @@ def recorded(run_dir: Path, life: int) -> Iterator[Ending]:
     try:
         yield ending
     finally:
-        try:
-            write(ending.outcome.status, ending.outcome.reason, time.time())
-        except NoSpaceError as error:
-            ending.unsaid = str(error)
+        if not ending.outcome.goes_on:
+            try:
+                write(ending.outcome.status, ending.outcome.reason, time.time())
+            except NoSpaceError as error:
+                ending.unsaid = str(error)

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import launcher.commands.cli
 from darts_async.config import RunConfig
-from launcher.config_file import parse_config
+from launcher.config_file import all_places, parse_config
+from launcher.field_names import FIELD_NAMES, OURS
 from launcher.preflight.preflight import check_network, check_run, link_ports
 from launcher.problems import InputError
 
@@ -23,6 +24,11 @@ BAD_FILES = {
     "nested unknown key": (
         "generator:\n  engine: scripted\n  script:\n    median: 3\n",
         ["generator.script.median", "line 4", "did you mean generator.script.median_tokens?"],
+    ),
+    "name in TRL": ("learner:\n  beta: 0.04\n", ["learner.beta", "line 2", "here it is learner.loss.kl_weight"]),
+    "sections of verl": (
+        "actor_rollout_ref:\n  rollout: {n: 8}\n  actor: {optim: {lr: 1e-6}}\n",
+        ["actor_rollout_ref", "line 1", "here n is shaping.keep, lr is learner.learning_rate"],
     ),
     "nothing like it": ("staleness:\n  xyzzy: 1\n", ["staleness.xyzzy", "the settings here are max_staleness"]),
     "text for a number": ("learner:\n  steps: '5'\n", ["learner.steps", "'5'", "whole number", "without quotes"]),
@@ -79,7 +85,9 @@ BAD_FILES = {
         + "".join(f"{n}: &{n} {{<<: [{','.join([f'*{b}'] * 20)}]}}\n" for b, n in zip("abcdef", "bcdefg", strict=True)),
         ["stands for more than 100,000 values"],
     ),
-    "too long": ("# " + "x" * (1 << 20), ["is longer than 1,048,576 bytes", "give the YAML file of a run"]),
+    "null character": ('reward:\n  function: "a\\0b:c"\n', ["a text with a null character", "line 2"]),
+    "long name": (f"reward:\n  function: {'x' * 2_000}\n", ["reward.function", "at most 1000 characters", "line 2"]),
+    "too long": ("# " + "x" * (1 << 18), ["is longer than 262,144 bytes", "give the YAML file of a run"]),
     "no date": ("name: 2024-13-45\n", ["holds a value that cannot be read", "month must be in 1..12"]),
     "thousands of digits": (f"seed: {'1' * 5000}\n", ["line 1", "a whole number of more than 64 bits"]),
     "thousands of digits to the base 16": (f"seed: 0x{'f' * 5000}\n", ["a whole number of more than 64 bits"]),
@@ -168,6 +176,13 @@ def test_all_mistakes_of_a_file_are_shown_at_once() -> None:
     places = [problem.place for problem in caught.value.problems]
     assert places == ["seed", "seed", "learner.step", "sampling.top_p"]
     assert [problem.line for problem in caught.value.problems] == [2, 2, 4, 6]
+
+
+def test_names_of_other_systems_lead_to_settings_that_exist_and_are_none_of_ours() -> None:
+    places = [".".join(place) for place in all_places(RunConfig, ())]
+    assert set(FIELD_NAMES) <= set(places)
+    assert sum(map(len, FIELD_NAMES.values())) == len(OURS), "one name leads to one setting"
+    assert not {place.rpartition(".")[2] for place in places} & set(OURS)
 
 
 def test_a_missing_file_suggests_one_that_is_there() -> None:

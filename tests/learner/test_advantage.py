@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darts_async.config import Baseline
-from darts_async.learner.advantage import LOWEST_PASS_RATE, group_advantages, leave_one_out_baselines
+from darts_async.learner.advantage import LOWEST_PASS_RATE, Decoded, group_advantages, leave_one_out
 
 REWARDS = st.lists(st.sampled_from([0.0, 0.1, 0.25, 1.0, -2.0]), min_size=1, max_size=12)
 
@@ -63,36 +63,48 @@ def test_without_selection_a_sample_is_compared_with_the_mean_of_its_siblings() 
     np.testing.assert_allclose(actual, [1 - 0.25, 0 - 0.75, 0.5 - 0.5], atol=1e-7)
 
 
-def test_the_leave_one_out_baseline_equals_numbers_computed_by_hand() -> None:
+def short_and_tail(num_short: int, num_tail: int, decoded: Decoded) -> np.ndarray:
+    """Weights of so many samples of the short end and as many of a tail of `num_tail` that were launched."""
+    launched, kept = decoded.shortest + num_tail, sum(decoded)
+    tail = kept / launched * num_tail / decoded.longest
+    return np.array([kept / launched] * num_short + [tail] * decoded.longest, np.float32)
+
+
+def test_leave_one_out_of_survivors_equals_numbers_computed_by_hand() -> None:
     # 2 at the short end, 2 of a tail of 5: 7 launched. Short end: (1 + 2.5 * 1) / 6; survivors: (1 + 4 / 1 * r) / 6
-    rewards, weights = np.array([1, 0, 1, 0], np.float32), np.array([1, 1, 2.5, 2.5], np.float32)
-    expected = np.array([0 + 2.5, 1 + 2.5, 1 + 4 * 0, 1 + 4 * 1]) / 6
-    np.testing.assert_allclose(leave_one_out_baselines(rewards, weights), expected, rtol=1e-12)
-    actual = advantages([1, 0, 1, 0], [1, 1, 2.5, 2.5], normalise=False, baseline="leave_one_out")
-    np.testing.assert_allclose(actual, np.array([1, 1, 2.5, 2.5]) * (rewards - expected), rtol=1e-6)
+    rewards, weights = np.array([1, 0, 1, 0], np.float32), short_and_tail(2, 5, Decoded(2, 2))
+    baselines = np.array([0 + 2.5, 1 + 2.5, 1 + 4 * 0, 1 + 4 * 1]) / 6
+    np.testing.assert_allclose(leave_one_out(rewards, weights, Decoded(2, 2)), rewards - baselines, rtol=1e-12)
+    actual = group_advantages(rewards, weights, normalise=False, baseline="leave_one_out", decoded=Decoded(2, 2))
+    np.testing.assert_allclose(actual, np.array([1, 1, 2.5, 2.5]) * 4 / 7 * (rewards - baselines), rtol=1e-6)
+    # Without the reward of the second: each pair that is left counts 3 / 2 times.
+    better = np.array([2.5 * 1, 4 * 0 + 1 * 0 + 4 * 1, 1 * -1 + 4 * -1]) / 6 * 3 / 2
+    np.testing.assert_allclose(leave_one_out(rewards[[0, 2, 3]], weights[[0, 2, 3]], Decoded(2, 2)), better, rtol=1e-12)
 
 
-@given(st.integers(1, 6), st.integers(2, 4), st.integers(0, 9), st.floats(-3, 3, width=32))
-def test_the_leave_one_out_baseline_of_equal_rewards_is_that_reward(
-    num_short: int, num_survivors: int, num_cancelled: int, value: float
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100), st.booleans())
+def test_each_weight_tells_how_many_samples_were_launched(
+    num_short: int, num_survivors: int, num_cancelled: int, has_short: bool
 ) -> None:
-    weight = (num_survivors + num_cancelled) / num_survivors
-    weights = np.array([1.0] * num_short + [weight] * num_survivors, np.float32)
-    baselines = leave_one_out_baselines(np.full(len(weights), value, np.float32), weights)
-    np.testing.assert_allclose(baselines, value, rtol=1e-12)
+    decoded, num_tail = Decoded(num_short, num_survivors), num_survivors + num_cancelled
+    weights = short_and_tail(num_short if has_short else 0, num_tail, decoded)
+    expected = num_short + num_tail
+    assert {decoded.num_launched(float(weight)) for weight in weights} == {expected}
 
 
-def test_a_lone_sentinel_is_compared_with_the_others_and_kills_nothing() -> None:
-    """No setting sends one to a leave-one-out baseline; a message that does is trained on all the same."""
-    baselines = leave_one_out_baselines(np.array([1, 0, 1, 1], np.float32), np.array([1, 1, 1, 10], np.float32))
-    np.testing.assert_allclose(baselines, [(0 + 1 + 10) / 12, (1 + 1 + 10) / 12, (1 + 0 + 10) / 12, 2 / 3])
+def test_samples_that_are_left_of_equal_weights_are_compared_with_their_siblings() -> None:
+    """However many the rule decodes."""
+    rewards, weights = np.array([1, 0, 0.5], np.float32), np.ones(3, np.float32)
+    for decoded in (None, Decoded(2, 1), Decoded(6, 2), Decoded(3, 5)):
+        np.testing.assert_allclose(leave_one_out(rewards, weights, decoded), [0.75, -0.75, 0], atol=1e-12)
 
 
-@given(st.floats(0.1, 3))
-def test_only_ratios_of_weights_make_a_leave_one_out_baseline(scale: float) -> None:
-    rewards, weights = np.array([1, 0, 1, 0, 0.5], np.float32), np.array([1, 1, 1, 7 / 3, 7 / 3])
-    scaled = leave_one_out_baselines(rewards, (scale * weights).astype(np.float32))
-    np.testing.assert_allclose(scaled, leave_one_out_baselines(rewards, weights.astype(np.float32)), rtol=1e-6)
+@pytest.mark.parametrize("decoded", [None, Decoded(6, 2), Decoded(7, 1)])
+@pytest.mark.parametrize("weights", [[1, 1, 1, 10], [9, 9, 8, 7], [1e-30, 1, 1, 1e30]])
+def test_weights_that_no_rule_gives_kill_nothing(weights: list[float], decoded: Decoded | None) -> None:
+    """No setting leads there; a message that has them is trained on all the same."""
+    better = leave_one_out(np.array([1, 0, 1, 1], np.float32), np.array(weights, np.float32), decoded)
+    assert np.isfinite(better).all()
 
 
 def test_a_history_is_a_baseline_that_ignores_the_group() -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darts_async.config import ModelConfig, PromptsConfig, RunConfig
+from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError, DataError, ModelError
 from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts import load
@@ -160,6 +162,20 @@ def test_paths_may_have_a_home_and_variables(tmp_path: Path, monkeypatch: pytest
         ConfigError, match=r"model.path is '\$NOWHERE/x', but the environment variable NOWHERE is not set"
     ):
         resolve_model_path("$NOWHERE/x")
+
+
+def test_two_dollar_signs_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRICE", "$5 $$")
+    assert str(expanded("/$$PRICE/$PRICE/${PRICE}s$$", "runs_dir")) == "/$PRICE/$5 $$/$5 $$s$"
+
+
+@pytest.mark.parametrize(("path", "named"), [("/${A:-b}/c", "${A:-b}"), ("/$", "$"), ("/${A", "${A"), ("/$/a", "$")])
+def test_a_dollar_sign_of_no_variable_is_an_error_with_the_fix(path: str, named: str) -> None:
+    with pytest.raises(
+        ConfigError, match=re.escape(f"runs_dir is {path!r}, but {named!r} names no variable: ")
+    ) as error:
+        expanded(path, "runs_dir")
+    assert str(error.value).endswith("write $$ for a dollar sign")
 
 
 # --- sets ----------------------------------------------------------------------------------------------------

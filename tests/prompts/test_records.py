@@ -225,13 +225,6 @@ def test_a_file_in_a_wide_encoding_says_how_to_change_it(tmp_path: Path, encodin
         read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)
 
 
-def test_a_line_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
-    depth = 100_000
-    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "answer": "a", "x": ' + "[" * depth + "]" * depth + "}")
-    with pytest.raises(DataError, match=r"a.jsonl, line 1: a field is nested too deeply"):
-        read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)
-
-
 def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "\\ud800", "answer": "a"}')
     with pytest.raises(DataError, match=r"a.jsonl, line 1: not valid JSON: .*surrogates"):

@@ -10,7 +10,7 @@ import pytest
 from darts_async.config import RewardConfig
 from darts_async.reward import descendants
 from darts_async.reward.descendants import kill_marked, memory_bytes
-from darts_async.reward.limits import Limits, breach_of, exit_code_of
+from darts_async.reward.limits import Limits, breach_of, exit_code_of, passed_on, shown_exit_code
 from darts_async.reward.process import limits_of
 
 MIB = 1 << 20
@@ -26,6 +26,13 @@ def test_every_limit_has_an_exit_code_of_its_own_that_nothing_else_has() -> None
     codes = [exit_code_of(name) for name in NAMES]
     assert [breach_of(code) for code in codes] == list(NAMES)
     assert all(breach_of(code) is None for code in range(256) if code not in codes)
+
+
+def test_no_exit_code_of_a_worker_is_that_of_a_limit() -> None:
+    assert all(breach_of(passed_on(code)) is None for code in range(256))
+    changed = [code for code in range(256) if shown_exit_code(passed_on(code)) != str(code)]
+    assert changed == [231, 232, 233, 234, 235]
+    assert {shown_exit_code(passed_on(code)) for code in changed} == {"231 to 235"}
 
 
 def test_a_limit_is_what_may_be_used_and_zero_is_none() -> None:

@@ -1,8 +1,11 @@
 r"""The `math` verifier: what the answer of a response is, and that answers of every form equal themselves."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from darts_async.reward.mathematics import answer_in, last_box, math
+from darts_async.reward.answer_forms import content_of, last_box
+from darts_async.reward.mathematics import answer_in, math
 
 pytestmark = pytest.mark.slow
 """Importing sympy takes a second."""
@@ -111,9 +114,43 @@ p \vee q
 \overrightarrow{AB}
 """.strip().splitlines()
 
+WORDS = """
+5 dollars
+36 dollars
+US$5
+five
+twenty-five
+2 hours and 5 minutes
+no solution
+12 apples
+5 miles per hour
+5 million
+5 percent
+two thirds
+5 1/2 cups
+5 m/s
+increasing on (0, 1)
+""".strip().splitlines()
+
+FIVES = {"5 dollars", "US$5", "five", "5 miles per hour", "5 percent"}
+
 
 def judge(response: str, answer: str) -> float:
     return math(prompt="", response=response, answer=answer, metadata={}, finish_reason="stop")
+
+
+@pytest.mark.parametrize("form", WORDS)
+def test_an_answer_in_words_equals_itself_and_no_other(form: str) -> None:
+    assert judge(rf"so it is \boxed{{{form}}}.", form) == 1.0
+    assert judge(rf"\[\boxed{{{form}}}\]", rf"\boxed{{{form}}}") == 1.0
+    equal = {other for other in WORDS if judge(rf"\boxed{{{other}}}", form)}
+    assert equal == (FIVES if form in FIVES else {form})
+
+
+@given(st.text(st.characters(codec="ascii", exclude_characters="\\{}$<"), min_size=1).filter(content_of))
+@settings(deadline=None)
+def test_any_text_equals_itself_in_a_box(text: str) -> None:
+    assert judge(rf"\boxed{{{text}}}", text) == 1.0
 
 
 def test_there_are_many_forms() -> None:
@@ -154,6 +191,33 @@ def test_an_answer_of_every_form_equals_itself_and_nothing_else(form: str) -> No
         (r"\boxed{}", "5", 0.0),
         (r"\boxed{\frac{}{}}", "5", 0.0),
         ("#### 18", "18", 1.0),
+        (r"\boxed{5}", "5 dollars", 1.0),
+        (r"\boxed{5}", "US$5", 1.0),
+        (r"\boxed{-5}", "-US\\$5", 1.0),
+        (r"\boxed{5}", "€5", 1.0),
+        (r"\boxed{36}", "36 dollars", 1.0),
+        (r"\boxed{36 dollars}", r"\$36", 1.0),
+        (r"\boxed{1200}", "1,200 dollars", 1.0),
+        (r"\boxed{5}", "five", 1.0),
+        (r"\boxed{five}", "5", 1.0),
+        (r"\boxed{25}", "twenty-five dollars", 1.0),
+        (r"\boxed{5}", "5 miles per hour", 1.0),
+        (r"\boxed{18 students}", "18", 1.0),
+        (r"\boxed{.05}", "5 percent", 1.0),
+        (r"\boxed{6}", "5 dollars", 0.0),
+        (r"\boxed{5}", "5 million", 0.0),
+        (r"\boxed{2}", "two thirds", 0.0),
+        (r"\boxed{5}", "5 tenths", 0.0),
+        (r"\boxed{5}", "5 abcd", 0.0),
+        (r"\boxed{5}", "5 alpha", 0.0),
+        (r"\boxed{2}", "2 hours and 5 minutes", 0.0),
+        (r"\boxed{5}", "2 hours and 5 minutes", 0.0),
+        (r"\boxed{2\text{ Hours and }5\text{ minutes}.}", "2 hours and 5 minutes", 1.0),
+        (r"\boxed{\text{No solution}}", "no solution", 1.0),
+        (r"\boxed{silent}", "listen", 0.0),
+        (r"\boxed{cba}", "abc", 1.0),
+        ("The answer is 36 dollars.", "36 dollars", 1.0),
+        ("It costs 36 dollars.", "US$36", 1.0),
     ],
 )
 def test_money_units_and_sentences_are_read_as_mathematics(response: str, answer: str, reward: float) -> None:

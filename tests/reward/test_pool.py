@@ -118,6 +118,7 @@ def mischief(*, prompt, response, answer, metadata, finish_reason):
             Path("child_pid").write_text(str(child.pid))
             child.wait()
         case "exit": sys.exit(3)
+        case "exit as for a limit": os._exit(232)
         case "segfault": os.kill(os.getpid(), signal.SIGSEGV)
 """
 
@@ -285,7 +286,14 @@ async def test_what_a_hanging_function_has_started_is_killed_with_it(directory: 
     await until(lambda: not is_running(child_pid))
 
 
-@pytest.mark.parametrize(("prompt", "end"), [("exit", "ended with exit code 3"), ("segfault", "was ended by SIGSEGV")])
+@pytest.mark.parametrize(
+    ("prompt", "end"),
+    [
+        ("exit", "ended with exit code 3"),
+        ("exit as for a limit", "ended with exit code 231 to 235"),
+        ("segfault", "was ended by SIGSEGV"),
+    ],
+)
 async def test_a_worker_that_dies_is_replaced(directory: Path, prompt: str, end: str) -> None:
     async with running(directory) as pool:
         (pid,) = pool.worker_pids
@@ -528,7 +536,17 @@ async def test_closing_does_not_wait_for_a_back_off(directory: Path, monkeypatch
         await waiting
 
 
-def test_workers_and_what_has_escaped_them_die_with_the_process_that_started_them(directory: Path) -> None:
+async def test_a_warden_that_a_reward_function_has_stopped_ends_as_any_other(directory: Path) -> None:
+    async with running(directory) as pool:
+        (warden,) = pool.worker_pids
+        os.kill(warden, signal.SIGSTOP)
+        assert await pool.score(score("one")) == SampleScored(1, 1.0)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_workers_and_what_has_escaped_them_die_with_the_process_that_started_them(
+    directory: Path, is_stopped: bool
+) -> None:
     script = """
 import asyncio, sys
 import numpy as np
@@ -548,6 +566,9 @@ asyncio.run(main())
         assert parent.stdout is not None
         wardens = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         workers = [*wardens, *(child for warden in wardens for child in warden.children(recursive=True))]
+        if is_stopped:
+            for warden in wardens:
+                warden.suspend()
         parent.kill()
     assert len(workers) >= 2 + 2 + 3, "wardens, workers and what one of these has let go"
     _, alive = psutil.wait_procs(workers, timeout=10)

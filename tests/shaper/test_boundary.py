@@ -2,6 +2,7 @@
 
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -211,7 +212,7 @@ NONSENSE: dict[str, tuple[Any, str]] = {
 def test_what_cannot_be_meant_is_refused_in_plain_words(what: str) -> None:
     make, words = NONSENSE[what]
     world = working_world()
-    reason = Boundary(world.config, vocab_size=50).refusal(world.state, GENERATOR, make(world))
+    reason = Boundary(world.config, Path("runs/it"), vocab_size=50).refusal(world.state, GENERATOR, make(world))
     assert reason is not None
     assert re.search(words, reason), reason
 
@@ -231,7 +232,7 @@ def test_what_is_late_is_taken_and_changes_nothing() -> None:
     """A generator that was silent says what was true when it said it."""
     world = working_world()
     sample_id = held(world)
-    boundary = Boundary(world.config)
+    boundary = Boundary(world.config, Path("runs/it"))
     world.absorb(world.state.peer_lost(GENERATOR, world.now_s, is_gone=False))
     world.absorb(world.state.peer_up(GENERATOR, 1, world.now_s))
     for late in (
@@ -249,4 +250,6 @@ def test_what_is_late_is_taken_and_changes_nothing() -> None:
 
 def test_nothing_is_taken_from_a_peer_that_was_not_greeted() -> None:
     world = working_world()
-    assert "before it was greeted" in str(Boundary(world.config).refusal(world.state, "generator/7", RewardReady(1)))
+    assert "before it was greeted" in str(
+        Boundary(world.config, Path("runs/it")).refusal(world.state, "generator/7", RewardReady(1))
+    )

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from darts_async.protocol import (
     group_id_of,
     sample_id_of,
 )
+from darts_async.shaper.group import Group, Stage
 from darts_async.shaper.state import Phase
 from darts_async.shaper.training import LEARNER, MAX_RETRIES_PER_PROMPT, Training
 from tests.shaper.world import World, world_config
@@ -136,9 +138,17 @@ def test_a_group_that_lost_rewards_is_trained_on_the_others(rule: str, seed: int
     assert world.finished.num_rewards <= len(world.judged)
 
 
-@pytest.mark.parametrize("rule", ["none", "survivor", "unbiased survivor"])
-def test_a_reward_that_fails_on_every_fifth_response_costs_hardly_a_group(rule: str) -> None:
-    eight = {"keep": 8, "launch": 8 if rule == "none" else 10, "shortest": 6, "longest": 2}
+@pytest.mark.parametrize(
+    ("rule", "baseline"),
+    [
+        ("none", "group"),
+        ("survivor", "group"),
+        ("unbiased survivor", "history"),
+        ("unbiased survivor", "leave_one_out"),
+    ],
+)
+def test_a_reward_that_fails_on_every_fifth_response_costs_hardly_a_group(rule: str, baseline: str) -> None:
+    eight = {"keep": 8, "launch": 8 if rule == "none" else 10, "shortest": 6, "longest": 2, "baseline": baseline}
     world = World(world_config(shaping=RULES[rule] | eight, evaluation={"samples_per_prompt": 0}))
     num_judged = count(1)
     num_failed = run_with_failures(world, random.Random(0), lambda _: next(num_judged) % 5 == 0)
@@ -384,6 +394,43 @@ def test_a_stop_cancels_what_runs_and_accounts_for_every_token() -> None:
     assert world.finished.reason == "interrupted"
     assert set(world.ended.values()) == {1}
     assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+
+
+def waits_for_cancels(group: Group) -> bool:
+    return not group.undecided and bool(group.at(Stage.CANCELLING))
+
+
+def is_late(world: World, move: Callable[..., None], *arguments: Any) -> bool:
+    """A generator takes no notice of a cancel."""
+    if move not in (world.receive, world.finish):
+        return False
+    inbox = world.generators[arguments[0]].inbox
+    cancelled = {command.sample_id for command in inbox if isinstance(command, Cancel)}
+    return arguments[1] in cancelled if move == world.finish else isinstance(inbox[0], Cancel)
+
+
+@pytest.mark.parametrize("how", ["stopped", "taken up without the ledger"])
+@pytest.mark.parametrize("seed", range(12))
+def test_no_prompt_is_asked_twice_when_all_that_is_open_is_given_up(seed: int, how: str) -> None:
+    """Groups that came to nothing before, and those that were trained, may still wait for a sample to be cancelled."""
+    config = world_config(shaping=RULES["shortest"] | {"overcommit": 1.5})
+    world, rng = World(config), random.Random(seed)
+    while world.version < 2 or not any(map(waits_for_cancels, world.state.work.groups.values())):
+        moves = [move for move in world.moves() if rng.random() < 0.05 or not is_late(world, *move)]
+        move, *arguments = rng.choice(moves or world.moves())
+        world.judge(fails=rng.random() < 0.15) if move == world.judge else move(*arguments)
+    training = world.state.training
+    if how == "stopped":
+        world.absorb(world.state.stop("enough", world.now_s))
+        world.absorb(world.state.abandon(world.now_s))
+    else:
+        world.absorb(world.state.start_over(world.now_s, 2, world.state.num_steps))
+    state = training.to_state()
+    asked = [prompt.prompt_id for prompt, _ in state.taken_by_stop]
+    asked += [launch.prompt.prompt_id for launch in state.queue.again]
+    trained = [world.prompt_of[group_id] for groups in world.history for group_id in groups]
+    assert training.cursor <= 20, "in the first pass through the prompts"
+    assert len(set(asked + trained)) == len(asked) + len(trained), (sorted(asked), sorted(trained))
 
 
 def test_a_slow_group_of_its_own_step_is_waited_for() -> None:

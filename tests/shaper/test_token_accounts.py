@@ -84,3 +84,14 @@ def test_oscillation_of_the_budget_shows_as_a_negative_autocorrelation() -> None
         statistics.completed(group, tercile=None)
         metrics = statistics.close(5, [group])
     assert metrics["run/redundancy_autocorrelation"] == pytest.approx(-1.0)
+
+
+def test_nothing_is_kept_of_groups_that_a_stop_has_ended() -> None:
+    statistics = StepStatistics()
+    for group_id in range(3):
+        statistics.completed(group_of(group_id, [0.0, 1.0], [10, 20], [0, 1], launched=4), tercile=None)
+    statistics.reopened()
+    assert statistics.to_state().pools == {}
+    group = group_of(0, [0.0, 1.0], [10, 20], [0, 1], launched=4)
+    statistics.completed(group, tercile=None)
+    assert statistics.close(0, [group])

@@ -4,6 +4,7 @@ move is chosen by the test. Links are first-in first-out; nothing else is promis
 import random
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class World:
         self.config = config
         self.num_held_out = num_held_out
         self.state = self.make_state()
-        self.boundary = Boundary(config)
+        self.boundary = Boundary(config, Path("runs/it"))
         self.generators = {f"generator/{i}": FakeGenerator() for i in range(num_generators)}
         self.to_judge: deque[Score] = deque()
         self.judged: set[int] = set()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import shaper, shaping
+from darts_async.shaper.ledger import LedgerWriter
 from darts_async.simulation import LognormalWorkload, SimulationResult, simulate
 
 
@@ -61,8 +62,8 @@ def test_a_trace_that_is_not_there_ends_the_command_with_its_path(
 
 
 @pytest.mark.slow
-def test_the_state_machine_is_driven_in_a_steady_state_that_is_valid() -> None:
-    cluster = shaper.Cluster(200)
+def test_the_state_machine_is_driven_in_a_steady_state_that_is_valid(tmp_path: Path) -> None:
+    cluster = shaper.Cluster(200, LedgerWriter(tmp_path / "ledger"))
     for _ in range(6000):
         cluster.beat()
         assert cluster.num_in_flight <= 200

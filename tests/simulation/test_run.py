@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darts_async.config import RunConfig
+from darts_async.config import RunConfig, ShapingConfig
 from darts_async.protocol import TrainGroup, WeightsApplied
 from darts_async.shaper.ledger import SampleEnded
 from darts_async.shaper.state import Incoming
@@ -223,7 +223,7 @@ def test_drift_is_zero_where_all_lengths_are_equal_and_negative_where_the_wrong_
 
 
 def test_drift_is_of_the_advantages_that_the_learner_would_compute_from_the_weights() -> None:
-    statistics, arrays = GroupStatistics("group"), np.zeros(60, np.int32)
+    statistics, arrays = GroupStatistics(ShapingConfig()), np.zeros(60, np.int32)
     message = TrainGroup(
         group_id=0,
         step=0,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from darts_async.shaper.durable.journal import JOURNAL_FILE
-from darts_async.shaper.ledger import LEDGER_FILE, AnyRecord, LearnerRewound, read_ledger, scan_ledger
+from darts_async.shaper.ledger import LEDGER_FILE, AnyRecord, LearnerRewound, RunReopened, read_ledger, scan_ledger
 from tests.support.launched import LaunchedRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -182,6 +182,28 @@ def test_a_live_learner_comes_back_from_the_checkpoint_before_a_damaged_one(tmp_
         assert {event["process"] for event in run.events("ended")} == {"learner/0"}
         assert run.assert_clean()["num_steps"] == 60
         assert LearnerRewound(int(older.name[5:])) in records(run, LearnerRewound)
+
+
+def test_a_run_whose_checkpoints_are_found_damaged_one_after_the_other_takes_itself_up_again(tmp_path: Path) -> None:
+    """Its life has begun with a checkpoint, and no group before that is known in it."""
+    sections = settings(steps=100, checkpoint_every=20)
+    sections["learner"]["keep_checkpoints"] = 3
+    with LaunchedRun(tmp_path, "scripted.yaml", sections) as run:
+        run.wait_for_steps(1)
+        run.wait_until(lambda: len(checkpoints(run)) == 2)
+        run.kill_all()
+        (run.run_dir / JOURNAL_FILE).unlink()
+        older = checkpoints(run)[0]
+        run.resume()
+        wait_for_new_steps(run, 2)
+        for later in checkpoints(run)[1:]:
+            flip_a_bit(later / "model.safetensors")
+        run.kill("learner/0")
+        assert run.end() == 0, run.output
+        assert run.assert_clean()["num_steps"] == 100
+        assert [event["life"] for event in run.events("resumed")] == [2, 3]
+        assert "all processes are ended, and the run is resumed" in " ".join(run.output.split())
+        assert int(older.name[5:]) in {record.num_steps for record in records(run, RunReopened)}  # type: ignore[union-attr]
 
 
 def test_a_run_without_a_whole_checkpoint_is_refused_and_starts_over_when_they_are_removed(tmp_path: Path) -> None:

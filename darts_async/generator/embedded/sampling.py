@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from darts_async.errors import EngineError
-from darts_async.truncation import Truncation, lowest_kept
+from darts_async.truncation import Truncation, kept_tokens
 
 
 def draw(
@@ -51,4 +51,4 @@ def _log_distribution(
 
 
 def _truncated(log_p: Tensor, truncation: Truncation) -> Tensor:
-    return log_p.masked_fill(log_p < lowest_kept(log_p, truncation), -torch.inf).log_softmax(-1)
+    return log_p.masked_fill(~kept_tokens(log_p, truncation).mask(log_p), -torch.inf).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""The generator's ends of the links to its engine's workers (see `link` for the others)."""
+"""The generator's ends of the links to its engine's workers (see `worker_link` for the others)."""
 
 import asyncio
 import os

@@ -7,8 +7,8 @@
         manifest.json                                      version, shapes, consumed groups, sums of all other files
 
 Writing. A `Snapshot` is copied to the host between two steps; everything else may happen while training goes on. Each
-rank writes its part, rank 0 the rest, the manifest last; then the directory is flushed and renamed (see `storage`), so
-a crash leaves the old checkpoints and no half of a new one. All ranks see the same ROOT, and one run writes to it.
+rank writes its part, rank 0 the rest, the manifest last; then the directory is flushed and renamed (see `atomic_dir`),
+so a crash leaves the old checkpoints and no half of a new one. All ranks see the same ROOT, and one run writes to it.
 
 Reading. Which rows a rank held follows from the shapes alone, so each rank of a new run, however many there are, reads
 just its own rows out of the parts that hold them. Before that rank 0 reads every file once and compares its size and
@@ -47,6 +47,7 @@ from darts_async.learner.ranks.shard_rows import overlaps, rows_of
 from darts_async.learner.step import Trainer
 from darts_async.topology import SHAPER_STATE_FILE
 from darts_async.wire.atomic_dir import FileSum, file_sum, open_staging, put_in_place, set_aside
+from darts_async.wire.atomic_file import flush
 
 FORMAT = 4
 MANIFEST = "manifest.json"
@@ -67,7 +68,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shapes: dict[str, tuple[int, ...]]
     """Of all that is trained, whole, in the order of the model."""
     consumed: tuple[tuple[int, int], ...]
-    """Groups in some gradient so far, as intervals of ids (see `consumed`)."""
+    """Groups in some gradient so far, as intervals of ids (see `consumed_groups`)."""
     files: dict[str, FileSum]
     crc32: int = 0
     """Of the encoded manifest in which this is 0: a flipped bit may make another number of a number."""
@@ -354,6 +355,7 @@ def _name_damaged(path: Path) -> None:
     try:
         shutil.rmtree(target, ignore_errors=True)
         path.rename(target)
+        flush(path.parent)  # or it may be back after a power loss, when what followed from it is void
     except OSError as error:
         raise CheckpointError(f"{path} is damaged and cannot be renamed to {target.name}: {error}") from error
 

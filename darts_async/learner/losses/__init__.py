@@ -16,6 +16,6 @@ advantage (times the shaper's inclusion weight), `rho = exp(l - b)`, and `sg` st
 here: a ratio between two forward passes of the learner is 1 by construction, and clipping it would do nothing about
 stale samples. `importance` bounds rho or w, per token or per sequence.
 
-Every loss is a sum over tokens with a share per token, and the step divides once by its denominator (`shares`). So a
-gradient does not depend on how the step was split into groups and micro-batches.
+Every loss is a sum over tokens with a share per token, and the step divides once by its denominator (`aggregation`). So
+a gradient does not depend on how the step was split into groups and micro-batches.
 """

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from darts_async.errors import NoSpaceError
 from darts_async.machine.full_disk import append_whole
 from darts_async.shaper.durable.replayable_state import AnyInput, Head
 from darts_async.wire.atomic_file import flush
@@ -61,7 +62,13 @@ class Journal:
             os.close(self._next)
         self._next = os.open(self._beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         data = frame(encode(head))
-        append_whole(self._next, data, self._beside)
+        try:
+            append_whole(self._next, data, self._beside)
+        except (OSError, NoSpaceError):
+            os.close(self._next)
+            self._next = -1
+            self._beside.unlink(missing_ok=True)
+            raise
         self._next_head_bytes = self._next_bytes = len(data)
 
     def replace(self) -> None:
@@ -73,7 +80,9 @@ class Journal:
         self._head_bytes, self._num_bytes = self._next_head_bytes, self._next_bytes
 
     def resume(self, num_bytes: int) -> None:
-        """Go on after the whole records of a journal that `read_journal` has read."""
+        """Go on after the whole records of a journal that `read_journal` has read. One that a process before has begun
+        beside it is of no use, and takes room."""
+        self._beside.unlink(missing_ok=True)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         os.ftruncate(self._file, num_bytes)
         self._head_bytes, self._num_bytes = 0, num_bytes

@@ -12,6 +12,10 @@ can be taken up, the best first:
     the checkpoint     by what the shaper gave to it: what is later is void, and what was open then is asked again
     nothing            the run begins again, and all records are void
 
+A life that has begun may find that its learner comes back at a checkpoint older than any group it knows, because the
+later ones are damaged. Then another life begins at once, by itself (`protocol.TakeUpAgain`): so any checkpoint that is
+kept is enough, at any time.
+
 Where the ledger has lost records that were written before the place at which the shaper goes on, they are lost for
 good: it says so, with their sums, and what was open is asked again.
 """
@@ -65,7 +69,10 @@ def newest_checkpoint(run_dir: Path) -> NewestCheckpoint | None:
         if path.parent.name.removeprefix("step-").isdigit()
     }
     for version, path in sorted(found.items(), reverse=True):
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # the learner begins meanwhile, and has found it damaged
+            continue
         shared = decode_shared(data)
         if shared is not None or not data:
             return NewestCheckpoint(version, shared)

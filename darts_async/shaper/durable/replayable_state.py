@@ -16,7 +16,7 @@ from typing import TypeGuard, cast
 import msgspec
 from msgspec import Struct
 
-from darts_async.protocol import LearnerReady, RunFinished, ShaperSnapshot
+from darts_async.protocol import LearnerReady, RunFinished, ShaperSnapshot, TakeUpAgain
 from darts_async.shaper.ledger import LearnerRewound, Lineage, Position, SampleEnded, TakenBack
 from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState, Snapshot
 from darts_async.shaper.workload import Forget, Output, Send
@@ -120,7 +120,7 @@ class Standing:
         self._make_state = make_state
         self.state = make_state(snapshot)
         self.life = life
-        """Which start of the launcher the present processes are of."""
+        """Which life of the run the present processes are of."""
         self.lineage = Lineage()
         self.now_s = 0.0
         """Of the newest input."""
@@ -214,7 +214,7 @@ class Standing:
             case Restarted(now_s):
                 return self.state.restarted(now_s)
             case Reopened(now_s, life):
-                self.reports = [report for report in self.reports if not isinstance(report.message, RunFinished)]
+                self.reports = [report for report in self.reports if _outlives_a_life(report)]
                 self.life, self.heard = life, {}
                 return self.state.reopen(now_s, life)
             case Confirmed(_, peer):
@@ -225,8 +225,7 @@ class Standing:
         """A learner may have gone back to where no step is known, or be where none was heard of."""
         if not isinstance(message, LearnerReady) or self.state.phase is Phase.FINISHED:
             return []
-        version = message.policy_version
-        if self.state.explains(version) or not self.state.may_start_over_at(version):
+        if self.state.explains(message.policy_version) or not self.state.may_start_over:
             return []
         return self._start_over(message, decode_shared(message.shaper_state), now_s)
 
@@ -243,6 +242,12 @@ def decode_shared(data: bytes) -> Shared | None:
         return cast(Shared, decoder(Shared).decode(payloads[0])) if payloads else None
     except msgspec.DecodeError:
         return None
+
+
+def _outlives_a_life(report: Send) -> bool:
+    """How a life ended is over with it. And what the learner of then was to keep for a checkpoint is not for the one of
+    now: that one may take other steps on its way to the same version."""
+    return report.peer == LAUNCHER and not isinstance(report.message, RunFinished | TakeUpAgain)
 
 
 def is_report(output: Output) -> TypeGuard[Send]:

@@ -1,5 +1,5 @@
 """What earlier visits to a prompt mean for the next: how many samples it is launched with, and which of its tail is
-aborted. Composes `history`, `redundancy` and `pruning` for `state`; pure like them."""
+aborted. Composes `history`, `redundancy` and `hazard` for `state`; pure like them."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType

@@ -33,7 +33,7 @@ class Utility:
     price: float = 2 / 15
     """Benefit that one per cent of time must bring, in per cent."""
     elasticity: float = 1.0
-    """d ln(time) / d ln(samples) where the generators work: 1 if they are always full, see `pace`."""
+    """d ln(time) / d ln(samples) where the generators work: 1 if they are always full, see `decode_elasticity`."""
 
 
 def mean_redundancy(relative_spread: float, keep: int, *, utility: Utility = Utility(), most: float = 14 / 8) -> float:

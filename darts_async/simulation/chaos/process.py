@@ -24,8 +24,6 @@ Script = Generator[float | Callable[[], bool], None, None]
 HANDLED_AFTER_S = 0.001
 """From the arrival of a frame until the process looks."""
 TICK_S = 0.025
-ADVICE = "`darts-launch down` the run and `darts-launch resume` it"
-"""In a refusal of an honest process: what is to be done about checkpoints that were damaged one after the other."""
 
 
 class SimLink:
@@ -165,16 +163,11 @@ class Process:
         self.links[link].send(peer, message)
 
     def refuse(self, event: Event, reason: str) -> None:
-        """As `Runtime.refuse`. Raises `Crash` where that raises."""
+        """As `Runtime.refuse`."""
         is_honest = {(event.peer, event.incarnation), (self.name, self.incarnation)}.isdisjoint(self.world.liars)
-        if is_honest and ADVICE in reason:
-            self.world.is_to_be_resumed = True
-            return
         assert not is_honest, f"{event}, which is honest, is refused: {reason}"  # who is lied to may answer oddly
         self.world.counts[f"nonsense refused by a {_role(self.name)}"] += 1
-        is_hub, is_judge = self._plan[event.link][0] == self.name, _role(self.name) in ("shaper", "learner")
-        if not is_hub and not (is_judge and _role(event.peer) in ("shaper", "learner")):
-            raise Crash
+        is_hub = self._plan[event.link][0] == self.name
         link = self.links[event.link]
         known = min(event.incarnation, link.sessions[event.peer].peer_incarnation)
         key = event.link, event.peer

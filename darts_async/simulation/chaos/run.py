@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from darts_async.accusations import Accusations
 from darts_async.config import PromptsConfig, RunConfig
 from darts_async.prompts.load import PromptSets, load_prompts
-from darts_async.protocol import PeerRefused, ProcessEnded, RunFinished
+from darts_async.protocol import PeerRefused, ProcessEnded, RunFinished, TakeUpAgain
 from darts_async.shaper.durable import journal
 from darts_async.simulation.chaos.generator import GeneratorProcess
 from darts_async.simulation.chaos.learner import Checkpoint, Disk, LearnerProcess
@@ -64,7 +65,7 @@ class _Launcher(Process):
 
     finished: RunFinished | None = None
 
-    def __init__(self, world: World, incarnation: int, links: Any, refused: Callable[[str, int], None]) -> None:
+    def __init__(self, world: World, incarnation: int, links: Any, refused: Callable[[str, str, int], None]) -> None:
         super().__init__(world, LAUNCHER, incarnation, links)
         self._take_accusation = refused
 
@@ -74,8 +75,10 @@ class _Launcher(Process):
                 if self.finished is not None and self.finished != finished:
                     raise ChaosError(f"the run has ended twice: {self.finished} and {finished}")
                 self.finished = finished
-            case Received(message=PeerRefused(name=name, incarnation=incarnation)):
-                self._take_accusation(name, incarnation)
+            case Received(peer=accuser, message=PeerRefused(name=name, incarnation=incarnation)):
+                self._take_accusation(accuser, name, incarnation)
+            case Received(message=TakeUpAgain()):
+                self.world.is_to_be_resumed = True
 
 
 class _Run:
@@ -103,6 +106,7 @@ class _Run:
             "weights": ("learner/0", generators),
             LAUNCHER: (LAUNCHER, self.names),
         }
+        self._accusations = Accusations(self.links)
         self.launcher = _Launcher(self.world, 1, self.links, self._refused)
         self._alive: dict[str, Process] = {}
         self._life = 1
@@ -132,7 +136,7 @@ class _Run:
             self._notice_deaths()
             if self.world.is_to_be_resumed:
                 self.world.is_to_be_resumed = False
-                self._resume("runs taken down and resumed, as a refusal says")
+                self._resume("runs that were taken up again by themselves")
             finished = self.launcher.finished
             if finished is not None and finished.reason == "finished":
                 self._moment_came("end told")
@@ -206,12 +210,18 @@ class _Run:
         else:  # it is noted soon
             self._outage("outages after the moment: end told, and not noted")
 
-    def _refused(self, name: str, incarnation: int) -> None:
-        """A process talks nonsense: it is killed, and started again."""
-        process = self._alive.get(name)
-        if process is not None and not process.is_dead and process.incarnation <= incarnation:
-            self.world.counts[f"{name.partition('/')[0]}s killed for nonsense"] += 1
-            process.kill()
+    def _refused(self, accuser: str, accused: str, incarnation: int) -> None:
+        """A process talks nonsense, or another one says so: who is taken to be wrong is killed, and started again."""
+        present = self.incarnations[accused]
+        if incarnation < present:
+            return
+        members_of = {member for hub, members in self.links.values() if hub == accuser for member in members}
+        may_judge = accused in members_of or {accuser, accused} == {"shaper/0", "learner/0"}
+        for name in (accused,) if may_judge else self._accusations.hear(accuser, accused, present):
+            process = self._alive.get(name)
+            if process is not None and not process.is_dead:
+                self.world.counts[f"{name.partition('/')[0]}s killed for nonsense"] += 1
+                process.kill()
 
     def _start(self, name: str) -> None:
         if self.world.is_full and name.startswith("shaper"):  # the launcher waits for room

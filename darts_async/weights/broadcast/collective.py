@@ -6,7 +6,7 @@ come back on the event loop. Nothing blocks beyond a deadline: joining by `deadl
 most for connecting), each broadcast by the deadline it is posted with. Aborting ends both at once, connecting
 excepted: cutting it half-way would have the other side wait for a second attempt, so it is let finish.
 
-Gloo's port takes connections only until the group is formed (see `listener`).
+Gloo's port takes connections only until the group is formed (see `gloo_listener`).
 
 Under NCCL the thread works on the device of its rank, on a stream of its own beside the one that computes: it waits for
 what was queued there before, not the other way round. What it hands over has arrived: each wait ends on the host.

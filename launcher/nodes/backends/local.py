@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from darts_async.machine.spawn import signal_name, spawn
+from darts_async.machine.spawn import outlives_parent, signal_name, spawn
 from launcher.nodes.backends import AgentCommand, NodeError
 
 ENDED_WITHIN_S = 10.0
@@ -40,15 +40,22 @@ class LocalBackend:
         )
 
     async def kill(self) -> None:
-        """Kill the keeper, and wait until all that it had started has ended."""
+        """Kill the keeper, and wait until all that it had started has ended.
+
+        A process that cleans up after its parent (the warden of a reward worker) is left to do that: it ends whatever
+        is started below it meanwhile. Were it killed at the same time, what had just been started would get away.
+        """
         if self._process is None:
             return
         below = _descendants(self._process.pid)
-        for process in below:  # the kernel ends them with the keeper; a kill of them as well makes sure
-            _kill(process)
         if self._process.returncode is None:
             _kill_pid(self._process.pid)
-        await asyncio.to_thread(psutil.wait_procs, below, timeout=ENDED_WITHIN_S)
+        for process in _ended_by_us(below):  # the kernel ends them with the keeper; a kill of them as well makes sure
+            _kill(process)
+        _, stuck = await asyncio.to_thread(psutil.wait_procs, below, timeout=ENDED_WITHIN_S)
+        for process in stuck:  # a warden that is stopped, say
+            _kill(process)
+        await asyncio.to_thread(psutil.wait_procs, stuck, timeout=ENDED_WITHIN_S)
 
     async def close(self) -> None:
         """Wait for the end of the keeper. Kills it if it does not come."""
@@ -70,6 +77,20 @@ def _descendants(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def _ended_by_us(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Without those that clean up after their parent, and what is below them."""
+    wardens = [process for process in processes if _outlives_parent(process)]
+    spared = {*wardens, *(each for warden in wardens for each in _descendants(warden.pid))}
+    return [process for process in processes if process not in spared]
+
+
+def _outlives_parent(process: psutil.Process) -> bool:
+    try:
+        return outlives_parent(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
 
 
 def _kill(process: psutil.Process) -> None:

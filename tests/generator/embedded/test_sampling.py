@@ -1,5 +1,7 @@
 """Draws follow the distribution that they report."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -45,12 +47,21 @@ def test_truncation_renormalises_over_what_is_left() -> None:
     assert draw_all(logits, 0.01, top_p=0.95, top_k=3)[0] == [1]
 
 
-def test_truncation_keeps_every_token_that_is_as_likely_as_the_last() -> None:
-    """As vLLM and transformers do; which of equal tokens comes first in a sort says nothing."""
-    logits = torch.tensor([[1.0, 0.0, 2.0, 0.0, -1.0, 0.0]])
-    for truncation in ({"top_k": 3}, {"top_p": 0.92}):
-        tokens = {draw_all(logits, u, **truncation)[0][0] for u in np.linspace(0.01, 0.99, 200)}
-        assert tokens == {0, 1, 2, 3, 5}
+@pytest.mark.parametrize(
+    ("truncation", "kept"),
+    [({"top_k": 3}, {0, 1, 2}), ({"top_p": 0.85}, {0, 1, 2, 3}), ({"top_p": 0.92}, {0, 1, 2, 3, 5})],
+)
+def test_of_tokens_that_tie_at_the_edge_as_many_are_drawn_as_it_takes(
+    truncation: dict[str, Any], kept: set[int]
+) -> None:
+    """The first in the vocabulary, and their probabilities add up to 1."""
+    logits = torch.tensor([[1.0, 0.0, 2.0, 0.0, -1.0, 0.0]])  # probabilities .202, .074, .548, .074, .027, .074
+    drawn = dict(
+        (tokens[0], logprobs[0])
+        for tokens, logprobs in (draw_all(logits, u, **truncation) for u in np.linspace(0.01, 0.99, 200))
+    )
+    assert set(drawn) == kept
+    assert sum(map(np.exp, drawn.values())) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.slow

@@ -10,10 +10,20 @@ from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.topology import RunPlan
 from launcher.analysis.earlier_lives import held, read_past
+from launcher.lifecycle.lifecycle import Outcome
 from launcher.lifecycle.restarts import Restarts
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.run_dir.json_lines import Lines, whole_lines
-from launcher.run_dir.run_dir import EVENTS_FILE, METRICS_FILE, STATE_FILE, RunRecord, RunStatus, write_record
+from launcher.run_dir.run_dir import (
+    EVENTS_FILE,
+    METRICS_FILE,
+    STATE_FILE,
+    RunRecord,
+    RunStatus,
+    read_record,
+    write_record,
+)
+from launcher.sinks.recorder import recorded
 
 ADDRESSES = link_addresses("127.0.0.1", range(7000, 7007))
 CONFIG = RunConfig.model_validate({"roles": {"generator": {"replicas": 2}, "learner": {"replicas": 2}}})
@@ -128,3 +138,12 @@ def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
         read_past(tmp_path, plan())
     with held(tmp_path), pytest.raises(ConfigError, match=r"is live \(launcher: pid 1\)"), held(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(("goes_on", "status"), [(True, "running"), (False, "failed")])
+def test_a_run_that_goes_on_in_another_life_is_not_said_to_have_ended(
+    tmp_path: Path, goes_on: bool, status: str
+) -> None:
+    with recorded(tmp_path, 1) as ending:
+        ending.outcome = Outcome("failed", "no group is known", goes_on=goes_on)
+    assert read_record(tmp_path).status == status

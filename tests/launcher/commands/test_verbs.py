@@ -7,6 +7,7 @@ import select
 import socket
 import stat
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,16 @@ async def test_the_newest_run_that_is_live_is_meant(tmp_path: Path) -> None:
         assert heard[-1] == "older", "one that answers comes first"
 
 
+async def test_a_run_whose_record_is_damaged_does_not_hide_the_others(tmp_path: Path) -> None:
+    live = run_dir_of(tmp_path, "live", "running", 1.0)
+    for name, data in (("torn", b'{"status": "ru'), ("bytes", b'{"status": "\xff"}'), ("empty", b"")):
+        (run_dir_of(tmp_path, name, "running", 2.0) / "state.json").write_bytes(data)
+    with held(live):
+        async with serving_requests(live, lambda _: Done("")):
+            code, output = await asyncio.to_thread(said, ["down", "--runs-dir", str(tmp_path), "--timeout", "0"])
+    assert (code, "live has not ended within 0 s; its launcher is pid 1" in output) == (1, True), output
+
+
 @pytest.mark.parametrize("verb", [["restart", "generator/0"], ["down"], ["status"], ["logs", "shaper"]])
 def test_a_verb_without_a_live_run_is_bad_input(tmp_path: Path, verb: list[str]) -> None:
     over = run_dir_of(tmp_path, "over", "finished", 4.0)
@@ -173,6 +184,54 @@ def test_down_at_the_moment_a_run_ends_says_how_it_ended(tmp_path: Path, monkeyp
     monkeypatch.setattr("launcher.commands.verbs.time.sleep", end)
     with held(run_dir):
         assert said(["down", str(run_dir)]) == (0, f"{run_dir}: finished: all steps taken")
+
+
+async def test_down_at_the_moment_a_run_is_resumed_ends_it_once_it_takes_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = run_dir_of(tmp_path, "a", "stopped", 1.0)  # the record of the life before
+    (run_dir / "plan.json").write_bytes(encode_plan(PLAN))
+    loop = asyncio.get_running_loop()
+    resumed = threading.Event()
+    asked: list[Request] = []
+
+    def hear(request: Request) -> Reply:
+        asked.append(request)
+        return Done("the run is stopping")
+
+    def wait(_: float) -> None:
+        """Between two looks of `down`."""
+        if not resumed.is_set():
+            loop.call_soon_threadsafe(begin.set)
+            assert resumed.wait(30)
+        elif asked:
+            write_record(run_dir, RunRecord("stopped", "by down", 2.0, 3.0, 1, life=2))
+
+    begin = asyncio.Event()
+    monkeypatch.setattr("launcher.commands.verbs.time.sleep", wait)
+    with held(run_dir):
+        down = asyncio.create_task(asyncio.to_thread(said, ["down", str(run_dir)]))
+        await begin.wait()
+        write_record(run_dir, RunRecord("running", "", 2.0, None, 1, life=2))
+        async with serving_requests(run_dir, hear):
+            resumed.set()
+            assert await down == (0, f"{run_dir}: stopped: by down")
+    assert len(asked) == 1
+
+
+def test_a_run_that_is_live_and_has_lost_its_record_is_not_said_to_be_dead(tmp_path: Path) -> None:
+    run_dir = run_dir_of(tmp_path, "a", "running", 1.0)
+    (run_dir / "state.json").unlink()
+    for verb in ("status", "down"):
+        code, output = said([verb, str(run_dir)])
+        assert (code, f"`darts-launch resume {run_dir}` goes on" in output) == (2, True), output
+    with held(run_dir):
+        for verb in ("status", "down"):
+            code, output = said([verb, str(run_dir)])
+            assert (code, "its launcher lives: Ctrl-C or SIGTERM ends it" in output) == (2, True), output
+            assert "resume" not in output
+        code, output = said(["resume", str(run_dir)])
+        assert (code, "is live (a launcher)" in output) == (2, True), output
 
 
 async def test_a_copy_is_called_one_and_nothing_reaches_the_original_through_it(tmp_path: Path) -> None:

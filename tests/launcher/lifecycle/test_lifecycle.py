@@ -1,6 +1,7 @@
 """When a run ends, and why; how steps are merged; what plan follows from settings. No input or output."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -68,6 +69,34 @@ def start(course: Course, name: str, now_s: float) -> list[Action]:
 def leave(course: Course, code: int, now_s: float) -> None:
     for name in NAMES:
         course.exited(ProcessExit(name, 1, code), now_s)
+
+
+def test_a_run_that_has_to_be_taken_up_again_ends_its_life_at_once_and_goes_on() -> None:
+    course = running_course()
+    [notice] = course.take_up_again("no group is known", 5.0)
+    assert notice == Notice("no group is known: all processes are ended, and the run is resumed")
+    assert course.over(5.0)
+    assert course.exited(ProcessExit("shaper/0", 1, -9), 5.0) == []
+    assert course.take_up_again("no group is known", 5.1) == course.finished("all steps taken", 5.1) == []
+    assert course.outcome == Outcome("failed", "no group is known", goes_on=True)
+
+
+def test_a_run_that_is_stopped_is_not_taken_up_again() -> None:
+    course = running_course()
+    course.take_up_again("no group is known", 5.0)
+    course.interrupted("stopped by Ctrl-C", 5.1)
+    assert course.outcome == Outcome("stopped", "stopped by Ctrl-C")
+    course = running_course()
+    course.interrupted("stopped by Ctrl-C", 5.0)
+    assert course.take_up_again("no group is known", 5.1) == []
+    assert course.outcome == Outcome("stopped", "stopped by Ctrl-C")
+
+
+def test_a_run_is_not_taken_up_again_without_end() -> None:
+    restarts = Restarts(PLAN, RolesConfig(), seed=0)
+    course = Course(PLAN, replace(LIMITS, num_lives=0), restarts, now_s=0.0)
+    course.take_up_again("no group is known", 5.0)
+    assert course.outcome == Outcome("failed", "no group is known, again and again")
 
 
 def test_a_run_is_finished_when_all_have_left_by_themselves() -> None:
@@ -161,6 +190,26 @@ def test_a_shaper_that_is_not_there_is_not_asked() -> None:
     assert isinstance(dead.exited(ProcessExit("shaper/0", 1, -9), 1.0)[0], Lost)
     assert AskToLeave(False, "Ctrl-C") in dead.interrupted("Ctrl-C", 1.1)
     assert dead.tick(10.0) == [], "and not started for that"
+
+
+@pytest.mark.parametrize(("has_reported", "waits_until_s"), [(True, 65.0), (False, 15.0)])
+def test_a_stop_waits_for_a_learner_to_save_only_where_it_has_reported(
+    has_reported: bool, waits_until_s: float
+) -> None:
+    """Its node may be lost, and a process that was ordered of it never come."""
+    roles = RolesConfig()
+    course = Course(PLAN, replace(LIMITS, save_s=50.0), Restarts(PLAN, roles, seed=0), now_s=0.0)
+    for name in NAMES:
+        course.ordered(name, 0.0)
+        if name != "learner/0" or has_reported:
+            course.reported(name, WORKING, 0.0)
+    course.interrupted("Ctrl-C", 5.0)
+    course.finished("stopped", 5.0)
+    for name in NAMES:
+        if name != "learner/0":
+            course.exited(ProcessExit(name, 1, 0), 6.0)
+    assert not course.over(waits_until_s - 0.1)
+    assert course.over(waits_until_s)
 
 
 def test_giving_up_waits_for_nobody() -> None:

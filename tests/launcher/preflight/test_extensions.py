@@ -10,9 +10,8 @@ from darts_async.config import RunConfig
 from darts_async.extensions import KINDS
 from darts_async.prompts.load import PromptCounts
 from launcher.preflight import extension_check
-from launcher.preflight.extension_check import check_extensions
-from launcher.preflight.preflight import check_prompts
-from launcher.problems import Problem
+from launcher.preflight.extension_check import check_extensions, check_prompts
+from launcher.preflight.prompt_check import Found
 from tests import ROOT
 
 
@@ -28,13 +27,13 @@ def config_of(**sections: dict[str, Any]) -> RunConfig:
 def test_the_quickstart_starts_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension_check, "_try_in_a_child", None)
     assert [*check_extensions(RunConfig())] == []
-    assert isinstance(check_prompts(RunConfig()), PromptCounts)
+    assert check_prompts(RunConfig()) == Found((), PromptCounts(4096, 128, 0, 0))
 
 
 @pytest.mark.slow
 def test_a_source_of_the_users_is_called_in_a_child_and_its_prompts_are_counted() -> None:
     config = config_of(prompts={"source": "tests.fakes.sources:numbered", "held_out": 2, "num_train": 9})
-    assert check_prompts(config) == PromptCounts(9, 2, 0, 0)
+    assert check_prompts(config) == Found((), PromptCounts(9, 2, 0, 0))
     assert "tests.fakes.sources" not in sys.modules
 
 
@@ -65,8 +64,7 @@ def test_a_mistake_is_a_problem_of_its_setting(sections: dict[str, Any], setting
 
 @pytest.mark.slow
 def test_a_source_that_leaves_python_is_a_problem() -> None:
-    problem = check_prompts(config_of(prompts={"source": "tests.fakes.sources:leaves", "held_out": 2}))
-    assert isinstance(problem, Problem)
+    (problem,) = check_prompts(config_of(prompts={"source": "tests.fakes.sources:leaves", "held_out": 2})).problems
     assert problem.place == "prompts.source"
     assert "ended the process (exit code 3)" in problem.message
 

@@ -179,6 +179,13 @@ def test_a_whole_model_passes(model_dir: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_configuration_larger_than_an_argument_of_a_process_may_be_is_no_problem(model_dir: Path) -> None:
+    argument_bytes = 128 << 10
+    prompts = SHORT_RUN["prompts"] | {"chat_template_arguments": {"note": "x" * (argument_bytes + 1)}}
+    assert problems_of(model_dir, **{**SHORT_RUN, "prompts": prompts}) == []
+
+
+@pytest.mark.slow
 def test_a_configuration_of_another_size_names_the_tensor_and_both_shapes(model_dir: Path) -> None:
     change_config(model_dir, intermediate_size=40)
     [problem] = problems_of(model_dir, **SHORT_RUN)

@@ -17,6 +17,7 @@ from darts_async.protocol import (
     ProcessToLauncher,
     RunFinished,
     StepCompleted,
+    TakeUpAgain,
 )
 from launcher.lifecycle.lifecycle import Kill, Lost, Notice
 from launcher.nodes.supervisor import ProcessExit
@@ -61,6 +62,7 @@ def status(state: str = "decoding", **changes: Any) -> ProcessStatus:
         ("generator/0", status(uptime_s=float("nan")), "nan"),
         ("generator/0", status(busy_s={"decode": float("inf")}), "inf"),
         ("generator/0", status("idle\n"), "the name"),
+        ("learner/0", TakeUpAgain("no"), "not for a learner to say"),
         ("generator/0", PeerRefused("reward/0", 1, "no"), "nothing to do"),
         ("generator/0", PeerRefused("generator/0", 1, "no"), "nothing to do"),
         ("generator/0", PeerRefused("generator/9", 1, "no"), "nothing to do"),
@@ -144,10 +146,23 @@ def test_what_cannot_be_read_is_named_and_its_sender_killed() -> None:
     assert other.notes == ["reward/0 is refused and killed: 3 array frames, of which the header uses 2"]
 
 
-def test_a_member_that_accuses_its_hub_is_heard_and_no_more() -> None:
+def test_a_member_that_alone_accuses_its_hub_is_restarted_and_a_second_one_has_the_hub_restarted() -> None:
     run, other = silenced_run()
     run._hear(Heard("generator/0", 1, PeerRefused("shaper/0", 1, "sample -1")))
-    assert other.notes == ["shaper/0 is refused by generator/0, which may not judge it: sample -1"]
+    assert other.notes == [
+        "generator/0 is refused and killed: it alone takes nothing more from shaper/0, which sends what cannot be "
+        "meant: sample -1"
+    ]
     assert not run.course.is_stopping("shaper/0")
-    run._hear(Heard("shaper/0", 1, PeerRefused("generator/0", 1, "tokens of the future")))
-    assert run.course.is_stopping("generator/0")
+    run._hear(Heard("generator/0", 1, PeerRefused("shaper/0", 1, "sample -1")))
+    assert not run.course.is_stopping("shaper/0"), "one voice counts once"
+    run._hear(Heard("generator/1", 1, PeerRefused("shaper/0", 0, "sample -1")))
+    assert not run.course.is_stopping("shaper/0"), "it is of an earlier incarnation"
+    run._hear(Heard("generator/1", 1, PeerRefused("shaper/0", 1, "sample -2")))
+    assert other.notes[1:] == ["shaper/0 is refused and killed: sample -2 (says generator/1)"]
+    assert run.course.is_stopping("shaper/0")
+    assert not run.course.is_stopping("generator/1")
+
+
+def test_the_launcher_is_accused_by_no_one() -> None:
+    assert BOUNDARY.refusal("generator/0", PeerRefused("launcher", 1, "no")) is not None

@@ -161,3 +161,30 @@ def test_ctrl_c_while_everything_is_imported_prints_nothing(tmp_path: Path, how:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30) == ("", "")
         assert process.returncode == -signal.SIGINT  # a shell makes 130 of it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
+def test_a_stream_that_is_closed_is_not_written_to_and_no_file_of_ours_takes_its_place(closed: str) -> None:
+    tell = "import os; from pathlib import Path; told = [os.readlink(f'/proc/self/fd/{n}') for n in range(3)]"
+    hear = "import sys; print('out', flush=True); print('err', file=sys.stderr, flush=True); sys.exit(repr(told))"
+    script = f"import launcher.__main__ as m; m._open_what_is_closed(); {tell}; {hear}"
+    command = f'"$0" -c "$1" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ("" if ">&- " in closed or closed == ">&-" else "out\n")
+    if closed == ">&-":
+        assert done.stderr.startswith("err\n")
+        assert "'/dev/null'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_run_without_any_open_stream_goes_on_to_its_end(tmp_path: Path) -> None:
+    closing = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+    with LaunchedRun(tmp_path, "scripted.yaml", {"learner": {"steps": 2}}, prefix=closing) as run:
+        assert run.end() == 0
+        run.assert_clean()

@@ -13,6 +13,7 @@ from darts_async.learner.checkpoints.export import write_model
 from darts_async.learner.model import load_model, use_packed_attention
 from darts_async.learner.step import Trainer
 from darts_async.models.length_limits import Lengths
+from darts_async.wire.atomic_dir import remove_leftovers
 from tests.learner.world import make_group, make_trainer, packed_model, plain_model
 
 PART = "trainer-00001-of-00001.safetensors"
@@ -324,3 +325,12 @@ def test_a_damaged_tensor_file_is_named(root: Path, tokenizer_dir: Path) -> None
     state.write_bytes(b"\xff" * state.stat().st_size)  # after `latest` has read it
     with pytest.raises(CheckpointError, match=r"trainer-00001-of-00001\.safetensors cannot be read"):
         checkpoint.restore(path, trainer)
+
+
+def test_what_a_crash_has_left_is_removed_and_checkpoints_are_not(root: Path) -> None:
+    names = [".writing-step-000005", ".removing-step-000001", "step-000002", "step-000003.damaged"]
+    for name in names:
+        (root / name).mkdir(parents=True)
+        (root / name / "model.safetensors").write_bytes(b"large")
+    remove_leftovers(root)
+    assert sorted(path.name for path in root.iterdir()) == names[2:]

@@ -19,7 +19,8 @@ from darts_async.errors import ModelError
 from darts_async.generator.embedded.engine import load_embedded_engine
 from darts_async.learner.model import load_model, response_logprobs
 from darts_async.learner.packing.batch import micro_batches
-from darts_async.models.length_limits import Lengths, bounds, thresholds, why_too_long
+from darts_async.models.length_limits import Lengths, bounds, described_by, thresholds, why_too_long
+from darts_async.models.miniature import crossed
 from darts_async.protocol import sample_id_of
 from tests.generator.world import decode, generate
 from tests.learner.world import make_group, plain_logprobs, weighted
@@ -298,6 +299,17 @@ def test_bounds_are_read_from_any_shape_of_a_configuration() -> None:
         assert f"lower it to {value} or less" in str(why_too_long(described, value + 1))
     assert bounds({"model_type": "mamba"}) == []
     assert bounds({"max_position_embeddings": -1}) == []
+
+
+def test_the_first_set_of_thresholds_that_fails_has_the_number_to_lower_to() -> None:
+    described = PreTrainedConfig()
+    described.sliding_window, described.attention_chunk_size, described.block_size = 32, 16, 8
+    sets = [[threshold.value for threshold in each] for each in crossed(described, 33)]
+    assert sets == [[8], [16], [8, 16], [32], [8, 16, 32]]
+    assert [described_by(each)[1] for each in crossed(described, 33)] == [8, 16, 16, 32, 32]
+    for place, values in enumerate(sets):
+        below = [[threshold.value for threshold in each] for each in crossed(described, max(values))]
+        assert all(each in sets[:place] for each in below), "what is exceeded then has been tried before"
 
 
 def test_thresholds_are_the_numbers_of_tokens_and_no_others() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darts_async.config import RunConfig
-from darts_async.errors import DataError
+from darts_async.errors import DataError, NoSpaceError
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import EvaluationCompleted, GroupsCommitted, RunFinished, ShaperSnapshot, StepCompleted
 from darts_async.shaper.durable.journal import MIN_BYTES, Journal, read_journal
@@ -35,6 +35,7 @@ from darts_async.wire.framing import HEAD_BYTES, frame
 from launcher.analysis.audit import Books, audit
 from tests.shaper.test_state import RULES
 from tests.shaper.world import World, prompts, world_config
+from tests.support.small_disk import BALLAST, small_disk, why_not
 
 DEATHS = ("decided", "torn", "journaled", "half in the ledger", "in the ledger", "half sent")
 """Where the process is when it dies."""
@@ -332,3 +333,31 @@ def test_the_share_of_a_checkpoint_is_sent_again_until_the_learner_has_it() -> N
         assert standing.reports == []
         world.state.close()
         assert world.state.phase is Phase.TRAINING
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_new_journal_that_the_disk_does_not_take_takes_no_room(tmp_path: Path) -> None:
+    standing = Standing(lambda snapshot: World(world_config()).make_state())
+    with small_disk(tmp_path / "disk", num_mb=1) as disk:
+        path = disk.path / "shaper.journal"
+        journal = Journal(path)
+        journal.begin(standing.to_head(0))
+        disk.fill()
+        with pytest.raises(NoSpaceError, match=r"shaper\.new cannot be written"):
+            journal.prepare(standing.to_head(0))
+        journal.close()
+        assert sorted(each.name for each in disk.path.iterdir()) == [BALLAST, path.name]
+        assert read_journal(path).head is not None
+
+
+def test_a_new_journal_of_a_process_that_has_died_takes_no_room(tmp_path: Path) -> None:
+    standing = Standing(lambda snapshot: World(world_config()).make_state())
+    path = tmp_path / "shaper.journal"
+    journal = Journal(path)
+    journal.begin(standing.to_head(0))
+    journal.prepare(standing.to_head(0))
+    journal.close()
+    successor = Journal(path)
+    successor.resume(read_journal(path).num_bytes)
+    successor.close()
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]

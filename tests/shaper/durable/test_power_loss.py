@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from darts_async.config import RunConfig
 from darts_async.protocol import CatchUp, Greet, LearnerReady, ShaperSnapshot, TrainGroup, VersionSaved
 from darts_async.shaper.durable.journal import JOURNAL_FILE, FoundJournal, Journal, read_journal
-from darts_async.shaper.durable.recovery import TakenUp, newest_checkpoint, take_up_again
+from darts_async.shaper.durable.recovery import NewestCheckpoint, TakenUp, newest_checkpoint, take_up_again
 from darts_async.shaper.durable.replayable_state import Standing
 from darts_async.shaper.ledger import LEDGER_FILE, BroughtForward, LedgerWriter, TakenBack, scan_ledger
 from darts_async.shaper.state import Phase
@@ -376,3 +376,22 @@ def test_a_run_goes_on_to_its_end_whatever_the_files_have_lost(
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
         lives(Path(directory), rule, seed, losses)
+
+
+def test_a_checkpoint_that_the_learner_has_found_damaged_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is renamed after its name was read, and before its file is."""
+    for version in (5, 10):
+        path = tmp_path / CHECKPOINTS_DIR / f"step-{version:06d}" / SHAPER_STATE_FILE
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+    read_bytes = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.parent.name == "step-000010":
+            path.parent.rename(path.parent.with_name("step-000010.damaged"))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert newest_checkpoint(tmp_path) == NewestCheckpoint(5, None)

@@ -6,15 +6,26 @@ import pytest
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
-from darts_async.protocol import CatchUp, LearnerReady, StepCompleted, VersionSaved
+from darts_async.prompts.source import ShuffledPrompts
+from darts_async.protocol import CatchUp, LearnerReady, ShaperSnapshot, StepCompleted, TakeUpAgain, VersionSaved
 from darts_async.shaper.committed_steps import REPLAYED_AHEAD
+from darts_async.shaper.durable.replayable_state import (
+    CameUp,
+    Heard,
+    Reopened,
+    Shared,
+    Standing,
+    WentDown,
+    decode_shared,
+    encode_shared,
+)
 from darts_async.shaper.estimates.patience import LEAST_S
-from darts_async.shaper.ledger import LearnerRewound, RunReopened, StepCommitted
-from darts_async.shaper.state import Phase
+from darts_async.shaper.ledger import LearnerRewound, Position, RunReopened, StepCommitted
+from darts_async.shaper.state import LAUNCHER, Phase, ShaperState, Snapshot
 from darts_async.shaper.training import LEARNER
 from darts_async.shaper.workload import Send
 from launcher.analysis.audit import Books, audit
-from tests.shaper.world import World, world_config
+from tests.shaper.world import World, prompts, world_config
 
 
 def step_to(world: World, version: int, rng: random.Random) -> None:
@@ -187,8 +198,58 @@ def test_no_step_is_undone_while_a_generator_decodes_under_its_version() -> None
     world, rng = World(world_config(learner={"steps": 4, "keep_checkpoints": 1})), random.Random(3)
     step_to(world, 2, rng)
     world.save()
-    with pytest.raises(DataError, match=r"came back at version 1, .* decode under version 2, .*`darts-launch resume`"):
-        world.state.handle(LEARNER, LearnerReady(1), world.now_s)
+    is_wanted = {"came back at version 1" in output.message.reason for output in comes_back(world, 1)}
+    assert is_wanted == {True}
+    assert not world.state.training.learner_up
+    world.absorb(world.state.stop("enough", world.now_s))
+    assert not comes_back(world, 1), "a run that ends needs no learner for it"
+
+
+def comes_back(world: World, version: int) -> list[Send]:
+    """What the launcher is told of a learner at this version that the boundary lets through."""
+    message = LearnerReady(version)
+    assert world.boundary.refusal(world.state, LEARNER, message) is None
+    outputs = world.state.handle(LEARNER, message, world.now_s)
+    return [output for output in outputs if isinstance(output, Send) and isinstance(output.message, TakeUpAgain)]
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_run_starts_over_inside_a_life_only_before_any_generator_can_have_a_version(has_begun: bool) -> None:
+    """What generators have said is not enough: here none has said anything, and one may have version 2."""
+    config = world_config(learner={"steps": 4})
+    world, rng = World(config), random.Random(3)
+    step_to(world, 2, rng)
+    shared = Shared(world.now_s, world.state.to_checkpoint(2), Position(1, 0))
+    standing = Standing(lambda snapshot: world.make_state() if snapshot is None else restored(config, snapshot), life=2)
+    taken_up = decode_shared(encode_shared(shared))
+    assert taken_up is not None
+    standing.start_over(LearnerReady(2), taken_up, world.now_s)
+    standing.take(Reopened(world.now_s, 2))
+    standing.take(CameUp(world.now_s, LEARNER, 5))
+    if has_begun:
+        standing.take(Heard(world.now_s, LEARNER, 5, 0, LearnerReady(2)))
+        standing.take(WentDown(world.now_s, LEARNER, True))
+        standing.take(CameUp(world.now_s, LEARNER, 6))
+    assert standing.state.work.generators.newest_version == -1
+    outputs = standing.take(Heard(world.now_s, LEARNER, 5 + has_begun, 0, LearnerReady(1)))
+    to_launcher = [type(output.message) for output in outputs if isinstance(output, Send) and output.peer == LAUNCHER]
+    assert to_launcher == ([TakeUpAgain] if has_begun else [])
+    assert standing.state.num_steps == (2 if has_begun else 1)
+    standing.take(Reopened(world.now_s, 3))
+    assert not standing.reports, "what was wanted of the life before is done"
+
+
+def test_what_a_life_gives_to_its_learner_for_a_checkpoint_is_not_for_that_of_the_next() -> None:
+    """It may start over, and come to the same version by other groups."""
+    standing = Standing(lambda snapshot: World(world_config()).make_state())
+    told = Send(LAUNCHER, StepCompleted(0, {}))
+    standing.reports = [Send(LEARNER, ShaperSnapshot(3, b"")), told]
+    standing.take(Reopened(0.0, 2))
+    assert standing.reports == [told]
+
+
+def restored(config: RunConfig, snapshot: Snapshot) -> ShaperState:
+    return ShaperState(config, ShuffledPrompts(prompts(20), seed=1), prompts(2), snapshot=snapshot)
 
 
 def test_a_commit_that_died_with_the_learner_follows_from_its_checkpoint() -> None:
@@ -226,6 +287,10 @@ def test_no_group_is_cut_while_the_learner_catches_up(is_behind: bool) -> None:
 
 def test_checkpoints_of_another_run_are_refused() -> None:
     world = World(world_config())
+    reason = world.boundary.refusal(world.state, LEARNER, LearnerReady(3))
+    assert reason is not None
+    assert "its checkpoints are of another run" in reason
+    assert reason.endswith("darts-launch resume --from-checkpoint runs/it"), "the advice can be copied"
     with pytest.raises(DataError, match="its checkpoints are of another run"):
         world.state.handle(LEARNER, LearnerReady(3), world.now_s)
 
@@ -274,3 +339,13 @@ def test_a_version_that_a_generator_has_said_to_use_is_the_floor() -> None:
     outputs = world.state.handle(LEARNER, LearnerReady(1), world.now_s)
     assert Send(LEARNER, CatchUp(2, 2)) in outputs
     assert world.state.num_steps == 1
+
+
+def test_pools_of_groups_that_a_start_over_has_ended_are_forgotten() -> None:
+    world, rng = World(world_config(learner={"steps": 4})), random.Random(8)
+    statistics = world.state._training._statistics
+    step_to(world, 1, rng)
+    while not statistics.to_state().pools:
+        play(world, rng)
+    world.state.start_over(world.now_s, 2, 1)
+    assert statistics.to_state().pools == {}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from darts_async.config import ShapingConfig
-from darts_async.learner.advantage import group_advantages, leave_one_out_baselines
+from darts_async.learner.advantage import Decoded, group_advantages, leave_one_out
 from darts_async.protocol import FinishReason
 from darts_async.shaper.group import Group, Sample, Stage, train_group
 from darts_async.shaper.rules.length_rules import DualEnd, Order, Quadrants
@@ -230,17 +230,20 @@ def survivor_worlds(launched: int = LAUNCHED) -> list[tuple[float, np.ndarray, n
     return worlds
 
 
-def expected_gradient(baseline: str, launched: int = LAUNCHED) -> np.ndarray:
-    total = np.zeros(3)
-    for probability, outcomes, weights in survivor_worlds(launched):
-        rewards = OUTCOME_REWARDS[outcomes]
-        expected = {
-            "none": 0.0,
-            "history": 0.37,
-            "group": weights @ rewards / weights.sum(),
-            "leave_one_out": leave_one_out_baselines(rewards, weights),
-        }[baseline]
-        total += probability * (weights * (rewards - expected)) @ SCORES[outcomes]
+def expected_gradient(baseline: str, launched: int = LAUNCHED, num_scored: int = KEPT) -> np.ndarray:
+    """Whichever `num_scored` of those that were decoded have a reward."""
+    total, draws = np.zeros(3), [list(draw) for draw in combinations(range(KEPT), num_scored)]
+    for probability, decoded, all_weights in survivor_worlds(launched):
+        for draw in draws:
+            outcomes, weights = decoded[draw], all_weights[draw]
+            rewards = OUTCOME_REWARDS[outcomes]
+            better = {
+                "none": lambda r, w: r,
+                "history": lambda r, w: r - 0.37,
+                "group": lambda r, w: r - w @ r / w.sum(),
+                "leave_one_out": lambda r, w: leave_one_out(r, w, Decoded(HEAD, SURVIVORS)),
+            }[baseline](rewards, weights)
+            total += probability / len(draws) * (weights * better) @ SCORES[outcomes]
     return total
 
 
@@ -291,6 +294,14 @@ def test_the_policy_gradient_of_weighted_survivors_is_unbiased(baseline: str, la
     """And the same however many samples a prompt was launched with: it counts as much as any other."""
     exact = KEPT * (POLICY * OUTCOME_REWARDS) @ SCORES
     np.testing.assert_allclose(expected_gradient(baseline, launched), exact, atol=1e-12)
+
+
+@pytest.mark.parametrize("launched", [KEPT, LAUNCHED, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("baseline", ["none", "history", "leave_one_out"])
+def test_it_is_unbiased_too_where_rewards_failed(baseline: str, launched: int) -> None:
+    """Two of the three that were decoded have a reward, and count for two thirds of a group."""
+    exact = KEPT * (POLICY * OUTCOME_REWARDS) @ SCORES
+    np.testing.assert_allclose(expected_gradient(baseline, launched, 2), 2 / 3 * exact, atol=1e-12)
 
 
 def test_the_group_mean_as_baseline_makes_it_biased_by_more_than_a_factor() -> None:

@@ -1,0 +1,68 @@
+"""What may be changed in `config.yaml` between two lives of a run.
+
+The journal of the shaper holds groups, prompts and draws as they follow from the settings, and so do the checkpoints: a
+run that is resumed with other ones would train on something that neither file describes. Where and with what machines
+a run goes on, how fast, how long and how it is watched may change.
+
+The settings that a life begins with are kept beside `config.yaml`. Where that copy is lost, nothing is compared.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from darts_async.config import RunConfig
+from launcher.config_file import load_config
+from launcher.problems import InputError, Problem, shown
+from launcher.run_dir.run_dir import BEGUN_FILE
+
+FIXED = (
+    *("seed", "model", "prompts", "sampling", "shaping", "staleness", "evaluation", "reward.function"),
+    *("learner.groups_per_step", "learner.lora"),
+)
+"""Settings, or sections of them, that a run keeps from its first step to its last."""
+
+
+def changed(before: RunConfig, now: RunConfig, num_steps: int) -> tuple[Problem, ...]:
+    """What a run that has taken `num_steps` cannot be resumed with."""
+    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    found = [
+        Problem(
+            place,
+            f"is {shown(was)} in the run so far: its journal and its checkpoints follow from it",
+            shown(value),
+            f"write {shown(was)} again to resume this run, or begin another one with the new value",
+        )
+        for path in FIXED
+        for place, was, value in _differences(path, _at(old, path), _at(new, path))
+    ]
+    if now.learner.steps < num_steps:
+        fix = f"give {num_steps} or more"
+        found.append(Problem("learner.steps", f"{num_steps} steps are taken", str(now.learner.steps), fix))
+    return tuple(found)
+
+
+def refuse_changes(run_dir: Path, file: Path, now: RunConfig, num_steps: int) -> None:
+    """Raises `InputError` where `file`, the settings that a run is to be resumed with, says what it may not."""
+    try:
+        before = load_config(run_dir / BEGUN_FILE)
+    except InputError:  # lost, or of a version that knew other settings
+        before = now
+    if problems := changed(before, now, num_steps):
+        raise InputError(file, problems)
+
+
+def _at(settings: Mapping[str, Any], path: str) -> Any:
+    value: Any = settings
+    for key in path.split("."):
+        value = value[key]
+    return value
+
+
+def _differences(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The innermost settings that differ, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        for key in old:
+            yield from _differences(f"{place}.{key}", old[key], new[key])
+    elif old != new:
+        yield place, old, new
