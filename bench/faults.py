@@ -142,7 +142,7 @@ def one_run(
             print(f"  failed: {results.failures[-1]}", flush=True)
             return
         finally:
-            for name in {*ordeal.past, ordeal.present} - {None}:
+            for name in {each for each in (*ordeal.past, ordeal.present) if each is not None}:
                 results.tolls[name].runs += 1
     before, after = summary["before"]["reward"], summary["after"]["reward"]
     if undisturbed is not None:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.support.launched import ROOT, LaunchedRun, listening
+from tests import ROOT
+from tests.support.launched import LaunchedRun, listening
 
 HARDSHIPS = (
     "tails",

@@ -242,7 +242,7 @@ def padded_step(source: PreTrainedModel) -> Step:
             advantages = batch["advantages"][:, None]
             clipped = ratios.clamp(1 - CLIP[0], 1 + CLIP[1])
             losses = -torch.minimum(ratios * advantages, clipped * advantages) * batch["completion_mask"]
-            (losses.sum() / num_tokens).backward()
+            torch.autograd.backward(losses.sum() / num_tokens)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()

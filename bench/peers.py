@@ -242,7 +242,7 @@ def grpo_settings(config: RunConfig, directory: str) -> Any:
         temperature=config.sampling.temperature,
         loss_type="dapo",
         beta=0.0,
-        epsilon=learner.loss.clip_low,
+        epsilon=learner.loss.clip_low or 0.0,
         epsilon_high=learner.loss.clip_high,
         learning_rate=learner.learning_rate,
         lr_scheduler_type="constant",

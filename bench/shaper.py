@@ -108,7 +108,7 @@ class Cluster:
         self.num_ended = 0
         self.spent_s = self.checking_s = self.recording_s = 0.0
         self.num_events = 0
-        self._boundary = Boundary(config)
+        self._boundary = Boundary(config, Path("runs") / config.name)
         self.num_tokens = 0
         self._groups_per_step = groups_per_step
         self._version = 0

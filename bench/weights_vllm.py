@@ -38,6 +38,10 @@ T = TypeVar("T")
 PROMPT = [5, 6, 14, 7, 8, 18]
 
 
+def _has_decoded(member: Member, num_tokens: int) -> bool:
+    return member.num_tokens() > num_tokens
+
+
 async def measure(
     vllm: RunningVllm, settings: dict[str, object], *, hidden: int, samples: int, repeats: int
 ) -> dict[str, float]:
@@ -54,7 +58,7 @@ async def measure(
         await until(lambda: len(member.samples) == samples)
         for version in range(1, repeats + 1):
             before = member.num_tokens()
-            await until(lambda before=before: member.num_tokens() > before + 5 * samples)
+            await until(partial(_has_decoded, member, before + 5 * samples))
             reports.append(await watching(member, source.publish(version), gaps))
             stalls.append(member.stalls_s[version])
             transfers.append(reports[-1]["transfer_s"])
