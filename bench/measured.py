@@ -18,7 +18,7 @@ import yaml
 from msgspec import Struct
 
 from darts_async.errors import ConfigError
-from darts_async.topology import LAUNCHER
+from darts_async.topology.roles import LAUNCHER
 from darts_async.trace import SAMPLE
 from launcher.analysis.time_use import time_spent, tokens_between
 from launcher.analysis.traces import Life, Traces

@@ -44,7 +44,7 @@ from darts_async.learner.checkpoints.checkpoint import directory_of
 from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.load import load_prompts
 from darts_async.prompts.source import Prompt
-from darts_async.topology import CHECKPOINTS_DIR
+from darts_async.topology.run_files import CHECKPOINTS_DIR
 from launcher.config_file import load_config
 
 NUM_PROMPTS, NUM_SAMPLES = 16, 8

@@ -46,11 +46,12 @@ from darts_async.protocol import (
     WeightsApplied,
 )
 from darts_async.shaper.boundary import Boundary
-from darts_async.shaper.ledger import LEDGER_FILE, LedgerWriter, SampleEnded
+from darts_async.shaper.ledger import LedgerWriter, SampleEnded
 from darts_async.shaper.state import Incoming, Phase, ShaperState
-from darts_async.shaper.training import LEARNER
 from darts_async.shaper.workload import Forget, Output, Send
 from darts_async.simulation import LognormalWorkload, TraceWorkload, Workload, simulate
+from darts_async.topology.roles import LEARNER
+from darts_async.topology.run_files import LEDGER_FILE
 
 MAX_NEW_TOKENS = 4096
 NUM_PROMPTS = 512
@@ -119,7 +120,7 @@ class Cluster:
         self._rng = np.random.default_rng(0)
         self._flat = np.zeros(SAMPLES_PER_MESSAGE * STEPS_PER_FLUSH, np.int32)
         self._logprobs = np.zeros(len(self._flat), np.float32)
-        for peer in (*self._running, REWARD, LEARNER):
+        for peer in (*self._running, REWARD, LEARNER.first):
             self._absorb(self.state.peer_up(peer, 1, 0.0))
             self._deliver()
         assert self.state.phase is Phase.TRAINING
@@ -208,12 +209,12 @@ class Cluster:
                 say((peer, RewardReady(1) if peer == REWARD else LearnerReady(0)))
 
     def _learn(self) -> None:
-        self._outbox.append((LEARNER, GroupsCommitted(self._version, np.array(self._trained, np.int64))))
+        self._outbox.append((LEARNER.first, GroupsCommitted(self._version, np.array(self._trained, np.int64))))
         self._trained.clear()
         self._version += 1
         self._outbox.extend((name, WeightsApplied(self._version, 0.0)) for name in self._running)
-        self._outbox.append((LEARNER, VersionPublished(self._version)))
-        self._outbox.append((LEARNER, VersionSaved(self._version, self._version)))
+        self._outbox.append((LEARNER.first, VersionPublished(self._version)))
+        self._outbox.append((LEARNER.first, VersionSaved(self._version, self._version)))
 
 
 @dataclass(frozen=True)

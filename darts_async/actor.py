@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 import structlog
@@ -40,27 +40,12 @@ from darts_async.errors import (
 from darts_async.faults import Faults, install
 from darts_async.machine.full_disk import Patience, is_no_space
 from darts_async.machine.limits import raise_open_files
-from darts_async.protocol import (
-    GeneratorToLearner,
-    GeneratorToShaper,
-    LauncherToProcess,
-    LeaderToRank,
-    LearnerToGenerator,
-    LearnerToShaper,
-    Message,
-    PeerRefused,
-    ProcessEnded,
-    ProcessStatus,
-    ProcessToLauncher,
-    RankToLeader,
-    RewardToShaper,
-    ShaperToGenerator,
-    ShaperToLearner,
-    ShaperToReward,
-    Shutdown,
-)
+from darts_async.protocol import Message, PeerRefused, ProcessEnded, ProcessStatus, Shutdown
 from darts_async.telemetry import BusyClock, logging_to
-from darts_async.topology import CONFIG_FILE, LAUNCHER, LinkPlan, RunPlan, file_stem, read_plan
+from darts_async.topology.links import LAUNCHER_LINK, RANKS_LINK, link_named
+from darts_async.topology.plan import LinkPlan, RunPlan, read_plan
+from darts_async.topology.roles import LAUNCHER
+from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, LOGS_DIR, log_path
 from darts_async.trace import Trace, trace_path
 from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, Received, RunKeys, Unreadable, load_keys
 
@@ -75,16 +60,6 @@ MAX_REASON_CHARACTERS = 500
 
 TICK_S = 0.25
 """The actor's `tick` is called at least this often."""
-
-LINK_UNIONS: dict[str, tuple[Any, Any]] = {
-    "generators": (ShaperToGenerator, GeneratorToShaper),
-    "rewards": (ShaperToReward, RewardToShaper),
-    "learner": (ShaperToLearner, LearnerToShaper),
-    "weights": (LearnerToGenerator, GeneratorToLearner),
-    "ranks": (LeaderToRank, RankToLeader),
-    "launcher": (LauncherToProcess, ProcessToLauncher),
-}
-"""For each link, what its hub sends and what its hub receives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +151,7 @@ class Runtime:
         Raises:
             ProtocolError: it is the first rank of the learner. All ranks come back together, so this one ends.
         """
-        if event.link == "ranks" and self.plan.link(event.link).hub != self.name:
+        if event.link == RANKS_LINK.name and self.plan.link(event.link).hub != self.name:
             self.tell_launcher(PeerRefused(event.peer, event.incarnation, reason[:MAX_REASON_CHARACTERS]))
             raise ProtocolError(f"{event.peer} sends what cannot be meant: {reason}")
         self._refuse(event.link, event.peer, event.incarnation, reason)
@@ -195,7 +170,7 @@ class Runtime:
 
     def tell_launcher(self, message: Message) -> None:
         """Queue a message for the launcher."""
-        self.send("launcher", LAUNCHER, message)
+        self.send(LAUNCHER_LINK.name, LAUNCHER, message)
 
     def process_ended(self, ended: ProcessEnded) -> None:
         """The launcher says that a process is gone: do not wait until its silence shows. What the hub of a link had for
@@ -214,22 +189,25 @@ class Runtime:
                 self.links[plan.name] = self._connect(plan)
 
     def _bind(self, plan: LinkPlan) -> Link:
-        sends, receives = LINK_UNIONS[plan.name]
-        allowed = {member: self.keys.public_of(member) for member in plan.members}
+        said, allowed = link_named(plan.name), {member: self.keys.public_of(member) for member in plan.members}
         return self.endpoint.bind_link(
             name=plan.name,
             address=plan.address,
-            receives=receives,
-            sends=sends,
+            receives=said.member_sends,
+            sends=said.hub_sends,
             allowed=allowed,
             heard=self.heard,
         )
 
     def _connect(self, plan: LinkPlan) -> Link:
-        receives, sends = LINK_UNIONS[plan.name]
-        key = self.keys.public_of(plan.hub)
+        said = link_named(plan.name)
         return self.endpoint.connect_link(
-            name=plan.name, address=plan.address, peer=plan.hub, peer_key=key, receives=receives, sends=sends
+            name=plan.name,
+            address=plan.address,
+            peer=plan.hub,
+            peer_key=self.keys.public_of(plan.hub),
+            receives=said.hub_sends,
+            sends=said.member_sends,
         )
 
 
@@ -264,15 +242,15 @@ async def _feed(runtime: Runtime, actor: Actor) -> None:
 
 def _dispatch(runtime: Runtime, actor: Actor, event: Event) -> None:
     match event:
-        case Received(link="launcher", message=ProcessEnded() as ended):
+        case Received(link=LAUNCHER_LINK.name, message=ProcessEnded() as ended):
             runtime.process_ended(ended)
-        case Received(link="launcher", message=Shutdown() as message):
+        case Received(link=LAUNCHER_LINK.name, message=Shutdown() as message):
             actor.shutdown(message)
-        case PeerDown(link="launcher", reason=reason):  # had it died, the kernel would have ended this process
+        case PeerDown(link=LAUNCHER_LINK.name, reason=reason):  # had it died, the kernel would have ended this process
             structlog.get_logger().warning("launcher_silent", reason=reason)
-        case Unreadable(link="launcher", reason=reason):  # there is none beside it who could do anything about it
+        case Unreadable(link=LAUNCHER_LINK.name, reason=reason):  # no other process could do anything about it
             structlog.get_logger().error("launcher_unreadable", reason=reason)
-        case _ if event.link == "launcher" or runtime.is_refused(event):
+        case _ if event.link == LAUNCHER_LINK.name or runtime.is_refused(event):
             return
         case Unreadable(reason=reason):
             runtime.refuse(event, reason)
@@ -316,7 +294,7 @@ def _report_now(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> Process
 
 
 def main(make_actor: Callable[[Runtime], Actor]) -> None:
-    """Entry point of every process: `darts_async.ROLE.process --run-dir DIR --name ROLE/N --incarnation N`."""
+    """Entry point of every process: `MODULE --run-dir DIR --name ROLE/N --incarnation N`."""
     raise_open_files()
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path, required=True)
@@ -324,9 +302,8 @@ def main(make_actor: Callable[[Runtime], Actor]) -> None:
     parser.add_argument("--incarnation", type=int, required=True)
     arguments = parser.parse_args()
     config = RunConfig.model_validate(yaml.safe_load((arguments.run_dir / CONFIG_FILE).read_text()))
-    log_path = arguments.run_dir / "logs" / f"{file_stem(arguments.name)}.jsonl"
-    telemetry = config.telemetry
-    with logging_to(log_path, process=arguments.name, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
+    path, telemetry = log_path(arguments.run_dir / LOGS_DIR, arguments.name), config.telemetry
+    with logging_to(path, process=arguments.name, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
         try:
             uvloop.run(_run(make_actor, config, arguments.run_dir, arguments.name, arguments.incarnation))
         except Exception as error:  # the end of a process: it is told, and raised again where it has no exit code
@@ -378,7 +355,7 @@ async def _run(
 ) -> None:
     faults = install(name, incarnation)
     mailbox = Mailbox()
-    keys = load_keys(run_dir / "keys", name)
+    keys = load_keys(run_dir / KEYS_DIR, name)
     endpoint = Endpoint(name=name, incarnation=incarnation, keys=keys, config=config.transport, mailbox=mailbox)
     runtime = Runtime(name, incarnation, run_dir, config, read_plan(run_dir), keys, mailbox, endpoint)
     runtime.faults, runtime.patience = faults, Patience(config.telemetry.no_space_timeout_s)

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from darts_async.errors import ConfigError, DartsError
+from darts_async.topology.links import LINKS
 
 VARIABLE = "DARTS_FAULTS"
 
@@ -74,7 +75,7 @@ IN_THREAD = (
     "learner.bucket",  # about to send one
 )
 POINTS = (*REACHED, *PASSED, *IN_THREAD)
-LINKS = ("generators", "rewards", "learner", "weights", "ranks", "workers", "launcher", "agents")
+LINK_NAMES = tuple(link.name for link in LINKS)
 
 Kind = Literal["crash", "freeze", "stall", "fail"]
 LinkKind = Literal["drop", "delay", "duplicate", "reorder", "cut"]
@@ -206,9 +207,9 @@ def _check_point(kind: str, point: str) -> None:
 
 def _link_fault(item: str, match: re.Match[str]) -> LinkFault:
     kind, link = match["kind"], match["link"]
-    if link not in ("*", *LINKS):
+    if link not in ("*", *LINK_NAMES):
         raise ConfigError(
-            f"{VARIABLE}: {item!r}: there is no link {link!r}; there are {', '.join(LINKS)}, and * for all"
+            f"{VARIABLE}: {item!r}: there is no link {link!r}; there are {', '.join(LINK_NAMES)}, and * for all"
         )
     if (match["second"] is not None) != _LINK_KINDS[kind]:
         wanted = "two numbers" if _LINK_KINDS[kind] else "one number"

@@ -23,8 +23,7 @@
 Messages of the launcher to its own parts, and those inside one role, have modules of their own:
 
     launcher.control.requests            another terminal and the launcher, over the socket of the run directory
-    launcher.nodes.node_messages         the launcher and the agent of a node
-    launcher.nodes.channel               the agent of a node and its keeper
+    launcher.nodes.node_messages         the launcher, the agent of a node and its keeper
     darts_async.reward.worker_messages   a reward process and its workers
 
 Commands are verbs, events are past tense. Messages are frozen and tagged; arrays travel as raw buffer frames

@@ -16,7 +16,8 @@ import structlog
 
 from darts_async.errors import NoSpaceError
 from darts_async.machine.full_disk import append_whole
-from darts_async.trace import Trace, Value, older_path
+from darts_async.topology.run_files import older_path
+from darts_async.trace import Trace, Value
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30}
 

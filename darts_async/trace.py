@@ -23,9 +23,8 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from darts_async.topology import file_stem
+from darts_async.topology.run_files import TRACE_DIR, file_stem, older_path
 
-TRACE_DIR = "trace"
 SAMPLE, GROUP, GROUPS = "sample", "group", "groups"
 """What instants, and spans, say of whom they are about, by its id, or a list of ids."""
 GAP_S = 0.01
@@ -94,11 +93,6 @@ AnyRecord = Head | Span | Instant | Level | Tallied
 def trace_path(run_dir: Path, process: str, incarnation: int) -> Path:
     """Where an incarnation leaves its trace."""
     return run_dir / TRACE_DIR / f"{file_stem(process)}.{incarnation}.msgpack"
-
-
-def older_path(path: Path) -> Path:
-    """Where the file goes that was full: a trace, or a log."""
-    return path.with_suffix(f".old{path.suffix}")
 
 
 def read_records(path: Path) -> Iterator[AnyRecord]:

@@ -22,8 +22,9 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.durable.journal import read_journal
 from darts_async.shaper.durable.replayable_state import CameUp, Heard
-from darts_async.shaper.process import JOURNAL_FILE, ShaperActor
+from darts_async.shaper.process import ShaperActor
 from darts_async.telemetry import BusyClock
+from darts_async.topology.run_files import JOURNAL_FILE
 from darts_async.trace import Trace
 from darts_async.transport import Event, PeerUp, Received, Unreadable
 from launcher.plan.plan import link_addresses, plan_run

@@ -3,10 +3,14 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from darts_async.topology import run_files
+from darts_async.topology.links import LINKS
+from darts_async.topology.roles import AGENT, KEEPER, ROLES
 from tests import ROOT
 
 STAGES = ("generator", "shaper", "reward", "learner")
@@ -100,3 +104,64 @@ def test_the_shaper_state_does_no_io() -> None:
     for path in (ROOT / "darts_async" / "shaper").rglob("*.py"):
         if path.name not in ("process.py", "ledger.py", "journal.py"):
             assert not {name.partition(".")[0] for name in imports_of(path)} & forbidden, path
+
+
+NAMES_ELSEWHERE = {
+    ("generator/vllm/worker_hub.py", "workers"): "a directory",
+    ("simulation/chaos/lies.py", "reward"): "a field of a message",
+    ("simulation/chaos/plan.py", "generator"): "a section of the settings",
+    ("simulation/chaos/plan.py", "learner"): "a section of the settings",
+    ("simulation/chaos/plan.py", "reward"): "a section of the settings",
+    ("simulation/chaos/plan.py", "weights"): "a section of the settings",
+    ("simulation/demand.py", "rewards"): "an array of a trace",
+    ("learner/process.py", "learner/"): "what its metrics begin with",
+    ("weights/receiving/receive.py", "weights"): "a task",
+    ("quickstart/__init__.py", "model"): "no file of a run",
+    ("analysis/report.py", "launcher"): "the package",
+    ("commands/dry_run.py", "generator"): "a section of the settings",
+    ("commands/dry_run.py", "learner"): "a section of the settings",
+    ("commands/dry_run.py", "reward"): "a section of the settings",
+    ("commands/dry_run.py", "weights"): "a section of the settings",
+    ("display/summary.py", "reward"): "a label",
+    ("display/view.py", "generators"): "a label",
+    ("display/view.py", "reward"): "a label",
+    ("progress/evaluation.py", "rewards"): "a field of a line",
+    ("sinks/recorder.py", "reward"): "a label",
+}
+"""Words that are also the name of a role, of a link or of a file of a run, and mean something else here."""
+
+
+def test_roles_links_and_files_of_a_run_are_named_in_their_tables_alone() -> None:
+    named = {role.name for role in (*ROLES, AGENT, KEEPER)} | {link.name for link in LINKS}
+    files = {value for name, value in vars(run_files).items() if name.isupper()}
+    found = {}
+    for path in SOURCES:
+        if (where := path.relative_to(ROOT)).parts[1] != "topology":
+            found |= {(str(Path(*where.parts[1:])), word): line for word, line in _words(path, named, files)}
+    assert not found.keys() - NAMES_ELSEWHERE.keys(), {
+        f"{name}:{found[name, word]}: take {word!r} from darts_async.topology"
+        for name, word in found.keys() - NAMES_ELSEWHERE.keys()
+    }
+    assert not NAMES_ELSEWHERE.keys() - found.keys(), "these are gone: take them from the list"
+
+
+def _words(path: Path, named: set[str], files: set[str]) -> Iterator[tuple[str, int]]:
+    """Literals that name a role, a process, a link or a file; the last only with a dot or after a slash."""
+    tree = ast.parse(path.read_text())
+    after_slash = {id(node.right) for node in ast.walk(tree) if isinstance(node, ast.BinOp)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            role, slash, number = node.value.partition("/")
+            is_name = role in named and (not slash or not number or number.isdigit())
+            is_file = node.value in files and ("." in node.value or id(node) in after_slash)
+            if is_name or is_file:
+                yield node.value, node.lineno
+
+
+def test_no_code_asks_for_the_name_of_an_engine() -> None:
+    """What an engine can do is in the table of `config.engines`."""
+    for path in SOURCES:
+        if path.name != "engines.py":
+            compared = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Compare)]
+            words = {word.value for node in compared for word in ast.walk(node) if isinstance(word, ast.Constant)}
+            assert not words & {"embedded", "vllm", "scripted"}, path

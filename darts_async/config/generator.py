@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from darts_async.config.engines import Capabilities, capabilities_of
 from darts_async.config.section import NonNegative, Positive, Seconds, Section, named
 from darts_async.extensions import ENGINE
 
@@ -73,16 +74,21 @@ class GeneratorConfig(Section):
     script: ScriptConfig | None = None
     """Settings of the scripted engine."""
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do."""
+        return capabilities_of(self.engine)
+
     @model_validator(mode="after")
     def _scripted_has_script(self) -> Self:
-        if self.engine == "scripted" and self.script is None:
-            raise ValueError("generator.engine is scripted, which needs the section generator.script")
+        if not self.capabilities.has_model and self.script is None:
+            raise ValueError(f"generator.engine is {self.engine}, which needs the section generator.script")
         return self
 
     @model_validator(mode="after")
     def _step_holds_every_slot(self) -> Self:
         limit = self.vllm.max_num_batched_tokens
-        if self.engine == "vllm" and limit is not None and limit < self.num_slots:
+        if self.capabilities.has_workers and limit is not None and limit < self.num_slots:
             raise ValueError(
                 f"generator.vllm.max_num_batched_tokens is {limit}, but a step brings a token for each of "
                 f"generator.num_slots {self.num_slots}: leave it out, or give {self.num_slots} or more"

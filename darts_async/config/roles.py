@@ -1,11 +1,12 @@
 """How many processes of each role there are, and what each may use."""
 
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from darts_async.config.restart import RestartConfig
 from darts_async.config.section import NonNegative, Positive, Seconds, Section
+from darts_async.topology.roles import ROLES, Role
 
 
 class RoleConfig(Section):
@@ -33,25 +34,32 @@ class RoleConfig(Section):
         return self
 
 
-class RolesConfig(Section):
+_FIELDS: Any = {role.name: (RoleConfig, RoleConfig()) for role in ROLES}
+_Roles: Any = create_model("_Roles", __base__=Section, **_FIELDS)
+"""One section for each entry of the table of roles."""
+
+
+class RolesConfig(_Roles):
     """The processes of a run. There is one shaper. The replicas of the learner are the ranks of the one learner."""
 
-    shaper: RoleConfig = RoleConfig()
-    generator: RoleConfig = RoleConfig()
-    reward: RoleConfig = RoleConfig()
-    learner: RoleConfig = RoleConfig()
+    if TYPE_CHECKING:
+
+        def __getattr__(self, role: str) -> RoleConfig: ...
+
+    def of(self, role: Role) -> RoleConfig:
+        """The settings of a role."""
+        settings: RoleConfig = getattr(self, role.name)
+        return settings
 
     @model_validator(mode="after")
-    def _one_shaper(self) -> Self:
-        if self.shaper.replicas != 1:
-            raise ValueError(f"roles.shaper.replicas is {self.shaper.replicas}, but there is exactly one shaper")
-        return self
-
-    @model_validator(mode="after")
-    def _a_rank_drives_one_device(self) -> Self:
-        if self.learner.devices > 1:
-            raise ValueError(
-                f"roles.learner.devices is {self.learner.devices}, but a rank drives one device; for more devices "
-                "raise roles.learner.replicas"
-            )
+    def _as_many_as_the_table_says(self) -> Self:
+        for role in ROLES:
+            settings, place = self.of(role), f"roles.{role}"
+            if role.is_single and settings.replicas != 1:
+                raise ValueError(f"{place}.replicas is {settings.replicas}, but there is exactly one {role}")
+            if role.has_ranks and settings.devices > 1:
+                raise ValueError(
+                    f"{place}.devices is {settings.devices}, but a rank drives one device; for more devices raise "
+                    f"{place}.replicas"
+                )
         return self

@@ -18,9 +18,7 @@ from darts_async.config.shaping import ShapingConfig, StalenessConfig
 from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
 from darts_async.extensions import ENGINE
-
-VLLM_TEMPERATURES = (0.01, 2.0)
-"""What vLLM can draw at: it takes 0.01 for anything lower, without a word to who sent the sample, and refuses more."""
+from darts_async.topology.roles import ROLES
 
 
 class RunConfig(Section):
@@ -83,25 +81,25 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _roles_are_on_nodes_of_the_run(self) -> Self:
         names = [node.name for node in self.nodes]
-        for role in RolesConfig.model_fields:
-            for name in getattr(self.roles, role).nodes:
+        for role in ROLES:
+            for name in self.roles.of(role).nodes:
                 if name not in names:
                     raise ValueError(f"roles.{role}.nodes names {name!r}, but the nodes are {', '.join(names)}")
         return self
 
     @model_validator(mode="after")
     def _the_engine_has_text_to_stop_at(self) -> Self:
-        if self.sampling.stop and self.generator.engine == "scripted":
+        if self.sampling.stop and not self.generator.capabilities.has_model:
             raise ValueError(
-                f"sampling.stop is {list(self.sampling.stop)}, but generator.engine scripted draws lengths and no "
-                "text: leave it out, or choose another engine"
+                f"sampling.stop is {list(self.sampling.stop)}, but generator.engine {self.generator.engine} draws "
+                "lengths and no text: leave it out, or choose another engine"
             )
         return self
 
     @model_validator(mode="after")
     def _the_engine_has_the_devices_that_it_drives(self) -> Self:
         engine, devices = self.generator.engine, self.roles.generator.devices
-        if engine == "vllm":
+        if self.generator.capabilities.has_workers:
             size = self.generator.vllm.tensor_parallel_size
             if size != max(devices, 1):
                 raise ValueError(
@@ -117,7 +115,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _who_learns_nothing_has_nobody_who_decodes(self) -> Self:
-        if self.learner.script is not None and self.generator.engine != "scripted":
+        if self.learner.script is not None and self.generator.capabilities.has_model:
             raise ValueError(
                 f"learner.script is set, so nothing would be learnt, but generator.engine {self.generator.engine} "
                 "decodes with a model: leave the script out, or choose the scripted engine"
@@ -127,7 +125,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _the_engine_can_take_weights_so(self) -> Self:
         engine, weights = self.generator.engine, self.weights
-        if engine != "vllm" and (weights.receive != "staged" or weights.reprefill):
+        can = self.generator.capabilities
+        if (weights.receive == "direct" and not can.receives_directly) or (weights.reprefill and not can.reprefills):
             raise ValueError(
                 f"weights.receive is {weights.receive} and weights.reprefill {weights.reprefill}, but generator.engine "
                 f"{engine} takes weights staged and keeps what it has computed; leave both out, or choose vllm"
@@ -136,11 +135,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _the_engine_draws_at_the_temperature(self) -> Self:
-        temperature, (lowest, highest) = self.sampling.temperature, VLLM_TEMPERATURES
-        if self.generator.engine == "vllm" and not lowest <= temperature <= highest:
+        temperature, (lowest, highest) = self.sampling.temperature, self.generator.capabilities.temperatures
+        if not lowest <= temperature <= highest:
             raise ValueError(
-                f"sampling.temperature is {temperature:g}, but generator.engine vllm draws at {lowest:g} to "
-                f"{highest:g} alone: choose one of these, or another engine"
+                f"sampling.temperature is {temperature:g}, but generator.engine {self.generator.engine} draws at "
+                f"{lowest:g} to {highest:g} alone: choose one of these, or another engine"
             )
         return self
 

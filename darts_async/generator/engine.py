@@ -12,6 +12,7 @@ samples and swap weights in; samples go on afterwards from the keys and values t
 
 from typing import TYPE_CHECKING, Protocol
 
+from darts_async.config.engines import Capabilities
 from darts_async.generator.events import StepEvents
 from darts_async.protocol import Generate
 
@@ -50,9 +51,8 @@ class Engine(Protocol):
         """Tokens ever decoded, those of cancelled samples included."""
 
     @property
-    def decodes_by_itself(self) -> bool:
-        """Whether it goes on with the next step before that is asked for: what its owner does between two steps then
-        costs it no time."""
+    def capabilities(self) -> Capabilities:
+        """What it can do; the same as settings are checked by."""
 
     def start(self, request: Generate) -> None:
         """Accept a sample. Ids are unique among unfinished samples."""

@@ -19,7 +19,8 @@ import structlog
 
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.config import RunConfig
-from darts_async.errors import EngineError, WeightUpdateError
+from darts_async.config.engines import Capabilities
+from darts_async.errors import EngineError, ExtensionError, WeightUpdateError
 from darts_async.extensions import ENGINE, load
 from darts_async.generator.boundary import refusal_of_learner, refusal_of_shaper
 from darts_async.generator.engine import Engine
@@ -44,6 +45,7 @@ from darts_async.protocol import (
     WeightsApplied,
     WeightsRefused,
 )
+from darts_async.topology.links import GENERATORS_LINK, WEIGHTS_LINK
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.receiving.receive import Receiver
 
@@ -53,8 +55,17 @@ log = structlog.get_logger()
 
 
 def make_engine(config: RunConfig) -> Engine:
-    """The engine that the configuration names. Imports what it needs and no more."""
+    """The engine that the configuration names. Imports what it needs and no more.
+
+    Raises:
+        ExtensionError: it cannot be loaded, or does not say what it can do.
+    """
     engine: Engine = load(ENGINE, config.generator.engine)(config=config)
+    if not isinstance(getattr(engine, "capabilities", None), Capabilities):
+        raise ExtensionError(
+            f"generator.engine is {config.generator.engine!r}, and what it makes, {type(engine).__name__}, has no "
+            "`capabilities`; give it `capabilities = Capabilities()` of darts_async.config.engines"
+        )
     return engine
 
 
@@ -104,28 +115,28 @@ class GeneratorActor:
         match event:
             case Received(message=message) if reason := self._refusal(event):
                 self._runtime.refuse(event, f"{type(message).__name__}: {reason}")
-            case Received(link="generators", peer=peer, message=Greet() as greeting):
+            case Received(link=GENERATORS_LINK.name, peer=peer, message=Greet() as greeting):
                 self._shaper = peer
                 self._commands.clear()
                 self._asked.clear()
                 self._greeting = greeting
                 self._shaper_is_away = False
                 self._work.set()
-            case PeerUp(link="generators"):  # it may not have noticed that it was away, and then does not greet
+            case PeerUp(link=GENERATORS_LINK.name):  # it may not have noticed that it was away, and then does not greet
                 self._shaper_is_away = False
                 self._work.set()
             case PeerDown(link=link, peer=peer, reason=reason):
                 log.warning("peer_lost", peer=peer, reason=reason)
-                if link == "generators":
+                if link == GENERATORS_LINK.name:
                     self._shaper_is_away = True
                 elif self._receiver is not None:
                     self._receiver.learner_lost()
-            case Received(link="generators", message=Generate() | Cancel() as command) if self._shaper is not None:
+            case Received(message=Generate() | Cancel() as command) if self._shaper is not None:
                 self._commands.append(command)
                 if isinstance(command, Generate):
                     self._asked.add(command.sample_id)
                 self._work.set()
-            case Received(link="weights"):
+            case Received(link=WEIGHTS_LINK.name):
                 self._hear_learner(event)
 
     def _hear_learner(self, event: Received) -> None:
@@ -147,7 +158,7 @@ class GeneratorActor:
 
     def _refusal(self, event: Received) -> str | None:
         """Why a message cannot be meant."""
-        if event.link == "generators":
+        if event.link == GENERATORS_LINK.name:
             return refusal_of_shaper(cast(ShaperToGenerator, event.message), self._asked)
         return refusal_of_learner(cast(LearnerToGenerator, event.message))
 
@@ -185,7 +196,7 @@ class GeneratorActor:
                 await self._runtime.faults.pass_by("generator.step")
                 with self._runtime.clock.busy("decode"):
                     events = await engine.step()
-                    if engine.decodes_by_itself:
+                    if engine.capabilities.decodes_by_itself:
                         self._report(events)
                         continue
                 self._report(events)
@@ -278,7 +289,7 @@ class GeneratorActor:
 
     def _tell_shaper(self, message: GeneratorToShaper) -> None:
         assert self._shaper is not None, "it has greeted before anything can be told"
-        self._runtime.send("generators", self._shaper, message)
+        self._runtime.send(GENERATORS_LINK.name, self._shaper, message)
 
     # --- weights ---------------------------------------------------------------------------------------------
 
@@ -315,7 +326,7 @@ class GeneratorActor:
 
     def _send_learner(self, message: GeneratorToLearner) -> None:
         assert self._learner is not None
-        self._runtime.send("weights", self._learner, message)
+        self._runtime.send(WEIGHTS_LINK.name, self._learner, message)
 
     def _join(self) -> None:
         if self._receiver is not None and self._learner is not None:

@@ -10,23 +10,19 @@ import asyncio
 import zipfile
 import zlib
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from darts_async.config import RunConfig, ScriptConfig
+from darts_async.config.engines import SCRIPTED
 from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError
 from darts_async.generator.counter_rng import hash_words, seed_word, uniforms
 from darts_async.generator.events import StepEvents
-from darts_async.generator.slot_engine import SlotTable
+from darts_async.generator.slot_engine import SlotEngine, SlotTable
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate
-
-if TYPE_CHECKING:
-    from darts_async.config import WeightsConfig
-    from darts_async.generator.engine_pause import Hold
-    from darts_async.weights.receiving.transfer import Transfer
 
 _NORMAL: Final = NormalDist()
 _LENGTH_STREAM: Final = np.array([-1])  # counters of draws that belong to no token
@@ -57,11 +53,13 @@ class LoopClock:
         await asyncio.sleep(seconds)
 
 
-class ScriptedEngine:
+class ScriptedEngine(SlotEngine):
     """An engine that decodes nothing: the lengths are scripted, the tokens arbitrary, the time modelled.
 
     Raises `ConfigError` if the trace of the script cannot be used.
     """
+
+    capabilities = SCRIPTED
 
     def __init__(
         self,
@@ -73,56 +71,25 @@ class ScriptedEngine:
         vocab_size: int = 32,
         clock: Clock | None = None,
     ) -> None:
+        super().__init__(SlotTable(num_slots, max_context_tokens))
         self._script = script
         self._trace = None if script.trace_path is None else load_lengths(script.trace_path)
         self._seed = seed
         self._vocab_size = vocab_size
         self._clock = clock or LoopClock()
-        self._table = SlotTable(num_slots, max_context_tokens)
         self._lengths: dict[int, int] = {}  # sample id -> length its response would have without a cap
         self._due_s: float | None = None  # when the step before should have ended; None: there was none
-        self._busy = False
-        self._closed = False
-
-    @property
-    def num_slots(self) -> int:
-        """Samples decoded at once."""
-        return self._table.num_slots
-
-    @property
-    def max_context_tokens(self) -> int:
-        """Prompt and response together."""
-        return self._table.max_context_tokens
-
-    @property
-    def num_unfinished(self) -> int:
-        """Samples started whose end has not been reported."""
-        return self._table.num_unfinished
-
-    @property
-    def num_tokens_decoded(self) -> int:
-        """Tokens ever decoded, those of cancelled samples included."""
-        return self._table.num_tokens_decoded
-
-    @property
-    def decodes_by_itself(self) -> bool:
-        """As the hardware does that it stands for."""
-        return True
+        self._sleeps = False
 
     def start(self, request: Generate) -> None:
         """Accept a sample. Ids are unique among unfinished samples."""
-        self._assert_between_steps()
         length = self.scripted_length(request)
         if len(request.prefix_tokens) >= length:  # all was decoded elsewhere, and only word of its end was lost
+            self._assert_between_steps()
             self._table.end(request, "stop")
             return
-        self._table.start(request)
+        super().start(request)
         self._lengths[request.sample_id] = length
-
-    def cancel(self, sample_id: int) -> None:
-        """Stop a sample, running or waiting. The events of the next step carry its end. Unknown ids: no-op."""
-        self._assert_between_steps()
-        self._table.cancel(sample_id)
 
     async def step(self) -> StepEvents:
         """Decode one token for every running sample, in the time that takes. Returns at once if there is no work."""
@@ -145,15 +112,9 @@ class ScriptedEngine:
         await self._sleep(self._script.update_stall_s)
         self._due_s = None
 
-    def weight_transfer(self, hold: "Hold", interface: str, config: "WeightsConfig") -> "Transfer":
-        """In this process, and staged."""
-        from darts_async.generator.engine_pause import local_transfer  # needs torch, which a simulation does not
-
-        return local_transfer(hold, interface, config, self.apply_weights)
-
     async def close(self) -> None:
         """Nothing to free. Idempotent."""
-        self._closed = True
+        self._is_closed = True
 
     def scripted_length(self, request: Generate) -> int:
         """Tokens of the whole response of a sample, before `max_new_tokens` cuts it."""
@@ -166,6 +127,10 @@ class ScriptedEngine:
         script = self._script
         spread = script.prompt_sigma * _normal(prompt) + script.sample_sigma * _normal(request.seed)
         return max(1, round(script.median_tokens * float(np.exp(spread))))
+
+    @property
+    def _is_stepping(self) -> bool:
+        return self._sleeps
 
     def _tokens(self, rows: NDArray[np.void]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         words = hash_words(rows["seed"], rows["num_tokens"])
@@ -184,15 +149,11 @@ class ScriptedEngine:
         await self._sleep(max(0.0, self._due_s - now))
 
     async def _sleep(self, seconds: float) -> None:
-        self._busy = True
+        self._sleeps = True
         try:
             await self._clock.sleep(seconds)
         finally:
-            self._busy = False
-
-    def _assert_between_steps(self) -> None:
-        assert not self._closed, "the engine is closed"
-        assert not self._busy, "called during a step"
+            self._sleeps = False
 
 
 def make_engine(config: RunConfig) -> ScriptedEngine:

@@ -1,4 +1,4 @@
-"""Which sample sits in which slot: the bookkeeping that all in-process engines share. Numbers only, no model.
+"""Which sample sits in which slot, and the engine around that: what all in-process engines share. No model.
 
     waiting (by priority, then arrival) --begin_step--> a slot --finish_step--> ended (stop | length)
             \\-------------------------- cancel ------------------------------> ended (cancelled)
@@ -11,17 +11,24 @@ Invariants, checked by `validate`:
 - Every sample that was started is reported exactly once, as ended or as rejected.
 """
 
+from abc import ABC, abstractmethod
 from bisect import insort
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from darts_async.config.engines import Capabilities
 from darts_async.generator.counter_rng import seed_word
 from darts_async.generator.events import SampleEnd, StepEvents
 from darts_async.generator.request_check import why_not
 from darts_async.protocol import FinishReason, Generate
+
+if TYPE_CHECKING:  # these need torch, which a simulation does not
+    from darts_async.config import WeightsConfig
+    from darts_async.generator.engine_pause import Hold
+    from darts_async.weights.receiving.transfer import Transfer
 
 SLOT: Final = np.dtype(
     [
@@ -212,6 +219,68 @@ class SlotTable:
         del self._slot_of[sample_id]
         self._holes.append(slot)
         self._ended.append(SampleEnd(sample_id, int(self._table[slot]["num_tokens"]), reason))
+
+
+class SlotEngine(ABC):
+    """What the engines of this process have in common: samples in slots, and weights that arrive beside the model.
+
+    Calls come between two steps, from the one task that owns the engine.
+    """
+
+    capabilities: Capabilities
+
+    def __init__(self, table: SlotTable) -> None:
+        self._table = table
+        self._is_closed = False
+
+    @property
+    def num_slots(self) -> int:
+        """Samples decoded at once."""
+        return self._table.num_slots
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Prompt and response together."""
+        return self._table.max_context_tokens
+
+    @property
+    def num_unfinished(self) -> int:
+        """Samples started whose end has not been reported."""
+        return self._table.num_unfinished
+
+    @property
+    def num_tokens_decoded(self) -> int:
+        """Tokens ever decoded, those of cancelled samples included."""
+        return self._table.num_tokens_decoded
+
+    def start(self, request: Generate) -> None:
+        """Accept a sample. Ids are unique among unfinished samples."""
+        self._assert_between_steps()
+        self._table.start(request)
+
+    def cancel(self, sample_id: int) -> None:
+        """Stop a sample, running or waiting. The events of the next step carry its end. Unknown ids: no-op."""
+        self._assert_between_steps()
+        self._table.cancel(sample_id)
+
+    @abstractmethod
+    async def apply_weights(self, tensors: dict[str, Any], policy_version: int) -> None:
+        """Put weights in use."""
+
+    def weight_transfer(self, hold: "Hold", interface: str, config: "WeightsConfig") -> "Transfer":
+        """In this process, and staged."""
+        from darts_async.generator.engine_pause import local_transfer  # needs torch, which a simulation does not
+
+        return local_transfer(hold, interface, config, self.apply_weights)
+
+    @property
+    def _is_stepping(self) -> bool:
+        """Whether a step, or a change of the weights, is under way; of one that waits for nothing it never is."""
+        return False
+
+    def _assert_between_steps(self) -> None:
+        assert not self._is_closed, "the engine is closed"
+        assert not self._is_stepping, "called during a step"
 
 
 def _priority(request: Generate) -> int:

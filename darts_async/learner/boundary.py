@@ -47,7 +47,7 @@ class Boundary:
         self._num_steps = config.learner.steps
         self._num_token_ids = NUM_INT32 if vocab_size is None else vocab_size
         settings = config.generator
-        self._max_ranks = settings.vllm.tensor_parallel_size if settings.engine == "vllm" else 1
+        self._max_ranks = settings.vllm.tensor_parallel_size if settings.capabilities.has_workers else 1
 
     def of_shaper(self, message: ShaperToLearner) -> str | None:
         """Why a message of the shaper cannot be meant; None if it is to be taken."""

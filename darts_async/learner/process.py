@@ -39,7 +39,6 @@ from darts_async.learner.packing.batch import num_packed_tokens
 from darts_async.learner.probe import packed_reference
 from darts_async.learner.rank_follower import MAX_ORDERS, FollowerActor
 from darts_async.learner.rank_leader import Team
-from darts_async.learner.ranks.rank_group import LINK
 from darts_async.learner.ranks.rank_info import Place
 from darts_async.learner.step import Trainer
 from darts_async.learner.step_meter import StepMeter
@@ -67,14 +66,15 @@ from darts_async.protocol import (
     VersionPublished,
     VersionSaved,
 )
-from darts_async.topology import CHECKPOINTS_DIR
+from darts_async.topology.links import LEARNER_LINK, RANKS_LINK, WEIGHTS_LINK
+from darts_async.topology.roles import LEARNER
+from darts_async.topology.run_files import CHECKPOINTS_DIR, MODEL_DIR
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.probe import Examiner, tolerance_of
 from darts_async.weights.sending.publish import Publisher
 from darts_async.weights.sending.source import WeightSource
 from darts_async.wire.atomic_dir import remove_leftovers, remove_staging
 
-MODEL_DIR = "model"
 MAX_TOGETHER = MAX_ORDERS // 4
 """Groups in a pass: the other ranks are at most one pass behind, and hold the orders of both."""
 
@@ -177,35 +177,35 @@ class LearnerActor:
     def handle(self, event: Event) -> None:
         """A group, or something about weights, or about the other ranks."""
         match event:
-            case Received(link="weights", peer=peer, message=MemberJoined()) if not self._told_floor.is_set():
+            case Received(link=WEIGHTS_LINK.name, peer=peer, message=MemberJoined()) if not self._told_floor.is_set():
                 self._early[peer] = event
             case Received(message=message) if reason := self._refusal(event):
                 self._runtime.refuse(event, f"{type(message).__name__}: {reason}")
-            case Received(link="learner"):
+            case Received(link=LEARNER_LINK.name):
                 self._hear_shaper(event)
-            case Received(link="weights", peer=peer, incarnation=incarnation, message=message):
+            case Received(link=WEIGHTS_LINK.name, peer=peer, incarnation=incarnation, message=message):
                 self._publisher.handle(peer, incarnation, cast(GeneratorToLearner, message))
                 self._examiner.handle(peer, cast(GeneratorToLearner, message))
                 if isinstance(message, MemberJoined):
                     self._member_joined(peer, message.policy_version)
-            case Received(link="ranks", peer=peer, message=message):
+            case Received(link=RANKS_LINK.name, peer=peer, message=message):
                 self._team.handle(peer, cast(RankToLeader, message))
-            case PeerUp(link="weights", peer=peer):
+            case PeerUp(link=WEIGHTS_LINK.name, peer=peer):
                 self._num_greetings += 1
                 self._send_generator(peer, Greet(self._num_greetings))
-            case PeerDown(link="weights", peer=peer, reason=reason):
+            case PeerDown(link=WEIGHTS_LINK.name, peer=peer, reason=reason):
                 log.warning("peer_lost", peer=peer, reason=reason)
                 self._early.pop(peer, None)
                 self._publisher.peer_lost(peer)
-            case PeerDown(link="ranks", peer=peer, reason=reason):
+            case PeerDown(link=RANKS_LINK.name, peer=peer, reason=reason):
                 self._team.lost(peer, reason)
 
     def _refusal(self, event: Received) -> str | None:
         """Why a message cannot be meant."""
         match event.link:
-            case "learner":
+            case LEARNER_LINK.name:
                 return self._boundary.of_shaper(cast(ShaperToLearner, event.message))
-            case "weights":
+            case WEIGHTS_LINK.name:
                 return self._boundary.of_generator(
                     cast(GeneratorToLearner, event.message),
                     newest_version=max(self._newest_version, self._policy_version),
@@ -431,7 +431,7 @@ class LearnerActor:
         """Before the parameters are published, so that it is known what generators must say with them. With several
         ranks it would take all of them."""
         config = self._runtime.config
-        if config.weights.probe and config.generator.engine != "scripted" and trainer.place.num_ranks == 1:
+        if config.weights.probe and config.generator.capabilities.has_model and trainer.place.num_ranks == 1:
             reference = await self._in_thread(packed_reference, trainer.model, trainer.policy_version)
             self._examiner.expect(reference)
 
@@ -506,20 +506,20 @@ class LearnerActor:
 
     def _send_shaper(self, message: Message) -> None:
         if self._shaper is not None:
-            self._runtime.send("learner", self._shaper, message)
+            self._runtime.send(LEARNER_LINK.name, self._shaper, message)
 
     def _send_generator(self, peer: str, message: LearnerToGenerator) -> None:
-        self._runtime.send("weights", peer, message)
+        self._runtime.send(WEIGHTS_LINK.name, peer, message)
 
     def _send_rank(self, peer: str, message: LeaderToRank) -> None:
-        self._runtime.send(LINK, peer, message)
+        self._runtime.send(RANKS_LINK.name, peer, message)
 
 
 def make_actor(runtime: Runtime) -> Actor:
     """The actor of this process's rank. Raises `ConfigError` if environment and plan do not agree on it."""
     place = Place.from_environment(os.environ)
     num_ranks = 1 + len(_other_ranks(runtime))
-    if (runtime.name, num_ranks) != (f"learner/{place.rank}", place.num_ranks):
+    if (runtime.name, num_ranks) != (LEARNER.process(place.rank), place.num_ranks):
         raise ConfigError(
             f"{runtime.name} of {num_ranks} in the plan was started as RANK {place.rank} of WORLD_SIZE "
             f"{place.num_ranks}"
@@ -536,7 +536,7 @@ def _vocab_size(runtime: Runtime) -> int | None:
 
 
 def _other_ranks(runtime: Runtime) -> tuple[str, ...]:
-    return next((link.members for link in runtime.plan.links if link.name == LINK), ())
+    return next((link.members for link in runtime.plan.links if link.name == RANKS_LINK.name), ())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from darts_async.learner.metric_messages import tallied
 from darts_async.learner.model import DTYPES
 from darts_async.learner.ranks.gather import send_rows
 from darts_async.learner.ranks.order_grammar import OrderGrammar
-from darts_async.learner.ranks.rank_group import LINK, RankGroup
+from darts_async.learner.ranks.rank_group import RankGroup
 from darts_async.learner.ranks.rank_info import Place
 from darts_async.learner.step import Trainer
 from darts_async.learner.trainer_setup import make_trainer
@@ -43,7 +43,8 @@ from darts_async.protocol import (
     StoreValue,
     TrainGroup,
 )
-from darts_async.topology import CHECKPOINTS_DIR
+from darts_async.topology.links import RANKS_LINK
+from darts_async.topology.run_files import CHECKPOINTS_DIR
 from darts_async.transport import Event, PeerDown, Received
 from darts_async.wire.atomic_dir import staging_beside
 
@@ -64,7 +65,7 @@ class FollowerActor:
         self._runtime = runtime
         self._config = runtime.config
         self._place = place
-        self._leader = runtime.plan.link(LINK).hub
+        self._leader = runtime.plan.link(RANKS_LINK.name).hub
         self._dtype = DTYPES[self._config.model.dtype]
         self._prepare: asyncio.Future[Prepare] = asyncio.get_running_loop().create_future()
         self._ranks: RankGroup | None = None
@@ -102,12 +103,12 @@ class FollowerActor:
     def handle(self, event: Event) -> None:
         """An order of rank 0."""
         match event:
-            case PeerDown(link="ranks", reason=reason):
+            case PeerDown(link=RANKS_LINK.name, reason=reason):
                 if not self._is_dismissed:
                     raise ProcessDiedError(f"{self._leader}, rank 0 of the learner, is gone ({reason})")
-            case Received(link="ranks", message=message) if why := self._grammar.refusal(cast(LeaderToRank, message)):
+            case Received(message=message) if why := self._grammar.refusal(cast(LeaderToRank, message)):
                 self._runtime.refuse(event, f"{type(message).__name__}: {why}")
-            case Received(link="ranks", message=message):
+            case Received(message=message):
                 self._take(cast(LeaderToRank, message))
 
     def _take(self, message: LeaderToRank) -> None:
@@ -227,4 +228,4 @@ class FollowerActor:
             return await asyncio.to_thread(work, *args, **kwargs)
 
     def _tell(self, message: RankToLeader) -> None:
-        self._runtime.send(LINK, self._leader, message)
+        self._runtime.send(RANKS_LINK.name, self._leader, message)

@@ -92,8 +92,8 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
 
 
 def stop_token_ids(model_dir: Path) -> frozenset[int]:
-    """The end-of-sequence tokens of a model, as its `generation_config.json` or else its `config.json` names them;
-    empty if neither does.
+    """The end-of-sequence tokens of a model, as its `generation_config.json` or else its `config.json` names
+    them, there for its text part or at the top; empty if neither does.
 
     Raises:
         ModelError: a file cannot be read.
@@ -103,12 +103,20 @@ def stop_token_ids(model_dir: Path) -> frozenset[int]:
         if not file.is_file():
             continue
         try:
-            ids = msgspec.json.decode(file.read_bytes(), type=_StopTokens).eos_token_id
+            known = msgspec.json.decode(file.read_bytes(), type=_StopTokens)
         except (OSError, msgspec.MsgspecError) as error:
             raise ModelError(f"{file} cannot be read: {error}") from error
-        if ids is not None:
-            return frozenset([ids] if isinstance(ids, int) else ids)
+        for part in (known.text_config, known):
+            if part is not None and (ids := part.eos_token_id) is not None:
+                return frozenset([ids] if isinstance(ids, int) else ids)
     return frozenset()
+
+
+def known_stop_token_ids(model_dir: Path) -> tuple[int, ...]:
+    """The same, for who cannot do without them. Raises `ModelError` also if there are none."""
+    if found := stop_token_ids(model_dir):
+        return tuple(sorted(found))
+    raise ModelError(f"{str(model_dir)!r} names no eos_token_id in its generation_config.json or config.json")
 
 
 def vocab_size(model_dir: Path) -> int | None:
@@ -140,10 +148,16 @@ class _Vocabulary(_TextPart):
     text_config: _TextPart | None = None
 
 
-class _StopTokens(msgspec.Struct):
-    """What is read of a model's configuration."""
+class _StopTokensOfText(msgspec.Struct):
+    """The same, about how a response ends."""
 
     eos_token_id: int | list[int] | None = None
+
+
+class _StopTokens(_StopTokensOfText):
+    """And of the whole."""
+
+    text_config: _StopTokensOfText | None = None
 
 
 def _fetch(hub_id: str, setting: str, patterns: tuple[str, ...]) -> Path:

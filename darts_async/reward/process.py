@@ -17,6 +17,7 @@ from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, Shutdow
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
 from darts_async.reward.worker_pool import RewardPool
+from darts_async.topology.links import REWARDS_LINK
 from darts_async.transport import Event, Received
 
 WATCHED_ITEMS = 200
@@ -103,14 +104,14 @@ class RewardActor:
 
     def _announce(self) -> None:
         if self._open and self._shaper is not None:
-            self._runtime.send("rewards", self._shaper, RewardReady(self._runtime.config.reward.workers))
+            self._runtime.send(REWARDS_LINK.name, self._shaper, RewardReady(self._runtime.config.reward.workers))
 
     async def _score(self, peer: str, item: Score) -> None:
         with self._runtime.clock.busy("score"):
             verdict = await self._pool.score(item)
         self._num_scoring -= 1
         self._runtime.faults.reach("reward.before_verdict")
-        self._runtime.send("rewards", peer, verdict)
+        self._runtime.send(REWARDS_LINK.name, peer, verdict)
         self._runtime.trace.sample("judged", item.sample_id)
         if isinstance(verdict, ScoreFailed):
             log.warning("score_failed", sample_id=verdict.sample_id, kind=verdict.kind, error=verdict.error)

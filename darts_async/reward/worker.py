@@ -31,10 +31,9 @@ from darts_async.reward.worker_messages import (
     Ready,
     Rewarded,
     WorkItem,
-    decode_item,
-    encode_frame,
-    read_frame,
 )
+from darts_async.wire.channel import read_message, write_message
+from darts_async.wire.encoding import decoder
 
 MAX_TRACEBACK_LINES = 8
 MAX_LINE_CHARS = 300
@@ -104,12 +103,13 @@ def serve(
         judge = Judge(load(REWARD, function_name), load_tokenizer(tokenizer_dir))
     except (ExtensionError, ModelError) as error:
         cause = f"\n{last_lines(error.__cause__)}" if isinstance(error.__cause__, Exception) else ""
-        _send(replies, LoadFailed(f"{error}{cause}"))
+        write_message(replies, LoadFailed(f"{error}{cause}"))
         return
-    _send(replies, Ready())
-    while (body := read_frame(items)) is not None:
+    write_message(replies, Ready())
+    decode = decoder(WorkItem)
+    while (item := read_message(items, decode)) is not None:
         on_item()
-        _send(replies, judge.judge(decode_item(body)))
+        write_message(replies, judge.judge(item))
 
 
 def work(function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]) -> None:
@@ -126,8 +126,3 @@ def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
     os.close(null)
     os.dup2(2, 1)
     return items, replies
-
-
-def _send(replies: BinaryIO, reply: Ready | LoadFailed | Rewarded | Failed) -> None:
-    replies.write(encode_frame(reply))
-    replies.flush()

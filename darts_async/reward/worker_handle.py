@@ -18,13 +18,11 @@ from darts_async.reward.descendants import kill_marked
 from darts_async.reward.limits import Limits, breach_of, shown_exit_code
 from darts_async.reward.warden import MARK
 from darts_async.reward.worker_messages import (
-    LENGTH_BYTES,
     LoadFailed,
     WorkerReply,
     WorkItem,
-    decode_reply,
-    encode_frame,
 )
+from darts_async.wire.channel import Channel
 
 REAP_S = 10.0
 """A killed process that has not ended by then is stuck in the kernel."""
@@ -40,7 +38,10 @@ class Worker:
     """A running worker process. One exchange at a time."""
 
     def __init__(self, process: Process, limits: Limits, mark: str) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
         self._process = process
+        self._channel: Channel[WorkerReply] = Channel(process.stdout, process.stdin, WorkerReply)
         self._limits = limits
         self._mark = mark
         self._killed = False
@@ -80,7 +81,7 @@ class Worker:
             RewardError: it cannot, ended, or took longer than the deadline.
         """
         try:
-            reply = await self._exchange(b"", deadline_s)
+            reply = await self._exchange(None, deadline_s)
         except (TimeoutError, ProcessDiedError) as error:
             reason = str(error) or f"it was not ready within {deadline_s:g} s"
             raise RewardError(f"reward worker {self.pid} could not start: {reason}") from error
@@ -96,7 +97,7 @@ class Worker:
             LimitExceededError: it used more than it may; the worker is killed.
             ProcessDiedError: the worker ended.
         """
-        reply = await self._exchange(encode_frame(item), deadline_s)
+        reply = await self._exchange(item, deadline_s)
         self.num_judged += 1
         return reply
 
@@ -124,23 +125,22 @@ class Worker:
         except TimeoutError as error:
             raise DeadlineError(f"reward worker {self.pid} was killed and has not ended within {REAP_S:g} s") from error
 
-    async def _exchange(self, request: bytes, deadline_s: float) -> WorkerReply:
+    async def _exchange(self, item: WorkItem | None, deadline_s: float) -> WorkerReply:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        finished = False
+        reply = None
         try:
             async with asyncio.timeout(deadline_s):
-                self._process.stdin.write(request)
-                await self._process.stdin.drain()
-                header = await self._process.stdout.readexactly(LENGTH_BYTES)
-                body = await self._process.stdout.readexactly(int.from_bytes(header, "little"))
-            finished = True
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise await self._death() from error
+                if item is not None:
+                    self._channel.send(item)
+                    with contextlib.suppress(ConnectionError):  # what it said before can still be read
+                        await self._process.stdin.drain()
+                reply = await self._channel.receive()
+            if reply is None:
+                raise await self._death()
         finally:
-            if not finished:
+            if reply is None:
                 self.kill()
-        return decode_reply(body)
+        return reply
 
     async def _death(self) -> ProcessDiedError:
         with contextlib.suppress(TimeoutError):

@@ -18,6 +18,7 @@ from darts_async.reward.descendants import kill_strays
 from darts_async.reward.limits import Limits
 from darts_async.reward.worker_handle import REAP_S, LimitExceededError, Worker
 from darts_async.reward.worker_messages import Failed, Rewarded, WorkerReply, WorkItem
+from darts_async.wire.backoff import backoff_s
 
 START_DEADLINE_S = 60.0
 NO_LIMITS = Limits()
@@ -25,13 +26,6 @@ MAX_LATE_STARTS = 3
 """After so many in a row a first item has the deadline of any other: the function does not load, it hangs."""
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
-
-
-def backoff_s(num_deaths_in_a_row: int) -> float:
-    """How long to wait before a process is replaced."""
-    if num_deaths_in_a_row == 0:
-        return 0.0
-    return min(FIRST_BACKOFF_S * 2.0 ** min(num_deaths_in_a_row - 1, 30), MAX_BACKOFF_S)
 
 
 class _Place:
@@ -85,7 +79,7 @@ class _Place:
 
     async def _back_off(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(backoff_s(self.num_deaths_in_a_row)):
+            async with asyncio.timeout(backoff_s(self.num_deaths_in_a_row, FIRST_BACKOFF_S, MAX_BACKOFF_S)):
                 await self._closing.wait()
         _refuse_if(self._closing)
 

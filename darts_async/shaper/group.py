@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import FinishReason, TrainGroup
+from darts_async.topology.outcomes import Outcome
 from darts_async.transitions import Transitions
 
-Fate = Literal["trained", "cancelled", "filtered", "stale", "lost", "evaluated"]
 Purpose = Literal["train", "evaluate"]
 
 
@@ -90,7 +90,7 @@ class Sample:
     finish_rank: int | None = None
     """How many of its group had finished before it."""
     reward: float | None = None
-    end_fate: Fate = "cancelled"
+    end_fate: Outcome = "cancelled"
     end_reason: str = ""
     """How it will end, once that is decided."""
     chunks: list[tuple[int, NDArray[np.int32], NDArray[np.float32]]] = field(default_factory=list)

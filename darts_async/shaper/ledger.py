@@ -22,10 +22,9 @@ from msgspec import Struct
 
 from darts_async.errors import DataError
 from darts_async.machine.full_disk import append_whole
-from darts_async.shaper.group import Fate, Purpose
+from darts_async.shaper.group import Purpose
+from darts_async.topology.outcomes import Outcome
 from darts_async.wire.framing import frame, payload_at, read_frames
-
-LEDGER_FILE = "ledger.msgpack"
 
 
 class Record(Struct, frozen=True, array_like=True):
@@ -77,7 +76,7 @@ class SampleEnded(Record, frozen=True, tag=5):
     """The one terminal event of a sample. `step` is set for trained samples only."""
 
     sample_id: int
-    fate: Fate
+    fate: Outcome
     reason: str
     num_tokens: int
     oldest_version: int | None

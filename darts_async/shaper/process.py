@@ -26,7 +26,7 @@ from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import Cancel, Message, SampleRejected, Shutdown
 from darts_async.shaper.boundary import Boundary
-from darts_async.shaper.durable.journal import JOURNAL_FILE, FoundJournal, Journal, read_journal
+from darts_async.shaper.durable.journal import FoundJournal, Journal, read_journal
 from darts_async.shaper.durable.recovery import newest_checkpoint, take_up, take_up_again
 from darts_async.shaper.durable.replayable_state import (
     Abandoned,
@@ -44,7 +44,6 @@ from darts_async.shaper.durable.replayable_state import (
     is_report,
 )
 from darts_async.shaper.ledger import (
-    LEDGER_FILE,
     GroupDropped,
     GroupShipped,
     LedgerWriter,
@@ -55,6 +54,9 @@ from darts_async.shaper.ledger import (
 )
 from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
 from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.topology.links import LAUNCHER_LINK, link_between
+from darts_async.topology.roles import LAUNCHER, SHAPER, role_of
+from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
 FLUSH_EVERY_S = 1.0
@@ -63,7 +65,6 @@ SLOW_FLUSH_S = 10.0
 """A disk that takes longer is worth a warning: so much more would be lost with the power."""
 STOP_WITHIN_S = 4.0
 """How long engines have to acknowledge what a stop cancels."""
-_LINK_OF_ROLE = {"generator": "generators", "reward": "rewards", "learner": "learner", "launcher": "launcher"}
 
 log = structlog.get_logger()
 
@@ -313,20 +314,20 @@ class ShaperActor:
 
 def stop_tokens_of(config: RunConfig) -> frozenset[int]:
     """The tokens that end a response of the run's engine; the scripted one ends by length alone."""
-    if config.generator.engine == "scripted":
+    if not config.generator.capabilities.has_model:
         return frozenset()
     return stop_token_ids(resolve_model_path(config.model.path, with_weights=False))
 
 
 def boundary_of(config: RunConfig, run_dir: Path) -> Boundary:
     """What is taken in this run; the tokens of the scripted engine are of no model."""
-    if config.generator.engine == "scripted":
+    if not config.generator.capabilities.has_model:
         return Boundary(config, run_dir)
     return Boundary(config, run_dir, vocab_size(resolve_model_path(config.model.path, with_weights=False)))
 
 
 def _link_to(peer: str) -> str:
-    return _LINK_OF_ROLE[peer.partition("/")[0]]
+    return LAUNCHER_LINK.name if peer == LAUNCHER else link_between(SHAPER.first, role_of(peer)).name
 
 
 def make_actor(runtime: Runtime) -> ShaperActor:

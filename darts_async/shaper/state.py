@@ -52,10 +52,10 @@ from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.evaluation import Evaluation, EvaluationState
 from darts_async.shaper.group import Group, Purpose, Sample, Stage
 from darts_async.shaper.ledger import BroughtForward, GroupOpened, RunReopened, VersionSeen, WeightsAcknowledged
-from darts_async.shaper.training import LEARNER, Training, TrainingState
+from darts_async.shaper.training import Training, TrainingState
 from darts_async.shaper.workload import Forget, Output, Send, Workload, WorkloadState
+from darts_async.topology.roles import LAUNCHER, LEARNER
 
-LAUNCHER = "launcher"
 FINISHED = "finished"
 """Why a run ends that is not stopped."""
 TOLD_WITHIN_S = 10.0
@@ -487,7 +487,7 @@ class ShaperState:
         """Where a checkpoint is written, it holds what is known here after that event: see `to_checkpoint`, which
         `Standing` puts into the message."""
         if self._config.learner.is_saved(policy_version):
-            self._record(Send(LEARNER, ShaperSnapshot(policy_version, b"")))
+            self._record(Send(LEARNER.first, ShaperSnapshot(policy_version, b"")))
 
     # --- decisions on one group ------------------------------------------------------------------------------
 
@@ -576,7 +576,7 @@ class ShaperState:
     def _finish(self) -> None:
         self.phase = Phase.FINISHED
         if self._stop_reason != FINISHED and self.num_steps:  # the learner leaves a checkpoint of this version
-            self._record(Send(LEARNER, ShaperSnapshot(self.num_steps, b"")))
+            self._record(Send(LEARNER.first, ShaperSnapshot(self.num_steps, b"")))
         totals = self.work.totals
         message = RunFinished(
             reason=self._stop_reason,
@@ -592,7 +592,7 @@ class ShaperState:
         self._record(Send(LAUNCHER, message))
 
     def _lose(self, peer: str, *, is_gone: bool) -> None:
-        if peer == LEARNER:
+        if peer == LEARNER.first:
             self._training.learner_up = False
         if self.planner.pace is not None:
             self.planner.pace.forget(peer)

@@ -15,10 +15,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from darts_async.shaper.group import Fate, Group, Sample, Stage
+from darts_async.shaper.group import Group, Sample, Stage
 from darts_async.shaper.rules.length_pay import LengthTerms, Lot, length_terms
+from darts_async.topology.outcomes import Outcome
 
-FATES: tuple[Fate, ...] = ("trained", "cancelled", "filtered", "stale", "lost", "evaluated")
 DIFFICULTIES = ("hard", "middle", "easy")
 _VISITS_CORRELATED = 1024
 """Latest second visits over which the autocorrelation of redundancy is taken."""
@@ -77,7 +77,7 @@ class Totals:
         """{generator: {incarnation: tokens received of it}}; those of earlier lives of the run are incarnation 0."""
         self.rewards = RewardCounts()
 
-    def ended(self, fate: Fate, num_tokens: int) -> None:
+    def ended(self, fate: Outcome, num_tokens: int) -> None:
         """A sample ended."""
         self.tokens_by_fate[fate] += num_tokens
         self.samples_by_fate[fate] += 1

@@ -23,14 +23,15 @@ from darts_async.protocol import CatchUp, GroupsCommitted
 from darts_async.shaper.committed_steps import TakenGroup, TakenState, TakenSteps
 from darts_async.shaper.estimates.patience import Patience
 from darts_async.shaper.estimates.planner import Planner
-from darts_async.shaper.group import Fate, Group, Stage, train_group
+from darts_async.shaper.group import Group, Stage, train_group
 from darts_async.shaper.ledger import GroupDropped, GroupShipped, LearnerRewound, StepCommitted
 from darts_async.shaper.prompt_queue import Launch, PromptQueue, QueueState
 from darts_async.shaper.token_accounts import StatisticsState, StepStatistics
 from darts_async.shaper.window import StalenessWindow, WindowState
 from darts_async.shaper.workload import Send, Workload
+from darts_async.topology.outcomes import Outcome
+from darts_async.topology.roles import LEARNER
 
-LEARNER = "learner/0"
 MAX_RETRIES_PER_PROMPT = 3
 """A prompt whose groups came to nothing this often is left until the source brings it again."""
 MAX_DROPPED_IN_A_ROW = 200
@@ -132,7 +133,7 @@ class Training:
             if sample.sample_id not in chosen:
                 self._work.end(sample, "filtered", sample.end_reason or "not_selected")
 
-    def _give_up(self, group: Group, *, fate: Fate, reason: str) -> None:
+    def _give_up(self, group: Group, *, fate: Outcome, reason: str) -> None:
         """A group comes to nothing; its prompt is asked again, but not for ever."""
         if self._spares.pop(group.group_id, None) is None:
             self._window.drop(group.group_id)
@@ -154,7 +155,7 @@ class Training:
         smallest = self._config.shaping.smallest_group
         return f"a group is trained on {smallest} samples at least (shaping.min_keep), but {rewards.describe()}"
 
-    def _drop(self, group: Group, *, fate: Fate, reason: str) -> None:
+    def _drop(self, group: Group, *, fate: Outcome, reason: str) -> None:
         """End a training group that is neither in the window nor a spare any more."""
         self._statistics.dropped(group.group_id, self._planner.tercile(group))
         if group.kept is None:
@@ -162,7 +163,7 @@ class Training:
         self._work.out.append(GroupDropped(group.group_id, reason))
         self._end(group, fate, reason, cancel_fate=fate)
 
-    def _end(self, group: Group, fate: Fate, reason: str, *, cancel_fate: Fate) -> None:
+    def _end(self, group: Group, fate: Outcome, reason: str, *, cancel_fate: Outcome) -> None:
         """It comes to nothing, also where it was complete."""
         group.kept = None
         end_all(self._work, group, fate, reason, cancel_fate=cancel_fate)
@@ -290,12 +291,12 @@ class Training:
         if self.taken.rewind(policy_version):
             self._work.out.append(LearnerRewound(policy_version))
         floor = max(self.num_steps, self._work.generators.newest_version)
-        self._work.out.append(Send(LEARNER, CatchUp(floor, max(floor, self.num_filled_steps))))
+        self._work.out.append(Send(LEARNER.first, CatchUp(floor, max(floor, self.num_filled_steps))))
         self._replay()
-        self._work.out += [Send(LEARNER, group.message) for group in self._sent.values()]
+        self._work.out += [Send(LEARNER.first, group.message) for group in self._sent.values()]
 
     def _replay(self) -> None:
-        self._work.out += [Send(LEARNER, group) for group in self.taken.to_send()]
+        self._work.out += [Send(LEARNER.first, group) for group in self.taken.to_send()]
 
     def committed(self, message: GroupsCommitted, now_s: float) -> dict[str, float] | None:
         """The learner has taken a step; its metrics, or None if it was taken before."""
@@ -369,7 +370,7 @@ class Training:
             self._shipped[group.group_id] = group
             self._work.out.append(GroupShipped(group.group_id, group.step))
             self._sent[group.group_id] = taken = _as_sent(group)
-            self._work.out.append(Send(LEARNER, taken.message))
+            self._work.out.append(Send(LEARNER.first, taken.message))
             self._learner_fed_s = now_s
 
     def _is_too_late(self, floor: int) -> bool:
@@ -577,7 +578,7 @@ def _as_sent(group: Group) -> TakenGroup:
     return TakenGroup(group.prompt.prompt_id, train_group(group))
 
 
-def end_all(work: Workload, group: Group, fate: Fate, reason: str, *, cancel_fate: Fate) -> None:
+def end_all(work: Workload, group: Group, fate: Outcome, reason: str, *, cancel_fate: Outcome) -> None:
     """End every sample of a group, the running ones by cancelling them. One that was lost before keeps its own end."""
     for sample in group.samples:
         if sample.stage in (Stage.WAITING, Stage.DECODING):

@@ -26,7 +26,6 @@ from darts_async.protocol import (
     sample_id_of,
 )
 from darts_async.shaper.group import (
-    Fate,
     Group,
     GroupState,
     Purpose,
@@ -39,6 +38,7 @@ from darts_async.shaper.group import (
 from darts_async.shaper.ledger import AnyRecord, SampleEnded, SamplePlaced
 from darts_async.shaper.pools import GeneratorPool, GeneratorsState, RewardPool
 from darts_async.shaper.token_accounts import Totals, TotalsState
+from darts_async.topology.outcomes import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class Workload:
             if sample.stage is Stage.FINISHED:
                 self.judge(sample)
 
-    def cancel(self, sample: Sample, fate: Fate, reason: str) -> None:
+    def cancel(self, sample: Sample, fate: Outcome, reason: str) -> None:
         """Stop a sample that waits or decodes; it ends when the engine has acknowledged."""
         if sample.generator is None:
             self.end(sample, fate, reason)
@@ -175,7 +175,7 @@ class Workload:
         sample.to(Stage.CANCELLING)
         self.out.append(Send(sample.generator, Cancel(sample.sample_id)))
 
-    def end(self, sample: Sample, fate: Fate, reason: str, step: int | None = None) -> None:
+    def end(self, sample: Sample, fate: Outcome, reason: str, step: int | None = None) -> None:
         """The one terminal event of a sample."""
         sample.to(Stage.ENDED)
         self.release(sample)

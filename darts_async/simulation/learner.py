@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 
 from darts_async.protocol import GroupsCommitted, LearnerReady, TrainGroup, VersionPublished, VersionSaved
-from darts_async.shaper.training import LEARNER
 from darts_async.simulation.clock import Clock
 from darts_async.simulation.meter import Meter
 from darts_async.simulation.models import LearnerModel
+from darts_async.topology.roles import LEARNER
 
 _WORK, _BROADCAST = 0, 1
 
@@ -37,8 +37,8 @@ class SimulatedLearner:
 
     def greet(self) -> None:
         """The shaper asks who is there; the generators have the first weights already."""
-        self._clock.send(LEARNER, LearnerReady(self.version))
-        self._clock.send(LEARNER, VersionPublished(self.version))
+        self._clock.send(LEARNER.first, LearnerReady(self.version))
+        self._clock.send(LEARNER.first, VersionPublished(self.version))
 
     def take(self, group: TrainGroup) -> None:
         """A group to train on."""
@@ -48,7 +48,7 @@ class SimulatedLearner:
     def published(self) -> None:
         """Every generator has applied the version."""
         self._publishing = False
-        self._clock.send(LEARNER, VersionPublished(self.version))
+        self._clock.send(LEARNER.first, VersionPublished(self.version))
         self._go_on()
 
     def wake(self, stamp: int) -> None:
@@ -81,10 +81,10 @@ class SimulatedLearner:
         self._clock.wake_at(self._clock.now_s + duration_s, self, _WORK)
 
     def _commit(self) -> None:
-        self._clock.send(LEARNER, GroupsCommitted(self.version, np.array(self._in_step, np.int64)))
+        self._clock.send(LEARNER.first, GroupsCommitted(self.version, np.array(self._in_step, np.int64)))
         self.committed_at_s.append(self._clock.now_s)
         self._in_step, self._stepping = [], False
         self.version += 1
-        self._clock.send(LEARNER, VersionSaved(self.version, self.version))  # checkpoints cost no time
+        self._clock.send(LEARNER.first, VersionSaved(self.version, self.version))  # checkpoints cost no time
         self._publishing = True
         self._clock.wake_at(self._clock.now_s + self._model.broadcast_s, self, _BROADCAST)

@@ -28,7 +28,6 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.ledger import GroupOpened, SampleEnded
 from darts_async.shaper.state import Incoming, Phase, ShaperState
-from darts_async.shaper.training import LEARNER
 from darts_async.shaper.workload import Output, Send
 from darts_async.simulation.clock import Clock
 from darts_async.simulation.demand import Draw, Workload
@@ -36,8 +35,8 @@ from darts_async.simulation.engine import SimulatedEngine
 from darts_async.simulation.learner import SimulatedLearner
 from darts_async.simulation.models import Models, RewardModel
 from darts_async.simulation.report import GroupStatistics, OpenGroup, SimulationResult
+from darts_async.topology.roles import GENERATOR, LEARNER, REWARD
 
-REWARD: Final = "reward/0"
 _MAX_QUIET_TICKS: Final = 4
 
 
@@ -74,7 +73,7 @@ class Simulation:
                 num_slots=config.generator.num_slots,
                 max_context_tokens=config.generator.max_context_tokens,
             )
-            for name in (f"generator/{i}" for i in range(config.roles.generator.replicas))
+            for name in GENERATOR.processes(config.roles.generator.replicas)
         }
         self._learner = SimulatedLearner(
             models.learner, self.clock, groups_per_step=config.learner.groups_per_step, offer=self._offer
@@ -94,7 +93,7 @@ class Simulation:
 
     def run(self, after_instant: Callable[[], None] | None = None) -> None:
         """From the greetings to the last step; `after_instant` is called whenever nobody has anything to say."""
-        for peers in (self._engines, (REWARD, LEARNER)):  # so the first samples find every generator up
+        for peers in (self._engines, (REWARD.first, LEARNER.first)):  # so the first samples find every generator up
             for name in peers:
                 self._absorb(self.state.peer_up(name, 1, self.clock.now_s))
             self._end_instant()
@@ -170,7 +169,7 @@ class Simulation:
                 self._statistics.finished = message
             case Greet() if peer in self._engines:
                 self._command(peer, message)
-            case Greet() if peer == LEARNER:
+            case Greet() if peer == LEARNER.first:
                 self._learner.greet()
             case Greet():
                 self.clock.send(peer, RewardReady(1))
@@ -241,14 +240,14 @@ class _Reward:
     def judge(self, sample_id: int, reward: float) -> None:
         """Take an item."""
         if not self._latency_s:
-            self._clock.send(REWARD, SampleScored(sample_id, reward))
+            self._clock.send(REWARD.first, SampleScored(sample_id, reward))
             return
         self._rewards[sample_id] = reward
         self._clock.wake_at(self._clock.now_s + self._latency_s, self, sample_id)
 
     def wake(self, stamp: int) -> None:
         """An item is done; the stamp is its sample."""
-        self._clock.send(REWARD, SampleScored(stamp, self._rewards.pop(stamp)))
+        self._clock.send(REWARD.first, SampleScored(stamp, self._rewards.pop(stamp)))
 
 
 class _Ticker:

@@ -6,6 +6,9 @@ and the directory is flushed after it, or the old file may come back.
 
 import os
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from darts_async.errors import NoSpaceError
 from darts_async.machine.full_disk import is_no_space, room_of
@@ -39,3 +42,8 @@ def replace_file(path: Path, data: bytes) -> None:
             raise
         raise NoSpaceError(f"{path.name} cannot be written: {room_of(path)}") from error
     flush(path.parent)
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """The same, of a struct as indented JSON."""
+    replace_file(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")

@@ -1,4 +1,4 @@
-"""Records in a file: each framed by its length and two CRC-32, so that no damage is taken for a record.
+"""Records in a file, messages in a pipe: each framed by its length and two CRC-32, so that no damage is taken for one.
 
     | length | CRC-32 of the length | CRC-32 of the payload | payload |     numbers: 32 bits, little-endian
 
@@ -47,6 +47,17 @@ def frame(payload: bytes) -> bytes:
     return _HEAD.pack(length, crc32(_LENGTH.pack(length)), crc32(payload)) + payload
 
 
+def payload_length(head: bytes | memoryview) -> int | None:
+    """The length of the payload after a head; None if the head is damaged."""
+    length, sum_of_length, _ = _HEAD.unpack(head)
+    return int(length) if crc32(head[: _LENGTH.size]) == sum_of_length else None
+
+
+def is_payload_of(head: bytes | memoryview, payload: bytes | memoryview) -> bool:
+    """Whether a payload is what the head was written for."""
+    return bool(crc32(payload) == _HEAD.unpack(head)[2])
+
+
 def payload_at(data: memoryview, begin: int) -> memoryview:
     """The payload of the whole record that begins there, as a view."""
     (length,) = _LENGTH.unpack_from(data, begin)
@@ -57,13 +68,13 @@ def read_frames(data: bytes | memoryview) -> Frames:
     """All records up to the first that is torn or damaged."""
     view, begin, begins = memoryview(data), 0, array("Q")
     while begin + HEAD_BYTES <= len(view):
-        length, sum_of_length, sum_of_payload = _HEAD.unpack_from(view, begin)
-        if crc32(view[begin : begin + _LENGTH.size]) != sum_of_length:
+        head = view[begin : begin + HEAD_BYTES]
+        if (length := payload_length(head)) is None:
             return Frames(view, begins, begin, is_damaged=True)
         end = begin + HEAD_BYTES + length
         if end > len(view):
             break
-        if crc32(view[begin + HEAD_BYTES : end]) != sum_of_payload:
+        if not is_payload_of(head, view[begin + HEAD_BYTES : end]):
             return Frames(view, begins, begin, is_damaged=True)
         begins.append(begin)
         begin = end

@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 
 from darts_async.errors import ConfigError
-from darts_async.shaper.durable.journal import JOURNAL_FILE, read_journal
-from darts_async.shaper.ledger import LEDGER_FILE, FoundLedger, scan_ledger
+from darts_async.shaper.durable.journal import read_journal
+from darts_async.shaper.ledger import FoundLedger, scan_ledger
+from darts_async.topology.run_files import CONFIG_FILE, JOURNAL_FILE, LEDGER_FILE, SUMMARY_FILE
 from launcher.analysis.audit_books import Books, Finding, audit
 from launcher.analysis.evidence import evidence_against
 from launcher.config_file import load_config
 from launcher.control.find_run import known_record
 from launcher.display.summary import Summary
-from launcher.run_dir.run_dir import SUMMARY_FILE
 
 __all__ = ["AuditReport", "Books", "Finding", "audit", "audit_run"]
 
@@ -42,7 +42,7 @@ class AuditReport:
 
 def audit_run(run_dir: Path) -> AuditReport:
     """Check the ledger of a run. Raises `ConfigError` if a file cannot be read at all, or the settings are gone."""
-    record, config = known_record(run_dir), load_config(run_dir / "config.yaml")
+    record, config = known_record(run_dir), load_config(run_dir / CONFIG_FILE)
     try:
         journal = read_journal(run_dir / JOURNAL_FILE)  # first: the ledger has at least what it has seen written
         ledger = scan_ledger(run_dir / LEDGER_FILE)

@@ -21,14 +21,15 @@ from typing import Any, TypeVar
 
 from darts_async.errors import ConfigError
 from darts_async.machine.full_disk import is_no_space
-from darts_async.topology import RunPlan, file_stem
-from darts_async.trace import TRACE_DIR
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import LEARNER
+from darts_async.topology.run_files import EVENTS_FILE, LOCK_FILE, METRICS_FILE, STATE_FILE, TRACE_DIR, file_stem
 from launcher.control.find_run import known_record
 from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import SHOWN_METRICS
 from launcher.progress.step_merger import StepLine
 from launcher.run_dir.json_lines import Lines, whole_lines
-from launcher.run_dir.run_dir import EVENTS_FILE, LOCK_FILE, METRICS_FILE, STATE_FILE, RunRecord
+from launcher.run_dir.run_dir import RunRecord
 
 T = TypeVar("T")
 
@@ -139,7 +140,7 @@ def _first_incarnations(run_dir: Path, plan: RunPlan, starts: Iterable[tuple[str
         newest[name] = max(incarnation, newest.get(name, 0))
     # The one after the newest may have been ordered, and not have been noted any more.
     first = {spec.name: newest.get(spec.name, 0) + 2 for spec in plan.processes}
-    ranks = plan.names("learner")  # these count together
+    ranks = plan.names(LEARNER.name)  # these count together
     return first | dict.fromkeys(ranks, max(first[name] for name in ranks))
 
 

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from darts_async.shaper.durable.journal import JOURNAL_FILE, FoundJournal
+from darts_async.shaper.durable.journal import FoundJournal
 from darts_async.shaper.durable.recovery import seen_by
 from darts_async.shaper.ledger import FoundLedger, RunReopened
-from darts_async.topology import CHECKPOINTS_DIR
+from darts_async.topology.run_files import CHECKPOINTS_DIR, JOURNAL_FILE, METRICS_FILE
 from launcher.analysis.audit_books import Books, Finding
 from launcher.progress.run_view import REWARD_METRIC
 from launcher.run_dir.json_lines import read_lines
-from launcher.run_dir.run_dir import METRICS_FILE, RunRecord
+from launcher.run_dir.run_dir import RunRecord
 
 
 def evidence_against(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import IO, Any, cast
 
-from darts_async.topology import LAUNCHER
+from darts_async.topology.roles import LAUNCHER
 from darts_async.trace import GROUP, GROUPS, SAMPLE, Instant, Level, Span, Tallied, Value
 from launcher.analysis.traces import Life, joined
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from darts_async.errors import ConfigError
+from darts_async.topology.outcomes import OUTCOMES
 from launcher.analysis.run_data import RunData
-from launcher.display.summary import EVALUATED, FATES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +90,7 @@ def _staleness(axes: "Axes", data: RunData) -> None:
 
 def _fates(axes: "Axes", data: RunData) -> None:
     """Of the samples as they ended, in as many bins as are legible."""
-    fates = [fate for fate in (*FATES, EVALUATED) if any(each.fate == fate for each in data.ended)]
+    fates = [fate for fate in OUTCOMES if any(each.fate == fate for each in data.ended)]
     num_bins = max(1, min(_MAX_BINS, len(data.ended) // 20))
     bins = np.array_split(np.arange(len(data.ended)), num_bins)
     counts = [Counter[str]() for _ in bins]

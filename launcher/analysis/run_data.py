@@ -9,15 +9,16 @@ from typing import Any
 import msgspec
 
 from darts_async.errors import ConfigError
-from darts_async.shaper.ledger import LEDGER_FILE, SampleEnded, read_ledger
-from darts_async.topology import LAUNCHER
+from darts_async.shaper.ledger import SampleEnded, read_ledger
+from darts_async.topology.roles import LAUNCHER
+from darts_async.topology.run_files import LEDGER_FILE, METRICS_FILE, SUMMARY_FILE
 from launcher.analysis.time_use import TimeSpent
 from launcher.analysis.traces import Life, Traces
 from launcher.analysis.tracing import time_of_all
 from launcher.control.find_run import record_of
 from launcher.display.summary import Summary
 from launcher.run_dir.json_lines import read_lines
-from launcher.run_dir.run_dir import METRICS_FILE, SUMMARY_FILE, RunRecord
+from launcher.run_dir.run_dir import RunRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,9 @@ from darts_async.protocol import (
     group_id_of,
     sample_id_of,
 )
-from darts_async.shaper.durable.journal import JOURNAL_FILE, FoundJournal, read_journal
+from darts_async.shaper.durable.journal import FoundJournal, read_journal
 from darts_async.shaper.durable.replayable_state import AnyInput, Heard
 from darts_async.shaper.ledger import (
-    LEDGER_FILE,
     AnyRecord,
     FoundLedger,
     GroupDropped,
@@ -39,6 +38,7 @@ from darts_async.shaper.ledger import (
     StepCommitted,
     scan_ledger,
 )
+from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
 
 
 @dataclass(frozen=True, slots=True)

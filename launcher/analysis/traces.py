@@ -10,18 +10,9 @@ from operator import attrgetter
 from pathlib import Path
 
 from darts_async.errors import ConfigError
-from darts_async.topology import LAUNCHER
-from darts_async.trace import (
-    GAP_S,
-    TRACE_DIR,
-    Head,
-    Instant,
-    Level,
-    Span,
-    Tallied,
-    older_path,
-    read_records,
-)
+from darts_async.topology.roles import LAUNCHER
+from darts_async.topology.run_files import TRACE_DIR, older_path
+from darts_async.trace import GAP_S, Head, Instant, Level, Span, Tallied, read_records
 
 _OLD = ".old.msgpack"
 

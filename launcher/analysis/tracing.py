@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from darts_async.errors import ConfigError
-from darts_async.topology import LAUNCHER
+from darts_async.topology.roles import LAUNCHER, SHAPER
 from launcher.analysis.perfetto import Event, events_of, write_events
 from launcher.analysis.time_use import TimeSpent, time_spent
 from launcher.analysis.traces import Life, Traces
@@ -77,7 +77,7 @@ def _window(traces: Traces, since_s: float | None, until_s: float | None) -> tup
     """What the table is about."""
     last_s, published_s = 0.0, 0.0
     for process, lives in traces.by_process():
-        if process.startswith("shaper/"):
+        if process == SHAPER.first:
             last_s = max(life.ended_s for life in lives)
             published_s = _first_version_s(lives)
     begin_s = published_s if since_s is None else since_s

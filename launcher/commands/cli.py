@@ -29,7 +29,9 @@ from darts_async.errors import ConfigError, NoSpaceError, TransportError
 from darts_async.faults import VARIABLE, parse_faults
 from darts_async.machine.full_disk import is_no_space
 from darts_async.machine.limits import raise_open_files
-from darts_async.topology import CONFIG_FILE, LAUNCHER, RunPlan, read_plan
+from darts_async.topology.plan import RunPlan, read_plan
+from darts_async.topology.roles import LAUNCHER
+from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, SUMMARY_FILE
 from darts_async.transport import create_run_keys, renew_run_keys
 from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
 from launcher.commands.dry_run import dry_run_screen
@@ -47,7 +49,7 @@ from launcher.problems import InputError, hint_screen, missing_screen, problem_s
 from launcher.run.interrupts import outliving_readers
 from launcher.run.links import open_control
 from launcher.run.run import run as carry_out
-from launcher.run_dir.run_dir import KEYS_DIR, SUMMARY_FILE, create_run_dir, run_dir_name, write_inputs
+from launcher.run_dir.run_dir import create_run_dir, run_dir_name, write_inputs
 from launcher.terminal import Screen, accept_any_text, show_traceback
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

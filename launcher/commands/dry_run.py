@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from darts_async.config import NodeConfig, RunConfig, ShapingConfig
-from darts_async.topology import ProcessSpec, RunPlan
+from darts_async.topology.plan import ProcessSpec, RunPlan
 from launcher.display.length_notes import length_note
 
 

@@ -14,7 +14,9 @@ import typer
 from rich.text import Text
 
 from darts_async.errors import ConfigError
-from darts_async.topology import LAUNCHER, read_plan
+from darts_async.topology.plan import read_plan
+from darts_async.topology.roles import LAUNCHER, keeper_name
+from darts_async.topology.run_files import LOGS_DIR, TRACE_FILE
 from launcher.analysis.audit import AuditReport, audit_run
 from launcher.analysis.report import REPORT_FILE, write_report
 from launcher.analysis.story import Line, parse_subject, read_story
@@ -25,7 +27,7 @@ from launcher.control.find_run import ask_run, find_run, has_launcher, names_of,
 from launcher.control.requests import Done, GetStatus, Refused, Request, RestartProcess, RunState, StopRun
 from launcher.display.status import status_screen
 from launcher.run_dir.logs import log_tails
-from launcher.run_dir.run_dir import LOGS_DIR, TRACE_FILE, RunRecord
+from launcher.run_dir.run_dir import RunRecord
 from launcher.terminal import Screen, write_json, write_line
 
 FAILED, BAD_INPUT = 1, 2
@@ -198,7 +200,7 @@ VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, st
 def _logged_names(run_dir: Path, process: str) -> tuple[str, ...]:
     """Whose logs are meant: those of processes, or of the launcher, or of the keeper of a node."""
     plan = read_plan(run_dir)
-    others = (LAUNCHER, *(f"keeper/{node}" for node in plan.nodes))
+    others = (LAUNCHER, *map(keeper_name, plan.nodes))
     return (process,) if process in others else names_of(plan, process)
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import msgspec
 
 from darts_async.errors import DartsError
+from darts_async.topology.run_files import CONTROL_SOCKET
 from launcher.control.requests import Refused, Reply, Request
 
-SOCKET_FILE = "control.sock"
 MAX_REQUEST_BYTES = 1 << 12
 MAX_REPLY_BYTES = 1 << 20
 REQUEST_TIMEOUT_S = 5.0
@@ -38,7 +38,7 @@ class NotRunningError(DartsError):
 @contextlib.asynccontextmanager
 async def serving_requests(run_dir: Path, answer: Answer) -> AsyncIterator[None]:
     """Take requests inside the block. The socket is gone afterwards."""
-    path = run_dir / SOCKET_FILE
+    path = run_dir / CONTROL_SOCKET
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(TimeoutError, ConnectionError):
@@ -94,12 +94,12 @@ def ask(run_dir: Path, request: Request, timeout_s: float = 10.0) -> Reply:
 @contextlib.contextmanager
 def _address(run_dir: Path) -> Iterator[str]:
     """A path to the socket that is short enough, valid inside the block."""
-    path = str(run_dir / SOCKET_FILE)
+    path = str(run_dir / CONTROL_SOCKET)
     if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
         yield path
         return
     directory = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield f"/proc/self/fd/{directory}/{SOCKET_FILE}"
+        yield f"/proc/self/fd/{directory}/{CONTROL_SOCKET}"
     finally:
         os.close(directory)

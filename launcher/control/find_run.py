@@ -7,10 +7,12 @@ from pathlib import Path
 import msgspec
 
 from darts_async.errors import ConfigError
-from darts_async.topology import CONFIG_FILE, RunPlan, agent_name
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import agent_name
+from darts_async.topology.run_files import CONFIG_FILE, LOCK_FILE, STATE_FILE
 from launcher.control.control_socket import NotRunningError, ask
 from launcher.control.requests import GetStatus, Reply, Request
-from launcher.run_dir.run_dir import LOCK_FILE, STATE_FILE, RunRecord, inode_of, read_record
+from launcher.run_dir.run_dir import RunRecord, inode_of, read_record
 
 
 def find_run(run_dir: Path | None, runs_dir: Path) -> Path:

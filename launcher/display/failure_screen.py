@@ -6,10 +6,9 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from darts_async.topology import file_stem
+from darts_async.topology.run_files import LOGS_DIR, file_stem
 from launcher.lifecycle.lifecycle import Outcome
 from launcher.run_dir.logs import last_lines
-from launcher.run_dir.run_dir import LOGS_DIR
 from launcher.terminal import printable
 
 _NUM_LINES = 15

@@ -5,6 +5,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from darts_async.topology.roles import role_of
 from launcher.control.requests import NodeState, ProcessState, RunState
 from launcher.display.view import clock, state_text
 from launcher.lifecycle.lifecycle import Outcome
@@ -62,7 +63,7 @@ def _table(state: RunState) -> Table:
     for title in ("pid", "version", "tokens/s", "in flight", "up", "restarts"):
         table.add_column(title, justify="right", no_wrap=True)
     for process in state.processes:
-        has_tokens = process.name.startswith("generator") and process.pid is not None
+        has_tokens = role_of(process.name).decodes and process.pid is not None
         table.add_row(
             process.name,
             process.state,

@@ -18,13 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from darts_async.protocol import RunFinished
+from darts_async.topology.outcomes import EVALUATED, OUTCOMES
 from launcher.display.view import bar, clock, sparkline
 from launcher.lifecycle.lifecycle import Outcome
 from launcher.progress.evaluation import EvaluationSummary, Gain, gain_between
 from launcher.progress.run_view import IDLE_STAGE, RunView
 
-FATES = ("trained", "cancelled", "filtered", "stale", "lost")
-EVALUATED = "evaluated"
 STALL_STAGE = "swap"
 """The stage of a generator in which it swaps weights in and decodes nothing."""
 _BAR_WIDTH = 24
@@ -145,8 +144,8 @@ def _tokens(view: RunView, finished: RunFinished) -> TokenAccount:
 def token_account(tokens_by_fate: dict[str, int], decoded: int, of_ended_early: int = 0) -> TokenAccount:
     """Hold the fates against what the engines counted. Fates of other names count too."""
     evaluated = tokens_by_fate.get(EVALUATED, 0)
-    by_fate = {fate: tokens_by_fate.get(fate, 0) for fate in FATES}
-    by_fate |= {fate: count for fate, count in tokens_by_fate.items() if fate not in (*FATES, EVALUATED)}
+    by_fate: dict[str, int] = {fate: tokens_by_fate.get(fate, 0) for fate in OUTCOMES if fate != EVALUATED}
+    by_fate |= {fate: count for fate, count in tokens_by_fate.items() if fate not in OUTCOMES}
     return TokenAccount(by_fate, evaluated, sum(by_fate.values()) + evaluated, decoded, of_ended_early)
 
 

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from darts_async.topology.roles import role_of
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC, ProcessRow, RunView
 from launcher.progress.step_merger import StepLine
 from launcher.terminal import printable
@@ -232,7 +233,7 @@ def state_text(row: ProcessRow, now_s: float) -> str:
 
 
 def _cells(row: ProcessRow, now_s: float) -> tuple[RenderableType, ...]:
-    has_tokens = row.name.startswith("generator") and not row.ended
+    has_tokens = role_of(row.name).decodes and not row.ended
     busy = Text.assemble(bar(row.busy_share, _BAR_WIDTH), f" {row.busy_share:4.0%}") if row.uptime_s else Text("")
     return (
         row.name,

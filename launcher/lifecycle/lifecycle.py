@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from darts_async.protocol import ProcessStatus
-from darts_async.topology import RunPlan
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import LEARNER, SHAPER, role_of
 from darts_async.transitions import Transitions
 from launcher.lifecycle.liveness import Liveness
 from launcher.lifecycle.restarts import AwaitRoom, EndRun, LeaveDown, Restarts, StartAgain
@@ -168,7 +169,7 @@ class Course:
         self._away_since_s: dict[str, float] = {}
         self._stopping: set[str] = set()  # asked to end: who sees to that has a deadline of its own
         self._start_timeouts_s = {spec.name: spec.start_timeout_s for spec in plan.processes}
-        self._shapers = plan.names("shaper")
+        self._shapers = plan.names(SHAPER.name)
         self._silent_since_s: dict[str, float] = {}  # processes that have not reported; from when on they should
         self._running: set[str] = set()
         self._progress_at_s = now_s
@@ -193,7 +194,7 @@ class Course:
         """Nothing is left to wait for: all have ended, or their time is up."""
         if self._deadline_s is None or not self._running:
             return self._deadline_s is not None
-        learners = [name for name in self._running if name.startswith("learner/")]
+        learners = [name for name in self._running if role_of(name) is LEARNER]
         # One that has not reported has nothing to save; its node may be lost, and it never come.
         saves = now_s < self._saved_by_s and any(name not in self._silent_since_s for name in learners)
         return now_s >= self._deadline_s and not saves

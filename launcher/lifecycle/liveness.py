@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from darts_async.config import RestartConfig
 from darts_async.protocol import ProcessStatus
+from darts_async.topology.roles import role_of
 
 WATCHER_ABSENT_AFTER_S = 2.0
 """A longer time between two looks is the watcher's own absence."""
@@ -51,11 +52,11 @@ class Liveness:
         return [(name, reason) for name in sorted(self._pulses) if (reason := self._diagnosis(name, now_s))]
 
     def _diagnosis(self, name: str, now_s: float) -> str | None:
-        policy, pulse, role = self._policies[name], self._pulses[name], name.partition("/")[0]
+        policy, pulse, role = self._policies[name], self._pulses[name], role_of(name)
         silent_s, still_s = now_s - pulse.heard_at_s, now_s - pulse.moved_at_s
         if silent_s >= policy.silent_after_s:
             return f"it has not reported for {silent_s:.1f} s (roles.{role}.restart.silent_after_s)"
-        if role == "generator" and still_s >= policy.stalled_after_s:
+        if role.decodes and still_s >= policy.stalled_after_s:
             return f"it holds samples and decodes nothing for {still_s:.1f} s (roles.{role}.restart.stalled_after_s)"
         return None
 

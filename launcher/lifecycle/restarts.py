@@ -31,9 +31,9 @@ from dataclasses import dataclass, field
 
 from darts_async.config import RestartConfig, RolesConfig
 from darts_async.errors import NO_SPACE_EXIT_CODE, PERMANENT_EXIT_CODE
-from darts_async.topology import RunPlan
-
-_LEARNER = "learner"
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import ROLES, Role
+from darts_async.wire.backoff import backoff_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ Verdict = StartAgain | AwaitRoom | LeaveDown | EndRun
 
 @dataclass(slots=True)
 class _Unit:
-    role: str
+    role: Role
     names: tuple[str, ...]
     policy: RestartConfig
     alive: set[str]
@@ -94,16 +94,10 @@ class Restarts:
     ) -> None:
         """`first_incarnations`: with which processes begin, if not with 1; the same for all of a unit."""
         first = first_incarnations or {}
-        policies = {
-            "generator": roles.generator.restart,
-            "reward": roles.reward.restart,
-            "shaper": roles.shaper.restart,
-            _LEARNER: roles.learner.restart,
-        }
         self._units = [
-            _Unit(role, names, policies[role], set(names), first.get(names[0], 1), first.get(names[0], 1))
-            for role in policies
-            for names in ([plan.names(role)] if role == _LEARNER else [(name,) for name in plan.names(role)])
+            _Unit(role, names, roles.of(role).restart, set(names), first.get(names[0], 1), first.get(names[0], 1))
+            for role in ROLES
+            for names in ([plan.names(role.name)] if role.has_ranks else [(name,) for name in plan.names(role.name)])
         ]
         self._unit_of = {name: unit for unit in self._units for name in unit.names}
         self._random = random.Random(seed)
@@ -198,17 +192,15 @@ class Restarts:
         return self._start_again(unit, self._backoff_s(unit.policy, len(deaths)), now_s)
 
     def _backoff_s(self, policy: RestartConfig, num_deaths: int) -> float:
-        backoff = policy.backoff
-        doublings = min(num_deaths - 1, 64)  # far beyond any maximum, and no float overflows
-        grown_s = min(backoff.max_s, backoff.initial_s * 2.0**doublings)
-        return grown_s * (1 + backoff.jitter * self._random.uniform(-1, 1))
+        jitter = 1 + policy.backoff.jitter * self._random.uniform(-1, 1)
+        return jitter * backoff_s(num_deaths, policy.backoff.initial_s, policy.backoff.max_s)
 
     def _start_again(self, unit: _Unit, delay_s: float, now_s: float) -> StartAgain:
         unit.start_at_s = now_s + delay_s
         return StartAgain(delay_s, tuple(sorted(unit.alive)))
 
     def _give_up(self, unit: _Unit, reason: str) -> Verdict:
-        if unit.role == _LEARNER:
+        if unit.role.has_ranks:
             return EndRun(f"{reason}, and nothing is trained without it")
         if unit.policy.on_exhausted == "fail_run":
             return EndRun(f"{reason}, and roles.{unit.role}.restart.on_exhausted is fail_run")

@@ -21,11 +21,13 @@ from darts_async.config import RunConfig
 from darts_async.errors import DartsError
 from darts_async.faults import install, present
 from darts_async.telemetry import logging_to
-from darts_async.topology import AGENTS_LINK, CONFIG_FILE, LAUNCHER, agent_name, file_stem, read_plan
+from darts_async.topology.links import AGENTS_LINK
+from darts_async.topology.plan import read_plan
+from darts_async.topology.roles import LAUNCHER, agent_name
+from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, LOGS_DIR, log_path
 from darts_async.transport import Endpoint, Link, Mailbox, PeerDown, PeerUp, Received, load_keys
-from launcher.nodes.channel import Channel
+from darts_async.wire.channel import Channel
 from launcher.nodes.node_messages import FromKeeper, NodeEnded, Order, Pulse, Report, RestartAgent
-from launcher.run_dir.run_dir import KEYS_DIR, LOGS_DIR
 
 PULSE_S = 0.5
 FAREWELL_S = 8.0
@@ -90,8 +92,8 @@ async def _run(arguments: argparse.Namespace, config: RunConfig) -> None:
     endpoint = Endpoint(name, arguments.incarnation, keys, config.transport, mailbox)
     try:
         link = endpoint.connect_link(
-            name=AGENTS_LINK,
-            address=read_plan(run_dir).link(AGENTS_LINK).address,
+            name=AGENTS_LINK.name,
+            address=read_plan(run_dir).link(AGENTS_LINK.name).address,
             peer=LAUNCHER,
             peer_key=keys.public_of(LAUNCHER),
             receives=Order,
@@ -115,9 +117,8 @@ def main() -> None:
     arguments = parser.parse_args()
     name = agent_name(arguments.node)
     config = RunConfig.model_validate(yaml.safe_load((arguments.run_dir / CONFIG_FILE).read_text()))
-    log_path = arguments.run_dir / LOGS_DIR / f"{file_stem(name)}.jsonl"
-    telemetry = config.telemetry
-    with logging_to(log_path, process=name, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
+    path, telemetry = log_path(arguments.run_dir / LOGS_DIR, name), config.telemetry
+    with logging_to(path, process=name, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
         try:
             uvloop.run(_run(arguments, config))
         except* DartsError as group:

@@ -19,11 +19,11 @@ from pathlib import Path
 import psutil
 
 from darts_async.errors import DeadlineError
+from darts_async.topology.roles import keeper_name
+from darts_async.topology.run_files import LOGS_DIR, output_path
 from launcher.nodes.node_record import find_process, read_node_record, runs
 from launcher.nodes.scratch import owner_of, remove_all
-from launcher.nodes.supervisor import keeper_name
 from launcher.run_dir.logs import last_lines
-from launcher.run_dir.run_dir import LOGS_DIR
 
 KILLED_WITHIN_S = 20.0
 _POLL_S = 0.025
@@ -49,7 +49,7 @@ def detach(run_dir: Path, node: str, life: int, watched_s: float) -> Callable[[]
     if os.fork() != 0:
         os._exit(0)
     _say(pid=os.getpid())
-    _redirect(run_dir / LOGS_DIR / f"keeper-{node}.out")
+    _redirect(output_path(run_dir / LOGS_DIR, keeper_name(node)))
     return lambda: _tell(writing)
 
 

@@ -21,8 +21,10 @@ and none is started before the one before it has.
 
 from dataclasses import dataclass, field
 
-from darts_async.topology import RunPlan, agent_name
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import agent_name, keeper_name
 from darts_async.transitions import Transitions
+from darts_async.wire.backoff import backoff_s
 from launcher.nodes.node_messages import (
     EndNode,
     KillProcess,
@@ -36,7 +38,7 @@ from launcher.nodes.node_messages import (
     StartProcess,
     StopProcess,
 )
-from launcher.nodes.supervisor import ProcessExit, ProcessRecord, keeper_name
+from launcher.nodes.supervisor import ProcessExit, ProcessRecord
 
 COMES_UP_WITHIN_S = 60.0
 """The time between the start of an agent and its first word."""
@@ -297,9 +299,8 @@ class Fleet:
             names, node.members = tuple(node.members), {}
             return [NodeFailed(node_name, reason, culprit), *(NotStarted(name, reason) for name in names)]
         node.is_launching = False
-        least_s, most_s = _BACKOFF_S
-        node.launch_at_s = now_s + min(most_s, least_s * 2.0 ** min(node.num_failures, 16))
         node.num_failures += 1
+        node.launch_at_s = now_s + backoff_s(node.num_failures, *_BACKOFF_S)
         return []
 
     def tick(self, now_s: float) -> list[Step]:

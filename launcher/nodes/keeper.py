@@ -35,8 +35,10 @@ from darts_async.machine.limits import raise_open_files
 from darts_async.machine.spawn import module_command, spawn
 from darts_async.protocol import Message
 from darts_async.telemetry import logging_to
-from darts_async.topology import agent_name, file_stem
-from launcher.nodes.channel import Channel
+from darts_async.topology.roles import agent_name, keeper_name
+from darts_async.topology.run_files import LOGS_DIR, NODES_DIR, log_path, output_path
+from darts_async.wire.backoff import backoff_s
+from darts_async.wire.channel import Channel
 from launcher.nodes.detached import detach, end_keeper
 from launcher.nodes.node_messages import (
     EndNode,
@@ -51,19 +53,12 @@ from launcher.nodes.node_messages import (
     StopProcess,
     ToKeeper,
 )
-from launcher.nodes.node_record import (
-    NODES_DIR,
-    NodeRecord,
-    end_leftovers,
-    locked,
-    read_node_record,
-    write_node_record,
-)
+from launcher.nodes.node_record import NodeRecord, end_leftovers, locked, read_node_record, write_node_record
 from launcher.nodes.outputs import bound_outputs
 from launcher.nodes.scratch import owner_of, remove_all
-from launcher.nodes.supervisor import ProcessExit, ProcessRecord, Supervisor, keeper_name, start_time_s
+from launcher.nodes.supervisor import ProcessExit, ProcessRecord, Supervisor, start_time_s
 from launcher.run_dir.logs import last_lines
-from launcher.run_dir.run_dir import LOGS_DIR, inode_of
+from launcher.run_dir.run_dir import inode_of
 
 AGENT_SILENT_S = 20.0
 """An agent that has not given a sign of life for this long hangs."""
@@ -156,7 +151,7 @@ class Keeper:
     # --- the agent -------------------------------------------------------------------------------------------
 
     async def _keep_agent(self) -> None:
-        backoff_s, (least_s, most_s) = 0.0, _BACKOFF_S
+        num_short_lives = 0
         for number in itertools.count(1):
             started_s = time.monotonic()
             await self._one_agent()
@@ -166,9 +161,10 @@ class Keeper:
                 self._give_up(number)
                 return
             lived_s = time.monotonic() - started_s
-            backoff_s = least_s if lived_s > _LONG_LIFE_S else min(most_s, max(least_s, 2 * backoff_s))
-            log.warning("agent_ended", incarnation=self._agent_incarnation, again_in_s=backoff_s)
-            await asyncio.sleep(backoff_s)
+            num_short_lives = 1 if lived_s > _LONG_LIFE_S else num_short_lives + 1
+            wait_s = backoff_s(num_short_lives, *_BACKOFF_S)
+            log.warning("agent_ended", incarnation=self._agent_incarnation, again_in_s=wait_s)
+            await asyncio.sleep(wait_s)
 
     def _give_up(self, num_agents: int) -> None:
         words = last_lines(self._run_dir / LOGS_DIR, agent_name(self._node), _NUM_LAST_WORDS)
@@ -200,7 +196,7 @@ class Keeper:
         whose = ("--run-dir", str(self._run_dir), "--node", self._node, "--incarnation", str(self._agent_incarnation))
         argv = module_command("launcher.nodes.agent", *whose, "--channel", str(descriptor))
         name = agent_name(self._node)
-        with (self._run_dir / LOGS_DIR / f"{file_stem(name)}.out").open("ab") as output:
+        with output_path(self._run_dir / LOGS_DIR, name).open("ab") as output:
             process = await spawn(argv, stdout=output, stderr=asyncio.subprocess.STDOUT, pass_fds=(descriptor,))
         started_at_s = start_time_s(process.pid)
         self._agent = ProcessRecord(name, process.pid, started_at_s, argv, self._agent_incarnation)
@@ -354,8 +350,9 @@ def main() -> None:
     if arguments.detach is not None:
         came_up = detach(arguments.run_dir, arguments.node, arguments.life, arguments.detach)
     name = keeper_name(arguments.node)
-    log_path = arguments.run_dir / LOGS_DIR / f"{file_stem(name)}.jsonl"
-    logging = logging_to(log_path, process=name, level="info", max_mb=arguments.log_max_mb)
+    logging = logging_to(
+        log_path(arguments.run_dir / LOGS_DIR, name), process=name, level="info", max_mb=arguments.log_max_mb
+    )
     with locked(arguments.run_dir, arguments.node) as is_the_one, logging:
         if not is_the_one:
             sys.exit(f"{arguments.node} has a keeper already")

@@ -12,7 +12,7 @@ that had it. So orders are idempotent (they name the incarnation that is meant),
 """
 
 from darts_async.protocol import Message
-from darts_async.topology import ProcessSpec
+from darts_async.topology.plan import ProcessSpec
 from launcher.nodes.supervisor import ProcessExit, ProcessRecord
 
 

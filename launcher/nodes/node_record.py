@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from darts_async.topology.run_files import NODES_DIR
+from darts_async.wire.atomic_file import replace_json
 from launcher.nodes.supervisor import ProcessRecord, end_session
-from launcher.run_dir.growing_files import replace_file
 from launcher.run_dir.run_dir import inode_of
 
-NODES_DIR = "nodes"
 _SAME_START_WITHIN_S = 1.0
 """The kernel counts from the boot, and the time of the boot is known to a fraction of a second."""
 
@@ -43,7 +43,7 @@ def record_path(run_dir: Path, node: str) -> Path:
 
 def write_node_record(run_dir: Path, node: str, record: NodeRecord) -> None:
     """Replace the record of a node."""
-    replace_file(record_path(run_dir, node), msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+    replace_json(record_path(run_dir, node), record)
 
 
 def read_node_record(run_dir: Path, node: str) -> NodeRecord | None:

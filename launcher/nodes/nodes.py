@@ -15,13 +15,14 @@ from typing import Self
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.machine.spawn import module_command
-from darts_async.topology import RunPlan
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import keeper_name
+from darts_async.topology.run_files import LOGS_DIR, output_path
 from launcher.nodes.backends import AgentCommand, Backend, NodeError
 from launcher.nodes.backends.local import LocalBackend
 from launcher.nodes.fleet import COMES_UP_WITHIN_S
 from launcher.plan.placement import local_node
 from launcher.plan.plan import python_of
-from launcher.run_dir.run_dir import LOGS_DIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def make_backends(config: RunConfig, plan: RunPlan, run_dir: Path) -> dict[str, 
 
 def _backend(config: RunConfig, node: NodeConfig, run_dir: Path) -> Backend:
     if node == local_node(config):
-        return LocalBackend(node.name, run_dir / LOGS_DIR / f"keeper-{node.name}.out")
+        return LocalBackend(node.name, output_path(run_dir / LOGS_DIR, keeper_name(node.name)))
     from launcher.nodes.backends.ssh import SshBackend  # a run on one machine needs no ssh
 
     return SshBackend(node, config.host_of(node), keeper_command(config, run_dir, node.name, "--kill"))

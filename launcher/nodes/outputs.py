@@ -11,14 +11,13 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from darts_async.topology import file_stem
-from darts_async.trace import older_path
+from darts_async.topology.run_files import older_path, output_path
 
 
 def bound_outputs(logs_dir: Path, names: Iterable[str], max_bytes: int) -> None:
     """Bound what each of these processes has printed: both of its files together."""
     for name in names:
-        _bound(logs_dir / f"{file_stem(name)}.out", max_bytes // 2)
+        _bound(output_path(logs_dir, name), max_bytes // 2)
 
 
 def _bound(path: Path, max_bytes: int) -> None:

@@ -30,7 +30,8 @@ import psutil
 from darts_async.errors import DeadlineError
 from darts_async.machine.full_disk import is_no_space
 from darts_async.machine.spawn import signal_name, spawn
-from darts_async.topology import ProcessSpec, file_stem
+from darts_async.topology.plan import ProcessSpec
+from darts_async.topology.run_files import output_path
 from launcher.nodes.scratch import make_scratch, remove_scratch
 
 KILLED_AFTER_S = 10.0
@@ -161,7 +162,7 @@ class Supervisor:
 
     def output_path(self, name: str) -> Path:
         """Where the output of a process goes."""
-        return self._logs_dir / f"{file_stem(name)}.out"
+        return output_path(self._logs_dir, name)
 
     def _open_output(self, name: str) -> BinaryIO:
         """What a process prints on a disk that takes no further file is dropped."""
@@ -186,11 +187,6 @@ class Supervisor:
             raise DeadlineError(
                 f"{child.record.name} (pid {child.record.pid}) is alive {KILLED_AFTER_S} s after SIGKILL"
             )
-
-
-def keeper_name(node: str) -> str:
-    """What the keeper of a node is called."""
-    return f"keeper/{node}"
 
 
 def _as_incarnation(argv: tuple[str, ...], incarnation: int) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.generator.vllm.installed import require_vllm
-from launcher.plan.placement import Place, local_node, role_names
+from darts_async.topology.roles import GENERATOR, LEARNER
+from launcher.plan.placement import Place, local_node, role_config, role_names
 from launcher.problems import Problem, shown
 
 _QUERY = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
@@ -44,7 +45,7 @@ def check_gpus(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Probl
 
 def check_vllm(config: RunConfig) -> Iterator[Problem]:
     """The engine vLLM is installed, in a version that is known, built for what it is to run on."""
-    if config.generator.engine != "vllm":
+    if not config.generator.capabilities.packages:
         return
     try:
         installed = require_vllm()
@@ -77,14 +78,13 @@ def gpus_found() -> frozenset[int]:
 
 
 def _why_not_nccl(config: RunConfig, places: Mapping[str, Place]) -> str | None:
-    engine, roles = config.generator.engine, config.roles
-    if engine != "vllm":
-        return f"it moves weights between GPUs, and the engine {engine!r} holds them in host memory"
-    for role, settings in (("learner", roles.learner), ("generator", roles.generator)):
-        if settings.devices == 0:
+    if not config.generator.capabilities.has_workers:
+        return f"it moves weights between GPUs, and the engine {config.generator.engine!r} holds them in host memory"
+    for role in (LEARNER, GENERATOR):
+        if role_config(config, role).devices == 0:
             return f"it moves weights between GPUs, but roles.{role}.devices is 0"
-    learner = places["learner/0"]
-    for name in role_names(config, "generator"):
+    learner = places[LEARNER.first]
+    for name in role_names(config, GENERATOR):
         shared = set(learner.devices) & set(places[name].devices)
         if places[name].node == learner.node and shared:
             return f"it cannot join two processes on one GPU, but learner/0 and {name} share number {min(shared)}"

@@ -10,16 +10,11 @@ Processes without devices go round the nodes of their role, in the order of the 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from darts_async.config import NodeConfig, RoleConfig, RunConfig
 from darts_async.errors import ConfigError
+from darts_async.topology.roles import ROLES, Role
 from launcher.problems import Problem, shown
-
-Role = Literal["shaper", "learner", "reward", "generator"]
-
-ROLES: tuple[Role, ...] = ("shaper", "learner", "reward", "generator")
-"""In the order of starting: hubs first, so that members find them listening."""
 
 Takers = defaultdict[tuple[str, int], set[Role]]
 """The roles that have taken a device, by name of the node and number."""
@@ -44,13 +39,12 @@ class PlacementError(ConfigError):
 
 def role_config(config: RunConfig, role: Role) -> RoleConfig:
     """The settings of a role."""
-    settings: RoleConfig = getattr(config.roles, role)
-    return settings
+    return config.roles.of(role)
 
 
 def role_names(config: RunConfig, role: Role) -> tuple[str, ...]:
     """The processes of a role, in order."""
-    return tuple(f"{role}/{number}" for number in range(role_config(config, role).replicas))
+    return role.processes(role_config(config, role).replicas)
 
 
 def place_processes(config: RunConfig) -> dict[str, Place]:
@@ -114,7 +108,9 @@ def _no_room(config: RunConfig, role: Role, number: int, takers: Takers) -> Prob
         f"{node.name} has {sum(1 for _ in _free_devices(config, role, node, takers))} of {len(node.devices)} free"
         for node in nodes
     )
-    message = f"there is no room for {role}/{number} of {settings.replicas}: it takes {settings.devices} of one node"
+    message = (
+        f"there is no room for {role.process(number)} of {settings.replicas}: it takes {settings.devices} of one node"
+    )
     fix = (
         f"lower roles.{role}.devices or replicas, raise devices of a node, or set share_devices for {role} and for "
         "the role to share with"

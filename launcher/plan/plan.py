@@ -1,15 +1,7 @@
 """From settings to processes and links: pure, so that a dry run shows exactly what a run would start.
 
-    link         bound by     members
-    generators   shaper       generator/*     work out, tokens back
-    rewards      shaper       reward/*        responses out, rewards back
-    learner      shaper       learner/0       groups out, commits back
-    weights      learner/0    generator/*     control of the weight broadcast
-    launcher     launcher     every process   status, shutdown
-    agents       launcher     agent/*         of each node: what is to be started and ended there, and what has ended
-    ranks        learner/0    learner/1...    a learner of several ranks: their work, and where they meet
-
-Addresses are an argument: which ports are free is a question for the machine, not for the plan.
+Roles and links are those of the tables in `darts_async.topology`. Addresses are an argument: which ports are free is a
+question for the machine, not for the plan.
 """
 
 import sys
@@ -18,30 +10,26 @@ from pathlib import Path
 
 from darts_async.config import RunConfig
 from darts_async.machine.spawn import module_command
-from darts_async.topology import AGENTS_LINK, LAUNCHER, LinkPlan, ProcessSpec, RunPlan, agent_name
-from launcher.plan.placement import ROLES, Place, Role, local_node, place_processes, role_config, role_names
-
-_SHAPER = "shaper/0"
-_LEARNER = "learner/0"
+from darts_async.topology.links import LINKS, Link
+from darts_async.topology.plan import LinkPlan, ProcessSpec, RunPlan
+from darts_async.topology.roles import AGENT, ROLES, Role, agent_name
+from launcher.plan.placement import Place, local_node, place_processes, role_config, role_names
 
 
 def plan_run(config: RunConfig, run_dir: Path, addresses: Sequence[str]) -> RunPlan:
     """The processes and links of a run; `addresses[i]` is for link i of `link_hubs`. Raises `PlacementError`."""
-    processes = tuple(_processes(config, run_dir))
     return RunPlan(
-        processes=processes,
+        processes=tuple(_processes(config, run_dir)),
         links=tuple(
-            LinkPlan(name, hub, address, _members(config, name, processes))
-            for (name, hub), address in zip(link_hubs(config).items(), addresses, strict=True)
+            LinkPlan(link.name, link.hub, address, members)
+            for (link, members), address in zip(_members(config), addresses, strict=True)
         ),
     )
 
 
 def link_hubs(config: RunConfig) -> dict[str, str]:
-    """The hub of every link, by the link's name, in the order of their ports."""
-    hubs = {"generators": _SHAPER, "rewards": _SHAPER, "learner": _SHAPER, "weights": _LEARNER}
-    hubs |= {"launcher": LAUNCHER, AGENTS_LINK: LAUNCHER}
-    return {**hubs, "ranks": _LEARNER} if config.roles.learner.replicas > 1 else hubs
+    """The hub of every link, by the link's name, in the order of their ports. Raises `PlacementError`."""
+    return {link.name: link.hub for link, _ in _members(config)}
 
 
 def hub_addresses(config: RunConfig, ports: Sequence[int]) -> tuple[str, ...]:
@@ -58,39 +46,27 @@ def link_addresses(host: str, ports: Sequence[int]) -> tuple[str, ...]:
     return tuple(f"tcp://{shown_host}:{port}" for port in ports)
 
 
-def reports_per_step(plan: RunPlan) -> dict[str, int]:
-    """How often each process speaks about an optimiser step: the shaper once, the learner when it has taken the
-    step and when the version is published."""
-    return {plan.link("learner").hub: 1, plan.link("weights").hub: 2}
+def reports_per_step() -> dict[str, int]:
+    """How often each process speaks about an optimiser step."""
+    return {role.first: role.reports_per_step for role in ROLES if role.reports_per_step}
 
 
-def _members(config: RunConfig, link: str, processes: Sequence[ProcessSpec]) -> tuple[str, ...]:
-    match link:
-        case "generators" | "weights":
-            return role_names(config, "generator")
-        case "rewards":
-            return role_names(config, "reward")
-        case "learner":
-            return (_LEARNER,)
-        case "ranks":
-            return role_names(config, "learner")[1:]
-        case str() if link == AGENTS_LINK:
-            return tuple(agent_name(node) for node in dict.fromkeys(spec.node for spec in processes))
-        case _:
-            return tuple(name for role in ROLES for name in role_names(config, role))
+def _members(config: RunConfig) -> list[tuple[Link, tuple[str, ...]]]:
+    """The links that have members in a run."""
+    names = {role.name: role_names(config, role) for role in ROLES}
+    nodes = dict.fromkeys(place_processes(config)[name].node for of_role in names.values() for name in of_role)
+    names[AGENT.name] = tuple(map(agent_name, nodes))
+    return [(link, members) for link in LINKS if (members := link.members(names))]
 
 
 def _processes(config: RunConfig, run_dir: Path) -> Iterator[ProcessSpec]:
     places = place_processes(config)
     for role in ROLES:
-        settings = role_config(config, role)
         for name in role_names(config, role):
             place = places[name]
-            argv, env = (
-                _command(role, name, run_dir, python_of(config, place.node)),
-                _environment(config, role, name, places),
-            )
-            yield ProcessSpec(name, role, argv, env, settings.start_timeout_s, place.node, place.host, place.devices)
+            argv = _command(role, name, run_dir, python_of(config, place.node))
+            env, timeout_s = _environment(config, role, name, places), role_config(config, role).start_timeout_s
+            yield ProcessSpec(name, role.name, argv, env, timeout_s, place.node, place.host, place.devices)
 
 
 def python_of(config: RunConfig, node: str) -> str:
@@ -101,7 +77,7 @@ def python_of(config: RunConfig, node: str) -> str:
 
 def _command(role: Role, name: str, run_dir: Path, python: str) -> tuple[str, ...]:
     whose = ("--run-dir", str(run_dir), "--name", name, "--incarnation", "1")
-    return module_command(f"darts_async.{role}.process", *whose, python=python)
+    return module_command(role.module, *whose, python=python)
 
 
 def _environment(config: RunConfig, role: Role, name: str, places: Mapping[str, Place]) -> dict[str, str]:
@@ -114,7 +90,7 @@ def _environment(config: RunConfig, role: Role, name: str, places: Mapping[str, 
         **dict.fromkeys(variables, str(role_config(config, role).threads)),
         "TOKENIZERS_PARALLELISM": "false",
         **(_visible_devices(places[name]) if any(place.devices for place in places.values()) else {}),
-        **(_rank(config, name, places) if role == "learner" else {}),
+        **(_rank(config, role, name, places) if role.has_ranks else {}),
     }
 
 
@@ -123,9 +99,9 @@ def _visible_devices(place: Place) -> dict[str, str]:
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, place.devices))}
 
 
-def _rank(config: RunConfig, name: str, places: Mapping[str, Place]) -> dict[str, str]:
-    """As torchrun sets them; where the ranks meet travels over the link `ranks`."""
-    names = role_names(config, "learner")
+def _rank(config: RunConfig, role: Role, name: str, places: Mapping[str, Place]) -> dict[str, str]:
+    """As torchrun sets them; where the ranks meet travels over a link."""
+    names = role_names(config, role)
     rank = names.index(name)
     local_rank = sum(places[other].node == places[name].node for other in names[:rank])
     return {"RANK": str(rank), "WORLD_SIZE": str(len(names)), "LOCAL_RANK": str(local_rank)}

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from darts_async.config import RunConfig
+from darts_async.topology.run_files import BEGUN_FILE
 from launcher.config_file import load_config
 from launcher.problems import InputError, Problem, shown
-from launcher.run_dir.run_dir import BEGUN_FILE
 
 FIXED = (
     *("seed", "model", "prompts", "sampling", "shaping", "staleness", "evaluation", "reward.function"),

@@ -106,7 +106,7 @@ def _try_out(config: RunConfig, setting: str, directory: Path) -> None:
 
     described = AutoConfig.from_pretrained(directory)
     check_packing(described, longest_row(config))
-    if setting == "model.path" and config.generator.engine == "embedded":
+    if setting == "model.path" and config.generator.capabilities.has_own_decoder:
         from darts_async.generator.embedded.decoder import check_decoding
         from darts_async.generator.embedded.engine import longest as longest_step
 

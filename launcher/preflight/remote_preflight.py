@@ -17,7 +17,9 @@ from typing import Any
 import msgspec
 
 from darts_async.config import NodeConfig, RunConfig
+from darts_async.config.engines import VLLM
 from darts_async.machine.spawn import module_command
+from darts_async.topology.roles import READS_MODEL, READS_PROMPTS, READS_REWARD, role_of
 from launcher.nodes.backends import AgentCommand, NodeError
 from launcher.plan.placement import Place
 from launcher.plan.plan import link_hubs, python_of
@@ -25,9 +27,6 @@ from launcher.plan.ports import block
 from launcher.preflight.node_inspection import Answer, Question, versions_here
 from launcher.preflight.system_limits import check_limits, need_of, weight_bytes
 from launcher.problems import Problem, shown
-
-_NEEDS_PROMPTS = ("shaper", "learner")
-_NEEDS_REWARD = ("reward",)
 
 
 def check_nodes(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
@@ -91,18 +90,20 @@ def _versions(config: RunConfig, node: NodeConfig, answer: Answer) -> Iterator[P
             yield Problem(
                 setting, message, shown(python_of(config, node.name)), f"install {package} {mine} there", here=True
             )
-        elif mine is not None and theirs is None and not package.startswith("vllm"):
+        elif mine is not None and theirs is None and package not in VLLM.packages:
             message = f"{node.name} has no {package}, but this machine has {mine}"
             yield Problem(
                 setting, message, shown(python_of(config, node.name)), f"install {package} {mine} there", here=True
             )
-    if config.generator.engine == "vllm" and not any(name.startswith("vllm") for name in answer.versions):
+    packages = config.generator.capabilities.packages
+    if packages and answer.versions.keys().isdisjoint(packages):
         message = f"{node.name} has no vLLM"
         yield Problem("generator.engine", message, "'vllm'", "install it there as the README says", here=True)
 
 
 def _question(config: RunConfig, places: Mapping[str, Place], node: NodeConfig, path: Path, text: str) -> Question:
-    host, roles = config.host_of(node), {name.partition("/")[0] for name, at in places.items() if at.node == node.name}
+    host = config.host_of(node)
+    read = {what for name, at in places.items() if at.node == node.name for what in role_of(name).reads}
     hubs = link_hubs(config)
     first_port = config.network.base_port
     ports = block(first_port, len(hubs)) if first_port else ()
@@ -111,8 +112,8 @@ def _question(config: RunConfig, places: Mapping[str, Place], node: NodeConfig, 
         shared_text=text,
         host=host,
         ports=tuple(port for port, hub in zip(ports, hubs.values(), strict=False) if _is_at(places, hub, node)),
-        paths=dict(_paths(config, roles)),
-        modules=dict(_modules(config, roles)),
+        paths=dict(_paths(config, read)),
+        modules=dict(_modules(config, read)),
     )
 
 
@@ -120,19 +121,19 @@ def _is_at(places: Mapping[str, Place], name: str, node: NodeConfig) -> bool:
     return name in places and places[name].node == node.name
 
 
-def _paths(config: RunConfig, roles: set[str]) -> Iterator[tuple[str, str]]:
+def _paths(config: RunConfig, read: set[str]) -> Iterator[tuple[str, str]]:
     model = config.model.path
-    if model.startswith(("/", "~", "$")) and roles & {"generator", "learner", "shaper"}:
+    if model.startswith(("/", "~", "$")) and READS_MODEL in read:
         yield "model.path", model
-    if roles & set(_NEEDS_PROMPTS):
+    if READS_PROMPTS in read:
         for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
             if path is not None:
                 yield f"prompts.{setting}", path
 
 
-def _modules(config: RunConfig, roles: set[str]) -> Iterator[tuple[str, str]]:
+def _modules(config: RunConfig, read: set[str]) -> Iterator[tuple[str, str]]:
     module, colon, _ = config.reward.function.partition(":")
-    if colon and roles & set(_NEEDS_REWARD):
+    if colon and READS_REWARD in read:
         yield "reward.function", module
 
 

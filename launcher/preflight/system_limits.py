@@ -16,7 +16,8 @@ import psutil
 from darts_async.config import RunConfig
 from darts_async.errors import ModelError
 from darts_async.models.location import resolve_model_path
-from launcher.plan.placement import Place, Role, role_config
+from darts_async.topology.roles import GENERATOR, REWARD, Role, role_of
+from launcher.plan.placement import Place, role_config
 from launcher.problems import Problem, shown
 
 _MIB = 1 << 20
@@ -30,10 +31,8 @@ _ADDRESS_SPACE_BYTES = 4096 * _MIB
 """Of a process without a model: the libraries."""
 _BYTES_PER_THREAD = 72 * _MIB
 """Of address space: its stack, and the arena that the C library keeps for it."""
-_COPIES: Mapping[Role, int] = {"learner": 10, "generator": 4}
-"""Of the weights in their file, which may have half the bytes: gradients, moments and a snapshot; staging."""
-_SHM_BYTES = {"nccl": 32 * _MIB, "vllm": 64 * _MIB}
-"""Of /dev/shm, for each process: NCCL's buffers between processes of a machine; vLLM's queue to its workers."""
+_NCCL_SHM_BYTES = 32 * _MIB
+"""Of /dev/shm, for each process: its buffers between processes of a machine."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -84,10 +83,10 @@ def weight_bytes(config: RunConfig) -> int:
 
 def need_of(config: RunConfig, places: Mapping[str, Place], node: str, num_weight_bytes: int) -> Need:
     """What the plan needs on a node where some of its processes are."""
-    roles: list[Role] = [name.partition("/")[0] for name, place in places.items() if place.node == node]  # type: ignore[misc]
+    roles = [role_of(name) for name, place in places.items() if place.node == node]
     memory = (_address_space(config, role, num_weight_bytes) for role in roles)
     uses_devices = any(place.devices for place in places.values() if place.node == node)
-    num_workers = config.reward.workers if "reward" in roles else 0
+    num_workers = config.reward.workers if REWARD in roles else 0
     return Need(
         open_files=_FILES + _FILES_PER_PEER * (len(places) + num_workers + 2),
         threads=sum(_threads(config, role) for role in roles) + 2 * _THREADS,
@@ -138,19 +137,19 @@ def _fix(command: str, number: int | str, unit: str, container: str | None) -> s
 
 
 def _threads(config: RunConfig, role: Role) -> int:
-    workers = config.reward.workers if role == "reward" else 0
+    workers = config.reward.workers if role is REWARD else 0
     return _THREADS + 2 * role_config(config, role).threads + 4 * workers
 
 
 def _address_space(config: RunConfig, role: Role, num_weight_bytes: int) -> int:
     threads = 2 * role_config(config, role).threads
-    num_bytes = _ADDRESS_SPACE_BYTES + _COPIES.get(role, 0) * num_weight_bytes + _BYTES_PER_THREAD * threads
+    num_bytes = _ADDRESS_SPACE_BYTES + role.num_model_copies * num_weight_bytes + _BYTES_PER_THREAD * threads
     return -(-num_bytes // _MIB) * _MIB  # a shell counts in KiB
 
 
 def _shm_bytes(config: RunConfig, role: Role) -> int:
-    nccl = _SHM_BYTES["nccl"] if role in _COPIES and config.weights.backend == "nccl" else 0
-    return nccl + (_SHM_BYTES["vllm"] if role == "generator" and config.generator.engine == "vllm" else 0)
+    nccl = _NCCL_SHM_BYTES if role.num_model_copies and config.weights.backend == "nccl" else 0
+    return nccl + (config.generator.capabilities.shm_bytes if role is GENERATOR else 0)
 
 
 def _hard(which: int) -> int | None:

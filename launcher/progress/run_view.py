@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
-from darts_async.topology import RunPlan
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import role_of
 from launcher.progress.evaluation import Evaluation, EvaluationSummary
 from launcher.progress.step_merger import StepLine
 from launcher.terminal import printable
@@ -251,7 +252,7 @@ class RunView:
     @property
     def generators(self) -> list[ProcessRow]:
         """Their rows."""
-        return [row for row in self.rows.values() if row.name.startswith("generator/")]
+        return [row for row in self.rows.values() if role_of(row.name).decodes]
 
     def note(self, text: str) -> None:
         """Show a notice; repeated ones are shown once."""

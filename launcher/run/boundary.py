@@ -22,13 +22,13 @@ from darts_async.protocol import (
     StepCompleted,
     TakeUpAgain,
 )
-from darts_async.topology import LAUNCHER, RunPlan
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import LAUNCHER, judge_each_other, role_of
 
 MAX_NAME_CHARACTERS = 200
 """Of a metric, a stage, a state."""
 MAX_NAMES = 10_000
 """Metrics of a step, or stages of a process."""
-_SPEAKS_OF_STEPS = ("shaper", "learner")
 
 
 class Boundary:
@@ -46,31 +46,29 @@ class Boundary:
 
     def refusal(self, name: str, message: ProcessToLauncher) -> str | None:
         """Why a message of this process cannot be meant; None if it is to be taken."""
-        role = name.partition("/")[0]
+        role = role_of(name)
+        if not isinstance(message, (ProcessStatus, PeerRefused, *role.tells_launcher)):
+            return f"a {type(message).__name__}, which is not for a {role} to say"
         match message:
             case ProcessStatus():
                 return self._status(message)
-            case StepCompleted() if role in _SPEAKS_OF_STEPS:
+            case StepCompleted():
                 return self._step(message)
-            case EvaluationCompleted() if role == "shaper":
+            case EvaluationCompleted():
                 return self._evaluation(message)
-            case RewardFailed() if role == "shaper":
+            case RewardFailed():
                 return _names([message.kind])
-            case RunFinished() if role == "shaper":
+            case RunFinished():
                 return self._finished(message)
-            case TakeUpAgain() if role == "shaper":
+            case TakeUpAgain():
                 return None
             case PeerRefused():
                 return self._accusation(name, message)
-            case _:
-                return f"a {type(message).__name__}, which is not for a {role} to say"
 
     def may_accuse(self, accuser: str, accused: str) -> bool:
         """Whether the word of one is enough to restart the other. A hub may judge the members of its links; of shaper
         and learner, which every run needs, each the other."""
-        if {_role(accuser), _role(accused)} == set(_SPEAKS_OF_STEPS):
-            return True
-        return self._talk(accuser, accused)
+        return judge_each_other(accuser, accused) or self._talk(accuser, accused)
 
     def culprits(self, accuser: str, accused: str, incarnation: int) -> tuple[str, ...]:
         """The processes to restart after one has refused the present incarnation of another."""
@@ -119,10 +117,6 @@ class Boundary:
         if not talk or message.name == LAUNCHER:
             return f"it refuses {message.name[:MAX_NAME_CHARACTERS]!r}, with which it has nothing to do"
         return None
-
-
-def _role(name: str) -> str:
-    return name.partition("/")[0]
 
 
 def _are_counts(numbers: Iterable[int]) -> bool:

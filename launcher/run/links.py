@@ -9,10 +9,12 @@ from typing import Any, Protocol, cast
 
 from darts_async.config import TransportConfig
 from darts_async.protocol import LauncherToProcess, ProcessToLauncher
-from darts_async.topology import AGENTS_LINK, LAUNCHER, RunPlan, agent_name
+from darts_async.topology.links import AGENTS_LINK, LAUNCHER_LINK
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import LAUNCHER, agent_name
+from darts_async.topology.run_files import KEYS_DIR
 from darts_async.transport import Endpoint, Event, Link, Mailbox, PeerDown, PeerUp, Received, Unreadable, load_keys
 from launcher.nodes.node_messages import Order, Report
-from launcher.run_dir.run_dir import KEYS_DIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class LinkControl:
         """What has arrived. Acknowledges what the call before returned."""
         heard: list[Heard | HeardOfNode] = []
         for event in await self._mailbox.receive(timeout_s):
-            if event.link == AGENTS_LINK:
+            if event.link == AGENTS_LINK.name:
                 heard.append(_of_node(event))
                 continue
             match event:
@@ -139,8 +141,8 @@ async def open_control(plan: RunPlan, run_dir: Path, config: TransportConfig, li
         return endpoint.bind_link(name=name, address=link.address, receives=receives, sends=sends, allowed=allowed)
 
     try:
-        link = bind("launcher", ProcessToLauncher, LauncherToProcess)
-        yield LinkControl(link, bind(AGENTS_LINK, Report, Order), mailbox)
+        link = bind(LAUNCHER_LINK.name, ProcessToLauncher, LauncherToProcess)
+        yield LinkControl(link, bind(AGENTS_LINK.name, Report, Order), mailbox)
         mailbox.acknowledge()
     finally:
         await endpoint.close()

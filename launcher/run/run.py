@@ -38,7 +38,9 @@ from darts_async.protocol import (
     TakeUpAgain,
 )
 from darts_async.telemetry import logging_to
-from darts_async.topology import LAUNCHER, RunPlan, agent_name
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.roles import LAUNCHER, SHAPER, agent_name
+from darts_async.topology.run_files import EVENTS_FILE, LOGS_DIR, METRICS_FILE, log_path
 from darts_async.trace import Trace, trace_path
 from launcher.analysis.earlier_lives import NO_PAST, Past
 from launcher.control.control_socket import serving_requests
@@ -76,7 +78,7 @@ from launcher.run.interrupts import CaughtSignals, caught_signals, reason_of
 from launcher.run.links import Control, Gibberish, Heard, HeardOfNode, Presence, Silence
 from launcher.run_dir.growing_files import flushed
 from launcher.run_dir.logs import last_words
-from launcher.run_dir.run_dir import EVENTS_FILE, LOGS_DIR, METRICS_FILE, final_model_path, write_summary
+from launcher.run_dir.run_dir import final_model_path, write_summary
 from launcher.sinks.recorder import Recorder, recorded
 from launcher.sinks.sink import UserSink, close_all
 
@@ -324,7 +326,7 @@ class Run:
         for action in actions:
             match action:
                 case AskToStop(reason=reason):
-                    self._tell(self.plan.names("shaper"), Shutdown(reason, finished=False))
+                    self._tell(self.plan.names(SHAPER.name), Shutdown(reason, finished=False))
                 case AskToLeave(finished=finished, reason=reason):
                     num_steps = self.view.finished.num_steps if self.view.finished is not None else None
                     self._tell(self.fleet.running, Shutdown(reason, finished, num_steps))
@@ -409,8 +411,8 @@ async def run(
 ) -> tuple[Outcome, Summary]:
     """Carry a run out in a prepared run directory, for the first time or, with a `past`, further."""
     install(LAUNCHER, past.life)
-    log_path, telemetry = run_dir / LOGS_DIR / f"{LAUNCHER}.jsonl", config.telemetry
-    with logging_to(log_path, process=LAUNCHER, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
+    path, telemetry = log_path(run_dir / LOGS_DIR, LAUNCHER), config.telemetry
+    with logging_to(path, process=LAUNCHER, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
         return await _carry_out(config, plan, run_dir, open_control, display, limits, past)
 
 
@@ -447,7 +449,7 @@ async def _carry_out(
                 display=display,
                 recorder=recorder,
                 grace_s=limits.grace_s,
-                merger=StepMerger(reports_per_step(plan)),
+                merger=StepMerger(reports_per_step()),
                 signals=signals,
                 boundary=Boundary(plan, config.learner.steps),
             )

@@ -1,13 +1,11 @@
-"""Files that are rewritten while others read them, and those that grow: on the disk soon after they were written."""
+"""Files that grow: on the disk soon after they were written."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from darts_async.wire.atomic_file import flush, replace_file
-
-__all__ = ["flushed", "replace_file"]
+from darts_async.wire.atomic_file import flush
 
 FLUSH_EVERY_S = 1.0
 

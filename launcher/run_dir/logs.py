@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from darts_async.topology import file_stem
-from darts_async.trace import older_path
+from darts_async.topology.run_files import log_path, older_path, output_path
 from launcher.terminal import printable
 
 _CHUNK_BYTES = 1 << 20
@@ -78,22 +77,20 @@ def log_tails(logs_dir: Path, names: tuple[str, ...]) -> list[LogTail]:
     """The files of some processes: what each has logged, and what else it has printed."""
     width = max(map(len, names))
     return [
-        LogTail(logs_dir / f"{file_stem(name)}{suffix}", name.ljust(width))
-        for name in names
-        for suffix in (".jsonl", ".out")
+        LogTail(path_of(logs_dir, name), name.ljust(width)) for name in names for path_of in (log_path, output_path)
     ]
 
 
 def last_lines(logs_dir: Path, name: str, count: int) -> list[str]:
     """The last lines a process left: of its structured log, then of its output, without empty ones."""
-    stem = logs_dir / file_stem(name)
-    logged = [part for line in _tail(stem.with_suffix(".jsonl"), count) for part in readable_line(line).splitlines()]
-    return [printable(line) for line in (logged + _tail(stem.with_suffix(".out"), count))[-count:]]
+    lines = _tail(log_path(logs_dir, name), count)
+    logged = [part for line in lines for part in readable_line(line).splitlines()]
+    return [printable(line) for line in (logged + _tail(output_path(logs_dir, name), count))[-count:]]
 
 
 def last_words(logs_dir: Path, name: str) -> str:
     """Why a process that has just ended did so, by what it printed last: on one line, and empty if it said nothing."""
-    path = logs_dir / f"{file_stem(name)}.out"
+    path = output_path(logs_dir, name)
     try:
         if time.time() - path.stat().st_mtime > _FRESH_S:
             return ""

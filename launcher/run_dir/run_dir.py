@@ -1,34 +1,4 @@
-"""The directory of a run: what it was asked to do, what it did, and how it ended.
-
-    config.yaml      the resolved settings, every default written out
-    config.begun.yaml  the same as the last life began with it: see `changed_settings`
-    plan.json        processes and links
-    nodes/           of each node: pid and start time of its keeper, its agent and its processes
-    state.json       running | finished | stopped | failed, and why
-    run.lock         held by the launcher of the run
-    metrics.jsonl    one line per optimiser step or evaluation; lines of one step belong together; `resumed` where
-                     another life of the run begins
-    events.jsonl     one line for each process that started, ended, was found hanging or serves again
-    control.sock     where the running launcher takes requests; only the owner of the directory gets there
-    summary.json     the totals
-    keys/            one key pair per process
-    ledger.msgpack   what became of each sample
-    shaper.journal   where the shaper stands
-    checkpoints/     where the learner stands
-    logs/            what each process printed, and its structured log; NAME.old.* is what was before
-    trace/           what each process did and when: see `darts_async.trace`
-    trace.json       the same for Perfetto, once `darts-launch trace` has been called
-    model/           the trained model, at the end
-
-Files that are rewritten are replaced atomically, also when the power goes: a reader sees the old one or the new one.
-Those that grow are on the disk about a second after they were written.
-
-Logs, traces, journal and checkpoints are bounded, by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, what is in
-flight and `learner.keep_checkpoints`. Three files are the record of the run and grow with it: `ledger.msgpack` by less
-than 100 bytes a sample, `metrics.jsonl` by about 2 KB a step, `events.jsonl` with each start and end of a process. So
-ten million samples, of which 256 are trained on in a step, are 1 GB of ledger and 80 MB of metrics. A shaper that takes
-a run up again reads the ledger as bytes, 130 a sample in memory; `audit` and `report` keep about 1 KB a sample.
-"""
+"""The directory of a run is made, and what the launcher alone writes into it. Its files: `topology.run_files`."""
 
 import os
 import time
@@ -42,19 +12,17 @@ import yaml
 from darts_async.config import RunConfig
 from darts_async.errors import NoSpaceError
 from darts_async.machine.full_disk import append_whole, is_no_space, room_of
-from darts_async.topology import CONFIG_FILE, PLAN_FILE, RunPlan, encode_plan
-from launcher.run_dir.growing_files import replace_file
-
-BEGUN_FILE = "config.begun.yaml"
-STATE_FILE = "state.json"
-METRICS_FILE = "metrics.jsonl"
-EVENTS_FILE = "events.jsonl"
-SUMMARY_FILE = "summary.json"
-LOCK_FILE = "run.lock"
-TRACE_FILE = "trace.json"
-LOGS_DIR = "logs"
-KEYS_DIR = "keys"
-MODEL_DIR = "model"
+from darts_async.topology.plan import RunPlan, encode_plan
+from darts_async.topology.run_files import (
+    BEGUN_FILE,
+    CONFIG_FILE,
+    LOGS_DIR,
+    MODEL_DIR,
+    PLAN_FILE,
+    STATE_FILE,
+    SUMMARY_FILE,
+)
+from darts_async.wire.atomic_file import replace_file, replace_json
 
 RunStatus = Literal["running", "finished", "stopped", "failed"]
 
@@ -113,7 +81,7 @@ def write_inputs(run_dir: Path, config: RunConfig, plan: RunPlan) -> None:
 
 def write_record(run_dir: Path, record: RunRecord) -> None:
     """Say how the run stands."""
-    replace_file(run_dir / STATE_FILE, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+    replace_json(run_dir / STATE_FILE, record)
 
 
 def read_record(run_dir: Path) -> RunRecord:
@@ -141,7 +109,7 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 def write_summary(run_dir: Path, summary: msgspec.Struct) -> None:
     """The totals of the run."""
-    replace_file(run_dir / SUMMARY_FILE, msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+    replace_json(run_dir / SUMMARY_FILE, summary)
 
 
 def final_model_path(run_dir: Path) -> Path | None:

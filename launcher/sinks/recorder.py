@@ -12,20 +12,14 @@ from typing import Any
 
 from darts_async.errors import NoSpaceError
 from darts_async.faults import present
+from darts_async.topology.run_files import EVENTS_FILE, METRICS_FILE
 from darts_async.trace import Trace
 from launcher.lifecycle.lifecycle import Kill, Lost, Outcome, Serves
 from launcher.nodes.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
 from launcher.progress.step_merger import StepLine
-from launcher.run_dir.run_dir import (
-    EVENTS_FILE,
-    METRICS_FILE,
-    RunRecord,
-    RunStatus,
-    inode_of,
-    write_record,
-)
+from launcher.run_dir.run_dir import RunRecord, RunStatus, inode_of, write_record
 from launcher.sinks.sink import JsonLines, Sink, UserSink
 
 _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}

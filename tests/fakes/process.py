@@ -23,7 +23,8 @@ from darts_async.protocol import (
     Shutdown,
     StepCompleted,
 )
-from darts_async.topology import LAUNCHER, read_plan
+from darts_async.topology.plan import read_plan
+from darts_async.topology.roles import LAUNCHER
 from darts_async.transport import Endpoint, Link, Mailbox, Received, load_keys
 
 TOKENS_PER_STEP = 1000

@@ -10,6 +10,7 @@ import launcher.commands.cli
 from darts_async.config import RunConfig
 from darts_async.generator.vllm.installed import InstalledVllm
 from darts_async.prompts.load import load_prompts
+from darts_async.topology.roles import LEARNER
 from launcher.config_file import load_config
 from launcher.plan.placement import place_processes, role_names
 from tests import ROOT
@@ -88,7 +89,7 @@ def test_every_shipped_file_shows_its_plan(name: str) -> None:
 def test_a_file_for_any_machine_can_be_run(name: str) -> None:
     code, output, errors = invoke("validate", str(CONFIGS[name]))
     assert (code, errors) == (0, "")
-    assert output == f"✓ {CONFIGS[name]} can be run: {load_prompts(load_config(CONFIGS[name]))}"
+    assert output == f"✓ {CONFIGS[name]} can be run: {load_prompts(load_config(CONFIGS[name])).counts}"
 
 
 @pytest.mark.slow
@@ -124,7 +125,7 @@ def test_model_and_data_of_the_named_formats_are_read(name: str, monkeypatch: py
     code, output, errors = invoke("validate", str(CONFIGS[name]))
     assert code == 0, errors
     if len(config.nodes) == 1:
-        assert (output, errors) == (f"✓ {CONFIGS[name]} can be run: {load_prompts(config)}", "")
+        assert (output, errors) == (f"✓ {CONFIGS[name]} can be run: {load_prompts(config).counts}", "")
     else:
         assert "is not an address of this machine" in errors
         assert "prompts" not in errors
@@ -137,7 +138,7 @@ def test_every_gpu_of_a_shipped_file_has_work(name: str) -> None:
     places = place_processes(config)
     used = {(place.node, device) for place in places.values() for device in place.devices}
     assert used == {(node.name, device) for node in config.nodes for device in node.devices}
-    learners = [places[process] for process in role_names(config, "learner")]
+    learners = [places[process] for process in role_names(config, LEARNER)]
     assert len({place.node for place in learners}) == 1
 
 

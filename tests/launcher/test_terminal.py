@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import launcher.commands.cli
 from darts_async.config import RunConfig
 from darts_async.protocol import ProcessStatus
-from darts_async.topology import encode_plan
+from darts_async.topology.plan import encode_plan
 from launcher.commands.cli import app
 from launcher.display.failure_screen import failure_screen
 from launcher.display.view import PlainDisplay, run_screen

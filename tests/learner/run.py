@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import yaml
 
-from darts_async.actor import LINK_UNIONS
 from darts_async.config import RunConfig
 from darts_async.protocol import (
     CatchUp,
@@ -28,7 +27,9 @@ from darts_async.protocol import (
     VersionPublished,
     VersionSaved,
 )
-from darts_async.topology import LAUNCHER, RunPlan, encode_plan
+from darts_async.topology.links import AGENTS_LINK, link_named
+from darts_async.topology.plan import RunPlan, encode_plan
+from darts_async.topology.roles import LAUNCHER
 from darts_async.transport import (
     Endpoint,
     Event,
@@ -184,9 +185,9 @@ class LearnerRun:
         keys = load_keys(self.run_dir / "keys", name)
         endpoint = Endpoint(name, 1, keys, self.config.transport, self.mailbox)
         for link in self.plan.links:
-            if link.name not in LINK_UNIONS:
-                continue  # the launcher's own, with agents
-            sends, receives = LINK_UNIONS[link.name]
+            if link.name == AGENTS_LINK.name:
+                continue  # the launcher's own
+            sends, receives = link_named(link.name).hub_sends, link_named(link.name).member_sends
             if link.hub == name and link.name in ("learner", "launcher"):
                 allowed = {member: keys.public_of(member) for member in link.members}
                 self.links[link.name] = endpoint.bind_link(

@@ -22,12 +22,12 @@ from darts_async.machine import full_disk as disk
 from darts_async.machine.full_disk import Patience, Room, append_whole, has_room, is_no_space, room_of
 from darts_async.shaper.ledger import LedgerWriter, VersionSeen, read_ledger
 from darts_async.telemetry import LogFile
-from darts_async.trace import older_path
+from darts_async.topology.run_files import older_path
+from darts_async.wire.atomic_file import replace_file
 from launcher.lifecycle.lifecycle import Outcome
 from launcher.nodes.node_record import NodeRecord, read_node_record, write_node_record
 from launcher.nodes.supervisor import ProcessRecord
 from launcher.progress.step_merger import StepLine
-from launcher.run_dir.growing_files import replace_file
 from launcher.run_dir.run_dir import inode_of, read_record
 from launcher.sinks import recorder, sink
 from launcher.sinks.recorder import Recorder

@@ -14,13 +14,11 @@ import numpy as np
 import psutil
 import pytest
 import uvloop
-from hypothesis import given
-from hypothesis import strategies as st
 
 from darts_async.errors import RewardError
 from darts_async.protocol import FinishReason, SampleScored, Score, ScoreFailed
 from darts_async.reward.limits import Limits
-from darts_async.reward.worker_pool import FIRST_BACKOFF_S, MAX_BACKOFF_S, NO_LIMITS, RewardPool, backoff_s
+from darts_async.reward.worker_pool import NO_LIMITS, RewardPool
 from tests.support.byte_tokenizer import make_byte_tokenizer, write_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -373,13 +371,6 @@ async def test_a_function_that_hangs_at_every_first_item_has_the_time_of_a_start
         late = await pool.score(score("hang"))
         assert isinstance(late, ScoreFailed)
         assert "start_deadline_s" in late.error, "one that has answered may load again"
-
-
-@given(st.integers(0, 10_000))
-def test_backoff_grows_to_a_bound(num_deaths: int) -> None:
-    assert backoff_s(0) == 0.0
-    assert backoff_s(1) == FIRST_BACKOFF_S
-    assert backoff_s(num_deaths) <= backoff_s(num_deaths + 1) <= MAX_BACKOFF_S
 
 
 # --- nothing outlives its worker ------------------------------------------------------------------------------

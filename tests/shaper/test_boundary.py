@@ -30,12 +30,12 @@ from darts_async.protocol import (
 from darts_async.shaper.boundary import Boundary
 from darts_async.shaper.durable.replayable_state import MAX_SHARED_BYTES
 from darts_async.shaper.state import Incoming
-from darts_async.shaper.training import LEARNER
+from darts_async.topology.roles import LEARNER
 from tests.shaper.world import World, world_config
 from tests.support.nonsense import messages
 
 GENERATOR, REWARD = "generator/0", "reward/0"
-UNIONS: dict[str, Any] = {GENERATOR: GeneratorToShaper, REWARD: RewardToShaper, LEARNER: LearnerToShaper}
+UNIONS: dict[str, Any] = {GENERATOR: GeneratorToShaper, REWARD: RewardToShaper, LEARNER.first: LearnerToShaper}
 FAR = 1 << 40
 
 
@@ -79,7 +79,7 @@ class RogueWorld(World):
 
     def replace(self, peer: str) -> None:
         self.liars.discard(peer)
-        if peer == LEARNER:
+        if peer == LEARNER.first:
             self.learner_dies()
         elif peer == REWARD:
             self.to_judge.clear()
@@ -223,7 +223,7 @@ def test_a_step_is_not_taken_before_all_of_its_groups_were_shipped() -> None:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
     early = GroupsCommitted(0, np.array(world.state.training.groups_of(0), np.int64))
-    reason = world.boundary.refusal(world.state, LEARNER, early)
+    reason = world.boundary.refusal(world.state, LEARNER.first, early)
     assert reason is not None
     assert "were shipped for it" in reason
 

@@ -11,7 +11,7 @@ from darts_async.config import EvaluationConfig
 from darts_async.protocol import EvaluationCompleted, StepCompleted, VersionPublished, group_id_of
 from darts_async.shaper.group import RUNNING
 from darts_async.shaper.state import Phase
-from darts_async.shaper.training import LEARNER
+from darts_async.topology.roles import LEARNER
 from tests.shaper.test_state import RULES, check_accounts
 from tests.shaper.world import World, world_config
 
@@ -175,7 +175,7 @@ def test_a_version_that_is_announced_again_is_evaluated_once() -> None:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
         if all(generator.version == world.version for generator in world.generators.values()):
-            world.feed(LEARNER, VersionPublished(world.version))
+            world.feed(LEARNER.first, VersionPublished(world.version))
     check_evaluations(world)
 
 

@@ -11,12 +11,13 @@ import pytest
 from darts_async.errors import DataError
 from darts_async.faults import Faults
 from darts_async.prompts.load import PromptSets
-from darts_async.shaper.durable.journal import JOURNAL_FILE, read_journal
+from darts_async.shaper.durable.journal import read_journal
 from darts_async.shaper.estimates.planner import Planner
-from darts_async.shaper.ledger import LEDGER_FILE, scan_ledger
+from darts_async.shaper.ledger import scan_ledger
 from darts_async.shaper.process import ShaperActor
 from darts_async.telemetry import BusyClock
-from darts_async.topology import RunPlan
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
 from darts_async.trace import Trace
 from darts_async.transport import PeerUp
 from tests.shaper.world import prompts, world_config

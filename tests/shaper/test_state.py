@@ -26,7 +26,8 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.group import Group, Stage
 from darts_async.shaper.state import Phase
-from darts_async.shaper.training import LEARNER, MAX_RETRIES_PER_PROMPT, Training
+from darts_async.shaper.training import MAX_RETRIES_PER_PROMPT, Training
+from darts_async.topology.roles import LEARNER
 from tests.shaper.world import World, world_config
 
 RULES = {
@@ -265,7 +266,7 @@ def test_messages_told_twice_change_nothing() -> None:
             world.absorb(world.state.handle(arguments[0], told, world.now_s))
         if move == world.learn:
             done = [e.sample_id // 4096 for e in world.fates.values() if e.step == world.version - 1]
-            world.feed(LEARNER, GroupsCommitted(world.version - 1, np.array(done)))
+            world.feed(LEARNER.first, GroupsCommitted(world.version - 1, np.array(done)))
         world.state.validate()
     check_accounts(world)
 
@@ -511,7 +512,7 @@ def test_a_shaper_that_comes_back_counts_groups_that_came_to_nothing_from_there(
 
     fail_until_dropped(10)
     world.absorb(world.state.restarted(world.now_s))
-    for peer in ("reward/0", LEARNER, *world.generators):
+    for peer in ("reward/0", LEARNER.first, *world.generators):
         world.absorb(world.state.peer_up(peer, 1, world.now_s))
     fail_until_dropped(20)
     with pytest.raises(DataError, match="came to nothing"):

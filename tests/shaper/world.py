@@ -35,9 +35,9 @@ from darts_async.protocol import (
 from darts_async.shaper.boundary import Boundary
 from darts_async.shaper.group import Purpose
 from darts_async.shaper.ledger import AnyRecord, GroupDropped, GroupOpened, SampleEnded
-from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState
-from darts_async.shaper.training import LEARNER
+from darts_async.shaper.state import Incoming, Phase, ShaperState
 from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.topology.roles import LAUNCHER, LEARNER
 
 
 def prompts(count: int) -> tuple[Prompt, ...]:
@@ -100,7 +100,7 @@ class World:
         self.max_staleness_seen = 0
         self.num_decoded = 0
         self.now_s = 0.0
-        for name in (*self.generators, "reward/0", LEARNER):
+        for name in (*self.generators, "reward/0", LEARNER.first):
             self.absorb(self.state.peer_up(name, 1, self.now_s))
         for name in self.generators:
             self.receive(name)
@@ -176,7 +176,7 @@ class World:
         step, self.version = self.version, self.version + 1
         self.history.append([g.group_id for g in groups])
         if tells:
-            self.feed(LEARNER, GroupsCommitted(step, np.array(self.history[step], np.int64)))
+            self.feed(LEARNER.first, GroupsCommitted(step, np.array(self.history[step], np.int64)))
             if step + 1 == self.config.learner.steps:
                 self.save()
 
@@ -189,7 +189,7 @@ class World:
         self.kept = [*earlier, self.version][-self.config.learner.keep_checkpoints :]
         self.damaged = [version for version in self.damaged if version > self.version]
         if tells:
-            self.feed(LEARNER, VersionSaved(self.saved, self.oldest_kept))
+            self.feed(LEARNER.first, VersionSaved(self.saved, self.oldest_kept))
 
     @property
     def saved(self) -> int:
@@ -215,8 +215,8 @@ class World:
         self.step_groups = []
         del self.history[self.version :]
         self.seen_groups = {group_id for groups in self.history for group_id in groups}
-        self.absorb(self.state.peer_lost(LEARNER, self.now_s, is_gone=True))
-        self.absorb(self.state.peer_up(LEARNER, self.learner, self.now_s))
+        self.absorb(self.state.peer_lost(LEARNER.first, self.now_s, is_gone=True))
+        self.absorb(self.state.peer_up(LEARNER.first, self.learner, self.now_s))
 
     def lags(self, generator: FakeGenerator) -> bool:
         return (generator.version, generator.lineage) != (self.version, self.learner)
@@ -227,7 +227,7 @@ class World:
         generator.version, generator.lineage = self.version, self.learner
         self.feed(name, WeightsApplied(self.version, 0.0))
         if not any(map(self.lags, self.generators.values())):
-            self.feed(LEARNER, VersionPublished(self.version))
+            self.feed(LEARNER.first, VersionPublished(self.version))
 
     def moves(self) -> list[tuple]:
         moves: list[tuple] = []
@@ -273,7 +273,7 @@ class World:
                 case Send("reward/0", message):
                     self.to_judge.append(message)
                     self.judged.add(message.sample_id)
-                case Send(peer, message) if peer == LEARNER:
+                case Send(peer, message) if peer == LEARNER.first:
                     self._tell_learner(message)
                 case Send(peer, message) if peer == LAUNCHER:
                     self.to_launcher.append(message)
@@ -293,9 +293,9 @@ class World:
     def _tell_learner(self, message: Greet | CatchUp | TrainGroup | ShaperSnapshot) -> None:
         match message:
             case Greet():
-                self.feed(LEARNER, LearnerReady(self.version))
+                self.feed(LEARNER.first, LearnerReady(self.version))
                 if self.saved:
-                    self.feed(LEARNER, VersionSaved(self.saved, self.oldest_kept))
+                    self.feed(LEARNER.first, VersionSaved(self.saved, self.oldest_kept))
             case CatchUp(policy_version=floor):
                 self.floor = floor
             case TrainGroup():

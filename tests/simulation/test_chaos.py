@@ -13,15 +13,16 @@ from darts_async.learner.boundary import Boundary
 from darts_async.learner.intake import Intake
 from darts_async.protocol import MemberJoined, TrainGroup, UpdateApplied, UpdateFailed, UpdateReady
 from darts_async.shaper.boundary import Boundary as ShaperBoundary
-from darts_async.shaper.durable.journal import JOURNAL_FILE, Journal
+from darts_async.shaper.durable.journal import Journal
 from darts_async.shaper.durable.replayable_state import AnyInput
-from darts_async.shaper.ledger import LEDGER_FILE, Counted
+from darts_async.shaper.ledger import Counted
 from darts_async.shaper.pools import GeneratorPool
 from darts_async.simulation.chaos import draw_plan, run_chaos
 from darts_async.simulation.chaos.hardship import Hardship
 from darts_async.simulation.chaos.lies import lie_instead_of
 from darts_async.simulation.chaos.plan import config_of
 from darts_async.simulation.chaos.power import DiskOfShaper
+from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
 
 pytestmark = pytest.mark.slow
 

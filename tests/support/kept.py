@@ -6,10 +6,11 @@ from pathlib import Path
 
 from darts_async.config import RunConfig
 from darts_async.machine.spawn import module_command
+from darts_async.topology.run_files import KEYS_DIR
 from darts_async.transport import create_run_keys
 from launcher.plan.plan import hub_addresses, plan_run
 from launcher.preflight.preflight import link_ports
-from launcher.run_dir.run_dir import KEYS_DIR, create_run_dir, write_inputs
+from launcher.run_dir.run_dir import create_run_dir, write_inputs
 
 
 def prepared(tmp_path: Path) -> Path:

@@ -9,7 +9,7 @@ from darts_async.actor import Runtime
 from darts_async.config import TransportConfig
 from darts_async.errors import ProtocolError
 from darts_async.protocol import ProcessEnded
-from darts_async.topology import LinkPlan, RunPlan
+from darts_async.topology.plan import LinkPlan, RunPlan
 from darts_async.transport.session import Down, Envelope, Session, Up
 
 CONFIG = TransportConfig(window=4, max_outbox=50, heartbeat_s=1.0, dead_after_s=10.0, resend_after_s=2.0)

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.nodes.node_record import NODES_DIR, NodeRecord, find_process, read_node_record, write_node_record
+from darts_async.topology.run_files import NODES_DIR
+from launcher.nodes.node_record import NodeRecord, find_process, read_node_record, write_node_record
 from launcher.nodes.scratch import owner_of
 from launcher.nodes.supervisor import ProcessRecord, start_time_s
 from launcher.run_dir.run_dir import inode_of

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from darts_async.shaper.ledger import LEDGER_FILE, VersionSeen, read_ledger
+from darts_async.shaper.ledger import VersionSeen, read_ledger
+from darts_async.topology.run_files import LEDGER_FILE
 from tests.support.launched import LaunchedRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from darts_async.shaper.durable.journal import JOURNAL_FILE
-from darts_async.shaper.ledger import LEDGER_FILE, AnyRecord, LearnerRewound, RunReopened, read_ledger, scan_ledger
+from darts_async.shaper.ledger import AnyRecord, LearnerRewound, RunReopened, read_ledger, scan_ledger
+from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
 from tests.support.launched import LaunchedRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

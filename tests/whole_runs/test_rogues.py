@@ -13,7 +13,8 @@ import yaml
 from rich.console import Console
 
 from darts_async.config import RunConfig
-from darts_async.topology import RunPlan
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.run_files import KEYS_DIR
 from darts_async.transport import create_run_keys
 from launcher.display.view import PlainDisplay
 from launcher.lifecycle.lifecycle import Limits, Outcome
@@ -21,7 +22,7 @@ from launcher.plan.plan import link_addresses, plan_run
 from launcher.preflight.preflight import link_ports
 from launcher.run.links import open_control
 from launcher.run.run import run
-from launcher.run_dir.run_dir import KEYS_DIR, create_run_dir, write_inputs
+from launcher.run_dir.run_dir import create_run_dir, write_inputs
 from tests.support.launched import CONFIGS, ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from darts_async.shaper.durable.journal import JOURNAL_FILE, Journal
+from darts_async.shaper.durable.journal import Journal
 from darts_async.shaper.durable.replayable_state import Standing, Ticked
+from darts_async.topology.run_files import JOURNAL_FILE
 from darts_async.wire.atomic_file import replace_file
 from tests.shaper.durable.test_journal import make_state
 

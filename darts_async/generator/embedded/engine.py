@@ -12,6 +12,7 @@ use by the samples they belong to and are never given to a new one.
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -20,20 +21,18 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from darts_async.config import RunConfig, WeightsConfig
+from darts_async.config import RunConfig
+from darts_async.config.engines import EMBEDDED
 from darts_async.errors import EngineError, ModelError
 from darts_async.generator.counter_rng import uniforms
 from darts_async.generator.embedded.decoder import SlotDecoder, check_decoding
 from darts_async.generator.embedded.sampling import draw
 from darts_async.generator.embedded.slot_attention import Prefill
-from darts_async.generator.end_tokens import eos_token_ids
-from darts_async.generator.engine_pause import Hold, local_transfer
 from darts_async.generator.events import StepEvents
-from darts_async.generator.slot_engine import SlotTable
+from darts_async.generator.slot_engine import SlotEngine, SlotTable
 from darts_async.models.length_limits import Lengths, why_too_long
-from darts_async.models.location import resolve_model_path
-from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate, group_id_of
-from darts_async.weights.receiving.transfer import Transfer
+from darts_async.models.location import known_stop_token_ids, resolve_model_path
+from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, group_id_of
 
 _MAX_PREFILL_TOKENS: Final = 4096
 """Context tokens admitted in one step: bounds its memory, and how long running samples wait for their next token."""
@@ -41,56 +40,22 @@ _MAX_PREFILL_TOKENS: Final = 4096
 T = TypeVar("T")
 
 
-class EmbeddedEngine:
+class EmbeddedEngine(SlotEngine):
     """Continuous batching of a causal LM in this process. The model is taken over.
 
     Raises `ModelError` if the model is of a kind that cannot be decoded this way.
     """
 
+    capabilities = EMBEDDED
+
     def __init__(self, model: Any, *, num_slots: int, max_context_tokens: int, eos_token_ids: Iterable[int]) -> None:
         self._decoder = SlotDecoder(model, num_slots=num_slots, max_context_tokens=max_context_tokens)
-        self._table = SlotTable(num_slots, max_context_tokens, vocab_size=self._decoder.vocab_size)
+        super().__init__(SlotTable(num_slots, max_context_tokens, vocab_size=self._decoder.vocab_size))
         self._ends_response = np.isin(np.arange(self._decoder.vocab_size), list(eos_token_ids))  # [vocab_size]
         self._prefilled_at: dict[int, int] = {}  # sample id -> weight update under which its prompt was prefilled
         self._num_updates = 0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedded-engine")
         self._running: Future[Any] | None = None
-        self._closed = False
-
-    @property
-    def num_slots(self) -> int:
-        """Samples decoded at once."""
-        return self._table.num_slots
-
-    @property
-    def max_context_tokens(self) -> int:
-        """Prompt and response together."""
-        return self._table.max_context_tokens
-
-    @property
-    def num_unfinished(self) -> int:
-        """Samples started whose end has not been reported."""
-        return self._table.num_unfinished
-
-    @property
-    def num_tokens_decoded(self) -> int:
-        """Tokens ever decoded, those of cancelled samples included."""
-        return self._table.num_tokens_decoded
-
-    @property
-    def decodes_by_itself(self) -> bool:
-        """Its thread works in `step` alone."""
-        return False
-
-    def start(self, request: Generate) -> None:
-        """Accept a sample. Ids are unique among unfinished samples."""
-        self._assert_between_steps()
-        self._table.start(request)
-
-    def cancel(self, sample_id: int) -> None:
-        """Stop a sample, running or waiting. The events of the next step carry its end. Unknown ids: no-op."""
-        self._assert_between_steps()
-        self._table.cancel(sample_id)
 
     async def step(self) -> StepEvents:
         """Decode one token for every running sample. Returns at once if there is no work."""
@@ -108,20 +73,16 @@ class EmbeddedEngine:
             raise EngineError(f"policy version {policy_version}: {error}") from error
         self._num_updates += 1
 
-    def weight_transfer(self, hold: Hold, interface: str, config: WeightsConfig) -> Transfer:
-        """In this process, and staged."""
-        return local_transfer(hold, interface, config, self.apply_weights)
-
     async def close(self) -> None:
         """Wait for the step under way, if any, and end the thread. Idempotent."""
-        self._closed = True
-        if self._running is not None and not self._running.done():
+        self._is_closed = True
+        if self._running is not None and self._is_stepping:
             await asyncio.gather(asyncio.wrap_future(self._running), return_exceptions=True)
         self._thread.shutdown()
 
-    def _assert_between_steps(self) -> None:
-        assert not self._closed, "the engine is closed"
-        assert self._running is None or self._running.done(), "called during a step"
+    @property
+    def _is_stepping(self) -> bool:
+        return self._running is not None and not self._running.done()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         self._running = future = self._thread.submit(work)
@@ -210,6 +171,7 @@ def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_con
         config = AutoConfig.from_pretrained(model_path)
         if (reason := why_too_long(config.to_dict(), max_context_tokens)) is not None:
             raise ModelError(f"model.path is {model_path!r}: {reason}")
+        stop_tokens = known_stop_token_ids(Path(model_path))
         check_decoding(config, longest(num_slots, max_context_tokens))
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype))
     except ModelError:
@@ -220,5 +182,5 @@ def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_con
         model,
         num_slots=num_slots,
         max_context_tokens=max_context_tokens,
-        eos_token_ids=eos_token_ids(model_path, model.generation_config, model.config),
+        eos_token_ids=stop_tokens,
     )

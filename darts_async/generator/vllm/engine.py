@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from darts_async.config import RunConfig, VllmConfig, WeightsConfig
+from darts_async.config.engines import VLLM
 from darts_async.errors import DeadlineError, EngineError
 from darts_async.generator.engine_pause import Hold
 from darts_async.generator.events import StepEvents
@@ -45,6 +46,8 @@ T = TypeVar("T")
 
 class VllmEngine:
     """Takes over vLLM as it was started, and the thread that started it: the engine core dies with that thread."""
+
+    capabilities = VLLM
 
     def __init__(self, started: StartedVllm, thread: ThreadPoolExecutor, *, step_deadline_s: float) -> None:
         self._llm: Any = started.llm
@@ -78,11 +81,6 @@ class VllmEngine:
     def num_tokens_decoded(self) -> int:
         """Tokens ever decoded, those of cancelled samples included."""
         return self._book.num_tokens_decoded
-
-    @property
-    def decodes_by_itself(self) -> bool:
-        """In processes of its own."""
-        return True
 
     @property
     def num_workers(self) -> int:

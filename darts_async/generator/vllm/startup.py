@@ -12,18 +12,19 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
 from pydantic import ValidationError
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
 from darts_async.config import VllmConfig
 from darts_async.errors import ConfigError, EngineError, ModelError
-from darts_async.generator.end_tokens import eos_token_ids
 from darts_async.generator.vllm.installed import InstalledVllm, require_vllm
 from darts_async.generator.vllm.process_tree import binding_children
 from darts_async.models.length_limits import why_too_long
+from darts_async.models.location import known_stop_token_ids
 
 WORKER_EXTENSION: Final = "darts_async.generator.vllm.worker.WorkerExtension"
 WEIGHT_BACKEND: Final = "darts"
@@ -119,14 +120,9 @@ def _read_model(model_path: str, max_context_tokens: int) -> tuple[tuple[int, ..
         config = AutoConfig.from_pretrained(model_path)
     except (OSError, ValueError) as error:
         raise ModelError(f"model.path {model_path!r} cannot be loaded as a causal language model: {error}") from error
-    try:
-        generation = GenerationConfig.from_pretrained(model_path)
-    except OSError:
-        generation = None
-    text = config.get_text_config()
     if (reason := why_too_long(config.to_dict(), max_context_tokens)) is not None:
         raise ModelError(f"model.path is {model_path!r}: {reason}")
-    return tuple(eos_token_ids(model_path, generation, text)), int(text.vocab_size)
+    return known_stop_token_ids(Path(model_path)), int(config.get_text_config().vocab_size)
 
 
 def _set_environment(installed: InstalledVllm, settings: VllmConfig) -> None:

@@ -7,7 +7,6 @@ import socket
 import struct
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,16 @@ import structlog
 from numpy.typing import NDArray
 
 from darts_async.errors import DeadlineError, ProtocolError
-from darts_async.generator.vllm.stream import generator_codec, read_message, write_message
-from darts_async.protocol import GeneratorToWorker, UpdateFailed, UpdateReady, UpdateStaged, WorkerConnected
+from darts_async.protocol import (
+    GeneratorToWorker,
+    UpdateFailed,
+    UpdateReady,
+    UpdateStaged,
+    WorkerConnected,
+    WorkerToGenerator,
+)
 from darts_async.weights.receiving.receiving_rank import Report
+from darts_async.wire.channel import Channel
 
 log = structlog.get_logger()
 
@@ -66,10 +72,9 @@ class WorkerLinks:
     def __init__(self, num_workers: int, heard: Callable[[int, Report], None]) -> None:
         self._num_workers = num_workers
         self._heard = heard
-        self._codec = generator_codec()
         self._directory: Path | None = None
         self._server: asyncio.Server | None = None
-        self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._channels: dict[int, Channel[WorkerToGenerator]] = {}
         self._readers: set[asyncio.Task[Any]] = set()
         self._complete = asyncio.Event()
 
@@ -90,16 +95,15 @@ class WorkerLinks:
             async with asyncio.timeout(deadline_s):
                 await self._complete.wait()
         except TimeoutError:
-            missing = sorted(set(range(self._num_workers)) - self._writers.keys())
+            missing = sorted(set(range(self._num_workers)) - self._channels.keys())
             raise DeadlineError(f"workers {missing} of vLLM did not connect within {deadline_s:g} s") from None
         finally:
             self._stop_listening()
 
     def tell(self, number: int, message: GeneratorToWorker) -> None:
         """Send to a worker. To one that is gone: nothing; the engine notices that by itself."""
-        writer = self._writers.get(number)
-        if writer is not None and not writer.is_closing():
-            write_message(writer, self._codec, message)
+        if number in self._channels:
+            self._channels[number].send(message)
 
     async def close(self, deadline_s: float) -> None:
         """End all links."""
@@ -120,32 +124,31 @@ class WorkerLinks:
         task = asyncio.current_task()
         assert task is not None
         self._readers.add(task)
+        channel: Channel[WorkerToGenerator] = Channel(reader, writer, WorkerToGenerator)
         try:
             _require_same_user(writer)
-            await self._listen(reader, writer)
+            await self._listen(channel)
         except ProtocolError as error:
             log.error("worker_refused", error=str(error))
         except asyncio.CancelledError:
             log.debug("worker_link_closed")
         finally:
             self._readers.discard(task)
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
+            await channel.close()
 
-    async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        first = await read_message(reader, self._codec)
-        if not isinstance(first, WorkerConnected) or first.rank in self._writers:
+    async def _listen(self, channel: Channel[WorkerToGenerator]) -> None:
+        first = await channel.receive()
+        if not isinstance(first, WorkerConnected) or first.rank in self._channels:
             raise ProtocolError(f"the first word of a worker is {first}")
         if not 0 <= first.rank < self._num_workers:
             raise ProtocolError(f"worker {first.rank} of {self._num_workers}")
-        self._writers[first.rank] = writer
-        if len(self._writers) == self._num_workers:
+        self._channels[first.rank] = channel
+        if len(self._channels) == self._num_workers:
             self._complete.set()
-        while (message := await read_message(reader, self._codec)) is not None:
+        while (message := await channel.receive()) is not None:
             if isinstance(message, WorkerConnected):
                 raise ProtocolError(f"worker {first.rank} connects twice")
-            self._heard(first.rank, message)  # type: ignore[arg-type]  # the codec decodes nothing else
+            self._heard(first.rank, message)
 
 
 def _require_same_user(writer: asyncio.StreamWriter) -> None:

@@ -17,10 +17,10 @@ from typing import Final, Generic, TypeVar
 import torch
 
 from darts_async.errors import DartsError, DeadlineError, WeightUpdateError
-from darts_async.generator.vllm.stream import read_message, worker_codec, write_message
-from darts_async.protocol import UpdateCommitted, WorkerConnected
-from darts_async.weights.receiving.receiving_rank import Rank, Report
+from darts_async.protocol import GeneratorToWorker, UpdateCommitted, WorkerConnected
+from darts_async.weights.receiving.receiving_rank import Rank
 from darts_async.weights.receiving.staging import Staging, TensorStream
+from darts_async.wire.channel import Channel
 
 CONNECT_S: Final = 10.0
 FETCH_S: Final = 10.0
@@ -161,7 +161,6 @@ class WorkerLink:
 
     async def _converse(self) -> None:
         """Until the generator is gone, or `close`."""
-        codec = worker_codec()
         try:
             reader, writer = await asyncio.open_unix_connection(self._socket_path)
         except OSError as error:
@@ -169,18 +168,16 @@ class WorkerLink:
             self._connected.leave(error)
             return
 
-        def report(message: Report) -> None:
-            write_message(writer, codec, message)
-
+        channel: Channel[GeneratorToWorker] = Channel(reader, writer, GeneratorToWorker)
         device = self._device if self._device.type == "cuda" else None
         load = self._streams.leave if self._is_direct else None
-        self._rank = rank = Rank(self._interface, report, device, load)
-        write_message(writer, codec, WorkerConnected(self._number))
+        self._rank = rank = Rank(self._interface, channel.send, device, load)
+        channel.send(WorkerConnected(self._number))
         self._connected.leave(True)
         try:
-            while (message := await read_message(reader, codec)) is not None:
+            while (message := await channel.receive()) is not None:
                 if not isinstance(message, UpdateCommitted):
-                    rank.handle(message)  # type: ignore[arg-type]  # the codec decodes nothing else
+                    rank.handle(message)
                 elif not self._is_direct:
                     self._commit(rank, message)
         finally:

@@ -45,7 +45,7 @@ from darts_async.faults import present
 from darts_async.learner.ranks.rank_info import Place
 from darts_async.learner.ranks.shard_rows import overlaps, rows_of
 from darts_async.learner.step import Trainer
-from darts_async.topology import SHAPER_STATE_FILE
+from darts_async.topology.run_files import SHAPER_STATE_FILE
 from darts_async.wire.atomic_dir import FileSum, file_sum, open_staging, put_in_place, set_aside
 from darts_async.wire.atomic_file import flush
 

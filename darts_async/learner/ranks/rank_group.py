@@ -32,7 +32,6 @@ from darts_async.weights.broadcast.close_gloo_sockets import addresses_in, sever
 from darts_async.weights.broadcast.gloo_listener import refuse_strangers
 from darts_async.weights.broadcast.relay_store import RelayStore
 
-LINK = "ranks"
 """Rank 0 is the hub of this link, the others are its members."""
 _c10d: Any = distributed_c10d  # the parts used here are not in torch's type stubs
 _GLOO = "darts_gloo"

@@ -24,7 +24,6 @@ from darts_async.wire.atomic_file import flush
 from darts_async.wire.encoding import decoder, encode
 from darts_async.wire.framing import frame, read_frames
 
-JOURNAL_FILE = "shaper.journal"
 MIN_BYTES = 1 << 18
 """Fewer bytes of inputs are not worth a new head."""
 

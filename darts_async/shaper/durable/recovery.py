@@ -29,7 +29,7 @@ from darts_async.shaper.durable.journal import FoundJournal
 from darts_async.shaper.durable.replayable_state import Head, MakeState, Reopened, Shared, Standing, decode_shared
 from darts_async.shaper.ledger import AnyRecord, Counted, FoundLedger, LedgerWriter
 from darts_async.shaper.workload import Forget, Output, Send
-from darts_async.topology import CHECKPOINTS_DIR, SHAPER_STATE_FILE
+from darts_async.topology.run_files import CHECKPOINTS_DIR, SHAPER_STATE_FILE
 
 
 def take_up(found: FoundJournal, ledger: LedgerWriter, make_state: MakeState) -> Standing:

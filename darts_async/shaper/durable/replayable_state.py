@@ -18,8 +18,9 @@ from msgspec import Struct
 
 from darts_async.protocol import LearnerReady, RunFinished, ShaperSnapshot, TakeUpAgain
 from darts_async.shaper.ledger import LearnerRewound, Lineage, Position, SampleEnded, TakenBack
-from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState, Snapshot
+from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
 from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.topology.roles import LAUNCHER
 from darts_async.wire.encoding import decoder, encode
 from darts_async.wire.framing import frame, read_frames
 

@@ -34,6 +34,7 @@ from darts_async.protocol import (
 )
 from darts_async.simulation.chaos.process import Process, Script, finish
 from darts_async.simulation.chaos.world import Crash, World
+from darts_async.topology.links import GENERATORS_LINK, WEIGHTS_LINK
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
 LOADS_WITHIN_S = 0.3
@@ -98,30 +99,30 @@ class GeneratorProcess(Process):
         match event:
             case Received(message=message) if reason := self._refusal(event):
                 self.refuse(event, f"{type(message).__name__}: {reason}")
-            case Received(link="generators", peer=peer, message=Greet() as greeting):
+            case Received(link=GENERATORS_LINK.name, peer=peer, message=Greet() as greeting):
                 self._shaper = peer
                 self._commands.clear()
                 self._asked.clear()
                 self._greeting = greeting
                 self._shaper_is_away = False
-            case Received(link="weights", peer=peer, message=Greet()):
+            case Received(link=WEIGHTS_LINK.name, peer=peer, message=Greet()):
                 self._learner = peer
                 self._join()
-            case PeerUp(link="generators"):
+            case PeerUp(link=GENERATORS_LINK.name):
                 self._shaper_is_away = False
-            case PeerDown(link="generators"):
+            case PeerDown(link=GENERATORS_LINK.name):
                 self._shaper_is_away = True
-            case PeerDown(link="weights"):
+            case PeerDown(link=WEIGHTS_LINK.name):
                 self._leave()
-            case Received(link="generators", message=Generate() | Cancel() as command) if self._shaper is not None:
+            case Received(message=Generate() | Cancel() as command) if self._shaper is not None:
                 self._commands.append(command)
                 if isinstance(command, Generate):
                     self._asked.add(command.sample_id)
-            case Received(link="weights", message=message) if self._learner is not None:
+            case Received(link=WEIGHTS_LINK.name, message=message) if self._learner is not None:
                 self._hear_of_weights(message)
 
     def _refusal(self, event: Received) -> str | None:
-        if event.link == "generators":
+        if event.link == GENERATORS_LINK.name:
             return refusal_of_shaper(cast(ShaperToGenerator, event.message), self._asked)
         return refusal_of_learner(cast(LearnerToGenerator, event.message))
 
@@ -193,7 +194,7 @@ class GeneratorProcess(Process):
 
     def _tell_shaper(self, message: GeneratorToShaper) -> None:
         assert self._shaper is not None
-        self.send("generators", self._shaper, message)
+        self.send(GENERATORS_LINK.name, self._shaper, message)
 
     # --- weights ---------------------------------------------------------------------------------------------
 
@@ -277,4 +278,4 @@ class GeneratorProcess(Process):
         self.epoch = self._update = self._postponed = None
 
     def _tell_learner(self, message: GeneratorToLearner) -> None:
-        self.send("weights", cast(str, self._learner), message)
+        self.send(WEIGHTS_LINK.name, cast(str, self._learner), message)

@@ -30,6 +30,7 @@ from darts_async.protocol import (
 from darts_async.simulation.chaos.generator import GeneratorProcess
 from darts_async.simulation.chaos.process import Process, Script, finish
 from darts_async.simulation.chaos.world import Crash, World
+from darts_async.topology.links import LEARNER_LINK, WEIGHTS_LINK
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.sending.coordinator import Coordinator
 from darts_async.weights.sending.events import (
@@ -124,26 +125,26 @@ class LearnerProcess(Process):
     def handle(self, event: Event) -> None:
         """A group, or something about weights."""
         match event:
-            case Received(link="weights", peer=peer, message=MemberJoined()) if not self._is_told_floor:
+            case Received(link=WEIGHTS_LINK.name, peer=peer, message=MemberJoined()) if not self._is_told_floor:
                 self._early[peer] = event
             case Received(message=message) if reason := self._refusal(event):
                 self.refuse(event, f"{type(message).__name__}: {reason}")
-            case Received(link="learner", peer=peer, message=Greet()):
+            case Received(link=LEARNER_LINK.name, peer=peer, message=Greet()):
                 self._shaper = peer
                 self._announce()
-            case PeerUp(link="weights", peer=peer):
+            case PeerUp(link=WEIGHTS_LINK.name, peer=peer):
                 self._num_greetings += 1
-                self.send("weights", peer, Greet(self._num_greetings))
-            case PeerDown(link="weights", peer=peer):
+                self.send(WEIGHTS_LINK.name, peer, Greet(self._num_greetings))
+            case PeerDown(link=WEIGHTS_LINK.name, peer=peer):
                 self._early.pop(peer, None)
                 self._feed(MemberLost(peer))
-            case Received(link="weights", peer=peer, incarnation=incarnation, message=message):
+            case Received(link=WEIGHTS_LINK.name, peer=peer, incarnation=incarnation, message=message):
                 self._member_said(peer, incarnation, message)  # type: ignore[arg-type]
-            case Received(link="learner", message=CatchUp() as message):
+            case Received(link=LEARNER_LINK.name, message=CatchUp() as message):
                 self._catch_up(message)
-            case Received(link="learner", message=TrainGroup() as group):
+            case Received(link=LEARNER_LINK.name, message=TrainGroup() as group):
                 self._intake.take(group)
-            case Received(link="learner", message=ShaperSnapshot(policy_version=version, state=state)):
+            case Received(link=LEARNER_LINK.name, message=ShaperSnapshot(policy_version=version, state=state)):
                 self._shaper_states[version] = state
                 for older in sorted(self._shaper_states)[:-2]:  # as `Saver.take`
                     del self._shaper_states[older]
@@ -157,7 +158,7 @@ class LearnerProcess(Process):
             self.handle(joined)
 
     def _refusal(self, event: Received) -> str | None:
-        if event.link == "learner":
+        if event.link == LEARNER_LINK.name:
             return self._boundary.of_shaper(cast(ShaperToLearner, event.message))
         return self._boundary.of_generator(
             cast(GeneratorToLearner, event.message),
@@ -294,7 +295,7 @@ class LearnerProcess(Process):
 
     def _tell_shaper(self, message: LearnerToShaper) -> None:
         if self._shaper is not None:
-            self.send("learner", self._shaper, message)
+            self.send(LEARNER_LINK.name, self._shaper, message)
 
     # --- weights ---------------------------------------------------------------------------------------------
 
@@ -323,7 +324,7 @@ class LearnerProcess(Process):
         for action in actions:
             match action:
                 case Send(name, message):
-                    self.send("weights", name, message)
+                    self.send(WEIGHTS_LINK.name, name, message)
                 case FormGroup(epoch, _, members):
                     self._tasks[epoch] = members
                 case Broadcast(epoch, version):

@@ -6,6 +6,7 @@ from typing import Any
 
 from darts_async.config import RunConfig
 from darts_async.simulation.chaos.hardship import Hardship, draw_hardship
+from darts_async.topology.roles import GENERATOR, LEARNER, REWARD, SHAPER
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def draw_plan(seed: int) -> ChaosPlan:
     rng = Random(seed)
     calm_after_s = rng.uniform(1.0, 8.0)
     sections = _sections(rng)
-    names = _names(sections)
+    names = process_names(sections)
     is_rough = rng.random() < 0.75  # else the processes die on a network that works
     return ChaosPlan(
         seed=seed,
@@ -90,10 +91,12 @@ def config_of(plan: ChaosPlan) -> RunConfig:
     return RunConfig.model_validate(plan.sections)
 
 
-def _names(sections: dict[str, Any]) -> tuple[str, ...]:
-    roles = sections["roles"]
-    replicas = [f"{role}/{i}" for role in ("generator", "reward") for i in range(roles[role]["replicas"])]
-    return ("shaper/0", "learner/0", *replicas)
+def process_names(sections: dict[str, Any]) -> tuple[str, ...]:
+    """The processes of a run."""
+    replicas = {name: settings["replicas"] for name, settings in sections["roles"].items()}
+    return tuple(
+        name for role in (SHAPER, LEARNER, GENERATOR, REWARD) for name in role.processes(replicas.get(role.name, 1))
+    )
 
 
 def _blow(rng: Random, names: tuple[str, ...], until_s: float) -> Blow:

@@ -10,8 +10,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-from darts_async.shaper.durable.journal import JOURNAL_FILE
-from darts_async.shaper.ledger import LEDGER_FILE
+from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
 
 FILES = (JOURNAL_FILE, LEDGER_FILE)
 _SHORT_TAIL_BYTES = 2000

@@ -11,7 +11,7 @@ from darts_async.errors import NonsenseError, ProtocolError
 from darts_async.protocol import Message, PeerRefused, ProcessEnded
 from darts_async.simulation.chaos.lies import lie_instead_of
 from darts_async.simulation.chaos.world import Crash, Frame, World
-from darts_async.topology import LAUNCHER
+from darts_async.topology.roles import LAUNCHER, role_of
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.transport.codec import Payload
 from darts_async.transport.inbox import NOTHING_HEARD
@@ -166,7 +166,7 @@ class Process:
         """As `Runtime.refuse`."""
         is_honest = {(event.peer, event.incarnation), (self.name, self.incarnation)}.isdisjoint(self.world.liars)
         assert not is_honest, f"{event}, which is honest, is refused: {reason}"  # who is lied to may answer oddly
-        self.world.counts[f"nonsense refused by a {_role(self.name)}"] += 1
+        self.world.counts[f"nonsense refused by a {role_of(self.name)}"] += 1
         is_hub = self._plan[event.link][0] == self.name
         link = self.links[event.link]
         known = min(event.incarnation, link.sessions[event.peer].peer_incarnation)
@@ -219,7 +219,7 @@ class Process:
     def _lie(self, link: str, peer: str, message: Message) -> None:
         lie = lie_instead_of(message, self.world.rng)
         if lie is not None:
-            self.world.counts[f"nonsense told by a {_role(self.name)}"] += 1
+            self.world.counts[f"nonsense told by a {role_of(self.name)}"] += 1
             self.world.liars.add((self.name, self.incarnation))
             self.links[link].send(peer, lie)
 
@@ -300,10 +300,6 @@ class Process:
     def _go_on(self, script: Script) -> None:
         self._resume(script)
         self._poll()
-
-
-def _role(name: str) -> str:
-    return name.partition("/")[0]
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -5,6 +5,7 @@ from typing import Any
 from darts_async.protocol import Greet, RewardReady, SampleScored, Score, ScoreFailed
 from darts_async.simulation.chaos.process import Process, Script
 from darts_async.simulation.chaos.world import World
+from darts_async.topology.links import REWARDS_LINK
 from darts_async.transport import Event, Received
 
 STARTS_WITHIN_S = 0.2
@@ -42,13 +43,13 @@ class RewardProcess(Process):
 
     def _announce(self) -> None:
         if self._is_open and self._shaper is not None:
-            self.send("rewards", self._shaper, RewardReady(1))
+            self.send(REWARDS_LINK.name, self._shaper, RewardReady(1))
 
     def _score(self, peer: str, item: Score) -> Script:
         yield self.world.rng.uniform(0.0, SCORES_WITHIN_S)
         self.reach("reward.before_verdict")
         if self.world.chance(FAILED_SHARE):
-            self.send("rewards", peer, ScoreFailed(item.sample_id, "raised", "by chance"))
+            self.send(REWARDS_LINK.name, peer, ScoreFailed(item.sample_id, "raised", "by chance"))
         else:
             reward = float((item.sample_id * 2654435761 >> 7) % 2)
-            self.send("rewards", peer, SampleScored(item.sample_id, reward))
+            self.send(REWARDS_LINK.name, peer, SampleScored(item.sample_id, reward))

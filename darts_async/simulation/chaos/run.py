@@ -16,13 +16,15 @@ from darts_async.protocol import PeerRefused, ProcessEnded, RunFinished, TakeUpA
 from darts_async.shaper.durable import journal
 from darts_async.simulation.chaos.generator import GeneratorProcess
 from darts_async.simulation.chaos.learner import Checkpoint, Disk, LearnerProcess
-from darts_async.simulation.chaos.plan import Blow, ChaosPlan, config_of
+from darts_async.simulation.chaos.plan import Blow, ChaosPlan, config_of, process_names
 from darts_async.simulation.chaos.power import DiskOfShaper
 from darts_async.simulation.chaos.process import Process
 from darts_async.simulation.chaos.reward import RewardProcess
 from darts_async.simulation.chaos.shaper import ShaperProcess
 from darts_async.simulation.chaos.world import World
-from darts_async.topology import CHECKPOINTS_DIR, LAUNCHER, SHAPER_STATE_FILE
+from darts_async.topology.links import LINKS
+from darts_async.topology.roles import AGENT, GENERATOR, LAUNCHER, LEARNER, ROLES, SHAPER, judge_each_other, role_of
+from darts_async.topology.run_files import CHECKPOINTS_DIR, SHAPER_STATE_FILE
 from darts_async.transport import Event, Received
 
 NOTICED_WITHIN_S = 0.1
@@ -95,16 +97,12 @@ class _Run:
         self._run_dir = run_dir
         self._files = DiskOfShaper(run_dir, self.world.rng, self.world.counts)
         self._sets = _prompts(config.prompts.model_dump_json(), config.seed)
-        roles = config.roles
-        generators = [f"generator/{i}" for i in range(roles.generator.replicas)]
-        rewards = [f"reward/{i}" for i in range(roles.reward.replicas)]
-        self.names = ["shaper/0", "learner/0", *generators, *rewards]
+        self.names = list(process_names(plan.sections))
+        by_role = {role.name: tuple(n for n in self.names if role_of(n) is role) for role in (*ROLES, AGENT)}
         self.links = {
-            "generators": ("shaper/0", generators),
-            "rewards": ("shaper/0", rewards),
-            "learner": ("shaper/0", ["learner/0"]),
-            "weights": ("learner/0", generators),
-            LAUNCHER: (LAUNCHER, self.names),
+            link.name: (link.hub, [name for name in self.names if name in members])
+            for link in LINKS
+            if (members := link.members(by_role))
         }
         self._accusations = Accusations(self.links)
         self.launcher = _Launcher(self.world, 1, self.links, self._refused)
@@ -216,15 +214,15 @@ class _Run:
         if incarnation < present:
             return
         members_of = {member for hub, members in self.links.values() if hub == accuser for member in members}
-        may_judge = accused in members_of or {accuser, accused} == {"shaper/0", "learner/0"}
+        may_judge = accused in members_of or judge_each_other(accuser, accused)
         for name in (accused,) if may_judge else self._accusations.hear(accuser, accused, present):
             process = self._alive.get(name)
             if process is not None and not process.is_dead:
-                self.world.counts[f"{name.partition('/')[0]}s killed for nonsense"] += 1
+                self.world.counts[f"{role_of(name)}s killed for nonsense"] += 1
                 process.kill()
 
     def _start(self, name: str) -> None:
-        if self.world.is_full and name.startswith("shaper"):  # the launcher waits for room
+        if self.world.is_full and role_of(name) is SHAPER:  # the launcher waits for room
             self.world.at(self.world.full_until_s, functools.partial(self._start_again, self._life, name))
             return
         self.incarnations[name] += 1
@@ -233,8 +231,8 @@ class _Run:
         process.guarded(process.begin)
 
     def _make(self, name: str, incarnation: int) -> Process:
-        match name.partition("/")[0]:
-            case "shaper":
+        match role_of(name).name:
+            case SHAPER.name:
                 return ShaperProcess(
                     self.world,
                     name,
@@ -245,9 +243,9 @@ class _Run:
                     life=self._life,
                     disk=self._files,
                 )
-            case "learner":
+            case LEARNER.name:
                 return LearnerProcess(self.world, name, incarnation, self.links, self.disk)
-            case "generator":
+            case GENERATOR.name:
                 generator = GeneratorProcess(self.world, name, incarnation, self.links)
                 self.generators[name, incarnation] = generator
                 return generator
@@ -278,14 +276,14 @@ class _Run:
 
     def _stop(self) -> None:
         self.stop_reason = "stopped by the plan"
-        shaper = self._alive.get("shaper/0")
+        shaper = self._alive.get(SHAPER.first)
         if isinstance(shaper, ShaperProcess) and not shaper.is_dead:
             shaper.stop(self.stop_reason)
 
     def _notice_deaths(self) -> None:
         for name in [name for name, process in self._alive.items() if process.is_dead]:
             del self._alive[name]
-            self.kills[name.partition("/")[0]] += 1
+            self.kills[role_of(name).name] += 1
             noticed_s = self.world.rng.uniform(0.0, NOTICED_WITHIN_S)
             self.world.after(noticed_s, functools.partial(self._lost, self._life, name, self.incarnations[name]))
 
@@ -299,13 +297,13 @@ class _Run:
     def _start_again(self, life: int, name: str) -> None:
         if life != self._life:
             return
-        if self.stop_reason is not None and name.startswith("shaper"):
+        if self.stop_reason is not None and role_of(name) is SHAPER:
             self._resume("shapers that died while the run was stopping")  # which ends the run
             return
         self._start(name)
 
     def _where(self) -> str:
-        shaper = self._alive.get("shaper/0")
+        shaper = self._alive.get(SHAPER.first)
         gauges = shaper.actor.gauges() if isinstance(shaper, ShaperProcess) else None
         return f"{gauges}, checkpoints {[c.policy_version for c in self.disk.checkpoints]}"
 

@@ -11,7 +11,7 @@ from darts_async.simulation.chaos.power import DiskOfShaper
 from darts_async.simulation.chaos.process import Process, Script, finish
 from darts_async.simulation.chaos.world import Crash, World
 from darts_async.telemetry import BusyClock
-from darts_async.topology import RunPlan
+from darts_async.topology.plan import RunPlan
 from darts_async.trace import Trace
 from darts_async.transport import Event
 

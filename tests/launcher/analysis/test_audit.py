@@ -15,7 +15,6 @@ from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import sample_id_of
 from darts_async.shaper.durable.replayable_state import Head, Standing
 from darts_async.shaper.ledger import (
-    LEDGER_FILE,
     AnyRecord,
     BroughtForward,
     GroupDropped,
@@ -33,6 +32,7 @@ from darts_async.shaper.ledger import (
     scan_ledger,
 )
 from darts_async.shaper.state import ShaperState
+from darts_async.topology.run_files import LEDGER_FILE
 from darts_async.wire.encoding import encode
 from darts_async.wire.framing import frame
 from launcher.analysis.audit import Books, audit

@@ -8,21 +8,14 @@ from msgspec import structs
 
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
-from darts_async.topology import RunPlan
+from darts_async.topology.plan import RunPlan
+from darts_async.topology.run_files import EVENTS_FILE, METRICS_FILE, STATE_FILE
 from launcher.analysis.earlier_lives import held, read_past
 from launcher.lifecycle.lifecycle import Outcome
 from launcher.lifecycle.restarts import Restarts
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.run_dir.json_lines import Lines, whole_lines
-from launcher.run_dir.run_dir import (
-    EVENTS_FILE,
-    METRICS_FILE,
-    STATE_FILE,
-    RunRecord,
-    RunStatus,
-    read_record,
-    write_record,
-)
+from launcher.run_dir.run_dir import RunRecord, RunStatus, read_record, write_record
 from launcher.sinks.recorder import recorded
 
 ADDRESSES = link_addresses("127.0.0.1", range(7000, 7007))

@@ -12,7 +12,6 @@ from darts_async.protocol import SampleFinished, SampleScored, TokensDecoded, sa
 from darts_async.shaper.durable.journal import FoundJournal
 from darts_async.shaper.durable.replayable_state import Heard
 from darts_async.shaper.ledger import (
-    LEDGER_FILE,
     AnyRecord,
     GroupDropped,
     GroupOpened,
@@ -23,6 +22,7 @@ from darts_async.shaper.ledger import (
     StepCommitted,
     TakenBack,
 )
+from darts_async.topology.run_files import LEDGER_FILE
 from launcher.analysis import story
 from launcher.analysis.story import Subject, of_journal, parse_subject, read_story
 from launcher.commands.cli import app

@@ -14,12 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from darts_async.config import RunConfig
-from darts_async.topology import encode_plan
-from darts_async.trace import older_path
+from darts_async.topology.plan import encode_plan
+from darts_async.topology.run_files import CONTROL_SOCKET, older_path
 from launcher.analysis.earlier_lives import held
 from launcher.commands.cli import app
 from launcher.config_file import load_config
-from launcher.control.control_socket import MAX_REQUEST_BYTES, SOCKET_FILE, NotRunningError, ask, serving_requests
+from launcher.control.control_socket import MAX_REQUEST_BYTES, NotRunningError, ask, serving_requests
 from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
 from launcher.nodes.outputs import bound_outputs
 from launcher.plan.plan import link_addresses, plan_run
@@ -41,8 +41,8 @@ async def test_a_request_is_answered_and_the_socket_goes_with_the_server(tmp_pat
     async with serving_requests(run_dir, echo):
         for request in (GetStatus(), RestartProcess("generator/0"), StopRun("why")):
             assert await asyncio.to_thread(ask, run_dir, request) == Done(repr(request))
-        assert stat.S_ISSOCK((run_dir / SOCKET_FILE).stat().st_mode)
-    assert not (run_dir / SOCKET_FILE).exists()
+        assert stat.S_ISSOCK((run_dir / CONTROL_SOCKET).stat().st_mode)
+    assert not (run_dir / CONTROL_SOCKET).exists()
     with pytest.raises(NotRunningError, match="no launcher is running in"):
         ask(run_dir, GetStatus())
     assert len(os.listdir("/proc/self/fd")) == num_descriptors
@@ -50,7 +50,7 @@ async def test_a_request_is_answered_and_the_socket_goes_with_the_server(tmp_pat
 
 async def test_a_socket_that_a_killed_launcher_left_is_nobody_and_does_not_bar_the_next(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(tmp_path / SOCKET_FILE))
+        dead.bind(str(tmp_path / CONTROL_SOCKET))
     with pytest.raises(NotRunningError, match="no launcher is running in"):
         ask(tmp_path, GetStatus())
     async with serving_requests(tmp_path, echo):
@@ -71,7 +71,7 @@ async def test_a_socket_that_a_killed_launcher_left_is_nobody_and_does_not_bar_t
 )
 async def test_what_is_not_a_request_is_refused_and_harms_nobody(tmp_path: Path, line: bytes) -> None:
     async with serving_requests(tmp_path, echo):
-        reader, writer = await asyncio.open_unix_connection(str(tmp_path / SOCKET_FILE))
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / CONTROL_SOCKET))
         writer.write(line)
         async with asyncio.timeout(10):
             reply = json.loads(await reader.readline())
@@ -89,7 +89,7 @@ async def test_a_client_that_does_not_read_is_hung_up_on(tmp_path: Path, monkeyp
     monkeypatch.setattr("launcher.control.control_socket.REQUEST_TIMEOUT_S", 0.1)
     async with serving_requests(tmp_path, lambda request: Done("x" * (1 << 24))):
         with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(tmp_path / SOCKET_FILE))
+            client.connect(str(tmp_path / CONTROL_SOCKET))
             client.sendall(b'{"type": "GetStatus"}\n')
             end = select.poll()
             end.register(client, 0)  # and only the hang-up is told

@@ -13,7 +13,8 @@ import darts_async
 from darts_async.config import BackoffConfig, IntensityConfig, RestartConfig, RoleConfig, RolesConfig, RunConfig
 from darts_async.errors import NO_SPACE_EXIT_CODE, PERMANENT_EXIT_CODE, ConfigError
 from darts_async.protocol import ProcessStatus
-from darts_async.topology import RunPlan, decode_plan, encode_plan, file_stem, read_plan
+from darts_async.topology.plan import RunPlan, decode_plan, encode_plan, read_plan
+from darts_async.topology.run_files import file_stem
 from launcher.lifecycle.lifecycle import (
     NODE_COMES_UP_WITHIN_S,
     NOT_SERVING,
@@ -486,7 +487,7 @@ def test_the_plan_names_every_process_and_who_may_connect_to_whom() -> None:
         *("--run-dir", "/runs/a", "--name", "generator/1", "--incarnation", "1"),
     )
     assert spec.env["OMP_NUM_THREADS"] == spec.env["TORCH_NUM_THREADS"] == "3"
-    assert reports_per_step(plan) == {"shaper/0": 1, "learner/0": 2}
+    assert reports_per_step() == {"shaper/0": 1, "learner/0": 2}
 
 
 def test_the_plan_reads_back_as_it_was_written() -> None:

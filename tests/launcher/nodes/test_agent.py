@@ -16,9 +16,10 @@ import pytest
 
 import launcher.nodes.keeper
 from darts_async.config import RunConfig
-from darts_async.topology import ProcessSpec
+from darts_async.topology.plan import ProcessSpec
+from darts_async.topology.run_files import KEYS_DIR, NODES_DIR
 from darts_async.transport import create_run_keys
-from launcher.nodes.channel import Channel
+from darts_async.wire.channel import Channel
 from launcher.nodes.keeper import Keeper
 from launcher.nodes.node_messages import (
     EndNode,
@@ -33,12 +34,12 @@ from launcher.nodes.node_messages import (
     StopProcess,
     ToKeeper,
 )
-from launcher.nodes.node_record import NODES_DIR, NodeRecord, read_node_record
+from launcher.nodes.node_record import NodeRecord, read_node_record
 from launcher.nodes.supervisor import ProcessRecord, Supervisor
 from launcher.plan.plan import hub_addresses, plan_run
 from launcher.preflight.preflight import link_ports
 from launcher.run.links import Control, HeardOfNode, open_control
-from launcher.run_dir.run_dir import KEYS_DIR, create_run_dir, write_inputs
+from launcher.run_dir.run_dir import create_run_dir, write_inputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 

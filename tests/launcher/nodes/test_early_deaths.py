@@ -8,8 +8,8 @@ import yaml
 from typer.testing import CliRunner
 
 import launcher.commands.cli
+from darts_async.topology.run_files import NODES_DIR
 from launcher.nodes.keeper import AGENT_TRIES, Keeper
-from launcher.nodes.node_record import NODES_DIR
 from launcher.nodes.supervisor import Supervisor
 from launcher.run_dir.logs import last_lines
 from tests.support.kept import keep, prepared

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from darts_async.topology import ProcessSpec
+from darts_async.topology.plan import ProcessSpec
 from launcher.nodes.scratch import all_of, make_scratch, owner_of, remove_all, remove_scratch
 from launcher.nodes.supervisor import ProcessExit, Supervisor
 from launcher.run_dir.logs import last_lines
@@ -165,7 +165,7 @@ async def test_a_command_that_is_not_there_is_an_error(supervisor: Supervisor) -
 LAUNCHER = textwrap.dedent("""
     import asyncio, sys
     from pathlib import Path
-    from darts_async.topology import ProcessSpec
+    from darts_async.topology.plan import ProcessSpec
     from launcher.nodes.supervisor import Supervisor
 
     CHILD = "from darts_async.machine.lifetime import die_with_parent; die_with_parent(); print(1, flush=True); input()"

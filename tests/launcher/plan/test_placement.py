@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from darts_async.config import RunConfig
-from launcher.plan.placement import ROLES, PlacementError, Role, place_processes, role_config, role_names
+from darts_async.topology.roles import GENERATOR, LEARNER, REWARD, ROLES, SHAPER, Role
+from launcher.plan.placement import PlacementError, place_processes, role_config, role_names
 
 
 def run_config(nodes: dict[str, Any], **roles: dict[str, Any]) -> RunConfig:
@@ -38,44 +39,44 @@ def test_devices_are_given_out_from_the_lowest_number_and_the_first_node() -> No
     config = run_config(
         {"a": 4, "b": 4}, learner={"replicas": 2, "devices": 1}, generator={"replicas": 5, "devices": 1}
     )
-    assert places_of(config, "learner") == [("a", (0,)), ("a", (1,))]
-    assert places_of(config, "generator") == [("a", (2,)), ("a", (3,)), ("b", (0,)), ("b", (1,)), ("b", (2,))]
+    assert places_of(config, LEARNER) == [("a", (0,)), ("a", (1,))]
+    assert places_of(config, GENERATOR) == [("a", (2,)), ("a", (3,)), ("b", (0,)), ("b", (1,)), ("b", (2,))]
 
 
 def test_listed_devices_are_the_ones_given_out() -> None:
     config = run_config({"a": [7, 5, 2]}, learner={"devices": 1}, generator={"devices": 2})
-    assert places_of(config, "generator") == [("a", (2, 5))]
-    assert places_of(config, "learner") == [("a", (7,))]
+    assert places_of(config, GENERATOR) == [("a", (2, 5))]
+    assert places_of(config, LEARNER) == [("a", (7,))]
 
 
 def test_who_may_be_on_fewer_nodes_chooses_first() -> None:
     config = run_config({"a": 1, "b": 1}, learner={"devices": 1}, generator={"devices": 1, "nodes": ["a"]})
-    assert places_of(config, "generator") == [("a", (0,))]
-    assert places_of(config, "learner") == [("b", (0,))]
+    assert places_of(config, GENERATOR) == [("a", (0,))]
+    assert places_of(config, LEARNER) == [("b", (0,))]
 
 
 def test_who_takes_more_devices_chooses_first_so_that_they_are_neighbours() -> None:
     config = run_config({"a": 8}, learner={"replicas": 3, "devices": 1}, generator={"devices": 4})
-    assert places_of(config, "generator") == [("a", (0, 1, 2, 3))]
-    assert places_of(config, "learner") == [("a", (4,)), ("a", (5,)), ("a", (6,))]
+    assert places_of(config, GENERATOR) == [("a", (0, 1, 2, 3))]
+    assert places_of(config, LEARNER) == [("a", (4,)), ("a", (5,)), ("a", (6,))]
 
 
 def test_a_process_never_spans_nodes() -> None:
     config = run_config({"a": 3, "b": 2}, generator={"replicas": 2, "devices": 2}, learner={"devices": 1})
-    assert places_of(config, "generator") == [("a", (0, 1)), ("b", (0, 1))]
-    assert places_of(config, "learner") == [("a", (2,))]
+    assert places_of(config, GENERATOR) == [("a", (0, 1)), ("b", (0, 1))]
+    assert places_of(config, LEARNER) == [("a", (2,))]
 
 
 def test_processes_without_devices_go_round_their_nodes() -> None:
     config = run_config({"a": 0, "b": 0, "c": 0}, reward={"replicas": 4, "nodes": ["c", "b"]}, shaper={"nodes": ["c"]})
-    assert [node for node, _ in places_of(config, "reward")] == ["b", "c", "b", "c"]
-    assert places_of(config, "shaper") == [("c", ())]
+    assert [node for node, _ in places_of(config, REWARD)] == ["b", "c", "b", "c"]
+    assert places_of(config, SHAPER) == [("c", ())]
 
 
 def test_a_device_is_shared_only_when_both_roles_say_so() -> None:
     shares = {"devices": 1, "share_devices": True}
     both = run_config({"a": 1}, learner=shares, generator=shares)
-    assert places_of(both, "learner") == places_of(both, "generator") == [("a", (0,))]
+    assert places_of(both, LEARNER) == places_of(both, GENERATOR) == [("a", (0,))]
     for learner, generator in ((shares, {"devices": 1}), ({"devices": 1}, shares)):
         with pytest.raises(PlacementError):
             place_processes(run_config({"a": 1}, learner=learner, generator=generator))
@@ -84,8 +85,8 @@ def test_a_device_is_shared_only_when_both_roles_say_so() -> None:
 def test_an_unused_device_is_taken_before_one_is_shared() -> None:
     shares = {"devices": 1, "share_devices": True}
     config = run_config({"a": 1, "b": 1}, learner=shares, generator={**shares, "replicas": 2})
-    assert places_of(config, "learner") == [("a", (0,))]
-    assert places_of(config, "generator") == [("b", (0,)), ("a", (0,))]
+    assert places_of(config, LEARNER) == [("a", (0,))]
+    assert places_of(config, GENERATOR) == [("b", (0,)), ("a", (0,))]
 
 
 def test_a_role_never_shares_a_device_with_itself() -> None:

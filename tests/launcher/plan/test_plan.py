@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from darts_async.config import RunConfig
-from darts_async.topology import RunPlan, decode_plan, encode_plan
+from darts_async.topology.plan import RunPlan, decode_plan, encode_plan
 from launcher.plan.plan import hub_addresses, link_hubs, plan_run, reports_per_step
 
 GPU = {"devices": 1}
@@ -43,7 +43,7 @@ def test_ranks_meet_over_a_link_of_their_own_and_only_the_first_is_on_the_others
     assert ranks.link("weights").members == ("generator/0", "generator/1")
     assert {"learner/0", "learner/1", "learner/2"} < set(ranks.link("launcher").members)
     assert {"learner/1", "learner/2"} < set(ranks.endpoints())
-    assert reports_per_step(ranks) == {"shaper/0": 1, "learner/0": 2}
+    assert reports_per_step() == {"shaper/0": 1, "learner/0": 2}
 
 
 def test_one_rank_needs_no_link_among_ranks() -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from darts_async.config import RunConfig
-from darts_async.topology import RunPlan
+from darts_async.topology.plan import RunPlan
 from launcher.preflight.changed_settings import FIXED, changed, refuse_changes
 from launcher.problems import InputError
 from launcher.run_dir.run_dir import write_inputs

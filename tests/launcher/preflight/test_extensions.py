@@ -31,7 +31,10 @@ def test_the_quickstart_starts_no_child(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-def test_a_source_of_the_users_is_called_in_a_child_and_its_prompts_are_counted() -> None:
+def test_a_source_of_the_users_is_called_in_a_child_and_its_prompts_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "tests.fakes.sources", raising=False)
     config = config_of(prompts={"source": "tests.fakes.sources:numbered", "held_out": 2, "num_train": 9})
     assert check_prompts(config) == Found((), PromptCounts(9, 2, 0, 0))
     assert "tests.fakes.sources" not in sys.modules

@@ -120,7 +120,7 @@ def silenced_run() -> tuple[Run, Silenced]:
     other.running = tuple(view.rows)  # type: ignore[attr-defined]
     for row in view.rows.values():
         row.incarnation = 1
-    merger = StepMerger(reports_per_step(PLAN))
+    merger = StepMerger(reports_per_step())
     run = Run(PLAN, anything, anything, anything, course, view, anything, anything, 1.0, merger, anything, BOUNDARY)
     return run, other
 

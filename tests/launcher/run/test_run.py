@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 import launcher.commands.cli
 from darts_async.config import RunConfig
-from darts_async.topology import ProcessSpec, RunPlan, read_plan
+from darts_async.topology.plan import ProcessSpec, RunPlan, read_plan
+from darts_async.topology.run_files import KEYS_DIR
 from darts_async.transport import create_run_keys
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import PlainDisplay
@@ -29,7 +30,7 @@ from launcher.preflight.preflight import link_ports
 from launcher.progress.run_view import RunView
 from launcher.run.links import open_control
 from launcher.run.run import run
-from launcher.run_dir.run_dir import KEYS_DIR, create_run_dir, read_record, write_inputs, write_summary
+from launcher.run_dir.run_dir import create_run_dir, read_record, write_inputs, write_summary
 from tests import ROOT
 
 LIMITS = Limits(finish_s=10.0, stop_s=10.0, grace_s=0.2)

@@ -28,9 +28,9 @@ from darts_async.shaper.durable.replayable_state import (
     WentDown,
 )
 from darts_async.shaper.ledger import GroupOpened, LedgerWriter, VersionSeen, read_ledger
-from darts_async.shaper.state import LAUNCHER, Incoming, Phase, ShaperState, Snapshot
-from darts_async.shaper.training import LEARNER
+from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
 from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.topology.roles import LAUNCHER, LEARNER
 from darts_async.wire.framing import HEAD_BYTES, frame
 from launcher.analysis.audit import Books, audit
 from tests.shaper.test_state import RULES
@@ -176,7 +176,7 @@ class MortalWorld(World):
         super().absorb(outputs)
         self._depth -= 1
         if self._depth == 0 and self._rng.random() < 0.2:
-            for peer in (LAUNCHER, LEARNER):
+            for peer in (LAUNCHER, LEARNER.first):
                 super().absorb(self.state.take(Confirmed(self.now_s, peer)))
 
     def _come_back(self, unacknowledged: dict[str, Incoming]) -> None:
@@ -187,7 +187,7 @@ class MortalWorld(World):
             generator.inbox.clear()
         self.absorb(list(self.state.standing.reports))
         self.absorb(self.state.take(Restarted(self.now_s)))
-        for peer in (*self.generators, "reward/0", LEARNER):
+        for peer in (*self.generators, "reward/0", LEARNER.first):
             outputs = self.state.peer_up(peer, 1, self.now_s)
             if peer in unacknowledged:
                 outputs += self.state.handle(peer, unacknowledged[peer], self.now_s)
@@ -329,7 +329,7 @@ def test_the_share_of_a_checkpoint_is_sent_again_until_the_learner_has_it() -> N
         standing = world.state.standing
         standing.take(Confirmed(world.now_s, LAUNCHER))
         assert all(isinstance(report.message, ShaperSnapshot) for report in standing.reports)
-        standing.take(Confirmed(world.now_s, LEARNER))
+        standing.take(Confirmed(world.now_s, LEARNER.first))
         assert standing.reports == []
         world.state.close()
         assert world.state.phase is Phase.TRAINING

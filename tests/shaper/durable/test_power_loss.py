@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from darts_async.config import RunConfig
 from darts_async.protocol import CatchUp, Greet, LearnerReady, ShaperSnapshot, TrainGroup, VersionSaved
-from darts_async.shaper.durable.journal import JOURNAL_FILE, FoundJournal, Journal, read_journal
+from darts_async.shaper.durable.journal import FoundJournal, Journal, read_journal
 from darts_async.shaper.durable.recovery import NewestCheckpoint, TakenUp, newest_checkpoint, take_up_again
 from darts_async.shaper.durable.replayable_state import Standing
-from darts_async.shaper.ledger import LEDGER_FILE, BroughtForward, LedgerWriter, TakenBack, scan_ledger
+from darts_async.shaper.ledger import BroughtForward, LedgerWriter, TakenBack, scan_ledger
 from darts_async.shaper.state import Phase
-from darts_async.shaper.training import LEARNER
-from darts_async.topology import CHECKPOINTS_DIR, SHAPER_STATE_FILE
+from darts_async.topology.roles import LEARNER
+from darts_async.topology.run_files import CHECKPOINTS_DIR, JOURNAL_FILE, LEDGER_FILE, SHAPER_STATE_FILE
 from darts_async.wire.framing import HEAD_BYTES, read_frames
 from launcher.analysis.audit import Books, audit
 from tests.shaper.durable.test_journal import MortalWorld, Process
@@ -65,8 +65,8 @@ class PoweredWorld(MortalWorld):
             case Greet() if self.saved:
                 state = self.checkpoint(self.saved).read_bytes()
                 consumed = [group_id for groups in self.history[: self.saved] for group_id in groups]
-                self.feed(LEARNER, LearnerReady(self.version, state, max(consumed) + 1))
-                self.feed(LEARNER, VersionSaved(self.saved, self.oldest_kept))
+                self.feed(LEARNER.first, LearnerReady(self.version, state, max(consumed) + 1))
+                self.feed(LEARNER.first, VersionSaved(self.saved, self.oldest_kept))
             case _:
                 super()._tell_learner(message)
 
@@ -86,7 +86,7 @@ class PoweredWorld(MortalWorld):
         self.step_groups, self.to_judge, self.to_launcher = [], deque(), []
         self.generators = {name: FakeGenerator(incarnation=10 * self.life) for name in self.generators}
         self.absorb(found.outputs)
-        for peer in (*self.generators, "reward/0", LEARNER):
+        for peer in (*self.generators, "reward/0", LEARNER.first):
             self.absorb(self.state.peer_up(peer, 10 * self.life, self.now_s))
         self.num_decoded = process.work.totals.num_tokens_received
         return found
@@ -279,8 +279,8 @@ def test_a_run_that_starts_over_is_taken_up_from_the_journal_of_before_wherever_
     process.standing, _ = take_up_files(process, 2)
     shutil.rmtree(tmp_path / "run" / CHECKPOINTS_DIR)
     num_records = len(boundaries(ledger)) - 1
-    process.peer_up(LEARNER, 11, 50.0)
-    process.handle(LEARNER, LearnerReady(version), 51.0)
+    process.peer_up(LEARNER.first, 11, 50.0)
+    process.handle(LEARNER.first, LearnerReady(version), 51.0)
     for generator in world.generators:
         process.peer_up(generator, 11, 52.0)
     process.close()
@@ -303,8 +303,8 @@ def test_sums_end_where_a_learner_is_that_takes_steps_again(tmp_path: Path) -> N
     standing, _ = take_up_files(process, 2)
     process.standing = standing
     num_steps = process.num_steps
-    process.peer_up(LEARNER, 11, 50.0)
-    process.handle(LEARNER, LearnerReady(2), 51.0)
+    process.peer_up(LEARNER.first, 11, 50.0)
+    process.handle(LEARNER.first, LearnerReady(2), 51.0)
     assert process.training.taken.position == 2 < num_steps
     process._journal.begin(process.standing.to_head(process._ledger.num_bytes))
     process.close()

@@ -15,7 +15,7 @@ from darts_async.shaper.estimates.patience import LEAST_S
 from darts_async.shaper.group import Stage
 from darts_async.shaper.process import stop_tokens_of
 from darts_async.shaper.state import TOLD_WITHIN_S, Phase
-from darts_async.shaper.training import LEARNER
+from darts_async.topology.roles import LEARNER
 from tests.shaper.world import World, world_config
 
 STOP = 7
@@ -151,7 +151,7 @@ def at_the_end_with_one_generator() -> World:
     world.absorb(world.state.restarted(world.now_s))
     other = world.generators.pop("generator/1")
     other.running = dict.fromkeys(list(other.running)[:1], 5)
-    for peer in ("generator/0", "reward/0", LEARNER):
+    for peer in ("generator/0", "reward/0", LEARNER.first):
         world.absorb(world.state.peer_up(peer, 1, world.now_s))
     while world.moves():
         move, *arguments = rng.choice(world.moves())

@@ -21,9 +21,9 @@ from darts_async.shaper.durable.replayable_state import (
 )
 from darts_async.shaper.estimates.patience import LEAST_S
 from darts_async.shaper.ledger import LearnerRewound, Position, RunReopened, StepCommitted
-from darts_async.shaper.state import LAUNCHER, Phase, ShaperState, Snapshot
-from darts_async.shaper.training import LEARNER
+from darts_async.shaper.state import Phase, ShaperState, Snapshot
 from darts_async.shaper.workload import Send
+from darts_async.topology.roles import LAUNCHER, LEARNER
 from launcher.analysis.audit import Books, audit
 from tests.shaper.world import World, prompts, world_config
 
@@ -83,8 +83,8 @@ def test_the_surviving_history_trains_every_step_with_exactly_its_groups(seed: i
         elif chance < 0.025:
             world.die(rng.choice(sorted(world.generators)))
         elif chance < 0.03:  # the link of the learner is down for a while
-            world.absorb(world.state.peer_lost(LEARNER, world.now_s, is_gone=False))
-            world.absorb(world.state.peer_up(LEARNER, world.learner, world.now_s))
+            world.absorb(world.state.peer_lost(LEARNER.first, world.now_s, is_gone=False))
+            world.absorb(world.state.peer_up(LEARNER.first, world.learner, world.now_s))
         elif chance < 0.04:
             world.save()
         else:
@@ -188,7 +188,7 @@ def test_a_learner_has_saved_no_more_than_it_has_taken() -> None:
     taken = world.state.training.taken
     position = taken.position
     assert position < 3 == taken.num_steps
-    world.absorb(world.state.handle(LEARNER, VersionSaved(3, 3), world.now_s))
+    world.absorb(world.state.handle(LEARNER.first, VersionSaved(3, 3), world.now_s))
     world.state.validate()
     assert taken.durable == taken.oldest_kept == position
 
@@ -208,8 +208,8 @@ def test_no_step_is_undone_while_a_generator_decodes_under_its_version() -> None
 def comes_back(world: World, version: int) -> list[Send]:
     """What the launcher is told of a learner at this version that the boundary lets through."""
     message = LearnerReady(version)
-    assert world.boundary.refusal(world.state, LEARNER, message) is None
-    outputs = world.state.handle(LEARNER, message, world.now_s)
+    assert world.boundary.refusal(world.state, LEARNER.first, message) is None
+    outputs = world.state.handle(LEARNER.first, message, world.now_s)
     return [output for output in outputs if isinstance(output, Send) and isinstance(output.message, TakeUpAgain)]
 
 
@@ -225,13 +225,13 @@ def test_a_run_starts_over_inside_a_life_only_before_any_generator_can_have_a_ve
     assert taken_up is not None
     standing.start_over(LearnerReady(2), taken_up, world.now_s)
     standing.take(Reopened(world.now_s, 2))
-    standing.take(CameUp(world.now_s, LEARNER, 5))
+    standing.take(CameUp(world.now_s, LEARNER.first, 5))
     if has_begun:
-        standing.take(Heard(world.now_s, LEARNER, 5, 0, LearnerReady(2)))
-        standing.take(WentDown(world.now_s, LEARNER, True))
-        standing.take(CameUp(world.now_s, LEARNER, 6))
+        standing.take(Heard(world.now_s, LEARNER.first, 5, 0, LearnerReady(2)))
+        standing.take(WentDown(world.now_s, LEARNER.first, True))
+        standing.take(CameUp(world.now_s, LEARNER.first, 6))
     assert standing.state.work.generators.newest_version == -1
-    outputs = standing.take(Heard(world.now_s, LEARNER, 5 + has_begun, 0, LearnerReady(1)))
+    outputs = standing.take(Heard(world.now_s, LEARNER.first, 5 + has_begun, 0, LearnerReady(1)))
     to_launcher = [type(output.message) for output in outputs if isinstance(output, Send) and output.peer == LAUNCHER]
     assert to_launcher == ([TakeUpAgain] if has_begun else [])
     assert standing.state.num_steps == (2 if has_begun else 1)
@@ -243,7 +243,7 @@ def test_what_a_life_gives_to_its_learner_for_a_checkpoint_is_not_for_that_of_th
     """It may start over, and come to the same version by other groups."""
     standing = Standing(lambda snapshot: World(world_config()).make_state())
     told = Send(LAUNCHER, StepCompleted(0, {}))
-    standing.reports = [Send(LEARNER, ShaperSnapshot(3, b"")), told]
+    standing.reports = [Send(LEARNER.first, ShaperSnapshot(3, b"")), told]
     standing.take(Reopened(0.0, 2))
     assert standing.reports == [told]
 
@@ -287,12 +287,12 @@ def test_no_group_is_cut_while_the_learner_catches_up(is_behind: bool) -> None:
 
 def test_checkpoints_of_another_run_are_refused() -> None:
     world = World(world_config())
-    reason = world.boundary.refusal(world.state, LEARNER, LearnerReady(3))
+    reason = world.boundary.refusal(world.state, LEARNER.first, LearnerReady(3))
     assert reason is not None
     assert "its checkpoints are of another run" in reason
     assert reason.endswith("darts-launch resume --from-checkpoint runs/it"), "the advice can be copied"
     with pytest.raises(DataError, match="its checkpoints are of another run"):
-        world.state.handle(LEARNER, LearnerReady(3), world.now_s)
+        world.state.handle(LEARNER.first, LearnerReady(3), world.now_s)
 
 
 def test_a_run_is_finished_when_its_last_step_is_in_a_checkpoint() -> None:
@@ -320,7 +320,7 @@ def test_a_run_that_ended_and_whose_end_was_not_noted_ends_again_when_the_learne
         world.absorb(world.state.peer_up(peer, 5, world.now_s))
     assert world.state.phase is Phase.EVALUATING_AFTER, "the learner may have lost its last checkpoint"
     world.floor = -1
-    world.absorb(world.state.peer_up(LEARNER, 5, world.now_s))
+    world.absorb(world.state.peer_up(LEARNER.first, 5, world.now_s))
     assert world.floor == 2, "it has had a word"
     assert world.state.phase is Phase.FINISHED
     assert world.finished.tokens_by_fate == first.tokens_by_fate
@@ -336,8 +336,8 @@ def test_a_version_that_a_generator_has_said_to_use_is_the_floor() -> None:
         play(world, rng)
     world.learn(tells=False)
     world.apply("generator/0")
-    outputs = world.state.handle(LEARNER, LearnerReady(1), world.now_s)
-    assert Send(LEARNER, CatchUp(2, 2)) in outputs
+    outputs = world.state.handle(LEARNER.first, LearnerReady(1), world.now_s)
+    assert Send(LEARNER.first, CatchUp(2, 2)) in outputs
     assert world.state.num_steps == 1
 
 

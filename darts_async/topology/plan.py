@@ -1,9 +1,7 @@
-"""Who runs and who talks to whom: the resolved plan of a run, written once and read by every process.
+"""The resolved plan of a run, written once and read by every process.
 
-A *link* is one socket bound by its hub; only its members may connect, and nobody else learns the address. A
-process finds in `plan.json`, by its own name, the links that it binds and those that it connects to, so
-addresses are decided in one place and never guessed. Names are `role/number` (`generator/0`); the launcher
-is `launcher`, and on each node its hand there is `agent/NODE`.
+A process finds in the plan, by its own name, the links that it binds and those that it connects to, so addresses are
+decided in one place and never guessed.
 """
 
 from pathlib import Path
@@ -11,25 +9,8 @@ from pathlib import Path
 import msgspec
 
 from darts_async.errors import ConfigError
-
-LAUNCHER = "launcher"
-"""Name of the launcher on its link."""
-
-AGENTS_LINK = "agents"
-"""Name of the link between the launcher and the agents of the nodes."""
-
-PLAN_FILE = "plan.json"
-"""The plan's file in the run directory."""
-
-CONFIG_FILE = "config.yaml"
-"""The resolved settings in the run directory."""
-
-
-CHECKPOINTS_DIR = "checkpoints"
-"""The learner's checkpoints in the run directory."""
-
-SHAPER_STATE_FILE = "shaper.state"
-"""What the shaper knew, in a checkpoint."""
+from darts_async.topology.roles import LAUNCHER, agent_name
+from darts_async.topology.run_files import PLAN_FILE
 
 
 class LinkPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,13 +89,3 @@ def read_plan(run_dir: Path) -> RunPlan:
         return decode_plan(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{run_dir} is not a run directory: no {PLAN_FILE} ({error.strerror})") from error
-
-
-def agent_name(node: str) -> str:
-    """What the agent of a node is called."""
-    return f"agent/{node}"
-
-
-def file_stem(process_name: str) -> str:
-    """A process name as part of a file name: `generator/0` -> `generator-0`."""
-    return process_name.replace("/", "-")

@@ -1,0 +1,79 @@
+"""The table of the links: who talks to whom, and what is said.
+
+A *link* is one socket bound by its hub; only its members may connect, and no other process learns the address.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from darts_async.protocol import (
+    GeneratorToLearner,
+    GeneratorToShaper,
+    GeneratorToWorker,
+    LauncherToProcess,
+    LeaderToRank,
+    LearnerToGenerator,
+    LearnerToShaper,
+    ProcessToLauncher,
+    RankToLeader,
+    RewardToShaper,
+    ShaperToGenerator,
+    ShaperToLearner,
+    ShaperToReward,
+    WorkerToGenerator,
+)
+from darts_async.topology.roles import AGENT, GENERATOR, LAUNCHER, LEARNER, REWARD, ROLES, SHAPER, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Who binds it, who may connect, and the union of the messages in each direction.
+
+    >>> GENERATORS_LINK.members({"generator": ("generator/0", "generator/1")})
+    ('generator/0', 'generator/1')
+    """
+
+    name: str
+    hub: str
+    """The process that binds it."""
+    roles: tuple[Role, ...]
+    """Those of its members. A link without them is in no plan: its hub makes it by itself."""
+    hub_sends: Any
+    member_sends: Any
+    first: int = 0
+    end: int | None = None
+    """Of the processes of these roles those from number `first` on and before `end` are members."""
+
+    def members(self, names: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+        """Its members in a run that has these processes, by the name of their role."""
+        return tuple(name for role in self.roles for name in names[role.name][self.first : self.end])
+
+
+LINKS: Final[tuple[Link, ...]] = (
+    GENERATORS_LINK := Link("generators", SHAPER.first, (GENERATOR,), ShaperToGenerator, GeneratorToShaper),
+    REWARDS_LINK := Link("rewards", SHAPER.first, (REWARD,), ShaperToReward, RewardToShaper),
+    LEARNER_LINK := Link("learner", SHAPER.first, (LEARNER,), ShaperToLearner, LearnerToShaper, end=1),
+    WEIGHTS_LINK := Link("weights", LEARNER.first, (GENERATOR,), LearnerToGenerator, GeneratorToLearner),
+    LAUNCHER_LINK := Link("launcher", LAUNCHER, ROLES, LauncherToProcess, ProcessToLauncher),
+    # What launcher and agents say is the launcher's own: see its `node_messages`.
+    AGENTS_LINK := Link("agents", LAUNCHER, (AGENT,), None, None),
+    RANKS_LINK := Link("ranks", LEARNER.first, (LEARNER,), LeaderToRank, RankToLeader, first=1),
+    WORKERS_LINK := Link("workers", f"{GENERATOR.name}/*", (), GeneratorToWorker, WorkerToGenerator),
+)
+"""In the order of their ports."""
+
+_BY_NAME: Final = {link.name: link for link in LINKS}
+
+
+def link_named(name: str) -> Link:
+    """The link of that name. Raises `KeyError`."""
+    return _BY_NAME[name]
+
+
+@functools.cache
+def link_between(hub: str, member: Role) -> Link:
+    """The link that a hub binds for the processes of a role. Raises `ValueError` if there is none."""
+    [link] = (link for link in LINKS if link.hub == hub and member in link.roles)
+    return link
