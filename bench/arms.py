@@ -48,9 +48,9 @@ COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], float], str]] = {
     "p99": (lambda s: s["after"]["length_p99"], ".0f"),
     "seconds": (lambda s: s["duration_s"], ".0f"),
     "decoded, k tokens": (lambda s: s["tokens"]["decoded"] / 1000, ".0f"),
-    "trained": (lambda s: s["tokens"]["by_fate"]["trained"] / s["tokens"]["decoded"], ".0%"),
-    "cancelled": (lambda s: s["tokens"]["by_fate"]["cancelled"] / s["tokens"]["decoded"], ".0%"),
-    "filtered": (lambda s: s["tokens"]["by_fate"]["filtered"] / s["tokens"]["decoded"], ".0%"),
+    "trained": (lambda s: s["tokens"]["by_outcome"]["trained"] / s["tokens"]["decoded"], ".0%"),
+    "cancelled": (lambda s: s["tokens"]["by_outcome"]["cancelled"] / s["tokens"]["decoded"], ".0%"),
+    "filtered": (lambda s: s["tokens"]["by_outcome"]["filtered"] / s["tokens"]["decoded"], ".0%"),
 }
 
 

@@ -44,7 +44,7 @@ class Tally:
     runs: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    fates: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
     staleness: Counter[int] = field(default_factory=Counter)
     virtual_s: float = 0.0
     failures: dict[int, str] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Tally:
             (self.runs, other.runs),
             (self.kills, other.kills),
             (self.faults, other.faults),
-            (self.fates, other.fates),
+            (self.outcomes, other.outcomes),
         ):
             mine.update(theirs)
         self.staleness.update(other.staleness)
@@ -90,11 +90,13 @@ def judged_run(seed: int) -> ChaosReport:
 
 def _unexplained(report: ChaosReport, books: Books) -> Iterator[Finding]:
     """What the end of the run says otherwise, and what is gone though no file has lost anything."""
-    fates = Counter(books.brought.samples_by_fate) + Counter(record.fate for record in books.ended())
-    for fate in fates.keys() | report.finished.samples_by_fate.keys():
-        told = report.finished.samples_by_fate.get(fate, 0)
-        if fates[fate] != told:
-            yield Finding(f"samples that have {fate}, by the ledger and by the end of the run", (fates[fate], told))
+    outcomes = Counter(books.brought.samples_by_outcome) + Counter(record.outcome for record in books.ended())
+    for outcome in outcomes.keys() | report.finished.samples_by_outcome.keys():
+        told = report.finished.samples_by_outcome.get(outcome, 0)
+        if outcomes[outcome] != told:
+            yield Finding(
+                f"samples that have {outcome}, by the ledger and by the end of the run", (outcomes[outcome], told)
+            )
     is_damaged = any(name.startswith((JOURNAL_FILE, LEDGER_FILE, "checkpoints")) for name in report.faults)
     if books.before is not None and not is_damaged:
         yield Finding("groups of which the ledger has only the sums", tuple(range(books.brought.next_group_id)))
@@ -117,7 +119,7 @@ def run_many(seeds: range) -> Tally:
         tally.runs["stopped early" if report.is_stopped else "to the last step"] += 1
         tally.kills.update(report.kills)
         tally.faults.update(report.faults)
-        tally.fates.update(report.finished.samples_by_fate)
+        tally.outcomes.update(report.finished.samples_by_outcome)
         tally.staleness.update(report.finished.tokens_by_staleness)
         tally.virtual_s += report.duration_s
     return tally
@@ -172,8 +174,8 @@ def table(arguments: argparse.Namespace, tally: Tally, wall_s: float) -> str:
         "",
         f"{tally.runs.total():,} runs: {tally.runs['to the last step']:,} to the last step, "
         f"{tally.runs['stopped early']:,} stopped early on purpose, **{tally.runs['failed']:,} failed**.",
-        f"{sum(tally.fates.values()):,} samples drawn, each ended once: "
-        + ", ".join(f"{n:,} {fate}" for fate, n in sorted(tally.fates.items()))
+        f"{sum(tally.outcomes.values()):,} samples drawn, each ended once: "
+        + ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(tally.outcomes.items()))
         + ".",
         "Trained tokens by how many versions old they were: "
         + ", ".join(f"{age}: {n:,}" for age, n in sorted(tally.staleness.items()))

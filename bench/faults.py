@@ -13,7 +13,7 @@ exit code 1.
 
 Between the kills come hardships, of which each run gets some in turn: see `bench.hardships`. What must hold after them
 is what holds without: the run goes to its last step, its audit finds nothing, and every token that an engine has
-decoded and that the shaper still knows of has one fate. Tokens whose records went with the ends of files are neither
+decoded and that the shaper still knows of has one outcome. Tokens whose records went with the ends of files are neither
 among those decoded nor among those accounted for. The lines of steps of such files may be gone from `metrics.jsonl`.
 
 With the embedded engine a run of the same seed without kills goes before each, and their models are compared.
@@ -196,8 +196,8 @@ def finished(run: LaunchedRun, results: Results) -> dict[str, Any]:
     code = run.end()
     assert code == 0 or is_finished(run), f"exit code {code}: {run.output[-2000:]}"
     summary = run.assert_clean()
-    results.num_samples += sum(summary["samples_by_fate"].values())
-    results.num_trained += summary["samples_by_fate"]["trained"]
+    results.num_samples += sum(summary["samples_by_outcome"].values())
+    results.num_trained += summary["samples_by_outcome"]["trained"]
     results.of_ended_early += summary["tokens"]["of_ended_early"]
     return summary
 

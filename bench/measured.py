@@ -66,7 +66,7 @@ class Measured(Struct, frozen=True):
     """From the shaper's word until the generator had freed the slot, median and 99th percentile; None if it asked for
     none."""
     processes: dict[str, Use]
-    tokens_by_fate: dict[str, int]
+    tokens_by_outcome: dict[str, int]
     """Of the whole run."""
     reward: float
     """Mean of the trained samples."""
@@ -154,7 +154,7 @@ def measure(run_dir: Path, skip_steps: int) -> Measured:
             for name, each in lives.items()
             if name != LAUNCHER
         },
-        tokens_by_fate=_tokens_by_fate(summary),
+        tokens_by_outcome=_tokens_by_outcome(summary),
         reward=fmean(_values(metrics, "reward/mean")),
     )
 
@@ -202,6 +202,6 @@ def _use(name: str, lives: Sequence[Life], since_s: float, until_s: float, num_s
     )
 
 
-def _tokens_by_fate(summary: Mapping[str, Any]) -> dict[str, int]:
+def _tokens_by_outcome(summary: Mapping[str, Any]) -> dict[str, int]:
     tokens = summary["tokens"]
-    return {} if tokens is None else {**tokens["by_fate"], "evaluated": tokens["evaluated"]}
+    return {} if tokens is None else {**tokens["by_outcome"], "evaluated": tokens["evaluated"]}

@@ -11,7 +11,7 @@ from darts_async.generator.embedded.engine import EmbeddedEngine, load_embedded_
 from darts_async.models.location import load_tokenizer
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import Generate, SamplingParams
-from darts_async.shaper.workload import sample_seed
+from darts_async.shaper.open_work import sample_seed
 
 Judge = Callable[[str, str, bool], float]
 """The reward of a response, by its text, the answer, and whether the model ended it."""

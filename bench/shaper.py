@@ -47,8 +47,9 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.boundary import Boundary
 from darts_async.shaper.ledger import LedgerWriter, SampleEnded
-from darts_async.shaper.state import Incoming, Phase, ShaperState
-from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.shaper.outbox import Forget, Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import Incoming, ShaperState
 from darts_async.simulation import LognormalWorkload, TraceWorkload, Workload, simulate
 from darts_async.topology.roles import LEARNER
 from darts_async.topology.run_files import LEDGER_FILE
@@ -109,7 +110,7 @@ class Cluster:
         self.num_ended = 0
         self.spent_s = self.checking_s = self.recording_s = 0.0
         self.num_events = 0
-        self._boundary = Boundary(config, Path("runs") / config.name)
+        self._boundary = Boundary(config, ledger.path.parent)
         self.num_tokens = 0
         self._groups_per_step = groups_per_step
         self._version = 0
@@ -123,7 +124,7 @@ class Cluster:
         for peer in (*self._running, REWARD, LEARNER.first):
             self._absorb(self.state.peer_up(peer, 1, 0.0))
             self._deliver()
-        assert self.state.phase is Phase.TRAINING
+        assert self.state.phase is RunPhase.TRAINING
 
     @property
     def num_in_flight(self) -> int:
@@ -173,7 +174,7 @@ class Cluster:
         assert refusal is None, refusal
         outputs = self.state.handle(peer, message, 0.0)
         handled_s = time.process_time()
-        records = [output for output in outputs if not isinstance(output, Send | Forget)]
+        records = [output for output in outputs if not isinstance(output, SendTo | Forget)]
         if records:
             self.ledger.append(records)
         self.checking_s += checked_s - begin_s
@@ -185,7 +186,7 @@ class Cluster:
 
     def _absorb(self, outputs: list[Output]) -> None:
         for output in outputs:
-            if isinstance(output, Send):
+            if isinstance(output, SendTo):
                 self._answer(output.peer, output.message)
 
     def _answer(self, peer: str, message: object) -> None:

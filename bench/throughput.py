@@ -177,10 +177,12 @@ def report(results: Results, arguments: argparse.Namespace) -> str:
     for title, (of, style) in ROWS.items():
         values = [cell([of(each) for each in runs], style) for runs in results.values()]
         lines.append(f"| {title} | {' | '.join(values)} |")
-    fates = dict.fromkeys(fate for runs in results.values() for each in runs for fate in each.tokens_by_fate)
-    for fate in fates:
-        shares = [fate_share(runs, fate) for runs in results.values()]
-        lines.append(f"| tokens {fate}, of the whole run | {' | '.join(shares)} |")
+    outcomes = dict.fromkeys(
+        outcome for runs in results.values() for each in runs for outcome in each.tokens_by_outcome
+    )
+    for outcome in outcomes:
+        shares = [outcome_share(runs, outcome) for runs in results.values()]
+        lines.append(f"| tokens {outcome}, of the whole run | {' | '.join(shares)} |")
     for name, runs in results.items():
         lines += ["", f"## {name}: the last run, by process", "", *by_process(runs[-1].processes)]
     return "\n".join(lines) + "\n"
@@ -191,9 +193,11 @@ def cell(values: Sequence[float], style: str) -> str:
     return "-" if any(map(math.isnan, values)) else spread(values, style)
 
 
-def fate_share(runs: Sequence[Measured], fate: str) -> str:
+def outcome_share(runs: Sequence[Measured], outcome: str) -> str:
     """Of all tokens of a run."""
-    return spread([each.tokens_by_fate.get(fate, 0) / sum(each.tokens_by_fate.values()) for each in runs], ".1%")
+    return spread(
+        [each.tokens_by_outcome.get(outcome, 0) / sum(each.tokens_by_outcome.values()) for each in runs], ".1%"
+    )
 
 
 def by_process(processes: Mapping[str, Any]) -> list[str]:

@@ -48,7 +48,7 @@ def tokens_decoded(num_samples: int = 64, tokens_each: int = 4) -> TokensDecoded
 
 
 def score(num_tokens: int = 1024) -> Score:
-    """A response that is to be judged: 4 KB."""
+    """A response that is to be scored: 4 KB."""
     return Score(0, "prompt", "answer", "{}", np.arange(num_tokens, dtype=np.int32), "stop")
 
 

@@ -5,8 +5,8 @@ that to all others. But a hub that is wrong is not mended by restarting its memb
 restarts are used up. So the members of the link vote:
 
 - the hub is restarted when more than half of the members of one link have accused the same incarnation of it;
-- a member that accuses alone is restarted: it takes nothing from this incarnation of the hub any more, and if it was
-  right, its next incarnation will see the same.
+- as long as they are fewer, each that accuses is restarted: it takes nothing from this incarnation of the hub any more,
+  and if it was right, its next incarnation will see the same.
 
 The only member of a link is both, so hub and member are restarted: the word of one is as good as that of the other, and
 one that lies uses up restarts of its own.
@@ -45,7 +45,8 @@ class Accusations:
             case = self._cases[hub] = _Case(incarnation)
         case.accusers.add(member)
         is_wrong = any(self._is_majority(case, members) for head, members in self._links if head == hub)
-        return ((hub,) if is_wrong else ()) + ((member,) if case.accusers == {member} else ())
+        is_alone = case.accusers == {member}
+        return ((hub,) if is_wrong else ()) + ((member,) if is_alone or not is_wrong else ())
 
     def _is_majority(self, case: _Case, members: Collection[str]) -> bool:
         return 2 * len(case.accusers.intersection(members)) > len(members)

@@ -167,8 +167,11 @@ def _import_complaint(module_name: str, error: BaseException) -> str:
 
 
 def _check_signature(found: Extension, where: str, expected: str, kind: Kind) -> None:
-    if inspect.iscoroutinefunction(found):
+    called = found if inspect.isroutine(found) else type(found).__call__
+    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
         raise ExtensionError(f"{where}, which is a coroutine function, and none can be awaited; {expected}")
+    if kind is not PROMPTS and inspect.isgeneratorfunction(called):
+        raise ExtensionError(f"{where}, which is a generator function: it must return its result; {expected}")
     try:
         signature = inspect.signature(found)
     except ValueError:  # written in C, without a signature: the first call will tell

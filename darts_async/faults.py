@@ -1,6 +1,6 @@
 """Faults on purpose: processes that die, hang or fail at named points, and links that lose, delay, repeat and reorder.
 
-    DARTS_FAULTS="crash generator.before_flush:3, freeze reward.before_verdict:2@reward/1, stall generator.step:40"
+    DARTS_FAULTS="crash generator.before_flush:3, freeze reward.before_reply:2@reward/1, stall generator.step:40"
     DARTS_FAULTS="drop *:0.05, delay generators:0.1:0.3, duplicate rewards:0.1, reorder learner:0.1, cut weights:20:3"
 
 At a point, at its n-th passing (`:n`, from 1, which is also what is meant where it is left out):
@@ -48,7 +48,7 @@ REACHED = (
     "generator.after_swap",  # and are in use, and nobody has been told
     "generator.before_applied",  # and the shaper has been told, and not the learner
     "reward.before_score",  # an item has arrived
-    "reward.before_verdict",  # it is judged, and the verdict is not sent
+    "reward.before_reply",  # it is scored, and the reward is not sent
     "shaper.before_record",  # decided, and not on record: not in the journal, which comes first
     "shaper.before_ledger",  # in the journal, and not in the ledger
     "shaper.before_send",  # on record, and not sent

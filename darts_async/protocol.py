@@ -179,7 +179,7 @@ GeneratorToShaper = GeneratorReady | TokensDecoded | SampleFinished | SampleCanc
 
 
 class Score(Message, frozen=True):
-    """Judge one finished response."""
+    """Score one finished response."""
 
     sample_id: int
     prompt: str
@@ -575,17 +575,17 @@ class RewardFailed(Message, frozen=True):
 
 
 class RunFinished(Message, frozen=True):
-    """The shaper has nothing left to do. The fates must add up to what the generators' last `ProcessStatus`
+    """The shaper has nothing left to do. The outcomes must add up to what the generators' last `ProcessStatus`
     count by themselves: that is the check on the whole bookkeeping. Of a generator that was killed there is no last
     count; what came of it is in `tokens_by_generator`, {name: {incarnation: tokens}}."""
 
     reason: str
-    tokens_by_fate: dict[str, int]
-    samples_by_fate: dict[str, int]
+    tokens_by_outcome: dict[str, int]
+    samples_by_outcome: dict[str, int]
     tokens_by_staleness: dict[int, int]
     num_steps: int
     tokens_by_generator: dict[str, dict[int, int]] = {}
-    num_rewards: int = 0  # responses that were judged, those without a result among them
+    num_rewards: int = 0  # responses that were scored, those without a result among them
     failed_rewards: dict[str, int] = {}  # by the kind of the failure
     first_failures: dict[str, str] = {}  # what was said at the first one of each kind
 

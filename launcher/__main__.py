@@ -1,9 +1,8 @@
-"""`darts-launch`, which is `python -m launcher` too.
+"""The entry point of `darts-launch` and `python -m launcher`.
 
-This file imports nothing that takes time. While the rest is imported a Ctrl-C ends the process as the system does it,
-with nothing to tell: nothing has been started. `python -m` puts the directory of the caller first on the path, where a
-`structlog.py` may lie that is none of ours; it is taken off again. Where it is the directory of our own sources, the
-processes of a run have to find these too.
+This file has no slow imports. While the other modules are imported, a Ctrl-C ends the process without a traceback.
+`python -m` puts the caller's directory first on the path, where a foreign `structlog.py` may be, so it is removed. If
+it holds our own sources, the processes of a run need it too.
 """
 
 import os
@@ -28,8 +27,8 @@ def main() -> None:
 
 
 def _open_what_is_closed() -> None:
-    """Give a standard stream that is closed (`>&-`) the null device, before a file of ours takes its number: whatever
-    is printed would land in that file."""
+    """Give a closed standard stream (`>&-`) the null device. Otherwise one of our files would get its number, and all
+    that is printed."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

@@ -1,12 +1,11 @@
-"""The YAML file of a run, as a typed configuration, or everything that is wrong with it.
+"""Reads the YAML file of a run as a typed configuration, or reports all of its problems.
 
-The text is parsed once into nodes, which know their lines; the plain values made of them are validated by
-`RunConfig`. So a message can name the line of a setting even though the validator never saw the file. Two
-rules of YAML 1.1 that surprise are changed: a key that stands twice is an error (the parser would let the
-last one win), and `5e-4` is a number (the parser would make it a text).
+The text is parsed once into nodes, which know their lines. `RunConfig` validates their values. So a message can name
+the line of a setting. Two surprising rules of YAML 1.1 are changed: a repeated key is an error (in YAML the last one
+wins), and `5e-4` is a number (in YAML it is a text).
 
-A file is small, and stays so when its aliases are written out: a few lines of aliases of aliases may stand for more
-values than any machine holds, so they are counted before they are followed.
+A few lines of aliases of aliases may mean more values than a machine can hold, so values are counted before aliases are
+expanded.
 """
 
 import datetime
@@ -25,13 +24,12 @@ from launcher.field_names import OURS
 from launcher.problems import InputError, Problem, shown
 
 MAX_FILE_BYTES = 256 << 10
-"""The longest file that is read; one with every setting has a twentieth of that. The parser needs a
-second and more for it."""
+"""Size limit of a file. A file with every setting has a twentieth of it; the parser needs over a second for it."""
 MAX_VALUES = 100_000
-"""The most values of a file, aliases written out."""
+"""Most values of a file, with aliases expanded."""
 
 _MAX_DIGITS = 100
-"""Of a whole number, underscores and colons among them."""
+"""Length limit of a whole number, including underscores and colons."""
 
 _MAX_SUGGESTIONS = 6
 
@@ -40,12 +38,11 @@ Place = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with numbers such as `5e-4`, and without what no setting can hold: whole numbers of more than 64
-    bits (Python could not even show one of thousands of digits), and texts with a null character, which is the end of a
-    text for the system."""
+    """The safe loader, which also reads numbers such as `5e-4`. It refuses values that no setting can hold: whole
+    numbers of more than 64 bits, and texts with a null character."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """Raises `ConstructorError` for one of more than 64 bits."""
+        """Raises `ConstructorError` for a number of more than 64 bits."""
         is_short = len(node.value) <= _MAX_DIGITS
         value = super().construct_yaml_int(node) if is_short else None
         if value is None or not -(1 << 63) <= value < 1 << 63:
@@ -53,7 +50,7 @@ class _Loader(yaml.SafeLoader):
         return int(value)
 
     def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
-        """Raises `ConstructorError` for one with a null character."""
+        """Raises `ConstructorError` for a text with a null character."""
         if "\0" in node.value:
             raise yaml.constructor.ConstructorError(None, None, "a text with a null character", node.start_mark)
         return str(super().construct_yaml_str(node))
@@ -110,7 +107,7 @@ def _missing_file(path: Path) -> Problem:
 
 
 def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Place, int], tuple[Problem, ...]]:
-    """Values, the line of each place, and the keys that stand twice."""
+    """Values, the line of each place, and a problem for each repeated key."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -127,20 +124,20 @@ def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Place, int], tup
     except yaml.YAMLError as error:
         raise InputError(path, (_syntax_problem(error),)) from error
     except RecursionError as error:  # an alias inside its own anchor, or hundreds of brackets
-        raise InputError(path, (Problem("", "is nested without end", fix="write values out"),)) from error
+        raise InputError(path, (Problem("", "is nested too deeply", fix="write values out"),)) from error
     return data, places, repeated
 
 
 def _values(loader: _Loader, node: yaml.Node, path: Path) -> Any:
     try:
         return loader.construct_document(node)
-    except ValueError as error:  # a date that is none, a number with thousands of digits
+    except ValueError as error:  # an invalid date, a number with thousands of digits
         raise InputError(path, (Problem("", f"holds a value that cannot be read: {error}"),)) from error
 
 
 def _too_many_values(root: yaml.Node) -> Problem | None:
-    """The innermost value that stands for too many once aliases are written out. The parser has one node for an alias
-    and its anchor, so each is counted once, and a node within itself never (`RecursionError`)."""
+    """The innermost value that holds too many values once aliases are expanded. The parser has one node for an alias
+    and its anchor, so each is counted once. A node within itself raises `RecursionError`."""
     counts: dict[int, int] = {}
 
     def count(node: yaml.Node) -> yaml.Node | None:
@@ -156,9 +153,7 @@ def _too_many_values(root: yaml.Node) -> Problem | None:
     if culprit is None:
         return None
     line, fix = culprit.start_mark.line + 1, "write fewer aliases (`*name`) of aliases"
-    return Problem(
-        "", f"stands for more than {MAX_VALUES:,} values once its aliases are written out", fix=fix, line=line
-    )
+    return Problem("", f"holds more than {MAX_VALUES:,} values once its aliases are expanded", fix=fix, line=line)
 
 
 def _inner(node: yaml.Node) -> list[yaml.Node]:
@@ -181,14 +176,14 @@ def _places(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
 
 
 def _repeated(node: yaml.Node, place: Place) -> Iterator[Problem]:
-    """A problem for each key that stands twice in one mapping."""
+    """A problem for each repeated key of a mapping."""
     if not isinstance(node, yaml.MappingNode):
         return
     first: dict[str, int] = {}
     for key, value in node.value:
         name, line = str(key.value), key.start_mark.line + 1
         if name in first:
-            message = f"this key stands twice, the first time on line {first[name]}"
+            message = f"this key is repeated; it is first on line {first[name]}"
             yield Problem(_dotted((*place, name)), message, fix="remove one of them", line=line)
         first.setdefault(name, line)
         yield from _repeated(value, (*place, name))
@@ -256,8 +251,8 @@ def _type_fix(details: ErrorDetails) -> str | None:
 
 
 def _suggestion(place: Place, value: Any) -> str:
-    """What the key or those below it are called here, the nearest key of that section, the same key in another one, or
-    the keys there are."""
+    """Our name of the key or of those below it, the nearest key of that section, the same key in another section, or a
+    list of keys."""
     section = _section(place[:-1])
     key = str(place[-1])
     if key in OURS:
@@ -275,7 +270,7 @@ def _suggestion(place: Place, value: Any) -> str:
 
 
 def _keys(value: Any) -> Iterator[str]:
-    """All keys of a value, the inner ones too."""
+    """All keys of a value, including nested ones."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)

@@ -1,4 +1,4 @@
-"""What settings are called in TRL, verl, prime-rl and others, and where they are here: for `did you mean`."""
+"""Names of settings in TRL, verl, prime-rl and others, from which errors suggest ours."""
 
 from typing import Final
 
@@ -57,6 +57,6 @@ FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "evaluation.every_steps": ("eval_steps", "test_freq", "eval_interval"),
     "runs_dir": ("output_dir", "default_local_dir"),
 }
-"""{our setting: names of it elsewhere}"""
+"""{our setting: its names elsewhere}"""
 
 OURS: Final = {theirs: ours for ours, names in FIELD_NAMES.items() for theirs in names}

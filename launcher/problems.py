@@ -1,4 +1,4 @@
-"""What is wrong with a user's input: collected, never one at a time, and shown as one screen."""
+"""Problems with a user's input: all of them are collected and shown as one screen."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,10 @@ _MAX_VALUE_CHARS = 60
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake: where it stands, what stands there, and what to do about it."""
+    """One mistake: its place, the value there, and how to fix it."""
 
     place: str
-    """Dotted path of the setting; empty where the whole file is meant."""
+    """Dotted path of the setting; empty for the complete file."""
     message: str
     """What is wrong, or what was expected."""
     value: str | None = None
@@ -26,9 +26,9 @@ class Problem:
     line: int | None = None
     """Line in the file, counted from 1."""
     here: bool = False
-    """The file is right, and this machine stands in the way: nothing that only shows or checks the file fails by it."""
+    """This machine is the problem and not the file, so verbs that only check or show the file do not fail."""
     is_hint: bool = False
-    """Nothing fails by it."""
+    """Only a hint, with which a run can start."""
 
 
 class InputError(ConfigError):
@@ -45,7 +45,7 @@ class InputError(ConfigError):
 
 
 def shown(value: object) -> str:
-    """A value as it is shown: on one line, and not too long."""
+    """A value as a short text on one line."""
     text = repr(value)
     return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."
 
@@ -60,13 +60,13 @@ def problem_screen(error: InputError) -> Group:
 
 
 def missing_screen(file: Path, problems: tuple[Problem, ...]) -> Group:
-    """What keeps a valid file from being run on this machine."""
-    title = Text.assemble(("! ", "yellow"), (str(file), "bold"), " is valid, but could not be run here as things are:")
+    """Why this machine cannot run a valid file."""
+    title = Text.assemble(("! ", "yellow"), (str(file), "bold"), " is valid, but cannot be run on this machine:")
     return Group(title, *(Padding(_problem_text(problem), (1, 0, 0, 2)) for problem in problems), "")
 
 
 def hint_screen(file: Path, problems: tuple[Problem, ...]) -> Group:
-    """What is worth knowing about a file that can be run."""
+    """Hints about a file that can be run."""
     title = Text.assemble(("! ", "yellow"), (str(file), "bold"), " can be run, but:")
     return Group(title, *(Padding(_problem_text(problem), (1, 0, 0, 2)) for problem in problems), "")
 

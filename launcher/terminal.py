@@ -1,11 +1,10 @@
-"""What goes to a terminal: nothing else in the package writes to one.
+"""Writes to the terminal safely. No other module writes to it.
 
-Much of what is shown was written by others: by a model, a data set, an exception of a library. A terminal takes some
-characters for commands (move the cursor, set the title, clear the screen), and some change what a reader sees without
-being seen (the direction of text, zero width). So every such character is shown as its escape, `\\u001b`, and square
-brackets are never markup.
+Texts may come from a model, a data set or a library. Some characters are commands to a terminal (move the cursor, set
+the title, clear the screen), and some invisibly change what a reader sees (the direction of text, zero width). Each of
+them is shown as an escape, `\\u001b`. Square brackets are never markup.
 
-What the encoding of the terminal lacks becomes a sign that it has, or an escape: a screen never fails by a check mark.
+A character that the terminal's encoding lacks is replaced by another sign or an escape, and never causes an error.
 """
 
 import codecs
@@ -22,7 +21,7 @@ from rich.text import Text
 _HIDDEN = frozenset(["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"])
 """Categories of Unicode: control, format (direction, zero width), surrogate, private, unassigned, separators."""
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-"""Letters and marks that show nothing."""
+"""Invisible letters and marks."""
 _LAYOUT = frozenset("\n\t")
 _ERRORS = "darts-launch"
 _ASCII = {
@@ -30,12 +29,11 @@ _ASCII = {
     **dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True)),
     **dict(zip("▏▎▍▌▋▊▉", "...----", strict=True)),
 }
-"""Our own signs, for a terminal that knows no other characters."""
+"""Replacements of our own signs for a terminal with ASCII only."""
 
 
 def printable(text: str) -> str:
-    """The text with every character that a terminal may obey or hide replaced by its escape, as JSON writes it; ends of
-    lines and tabs stay."""
+    """The text with every command or invisible character replaced by its JSON escape, except line ends and tabs."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(character) if _is_hidden(character) else character for character in text)
@@ -60,29 +58,29 @@ codecs.register_error(_ERRORS, _stand_ins)
 
 
 def accept_any_text() -> None:
-    """Have standard output and standard error take what their encoding lacks. Called once, at the start."""
+    """Make standard output and standard error accept characters that their encoding lacks. Called once."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_ERRORS)
 
 
 def show_traceback(error: Exception) -> None:
-    """To standard error: an error that is ours, whose message may hold the text of others."""
+    """Print an unexpected error to standard error. Its message may hold unsafe text."""
     sys.stderr.write(printable("".join(traceback.format_exception(error))))
 
 
 class Screen(Console):
-    """A console on which all text is printable, and none is markup."""
+    """A console on which all text is printable and none is markup."""
 
     def __init__(self, *, stderr: bool = False, file: TextIO | None = None) -> None:
         super().__init__(stderr=stderr, file=file, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """A text before it is measured, so that tables are as wide as what they show."""
+        """Make a text printable before it is measured, so that tables get the right width."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """What is drawn; commands to the terminal are rich's own alone."""
+        """Make all text printable; only rich's own commands reach the terminal."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
@@ -94,7 +92,7 @@ def write_line(text: str) -> None:
 
 
 def write_json(data: bytes) -> None:
-    """A JSON value, in ASCII, on a line: any reader gets the same text from it."""
+    """A JSON value in ASCII on one line, which any encoding can carry."""
     text = data.decode()
     sys.stdout.write("".join(each if each.isascii() and each.isprintable() else _escaped(each) for each in text) + "\n")
     sys.stdout.flush()

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 from hypothesis import settings
 
-from launcher.nodes.scratch import make_scratch, remove_scratch
+from launcher.nodes.scratch import Scratch
 from tests.support.leaks import MARK, Belongings, belongings, left_since
 
 settings.register_profile("untimed", deadline=None)
@@ -58,7 +58,7 @@ def _own_place(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_of_a_module_is_left(request: pytest.FixtureRequest) -> Generator[None]:
     before = belongings()
-    if not request.module.__name__.startswith("tests.test_vllm"):
+    if not request.module.__name__.startswith("tests.generator.vllm"):
         yield
         _assert_nothing_is_left(before)
         return
@@ -73,11 +73,11 @@ def _nothing_of_a_module_is_left(request: pytest.FixtureRequest) -> Generator[No
 @contextlib.contextmanager
 def _scratch() -> Generator[None]:
     """vLLM leaves the files of its sockets behind, however it ends: in a run the supervisor removes them."""
-    outside, scratch = tempfile.gettempdir(), make_scratch("vllm in a test")
-    _put_temporary_files(scratch)
+    outside, scratch = tempfile.gettempdir(), Scratch.make("vllm in a test")
+    _put_temporary_files(scratch.path)
     yield
     _put_temporary_files(Path(outside))
-    remove_scratch(scratch)
+    scratch.remove()
 
 
 def _put_temporary_files(directory: Path) -> None:

@@ -17,6 +17,11 @@ def good(*, prompt, response, answer, metadata, finish_reason): return 1.0
 def takes_all(**fields): return 1.0
 def partial(prompt, response): return 0.0
 async def later(**fields): return 0.0
+def in_parts(**fields): yield 0.0
+async def later_in_parts(**fields): yield 0.0
+class Later:
+    async def __call__(self, **fields): return 0.0
+later_instance = Later()
 class Callable:
     def __call__(self, prompt, response, answer, metadata, finish_reason, extra=1): return 0.5
 instance = Callable()
@@ -48,6 +53,9 @@ def test_any_callable_of_the_right_shape_is_taken(user_module: str, name: str, r
         ("constant", "is a int and cannot be called"),
         ("partial", r"takes \(prompt, response\): .* it is called as partial\(prompt=, response=, answer=, metadata="),
         ("later", "is a coroutine function"),
+        ("later_instance", "is a coroutine function"),
+        ("in_parts", "is a generator function: it must return its result"),
+        ("later_in_parts", "is a coroutine function"),
     ],
 )
 def test_what_cannot_be_called_is_refused(user_module: str, function: str, message: str) -> None:

@@ -21,7 +21,7 @@ def test_every_point_is_passed_somewhere_and_nothing_else_is() -> None:
 
 
 def test_a_fault_is_for_one_process_or_for_each() -> None:
-    text = "crash generator.before_flush:3, freeze reward.before_verdict@reward/1,stall generator.step:40@generator/0"
+    text = "crash generator.before_flush:3, freeze reward.before_reply@reward/1,stall generator.step:40@generator/0"
     assert parse_faults(text, "generator/0")[0] == {
         "generator.before_flush": {3: "crash"},
         "generator.step": {40: "stall"},
@@ -29,7 +29,7 @@ def test_a_fault_is_for_one_process_or_for_each() -> None:
     assert parse_faults(text, "generator/1")[0] == {"generator.before_flush": {3: "crash"}}
     assert parse_faults(text, "reward/1")[0] == {
         "generator.before_flush": {3: "crash"},
-        "reward.before_verdict": {1: "freeze"},
+        "reward.before_reply": {1: "freeze"},
     }
     assert parse_faults("", "reward/1") == ({}, ())
 

@@ -235,7 +235,7 @@ def test_arrows_lead_from_the_shaper_through_generator_and_reward_back_and_into_
     shaper.instants = [told("placed", 1.0, sample=7), told("trained", 5.0, sample=7), told("shipped", 5.0, group=2)]
     shaper.instants.append(told("shipped", 5.5, group=1))
     generator.instants = [told("started", 2.0, sample=7), told("finished", 3.0, sample=7)]
-    reward.instants = [told("judged", 4.0, sample=7), told("judged", 8.5, sample=9)]
+    reward.instants = [told("scored", 4.0, sample=7), told("scored", 8.5, sample=9)]
     learner = life(1, 0.0, 9.0, Span("train", 6.0, 7.0, 1.0, True, {"groups": [1, 2]}))
     lives = {"shaper/0": shaper, "generator/0": generator, "reward/0": reward, "learner/0": learner}
     events = [
@@ -305,8 +305,8 @@ def test_the_verb_writes_json_and_shows_the_time_of_every_process(tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--since", "5000"], "nothing happened from 5000 s on"),
-        (["--since", "2", "--until", "1"], "the first is the smaller one"),
+        (["--since", "5000"], "nothing happened between 5000 s"),
+        (["--since", "2", "--until", "1"], "--since must be smaller"),
         (["--out", "/nowhere/out.json"], "/nowhere/out.json cannot be written: No such file or directory"),
     ],
 )

@@ -23,7 +23,7 @@ from darts_async.quickstart.task import ChainPrompt, make_prompts, verify
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Judged samples, a row per prompt."""
+    """Scored samples, a row per prompt."""
 
     k: NDArray[np.int64]  # [num_prompts]
     lengths: NDArray[np.int64]  # [num_prompts, num_samples], tokens
@@ -63,7 +63,7 @@ def evaluate(
     greedy: bool = False,
     seed: int = 0,
 ) -> Samples:
-    """Sample held-out prompts with the model in a directory and judge them."""
+    """Sample held-out prompts with the model in a directory and score them."""
     model = AutoModelForCausalLM.from_pretrained(model_path)
     tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
     prompts = sorted(make_prompts(0, num_prompts, seed)[1], key=lambda prompt: prompt.k)
@@ -127,7 +127,7 @@ def _sample(
     lengths = np.where(finished, ended.argmax(1) + 1, responses.shape[1])
     texts = tokenizer.decode_batch([list(row[:length]) for row, length in zip(responses, lengths, strict=True)])
     answers = [prompt.answer for prompt in prompts for _ in range(num_samples)]
-    rewards = np.array([verify(*judged) for judged in zip(texts, answers, finished.tolist(), strict=True)])
+    rewards = np.array([verify(*scored) for scored in zip(texts, answers, finished.tolist(), strict=True)])
     shape = (len(prompts), num_samples)
     k = np.array([prompt.k for prompt in prompts])
     return Samples(k, lengths.reshape(shape), rewards.reshape(shape), finished.reshape(shape))

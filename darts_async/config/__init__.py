@@ -1,7 +1,7 @@
-"""Every setting of a run: frozen, typed, unknown keys refused; one docstring per field.
+"""Every setting of a run. Sections are frozen and typed, refuse unknown keys, and have one docstring per field.
 
-A process reads the resolved file that the launcher wrote; nothing else configures it. Bounds that follow from
-settings are properties of `RunConfig`, with their proof, so that no two places can disagree about them.
+A process is configured only by the resolved file that the launcher wrote. A bound that follows from settings is a
+property of `RunConfig`, with its proof.
 """
 
 from darts_async.config.generator import GeneratorConfig, ScriptConfig, VllmConfig

@@ -1,4 +1,4 @@
-"""The inference engine."""
+"""Settings of the generators (inference workers) and their engines."""
 
 from typing import Annotated, Self
 
@@ -10,7 +10,7 @@ from darts_async.extensions import ENGINE
 
 
 class ScriptConfig(Section):
-    """The scripted engine: how long responses are, and how long a decode step takes."""
+    """The scripted engine draws response lengths and models the time of a decode step; it has no model."""
 
     median_tokens: Annotated[float, Field(gt=0)] = 100.0
     """Median response length of the lognormal distribution."""
@@ -23,51 +23,51 @@ class ScriptConfig(Section):
     token_latency_s: Annotated[float, Field(ge=0)] = 0.001
     """Time per decode step with one sample in the batch."""
     batch_for_double_latency: Annotated[float, Field(gt=0)] = 64.0
-    """A decode step of b samples takes token_latency_s * (1 + b / this)."""
+    """Batch size that doubles the time of a step: b samples take token_latency_s * (1 + b / this)."""
     update_stall_s: Annotated[float, Field(ge=0)] = 0.0
     """Pause at each weight update."""
 
 
 class VllmConfig(Section):
-    """The engine vLLM."""
+    """Settings of the vLLM engine."""
 
     tensor_parallel_size: Positive = 1
-    """GPUs that one generator spreads its model over."""
+    """GPUs over which one generator shards its model."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of each GPU's memory for weights, activations and keys and values. CPUs ignore it."""
+    """Share of each GPU's memory for weights, activations and the KV cache. Ignored on CPUs."""
     kv_cache_bytes: Positive | None = None
-    """Memory for keys and values on each GPU, or on the CPU. Without it: what `gpu_memory_utilization` leaves; on CPUs
-    what the slots need."""
+    """Memory of the KV cache on each GPU, or on the CPU. Default: what `gpu_memory_utilization` leaves; on CPUs, what
+    the slots need."""
     kv_tokens_per_sample: Positive | None = None
-    """Tokens to expect of prompt and response: so many slots are offered as fit into the memory for keys and values,
-    `num_slots` at most. Without it `max_context_tokens`: nothing is ever computed twice. A smaller number lets more
-    samples decode at once where few are long; when they do not fit, vLLM takes some out and computes them again."""
+    """Expected tokens of a prompt and its response. The number of slots is what then fits into the KV cache, and at
+    most `num_slots`. Default: `max_context_tokens`, with which vLLM never preempts a sample. A smaller number decodes
+    more samples at once; vLLM preempts and recomputes some when they do not fit."""
     block_size: Positive | None = None
-    """Tokens in a block of keys and values; only whole blocks of a prompt are shared within a group. Without it vLLM's
-    own: 16 on GPUs, 128 on CPUs."""
+    """Tokens in a block of the KV cache. A group shares only complete blocks of its prompt. Default: that of vLLM, 16
+    on GPUs and 128 on CPUs."""
     max_num_batched_tokens: Positive | None = None
-    """Prompt and response tokens in one step, at most: `num_slots` or more. Without it vLLM's own; on CPUs 4096, and
-    never less than `max_context_tokens`."""
+    """Most prompt and response tokens in one step; at least `num_slots`. Default: that of vLLM; on CPUs 4096, or
+    `max_context_tokens` if that is more."""
     enforce_eager: bool = False
-    """Do without compiled kernels and CUDA graphs: starts sooner, decodes slower. On CPUs always so."""
+    """Use neither compiled kernels nor CUDA graphs: the engine starts sooner and decodes slower. Always so on CPUs."""
     start_deadline_s: Seconds = 600.0
     """A start that takes longer has failed."""
     step_deadline_s: Seconds = 120.0
-    """An engine that brings no token and answers no call for so long is taken for dead."""
+    """An engine that yields no token and answers no call for this long counts as dead."""
 
 
 class GeneratorConfig(Section):
-    """The inference engine."""
+    """Settings of the generators (inference workers)."""
 
     engine: Annotated[str, named(ENGINE)] = "embedded"
-    """`embedded`: continuous batching on CPUs. `vllm`: vLLM on GPUs or CPUs. `scripted`: seeded lengths at a modelled
-    speed, no model. `module:name`: an engine of yours."""
+    """`embedded`: continuous batching on CPUs. `vllm`: vLLM on GPUs or CPUs. `scripted`: no model, but seeded lengths
+    at a modelled speed. `module:name`: an engine of yours."""
     num_slots: Positive = 64
-    """Samples decoded at once by one generator."""
+    """Samples that one generator decodes at once."""
     max_queued: NonNegative = 16
-    """Samples that may wait in a generator for a slot, so that a freed one is never idle."""
+    """Samples that may wait in a generator for a slot, so that a freed slot is never idle."""
     max_context_tokens: Positive = 1024
-    """Prompt and response together."""
+    """Most tokens of a prompt and its response together."""
     flush_every_steps: Positive = 4
     """Engine steps whose tokens are sent in one message."""
     vllm: VllmConfig = VllmConfig()
@@ -90,7 +90,7 @@ class GeneratorConfig(Section):
         limit = self.vllm.max_num_batched_tokens
         if self.capabilities.has_workers and limit is not None and limit < self.num_slots:
             raise ValueError(
-                f"generator.vllm.max_num_batched_tokens is {limit}, but a step brings a token for each of "
-                f"generator.num_slots {self.num_slots}: leave it out, or give {self.num_slots} or more"
+                f"generator.vllm.max_num_batched_tokens is {limit}, but a step decodes one token for each of the "
+                f"{self.num_slots} generator.num_slots: leave it out, or set at least {self.num_slots}"
             )
         return self

@@ -1,4 +1,4 @@
-"""Optimisation."""
+"""Settings of the learner (trainer): optimiser, batches, checkpoints."""
 
 from typing import Annotated, Literal, Self
 
@@ -14,76 +14,75 @@ class LoraConfig(Section):
     rank: Positive = 16
     """Rows of A."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
-    """What B A is multiplied with, times the rank."""
+    """B A is scaled by alpha / rank."""
     target_modules: tuple[str, ...] = Field((), strict=False)
-    """Linear layers that get an adapter, by the ends of their names; all but the output head if empty."""
+    """Linear layers that get an adapter, given by the ends of their names. Empty: all but the output head."""
 
 
 class LearnerScriptConfig(Section):
-    """A learner that takes the time that accelerators would, and learns nothing: see `learner.scripted`."""
+    """A scripted learner takes the time that accelerators would take, and trains nothing: see `learner.scripted`."""
 
     token_s: Annotated[float, Field(ge=0)] = 0.0
-    """Forward and backward pass of one token of a response, by all ranks together."""
+    """Time of the forward and backward pass of one response token, by all ranks together."""
     step_s: Annotated[float, Field(ge=0)] = 0.0
-    """Optimiser step."""
+    """Time of an optimiser step."""
     broadcast_s: Annotated[float, Field(ge=0)] = 0.0
-    """From the step until the weights begin to go out: what broadcasting a large model takes longer."""
+    """Delay between the step and the start of the broadcast: the extra time that a large model would take."""
 
 
 class LearnerConfig(Section):
-    """Optimisation."""
+    """Settings of the learner (trainer)."""
 
     steps: Positive = 100
     """Optimiser steps of the run."""
     groups_per_step: Positive = 16
     """Groups in the gradient of one step (B)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    """Peak rate of AdamW."""
+    """Peak learning rate of AdamW."""
     warmup_steps: NonNegative = 0
-    """Steps over which the rate rises linearly."""
+    """Steps over which the learning rate rises linearly."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate goes on from there until the last step."""
+    """Schedule of the learning rate from the warm-up to the last step."""
     final_rate_share: Fraction = 0.0
-    """`linear`, `cosine`: the rate behind the last step, as a share of the peak rate."""
+    """`linear`, `cosine`: the learning rate after the last step, as a share of the peak."""
     betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
     """Decay rates of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this norm."""
+    """Gradients are clipped to this norm."""
     max_skipped_steps: Positive = 5
-    """A step whose loss or gradient is not finite is skipped; after so many in a row the run fails, with the batch of
-    the last one saved in the run directory."""
+    """A step whose loss or gradient is not finite is skipped. After this many in a row the run fails and saves the last
+    batch in the run directory."""
     loss: LossConfig = LossConfig()
     lora: LoraConfig | None = None
-    """Train adapters instead of the model, which takes the extra `lora`, less memory, and about ten times the rate. The
-    others see none of it: weights are merged when they are published or saved."""
+    """Train low-rank adapters instead of the model. This needs the extra `lora`, takes less memory, and wants about ten
+    times the learning rate. Published and saved weights are merged."""
     tokens_per_micro_batch: Positive = 8192
-    """Packed tokens in one forward and backward pass; small groups that have come meanwhile go together."""
+    """Packed tokens in one forward and backward pass. Small groups that have arrived share a pass."""
     share_prompts: bool = True
-    """Compute a prompt once for all of its samples in a pass, and not once for each."""
+    """Compute a prompt once for all of its samples in a pass, instead of once for each sample."""
     activation_checkpointing: bool = False
-    """Keep only the inputs of each layer and compute it again on the way back: less memory, a third more work."""
+    """Keep only the inputs of each layer, and recompute the rest in the backward pass: less memory, more work."""
     compile: bool = False
-    """Compile the model's layers with `torch.compile`, for a GPU: fewer and larger kernels, and less time between them,
-    for about a minute of compiling at the first steps."""
+    """Compile the model's layers with `torch.compile`, for a GPU: faster steps after about a minute of compiling."""
     checkpoint_every: Positive = 50
-    """Steps between checkpoints; one is always written at the end. A learner that dies takes the steps since the last
-    one again."""
+    """Steps between checkpoints. The last step always writes one. A learner that dies repeats the steps since the last
+    checkpoint."""
     keep_checkpoints: Positive = 2
-    """Older checkpoints are removed. If the newest one is damaged, training goes on from the one before. For this the
-    shaper keeps the groups of all steps since the oldest one in memory: 12 bytes per trained token, of at most
-    `(keep_checkpoints + 1) * checkpoint_every` steps. Until there are so many checkpoints, the first model counts as
-    one. With 1, a run whose checkpoint is damaged goes on only if you remove it, and then starts over."""
+    """Checkpoints to keep. If the newest is damaged, training continues from the one before. For this the shaper keeps
+    in memory the groups of all steps since the oldest checkpoint: 12 bytes per trained token, over at most
+    `(keep_checkpoints + 1) * checkpoint_every` steps. The first model counts as a checkpoint until there are enough.
+    With 1, a run whose checkpoint is damaged continues only if you remove it, and then starts over."""
     finish_timeout_s: Seconds = 600.0
-    """After the model is written, time for all processes to leave."""
+    """Time for all processes to exit after the model is written."""
     stop_timeout_s: Seconds = 60.0
-    """When a run is stopped early, time for the learner to write a checkpoint, so that no step is taken again when the
-    run is resumed."""
+    """Time for the learner to write a checkpoint when a run is stopped early. Without one, a resumed run repeats
+    steps."""
     rank_deadline_s: Seconds = 600.0
-    """Several ranks: a rank that keeps the others waiting for this long has failed, and the learner with it."""
+    """With several ranks, a rank that keeps the others waiting for this long has failed, and the learner with it."""
     script: LearnerScriptConfig | None = None
-    """Stand for accelerators that are not there, as `generator.script` does: benchmarks of everything else."""
+    """Model the time of absent accelerators, as `generator.script` does, to benchmark everything else."""
 
     def is_saved(self, policy_version: int) -> bool:
         """Whether a checkpoint of this version is written."""

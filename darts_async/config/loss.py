@@ -1,7 +1,7 @@
 """The loss: which surrogate, over which tokens, divided by what.
 
 `kind` fills in every setting that is not given with the value of its paper, so the resolved file shows all numbers.
-A setting that the kind does not use is null, and refused if given. The formulas stand in `learner/losses/`.
+A setting that the kind does not use is null, and is refused if given. `learner/losses/` has the formulas.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -31,53 +31,56 @@ _IMPORTANCE: dict[str, tuple[Importance, ...]] = {
     "gspo": ("none", "sequence_mask"),
     "cispo": ("none", "token_mask", "sequence_mask"),
 }
-"""What may bound the ratio, per kind; a kind that is absent takes all. Those with an own bound take no second cap."""
+"""What may bound the ratio, per kind. Absent kinds accept every value; kinds with a bound accept no second cap."""
 
 
 class LossConfig(Section):
-    """What is minimised. Ratios are to the behaviour policy: the log-probabilities the generator reported."""
+    """The training loss. Ratios are to the behaviour policy: the log-probabilities that the generator reported."""
 
     kind: Annotated[str, named(LOSS)] = "dapo"
     """`dapo`, `grpo`, `dr_grpo`: clipped token ratios. `gspo`: clipped sequence ratios. `cispo`: a clipped weight on
-    the log-probability. `decoupled_ppo`: clipped against a proximal policy. `reinforce`: the weighted log-probability;
-    with `shaping.baseline: leave_one_out` it is RLOO. `module:name`: a loss of yours, which reads of these settings
-    what it likes."""
+    the log-probability. `decoupled_ppo`: clipping against a proximal policy. `reinforce`: the weighted log-probability;
+    with `shaping.baseline: leave_one_out` it is RLOO. `module:name`: a loss of yours, which reads the settings that it
+    needs."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
-    """The ratio is clipped at 1 - clip_low..."""
+    """Lower clip (epsilon): the ratio is clipped at 1 - clip_low."""
     clip_high: Annotated[float, Field(gt=0)] | None = 0.28
-    """...and at 1 + clip_high; above clip_low it is DAPO's clip-higher. `cispo`: the cap of the weight."""
+    """Upper clip: the ratio is clipped at 1 + clip_high. A value above clip_low is DAPO's clip-higher. `cispo`: the cap
+    of the weight."""
     proximal: Proximal | None = None
-    """`decoupled_ppo`: the policy at the start of the step, or the one a step earlier, interpolated by age."""
+    """`decoupled_ppo`: the proximal policy is that at the start of the step, or is interpolated by age from the policy
+    one step earlier."""
     importance: Importance = "token_truncate"
-    """What bounds the ratio to the behaviour policy, per token or per sequence (the product over its tokens):
-    truncation at importance_high, or leaving out what lies outside importance_low to importance_high (IcePop)."""
+    """What bounds the ratio to the behaviour policy. It applies per token, or per sequence (the product over tokens).
+    `truncate` caps the ratio at importance_high. `mask` leaves out ratios outside importance_low to importance_high
+    (IcePop)."""
     importance_low: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Below it a mask leaves out."""
+    """A mask leaves out smaller ratios."""
     importance_high: Annotated[float, Field(gt=1)] | None = 2.0
-    """Cap of a truncation; above it a mask leaves out."""
+    """A truncation caps the ratio here; a mask leaves out larger ratios."""
     aggregate: Aggregate = "token_mean"
-    """What the step's sum is divided by: its tokens; the length of each sample and the number of samples; or the
-    number of samples times sampling.max_new_tokens."""
+    """Divisor of the step's sum. `token_mean`: its tokens. `sequence_mean`: the length of each sample, and the number
+    of samples. `constant`: the number of samples times sampling.max_new_tokens."""
     normalise_advantage: bool = True
-    """Divide a group's advantages by the standard deviation of its rewards. It makes groups of rare rewards count more,
-    and what `shaping.weight_power: 1` makes unbiased is biased again, except with `shaping.baseline: history`, whose
-    deviation is the history's own."""
+    """Divide a group's advantages by the standard deviation of its rewards. Groups with rare rewards then count more.
+    This biases what `shaping.weight_power: 1` makes unbiased, except with `shaping.baseline: history`, which has a
+    deviation of its own."""
     max_token_staleness: NonNegative | None = None
-    """Tokens that are more versions old are left out of the loss; their samples' other tokens are trained."""
+    """Tokens that are more versions old are left out of the loss. Training uses the other tokens of their samples."""
     overlong_filter: bool = False
     """Leave samples that reached sampling.max_new_tokens out of the loss; their rewards stay in the baseline."""
     overlong_buffer_tokens: NonNegative = 0
-    """Over the last so many tokens before sampling.max_new_tokens the reward falls by up to overlong_penalty."""
+    """Over this many tokens before sampling.max_new_tokens the reward falls linearly, by up to overlong_penalty."""
     overlong_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """What a sample loses that reaches sampling.max_new_tokens."""
+    """Reward that a sample loses when it reaches sampling.max_new_tokens."""
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the divergence from a frozen reference model; 0 loads none."""
+    """Weight of the KL divergence from a frozen reference model (beta). With 0 no reference is loaded."""
     kl_unbiased: bool = True
-    """Weigh the divergence of a token with its ratio to the behaviour policy, which makes the gradient right."""
+    """Weight each token's divergence by its ratio to the behaviour policy, which makes the gradient unbiased."""
     reference_path: str | None = None
-    """The reference; null: `model.path`, as it was before training."""
+    """The reference model. Default: `model.path`, as it was before training."""
     entropy_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the entropy bonus, per token."""
+    """Weight of the entropy bonus per token."""
 
     @model_validator(mode="before")
     @classmethod
@@ -119,7 +122,7 @@ class LossConfig(Section):
         if self.kind in _CLIPPED and self.importance == "token_truncate" and (cap or 0.0) <= reach:
             raise ValueError(
                 f"learner.loss.importance_high ({cap}) caps ratios before they reach 1 + learner.loss.clip_high "
-                f"({reach:g}), so nothing would be clipped from above; raise it"
+                f"({reach:g}), so clip_high would have no effect; raise importance_high"
             )
         return self
 

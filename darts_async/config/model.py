@@ -1,4 +1,4 @@
-"""The language model, its prompts, and how tokens are drawn."""
+"""Settings of the language model, the prompts and the sampling of tokens."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +16,7 @@ class ModelConfig(Section):
     """A directory in Hugging Face format, a hub id, or `package:directory` for one in an installed package: the default
     is the small model that is shipped."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the weights in learner and generator."""
+    """Precision of the weights in the learner and the generators."""
 
     @field_validator("path")
     @classmethod
@@ -36,28 +36,27 @@ class PromptsConfig(Section):
     """File of training records (jsonl, parquet). In every path `~`, `$NAME` and `${NAME}` are filled in, and `$$` is a
     dollar sign."""
     held_out_path: str | None = None
-    """File of held-out records; without it `held_out` records are taken off the training file."""
+    """File of held-out records. Default: `held_out` records are split off the training file."""
     prompt_field: str = "prompt"
     """Field that holds the prompt: a text, or a list of {role, content} messages."""
     answer_field: str = "answer"
     """Field that holds the reference answer. Dots reach into nested fields: `reward_model.ground_truth`."""
     answer_pattern: str | None = None
-    """Regular expression that finds the answer in that field: its first group, or all that it matches without one.
-    A record in which it finds nothing is an error."""
+    """Regular expression that finds the answer in that field: its first group, or the complete match if it has no
+    group. A record without a match is an error."""
     metadata_fields: tuple[str, ...] | None = Field(None, strict=False)
-    """Fields that the reward function gets as `metadata`, as they are in the record; dots reach into nested fields.
-    Left out: all but prompt and answer. What no field names may hold what cannot be read, and of a parquet file it is
-    not read."""
+    """Fields that the reward function gets as `metadata`, as they are in the record. Dots reach into nested fields.
+    Default: all but prompt and answer. Other fields are not checked, and are not read from a parquet file."""
     chat_template: bool | str = True
-    """Render the prompt with the tokenizer's chat template, if it has one; a text chooses one of several by name."""
+    """Render the prompt with the tokenizer's chat template, if it has one. A text chooses one of several by name."""
     chat_template_arguments: dict[str, Any] = Field(default_factory=dict)
-    """Variables that the chat template is given beside the messages: `{enable_thinking: false}`."""
+    """Further variables for the chat template: `{enable_thinking: false}`."""
     system_prompt: str | None = None
-    """Put in front as a system message when the chat template is used."""
+    """System message before the prompt, when the chat template is used."""
     num_train: Positive | None = None
-    """Training prompts that are taken at most. A source that is called gets the number too, to make so many."""
+    """Most training prompts to take. A source that is called gets the number, so that it can generate so many."""
     held_out: Positive = 128
-    """Held-out prompts, fixed by the seed."""
+    """Held-out prompts, chosen by the seed."""
     max_prompt_tokens: Positive = 512
     """Longer prompts are refused when the data set is loaded."""
     on_too_long: Literal["error", "skip"] = "error"
@@ -67,7 +66,7 @@ class PromptsConfig(Section):
     @classmethod
     def _arguments_are_not_those_of_the_run(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted({"messages", "add_generation_prompt"} & set(arguments)):
-            raise ValueError(f"{taken[0]} is given to the template by the run itself; leave it out")
+            raise ValueError(f"the run itself gives {taken[0]} to the template; leave it out")
         return arguments
 
     @field_validator("answer_pattern")
@@ -87,24 +86,24 @@ class PromptsConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How tokens are drawn during training and evaluation.
+    """How tokens are sampled during training and evaluation.
 
-    What is drawn from is what is trained: with `top_p` or `top_k` the log-probabilities of generators and learner are
-    both those of the truncated distribution, so the ratio of a fresh token is 1. The divergence from a reference and
-    the entropy are those of whole distributions.
+    The learner trains the distribution that generators sample from. With `top_p` or `top_k`, both compute
+    log-probabilities of the truncated distribution, so the ratio of a fresh token is 1. The divergence from a reference
+    and the entropy are those of complete distributions.
     """
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides the logits. The learner uses the same value."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus: of these, the likeliest that weigh this much together; 1 switches it off."""
+    """Nucleus sampling: only the likeliest tokens whose probabilities sum to this, after `top_k`; 1 switches it off."""
     top_k: NonNegative = 0
     """Only the k likeliest tokens; 0 switches it off."""
     max_new_tokens: Positive = 256
-    """Cap on the response length."""
+    """Cap on the response length, in tokens."""
     stop: tuple[str, ...] = Field((), strict=False)
-    """Texts that end a response as soon as it holds one of them, beside the model's end-of-sequence tokens. The
-    response keeps the text that ended it."""
+    """Texts that end a response as soon as it contains one of them, beside the model's end-of-sequence tokens. The
+    response keeps that text."""
 
     @field_validator("stop")
     @classmethod

@@ -1,4 +1,4 @@
-"""Where the processes of a run listen, and the links between them."""
+"""Settings of addresses, ports and the links between processes."""
 
 from typing import Annotated, Self
 
@@ -11,28 +11,28 @@ class NetworkConfig(Section):
     """Where the processes of a run listen."""
 
     host: str = "127.0.0.1"
-    """Address that every socket binds to, where a node names none of its own. Loopback unless the run spans machines;
-    never a wildcard."""
+    """Address that sockets bind to on nodes without an address of their own. Use loopback unless the run spans
+    machines; never a wildcard."""
     base_port: Annotated[int, Field(ge=0, le=65000)] = 0
-    """First of a block of ports, one per link. 0 takes free ones, where all that listen are on the first node."""
+    """First of a block of ports, one per link. 0 chooses free ports, if every listener is on the first node."""
     lease_s: Seconds = 30.0
-    """A node that has not heard the launcher for so long, beyond `transport.dead_after_s`, ends what runs on it. Some
-    time later the launcher counts its processes as killed, and starts them again when it is back."""
+    """A node that has not heard from the launcher for this long, in addition to `transport.dead_after_s`, ends its
+    processes. Later the launcher counts them as killed, and restarts them when the node is back."""
 
 
 class TransportConfig(Section):
     """The reliable links between processes."""
 
     window: Positive = 256
-    """Messages that a receiver lets a peer have outstanding (credit)."""
+    """Most messages that a peer may send ahead of acknowledgement (credit)."""
     max_outbox: Positive = 100_000
-    """Messages kept for one peer until acknowledged; more is an error that names the peer."""
+    """Most messages kept for one peer until it acknowledges them; more is an error that names the peer."""
     max_message_bytes: Positive = 64 << 20
-    """Larger messages are refused on both sides."""
+    """Both sides refuse larger messages."""
     heartbeat_s: Seconds = 1.0
     """Interval of keep-alives, on the socket and on the link."""
     dead_after_s: Seconds = 10.0
-    """A peer that was silent for this long is down."""
+    """A peer that is silent for this long is down."""
     resend_after_s: Seconds = 2.0
     """Unacknowledged messages are sent again after this long without progress."""
     linger_s: Seconds = 2.0

@@ -1,4 +1,4 @@
-"""The machines of a run, and the devices that a role takes on them."""
+"""Settings of the nodes (machines) of a run and their GPUs."""
 
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ from darts_async.config.section import NonNegative, Seconds, Section
 
 
 def _counted(devices: Any) -> Any:
-    """A count n stands for the devices 0 to n - 1."""
+    """A count n means the devices 0 to n - 1."""
     if isinstance(devices, (list, tuple)):
         return devices
     if not isinstance(devices, int) or isinstance(devices, bool) or devices < 0:
@@ -17,42 +17,42 @@ def _counted(devices: Any) -> Any:
 
 
 class SshConfig(Section):
-    """How a node is reached when a run begins, or when it is back. Afterwards all goes over the links of the run. What
-    is left out is as `ssh` does it: `~/.ssh/config`, the agent, the user's keys; the node's key has to be known."""
+    """How the launcher reaches a node when a run begins, or when the node is back. All later messages use the links of
+    the run. Defaults are those of `ssh`: `~/.ssh/config`, the agent, the user's keys. The node's key must be known."""
 
     host: str | None = None
-    """Name or address for ssh; without it, the node's `host`."""
+    """Name or address for ssh. Default: the node's `host`."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """22, or what `~/.ssh/config` says."""
+    """Default: that of `~/.ssh/config`, or 22."""
     user: str | None = None
-    """Who to be there."""
+    """User name on the node."""
     identity_file: str | None = None
-    """Path of the private key to use."""
+    """Path of the private key."""
     known_hosts: str | None = None
-    """Path of the file that holds the node's public key; `~/.ssh/known_hosts` without it."""
+    """Path of the file that holds the node's public key. Default: `~/.ssh/known_hosts`."""
     timeout_s: Seconds = 20.0
-    """For connecting, and for each command."""
+    """Time limit of connecting, and of each command."""
 
 
 class NodeConfig(Section):
-    """A machine. The first of the list is the one on which `darts-launch` is called; the others are reached over ssh.
-    All see `runs_dir` under the same path."""
+    """A machine. `darts-launch` runs on the first of the list, and reaches the others over ssh. All of them see
+    `runs_dir` under the same path."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """What roles call it."""
+    """Name that roles refer to."""
     host: str | None = None
-    """Address of its interface, in numbers: its processes listen there and are reached there. Without it, that of
-    `network.host`; where there are several nodes, each has its own."""
+    """Numeric address of the interface at which its processes listen. Default: `network.host`. With several nodes, each
+    needs its own."""
     devices: Annotated[tuple[NonNegative, ...], BeforeValidator(_counted), Field(strict=False)] = ()
-    """GPUs that the run may use: how many, or a list of their numbers as `nvidia-smi` shows them."""
+    """GPUs that the run may use: a count, or a list of their numbers as `nvidia-smi` shows them."""
     ssh: SshConfig = SshConfig()
-    """For every node but the first."""
+    """How to reach it; not used for the first node."""
     python: str | None = None
-    """Path of the Python there; without it, that of the launcher."""
+    """Path of the Python on the node. Default: that of the launcher."""
     workdir: str | None = None
-    """Where its processes run; without it, the directory in which the launcher was called."""
+    """Working directory of its processes. Default: that of the launcher."""
     env: dict[str, str] = Field(default_factory=dict)
-    """Added to the environment of its processes."""
+    """Variables to add to the environment of its processes."""
 
     @field_validator("devices")
     @classmethod
@@ -64,7 +64,7 @@ class NodeConfig(Section):
 
 
 def _told_apart(nodes: tuple[NodeConfig, ...]) -> tuple[NodeConfig, ...]:
-    """No two nodes have one name, nor one address: devices counted twice would be given out twice."""
+    """No two nodes share a name or an address: a device that is counted twice would be assigned twice."""
     if not nodes:
         raise ValueError("the list of nodes is empty; name one, or leave the setting out")
     if len(nodes) == 1:

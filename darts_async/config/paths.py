@@ -1,5 +1,4 @@
-"""Paths as users write them: `~`, `$VARIABLE` and `${VARIABLE}` are filled in, `$$` is a dollar sign, and a file that
-is missing may have a near namesake.
+"""Paths as users write them: `~`, `$VARIABLE` and `${VARIABLE}` are filled in, and `$$` is a dollar sign.
 
 Each process fills in a path where it uses it, so `~` means the home directory of the machine that it runs on.
 """
@@ -18,10 +17,10 @@ def expanded(text: str, setting: str) -> Path:
     """A path with `~` and environment variables filled in.
 
     Args:
-        setting: where it was written, for the message.
+        setting: name of the setting, for the message.
 
     Raises:
-        ConfigError: a variable is not set, a dollar sign is not of one, or there is no such user.
+        ConfigError: a variable is not set, a dollar sign does not begin a variable, or there is no such user.
 
     Example:
         >>> expanded("${TMPDIR}/data.jsonl", "prompts.path")  # doctest: +SKIP
@@ -53,13 +52,15 @@ def expanded(text: str, setting: str) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file that can be looked at: no path raises."""
+    """Whether this file exists. Never raises, even for an invalid path."""
     return os.path.isfile(path)
 
 
 def missing_file(path: Path) -> str:
-    """That there is no such file, and which one may have been meant: the first part of the path that is wrong is
-    compared with the names in its directory."""
+    """The message that this file does not exist, with a suggestion.
+
+    The first wrong part of the path is compared with the names in its directory.
+    """
     wanted = path.absolute()
     if os.path.isdir(wanted):
         return f"{wanted} is a directory, and a file is needed"

@@ -1,4 +1,4 @@
-"""What becomes of a process that dies or hangs."""
+"""Settings of restarts: what happens to a process that dies or hangs."""
 
 from typing import Literal, Self
 
@@ -8,14 +8,14 @@ from darts_async.config.section import Fraction, NonNegative, Positive, Seconds,
 
 
 class BackoffConfig(Section):
-    """How long to wait before a process is started again: doubled with each death in a row."""
+    """Wait before a process is restarted. It doubles with each death in a row."""
 
     initial_s: Seconds = 0.5
-    """After the first death."""
+    """Wait after the first death."""
     max_s: Seconds = 30.0
-    """At most, before jitter."""
+    """Longest wait, before jitter."""
     jitter: Fraction = 0.2
-    """Each wait is drawn within this share around its value, so that replicas do not come back in step."""
+    """Each wait varies at random by up to this share, so that replicas do not restart all at once."""
 
     @model_validator(mode="after")
     def _grows(self) -> Self:
@@ -28,29 +28,29 @@ class IntensityConfig(Section):
     """How many deaths of one process are too many."""
 
     max: Positive = 6
-    """Restarts of one process, or of the learner, within the window. One more death exhausts it."""
+    """Most restarts of one process, or of the learner, within the window. The next death exhausts them."""
     window_s: Seconds = 600.0
-    """Length of the window; a process that lived that long starts over with the first back-off."""
+    """Length of the window. After a life of this length the back-off starts again at `initial_s`."""
 
 
 class RestartConfig(Section):
-    """What becomes of a process that dies or hangs. The ranks of the learner come back together, from the last
-    checkpoint, and the shaper from its journal; without the learner or the shaper the run ends."""
+    """What happens to a process that dies or hangs. The ranks of the learner restart together, from the last
+    checkpoint. The shaper restarts from its journal. Without the learner or the shaper the run ends."""
 
     when: Literal["always", "on_failure", "never"] = "always"
-    """`on_failure`: one that leaves with exit code 0 is not started again."""
+    """`on_failure`: a process that leaves with exit code 0 is not restarted."""
     backoff: BackoffConfig = BackoffConfig()
     intensity: IntensityConfig = IntensityConfig()
     on_exhausted: Literal["degrade", "fail_run"] = "degrade"
-    """`degrade`: the run goes on without the process, above `min_healthy`."""
+    """`degrade`: the run continues without the process, unless fewer than `min_healthy` are left."""
     min_healthy: NonNegative = 1
-    """With fewer processes of the role that run or may come back, the run has failed."""
+    """The run fails when fewer processes of the role run or may restart."""
     silent_after_s: Seconds = 30.0
     """A process that has not reported for this long hangs: it is killed."""
     stalled_after_s: Seconds = 120.0
     """A generator that holds samples and decodes no token for this long hangs: it is killed."""
 
     def absence_s(self, start_timeout_s: float) -> float:
-        """A process that is to come back is away no longer than this: every start that the intensity allows, each with
-        the longest back-off before it."""
+        """The longest absence of a process that restarts: every start that the intensity allows, each after the longest
+        back-off."""
         return (self.intensity.max + 1) * (self.backoff.max_s * (1 + self.backoff.jitter) + start_timeout_s)

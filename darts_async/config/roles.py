@@ -1,4 +1,4 @@
-"""How many processes of each role there are, and what each may use."""
+"""Settings of the roles: how many processes each has, and what each process may use."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -10,22 +10,22 @@ from darts_async.topology.roles import ROLES, Role
 
 
 class RoleConfig(Section):
-    """How many processes of a role, and what each may use."""
+    """The processes of one role, and what each may use."""
 
     replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Processes of this role."""
     threads: Positive = 1
-    """Threads of numerical libraries in each."""
+    """Threads of numerical libraries in each process."""
     start_timeout_s: Seconds = 120.0
-    """A process that has not reported by then has failed to start."""
+    """A process that has not reported after this long has failed to start."""
     devices: NonNegative = 0
-    """GPUs that each process takes, all on one node; the process sees no others."""
+    """GPUs of each process, all on one node. The process sees no others."""
     share_devices: bool = False
-    """Its devices may be taken by the processes of another role too, where that role says the same."""
+    """Whether another role that sets this too may use the same devices."""
     nodes: tuple[str, ...] = Field((), strict=False)
-    """Names of the nodes that the role may be on; all of them if empty."""
+    """Names of the nodes that the role may run on. Empty: all nodes."""
     restart: RestartConfig = RestartConfig()
-    """What becomes of a process of the role that dies or hangs."""
+    """What happens to a process of the role that dies or hangs."""
 
     @model_validator(mode="after")
     def _can_be_healthy(self) -> Self:

@@ -25,13 +25,13 @@ class RunConfig(Section):
     """One YAML file: the cluster and the run."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Part of the run directory's name."""
+    """The run directory is called `NAME-TIME`."""
     seed: NonNegative = 0
-    """Seeds prompts, sampling and selection."""
+    """Seed of prompts, sampling and selection."""
     runs_dir: str = "runs"
-    """A directory `NAME-TIME` is made in it."""
+    """Directory in which run directories are created."""
     nodes: Nodes = (NodeConfig(name="local"),)
-    """The machines; the processes are spread over them by `roles`."""
+    """The machines. `roles` says which processes run on them."""
     network: NetworkConfig = NetworkConfig()
     transport: TransportConfig = TransportConfig()
     roles: RolesConfig = RolesConfig()
@@ -64,7 +64,7 @@ class RunConfig(Section):
         if tokens is not None and tokens >= samples:
             raise ValueError(
                 f"learner.loss.max_token_staleness is {tokens}, but staleness.max_staleness is {samples}, so no token "
-                "is ever that old; lower the first or remove it"
+                "is ever older; lower the first or remove it"
             )
         return self
 
@@ -74,7 +74,7 @@ class RunConfig(Section):
         if buffer >= cap:
             raise ValueError(
                 f"learner.loss.overlong_buffer_tokens ({buffer}) is not below sampling.max_new_tokens ({cap}), so "
-                "every response would be punished; lower it"
+                "every response would be penalised; lower it"
             )
         return self
 
@@ -104,7 +104,7 @@ class RunConfig(Section):
             if size != max(devices, 1):
                 raise ValueError(
                     f"generator.vllm.tensor_parallel_size is {size}, but roles.generator.devices is {devices}: a "
-                    "generator spreads its model over all its devices, or runs on CPUs without any; make them agree"
+                    "generator shards its model over all its devices, or runs on CPUs without any; set both alike"
                 )
         elif devices and engine in ENGINE.built_in:
             raise ValueError(
@@ -117,19 +117,19 @@ class RunConfig(Section):
     def _who_learns_nothing_has_nobody_who_decodes(self) -> Self:
         if self.learner.script is not None and self.generator.capabilities.has_model:
             raise ValueError(
-                f"learner.script is set, so nothing would be learnt, but generator.engine {self.generator.engine} "
+                f"learner.script is set, so nothing would be trained, but generator.engine {self.generator.engine} "
                 "decodes with a model: leave the script out, or choose the scripted engine"
             )
         return self
 
     @model_validator(mode="after")
-    def _the_engine_can_take_weights_so(self) -> Self:
+    def _the_engine_can_receive_weights(self) -> Self:
         engine, weights = self.generator.engine, self.weights
         can = self.generator.capabilities
         if (weights.receive == "direct" and not can.receives_directly) or (weights.reprefill and not can.reprefills):
             raise ValueError(
                 f"weights.receive is {weights.receive} and weights.reprefill {weights.reprefill}, but generator.engine "
-                f"{engine} takes weights staged and keeps what it has computed; leave both out, or choose vllm"
+                f"{engine} receives weights staged and keeps its KV cache; leave both out, or choose vllm"
             )
         return self
 
@@ -154,10 +154,10 @@ class RunConfig(Section):
 
     @property
     def max_open_groups(self) -> int:
-        """Groups admitted and not yet in a taken step, at most: `B * (max_staleness + 1)`.
+        """Most groups that are admitted and not yet in a committed step: `B * (max_staleness + 1)`.
 
-        Proof: group number n (counted without dropped ones) is admitted only while
-        `n < B * (v + max_staleness + 1)`, where v is the lowest version of a routable generator, and v is at
-        most the number of steps taken, whose groups are `B * v`.
+        Proof: group number n (dropped groups do not count) is admitted only while `n < B * (v + max_staleness + 1)`,
+        where v is the lowest version of a routable generator. v is at most the number of committed steps, which used
+        `B * v` groups.
         """
         return self.learner.groups_per_step * (self.staleness.max_staleness + 1)

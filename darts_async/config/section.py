@@ -1,4 +1,4 @@
-"""What all sections have in common, and the types of their numbers."""
+"""The base class of all sections, and the types of their numbers."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Which samples of a group are launched, kept and trained, and how old they may be."""
+"""Settings of shaping and staleness: which samples are generated, selected and trained on, and how old they may be."""
 
 from typing import Annotated, Literal, Self
 
@@ -12,96 +12,100 @@ Split = Literal["uniform", "paper", "shuffled", "reward_aware"]
 
 
 class RedundancyConfig(Section):
-    """How many samples each prompt is launched with, between `shaping.keep` and twice that."""
+    """How many samples are generated for each prompt, between `shaping.keep` and twice that."""
 
     total: Literal["off", "fixed", "utility"] = "off"
-    """`off`: `shaping.launch` for every prompt. `fixed`: `shaping.launch` on average. `utility`: on average as many as
-    pay for themselves at the present spread of lengths; none beyond `shaping.keep` where lengths hardly differ."""
+    """`off`: `shaping.launch` for every prompt. `fixed`: `shaping.launch` on average. `utility`: on average, as many as
+    save more time than they cost at the present spread of lengths. Where lengths hardly differ, that is
+    `shaping.keep`."""
     split: Split = "paper"
-    """Who gets them. `uniform`: all alike. `paper`: by the spread of the prompt's lengths. `shuffled`: the same numbers
-    handed out by lot, a placebo. `reward_aware`: by spread times what a group of the prompt is expected to teach."""
+    """How a budget is split. `uniform`: evenly. `paper`: by the spread of the prompt's response lengths. `shuffled`:
+    the numbers of `paper`, assigned at random (a placebo). `reward_aware`: by the spread times the expected learning
+    signal of the prompt's group."""
     batch: Positive = 32
-    """Prompts that a budget is split among: the next so many to be asked."""
+    """Number of upcoming prompts that share a budget."""
     latency_elasticity: Fraction | None = None
-    """`utility`: by how many per cent decoding slows when one per cent more samples are decoded; 1 where generators are
-    full. Unset: measured from the tokens that they report."""
+    """`utility`: per cent by which decoding slows when one per cent more samples are decoded; 1 when generators are
+    full. Default: measured from the tokens that generators report."""
 
 
 class PruningConfig(Section):
-    """Which running samples are aborted because waiting for them does not pay."""
+    """Which running samples are aborted because they are not worth the wait."""
 
     mode: Literal["off", "saturation", "hazard"] = "off"
-    """`saturation`: prompts launched with twice `shaping.keep` keep only the shortest, and stop when these have
-    finished. `hazard`: a sample that has run for longer than `shaping.shortest` siblings in all is aborted when its
-    expected remaining length exceeds `threshold`."""
+    """`saturation`: a prompt with twice `shaping.keep` samples selects only the shortest, and stops when these have
+    finished. `hazard`: a sample that is longer than `shaping.shortest` finished siblings is aborted when its expected
+    remaining length exceeds `threshold`."""
     threshold: Annotated[float, Field(gt=0)] = 0.25
-    """`hazard`: what a sample may still be expected to need (tau), in mean lengths of a typical prompt's responses."""
+    """`hazard`: limit of the expected remaining length (tau), in mean response lengths of a typical prompt."""
     spare_probability: Fraction = 0.1
-    """`hazard`: share of the aborted tail that is let run and weighed by the inverse (rho)."""
+    """`hazard`: share of the aborted tail that runs to its end and is weighted by the inverse of this share (rho)."""
 
 
 class ShapingConfig(Section):
-    """Distribution-aware shaping: which of the launched samples are decoded to the end, and which are trained.
+    """Distribution-aware shaping: which of the generated samples are decoded to the end and selected for training.
 
-    A setting that the rule does not name is not read, so that arms of an experiment differ in `rule` alone.
+    A rule ignores the settings that do not name it, so that arms of an experiment differ in `rule` alone.
     """
 
     rule: Annotated[str, named(RULE)] = "dual_end"
-    """`none`: plain GRPO, `launch` must equal `keep`. `random`: `keep` of the finished by lot. `shortest`, `longest`:
-    that end alone. `dual_end`: the `shortest` shortest and the `longest` longest. `survivor`: once `shortest` have
-    finished, `longest` of the others survive a uniform draw. `qlpo`: mostly short right and mostly long wrong ones.
-    `module:name`: a rule of yours.
+    """`none`: plain GRPO; `launch` must equal `keep`. `random`: `keep` finished samples at random. `shortest`,
+    `longest`: the `keep` samples at that end. `dual_end`: the `shortest` shortest and the `longest` longest.
+    `survivor`: once `shortest` samples have finished, `longest` of the others are drawn at random and survive. `qlpo`:
+    mostly short right samples and mostly long wrong ones. `module:name`: a rule of yours.
 
-    A choice by length is a reward for it as well. Where long answers are more often wrong, `shortest` and `survivor`
-    below `weight_power: 1` pay for length, `dual_end` costs a little, and `qlpo` much; `none`, `random` and `survivor`
-    at 1 pay nothing. The plan (`--dry-run`) says how much that was on a real log, and each step reports
-    `selection/pays_for_length`."""
+    Selection by length also rewards length. Where long answers are more often wrong, `shortest`, and `survivor` with
+    `weight_power` below 1, favour long answers; `dual_end` disfavours them a little and `qlpo` a lot. `none`, `random`,
+    and `survivor` with 1 do neither. The plan (`--dry-run`) shows the size of the effect on a real log, and each step
+    reports it as `selection/pays_for_length`."""
     keep: Annotated[int, Field(gt=0, le=1024)] = 8
-    """Samples trained per prompt (M)."""
+    """Samples selected per prompt for training: the group size (M)."""
     launch: Annotated[int, Field(gt=0, le=2048)] = 10
-    """Samples launched per prompt (R): the redundant exploration space."""
+    """Samples generated per prompt (R), including the redundant ones."""
     min_keep: Positive | None = None
-    """A group in which rewards failed is trained on the samples that it has left, if these are at least so many. Below
-    that it is dropped and its prompt is asked again. Unset: half of `keep`, at least 2."""
+    """A group in which rewards failed is trained on with its other samples, if at least this many are left. Otherwise
+    it is dropped and its prompt is generated again. Default: half of `keep`, at least 2."""
     shortest: NonNegative = 7
-    """`dual_end`, `survivor`: samples kept from the short end (K). Pruning by hazard: see there."""
+    """`dual_end`, `survivor`: samples selected from the short end (K). Pruning by hazard uses it too."""
     longest: NonNegative = 1
-    """`dual_end`, `survivor`: samples kept from the long end (L)."""
+    """`dual_end`, `survivor`: samples selected from the long end (L)."""
     order: Literal["tokens", "completion"] = "tokens"
-    """`shortest`, `longest`, `dual_end`, `qlpo`: what makes a sample short, few tokens or an early finish."""
+    """`shortest`, `longest`, `dual_end`, `qlpo`: samples are ordered by their tokens, or by when they finished."""
     exclude_capped: bool = True
-    """`shortest`, `longest`, `dual_end`: samples cut at the length cap are kept only where there are too few others."""
+    """`shortest`, `longest`, `dual_end`: samples cut at the length cap are selected only if others are too few."""
     early_stop: bool = False
     """`shortest`, `dual_end`: stop a group as soon as `keep` samples have finished, and cancel the rest in flight."""
     guard: bool = False
-    """Where the finished samples have rewards on both sides of their mean, so have the kept: one is exchanged if need
-    be. Changes nothing where all finished samples are kept (`none`, `survivor`, `early_stop`)."""
+    """Keep a learning signal: if finished samples have rewards on both sides of their mean, selected samples have too.
+    One sample is exchanged if necessary. No effect where all finished samples are selected (`none`, `survivor`,
+    `early_stop`)."""
     qlpo_alpha: Annotated[float, Field(ge=0)] = 1 / 3
-    """`qlpo`: 1 / (1 + this) of the right ones are the shortest, as of the wrong ones the longest."""
+    """`qlpo`: 1 / (1 + this) of the selected right samples are the shortest; of the wrong samples, the longest."""
     weight_power: Fraction = 0.0
     """`survivor`: inverse inclusion probabilities enter the loss to this power (gamma). Below 1 long answers count for
-    less than they are: where they are more often wrong, length is paid for. 1 is unbiased, with baseline `history` or
-    `leave_one_out` and `learner.loss.normalise_advantage` off: dividing by the group's own deviation costs that."""
+    too little, which favours them where they are more often wrong. 1 is unbiased if `baseline` is `history` or
+    `leave_one_out` and `learner.loss.normalise_advantage` is off."""
     overcommit: Annotated[float, Field(ge=1, le=2)] = 1.0
-    """Tail batching: this many times the groups that the staleness window admits are opened. Whichever complete first
-    are trained; the others are cancelled when their time is up, and their prompts asked again, then without rivals."""
+    """Tail batching: open this many times the groups that the staleness window admits. The first to complete are
+    trained on. The others are cancelled when they would become stale, and their prompts are generated again, then
+    without rivals."""
     redundancy: RedundancyConfig = RedundancyConfig()
     pruning: PruningConfig = PruningConfig()
     baseline: Baseline = "group"
-    """What a reward is compared with. `group`: the mean of the kept. `history`: the prompt's pass rate on earlier
-    visits, of all that was scored; survivors and spared samples count for those that they stand for. `leave_one_out`:
-    the mean of its siblings, those that were cancelled included by their weights."""
+    """What a reward is compared with. `group`: the mean of the selected samples. `history`: the prompt's pass rate on
+    earlier visits, over all scored samples, weighted. `leave_one_out`: the weighted mean of the sample's siblings;
+    through the weights it includes cancelled siblings."""
 
     @property
     def smallest_group(self) -> int:
-        """The fewest samples that a group is trained on."""
+        """The fewest samples with which a group is trained on."""
         return self.min_keep or min(self.keep, max(2, (self.keep + 1) // 2))
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
         if self.rule == "none" and self.launch != self.keep:
             raise ValueError(
-                f"shaping.rule none trains every sample, but launch is {self.launch} and keep is {self.keep}; "
+                f"shaping.rule none trains on every sample, but launch is {self.launch} and keep is {self.keep}; "
                 "set them equal or choose another rule"
             )
         if self.rule in ("dual_end", "survivor") and self.shortest + self.longest != self.keep:
@@ -126,13 +130,13 @@ class ShapingConfig(Section):
             return self
         if self.rule == "none":
             raise ValueError(
-                f"shaping.redundancy.total is {self.redundancy.total!r}, but shaping.rule none launches what it "
-                "trains; choose another rule"
+                f"shaping.redundancy.total is {self.redundancy.total!r}, but shaping.rule none trains on every sample; "
+                "choose another rule"
             )
         if self.launch > 2 * self.keep:
             raise ValueError(
-                f"shaping.launch ({self.launch}) is above twice shaping.keep ({self.keep}), the most that "
-                "shaping.redundancy gives to a prompt"
+                f"shaping.launch ({self.launch}) is above twice shaping.keep ({self.keep}), the most samples that "
+                "shaping.redundancy gives to a prompt; lower it"
             )
         return self
 
@@ -142,12 +146,12 @@ class ShapingConfig(Section):
             return self
         if self.rule == "none":
             raise ValueError(
-                f"shaping.pruning.mode is {self.pruning.mode!r}, but shaping.rule none trains every sample; choose "
+                f"shaping.pruning.mode is {self.pruning.mode!r}, but shaping.rule none trains on every sample; choose "
                 "another rule"
             )
         if self.pruning.mode == "saturation" and self.redundancy.total == "off" and self.launch < 2 * self.keep:
             raise ValueError(
-                f"shaping.pruning.mode saturation acts on prompts launched with twice shaping.keep ({self.keep}), but "
+                f"shaping.pruning.mode saturation acts on prompts with twice shaping.keep ({self.keep}) samples, but "
                 f"shaping.redundancy.total is off and shaping.launch is {self.launch}"
             )
         if self.pruning.mode == "hazard" and self.shortest > self.keep:
@@ -162,8 +166,8 @@ class ShapingConfig(Section):
             )
         if self.pruning.mode == "hazard" and self.baseline == "leave_one_out" and self.pruning.spare_probability > 0:
             raise ValueError(
-                "shaping.pruning.mode hazard spares at most one sample of a tail, which weighs for all of it, and "
-                "shaping.baseline leave_one_out would compare that one with siblings that weigh likewise: there are "
+                "shaping.pruning.mode hazard spares at most one sample of a tail, whose weight represents the complete "
+                "tail. shaping.baseline leave_one_out would compare it with other samples of the tail, but there are "
                 "none. Use baseline group or history, or set shaping.pruning.spare_probability to 0 "
                 f"(it is {self.pruning.spare_probability:g})"
             )
@@ -187,13 +191,13 @@ class ShapingConfig(Section):
             return self
         if self.longest == 0:
             raise ValueError(
-                f"shaping.weight_power is {self.weight_power}, but shaping.longest is 0: nothing that could be "
-                "weighted stands for the cancelled samples"
+                f"shaping.weight_power is {self.weight_power}, but shaping.longest is 0, so no sample is left that "
+                "could be weighted for the cancelled ones; set longest to at least 1"
             )
         if self.baseline == "group" and self.weight_power == 1:
             raise ValueError(
-                "shaping.weight_power 1 is meant to be unbiased, but with shaping.baseline group, the group's own "
-                "mean, it is not; use baseline history or leave_one_out, or a power below 1"
+                "shaping.weight_power 1 is meant to be unbiased, but it is biased with shaping.baseline group, the "
+                "group's own mean; use baseline history or leave_one_out, or a power below 1"
             )
         if self.baseline == "leave_one_out" and self.weight_power < 1:
             raise ValueError(
@@ -203,18 +207,18 @@ class ShapingConfig(Section):
         if self.baseline == "leave_one_out" and self.longest == 1:
             raise ValueError(
                 "shaping.baseline leave_one_out with weight_power 1 needs shaping.longest of at least 2, but it is 1: "
-                "a lone survivor has no sibling that could stand for the rest of the tail"
+                "a lone survivor has no sibling that represents the rest of the tail"
             )
         return self
 
 
 class StalenessConfig(Section):
-    """The bound on off-policyness."""
+    """How off-policy training may be."""
 
     max_staleness: NonNegative = 2
-    """Hard bound: at the step that consumes a token, current version minus the version that decoded it.
-    0 is the synchronous, on-policy mode."""
+    """Hard bound on the age of a token when it is trained on: the learner's policy version minus the version that
+    decoded the token. 0 is synchronous, on-policy training."""
     cut_after_s: Seconds | None = None
-    """A group that alone has kept the learner waiting for this long is cancelled and its prompt asked again. Unset:
-    four times as long as the longest of the latest groups took, and at least a minute, so that no answer is cut for
-    being long."""
+    """A group that alone keeps the learner waiting for this long is cancelled, and its prompt is generated again.
+    Default: four times the time that the longest of the latest groups took, and at least a minute, so that no answer is
+    cut because it is long."""

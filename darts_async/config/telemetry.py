@@ -1,4 +1,4 @@
-"""What is measured and reported."""
+"""Settings of evaluation, logs, traces and timeouts of the run."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,18 +9,17 @@ from darts_async.extensions import SINK
 
 
 class EvaluationConfig(Section):
-    """Fresh, un-aborted samples of the held-out prompts: before the first and after the last step, with nothing beside
-    them, and in between while training goes on."""
+    """Evaluation on held-out prompts. Nothing else runs during the evaluations before the first and after the last
+    step. Training continues during those in between."""
 
     samples_per_prompt: Annotated[int, Field(ge=0, le=1024)] = 4
     """Samples of each held-out prompt. 0 switches the evaluation off."""
     every_steps: NonNegative = 0
-    """An evaluation is due when every so-many-th version is published; one that is due while another is under way is
-    skipped, and counted. 0: only before the first and after the last step."""
+    """Policy versions between evaluations. One that is due while another is running is skipped and counted. 0: only
+    before the first and after the last step."""
     max_slot_share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Share of the generators' slots that held-out samples take while training goes on, at most; but always those of
-    one prompt. Inside a generator they queue as any other sample. A larger share ends an evaluation sooner, so that its
-    tokens are of fewer versions."""
+    """Largest share of the generators' slots that an evaluation uses during training; the samples of one prompt may
+    always run. A larger share ends an evaluation sooner, so that fewer policy versions contribute to it."""
 
     @model_validator(mode="after")
     def _something_is_evaluated(self) -> Self:
@@ -33,26 +32,25 @@ class EvaluationConfig(Section):
 
 
 class TelemetryConfig(Section):
-    """What is reported, how often."""
+    """What is reported, and when a run without progress fails."""
 
     status_every_s: Seconds = 0.5
-    """Interval of the status of each process."""
+    """Interval at which each process reports its status."""
     log_level: Literal["debug", "info", "warning"] = "info"
     """Level of the logs in the run directory."""
     no_progress_timeout_s: Seconds = 1800.0
-    """A run without a step or an evaluation for this long has failed, however alive its processes look."""
+    """A run without a step or an evaluation for this long has failed, even if its processes seem alive."""
     no_space_timeout_s: Seconds = 86400.0
-    """A run that waits for room on a full disk for this long has failed. Until then it goes on by itself as soon as
-    there is room; what waits for that does not count as deaths."""
+    """A run that waits for this long for space on a full disk has failed. Until then it continues as soon as there is
+    space, and processes that wait for it do not count as dead."""
     log_max_mb: Annotated[float, Field(ge=0.1)] = 64.0
-    """Largest log of each process, in MB, and as much of what it prints; the oldest half goes first."""
+    """Largest log of each process, in MB, and largest file of what it prints. The oldest half is removed first."""
     sinks: tuple[Annotated[str, named(SINK)], ...] = Field((), strict=False)
-    """Where else metrics go, each a `module:name`: called with every line that is written to `metrics.jsonl`."""
+    """Further sinks of metrics, each a `module:name`, which get every line that is written to `metrics.jsonl`."""
     trace: bool = True
-    """Whether each process writes down what it did and when, for `darts-launch trace`; what that costs does not
-    show."""
+    """Whether each process records what it does and when, for `darts-launch trace`. The cost is negligible."""
     trace_samples: bool = True
-    """Whether traces tell of each sample where it was and when: arrows from the shaper to a generator, its reward and
-    back. About 100 bytes of the shaper's trace per sample, by which its bound is reached sooner."""
+    """Whether traces show the way of each sample: from the shaper to a generator, to its reward and back. This adds
+    about 100 bytes per sample to the shaper's trace."""
     trace_max_mb: Annotated[float, Field(ge=0.1)] = 32.0
-    """Largest trace of each start of a process, in MB; the oldest half goes first."""
+    """Largest trace of each start of a process, in MB. The oldest half is removed first."""

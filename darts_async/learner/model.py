@@ -25,8 +25,8 @@ from darts_async.learner.packing.forward import packed_hidden, packed_logits
 from darts_async.learner.packing.trial import (
     PROBE_TOKENS,
     TOLERANCE,
-    Outcome,
     Samples,
+    TrialOutcome,
     check_packing,
     refusal,
     relative,
@@ -209,7 +209,7 @@ def _logprobs_at_once(model: PreTrainedModel, batch: PackedBatch, temperature: f
     return logits_scores(logits, batch.targets, temperature, truncation)
 
 
-def _choose_head(model: PreTrainedModel, outcome: Outcome) -> None:
+def _choose_head(model: PreTrainedModel, outcome: TrialOutcome) -> None:
     """Give the model its method `packed_logprobs`: in rows if `Head` says what the model's own head does.
 
     It is a method, so that whoever shards the model can have its parameters gathered around the call
@@ -223,7 +223,7 @@ def _choose_head(model: PreTrainedModel, outcome: Outcome) -> None:
     model.packed_logprobs = MethodType(_logprobs_at_once, model)
 
 
-def _why_not_in_rows(model: PreTrainedModel, outcome: Outcome) -> str | None:
+def _why_not_in_rows(model: PreTrainedModel, outcome: TrialOutcome) -> str | None:
     if model.base_model is model:
         return "it does not name the part of it that is below its head"
     try:

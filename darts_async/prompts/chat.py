@@ -1,4 +1,4 @@
-"""Chat templates: messages in, the text that the model was trained to continue out.
+"""Chat templates turn messages into the text that the model continues.
 
 A template is a program that comes with the model, so it is rendered in jinja's sandbox. The environment is the one
 that transformers documents for template authors (block trimming, loop controls, `tojson` without HTML escapes,
@@ -38,7 +38,7 @@ ARGUMENTS_SETTING = "prompts.chat_template_arguments"
 
 
 class ChatTemplate:
-    """A compiled template, the special tokens it may name and the arguments that it is always given.
+    """A compiled template, the special tokens it may name, and its constant arguments.
 
     Raises:
         ModelError: the template is not valid.
@@ -76,7 +76,7 @@ class ChatTemplate:
         try:
             return self._template.render(messages=list(messages), add_generation_prompt=True, **self._variables)
         except _RENDERING as error:
-            # A template is a program: what goes wrong in it is Python's own errors as often as jinja's.
+            # A template is a program, and may raise errors of Python as well as of jinja.
             raise DataError(f"the chat template refuses the conversation: {error}") from error
 
 
@@ -88,7 +88,7 @@ def _unknown_argument(name: str, names: set[str], place: str) -> str:
 
 
 class _GenerationBlocks(Extension):
-    """`{% generation %}` marks the assistant's words for supervised training; here it only renders its body."""
+    """`{% generation %}` marks the assistant's words for supervised training; here only its body is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
 

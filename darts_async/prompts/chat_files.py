@@ -1,13 +1,12 @@
-"""Where a model directory keeps its chat templates and the special tokens that they may name.
+"""Reads the chat templates of a model directory and the special tokens that they may name, as transformers does.
 
-Templates: `chat_template.jinja` is the default one and `additional_chat_templates/NAME.jinja` are named ones. Where
-there are such files they count, and otherwise the entry `chat_template` of `tokenizer_config.json`: a text, or a set of
-named texts. Special tokens: every entry `..._token` of `tokenizer_config.json` and every entry of its object
-`extra_special_tokens`; in directories of an older form, without `added_tokens_decoder`, what `special_tokens_map.json`
-says wins. This is how transformers reads them.
+Templates: `chat_template.jinja` is the default one and `additional_chat_templates/NAME.jinja` are named ones. Without
+such files, the entry `chat_template` of `tokenizer_config.json` counts: a text, or a set of named texts. Special
+tokens: every entry `..._token` of `tokenizer_config.json` and every entry of its object `extra_special_tokens`. In
+directories of an older form, without `added_tokens_decoder`, `special_tokens_map.json` takes precedence.
 
-Some tokenizer classes of transformers have special tokens of their own where the files are silent. Nothing here knows
-these, so a template that reads such a token is refused: it would be rendered without it.
+Some tokenizer classes of transformers have special tokens that are in no file. A template that reads such a token is
+refused, because it would be rendered without it.
 """
 
 import json
@@ -34,9 +33,9 @@ def load_chat_template(
     """The template of a model directory, None if it has none.
 
     Args:
-        name: of one of several templates. Left out it is `tool_use`, if there is one and the arguments have tools, and
+        name: name of one of several templates. Default: `tool_use`, if it exists and the arguments have tools,
             otherwise `default`.
-        arguments: variables that the template is given, such as `enable_thinking`.
+        arguments: variables for the template, such as `enable_thinking`.
 
     Raises:
         ModelError: the files cannot be read, the template is broken, or there are several and none is chosen.
@@ -56,7 +55,7 @@ def load_chat_template(
 
 
 def special_tokens(model_dir: Path, config: dict[str, Any]) -> dict[str, str]:
-    """{name: text} of all that the files name. Raises `ModelError` if one cannot be read."""
+    """All special tokens of the files, {name: text}. Raises `ModelError` if one cannot be read."""
     stored = dict(config)
     if "added_tokens_decoder" not in config:
         stored |= _read_object(model_dir / OLD_TOKENS_FILE)
@@ -115,8 +114,8 @@ def _check_tokens_are_known(template: ChatTemplate, tokens: dict[str, str], conf
     missing = [name for name in STANDARD_TOKENS if name in template.names and name not in tokens and name not in config]
     if missing and config.get("tokenizer_class") not in _CLASSES_WITHOUT_TOKENS:
         raise ModelError(
-            f"the chat template in {place} reads {missing[0]}, which no file names; the tokenizer's class may have "
-            f"one of its own: write {missing[0]!r} into {CONFIG_FILE} (null, if there is none)"
+            f"the chat template in {place} reads {missing[0]}, which is in no file; the tokenizer's class may define "
+            f"it: write {missing[0]!r} into {CONFIG_FILE} (null, if there is none)"
         )
 
 

@@ -1,6 +1,5 @@
-"""Rows of a data set file, decoded, each with its place for messages. Only the columns that are asked for are read of a
-parquet file. Of a line of JSON only the fields that are asked for have to be readable (see `json_lines`), and numbers
-that JSON has no word for (NaN) stay numbers."""
+"""Reads the rows of a data set file, each with its place for messages. Only the requested columns of a parquet file are
+read. In a line of JSON only the requested fields must be readable (see `json_lines`); NaN is accepted as a number."""
 
 import codecs
 from collections.abc import Iterator
@@ -22,10 +21,10 @@ def read_rows(path: Path, file_format: FileFormat, fields: tuple[str, ...] | Non
     """The rows of a file, in its order.
 
     Args:
-        fields: what is used of a row, dotted names included; None: everything.
+        fields: the used fields, including dotted names; None: all.
 
     Raises:
-        DataError: there is no such file, or it cannot be read.
+        DataError: the file does not exist, or cannot be read.
     """
     if not is_file(path):
         raise DataError(f"{missing_file(path)}; check prompts.path and prompts.held_out_path")
@@ -74,7 +73,7 @@ def _parquet_rows(path: Path, fields: tuple[str, ...] | None) -> Iterator[Row]:
 
 
 def _columns(names: list[str], fields: tuple[str, ...] | None) -> list[str]:
-    """The columns that hold the fields. One that is missing is found out row by row, with all names there are."""
+    """The columns that hold the fields. A missing column is reported at the first row, with all names."""
     if fields is None:
         return names
     wanted = {name if name in names else name.split(".")[0] for name in fields}
@@ -90,6 +89,6 @@ def _column_values(path: Path, batch: Any, name: str, first_row: int) -> list[An
     except (pyarrow.ArrowException, ValueError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{path}: column {name!r} cannot be read (from row {first_row} on): {error}; if the reward does not need "
-            "it, name those that it needs in prompts.metadata_fields"
+            "it, list the needed fields in prompts.metadata_fields"
         ) from error
     return values

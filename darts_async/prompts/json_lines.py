@@ -1,9 +1,9 @@
-"""A line of JSON, of which only the fields that are used have to be readable.
+"""Decodes a line of JSON in which only the used fields must be readable.
 
-Python's `json` refuses values that are nested too deeply and numbers of thousands of digits. A record may hold such a
-value in a field that the run does not use. So where `json` gives up on a line, the line is split into its fields, and
-only those that are used are decoded. Of a field that is not used, only the end is looked for, by counting brackets
-outside of strings: that needs no stack, and takes time in proportion to the length of the line.
+Python's `json` refuses values that are nested too deeply and numbers of thousands of digits. A record may have such a
+value in an unused field. If `json` fails on a line, the line is split into its fields, and only the used ones are
+decoded. The end of an unused field is found by counting brackets outside of strings, without recursion and in linear
+time.
 """
 
 import json
@@ -15,38 +15,40 @@ from darts_async.errors import DataError
 
 _PIECE = re.compile(r'\s*(?P<piece>"[^"\\]*(?:\\.[^"\\]*)*"|[][{}:,]|[^][{}:,"\s]+)', re.DOTALL)
 _WHOLE_RECORD = (
-    "shorten it, remove it, or, if the reward does not need it, name those that it needs in prompts.metadata_fields"
+    "shorten it, remove it, or, if the reward does not need it, list the needed fields in prompts.metadata_fields"
 )
 _USED = "shorten it, or remove the record"
 
 
 def decode_line(line: bytes, place: str, fields: Collection[str] | None) -> Any:
-    """The value of a line. A field that is not used is None where it cannot be read.
+    """The value of a line. An unused field that cannot be read is None.
 
     Args:
         place: file and line, for messages.
-        fields: what is used of an object, dotted names included; None: everything.
+        fields: the used fields, including dotted names; None: all.
 
     Raises:
-        DataError: the line is not JSON, or what is used of it cannot be read.
+        DataError: the line is not JSON, or a used field cannot be read.
     """
     try:
         text = line.decode()
         value = _value_of(text, place, fields)
-        if "\\u" in text:  # half of a surrogate pair is JSON, and no text; only an escape can write it
+        if "\\u" in text:  # an escape may be half of a surrogate pair, which is valid JSON but not valid text
             used = value if fields is None else [look_up(value, name) for name in fields]
             json.dumps(used, ensure_ascii=False).encode()
     except DataError:
         raise
     except RecursionError as error:  # it was just shallow enough to be read
         raise DataError(f"{place}: a field is nested too deeply to be checked; {_WHOLE_RECORD}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8: {error}; save the file as UTF-8: iconv -t UTF-8") from error
     except ValueError as error:
         raise DataError(f"{place}: not valid JSON: {error}; each line must hold one JSON object") from error
     return value
 
 
 def look_up(row: Any, name: str, default: Any = None) -> Any:
-    """The field of an object that has this name, or that the parts of a dotted name lead to."""
+    """The field of an object with this name, or at the path of a dotted name."""
     if isinstance(row, dict) and name in row:
         return row[name]
     value = row
@@ -58,10 +60,10 @@ def look_up(row: Any, name: str, default: Any = None) -> Any:
 
 
 def members(text: str) -> Iterator[tuple[str, str]]:
-    """The names and the values, as they are written, of a JSON object. The values are not checked.
+    """The names and the undecoded values of a JSON object. The values are not checked.
 
     Raises:
-        ValueError: it is not an object, or an end is missing.
+        ValueError: the text is not an object, or an end is missing.
 
     Example:
         >>> list(members('{"a": [1, {}], "b": "}"}'))
@@ -87,10 +89,10 @@ class _Pieces:
     def __init__(self, text: str) -> None:
         self._text = text
         self.end = 0
-        """Where the last piece that was taken has its end."""
+        """End of the last piece."""
 
     def peek(self) -> str:
-        """The next piece; empty at the end of the text, and where a string has no end."""
+        """The next piece; empty at the end of the text, or if a string has no end."""
         match = _PIECE.match(self._text, self.end)
         return match["piece"] if match is not None else ""
 
@@ -136,7 +138,7 @@ def _value_of(text: str, place: str, fields: Collection[str] | None) -> Any:
 
 
 def _used_of(text: str, used: frozenset[str] | None, place: str, path: tuple[str, ...]) -> Any:
-    """An object, with None for what is not used of it."""
+    """An object, with None for its unused fields."""
     if not text.lstrip().startswith("{"):
         return _decoded(text, place, path, None if used is None else _USED)
     row: dict[str, Any] = {}

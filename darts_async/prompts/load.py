@@ -1,8 +1,8 @@
-"""From settings to prompts that are ready to be generated from: read, render, tokenise, check, split.
+"""Loads the prompts of a run: reads, renders, tokenises, checks and splits them.
 
-No prompt is in both sets: whatever stands in the held-out set, spelt with other white space or not, is taken out
-of the training set. Which prompts are held out depends on the data and the seed alone, so that runs of different
-sizes are judged on the same ones. Neither torch nor transformers is imported.
+No prompt is in both sets: a training prompt that is also held out, apart from white space, is removed. The data and the
+seed alone decide which prompts are held out, so that runs of different sizes are evaluated on the same ones. This
+module imports neither torch nor transformers.
 """
 
 import datetime
@@ -62,17 +62,17 @@ class PromptCounts:
     num_too_long: int
     """Records skipped because the prompt is longer than `max_prompt_tokens`."""
     num_duplicates: int
-    """Training records removed because they stand in the held-out set too."""
+    """Training records removed because they are also in the held-out set."""
 
     @property
     def num_left_out(self) -> int:
-        """Records that no prompt was made of."""
+        """Records that were left out."""
         return self.num_too_long + self.num_duplicates
 
     def __str__(self) -> str:
         left_out = {
             "longer than prompts.max_prompt_tokens": self.num_too_long,
-            "in the held-out set too": self.num_duplicates,
+            "also in the held-out set": self.num_duplicates,
         }
         told = "".join(f"; {number:,} left out: {reason}" for reason, number in left_out.items() if number)
         return f"{self.num_train:,} prompts to train on, {self.num_held_out:,} held out{told}"
@@ -94,7 +94,7 @@ class PromptSets:
 
 
 class PromptEncoder:
-    """Turns a record into the tokens that the model is given."""
+    """Turns a record into the tokens of its prompt."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, system_prompt: str | None) -> None:
         self._tokenizer = tokenizer
@@ -110,7 +110,7 @@ class PromptEncoder:
         token_ids: list[list[int]] = []
         for start in range(0, len(records), _TEXTS_PER_BATCH):
             texts = [self._render(record) for record in records[start : start + _TEXTS_PER_BATCH]]
-            # The template has written its special tokens; adding them again would double them.
+            # The template writes all special tokens; adding them again would double them.
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._template is None)
             token_ids.extend(encoding.ids for encoding in encodings)
         return token_ids
@@ -125,7 +125,7 @@ class PromptEncoder:
             return record.prompt
         raise DataError(
             f"{record.place}: the prompt is a list of messages, which needs a chat template; set "
-            "prompts.chat_template: true and use a model that has one, or make the prompts texts"
+            "prompts.chat_template: true and use a model that has one, or give the prompts as texts"
         )
 
     def _conversation(self, record: Record) -> tuple[ChatMessage, ...]:
@@ -139,7 +139,7 @@ class PromptEncoder:
 
 
 def load_prompts(config: "RunConfig") -> PromptSets:
-    """The prompts of a run. Blocks for as long as reading and tokenising take: not for an event loop.
+    """The prompts of a run. Blocks while it reads and tokenises, so do not call it on an event loop.
 
     Raises:
         DataError: a file, a source or a record cannot be used, or there are too few of them.
@@ -158,13 +158,14 @@ def load_prompts(config: "RunConfig") -> PromptSets:
         _, held_out = split_off(others, config.prompts.held_out, config.seed)
     distinct = without_those_of(train, held_out)
     if not distinct:
-        raise DataError(f"no training prompts are left of {len(train_records)} records; give more, or hold out fewer")
+        sets = PromptSets((), tuple(held_out), num_too_long, len(train))
+        raise DataError(f"of {len(train_records)} records there are {sets.counts}; give more, or hold out fewer")
     num_duplicates = len(train) - len(distinct)
     return PromptSets(tuple(distinct[: config.prompts.num_train]), tuple(held_out), num_too_long, num_duplicates)
 
 
 def split_off(prompts: list[Prompt], num_held_out: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """(the others, `num_held_out` prompts drawn by the seed), both in the order of the data set."""
+    """(the others, `num_held_out` prompts chosen by the seed), both in the order of the data set."""
     if num_held_out > len(prompts):
         raise DataError(
             f"prompts.held_out is {num_held_out}, but there are only {len(prompts)} prompts to take them from; "
@@ -176,7 +177,7 @@ def split_off(prompts: list[Prompt], num_held_out: int, seed: int) -> tuple[list
 
 
 def without_those_of(prompts: Iterable[Prompt], held_out: Iterable[Prompt]) -> list[Prompt]:
-    """The prompts that ask nothing that is asked in `held_out`, white space aside."""
+    """The prompts that are not in `held_out`, apart from white space."""
     held_out_texts = {_normalised(prompt.text) for prompt in held_out}
     return [prompt for prompt in prompts if _normalised(prompt.text) not in held_out_texts]
 
@@ -188,11 +189,12 @@ def _normalised(text: str) -> str:
 def _make_encoder(model_dir: Path, config: "PromptsConfig") -> PromptEncoder:
     if config.system_prompt is not None and not config.chat_template:
         raise ConfigError(
-            "prompts.system_prompt is set, but prompts.chat_template is false: there is nowhere to put it"
+            "prompts.system_prompt is set, but prompts.chat_template is false, so it would not be used; unset it"
         )
     if config.chat_template_arguments and not config.chat_template:
         raise ConfigError(
-            "prompts.chat_template_arguments is set, but prompts.chat_template is false: nothing reads them"
+            "prompts.chat_template_arguments is set, but prompts.chat_template is false, so it would not be used; "
+            "unset it"
         )
     template = None
     if config.chat_template is not False:
@@ -206,7 +208,7 @@ def _make_encoder(model_dir: Path, config: "PromptsConfig") -> PromptEncoder:
 
 
 def _read(config: "PromptsConfig", seed: int) -> tuple[list[Record], list[Record] | None]:
-    """Training records, and the held-out ones where they come apart."""
+    """Training records, and the held-out records if they are a separate set."""
     pattern = None if config.answer_pattern is None else re.compile(config.answer_pattern)
     fields = Fields(config.prompt_field, config.answer_field, pattern, config.metadata_fields)
     if config.source not in PROMPTS.built_in:
@@ -248,7 +250,7 @@ def _ask(config: "PromptsConfig", seed: int, fields: Fields) -> tuple[list[Recor
 def _to_prompts(
     records: list[Record], encoder: PromptEncoder, config: "PromptsConfig", first_id: int
 ) -> tuple[list[Prompt], int]:
-    """The prompts that fit, numbered by their place among the records, and how many do not."""
+    """The prompts that fit, numbered by their position among the records, and how many do not fit."""
     prompts = []
     for place, (record, token_ids) in enumerate(zip(records, encoder.encode(records), strict=True)):
         if _fits(len(token_ids), record, config):
@@ -267,7 +269,7 @@ def metadata_json(record: Record) -> str:
         return json.dumps(record.metadata, default=_as_json)
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{record.place}: a field cannot be handed to the reward function: {error}; name the fields that it needs "
+            f"{record.place}: a field cannot be given to the reward function: {error}; list the fields that it needs "
             "in prompts.metadata_fields"
         ) from error
 
@@ -282,7 +284,7 @@ def _as_json(value: Any) -> str:
 
 def _fits(num_tokens: int, record: Record, config: "PromptsConfig") -> bool:
     if num_tokens == 0:
-        raise DataError(f"{record.place}: the tokenizer makes no token of the prompt {record.question!r}")
+        raise DataError(f"{record.place}: the prompt {record.question!r} has no tokens; remove the record")
     if num_tokens > config.max_prompt_tokens and config.on_too_long == "error":
         raise DataError(
             f"{record.place}: the prompt has {num_tokens} tokens, but prompts.max_prompt_tokens is "

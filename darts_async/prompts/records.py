@@ -1,4 +1,4 @@
-"""Records of a data set file, checked field by field: every refusal names the file, the line and the fix.
+"""Reads records of a data set file and checks each field. Every error names the file, the line and the fix.
 
 A record is an object with a prompt (a text, or a list of {role, content} messages), a reference answer (a text or
 a number; a dotted name such as `reward_model.ground_truth` reaches into nested objects, a pattern such as
@@ -36,7 +36,7 @@ class Record:
 
     @property
     def question(self) -> str:
-        """What is asked, as text: of a conversation all turns but the system's."""
+        """The question as text; for a conversation all turns except the system's."""
         if isinstance(self.prompt, str):
             return self.prompt
         texts = (text_of(message.get("content")) for message in self.prompt if message["role"] != "system")
@@ -45,18 +45,18 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Where a record has what."""
+    """The names of the fields of a record."""
 
     prompt: str
     answer: str
     answer_pattern: re.Pattern[str] | None = None
-    """Finds the answer in its field: the first group, or all that is matched."""
+    """Finds the answer in its field: the first group, or the complete match."""
     metadata: tuple[str, ...] | None = None
-    """What becomes metadata; None: all fields that are neither prompt nor answer."""
+    """Fields of the metadata; None: all fields except prompt and answer."""
 
     @property
     def used(self) -> tuple[str, ...] | None:
-        """Names of all fields that are read, dotted ones included; None: all there are."""
+        """Names of all used fields, including dotted names; None: all fields."""
         return None if self.metadata is None else (self.prompt, self.answer, *self.metadata)
 
 
@@ -135,7 +135,7 @@ def _parse_message(value: Any, place: str) -> ChatMessage:
 
 
 def text_of(content: Any) -> str | None:
-    """The text of a message's content, also where it comes in parts; None if a part is something else."""
+    """The text of a message's content, possibly in parts; None if a part is not text."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
     parts = [part.get("text") if isinstance(part, dict) else part for part in content]
@@ -145,7 +145,7 @@ def text_of(content: Any) -> str | None:
 
 def _parse_answer(value: Any, place: str) -> str:
     if isinstance(value, float) and not math.isfinite(value):
-        raise DataError(f"{place}: the answer is {value}, which nothing can be compared with; correct the record")
+        raise DataError(f"{place}: the answer is {value}, which equals no number; correct the record")
     if isinstance(value, str):
         return value
     if isinstance(value, (bool, int, float)):
@@ -160,7 +160,7 @@ def _found(pattern: re.Pattern[str], text: str, place: str) -> str:
     match = pattern.search(text)
     found = (match[1 if pattern.groups else 0] or "").strip() if match else ""
     if not found:
-        raise DataError(f"{place}: prompts.answer_pattern {pattern.pattern!r} finds nothing in {text[-60:]!r}")
+        raise DataError(f"{place}: prompts.answer_pattern {pattern.pattern!r} has no match in {text[-60:]!r}")
     return found
 
 

@@ -1,7 +1,7 @@
-"""Prompts and the order in which they are visited: seeded, with a cursor that can be saved and resumed.
+"""The order in which prompts are visited: seeded, with a cursor that can be saved and resumed.
 
-The order of every epoch is a permutation that depends on the seed and the epoch alone, so a cursor is one
-number: how many prompts have been drawn.
+The order of each epoch is a permutation that only depends on the seed and the epoch, so the cursor is one number: how
+many prompts have been drawn.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt, ready to be generated from and judged."""
+    """One prompt, ready for generation and scoring."""
 
     prompt_id: int
     """Its place in the data set."""

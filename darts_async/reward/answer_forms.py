@@ -1,7 +1,7 @@
-r"""Forms of an answer, told apart by its text alone, without sympy: what is a number with a unit, and what is in words.
+r"""Recognises the form of an answer by its text, without sympy: a number with a unit, or an answer in words.
 
-The parser of mathematics takes a word for a product of its letters: "5 dollars" is no 5 to it, and "listen" equals
-"silent". So words are dealt with here first:
+The parser of mathematics reads a word as a product of its letters: for it "5 dollars" is not 5, and "listen" equals
+"silent". So words are handled here first:
 
 - a number before plain words is the number (`36 dollars`, `12 apples`, `5 miles per hour`), unless one of the words
   changes it (`5 million`, `2 thirds`, `3 alpha`);
@@ -37,10 +37,10 @@ _MATHEMATICS = re.compile(
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 _MATH = re.compile(
     r"(?<!\\)\$\$(?P<display>(?:\\.|[^\\$])+)\$\$|(?<!\\)\$(?P<inline>(?:\\.|[^\\$])+)\$"
-    r"|\\\[(?P<bracket>.+?)\\\]|\\\((?P<parenthesis>.+?)\\\)",
+    r"|\\\[(?P<bracket>(?:(?!(?<!\\)\\\[).)+?)\\\]|\\\((?P<parenthesis>(?:(?!(?<!\\)\\\().)+?)\\\)",
     re.DOTALL,
 )
-_LEAD = re.compile(r"\A\s*[A-Za-z ]*(?:\bis\s|[a-z]{3}:)\s*(?=.*\d|\W*[A-J]\W*$)")
+_LEAD = re.compile(r"\A[A-Za-z ]*(?:\bis\s|[a-z]{3}:)\s*(?=.*\d|\W*[A-J]\W*$)")
 """The words before an answer: "The total is", "Answer:"."""
 _FULL_STOP = re.compile(r"(?<!\\right)\.\Z")
 _NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
@@ -51,7 +51,7 @@ _PROSE = re.compile(r"[A-Za-z0-9\s.,;:'\u2019()/%-]+")
 
 
 def last_box(text: str) -> str | None:
-    """The content of the last box that is closed. A brace that follows a backslash is text."""
+    """The content of the last closed box. A brace after a backslash is text."""
     opened, last = list[int | None](), (-1, -1)
     for token in _BRACES.finditer(text):
         if token.lastgroup == "box":
@@ -65,20 +65,20 @@ def last_box(text: str) -> str | None:
 
 
 def content_of(answer: str) -> str:
-    """Without the box or the delimiters around all of it, the words before it and the full stop after it."""
+    """The answer without its box or delimiters, without the words before it and the full stop after it."""
     box = last_box(answer)
-    content = _FULL_STOP.sub("", _LEAD.sub("", answer if box is None else box).strip())
+    content = _FULL_STOP.sub("", _LEAD.sub("", (answer if box is None else box).strip()))
     math = _MATH.fullmatch(content)
     return without_unit(math[math.lastgroup] if math is not None and math.lastgroup is not None else content)
 
 
 def has_math(content: str) -> bool:
-    """Whether a part of it is in the delimiters of mathematics."""
+    """Whether it has a part in the delimiters of mathematics."""
     return _MATH.search(content) is not None
 
 
 def without_unit(content: str) -> str:
-    r"""A number for an answer that is one beside words or a money sign; any other answer as it is.
+    r"""The number of an answer that has one beside words or a money sign; any other answer unchanged.
 
     >>> [without_unit(answer) for answer in ("US$5", "36 dollars", "twenty-five", "5 million", "2 abc")]
     ['5', '36', '25', '5 million', '2 abc']

@@ -1,6 +1,6 @@
-"""Reward functions that come with the package and need nothing beyond it.
+"""The reward functions of this package that need no extra.
 
-Every reward function, a user's too, has this shape:
+Every reward function, including a user's, has this signature:
 
     def f(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float
 
@@ -11,16 +11,16 @@ Example:
     >>> def brief(*, response: str, answer: str, **_: object) -> float:
     ...     return float(response.endswith(answer)) - 0.001 * len(response)
 
-It returns one finite number; an array or a tensor without a dimension is one too. A function that raises, takes longer
-than `reward.deadline_s` or exceeds one of `reward.limits` gives no reward, which is not a reward of zero: the sample is
-left out, and its group is trained on the others (`shaping.min_keep`). What a function starts ends with its worker.
+It returns one finite number, also as an array or a tensor without dimensions. If it raises, takes longer than
+`reward.deadline_s` or exceeds one of `reward.limits`, there is no reward, which is not a reward of zero: training uses
+the group without the sample (`shaping.min_keep`). Processes that a function starts end with its worker.
 """
 
 from typing import Any
 
 
 def exact_match(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float:
-    """1.0 if the whole response is the answer, case and white space aside.
+    """1.0 if the complete response equals the answer, apart from case and white space.
 
     Example:
         >>> exact_match(prompt="", response=" Four\\n", answer="four", metadata={}, finish_reason="stop")

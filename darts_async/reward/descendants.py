@@ -1,7 +1,7 @@
-"""The processes below a process: finding them, what they use, and ending all of them.
+"""Finds, measures and ends the descendants of a process.
 
-A process whose parent has ended goes to the nearest subreaper above it. Below a subreaper nothing gets away, whatever
-sessions it makes and however often it forks: as long as the subreaper has no child left, nothing of it is left.
+A process whose parent has ended becomes a child of the nearest subreaper above it. So no descendant of a subreaper
+escapes, even with new sessions and forks. When a subreaper has no child left, it has no descendant left.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PROC = Path("/proc")
 _LISTS_CHILDREN = (_PROC / "thread-self" / "children").exists()
-"""Kernels may be built without; then the parents of all processes are looked at."""
+"""Some kernels are built without this file; then the parents of all processes are checked."""
 _GONE = (FileNotFoundError, ProcessLookupError)
-"""A process has ended while it was looked at."""
+"""Errors which mean that a process has just ended."""
 
 
 def become_subreaper() -> None:
@@ -33,7 +33,7 @@ def become_subreaper() -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below a process, the nearer first."""
+    """All descendants of a process, the nearest first."""
     found, unseen = list[int](), [pid]
     while unseen:
         children = [child for parent in unseen for child in _children(parent)]
@@ -43,16 +43,16 @@ def descendants(pid: int) -> list[int]:
 
 
 def memory_bytes(pids: list[int], enough_bytes: int) -> int:
-    """Memory of processes that no file holds, what they share counted once.
+    """Memory of processes without file pages; shared pages count once.
 
-    Exact only above `enough_bytes`: the kernel counts it page by page, so what is quick to read comes first.
+    Exact only above `enough_bytes`, because the exact number is slow: the kernel counts page by page.
     """
     resident = sum(_read(pid, _resident_bytes) for pid in pids)
     return resident if resident <= enough_bytes else sum(_read(pid, _own_bytes) for pid in pids)
 
 
 def kill_descendants(within_s: float) -> bool:
-    """End everything below this process, which is a subreaper, and reap it. Returns whether nothing is left."""
+    """End and reap all descendants of this process, which is a subreaper. Returns whether none is left."""
     deadline_s = time.monotonic() + within_s
     while time.monotonic() < deadline_s:
         for pid in descendants(os.getpid()):
@@ -64,23 +64,23 @@ def kill_descendants(within_s: float) -> bool:
 
 
 def kill_marked(variable: str, value: str) -> None:
-    """End every process that has this in its environment: those of a subreaper that was itself killed."""
+    """End every process with this environment variable: the descendants of a killed subreaper."""
     entry = f"{variable}={value}".encode()
     for pid in _all_pids():
         try:
             is_marked = entry in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
-        except OSError:  # of somebody else, or gone
+        except OSError:  # of another user, or already ended
             continue
         if is_marked and pid != os.getpid():
             _kill(pid)
 
 
 def kill_strays(known: Collection[int]) -> bool:
-    """End the children of this process that it has not started itself, with all below them: they have come to it, a
-    subreaper, from one that was killed. What is below one of them comes later. Returns whether there were any.
+    """End the children that this process, a subreaper, has inherited from a killed one. Their own children follow in
+    later calls. Returns whether there were any.
 
     Args:
-        known: the children that it has started.
+        known: the children that this process has started.
     """
     strays = set(_children(os.getpid())) - set(known)
     for pid in strays:
@@ -134,7 +134,7 @@ def _kill(pid: int) -> None:
 
 
 def _reap() -> bool:
-    """Reap what has ended; returns whether there are children left."""
+    """Reap ended children. Returns whether there are children left."""
     while True:
         try:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:

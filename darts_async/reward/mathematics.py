@@ -1,11 +1,11 @@
-r"""Mathematical equality by math-verify. A module of its own: importing sympy takes a second.
+r"""The reward function `math`: mathematical equality by math-verify. Importing sympy takes a second.
 
-The library can limit its own time, but then takes a comparison that it gave up for "not equal". A reward that
-was never computed must not become a zero, so its limits are off and the deadline of the pool is the only one.
+The library can limit its own time, but then a comparison without a result counts as "not equal". A reward that was not
+computed must not be zero, so these limits are off and only the deadline of the pool applies.
 
-What counts as the answer of a response is decided here (`answer_in`), and not by the library's search: that takes one
-of several boxes, and boxes of what was only thought. A box is found by its braces and math by its delimiters, where a
-dollar that follows a backslash (`\$36`) is money.
+This module decides what the answer of a response is (`answer_in`). The library's search could choose one of several
+boxes, or a box inside the thoughts. A box is found by its braces and math by its delimiters; a dollar after a backslash
+(`\$36`) is money.
 """
 
 import logging
@@ -16,7 +16,7 @@ from math_verify import parse, verify
 
 from darts_async.reward.answer_forms import content_of, has_math, last_box, prose
 
-# It warns once that nothing limits its time; the pool does.
+# The library warns that its time is not limited. The pool limits it.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _THINKING, _THOUGHT = "<think>", "</think>"
@@ -25,7 +25,7 @@ _CHOICE = re.compile(rf"\s*{_LETTER}[.:]?\**\s*\}}?\s*")
 _BETWEEN = r"(?:[\s{}()$]|\\[,; ]|\\(?:text|textbf|mathrm|mathbf)\b)*"
 _ANOTHER = rf"{_BETWEEN}(?:[,;&]|and\b|or\b){_BETWEEN}(?-i:[A-J])(?![A-Za-z])"
 _BOXED_CHOICE = re.compile(rf"(?>\s*{_LETTER})(?![A-Za-z0-9-]|\s*[_^=+*/]|{_ANOTHER})", re.IGNORECASE)
-"""A box of two letters is no choice, nor is one of a formula."""
+"""A box with two letters or a formula is not a choice."""
 _NAMED_CHOICE = re.compile(rf"(?i:answer|choice|option)(?i:\s+is)?\s*[:=]?\s*\$?{_LETTER}(?!\w)")
 _MONEY = re.compile(r"\\\$(?=\s*\d)")
 
@@ -40,12 +40,12 @@ def math(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], f
     `no solution`), a box has to hold the same words; case, spacing and `\text` are not compared. A box
     that holds the very text of `answer` is right, whatever that is.
 
-    The answer of a response is looked for after the last `</think>`: what was thought is not answered, and a response
-    that is still thinking has no answer. (Where the chat template opens the thoughts itself, a response that was cut
-    before `</think>` looks like one without thoughts, and a box in it counts.) There it is
+    The answer of a response must be after the last `</think>`; a response without the end of its thoughts has no
+    answer. (If the chat template begins the thoughts itself, a response that was cut before `</think>` seems to have no
+    thoughts, and a box in it counts.) The answer is
 
-    - the content of the last box (`\boxed` or `\fbox`) that is closed, whatever other boxes say; one of two letters
-      ("B or C") is no choice;
+    - the content of the last closed box (`\boxed` or `\fbox`), even if other boxes differ; a box with two letters
+      ("B or C") is not a choice;
     - without a box, for a choice: the letter that follows the last "answer", "option" or "choice", or else a last line
       that is a letter alone;
     - without a box, for anything else: the last expression, where one that follows "answer" comes before others.
@@ -53,7 +53,7 @@ def math(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], f
     A response without an answer earns 0.0.
 
     Raises:
-        ValueError: `answer` is not an expression; no response could ever be right.
+        ValueError: `answer` is not an expression, so no response could be right.
     """
     said = answer_in(response)
     content, box = content_of(answer), last_box(said)
@@ -73,13 +73,13 @@ def math(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], f
 
 
 def answer_in(response: str) -> str:
-    """What follows the thoughts; empty while these have no end."""
+    """The text after the thoughts; empty if these have no end."""
     _thoughts, end, said = response.rpartition(_THOUGHT)
     return "" if _THINKING in said else said if end else response
 
 
 def _as_boxed(answer: str) -> str:
-    """As the library reads it without searching; a sentence with math in it as it is."""
+    """The answer in a form that the library reads without searching; a sentence with math unchanged."""
     content = content_of(answer)
     return content if has_math(content) else rf"\boxed{{{content}}}"
 

@@ -1,11 +1,12 @@
-"""The reward process: responses in, verdicts out, judged by a pool of workers.
+"""The reward process scores responses with a pool of workers.
 
-A failed judgement is reported as such. If most of them fail, the reward function is broken, and the run ends with its
-last error instead of training on what is left.
+A failed reward is reported as such. If most rewards fail, the reward function is broken, and the run ends with its last
+error instead of training on the rest.
 """
 
 import asyncio
 from collections import deque
+from typing import cast
 
 import structlog
 
@@ -13,19 +14,21 @@ from darts_async.actor import Gauges, Runtime, main
 from darts_async.config.reward import RewardLimitsConfig
 from darts_async.errors import RewardError
 from darts_async.models.location import resolve_model_path
-from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, Shutdown
+from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, ShaperToReward, Shutdown
+from darts_async.reward.boundary import refusal_of_shaper
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
+from darts_async.reward.worker_messages import failure_text
 from darts_async.reward.worker_pool import RewardPool
 from darts_async.topology.links import REWARDS_LINK
 from darts_async.transport import Event, Received
 
 WATCHED_ITEMS = 200
-"""Length of the window over which the share of failures is taken."""
+"""Length of the window for the share of failures."""
 STRAYS_END_AFTER = 500
-"""Looks, a hundredth of a second apart. Killed processes that have not ended by then are stuck in the kernel."""
+"""Number of attempts to end strays, a hundredth of a second apart. Later they must be stuck in the kernel."""
 MIN_ITEMS = 20
-"""Below this many items no share is taken."""
+"""With fewer items the share is not computed."""
 
 log = structlog.get_logger()
 
@@ -41,7 +44,7 @@ def limits_of(config: RewardLimitsConfig) -> Limits:
 
 
 class RewardActor:
-    """See the module."""
+    """The decisions and tasks of a reward process."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -70,9 +73,11 @@ class RewardActor:
         self._announce()
 
     def handle(self, event: Event) -> None:
-        """An item to judge, or the shaper's greeting. What comes before this process has said that it takes items was
-        meant for the one before it: the shaper has those judged again."""
+        """An item to score, or the shaper's greeting. Items before the greeting were meant for an earlier incarnation,
+        and the shaper sends them again."""
         match event:
+            case Received(message=message) if reason := refusal_of_shaper(cast(ShaperToReward, message)):
+                self._runtime.refuse(event, f"{type(message).__name__}: {reason}")
             case Received(peer=peer, message=Greet()):
                 self._shaper = peer
                 self._announce()
@@ -82,7 +87,7 @@ class RewardActor:
                 self._num_scoring += 1
 
     def tick(self, now_s: float) -> None:
-        """Look for what a killed warden has left: it comes to this process."""
+        """End the orphans of a killed warden, which this process inherits."""
         self._pool.kill_strays()
 
     def shutdown(self, message: Shutdown) -> None:
@@ -90,12 +95,12 @@ class RewardActor:
         self.done = True
 
     def gauges(self) -> Gauges:
-        """For the status."""
+        """The gauges of the status."""
         state = "scoring" if self._num_scoring else "ready" if self._open else "starting"
         return Gauges(state, num_in_flight=self._num_scoring)
 
     async def close(self) -> None:
-        """End the workers, and what wardens that were killed have left."""
+        """End the workers and the orphans of killed wardens."""
         await self._pool.close()
         for _ in range(STRAYS_END_AFTER):
             if not self._pool.kill_strays():
@@ -108,23 +113,23 @@ class RewardActor:
 
     async def _score(self, peer: str, item: Score) -> None:
         with self._runtime.clock.busy("score"):
-            verdict = await self._pool.score(item)
+            reply = await self._pool.score(item)
         self._num_scoring -= 1
-        self._runtime.faults.reach("reward.before_verdict")
-        self._runtime.send(REWARDS_LINK.name, peer, verdict)
-        self._runtime.trace.sample("judged", item.sample_id)
-        if isinstance(verdict, ScoreFailed):
-            log.warning("score_failed", sample_id=verdict.sample_id, kind=verdict.kind, error=verdict.error)
-        self._watch(verdict)
+        self._runtime.faults.reach("reward.before_reply")
+        self._runtime.send(REWARDS_LINK.name, peer, reply)
+        self._runtime.trace.sample("scored", item.sample_id)
+        if isinstance(reply, ScoreFailed):
+            log.warning("score_failed", sample_id=reply.sample_id, kind=reply.kind, error=reply.error)
+        self._watch(reply)
 
-    def _watch(self, verdict: object) -> None:
-        self._failed.append(isinstance(verdict, ScoreFailed))
+    def _watch(self, reply: object) -> None:
+        self._failed.append(isinstance(reply, ScoreFailed))
         share, limit = sum(self._failed) / len(self._failed), self._runtime.config.reward.max_failed_share
-        if isinstance(verdict, ScoreFailed) and len(self._failed) >= MIN_ITEMS and share > limit:
+        if isinstance(reply, ScoreFailed) and len(self._failed) >= MIN_ITEMS and share > limit:
             raise RewardError(
                 f"reward function {self._runtime.config.reward.function!r} failed on {share:.0%} of the last "
                 f"{len(self._failed)} responses, more than reward.max_failed_share ({limit:g}); the last failure was "
-                f"{verdict.kind}: {verdict.error}"
+                f"{failure_text(reply.kind, reply.error)}"
             )
 
 

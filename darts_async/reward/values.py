@@ -27,7 +27,7 @@ def checked_reward(value: object) -> float:
     """
     number = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
     if not isinstance(number, (numbers.Real, np.bool_)):
-        raise WrongTypeError(f"the reward must be a number, and {_shown(value)} is not one")
+        raise WrongTypeError(f"the reward must be a number, and {_shown(value)} is not one; return a float")
     try:
         reward = float(number)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""The warden of a reward worker: nothing that the worker has started outlives it, and it keeps to its limits.
+"""The warden of a reward worker ends the worker's descendants with it, and enforces its limits.
 
     darts_async.reward.warden --function NAME --tokenizer DIRECTORY --limits BYTES,COUNT,BYTES,BYTES
 
@@ -6,15 +6,13 @@
           |                                 ^
           +----------- starts ->  warden  --+ forks; reads what it prints
 
-The warden forks the worker before anything is imported, and runs no foreign code. It is a subreaper: a process below
-it stays below it whatever sessions it makes and however often it forks. When the worker has ended, the reward process
-asks (SIGTERM) or is gone (its end of the pipe is closed, also when it was killed), or a limit is exceeded, the warden
-ends everything below it, and then itself: by the signal or with the exit code of the worker, or of the limit (see
-`limits`). So that
-not even the worker is left of a warden that is killed, the kernel ends the worker with it; the rest of what it leaves
-is known by its environment (`MARK`), and the reward process ends it.
+The warden forks the worker before any import, and runs no foreign code. It is a subreaper, so no descendant escapes it.
+It ends all its descendants and then itself when the worker has ended, when the reward process asks (SIGTERM) or has
+ended (its end of the pipe is closed), or when a limit is exceeded. It ends by the worker's signal, or with the exit
+code of the worker or of the limit (see `limits`). If the warden is killed, the kernel ends the worker, and the reward
+process ends the other descendants, which it knows by their environment (`MARK`).
 
-Memory and processes are looked at several times a second. What is there for less long is not noticed.
+Memory and processes are measured several times a second; shorter peaks are missed.
 """
 
 import argparse
@@ -34,19 +32,19 @@ from darts_async.reward.descendants import become_subreaper, descendants, kill_d
 from darts_async.reward.limits import Limits, exit_code_of, passed_on
 
 MARK = "DARTS_REWARD_WORKER"
-"""In the environment of a warden and of everything below it, with a value of its own."""
+"""An environment variable of a warden and its descendants, with a unique value."""
 LOOK_EVERY_S = 0.2
 END_WITHIN_S = 30.0
-"""Killed processes that have not ended by then are stuck in the kernel."""
+"""Killed processes that have not ended after this long are stuck in the kernel."""
 _CHUNK_BYTES = select.PIPE_BUF
-"""A pipe that can be written to takes so many bytes at once, so that a warden never waits for who reads its output."""
+"""A writable pipe takes this many bytes at once, so that a warden never waits for the reader of its output."""
 
 
 class Warden:
     """Watches one worker."""
 
     def __init__(self, worker_pid: int, limits: Limits, output: int, num_items: "SharedCount") -> None:
-        """`output` is what the worker prints to; `num_items` counts the items that it has begun."""
+        """`output` receives what the worker prints; `num_items` counts the items that it has begun."""
         self._worker_pid = worker_pid
         self._limits = limits
         self._output = output
@@ -61,7 +59,7 @@ class Warden:
         self._signals = _wake_up_on_signals(self._told_to_end)
 
     def watch(self) -> str | None:
-        """Wait until the worker has ended or must end. Returns the limit that was exceeded, if one was."""
+        """Wait until the worker has ended or must end. Returns the exceeded limit, if any."""
         while not self._is_told_to_end and not self._has_ended():
             readable = self._wait()
             if 0 in readable:
@@ -74,7 +72,7 @@ class Warden:
         return None
 
     def end(self, breach: str | None) -> None:
-        """End all that is left, and this process as the worker has ended."""
+        """End all descendants, and then this process in the same way as the worker."""
         with contextlib.suppress(ProcessLookupError):
             if self._status is None:
                 os.kill(self._worker_pid, signal.SIGKILL)
@@ -93,7 +91,7 @@ class Warden:
         self._is_told_to_end = True
 
     def _has_ended(self) -> bool:
-        """Reaps orphans too, which are children by now."""
+        """Whether the worker has ended. Also reaps orphans."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -104,7 +102,7 @@ class Warden:
         return self._status is not None
 
     def _wait(self) -> set[int]:
-        """Descriptors at which something has happened: of standard input only that its other end is closed."""
+        """Descriptors that are ready; standard input only when its other end is closed."""
         poller = select.poll()
         poller.register(0, 0)
         poller.register(self._signals, select.POLLIN)
@@ -115,7 +113,7 @@ class Warden:
         return {descriptor for descriptor, _ in poller.poll(1000 * LOOK_EVERY_S)}
 
     def _pass_on(self, is_readable: bool) -> str | None:
-        """A piece of what the worker has printed goes to our own standard error."""
+        """Copy a piece of the worker's output to our standard error."""
         if is_readable and not self._pending:
             self._pending = os.read(self._output, _CHUNK_BYTES)
             self._is_open = bool(self._pending)
@@ -128,7 +126,7 @@ class Warden:
         return self._limits.breached_by(output_bytes=self._printed_bytes)
 
     def _look(self) -> str | None:
-        """What is below us, now and then."""
+        """Measure the descendants from time to time."""
         if time.monotonic() < self._next_look_s:
             return None
         self._next_look_s = time.monotonic() + LOOK_EVERY_S
@@ -137,7 +135,7 @@ class Warden:
         return self._limits.breached_by(memory_bytes=used_bytes, processes=len(pids))
 
     def _print_the_rest(self) -> None:
-        """Last words, as far as they fit: whatever wrote them has ended."""
+        """Copy the last output, as far as it fits."""
         os.set_blocking(self._output, False)
         left = self._limits.output_bytes or sys.maxsize
         with contextlib.suppress(OSError):
@@ -171,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizer", required=True, type=Path)
     parser.add_argument("--limits", required=True, type=Limits.of_argument)
     options = parser.parse_args(arguments)
-    wake_with_parent()  # a reward function can stop its warden, which would stay then
+    wake_with_parent()  # a reward function may stop its warden, which would otherwise stay
     become_subreaper()
     _limit(resource.RLIMIT_CORE, 0)  # how a worker has crashed is printed
     output, prints_to = os.pipe()
@@ -189,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _become_worker(warden_pid: int, prints_to: int, limits: Limits) -> None:
-    """What a worker is before it is anything else: bound to its warden, in a session of its own, and limited."""
+    """Bind the new worker to its warden, give it its own session, and set its limits."""
     die_with_parent(warden_pid)
     os.setsid()
     os.dup2(prints_to, 2)
@@ -205,21 +203,20 @@ def _limit(kind: int, value: int) -> None:
 
 
 def _work(function: str, tokenizer_dir: Path, num_items: SharedCount) -> None:
-    from darts_async.reward.worker import work  # takes long, and runs what the user has written
+    from darts_async.reward.worker import work  # slow, and runs the user's code
 
     work(function, tokenizer_dir, num_items.up)
 
 
 def _let_go_of_replies() -> None:
-    """The other end sees the end of the replies when the worker has ended."""
+    """Close the pipe of the replies, so that the other end sees the worker's end."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
 
 
 def _wake_up_on_signals(told_to_end: Callable[[], None]) -> int:
-    """A descriptor that can be read after a child has ended or SIGTERM has come; other requests to end are not for a
-    warden."""
+    """A descriptor that is readable after a child has ended or SIGTERM has arrived. Other signals are ignored."""
     signals, wakes = os.pipe()
     os.set_blocking(wakes, False)
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)

@@ -1,9 +1,9 @@
-"""A reward worker: a process that judges one response at a time, so that a function may hang, leak or crash.
+"""A reward worker is a process that scores one response at a time, so that a function may hang, leak or crash.
 
-Its warden forks it and calls `work`. Items come on standard input and replies go to standard output
-(`worker_messages`). Both are moved to private descriptors before any foreign code runs: what a function prints goes to
-standard error, what it reads is empty, and what it starts inherits neither pipe. The worker ends with its input, and
-the kernel ends it with its warden.
+Its warden forks it and calls `work`. Items arrive on standard input and replies leave on standard output
+(`worker_messages`). Both move to private descriptors before any foreign code runs. So the output of a function goes to
+standard error, its input is empty, and its child processes inherit neither pipe. The worker ends at the end of its
+input, and the kernel ends it with its warden.
 """
 
 import errno
@@ -37,17 +37,17 @@ from darts_async.wire.encoding import decoder
 
 MAX_TRACEBACK_LINES = 8
 MAX_LINE_CHARS = 300
-"""What is left out is the end of a line: a message begins with the name of its exception."""
+"""Longer lines lose their end, because a message begins with the name of its exception."""
 
 
-class Judge:
-    """Decodes a response and asks the reward function about it."""
+class Scorer:
+    """Decodes a response and calls the reward function."""
 
     def __init__(self, function: Extension, tokenizer: Tokenizer) -> None:
         self._function = function
         self._tokenizer = tokenizer
 
-    def judge(self, item: WorkItem) -> Rewarded | Failed:
+    def score(self, item: WorkItem) -> Rewarded | Failed:
         """The reward, or why there is none."""
         token_ids = np.frombuffer(item.token_ids, np.int32).tolist()
         try:
@@ -64,23 +64,23 @@ class Judge:
             return Failed("wrong_type", str(error))
         except NotFiniteError as error:
             return Failed("not_finite", str(error))
-        except Exception as error:  # noqa: BLE001 - the boundary to a user's code: it is reported, never a zero
+        except BaseException as error:  # noqa: BLE001 - whatever a user's code raises is reported, never a zero
             return Failed("raised", last_lines(error)) if not _is_of_file_limit(error) else _too_large(error)
         return Rewarded(reward)
 
 
-def last_lines(error: Exception) -> str:
+def last_lines(error: BaseException) -> str:
     """The end of a traceback, as text that can be encoded."""
     lines = "".join(traceback.format_exception(error)).splitlines()[-MAX_TRACEBACK_LINES:]
     return "\n".join(line[:MAX_LINE_CHARS] for line in lines).encode("utf-8", "replace").decode()
 
 
-def _too_large(error: Exception) -> Failed:
+def _too_large(error: BaseException) -> Failed:
     limit = Limits(file_bytes=resource.getrlimit(resource.RLIMIT_FSIZE)[0]).describe("file_bytes")
     return Failed("limit", f"the reward function {limit}:\n{last_lines(error)}")
 
 
-def _is_of_file_limit(error: Exception) -> bool:
+def _is_of_file_limit(error: BaseException) -> bool:
     """Whether this process, or one that the function has waited for, was kept from writing a large file."""
     return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY and any(
         getattr(cause, "errno", None) == errno.EFBIG or getattr(cause, "returncode", None) == -signal.SIGXFSZ
@@ -98,22 +98,22 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def serve(
     items: BinaryIO, replies: BinaryIO, function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]
 ) -> None:
-    """Judge items until there are no more; `on_item` is called before each."""
+    """Score items until the input ends. `on_item` is called before each item."""
     try:
-        judge = Judge(load(REWARD, function_name), load_tokenizer(tokenizer_dir))
+        scorer = Scorer(load(REWARD, function_name), load_tokenizer(tokenizer_dir))
     except (ExtensionError, ModelError) as error:
-        cause = f"\n{last_lines(error.__cause__)}" if isinstance(error.__cause__, Exception) else ""
+        cause = f"\n{last_lines(error.__cause__)}" if error.__cause__ is not None else ""
         write_message(replies, LoadFailed(f"{error}{cause}"))
         return
     write_message(replies, Ready())
     decode = decoder(WorkItem)
     while (item := read_message(items, decode)) is not None:
         on_item()
-        write_message(replies, judge.judge(item))
+        write_message(replies, scorer.score(item))
 
 
 def work(function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]) -> None:
-    """What a worker does from its first moment to its last."""
+    """The complete life of a worker."""
     faulthandler.enable()
     items, replies = _claim_pipes()
     serve(items, replies, function_name, tokenizer_dir, on_item)

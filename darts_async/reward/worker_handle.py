@@ -1,8 +1,8 @@
-"""One worker process as its pool sees it: start it, ask it, kill it.
+"""The pool's handle of one worker process: start it, ask it, kill it.
 
-An exchange that was begun and not finished (cancelled, late, or cut by the worker's end) leaves the pipe in an
-unknown place, so it always kills the worker. What is started, asked to end and waited for here is the worker's warden
-(see `warden`): it ends when nothing is left of the worker and of what a reward function has started.
+An unfinished exchange (cancelled, late, or cut by the worker's end) leaves the pipe in an unknown state, so it always
+kills the worker. The process of this handle is the worker's warden (see `warden`), which ends after the worker and all
+processes that a reward function has started.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from darts_async.reward.worker_messages import (
 from darts_async.wire.channel import Channel
 
 REAP_S = 10.0
-"""A killed process that has not ended by then is stuck in the kernel."""
+"""A killed process that has not ended after this long is stuck in the kernel."""
 LAST_WORDS_S = 5.0
-"""A worker that has closed its pipe gets this long to end with an exit status of its own, its warden included."""
+"""Time for a worker that has closed its pipe, and for its warden, to end by themselves."""
 
 
 class LimitExceededError(ProcessDiedError):
-    """A worker was ended because it, or what it had started, exceeded a limit of the settings."""
+    """A worker was ended because it or its descendants exceeded a limit of the settings."""
 
 
 class Worker:
@@ -45,12 +45,12 @@ class Worker:
         self._limits = limits
         self._mark = mark
         self._killed = False
-        self.num_judged = 0
-        """Items that it has answered."""
+        self.num_responses = 0
+        """Number of answered items."""
 
     @classmethod
     async def spawn(cls, function: str, tokenizer_dir: Path, limits: Limits) -> "Worker":
-        """Start the process. It takes items when `ready` has returned.
+        """Start the process. It accepts items once `ready` has returned.
 
         Raises:
             RewardError: the system refuses a new process.
@@ -66,19 +66,19 @@ class Worker:
 
     @property
     def is_usable(self) -> bool:
-        """It has not been killed and has not ended."""
+        """Whether it is running and was not killed."""
         return not self._killed and self._process.returncode is None
 
     @property
     def pid(self) -> int:
-        """Of its warden."""
+        """The pid of its warden."""
         return self._process.pid
 
     async def ready(self, deadline_s: float) -> None:
         """Wait until the worker has loaded the function.
 
         Raises:
-            RewardError: it cannot, ended, or took longer than the deadline.
+            RewardError: it could not, it ended, or it took longer than the deadline.
         """
         try:
             reply = await self._exchange(None, deadline_s)
@@ -90,30 +90,30 @@ class Worker:
             raise RewardError(reply.error)
 
     async def ask(self, item: WorkItem, deadline_s: float) -> WorkerReply:
-        """The worker's judgement.
+        """The worker's reply.
 
         Raises:
             TimeoutError: there was none within the deadline; the worker is killed.
-            LimitExceededError: it used more than it may; the worker is killed.
+            LimitExceededError: it exceeded a limit; the worker is killed.
             ProcessDiedError: the worker ended.
         """
         reply = await self._exchange(item, deadline_s)
-        self.num_judged += 1
+        self.num_responses += 1
         return reply
 
     def kill(self) -> None:
-        """End the process and all that it started, without waiting."""
+        """End the process and its descendants, without waiting."""
         self._killed = True
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
-                self._process.send_signal(signal.SIGCONT)  # a warden that was stopped takes no other
+                self._process.send_signal(signal.SIGCONT)  # a stopped warden receives no other signal
 
     async def reap(self) -> None:
-        """Wait for a killed process to be gone, pipes included.
+        """Wait for the end of a killed process and its pipes.
 
         Raises:
-            DeadlineError: it is still there.
+            DeadlineError: it has not ended.
         """
         assert self._process.stdin is not None
         self._process.stdin.close()

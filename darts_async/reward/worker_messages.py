@@ -1,7 +1,7 @@
 """What a reward pool and its workers say to each other over a pipe (see `wire.channel`).
 
-A worker speaks first (`Ready` or `LoadFailed`), then answers every `WorkItem` with one `Rewarded` or `Failed`.
-There is never more than one item under way, so an answer needs no id.
+A worker first sends `Ready` or `LoadFailed`, and then answers every `WorkItem` with one `Rewarded` or `Failed`. It has
+at most one item at a time, so an answer needs no id.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ from darts_async.protocol import FinishReason
 
 
 class WorkItem(Struct, frozen=True):
-    """One response to judge."""
+    """One response to score."""
 
     prompt: str
     answer: str
@@ -45,3 +45,9 @@ class Failed(Struct, frozen=True, tag=True):
 
 
 WorkerReply = Ready | LoadFailed | Rewarded | Failed
+
+
+def failure_text(kind: str, error: str) -> str:
+    """A failed reward in one line: of a traceback the last one, which is the exception, else the first one."""
+    lines = error.strip().splitlines() or [""]
+    return f"{kind}: {lines[-1 if kind == 'raised' else 0]}"

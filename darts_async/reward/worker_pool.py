@@ -1,11 +1,11 @@
-"""Worker processes that judge responses: one item at a time each, with a deadline, replaced when they fail.
+"""A pool of worker processes that score responses. Each handles one item at a time and is replaced when it fails.
 
-Invariants. Every item ends in a reward, in a `ScoreFailed` that says why there is none, or in the cancellation of
-its task: a failure is never a zero. A place has at most one process, which is started when an item needs it and
-the last one is gone for certain. Replacing a process that died waits longer each time in a row, so that a
-function that crashes at once costs no storm of processes; a late or cancelled item is no death in that sense.
+Invariants. Every item ends in a reward, in a `ScoreFailed` with the reason, or in the cancellation of its task: a
+failure is never a zero. A place has at most one process, which starts when an item needs it and the previous one has
+certainly ended. With each death in a row the replacement waits longer, so that a function that crashes at once does not
+cause a storm of processes. A late or cancelled item does not count as a death.
 
-Waiting for a free worker has no deadline of its own: it is bounded by the items in front and their deadlines.
+The wait for a free worker has no deadline of its own: the earlier items and their deadlines bound it.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from darts_async.wire.backoff import backoff_s
 START_DEADLINE_S = 60.0
 NO_LIMITS = Limits()
 MAX_LATE_STARTS = 3
-"""After so many in a row a first item has the deadline of any other: the function does not load, it hangs."""
+"""After this many slow first items in a row, the function hangs and is not loading: the normal deadline applies."""
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
 
 
 class _Place:
-    """Where one worker runs at a time."""
+    """A place for one worker at a time."""
 
     def __init__(
         self, function: str, tokenizer_dir: Path, limits: Limits, start_deadline_s: float, closing: asyncio.Event
@@ -43,7 +43,7 @@ class _Place:
         self.is_spawning = False
         self.num_deaths_in_a_row = 0
         self.num_late_starts = 0
-        """Workers in a row that did not answer their first item in the time of a start."""
+        """Workers in a row whose first item took longer than the start deadline."""
 
     async def spawn(self) -> Worker:
         """Start a process, without waiting until it is ready."""
@@ -55,7 +55,7 @@ class _Place:
         return self.worker
 
     async def usable_worker(self) -> Worker:
-        """The worker of this place: the one there is, or a new one."""
+        """The worker of this place, or a new one."""
         if self.worker is not None and self.worker.is_usable:
             return self.worker
         await self.reap()
@@ -71,7 +71,7 @@ class _Place:
             self.worker.kill()
 
     async def reap(self) -> None:
-        """Wait until the process is gone."""
+        """Wait until the process has ended."""
         if self.worker is not None:
             self.worker.kill()
             await self.worker.reap()
@@ -85,9 +85,9 @@ class _Place:
 
 
 class RewardPool:
-    """Judges responses in `num_workers` processes.
+    """Scores responses in `num_workers` processes.
 
-    Shutdown order: cancel the tasks that score, then `close`. A call under way at `close` raises `RewardError`.
+    Shutdown order: cancel the tasks that score, then `close`. A pending call at `close` raises `RewardError`.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class RewardPool:
         start_deadline_s: float = START_DEADLINE_S,
         limits: Limits = NO_LIMITS,
     ) -> None:
-        """`start_deadline_s` is for a worker to get ready, and for its first item too, at which a function may still
-        load something. Later items have `deadline_s`."""
+        """`start_deadline_s` bounds the start of a worker and its first item, at which a function may still load
+        something. `deadline_s` bounds later items."""
         self._deadline_s = deadline_s
         self._start_deadline_s = start_deadline_s
         self._closing = asyncio.Event()
@@ -113,14 +113,14 @@ class RewardPool:
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """The processes that are usable now."""
+        """The pids of the usable processes."""
         workers = [place.worker for place in self._places]
         return tuple(worker.pid for worker in workers if worker is not None and worker.is_usable)
 
     def kill_strays(self) -> bool:
-        """For a process that has no children but those of this pool, and is a subreaper: end what a warden that was
-        killed has left. Returns whether there may be more."""
-        if any(place.is_spawning for place in self._places):  # a new process is not known yet
+        """End the orphans of a killed warden. For a subreaper whose only children are those of this pool. Returns
+        whether there may be more."""
+        if any(place.is_spawning for place in self._places):  # its pid is not known yet
             return True
         return kill_strays([place.worker.pid for place in self._places if place.worker is not None])
 
@@ -134,7 +134,7 @@ class RewardPool:
             workers = [await place.spawn() for place in self._places]
             for worker in workers:
                 await worker.ready(self._start_deadline_s)
-        except BaseException:  # cancellation too: whatever ends the start, no worker is left; it is raised again
+        except BaseException:  # also cancellation: no worker may be left; the error is raised again
             await self.close()
             raise
         self._started = True
@@ -142,7 +142,7 @@ class RewardPool:
             self._free.put_nowait(place)
 
     async def score(self, item: Score) -> SampleScored | ScoreFailed:
-        """Judge one response. Cancelling the call frees its worker.
+        """Score one response. Cancelling the call frees its worker.
 
         Raises:
             RewardError: the pool is closed.
@@ -170,7 +170,7 @@ class RewardPool:
             await self._until_nothing_is_under_way()
         for place in self._places:
             await place.reap()
-            self._free.put_nowait(place)  # a call that still waits for it is refused
+            self._free.put_nowait(place)  # calls that still wait for it are refused
 
     async def _until_nothing_is_under_way(self) -> None:
         try:
@@ -178,14 +178,14 @@ class RewardPool:
                 for _ in self._places:
                     await self._free.get()
         except TimeoutError as error:
-            raise DeadlineError(f"items are still being judged {REAP_S:g} s after their workers were killed") from error
+            raise DeadlineError(f"items are still being scored {REAP_S:g} s after their workers were killed") from error
 
     async def _score_at(self, place: _Place, score: Score) -> SampleScored | ScoreFailed:
         item = WorkItem(score.prompt, score.answer, score.metadata_json, score.finish_reason, score.token_ids.tobytes())
         is_first = False
         try:
             worker = await place.usable_worker()
-            is_first = worker.num_judged == 0 and place.num_late_starts < MAX_LATE_STARTS
+            is_first = worker.num_responses == 0 and place.num_late_starts < MAX_LATE_STARTS
             reply = await worker.ask(item, self._deadline_of(is_first))
         except LimitExceededError as error:
             _refuse_if(self._closing)
@@ -201,7 +201,7 @@ class RewardPool:
             reason = f"the reward function took longer than reward.{setting} ({self._deadline_of(is_first):g} s)"
             return ScoreFailed(score.sample_id, "timeout", reason)
         place.num_deaths_in_a_row = place.num_late_starts = 0
-        return _verdict(score.sample_id, reply)
+        return _reply(score.sample_id, reply)
 
     def _deadline_of(self, is_first: bool) -> float:
         return max(self._start_deadline_s, self._deadline_s) if is_first else self._deadline_s
@@ -212,7 +212,7 @@ def _refuse_if(closing: asyncio.Event) -> None:
         raise RewardError("the reward pool is closed")
 
 
-def _verdict(sample_id: int, reply: WorkerReply) -> SampleScored | ScoreFailed:
+def _reply(sample_id: int, reply: WorkerReply) -> SampleScored | ScoreFailed:
     match reply:
         case Rewarded(reward):
             return SampleScored(sample_id, reward)

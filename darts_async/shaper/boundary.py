@@ -73,7 +73,7 @@ class Boundary:
             case SampleFinished() | SampleCancelled() | SampleRejected():
                 return _end_of_sample(state, peer, message)
             case SampleScored() | ScoreFailed():
-                return _verdict(state, message)
+                return _answer(state, message)
             case WeightsApplied():
                 return _weights_applied(state, peer, message)
             case GeneratorReady():
@@ -129,7 +129,7 @@ class Boundary:
             case GroupsCommitted():
                 return _committed(state, message, self._config.learner.groups_per_step)
             case VersionPublished(policy_version=version) if not state.is_ending:
-                position = state.training.taken.position
+                position = state.feed.committed.position
                 return None if 0 <= version <= position else f"it published version {version} and is at {position}"
             case VersionSaved(policy_version=version, oldest_kept=oldest) if not 0 <= oldest <= version:
                 return f"the oldest of its checkpoints is of version {oldest}, and the newest of {version}"
@@ -144,10 +144,10 @@ class Boundary:
             return f"a shaper state of {len(message.shaper_state)} bytes, and {MAX_SHARED_BYTES} is the most"
         if not 0 <= message.next_group_id < MAX_GROUPS:
             return f"it has had groups up to {message.next_group_id}"
-        if state.is_finished or state.may_start_over or not state.training.taken.can_rewind(version):
+        if state.is_finished or state.may_start_over or not state.feed.committed.can_rewind(version):
             return None
         try:
-            state.training.unheard(version)
+            state.feed.unheard(version)
         except DataError as error:
             return f"{error}; end the run and take it up again: darts-launch resume --from-checkpoint {self._run_dir}"
         return None
@@ -155,7 +155,7 @@ class Boundary:
 
 def _version(state: ShaperState, version: int) -> str | None:
     """Of a version that some learner is said to have made: for that it needs every group of the steps before."""
-    newest = state.training.num_filled_steps
+    newest = state.feed.num_filled_steps
     if 0 <= version <= newest:
         return None
     return f"version {version}, and the groups that were shipped are enough for {newest}"
@@ -203,22 +203,22 @@ def _end_of_owned(sample: Sample, message: SampleFinished | SampleCancelled | Sa
     return None
 
 
-def _verdict(state: ShaperState, message: SampleScored | ScoreFailed) -> str | None:
+def _answer(state: ShaperState, message: SampleScored | ScoreFailed) -> str | None:
     if isinstance(message, SampleScored) and not abs(message.reward) <= LARGEST_REWARD:
         return f"a reward of {message.reward} for sample {message.sample_id}"
     return _unknown(state, [message.sample_id])
 
 
 def _committed(state: ShaperState, message: GroupsCommitted, groups_per_step: int) -> str | None:
-    """A step that was taken before may be told again; any other is the next one, of just the groups shipped for it.
-    What a stop has given up the learner may have trained all the same."""
-    training, step = state.training, message.step
-    position, group_ids = training.taken.position, message.group_ids.tolist()
+    """A step that was taken before may be told again; any other is the next one, of just the groups shipped for it. The
+    learner may have trained all the same on what a stop has given up."""
+    feed, step = state.feed, message.step
+    position, group_ids = feed.committed.position, message.group_ids.tolist()
     if 0 <= step < position:
         return None
-    expected = training.groups_of(step)
-    if state.is_ending and step >= position and not expected and not training.taken.is_behind:
-        return None if 0 <= step < training.num_filled_steps else f"it took step {step}, which was never filled"
+    expected = feed.groups_of(step)
+    if state.is_ending and step >= position and not expected and not feed.committed.is_behind:
+        return None if 0 <= step < feed.num_filled_steps else f"it took step {step}, which was never filled"
     if step != position:
         return f"it took step {step}, and the next one is {position}"
     if sorted(group_ids) != sorted(expected) or len(expected) != groups_per_step:

@@ -27,44 +27,24 @@ REPLAYED_AHEAD = 2
 """Steps that a learner which catches up is sent before it has taken them."""
 
 
-class TakenGroup(Struct, frozen=True, eq=False):
+class CommittedGroup(Struct, frozen=True, eq=False):
     """A group in the gradient of a step."""
 
     prompt_id: int
     message: TrainGroup
 
 
-class TakenState(Struct, frozen=True):
-    """What `TakenSteps` knows between two events."""
+class CommittedSteps(Struct, eq=False):
+    """The steps of the surviving history; encoded as they are."""
 
-    groups: dict[int, list[TakenGroup]]
-    num_sent: int
-    oldest_kept: int
-    durable: int
-    position: int
-    num_steps: int
-
-
-class TakenSteps:
-    """The steps of the surviving history."""
-
-    def __init__(self) -> None:
-        self._groups: dict[int, list[TakenGroup]] = {}  # by step, from `oldest_kept` to `num_steps`
-        self._num_sent = 0  # steps whose groups the present learner has been sent, replayed or not
-        self.oldest_kept = 0
-        self.durable = 0
-        self.position = 0
-        self.num_steps = 0
-
-    def to_state(self) -> TakenState:
-        """For `restore`."""
-        return TakenState(self._groups, self._num_sent, self.oldest_kept, self.durable, self.position, self.num_steps)
-
-    def restore(self, state: TakenState) -> None:
-        """Go on where `to_state` was taken."""
-        self._groups, self._num_sent = state.groups, state.num_sent
-        self.oldest_kept, self.durable = state.oldest_kept, state.durable
-        self.position, self.num_steps = state.position, state.num_steps
+    groups: dict[int, list[CommittedGroup]] = {}
+    """By step, from `oldest_kept` to `num_steps`."""
+    num_sent: int = 0
+    """Steps whose groups the present learner has been sent, replayed or not."""
+    oldest_kept: int = 0
+    durable: int = 0
+    position: int = 0
+    num_steps: int = 0
 
     @property
     def is_behind(self) -> bool:
@@ -73,15 +53,15 @@ class TakenSteps:
 
     def group_ids(self, step: int) -> list[int]:
         """The groups of a step that may have to be taken again; none if it has not been taken."""
-        return [group.message.group_id for group in self._groups.get(step, [])]
+        return [group.message.group_id for group in self.groups.get(step, [])]
 
-    def took(self, step: int, groups: Sequence[TakenGroup]) -> None:
+    def add(self, step: int, groups: Sequence[CommittedGroup]) -> None:
         """The learner has taken a step for the first time."""
         assert step == self.position == self.num_steps, (step, self.position, self.num_steps)
-        self._groups[step] = list(groups)
-        self.num_steps = self.position = self._num_sent = step + 1
+        self.groups[step] = list(groups)
+        self.num_steps = self.position = self.num_sent = step + 1
 
-    def took_again(self, step: int, group_ids: Iterable[int]) -> None:
+    def repeat(self, step: int, group_ids: Iterable[int]) -> None:
         """The learner has taken a step that another one before it had taken."""
         assert step == self.position < self.num_steps, (step, self.position, self.num_steps)
         assert set(group_ids) == set(self.group_ids(step)), step
@@ -92,8 +72,8 @@ class TakenSteps:
         After a stop that may be more than were taken here. A learner cannot save what it has not taken, whatever it
         says."""
         self.oldest_kept = max(self.oldest_kept, min(oldest_kept, self.position))
-        for step in [step for step in self._groups if step < self.oldest_kept]:
-            del self._groups[step]
+        for step in [step for step in self.groups if step < self.oldest_kept]:
+            del self.groups[step]
         self.durable = max(self.durable, min(policy_version, self.position))
 
     def can_rewind(self, policy_version: int) -> bool:
@@ -104,28 +84,30 @@ class TakenSteps:
         """A learner is up, and has taken this many steps. Returns whether that undoes any."""
         assert self.can_rewind(policy_version), (policy_version, self.oldest_kept)
         is_rewind = policy_version < self.position
-        self.position = self._num_sent = policy_version
+        self.position = self.num_sent = policy_version
         self.durable = min(self.durable, policy_version)
         return is_rewind
 
     def to_send(self) -> list[TrainGroup]:
         """The groups that the learner is to be sent now, of steps that it takes again."""
         end = min(self.position + REPLAYED_AHEAD, self.num_steps)
-        steps = range(self._num_sent, end)
-        self._num_sent = max(self._num_sent, end)
-        return [group.message for step in steps for group in self._groups[step]]
+        steps = range(self.num_sent, end)
+        self.num_sent = max(self.num_sent, end)
+        return [group.message for step in steps for group in self.groups[step]]
 
-    def since(self, policy_version: int) -> TakenState:
-        """For `restore`, where a learner goes on from a checkpoint of this version."""
-        groups = {step: groups for step, groups in self._groups.items() if step >= policy_version}
-        return TakenState(groups, policy_version, policy_version, policy_version, policy_version, self.num_steps)
+    def since(self, policy_version: int) -> "CommittedSteps":
+        """The same for a learner that continues from a checkpoint of this version."""
+        groups = {step: groups for step, groups in self.groups.items() if step >= policy_version}
+        there = dict.fromkeys(("num_sent", "oldest_kept", "durable", "position"), policy_version)
+        return CommittedSteps(groups, **there, num_steps=self.num_steps)
 
     def jump(self, policy_version: int) -> None:
         """The learner is at a version, and how it got there is not known: nothing before it can be taken again."""
-        self.restore(TakenState({}, *[policy_version] * 5))
+        self.groups = {}
+        self.num_sent = self.oldest_kept = self.durable = self.position = self.num_steps = policy_version
 
     def validate(self) -> None:
         """Nothing that may have to be taken again is missing, and nothing else is kept."""
-        assert self.oldest_kept <= self.durable <= self.position <= self._num_sent <= max(self.num_steps, self.position)
+        assert self.oldest_kept <= self.durable <= self.position <= self.num_sent <= max(self.num_steps, self.position)
         assert self.position <= self.num_steps
-        assert sorted(self._groups) == list(range(self.oldest_kept, self.num_steps)), sorted(self._groups)
+        assert sorted(self.groups) == list(range(self.oldest_kept, self.num_steps)), sorted(self.groups)

@@ -1,7 +1,7 @@
-"""Held-out prompts: every sample is decoded to the end, judged and reported, and none is trained.
+"""Held-out prompts: every sample is decoded to the end, scored and reported, and none is trained on.
 
 One evaluation is under way at a time. Before the first and after the last step its prompts have the generators for
-themselves. In between it goes on beside training: a prompt is opened when its samples fit into the share of the slots
+themselves. In between it continues beside training: a prompt is opened when its samples fit into the share of the slots
 that evaluations may take, so the rest of them is always left to training. One that comes due meanwhile is skipped.
 
 An evaluation of version v has no token of an older one: its groups are opened where v or a later version is in use,
@@ -18,7 +18,7 @@ from darts_async.config import EvaluationConfig
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import EvaluationCompleted
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
-from darts_async.shaper.workload import Workload
+from darts_async.shaper.open_work import OpenWork
 
 
 class EvaluationState(Struct, frozen=True):
@@ -35,7 +35,7 @@ class EvaluationState(Struct, frozen=True):
 class Evaluation:
     """The evaluations of a run, one after the other."""
 
-    def __init__(self, config: EvaluationConfig, work: Workload, held_out: tuple[Prompt, ...]) -> None:
+    def __init__(self, config: EvaluationConfig, work: OpenWork, held_out: tuple[Prompt, ...]) -> None:
         self._config = config
         self._work = work
         self._held_out = held_out if config.samples_per_prompt else ()
@@ -59,7 +59,7 @@ class Evaluation:
             self._unopened.extend(self._held_out)
 
     def published(self, policy_version: int) -> None:
-        """Training goes on with this version: an evaluation may be due."""
+        """Training continues with this version: an evaluation may be due."""
         every = self._config.every_steps
         if not every or policy_version % every or policy_version <= self._newest_due:
             return
@@ -69,17 +69,16 @@ class Evaluation:
         else:
             self.begin(policy_version)
 
-    def next_prompt(self, *, alone: bool) -> Prompt | None:
-        """A prompt that may be opened now, and is; `alone` without regard to training."""
+    def open_group(self, *, alone: bool, floor: int, cursor: int, now_s: float) -> bool:
+        """Open the group of the next prompt, if one waits and may be opened; `alone` without regard to training."""
         if not self._unopened or not (alone or self._has_slots()):
-            return None
-        return self._unopened.popleft()
-
-    def opened(self, group: Group) -> None:
-        """The group of `next_prompt` was opened."""
+            return False
         assert self._policy_version is not None
-        assert group.floor >= self._policy_version, (group.floor, self._policy_version)
+        assert floor >= self._policy_version, (floor, self._policy_version)
+        prompt, num_samples = self._unopened.popleft(), self._config.samples_per_prompt
+        group = self._work.open(prompt, "evaluate", num_samples, floor=floor, cursor=cursor, now_s=now_s)
         self._open[group.group_id] = group
+        return True
 
     def decide(self, group: Group) -> None:
         """A sample of a held-out group has finished, failed or got its reward."""
@@ -121,16 +120,16 @@ class Evaluation:
     def to_state(self) -> EvaluationState:
         """For `restore`."""
         return EvaluationState(
-            self._policy_version,
-            list(self._unopened),
-            list(self._open),
-            self._evaluated,
-            self._newest_due,
-            self._num_skipped,
+            policy_version=self._policy_version,
+            unopened=list(self._unopened),
+            open=list(self._open),
+            evaluated=self._evaluated,
+            newest_due=self._newest_due,
+            num_skipped=self._num_skipped,
         )
 
     def restore(self, state: EvaluationState) -> None:
-        """Go on where `to_state` was taken, the workload before."""
+        """Continue where `to_state` was taken, the open work before."""
         self._policy_version = state.policy_version
         self._unopened.extend(state.unopened)
         self._open = {group_id: self._work.groups[group_id] for group_id in state.open}

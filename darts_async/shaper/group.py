@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import FinishReason, TrainGroup
-from darts_async.topology.outcomes import Outcome
 from darts_async.transitions import Transitions
 
+SampleOutcome = Literal["trained", "cancelled", "filtered", "stale", "lost", "evaluated"]
 Purpose = Literal["train", "evaluate"]
 
 
@@ -90,7 +90,7 @@ class Sample:
     finish_rank: int | None = None
     """How many of its group had finished before it."""
     reward: float | None = None
-    end_fate: Outcome = "cancelled"
+    end_outcome: SampleOutcome = "cancelled"
     end_reason: str = ""
     """How it will end, once that is decided."""
     chunks: list[tuple[int, NDArray[np.int32], NDArray[np.float32]]] = field(default_factory=list)
@@ -221,6 +221,11 @@ class Group:
         assert self.kept
         return min(sample.oldest_version for sample, _ in self.kept if sample.oldest_version is not None)
 
+    def kept_floor(self, num_steps: int) -> int:
+        """The same for the staleness window, which knows of no version before the learner has told of its step; a
+        generator may tell of it earlier."""
+        return min(self.oldest_kept_version, num_steps)
+
 
 def group_state(group: Group) -> GroupState:
     """For `group_of_state`. Merges chunks: there are hundreds in a long sample, and each is an array to be written."""
@@ -230,7 +235,7 @@ def group_state(group: Group) -> GroupState:
 
 
 def group_without_tokens(group: Group) -> GroupState:
-    """A group that does not go on: what its end will say of its samples."""
+    """A group that does not continue: what its end will say of its samples."""
     samples = [replace(sample, generator=None, chunks=[]) for sample in group.samples]
     return msgspec.structs.replace(_state_of(group), samples=samples, step=None)
 

@@ -4,9 +4,9 @@ Each record is one MessagePack array, its kind and then its fields in order, fra
 (`wire.framing`): a crash can only tear the last one, and reading stops there. Records are written in one `write` per
 batch of events: what a process has written survives its own death, and a power loss about a second later.
 
-Nothing that can be read is ever overwritten. A shaper that goes on from an earlier point than the ledger had reached
-says so by `TakenBack`: readers leave out the records that are void by it. One that goes on from a later point, because
-the file has lost records that no other file holds, says by `BroughtForward` what they had come to.
+Nothing that can be read is ever overwritten. A shaper that continues from an earlier point than the ledger had reached
+says so by `TakenBack`: readers leave out the records that are void by it. One that continues from a later point,
+because the file has lost records that no other file holds, says by `BroughtForward` what they had come to.
 """
 
 import os
@@ -22,16 +22,15 @@ from msgspec import Struct
 
 from darts_async.errors import DataError
 from darts_async.machine.full_disk import append_whole
-from darts_async.shaper.group import Purpose
-from darts_async.topology.outcomes import Outcome
+from darts_async.shaper.group import Purpose, SampleOutcome
 from darts_async.wire.framing import frame, payload_at, read_frames
 
 
-class Record(Struct, frozen=True, array_like=True):
+class LedgerRecord(Struct, frozen=True, array_like=True):
     """Base of all records. Tags are part of the format: a number is never given to another kind."""
 
 
-class GroupOpened(Record, frozen=True, tag=0):
+class GroupOpened(LedgerRecord, frozen=True, tag=0):
     """A prompt was drawn and its samples launched; `floor` is the lowest version they can be decoded under."""
 
     group_id: int
@@ -42,15 +41,15 @@ class GroupOpened(Record, frozen=True, tag=0):
     cursor: int
 
 
-class SamplePlaced(Record, frozen=True, tag=1):
-    """A generator was given a sample, for the first time or to go on with."""
+class SamplePlaced(LedgerRecord, frozen=True, tag=1):
+    """A generator was given a sample, for the first time or to continue."""
 
     sample_id: int
     generator: str
     incarnation: int
 
 
-class WeightsAcknowledged(Record, frozen=True, tag=2):
+class WeightsAcknowledged(LedgerRecord, frozen=True, tag=2):
     """A generator has said that it decodes under this version from now on."""
 
     generator: str
@@ -58,25 +57,25 @@ class WeightsAcknowledged(Record, frozen=True, tag=2):
     policy_version: int
 
 
-class GroupShipped(Record, frozen=True, tag=3):
+class GroupShipped(LedgerRecord, frozen=True, tag=3):
     """The kept samples went to the learner, for `step`."""
 
     group_id: int
     step: int
 
 
-class GroupDropped(Record, frozen=True, tag=4):
+class GroupDropped(LedgerRecord, frozen=True, tag=4):
     """The group will not be trained; its prompt is asked again."""
 
     group_id: int
     reason: str
 
 
-class SampleEnded(Record, frozen=True, tag=5):
+class SampleEnded(LedgerRecord, frozen=True, tag=5):
     """The one terminal event of a sample. `step` is set for trained samples only."""
 
     sample_id: int
-    fate: Outcome
+    outcome: SampleOutcome
     reason: str
     num_tokens: int
     oldest_version: int | None
@@ -85,49 +84,49 @@ class SampleEnded(Record, frozen=True, tag=5):
     reward: float | None
 
 
-class VersionSeen(Record, frozen=True, tag=6):
+class VersionSeen(LedgerRecord, frozen=True, tag=6):
     """A version was published."""
 
     policy_version: int
 
 
-class StepCommitted(Record, frozen=True, tag=7):
+class StepCommitted(LedgerRecord, frozen=True, tag=7):
     """The learner has taken a step with these groups in its gradient, for the first time or again."""
 
     step: int
     group_ids: tuple[int, ...]
 
 
-class LearnerRewound(Record, frozen=True, tag=8):
+class LearnerRewound(LedgerRecord, frozen=True, tag=8):
     """The learner is back at this version: the steps from it on are undone, and are taken again."""
 
     policy_version: int
 
 
-class RunReopened(Record, frozen=True, tag=9):
-    """A run whose processes had all ended goes on after so many steps, with new generators: a later version is void."""
+class RunReopened(LedgerRecord, frozen=True, tag=9):
+    """The run continues with new processes after so many steps. A later version is void."""
 
     num_steps: int
     life: int = 0
     """Which life of the run this is of."""
 
 
-class TakenBack(Record, frozen=True, tag=10):
+class TakenBack(LedgerRecord, frozen=True, tag=10):
     """Of the records so far, without those that are void already, the first `num_records` count; the others are void:
-    the shaper goes on from where it stood after these."""
+    the shaper continues from its state after these."""
 
     num_records: int
 
 
-class BroughtForward(Record, frozen=True, tag=11):
+class BroughtForward(LedgerRecord, frozen=True, tag=11):
     """Earlier records are lost. Every sample of the groups before `next_group_id` has ended, and these are the sums."""
 
     num_records: int
     """That were before it, those that are lost included."""
     num_steps: int
     next_group_id: int
-    samples_by_fate: dict[str, int]
-    tokens_by_fate: dict[str, int]
+    samples_by_outcome: dict[str, int]
+    tokens_by_outcome: dict[str, int]
 
 
 AnyRecord = (
@@ -153,8 +152,8 @@ _STEERING = (RunReopened, TakenBack, BroughtForward)
 class Position(Struct, frozen=True):
     """A place in a ledger: after so many records, as this life of the run counted them.
 
-    A checkpoint remembers one. It means one thing only: a life takes records back before it lets its learner go on, if
-    at all (see `ShaperState.may_start_over`), so before a checkpoint has a place that is counted in it."""
+    A checkpoint remembers one. It means one thing only: a life takes records back before it lets its learner continue,
+    if at all (see `ShaperState.may_start_over`), so before a checkpoint has a place that is counted in it."""
 
     life: int
     num_records: int
@@ -163,8 +162,8 @@ class Position(Struct, frozen=True):
 class Lineage:
     """Which of the records that were written count, and which places in the ledger are still in it.
 
-    A life goes on from some place in what the lives before it have written. What these wrote after that place is void,
-    and a later life counts other records by the same numbers. So a place names the life that counted.
+    A life continues from some place in what the lives before it have written. What these wrote after that place is
+    void, and a later life counts other records by the same numbers. So a place names the life that counted.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
-"""The shaper process: the only IO of the shaper. Events go into `Standing`, its outputs go out.
+"""The shaper process: the only IO of the shaper. Events go into `ReplayableState`, its outputs go out.
 
-What happened goes to the journal and what was decided to the ledger, once per batch of events: before any peer hears
-of it, and before the events are acknowledged. A shaper that was killed goes on where the journal ends: what it decided
-after that no peer knows, and the events come again. The time of the state stops while there is no shaper, so
-that no group is to blame for its absence, and does not run backwards when a machine starts again.
+What happened goes to the journal and what was decided to the ledger, once per batch of events: before any peer hears of
+it, and before the events are acknowledged. A shaper that was killed continues where the journal ends: what it decided
+after that no peer knows, and the events come again. The time of the state stops while there is no shaper, so that no
+group is to blame for its absence, and does not run backwards when a machine starts again.
 
 About once a second both files are flushed to the disk by a thread, the ledger first, and then a new journal that is due
 takes its place: so a loss of power takes a second of both, and never a record that is older than the head of the
@@ -36,8 +36,8 @@ from darts_async.shaper.durable.replayable_state import (
     Heard,
     MakeState,
     Reopened,
+    ReplayableState,
     Restarted,
-    Standing,
     Stopped,
     Ticked,
     WentDown,
@@ -52,8 +52,9 @@ from darts_async.shaper.ledger import (
     VersionSeen,
     scan_ledger,
 )
-from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
-from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.shaper.outbox import Forget, Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import Incoming, ShaperState, StateSnapshot
 from darts_async.topology.links import LAUNCHER_LINK, link_between
 from darts_async.topology.roles import LAUNCHER, SHAPER, role_of
 from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
@@ -94,7 +95,7 @@ class ShaperActor:
         self._journal = Journal(runtime.run_dir / JOURNAL_FILE)
         self._ledger = LedgerWriter(runtime.run_dir / LEDGER_FILE)
 
-        def make_state(snapshot: Snapshot | None) -> ShaperState:
+        def make_state(snapshot: StateSnapshot | None) -> ShaperState:
             source = ShuffledPrompts(sets.train, seed=config.seed)
             return ShaperState(config, source, sets.held_out, stop_token_ids, snapshot)
 
@@ -102,36 +103,36 @@ class ShaperActor:
         self._inputs: list[AnyInput] = []
         self._outputs: list[Output] = []
         try:
-            self._standing = self._begin(make_state)
+            self._replayable = self._begin(make_state)
         except DataError:
             self._ledger.close()
             raise
-        self._ahead_s = self._standing.now_s - self._clock()
-        runtime.heard = self._standing.heard
+        self._ahead_s = self._replayable.now_s - self._clock()
+        runtime.heard = self._replayable.heard
         self._take(Restarted(self._now_s()))
-        if self._state.phase in (Phase.STOPPING, Phase.FINISHED):  # no shaper is started in a run that ends
+        if self._state.phase in (RunPhase.STOPPING, RunPhase.FINISHED):  # no shaper is started in a run that ends
             self._take(Reopened(self._now_s(), runtime.plan.life))
-        self._outputs = [*self._standing.reports, *(output for output in self._outputs if not is_report(output))]
+        self._outputs = [*self._replayable.reports, *(output for output in self._outputs if not is_report(output))]
         self._stop_at_s: float | None = None
         self._leaving = self._terminated = False
 
-    def _begin(self, make_state: MakeState) -> Standing:
+    def _begin(self, make_state: MakeState) -> ReplayableState:
         """For the first time, in place of a process of this life of the run, or in place of those of another life."""
         path, life = self._runtime.run_dir / JOURNAL_FILE, self._runtime.plan.life
         found = read_journal(path)
         if life == 1 and found.head is None and not self._ledger.num_bytes:
-            standing = Standing(make_state)
-            standing.now_s = self._clock()
-            self._journal.begin(standing.to_head(0))
-            return standing
+            replayable = ReplayableState(make_state)
+            replayable.now_s = self._clock()
+            self._journal.begin(replayable.to_head(0))
+            return replayable
         if life > 1 and (found.head is None or found.head.place.life != life):
             return self._begin_life(found, make_state)
-        standing = take_up(found, self._ledger, make_state)
+        replayable = take_up(found, self._ledger, make_state)
         self._journal.resume(found.num_bytes)
-        log.info("taken_up", journal_bytes=found.num_bytes, phase=standing.state.phase.name)
-        return standing
+        log.info("taken_up", journal_bytes=found.num_bytes, phase=replayable.state.phase.name)
+        return replayable
 
-    def _begin_life(self, found: FoundJournal, make_state: MakeState) -> Standing:
+    def _begin_life(self, found: FoundJournal, make_state: MakeState) -> ReplayableState:
         """All processes are new, and the files may have lost what was not on the disk yet."""
         run_dir, plan = self._runtime.run_dir, self._runtime.plan
         ledger = scan_ledger(run_dir / LEDGER_FILE)
@@ -147,14 +148,14 @@ class ShaperActor:
             journal=found.fault or "whole",
             ledger_damaged_at=ledger.damaged_at,
             num_records=ledger.lineage.num_records,
-            num_records_now=taken_up.standing.lineage.num_records,
+            num_records_now=taken_up.replayable.lineage.num_records,
         )
         self._ledger.cut(ledger.num_bytes)
         self._ledger.append(taken_up.records)
         self._ledger.flusher()()
-        self._journal.begin(taken_up.standing.to_head(self._ledger.num_bytes))
-        self._outputs = [output for output in taken_up.outputs if isinstance(output, Send | Forget)]
-        return taken_up.standing
+        self._journal.begin(taken_up.replayable.to_head(self._ledger.num_bytes))
+        self._outputs = [output for output in taken_up.outputs if isinstance(output, SendTo | Forget)]
+        return taken_up.replayable
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Nothing takes long."""
@@ -218,20 +219,20 @@ class ShaperActor:
             self._settle()
 
     def shutdown(self, message: Shutdown) -> None:
-        """By a signal: leave as one who comes back. Early: cancel what runs, report once the engines have acknowledged,
-        and leave. At the end: leave."""
+        """By a signal: leave, and another process takes this one's place. Early: cancel what runs, report once the
+        engines have acknowledged, and leave. At the end: leave."""
         if message is TERMINATED:
             self._terminated = True
             return
         self._leaving = True
-        if self._state.phase is not Phase.FINISHED and self._stop_at_s is None:
+        if self._state.phase is not RunPhase.FINISHED and self._stop_at_s is None:
             self._stop_at_s = self._clock() + STOP_WITHIN_S
             self._take(Stopped(self._now_s(), message.reason))
 
     @property
     def done(self) -> bool:
         """Everything is accounted for and the launcher has said so, or another is to take this one's place."""
-        return self._terminated or (self._leaving and self._state.phase is Phase.FINISHED)
+        return self._terminated or (self._leaving and self._state.phase is RunPhase.FINISHED)
 
     def gauges(self) -> Gauges:
         """For the status."""
@@ -254,7 +255,7 @@ class ShaperActor:
 
     @property
     def _state(self) -> ShaperState:
-        return self._standing.state
+        return self._replayable.state
 
     def _refusal(self, peer: str, message: Message) -> str | None:
         return self._boundary.refusal(self._state, peer, cast(Incoming, message))
@@ -265,13 +266,13 @@ class ShaperActor:
     def _take(self, given: AnyInput) -> None:
         """Decide what follows from an input; `_settle` does it."""
         with self._runtime.clock.busy("decide"):
-            self._outputs += self._standing.take(given)
+            self._outputs += self._replayable.take(given)
         self._inputs.append(given)
 
     def _settle(self) -> None:
         """Record what was taken, then do what follows."""
         faults = self._runtime.faults
-        records = [output for output in self._outputs if not isinstance(output, Send | Forget)]
+        records = [output for output in self._outputs if not isinstance(output, SendTo | Forget)]
         if records:
             faults.reach("shaper.before_record")
         self._journal.append(self._inputs)
@@ -282,8 +283,8 @@ class ShaperActor:
         self._inputs = []
         self._carry_out()
         if self._journal.is_due:
-            self._journal.prepare(self._standing.to_head(self._ledger.num_bytes))
-        for peer in {report.peer for report in self._standing.reports}:
+            self._journal.prepare(self._replayable.to_head(self._ledger.num_bytes))
+        for peer in {report.peer for report in self._replayable.reports}:
             if not self._runtime.links[_link_to(peer)].num_unacknowledged(peer):
                 self._take(Confirmed(self._now_s(), peer))
 
@@ -291,7 +292,7 @@ class ShaperActor:
         outputs, self._outputs = self._outputs, []
         for output in outputs:
             match output:
-                case Send(peer, message):
+                case SendTo(peer, message):
                     self._runtime.send(_link_to(peer), peer, message)
                     if isinstance(message, Cancel):
                         self._runtime.trace.sample("cancel", message.sample_id)
@@ -299,9 +300,9 @@ class ShaperActor:
                     self._runtime.links[_link_to(peer)].forget(peer)
                 case SamplePlaced(sample_id=sample_id):
                     self._runtime.trace.sample("placed", sample_id)
-                case SampleEnded(sample_id=sample_id, fate=fate):
-                    self._runtime.trace.count(fate)
-                    self._runtime.trace.sample(fate, sample_id)
+                case SampleEnded(sample_id=sample_id, outcome=outcome):
+                    self._runtime.trace.count(outcome)
+                    self._runtime.trace.sample(outcome, sample_id)
                 case GroupShipped(group_id=group_id):
                     self._runtime.trace.instant("shipped", group=group_id)
                 case GroupDropped(group_id=group_id, reason=reason):

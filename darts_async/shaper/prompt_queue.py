@@ -1,10 +1,10 @@
 """The prompts to ask next, and with how many samples each.
 
 A budget is split among a batch of prompts, so a batch is drawn ahead of the groups that are opened one at a time. A
-prompt whose group came to nothing is asked again, with as many samples as before.
+prompt whose group came to nothing is asked again, with as many samples as before, but not forever.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,25 +12,27 @@ from msgspec import Struct
 
 from darts_async.prompts.source import Prompt, PromptSource
 
+MAX_RETRIES_PER_PROMPT = 3
+"""A prompt whose groups came to nothing this often is left until the source brings it again."""
+
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class PlannedGroup:
     """A group to open."""
 
     prompt: Prompt
     num_samples: int
     asked_again: bool = False
     """An earlier group of the prompt was cut or dropped."""
-    as_spare: bool = False
-    """It is opened outside the staleness window."""
 
 
 class QueueState(Struct, frozen=True):
-    """What a `PromptQueue` knows, and where its source stands."""
+    """What a `PromptQueue` knows, and the cursor of its source."""
 
     source_cursor: int
-    drawn: list[Launch]
-    again: list[Launch]
+    drawn: list[PlannedGroup]
+    again: list[PlannedGroup]
+    retries: dict[int, int]
 
 
 class PromptQueue:
@@ -41,36 +43,57 @@ class PromptQueue:
         self._source = source
         self._split = split
         self._batch = batch
-        self._drawn: deque[Launch] = deque()
-        self._again: deque[Launch] = deque()
+        self._drawn: deque[PlannedGroup] = deque()
+        self._again: deque[PlannedGroup] = deque()
+        self._retries: Counter[int] = Counter()
 
     @property
     def cursor(self) -> int:
         """Prompts of the source that have been asked: those that were drawn ahead are not."""
         return self._source.cursor - len(self._drawn)
 
-    def next(self) -> Launch:
+    def next(self) -> PlannedGroup:
         """One that is to be asked again, or the next of the source."""
         return self._again.popleft() if self._again else self.fresh()
 
-    def fresh(self) -> Launch:
+    def fresh(self) -> PlannedGroup:
         """The next of the source."""
         if not self._drawn:
             prompts = [self._source.draw() for _ in range(self._batch)]
             counts = self._split([prompt.prompt_id for prompt in prompts])
-            self._drawn.extend(map(Launch, prompts, counts))
+            self._drawn.extend(map(PlannedGroup, prompts, counts))
         return self._drawn.popleft()
 
     def ask_again(self, prompt: Prompt, num_samples: int) -> None:
-        """The prompt's group came to nothing."""
-        self._again.append(Launch(prompt, num_samples, asked_again=True))
+        """The prompt's group was given up for reasons that are not its own."""
+        self._again.append(PlannedGroup(prompt, num_samples, asked_again=True))
+
+    def retry(self, prompt: Prompt, num_samples: int) -> None:
+        """The prompt's group came to nothing: ask it again, unless that happened too often."""
+        if self._retries[prompt.prompt_id] < MAX_RETRIES_PER_PROMPT:
+            self._retries[prompt.prompt_id] += 1
+            self.ask_again(prompt, num_samples)
+
+    def completed(self, prompt_id: int) -> None:
+        """A group of the prompt is complete: its retries are counted from zero again."""
+        self._retries.pop(prompt_id, None)
+
+    def rejected(self, prompt_id: int) -> None:
+        """The engine cannot decode this prompt: it would be rejected again."""
+        self._retries[prompt_id] = MAX_RETRIES_PER_PROMPT
 
     def to_state(self) -> QueueState:
         """For `restore`."""
-        return QueueState(self._source.cursor, list(self._drawn), list(self._again))
+        return QueueState(
+            source_cursor=self._source.cursor,
+            drawn=list(self._drawn),
+            again=list(self._again),
+            retries=self._retries,
+        )
 
     def restore(self, state: QueueState) -> None:
-        """Go on where `to_state` was taken."""
+        """Continue where `to_state` was taken."""
         self._source.seek(state.source_cursor)
         self._drawn.extend(state.drawn)
         self._again.extend(state.again)
+        self._retries.update(state.retries)

@@ -6,31 +6,30 @@ was scored before the rule chose, is reported beside them. A sample that a draw 
 too: on average the pool's means are those of all launched samples.
 """
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
-from darts_async.shaper.group import Group, Sample, Stage
+from darts_async.shaper.group import Group, Sample, SampleOutcome, Stage
 from darts_async.shaper.rules.length_pay import LengthTerms, Lot, length_terms
-from darts_async.topology.outcomes import Outcome
 
+OUTCOMES: tuple[SampleOutcome, ...] = ("trained", "cancelled", "filtered", "stale", "lost", "evaluated")
 DIFFICULTIES = ("hard", "middle", "easy")
 _VISITS_CORRELATED = 1024
 """Latest second visits over which the autocorrelation of redundancy is taken."""
 
 
-@dataclass(slots=True, eq=False)
-class RewardCounts:
+class RewardCounts(Struct, eq=False):
     """Rewards of the run, and those that failed."""
 
     num_scored: int = 0
-    num_by_kind: dict[str, int] = field(default_factory=dict)
-    first_by_kind: dict[str, str] = field(default_factory=dict)
+    num_by_kind: dict[str, int] = {}
+    first_by_kind: dict[str, str] = {}
     """What was said at the first failure of each kind."""
     last: str = ""
     """What was said at the last failure."""
@@ -54,33 +53,30 @@ class RewardCounts:
         return f"{self.num_failed} of {num} rewards failed, the last one with {self.last}"
 
 
-class TotalsState(Struct, frozen=True):
-    """What `Totals` count."""
+class Totals(Struct, eq=False):
+    """Counts over the run; encoded as they are. A key that is not there counts as 0."""
 
-    tokens_by_fate: dict[str, int]
-    samples_by_fate: dict[str, int]
-    tokens_by_staleness: dict[int, int]
-    num_tokens_received: int
-    tokens_by_generator: dict[str, dict[int, int]]
-    rewards: RewardCounts
+    tokens_by_outcome: dict[str, int] = {}
+    samples_by_outcome: dict[str, int] = {}
+    tokens_by_staleness: dict[int, int] = {}
+    num_tokens_received: int = 0
+    tokens_by_generator: dict[str, dict[int, int]] = {}
+    """{generator: {incarnation: tokens received of it}}; those of earlier lives of the run are incarnation 0."""
+    rewards: RewardCounts = field(default_factory=RewardCounts)
 
+    def __post_init__(self) -> None:
+        self.tokens_by_outcome, self.samples_by_outcome = (
+            Counter(self.tokens_by_outcome),
+            Counter(self.samples_by_outcome),
+        )
+        self.tokens_by_staleness = Counter(self.tokens_by_staleness)
+        by_generator = ((name, Counter(counts)) for name, counts in self.tokens_by_generator.items())
+        self.tokens_by_generator = defaultdict(Counter, by_generator)
 
-class Totals:
-    """Counts over the run."""
-
-    def __init__(self) -> None:
-        self.tokens_by_fate: Counter[str] = Counter()
-        self.samples_by_fate: Counter[str] = Counter()
-        self.tokens_by_staleness: Counter[int] = Counter()
-        self.num_tokens_received = 0
-        self.tokens_by_generator: defaultdict[str, Counter[int]] = defaultdict(Counter)
-        """{generator: {incarnation: tokens received of it}}; those of earlier lives of the run are incarnation 0."""
-        self.rewards = RewardCounts()
-
-    def ended(self, fate: Outcome, num_tokens: int) -> None:
+    def ended(self, outcome: SampleOutcome, num_tokens: int) -> None:
         """A sample ended."""
-        self.tokens_by_fate[fate] += num_tokens
-        self.samples_by_fate[fate] += 1
+        self.tokens_by_outcome[outcome] += num_tokens
+        self.samples_by_outcome[outcome] += 1
 
     def trained(self, sample: Sample, step: int) -> None:
         """A sample entered the gradient of `step`: count its tokens by staleness."""
@@ -90,30 +86,9 @@ class Totals:
     def end_of_life(self) -> None:
         """All processes are new: their incarnations may have the numbers of others that are forgotten."""
         for counts in self.tokens_by_generator.values():
-            num_tokens = counts.total()
+            num_tokens = sum(counts.values())
             counts.clear()
             counts[0] = num_tokens
-
-    def to_state(self) -> TotalsState:
-        """For `restore`."""
-        return TotalsState(
-            self.tokens_by_fate,
-            self.samples_by_fate,
-            self.tokens_by_staleness,
-            self.num_tokens_received,
-            {name: dict(counts) for name, counts in self.tokens_by_generator.items()},
-            self.rewards,
-        )
-
-    def restore(self, state: TotalsState) -> None:
-        """Go on where `to_state` was taken."""
-        self.tokens_by_fate.update(state.tokens_by_fate)
-        self.samples_by_fate.update(state.samples_by_fate)
-        self.tokens_by_staleness.update(state.tokens_by_staleness)
-        self.num_tokens_received = state.num_tokens_received
-        for name, counts in state.tokens_by_generator.items():
-            self.tokens_by_generator[name].update(counts)
-        self.rewards = state.rewards
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,32 +109,23 @@ class _Pool:
         return float(np.average(self.rewards, weights=self.counts))
 
 
-class StatisticsState(Struct, frozen=True):
-    """What `StepStatistics` have collected."""
+class StepStatistics(Struct, eq=False):
+    """Collects complete groups; `close` gives the metrics of one step, and of the run so far where it says `run/`.
+    Encoded as it is."""
 
-    pools: dict[int, _Pool]
-    launched_before: dict[int, int]
-    launches: list[tuple[int, int]]
-    num_complete: dict[str, int]
-    num_dropped: dict[str, int]
-    num_samples: dict[str, int]
-    num_censored: dict[str, int]
-    length: LengthTerms
+    pools: dict[int, _Pool] = {}
+    launched_before: dict[int, int] = {}
+    launches: list[tuple[int, int]] = []
+    num_complete: dict[str, int] = {}
+    num_dropped: dict[str, int] = {}
+    num_samples: dict[str, int] = {}
+    num_censored: dict[str, int] = {}
+    length: LengthTerms = field(default_factory=LengthTerms)
+    """Of all steps so far."""
 
-
-class StepStatistics:
-    """Collects complete groups; `close` gives the metrics of one step, and of the run so far where it says `run/`."""
-
-    def __init__(self) -> None:
-        self._pools: dict[int, _Pool] = {}
-        self._launched_before: dict[int, int] = {}
-        self._launches: deque[tuple[int, int]] = deque(maxlen=_VISITS_CORRELATED)
-        self._num_complete: defaultdict[str, int] = defaultdict(int)
-        self._num_dropped: defaultdict[str, int] = defaultdict(int)
-        self._num_samples: defaultdict[str, int] = defaultdict(int)
-        self._num_censored: defaultdict[str, int] = defaultdict(int)
-        self._length = LengthTerms()
-        """Of all steps so far."""
+    def __post_init__(self) -> None:
+        self.num_complete, self.num_dropped = Counter(self.num_complete), Counter(self.num_dropped)
+        self.num_samples, self.num_censored = Counter(self.num_samples), Counter(self.num_censored)
 
     def completed(
         self, group: Group, tercile: int | None, counts: Mapping[int, float] | None = MappingProxyType({})
@@ -174,24 +140,24 @@ class StepStatistics:
         lengths = np.array([s.num_tokens for s in scored], np.float64)
         standing_for = np.array([(counts or {}).get(s.sample_id, 1.0) for s in scored], np.float64)
         terms = LengthTerms() if counts is None else _length_terms(group, counts)
-        self._pools[group.group_id] = _Pool(
+        self.pools[group.group_id] = _Pool(
             rewards, lengths, standing_for, len(group.samples), group.num_unscorable, terms
         )
         self._visit(group.prompt.prompt_id, len(group.samples))
         name = _difficulty(tercile)
-        self._num_complete[name] += 1
-        self._num_samples[name] += len(group.samples)
-        self._num_censored[name] += sum(s.finish_reason is None for s in group.samples)
+        self.num_complete[name] += 1
+        self.num_samples[name] += len(group.samples)
+        self.num_censored[name] += sum(s.finish_reason is None for s in group.samples)
 
     def dropped(self, group_id: int, tercile: int | None) -> None:
         """A group came to nothing, complete or not."""
-        self._num_dropped[_difficulty(tercile)] += 1
-        if self._pools.pop(group_id, None) is not None:
-            self._num_complete[_difficulty(tercile)] -= 1
+        self.num_dropped[_difficulty(tercile)] += 1
+        if self.pools.pop(group_id, None) is not None:
+            self.num_complete[_difficulty(tercile)] -= 1
 
     def reopened(self) -> None:
         """No group is open: what was complete and not trained on has ended with a stop, and is asked again."""
-        self._pools.clear()
+        self.pools.clear()
 
     def close(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
         """Metrics of one step over its groups."""
@@ -199,7 +165,7 @@ class StepStatistics:
         rewards = [np.array([sample.reward for sample, _ in pairs], np.float64) for pairs in kept]
         lengths = [np.array([sample.num_tokens for sample, _ in pairs], np.float64) for pairs in kept]
         weights = [np.array([weight for _, weight in pairs]) for pairs in kept]
-        pools = [self._pools.pop(group.group_id) for group in groups]
+        pools = [self.pools.pop(group.group_id) for group in groups]
         return {
             **_kept_metrics(rewards, lengths),
             **_pool_metrics(pools),
@@ -212,41 +178,19 @@ class StepStatistics:
             **self._pay(pools),
         }
 
-    def to_state(self) -> StatisticsState:
-        """For `restore`."""
-        return StatisticsState(
-            self._pools,
-            self._launched_before,
-            list(self._launches),
-            self._num_complete,
-            self._num_dropped,
-            self._num_samples,
-            self._num_censored,
-            self._length,
-        )
-
-    def restore(self, state: StatisticsState) -> None:
-        """Go on where `to_state` was taken."""
-        self._pools, self._launched_before = state.pools, state.launched_before
-        self._launches.extend(state.launches)
-        self._num_complete.update(state.num_complete)
-        self._num_dropped.update(state.num_dropped)
-        self._num_samples.update(state.num_samples)
-        self._num_censored.update(state.num_censored)
-        self._length = state.length
-
     def _visit(self, prompt_id: int, num_launched: int) -> None:
-        before = self._launched_before.get(prompt_id)
+        before = self.launched_before.get(prompt_id)
         if before is not None:
-            self._launches.append((before, num_launched))
-        self._launched_before[prompt_id] = num_launched
+            self.launches.append((before, num_launched))
+            del self.launches[:-_VISITS_CORRELATED]
+        self.launched_before[prompt_id] = num_launched
 
     def _redundancy(self, pools: Sequence[_Pool]) -> dict[str, float]:
         """Samples launched per prompt, and how those of a visit go with those of the visit before."""
         launched = [pool.num_launched for pool in pools]
         metrics = {f"redundancy/launched_{n}": float(count) for n, count in sorted(Counter(launched).items())}
         metrics["redundancy/mean"] = _mean(launched)
-        before, now = np.array(self._launches, np.float64).reshape(-1, 2).T
+        before, now = np.array(self.launches, np.float64).reshape(-1, 2).T
         if len(now) > 2 and before.std() > 0 and now.std() > 0:
             metrics["run/redundancy_autocorrelation"] = float(np.corrcoef(before, now)[0, 1])
         return metrics
@@ -254,11 +198,11 @@ class StepStatistics:
     def _pay(self, pools: Sequence[_Pool]) -> dict[str, float]:
         """What length is worth, and what the selection pays for it on top: see `length_pay`."""
         step = LengthTerms().plus(pool.length for pool in pools)
-        self._length = self._length.plus([step])
+        self.length = self.length.plus([step])
         values = {
             "selection/length_slope": step.slope,
             "selection/pays_for_length": step.pay,
-            "run/pays_for_length": self._length.pay,
+            "run/pays_for_length": self.length.pay,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -266,11 +210,11 @@ class StepStatistics:
         """Shares by difficulty: groups that were completed, samples that were cut short."""
         metrics = {}
         for name in (*DIFFICULTIES, "unknown"):
-            num_complete, num_dropped = self._num_complete[name], self._num_dropped[name]
+            num_complete, num_dropped = self.num_complete[name], self.num_dropped[name]
             if num_complete + num_dropped:
                 metrics[f"run/survival_{name}"] = num_complete / (num_complete + num_dropped)
-            if self._num_samples[name]:
-                metrics[f"run/censored_{name}"] = self._num_censored[name] / self._num_samples[name]
+            if self.num_samples[name]:
+                metrics[f"run/censored_{name}"] = self.num_censored[name] / self.num_samples[name]
         return metrics
 
 

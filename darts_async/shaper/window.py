@@ -78,6 +78,10 @@ class StalenessWindow:
         """The last step that may consume an open group."""
         return self._floors[group_id] + self._max_staleness
 
+    def urgency(self, group_id: int) -> tuple[int, int]:
+        """Sorts open groups, the one with the earliest deadline first."""
+        return self.deadline(group_id), group_id
+
     def set_floor(self, group_id: int, floor: int) -> None:
         """The oldest token of an open group is now known to be of version `floor`: later than it might have been."""
         assert floor >= self._floors[group_id], (group_id, floor, self._floors[group_id])
@@ -119,10 +123,10 @@ class StalenessWindow:
 
     def to_state(self) -> WindowState:
         """For `restore`."""
-        return WindowState(self._num_shipped, self._floors)
+        return WindowState(num_shipped=self._num_shipped, floors=self._floors)
 
     def restore(self, state: WindowState) -> None:
-        """Go on where `to_state` was taken."""
+        """Continue where `to_state` was taken."""
         self._num_shipped = state.num_shipped
         for group_id, floor in state.floors.items():
             self._open(group_id, floor)

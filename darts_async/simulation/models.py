@@ -28,7 +28,7 @@ class EngineModel:
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """Every item takes the same time; any number are judged at once."""
+    """Every item takes the same time; any number are scored at once."""
 
     latency_s: float = 0.0
 

@@ -28,9 +28,9 @@ class SimulationResult:
     """Share of all slots, over the whole time, that decoded."""
     num_tokens_decoded: int
     """As the engines count them."""
-    tokens_by_fate: dict[str, int]
+    tokens_by_outcome: dict[str, int]
     """As the shaper counts them."""
-    samples_by_fate: dict[str, int]
+    samples_by_outcome: dict[str, int]
     tokens_by_staleness: dict[int, int]
     """Trained tokens by the age of the version that decoded them."""
     group_s: tuple[float, ...]
@@ -51,12 +51,12 @@ class SimulationResult:
     @property
     def num_samples(self) -> int:
         """Samples launched."""
-        return sum(self.samples_by_fate.values())
+        return sum(self.samples_by_outcome.values())
 
     @property
     def generated_per_trained(self) -> float:
         """Tokens decoded per token trained."""
-        return self.num_tokens_decoded / self.tokens_by_fate["trained"]
+        return self.num_tokens_decoded / self.tokens_by_outcome["trained"]
 
     @property
     def generator_idle_share(self) -> float:

@@ -27,8 +27,9 @@ from darts_async.protocol import (
     sample_id_of,
 )
 from darts_async.shaper.ledger import GroupOpened, SampleEnded
-from darts_async.shaper.state import Incoming, Phase, ShaperState
-from darts_async.shaper.workload import Output, Send
+from darts_async.shaper.outbox import Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import Incoming, ShaperState
 from darts_async.simulation.clock import Clock
 from darts_async.simulation.demand import Draw, Workload
 from darts_async.simulation.engine import SimulatedEngine
@@ -98,7 +99,7 @@ class Simulation:
                 self._absorb(self.state.peer_up(name, 1, self.clock.now_s))
             self._end_instant()
         self._ticker.wake(0)
-        while self.state.phase is not Phase.FINISHED:
+        while self.state.phase is not RunPhase.FINISHED:
             actor = self.clock.advance()
             if isinstance(actor, SimulatedEngine):
                 self._touched[actor.name] = actor
@@ -147,7 +148,7 @@ class Simulation:
     def _absorb(self, outputs: list[Output]) -> None:
         for output in outputs:
             match output:
-                case Send(peer=peer, message=message):
+                case SendTo(peer=peer, message=message):
                     self._send(peer, message)
                 case SampleEnded(sample_id=sample_id):
                     self._sample_ended(group_id_of(sample_id))
@@ -159,7 +160,7 @@ class Simulation:
             case Generate(sample_id=sample_id):
                 self._command(peer, message, self._draw(sample_id)[0])
             case Score(sample_id=sample_id):
-                self._reward.judge(sample_id, self._draw(sample_id)[1])
+                self._reward.score(sample_id, self._draw(sample_id)[1])
             case TrainGroup(group_id=group_id):
                 self._statistics.shipped(message, self._groups[group_id])
                 self._learner.take(message)
@@ -217,8 +218,8 @@ class Simulation:
             learner_s=self._learner.meter.closed(makespan_s),
             slot_use=sum(engine.slot_s for engine in engines) / (makespan_s * sum(e.num_slots for e in engines)),
             num_tokens_decoded=sum(engine.num_tokens for engine in engines),
-            tokens_by_fate=finished.tokens_by_fate,
-            samples_by_fate=finished.samples_by_fate,
+            tokens_by_outcome=finished.tokens_by_outcome,
+            samples_by_outcome=finished.samples_by_outcome,
             tokens_by_staleness=finished.tokens_by_staleness,
             group_s=tuple(statistics.group_s),
             launched=dict(statistics.launched),
@@ -237,7 +238,7 @@ class _Reward:
         self._clock = clock
         self._rewards: dict[int, float] = {}
 
-    def judge(self, sample_id: int, reward: float) -> None:
+    def score(self, sample_id: int, reward: float) -> None:
         """Take an item."""
         if not self._latency_s:
             self._clock.send(REWARD.first, SampleScored(sample_id, reward))

@@ -1,8 +1,8 @@
-"""Who may connect: the ZAP handler of a process (ZeroMQ RFC 27).
+"""Decides which peers may connect: the ZAP handler of a process (ZeroMQ RFC 27).
 
-Every bound link is a domain of its own with its own set of public keys. libzmq asks this handler during each
-CURVE handshake; the answer names the owner of the key, and libzmq stamps that name on every message of the
-connection. Unknown keys are refused and logged.
+Every bound link is a separate domain with its own set of public keys. libzmq asks this handler during each CURVE
+handshake. The answer names the owner of the key, and libzmq adds that name to every message of the connection. Unknown
+keys are refused and logged.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ ZAP_VERSION = b"1.0"
 
 
 class Authenticator:
-    """Answers for all bound links of one context. Must exist before the first of them is bound."""
+    """Answers for all bound links of one context. Must exist before the first link is bound."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", loop: asyncio.AbstractEventLoop) -> None:
         self._domains: dict[str, dict[str, str]] = {}
@@ -39,12 +39,12 @@ class Authenticator:
         self._domains[domain] = names
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         self._loop.remove_reader(self._fd)
         self._socket.close()
 
     def owner(self, request: Sequence[bytes]) -> str | None:
-        """The name that the key in a ZAP request belongs to, if it may connect."""
+        """The owner of the key in a ZAP request, if it may connect."""
         if len(request) != 7 or request[0] != ZAP_VERSION or request[5] != b"CURVE" or len(request[6]) != 32:
             return None
         domain = self._domains.get(request[2].decode(errors="replace"), {})

@@ -1,12 +1,12 @@
-"""Messages of one link to frames and back.
+"""Encodes and decodes the messages of one link.
 
 A message is a MessagePack header followed by one raw buffer per array. In the header an array is the pair
-`[dtype, index of its buffer]`; buffers are numbered in the order in which the header names them, so a message
-has exactly one encoding and every buffer is used exactly once.
+`[dtype, index of its buffer]`. Buffers are numbered in the order of the header, so a message has exactly one encoding
+and every buffer is used exactly once.
 
-Both directions are checked. `decode` raises `ProtocolError` and nothing else, whatever the bytes are: they
-come from another process. `encode` refuses what the other side would refuse (an array of the wrong type or
-rank, a message that is too large), because a refused message is lost and the sender is where the mistake is.
+Both directions are checked. `decode` only raises `ProtocolError`, for any bytes, because they come from another
+process. `encode` refuses what the receiver would refuse (an array of the wrong type or rank, a message that is too
+large), so that the error is raised at its cause.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ class MessageCodec:
         self._num_read = 0
 
     def encode(self, message: Message) -> Payload:
-        """The frames of `message`. Arrays are copied: what the caller does to them later changes nothing."""
+        """The frames of `message`. Arrays are copied, so the caller may change them later."""
         kind = type(message)
         if not isinstance(message, self._sends):
             raise ProtocolError(f"{kind.__name__} is not a message that this link sends ({_name(self._sends)})")
@@ -92,13 +92,13 @@ class MessageCodec:
             raise ValueError(f"array frame {str(index)[:16]} where {self._num_read} of {len(self._unread)} is due")
         frame = self._unread[index]
         if len(frame) % element.num_bytes:
-            raise ValueError(f"{len(frame)} bytes are no whole number of {element.name!r}")
+            raise ValueError(f"{len(frame)} bytes are not a multiple of the size of {element.name!r}")
         self._num_read += 1
         return np.frombuffer(frame, element.dtype)
 
 
 def typed_decoder(kind: type[Any]) -> Callable[[bytes], Any]:
-    """A decoder of one plain struct that raises `ProtocolError` and nothing else."""
+    """A decoder of one plain struct that only raises `ProtocolError`."""
     decoder = msgspec.msgpack.Decoder(kind)
 
     def decode(data: bytes) -> Any:

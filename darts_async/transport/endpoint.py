@@ -24,12 +24,12 @@ log = structlog.get_logger()
 
 
 class Endpoint:
-    """Makes links that deliver into one mailbox. Must be made and closed inside a running event loop.
+    """Creates links that deliver into one mailbox. Create and close it inside a running event loop.
 
     Args:
         name: unique in the run, for example "generator/0".
-        incarnation: larger at each restart of the process; what it has received before is sent to it again.
-        keys: of this process; None leaves links unauthenticated and confines them to loopback addresses.
+        incarnation: larger at each restart of the process. Peers send it again what it has not acknowledged.
+        keys: keys of this process; None leaves links unauthenticated and restricts them to loopback addresses.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Endpoint:
         """Wait at `address` for the peers in `allowed`, `{peer name: public key}`.
 
         Args:
-            name: of the link.
-            address: where to bind.
+            name: name of the link.
+            address: address to bind.
             receives: a message class or a union.
             sends: the same.
             allowed: the peers that may connect.
-            heard: where an earlier incarnation of this process has kept what it was sent, {peer: (incarnation, first
-                message of it that was not kept)}: what comes before is not delivered again, acknowledged or not.
+            heard: what an earlier incarnation of this process has stored, {peer: (incarnation, first message that was
+                not stored)}. Earlier messages are not delivered again, acknowledged or not.
 
         Raises:
             TransportError: the address is taken.
@@ -80,16 +80,15 @@ class Endpoint:
         return self._open(name, wire, allowed, receives, sends, heard or {})
 
     def connect_link(self, *, name: str, address: str, peer: str, peer_key: str, receives: Any, sends: Any) -> Link:
-        """Connect, now and whenever the connection is lost, to `peer`, which listens at `address` and holds the
-        secret of `peer_key`."""
+        """Connect to `peer`, which listens at `address` and has the secret of `peer_key`. Reconnects automatically."""
         wire = open_dealer(self._context, address, self._keys, peer_key, self._config)
         return self._open(name, wire, [peer], receives, sends, {})
 
     async def close(self) -> None:
-        """Close all links (see `Link.close`) and free the context. Returns in `2 * linger_s` at the latest.
+        """Close all links (see `Link.close`) and free the context. Returns within `2 * linger_s`.
 
-        Events that the mailbox has returned are not acknowledged by this: a process may be ending because it
-        could not handle them. A clean end calls `Mailbox.acknowledge` first.
+        This does not acknowledge the events that the mailbox has returned, because the process may end since it could
+        not handle them. For a clean end call `Mailbox.acknowledge` first.
         """
         async with asyncio.TaskGroup() as group:
             for link in self._links:

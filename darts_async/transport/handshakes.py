@@ -1,5 +1,5 @@
-"""Connections that fail before their key is known: without a key, with a key meant for another server, or no ZeroMQ at
-all. libzmq ends them by itself; here they are counted and logged."""
+"""Counts and logs connections that fail before their key is known: without a key, with a key for another server, or
+without ZeroMQ. libzmq closes them by itself."""
 
 import asyncio
 
@@ -10,11 +10,11 @@ from darts_async.transport.refusals import Refusals
 
 _EVENTS = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 MAX_EVENTS_PER_WAKEUP = 64
-"""A peer that tries again and again is not to hold the loop."""
+"""Bound per wake-up, so that a peer that connects again and again does not block the loop."""
 
 
 class Handshakes:
-    """Watches a socket that is bound. Closed before the socket."""
+    """Watches a bound socket. Close it before the socket."""
 
     def __init__(self, socket: "zmq.Socket[bytes]", link: str, loop: asyncio.AbstractEventLoop) -> None:
         self._socket = socket
@@ -28,7 +28,7 @@ class Handshakes:
         loop.call_soon(self._take_if_open)  # the descriptor signals changes, and the first may be over
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._loop.remove_reader(self._fd)
         self._socket.disable_monitor()
         self._events.close()

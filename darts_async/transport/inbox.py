@@ -1,9 +1,9 @@
 """The receiving half of a session: order, duplicates and credit. No input or output.
 
-A message is accepted when its number is the expected one and there is room for it; everything else is dropped
-and will be sent again. Accepted messages stay *unhandled* until the consumer acknowledges them.
+A message is accepted if its number is the expected one and the window has space. All others are dropped and will be
+sent again. Accepted messages are *unhandled* until the consumer acknowledges them.
 
-    len(unhandled) <= window                         the bound on what waits for the consumer, also across
+    len(unhandled) <= window                         the bound on messages that wait for the consumer, also across
                                                      incarnations of the peer
     limit = expected + window - len(unhandled)       never falls within one incarnation of the peer
     handled <= expected <= limit                     `handled` is the cumulative acknowledgement
@@ -16,14 +16,14 @@ from collections import deque
 from enum import Enum, auto
 
 NO_INCARNATION = -1
-"""Stands for a peer that was never heard of; incarnations count from 0."""
+"""The incarnation of a peer that was never heard. Real incarnations count from 0."""
 
 NOTHING_HEARD = NO_INCARNATION, 0
-"""Where a receiver without memory begins."""
+"""The start of a receiver without memory."""
 
 
 class Offer(Enum):
-    """What becomes of a message that arrives."""
+    """What happens to a message that arrives."""
 
     ACCEPTED = auto()
     REPEATED = auto()
@@ -32,11 +32,11 @@ class Offer(Enum):
 
 
 class Inbox:
-    """What one peer has sent.
+    """The messages of one peer.
 
     Args:
-        window: messages that may be unhandled.
-        heard: the peer's incarnation, and the first message of it, that an earlier incarnation of us has not handled.
+        window: most unhandled messages.
+        heard: the peer's incarnation and its first message that an earlier incarnation of us has not handled.
     """
 
     def __init__(self, window: int, heard: tuple[int, int] = NOTHING_HEARD) -> None:
@@ -46,7 +46,7 @@ class Inbox:
 
     @property
     def handled(self) -> int:
-        """All messages of this incarnation below this number have been handled, those of earlier ones before."""
+        """All messages of this incarnation below this number, and of earlier ones, have been handled."""
         if not self._unhandled:
             return self.expected
         incarnation, seq = self._unhandled[0]
@@ -54,7 +54,7 @@ class Inbox:
 
     @property
     def limit(self) -> int:
-        """First number that the peer has no credit for."""
+        """First number without credit for the peer."""
         return self.expected + self._window - len(self._unhandled)
 
     def begin(self, incarnation: int) -> None:
@@ -64,7 +64,7 @@ class Inbox:
         self.expected = 0
 
     def skip_to(self, first: int) -> None:
-        """The peer keeps nothing below `first`: an earlier incarnation of us handled it, or it was forgotten."""
+        """The peer has no messages below `first`: an earlier incarnation of us handled them, or they were dropped."""
         self.expected = max(self.expected, first)
 
     def offer(self, seq: int) -> Offer:

@@ -1,9 +1,9 @@
-"""CURVE keys of a run: each process has a private file of its own, and all of them know all the public keys.
+"""The CURVE keys of a run: each process has a private file, and all processes know all public keys.
 
     DIRECTORY/public_keys.json         {name: public key}                 mode 0600
     DIRECTORY/NAME.json                {"public_key", "secret_key"}       mode 0600, NAME percent-encoded
 
-The directory has mode 0700. Keys are made for each life of a run and never used again.
+The directory has mode 0700. Each life of a run has new keys.
 """
 
 import os
@@ -35,7 +35,7 @@ class _KeyPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class RunKeys:
-    """What one process knows of the keys of its run."""
+    """The keys that one process knows."""
 
     name: str
     public_key: str
@@ -51,7 +51,7 @@ class RunKeys:
 
 
 def create_run_keys(directory: Path | str, names: Iterable[str]) -> None:
-    """Write new keys for all processes of a run. The directory is made; one that holds keys is refused."""
+    """Write new keys for all processes of a run into a new directory. One that has keys is refused."""
     directory = Path(directory)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_private(directory)
@@ -64,7 +64,7 @@ def create_run_keys(directory: Path | str, names: Iterable[str]) -> None:
 
 
 def renew_run_keys(directory: Path | str, names: Iterable[str]) -> None:
-    """New keys in place of those of an earlier life of the run, whose processes and nodes may have been others."""
+    """Replace the keys of an earlier life of the run, which may have had other processes."""
     if Path(directory).exists():
         shutil.rmtree(directory)
     create_run_keys(directory, names)
@@ -90,7 +90,7 @@ def _write_private(path: Path, data: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise TransportError(
-            f"{path} exists: keys are made once per life of a run, in a directory of their own"
+            f"{path} exists: keys are created once per life of a run, in their own directory"
         ) from None
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)

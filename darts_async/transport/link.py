@@ -1,13 +1,12 @@
 """A link: one socket, one session per peer, one codec, on an asyncio loop.
 
-The socket is polled and drained: the loop watches its file descriptor, and each wake-up takes what is there, up to
-`MAX_FRAMES_PER_WAKEUP` so that other work gets its turn. The descriptor is edge triggered and any use of the
-socket may consume the edge, hence a drain is due after every send.
+The loop watches the socket's file descriptor, and each wake-up reads available frames, up to `MAX_FRAMES_PER_WAKEUP` so
+that other work gets its turn. The descriptor is edge triggered, and any use of the socket may consume the edge, so the
+socket is drained after every send.
 
-Whatever arrives is refused or taken, and nothing that arrives can harm more than its own sender: frames that are
-malformed, of a wrong name or of an old incarnation are counted in `refused`, logged and dropped. A message whose
-envelope is sound but which cannot be read counts as handled, or its sender would repeat it forever. It is lost, and the
-process is told of that (`Unreadable`): it should not wait for what the message said.
+No frame can harm more than its sender: frames that are malformed, of a wrong name or of an old incarnation are counted
+in `refused`, logged and dropped. An unreadable message with a valid envelope counts as handled, because its sender
+would otherwise repeat it forever. It is lost, and the process is told (`Unreadable`), so that it does not wait for it.
 
 Closing: wait for acknowledgements until the deadline, say farewell, stop watching, close the socket (which sends
 its last frames in the background, for a bounded time).
@@ -33,7 +32,7 @@ from darts_async.transport.zmq_socket import Arrival, Sent, Wire
 
 MAX_FRAMES_PER_WAKEUP = 256
 TICKS_PER_PERIOD = 4
-"""How often timers are looked at in the shortest period they measure."""
+"""How often timers are checked in the shortest period that they measure."""
 
 _log = structlog.get_logger()
 _decode_envelope = typed_decoder(Envelope)
@@ -97,7 +96,7 @@ class Link:
 
     @property
     def address(self) -> str:
-        """Where the link is bound or connected to, the port resolved."""
+        """The address of the link, with its real port."""
         return self._wire.address
 
     @property
@@ -119,9 +118,9 @@ class Link:
         return len(self._find(peer).session.outbox)
 
     def send(self, peer: str, message: Message) -> None:
-        """Queue a message and transmit what the peer's credit allows. A peer that may connect but is not up gets
-        it when it comes. Raises `TransportError`: unknown peer, full outbox, closed link; `ProtocolError`: not a
-        message of this link, or too large."""
+        """Queue a message and transmit as far as the peer's credit allows. A peer that is not up yet gets it later.
+        Raises `TransportError`: unknown peer, full outbox, closed link; `ProtocolError`: not a message of this link, or
+        too large."""
         target = self._find(peer)
         if self._is_closed:
             raise TransportError(f"link {self.name!r} is closed; cannot send {type(message).__name__} to {peer}")
@@ -135,16 +134,16 @@ class Link:
         self._changed.set()
 
     def end(self, peer: str, incarnation: int, *, forget: bool) -> None:
-        """This incarnation of `peer` is known to be gone. `PeerDown` comes at once, unless that was known before. What
-        it has not acknowledged is dropped (`forget`), or kept for the next one."""
+        """This incarnation of `peer` has ended. `PeerDown` follows at once, unless that was known. Unacknowledged
+        messages are dropped (`forget`), or kept for the next incarnation."""
         target = self._find(peer)
         for event in target.session.end(incarnation, forget=forget):
             self._publish(target.session, event, ())
         self._changed.set()
 
     async def close(self, linger_s: float | None = None) -> None:
-        """Wait until what was sent is acknowledged, at most `linger_s` (default: transport.linger_s) and not for
-        peers that are down; then close."""
+        """Wait for acknowledgements of peers that are up, at most `linger_s` (default: transport.linger_s); then
+        close."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -201,7 +200,7 @@ class Link:
         self._timer = self._loop.call_later(self._tick_s, self._tick)
 
     def _accept(self, arrival: Arrival, now_s: float) -> set[str]:
-        """Take in one arrival; the peer whose session it concerned, unless it was refused."""
+        """Handle one arrival. Returns the peer that it concerned, unless it was refused."""
         try:
             envelope, peer = self._opened(arrival)
             events = self._heard(peer, envelope, len(arrival.frames) - 1, now_s)
@@ -214,8 +213,7 @@ class Link:
         return {envelope.sender}
 
     def _opened(self, arrival: Arrival) -> tuple[Envelope, _Peer]:
-        """The envelope of an arrival and the peer that it is of. If there is none, the owner of the key that it came
-        with is at fault."""
+        """The envelope of an arrival and its peer. If there is none, the owner of the key is at fault."""
         try:
             envelope: Envelope = _decode_envelope(arrival.frames[0])
             return envelope, self._claimed(envelope.sender, arrival.user_id)
@@ -226,7 +224,7 @@ class Link:
             raise
 
     def _heard(self, peer: _Peer, envelope: Envelope, num_behind: int, now_s: float) -> list[SessionEvent]:
-        """What an envelope of this peer brings about, which has `num_behind` frames after it."""
+        """The events that follow from an envelope of this peer with `num_behind` frames after it."""
         try:
             if envelope.seq is None and num_behind and envelope.incarnation >= peer.session.peer_incarnation:
                 raise NonsenseError(f"{num_behind} frames after an envelope without a message")
@@ -245,7 +243,7 @@ class Link:
             raise ProtocolError(f"the key of {user_id} does not belong to {name[:80]!r}")
         peer = self._peers.get(name)
         if peer is None:
-            raise ProtocolError(f"{name[:80]!r} is no peer of this link")
+            raise ProtocolError(f"{name[:80]!r} is not a peer of this link")
         return peer
 
     def _publish(self, session: Session, event: SessionEvent, frames: Sequence[bytes]) -> None:
@@ -269,7 +267,7 @@ class Link:
         self._mailbox.deliver(received, self, event.seq)
 
     def _flush(self, peer: _Peer) -> bool:
-        """Transmit what a session has to send, as far as the socket takes it. Whether the socket was used."""
+        """Transmit the frames of a session as far as the socket accepts them. Returns whether it was used."""
         session, is_used = peer.session, False
         self._blocked.discard(session.peer)
         now_s = self._loop.time()
@@ -287,7 +285,7 @@ class Link:
         return is_used
 
     def _drain_soon(self) -> None:
-        """Look for input: a use of the socket may have taken the edge that announced it."""
+        """Check for input, because a use of the socket may have consumed the edge."""
         if not self._is_drain_due:
             self._is_drain_due = True
             self._loop.call_soon(self._drain)
@@ -298,7 +296,7 @@ class Link:
         try:
             return self._peers[peer]
         except KeyError:
-            raise TransportError(f"{peer!r} is no peer of link {self.name!r}; it has {sorted(self._peers)}") from None
+            raise TransportError(f"{peer!r} is not a peer of {self.name!r}; that has {sorted(self._peers)}") from None
 
     async def _wait(self, is_done: Callable[[], bool], timeout_s: float, what: str) -> None:
         try:

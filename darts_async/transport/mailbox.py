@@ -1,11 +1,11 @@
-"""Everything that the links of one process have received, in one place.
+"""Collects what all links of one process receive.
 
-`receive` returns what is there. Messages count as handled when `receive` is called the next time (or
-`acknowledge`): then their senders are told, a tick later at the latest (see `session`), and get credit for more. What a
-process has not told when it dies its next incarnation gets again. So: handle all events of one `receive`,
-make durable what must be, call it again.
+`receive` returns the events that have arrived. They count as handled at the next call of `receive` (or `acknowledge`).
+Then their senders are told, at most a tick later (see `session`), and get new credit. If a process dies first, its next
+incarnation receives the messages again. So handle all events of one `receive`, make the results durable, and call it
+again.
 
-A mailbox holds at most `window` messages per peer: senders without credit wait.
+A mailbox holds at most `window` messages per peer; senders without credit wait.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ class _LinkEvent(Struct, frozen=True):
 
 
 class PeerUp(_LinkEvent, frozen=True):
-    """The peer answers. A new incarnation starts without memory of what the one before had received."""
+    """The peer answers. A new incarnation has no memory of what the previous one received."""
 
 
 class PeerDown(_LinkEvent, frozen=True):
-    """The peer is silent, has closed its link, or was replaced by a newer incarnation. It may come back, and unless it
-    `is_gone` as the same incarnation."""
+    """The peer is silent, has closed its link, or was replaced by a newer incarnation. It may return, even as the same
+    incarnation unless it `is_gone`."""
 
     reason: str
     is_gone: bool = True
@@ -43,8 +43,8 @@ class Received(_LinkEvent, frozen=True):
 
 
 class Unreadable(_LinkEvent, frozen=True):
-    """The peer has sent what is not a message of the link. What it sent is lost, so nothing that it says later can be
-    relied on. Announced once for each incarnation."""
+    """The peer has sent a frame that is not a message of the link. The frame is lost, so later messages are unreliable.
+    Announced once for each incarnation."""
 
     reason: str
 
@@ -53,7 +53,7 @@ Event = PeerUp | PeerDown | Received | Unreadable
 
 
 class Acknowledger(Protocol):
-    """What a mailbox needs of a link."""
+    """The part of a link that a mailbox needs."""
 
     def acknowledge(self, peer: str, incarnation: int, seq: int) -> None:
         """Messages of `peer` up to this one have been handled."""
@@ -88,12 +88,12 @@ class Mailbox:
             link.acknowledge(peer, incarnation, seq)
 
     def announce(self, event: PeerUp | PeerDown | Unreadable) -> None:
-        """Add what is not a message. Called by links."""
+        """Add an event that is not a message. Called by links."""
         self._events.append(event)
         self._arrived.set()
 
     def deliver(self, event: Received, link: Acknowledger, seq: int) -> None:
-        """Add a message, which is to be acknowledged to `link` as number `seq`. Called by links."""
+        """Add a message, to be acknowledged to `link` as number `seq`. Called by links."""
         self._receipts[link, event.peer] = (event.incarnation, seq)
         self._events.append(event)
         self._arrived.set()

@@ -4,9 +4,9 @@
     first_unacknowledged <= cursor <= end            `cursor` is the next one to be transmitted
     cursor <= max(limit, first_unacknowledged)       `limit` is the credit: the first one that must wait
 
-`received` is how far the peer reports to have them, `first_unacknowledged` how far it has *handled* them. The
-difference matters: what was not received is sent again, what was received but waits for a slow consumer is not.
-Messages never change their number, not even when the peer starts anew: that is what makes duplicates visible.
+`received` is how many messages the peer reports as received, and `first_unacknowledged` how many as *handled*. Messages
+that were not received are sent again; those that wait for a slow consumer are not. Messages keep their number even when
+the peer restarts, so duplicates are recognised.
 """
 
 from collections import deque
@@ -43,7 +43,7 @@ class Outbox:
 
     @property
     def num_unsent(self) -> int:
-        """Messages that were never transmitted, or have to be again."""
+        """Messages to transmit, for the first time or again."""
         return self.end - self.cursor
 
     def push(self, payload: Payload) -> None:
@@ -56,21 +56,21 @@ class Outbox:
         self._payloads.append(payload)
 
     def forget(self) -> None:
-        """Drop everything unacknowledged; the numbers of what was dropped are not used again."""
+        """Drop all unacknowledged messages. Their numbers are not used again."""
         self.first_unacknowledged = self.received = self.cursor = self.end
         self._payloads.clear()
 
     def start_over(self) -> None:
-        """The peer lost its memory: it has received nothing of what is kept, and has given no credit."""
+        """The peer lost its memory: it has received no kept message, and has given no credit."""
         self.received = self.cursor = self.limit = self.first_unacknowledged
 
     def rewind(self, now_s: float) -> None:
-        """Transmit again what the peer has not received."""
+        """Transmit again the messages that the peer has not received."""
         self.cursor = self.received
         self._progress_s = now_s
 
     def next_to_send(self) -> tuple[int, Payload] | None:
-        """The message at the cursor with its number, if there is one and credit for it."""
+        """The message at the cursor with its number, if there is one with credit."""
         if self.cursor >= min(self.limit, self.end):
             return None
         return self.cursor, self._payloads[self.cursor - self.first_unacknowledged]
@@ -82,14 +82,14 @@ class Outbox:
         self.cursor += 1
 
     def check_report(self, handled: int, received: int) -> None:
-        """Raise `NonsenseError` if the peer reports what cannot be."""
+        """Raise `NonsenseError` if the peer's report is impossible."""
         if not handled <= received <= self.end:
             raise NonsenseError(
                 f"{self._peer} reports {handled} messages handled and {received} received of {self.end}"
             )
 
     def report(self, handled: int, received: int, limit: int, now_s: float) -> None:
-        """What the peer says of itself: reports may be late or repeated, the newest counts."""
+        """Handle the peer's report. Reports may be late or repeated; the newest counts."""
         while self.first_unacknowledged < handled:
             self._payloads.popleft()
             self.first_unacknowledged += 1
@@ -100,7 +100,7 @@ class Outbox:
         self.limit = max(self.limit, limit)
 
     def is_stalled(self, now_s: float, resend_after_s: float) -> bool:
-        """Whether something transmitted has not arrived for too long."""
+        """Whether a transmitted message has not arrived for too long."""
         return self.received < self.cursor and now_s - self._progress_s >= resend_after_s
 
     def validate(self) -> None:

@@ -1,11 +1,11 @@
-"""Counting and logging what was refused, without letting a hostile or broken peer fill the log."""
+"""Counts and logs refusals, with a rate limit, so that a hostile or broken peer cannot fill the log."""
 
 from typing import Any
 
 import structlog
 
 LOG_INTERVAL_S = 1.0
-"""At most one line per interval; the next one says how many were left out."""
+"""At most one line per interval; the next line has the number of omitted ones."""
 
 _log = structlog.get_logger()
 

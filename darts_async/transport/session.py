@@ -1,29 +1,28 @@
 """A reliable, ordered session with one peer over a network that loses, repeats and reorders. No input or output.
 
-Every frame carries an `Envelope`: the complete state of its sender towards the receiver. There is no other
-kind of control message, so a frame can be lost, repeated or late without harm: the next one says it all again.
-The first one is the handshake, one without a message is a keep-alive, an acknowledgement or a grant of credit.
+Every frame carries an `Envelope`: the complete state of its sender towards the receiver. There is no other control
+message, so a frame can be lost, repeated or late without harm: the next frame repeats all information. The first one is
+the handshake. A frame without a message is a keep-alive, an acknowledgement or a grant of credit.
 
-*Identity.* A process is `(name, incarnation)`; a restarted one has a larger incarnation. A message is
-`(name, incarnation, sequence number)`. Frames of an older incarnation are refused. Of a frame that is not addressed
-to our own incarnation only the identity counts: its report is about the numbers of a predecessor, and its message
-may be one that a predecessor has acknowledged since.
+*Identity.* A process is `(name, incarnation)`; a restart gives it a larger incarnation. A message is
+`(name, incarnation, sequence number)`. Frames of an older incarnation are refused. If a frame is addressed to another
+incarnation of us, only its identity counts: its report uses the numbers of a predecessor, and a predecessor may have
+acknowledged its message.
 
-*Delivery.* In order and exactly once for each pair of incarnations. A peer that comes back as a new incarnation
-gets every message that the old one has not acknowledged; acknowledgements come from the consumer, after
-handling. So a message is handled at least once, and only one that was under way when the receiver died more
-than once. Its envelope names the first unacknowledged number, which is where a receiver without memory begins:
-everything below was acknowledged by an incarnation before it (or was forgotten on purpose). A receiver that has kept
-what it handled begins behind that (`heard`), and so handles every message exactly once.
+*Delivery* is in order and exactly once for each pair of incarnations. A new incarnation of a peer gets every message
+that the old one has not acknowledged. Acknowledgements come from the consumer, after handling. So a message is handled
+at least once, and more than once only if it was in flight when the receiver died. Its envelope names the first
+unacknowledged number, where a receiver without memory begins: an earlier incarnation has acknowledged all lower
+numbers (or the sender dropped them). A receiver that has stored what it handled begins after that (`heard`), and so
+handles every message exactly once.
 
 *Repair* is go-back-N: by timer, when a gap shows, and when the peer is back.
 
 *Credit* is an absolute window: numbers below `limit` may be sent. It cannot drift when a grant is lost.
 
-*Acknowledgements wait for company.* What was handled is told with the next message that goes the other way, when half
-of the window has been handled since the peer was last told, or with the next tick: a frame of its own for each message
-would double what both sides send and wake up for. The sender keeps a message for that much longer, and a receiver that
-dies in the meantime is sent it again, as one is that dies before it could acknowledge.
+*Acknowledgements are delayed.* They are sent with the next message in the other direction, when half of the window has
+been handled since the last one, or at the next tick. A separate frame for each message would double the traffic. So the
+sender keeps a message a little longer, and sends it again if the receiver dies in the meantime.
 """
 
 from typing import Annotated
@@ -40,11 +39,11 @@ Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
 class Envelope(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """First frame of everything sent. `seq` is None where no message follows."""
+    """The first frame of every transmission. `seq` is None if no message follows."""
 
     sender: str
     incarnation: Count
-    peer_incarnation: Annotated[int, Meta(ge=NO_INCARNATION, lt=1 << 62)]  # whom this is addressed to
+    peer_incarnation: Annotated[int, Meta(ge=NO_INCARNATION, lt=1 << 62)]  # the addressee
     received: Count  # all messages below have arrived
     handled: Count  # all messages below are acknowledged
     limit: Count  # messages below may be sent
@@ -66,7 +65,7 @@ class Down(Struct, frozen=True):
     incarnation: int
     reason: str
     is_gone: bool
-    """Nothing follows from this incarnation, on this connection or another; of one that is silent something may."""
+    """This incarnation sends no more frames on any connection. (A silent one may.)"""
 
 
 class Delivered(Struct, frozen=True):
@@ -130,8 +129,8 @@ class Session:
         self._owes_envelope = True
 
     def receive(self, envelope: Envelope, now_s: float) -> list[SessionEvent]:
-        """Take in a frame of this peer. Raises `ProtocolError` for one that comes too late, `NonsenseError` for one
-        that can never have been right; neither changes anything."""
+        """Handle a frame of this peer. Raises `ProtocolError` for a late frame and `NonsenseError` for an impossible
+        one, without any effect."""
         self._check(envelope)
         self._heard_s = now_s
         events = self._greet(envelope, now_s)
@@ -142,12 +141,12 @@ class Session:
         return events
 
     def end(self, incarnation: int, *, forget: bool) -> list[SessionEvent]:
-        """This incarnation of the peer is certainly gone: frames of it that are still under way are refused, and what
-        it has not acknowledged is dropped (`forget`) or kept for the next one. That is news of a peer that was silent,
-        too, and of one that only the incarnation before this one heard."""
+        """This incarnation of the peer has certainly ended. Its later frames are refused, and unacknowledged messages
+        are dropped (`forget`) or kept for the next one. This is also news about a silent peer, or about one that only
+        our previous incarnation heard."""
         self._ended_incarnation = max(self._ended_incarnation, incarnation)
         if self.peer_incarnation > incarnation:
-            return []  # the next one is here already
+            return []  # its successor is already up
         if forget:
             self.forget()
         is_news = self.peer_incarnation != NO_INCARNATION and not self._is_gone
@@ -161,17 +160,17 @@ class Session:
             self._owes_envelope = True
 
     def refuse_last(self) -> None:
-        """The message just delivered is unusable. It counts as handled, or it would be sent again for ever."""
+        """The message just delivered is unusable. It counts as handled, so that it is not sent again forever."""
         self.inbox.refuse_last()
         self._owes_report = True
 
     def reconnect(self, now_s: float) -> None:
-        """The peer has a new connection: what was under way on the old one may be lost, both ways."""
+        """The peer has a new connection: frames in flight on the old one may be lost in both directions."""
         self.outbox.rewind(now_s)
         self._owes_envelope = self._asks_resend = True
 
     def tick(self, now_s: float) -> list[SessionEvent]:
-        """To be called several times per `heartbeat_s` and `resend_after_s`."""
+        """Call this several times per `heartbeat_s` and `resend_after_s`."""
         self._forgive_own_absence(now_s)
         if self._owes_report or now_s - self._sent_s >= self._config.heartbeat_s:
             self._owes_envelope = True
@@ -239,13 +238,13 @@ class Session:
             self.outbox.check_report(envelope.handled, envelope.received)
 
     def _greet(self, envelope: Envelope, now_s: float) -> list[SessionEvent]:
-        """The transitions that hearing this incarnation brings about."""
+        """The transitions that follow from hearing this incarnation."""
         if envelope.incarnation == self.peer_incarnation and self.is_up:
             return []
         events: list[SessionEvent] = []
         if envelope.incarnation != self.peer_incarnation:
             if self.is_up:
-                events.append(self._lose(f"incarnation {envelope.incarnation} took its place"))
+                events.append(self._lose(f"incarnation {envelope.incarnation} replaced it"))
             self.inbox.begin(envelope.incarnation)
             self.outbox.start_over()
             self._owes_envelope = True
@@ -259,7 +258,7 @@ class Session:
         return Down(self.peer_incarnation, reason, is_gone)
 
     def _take(self, envelope: Envelope, now_s: float) -> list[SessionEvent]:
-        """The report, the request and the message in an envelope that is addressed to this incarnation."""
+        """Handle report, request and message of an envelope that is addressed to this incarnation."""
         self.outbox.report(envelope.handled, envelope.received, envelope.limit, now_s)
         if envelope.resend:
             self.outbox.rewind(now_s)
@@ -281,7 +280,7 @@ class Session:
         return False
 
     def _forgive_own_absence(self, now_s: float) -> None:
-        """Time in which this process did not look (its loop was held) is no silence of the peer."""
+        """Time in which this process did not look (its loop was blocked) does not count as silence of the peer."""
         absence_s = now_s - self._ticked_s
         self._ticked_s = now_s
         if absence_s > self._config.heartbeat_s:

@@ -1,6 +1,6 @@
-"""A wire that loses, delays, repeats and reorders what it receives, as `DARTS_FAULTS` asks: what a session must stand.
+"""A wire that loses, delays, repeats and reorders frames as `DARTS_FAULTS` asks, to test sessions.
 
-What is held back is handed out when the link looks again, which it does several times per heartbeat.
+Delayed frames are returned when the link looks again, which it does several times per heartbeat.
 """
 
 import heapq
@@ -11,11 +11,11 @@ from darts_async.faults import LinkFault
 from darts_async.transport.zmq_socket import Arrival, Wire
 
 OVERTAKEN_BY_S = 0.05
-"""How long a frame is held back that others are to overtake, or that comes again."""
+"""How long a frame is delayed so that others overtake it, or until it is repeated."""
 
 
 class UnreliableWire(Wire):
-    """Takes over another wire."""
+    """Wraps another wire."""
 
     def __init__(self, wire: Wire, faults: tuple[LinkFault, ...], seed: str) -> None:
         self._socket, self._handshakes = wire._socket, wire._handshakes
@@ -27,11 +27,11 @@ class UnreliableWire(Wire):
         self._num_held = 0
 
     def has_input(self) -> bool:
-        """Also what was held back and is due."""
+        """Whether there is input, including delayed frames that are due."""
         return self._is_due() or super().has_input()
 
     def receive(self) -> Arrival | None:
-        """The next thing that is not lost."""
+        """The next frame that is not lost."""
         if self._is_due():
             return heapq.heappop(self._held)[2]
         while (arrival := super().receive()) is not None:
@@ -43,7 +43,7 @@ class UnreliableWire(Wire):
         return bool(self._held) and self._held[0][0] <= time.monotonic()
 
     def _passes(self, arrival: Arrival) -> bool:
-        """Whether it is handed out now."""
+        """Whether the frame is returned now."""
         for fault in self._faults:
             if fault.kind == "cut":
                 if 0 <= time.monotonic() - self._opened_s - fault.first < fault.second:

@@ -1,8 +1,8 @@
 """One ZeroMQ socket that never blocks, with every unsafe default replaced.
 
-The binding side is a ROUTER, the connecting side a DEALER. Routing ids are those that the ROUTER makes up, a
-new one for each connection. So a restarted or reconnected peer is never refused as a duplicate, no peer can take
-over the connection of another by claiming its routing id, and a new id tells that a connection was lost.
+The binding side is a ROUTER, the connecting side a DEALER. The ROUTER chooses a new routing id for each connection. So
+a restarted or reconnected peer is never refused as a duplicate, no peer can take over the connection of another by
+claiming its routing id, and a new id shows that a connection was lost.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ FRAME_SLACK_BYTES = 1 << 16
 """libzmq drops the connection over a frame that is larger than the largest message by this much."""
 
 QUEUE_SLACK = 64
-"""Room in the socket's queues for envelopes without a message, beside a full window."""
+"""Space in the socket's queues for envelopes without a message, in addition to a full window."""
 
 RECONNECT_S = 0.1
 """First wait before connecting again; doubles up to one heartbeat."""
@@ -39,7 +39,7 @@ RECONNECT_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What came in: the connection (empty on the connecting side), the owner of its key, the frames."""
+    """A received message: the connection (empty on the connecting side), the owner of its key, the frames."""
 
     route: bytes
     user_id: str | None
@@ -47,7 +47,7 @@ class Arrival:
 
 
 class Sent(Enum):
-    """What became of a frame."""
+    """The result of sending a frame."""
 
     TAKEN = auto()
     FULL = auto()
@@ -71,16 +71,16 @@ class Wire:
 
     @property
     def address(self) -> str:
-        """Where it is bound or connected to, the port resolved."""
+        """The address of the socket, with its real port."""
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def has_input(self) -> bool:
-        """Whether there is something to receive. To be asked after sending too: the file descriptor signals
-        changes, and a send may take the signal that was meant for a receive."""
+        """Whether there is input. Check this also after sending: the file descriptor signals changes, and a send may
+        consume the signal of input."""
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & POLLIN)
 
     def receive(self) -> Arrival | None:
-        """The next thing that has come in, if any."""
+        """The next received message, if any."""
         try:
             parts = [self._socket.recv(NOBLOCK, copy=False)]
         except zmq.Again:
@@ -95,7 +95,7 @@ class Wire:
         """Hand frames to the socket, all or none."""
         *before, last = (route, *frames) if self.routes else frames
         try:
-            for part in before:  # whether there is room for a message is asked with its first part
+            for part in before:  # the first part fails if there is no space for the message
                 self._socket.send(part, MORE)
             self._socket.send(last, NOBLOCK)
         except zmq.Again:
@@ -107,14 +107,14 @@ class Wire:
         return Sent.TAKEN
 
     def close(self) -> None:
-        """Close the socket; what it holds is sent in the background for up to `linger_s`."""
+        """Close the socket. Queued messages are sent in the background for up to `linger_s`."""
         if self._handshakes is not None:
             self._handshakes.close()
         self._socket.close()
 
 
 def open_router(context: Context, address: str, keys: RunKeys | None, domain: str, config: TransportConfig) -> Wire:
-    """Bind `address` as the CURVE server of `domain`. Raises `TransportError` if that cannot be."""
+    """Bind `address` as the CURVE server of `domain`. Raises `TransportError` if that fails."""
     _check_address(address, keys)
     socket = _new_socket(context, zmq.ROUTER, config)
     socket.router_mandatory = 1
@@ -168,6 +168,6 @@ def _check_address(address: str, keys: RunKeys | None) -> None:
     url = urlsplit(address)
     host = url.hostname or ""
     if url.scheme != "tcp" or host in WILDCARD_HOSTS:
-        raise TransportError(f"{address!r} is no tcp://HOST:PORT of one interface (network.host)")
+        raise TransportError(f"{address!r} is not a tcp://HOST:PORT of one interface (network.host)")
     if keys is None and host not in LOOPBACK_HOSTS:
-        raise TransportError(f"{address!r} is not a loopback address, and a link without keys goes no further")
+        raise TransportError(f"{address!r} is not a loopback address, which a link without keys needs")

@@ -1,10 +1,9 @@
-"""Where each tensor lies on the wire: pure, and the same on both sides because both derive it from the manifest.
+"""The position of each tensor on the wire. Pure; both sides derive it from the manifest.
 
-Theory. The tensors lie one after another in one flat address space, each at the next multiple of 16 bytes, and
-a bucket is a slice of `bucket_bytes` of that space (the last one is shorter). A tensor may so straddle buckets
-and there is no special case for a large one. The sender copies the pieces of one bucket at a time out of the
-live parameters; the receiver's staging memory *is* the flat space, buckets arrive in place, and its tensors are
-views: nothing is unpacked.
+Theory. The tensors are laid out one after another in a flat address space, each at the next multiple of 16 bytes. A
+bucket is a slice of `bucket_bytes` of that space (the last one is shorter). So a tensor may span several buckets. The
+sender copies the pieces of one bucket at a time out of the live parameters. The receiver's staging memory *is* the flat
+space: buckets arrive in place, and its tensors are views.
 
 Invariants: offsets ascend without overlap; every byte of every tensor is in exactly one piece of one bucket.
 """
@@ -37,7 +36,7 @@ class Placement:
 
     @property
     def stop(self) -> int:
-        """First byte behind the tensor."""
+        """First byte after the tensor."""
         return self.offset + self.num_bytes
 
 
@@ -69,7 +68,7 @@ class Layout:
         return -(-self.total_bytes // self.bucket_bytes)
 
     def bucket_range(self, bucket: int) -> tuple[int, int]:
-        """First byte of a bucket in the flat space, and the first byte behind it."""
+        """First byte of a bucket in the flat space, and the first byte after it."""
         start = bucket * self.bucket_bytes
         return start, min(start + self.bucket_bytes, self.total_bytes)
 
@@ -87,9 +86,9 @@ class Layout:
 
     @cached_property
     def completed(self) -> tuple[tuple[int, ...], ...]:
-        """Tensors whose last byte is in each bucket: their checksums can be taken then. [num_buckets]
+        """Tensors whose last byte is in each bucket, after which their checksums can be computed. [num_buckets]
 
-        A tensor without elements is in none.
+        A tensor without elements is in no bucket.
         """
         completed: list[list[int]] = [[] for _ in range(self.num_buckets)]
         for index, placement in enumerate(self.placements):
@@ -113,7 +112,7 @@ def distinct_tensors(named_tensors: NamedTensors) -> dict[str, torch.Tensor]:
     seen: set[tuple[object, ...]] = set()
     for name, tensor in named_tensors:
         if name in tensors:
-            raise ModelError(f"two tensors are named {name!r}; every parameter needs a name of its own")
+            raise ModelError(f"two tensors are named {name!r}; every parameter needs its own name")
         place = _storage_place(tensor)
         if tensor.numel() and place in seen:
             continue
@@ -156,7 +155,7 @@ def layout_of(manifest: WeightManifest) -> Layout:
 
 
 def views_of(flat: torch.Tensor, layout: Layout) -> dict[str, torch.Tensor]:
-    """The tensors that lie in a flat space, without a copy.
+    """Views of the tensors in a flat space.
 
     Args:
         flat: uint8, [layout.total_bytes], aligned as torch allocates.
@@ -184,7 +183,7 @@ def _size_of(spec: TensorSpec) -> tuple[torch.dtype, int]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As a manifest names it."""
+    """The name of a dtype in a manifest."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -8,9 +8,9 @@ a bijective mixer that starts from the number of bytes.
 - A change confined to one word changes the sum by d * w[i], with 0 < |d| < 2^32 and 0 < w[i] < 2^31: never 0
   modulo 2^64. The fold is a bijection of each chunk sum: the change is always seen, single flipped bits included.
 - Swapping two different words of one chunk changes the sum by d * (w[i] - w[j]), by the same bound never 0.
-- Any other damage goes unseen with a probability of about 2^-64.
+- Any other damage is missed with a probability of about 2^-64.
 
-This guards against accidents on the wire and in memory; the link's authentication is what guards against people.
+This protects against accidents on the wire and in memory; the link's authentication protects against attackers.
 """
 
 from functools import lru_cache
@@ -41,7 +41,7 @@ def checksum(tensor: torch.Tensor) -> int:
 def _chunk_sums(words: torch.Tensor) -> list[int]:
     """The weighted sum of each chunk: one transfer for all, so a device is not synchronised in the loop."""
     weights = _weights(words.device)
-    # Written to one buffer: allocating the products anew costs ten times the arithmetic in page faults.
+    # Written to one buffer: allocating new memory for the products would cost ten times the arithmetic.
     products = torch.empty(min(len(words), WORDS_PER_CHUNK), dtype=torch.int64, device=words.device)
     chunks = [words[start : start + WORDS_PER_CHUNK] for start in range(0, len(words), WORDS_PER_CHUNK)]
     sums = [torch.mul(chunk, weights[: len(chunk)], out=products[: len(chunk)]).sum() for chunk in chunks]

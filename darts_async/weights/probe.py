@@ -1,11 +1,11 @@
-"""Does a generator decode with the weights it was given? Asked after every update, whatever the checksums say.
+"""Checks after every update that a generator decodes with the right weights.
 
-A checksum covers the way to the generator. What the engine makes of the weights there (fusing, packing, sharding) it
-does not, and that has gone wrong in engines. So the learner sends prompts; the generator draws one token behind each,
-as for any other sample, and reports the token and its log-probability; the learner has its own log-probabilities of
-all tokens behind these prompts under that version, and compares.
+A checksum covers the transfer to the generator, but not the engine's processing of the weights (fusing, packing,
+sharding), which has been wrong in engines. So the learner sends prompts. The generator samples one token after each, as
+for any other sample, and reports the token and its log-probability. The learner compares it with its own
+log-probabilities under that version.
 
-The prompts are drawn anew for each version, so in the course of a run every row of the embedding is looked at.
+Each version has new random prompts, so that during a run every row of the embedding is checked.
 """
 
 from collections.abc import Callable
@@ -30,22 +30,22 @@ from darts_async.protocol import (
 NUM_PROMPTS: Final = 4
 PROMPT_TOKENS: Final = 12
 TOLERANCE_NATS: Final = {"float32": 2e-2, "float16": 0.2, "bfloat16": 0.5}
-"""By the coarser dtype of the two. Engine and learner compute in another order, and round differently; weights that are
-wrong are off by more, unless they are wrong by less than a training step."""
+"""Tolerance by the coarser dtype of both. Engine and learner compute in a different order and round differently. Wrong
+weights differ by more, unless the error is smaller than a training step."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the learner's own model says. Made by `reference_of`."""
+    """The answers of the learner's own model, made by `reference_of`."""
 
     policy_version: int
     prompts: NDArray[np.int32]  # [NUM_PROMPTS, PROMPT_TOKENS]
-    logprobs: NDArray[np.float32]  # [NUM_PROMPTS, vocab_size], of the token behind each prompt
+    logprobs: NDArray[np.float32]  # [NUM_PROMPTS, vocab_size], of the token after each prompt
 
     def question(self) -> ProbeWeights:
-        """What to ask of a generator that uses this version."""
+        """The question for a generator that uses this version."""
         return ProbeWeights(self.policy_version, self.prompts.reshape(-1), self.prompts.shape[1])
 
 
@@ -56,8 +56,8 @@ def reference_of(
     """Ask a model whose weights are those of `policy_version`.
 
     Args:
-        last_logits: maps prompts, int64 [NUM_PROMPTS, PROMPT_TOKENS], to the logits behind each, [NUM_PROMPTS, vocab].
-        vocab_size: of the model; prompts are drawn from all of it.
+        last_logits: maps prompts, int64 [NUM_PROMPTS, PROMPT_TOKENS], to the logits after each, [NUM_PROMPTS, vocab].
+        vocab_size: vocabulary of the model, from which prompts are drawn.
     """
     prompts = np.random.default_rng(policy_version).integers(vocab_size, size=(NUM_PROMPTS, PROMPT_TOKENS))
     logprobs = last_logits(torch.from_numpy(prompts)).float().log_softmax(-1).cpu().numpy()
@@ -65,13 +65,13 @@ def reference_of(
 
 
 def mismatch(reference: Reference, measured: ProbeMeasured, tolerance_nats: float) -> str | None:
-    """Why a generator's weights cannot be those of the version; None if they can. An answer of another version, or one
-    that the generator could not give, says nothing."""
+    """Why a generator's weights cannot be those of the version; None if they can. Answers for another version and
+    missing answers are ignored."""
     if measured.policy_version != reference.policy_version or not len(measured.token_ids):
         return None
     num_prompts, vocab_size = reference.logprobs.shape
     if len(measured.token_ids) != num_prompts or len(measured.logprobs) != num_prompts:
-        return f"it drew {len(measured.token_ids)} tokens behind {num_prompts} prompts"
+        return f"it drew {len(measured.token_ids)} tokens after {num_prompts} prompts"
     if measured.token_ids.min() < 0 or measured.token_ids.max() >= vocab_size:
         return f"it drew tokens {measured.token_ids.tolist()} of a vocabulary of {vocab_size}"
     expected = reference.logprobs[np.arange(num_prompts), measured.token_ids]
@@ -85,7 +85,7 @@ def mismatch(reference: Reference, measured: ProbeMeasured, tolerance_nats: floa
 
 
 class Examiner:
-    """Asks every generator that has applied the version of the present reference, and refuses who answers wrongly.
+    """Asks every generator that has applied the version of the reference, and refuses generators with wrong answers.
 
     Args:
         send: queues a message for a generator.
@@ -101,7 +101,7 @@ class Examiner:
         self._reference = reference
 
     def handle(self, peer: str, message: GeneratorToLearner) -> None:
-        """Take in a message of a generator; most are of no interest here."""
+        """Handle a message of a generator; most are ignored."""
         reference = self._reference
         match message:
             case UpdateApplied(policy_version=version) if reference is not None and version == reference.policy_version:
@@ -113,5 +113,5 @@ class Examiner:
 
 
 def tolerance_of(config: WeightsConfig, dtype: str) -> float:
-    """As set, or by the dtype of the models."""
+    """The tolerance of the settings, or by the dtype of the models."""
     return config.probe_tolerance_nats or TOLERANCE_NATS[dtype]

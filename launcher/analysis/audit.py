@@ -1,8 +1,7 @@
-"""Was anything lost? A run directory: its ledger, held against itself (`audit_books`) and against what else there is.
+"""Audits a run directory: checks its ledger by itself (`audit_books`) and against the other files (`evidence`).
 
-Whatever state the directory is in, it is read as far as that goes: also of a run that was killed, that cannot be taken
-up, or whose files have lost their ends. The tokens of the ledger are those of the summary, which the engines' own
-counters agree with.
+The audit reads a directory in any state as far as possible: of a run that was killed, that cannot be resumed, or whose
+files have lost their ends. The tokens of the ledger must equal those of the summary, which the engines counted.
 """
 
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ __all__ = ["AuditReport", "Books", "Finding", "audit", "audit_run"]
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What was looked at, and what was wrong."""
+    """The numbers of what was checked, and the findings."""
 
     run_dir: str
     status: str
@@ -35,16 +34,16 @@ class AuditReport:
     num_trained: int
     findings: list[Finding]
     num_taken_back: int = 0
-    """Records that are void: the run went on from an earlier point than they are of."""
+    """Records that are void, because the run was resumed from an earlier point."""
     num_only_in_sums: int = 0
-    """Samples of whose records no file has anything but the sums."""
+    """Samples whose records are lost; only their sums are known."""
 
 
 def audit_run(run_dir: Path) -> AuditReport:
     """Check the ledger of a run. Raises `ConfigError` if a file cannot be read at all, or the settings are gone."""
     record, config = known_record(run_dir), load_config(run_dir / CONFIG_FILE)
     try:
-        journal = read_journal(run_dir / JOURNAL_FILE)  # first: the ledger has at least what it has seen written
+        journal = read_journal(run_dir / JOURNAL_FILE)  # before the ledger, which then has at least as many records
         ledger = scan_ledger(run_dir / LEDGER_FILE)
         books = Books.of(ledger.records)
         num_steps = config.learner.steps if record is not None and record.status == "finished" else None
@@ -55,7 +54,7 @@ def audit_run(run_dir: Path) -> AuditReport:
             *_unbalanced(run_dir, books),
         ]
     except OSError as error:
-        raise ConfigError(f"{run_dir} cannot be audited: {error}; see to it that you may read its files") from error
+        raise ConfigError(f"{run_dir} cannot be audited: {error}; check that you may read its files") from error
     return AuditReport(
         run_dir=str(run_dir),
         status=record.status if record is not None else "not known",
@@ -65,7 +64,7 @@ def audit_run(run_dir: Path) -> AuditReport:
 
 
 def _counts(ledger: FoundLedger, books: Books) -> dict[str, int]:
-    sums = books.brought.samples_by_fate
+    sums = books.brought.samples_by_outcome
     num_before = sum(sums.values())
     return {
         "num_groups": books.brought.next_group_id + len(books.opened),
@@ -78,7 +77,7 @@ def _counts(ledger: FoundLedger, books: Books) -> dict[str, int]:
 
 
 def _num_ended(books: Books | None) -> int:
-    """Samples whose ends are in the records, of the ledger until there."""
+    """Samples whose ends are in these books and in all earlier ones."""
     return len(books.endings) + _num_ended(books.before) if books is not None else 0
 
 
@@ -91,14 +90,14 @@ def _unbalanced(run_dir: Path, books: Books) -> list[Finding]:
         return [Finding(f"bytes of {SUMMARY_FILE}, which cannot be read: {error}", (_size(run_dir / SUMMARY_FILE),))]
     if summary.tokens is None:
         return []
-    in_ledger = sum(books.brought.tokens_by_fate.values()) + sum(record.num_tokens for record in books.ended())
-    strays = summary.tokens.accounted - in_ledger  # came of a generator that had lost the sample: in no sample's end
+    in_ledger = sum(books.brought.tokens_by_outcome.values()) + sum(record.num_tokens for record in books.ended())
+    strays = summary.tokens.accounted - in_ledger  # from a generator that had lost the sample: no record has them
     findings = (
         []
         if summary.tokens.balanced
         else [Finding("tokens decoded and not accounted for", (summary.tokens.decoded - summary.tokens.accounted,))]
     )
-    if not 0 <= strays <= summary.tokens.by_fate["lost"]:
+    if not 0 <= strays <= summary.tokens.by_outcome["lost"]:
         findings.append(Finding("tokens of the summary that are not in the ledger", (strays,)))
     return findings
 

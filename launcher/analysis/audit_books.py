@@ -1,19 +1,19 @@
-"""Was anything lost? The ledger of a run, held against what must hold of it.
+"""The rules that the ledger of a run must satisfy:
 
-    every sample that was drawn ends exactly once, and nothing ends that was not drawn
-    a group is shipped once, and is either trained at that step or dropped
-    no sample is trained twice, none with a token older than the bound or of a version that came later, none held out
-    a sample is only given to a generator that has acknowledged the newest published version, and no trained token is
-      older than what its generator had acknowledged, nor than the floor of its group
-    steps follow one another, and a learner that is back at a version undoes the steps from it on: along the history
-      that survives no group is in two steps, and each is in the step that it was shipped for
-    a finished run: each step took its whole number of samples, and what was trained is in the surviving history and in
-      no other step
+    every sample that was started ends exactly once, and no other sample ends
+    a group is shipped once, and is either trained on at that step or dropped
+    no sample is trained on twice, is held out, or has a token that is older than the bound or newer than the step
+    a sample is only given to a generator that has acknowledged the newest published version; no token that is trained
+      on is older than what its generator had acknowledged, nor than the floor of its group
+    steps follow one another; a learner that returns to a version undoes the later steps: in the surviving history no
+      group is in two steps, and each group is in the step that it was shipped for
+    in a finished run each step used its complete number of samples, and exactly the groups that count as trained on are
+      in the surviving history
 
-The checks are pure, over records in order. A torn last record is as good as none: what it said was never acted on.
+The checks are pure, over records in order. A torn last record is ignored, because nothing has acted on it.
 
-Where a ledger had lost records that were in no other file, it goes on with their sums (`BroughtForward`): what is
-before is audited as that of a run that was cut off there, and what is after it begins with the sums.
+A ledger that has lost records which no other file has continues with their sums (`BroughtForward`). The part before is
+audited as that of a run that ended there; the part after begins with the sums.
 """
 
 from collections import Counter, defaultdict
@@ -40,11 +40,11 @@ from darts_async.shaper.ledger import (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One rule that was broken, and where."""
+    """A rule that was broken, and the ids that break it."""
 
     rule: str
     ids: tuple[int, ...]
-    """Of samples, groups or steps, as the rule says."""
+    """Ids of samples, groups or steps, depending on the rule."""
 
 
 NOTHING_BROUGHT = BroughtForward(0, 0, 0, {}, {})
@@ -52,12 +52,12 @@ NOTHING_BROUGHT = BroughtForward(0, 0, 0, {}, {})
 
 @dataclass(slots=True)
 class Books:
-    """The records of a ledger, by what they are about."""
+    """The records of a ledger, sorted by subject."""
 
     brought: BroughtForward = NOTHING_BROUGHT
-    """What earlier records have come to that are lost."""
+    """The sums of earlier records that are lost."""
     before: "Books | None" = None
-    """What there is of these."""
+    """The remaining records of the part before the loss."""
     opened: dict[int, GroupOpened] = field(default_factory=dict)
     shipped: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     """The steps that each group was shipped for."""
@@ -65,15 +65,15 @@ class Books:
     endings: defaultdict[int, list[SampleEnded]] = field(default_factory=lambda: defaultdict(list))
     opened_twice: set[int] = field(default_factory=set)
     history: list[tuple[int, ...]] = field(default_factory=list)
-    """The groups of each step, of those that no rewind has undone."""
+    """The groups of each step that no rewind has undone."""
     out_of_order: list[int] = field(default_factory=list)
-    """Steps that did not follow the one before, and versions that the learner came back at and never had."""
+    """Steps that did not follow the previous one, and versions to which the learner returned and that never existed."""
     published: int = -1
-    """The newest version."""
+    """The newest policy version."""
     acknowledged: dict[tuple[str, int], int] = field(default_factory=dict)
-    """By generator and incarnation."""
+    """The version that each incarnation of a generator has acknowledged."""
     oldest_of: dict[int, int] = field(default_factory=dict)
-    """The oldest version that a sample can have been decoded under, by who was given it."""
+    """The oldest version under which each sample can have been decoded, by its generators."""
     placed_behind: list[int] = field(default_factory=list)
     """Samples given to a generator without the newest published version."""
 
@@ -124,35 +124,35 @@ class Books:
             self.placed_behind.append(record.sample_id)
 
     def knows(self, group_id: int) -> bool:
-        """Whether the records of a group are here."""
+        """Whether these books have the records of a group."""
         return group_id >= self.brought.next_group_id
 
     @property
     def drawn(self) -> set[int]:
-        """The samples that were launched."""
+        """The samples that were started."""
         groups = self.opened.items()
         return {sample_id_of(group_id, index) for group_id, group in groups for index in range(group.num_samples)}
 
     def ended(self) -> Iterator[SampleEnded]:
-        """All endings."""
+        """The ends of all samples."""
         return (record for records in self.endings.values() for record in records)
 
     def trained(self) -> Iterator[SampleEnded]:
-        """The samples that are in a gradient."""
-        return (record for record in self.ended() if record.fate == "trained")
+        """The samples that were trained on."""
+        return (record for record in self.ended() if record.outcome == "trained")
 
 
 def audit(books: Books, config: RunConfig, *, is_over: bool, num_steps: int | None) -> list[Finding]:
-    """What is wrong with the books of a run, empty if nothing is.
+    """The broken rules of a run's books; empty if there are none.
 
     Args:
-        is_over: nothing goes on any more, so everything must have ended.
-        num_steps: optimiser steps of a run that is finished; None for one that is not.
+        is_over: the run is over, so every sample must have ended.
+        num_steps: optimiser steps of a finished run; None otherwise.
     """
     findings = [
         *(audit(books.before, config, is_over=False, num_steps=None) if books.before is not None else []),
         Finding("groups opened twice", tuple(books.opened_twice)),
-        Finding("samples that ended and were never drawn", tuple(books.endings.keys() - books.drawn)),
+        Finding("samples that ended and were never started", tuple(books.endings.keys() - books.drawn)),
         Finding("samples that ended more than once", _many(books.endings)),
         Finding("groups shipped more than once", _many(books.shipped)),
         Finding("groups shipped and dropped", tuple(books.shipped.keys() & books.dropped)),
@@ -163,8 +163,10 @@ def audit(books: Books, config: RunConfig, *, is_over: bool, num_steps: int | No
     ]
     if num_steps is not None:
         per_step = config.learner.groups_per_step * config.shaping.keep
-        findings.append(Finding(f"steps that did not take {per_step} samples", _uneven(books, num_steps, config)))
-        findings.append(Finding("groups trained by their samples or by the steps, not by both", tuple(_apart(books))))
+        findings.append(Finding(f"steps that did not use {per_step} samples", _uneven(books, num_steps, config)))
+        findings.append(
+            Finding("groups trained on according to their samples or to the steps, but not both", tuple(_apart(books)))
+        )
     return [Finding(found.rule, tuple(sorted(found.ids))) for found in findings if found.ids]
 
 
@@ -178,33 +180,33 @@ def _training(books: Books, max_staleness: int) -> Iterator[Finding]:
 
 
 def _wrong_with(record: SampleEnded, books: Books, max_staleness: int) -> Iterator[str]:
-    """The rules that a trained sample breaks."""
+    """The rules that a sample breaks that was trained on."""
     step, oldest, newest = record.step, record.oldest_version, record.newest_version
     group_id = group_id_of(record.sample_id)
     if step is None or oldest is None or newest is None:
-        yield "samples trained without a step or without tokens"
+        yield "samples trained on without a step or without tokens"
         return
     if books.shipped.get(group_id) != [step]:
-        yield "samples trained at another step than their group was shipped for"
+        yield "samples trained on at another step than their group was shipped for"
     if step - oldest > max_staleness:
-        yield f"samples trained with a token more than {max_staleness} versions old"
+        yield f"samples trained on with a token more than {max_staleness} versions old"
     if not oldest <= newest <= step:
-        yield "samples trained before their tokens can have been decoded"
+        yield "samples trained on before their tokens can have been decoded"
     if oldest < books.oldest_of.get(record.sample_id, step + 1):
         yield "samples decoded under a version older than their generator had acknowledged"
     group = books.opened.get(group_id)
     if group is not None and oldest < group.floor:
         yield "samples decoded under a version older than the floor of their group"
     if group is not None and group.purpose != "train":
-        yield "samples trained of prompts that are held out"
+        yield "samples trained on although their prompts are held out"
 
 
 def _history(books: Books) -> Iterator[Finding]:
-    """The steps that survive, by themselves."""
+    """The rules of the surviving steps."""
     counts = Counter(group_id for group_ids in books.history for group_id in group_ids)
     placed = [(group_id, step) for step, group_ids in enumerate(books.history) for group_id in group_ids]
     yield Finding("steps out of order", tuple(books.out_of_order))
-    yield Finding("groups trained twice along the surviving history", tuple(g for g, n in counts.items() if n > 1))
+    yield Finding("groups trained on twice in the surviving history", tuple(g for g, n in counts.items() if n > 1))
     yield Finding(
         "groups in the gradient of a step that they were not shipped for",
         tuple(g for g, step in placed if books.knows(g) and step not in books.shipped.get(g, ())),
@@ -212,7 +214,7 @@ def _history(books: Books) -> Iterator[Finding]:
 
 
 def _apart(books: Books) -> set[int]:
-    """Groups whose samples say that they were trained, and the steps do not; and the reverse."""
+    """Groups that were trained on according to their samples and not to the steps, or the reverse."""
     by_samples = {(group_id_of(record.sample_id), record.step) for record in books.trained()}
     by_steps = {(group_id, step) for step, group_ids in enumerate(books.history) for group_id in group_ids}
     return {group_id for group_id, _ in by_samples ^ by_steps if books.knows(group_id)}
@@ -223,8 +225,8 @@ def _many(lists: dict[int, list[SampleEnded]] | dict[int, list[int]]) -> tuple[i
 
 
 def _uneven(books: Books, num_steps: int, config: RunConfig) -> tuple[int, ...]:
-    """Steps of another number of groups, or of a group of another number of samples. A group that lost samples without
-    a reward may have fewer."""
+    """Steps with a wrong number of groups, or with a group of a wrong size. A group in which rewards failed may be
+    smaller."""
     sizes = Counter((record.step, group_id_of(record.sample_id)) for record in books.trained())
     without_reward = {group_id_of(r.sample_id) for r in books.ended() if r.reason.startswith("reward_")}
     groups, odd = Counter[int](), set[int]()

@@ -1,14 +1,14 @@
-"""What the earlier lives of a run have left behind: a *life* is one start of all its processes.
+"""What the launcher of a resumed run takes from the earlier lives. A *life* is one start of all processes.
 
     life 1 ---- stopped, failed or killed ---- life 2: `darts-launch resume RUN_DIR` ---- ...
-       `------- all processes have to be new (`TakeUpAgain`) ---- life 2, of the same launcher ---- ...
+       `------- all processes must be replaced (`TakeUpAgain`) ---- life 2, of the same launcher ---- ...
 
-What was learnt is in the journal of the shaper and the checkpoints of the learner. Here is what the launcher goes on
-from: which incarnations are used up, the steps and evaluations so far, and how long the run has gone on.
+The shaper's journal and the learner's checkpoints hold the training state. This module reads what the launcher needs:
+used incarnations, steps and evaluations so far, and the elapsed time.
 
-Any of the files may have lost its end, or a byte in the middle: a torn line is cut off, a line that cannot be read is
-passed over with a notice, and what no file says any more is only missing on the screen. The number of the life must be
-new, so it follows from whatever file still tells one.
+Any of the files may have lost its end or hold damaged bytes. A torn line is cut off, and an unreadable line is skipped
+with a notice. Lost lines are only missing on the screen. The number of the life must be new, so it is read from every
+file that has one.
 """
 
 import contextlib
@@ -36,21 +36,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """See the module."""
+    """What is known of the earlier lives."""
 
     life: int = 1
-    """Which life begins now."""
+    """The number of the life that begins now."""
     first_incarnations: Mapping[str, int] = field(default_factory=dict)
-    """With which each process begins; 1 for those that are not there."""
+    """The first incarnation of each process in this life. Default: 1."""
     elapsed_s: float = 0.0
     lines: tuple[StepLine, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     notices: tuple[str, ...] = ()
-    """What could not be read."""
+    """Notices of what could not be read."""
 
     @property
     def num_steps(self) -> int:
-        """Steps that were taken, as far as the metrics tell."""
+        """Steps that were completed, according to the metrics."""
         return 1 + max((line.step for line in self.lines), default=-1)
 
 
@@ -59,13 +59,13 @@ NO_PAST = Past()
 
 @contextlib.contextmanager
 def held(run_dir: Path) -> Iterator[None]:
-    """This process is the one launcher of the run inside the block. Raises `ConfigError` if there is another."""
+    """This process is the only launcher of the run inside the block. Raises `ConfigError` if there is another."""
     try:
         descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         if is_no_space(error):
             raise
-        raise ConfigError(f"{error}: a run is resumed by a user who may write its files") from error
+        raise ConfigError(f"{error}: resume a run as a user who may write its files") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,22 +79,22 @@ def held(run_dir: Path) -> Iterator[None]:
 
 
 def read_past(run_dir: Path, plan: RunPlan) -> Past:
-    """What the run that is not live has left. To be called while it is `held`. Torn lines are cut off.
+    """Read the files of a run that is `held`. Cuts off torn lines.
 
     Raises:
-        ConfigError: it is finished, or a file cannot be read at all.
+        ConfigError: the run is finished, or a file is unreadable.
     """
     record = known_record(run_dir)
     if record is not None and record.status == "finished":
         raise ConfigError(
-            f"the run in {run_dir} is finished ({record.reason}): there is nothing left to do; "
-            f"`darts-launch audit {run_dir}` and `darts-launch report {run_dir}` say what it came to"
+            f"the run in {run_dir} is finished ({record.reason}) and cannot be resumed; see its results with "
+            f"`darts-launch audit {run_dir}` and `darts-launch report {run_dir}`"
         )
     try:
         return _past(run_dir, record, plan)
     except OSError as error:
         raise ConfigError(
-            f"{run_dir} cannot be resumed: {error}; see to it that you may read and write its files, and call "
+            f"{run_dir} cannot be resumed: {error}; check that you may read and write its files, and call "
             f"`darts-launch resume {run_dir}` again"
         ) from error
 
@@ -105,13 +105,13 @@ def _past(run_dir: Path, record: RunRecord | None, plan: RunPlan) -> Past:
     lives, num_bad_lives = _made(_life, events, "resumed")
     steps, num_bad_steps = _made(_step, metrics, "step")
     evaluations, num_bad_evaluations = _made(Evaluation.of_line, metrics, "evaluation")
-    notices = [] if record is not None else [f"{STATE_FILE} cannot be read: the run is taken to have been killed"]
+    notices = [] if record is not None else [f"{STATE_FILE} cannot be read: the run was probably killed"]
     for name, num_bad in (
         (EVENTS_FILE, events.num_bad + num_bad_starts + num_bad_lives),
         (METRICS_FILE, metrics.num_bad + num_bad_steps + num_bad_evaluations),
     ):
         if num_bad:
-            notices.append(f"{num_bad} line{'s' if num_bad > 1 else ''} of {name} cannot be read and passed over")
+            notices.append(f"{num_bad} line{'s' if num_bad > 1 else ''} of {name} cannot be read and skipped")
     return Past(
         life=max([plan.life, record.life if record is not None else 1, *lives]) + 1,
         first_incarnations=_first_incarnations(run_dir, plan, starts),
@@ -123,7 +123,7 @@ def _past(run_dir: Path, record: RunRecord | None, plan: RunPlan) -> Past:
 
 
 def _made(make: Callable[[dict[str, Any]], T], lines: Lines, kind: str) -> tuple[list[T], int]:
-    """What the lines of a kind say, and how many do not say it."""
+    """The contents of the lines of a kind, and how many of these lines are invalid."""
     made, num_bad = [], 0
     for line in lines.objects:
         if line["type"] == kind:
@@ -138,14 +138,14 @@ def _first_incarnations(run_dir: Path, plan: RunPlan, starts: Iterable[tuple[str
     newest: dict[str, int] = {}
     for name, incarnation in (*starts, *_traced(run_dir, plan)):
         newest[name] = max(incarnation, newest.get(name, 0))
-    # The one after the newest may have been ordered, and not have been noted any more.
+    # One more incarnation may have been ordered without a record of it.
     first = {spec.name: newest.get(spec.name, 0) + 2 for spec in plan.processes}
     ranks = plan.names(LEARNER.name)  # these count together
     return first | dict.fromkeys(ranks, max(first[name] for name in ranks))
 
 
 def _traced(run_dir: Path, plan: RunPlan) -> Iterator[tuple[str, int]]:
-    """Incarnations that have left a trace: more may be known of than the events tell, if these have lost their end."""
+    """Incarnations that have left a trace. They may be more than in the events, if these have lost their end."""
     names = {file_stem(spec.name): spec.name for spec in plan.processes}
     for path in (run_dir / TRACE_DIR).glob("*.msgpack"):
         stem, _, incarnation = path.name.removesuffix(".msgpack").removesuffix(".old").rpartition(".")
@@ -162,7 +162,7 @@ def _life(line: dict[str, Any]) -> int:
 
 
 def _step(line: dict[str, Any]) -> StepLine:
-    """What a view of the run goes on from; a long run has many."""
+    """The few metrics of a step that the live view needs; a long run has many steps."""
     values = {name: line[name] for name in SHOWN_METRICS if name in line}
     if not all(isinstance(value, int | float) for value in (line["step"], *values.values())):
         raise TypeError(f"a metric is not a number: {line}")

@@ -1,11 +1,11 @@
-"""What else a run directory tells: the ledger is held against it, so that a ledger that is missing is not a clean one.
+"""Checks the ledger against the other files of a run directory, so that a missing ledger does not pass an audit.
 
-    metrics.jsonl     no step is reported that the ledger does not know of
-    checkpoints/      none is of a version that the ledger does not explain
-    shaper.journal    it has not seen more records than the ledger has
+    metrics.jsonl     reports no step that the ledger does not know
+    checkpoints/      has no version that the ledger does not explain
+    shaper.journal    refers to no more records than the ledger has
 
-A run that is taken up again may go on from an earlier point, and says so in the ledger (`RunReopened`, with its life).
-So what was written before the newest life that the ledger knows of is not held against it: it was compared then.
+A resumed run may continue from an earlier point. The ledger then says so (`RunReopened`, with the number of the life).
+So files from before the newest life in the ledger are not compared with it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,17 +25,17 @@ from launcher.run_dir.run_dir import RunRecord
 def evidence_against(
     run_dir: Path, ledger: FoundLedger, books: Books, journal: FoundJournal, record: RunRecord | None
 ) -> Iterator[Finding]:
-    """What the directory tells and the ledger does not.
+    """What the other files show and the ledger does not.
 
     Args:
-        journal: read before the ledger was.
-        record: how the run stands, if that can be read.
+        journal: read before the ledger.
+        record: the state of the run, if it can be read.
     """
     if ledger.damaged_at is not None:
         yield Finding("byte of the ledger from which on it cannot be read", (ledger.damaged_at,))
     num_steps, life = known_steps(ledger, books), newest_life(ledger)
     unknown = {step for step in reported_steps(read_lines(run_dir / METRICS_FILE).objects, life) if step >= num_steps}
-    yield Finding(f"steps in {METRICS_FILE} that the ledger does not know of", tuple(unknown))
+    yield Finding(f"steps in {METRICS_FILE} that the ledger does not know", tuple(unknown))
     versions = set(_checkpoints(run_dir, record if record is not None and record.life == life > 1 else None))
     later = {version for version in versions if version > num_steps}
     yield Finding(f"versions in {CHECKPOINTS_DIR}/ that the ledger does not explain", tuple(later))
@@ -44,18 +44,18 @@ def evidence_against(
 
 
 def known_steps(ledger: FoundLedger, books: Books) -> int:
-    """Steps that the ledger can explain: those that were taken, and those for which all or some groups were shipped."""
+    """Steps that the ledger can explain: completed steps, and steps for which at least one group was shipped."""
     shipped = max((step for steps in books.shipped.values() for step in steps), default=-1)
     return max(len(books.history), shipped + 1, books.brought.num_steps)
 
 
 def newest_life(ledger: FoundLedger) -> int:
-    """Which life of the run the end of the ledger is of."""
+    """The number of the life that wrote the end of the ledger."""
     return max((record.life for record in ledger.records if isinstance(record, RunReopened)), default=1)
 
 
 def reported_steps(lines: Iterable[dict[str, Any]], life: int) -> set[int]:
-    """The steps that the shaper has reported in a life of the run, or in a later one."""
+    """The steps that the shaper has reported in this life of the run, or in a later one."""
     steps, current = set(), 1
     for line in lines:
         if line["type"] == "resumed" and isinstance(line.get("life"), int):
@@ -67,7 +67,7 @@ def reported_steps(lines: Iterable[dict[str, Any]], life: int) -> set[int]:
 
 
 def _checkpoints(run_dir: Path, since: RunRecord | None) -> Iterator[int]:
-    """The versions of all checkpoints, or of those that were written in this life of the run."""
+    """The versions of all checkpoints, or of those written in this life of the run."""
     for path in (run_dir / CHECKPOINTS_DIR).glob("step-*"):
         version = path.name.removeprefix("step-")
         if version.isdigit() and (since is None or path.stat().st_mtime >= since.started_at_s):

@@ -19,16 +19,16 @@ Event = dict[str, Any]
 _LIVES, _SAMPLES = 0, 1
 _TRACKS_PER_PROCESS = 1000
 _MOMENT_US = 1.0
-"""What an instant is drawn as, so that an arrow can begin or end there."""
+"""Duration with which an instant is drawn, so that an arrow can begin or end there."""
 _BEGINS = frozenset({"placed", "shipped"})
-_GOES_ON = frozenset({"started", "finished", "cancel", "stopped", "judged"})
-"""Names of instants in an arrow; what befalls a sample otherwise is its end."""
+_GOES_ON = frozenset({"started", "finished", "cancel", "stopped", "scored"})
+"""Names of instants inside an arrow; every other instant of a sample is its end."""
 _COUNTERS = {"in_flight": "in flight", "policy_version": "policy version"}
-"""Others are shown by their names; tokens as a rate."""
+"""Other counters are shown under their own names; tokens as a rate."""
 
 
 def write_events(file: IO[str], events: Iterable[Event]) -> int:
-    """A JSON object of all events, written as they come. Returns how many there were."""
+    """Write the events as they come, as one JSON object. Returns their number."""
     file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
     number = 0
     for number, event in enumerate(events, 1):
@@ -38,7 +38,7 @@ def write_events(file: IO[str], events: Iterable[Event]) -> int:
 
 
 def events_of(number: int, process: str, lives: Sequence[Life], since_s: float, until_s: float) -> Iterator[Event]:
-    """The events of one process, the `number`-th to be shown, between two times."""
+    """The events of one process between two times. `number` is its position on the screen."""
     yield _meta("process_name", number, _LIVES, name=process)
     yield _meta("process_sort_index", number, _LIVES, sort_index=number)
     yield _meta("thread_name", number, _LIVES, name="incarnations")
@@ -59,7 +59,7 @@ def events_of(number: int, process: str, lives: Sequence[Life], since_s: float, 
                 if subject is None:
                     yield from _instant(number, life, instant)
                     continue
-                # What overlaps on a track and is not nested is not shown: each begins behind the one before.
+                # Perfetto hides spans that overlap without nesting: each begins after the previous one.
                 at_s = max(instant.at_s, free_s)
                 free_s = at_s + 2 * _MOMENT_US / 1e6  # times are rounded
                 yield from _moment(number, instant, subject, at_s)
@@ -98,7 +98,7 @@ def _interval(
 
 
 def _instant(number: int, life: Life, instant: Instant) -> Iterator[Event]:
-    """Those of the launcher are drawn across all tracks, but for the steps."""
+    """An instant. Those of the launcher are drawn across all tracks, except steps."""
     is_global = life.process == LAUNCHER and instant.name != "step"
     name = f"{instant.name} {instant.args['process']}" if "process" in instant.args else instant.name
     place = {"pid": number, "tid": _tid(number, _LIVES), "ts": _us(instant.at_s), "s": "g" if is_global else "p"}
@@ -106,7 +106,7 @@ def _instant(number: int, life: Life, instant: Instant) -> Iterator[Event]:
 
 
 def _moment(number: int, instant: Instant, subject: str, at_s: float) -> Iterator[Event]:
-    """Something that befell a sample, or a group, and its place in the arrow."""
+    """An instant of a sample or group, and its place in the arrow."""
     subject_id = instant.args[subject]
     place = {"pid": number, "tid": _tid(number, _SAMPLES), "ts": _us(at_s), "dur": _MOMENT_US}
     yield {"ph": "X", "name": f"{instant.name} {subject_id}", **place, "args": instant.args}
@@ -115,13 +115,13 @@ def _moment(number: int, instant: Instant, subject: str, at_s: float) -> Iterato
 
 
 def _arrow(phase: str, subject: str, subject_id: Value, number: int, track: int, at_s: float) -> Event:
-    """Begins (`s`), goes through (`t`) or ends (`f`) at what is drawn there at that time."""
+    """Part of an arrow: it begins (`s`), passes (`t`) or ends (`f`) at the event that is drawn at that time."""
     place = {"pid": number, "tid": _tid(number, track), "ts": _us(at_s)}
     return {"ph": phase, "cat": subject, "name": subject, "id": subject_id, **place, "bp": "e"}
 
 
 def _levels(life: Life) -> Iterator[tuple[str, float, float]]:
-    """Counters hold until their next value; with the end of a life they are zero."""
+    """Counters keep their value until the next one, and are zero at the end of a life."""
     last: Level | None = None
     for level in life.levels:
         for name, value in level.values.items():
@@ -140,7 +140,7 @@ def _levels(life: Life) -> Iterator[tuple[str, float, float]]:
 
 
 def _rates(tallied: Sequence[Tallied]) -> Iterator[tuple[str, float, float]]:
-    """Things that are only counted, per second; zero where none came."""
+    """Things that are only counted, as rates per second; zero where there are none."""
     names = sorted({name for tally in tallied for name in tally.counts})
     for name in names:
         shown_until_s = -1.0

@@ -1,4 +1,4 @@
-"""`darts-launch report`: one page about a run, that needs nothing beside itself."""
+"""`darts-launch report`: one self-contained HTML page about a run."""
 
 from datetime import datetime
 from importlib.resources import files
@@ -17,7 +17,7 @@ def write_report(run_dir: Path, out: Path) -> None:
     """Write the page of a run, live or over.
 
     Raises:
-        ConfigError: there is nothing to report of, matplotlib is not installed, or the file cannot be written.
+        ConfigError: the run has nothing to report, matplotlib is not installed, or the file cannot be written.
     """
     data = gather(run_dir)
     page = _page(data)
@@ -42,11 +42,11 @@ def _page(data: RunData) -> str:
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
-    """The numbers on top; those of the summary only once there is one."""
+    """The numbers at the top. Those of the summary appear once there is one."""
     facts = [
         ("started", datetime.fromtimestamp(data.record.started_at_s).strftime("%Y-%m-%d %H:%M:%S")),
         ("steps", f"{len(data.steps):,}"),
-        ("samples ended", f"{len(data.ended):,}, of which {len(data.trained):,} are trained"),
+        ("samples ended", f"{len(data.ended):,}, of which {len(data.trained):,} were trained on"),
     ]
     summary = data.summary
     if summary is None:
@@ -58,9 +58,11 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
             ("held-out length", f"{summary.before.length_mean:.1f} before, {summary.after.length_mean:.1f} after")
         )
     if summary.tokens is not None:
-        fates = ", ".join(f"{count:,} {fate}" for fate, count in summary.tokens.by_fate.items() if count)
-        facts.append(("tokens decoded", f"{summary.tokens.decoded:,}: {fates}, {summary.tokens.evaluated:,} evaluated"))
+        outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in summary.tokens.by_outcome.items() if count)
+        facts.append(
+            ("tokens decoded", f"{summary.tokens.decoded:,}: {outcomes}, {summary.tokens.evaluated:,} evaluated")
+        )
     if summary.weight_stall_s:
         longest = max(summary.weight_stall_s.values())
-        facts.append(("decoding held by weights", f"{longest:.2f} s in all, of the generator that was held most"))
+        facts.append(("decoding paused for weights", f"{longest:.2f} s, in the generator with the longest pauses"))
     return facts

@@ -1,4 +1,4 @@
-"""The figures of `darts-launch report`, each one SVG; drawn with matplotlib, which the extra `report` brings."""
+"""The figures of `darts-launch report`, each an SVG drawn with matplotlib (extra `report`)."""
 
 import io
 from collections import Counter
@@ -28,7 +28,7 @@ _MAX_BINS = 60
 
 
 def figures(data: RunData) -> list[tuple[str, str, str]]:
-    """(title, what it shows, SVG) of each. Raises `ConfigError` if matplotlib is not installed."""
+    """(title, caption, SVG) of each figure. Raises `ConfigError` if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -50,7 +50,7 @@ def figures(data: RunData) -> list[tuple[str, str, str]]:
 
 def _reward(axes: "Axes", data: RunData) -> None:
     for name, label, colour in (
-        ("reward/pool_mean", "all that were scored", "#9aa3ad"),
+        ("reward/pool_mean", "all scored samples", "#9aa3ad"),
         ("reward/mean", "trained", "#2a9d5c"),
     ):
         axes.plot(*data.series(name), label=label, color=colour, linewidth=1.2)
@@ -63,7 +63,7 @@ def _reward(axes: "Axes", data: RunData) -> None:
 
 
 def _lengths(axes: "Axes", data: RunData) -> None:
-    """Quantiles of the trained samples, and the mean of everything that was scored."""
+    """Quantiles of the samples that were trained on, and the mean of all scored samples."""
     by_step: dict[int, list[int]] = {}
     for each in data.trained:
         assert each.step is not None
@@ -74,8 +74,8 @@ def _lengths(axes: "Axes", data: RunData) -> None:
         below, above = (np.array(edges).reshape(-1, 2)).T
         axes.fill_between(steps, below, above, color="#3f7fbf", alpha=strength, linewidth=0, label=f"{low} to {high} %")
     axes.plot(steps, [np.median(by_step[step]) for step in steps], color="#1f4e79", label="median")
-    axes.plot(*data.series("length/pool_mean"), color="#e9a23b", linewidth=1, label="mean of all that were scored")
-    axes.set(xlabel="step", ylabel="tokens of a trained sample")
+    axes.plot(*data.series("length/pool_mean"), color="#e9a23b", linewidth=1, label="mean of all scored samples")
+    axes.set(xlabel="step", ylabel="tokens of a sample trained on")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, ncols=2)
 
@@ -88,25 +88,25 @@ def _staleness(axes: "Axes", data: RunData) -> None:
     axes.legend(frameon=False)
 
 
-def _fates(axes: "Axes", data: RunData) -> None:
+def _outcomes(axes: "Axes", data: RunData) -> None:
     """Of the samples as they ended, in as many bins as are legible."""
-    fates = [fate for fate in OUTCOMES if any(each.fate == fate for each in data.ended)]
+    outcomes = [outcome for outcome in OUTCOMES if any(each.outcome == outcome for each in data.ended)]
     num_bins = max(1, min(_MAX_BINS, len(data.ended) // 20))
     bins = np.array_split(np.arange(len(data.ended)), num_bins)
     counts = [Counter[str]() for _ in bins]
     for count, places in zip(counts, bins, strict=True):
         for place in places.tolist():
-            count[data.ended[place].fate] += data.ended[place].num_tokens
+            count[data.ended[place].outcome] += data.ended[place].num_tokens
     totals = np.array([max(1, count.total()) for count in counts])
     ends = np.array([places[-1] + 1 for places in bins])
     bottom = np.zeros(len(bins))
-    for fate in fates:
-        shares = np.array([count[fate] for count in counts]) / totals
+    for outcome in outcomes:
+        shares = np.array([count[outcome] for count in counts]) / totals
         width = np.diff(ends, prepend=0)
-        axes.bar(ends - width / 2, shares, width, bottom, color=_COLOURS[fate], label=fate)
+        axes.bar(ends - width / 2, shares, width, bottom, color=_COLOURS[outcome], label=outcome)
         bottom += shares
     axes.set(xlabel="samples, in the order in which they ended", ylabel="share of their tokens", ylim=(0, 1))
-    axes.legend(frameon=False, ncols=len(fates), loc="upper center", bbox_to_anchor=(0.5, 1.12))
+    axes.legend(frameon=False, ncols=len(outcomes), loc="upper center", bbox_to_anchor=(0.5, 1.12))
 
 
 def _time(axes: "Axes", data: RunData) -> None:
@@ -138,15 +138,15 @@ def _by_process(data: RunData) -> float:
 
 PLOTS: Sequence[tuple[str, str, Callable[["Axes", RunData], None], Callable[[RunData], float]]] = (
     ("Reward", "Held-out samples are fresh and never cut off; error bars are standard errors.", _reward, _even),
-    ("Response lengths", "Selection alone shortens what is trained; what was scored is beside it.", _lengths, _even),
-    ("Staleness", "Versions between the one that decoded a token and the one that it changed.", _staleness, _even),
-    ("Fates", "What became of the tokens that were decoded.", _fates, _even),
-    ("Who was busy, idle or away", "Integrals over intervals, not samples.", _time, _by_process),
+    ("Response lengths", "Samples trained on, and the mean of all scored samples.", _lengths, _even),
+    ("Staleness", "Policy versions between decoding a token and training on it.", _staleness, _even),
+    ("Outcomes", "What happened to the decoded tokens.", _outcomes, _even),
+    ("Busy, idle and away", "Shares of the time of each process.", _time, _by_process),
 )
 
 
 def stage_rows(data: RunData) -> list[dict[str, Any]]:
-    """The table under the last figure."""
+    """The rows of the table under the last figure."""
     return [
         {
             "process": each.process,

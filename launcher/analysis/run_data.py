@@ -1,4 +1,4 @@
-"""What a run has left, gathered for `darts-launch report`: its metrics, its samples, its time. Reading only."""
+"""Reads the data of a run for `darts-launch report`: metrics, samples and the time of its processes."""
 
 import itertools
 from collections.abc import Sequence
@@ -28,29 +28,29 @@ class RunData:
     run_dir: Path
     record: RunRecord
     summary: Summary | None
-    """Of a run that its launcher saw end."""
+    """None unless the launcher saw the end of the run."""
     steps: list[dict[str, Any]]
-    """The metrics of each step, in order; of one that was taken again, the last."""
+    """The metrics of each step, in order; the last ones of a repeated step."""
     evaluations: list[dict[str, Any]]
     trained: list[SampleEnded]
     ended: list[SampleEnded]
-    """All of them, the trained ones included."""
+    """All samples that have ended."""
     spent: list[TimeSpent]
     """Empty if the run has no trace."""
     away: list[tuple[str, float, float]]
-    """(process, from, until): who was gone, in seconds since the start."""
+    """(process, from, until): when a process was absent, in seconds since the start."""
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps that have a metric, and its values."""
+        """The steps that have a metric, and its values."""
         points = [(line["step"], line[name]) for line in self.steps if name in line]
         return [step for step, _ in points], [value for _, value in points]
 
 
 def gather(run_dir: Path) -> RunData:
-    """Read everything.
+    """Read all data of a run.
 
     Raises:
-        ConfigError: it is no run directory, or nothing has happened in it yet.
+        ConfigError: this is not a run directory, or the run has no step yet.
     """
     record = record_of(run_dir)
     lines = read_lines(run_dir / METRICS_FILE).objects
@@ -59,7 +59,7 @@ def gather(run_dir: Path) -> RunData:
         if line["type"] == "step":
             steps[line["step"]] = steps.get(line["step"], {}) | line
     if not steps:
-        raise ConfigError(f"{run_dir / METRICS_FILE} has no step yet, so there is nothing to report of")
+        raise ConfigError(f"{run_dir / METRICS_FILE} has no step yet, so there is nothing to report")
     try:
         ended = [each for each in read_ledger(run_dir / LEDGER_FILE) if isinstance(each, SampleEnded)]
     except OSError as error:
@@ -73,7 +73,7 @@ def gather(run_dir: Path) -> RunData:
         summary=_summary(run_dir),
         steps=[steps[step] for step in sorted(steps)],
         evaluations=[line for line in lines if line["type"] == "evaluation"],
-        trained=[each for each in ended if each.fate == "trained" and each.step is not None],
+        trained=[each for each in ended if each.outcome == "trained" and each.step is not None],
         ended=ended,
         spent=spent,
         away=away,

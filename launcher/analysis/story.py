@@ -1,11 +1,11 @@
-"""The story of one sample or group: every record of the ledger and of the journal that is about it, in order.
+"""The history of one sample or group: all its records in the ledger and in the journal, in order.
 
     darts-launch story RUN_DIR 7            group 7
     darts-launch story RUN_DIR 7/3          sample 3 of group 7
     darts-launch story RUN_DIR sample/28675 the sample with this id, as the audit names it
 
-The ledger has a run from its beginning. The journal has what has happened to the shaper since its head was written, and
-in the head what the shaper knew of a sample then.
+The ledger covers a run from its beginning. The journal has a head, with what the shaper knew of a sample then, and the
+messages to the shaper since.
 """
 
 from collections.abc import Iterable, Iterator
@@ -49,7 +49,7 @@ class Subject:
     sample_id: int | None = None
 
     def is_about(self, sample_id: int) -> bool:
-        """Whether what happens to a sample belongs to the story."""
+        """Whether a sample belongs to the story."""
         return sample_id == self.sample_id if self.sample_id is not None else group_id_of(sample_id) == self.group_id
 
     def __str__(self) -> str:
@@ -58,13 +58,13 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing that happened."""
+    """One event."""
 
     source: str
     """`ledger` or `journal`."""
     text: str
     is_void: bool = False
-    """It was taken back: the run went on from an earlier point."""
+    """The run was resumed from an earlier point, so this no longer counts."""
 
 
 def parse_subject(text: str) -> Subject:
@@ -88,25 +88,25 @@ def parse_subject(text: str) -> Subject:
 
 
 def read_story(run_dir: Path, subject: Subject) -> list[Line]:
-    """What the files of a run have of a sample or a group.
+    """All that the files of a run have about a sample or a group.
 
     Raises:
-        ConfigError: they have nothing of it, or cannot be read.
+        ConfigError: they have nothing about it, or cannot be read.
     """
     try:
         journal, ledger = read_journal(run_dir / JOURNAL_FILE), scan_ledger(run_dir / LEDGER_FILE)
     except OSError as error:
-        raise ConfigError(f"{run_dir} has no story: {error}; see to it that you may read its files") from error
+        raise ConfigError(f"{run_dir} cannot be read: {error}; check that you may read its files") from error
     lines = [*of_ledger(ledger, subject), *of_journal(journal, subject)]
     if not lines:
         last = max((r.group_id for r in ledger.records if isinstance(r, GroupOpened)), default=None)
         known = "has no group" if last is None else f"has groups up to {last}"
-        raise ConfigError(f"{run_dir} has nothing of {subject}: its ledger {known}")
+        raise ConfigError(f"{run_dir} has nothing about {subject}: its ledger {known}")
     return lines
 
 
 def of_ledger(ledger: FoundLedger, subject: Subject) -> Iterator[Line]:
-    """The records about it, the void ones included."""
+    """The records about it, including void ones."""
     counting = {ledger.records.begin(number) for number in range(len(ledger.records))}
     for number, record in enumerate(ledger.written):
         text = _of_record(record, subject)
@@ -115,7 +115,7 @@ def of_ledger(ledger: FoundLedger, subject: Subject) -> Iterator[Line]:
 
 
 def of_journal(journal: FoundJournal, subject: Subject) -> Iterator[Line]:
-    """What the shaper knew of it when the journal was begun, and what it has heard of it since."""
+    """What the shaper knew about it at the beginning of the journal, and the messages since."""
     if journal.head is not None:
         for group in journal.head.snapshot.work.groups:
             if group.group_id == subject.group_id:
@@ -143,7 +143,7 @@ def _of_record(record: AnyRecord, subject: Subject) -> str:
         case GroupDropped(group_id=subject.group_id, reason=reason):
             return f"its group was dropped: {reason}"
         case StepCommitted(step=step, group_ids=group_ids) if subject.group_id in group_ids:
-            return f"step {step} was taken with its group in the gradient"
+            return f"step {step} was completed with its group in the gradient"
         case SamplePlaced(sample_id=sample_id) if subject.is_about(sample_id):
             return f"{_name(sample_id)} was given to {record.generator} (incarnation {record.incarnation})"
         case SampleEnded(sample_id=sample_id) if subject.is_about(sample_id):
@@ -156,7 +156,7 @@ def _of_end(record: SampleEnded) -> str:
     versions = f" of versions {record.oldest_version} to {record.newest_version}" if has_tokens else ""
     reward = "no reward" if record.reward is None else f"reward {record.reward:g}"
     step = "" if record.step is None else f" in step {record.step}"
-    end = f"{_name(record.sample_id)} ended {record.fate}{step} ({record.reason or 'no reason'})"
+    end = f"{_name(record.sample_id)} ended {record.outcome}{step} ({record.reason or 'no reason'})"
     return f"{end}: {record.num_tokens} tokens{versions}, {reward}"
 
 

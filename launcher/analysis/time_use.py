@@ -1,7 +1,7 @@
-"""How a process spent its time: shares that are integrals over intervals, never samples. Pure.
+"""How a process spent its time, as shares of a time window. Pure; the shares are integrals over intervals.
 
-A span may stand for many short intervals that fill part of it; where spans overlap, they fill the sum of their parts,
-but never more than all of it: of stages that take turns that is exact, and so it is of stages under way all the time.
+A span may represent many short intervals that fill part of it. Overlapping spans fill the sum of their parts, and at
+most all of the time. This is exact for stages that take turns and for stages that always run.
 """
 
 from collections import defaultdict
@@ -14,28 +14,28 @@ from launcher.analysis.traces import Life
 
 @dataclass(frozen=True, slots=True)
 class TimeSpent:
-    """Of one process in a window of time. busy + idle + away = window."""
+    """The time of one process in a window. busy + idle + away = window."""
 
     process: str
     window_s: float
     busy_s: float
     """Union of all work."""
     idle_s: float
-    """It lived, and did no work."""
+    """It was alive, and did not work."""
     away_s: float
-    """It did not live: before its first start, or between two."""
+    """It was not alive: before its first start, or between two starts."""
     by_stage_s: dict[str, float]
-    """Each stage of work by itself; they may overlap."""
+    """The time of each stage of work. Stages may overlap."""
     waits_s: dict[str, float]
-    """What it waited for; work may have gone on meanwhile."""
+    """The time of each wait. The process may have worked meanwhile."""
 
     def share(self, seconds: float) -> float:
-        """Of the window."""
+        """A time as a share of the window."""
         return seconds / self.window_s
 
 
 def time_spent(process: str, lives: Sequence[Life], since_s: float, until_s: float) -> TimeSpent:
-    """What a process did from `since_s` to `until_s`, which is later."""
+    """How a process spent the time from `since_s` to `until_s`."""
     spans = [span for life in lives for span in life.spans]
     work = [span for span in spans if span.is_work]
     lived = [Span("", life.began_s, life.ended_s, life.ended_s - life.began_s, True, {}) for life in lives]
@@ -79,7 +79,8 @@ def _by_stage(spans: Iterable[Span], since_s: float, until_s: float) -> dict[str
 
 
 def tokens_between(lives: Sequence[Life], since_s: float, until_s: float) -> float:
-    """Tokens that a process decoded in a window: each incarnation counts from zero, and evenly between two counts."""
+    """Tokens that a process decoded in a window. Each incarnation counts from zero; between two counts the rate is
+    constant."""
     return sum(_count_at(life, until_s) - _count_at(life, since_s) for life in lives)
 
 

@@ -1,6 +1,6 @@
-"""The traces of a run, read back: who lived when, and what each did.
+"""Reads the traces of a run: the lives of its processes, and what each process did.
 
-Times are seconds since the first process of the run began, all on one line: see `darts_async.trace` for the clocks.
+Times are seconds since the first process of the run began. See `darts_async.trace` for the clocks.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,14 +19,14 @@ _OLD = ".old.msgpack"
 
 @dataclass(slots=True)
 class Life:
-    """One incarnation of a process. Lists are in order of time, spans of each stage among themselves."""
+    """One incarnation of a process. Lists are in order of time; spans only within each stage."""
 
     process: str
     incarnation: int
     pid: int
     began_s: float
     ended_s: float
-    """Of the last record."""
+    """Time of the last record."""
     spans: list[Span] = field(default_factory=list)
     instants: list[Instant] = field(default_factory=list)
     levels: list[Level] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Traces:
         self._files = sorted(_files_of(run_dir / TRACE_DIR), key=_order)
         if not self._files:
             raise ConfigError(
-                f"{run_dir} holds no trace: either telemetry.trace was false, or no process has come up yet"
+                f"{run_dir} has no trace: either telemetry.trace was false, or no process has started yet"
             )
         self._offset_s = _offsets(file.head for file in self._files)
         self._start_s = min(file.head.began_s + self._offset_s[file.head.machine] for file in self._files)
@@ -60,7 +60,7 @@ class Traces:
         return self._start_s
 
     def by_process(self) -> Iterator[tuple[str, list[Life]]]:
-        """Each process with its lives, read as they are asked for: a trace may be large."""
+        """Each process with its lives. They are read lazily, because traces may be large."""
         for process, files in groupby(self._files, key=lambda file: file.head.process):
             yield process, [self._read(file) for file in files]
 
@@ -75,7 +75,7 @@ class Traces:
 
 
 def joined(spans: Iterable[Span]) -> Iterator[Span]:
-    """Spans of one stage each, in order, with those put together that were cut or follow closely on each other."""
+    """The spans of each stage in order. Spans that were cut, or that follow each other closely, are joined."""
     open_spans: dict[str, Span] = {}
     for span in spans:
         last = open_spans.get(span.stage)
@@ -100,14 +100,14 @@ def _files_of(directory: Path) -> Iterator[_File]:
 
 
 def _order(file: _File) -> tuple[bool, str, int, int]:
-    """The launcher first; the tenth generator behind the ninth."""
+    """The launcher first; the tenth generator after the ninth."""
     role, _, index = file.head.process.partition("/")
     return file.head.process != LAUNCHER, role, int(index or 0), file.head.incarnation
 
 
 def _offsets(heads: Iterable[Head]) -> dict[str, float]:
-    """Of each machine, what is to be added to its clock: by its first head, so that a step of the time of day does not
-    move its processes against each other."""
+    """What to add to the clock of each machine. It is taken from the machine's first head, so that a change of the time
+    of day does not shift its processes against each other."""
     first: dict[str, Head] = {}
     for head in heads:
         if head.machine not in first or head.clock_s < first[head.machine].clock_s:
@@ -116,7 +116,7 @@ def _offsets(heads: Iterable[Head]) -> dict[str, float]:
 
 
 def _in_order(file: _File) -> Iterator[Path]:
-    """The older file of the incarnation first, if it is what was before this one."""
+    """The files of an incarnation: the older one first, if it belongs to this incarnation."""
     old = older_path(file.path)
     if file.head.segment and old.exists():
         yield old

@@ -1,4 +1,4 @@
-"""`darts-launch trace`: the file for Perfetto, and a table of who spent the time how."""
+"""`darts-launch trace`: the file for Perfetto, and a table of how each process spent its time."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,14 @@ from launcher.analysis.perfetto import Event, events_of, write_events
 from launcher.analysis.time_use import TimeSpent, time_spent
 from launcher.analysis.traces import Life, Traces
 
-_STAGES = {"swap": "held for weights", "update": "(update under way)"}
-"""Stages that the table calls by another name."""
+_STAGES = {"swap": "paused for weights", "update": "(update under way)"}
+"""Stages that have another name in the table."""
 _MIN_SHARE = 0.0005
 
 
 @dataclass(slots=True)
 class Report:
-    """What was written, and the time of each process."""
+    """The file that was written, and the time of each process."""
 
     out: Path
     since_s: float
@@ -35,19 +35,19 @@ class Report:
 def export(run_dir: Path, out: Path, since_s: float | None, until_s: float | None) -> Report:
     """Write the trace of a run, live or over, between two times in seconds since its start.
 
-    The times of the processes are taken in the same window; where none is given, from the first version of the weights
-    to the last record of the shaper, that is without starting and ending.
+    The table uses the same window. Its default is from the first version of the weights to the last record of the
+    shaper, without start-up and shutdown.
 
     Raises:
-        ConfigError: there is no trace, nothing in that window, or the file cannot be written.
+        ConfigError: there is no trace, the window is empty, or the file cannot be written.
     """
     traces = Traces(run_dir)
     begin_s, end_s = 0.0 if since_s is None else since_s, math.inf if until_s is None else until_s
     window_s = _window(traces, since_s, until_s)
     if not window_s[0] < window_s[1]:
         raise ConfigError(
-            f"{run_dir}: nothing happened from {window_s[0]:g} s on until {window_s[1]:g} s; --since and --until are "
-            "seconds since the start of the run, and the first is the smaller one"
+            f"{run_dir}: nothing happened between {window_s[0]:g} s and {window_s[1]:g} s; --since and --until are "
+            "seconds since the start of the run, and --since must be smaller"
         )
     report = Report(out, *window_s)
 
@@ -66,7 +66,7 @@ def export(run_dir: Path, out: Path, since_s: float | None, until_s: float | Non
 
 
 def time_of_all(traces: Traces) -> list[TimeSpent]:
-    """How each process but the launcher spent its time, between starting and ending; empty if that is no time yet."""
+    """How each process except the launcher spent its time between start-up and shutdown; empty before that."""
     window_s = _window(traces, None, None)
     if not window_s[0] < window_s[1]:
         return []
@@ -74,7 +74,7 @@ def time_of_all(traces: Traces) -> list[TimeSpent]:
 
 
 def _window(traces: Traces, since_s: float | None, until_s: float | None) -> tuple[float, float]:
-    """What the table is about."""
+    """The window of the table."""
     last_s, published_s = 0.0, 0.0
     for process, lives in traces.by_process():
         if process == SHAPER.first:
@@ -90,7 +90,7 @@ def _first_version_s(lives: Sequence[Life]) -> float:
 
 
 def report_screen(report: Report) -> RenderableType:
-    """The table, and where the file is."""
+    """The table, and the path of the file."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("process", no_wrap=True)
     for title in ("busy", "idle", "away"):

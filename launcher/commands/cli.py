@@ -5,8 +5,8 @@
               2     the input cannot be run; nothing was started
               130   interrupted: Ctrl-C, SIGTERM, SIGHUP, or the verb `down`
 
-A verb is a function with `@app.command()`; those for a run that goes on are in `verbs`. What is not a verb is taken as
-the file of a run.
+A verb is a function with `@app.command()`. The verbs for an existing run are in `verbs`. A first argument that is not a
+verb names the file of a run.
 """
 
 import asyncio
@@ -41,12 +41,12 @@ from launcher.control.find_run import find_run, known_record, refuse_links
 from launcher.display.failure_screen import failure_screen
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import make_display
-from launcher.lifecycle.lifecycle import Limits, Outcome
+from launcher.lifecycle.lifecycle import Limits, RunOutcome
 from launcher.plan.plan import hub_addresses, plan_run
 from launcher.preflight.changed_settings import refuse_changes
 from launcher.preflight.preflight import Findings, check_run, link_ports
 from launcher.problems import InputError, hint_screen, missing_screen, problem_screen
-from launcher.run.interrupts import outliving_readers
+from launcher.run.interrupts import CaughtSignals, caught_signals, outliving_readers
 from launcher.run.links import open_control
 from launcher.run.run import run as carry_out
 from launcher.run_dir.run_dir import create_run_dir, run_dir_name, write_inputs
@@ -58,7 +58,7 @@ _DEFAULT_VERB = "run"
 
 
 class _FileOrVerb(TyperGroup):
-    """Puts `run` in front of arguments that name a file; a bare word that is none is a mistyped verb."""
+    """Puts `run` before arguments that name a file. Any other bare word is a mistyped verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         words = [word for word in args if not word.startswith("-")]
@@ -67,7 +67,7 @@ class _FileOrVerb(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Carry out the verb. A Ctrl-C at a moment at which no run catches it ends it with nothing to tell."""
+        """Carry out the verb. A Ctrl-C that no run catches ends it without a message."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -80,7 +80,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Trains a language model as one YAML file says: darts-launch [--dry-run] FILE.yaml",
+    help="Train a language model with the settings of one YAML file: darts-launch [--dry-run] FILE.yaml",
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The cluster and the run.")]
@@ -111,8 +111,8 @@ def run_command(
 ) -> None:
     """Run FILE.yaml (the verb may be left out).
 
-    Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) stop it in order. Where a script calls it, let it be the
-    script's last command, `exec darts-launch FILE.yaml`: a signal to a shell that waits for it does not reach it.
+    Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) stop the run in order. In a script, make this the last command,
+    `exec darts-launch FILE.yaml`: a signal to a shell that waits for the run does not reach the run.
     """
     config, _ = _checked(file, starts=not dry_run)
     if dry_run:
@@ -128,24 +128,24 @@ def run_command(
 def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run.")],
     from_checkpoint: Annotated[
-        bool, typer.Option("--from-checkpoint", help="From its newest checkpoint: give up what came after it.")
+        bool, typer.Option("--from-checkpoint", help="Start from the newest checkpoint and discard later progress.")
     ] = False,
 ) -> None:
-    """Go on with a run that was stopped, failed or killed, from where it stood."""
+    """Continue a run that was stopped, failed or killed."""
     with bad_input():
         found = find_run(run_dir, Path()).absolute()
         refuse_links(found)
         with held(found):
             record = known_record(found)
             if record is not None and Path(record.directory or ".").is_dir():
-                os.chdir(record.directory or ".")  # where relative paths of the settings begin
+                os.chdir(record.directory or ".")  # relative paths of the settings begin there
             past = read_past(found, _known_plan(found))
             config, _ = _checked(found / CONFIG_FILE, starts=True)
             refuse_changes(found, found / CONFIG_FILE, config, past.num_steps)
             plan = structs.replace(_plan(config, found), life=past.life, from_checkpoint=from_checkpoint)
             renew_run_keys(found / KEYS_DIR, plan.endpoints())
             with outliving_readers(), _room_wanted():
-                outcome, summary = _lead(config, plan, found, past)
+                outcome, summary = asyncio.run(_lead(config, plan, found, past))
                 _show_end(outcome, summary)
     raise typer.Exit(_EXIT_CODES[outcome.status])
 
@@ -154,9 +154,9 @@ def resume(
 def validate(file: RunFile) -> None:
     """Check FILE.yaml and everything it names, and start nothing."""
     _, findings = _checked(file, starts=False)
-    told = f": {findings.prompts}" if findings.prompts is not None else ""
-    said = f"{file} {'is valid' if findings.problems else 'can be run'}{told}"
-    Screen().print(Text.assemble(("✓ ", "green"), said), soft_wrap=True)
+    prompts = f": {findings.prompts}" if findings.prompts is not None else ""
+    result = f"{file} {'is valid' if findings.problems else 'can be run'}{prompts}"
+    Screen().print(Text.assemble(("✓ ", "green"), result), soft_wrap=True)
 
 
 def _limits(config: RunConfig) -> Limits:
@@ -169,9 +169,9 @@ def _limits(config: RunConfig) -> Limits:
 
 
 def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, Findings]:
-    """The settings of a file that can be run, and what was found out about it; otherwise shows why not and leaves.
+    """The settings of a file that can be run, and the findings. Otherwise shows the problems and exits.
 
-    Where the run `starts`, what the machine lacks is a reason to leave; else it is shown as a warning.
+    What this machine lacks is a problem if the run `starts`, and otherwise a warning.
     """
     with bad_input():
         parse_faults(os.environ.get(VARIABLE, ""), LAUNCHER)
@@ -199,41 +199,45 @@ def _plan(config: RunConfig, run_dir: Path) -> RunPlan:
 
 
 def _known_plan(run_dir: Path) -> RunPlan:
-    """The plan of the life before; where it cannot be read, one that has the same processes."""
+    """The plan of the previous life. If it cannot be read, a plan with the same processes."""
     try:
         return read_plan(run_dir)
     except ConfigError:
         return _plan(load_config(run_dir / CONFIG_FILE), run_dir)
 
 
-def _run(config: RunConfig) -> tuple[Outcome, Summary]:
+def _run(config: RunConfig) -> tuple[RunOutcome, Summary]:
     run_dir = create_run_dir(config)
     plan = _plan(config, run_dir)
     create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
     with held(run_dir):
-        return _lead(config, plan, run_dir, NO_PAST)
+        return asyncio.run(_lead(config, plan, run_dir, NO_PAST))
 
 
-def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[Outcome, Summary]:
-    """A life of the run, and further ones where all processes have to be new (`TakeUpAgain`)."""
+async def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[RunOutcome, Summary]:
+    """A life of the run, and further ones where all processes have to be new (`TakeUpAgain`). A signal between two of
+    them ends the second."""
     limits = _limits(config)
-    outcome, summary = _conduct(config, plan, run_dir, past, limits)
-    while outcome.goes_on:
-        limits, past = replace(limits, num_lives=limits.num_lives - 1), read_past(run_dir, plan)
-        plan = structs.replace(_plan(config, run_dir), life=past.life)
-        outcome, summary = _conduct(config, plan, run_dir, past, limits)
+    with caught_signals(ignored_afterwards=True) as signals:
+        outcome, summary = await _conduct(config, plan, run_dir, past, limits, signals)
+        while outcome.goes_on:
+            limits, past = replace(limits, num_lives=limits.num_lives - 1), read_past(run_dir, plan)
+            plan = structs.replace(_plan(config, run_dir), life=past.life)
+            outcome, summary = await _conduct(config, plan, run_dir, past, limits, signals)
     return outcome, summary
 
 
-def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits: Limits) -> tuple[Outcome, Summary]:
+async def _conduct(
+    config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits: Limits, signals: CaughtSignals
+) -> tuple[RunOutcome, Summary]:
     """One life of it."""
     write_inputs(run_dir, config, plan)
-    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the life before
+    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the previous life
     display = make_display(Screen())
     try:
         control = partial(open_control, plan, run_dir, config.transport, past.life)
-        return asyncio.run(
-            carry_out(config, plan, run_dir, open_control=control, display=display, limits=limits, past=past)
+        return await carry_out(
+            config, plan, run_dir, open_control=control, display=display, limits=limits, signals=signals, past=past
         )
     except TransportError as error:
         display.close()
@@ -242,13 +246,14 @@ def _conduct(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits
         if (why := _taken_away(error, run_dir)) is None:
             raise
         display.close()
-        _give_up(f"the run has ended, for its directory can no longer be used: {why}")
+        moved = "`darts-launch resume` of the place that it was moved to, if it was, goes on with it"
+        _give_up(f"the run has ended, for its directory can no longer be used: {why}; {moved}")
     finally:
         display.close()
 
 
 def _taken_away(error: Exception, run_dir: Path) -> OSError | None:
-    """The error, or the first of a group, if all say that somebody has removed or changed what is in `run_dir`."""
+    """The error, or the first of a group, if all say that files in `run_dir` were removed or changed."""
     if isinstance(error, ExceptionGroup):
         found = [_taken_away(each, run_dir) for each in error.exceptions]
         return found[0] if all(found) else None
@@ -257,7 +262,7 @@ def _taken_away(error: Exception, run_dir: Path) -> OSError | None:
     return error if Path(error.filename).is_relative_to(run_dir) else None
 
 
-def _show_end(outcome: Outcome, summary: Summary) -> None:
+def _show_end(outcome: RunOutcome, summary: Summary) -> None:
     Screen().print(summary_screen(summary))
     if outcome.status == "failed":
         Screen(stderr=True).print(failure_screen(outcome, Path(summary.run_dir)))
@@ -265,7 +270,7 @@ def _show_end(outcome: Outcome, summary: Summary) -> None:
 
 @contextmanager
 def _room_wanted() -> Iterator[None]:
-    """Ends with a message where the disk does not take what a run begins with."""
+    """Ends with a message if the disk has no space for the first files of a run."""
     try:
         yield
     except (OSError, NoSpaceError) as error:

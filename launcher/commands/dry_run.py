@@ -1,4 +1,4 @@
-"""What a run would start, and the settings and bounds that decide how it goes."""
+"""The screen of `--dry-run`: what a run would start, its key settings, and the bounds that follow from them."""
 
 import shlex
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
 
 
 def key_settings(config: RunConfig) -> dict[str, str]:
-    """The settings that shape a run most, in words."""
+    """The most important settings, in words."""
     shaping, learner, prompts, generator = config.shaping, config.learner, config.prompts, config.generator
     return {
         "model": f"{config.model.path}, {config.model.dtype}",
@@ -57,14 +57,14 @@ def bounds(config: RunConfig) -> dict[str, str]:
     return {
         "staleness of a token": f"at most {staleness}" + (" (synchronous, on-policy)" if staleness == 0 else ""),
         "open groups": f"at most {config.max_open_groups}",
-        "samples in a step": f"{per_step} of {config.learner.groups_per_step * config.shaping.launch} launched",
+        "samples in a step": f"{per_step} of {config.learner.groups_per_step * config.shaping.launch} generated",
         "samples decoded at once": f"at most {slots}",
         "threads": f"{threads} of numerical libraries",
     }
 
 
 def _shaping(shaping: ShapingConfig) -> str:
-    """The arm: rule, counts, and what is switched on beside it."""
+    """The rule, its counts, and what else is switched on."""
     ends = f" ({shaping.shortest} + {shaping.longest})" if shaping.rule in ("dual_end", "survivor") else ""
     switches = {
         "early stop": shaping.early_stop,
@@ -78,7 +78,7 @@ def _shaping(shaping: ShapingConfig) -> str:
 
 
 def _process_lines(config: RunConfig, plan: RunPlan) -> Iterator[RenderableType]:
-    """The processes of each node, under its address and what is used of it."""
+    """The processes of each node, under the node's address and used GPUs."""
     for node in config.nodes:
         yield Text(_node_title(config, node, plan), style="dim")
         for spec in plan.processes:
@@ -96,7 +96,7 @@ def _node_title(config: RunConfig, node: NodeConfig, plan: RunPlan) -> str:
 
 
 def _command(spec: ProcessSpec) -> str:
-    """The command as a shell would take it."""
+    """The command as one types it in a shell."""
     return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in spec.env.items()), shlex.join(spec.argv)])
 
 

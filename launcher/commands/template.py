@@ -1,4 +1,4 @@
-"""The file that `init` writes: every setting with its default and its meaning, made of the settings themselves."""
+"""The file that `init` writes: every setting with its default and its docstring."""
 
 import textwrap
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from darts_async.config import RunConfig
 
 _WIDTH = 100
 _HEAD = """\
-# A run of darts_async: every setting with its default. What is left out has that default, so keep what you change.
+# A run of darts_async: every setting with its default. You may delete every line that you do not change.
 #
 #   darts-launch validate THIS_FILE    only look for mistakes
 #   darts-launch --dry-run THIS_FILE   show what would be started
@@ -41,7 +41,7 @@ def _section(section: BaseModel, depth: int) -> Iterator[str]:
 
 
 def _inner_section(info: FieldInfo, indent: str) -> Iterator[str]:
-    """A section that is not there by default is shown as comments."""
+    """A section that is absent by default is shown as comments."""
     for kind in get_args(info.annotation):
         if isinstance(kind, type) and issubclass(kind, BaseModel) and info.default is None:
             for line in _section(kind(), 1):

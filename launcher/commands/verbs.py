@@ -1,6 +1,6 @@
-"""The verbs for a run that goes on, or has gone: each works from any terminal.
+"""The verbs for an existing run, live or over. They work from any terminal.
 
-RUN_DIR is the directory of a run; left out, it is the newest run in `--runs-dir` that is live.
+RUN_DIR is the directory of a run. Its default is the newest live run in `--runs-dir`.
 """
 
 import time
@@ -34,8 +34,8 @@ FAILED, BAD_INPUT = 1, 2
 _POLL_S = 0.2
 _MAX_IDS = 20
 
-RunDir = Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="The run; left out: the newest live one.")]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where RUN_DIR is looked for when it is left out.")]
+RunDir = Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="The run. Default: the newest live run.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Directory in which to look for the newest live run.")]
 Process = Annotated[str, typer.Argument(metavar="ROLE[/N]", help="One process, or all of a role.")]
 _RUNS = Path("runs")
 
@@ -45,7 +45,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     runs_dir: RunsDir = _RUNS,
 ) -> None:
-    """Show how a run stands."""
+    """Show the state of a run: steps, processes, notices."""
     with bad_input():
         found = find_run(run_dir, runs_dir)
         try:
@@ -92,12 +92,12 @@ def down(
 
 
 def _has_ended(record: RunRecord, before: RunRecord) -> bool:
-    """A launcher that resumes a run leaves the record of the life before as it is until it takes requests."""
+    """Whether the record is new: until it takes requests, a resuming launcher keeps the record of the previous life."""
     return record.status == "finished" or (record.status != "running" and record != before)
 
 
 def _stop(run_dir: Path, *, may_be_gone: bool = False) -> bool:
-    """Ask for the end. Returns whether a launcher has heard it: one that starts or ends takes no requests."""
+    """Ask the launcher to stop the run. Returns whether it heard: while it starts or ends it takes no requests."""
     try:
         reply = ask_run(run_dir, StopRun("stopped by darts-launch down"))
     except NotRunningError as error:
@@ -112,8 +112,8 @@ def _stop(run_dir: Path, *, may_be_gone: bool = False) -> bool:
 def logs(
     process: Process,
     run_dir: RunDir = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
-    num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of each file to begin with.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new lines until the run ends.")] = False,
+    num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Earlier lines to show of each file.")] = 20,
     runs_dir: RunsDir = _RUNS,
 ) -> None:
     """Show what processes have logged and printed."""
@@ -124,7 +124,7 @@ def logs(
             for line in tail.skip_to_last(num_lines):
                 write_line(line)
         is_live = follow
-        while is_live:  # and once more when it has ended
+        while is_live:  # and once more after its end
             is_live = _goes_on(found)
             for tail in tails:
                 for line in tail.new_lines():
@@ -136,7 +136,7 @@ def audit(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Check that nothing was lost, trained twice or over-stale; exit code 1 with the ids if something was."""
+    """Check that no sample was lost, trained on twice or too stale. Shows the ids and exits with 1 otherwise."""
     with bad_input():
         report = audit_run(find_run(run_dir, _RUNS))
     write_json(msgspec.json.encode(report)) if as_json else Screen().print(_audit_text(report))
@@ -148,7 +148,7 @@ def story(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
     subject: Annotated[str, typer.Argument(metavar="GROUP|GROUP/INDEX|sample/ID", help="A group, or a sample.")],
 ) -> None:
-    """Tell everything that has happened to one sample or group, from the ledger and the journal."""
+    """Show the complete history of one sample or group, from the ledger and the journal."""
     with bad_input():
         lines = read_story(find_run(run_dir, _RUNS), parse_subject(subject))
     Screen().print(_story_text(lines), soft_wrap=True)
@@ -156,11 +156,11 @@ def story(
 
 def trace(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The file to write; RUN_DIR/trace.json.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write. Default: RUN_DIR/trace.json.")] = None,
     since_s: Annotated[float | None, typer.Option("--since", min=0.0, help="Seconds since the run began.")] = None,
     until_s: Annotated[float | None, typer.Option("--until", min=0.0, help="Seconds since the run began.")] = None,
 ) -> None:
-    """Write what every process did and when, for Perfetto, and show how busy each was."""
+    """Write a timeline of every process for Perfetto, and show how busy each process was."""
     with bad_input():
         found = find_run(run_dir, _RUNS)
         exported = export(found, out or found / TRACE_FILE, since_s, until_s)
@@ -169,9 +169,9 @@ def trace(
 
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The file to write; RUN_DIR/report.html.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write. Default: RUN_DIR/report.html.")] = None,
 ) -> None:
-    """Write one page about a run: rewards, lengths, staleness, fates, and who was idle. Needs the extra `report`."""
+    """Write a page about a run: rewards, lengths, staleness, outcomes, idle time. Needs the extra `report`."""
     with bad_input():
         found = find_run(run_dir, _RUNS)
         file = out or found / REPORT_FILE
@@ -198,14 +198,14 @@ VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, st
 
 
 def _logged_names(run_dir: Path, process: str) -> tuple[str, ...]:
-    """Whose logs are meant: those of processes, or of the launcher, or of the keeper of a node."""
+    """The names whose logs to show: processes, the launcher, or the keeper of a node."""
     plan = read_plan(run_dir)
     others = (LAUNCHER, *map(keeper_name, plan.nodes))
     return (process,) if process in others else names_of(plan, process)
 
 
 def _asked(run_dir: Path, request: Request) -> str:
-    """What the launcher has done. Raises `ConfigError` where it cannot be."""
+    """The launcher's account of what it did. Raises `ConfigError` if it refused or cannot be asked."""
     try:
         reply = ask_run(run_dir, request)
     except NotRunningError as error:
@@ -217,7 +217,7 @@ def _asked(run_dir: Path, request: Request) -> str:
 
 
 def _goes_on(run_dir: Path) -> bool:
-    """Whether more may be logged: also a launcher that was killed logs nothing more."""
+    """Whether more may be logged. A launcher that was killed leaves the record as it was, but holds no lock."""
     if record_of(run_dir).status != "running":
         return False
     return has_launcher(run_dir)
@@ -234,15 +234,15 @@ def _show_ended(run_dir: Path, error: NotRunningError, *, as_json: bool) -> None
 
 
 def _audit_text(report: AuditReport) -> Text:
-    samples = f"{report.num_samples:,} samples in {report.num_groups:,} groups were drawn"
+    samples = f"{report.num_samples:,} samples were started in {report.num_groups:,} groups"
     text = Text(f"{report.run_dir} ({report.status})\n", overflow="fold")
-    text.append(f"{samples}, {report.num_ended:,} have ended, {report.num_trained:,} of them trained\n")
+    text.append(f"{samples}, {report.num_ended:,} have ended, {report.num_trained:,} were trained on\n")
     if report.num_taken_back:
-        text.append(f"{report.num_taken_back:,} records were taken back when the run went on from an earlier point\n")
+        text.append(f"{report.num_taken_back:,} records are void: the run was resumed from an earlier point\n")
     if report.num_only_in_sums:
-        text.append(f"of {report.num_only_in_sums:,} samples the ledger has only sums: it had lost its end\n")
+        text.append(f"{report.num_only_in_sums:,} samples are only in sums: the ledger had lost its end\n")
     if not report.findings:
-        return text.append("✓ ", "green").append("nothing is lost, nothing is trained twice, nothing is over-stale")
+        return text.append("✓ ", "green").append("no sample was lost, trained on twice or too stale")
     for finding in report.findings:
         shown, more = finding.ids[:_MAX_IDS], len(finding.ids) - _MAX_IDS
         text.append("✗ ", "red").append(f"{len(finding.ids)} {finding.rule}: {', '.join(map(str, shown))}")
@@ -251,16 +251,16 @@ def _audit_text(report: AuditReport) -> Text:
 
 
 def _story_text(lines: list[Line]) -> Text:
-    told = [
-        Text.assemble((f"{line.source:8}", "dim"), line.text, (" (taken back)" if line.is_void else "", "yellow"))
+    texts = [
+        Text.assemble((f"{line.source:8}", "dim"), line.text, (" (void)" if line.is_void else "", "yellow"))
         for line in lines
     ]
-    return Text("\n").join(told)
+    return Text("\n").join(texts)
 
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """Shows what cannot be done, and leaves with exit code 2."""
+    """Shows a `ConfigError` and exits with code 2."""
     try:
         yield
     except ConfigError as error:

@@ -1,10 +1,11 @@
-"""The launcher's ear for other terminals: a Unix socket in the run directory.
+"""The launcher takes requests from other terminals over a Unix socket in the run directory.
 
-Whoever may enter the directory (mode 0700) may ask: the same people who may read the keys of the run. One request per
-connection, one line of JSON each way, with a deadline: a client that is silent or floods harms nobody but itself.
+Any user who may enter the directory (mode 0700) may send requests; the same user may read the keys of the run. Each
+connection carries one request and one reply, each a line of JSON, with a deadline: a client that is silent or floods
+harms only itself.
 
 A socket's address holds about a hundred bytes, and a run directory may lie deep: a longer one is reached through an
-open descriptor of the directory.
+open descriptor of the directory. A socket file that somebody removes is made again within a few seconds.
 """
 
 import asyncio
@@ -13,16 +14,20 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from darts_async.errors import DartsError
 from darts_async.topology.run_files import CONTROL_SOCKET
 from launcher.control.requests import Refused, Reply, Request
+from launcher.run_dir.run_dir import inode_of
 
 MAX_REQUEST_BYTES = 1 << 12
 MAX_REPLY_BYTES = 1 << 20
 REQUEST_TIMEOUT_S = 5.0
+LOOK_EVERY_S = 1.0
+"""How often it is looked whether the socket file is there."""
 _MAX_ADDRESS_BYTES = 100
 
 Answer = Callable[[Request], Reply]
@@ -38,7 +43,6 @@ class NotRunningError(DartsError):
 @contextlib.asynccontextmanager
 async def serving_requests(run_dir: Path, answer: Answer) -> AsyncIterator[None]:
     """Take requests inside the block. The socket is gone afterwards."""
-    path = run_dir / CONTROL_SOCKET
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(TimeoutError, ConnectionError):
@@ -46,16 +50,61 @@ async def serving_requests(run_dir: Path, answer: Answer) -> AsyncIterator[None]
                 writer.write(msgspec.json.encode(await _reply(reader, answer)) + b"\n")
                 writer.close()
                 await writer.wait_closed()
-        writer.transport.abort()  # nothing, unless the client did not read
+        writer.transport.abort()  # no effect, unless the client did not read
 
-    with _address(run_dir) as address:
-        server = await asyncio.start_unix_server(serve, address, limit=MAX_REQUEST_BYTES)
+    listener = _Listener(run_dir, serve)
+    await listener.open()
+    watcher = asyncio.create_task(listener.stay_open(), name="keep the control socket")
     try:
         yield
     finally:
-        server.close()
-        await server.wait_closed()
-        path.unlink(missing_ok=True)
+        watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watcher
+        await listener.close()
+
+
+class _Listener:
+    """The socket, which has a file as long as the run has its directory."""
+
+    def __init__(self, run_dir: Path, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> None:
+        self._run_dir = run_dir
+        self._run_dir_inode = inode_of(run_dir)
+        self._path = run_dir / CONTROL_SOCKET
+        self._serve = serve
+        self._server: asyncio.Server | None = None
+        self._inode = 0
+
+    async def open(self) -> None:
+        """Raises `OSError`."""
+        with _address(self._run_dir) as address:
+            self._server = await asyncio.start_unix_server(self._serve, address, limit=MAX_REQUEST_BYTES)
+        self._inode = self._path.stat().st_ino
+
+    async def stay_open(self) -> None:
+        """Make the file again whenever it is gone, and the directory is there."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            with contextlib.suppress(OSError):  # the directory is gone, or the disk full: it is tried again
+                if not self._has_file() and inode_of(self._run_dir) == self._run_dir_inode:
+                    await self.close()
+                    await self.open()
+
+    async def close(self) -> None:
+        """The file goes too, if it is of this socket."""
+        if self._server is None:
+            return
+        self._server.close()
+        await self._server.wait_closed()
+        self._server = None
+        if self._has_file():
+            self._path.unlink(missing_ok=True)
+
+    def _has_file(self) -> bool:
+        try:
+            return self._path.stat().st_ino == self._inode
+        except OSError:
+            return False
 
 
 async def _reply(reader: asyncio.StreamReader, answer: Answer) -> Reply:
@@ -70,10 +119,10 @@ async def _reply(reader: asyncio.StreamReader, answer: Answer) -> Reply:
 
 
 def ask(run_dir: Path, request: Request, timeout_s: float = 10.0) -> Reply:
-    """The answer of the launcher that carries out the run in this directory.
+    """The reply of the launcher of the run in this directory.
 
     Raises:
-        NotRunningError: there is none, or it does not answer in time.
+        NotRunningError: no launcher runs, or it does not answer in time.
     """
     try:
         with _address(run_dir) as address, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -88,7 +137,7 @@ def ask(run_dir: Path, request: Request, timeout_s: float = 10.0) -> Reply:
     except TimeoutError as error:
         raise NotRunningError(f"the launcher in {run_dir} does not answer within {timeout_s:g} s") from error
     except msgspec.MsgspecError as error:
-        raise NotRunningError(f"the launcher in {run_dir} does not answer as one of this version: {error}") from error
+        raise NotRunningError(f"the launcher in {run_dir} seems to be of another version: {error}") from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Which run a verb means: the directory that was given, or the newest one in which a launcher listens."""
+"""Finds the run that a verb means: the given directory, or the newest run with a live launcher."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ from launcher.run_dir.run_dir import RunRecord, inode_of, read_record
 
 
 def find_run(run_dir: Path | None, runs_dir: Path) -> Path:
-    """The directory of the run that is meant. Raises `ConfigError` if there is none."""
+    """The directory of the run. Raises `ConfigError` if there is none."""
     if run_dir is None:
         return _newest_live(runs_dir)
     if not (run_dir / CONFIG_FILE).is_file():
@@ -25,19 +25,19 @@ def find_run(run_dir: Path | None, runs_dir: Path) -> Path:
 
 
 def record_of(run_dir: Path) -> RunRecord:
-    """How the run stands, as its launcher has left it. Raises `ConfigError`."""
+    """The state of the run, as its launcher has written it. Raises `ConfigError`."""
     try:
         return read_record(run_dir)
     except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         if _is_locked(run_dir):
-            advice = "its launcher lives: Ctrl-C or SIGTERM ends it in order"
+            advice = "its launcher is alive: Ctrl-C or SIGTERM ends it in order"
         else:
-            advice = f"`darts-launch resume {run_dir}` goes on with the run"
-        raise ConfigError(f"{run_dir} does not say how its run stands: {STATE_FILE}: {error}; {advice}") from error
+            advice = f"`darts-launch resume {run_dir}` continues the run"
+        raise ConfigError(f"the state of the run in {run_dir} is unknown: {STATE_FILE}: {error}; {advice}") from error
 
 
 def known_record(run_dir: Path) -> RunRecord | None:
-    """How the run stands; None if the file is gone or was not whole on the disk."""
+    """The state of the run. None if the file is missing or incomplete."""
     try:
         return record_of(run_dir)
     except ConfigError:
@@ -45,20 +45,20 @@ def known_record(run_dir: Path) -> RunRecord | None:
 
 
 def ask_run(run_dir: Path, request: Request) -> Reply:
-    """The answer of the launcher of this run directory, never of the one that a copy was made of: where the files of a
-    copy are links, its socket is that of the original. Raises `NotRunningError`."""
+    """The reply of the launcher of this run directory. In a copy made of hard links the socket belongs to the original,
+    which is never asked. Raises `NotRunningError`."""
     if _is_copy(run_dir, record_of(run_dir)):
         raise NotRunningError(f"no launcher is running in {run_dir}")
     return ask(run_dir, request)
 
 
 def has_launcher(run_dir: Path) -> bool:
-    """Whether a launcher of the run lives, on whatever machine; while it starts or ends it takes no requests."""
+    """Whether a launcher of the run is alive, on any machine. While it starts or ends it takes no requests."""
     return _is_locked(run_dir) and not _is_copy(run_dir, record_of(run_dir))
 
 
 def _is_locked(run_dir: Path) -> bool:
-    """Whether a launcher holds the lock of the run, or of the one that a copy was made of."""
+    """Whether a launcher holds the lock of the run, or of the original if this is a copy of hard links."""
     try:
         descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR)
     except OSError:
@@ -73,32 +73,32 @@ def _is_locked(run_dir: Path) -> bool:
 
 
 def refuse_links(run_dir: Path) -> None:
-    """Raises `ConfigError` where the files of a run directory are those of another one too: what is appended to the one
-    is appended to both."""
+    """Raises `ConfigError` if files of this run directory are hard links to those of another one, because writes would
+    change both."""
     try:
         is_linked = (run_dir / LOCK_FILE).stat().st_nlink > 1
     except OSError:
         return
     if is_linked:
         raise ConfigError(
-            f"the files in {run_dir} are hard links to those of another run directory; make a copy of its own with "
+            f"the files in {run_dir} are hard links to those of another run directory; make a real copy with "
             f"`cp -a {run_dir} COPY`, and resume that"
         )
 
 
 def not_live(run_dir: Path, error: NotRunningError) -> ConfigError:
-    """Why nothing can be asked of a run: what is known of its end."""
+    """Why the run takes no requests: what is known of its end."""
     is_there = has_launcher(run_dir)
-    record = record_of(run_dir)  # afterwards: a launcher that has gone meanwhile has said how
+    record = record_of(run_dir)  # read late: a launcher that has just ended has written it
     if record.status != "running":
         return ConfigError(f"the run in {run_dir} is not live: it {record.status} ({record.reason})")
-    on = f"`darts-launch resume {run_dir}` goes on"
+    resume = f"`darts-launch resume {run_dir}` continues from there"
     if _is_copy(run_dir, record):
-        return ConfigError(f"{error}: it is a copy, made before its original had ended; {on} from there")
+        return ConfigError(f"{error}: it is a copy, made before its original had ended; {resume}")
     pid = f"pid {record.launcher_pid}"
     if is_there:
-        return ConfigError(f"{error}: its launcher ({pid}) starts, ends, hangs or is elsewhere; try again")
-    return ConfigError(f"{error}: it was killed, for {STATE_FILE} still says running ({pid}); {on} from there")
+        return ConfigError(f"{error}: its launcher ({pid}) is starting, ending, hanging or elsewhere; try again")
+    return ConfigError(f"{error}: it was killed, because {STATE_FILE} still says running ({pid}); {resume}")
 
 
 def _is_copy(run_dir: Path, record: RunRecord) -> bool:
@@ -106,7 +106,7 @@ def _is_copy(run_dir: Path, record: RunRecord) -> bool:
 
 
 def names_of(plan: RunPlan, process: str) -> tuple[str, ...]:
-    """The processes that `ROLE/N` or `ROLE` means, or the agent of a node. Raises `ConfigError` if there are none."""
+    """The processes of `ROLE/N` or `ROLE`, or the agent of a node. Raises `ConfigError` if there are none."""
     everyone = (*(spec.name for spec in plan.processes), *map(agent_name, plan.nodes))
     names = plan.names(process) or tuple(name for name in everyone if name == process)
     if not names:
@@ -115,16 +115,16 @@ def names_of(plan: RunPlan, process: str) -> tuple[str, ...]:
 
 
 def _newest_live(runs_dir: Path) -> Path:
-    """By the time of its start."""
+    """The live run that started last."""
     found = [path.parent for path in runs_dir.glob(f"*/{STATE_FILE}")]
     records = {run_dir: record for run_dir in found if (record := known_record(run_dir)) is not None}
     newest_first = sorted(records, key=lambda run_dir: records[run_dir].started_at_s, reverse=True)
     running = [run_dir for run_dir in newest_first if records[run_dir].status == "running"]
-    for is_live in (_answers, has_launcher):  # one that starts, ends or is elsewhere if there is none better
+    for is_live in (_answers, has_launcher):  # prefer a launcher that answers
         if (newest := next(filter(is_live, running), None)) is not None:
             return newest
     raise ConfigError(
-        f"no run is live in {runs_dir.absolute()}, of {len(found)} there; give RUN_DIR, or --runs-dir where it is"
+        f"no run is live in {runs_dir.absolute()}, which holds {len(found)}; give RUN_DIR, or another --runs-dir"
     )
 
 

@@ -1,15 +1,15 @@
-"""What may be asked of a running launcher, and what it answers: typed structs, one request and one reply each."""
+"""The requests to a running launcher and its replies: typed structs, one reply to each request."""
 
 from msgspec import Struct
 
 
 class GetStatus(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """How does the run stand?"""
+    """Ask for the state of the run."""
 
 
 class RestartProcess(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """End a process (`generator/0`) or all of a role (`generator`), and start it again; or the agent of a node
-    (`agent/NODE`), which no process notices."""
+    """Restart a process (`generator/0`), all processes of a role (`generator`), or the agent of a node (`agent/NODE`),
+    which leaves the processes of the node alone."""
 
     process: str
 
@@ -24,7 +24,7 @@ Request = GetStatus | RestartProcess | StopRun
 
 
 class ProcessState(Struct, frozen=True):
-    """One process. `pid` is None while it does not run; `policy_version` is -1 without one."""
+    """One process. `pid` is None while it does not run; `policy_version` is -1 if it has none."""
 
     name: str
     state: str
@@ -42,17 +42,17 @@ class NodeState(Struct, frozen=True):
     name: str
     state: str
     agent_incarnation: int
-    """How many agents it has had."""
+    """Number of agents that the node has had."""
     keeper_pid: int | None
 
 
 class RunState(Struct, frozen=True, tag=True):
-    """How the run stands."""
+    """The state of the run."""
 
     name: str
     run_dir: str
     ending: str | None
-    """Why it is ending, if it is."""
+    """Why the run is ending, if it is."""
     num_steps: int
     total_steps: int
     elapsed_s: float
@@ -63,13 +63,13 @@ class RunState(Struct, frozen=True, tag=True):
 
 
 class Done(Struct, frozen=True, tag=True):
-    """It was done, or has begun."""
+    """The request was carried out, or its work has begun."""
 
     text: str
 
 
 class Refused(Struct, frozen=True, tag=True):
-    """It cannot be done."""
+    """The request cannot be carried out."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""What is shown of a run that failed: why, and the last words of the process to blame."""
+"""The screen of a run that failed: the reason, and the last log lines of the process to blame."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from rich.padding import Padding
 from rich.text import Text
 
 from darts_async.topology.run_files import LOGS_DIR, file_stem
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.run_dir.logs import last_lines
 from launcher.terminal import printable
 
 _NUM_LINES = 15
 
 
-def failure_screen(outcome: Outcome, run_dir: Path) -> RenderableType:
-    """The reason, and the end of the culprit's log."""
+def failure_screen(outcome: RunOutcome, run_dir: Path) -> RenderableType:
+    """The reason of the failure, and the end of the culprit's log."""
     title = Text.assemble(("✗ ", "red"), ("the run failed: ", "bold"), printable(outcome.reason))
     parts: list[RenderableType] = [title]
     if outcome.culprit is not None:

@@ -1,8 +1,9 @@
-"""What the rule of a run pays for length, in words, for whoever plans one.
+"""How much a shaping rule rewards or penalises length, in words, for the plan of a run.
 
 The numbers are `selection/pays_for_length` (see `darts_async.shaper.rules.length_pay`) on the log that the authors of
-DARTS have released: 16 complete samples of each of 2,560 mathematical prompts, by one model. There a response longer by
-its prompt's mean length is right .08 less often. They tell sign and size; the metric of a run tells its own.
+DARTS have released: 16 complete samples of each of 2,560 mathematical prompts, by one model. In that log, responses
+that are longer by the prompt's mean length are right .08 less often. The numbers show sign and size; a run reports its
+own as a metric.
 """
 
 from darts_async.config import ShapingConfig
@@ -21,7 +22,7 @@ PAID_ON_THE_TRACE: dict[tuple[str, str, int, float], float] = {
     ("qlpo", "", 10, 0.0): -0.136,
     ("qlpo", "", 12, 0.0): -0.244,
 }
-"""Right answers per mean length, by rule, `shortest` + `longest`, samples launched of which 8 are kept, and gamma."""
+"""Right answers per mean length, by rule, `shortest` + `longest`, samples generated (8 are selected), and gamma."""
 
 
 def length_note(shaping: ShapingConfig, *, normalises: bool) -> str:
@@ -31,19 +32,19 @@ def length_note(shaping: ShapingConfig, *, normalises: bool) -> str:
     if measured := _measured(rule, shaping.weight_power):
         parts.append(f"on the released log of the DARTS paper {measured}")
     if shaping.early_stop and rule in ("shortest", "dual_end"):
-        parts.append("early stop cuts the long ones unseen: then as shortest, and no metric of a run can tell")
+        parts.append("with early stop it acts like rule shortest, and the metric cannot show this")
     if shaping.pruning.mode == "saturation":
-        parts.append("prompts whose redundancy is saturated: as shortest, and no metric of a run can tell")
+        parts.append("prompts with saturated redundancy act like rule shortest, and the metric cannot show this")
     return "; ".join(parts)
 
 
 _SENTENCES = {
-    "none": "nothing is paid for length: every sample is trained",
-    "random": "nothing is paid for length: the choice is made at random",
-    "shortest": "it pays for length: long samples are not trained, so that they fail goes unpunished",
-    "longest": "it costs a little: the short end, which is right more often than the longest, is not trained",
-    "dual_end": "it costs where the longest are wrong, the more the more are launched",
-    "qlpo": "it costs much, and that is meant: right ones are kept short and wrong ones long",
+    "none": "length is not rewarded: every sample is trained on",
+    "random": "length is not rewarded: samples are selected at random",
+    "shortest": "length is rewarded: long samples are not trained on, so wrong ones among them are not penalised",
+    "longest": "length is penalised a little: the shortest samples, which are right more often, are not trained on",
+    "dual_end": "length is penalised where the longest samples are wrong, and more so with a larger shaping.launch",
+    "qlpo": "length is strongly penalised, by design: short right samples and long wrong samples are selected",
 }
 
 
@@ -51,16 +52,16 @@ def _survivor(shaping: ShapingConfig, normalises: bool) -> str:
     power = shaping.weight_power
     if power < 1:
         return (
-            f"with shaping.weight_power {power:g} it pays for length where long answers are more often wrong, and "
-            "costs where they are more often right: a survivor counts for less than it stands for, and most of what is "
-            "kept is short"
+            f"with shaping.weight_power {power:g} length is rewarded where long answers are more often wrong, and "
+            "penalised where they are more often right: most selected samples are short, and survivors count for too "
+            "little"
         )
     if normalises and shaping.baseline != "history":
         return (
-            "nothing is paid for length up to noise; but learner.loss.normalise_advantage divides by the group's own "
-            "deviation, with which weight_power 1 is not unbiased"
+            "length is not rewarded, up to noise; but learner.loss.normalise_advantage divides by the group's own "
+            "deviation, which makes weight_power 1 biased"
         )
-    return "nothing is paid for length up to noise"
+    return "length is not rewarded, up to noise"
 
 
 def _measured(rule: str, power: float) -> str:
@@ -69,4 +70,4 @@ def _measured(rule: str, power: float) -> str:
         for (name, ends, launch, gamma), paid in PAID_ON_THE_TRACE.items()
         if name == rule and gamma == power
     ]
-    return f"{', '.join(found)} (right answers per mean length, where length itself is worth -.080)" if found else ""
+    return f"{', '.join(found)} (right answers per mean length; length itself is worth -.080)" if found else ""

@@ -1,4 +1,4 @@
-"""How a run stands: as data for other terminals, and as a screen of it."""
+"""The state of a run for the verb `status`: as data, and as a screen."""
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -8,13 +8,13 @@ from rich.text import Text
 from darts_async.topology.roles import role_of
 from launcher.control.requests import NodeState, ProcessState, RunState
 from launcher.display.view import clock, state_text
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.nodes.fleet import Fleet
 from launcher.progress.run_view import RunView
 
 
-def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: Outcome | None) -> RunState:
-    """What `status` shows. `now_s` is of the view's clock."""
+def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: RunOutcome | None) -> RunState:
+    """The state that `status` shows. `now_s` is read from the view's clock."""
     pids = fleet.pids
     processes = [
         ProcessState(
@@ -46,7 +46,7 @@ def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: Outcome | N
 
 
 def status_screen(state: RunState) -> RenderableType:
-    """The same for people."""
+    """The state as a screen."""
     left = f", about {clock(state.remaining_s)} left" if state.remaining_s is not None else ""
     ending = f", ending: {state.ending}" if state.ending else ""
     steps = f"{state.num_steps} of {state.total_steps} steps in {clock(state.elapsed_s)}{left}{ending}"

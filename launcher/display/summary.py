@@ -1,12 +1,11 @@
-"""What a run came to: numbers first (`summarise`, pure), then a screen of them.
+"""The totals of a run that has ended: as numbers (`summarise`, pure), and as a screen.
 
-Every decoded token has exactly one fate, so
+Every decoded token has exactly one outcome, so
 
     trained + cancelled + filtered + stale + lost + evaluated = decoded
 
-where the left side is the shaper's ledger and the right side the generators' own counters. A generator that ended
-early took its counter with it: of that one the right side has what the shaper received. The summary says so, or says by
-how much it is not so.
+The left side is the shaper's ledger, the right side the generators' own counters. For a generator that ended early, the
+right side counts the tokens that the shaper received. The summary shows whether both sides agree.
 """
 
 from pathlib import Path
@@ -18,27 +17,28 @@ from rich.table import Table
 from rich.text import Text
 
 from darts_async.protocol import RunFinished
+from darts_async.reward.worker_messages import failure_text
 from darts_async.topology.outcomes import EVALUATED, OUTCOMES
 from launcher.display.view import bar, clock, sparkline
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.progress.evaluation import EvaluationSummary, Gain, gain_between
 from launcher.progress.run_view import IDLE_STAGE, RunView
 
 STALL_STAGE = "swap"
-"""The stage of a generator in which it swaps weights in and decodes nothing."""
+"""The stage in which a generator installs weights and decodes nothing."""
 _BAR_WIDTH = 24
 
 
 class TokenAccount(msgspec.Struct, frozen=True):
     """Where the decoded tokens went."""
 
-    by_fate: dict[str, int]
+    by_outcome: dict[str, int]
     evaluated: int
     accounted: int
     decoded: int
-    """By the engines' own count, and of those that ended early as received."""
+    """The engines' own count; for engines that ended early, the tokens that were received."""
     of_ended_early: int = 0
-    """The part of it that was decoded by generators that died or were restarted."""
+    """The part of `decoded` by generators that died or were restarted."""
 
     @property
     def balanced(self) -> bool:
@@ -47,22 +47,22 @@ class TokenAccount(msgspec.Struct, frozen=True):
 
 
 class RewardAccount(msgspec.Struct, frozen=True):
-    """How many responses were judged, and how many of them have no reward."""
+    """How many responses were scored, and how many of them have no reward."""
 
-    num_judged: int
+    num_responses: int
     failed: dict[str, int]
-    """By the kind of the failure."""
+    """Failed rewards by kind of failure."""
     first_failures: dict[str, str]
-    """What was said at the first one of each kind."""
+    """The message of the first failure of each kind."""
 
     @property
     def num_failed(self) -> int:
-        """Of all kinds."""
+        """Failed rewards of all kinds."""
         return sum(self.failed.values())
 
 
 class ProcessTime(msgspec.Struct, frozen=True):
-    """How a process spent its time: the last incarnation of it."""
+    """How the last incarnation of a process spent its time."""
 
     name: str
     uptime_s: float
@@ -85,19 +85,19 @@ class Summary(msgspec.Struct, frozen=True):
     after: EvaluationSummary | None
     gain: Gain | None
     evaluations: list[EvaluationSummary]
-    """All of them, by version, the first and the last included."""
+    """All evaluations, by policy version."""
     tokens: TokenAccount | None
     rewards: RewardAccount | None
-    samples_by_fate: dict[str, int]
+    samples_by_outcome: dict[str, int]
     tokens_by_staleness: dict[int, int]
     processes: list[ProcessTime]
     weight_stall_s: dict[str, float]
-    """Per generator, the time in which it did not decode because of weight updates."""
+    """Time in which each generator did not decode because of weight updates."""
     run_dir: str
     model_path: str | None
 
 
-def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s: float) -> Summary:
+def summarise(view: RunView, outcome: RunOutcome, *, model_path: Path | None, now_s: float) -> Summary:
     """The totals of a run that has ended."""
     summaries, finished = list(view.evaluations.values()), view.finished
     first, last, several = view.first_evaluation, view.last_evaluation, len(summaries) > 1
@@ -116,7 +116,7 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
         rewards=RewardAccount(finished.num_rewards, finished.failed_rewards, finished.first_failures)
         if finished
         else None,
-        samples_by_fate=finished.samples_by_fate if finished else {},
+        samples_by_outcome=finished.samples_by_outcome if finished else {},
         tokens_by_staleness=finished.tokens_by_staleness if finished else {},
         processes=[
             ProcessTime(
@@ -138,22 +138,24 @@ def summarise(view: RunView, outcome: Outcome, *, model_path: Path | None, now_s
 
 def _tokens(view: RunView, finished: RunFinished) -> TokenAccount:
     of_ended_early = view.tokens_received(finished.tokens_by_generator)
-    return token_account(finished.tokens_by_fate, view.tokens_decoded + of_ended_early, of_ended_early)
+    return token_account(finished.tokens_by_outcome, view.tokens_decoded + of_ended_early, of_ended_early)
 
 
-def token_account(tokens_by_fate: dict[str, int], decoded: int, of_ended_early: int = 0) -> TokenAccount:
-    """Hold the fates against what the engines counted. Fates of other names count too."""
-    evaluated = tokens_by_fate.get(EVALUATED, 0)
-    by_fate: dict[str, int] = {fate: tokens_by_fate.get(fate, 0) for fate in OUTCOMES if fate != EVALUATED}
-    by_fate |= {fate: count for fate, count in tokens_by_fate.items() if fate not in OUTCOMES}
-    return TokenAccount(by_fate, evaluated, sum(by_fate.values()) + evaluated, decoded, of_ended_early)
+def token_account(tokens_by_outcome: dict[str, int], decoded: int, of_ended_early: int = 0) -> TokenAccount:
+    """Compare the outcomes with what the engines counted. Outcomes with other names count too."""
+    evaluated = tokens_by_outcome.get(EVALUATED, 0)
+    by_outcome: dict[str, int] = {
+        outcome: tokens_by_outcome.get(outcome, 0) for outcome in OUTCOMES if outcome != EVALUATED
+    }
+    by_outcome |= {outcome: count for outcome, count in tokens_by_outcome.items() if outcome not in OUTCOMES}
+    return TokenAccount(by_outcome, evaluated, sum(by_outcome.values()) + evaluated, decoded, of_ended_early)
 
 
 # --- the screen ----------------------------------------------------------------------------------------------
 
 
 def summary_screen(summary: Summary) -> RenderableType:
-    """The totals, as they are shown at the end of a run."""
+    """The totals as a screen, shown at the end of a run."""
     parts: list[RenderableType] = [_title(summary)]
     if summary.before is not None:
         parts += ["", _evaluation_table(summary)]
@@ -211,7 +213,7 @@ def _add_change(table: Table, label: str, first: float | None, last: float | Non
 
 
 def _all_evaluations(evaluations: list[EvaluationSummary]) -> Text:
-    """Those beside training too, in one line."""
+    """All evaluations in one line."""
     num_skipped = sum(evaluation.num_skipped for evaluation in evaluations)
     skipped = f", {num_skipped} skipped" if num_skipped else ""
     first, last = evaluations[0].policy_version, evaluations[-1].policy_version
@@ -224,9 +226,9 @@ def _all_evaluations(evaluations: list[EvaluationSummary]) -> Text:
 def _token_table(tokens: TokenAccount) -> Table:
     table = _table("count", "share", title="tokens")
     table.add_column("")
-    for fate, count in (*tokens.by_fate.items(), (EVALUATED, tokens.evaluated)):
+    for outcome, count in (*tokens.by_outcome.items(), (EVALUATED, tokens.evaluated)):
         share = count / tokens.accounted if tokens.accounted else 0.0
-        table.add_row(fate, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
+        table.add_row(outcome, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
     return table
 
 
@@ -234,28 +236,23 @@ def _balance(tokens: TokenAccount) -> Text:
     if tokens.balanced:
         early = f", {tokens.of_ended_early:,} of them before they were restarted" if tokens.of_ended_early else ""
         return Text.assemble(
-            ("✓ ", "green"), f"adds up to the {tokens.decoded:,} tokens that the engines decoded{early}"
+            ("✓ ", "green"), f"the outcomes add up to the {tokens.decoded:,} tokens that the engines decoded{early}"
         )
     difference = tokens.accounted - tokens.decoded
     return Text.assemble(
         ("✗ ", "red"),
-        f"accounts for {tokens.accounted:,} tokens, but the engines decoded {tokens.decoded:,} ({difference:+,})",
+        f"the outcomes add up to {tokens.accounted:,} tokens, but the engines decoded {tokens.decoded:,} "
+        f"({difference:+,})",
     )
-
-
-def failure_text(kind: str, error: str) -> str:
-    """A failed reward in one line: of a traceback the last one, which is the exception, else the first one."""
-    lines = error.strip().splitlines() or [""]
-    return f"{kind}: {lines[-1 if kind == 'raised' else 0]}"
 
 
 def _failed_rewards(rewards: RewardAccount) -> list[Text]:
-    """A line of numbers, and what was said at the first failure of each kind."""
+    """A line of numbers, and the message of the first failure of each kind."""
     by_kind = ", ".join(
         f"{count:,} {kind}" for kind, count in sorted(rewards.failed.items(), key=lambda pair: -pair[1])
     )
-    share = rewards.num_failed / rewards.num_judged
-    line = f"{rewards.num_failed:,} of {rewards.num_judged:,} rewards failed ({share:.1%}): {by_kind}"
+    share = rewards.num_failed / rewards.num_responses
+    line = f"{rewards.num_failed:,} of {rewards.num_responses:,} rewards failed ({share:.1%}): {by_kind}"
     said = [Text(f"  first {failure_text(kind, error)}", style="dim") for kind, error in rewards.first_failures.items()]
     return [Text.assemble(("! ", "yellow"), line), *said]
 
@@ -285,7 +282,7 @@ def _time_table(summary: Summary) -> Table:
     if summary.weight_stall_s:
         stall_s = max(summary.weight_stall_s.values())
         table.add_row(
-            "weight stall", "", f"{stall_s:.2f} s", "", Text("decoding held, at most in a generator", style="dim")
+            "weight stall", "", f"{stall_s:.2f} s", "", Text("longest pause of decoding in one generator", style="dim")
         )
     return table
 

@@ -1,7 +1,4 @@
-"""A run on the screen: a live view on a terminal, plain lines elsewhere.
-
-Rendering is a function of `RunView` and the time; nothing is decided here.
-"""
+"""Shows a run: a live view on a terminal, plain lines elsewhere. Rendering is a function of `RunView` and the time."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -25,23 +22,23 @@ _BAR_WIDTH = 8
 
 
 class Display(Protocol):
-    """Where a run is shown."""
+    """Shows a run to the user."""
 
     def refresh(self, view: RunView, now_s: float) -> None:
         """Show the present state."""
 
     def step(self, view: RunView, line: StepLine, now_s: float) -> None:
-        """A step was completed."""
+        """Show a completed step."""
 
     def note(self, text: str) -> None:
-        """Something the user should know."""
+        """Show a notice."""
 
     def close(self) -> None:
         """Leave the screen as it is. Idempotent."""
 
 
 class LiveDisplay:
-    """Redraws in place. Refreshes are the caller's: no thread of its own."""
+    """Redraws in place, whenever the caller refreshes it."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False)
@@ -88,7 +85,7 @@ class PlainDisplay:
 
 
 def make_display(console: Console) -> Display:
-    """The live view if there is a terminal that can show it."""
+    """The live view if the terminal can show it, otherwise plain lines."""
     return LiveDisplay(console) if console.is_terminal and not console.is_dumb_terminal else PlainDisplay(console)
 
 
@@ -107,7 +104,7 @@ def step_text(view: RunView, line: StepLine, now_s: float) -> str:
 
 
 def run_screen(view: RunView, now_s: float) -> RenderableType:
-    """The whole live view."""
+    """The complete live view."""
     parts: list[RenderableType] = [
         _header(view),
         _progress(view, now_s),
@@ -122,7 +119,7 @@ def run_screen(view: RunView, now_s: float) -> RenderableType:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Values as bars of eight heights; more values than `width` are averaged in equal runs."""
+    """Values as bars of eight heights. More values than `width` are averaged in equal runs."""
     points = [_mean(values[start:end]) for start, end in _runs(len(values), width)]
     finite = [point for point in points if math.isfinite(point)]
     if not finite:
@@ -134,7 +131,7 @@ def _spark(value: float, low: float, high: float) -> str:
     top = len(_SPARKS) - 1
     if not math.isfinite(value):
         return " "
-    half_span = high / 2 - low / 2  # halves, for the difference itself may overflow
+    half_span = high / 2 - low / 2  # halves: the difference itself may overflow
     return _SPARKS[round((value / 2 - low / 2) / half_span * top) if half_span > 0 else top // 2]
 
 
@@ -224,7 +221,7 @@ def _process_table(view: RunView, now_s: float) -> Table:
 
 
 def state_text(row: ProcessRow, now_s: float) -> str:
-    """What a process does, or when it does it again; and for how long it has not done its work."""
+    """The state of a process, when it restarts, and for how long it has been away."""
     if row.restart_at_s is not None:
         return f"restarting in {max(0.0, row.restart_at_s - now_s):.1f} s"
     if row.away_since_s is not None:

@@ -1,18 +1,18 @@
-"""The course of a run: pure decisions about when it ends, and why, and what is done about a process that ends.
+"""The lifecycle of a run: pure decisions about when and why it ends, and about processes that end.
 
-A run lives like this (`RUN_LIFE`):
+The states of a run (`RUN_LIFE`):
 
     running  -> stopping  a signal, a process that ends for good or never reports, no progress
              -> leaving   the shaper says `RunFinished`
              -> replaced  the shaper wants all processes to be new: another life of the run begins
     stopping -> leaving   the shaper has accounted for every sample, is gone, or is late
 
-While it is running, a process that ends or hangs is missed for a while (see `restarts` and `liveness`), and a full disk
-keeps it from steps until there is room or it takes too long. In `stopping` only the shaper has been told: it cancels
-what is decoded and accounts for it, which it can only do while the others live. Its `RunFinished`, its death or a
-deadline lead on to `leaving`, where all are told. What is left at the last deadline is for the supervisor to stop. The
-first reason stands. How a process ends after the last step changes nothing: when the shaper says that nothing is left,
-the model and the ledger have been written.
+While the run is running, a process that ends or hangs is restarted (see `restarts` and `liveness`). A full disk may
+delay steps until there is space, up to a time limit. In `stopping` only the shaper has been asked to stop. It cancels
+samples that are decoded and accounts for them, for which it needs the other processes. Its `RunFinished`, its death or
+a deadline leads to `leaving`, in which all processes are asked to leave. At the last deadline the supervisor stops the
+rest. The first reason for the end is kept. After the shaper's `RunFinished` the model and the ledger are complete, so
+the exits of processes no longer matter.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ STALLED_AFTER_S = 60.0
 """A run without a step for this long is worth a warning."""
 
 NODE_COMES_UP_WITHIN_S = 60.0
-"""Nobody waits longer for a node, to which a process goes, than for this and the start of the process."""
+"""How long a process may wait for its node, in addition to its start timeout."""
 
 NOT_SERVING = ("starting", "loading", "waiting for weights", "catching up")
 """States in which a process reports, but does no work yet."""
@@ -49,38 +49,38 @@ NOT_SERVING = ("starting", "loading", "waiting for weights", "catching up")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long the processes get to leave after they were asked."""
+    """Time limits of the phases of a run."""
 
     finish_s: float = 600.0
-    """After everything is done."""
+    """For all processes to leave after the last step."""
     stop_s: float = 10.0
-    """When the run is cut short; the first half of it is the shaper's."""
+    """For all processes to leave when the run is cut short. The shaper has the first half."""
     save_s: float = 0.0
-    """Beyond that, for the learner to leave a checkpoint."""
+    """Additional time for the learner to write a checkpoint."""
     grace_s: float = 5.0
-    """Between SIGTERM and SIGKILL for those that did not listen."""
+    """Between SIGTERM and SIGKILL."""
     no_progress_s: float = 1800.0
-    """A run without a step or an evaluation for this long has failed, however alive its processes look."""
+    """A run without a step or an evaluation for this long has failed."""
     no_space_s: float = 86400.0
-    """A run that waits for room on the disk for this long has failed."""
+    """A run that waits for space on the disk for this long has failed."""
     num_lives: int = 10
-    """A run that has to be taken up again begins so many further lives by itself."""
+    """How many further lives a run may begin without the user."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """How a run ended. `culprit` is the process whose log says more."""
 
     status: Status
     reason: str
     culprit: str | None = None
     goes_on: bool = False
-    """Only this life of it has ended: it is resumed at once."""
+    """Only this life has ended: the run is resumed at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class AskToStop:
-    """Send `Shutdown` to the shaper: it cancels what runs and reports."""
+    """Send `Shutdown` to the shaper, which cancels running samples and reports."""
 
     reason: str
 
@@ -95,14 +95,14 @@ class AskToLeave:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something the user should know."""
+    """Tell the user something."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a process again, as this incarnation."""
+    """Restart a process, as this incarnation."""
 
     name: str
     incarnation: int
@@ -110,14 +110,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Ask a process to end, and see to it that it does."""
+    """Ask a process to end, and kill it if it does not."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """A process hangs, or is refused: it would not listen, or not do what it is asked to."""
+    """Kill a process that hangs or is refused."""
 
     name: str
     incarnation: int
@@ -127,25 +127,25 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A process is of no use without another that is gone: kill it, so that both start anew."""
+    """Kill a process that depends on one that has ended, so that both restart together."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The run goes on without a process: for a while, or, without `restart_at_s`, until somebody restarts it. The
-    others are to know that this incarnation is over."""
+    """The run continues without a process until `restart_at_s`, or, if that is None, until a user restarts it. The
+    other processes are told that this incarnation is over."""
 
     ended: ProcessExit
     restart_at_s: float | None
     needs_room: bool = False
-    """It is started no sooner than there is room on the disk."""
+    """It restarts once there is space on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Serves:
-    """A process that was started again does its work."""
+    """A restarted process works again."""
 
     name: str
     incarnation: int
@@ -159,31 +159,31 @@ class RestartRefused(ValueError):
     """A process cannot be restarted by hand."""
 
 
-class Course:
-    """Where a run stands. Times are seconds of one monotonic clock, given by the caller."""
+class RunLifecycle:
+    """The state of a run. Times are seconds of one monotonic clock, given by the caller."""
 
     def __init__(self, plan: RunPlan, limits: Limits, restarts: Restarts, *, now_s: float) -> None:
         self._limits = limits
         self._restarts = restarts
         self._liveness = Liveness(restarts.policies)
         self._away_since_s: dict[str, float] = {}
-        self._stopping: set[str] = set()  # asked to end: who sees to that has a deadline of its own
+        self._stopping: set[str] = set()  # asked to end: the supervisor has a deadline for that
         self._start_timeouts_s = {spec.name: spec.start_timeout_s for spec in plan.processes}
         self._shapers = plan.names(SHAPER.name)
         self._silent_since_s: dict[str, float] = {}  # processes that have not reported; from when on they should
         self._running: set[str] = set()
         self._progress_at_s = now_s
         self._warned = False
-        self._hindered: set[str] = set()  # processes that live, and wait for room on the disk
-        self._no_room_since_s: float | None = None  # the first wait for room since there was a step
+        self._hindered: set[str] = set()  # processes that are alive and wait for space on the disk
+        self._no_room_since_s: float | None = None  # the first wait for space since the last step
         self._deadline_s: float | None = None
         self._saved_by_s = 0.0
-        """The learner alone is waited for until then."""
+        """Until when to wait for the learner alone."""
         self._leave_by_s = 0.0  # while stopping
         self.phase = "running"
-        """Of `RUN_LIFE`."""
-        self.outcome: Outcome | None = None
-        """Set from the moment the run is ending."""
+        """A state of `RUN_LIFE`."""
+        self.outcome: RunOutcome | None = None
+        """Set as soon as the run is ending."""
 
     @property
     def ending(self) -> bool:
@@ -191,7 +191,7 @@ class Course:
         return self.outcome is not None
 
     def over(self, now_s: float) -> bool:
-        """Nothing is left to wait for: all have ended, or their time is up."""
+        """Whether all processes have ended, or their time is up."""
         if self._deadline_s is None or not self._running:
             return self._deadline_s is not None
         learners = [name for name in self._running if role_of(name) is LEARNER]
@@ -200,19 +200,19 @@ class Course:
         return now_s >= self._deadline_s and not saves
 
     def incarnation(self, name: str) -> int:
-        """Which start of a process is the present one."""
+        """The current incarnation of a process."""
         return self._restarts.incarnation(name)
 
     def ordered(self, name: str, now_s: float) -> None:
-        """A process is to be started on its node, which may have to come up first."""
+        """A process will be started on its node, which may have to come up first."""
         self._running.add(name)
         self._stopping.discard(name)
         self._silent_since_s[name] = now_s + NODE_COMES_UP_WITHIN_S
 
     def started(self, name: str, now_s: float) -> list[Action]:
-        """A process was started; it has to report in time, if it is still wanted."""
+        """A process was started, and must report in time. It is dropped if the run is ending."""
         self._silent_since_s[name] = now_s
-        is_too_late = self.outcome is not None  # all the others have been told to leave
+        is_too_late = self.outcome is not None  # all other processes have been asked to leave
         return self._drop(name) if is_too_late or self._restarts.is_unwanted(name) else []
 
     def failed_to_start(self, name: str, error: str, now_s: float) -> list[Action]:
@@ -221,16 +221,16 @@ class Course:
         self._silent_since_s.pop(name, None)
         self._stopping.discard(name)
         reason = f"{name} cannot be started: {error}"
-        if not self._restarts.is_first(name) and self.outcome is None:  # it could before: as if it had died
+        if not self._restarts.is_first(name) and self.outcome is None:  # it could start before: treat as a death
             return self._lose(ProcessExit(name, 0, -1, self._restarts.incarnation(name)), reason, now_s)
-        return self._cut_short(Outcome("failed", reason), now_s)
+        return self._cut_short(RunOutcome("failed", reason), now_s)
 
     def node_failed(self, reason: str, now_s: float, culprit: str | None = None) -> list[Action]:
         """A node cannot be used from the start."""
-        return self._cut_short(Outcome("failed", reason, culprit), now_s)
+        return self._cut_short(RunOutcome("failed", reason, culprit), now_s)
 
     def reported(self, name: str, status: ProcessStatus, now_s: float) -> list[Action]:
-        """A process is up and has said so."""
+        """A process has reported its status."""
         notices = self._watch_hindrance(name, status.hindrance)
         self._silent_since_s.pop(name, None)
         if name not in self._stopping:
@@ -244,8 +244,8 @@ class Course:
         return [*notices, Serves(name, self._restarts.incarnation(name), now_s - since_s)]
 
     def refused(self, name: str, incarnation: int, reason: str) -> list[Action]:
-        """This incarnation of a process, or one that there has never been, sends what cannot be meant: it is killed,
-        and what comes of that is the matter of its policy."""
+        """This incarnation of a process, or one that never existed, sends invalid messages. The process is killed, and
+        its restart policy applies."""
         if self.outcome is not None or name not in self._running or name in self._stopping:
             return []
         if incarnation < self._restarts.incarnation(name):
@@ -257,7 +257,7 @@ class Course:
         return [kill, Notice(f"{name} is refused and killed: {reason}")]
 
     def restart(self, name: str, now_s: float) -> list[Action]:
-        """Somebody wants a process restarted. Raises `RestartRefused`."""
+        """A user asks for the restart of a process. Raises `RestartRefused`."""
         if self.outcome is not None:
             raise RestartRefused(f"the run is ending: {self.outcome.reason}")
         if name not in self._start_timeouts_s:
@@ -270,53 +270,53 @@ class Course:
         return [Stop(name)]
 
     def is_stopping(self, name: str) -> bool:
-        """Whether the process has been asked to end: what it does then is no surprise."""
+        """Whether the process has been asked to end, so that its exit is expected."""
         return name in self._stopping
 
     def progressed(self, now_s: float) -> None:
-        """A step was taken, or an evaluation was completed."""
+        """A step or an evaluation was completed."""
         self._progress_at_s, self._warned, self._no_room_since_s = now_s, False, None
 
     @property
     def needs_room(self) -> bool:
-        """Whether a process is started again as soon as there is room on the disk."""
+        """Whether a process waits for space on the disk to restart."""
         return self._restarts.needs_room
 
     def finished(self, reason: str, now_s: float) -> list[Action]:
-        """The shaper says that nothing is left to do: all steps are taken, or it was told to stop."""
+        """The shaper has finished: all steps are done, or it was told to stop."""
         if self.outcome is not None:
             return self._leave()
         self._to("leaving")
-        self.outcome, self._deadline_s = Outcome("finished", reason), now_s + self._limits.finish_s
+        self.outcome, self._deadline_s = RunOutcome("finished", reason), now_s + self._limits.finish_s
         return [AskToLeave(True, reason), Notice(reason)]
 
     def take_up_again(self, reason: str, now_s: float) -> list[Action]:
-        """The shaper cannot go on with the processes that there are: they are ended at once, as if the run had been
-        killed, and another life of it begins."""
+        """The shaper cannot continue with the present processes. They are ended at once, as if the run had been killed,
+        and another life of the run begins."""
         if self.outcome is not None:
             return []
         if not self._limits.num_lives:
-            return self._cut_short(Outcome("failed", f"{reason}, again and again"), now_s)
+            return self._cut_short(RunOutcome("failed", f"{reason}, again and again"), now_s)
         self._to("replaced")
-        self.outcome, self._deadline_s = Outcome("failed", reason, goes_on=True), now_s
+        self.outcome, self._deadline_s = RunOutcome("failed", reason, goes_on=True), now_s
         return [Notice(f"{reason}: all processes are ended, and the run is resumed")]
 
     def interrupted(self, reason: str, now_s: float) -> list[Action]:
         """The user wants the run to stop."""
         if self.outcome is not None and self.outcome.goes_on:
-            self.outcome = Outcome("stopped", reason)
+            self.outcome = RunOutcome("stopped", reason)
             return []
-        if self.outcome is not None and self.outcome.status == "finished":  # whoever stops this means it
-            self.outcome, self._deadline_s = Outcome("stopped", reason), now_s + self._limits.stop_s
+        if self.outcome is not None and self.outcome.status == "finished":  # the user does not want to wait
+            self.outcome, self._deadline_s = RunOutcome("stopped", reason), now_s + self._limits.stop_s
             return []
-        return self._cut_short(Outcome("stopped", reason), now_s)
+        return self._cut_short(RunOutcome("stopped", reason), now_s)
 
     def give_up(self, now_s: float) -> None:
-        """Wait for nobody any more."""
+        """Stop waiting for any process."""
         self._deadline_s = self._saved_by_s = now_s
 
     def exited(self, ended: ProcessExit, now_s: float, cause: str = "") -> list[Action]:
-        """A process has ended: unexpected while the run goes on. `cause`: its last words, or how the disk stands."""
+        """A process has ended, unexpectedly if the run is running. `cause`: its last log line, or the full disk."""
         self._hindered.discard(ended.name)
         self._running.discard(ended.name)
         self._silent_since_s.pop(ended.name, None)
@@ -327,16 +327,16 @@ class Course:
         return self._leave() if ended.name in self._shapers else []
 
     def overdue(self) -> None:
-        """The time to leave is up for the processes that still run."""
+        """Some processes did not leave in time."""
         if self.outcome is not None and self.outcome.status == "finished" and self._running:
             names = sorted(self._running)
             reason = f"{', '.join(names)} did not leave within {self._limits.finish_s:.0f} s after the last step"
             if self._hindered:
-                reason += ": there is no room on the disk"
-            self.outcome = Outcome("failed", reason, names[0])
+                reason += ": there is no space on the disk"
+            self.outcome = RunOutcome("failed", reason, names[0])
 
     def tick(self, now_s: float, *, has_room: bool = True) -> list[Action]:
-        """Look at the clock: processes that never reported, and steps that do not come. `has_room`: the disk has."""
+        """Look at the clock: for missing reports and missing steps. `has_room`: whether the disk has space."""
         if self.outcome is not None:
             return self._leave() if now_s >= self._leave_by_s else []
         actions: list[Action] = []
@@ -346,7 +346,7 @@ class Course:
                 continue
             reason = f"did not report within {timeout_s:g} s (roles.{name.partition('/')[0]}.start_timeout_s)"
             if self._restarts.is_first(name):
-                return self._cut_short(Outcome("failed", f"{name} {reason}", name), now_s)
+                return self._cut_short(RunOutcome("failed", f"{name} {reason}", name), now_s)
             actions += self._kill(name, f"it {reason}")
         for name, reason in self._liveness.hanging(now_s):
             actions += self._kill(name, reason)
@@ -355,7 +355,7 @@ class Course:
         return actions + self._watch_room(now_s) + self._watch_progress(now_s)
 
     def _kill(self, name: str, reason: str) -> list[Action]:
-        """Its exit follows; nothing else is expected of it."""
+        """Kill a process. Only its exit is expected from now on."""
         self._silent_since_s.pop(name, None)
         self._liveness.forget(name)
         return [Kill(name, self._restarts.incarnation(name), reason), Notice(f"{name} hangs and is killed: {reason}")]
@@ -367,58 +367,58 @@ class Course:
         return [Drop(name)]
 
     def _lose(self, ended: ProcessExit, reason: str, now_s: float) -> list[Action]:
-        """A process is gone while the run goes on."""
+        """A process has ended while the run is running."""
         match self._restarts.ended(ended.name, ended.code, now_s):
             case StartAgain(delay_s=delay_s, to_end=to_end):
                 self._away_since_s.setdefault(ended.name, now_s)
-                when = f"again in {delay_s:.1f} s" if delay_s else "again at once"
+                when = f"in {delay_s:.1f} s" if delay_s else "at once"
                 others = f" with {', '.join(to_end)}" if to_end else ""
                 drops = [action for name in to_end for action in self._drop(name)]
-                return [Lost(ended, now_s + delay_s), *drops, Notice(f"{reason}; it is started {when}{others}")]
+                return [Lost(ended, now_s + delay_s), *drops, Notice(f"{reason}; it restarts {when}{others}")]
             case AwaitRoom(to_end=to_end):
                 self._away_since_s.setdefault(ended.name, now_s)
                 drops = [action for name in to_end for action in self._drop(name)]
                 lost = Lost(ended, now_s, needs_room=True)
-                return [lost, *drops, Notice(f"{reason}; it waits for room and is then started again")]
+                return [lost, *drops, Notice(f"{reason}; it restarts once there is space")]
             case LeaveDown(reason=why):
                 self._away_since_s.setdefault(ended.name, now_s)
-                return [Lost(ended, None), Notice(f"{reason}; the run goes on without it: {why}")]
+                return [Lost(ended, None), Notice(f"{reason}; the run continues without it: {why}")]
             case EndRun(reason=why):
-                return self._cut_short(Outcome("failed", f"{reason}: {why}", ended.name), now_s)
+                return self._cut_short(RunOutcome("failed", f"{reason}: {why}", ended.name), now_s)
 
     def _watch_hindrance(self, name: str, hindrance: str) -> list[Action]:
-        """Say when a process begins to wait for room, and when it has it."""
+        """Tell when a process begins to wait for space, and when it has it."""
         if bool(hindrance) == (name in self._hindered):
             return []
         if hindrance:
             self._hindered.add(name)
-            return [Notice(f"{hindrance}: {name} waits for room")]
+            return [Notice(f"{hindrance}: {name} waits for space")]
         self._hindered.discard(name)
-        return [Notice(f"{name} has room on the disk again")]
+        return [Notice(f"{name} has space on the disk again")]
 
     def _watch_room(self, now_s: float) -> list[Action]:
-        """While the disk is full no step is to be expected, but not without end."""
+        """While the disk is full no steps are expected, up to a time limit."""
         if not (self._restarts.needs_room or self._hindered):
             return []
         since_s = self._no_room_since_s = now_s if self._no_room_since_s is None else self._no_room_since_s
         self._progress_at_s = now_s
         if now_s - since_s < self._limits.no_space_s:
             return []
-        reason = f"there was no room on the disk for {now_s - since_s:.0f} s (telemetry.no_space_timeout_s)"
-        return self._cut_short(Outcome("failed", reason), now_s)
+        reason = f"there was no space on the disk for {now_s - since_s:.0f} s (telemetry.no_space_timeout_s)"
+        return self._cut_short(RunOutcome("failed", reason), now_s)
 
     def _watch_progress(self, now_s: float) -> list[Action]:
         idle_s = now_s - self._progress_at_s
         if idle_s >= self._limits.no_progress_s:
             reason = f"no step for {idle_s:.0f} s (telemetry.no_progress_timeout_s)"
-            return self._cut_short(Outcome("failed", reason), now_s)
+            return self._cut_short(RunOutcome("failed", reason), now_s)
         if self._silent_since_s or self._warned or idle_s < STALLED_AFTER_S:
             return []
         self._warned = True
         return [Notice(f"no step for {idle_s:.0f} s; logs/ in the run directory shows what the processes do")]
 
-    def _cut_short(self, outcome: Outcome, now_s: float) -> list[Action]:
-        """End the run before its last step; nothing if it is ending already."""
+    def _cut_short(self, outcome: RunOutcome, now_s: float) -> list[Action]:
+        """End the run before its last step. No effect if it is ending already."""
         if self.outcome is not None:
             return []
         self._to("stopping")

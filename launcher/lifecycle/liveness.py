@@ -1,9 +1,8 @@
-"""Who hangs: a process that says nothing, or that says it has work and does none of it. Pure.
+"""Finds processes that hang: those that are silent, and those that have work and make no progress. Pure.
 
-Silence is the absence of statuses, which every process sends at a fixed interval from its event loop. A stall is a
-status that says the same as the one before: samples in flight, and not one token more. Both are measured from the
-first report on; the time before is the start timeout's. Time in which the watcher itself did not look counts for
-nobody.
+A process is silent when it sends no status, although its event loop should send one at a fixed interval. A generator
+stalls when its statuses show samples in flight and no new token. Both are measured from the first report on; the start
+timeout covers the time before. Time in which the watcher itself did not look is not counted.
 """
 
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from darts_async.protocol import ProcessStatus
 from darts_async.topology.roles import role_of
 
 WATCHER_ABSENT_AFTER_S = 2.0
-"""A longer time between two looks is the watcher's own absence."""
+"""A longer time between two looks means that the watcher itself was away."""
 
 
 @dataclass(slots=True)
@@ -43,11 +42,11 @@ class Liveness:
             pulse.heard_at_s = now_s
 
     def forget(self, name: str) -> None:
-        """The process is gone, or about to be."""
+        """The process has ended, or is about to."""
         self._pulses.pop(name, None)
 
     def hanging(self, now_s: float) -> list[tuple[str, str]]:
-        """Processes that hang, each with how that shows."""
+        """Processes that hang, each with the diagnosis."""
         self._forgive_own_absence(now_s)
         return [(name, reason) for name in sorted(self._pulses) if (reason := self._diagnosis(name, now_s))]
 

@@ -1,24 +1,23 @@
-"""Whether a process that has ended is started again, and when: pure decisions, one policy per unit.
+"""Whether and when a process that has ended is restarted: pure decisions, one policy per unit.
 
-A *unit* is what comes and goes together: one generator, one reward process, or all ranks of the learner, which meet
-anew with each start. When one of a unit has ended the others are to be ended too, and their ends are no deaths.
+A *unit* is what restarts together: one generator, one reward process, or all ranks of the learner. When one process of
+a unit has ended, the others are ended too. Their ends do not count as deaths.
 
     running --one ends--> ending --all have ended--> waiting --back-off over, or by hand--> running, next incarnation
-       `------one ends, and is not to come back--------> down --by hand--> running
+       `------one ends, and is not restarted-----------> down --by hand--> running
 
 The n-th death within the window of the policy waits
 
     min(max_s, initial_s * 2^(n - 1)) * (1 + jitter * u),    u uniform in [-1, 1) and seeded,
 
-from the first end on, and with more than `intensity.max` deaths in the window the unit is exhausted. A restart by hand
-is no death.
+from the first end on. With more than `intensity.max` deaths in the window the unit is exhausted. A restart by hand does
+not count as a death.
 
-A process that a full disk has ended (its exit code says so) has not died: its unit waits for room, however often, and
-comes back after the first back-off once there is some.
+A process that ended because of a full disk (by its exit code) has not died. Its unit waits for space, however often,
+and restarts after the first back-off once there is some.
 
-A unit is not started again where that cannot help: a process ended by a mistake in what the run was given (its exit
-code says so), or by an error of its own before it ever served. A kill may have come from anywhere, so one that was
-killed while it started is tried again.
+A unit is not restarted where that cannot help: if the exit code says that the input of the run is wrong, or if a
+process failed before it ever served. A process that was killed while it started is restarted.
 
 Invariants: a unit is running, ending or waiting, or down; it is started when none of its processes runs; incarnations
 count up by one.
@@ -38,7 +37,7 @@ from darts_async.wire.backoff import backoff_s
 
 @dataclass(frozen=True, slots=True)
 class StartAgain:
-    """It comes back after this time. The rest of its unit is to be ended, to come back with it."""
+    """It restarts after this time, together with the rest of its unit, which must be ended."""
 
     delay_s: float
     to_end: tuple[str, ...] = ()
@@ -46,21 +45,21 @@ class StartAgain:
 
 @dataclass(frozen=True, slots=True)
 class AwaitRoom:
-    """It comes back when the disk has room. The rest of its unit is to be ended, to come back with it."""
+    """It restarts when the disk has space, together with the rest of its unit, which must be ended."""
 
     to_end: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveDown:
-    """The run goes on without it."""
+    """The run continues without it."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class EndRun:
-    """The run cannot go on."""
+    """The run cannot continue."""
 
     reason: str
 
@@ -78,10 +77,10 @@ class _Unit:
     first_incarnation: int
     has_served: bool = False
     by_hand: bool = False
-    """Its next end was asked for."""
+    """A user asked for its next end."""
     start_at_s: float | None = None
     needs_room: bool = False
-    """It is started no sooner than there is room on the disk."""
+    """It restarts once there is space on the disk."""
     is_down: bool = False
     deaths_s: deque[float] = field(default_factory=deque)  # those in the window: no more than its intensity and one
 
@@ -92,7 +91,7 @@ class Restarts:
     def __init__(
         self, plan: RunPlan, roles: RolesConfig, seed: int, first_incarnations: Mapping[str, int] | None = None
     ) -> None:
-        """`first_incarnations`: with which processes begin, if not with 1; the same for all of a unit."""
+        """`first_incarnations`: where a process does not begin with 1; equal within a unit."""
         first = first_incarnations or {}
         self._units = [
             _Unit(role, names, roles.of(role).restart, set(names), first.get(names[0], 1), first.get(names[0], 1))
@@ -104,28 +103,28 @@ class Restarts:
 
     @property
     def policies(self) -> Mapping[str, RestartConfig]:
-        """By process."""
+        """The policy of each process."""
         return {name: unit.policy for name, unit in self._unit_of.items()}
 
     def incarnation(self, name: str) -> int:
-        """Which start of the process is the present one, or was the last."""
+        """The current or last incarnation of the process."""
         return self._unit_of[name].incarnation
 
     def is_first(self, name: str) -> bool:
-        """Whether the process has not been started again."""
+        """Whether the process has never been restarted."""
         unit = self._unit_of[name]
         return unit.incarnation == unit.first_incarnation
 
     def is_unwanted(self, name: str) -> bool:
-        """Whether a process that runs is to be ended, because another of its unit has ended."""
+        """Whether a running process must be ended, because another one of its unit has ended."""
         return self._unit_of[name].start_at_s is not None
 
     def has_served(self, name: str) -> bool:
-        """Whether any incarnation of it has."""
+        """Whether any incarnation of the process has served."""
         return self._unit_of[name].has_served
 
     def served(self, name: str) -> None:
-        """The process has come as far as doing its work."""
+        """The process does its work."""
         self._unit_of[name].has_served = True
 
     def is_up(self, name: str) -> bool:
@@ -134,7 +133,7 @@ class Restarts:
         return unit.start_at_s is None and not unit.is_down
 
     def ended(self, name: str, code: int, now_s: float) -> Verdict:
-        """A process has ended, or could not be started, while the run goes on. `code` is its exit code, or minus the
+        """A process has ended, or could not be started, while the run is running. `code` is its exit code, or minus the
         number of the signal that ended it."""
         unit = self._unit_of[name]
         unit.alive.discard(name)
@@ -142,21 +141,20 @@ class Restarts:
             unit.by_hand = False
             return self._start_again(unit, 0.0, now_s)
         if code == PERMANENT_EXIT_CODE:
-            return EndRun("it would end the same way again")
+            return EndRun("a restart would end in the same way")
         if code == NO_SPACE_EXIT_CODE:
             unit.needs_room = True
             return AwaitRoom(self._start_again(unit, unit.policy.backoff.initial_s, now_s).to_end)
         if unit.start_at_s is not None:  # it follows another of its unit
             return StartAgain(max(0.0, unit.start_at_s - now_s))
         if code > 0 and not unit.has_served:
-            return EndRun("it has never come as far as doing its work")
+            return EndRun("it failed before it ever served")
         if unit.policy.when == "never" or (unit.policy.when == "on_failure" and code == 0):
             return self._give_up(unit, f"roles.{unit.role}.restart.when is {unit.policy.when}")
         return self._count_death(unit, now_s)
 
     def asked(self, name: str, now_s: float) -> bool:
-        """Restart a process by hand, and its unit with it. Returns whether it has to be stopped first; otherwise it is
-        due at once."""
+        """A user restarts a process and its unit. Returns whether it must be stopped first; otherwise it is due now."""
         unit = self._unit_of[name]
         if self.is_up(name):
             is_first, unit.by_hand = not unit.by_hand, True
@@ -168,11 +166,11 @@ class Restarts:
 
     @property
     def needs_room(self) -> bool:
-        """Whether a unit waits for room on the disk."""
+        """Whether a unit waits for space on the disk."""
         return any(unit.needs_room for unit in self._units)
 
     def take_due(self, now_s: float, *, has_room: bool = True) -> list[str]:
-        """The processes to start now; they count as running, as their next incarnation."""
+        """The processes to start now. From now on they count as running, with their next incarnation."""
         waiting = [u for u in self._units if u.start_at_s is not None and now_s >= u.start_at_s and not u.alive]
         due = [unit for unit in waiting if has_room or not unit.needs_room]
         for unit in due:

@@ -1,8 +1,7 @@
-"""The agent of a node: the launcher's hand there.
+"""The agent of a node relays messages between the launcher and the keeper, its parent.
 
-It passes orders on to the keeper, which is its parent, and reports back to the launcher, over the authenticated link
-`agents`; see `node_messages` for what may come twice. It holds no state: when it dies, the keeper starts another one,
-whose first word is how the node stands, and no process notices.
+It uses the authenticated link `agents`; `node_messages` says what may arrive twice. It has no state. When it dies, the
+keeper starts another agent, which begins with the state of the node, and no other process is affected.
 """
 
 import argparse
@@ -47,7 +46,7 @@ class Agent:
         self._over = asyncio.Event()
 
     async def relay(self) -> None:
-        """Until the keeper says that all is over, is gone, or another agent is wanted."""
+        """Relay until the keeper has ended or says so, or another agent replaces this one."""
         async with asyncio.TaskGroup() as tasks:
             relays = [
                 tasks.create_task(self._pass_orders(), name="pass orders"),

@@ -1,10 +1,10 @@
-"""A keeper that goes on without the connection over which it was started, and the end of one by force.
+"""Starts a keeper that outlives its ssh connection, and ends a keeper by force.
 
-    ssh session --> keeper, which forks and waits --+--> exits, having said who goes on
+    ssh session --> keeper, which forks and waits --+--> prints the keeper's pid and exits
                       `--> leads a session, forks    |
                              `--> THE KEEPER --"up"--'    once it has an agent
 
-The first one waits for a moment to see that the keeper does not die at once: over ssh its end is not seen later on.
+The first process waits for a moment in case the keeper dies at once, because its end cannot be seen over ssh later.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from darts_async.errors import DeadlineError
 from darts_async.topology.roles import keeper_name
 from darts_async.topology.run_files import LOGS_DIR, output_path
 from launcher.nodes.node_record import find_process, read_node_record, runs
-from launcher.nodes.scratch import owner_of, remove_all
+from launcher.nodes.scratch import sweep
 from launcher.run_dir.logs import last_lines
 
 KILLED_WITHIN_S = 20.0
@@ -31,8 +31,11 @@ _NUM_LAST_WORDS = 8
 
 
 def detach(run_dir: Path, node: str, life: int, watched_s: float) -> Callable[[], None]:
-    """Return in a process of its own session, with what is to be called when there is an agent; or leave: a keeper of
-    this life is there, or the one that was started is up or has died within `watched_s`."""
+    """Return in a process with its own session. The result is to be called when there is an agent.
+
+    The other processes exit: if a keeper of this life exists, or when the new keeper is up or has died within
+    `watched_s`.
+    """
     there = read_node_record(run_dir, node)
     if there is not None and find_process(run_dir, there.keeper) is not None:
         if there.life == life:
@@ -54,7 +57,7 @@ def detach(run_dir: Path, node: str, life: int, watched_s: float) -> Callable[[]
 
 
 def end_keeper(run_dir: Path, node: str) -> None:
-    """Kill the keeper of a node, if there is one. The kernel ends everything below it, and this waits for that. Raises
+    """Kill the keeper of a node, if there is one, and wait until the kernel has ended its descendants. Raises
     `DeadlineError`."""
     record = read_node_record(run_dir, node)
     if record is None:
@@ -69,11 +72,11 @@ def end_keeper(run_dir: Path, node: str) -> None:
         if time.monotonic() > deadline_s:
             raise DeadlineError(f"{', '.join(left)}: alive {KILLED_WITHIN_S} s after the keeper was killed")
         time.sleep(_POLL_S)
-    remove_all(owner_of(run_dir, node))
+    sweep()
 
 
 def _last_words_of_the_dead(run_dir: Path, node: str, reading: int, timeout_s: float) -> str | None:
-    """None if the keeper has an agent, or lives when the time is up."""
+    """None if the keeper has an agent, or is still alive at the end of the time."""
     readable, _, _ = select.select([reading], [], [], timeout_s)
     if not readable or os.read(reading, 1):
         return None
@@ -82,7 +85,7 @@ def _last_words_of_the_dead(run_dir: Path, node: str, reading: int, timeout_s: f
 
 
 def _tell(descriptor: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the one that waited has had no more time
+    with contextlib.suppress(BrokenPipeError):  # the waiting process has timed out
         os.write(descriptor, b"1")
     os.close(descriptor)
 

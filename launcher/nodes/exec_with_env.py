@@ -1,4 +1,4 @@
-"""The first thing that runs on another node: takes an environment from standard input, and becomes a command with it.
+"""A program that reads environment variables from standard input and then executes a command with them.
 
 launcher.nodes.exec_with_env COMMAND ARGUMENT...      first line of the input: {"NAME": "VALUE"}
 """
@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def _line() -> bytes:
-    """The first line, and not a byte more: the rest is for the command."""
+    """The first line only, byte by byte, because the rest is for the command."""
     line = bytearray()
     while (byte := os.read(0, 1)) not in (b"", b"\n"):
         line += byte

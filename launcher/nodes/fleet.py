@@ -1,6 +1,6 @@
-"""The processes of a run on all its nodes, as the launcher knows them: pure, every input returns what is to be done.
+"""The launcher's view of all nodes and their processes. Pure: every input returns the actions to take.
 
-A node lives like this (`NODE_LIFE`):
+The states of a node (`NODE_LIFE`):
 
     starting -> up      its agent says how the node is
     up       -> silent  the link to its agent is down
@@ -9,14 +9,14 @@ A node lives like this (`NODE_LIFE`):
              -> lost    it is silent for `lost_after_s`, or its keeper has ended
     lost     -> up      its agent says how the node is
 
-A node that is lost has no process that runs: its keeper ends them when it has not heard the launcher for the length of
-its lease, which is shorter than `lost_after_s`, and they end with it. So they are given up as killed, and what comes of
-that is the matter of their restart policies; what is ordered of the node meanwhile is delivered when it is back.
+A lost node has no running process: its keeper ends them after a lease without the launcher, which is shorter than
+`lost_after_s`. So they count as killed, and their restart policies apply. Orders to the node are delivered when it is
+back.
 
-What a node reports twice, or of an incarnation that has been given up, changes nothing, but such a process is killed.
-The first word of every agent is how the node stands: an exit that an agent has taken with it shows there, and so does
-an order that never came to a keeper. Invariants: every incarnation that is started gives one `Ended` or `NotStarted`,
-and none is started before the one before it has.
+A repeated report, or one about an incarnation that was given up, changes nothing; a process of such an incarnation is
+killed. Every agent begins with the complete state of its node, which also shows exits and orders that were lost with an
+earlier agent. Invariants: every incarnation that is started gives one `Ended` or `NotStarted`, and the next incarnation
+starts only after that.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from darts_async.wire.backoff import backoff_s
 from launcher.nodes.node_messages import (
     EndNode,
     KillProcess,
-    NodeStands,
+    NodeStatus,
     Order,
     ProcessLeft,
     ProcessNotStarted,
@@ -41,7 +41,7 @@ from launcher.nodes.node_messages import (
 from launcher.nodes.supervisor import ProcessExit, ProcessRecord
 
 COMES_UP_WITHIN_S = 60.0
-"""The time between the start of an agent and its first word."""
+"""Longest time between the start of an agent and its first report."""
 _BACKOFF_S = (0.2, 20.0)
 _KILLED = -9
 
@@ -59,7 +59,7 @@ NODE_LIFE = Transitions(
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Have an order delivered to the agent of a node."""
+    """Send an order to the agent of a node."""
 
     node: str
     order: Order
@@ -67,21 +67,21 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Start the agent of a node, if none is there."""
+    """Start the agent of a node, if it has none."""
 
     node: str
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A process runs."""
+    """A process has started."""
 
     record: ProcessRecord
 
 
 @dataclass(frozen=True, slots=True)
 class NotStarted:
-    """The system of its node would not start a process."""
+    """The operating system of a node could not start a process."""
 
     name: str
     error: str
@@ -96,17 +96,17 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class NodeCame:
-    """A node has said how it stands: for the first time, by a new agent, or after it was away."""
+    """A node has reported its state: for the first time, through a new agent, or after an absence."""
 
     node: str
     agent_incarnation: int
     away_s: float | None
-    """Since it was lost, if it was."""
+    """Time since it was lost, if it was."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSilent:
-    """Nothing is heard of a node."""
+    """The connection to a node is down."""
 
     node: str
     reason: str
@@ -114,7 +114,7 @@ class NodeSilent:
 
 @dataclass(frozen=True, slots=True)
 class NodeLost:
-    """A node is given up, until it is back."""
+    """A node is given up until it is back."""
 
     node: str
     reason: str
@@ -122,12 +122,12 @@ class NodeLost:
 
 @dataclass(frozen=True, slots=True)
 class NodeFailed:
-    """A node that never came up cannot be started: the run cannot begin."""
+    """A node cannot be started, so the run cannot begin."""
 
     node: str
     reason: str
     culprit: str | None = None
-    """Whose log says more."""
+    """The process whose log says more."""
 
 
 Step = Tell | Launch | Started | NotStarted | Ended | NodeCame | NodeSilent | NodeLost | NodeFailed
@@ -145,23 +145,23 @@ class _Member:
 
 @dataclass(slots=True)
 class Node:
-    """A node as it is shown."""
+    """A node and its state."""
 
     name: str
     state: str = "starting"
-    """Of `NODE_LIFE`."""
+    """A state of `NODE_LIFE`."""
     is_launching: bool = False
     keeper_pid: int | None = None
     agent_incarnation: int = 0
     silent_since_s: float | None = None
     lost_since_s: float | None = None
     num_failures: int = 0
-    """Launches in a row that came to nothing."""
+    """Failed launches in a row."""
     launch_at_s: float | None = None
-    """While it is away: when to try again, or to take a launch for failed."""
+    """While it is away: when to try again, or when the current launch has failed."""
     members: dict[str, _Member] = field(default_factory=dict)
     earlier: list[str] = field(default_factory=list)
-    """The states before this one."""
+    """The earlier states."""
 
     def to(self, state: str) -> None:
         """Enter another state. Raises `IllegalTransition`, with the story of the node."""
@@ -172,12 +172,12 @@ class Node:
 
     @property
     def is_up(self) -> bool:
-        """Whether orders reach it: sooner or later, while it is silent."""
+        """Whether orders reach it, possibly late while it is silent."""
         return self.state in ("up", "silent")
 
 
 class Fleet:
-    """See the module. Times are seconds of one monotonic clock, given by the caller."""
+    """All nodes and processes. Times are seconds of one monotonic clock, given by the caller."""
 
     def __init__(self, plan: RunPlan, *, lost_after_s: float) -> None:
         self._specs = {spec.name: spec for spec in plan.processes}
@@ -192,7 +192,7 @@ class Fleet:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Of the processes that are known to run, on their nodes."""
+        """The pid of each process that is known to run, on its node."""
         members = (member for node in self.nodes.values() for member in node.members.items())
         return {name: member.record.pid for name, member in members if member.record is not None}
 
@@ -204,7 +204,7 @@ class Fleet:
     # --- what is wanted --------------------------------------------------------------------------------------
 
     def begin(self, now_s: float) -> list[Step]:
-        """Have every node come up."""
+        """Start every node."""
         return [step for node in self.nodes.values() for step in self._launch(node, now_s)]
 
     def start(self, name: str, incarnation: int) -> list[Step]:
@@ -216,7 +216,7 @@ class Fleet:
         return [Tell(node.name, member.order)] if node.is_up else []
 
     def stop(self, name: str, grace_s: float) -> list[Step]:
-        """Ask a process to leave, and see to it that it does. Nothing if it has ended."""
+        """Ask a process to leave, and kill it if it does not. No effect if it has ended."""
         node = self._node_of(name)
         member = node.members.get(name)
         if member is None or not node.is_up:
@@ -225,7 +225,7 @@ class Fleet:
         return [Tell(node.name, StopProcess(name, member.order.incarnation, grace_s))]
 
     def kill(self, name: str) -> list[Step]:
-        """Kill a process. Nothing if it has ended."""
+        """Kill a process. No effect if it has ended."""
         node = self._node_of(name)
         member = node.members.get(name)
         if member is None or not node.is_up:
@@ -234,12 +234,12 @@ class Fleet:
         return [Tell(node.name, KillProcess(name, member.order.incarnation))]
 
     def restart_agent(self, node: str) -> list[Step]:
-        """Have another agent take the place of this one."""
+        """Replace the agent of a node."""
         found = self.nodes[node]
         return [Tell(node, RestartAgent(found.agent_incarnation))] if found.is_up else []
 
     def end(self, grace_s: float) -> list[Step]:
-        """Have every node stop what runs there, report it, and end."""
+        """Make every node stop its processes, report their exits, and end."""
         self._grace_s = grace_s
         steps: list[Step] = []
         for node in self.nodes.values():
@@ -253,10 +253,10 @@ class Fleet:
     # --- what happens ----------------------------------------------------------------------------------------
 
     def reported(self, node_name: str, agent_incarnation: int, report: Report, now_s: float) -> list[Step]:
-        """The agent of a node says something."""
+        """The agent of a node reports."""
         node = self.nodes[node_name]
         match report:
-            case NodeStands():
+            case NodeStatus():
                 return self._stands(node, agent_incarnation, report, now_s)
             case ProcessStarted(record=record):
                 return self._runs(node, record)
@@ -281,18 +281,18 @@ class Fleet:
         node = self.nodes[node_name]
         if not node.is_up or node.silent_since_s is not None:
             return []
-        if self._grace_s is not None:  # the last agent has said its last word
+        if self._grace_s is not None:  # the last agent has left
             return self._lose(node, reason, now_s)
         node.to("silent")
         node.silent_since_s = now_s
         return [NodeSilent(node_name, reason)]
 
     def keeper_ended(self, node_name: str, reason: str, now_s: float) -> list[Step]:
-        """The keeper of a node is seen to have ended, and with it all that it had started."""
+        """The keeper of a node has ended, and with it all of its processes."""
         return self._lose(self.nodes[node_name], reason, now_s)
 
     def launch_failed(self, node_name: str, reason: str, now_s: float, culprit: str | None = None) -> list[Step]:
-        """The agent of a node could not be started. What was ordered of a node that never came up cannot be either."""
+        """The agent of a node could not be started. If the node was never up, its orders fail too."""
         node = self.nodes[node_name]
         if node.state == "starting":
             node.is_launching, node.launch_at_s = False, None
@@ -309,10 +309,10 @@ class Fleet:
         for node in self.nodes.values():
             if node.is_up and node.silent_since_s is not None and now_s - node.silent_since_s >= self._lost_after_s:
                 silent_s = now_s - node.silent_since_s
-                steps += self._lose(node, f"it was not heard for {silent_s:.0f} s more", now_s)
+                steps += self._lose(node, f"it was not heard for another {silent_s:.0f} s", now_s)
             elif not node.is_up and node.launch_at_s is not None and now_s >= node.launch_at_s:
                 if node.is_launching:
-                    reason = f"its agent has not come in {COMES_UP_WITHIN_S:g} s"
+                    reason = f"its agent has not reported within {COMES_UP_WITHIN_S:g} s"
                     steps += self.launch_failed(node.name, reason, now_s, agent_name(node.name))
                 else:
                     steps += self._launch(node, now_s)
@@ -327,7 +327,7 @@ class Fleet:
         node.is_launching, node.launch_at_s = True, now_s + COMES_UP_WITHIN_S
         return [Launch(node.name)]
 
-    def _stands(self, node: Node, agent_incarnation: int, report: NodeStands, now_s: float) -> list[Step]:
+    def _stands(self, node: Node, agent_incarnation: int, report: NodeStatus, now_s: float) -> list[Step]:
         away_s = None if node.lost_since_s is None else now_s - node.lost_since_s
         node.to("up")
         node.is_launching, node.launch_at_s, node.num_failures = False, None, 0
@@ -339,11 +339,11 @@ class Fleet:
         for ended in report.ended:
             steps += self._left(node, ended)
         steps += self._give_up_running(node, {record.name for record in report.running})  # ended with their keeper
-        # It was told to start and then to leave, and the keeper that knew is dead: told again, it would start and stay.
+        # It was ordered to start and then to stop, but the keeper that knew of the stop is dead: do not start it again.
         unseen = [name for name, member in node.members.items() if member.record is None]
         for name in [name for name in unseen if self._grace_s is not None or node.members[name].is_unwanted]:
             steps += self._give_up(node, name)
-        if self._grace_s is not None:  # it came up too late, or this agent has not heard of the end
+        if self._grace_s is not None:  # it came up too late, or this agent does not know of the end
             return [*steps, Tell(node.name, EndNode(self._grace_s))]
         return steps + [Tell(node.name, member.order) for member in node.members.values() if member.record is None]
 
@@ -366,7 +366,7 @@ class Fleet:
         return name in node.members and node.members[name].order.incarnation == incarnation
 
     def _lose(self, node: Node, reason: str, now_s: float) -> list[Step]:
-        """What ran there is gone; what was ordered and did not run waits for the node."""
+        """Its running processes are given up. Processes that were ordered and did not run yet wait for the node."""
         if not node.is_up:
             is_wanted = node.is_launching and self._grace_s is None
             return self.launch_failed(node.name, reason, now_s, keeper_name(node.name)) if is_wanted else []

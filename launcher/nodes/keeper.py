@@ -4,13 +4,12 @@
                                            |`-----> generator/0 ...
                                            `------> the kernel ends all of them if the keeper dies
 
-The keeper does what it is ordered to (see `node_messages`) and nothing of its own accord but three things: it starts
-the agent again when it has ended or hangs, which touches no process; it remembers who runs and how the others have
-ended, so that a new agent can say it; and it ends the node when the launcher has not been heard for the length of a
-lease, or when it is asked to. So nothing of a run outlives its launcher for longer than that, wherever it is, and no
-exit is lost.
+The keeper carries out orders (see `node_messages`). On its own it does only three things. It restarts the agent when
+the agent has ended or hangs, without effect on other processes. It remembers running processes and past exits, so that
+a new agent can report them. It ends the node when the launcher has not been heard for the length of a lease. So no
+process outlives its launcher for longer than that, and no exit is lost.
 
-It opens no port and reads nothing but its agent's orders.
+It opens no port and reads only its agent's messages.
 """
 
 import argparse
@@ -36,7 +35,7 @@ from darts_async.machine.spawn import module_command, spawn
 from darts_async.protocol import Message
 from darts_async.telemetry import logging_to
 from darts_async.topology.roles import agent_name, keeper_name
-from darts_async.topology.run_files import LOGS_DIR, NODES_DIR, log_path, output_path
+from darts_async.topology.run_files import LOGS_DIR, NODES_DIR, log_path
 from darts_async.wire.backoff import backoff_s
 from darts_async.wire.channel import Channel
 from launcher.nodes.detached import detach, end_keeper
@@ -44,7 +43,7 @@ from launcher.nodes.node_messages import (
     EndNode,
     KillProcess,
     NodeEnded,
-    NodeStands,
+    NodeStatus,
     ProcessLeft,
     ProcessNotStarted,
     ProcessStarted,
@@ -55,7 +54,7 @@ from launcher.nodes.node_messages import (
 )
 from launcher.nodes.node_record import NodeRecord, end_leftovers, locked, read_node_record, write_node_record
 from launcher.nodes.outputs import bound_outputs
-from launcher.nodes.scratch import owner_of, remove_all
+from launcher.nodes.scratch import owner_of, sweep
 from launcher.nodes.supervisor import ProcessExit, ProcessRecord, Supervisor, start_time_s
 from launcher.run_dir.logs import last_lines
 from launcher.run_dir.run_dir import inode_of
@@ -65,11 +64,11 @@ AGENT_SILENT_S = 20.0
 AGENT_LEAVES_S = 10.0
 """How long the last agent has to deliver the last reports."""
 AGENT_TRIES = 3
-"""So many agents in a row that end without a sign of life, the first ones of a keeper, and none will come."""
+"""A keeper gives up when its first agents end without a sign of life this many times in a row."""
 GRACE_S = 5.0
-"""For processes that are ended because nobody leads them any more."""
+"""Grace of processes that are ended because the lease is over."""
 FIRST_HEARD_WITHIN_S = 60.0
-"""A shorter lease begins when the launcher has been heard for the first time."""
+"""The first lease; the shorter one of the settings begins when the launcher is first heard."""
 _BACKOFF_S = (0.05, 5.0)
 _LONG_LIFE_S = 60.0
 _TICK_S = 0.25
@@ -80,7 +79,7 @@ log = structlog.get_logger()
 
 
 class Keeper:
-    """See the module. `lease_s` is infinite where the kernel sees to it that the keeper ends with the launcher."""
+    """The keeper of a node. `lease_s` is infinite where the kernel ends the keeper with the launcher."""
 
     def __init__(
         self,
@@ -125,10 +124,10 @@ class Keeper:
         self._tasks = asyncio.TaskGroup()
 
     async def keep(self) -> None:
-        """Until the node is to end; then everything on it has ended."""
+        """Run until the end of the node. On return all of its processes have ended."""
         if self._before is not None:
             await end_leftovers(self._run_dir, self._before)
-            remove_all(owner_of(self._run_dir, self._node))
+        await asyncio.to_thread(sweep)
         self._write_record()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, GRACE_S)
         async with self._tasks as tasks:
@@ -181,11 +180,11 @@ class Keeper:
         try:
             self._channel = channel
             running, ended = self._supervisor.records, self._ended
-            self._tell(NodeStands(self._me, list(running.values()), list(ended.values())))
+            self._tell(NodeStatus(self._me, list(running.values()), list(ended.values())))
             await self._serve(channel)
         finally:
             self._channel = None
-            if process.returncode is None:  # not by `process`, whose poll can take the exit code from its own watcher
+            if process.returncode is None:  # not through `process`, whose poll can steal the exit code from its watcher
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
             await process.wait()
@@ -196,7 +195,7 @@ class Keeper:
         whose = ("--run-dir", str(self._run_dir), "--node", self._node, "--incarnation", str(self._agent_incarnation))
         argv = module_command("launcher.nodes.agent", *whose, "--channel", str(descriptor))
         name = agent_name(self._node)
-        with output_path(self._run_dir / LOGS_DIR, name).open("ab") as output:
+        with self._supervisor.open_output(name) as output:
             process = await spawn(argv, stdout=output, stderr=asyncio.subprocess.STDOUT, pass_fds=(descriptor,))
         started_at_s = start_time_s(process.pid)
         self._agent = ProcessRecord(name, process.pid, started_at_s, argv, self._agent_incarnation)
@@ -211,7 +210,7 @@ class Keeper:
             except TimeoutError:
                 log.error("agent_hangs", incarnation=self._agent_incarnation, silent_s=AGENT_SILENT_S)
                 return
-            except ProtocolError as error:  # it is replaced, and no process of the node notices
+            except ProtocolError as error:  # the agent is replaced, without effect on the node's processes
                 log.error("agent_unreadable", incarnation=self._agent_incarnation, error=str(error))
                 return
             if message is None:
@@ -219,7 +218,7 @@ class Keeper:
             self._obey(message)
 
     def _tell(self, message: Message) -> None:
-        """Have a message delivered; without an agent the next one says it all."""
+        """Send a message. Without an agent it is dropped: the next agent reports the complete state."""
         if self._channel is not None:
             self._channel.send(message)
 
@@ -251,7 +250,7 @@ class Keeper:
             self._heard_at_s, self._has_heard = time.monotonic(), True
 
     def _is_running(self, name: str, incarnation: int) -> bool:
-        """Whether there is something to end; if that has not been started yet, it is ended then."""
+        """Whether this incarnation runs. If it has not started yet, it will be ended when it starts."""
         record = self._supervisor.records.get(name)
         if record is not None and record.incarnation == incarnation:
             return True
@@ -263,7 +262,7 @@ class Keeper:
     async def _start(self, order: StartProcess) -> None:
         name, incarnation = order.spec.name, order.incarnation
         async with self._starting[name]:
-            await self._supervisor.stop(name, 0.0)  # one that the launcher counts as lost
+            await self._supervisor.stop(name, 0.0)  # an incarnation that the launcher counts as lost
             if self._over.is_set():
                 return
             try:
@@ -305,7 +304,7 @@ class Keeper:
                 self._end(GRACE_S)
 
     async def _watch_disk(self) -> None:
-        """Bound what is printed; write the record that a full disk did not take."""
+        """Bound what is printed; write the record that could not be written."""
         while True:
             await asyncio.sleep(_DISK_EVERY_S)
             names = (self._me.name, agent_name(self._node), *self._newest)
@@ -314,13 +313,14 @@ class Keeper:
                 self._write_record()
 
     def _write_record(self) -> None:
-        """For the next keeper, should this one be killed. One that a full disk does not take is written later."""
+        """For the next keeper, should this one be killed. One that cannot be written now is written later: the disk is
+        full, or somebody has taken the directory away."""
         processes = list(self._supervisor.records.values())
         record = NodeRecord(self._life, self._inode, self._me, self._agent, self._agent_incarnation, processes)
         try:
             write_node_record(self._run_dir, self._node, record)
             self._is_unrecorded = False
-        except NoSpaceError as error:
+        except (OSError, NoSpaceError) as error:
             log.warning("record_not_written", error=str(error))
             self._is_unrecorded = True
 
@@ -332,14 +332,14 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--node", required=True)
     parser.add_argument("--life", type=int, default=1, help="which start of the launcher this is")
-    parser.add_argument("--kill", action="store_true", help="end the keeper that is there, and all that it has started")
+    parser.add_argument("--kill", action="store_true", help="end the running keeper and all of its processes")
     parser.add_argument("--lease-s", type=float, default=math.inf)
-    parser.add_argument("--log-max-mb", type=float, default=64.0, help="bounds each log, and what each process prints")
+    parser.add_argument("--log-max-mb", type=float, default=64.0, help="bound of each log and each output file")
     parser.add_argument(
         "--detach",
         type=float,
         metavar="S",
-        help="go on in the background, and say so in a line of JSON, once there is an agent or S seconds have passed",
+        help="continue in the background, and say so in a line of JSON, once there is an agent or after S seconds",
     )
     arguments = parser.parse_args()
     (arguments.run_dir / NODES_DIR).mkdir(exist_ok=True)

@@ -1,14 +1,14 @@
-"""What the launcher orders of a node, and what a node reports: the messages of the link `agents`.
+"""The messages of the link `agents`: orders of the launcher to a node, and reports of a node.
 
     LAUNCHER -> AGENT -> KEEPER   StartProcess, StopProcess, KillProcess, RestartAgent, EndNode
-    KEEPER -> AGENT -> LAUNCHER   NodeStands, ProcessStarted, ProcessNotStarted, ProcessLeft
+    KEEPER -> AGENT -> LAUNCHER   NodeStatus, ProcessStarted, ProcessNotStarted, ProcessLeft
 
-The agent of a node passes them on unread, between the authenticated link and the keeper that is its parent; beside them
-it tells the keeper whether the launcher is heard (`Pulse`), and is told when all is over (`NodeEnded`).
+The agent of a node relays them unread between the authenticated link and its parent, the keeper. It also tells the
+keeper whether the launcher is heard (`Pulse`), and learns from it when the node has ended (`NodeEnded`).
 
-An order may come twice, since an agent may die between passing it on and saying so; a report may be lost with the agent
-that had it. So orders are idempotent (they name the incarnation that is meant), and every agent begins with
-`NodeStands`, which says all that any report could have said.
+An order may arrive twice, because an agent may die before it acknowledges an order that it has relayed. A report may be
+lost with its agent. So orders are idempotent (they name an incarnation), and every agent begins with `NodeStatus`,
+which contains what all earlier reports said.
 """
 
 from darts_async.protocol import Message
@@ -17,15 +17,15 @@ from launcher.nodes.supervisor import ProcessExit, ProcessRecord
 
 
 class StartProcess(Message, frozen=True):
-    """Start this incarnation of a process; one before it that still runs is killed first. Answered by
-    `ProcessStarted` or `ProcessNotStarted`; nothing where this incarnation, or a later one, was started before."""
+    """Start this incarnation of a process, after killing an earlier one that still runs. Answered by `ProcessStarted`
+    or `ProcessNotStarted`. No effect if this incarnation, or a later one, was started before."""
 
     spec: ProcessSpec
     incarnation: int
 
 
 class StopProcess(Message, frozen=True):
-    """Ask a process to leave, and kill what is left of its session after `grace_s`."""
+    """Ask a process to leave, and kill the rest of its session after `grace_s`."""
 
     name: str
     incarnation: int
@@ -40,14 +40,14 @@ class KillProcess(Message, frozen=True):
 
 
 class RestartAgent(Message, frozen=True):
-    """This incarnation of the agent ends, and the keeper starts the next one; processes go on. Whoever comes after it
-    may be sent this again, if it ended before its word of having read this got through."""
+    """This incarnation of the agent ends, and the keeper starts the next one. Other processes continue. A later agent
+    may receive this message again, if it was not acknowledged."""
 
     incarnation: int
 
 
 class EndNode(Message, frozen=True):
-    """Nothing more is wanted of the node: stop what runs, report it, and leave."""
+    """Stop all processes of the node, report their exits, and leave."""
 
     grace_s: float
 
@@ -55,9 +55,9 @@ class EndNode(Message, frozen=True):
 Order = StartProcess | StopProcess | KillProcess | RestartAgent | EndNode
 
 
-class NodeStands(Message, frozen=True):
-    """How the node stands: what runs, and how the last incarnation of every other process ended. `keeper` is another
-    one after the death of a keeper, which takes all its processes with it."""
+class NodeStatus(Message, frozen=True):
+    """The state of the node: its running processes, and how the last incarnation of every other process ended. A new
+    `keeper` means that the previous one died, and with it all of its processes."""
 
     keeper: ProcessRecord
     running: list[ProcessRecord]
@@ -65,13 +65,13 @@ class NodeStands(Message, frozen=True):
 
 
 class ProcessStarted(Message, frozen=True):
-    """A process runs."""
+    """A process has started."""
 
     record: ProcessRecord
 
 
 class ProcessNotStarted(Message, frozen=True):
-    """The system would not start it."""
+    """The operating system could not start a process."""
 
     name: str
     incarnation: int
@@ -79,22 +79,22 @@ class ProcessNotStarted(Message, frozen=True):
 
 
 class ProcessLeft(Message, frozen=True):
-    """A process has ended, and with it the rest of its session."""
+    """A process and the rest of its session have ended."""
 
     exit: ProcessExit
 
 
-Report = NodeStands | ProcessStarted | ProcessNotStarted | ProcessLeft
+Report = NodeStatus | ProcessStarted | ProcessNotStarted | ProcessLeft
 
 
 class Pulse(Message, frozen=True):
-    """The agent lives, and the launcher is heard or not."""
+    """The agent is alive. Says whether it hears the launcher."""
 
     launcher_is_heard: bool
 
 
 class NodeEnded(Message, frozen=True):
-    """Everything has been reported: deliver it, and leave."""
+    """The node has ended: deliver the last reports, and leave."""
 
 
 ToKeeper = Order | Pulse

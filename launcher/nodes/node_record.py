@@ -1,8 +1,8 @@
-"""What a keeper leaves on disk of itself and of what it has started: `nodes/NODE.json`, and the lock that it holds.
+"""The record of a keeper and its processes on disk, `nodes/NODE.json`, and the keeper's lock.
 
-A process is the recorded one if it has that pid and was started at that time: pids are used again. It is one of *this*
-run only if the record was written in this run directory and the arguments of the process name it. A copy of the
-directory of a live run holds records too, of processes that are none of its own.
+A process is the recorded one if both its pid and its start time match, because pids are reused. It belongs to *this*
+run only if the record was written in this run directory and the arguments of the process name it: a copy of the
+directory of a live run has records of foreign processes.
 """
 
 import contextlib
@@ -17,38 +17,40 @@ import psutil
 from darts_async.topology.run_files import NODES_DIR
 from darts_async.wire.atomic_file import replace_json
 from launcher.nodes.supervisor import ProcessRecord, end_session
-from launcher.run_dir.run_dir import inode_of
+from launcher.run_dir.run_dir import check_place, inode_of
 
 _SAME_START_WITHIN_S = 1.0
-"""The kernel counts from the boot, and the time of the boot is known to a fraction of a second."""
+"""Tolerance of start times: the kernel counts from boot, whose time is only known to a fraction of a second."""
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
-    """A keeper, its agent and its processes. `life` is which start of the launcher the keeper belongs to."""
+    """A keeper, its agent and its processes. `life` is the number of the launcher's start."""
 
     life: int
     inode: int
-    """Of the run directory that this was written in."""
+    """Inode of the run directory in which this was written."""
     keeper: ProcessRecord
     agent: ProcessRecord | None = None
     agent_incarnation: int = 0
-    """Of the newest agent of this node that any keeper has started."""
+    """The newest incarnation of the node's agent, across keepers."""
     processes: list[ProcessRecord] = []
 
 
 def record_path(run_dir: Path, node: str) -> Path:
-    """Where a node's record is."""
+    """Path of a node's record."""
     return run_dir / NODES_DIR / f"{node}.json"
 
 
 def write_node_record(run_dir: Path, node: str, record: NodeRecord) -> None:
-    """Replace the record of a node."""
-    replace_json(record_path(run_dir, node), record)
+    """Replace the record of a node. Raises `NoSpaceError`, and `OSError` if this is not the run directory any more."""
+    check_place(run_dir, record.inode)
+    path = record_path(run_dir, node)
+    path.parent.mkdir(exist_ok=True)
+    replace_json(path, record)
 
 
 def read_node_record(run_dir: Path, node: str) -> NodeRecord | None:
-    """The record that the last keeper of a node has left in this directory; None without one that can be read, and
-    for one that came here with a copy."""
+    """The record of the last keeper of a node in this directory. None if it is unreadable, or came here with a copy."""
     try:
         record = msgspec.json.decode(record_path(run_dir, node).read_bytes(), type=NodeRecord)
         return record if record.inode == inode_of(run_dir) else None
@@ -78,7 +80,7 @@ def _serves(process: psutil.Process, run_dir: Path) -> bool:
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether it has not ended; a zombie has."""
+    """Whether the process is alive; a zombie is not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -86,7 +88,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 async def end_leftovers(run_dir: Path, record: NodeRecord) -> None:
-    """End what an earlier keeper has started and the kernel has not ended with it."""
+    """End the processes of an earlier keeper that the kernel has not ended."""
     for left in (*record.processes, *([record.agent] if record.agent else [])):
         if find_process(run_dir, left) is not None:
             await end_session(left.pid)
@@ -94,7 +96,7 @@ async def end_leftovers(run_dir: Path, record: NodeRecord) -> None:
 
 @contextlib.contextmanager
 def locked(run_dir: Path, node: str) -> Iterator[bool]:
-    """Whether this process is the one keeper of the node; it is until it leaves the block or ends."""
+    """Whether this process is the only keeper of the node, until it leaves the block."""
     descriptor = os.open(run_dir / NODES_DIR / f"{node}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:

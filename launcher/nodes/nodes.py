@@ -1,9 +1,8 @@
-"""The IO of the nodes: starting agents through their backends, and ending every node when the run is left.
+"""Starts the agents of nodes through their backends, and ends every node at the end of a run.
 
-`Fleet` decides when an agent is to be started; here that is a task per node, with one launch at a time. Use as
-`async with`: leaving the block waits for the keepers that were told to end, and by an error, or where a node did not
-obey (`kill`), ends them by force. So nothing of the run is left on any node that can be reached; on one that cannot,
-the lease of its keeper ends it.
+`Fleet` decides when to start an agent. Here a task per node does that, one launch at a time. Use `Nodes` with
+`async with`. Leaving the block waits for keepers that were asked to end. After an error, or for nodes that did not obey
+(`kill`), it ends them by force. So no process is left on a reachable node; on any other the keeper's lease ends them.
 """
 
 import asyncio
@@ -35,7 +34,7 @@ class LaunchFailed:
 
 @dataclass(frozen=True, slots=True)
 class KeeperEnded:
-    """The keeper of a node is seen to have ended."""
+    """The keeper of a node has ended."""
 
     node: str
     reason: str
@@ -45,7 +44,7 @@ NodeNews = LaunchFailed | KeeperEnded
 
 
 class Nodes:
-    """See the module."""
+    """The launches of all nodes."""
 
     def __init__(self, backends: Mapping[str, Backend], command_of: Callable[[str], AgentCommand]) -> None:
         self._backends = backends
@@ -69,7 +68,7 @@ class Nodes:
         await self._tasks.__aexit__(kind, error, trace)
 
     def launch(self, node: str) -> None:
-        """Start the agent of a node; what comes of it is told."""
+        """Start the agent of a node. `take_news` has the result."""
         running = self._launches.get(node)
         if running is None or running.done():
             self._launches[node] = self._tasks.create_task(self._launch(node), name=f"launch the agent of {node}")
@@ -107,8 +106,7 @@ def _backend(config: RunConfig, node: NodeConfig, run_dir: Path) -> Backend:
 
 
 def agent_command(config: RunConfig, run_dir: Path, node: str, *, life: int) -> AgentCommand:
-    """What is run on a node: its keeper, which starts its agent. Away from this machine it goes on by itself, under a
-    lease."""
+    """The command of a node: its keeper, which starts its agent. On another machine it runs detached, under a lease."""
     options = ["--life", str(life), "--log-max-mb", str(config.telemetry.log_max_mb)]
     if node != local_node(config).name:
         options += ["--detach", str(COMES_UP_WITHIN_S), "--lease-s", str(config.network.lease_s)]

@@ -1,8 +1,8 @@
-"""What processes print, in files of bounded size.
+"""Bounds the size of the files with the output of processes.
 
-A process holds its file open, so a full one cannot be put away: it is copied to the older one (`older_path`), in the
-place of the one before, and emptied. What is printed in the moment between the two is lost, and all of it where the
-disk does not take the copy. The process appends, so it goes on at the beginning.
+A process keeps its file open, so a full file is not renamed: it is copied over the older file (`older_path`) and
+emptied. Output between these two operations is lost; if the disk has no space for the copy, all of the file is lost.
+The process appends, so it continues at the beginning.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from darts_async.topology.run_files import older_path, output_path
 
 
 def bound_outputs(logs_dir: Path, names: Iterable[str], max_bytes: int) -> None:
-    """Bound what each of these processes has printed: both of its files together."""
+    """Bound the output of each of these processes, both of its files together."""
     for name in names:
         _bound(output_path(logs_dir, name), max_bytes // 2)
 

@@ -1,46 +1,94 @@
-"""A directory for the temporary files of each process, which goes with it, however it ends.
+"""Gives each process a directory for temporary files, which is removed when the process ends.
 
 What a process leaves when it is killed (the sockets of vLLM's engine core, the files of a reward function) would
-otherwise stay for ever. `TMPDIR` points there. The name says of which run and node it is, so that the next keeper of
-that node can remove what one that was killed has left, and nothing of anybody else. A pid would not do: it comes again,
-and two containers that share a directory have the same ones. A path alone would not do either: a copy of a run
-directory may have taken the place of the original, whose processes live.
+otherwise stay for ever. `TMPDIR` points there. Whoever has started the process holds a lock on the directory, and the
+kernel opens the lock when the holder dies. So a directory that nobody holds is of nobody that lives, whichever run it
+was made for: `sweep` removes all of these. Every keeper sweeps when it starts, and every launcher when the keeper of
+its own machine has ended. A pid in the name would not do: it comes again, and two containers that share a directory
+have the same ones.
+
+The name says of which run and node a directory is, for who looks for those of one run.
 """
 
+import contextlib
+import fcntl
 import hashlib
+import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 _LONGEST_BASE = 40
-"""Of the 107 bytes that a Unix socket's path has, vLLM takes 37 for a name of its own."""
+"""The path of a Unix socket has at most 107 bytes, of which vLLM needs 37."""
 _SHORT_BASE = Path("/tmp")
+_NAME = re.compile(r"darts-[0-9a-f]{8}-[a-z0-9_]{8}")
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """A directory that this process holds."""
+
+    path: Path
+    _descriptor: int
+
+    @classmethod
+    def make(cls, owner: str) -> Self:
+        """A new one; see `owner_of`. Raises `OSError`."""
+        while True:
+            path = Path(tempfile.mkdtemp(prefix=_prefix(owner), dir=_base()))
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):  # a sweep has been faster
+                return cls(path, _hold(path, if_possible=True))
+
+    def remove(self) -> None:
+        """With all that is in it; what cannot be removed stays. Once."""
+        _remove(self.path)
+        os.close(self._descriptor)
 
 
 def owner_of(run_dir: Path, node: str) -> str:
-    """Who the directories of a node's processes belong to."""
+    """The owner of the directories of a node's processes, as text."""
     return f"{run_dir.resolve()} {run_dir.stat().st_ino} {node}"
 
 
-def make_scratch(owner: str) -> Path:
-    """A new directory."""
-    return Path(tempfile.mkdtemp(prefix=_prefix(owner), dir=_base()))
-
-
-def remove_scratch(path: Path) -> None:
-    """With all that is in it; what cannot be removed stays."""
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def remove_all(owner: str) -> None:
-    """Whatever there is; its processes are dead."""
-    for path in all_of(owner):
-        remove_scratch(path)
+def sweep() -> None:
+    """Remove the directories that nobody holds, as far as this user may."""
+    for path in _all("darts-*"):
+        if _NAME.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # it is held, gone, or of somebody else
+                descriptor = _hold(path)
+                _remove(path)
+                os.close(descriptor)
 
 
 def all_of(owner: str) -> list[Path]:
-    """What there is, wherever it may be."""
-    return sorted(path for base in {_base(), _SHORT_BASE} for path in base.glob(f"{_prefix(owner)}*"))
+    """What there is of an owner, wherever it may be."""
+    return sorted(_all(f"{_prefix(owner)}*"))
+
+
+def _all(pattern: str) -> Iterator[Path]:
+    return (path for base in {_base(), _SHORT_BASE} for path in base.glob(pattern))
+
+
+def _hold(path: Path, *, if_possible: bool = False) -> int:
+    """A descriptor with the lock of a directory; or without, `if_possible`, on a file system that knows no locks of
+    directories: nothing is swept there. Raises `BlockingIOError` if another has the lock, and other `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.stat()  # one that was swept before the lock was taken is gone
+    except OSError as error:
+        if not if_possible or isinstance(error, (BlockingIOError, FileNotFoundError)):
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _prefix(owner: str) -> str:

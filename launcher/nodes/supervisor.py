@@ -1,14 +1,13 @@
 """Starts processes, watches them end, and leaves none behind.
 
-Every process leads a session of its own, so its children can be ended with it and a Ctrl-C in the terminal
-reaches the launcher alone. A process is known by its pid and its start time, never by a name. Three things
-hold whatever happens:
+Every process leads its own session, so its children can be ended with it, and a Ctrl-C in the terminal only reaches the
+launcher. A process is identified by pid and start time, never by a name. Three invariants always hold:
 
 - each process that was started gives exactly one `ProcessExit`;
-- when a process is gone, so is the rest of its session (workers it had started): its exit is not given before, so
-  whoever starts it again finds nobody left of the one before, and its temporary files are gone too (`scratch`);
-- when the supervisor's process is killed, the kernel kills the processes (`darts_async.machine.lifetime`); when it
-  leaves the supervisor's block, by whatever way, everything still running has been killed and waited for.
+- the exit is given only after the rest of the session (its children) has ended and its temporary files are removed
+  (`scratch`), so that nothing of it can disturb the next incarnation;
+- when the supervisor's process is killed, the kernel kills the processes (`darts_async.machine.lifetime`); when the
+  supervisor's block is left in any way, all running processes have been killed and waited for.
 
 Stopping asks first (SIGTERM), waits, and then kills the session.
 """
@@ -32,15 +31,15 @@ from darts_async.machine.full_disk import is_no_space
 from darts_async.machine.spawn import signal_name, spawn
 from darts_async.topology.plan import ProcessSpec
 from darts_async.topology.run_files import output_path
-from launcher.nodes.scratch import make_scratch, remove_scratch
+from launcher.nodes.scratch import Scratch
 
 KILLED_AFTER_S = 10.0
-"""A killed process that the kernel has not ended by then hangs in a system call."""
+"""A killed process that has not ended after this long hangs in a system call."""
 _GONE_POLL_S = 0.02
 
 
 class ProcessExit(msgspec.Struct, frozen=True):
-    """A process ended, asked to or not."""
+    """A process ended, expectedly or not."""
 
     name: str
     pid: int
@@ -55,7 +54,7 @@ class ProcessExit(msgspec.Struct, frozen=True):
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
-    """What is needed to find a process again, and to be sure that it is the same one."""
+    """The data that identify a process."""
 
     name: str
     pid: int
@@ -72,7 +71,7 @@ class _Child:
 
 
 class Supervisor:
-    """The processes of one machine. Use as `async with`; leaving the block kills what still runs."""
+    """The processes of one machine. Use with `async with`; leaving the block kills those that still run."""
 
     def __init__(self, logs_dir: Path, owner: str) -> None:
         """`owner`: see `scratch`."""
@@ -91,7 +90,7 @@ class Supervisor:
     ) -> None:
         self.kill_all()
         watchers = [child.watcher for child in self._children.values()]
-        if watchers:  # first, for a task group that is left by an error cancels its tasks
+        if watchers:  # first, because an error cancels the tasks of the task group
             await asyncio.wait(watchers, timeout=2 * KILLED_AFTER_S)
         await self._watchers.__aexit__(kind, error, trace)
 
@@ -102,20 +101,20 @@ class Supervisor:
 
     @property
     def records(self) -> dict[str, ProcessRecord]:
-        """Of the processes that have not ended."""
+        """The records of the processes that have not ended."""
         return {name: child.record for name, child in self._children.items()}
 
     async def start(self, spec: ProcessSpec, incarnation: int = 1) -> ProcessRecord:
         """Start a process. Its output goes to `logs/ROLE-N.out`. Raises `OSError` if it cannot be executed."""
         assert spec.name not in self._children, f"{spec.name} is running"
         argv = _as_incarnation(spec.argv, incarnation)
-        scratch = make_scratch(self._owner)
+        scratch = Scratch.make(self._owner)
         try:
-            with self._open_output(spec.name) as output:
-                env = {"TMPDIR": str(scratch), **spec.env}
+            with self.open_output(spec.name) as output:
+                env = {"TMPDIR": str(scratch.path), **spec.env}
                 process = await spawn(argv, env=env, stdout=output, stderr=asyncio.subprocess.STDOUT)
         except OSError:
-            remove_scratch(scratch)
+            scratch.remove()
             raise
         record = ProcessRecord(spec.name, process.pid, start_time_s(process.pid), argv, incarnation)
         watcher = self._watchers.create_task(self._watch(record, process, scratch), name=f"watch {spec.name}")
@@ -123,7 +122,7 @@ class Supervisor:
         return record
 
     async def exits(self) -> AsyncIterator[ProcessExit]:
-        """Each process that ends, once. Goes on until the caller stops iterating."""
+        """Each process that ends, once, until the caller stops iterating."""
         while True:
             for ended in self.take_exits():
                 yield ended
@@ -136,7 +135,7 @@ class Supervisor:
             yield self._ended.popleft()
 
     async def stop(self, name: str, grace_s: float) -> None:
-        """Ask a process to leave, wait, kill its session; returns when it is gone. Nothing if it has ended."""
+        """Ask a process to leave, wait, and kill its session. Returns when it has ended. No effect after its end."""
         child = self._children.get(name)
         if child is None:
             return
@@ -151,7 +150,7 @@ class Supervisor:
         await asyncio.gather(*(self.stop(name, grace_s) for name in self.running))
 
     def kill(self, name: str) -> None:
-        """Kill the session of one process now. The exit follows; nothing if it has ended."""
+        """Kill the session of one process now. Its exit follows. No effect after its end."""
         if name in self._children:
             _kill_session(self._children[name].process.pid)
 
@@ -164,19 +163,21 @@ class Supervisor:
         """Where the output of a process goes."""
         return output_path(self._logs_dir, name)
 
-    def _open_output(self, name: str) -> BinaryIO:
-        """What a process prints on a disk that takes no further file is dropped."""
+    def open_output(self, name: str) -> BinaryIO:
+        """What a process prints goes there, or nowhere on a disk that takes no further file. Raises `OSError`."""
+        path = self.output_path(name)
         try:
-            return self.output_path(name).open("ab")
+            path.parent.mkdir(exist_ok=True)  # somebody may have removed it
+            return path.open("ab")
         except OSError as error:
             if not is_no_space(error):
                 raise
             return Path(os.devnull).open("ab")
 
-    async def _watch(self, record: ProcessRecord, process: asyncio.subprocess.Process, scratch: Path) -> None:
+    async def _watch(self, record: ProcessRecord, process: asyncio.subprocess.Process, scratch: Scratch) -> None:
         code = await process.wait()
         await end_session(process.pid)
-        await asyncio.to_thread(remove_scratch, scratch)  # a reward function may leave much
+        await asyncio.to_thread(scratch.remove)  # a reward function may leave much
         del self._children[record.name]
         self._ended.append(ProcessExit(record.name, process.pid, code, record.incarnation))
         self._changed.set()
@@ -190,7 +191,7 @@ class Supervisor:
 
 
 def _as_incarnation(argv: tuple[str, ...], incarnation: int) -> tuple[str, ...]:
-    """The command line with the value of `--incarnation` replaced; one without it is left as it is."""
+    """The command line with the value of `--incarnation` replaced, if it has one."""
     if "--incarnation" not in argv:
         return argv
     place = argv.index("--incarnation") + 1
@@ -198,7 +199,7 @@ def _as_incarnation(argv: tuple[str, ...], incarnation: int) -> tuple[str, ...]:
 
 
 def start_time_s(pid: int) -> float:
-    """When a process was started, in seconds since 1970; 0 if it is gone."""
+    """When a process was started, in seconds since 1970; 0 if it has ended."""
     try:
         return psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
@@ -206,7 +207,7 @@ def start_time_s(pid: int) -> float:
 
 
 def _send_signal(pid: int, number: signal.Signals) -> None:
-    """Not by `asyncio`'s process object, whose poll can take the exit code from its own watcher."""
+    """Without `asyncio`'s process object, whose poll can steal the exit code from its own watcher."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
@@ -224,13 +225,13 @@ def _is_member(pid: int, session_id: int) -> bool:
 
 
 def _kill_session(session_id: int) -> None:
-    """SIGKILL to every member, one by one: a member may have made a process group of its own."""
+    """Send SIGKILL to every member separately, because a member may have its own process group."""
     for pid in _session_members(session_id):
         _send_signal(pid, signal.SIGKILL)
 
 
 async def end_session(session_id: int) -> None:
-    """Kill until nobody is left: a member may fork between the look and the signal. Raises `DeadlineError`."""
+    """Kill until no member is left; members may fork meanwhile. Raises `DeadlineError`."""
     deadline_s = asyncio.get_running_loop().time() + KILLED_AFTER_S
     while members := _session_members(session_id):
         if asyncio.get_running_loop().time() > deadline_s:

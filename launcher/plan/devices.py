@@ -1,4 +1,4 @@
-"""GPUs, and vLLM, which is built for them or for CPUs: what fits together, and what this machine has."""
+"""Checks GPUs and vLLM: whether plan, build of vLLM and this machine fit together."""
 
 import os
 import subprocess
@@ -15,24 +15,24 @@ from launcher.problems import Problem, shown
 _QUERY = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
 _QUERY_TIMEOUT_S = 20.0
 _MAX_SOCKETS_PATH_BYTES = 70
-"""Of the 107 bytes of a socket's name; vLLM puts 37 behind."""
+"""The name of a socket has at most 107 bytes, of which vLLM needs 37."""
 
 
 def check_backend(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
-    """The backend of the weights suits the engine and the devices."""
+    """The backend of the weights fits the engine and the devices."""
     if config.weights.backend == "nccl" and (reason := _why_not_nccl(config, places)) is not None:
         yield Problem("weights.backend", reason, "'nccl'", "use gloo")
 
 
 def check_gpus(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
-    """The GPUs that the plan uses on this machine are there, and this shell may use them."""
+    """This machine has the GPUs of the plan, and this shell may use them."""
     node = local_node(config)
     wanted = {device for place in places.values() if place.node == node.name for device in place.devices}
     if not wanted:
         return
     setting, found = f"nodes: {node.name}.devices", gpus_found()
     if absent := sorted(wanted - found):
-        there = f"nvidia-smi shows {_listed(sorted(found))}" if found else "it has none that nvidia-smi knows of"
+        there = f"nvidia-smi shows {_listed(sorted(found))}" if found else "nvidia-smi shows none"
         yield Problem(
             setting, f"this machine has no GPU {_listed(absent)}; {there}", shown(list(node.devices)), here=True
         )
@@ -54,7 +54,7 @@ def check_vllm(config: RunConfig) -> Iterator[Problem]:
         return
     sockets = os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir()
     if len(os.fsencode(sockets)) > _MAX_SOCKETS_PATH_BYTES:
-        message = f"vLLM makes its sockets in {sockets}, but the name of a socket cannot be so long"
+        message = f"vLLM creates its sockets in {sockets}, which is too long for the name of a socket"
         fix = f"set TMPDIR to a directory of at most {_MAX_SOCKETS_PATH_BYTES} bytes"
         yield Problem("generator.engine", message, "'vllm'", fix, here=True)
     devices, build = config.roles.generator.devices, f"{installed.name} {installed.version}"
@@ -69,7 +69,7 @@ def check_vllm(config: RunConfig) -> Iterator[Problem]:
 
 
 def gpus_found() -> frozenset[int]:
-    """Numbers of the GPUs of this machine; none without the driver's tool."""
+    """Numbers of the GPUs of this machine; empty without nvidia-smi."""
     try:
         done = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -92,7 +92,7 @@ def _why_not_nccl(config: RunConfig, places: Mapping[str, Place]) -> str | None:
 
 
 def _numbers(text: str) -> frozenset[int]:
-    """The numbers of a list with commas; other names of devices are left out."""
+    """The numbers in a list with commas, without other names of devices."""
     return frozenset(int(part) for part in text.split(",") if part.strip().isdigit())
 
 

@@ -1,10 +1,10 @@
-"""Which process is on which node, with which devices: pure, and the same for the same settings.
+"""Places processes on nodes and devices: pure and deterministic.
 
-Roles choose in the order of how little choice they have: those that may be on fewer nodes first, then those that
-take more devices per process (so that tensor-parallel groups get neighbours), then in the order of `ROLES`; within
-a role by number. A process that takes devices goes to the node where it has to share the fewest, of these to the
-first in the file, and gets the lowest numbers there, unused ones first. A role never shares a device with itself.
-Processes without devices go round the nodes of their role, in the order of the file.
+Roles with the least choice are placed first: those with fewer possible nodes, then those with more devices per process
+(so that tensor-parallel groups get neighbours), then in the order of `ROLES`. Within a role the order is by number. A
+process with devices goes to the node where it must share the fewest, and among these to the first in the file. There it
+gets the lowest numbers, unused ones first. A role never shares a device with itself. Processes without devices are
+assigned round-robin to the nodes of their role, in the order of the file.
 """
 
 from collections import defaultdict
@@ -17,12 +17,12 @@ from darts_async.topology.roles import ROLES, Role
 from launcher.problems import Problem, shown
 
 Takers = defaultdict[tuple[str, int], set[Role]]
-"""The roles that have taken a device, by name of the node and number."""
+"""The roles that use a device, by name of the node and number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process is."""
+    """The node and devices of a process."""
 
     node: str
     host: str
@@ -30,7 +30,7 @@ class Place:
 
 
 class PlacementError(ConfigError):
-    """There are too few devices where a role may be."""
+    """The nodes of a role have too few devices."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -67,7 +67,7 @@ def _order_of_choice(config: RunConfig, role: Role) -> tuple[int, int, int]:
 
 
 def _nodes_of(config: RunConfig, role: Role) -> list[NodeConfig]:
-    """The nodes that a role may be on, in the order of the file."""
+    """The nodes that a role may run on, in the order of the file."""
     names = role_config(config, role).nodes
     return [node for node in config.nodes if not names or node.name in names]
 
@@ -81,7 +81,7 @@ def _place(config: RunConfig, role: Role, number: int, takers: Takers) -> Place:
     offers = [(node, devices) for node, devices in offers if len(devices) == wanted]
     if not offers:
         raise PlacementError(_no_room(config, role, number, takers))
-    node, devices = min(offers, key=lambda offer: _num_shared(offer[0], offer[1], takers))  # the first of several
+    node, devices = min(offers, key=lambda offer: _num_shared(offer[0], offer[1], takers))  # the first of equals
     for device in devices:
         takers[node.name, device].add(role)
     return Place(node.name, config.host_of(node), tuple(sorted(devices)))
@@ -92,7 +92,7 @@ def _num_shared(node: NodeConfig, devices: list[int], takers: Takers) -> int:
 
 
 def _free_devices(config: RunConfig, role: Role, node: NodeConfig, takers: Takers) -> Iterator[int]:
-    """What a process of the role may take there: unused devices first, then those that others would share."""
+    """The devices that a process of the role may use there: unused ones first, then shared ones."""
     devices = sorted(node.devices)
     yield from (device for device in devices if not takers[node.name, device])
     if role_config(config, role).share_devices:
@@ -112,7 +112,7 @@ def _no_room(config: RunConfig, role: Role, number: int, takers: Takers) -> Prob
         f"there is no room for {role.process(number)} of {settings.replicas}: it takes {settings.devices} of one node"
     )
     fix = (
-        f"lower roles.{role}.devices or replicas, raise devices of a node, or set share_devices for {role} and for "
-        "the role to share with"
+        f"lower roles.{role}.devices or replicas, raise devices of a node, or set share_devices for {role} and the "
+        "role with which it shares them"
     )
     return Problem(f"roles.{role}.devices", f"{message}, but {room}", shown(settings.devices), fix)

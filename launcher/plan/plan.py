@@ -1,4 +1,4 @@
-"""From settings to processes and links: pure, so that a dry run shows exactly what a run would start.
+"""Plans the processes and links of a run from its settings. Pure, so a dry run shows exactly what a run would start.
 
 Roles and links are those of the tables in `darts_async.topology`. Addresses are an argument: which ports are free is a
 question for the machine, not for the plan.
@@ -33,7 +33,7 @@ def link_hubs(config: RunConfig) -> dict[str, str]:
 
 
 def hub_addresses(config: RunConfig, ports: Sequence[int]) -> tuple[str, ...]:
-    """Where each link of `link_hubs` is bound: at the host of its hub. Raises `PlacementError`."""
+    """The address of each link of `link_hubs`, at the host of its hub. Raises `PlacementError`."""
     places = place_processes(config)
     here = config.host_of(local_node(config))
     hosts = [places[hub].host if hub in places else here for hub in link_hubs(config).values()]
@@ -70,7 +70,7 @@ def _processes(config: RunConfig, run_dir: Path) -> Iterator[ProcessSpec]:
 
 
 def python_of(config: RunConfig, node: str) -> str:
-    """The Python that runs on a node."""
+    """Path of the Python on a node."""
     [settings] = (found for found in config.nodes if found.name == node)
     return settings.python or sys.executable
 
@@ -81,10 +81,7 @@ def _command(role: Role, name: str, run_dir: Path, python: str) -> tuple[str, ..
 
 
 def _environment(config: RunConfig, role: Role, name: str, places: Mapping[str, Place]) -> dict[str, str]:
-    """What must be set before the process starts.
-
-    Numerical libraries take every core unless told otherwise, and the processes would fight for them.
-    """
+    """Environment variables of a process. They limit numerical libraries, which otherwise use every core."""
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_NUM_THREADS")
     return {
         **dict.fromkeys(variables, str(role_config(config, role).threads)),
@@ -95,7 +92,7 @@ def _environment(config: RunConfig, role: Role, name: str, places: Mapping[str, 
 
 
 def _visible_devices(place: Place) -> dict[str, str]:
-    """A process sees its own devices alone, as `cuda:0` onwards, numbered before that as `nvidia-smi` does."""
+    """A process sees only its own devices, as `cuda:0` onwards. Settings use the numbers of `nvidia-smi`."""
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, place.devices))}
 
 

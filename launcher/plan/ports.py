@@ -1,11 +1,11 @@
-"""Addresses and ports of this machine."""
+"""Finds free ports and checks addresses of this machine."""
 
 import errno
 import random
 import socket
 
 _FREE_PORTS = range(20_000, 32_000)
-"""Below what Linux gives to outgoing connections: such a one could take a port before its hub binds it."""
+"""Below the ports that Linux gives to outgoing connections, one of which could take a port before its hub binds it."""
 _LOOPBACK = "127.0.0.1"
 
 
@@ -15,8 +15,8 @@ def block(first_port: int, count: int) -> tuple[int, ...]:
 
 
 def free_block(host: str, count: int) -> tuple[int, ...]:
-    """`count` ports in a row that are free at a host; at loopback where the host is another machine, which only a
-    plan that is not started comes to. Raises `OSError`."""
+    """`count` free ports in a row at a host. For a host of another machine, which only a dry run asks for, at loopback.
+    Raises `OSError`."""
     here = host if why_not_bound(host, 0) is None else _LOOPBACK
     for first in random.SystemRandom().sample(_FREE_PORTS, len(_FREE_PORTS)):
         if all(why_not_bound(here, port) is None for port in block(first, count)):
@@ -25,7 +25,7 @@ def free_block(host: str, count: int) -> tuple[int, ...]:
 
 
 def why_not_bound(host: str, port: int) -> str | None:
-    """Why nothing can listen there, in words; None if it can. Port 0 asks about the host alone."""
+    """Why no process can listen there, in words; None if one can. Port 0 asks only about the host."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

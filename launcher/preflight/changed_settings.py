@@ -1,10 +1,9 @@
-"""What may be changed in `config.yaml` between two lives of a run.
+"""Which settings in `config.yaml` may change between two lives of a run.
 
-The journal of the shaper holds groups, prompts and draws as they follow from the settings, and so do the checkpoints: a
-run that is resumed with other ones would train on something that neither file describes. Where and with what machines
-a run goes on, how fast, how long and how it is watched may change.
+The shaper's journal and the learner's checkpoints follow from the settings: with other settings, a resumed run would
+train on groups that neither file describes. Machines, speed, length and telemetry of a run may change.
 
-The settings that a life begins with are kept beside `config.yaml`. Where that copy is lost, nothing is compared.
+Each life keeps a copy of its settings beside `config.yaml`. If the copy is lost, nothing is compared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,29 +23,29 @@ FIXED = (
 
 
 def changed(before: RunConfig, now: RunConfig, num_steps: int) -> tuple[Problem, ...]:
-    """What a run that has taken `num_steps` cannot be resumed with."""
+    """The changes with which a run of `num_steps` completed steps cannot be resumed."""
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
     found = [
         Problem(
             place,
-            f"is {shown(was)} in the run so far: its journal and its checkpoints follow from it",
+            f"is {shown(was)} in the run so far, and its journal and checkpoints depend on it",
             shown(value),
-            f"write {shown(was)} again to resume this run, or begin another one with the new value",
+            f"write {shown(was)} again to resume this run, or start another run with the new value",
         )
         for path in FIXED
         for place, was, value in _differences(path, _at(old, path), _at(new, path))
     ]
     if now.learner.steps < num_steps:
         fix = f"give {num_steps} or more"
-        found.append(Problem("learner.steps", f"{num_steps} steps are taken", str(now.learner.steps), fix))
+        found.append(Problem("learner.steps", f"{num_steps} steps are completed", str(now.learner.steps), fix))
     return tuple(found)
 
 
 def refuse_changes(run_dir: Path, file: Path, now: RunConfig, num_steps: int) -> None:
-    """Raises `InputError` where `file`, the settings that a run is to be resumed with, says what it may not."""
+    """Raises `InputError` if `file`, the settings of a run to resume, has a forbidden change."""
     try:
         before = load_config(run_dir / BEGUN_FILE)
-    except InputError:  # lost, or of a version that knew other settings
+    except InputError:  # lost, or written by another version
         before = now
     if problems := changed(before, now, num_steps):
         raise InputError(file, problems)

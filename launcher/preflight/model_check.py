@@ -1,7 +1,7 @@
-"""Models that a run names and that are on this machine, looked at before anything is started.
+"""Checks the models of a run that are on this machine.
 
-What the headers of the files tell is checked here; what needs torch is asked of a child (see `model_trial`), while the
-other checks go on.
+The headers of the files are checked here. Checks that need torch run in a child process (see `model_trial`), in
+parallel to the other checks.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from launcher.problems import Problem, shown
 
 _PACKAGE_DIR = Path(darts_async.__file__).parent
 _DEADLINE_S = 120.0
-"""For a child that imports torch on a busy machine."""
+"""Time limit of the child, which imports torch, on a busy machine."""
 
 
 def local_models(config: RunConfig) -> dict[str, Path]:
-    """Directories of the models that need not be fetched, by the setting that names them."""
+    """Directories of the local models, by the setting that names them."""
     found: dict[str, Path] = {}
     for setting in ("model.path", "learner.loss.reference_path"):
         path = _path(config, setting)
@@ -42,7 +42,7 @@ def local_models(config: RunConfig) -> dict[str, Path]:
 
 
 def check_files(models: dict[str, Path]) -> Iterator[Problem]:
-    """Each model has its weights, and no file of them is cut off."""
+    """Each model has complete weight files."""
     for setting, directory in models.items():
         for fault in check_weight_files(directory):
             yield Problem(setting, f"{fault.file} {fault.message}", shown(str(directory)), fault.fix)
@@ -53,9 +53,9 @@ def _path(config: RunConfig, setting: str) -> str | None:
 
 
 class ModelTrial:
-    """A child that looks at models. Leaving the context ends it.
+    """A child process that checks models. Leaving the context ends it.
 
-    A model that came with this package is left out: it is known to be whole.
+    A model that came with this package is not checked.
     """
 
     def __init__(self, config: RunConfig, models: dict[str, Path]) -> None:
@@ -67,7 +67,7 @@ class ModelTrial:
     def __enter__(self) -> Self:
         if self._models:
             command = module_command("launcher.preflight.model_trial")
-            # Small copies of a model gain nothing by more threads than one.
+            # Small copies of a model do not benefit from more threads.
             environment = os.environ | {"OMP_NUM_THREADS": "1", PARENT_PID_VARIABLE: str(os.getpid())}
             with tempfile.TemporaryFile() as question:  # a pipe may be full before the child reads it
                 question.write(msgspec.json.encode(self._question))
@@ -91,12 +91,12 @@ class ModelTrial:
         try:
             output, errors = self._child.communicate(timeout=_DEADLINE_S)
         except subprocess.TimeoutExpired:
-            message = f"could not be looked at within {_DEADLINE_S:.0f} s"
-            yield Problem("model.path", message, fix="try again when this machine has less to do", here=True)
+            message = f"could not be checked within {_DEADLINE_S:.0f} s"
+            yield Problem("model.path", message, fix="try again when this machine is less busy", here=True)
             return
         if self._child.returncode:
             last = (errors.decode(errors="replace").strip().splitlines() or ["it wrote nothing"])[-1]
-            message = f"the process that looks at it ended with {self._child.returncode}: {last}"
+            message = f"the process that checks it ended with exit code {self._child.returncode}: {last}"
             yield Problem("model.path", message, here=True)
             return
         for found in msgspec.json.decode(output, type=list[Finding]):

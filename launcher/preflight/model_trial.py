@@ -1,8 +1,8 @@
-"""A program that looks at models as learner and generator will: whether the weights are those of the configuration,
-and whether samples as long as the run's can be trained and decoded right.
+"""A program that checks models: whether the weights fit the configuration, and whether the model can decode and train
+on samples as long as those of the run.
 
-It is a process of its own because it needs torch, which nothing else does that only checks a file. Its input is a
-`Question`, and its output a list of `Finding`, both as JSON. No weight is read.
+It is a process of its own because it imports torch, which the launcher does not. Its input is a `Question` and its
+output a list of `Finding`, both as JSON. It reads no weights.
 """
 
 import importlib.util
@@ -21,22 +21,22 @@ _SAME_MODEL = "take config.json and the weights from one model"
 
 
 class Question(msgspec.Struct):
-    """What is to be looked at."""
+    """The models to check."""
 
     config: str
     """`RunConfig` as JSON."""
     directories: dict[str, str]
-    """Of each setting that names a model."""
+    """Directory of each model, by the setting that names it."""
 
 
 class Finding(msgspec.Struct):
-    """What is wrong with a model."""
+    """A problem with a model."""
 
     setting: str
     message: str
     fix: str | None = None
     is_hint: bool = False
-    """The run can go on."""
+    """The run can start anyway."""
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def _check_names(setting: str, directory: Path) -> Iterator[Finding]:
     """The weights have the names and shapes that transformers expects for the configuration."""
     from transformers import AutoModelForCausalLM
 
-    if importlib.util.find_spec("accelerate") is None:  # transformers asks for it, to load a model without its weights
+    if importlib.util.find_spec("accelerate") is None:  # transformers needs it to load a model without its weights
         return
     try:
         _, loading = AutoModelForCausalLM.from_pretrained(
@@ -74,7 +74,7 @@ def _check_names(setting: str, directory: Path) -> Iterator[Finding]:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        yield Finding(setting, f"no causal language model can be made of {directory}: {reason}")
+        yield Finding(setting, f"{directory} cannot be loaded as a causal language model: {reason}")
         return
     for name, found, expected in sorted(loading["mismatched_keys"])[:1]:
         message = (
@@ -86,12 +86,12 @@ def _check_names(setting: str, directory: Path) -> Iterator[Finding]:
         message = f"the weights in {directory} lack {missing[0]} ({len(missing)} missing), which config.json describes"
         yield Finding(setting, message, _SAME_MODEL)
     if extra := sorted(loading["unexpected_keys"]):
-        message = f"the weights have {extra[0]} ({len(extra)} such), which config.json does not describe: left out"
+        message = f"the weights have {extra[0]} ({len(extra)} in all), which config.json does not describe: ignored"
         yield Finding(setting, message, _SAME_MODEL, is_hint=True)
 
 
 def _file_of(directory: Path, name: str) -> Path:
-    """The file with a tensor; the directory if it has another name there."""
+    """The file with a tensor, or the directory if the tensor has another name there."""
     for file in sorted(directory.glob("*.safetensors")):
         if name in read_header(file):
             return file

@@ -1,4 +1,4 @@
-"""What a node has: asked for over ssh before anything is started, answered in one line of JSON.
+"""A program that inspects a node: it runs there over ssh before a run starts, and prints one line of JSON.
 
 launcher.preflight.node_inspection      the first line of the input is a `Question`
 """
@@ -24,37 +24,37 @@ PACKAGES = ("darts-async", "torch", "transformers", "pyzmq", "msgspec", *VLLM.pa
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What is to be looked at on a node."""
+    """What to inspect on a node."""
 
     shared_file: str
     shared_text: str
-    """The file holds this, if the node sees the same `runs_dir`."""
+    """The content of the shared file, if the node sees the same `runs_dir`."""
     host: str
     ports: tuple[int, ...] = ()
-    """That a process is to listen at there."""
+    """Ports at which processes will listen there."""
     paths: dict[str, str] = {}
-    """That have to be there, by the setting that names them."""
+    """Paths that must exist, by the setting that names them."""
     modules: dict[str, str] = {}
-    """That have to be importable, by the setting that names them."""
+    """Modules that must be importable, by the setting that names them."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What there is."""
+    """What the node has."""
 
     python: str
     versions: dict[str, str]
     sees_shared_file: bool
     gpus: list[int]
     unbound: dict[int, str]
-    """Why nothing can listen at a port; port 0 is the host alone."""
+    """Why a process cannot listen at a port; port 0 means the host itself."""
     missing_paths: list[str]
     missing_modules: list[str]
     limits: Limits | None = None
-    """None of another version, which is named for its version."""
+    """None from another version of this program, which is reported for its version."""
 
 
 def versions_here() -> dict[str, str]:
-    """Of the packages that are installed."""
+    """Versions of the installed packages."""
     found = {}
     for package in PACKAGES:
         try:
@@ -83,7 +83,7 @@ def _exists(path: str, setting: str) -> bool:
     try:
         return expanded(path, setting).exists()
     except ConfigError:
-        return False  # a variable that is set where the run is started, and not here
+        return False  # a variable that is only set where the run is started
 
 
 def _holds(path: Path, text: str) -> bool:

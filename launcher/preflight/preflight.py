@@ -1,8 +1,8 @@
-"""Every check that must fail before a process is started: a mistake costs a second, not a cluster's minutes.
+"""Checks a run before any process starts, so that a mistake costs a second and not the time of a cluster.
 
-Checks look at the world (files, ports, what the run brings itself) and at where processes go; what the sections alone
-can tell is checked by `darts_async.config`. Each check returns the problems it finds, and all are shown together. A
-`Problem` that is `here` is one of this machine: another one could run the file. Nothing here imports torch.
+The checks look at files, ports, what the run brings itself and the placement of processes. `darts_async.config` checks
+what follows from the settings alone. Each check returns its problems, and all are shown together. A `Problem` that is
+`here` is one of this machine. This module does not import torch.
 """
 
 import importlib.util
@@ -34,19 +34,19 @@ from launcher.problems import Problem, shown
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What was found before a run."""
+    """The results of all checks."""
 
     problems: tuple[Problem, ...]
-    """Empty when it may start here."""
+    """Empty if the run may start here."""
     hints: tuple[Problem, ...]
-    """What is shown and refuses nothing."""
+    """Problems that are shown and do not prevent a run."""
     prompts: PromptCounts | None
-    """None where they cannot be loaded."""
+    """None if they cannot be loaded."""
 
 
 def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
-    """Look at everything that a run needs. Takes the time of loading the prompts, and where other nodes are to be
-    reached, that of asking them."""
+    """Check everything that a run needs. It takes as long as loading the prompts and, with `reaches_nodes`, asking the
+    other nodes."""
     model, data = tuple(check_model(config)), tuple(check_data_files(config))
     models = local_models(config)
     files = tuple(check_files(models))
@@ -95,8 +95,8 @@ def check_network(config: RunConfig) -> Iterator[Problem]:
     hosts = {config.host_of(node) for node in config.nodes}
     inner = sorted(host for host in hosts if ipaddress.ip_address(host).is_loopback)
     if inner and len(inner) < len(hosts):
-        message = f"{inner[0]} is reached from its own machine alone, but the nodes are at {', '.join(sorted(hosts))}"
-        yield Problem("nodes", message, shown(inner[0]), "give the address at which the others reach it")
+        message = f"{inner[0]} is only reachable from its own machine, but the nodes are at {', '.join(sorted(hosts))}"
+        yield Problem("nodes", message, shown(inner[0]), "give the address at which the other nodes reach it")
     setting, host = _host_setting(config, local_node(config))
     if (reason := why_not_bound(host, 0)) is not None:
         fix = "use 127.0.0.1, or an address that `ip addr` shows"
@@ -104,13 +104,13 @@ def check_network(config: RunConfig) -> Iterator[Problem]:
         return
     for port in link_ports(config) if config.network.base_port else ():
         if (reason := why_not_bound(host, port)) is not None:
-            fix = f"choose a base_port with {len(link_hubs(config))} free ports from it on, or 0 for free ones"
+            fix = f"choose a base_port that begins {len(link_hubs(config))} free ports, or 0 for any free ports"
             value = shown(config.network.base_port)
             yield Problem("network.base_port", f"port {port} {reason}", value, fix, here=True)
 
 
 def check_runs_dir(config: RunConfig) -> Iterator[Problem]:
-    """A directory can be made in `runs_dir`, which itself may still have to be made."""
+    """A directory can be created in `runs_dir`, which need not exist yet."""
     try:
         path = config.runs_path
     except ConfigError as error:
@@ -125,32 +125,32 @@ def check_runs_dir(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_script(config: RunConfig) -> Iterator[Problem]:
-    """The trace of the scripted engine is there."""
+    """The trace of the scripted engine exists."""
     trace = config.generator.script.trace_path if config.generator.script else None
     if not config.generator.capabilities.has_model and trace is not None:
         yield from _check_file("generator.script.trace_path", trace, "give the path of an .npz file, or leave it out")
 
 
 def check_adapters(config: RunConfig) -> Iterator[Problem]:
-    """What trains adapters is installed."""
+    """The package that trains adapters is installed."""
     if config.learner.lora is not None and importlib.util.find_spec("peft") is None:
         fix = "pip install 'darts-async[lora]'"
         yield Problem(
-            "learner.lora", "adapters are trained with peft", f"rank {config.learner.lora.rank}", fix, here=True
+            "learner.lora", "adapters need the package peft", f"rank {config.learner.lora.rank}", fix, here=True
         )
 
 
 def check_ssh(config: RunConfig, places: Mapping[str, Place]) -> tuple[Problem, ...]:
-    """What reaches other nodes is installed."""
+    """The package that reaches other nodes is installed."""
     is_needed = any(place.node != local_node(config).name for place in places.values())
     if not is_needed or importlib.util.find_spec("asyncssh") is not None:
         return ()
     fix = "pip install 'darts-async[ssh]'"
-    return (Problem("nodes", "other nodes are reached by asyncssh", shown(len(config.nodes)), fix, here=True),)
+    return (Problem("nodes", "other nodes need the package asyncssh", shown(len(config.nodes)), fix, here=True),)
 
 
 def check_model(config: RunConfig) -> Iterator[Problem]:
-    """The model's files are there, and its context and vocabulary hold what the run asks for."""
+    """The model's files exist, and its context and vocabulary are large enough."""
     try:
         directory = resolve_model_path(config.model.path, with_weights=False)
     except (ConfigError, ModelError) as error:
@@ -170,13 +170,13 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_data_files(config: RunConfig) -> Iterator[Problem]:
-    """The files are there, and what reads them."""
+    """The files exist, and the package that reads them is installed."""
     for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
         if path is not None:
             yield from _check_file(f"prompts.{setting}", path, "give the path of a file of records")
     if config.prompts.source == "parquet" and importlib.util.find_spec("pyarrow") is None:
         fix = "pip install 'darts-async[data]'"
-        yield Problem("prompts.source", "parquet files are read by pyarrow", "'parquet'", fix, here=True)
+        yield Problem("prompts.source", "parquet files need the package pyarrow", "'parquet'", fix, here=True)
 
 
 def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:
@@ -190,7 +190,7 @@ def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:
 
 
 def _check_places(config: RunConfig, *, reaches_nodes: bool) -> Iterator[Problem]:
-    """There is room for every process, engine and backend suit it, and this machine has its share of it."""
+    """Every process has a place, engine and backend fit it, and this machine has the devices."""
     try:
         places = place_processes(config)
     except PlacementError as error:
@@ -212,7 +212,7 @@ def _check_far_hubs(config: RunConfig, places: Mapping[str, Place]) -> Iterator[
     local = local_node(config).name
     far_hubs = sorted({hub for hub in link_hubs(config).values() if hub in places and places[hub].node != local})
     if far_hubs and not config.network.base_port:
-        message = f"free ports can be looked for on {local} alone, but {', '.join(far_hubs)} listens elsewhere"
+        message = f"free ports can only be found on {local}, but {', '.join(far_hubs)} listens elsewhere"
         yield Problem("network.base_port", message, "0", "set the first of a block of ports that is free everywhere")
 
 
@@ -226,7 +226,7 @@ def _check_address(setting: tuple[str, str]) -> Iterator[Problem]:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        yield Problem(name, "is not an IP address", shown(host), "write it in numbers: 127.0.0.1")
+        yield Problem(name, "is not an IP address", shown(host), "write a numeric address: 127.0.0.1")
         return
     if address.is_unspecified:
         yield Problem(name, "would listen on every interface", shown(host), "name one address")

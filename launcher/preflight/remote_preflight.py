@@ -1,8 +1,8 @@
-"""The nodes other than this one, looked at before anything is started: all at the same time, over ssh.
+"""Checks all other nodes in parallel over ssh before a run starts.
 
-Every process of a run reads the run directory, so all nodes have to see `runs_dir` under one path; they exchange typed
-messages and weights, so Python and the packages that these depend on have to be the same; and what a role needs has to
-be there where it is placed. A node that cannot be reached is a problem like the others.
+Every process reads the run directory, so all nodes must see `runs_dir` under one path. Processes exchange typed
+messages and weights, so Python and the relevant packages must have the same versions. What a role needs must exist on
+its nodes. An unreachable node is a problem like the others.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from launcher.problems import Problem, shown
 
 
 def check_nodes(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
-    """What stands in the way on every node that has processes, this one excepted."""
+    """The problems of every other node that has processes."""
     nodes = [node for node in config.nodes[1:] if any(place.node == node.name for place in places.values())]
     if not nodes:
         return
@@ -49,7 +49,7 @@ def check_nodes(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Prob
 
 
 def problems_of(config: RunConfig, places: Mapping[str, Place], node: NodeConfig, answer: Answer) -> Iterator[Problem]:
-    """What is wrong with a node that has answered. Pure."""
+    """The problems of a node that has answered. Pure."""
     setting = f"nodes: {node.name}"
     yield from _versions(config, node, answer)
     if not answer.sees_shared_file:
@@ -59,7 +59,7 @@ def problems_of(config: RunConfig, places: Mapping[str, Place], node: NodeConfig
     for port, reason in answer.unbound.items():
         if port == 0:
             fix = "give one that `ip addr` shows there"
-            yield Problem(f"{setting}.host", f"is not an address of it: {reason}", shown(node.host), fix, here=True)
+            yield Problem(f"{setting}.host", f"is not an address there: {reason}", shown(node.host), fix, here=True)
         elif 0 not in answer.unbound:
             fix = "choose a base_port that is free there too"
             value = shown(config.network.base_port)
@@ -81,7 +81,7 @@ def _versions(config: RunConfig, node: NodeConfig, answer: Answer) -> Iterator[P
     here, setting = platform.python_version(), f"nodes: {node.name}.python"
     if here.split(".")[:2] != answer.python.split(".")[:2]:
         message = f"{node.name} has Python {answer.python}, but this machine has {here}"
-        yield Problem(setting, message, shown(python_of(config, node.name)), "use one of the same version", here=True)
+        yield Problem(setting, message, shown(python_of(config, node.name)), "use the same version", here=True)
     ours = versions_here()
     for package in sorted(ours.keys() | answer.versions.keys()):
         mine, theirs = ours.get(package), answer.versions.get(package)
@@ -166,7 +166,7 @@ async def _ask(config: RunConfig, node: NodeConfig, question: Question) -> Answe
 
 @contextlib.contextmanager
 def _shared_file(config: RunConfig) -> Iterator[tuple[Path, str]]:
-    """A file in `runs_dir` that nobody can have by chance."""
+    """A file in `runs_dir` with a random name and text, by which nodes show that they see the directory."""
     directory = config.runs_path
     made = [parent for parent in (directory, *directory.parents) if not parent.exists()]
     directory.mkdir(parents=True, exist_ok=True)
@@ -177,5 +177,5 @@ def _shared_file(config: RunConfig) -> Iterator[tuple[Path, str]]:
         yield path, text
     finally:
         path.unlink(missing_ok=True)
-        for parent in made:  # `validate` leaves nothing behind
+        for parent in made:  # `validate` leaves no files
             parent.rmdir()

@@ -1,8 +1,8 @@
-"""Limits that a system puts on processes, held against what the plan needs: found before a start, and not at its worst
-moment as "too many open files" or a thread that cannot be made.
+"""Compares the system's limits on processes with what the plan needs, so that a run does not fail later with "too many
+open files" or without threads.
 
-What is needed follows from the settings, with constants of about twice what the processes of whole runs of the shipped
-configurations were seen to take. A limit that is not set is None: it holds whatever is needed.
+The needs follow from the settings, with constants of about twice what was measured in runs of the shipped
+configurations. A limit that is not set is None.
 """
 
 import os
@@ -24,11 +24,11 @@ _MIB = 1 << 20
 _FILES = 96
 """Open files of a process that has no peer: logs, the event loop, libraries, the pieces of a model."""
 _FILES_PER_PEER = 6
-"""Sockets of the links, of a weight group that goes and one that comes, and pipes."""
+"""Further open files for each peer: sockets of the links and of two weight groups, and pipes."""
 _THREADS = 40
-"""Of a process, beside those that compute: ZeroMQ's, gloo's, and of the pool that work is given to."""
+"""Threads of a process that do not compute: those of ZeroMQ, gloo and the thread pool."""
 _ADDRESS_SPACE_BYTES = 4096 * _MIB
-"""Of a process without a model: the libraries."""
+"""Address space of a process without a model: the libraries."""
 _BYTES_PER_THREAD = 72 * _MIB
 """Of address space: its stack, and the arena that the C library keeps for it."""
 _NCCL_SHM_BYTES = 32 * _MIB
@@ -36,16 +36,16 @@ _NCCL_SHM_BYTES = 32 * _MIB
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a machine allows."""
+    """The limits of a machine."""
 
     open_files: int | None
-    """Of a process, after it has raised its soft limit to the hard one."""
+    """Limit of a process, after it has raised its soft limit to the hard limit."""
     threads: int | None
-    """Of this user."""
+    """Limit of this user."""
     threads_now: int
-    """That this user has already."""
+    """Threads that this user has now."""
     address_space_bytes: int | None
-    """Of a process."""
+    """Limit of a process."""
     shm_bytes: int | None
     """Free in /dev/shm; None if there is none."""
 
@@ -56,12 +56,12 @@ class Need(msgspec.Struct, frozen=True):
     open_files: int
     threads: int
     address_space_bytes: int | None
-    """None: as much as there is."""
+    """None: unlimited."""
     shm_bytes: int
 
 
 def limits_here() -> Limits:
-    """Of this process, and so of all that it starts."""
+    """The limits of this process, which its children inherit."""
     threads = None if os.geteuid() == 0 else _hard(resource.RLIMIT_NPROC)  # the kernel does not hold root to it
     return Limits(
         open_files=_hard(resource.RLIMIT_NOFILE),
@@ -73,11 +73,11 @@ def limits_here() -> Limits:
 
 
 def weight_bytes(config: RunConfig) -> int:
-    """Of the model's files; 0 of those that are not on this machine yet."""
+    """Size of the model's files; 0 if they are not on this machine yet."""
     try:
         directory = resolve_model_path(config.model.path, with_weights=False)
     except ModelError:
-        return 0  # told by the check of the model
+        return 0  # the check of the model reports it
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
 
@@ -96,7 +96,7 @@ def need_of(config: RunConfig, places: Mapping[str, Place], node: str, num_weigh
 
 
 def check_limits(need: Need, limits: Limits, node: str) -> Iterator[Problem]:
-    """The limits of a machine that are too low for what the plan needs on it."""
+    """The limits of a machine that are too low for the plan."""
     place = f"nodes: {node}"
     if limits.open_files is not None and limits.open_files < need.open_files:
         message = f"a process may have {limits.open_files} open files on {node}, and this plan needs {need.open_files}"
@@ -116,7 +116,7 @@ def check_limits(need: Need, limits: Limits, node: str) -> Iterator[Problem]:
 def _check_memory(need: Need, limits: Limits, node: str) -> Iterator[Problem]:
     place, allowed = f"nodes: {node}", limits.address_space_bytes
     if allowed is not None and (need.address_space_bytes is None or allowed < need.address_space_bytes):
-        wanted = "all there is" if need.address_space_bytes is None else f"{need.address_space_bytes // 1024} KiB"
+        wanted = "no limit" if need.address_space_bytes is None else f"{need.address_space_bytes // 1024} KiB"
         number = "unlimited" if need.address_space_bytes is None else need.address_space_bytes // 1024
         message = f"a process may have {allowed // 1024} KiB of address space on {node}, and this plan needs {wanted}"
         yield Problem(

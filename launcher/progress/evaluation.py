@@ -1,12 +1,12 @@
-"""What an evaluation says: rewards, pass@k and lengths of the held-out prompts under one version.
+"""Summarises an evaluation: rewards, pass@k and lengths of the held-out prompts under one policy version.
 
     pass@k = mean over prompts of 1 - C(n - c, k) / C(n, k)
 
-for n samples of a prompt of which c pass, is the chance that one of k passes, without the bias of drawing the k from
-the n (Chen et al. 2021, arXiv 2107.03374, equation 1). A sample passes with a reward above `PASS_ABOVE`. A prompt with
-fewer than k samples that were judged says nothing about pass@k and is left out.
+for n samples of a prompt of which c pass. It estimates without bias the probability that one of k samples passes (Chen
+et al. 2021, arXiv 2107.03374, equation 1). A sample passes with a reward above `PASS_ABOVE`. A prompt with fewer than k
+scored samples is left out of pass@k.
 
-Samples of one prompt resemble one another, so the standard error of the mean reward is that of the prompts' means.
+Samples of one prompt are correlated, so the standard error of the mean reward is computed over the prompts' means.
 """
 
 import math
@@ -27,7 +27,7 @@ class EvaluationSummary(msgspec.Struct, frozen=True):
 
     policy_version: int
     newest_version: int
-    """Tokens may be of versions from `policy_version` to this one: weights were updated meanwhile."""
+    """Tokens are of versions from `policy_version` to this one, if weights were updated meanwhile."""
     num_samples: int
     reward: float
     reward_standard_error: float | None
@@ -39,15 +39,15 @@ class EvaluationSummary(msgspec.Struct, frozen=True):
     length_p50: float
     length_p99: float
     num_skipped: int
-    """Evaluations that came due while this one was under way."""
+    """Evaluations that became due while this one was running, and were skipped."""
 
     @property
     def headline_pass_at(self) -> dict[int, float]:
-        """Of the smallest and the largest k."""
+        """pass@k of the smallest and the largest k."""
         return {k: self.pass_at[k] for k in sorted({min(self.pass_at), max(self.pass_at)})}
 
     def metrics(self) -> dict[str, float]:
-        """By name, as `metrics.jsonl` has them; what cannot be said is absent."""
+        """The metrics by name, as in `metrics.jsonl`. Unknown ones are absent."""
         values = {
             "reward/mean": self.reward,
             "reward/standard_error": self.reward_standard_error,
@@ -65,12 +65,12 @@ class Gain(msgspec.Struct, frozen=True):
 
     reward: float
     standard_error: float | None
-    """Of the mean over prompts of the paired differences."""
+    """Standard error of the mean of the paired differences between prompts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One evaluation, sample by sample, one at least."""
+    """One evaluation, sample by sample. It has at least one sample."""
 
     policy_version: int
     newest_version: int
@@ -87,7 +87,7 @@ class Evaluation:
 
     @classmethod
     def of_line(cls, line: dict[str, Any]) -> Self:
-        """What a line of `metrics.jsonl` tells. Raises `KeyError` or `ValueError` where it does not."""
+        """The evaluation in a line of `metrics.jsonl`. Raises `KeyError` or `ValueError` if it is invalid."""
         return cls(
             line["policy_version"],
             line["newest_version"],
@@ -133,14 +133,15 @@ class Evaluation:
 
 
 def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
-    """The chance that one passes of k drawn from `num_samples` without replacement, `num_passed` of which pass."""
+    """The probability that one of k samples passes, drawn without replacement from `num_samples`, of which `num_passed`
+    pass."""
     if not 1 <= k <= num_samples:
         raise ValueError(f"pass@{k} of {num_samples} samples; k is from 1 to the number of samples")
     return 1.0 - math.comb(num_samples - num_passed, k) / math.comb(num_samples, k)
 
 
 def gain_between(before: Evaluation, after: Evaluation) -> Gain:
-    """The standard error is of the paired differences between prompts: the held-out prompts are the same."""
+    """The gain between two evaluations on the same held-out prompts."""
     first, last = before.prompt_rewards(), after.prompt_rewards()
     differences = [last[prompt] - first[prompt] for prompt in first.keys() & last.keys()]
     return Gain(float(after.rewards.mean() - before.rewards.mean()), _standard_error(differences))
@@ -163,5 +164,5 @@ def evaluation_text(evaluation: EvaluationSummary) -> str:
 
 
 def _standard_error(values: list[float]) -> float | None:
-    """Of the mean; None of fewer than two values."""
+    """Standard error of the mean; None for fewer than two values."""
     return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None

@@ -1,7 +1,7 @@
-"""What the live view shows, as plain data: updated by messages, rendered by `view`, read by `summary`.
+"""The data of the live view: updated by messages, rendered by `view`, read by `summary`.
 
-Its size does not grow with the number of steps: of a metric that is shown there is a `Trend`, of an evaluation the
-summary, and the samples of the first and the last one alone. All that was measured is in `metrics.jsonl`.
+Its size does not grow with the number of steps. It keeps a `Trend` of each metric that is shown, the summary of each
+evaluation, and the samples of only the first and the last evaluation. `metrics.jsonl` has all measurements.
 """
 
 from collections import deque
@@ -18,10 +18,10 @@ from launcher.terminal import printable
 REWARD_METRIC = "reward/pool_mean"
 LENGTH_METRIC = "length/pool_mean"
 STALENESS_METRIC = "staleness/mean"
-"""Names in `StepCompleted.metrics` of what is shown. Reward and length are of all samples, before selection."""
+"""The metrics of `StepCompleted.metrics` that are shown. Reward and length are of all samples, before selection."""
 
 IDLE_STAGE = "idle"
-"""Key of `busy_s` for the time in which no stage was under way; without it, what the stages leave of the uptime."""
+"""Key of `busy_s` for the time without any stage. Without it, idle time is the uptime minus the stages."""
 
 SHOWN_METRICS = (REWARD_METRIC, LENGTH_METRIC)
 _MAX_NOTICES = 4
@@ -31,8 +31,8 @@ _RATE_WINDOW_S = 5.0
 
 @dataclass(slots=True)
 class Trend:
-    """The course of a metric in a bounded number of points: the mean of every so many steps, twice as many each time
-    that the points become too many. A step that is taken again counts again."""
+    """The history of a metric in a bounded number of points. Each point is a mean over the same number of steps, which
+    doubles when there are too many points. A repeated step counts again."""
 
     first: float | None = None
     last: float | None = None
@@ -52,7 +52,7 @@ class Trend:
                 self._put(point // 2, total, number)
 
     def values(self) -> list[float]:
-        """From the first step to the last."""
+        """The points, from the first step to the last."""
         return [total / number for _, (total, number) in sorted(self._points.items())]
 
     def _put(self, point: int, total: float, number: int) -> None:
@@ -62,7 +62,7 @@ class Trend:
 
 @dataclass(slots=True)
 class ProcessRow:
-    """One process as it is shown."""
+    """One process in the live view."""
 
     name: str
     state: str = "starting"
@@ -74,20 +74,20 @@ class ProcessRow:
     loop_lag_max_s: float = 0.0
     incarnation: int = 1
     first_incarnation: int = 1
-    """Of this life of the run."""
+    """The first incarnation of this life of the run."""
     restart_at_s: float | None = None
-    """When it is started again, while it is gone."""
+    """When it restarts, while it is absent."""
     away_since_s: float | None = None
-    """Since when it does not do its work, until it does it again."""
+    """Since when it has not done its work."""
     ended: bool = False
     left_cleanly: bool = False
-    """Its last words have been heard: its count of tokens is complete."""
+    """It left in order, so its count of tokens is complete."""
     _window: deque[tuple[float, int, float]] = field(default_factory=lambda: deque(maxlen=64))
     """Uptime, tokens and idle seconds of recent statuses."""
 
     @property
     def tokens_per_s(self) -> float:
-        """Over the last few seconds."""
+        """Tokens per second over the last few seconds."""
         elapsed_s, num_tokens, _ = self._window_change()
         return num_tokens / elapsed_s if elapsed_s > 0 else 0.0
 
@@ -104,11 +104,11 @@ class ProcessRow:
 
     @property
     def restarts(self) -> int:
-        """How often it was started again."""
+        """How often it was restarted."""
         return self.incarnation - self.first_incarnation
 
     def begin(self, incarnation: int) -> None:
-        """The process was started again: it counts from zero."""
+        """The process was restarted and counts from zero."""
         self.incarnation, self.state = incarnation, "starting"
         self.restart_at_s, self.ended, self.left_cleanly = None, False, False
         self.policy_version, self.num_tokens, self.num_in_flight = -1, 0, 0
@@ -133,7 +133,7 @@ class ProcessRow:
 
 
 class RunView:
-    """Everything that is known about a run while it goes. Times are of the caller's monotonic clock."""
+    """All that is known about a live run. Times are of the caller's monotonic clock."""
 
     def __init__(self, plan: RunPlan, *, name: str, run_dir: str, total_steps: int, now_s: float) -> None:
         self.name, self.run_dir, self.total_steps = name, run_dir, total_steps
@@ -153,7 +153,7 @@ class RunView:
     def recall(
         self, first_incarnations: Mapping[str, int], lines: Iterable[StepLine], evaluations: Iterable[Evaluation]
     ) -> None:
-        """What was before this life of the run."""
+        """Take over what is known of the earlier lives of the run."""
         for name in self.rows.keys() & first_incarnations.keys():  # another life may have other processes
             self.rows[name].first_incarnation = first_incarnations[name]
         for line in lines:
@@ -163,11 +163,11 @@ class RunView:
             self._keep_evaluation(evaluation)
 
     def take_start(self, name: str, incarnation: int) -> None:
-        """A process was started again."""
+        """A process was restarted."""
         self.rows[name].begin(incarnation)
 
     def take_status(self, name: str, status: ProcessStatus) -> None:
-        """A heartbeat of a process, of its present incarnation."""
+        """A status of the current incarnation of a process."""
         self.rows[name].update(status)
 
     def take_step(self, line: StepLine, now_s: float) -> bool:
@@ -206,27 +206,27 @@ class RunView:
         row.state, row.ended, row.num_in_flight, row.left_cleanly = printable(text), True, 0, left_cleanly
 
     def take_restart(self, name: str, at_s: float | None, now_s: float, *, needs_room: bool = False) -> None:
-        """A process that has ended now is started again then, or as soon as the disk has room, or not."""
+        """A process that has ended restarts at `at_s`, or once the disk has space, or never."""
         row = self.rows[name]
         row.restart_at_s = None if needs_room else at_s
         if needs_room:
-            row.state = "waits for room"
+            row.state = "waits for space"
         if at_s is None:
             row.away_since_s = None
         elif row.away_since_s is None:
             row.away_since_s = now_s
 
     def take_service(self, name: str) -> None:
-        """A process that was started again does its work."""
+        """A restarted process works again."""
         self.rows[name].away_since_s = None
 
     @property
     def tokens_decoded(self) -> int:
-        """The generators' own count, of those that have said their last word."""
+        """The own count of the generators that left in order."""
         return sum(row.num_tokens for row in self.generators if row.left_cleanly)
 
     def tokens_received(self, tokens_by_generator: Mapping[str, Mapping[int, int]]) -> int:
-        """What came of the generators that ended early: nobody has their own count.
+        """Tokens received from the generators that ended early, whose own counts are lost.
 
         Args:
             tokens_by_generator: the shaper's count, {name: {incarnation: tokens}}.
@@ -241,7 +241,7 @@ class RunView:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all generators."""
+        """Tokens per second of all generators."""
         return sum(row.tokens_per_s for row in self.generators if not row.ended)
 
     @property
@@ -261,7 +261,7 @@ class RunView:
             self.notices.append(text)
 
     def remaining_s(self, now_s: float) -> float | None:
-        """Time to the last step, from the mean time of the steps after the first. None before, and at the end."""
+        """Time to the last step, from the mean time of the steps after the first. None before that, and at the end."""
         num_timed = self.num_steps - self._num_steps_before
         if self.first_step_at_s is None or self.last_step_at_s is None or num_timed < 2:
             return None

@@ -1,9 +1,8 @@
-"""Metrics of one optimiser step come from several processes; here they become one line.
+"""Merges the metrics of one optimiser step, which come from several processes, into one line.
 
-A step is complete when every process has spoken as often as it does about each step, and lines leave in the
-order of the steps. A report that is late or lost holds a line back for `MAX_OPEN_STEPS` steps only; what comes
-afterwards leaves at once, as a further line of the same step. So readers merge the lines of a step, and a later one
-wins: that of a step which a restarted learner has taken again.
+A step is complete when every process has sent its expected number of reports. Lines leave in the order of the steps. A
+late or lost report delays a line by at most `MAX_OPEN_STEPS` steps. A report after that leaves at once, as a further
+line of the same step. So readers merge the lines of a step, and later values win; a restarted learner repeats steps.
 """
 
 from collections import Counter
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 MAX_OPEN_STEPS = 4
-"""Steps that wait for a reporter at most."""
+"""Most steps that wait for a report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +28,13 @@ class _Open:
 
 
 class StepMerger:
-    """Joins the reports of a step. `expected` is how often each process speaks about a step."""
+    """Merges the reports of a step. `expected` is the number of reports of each process about a step."""
 
     def __init__(self, expected: Mapping[str, int]) -> None:
         self._expected = Counter(expected)
         self._open: dict[int, _Open] = {}
         self._last = -1
-        """The latest step of which a line has left."""
+        """The latest step whose line has left."""
 
     def add(self, reporter: str, step: int, metrics: dict[str, float]) -> list[StepLine]:
         """Take one report; returns the lines that are ready."""
@@ -47,7 +46,7 @@ class StepMerger:
         return list(self._take_ready())
 
     def flush(self) -> list[StepLine]:
-        """All lines that are still waiting, complete or not."""
+        """All lines that still wait, complete or not."""
         return [self._take(step) for step in sorted(self._open)]
 
     def _take_ready(self) -> Iterator[StepLine]:

@@ -1,9 +1,8 @@
-"""What the launcher takes from the processes of a run: a message that cannot be meant is refused, its sender killed.
+"""Validates messages to the launcher: an invalid message is refused, and its sender is killed.
 
-A process has a key of its own, so a message is of the process that it names; whether it is true is another question.
-The launcher believes each process about itself, the shaper about the run, and a process about another only where it may
-judge it (`may_accuse`), or where others say the same (`Accusations`): one that is wrong could have every other one
-restarted otherwise.
+Each process has its own key, so the sender of a message is certain, but its content may be wrong. The launcher believes
+each process about itself and the shaper about the run. It believes an accusation of another process only if the accuser
+may make it (`may_accuse`) or others agree (`Accusations`). Otherwise a faulty process could restart all others.
 """
 
 import math
@@ -26,16 +25,16 @@ from darts_async.topology.plan import RunPlan
 from darts_async.topology.roles import LAUNCHER, judge_each_other, role_of
 
 MAX_NAME_CHARACTERS = 200
-"""Of a metric, a stage, a state."""
+"""Longest name of a metric, a stage or a state."""
 MAX_NAMES = 10_000
 """Metrics of a step, or stages of a process."""
 
 
 class Boundary:
-    """Holds messages against the plan.
+    """Checks messages against the plan.
 
     Args:
-        plan: of the run.
+        plan: the plan of the run.
         num_steps: optimiser steps of the run.
     """
 
@@ -104,18 +103,18 @@ class Boundary:
         return None
 
     def _finished(self, message: RunFinished) -> str | None:
-        counts = [*message.tokens_by_fate.values(), *message.samples_by_fate.values(), message.num_steps]
+        counts = [*message.tokens_by_outcome.values(), *message.samples_by_outcome.values(), message.num_steps]
         counts += [*message.tokens_by_staleness.values(), *message.failed_rewards.values(), message.num_rewards]
         counts += [count for tokens in message.tokens_by_generator.values() for count in tokens.values()]
         if not _are_counts(counts) or message.num_steps > self._num_steps:
             return f"counts below zero, or {message.num_steps} steps of {self._num_steps}"
         kinds = [*message.failed_rewards, *message.first_failures]
-        return _names([*message.tokens_by_fate, *message.samples_by_fate, *message.tokens_by_generator, *kinds])
+        return _names([*message.tokens_by_outcome, *message.samples_by_outcome, *message.tokens_by_generator, *kinds])
 
     def _accusation(self, name: str, message: PeerRefused) -> str | None:
         talk = any(self._talk(one, other) for one, other in ((name, message.name), (message.name, name)))
         if not talk or message.name == LAUNCHER:
-            return f"it refuses {message.name[:MAX_NAME_CHARACTERS]!r}, with which it has nothing to do"
+            return f"it accuses {message.name[:MAX_NAME_CHARACTERS]!r}, which has no link to it"
         return None
 
 
@@ -124,7 +123,7 @@ def _are_counts(numbers: Iterable[int]) -> bool:
 
 
 def _names(names: Iterable[str]) -> str | None:
-    """They are shown and written, so they are few, short and of one line."""
+    """Check that names are few, short and on one line, because they are shown and written."""
     for number, name in enumerate(names):
         if number >= MAX_NAMES:
             return f"more than {MAX_NAMES} names"

@@ -1,10 +1,9 @@
-"""Signals that end a run in order: Ctrl-C, SIGTERM, and SIGHUP, which comes when the terminal goes.
+"""Catches the signals that end a run in order: Ctrl-C, SIGTERM, and SIGHUP (the terminal was closed).
 
-They are caught for as long as a run has anything that must not be left: what comes at the very end does no more harm
-than what comes in the middle. SIGHUP stays ignored where it is (`nohup`).
+They are caught until all processes of the run have ended, so a late signal does no harm. If SIGHUP is ignored
+(`nohup`), it stays ignored.
 
-A terminal or a pipe that is gone does not end a run by an error: what is written to it is lost, and so it
-is while the disk is full that the output goes to.
+A run does not fail because its terminal or pipe is gone, or because its output is on a full disk: the output is lost.
 """
 
 import asyncio
@@ -23,30 +22,35 @@ _MOST = 16
 
 
 class CaughtSignals:
-    """Signals that have come, in order; more than a few that are not heard are as good as these."""
+    """Signals that have arrived, in order; at most a few."""
 
     def __init__(self) -> None:
         self._unheard = deque[signal.Signals](maxlen=_MOST)
         self._hear: Callable[[signal.Signals], None] = self._unheard.append
 
     def come(self, number: signal.Signals) -> None:
-        """One has come."""
+        """A signal has arrived."""
         self._hear(number)
 
     def tell(self, hear: Callable[[signal.Signals], None]) -> None:
-        """Tell of those that have come, and from now on of each at once."""
+        """Report the signals that have arrived, and from now on each signal at once."""
         self._hear = hear
         while self._unheard:
             hear(self._unheard.popleft())
 
+    def keep(self) -> None:
+        """From now on keep those that come, for whoever asks next to be told of them."""
+        self._hear = self._unheard.append
+
     def ignore(self) -> None:
-        """Nothing more is to be done about any."""
+        """Ignore all further signals."""
         self._hear = lambda number: None
 
 
 @contextlib.contextmanager
-def caught_signals() -> Iterator[CaughtSignals]:
-    """Inside, none of them ends the process."""
+def caught_signals(*, ignored_afterwards: bool = False) -> Iterator[CaughtSignals]:
+    """Inside, none of them ends the process; `ignored_afterwards`: nor later on, for a process that only has to say how
+    it has ended."""
     loop, caught = asyncio.get_running_loop(), CaughtSignals()
     numbers = [number for number in _ENDING if number != signal.SIGHUP or not _is_ignored(number)]
     for number in numbers:
@@ -56,6 +60,8 @@ def caught_signals() -> Iterator[CaughtSignals]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+            if ignored_afterwards:
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _is_ignored(number: signal.Signals) -> bool:
@@ -64,13 +70,13 @@ def _is_ignored(number: signal.Signals) -> bool:
 
 def reason_of(number: signal.Signals) -> str:
     """Why the run was stopped, in words."""
-    names = {signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP (the terminal is gone)"}
+    names = {signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP (the terminal was closed)"}
     return f"stopped by {names.get(number, number.name)}"
 
 
 @contextlib.contextmanager
 def outliving_readers() -> Iterator[None]:
-    """Inside, whatever happens to the terminal or the pipe, writing to standard output and error does not fail."""
+    """Inside the block, writing to standard output and standard error never fails."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _Outliving(stream)) for stream in before)
     try:
@@ -80,19 +86,19 @@ def outliving_readers() -> Iterator[None]:
 
 
 class _Outliving:
-    """A stream that has lost its reader takes what is written and keeps nothing."""
+    """A stream that discards its output once its reader is gone."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """As if it were written."""
+        """Write, or discard the text."""
         with self._failing():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """As if it were flushed."""
+        """Flush, or do nothing."""
         with self._failing():
             self._stream.flush()
 
@@ -104,7 +110,7 @@ class _Outliving:
         try:
             yield
         except OSError as error:
-            if error.errno in _GONE:  # or the interpreter would fail to flush it at the very end
+            if error.errno in _GONE:  # otherwise the interpreter fails to flush it at exit
                 _discard(self._stream.fileno())
 
 

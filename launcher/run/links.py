@@ -1,5 +1,4 @@
-"""The launcher's links, as narrow as a run needs them: hear every process and the agent of every node, tell one to
-leave, order something of a node."""
+"""The launcher's links: receive from processes and node agents, ask processes to leave, and send orders to nodes."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -19,7 +18,7 @@ from launcher.nodes.node_messages import Order, Report
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """The connection to a process is down; it may come back."""
+    """The connection to a process is down, perhaps for a time."""
 
     reason: str
 
@@ -31,14 +30,14 @@ class Presence:
 
 @dataclass(frozen=True, slots=True)
 class Gibberish:
-    """What was sent is not a message of the link, and is lost."""
+    """A frame that is not a message of the link. It is lost."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class HeardOfNode:
-    """Something came from this incarnation of the agent of a node."""
+    """A message or event of this incarnation of the agent of a node."""
 
     node: str
     incarnation: int
@@ -47,7 +46,7 @@ class HeardOfNode:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Something came from a process, from this incarnation of it."""
+    """A message or event of this incarnation of a process."""
 
     process: str
     incarnation: int
@@ -58,19 +57,19 @@ class Control(Protocol):
     """Messages from and to the processes of a run."""
 
     async def receive(self, timeout_s: float) -> list[Heard | HeardOfNode]:
-        """What has arrived, in order; empty after `timeout_s` without anything."""
+        """What has arrived, in order; empty if nothing arrives within `timeout_s`."""
 
     def send(self, process: str, message: LauncherToProcess) -> None:
-        """Have a message delivered. A process that is gone does not get it, and that is no error."""
+        """Send a message. It is not an error if the process has ended."""
 
     def forget(self, process: str) -> None:
-        """A process has ended: what it did not acknowledge is for nobody."""
+        """A process has ended: drop the messages that it did not acknowledge."""
 
     def order(self, node: str, order: Order) -> None:
-        """Have an order delivered to the agent of a node, or to the next one there."""
+        """Send an order to the agent of a node, or to its successor."""
 
     def forget_node(self, node: str) -> None:
-        """A node is given up: what its agent did not acknowledge is not delivered when it comes back."""
+        """A node is given up: drop the orders that its agent did not acknowledge."""
 
 
 class LinkControl:
@@ -82,7 +81,7 @@ class LinkControl:
         self._mailbox = mailbox
 
     async def receive(self, timeout_s: float) -> list[Heard | HeardOfNode]:
-        """What has arrived. Acknowledges what the call before returned."""
+        """What has arrived. Acknowledges what the previous call returned."""
         heard: list[Heard | HeardOfNode] = []
         for event in await self._mailbox.receive(timeout_s):
             if event.link == AGENTS_LINK.name:
@@ -98,7 +97,7 @@ class LinkControl:
         return heard
 
     def send(self, process: str, message: LauncherToProcess) -> None:
-        """Queue a message; a process that is not connected yet gets it when it is."""
+        """Queue a message. A process that is not connected yet gets it later."""
         self._link.send(process, message)
 
     def forget(self, process: str) -> None:
@@ -129,8 +128,8 @@ def _of_node(event: Event) -> HeardOfNode:
 
 @contextlib.asynccontextmanager
 async def open_control(plan: RunPlan, run_dir: Path, config: TransportConfig, life: int = 1) -> AsyncIterator[Control]:
-    """Bind both links; `life` is which start of the launcher this is. Raises `TransportError` if an address cannot be
-    bound."""
+    """Bind both links; `life` numbers the starts of the launcher. Raises `TransportError` if an address is not
+    available."""
     keys = load_keys(run_dir / KEYS_DIR, LAUNCHER)
     mailbox = Mailbox()
     endpoint = Endpoint(name=LAUNCHER, incarnation=life, keys=keys, config=config, mailbox=mailbox)

@@ -2,13 +2,12 @@
 
     bind the links -> start nodes and processes -> hear them until all have left, or had their time -> end the nodes
 
-`Course` decides about processes and `Fleet` about nodes, `RunView` remembers, `Display` shows; this module only moves
-messages between them, the links and whoever asks from another terminal. All handlers are synchronous, so nothing
-interleaves inside one. On every way out of here no process is left on a node that can be reached, and `state.json` says
-how the run ended.
+`RunLifecycle` decides about processes and `Fleet` about nodes, `RunView` keeps the data of the screen, and `Display`
+shows it. This module only moves messages between them, the links and other terminals. All handlers are synchronous, so
+they do not interleave. However a run ends, no process is left on a reachable node, and `state.json` says how it ended.
 
-The first signal ends the run in order; the second kills every process at once. SIGHUP is never the second: when a
-terminal goes, the kernel and the shell send one each.
+The first signal ends the run in order; the second kills every process at once. SIGHUP never counts as the second,
+because both the kernel and the shell send one when a terminal is closed.
 """
 
 import asyncio
@@ -37,6 +36,7 @@ from darts_async.protocol import (
     StepCompleted,
     TakeUpAgain,
 )
+from darts_async.reward.worker_messages import failure_text
 from darts_async.telemetry import logging_to
 from darts_async.topology.plan import RunPlan
 from darts_async.topology.roles import LAUNCHER, SHAPER, agent_name
@@ -46,20 +46,20 @@ from launcher.analysis.earlier_lives import NO_PAST, Past
 from launcher.control.control_socket import serving_requests
 from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
 from launcher.display.status import run_status
-from launcher.display.summary import Summary, failure_text, summarise
+from launcher.display.summary import Summary, summarise
 from launcher.display.view import Display
 from launcher.lifecycle.lifecycle import (
     Action,
     AskToLeave,
     AskToStop,
-    Course,
     Drop,
     Kill,
     Limits,
     Lost,
     Notice,
-    Outcome,
     RestartRefused,
+    RunLifecycle,
+    RunOutcome,
     Serves,
     Start,
     Stop,
@@ -74,7 +74,7 @@ from launcher.progress.evaluation import evaluation_text
 from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepLine, StepMerger
 from launcher.run.boundary import Boundary
-from launcher.run.interrupts import CaughtSignals, caught_signals, reason_of
+from launcher.run.interrupts import CaughtSignals, reason_of
 from launcher.run.links import Control, Gibberish, Heard, HeardOfNode, Presence, Silence
 from launcher.run_dir.growing_files import flushed
 from launcher.run_dir.logs import last_words
@@ -83,9 +83,9 @@ from launcher.sinks.recorder import Recorder, recorded
 from launcher.sinks.sink import UserSink, close_all
 
 NODE_ENDS_WITHIN_S = 20.0
-"""After the grace of its processes: they are killed, and the last reports are delivered."""
+"""Time after the grace of the processes, to kill them and deliver the last reports."""
 LEASE_MARGIN_S = 10.0
-"""A node is given up so long after its lease is over: it ends what runs there, and clocks differ."""
+"""Time between the end of a node's lease and giving up the node: it ends its processes meanwhile, and clocks differ."""
 LOOK_FOR_ROOM_S = 1.0
 _TICK_S = 0.25
 
@@ -100,7 +100,7 @@ class Run:
     control: Control
     nodes: Nodes
     fleet: Fleet
-    course: Course
+    lifecycle: RunLifecycle
     view: RunView
     display: Display
     recorder: Recorder
@@ -109,30 +109,30 @@ class Run:
     signals: CaughtSignals
     boundary: Boundary
     _num_orders: int = field(default=0, init=False)
-    """Signals that somebody has sent on purpose."""
+    """Number of intended signals (not SIGHUP)."""
     _nodes_seen: set[str] = field(default_factory=set, init=False)
     _unwritten: str = field(default="", init=False)
-    """Why metrics and events do not come to the disk, if they do not."""
+    """Why metrics and events cannot be written, if they cannot."""
     _look_for_room_at_s: float = field(default=0.0, init=False)
 
-    async def conduct(self) -> Outcome:
+    async def conduct(self) -> RunOutcome:
         """Start everything, and return when everything has ended."""
         self._do(self.fleet.begin(_now_s()))
         for spec in self.plan.processes:
-            self._start(spec.name, self.course.incarnation(spec.name))
+            self._start(spec.name, self.lifecycle.incarnation(spec.name))
         self.signals.tell(self._interrupt)
-        while not self.course.over(_now_s()):
+        while not self.lifecycle.over(_now_s()):
             await self._turn(_TICK_S)
         await self._end()
-        assert self.course.outcome is not None
-        if not self.course.outcome.goes_on:  # else a signal still means that it is not to
+        assert self.lifecycle.outcome is not None
+        if not self.lifecycle.outcome.goes_on:  # else a signal still means that it is not to
             self.signals.ignore()
-        return self.course.outcome
+        return self.lifecycle.outcome
 
     def _start(self, name: str, incarnation: int) -> None:
         """Start a process, as this incarnation."""
         self.view.take_start(name, incarnation)
-        self.course.ordered(name, _now_s())
+        self.lifecycle.ordered(name, _now_s())
         self._do(self.fleet.start(name, incarnation))
 
     async def _turn(self, timeout_s: float) -> None:
@@ -144,13 +144,13 @@ class Run:
         for news in self.nodes.take_news():
             self._take_news(news)
         self._do(self.fleet.tick(_now_s()))
-        self._act(self.course.tick(_now_s(), has_room=self._has_room()))
+        self._act(self.lifecycle.tick(_now_s(), has_room=self._has_room()))
         self._settle()
         self.display.refresh(self.view, _now_s())
 
     def _has_room(self) -> bool:
-        """Whether the disk has room, as far as anything waits for that; it is looked at once a second."""
-        if not self.course.needs_room:
+        """Whether the disk has space. It is only checked if a process waits for space, once a second."""
+        if not self.lifecycle.needs_room:
             return True
         if (now_s := _now_s()) < self._look_for_room_at_s:
             return False
@@ -158,16 +158,16 @@ class Run:
         return has_room(self.recorder.run_dir)
 
     def _settle(self) -> None:
-        """Write down what the disk did not take before, and say what became of other sinks."""
+        """Write what did not fit on the disk before, and show notices of other sinks."""
         before, self._unwritten = self._unwritten, self.recorder.settle()
         if self._unwritten and not before:
-            self.note(f"{self._unwritten}: it is kept until there is room")
+            self.note(f"{self._unwritten}: lines are kept until there is space")
         for text in self.recorder.sink_notices():
             self.note(text)
 
     async def _end(self) -> None:
-        """End the nodes, and hear them out: who leaves in order waits for its last words to be acknowledged."""
-        self.course.overdue()
+        """End the nodes, and receive their last messages: a process that leaves in order waits for acknowledgement."""
+        self.lifecycle.overdue()
         self._do(self.fleet.end(self.grace_s))
         deadline_s = _now_s() + self.grace_s + NODE_ENDS_WITHIN_S
         while not self.fleet.is_over and _now_s() < deadline_s:
@@ -184,11 +184,11 @@ class Run:
         name, now_s = heard.process, _now_s()
         is_current = heard.incarnation == self.view.rows[name].incarnation
         if (reason := self._refusal(name, heard.body)) is not None:
-            self._act(self.course.refused(name, heard.incarnation, reason))
+            self._act(self.lifecycle.refused(name, heard.incarnation, reason))
             return
         match heard.body:
             case ProcessStatus() if is_current:
-                self._act(self.course.reported(name, heard.body, now_s))
+                self._act(self.lifecycle.reported(name, heard.body, now_s))
                 self.view.take_status(name, heard.body)
             case StepCompleted():
                 self._take_lines(self.merger.add(name, heard.body.step, heard.body.metrics))
@@ -197,17 +197,17 @@ class Run:
             case RewardFailed(sample_id=sample_id, kind=kind, error=error):
                 said = failure_text(kind, error)
                 self.note(
-                    f"the reward of sample {sample_id} is missing (which is not 0): {said}; see the log of reward"
+                    f"sample {sample_id} has no reward (which is not a reward of 0): {said}; see the log of reward"
                 )
             case RunFinished():
                 self.view.finished = heard.body
-                self._act(self.course.finished(heard.body.reason, now_s))
+                self._act(self.lifecycle.finished(heard.body.reason, now_s))
             case TakeUpAgain(reason=reason):
-                self._act(self.course.take_up_again(reason, now_s))
+                self._act(self.lifecycle.take_up_again(reason, now_s))
             case PeerRefused() as refused:
                 self._take_accusation(heard, refused)
             case Silence() if is_current and name in self.fleet.running and not self._is_to_leave(name):
-                self.note(f"nothing is heard of {name}: {heard.body.reason}")
+                self.note(f"the connection to {name} is down: {heard.body.reason}")
 
     def _refusal(self, name: str, body: ProcessToLauncher | Silence | Gibberish) -> str | None:
         match body:
@@ -220,26 +220,24 @@ class Run:
                 return None if why is None else f"{type(message).__name__}: {why}"
 
     def _take_accusation(self, heard: Heard, refused: PeerRefused) -> None:
-        """One process takes nothing more from another. Of an incarnation that has been replaced this is no news."""
-        accuser, accused, incarnation = heard.process, refused.name, self.course.incarnation(refused.name)
+        """One process refuses all messages of another. Ignored for an incarnation that has been replaced."""
+        accuser, accused, incarnation = heard.process, refused.name, self.lifecycle.incarnation(refused.name)
         if refused.incarnation < incarnation:
             return
         for culprit in self.boundary.culprits(accuser, accused, incarnation):
             if culprit == accused:
-                self._act(self.course.refused(accused, incarnation, f"{refused.reason} (says {accuser})"))
+                self._act(self.lifecycle.refused(accused, incarnation, f"{refused.reason} (says {accuser})"))
             else:
-                alone = (
-                    f"it alone takes nothing more from {accused}, which sends what cannot be meant: {refused.reason}"
-                )
-                self._act(self.course.refused(accuser, heard.incarnation, alone))
+                alone = f"it alone refuses the messages of {accused}, as invalid: {refused.reason}"
+                self._act(self.lifecycle.refused(accuser, heard.incarnation, alone))
 
     def _is_to_leave(self, name: str) -> bool:
-        return self.course.ending or self.course.is_stopping(name)
+        return self.lifecycle.ending or self.lifecycle.is_stopping(name)
 
     def _take_lines(self, lines: list[StepLine]) -> None:
         for line in lines:
             now_s = _now_s()
-            self.course.progressed(now_s)
+            self.lifecycle.progressed(now_s)
             is_new = self.view.take_step(line, now_s)
             self.recorder.step(line, now_s)
             if is_new:
@@ -247,7 +245,7 @@ class Run:
 
     def _take_evaluation(self, message: EvaluationCompleted) -> None:
         now_s = _now_s()
-        self.course.progressed(now_s)
+        self.lifecycle.progressed(now_s)
         evaluation = self.view.take_evaluation(message)
         self.recorder.evaluation(evaluation, now_s)
         self.display.note(evaluation_text(evaluation.summary()))  # the view has a place for it: no notice
@@ -259,8 +257,8 @@ class Run:
                 self._do(self.fleet.heard(heard.node))
             case Silence(reason=reason):
                 self._do(self.fleet.silent(heard.node, reason, now_s))
-            case Gibberish(reason=reason):  # the next one begins with all that this one may have meant to say
-                self.note(f"the agent of node {heard.node} sends what cannot be read, and is restarted: {reason}")
+            case Gibberish(reason=reason):  # the next agent begins with a complete report
+                self.note(f"the agent of node {heard.node} sends unreadable messages and is restarted: {reason}")
                 self._do(self.fleet.restart_agent(heard.node))
             case report:
                 self._do(self.fleet.reported(heard.node, heard.incarnation, report, now_s))
@@ -282,13 +280,13 @@ class Run:
                     self.nodes.launch(node)
                 case on_nodes.Started(record=record):
                     self.recorder.started(record.name, record.incarnation, record.pid, _now_s())
-                    self._act(self.course.started(record.name, _now_s()))
+                    self._act(self.lifecycle.started(record.name, _now_s()))
                 case on_nodes.NotStarted(name=name, error=error):
-                    self._act(self.course.failed_to_start(name, error, _now_s()))
+                    self._act(self.lifecycle.failed_to_start(name, error, _now_s()))
                 case on_nodes.Ended(exit=ended):
                     self._take_exit(ended)
                 case on_nodes.NodeFailed(reason=reason, culprit=culprit):
-                    self._act(self.course.node_failed(reason, _now_s(), culprit))
+                    self._act(self.lifecycle.node_failed(reason, _now_s(), culprit))
                 case on_nodes.NodeCame() | on_nodes.NodeSilent() | on_nodes.NodeLost():
                     self._take_node(step)
 
@@ -304,7 +302,7 @@ class Run:
             case on_nodes.NodeCame(node=node, agent_incarnation=incarnation) if node in self._nodes_seen:
                 self.note(f"node {node} has a new agent, its number {incarnation}")
             case on_nodes.NodeSilent(node=node, reason=reason):
-                self.note(f"nothing is heard of node {node}: {reason}")
+                self.note(f"the connection to node {node} is down: {reason}")
             case on_nodes.NodeLost(node=node, reason=reason):
                 self.control.forget_node(node)
                 self.note(f"node {node} is lost: {reason}")
@@ -312,11 +310,11 @@ class Run:
     def _take_exit(self, ended: ProcessExit) -> None:
         self.control.forget(ended.name)
         text = "done" if ended.code == 0 else str(ended).removeprefix(f"{ended.name} ")
-        self.view.take_exit(ended.name, text, left_cleanly=ended.code == 0 and self.course.ending)
-        self._act(self.course.exited(ended, _now_s(), self._cause_of(ended)))
+        self.view.take_exit(ended.name, text, left_cleanly=ended.code == 0 and self.lifecycle.ending)
+        self._act(self.lifecycle.exited(ended, _now_s(), self._cause_of(ended)))
 
     def _cause_of(self, ended: ProcessExit) -> str:
-        """Why a process has ended, as far as it can be known; nothing of one that was killed, or left in order."""
+        """Why a process has ended, if known; empty if it was killed or left in order."""
         run_dir = self.recorder.run_dir
         if ended.code == NO_SPACE_EXIT_CODE:
             return str(room_of(run_dir))
@@ -362,12 +360,12 @@ class Run:
     # --- from other terminals --------------------------------------------------------------------------------
 
     def answer(self, request: Request) -> Reply:
-        """Do what somebody asks for, or say why not."""
+        """Carry out a request from another terminal, or say why not."""
         match request:
             case GetStatus():
-                return run_status(self.view, self.fleet, _now_s(), ending=self.course.outcome)
+                return run_status(self.view, self.fleet, _now_s(), ending=self.lifecycle.outcome)
             case StopRun(reason=reason):
-                self._act(self.course.interrupted(reason, _now_s()))
+                self._act(self.lifecycle.interrupted(reason, _now_s()))
                 return Done("the run is stopping")
             case RestartProcess(process=process):
                 return self._restart(process)
@@ -381,9 +379,9 @@ class Run:
         names = self.plan.names(process) or (process,)
         try:
             for name in names:
-                self._act(self.course.restart(name, _now_s()))
+                self._act(self.lifecycle.restart(name, _now_s()))
                 self.recorder.restarted(name, _now_s())
-                self.note(f"{name} is restarted by hand")
+                self.note(f"{name} is restarted by the user")
         except RestartRefused as error:
             return Refused(str(error))
         return Done(f"{', '.join(names)}: restarting")
@@ -391,10 +389,10 @@ class Run:
     # --- signals ---------------------------------------------------------------------------------------------
 
     def _interrupt(self, number: signal.Signals) -> None:
-        self._act(self.course.interrupted(reason_of(number), _now_s()))
+        self._act(self.lifecycle.interrupted(reason_of(number), _now_s()))
         self._num_orders += number != signal.SIGHUP
         if self._num_orders > 1:
-            self.course.give_up(_now_s())
+            self.lifecycle.give_up(_now_s())
             for name in self.fleet.running:
                 self._do(self.fleet.kill(name))
 
@@ -407,13 +405,15 @@ async def run(
     open_control: OpenControl,
     display: Display,
     limits: Limits,
+    signals: CaughtSignals,
     past: Past = NO_PAST,
-) -> tuple[Outcome, Summary]:
-    """Carry a run out in a prepared run directory, for the first time or, with a `past`, further."""
+) -> tuple[RunOutcome, Summary]:
+    """Carry a run out in a prepared run directory, for the first time or, with a `past`, further. Where the run goes on
+    in another life, signals that come later are kept for that."""
     install(LAUNCHER, past.life)
     path, telemetry = log_path(run_dir / LOGS_DIR, LAUNCHER), config.telemetry
     with logging_to(path, process=LAUNCHER, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
-        return await _carry_out(config, plan, run_dir, open_control, display, limits, past)
+        return await _carry_out(config, plan, run_dir, open_control, display, limits, signals, past)
 
 
 async def _carry_out(
@@ -423,8 +423,9 @@ async def _carry_out(
     open_control: OpenControl,
     display: Display,
     limits: Limits,
+    signals: CaughtSignals,
     past: Past,
-) -> tuple[Outcome, Summary]:
+) -> tuple[RunOutcome, Summary]:
     now_s = _now_s()
     began_s = now_s - past.elapsed_s
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)
@@ -433,7 +434,7 @@ async def _carry_out(
     sinks = tuple(UserSink(name, run_dir, config) for name in config.telemetry.sinks)
     recorder = Recorder(run_dir, began_s, trace, sinks)
     restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
-    with caught_signals() as signals, recorded(run_dir, past.life) as ending:
+    with recorded(run_dir, past.life) as ending:
         if past.life > 1:
             recorder.resumed(past.life, now_s)
         backends = make_backends(config, plan, run_dir)
@@ -444,7 +445,7 @@ async def _carry_out(
                 control=control,
                 nodes=nodes,
                 fleet=Fleet(plan, lost_after_s=config.network.lease_s + LEASE_MARGIN_S),
-                course=Course(plan, limits, restarts, now_s=now_s),
+                lifecycle=RunLifecycle(plan, limits, restarts, now_s=now_s),
                 view=view,
                 display=display,
                 recorder=recorder,
@@ -460,21 +461,23 @@ async def _carry_out(
                 await asyncio.to_thread(close_all, sinks)
         for text in recorder.sink_notices():
             display.note(text)
-        ending.outcome = it.course.outcome or ending.outcome  # a signal may have come since
+        if ending.outcome.goes_on:
+            ending.outcome = it.lifecycle.outcome or ending.outcome  # a signal or `down` may have come since
+            signals.keep()
         trace.close()
-        # Before `state.json` says how it ended: a run that has ended has its summary, whatever dies in between.
+        # Written before `state.json`, so that every run that has ended has its summary.
         summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())
         try:
             write_summary(run_dir, summary)
         except NoSpaceError as error:
             display.note(str(error))
     if ending.unsaid:
-        display.note(f"{ending.unsaid}; `darts-launch resume {run_dir}` ends the run once there is room")
+        display.note(f"{ending.unsaid}; `darts-launch resume {run_dir}` ends the run once there is space")
     return ending.outcome, summary
 
 
 def _open_trace(config: RunConfig, run_dir: Path, life: int) -> Trace:
-    """The launcher's own."""
+    """The launcher's own trace."""
     if not config.telemetry.trace:
         return Trace()
     return Trace(trace_path(run_dir, LAUNCHER, life), LAUNCHER, life, int(config.telemetry.trace_max_mb * 1e6))

@@ -12,7 +12,7 @@ FLUSH_EVERY_S = 1.0
 
 @contextlib.asynccontextmanager
 async def flushed(*paths: Path) -> AsyncIterator[None]:
-    """Inside, files that others append to are flushed to the disk about once a second, by a thread; and at the end."""
+    """Inside the block, a thread flushes these files to the disk about once a second; also at the end."""
     task = asyncio.create_task(_keep_flushed(paths), name="flush")
     try:
         yield
@@ -31,5 +31,5 @@ async def _keep_flushed(paths: tuple[Path, ...]) -> None:
 
 def _flush_all(paths: tuple[Path, ...]) -> None:
     for path in paths:
-        with contextlib.suppress(OSError):  # it is not there yet; or the next line that is written says what is wrong
+        with contextlib.suppress(OSError):  # it does not exist yet, or the next write reports the error
             flush(path)

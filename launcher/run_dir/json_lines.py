@@ -1,7 +1,6 @@
-"""Files of lines, one JSON object each: `metrics.jsonl` and `events.jsonl`.
+"""Reads files with one JSON object per line: `metrics.jsonl` and `events.jsonl`.
 
-They are written line by line, so the last one may be torn by a kill. A disk may change any byte of the others: a line
-that is not an object is passed over and counted, because the lines about everything else are as good as before.
+A kill may tear the last line, and a disk may damage any line. A damaged line is skipped and counted.
 """
 
 import json
@@ -13,17 +12,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """What a file holds."""
+    """The contents of a file."""
 
     objects: list[dict[str, Any]]
     num_bad: int
-    """Whole lines that are not a JSON object with a `type`, or whose `elapsed_s` is not a number."""
+    """Complete lines that are not a JSON object with a `type`, or whose `elapsed_s` is not a number."""
     num_bytes: int
-    """Of the whole lines: what follows is torn."""
+    """Size of the complete lines; the rest is torn."""
 
 
 def read_lines(path: Path) -> Lines:
-    """All whole lines of a file; none if it is not there. Raises `OSError`."""
+    """All complete lines of a file; none if it does not exist. Raises `OSError`."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -35,7 +34,7 @@ def read_lines(path: Path) -> Lines:
 
 
 def whole_lines(path: Path) -> Lines:
-    """The same; a torn last line is cut off, as if it had never been begun. Raises `OSError`."""
+    """The same, and cut off a torn last line from the file. Raises `OSError`."""
     lines = read_lines(path)
     if path.exists() and path.stat().st_size > lines.num_bytes:
         os.truncate(path, lines.num_bytes)
@@ -45,7 +44,7 @@ def whole_lines(path: Path) -> Lines:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError):  # bytes that are no text among them
+    except (ValueError, RecursionError):  # also for bytes that are not text
         return None
     is_good = isinstance(value, dict) and isinstance(value.get("type"), str)
     return value if is_good and isinstance(value.get("elapsed_s", 0.0), int | float) else None

@@ -1,7 +1,7 @@
-"""The logs of processes, as lines for people: what is there, and what comes.
+"""Reads the logs of processes as lines for people, and follows them.
 
-A process has two logs, its structured one and what it prints. Each is bounded: when it is full it becomes the older
-one, in the place of the one before (`older_path`). A reader that follows a log reads the older one to its end first.
+A process has a structured log and a file of its output. Both are bounded: a full file replaces the older file
+(`older_path`). A reader that follows a log first reads the older file to its end.
 """
 
 import json
@@ -20,7 +20,7 @@ _TAIL_BYTES = 16_384
 _LAST_WORDS_LINES = 50
 _LAST_WORDS_CHARS = 300
 _FRESH_S = 60.0
-"""What a process printed longer ago says nothing about its end."""
+"""Lines that a process printed longer ago do not explain its end."""
 
 
 @dataclass(slots=True)
@@ -30,18 +30,18 @@ class LogTail:
     path: Path
     label: str
     _inode: int | None = None
-    """Of the file that was read last."""
+    """The inode of the file that was read last."""
     _offset: int = 0
     _torn: bytes = field(default=b"")
 
     def new_lines(self) -> Iterator[str]:
-        """The whole lines that have come since the last call, at most a chunk of them from each file."""
+        """The complete lines since the last call, at most a chunk of each file."""
         for path in (older_path(self.path), self.path):
             for line in self._read(path, is_older=path != self.path):
                 yield from self._shown(line)
 
     def skip_to_last(self, num_lines: int) -> list[str]:
-        """Read what is there; the last lines of it."""
+        """Read the log to its end, and return its last lines."""
         kept: deque[str] = deque(maxlen=num_lines)
         read_to: tuple[int | None, int] | None = None
         while read_to != (self._inode, self._offset):
@@ -54,7 +54,7 @@ class LogTail:
             with path.open("rb") as file:
                 found = os.fstat(file.fileno())
                 if is_older and self._inode not in (None, found.st_ino):
-                    return []  # read before
+                    return []  # already read
                 if found.st_ino != self._inode or found.st_size < self._offset:
                     self._inode, self._offset, self._torn = found.st_ino, 0, b""
                 file.seek(self._offset)
@@ -63,7 +63,7 @@ class LogTail:
             return []
         self._offset += len(data)
         *lines, self._torn = (self._torn + data).split(b"\n")
-        if len(self._torn) > _CHUNK_BYTES:  # it may never end
+        if len(self._torn) > _CHUNK_BYTES:  # the line may never end
             lines, self._torn = [*lines, self._torn], b""
         return lines
 
@@ -74,7 +74,7 @@ class LogTail:
 
 
 def log_tails(logs_dir: Path, names: tuple[str, ...]) -> list[LogTail]:
-    """The files of some processes: what each has logged, and what else it has printed."""
+    """The logs and the output files of some processes."""
     width = max(map(len, names))
     return [
         LogTail(path_of(logs_dir, name), name.ljust(width)) for name in names for path_of in (log_path, output_path)
@@ -116,7 +116,7 @@ def readable_line(line: str) -> str:
 
 
 def _tail(path: Path, count: int) -> list[str]:
-    """Of a log and, before it, of its older one."""
+    """The last lines of a log, if necessary with the end of the older file before them."""
     text = "".join(_end_of(each) for each in (older_path(path), path))
     return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
 

@@ -1,5 +1,6 @@
 """The directory of a run is made, and what the launcher alone writes into it. Its files: `topology.run_files`."""
 
+import errno
 import os
 import time
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ RunStatus = Literal["running", "finished", "stopped", "failed"]
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """How the run stands. Times are seconds since 1970."""
+    """The state of the run. Times are seconds since 1970."""
 
     status: RunStatus
     reason: str
@@ -36,27 +37,33 @@ class RunRecord(msgspec.Struct, frozen=True):
     ended_at_s: float | None
     launcher_pid: int
     life: int = 1
-    """Which life of the run this is of."""
+    """The number of the life."""
     directory: str = ""
-    """Where `darts-launch` was called: relative paths of the settings begin there."""
+    """Where `darts-launch` was called. Relative paths of the settings begin there."""
     inode: int = 0
-    """Of the run directory that this was written in: see `inode_of`."""
+    """The inode of the run directory in which this was written: see `inode_of`."""
 
 
 def inode_of(run_dir: Path) -> int:
-    """What tells a run directory from a copy of it, also from one that has taken its place. A rename leaves it as it
-    is. Raises `OSError`."""
+    """The number that distinguishes a run directory from its copies, even from one that has replaced it. A rename does
+    not change it. Raises `OSError`."""
     return run_dir.stat().st_ino
 
 
+def check_place(run_dir: Path, inode: int) -> None:
+    """Raises `OSError` if the run directory with this inode has been moved or removed; another one may be there."""
+    if inode_of(run_dir) != inode:
+        raise FileNotFoundError(errno.ENOENT, "another directory is in its place", str(run_dir))
+
+
 def run_dir_name(name: str, number: int = 1) -> str:
-    """`NAME-YYYYmmdd-HHMMSS` of this moment; numbered when that name has been used before."""
+    """`NAME-YYYYmmdd-HHMMSS` of this moment, with a number if that name is in use."""
     stamp = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return stamp if number == 1 else f"{stamp}-{number}"
 
 
 def create_run_dir(config: RunConfig) -> Path:
-    """Make a directory that did not exist, with `logs/` in it; readable by the user alone, for the keys."""
+    """Create a new directory with `logs/` in it. Only the user may read it, because of the keys."""
     runs_dir = config.runs_path
     runs_dir.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -72,7 +79,7 @@ def create_run_dir(config: RunConfig) -> Path:
 
 
 def write_inputs(run_dir: Path, config: RunConfig, plan: RunPlan) -> None:
-    """Settings and plan, as every process will read them."""
+    """Write settings and plan, which every process reads."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     replace_file(run_dir / CONFIG_FILE, text.encode())
     replace_file(run_dir / BEGUN_FILE, text.encode())
@@ -85,12 +92,12 @@ def write_record(run_dir: Path, record: RunRecord) -> None:
 
 
 def read_record(run_dir: Path) -> RunRecord:
-    """How the run stands. Raises `OSError` or `msgspec.DecodeError`."""
+    """Read the state of the run. Raises `OSError` or `msgspec.DecodeError`."""
     return msgspec.json.decode((run_dir / STATE_FILE).read_bytes(), type=RunRecord)
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Lines of text, all or none of them; they are with the operating system on return.
+    """Append lines of text, all or none of them. The operating system has them on return.
 
     Raises:
         NoSpaceError: the disk is full.

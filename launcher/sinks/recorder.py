@@ -1,5 +1,4 @@
-"""What a run leaves on disk while it goes: how it stands, and `metrics.jsonl` and `events.jsonl`, one JSON object per
-line."""
+"""Writes `state.json`, `metrics.jsonl` and `events.jsonl` while a run is live."""
 
 import contextlib
 import math
@@ -14,12 +13,12 @@ from darts_async.errors import NoSpaceError
 from darts_async.faults import present
 from darts_async.topology.run_files import EVENTS_FILE, METRICS_FILE
 from darts_async.trace import Trace
-from launcher.lifecycle.lifecycle import Kill, Lost, Outcome, Serves
+from launcher.lifecycle.lifecycle import Kill, Lost, RunOutcome, Serves
 from launcher.nodes.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
 from launcher.progress.step_merger import StepLine
-from launcher.run_dir.run_dir import RunRecord, RunStatus, inode_of, write_record
+from launcher.run_dir.run_dir import RunRecord, RunStatus, check_place, inode_of, write_record
 from launcher.sinks.sink import JsonLines, Sink, UserSink
 
 _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}
@@ -27,7 +26,10 @@ _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC
 
 @dataclass(slots=True)
 class Recorder:
-    """Times are of the caller's monotonic clock; lines hold seconds since the start of the run."""
+    """Times are of the caller's monotonic clock; lines hold seconds since the start of the run.
+
+    Nothing is written into a directory that has taken the place of the run's: `OSError` is raised.
+    """
 
     run_dir: Path
     started_at_s: float
@@ -36,13 +38,16 @@ class Recorder:
     """Where metrics go beside their file."""
     _metrics_file: JsonLines = field(init=False)
     _events_file: JsonLines = field(init=False)
+    _inode: int = field(init=False)
 
     def __post_init__(self) -> None:
         self._metrics_file = JsonLines(self.run_dir / METRICS_FILE)
         self._events_file = JsonLines(self.run_dir / EVENTS_FILE)
+        self._inode = inode_of(self.run_dir)
 
     def settle(self) -> str:
         """Write what the disk did not take before. Returns why it still does not, or nothing."""
+        check_place(self.run_dir, self._inode)
         return self._metrics_file.settle() or self._events_file.settle()
 
     def sink_notices(self) -> list[str]:
@@ -51,17 +56,17 @@ class Recorder:
 
     def step(self, line: StepLine, now_s: float) -> None:
         """Metrics of an optimiser step."""
-        # JSON has no number that is not finite: the gradient norm of a skipped step is absent.
+        # JSON has only finite numbers: the gradient norm of a skipped step is absent.
         finite = {name: value for name, value in line.metrics.items() if math.isfinite(value)}
         self._metrics(now_s, type="step", step=line.step, **finite)
         shown = {label: finite[name] for name, label in _TRACED.items() if name in finite}
-        if shown:  # the lines of a step that say nothing of it are about its weights
+        if shown:  # other lines of a step are about its weights
             self.trace.instant("step", step=line.step)
             self.trace.level(**shown)
         self.trace.flush()
 
     def evaluation(self, evaluation: Evaluation, now_s: float) -> None:
-        """Held-out samples under one version: the numbers, and those of each sample."""
+        """An evaluation: its summary, and the numbers of each sample."""
         summary = evaluation.summary()
         self._metrics(
             now_s,
@@ -76,16 +81,16 @@ class Recorder:
         )
 
     def resumed(self, life: int, now_s: float) -> None:
-        """The run goes on after everything had ended."""
+        """The run is resumed."""
         self._event(now_s, type="resumed", life=life)
         self._metrics(now_s, type="resumed", life=life)  # what follows is of this life
 
     def started(self, name: str, incarnation: int, pid: int, now_s: float) -> None:
-        """A process runs."""
+        """A process has started."""
         self._event(now_s, type="started", process=name, incarnation=incarnation, pid=pid)
 
     def lost(self, lost: Lost, now_s: float) -> None:
-        """A process has ended while the run goes on. `restart_in_s` is null where it is not started again."""
+        """A process has ended while the run is running. `restart_in_s` is null if it does not restart."""
         ended, at_s = lost.ended, lost.restart_at_s
         restart_in_s = None if at_s is None else max(0.0, round(at_s - now_s, 3))
         self._event(
@@ -99,20 +104,20 @@ class Recorder:
         )
 
     def restarted(self, name: str, now_s: float) -> None:
-        """Somebody wants a process to be started again."""
+        """A user restarts a process."""
         self._event(now_s, type="restarted", process=name)
 
     def killed(self, kill: Kill, now_s: float) -> None:
-        """A process hangs, or is refused."""
+        """A process is killed because it hangs or is refused."""
         self._event(now_s, type=kill.kind, process=kill.name, incarnation=kill.incarnation, reason=kill.reason)
 
     def serves(self, serves: Serves, now_s: float) -> None:
-        """A process that was restarted does its work again; `away_s` is the time since it ended."""
+        """A restarted process works again. `away_s` is the time since it ended."""
         away_s = round(serves.away_s, 3)
         self._event(now_s, type="serves", process=serves.name, incarnation=serves.incarnation, away_s=away_s)
 
     def node(self, step: NodeCame | NodeSilent | NodeLost, now_s: float) -> None:
-        """A node has come up or back, has fallen silent, or is given up."""
+        """A node is up, silent or lost."""
         match step:
             case NodeCame(node=node, agent_incarnation=incarnation, away_s=away_s):
                 back_s = None if away_s is None else round(away_s, 3)
@@ -123,6 +128,7 @@ class Recorder:
                 self._event(now_s, type="node_lost", node=node, reason=reason)
 
     def _metrics(self, now_s: float, **values: Any) -> None:
+        check_place(self.run_dir, self._inode)
         line = values | self._elapsed(now_s)
         outputs: tuple[Sink, ...] = (self._metrics_file, *self.sinks)
         for sink in outputs:
@@ -130,6 +136,7 @@ class Recorder:
 
     def _event(self, now_s: float, **values: Any) -> None:
         present().reach("launcher.before_event")
+        check_place(self.run_dir, self._inode)
         self._events_file.write(values | self._elapsed(now_s))
         self.trace.instant(values.pop("type"), **{name: value for name, value in values.items() if value is not None})
         self.trace.flush()
@@ -140,20 +147,22 @@ class Recorder:
 
 @dataclass(slots=True)
 class Ending:
-    """How the run has ended, once it has."""
+    """How the run has ended."""
 
-    outcome: Outcome
+    outcome: RunOutcome
     unsaid: str = ""
-    """Why `state.json` does not say it."""
+    """Why `state.json` could not be written."""
 
 
 @contextlib.contextmanager
 def recorded(run_dir: Path, life: int) -> Iterator[Ending]:
-    """`state.json` says `running` inside, and how the run ended afterwards, if it does not go on in another life."""
-    started_at_s, ending = time.time(), Ending(Outcome("failed", "darts-launch itself ended by an error"))
+    """`state.json` says `running` inside the block, and afterwards how the run ended, unless another life follows."""
+    started_at_s, ending = time.time(), Ending(RunOutcome("failed", "darts-launch itself ended by an error"))
+    inode = inode_of(run_dir)
 
     def write(status: RunStatus, reason: str, ended_at_s: float | None) -> None:
-        who = os.getpid(), life, os.getcwd(), inode_of(run_dir)
+        who = os.getpid(), life, os.getcwd(), inode
+        check_place(run_dir, inode)
         write_record(run_dir, RunRecord(status, reason, started_at_s, ended_at_s, *who))
 
     write("running", "", None)

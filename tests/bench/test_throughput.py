@@ -51,7 +51,7 @@ def measured(**changes: Any) -> Measured:
         "stalls_s": (0.001, 0.01),
         "cancels_s": (0.002, 0.02),
         "processes": {name: use for name in ("generator/0", "learner/0", "shaper/0", "reward/0")},
-        "tokens_by_fate": {"trained": 4000, "cancelled": 1000},
+        "tokens_by_outcome": {"trained": 4000, "cancelled": 1000},
         "reward": 0.5,
     }
     return Measured(**numbers | changes)
@@ -68,8 +68,8 @@ def test_what_is_measured_of_a_run_adds_up(tmp_path: Path) -> None:
     found = measure(run_dir, skip_steps=4)
     assert (found.num_steps, found.num_groups) == (5, 10), "12, but for 4 before and 3 after"
     assert found.staleness_max <= 2
-    assert 0 < found.num_trained <= sum(found.tokens_by_fate.values())
-    assert 0 < found.num_decoded <= sum(found.tokens_by_fate.values())
+    assert 0 < found.num_trained <= sum(found.tokens_by_outcome.values())
+    assert 0 < found.num_decoded <= sum(found.tokens_by_outcome.values())
     assert set(found.processes) == {"shaper/0", "learner/0", "reward/0", "generator/0", "generator/1"}
     for use in found.processes.values():
         assert use.busy + use.idle + use.away == pytest.approx(1.0)

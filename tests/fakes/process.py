@@ -119,8 +119,8 @@ def shaper_messages(step: int, steps: int) -> list[ProcessToLauncher]:
     if step < 0:
         return [evaluation]
     total = TOKENS_PER_STEP * steps
-    fates = {"trained": total - 300, "cancelled": 150, "filtered": 50, "evaluated": 100}
-    return [evaluation, RunFinished("all steps taken", fates, {"trained": 10}, {0: 100, 1: total - 400}, steps)]
+    outcomes = {"trained": total - 300, "cancelled": 150, "filtered": 50, "evaluated": 100}
+    return [evaluation, RunFinished("all steps taken", outcomes, {"trained": 10}, {0: 100, 1: total - 400}, steps)]
 
 
 if __name__ == "__main__":

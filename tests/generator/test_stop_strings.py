@@ -109,7 +109,10 @@ def test_the_setting_makes_them_with_the_tokenizer_of_the_model() -> None:
     ("settings", "message"),
     [
         ({"sampling": {"stop": ["x", ""]}}, "would end every response before its first token"),
-        ({"sampling": {"stop": ["x"]}, "generator": {"engine": "scripted", "script": {}}}, "draws lengths and no text"),
+        (
+            {"sampling": {"stop": ["x"]}, "generator": {"engine": "scripted", "script": {}}},
+            "generates lengths and no text",
+        ),
     ],
 )
 def test_stop_strings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:

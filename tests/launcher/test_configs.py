@@ -104,7 +104,7 @@ def test_what_the_machine_lacks_is_a_warning_until_the_run_is_to_start(
     for arguments in (("--dry-run", str(path)), ("validate", str(path))):
         code, output, errors = invoke(*arguments)
         assert code == 0, errors
-        assert f"{path} is valid, but could not be run here" in errors
+        assert f"{path} is valid, but cannot be run on this machine" in errors
         assert all(words in errors for words in lacking), errors
         assert "can be run" not in output
     code, _, errors = invoke(str(path))

@@ -55,35 +55,35 @@ BAD_FILES = {
     "node of another name": ("roles:\n  reward:\n    nodes: [b]\n", ["roles.reward.nodes names 'b'", "are local"]),
     "too few devices": (
         "nodes:\n  - name: a\nroles:\n  learner:\n    devices: 1\n",
-        ["roles.learner.devices", "no room for learner/0 of 1: it takes 1 of one node, but a has 0 of 0 free"],
+        ["roles.learner.devices", "no node can take learner/0 of 1: it needs 1 of one node, but a has 0 of 0 free"],
     ),
     "two shapers": ("roles:\n  shaper:\n    replicas: 2\n", ["roles.shaper.replicas is 2", "exactly one shaper"]),
-    "repeated key": ("seed: 1\nname: a\nseed: 2\n", ["seed", "line 3", "stands twice", "line 1", "remove one"]),
+    "repeated key": ("seed: 1\nname: a\nseed: 2\n", ["seed", "line 3", "is repeated", "line 1", "remove one"]),
     "not a mapping": ("- a\n- b\n", ["is not a mapping", "['a', 'b']"]),
     "empty": ("# nothing\n", ["the file is empty"]),
     "syntax": ("learner:\n  steps: [1\nseed: 3\n", ["is not YAML", "column", "line"]),
     "bad indentation": ("learner:\n  steps: 1\n seed: 3\n", ["is not YAML", "line 3"]),
     "control character": ("name: \x07\n", ["is not YAML"]),
-    "recursive": ("name: &a [*a]\n", ["is nested without end", "write values out"]),
+    "recursive": ("name: &a [*a]\n", ["is nested too deeply", "write values out"]),
     "aliases of aliases": (
         "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
         + "".join(f"{n}: &{n} [{','.join([f'*{b}'] * 10)}]\n" for b, n in zip("abcdefgh", "bcdefghi", strict=True)),
         [
             "line 5",
             "the file",
-            "stands for more than 100,000 values once its aliases are written out",
+            "holds more than 100,000 values once its aliases are expanded",
             "write fewer aliases",
         ],
     ),
     "a list of aliases of aliases": (
         "- &a [x,x,x,x,x,x,x,x,x,x]\n"
         + "".join(f"- &{n} [{','.join([f'*{b}'] * 10)}]\n" for b, n in zip("abcdefgh", "bcdefghi", strict=True)),
-        ["stands for more than 100,000 values"],
+        ["holds more than 100,000 values"],
     ),
     "merges of merges": (
         "a: &a {x: 1}\n"
         + "".join(f"{n}: &{n} {{<<: [{','.join([f'*{b}'] * 20)}]}}\n" for b, n in zip("abcdef", "bcdefg", strict=True)),
-        ["stands for more than 100,000 values"],
+        ["holds more than 100,000 values"],
     ),
     "null character": ('reward:\n  function: "a\\0b:c"\n', ["a text with a null character", "line 2"]),
     "long name": (f"reward:\n  function: {'x' * 2_000}\n", ["reward.function", "at most 1000 characters", "line 2"]),
@@ -135,7 +135,7 @@ BAD_FILES = {
     ),
     "host of another machine": ("network:\n  host: 192.0.2.7\n", ["network.host", "'192.0.2.7'", "127.0.0.1"]),
     "every interface": ("network:\n  host: 0.0.0.0\n", ["network.host", "every interface", "name one address"]),
-    "host is a name": ("network:\n  host: example\n", ["network.host", "'example'", "in numbers"]),
+    "host is a name": ("network:\n  host: example\n", ["network.host", "'example'", "numeric address"]),
     "runs_dir is a file": ("runs_dir: taken\n", ["runs_dir", "'taken'", "is a file", "name a directory"]),
     "no trace": (
         "generator:\n  engine: scripted\n  script:\n    trace_path: gone.npz\n",

@@ -22,7 +22,7 @@ from darts_async.topology.plan import encode_plan
 from launcher.commands.cli import app
 from launcher.display.failure_screen import failure_screen
 from launcher.display.view import PlainDisplay, run_screen
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.preflight.preflight import Findings
 from launcher.progress.run_view import RunView
@@ -89,7 +89,7 @@ def test_the_failure_screen_and_logs_show_hostile_lines_as_text(tmp_path: Path) 
     log = {"level": "error", "event": HOSTILE, "error": "first\nlearner/0  a line of another process"}
     (tmp_path / "logs" / "learner-0.jsonl").write_text(json.dumps(log) + "\n")
     (tmp_path / "logs" / "learner-0.out").write_text(HOSTILE + "\n")
-    drawn = screen(failure_screen(Outcome("failed", HOSTILE, "learner/0"), tmp_path))
+    drawn = screen(failure_screen(RunOutcome("failed", HOSTILE, "learner/0"), tmp_path))
     assert is_safe(drawn), repr(drawn)
     assert SHOWN in drawn
     lines = LogTail(tmp_path / "logs" / "learner-0.jsonl", "shaper/0").skip_to_last(9)

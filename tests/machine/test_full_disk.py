@@ -24,7 +24,7 @@ from darts_async.shaper.ledger import LedgerWriter, VersionSeen, read_ledger
 from darts_async.telemetry import LogFile
 from darts_async.topology.run_files import older_path
 from darts_async.wire.atomic_file import replace_file
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.nodes.node_record import NodeRecord, read_node_record, write_node_record
 from launcher.nodes.supervisor import ProcessRecord
 from launcher.progress.step_merger import StepLine
@@ -257,9 +257,9 @@ def test_how_a_run_has_ended_is_said_even_where_its_state_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with recorder.recorded(tmp_path, 1) as ending:
-        ending.outcome = Outcome("finished", "all steps taken")
+        ending.outcome = RunOutcome("finished", "all steps taken")
         monkeypatch.setattr(Path, "write_bytes", _full)
-    assert ending.outcome == Outcome("finished", "all steps taken")
+    assert ending.outcome == RunOutcome("finished", "all steps taken")
     assert ending.unsaid.startswith("state.json cannot be written: no space left on")
     assert read_record(tmp_path).status == "running", "as it would be had the launcher been killed"
 

@@ -290,7 +290,7 @@ def test_a_token_that_only_a_tokenizer_class_knows_is_refused(tmp_path: Path) ->
     file = tmp_path / "tokenizer_config.json"
     file.write_text(file.read_text().replace("PreTrainedTokenizerFast", "LlamaTokenizer"))
     with pytest.raises(
-        ModelError, match=r"reads unk_token, which no file names; .*: write 'unk_token' into tokenizer_conf"
+        ModelError, match=r"reads unk_token, which is in no file; .*: write 'unk_token' into tokenizer_conf"
     ):
         load_chat_template(tmp_path)
 

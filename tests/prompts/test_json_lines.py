@@ -78,7 +78,9 @@ def test_an_unused_field_may_hold_anything(tmp_path: Path, odd: str) -> None:
 )
 def test_a_field_that_is_used_is_named_with_the_fix(odd: str, reason: str) -> None:
     line = ('{"q": "p", "x": ' + odd + "}").encode()
-    with pytest.raises(DataError, match=rf"{PLACE}: field 'x' {reason}.*; .* name those .* in prompts.metadata_fields"):
+    with pytest.raises(
+        DataError, match=rf"{PLACE}: field 'x' {reason}.*; .* list the needed .* in prompts.metadata_fields"
+    ):
         decode_line(line, PLACE, None)
     with pytest.raises(DataError, match=rf"{PLACE}: field 'x' {reason}.*; shorten it, or remove the record"):
         decode_line(line, PLACE, ("q", "x"))

@@ -129,7 +129,7 @@ def test_metadata_goes_to_the_reward_as_json(tmp_path: Path) -> None:
     )
     assert json.loads(metadata_json(record)) == {"at": "2026-01-02", "cost": "1.50", "n": [1, None]}
     with pytest.raises(
-        DataError, match=r"line 1: a field cannot be handed .*: bytes has no form in JSON; .*metadata_fields"
+        DataError, match=r"line 1: a field cannot be given .*: bytes has no form in JSON; .*metadata_fields"
     ):
         metadata_json(replace(record, metadata={"picture": b"x"}))
 
@@ -303,8 +303,13 @@ def test_more_held_out_prompts_than_there_are_is_refused(tmp_path: Path) -> None
     model_dir = write_tokenizer(tmp_path)
     with pytest.raises(DataError, match=r"prompts.held_out is 4, but there are only 3"):
         load_prompts(run_config(model_dir, source="jsonl", path=file, held_out=4))
-    with pytest.raises(DataError, match="no training prompts are left of 3 records"):
+    with pytest.raises(DataError, match="of 3 records there are 0 prompts to train on, "):
         load_prompts(run_config(model_dir, source="jsonl", path=file, held_out=3))
+    write_rows(tmp_path / "a.jsonl", numbered(1) * 20)
+    with pytest.raises(
+        DataError, match=r"of 20 records .* 1 held out; 19 left out: also in the held-out set; give more"
+    ):
+        load_prompts(run_config(model_dir, source="jsonl", path=file, held_out=1))
 
 
 @given(st.lists(st.integers(0, 5)), st.data(), st.integers(0, 2**32))

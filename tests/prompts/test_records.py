@@ -65,7 +65,7 @@ def test_a_pattern_without_a_group_takes_all_that_it_matches() -> None:
 
 @pytest.mark.parametrize("answer", ["no mark here", "#### ", ""])
 def test_a_pattern_that_finds_nothing_is_an_error(answer: str) -> None:
-    with pytest.raises(DataError, match=r"line 7: field 'answer': prompts.answer_pattern '####.*' finds nothing in"):
+    with pytest.raises(DataError, match=r"line 7: field 'answer': prompts.answer_pattern '####.*' has no match in"):
         parse({"question": "q", "answer": answer}, GSM8K)
 
 
@@ -140,11 +140,14 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         read_records(tmp_path / "empty.jsonl", "jsonl", FIELDS)
 
 
-@pytest.mark.parametrize("line", [b'{"prompt": "p"', b'{"prompt": "\xff"}'], ids=["torn", "not utf-8"])
-def test_a_line_that_is_not_json_is_named(tmp_path: Path, line: bytes) -> None:
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [(b'{"prompt": "p"', "not valid JSON"), (b'{"prompt": "\xff"}', r"not UTF-8: .* save the file as UTF-8")],
+)
+def test_a_line_that_is_not_json_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
     file = tmp_path / "bad.jsonl"
     file.write_bytes(b'{"prompt": "p", "answer": "a"}\n\n' + line + b"\n")
-    with pytest.raises(DataError, match=r"bad.jsonl, line 3: not valid JSON"):
+    with pytest.raises(DataError, match=f"bad.jsonl, line 3: {reason}"):
         read_records(file, "jsonl", FIELDS)
 
 

@@ -153,6 +153,18 @@ def test_any_text_equals_itself_in_a_box(text: str) -> None:
     assert judge(rf"\boxed{{{text}}}", text) == 1.0
 
 
+@pytest.mark.parametrize("part", [" ", "\n ", r"\[", r"\(", "$ ", "{", "a "])
+def test_a_box_that_repeats_itself_is_read_once(part: str) -> None:
+    """And not as often as it has characters, or the square of that: then this would take hours."""
+    content = 50_000 * part
+    assert content_of(rf"\boxed{{{content}}}") in (content.strip(), rf"\boxed{{{content}}}")
+
+
+def test_rows_that_are_spaced_and_sets_in_delimiters_are_read_whole() -> None:
+    rows = r"\begin{pmatrix}1\\[2pt]2\end{pmatrix}"
+    assert content_of(rf"\[{rows}\]") == content_of(rf"\({rows}\)") == rows
+
+
 def test_there_are_many_forms() -> None:
     assert len(FORMS) == len(set(FORMS)) > 80
 

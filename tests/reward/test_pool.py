@@ -115,7 +115,10 @@ def mischief(*, prompt, response, answer, metadata, finish_reason):
             child = subprocess.Popen(["sleep", "600"])
             Path("child_pid").write_text(str(child.pid))
             child.wait()
-        case "exit": sys.exit(3)
+        case "leave": sys.exit(3)
+        case "interrupt": raise KeyboardInterrupt
+        case "own": raise type("Odd", (BaseException,), {})("words")
+        case "exit": os._exit(3)
         case "exit as for a limit": os._exit(232)
         case "segfault": os.kill(os.getpid(), signal.SIGSEGV)
 """
@@ -202,8 +205,8 @@ async def test_what_a_function_prints_or_reads_does_not_touch_the_stream(directo
 async def test_many_items_over_several_workers_each_get_their_own_answer(directory: Path) -> None:
     async with running(directory, function="exact_match", num_workers=3) as pool:
         items = [score("", n, "déjà vu" if n % 3 else "wrong") for n in range(200)]
-        verdicts = await asyncio.gather(*(pool.score(item) for item in items))
-    assert verdicts == [SampleScored(n, float(n % 3 > 0)) for n in range(200)]
+        replies = await asyncio.gather(*(pool.score(item) for item in items))
+    assert replies == [SampleScored(n, float(n % 3 > 0)) for n in range(200)]
 
 
 def test_the_pool_runs_on_uvloop(directory: Path) -> None:
@@ -248,7 +251,14 @@ async def test_what_is_not_a_finite_number_is_not_a_reward(directory: Path, prom
 
 @pytest.mark.parametrize(
     ("prompt", "error"),
-    [("long message", "ValueError: yyy"), ("no item", "ZeroDivisionError"), ("no repr", "ZeroDivisionError")],
+    [
+        ("long message", "ValueError: yyy"),
+        ("no item", "ZeroDivisionError"),
+        ("no repr", "ZeroDivisionError"),
+        ("own", "Odd: words"),
+        ("leave", "SystemExit: 3"),
+        ("interrupt", "KeyboardInterrupt"),
+    ],
 )
 async def test_whatever_raises_keeps_its_worker_and_is_told_by_its_name(
     directory: Path, prompt: str, error: str

@@ -82,7 +82,7 @@ class RogueWorld(World):
         if peer == LEARNER.first:
             self.learner_dies()
         elif peer == REWARD:
-            self.to_judge.clear()
+            self.to_score.clear()
             self.reward_incarnation += 1
             self.absorb(self.state.peer_lost(peer, self.now_s, is_gone=True))
             self.absorb(self.state.peer_up(peer, self.reward_incarnation, self.now_s))
@@ -105,8 +105,8 @@ def nearly_true(world: World, peer: str, kind: int, off_by: int) -> Incoming:
     sample_id = assigned[kind % len(assigned)]
     sample = work.sample(sample_id)
     num_tokens = sample.num_tokens if sample is not None else 0
-    position = world.state.training.taken.position
-    shipped = world.state.training.groups_of(position)
+    position = world.state.feed.committed.position
+    shipped = world.state.feed.groups_of(position)
     if peer == GENERATOR:
         of_generator: list[Incoming] = [
             GeneratorReady(world.state.greeting(GENERATOR) + off_by, 8, 1024),
@@ -219,10 +219,10 @@ def test_what_cannot_be_meant_is_refused_in_plain_words(what: str) -> None:
 
 def test_a_step_is_not_taken_before_all_of_its_groups_were_shipped() -> None:
     world, rng = World(world_config()), random.Random(1)
-    while len(world.state.training.groups_of(0)) != 2:
+    while len(world.state.feed.groups_of(0)) != 2:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
-    early = GroupsCommitted(0, np.array(world.state.training.groups_of(0), np.int64))
+    early = GroupsCommitted(0, np.array(world.state.feed.groups_of(0), np.int64))
     reason = world.boundary.refusal(world.state, LEARNER.first, early)
     assert reason is not None
     assert "were shipped for it" in reason

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from darts_async.config import EvaluationConfig
 from darts_async.protocol import EvaluationCompleted, StepCompleted, VersionPublished, group_id_of
 from darts_async.shaper.group import RUNNING
-from darts_async.shaper.state import Phase
+from darts_async.shaper.phases import RunPhase
 from darts_async.topology.roles import LEARNER
 from tests.shaper.test_state import RULES, check_accounts
 from tests.shaper.world import World, world_config
@@ -48,9 +48,9 @@ def check_evaluations(world: World) -> None:
         assert report.prompt_ids.tolist() == [p for p in range(NUM_HELD_OUT) for _ in range(num_samples)]
         assert report.policy_version <= report.newest_version <= steps
     assert (found[0].newest_version, found[-1].newest_version) == (0, steps)
-    ends = [end for sample_id, end in world.fates.items() if evaluates(world, sample_id)]
+    ends = [end for sample_id, end in world.outcomes.items() if evaluates(world, sample_id)]
     assert len(ends) == len(found) * NUM_HELD_OUT * num_samples
-    assert {end.fate for end in ends} == {"evaluated"}
+    assert {end.outcome for end in ends} == {"evaluated"}
     ends.sort(key=lambda end: end.sample_id)
     for number, end in enumerate(ends):
         report = found[number // (NUM_HELD_OUT * num_samples)]
@@ -84,12 +84,12 @@ def test_generators_may_die_or_fall_silent_under_an_evaluation(seed: int, every:
     rng = random.Random(seed)
     for _ in range(data.draw(st.integers(1, 6), label="deaths")):
         for _ in range(data.draw(st.integers(0, 120), label="moves before")):
-            if world.state.phase is Phase.FINISHED or not world.moves():
+            if world.state.phase is RunPhase.FINISHED or not world.moves():
                 break
             move, *arguments = rng.choice(world.moves())
             move(*arguments)
             world.state.validate()
-        if world.state.phase is Phase.TRAINING:
+        if world.state.phase is RunPhase.TRAINING:
             rng.choice([world.die, world.fall_silent])(rng.choice(sorted(world.generators)))
             world.state.validate()
     world.run(rng)
@@ -119,7 +119,7 @@ def test_every_step_is_taken_while_the_samples_of_one_evaluation_do_not_come_to_
 
 def ends_an_evaluation(world: World, move: tuple) -> bool:
     """Whether a move would end a sample of an evaluation that is under way beside training."""
-    return move[0] == world.finish and world.state.phase is Phase.TRAINING and evaluates(world, move[2])
+    return move[0] == world.finish and world.state.phase is RunPhase.TRAINING and evaluates(world, move[2])
 
 
 @pytest.mark.parametrize(("share", "samples", "expected"), [(0.01, 4, 4), (0.25, 2, 4), (0.5, 2, 8), (1.0, 4, 12)])
@@ -140,7 +140,7 @@ def test_beside_training_held_out_samples_keep_to_their_share_of_the_slots(
 def test_the_last_evaluation_begins_when_training_and_the_one_under_way_are_over() -> None:
     world = evaluating_world(steps=3, samples=4)
     rng = random.Random(1)
-    while world.state.phase is not Phase.EVALUATING_AFTER:
+    while world.state.phase is not RunPhase.EVALUATING_AFTER:
         moves = [m for m in world.moves() if world.state.num_steps == 3 or not ends_an_evaluation(world, m)]
         move, *arguments = rng.choice(moves)
         move(*arguments)
@@ -163,15 +163,15 @@ def test_an_evaluation_under_way_at_a_stop_is_cancelled_and_not_reported() -> No
     assert len(world.opened) == num_opened, "its other prompts are left"
     assert [r.policy_version for r in reports(world)] == [0]
     assert set(world.ended.values()) == {1}
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
-    ends = [end for sample_id, end in world.fates.items() if evaluates(world, sample_id)]
-    assert {end.fate for end in ends} == {"evaluated", "cancelled"}
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
+    ends = [end for sample_id, end in world.outcomes.items() if evaluates(world, sample_id)]
+    assert {end.outcome for end in ends} == {"evaluated", "cancelled"}
 
 
 def test_a_version_that_is_announced_again_is_evaluated_once() -> None:
     world = evaluating_world(every=2, steps=6)
     rng = random.Random(4)
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
         if all(generator.version == world.version for generator in world.generators.values()):

@@ -25,8 +25,9 @@ from darts_async.protocol import (
     sample_id_of,
 )
 from darts_async.shaper.group import Group, Stage
-from darts_async.shaper.state import Phase
-from darts_async.shaper.training import MAX_RETRIES_PER_PROMPT, Training
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.prompt_queue import MAX_RETRIES_PER_PROMPT
+from darts_async.shaper.training import Training
 from darts_async.topology.roles import LEARNER
 from tests.shaper.world import World, world_config
 
@@ -58,22 +59,22 @@ def finished_world(seed: int, *, shaping: dict, num_generators: int = 2, **secti
 
 
 def check_accounts(world: World) -> None:
-    """Every sample ended once; every decoded token has one fate; every step had its groups."""
+    """Every sample ended once; every decoded token has one outcome; every step had its groups."""
     config = world.config
     assert set(world.ended.values()) == {1}
-    assert all(e.reason for e in world.fates.values())
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert all(e.reason for e in world.outcomes.values())
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
     assert world.finished.num_steps == config.learner.steps
-    aborted = {e.sample_id for e in world.fates.values() if e.reason in ("hazard", config.shaping.rule)}
-    assert not aborted & world.judged, "an aborted sample never reaches a reward"
-    assert {world.fates[sample_id].fate for sample_id in aborted} <= {"cancelled"}
-    sizes = Counter(group_id_of(e.sample_id) for e in world.fates.values() if e.fate == "trained")
+    aborted = {e.sample_id for e in world.outcomes.values() if e.reason in ("hazard", config.shaping.rule)}
+    assert not aborted & world.scored, "an aborted sample never reaches a reward"
+    assert {world.outcomes[sample_id].outcome for sample_id in aborted} <= {"cancelled"}
+    sizes = Counter(group_id_of(e.sample_id) for e in world.outcomes.values() if e.outcome == "trained")
     assert len(sizes) == config.learner.steps * config.learner.groups_per_step
-    without_reward = {group_id_of(e.sample_id) for e in world.fates.values() if e.reason.startswith("reward_")}
+    without_reward = {group_id_of(e.sample_id) for e in world.outcomes.values() if e.reason.startswith("reward_")}
     for group_id, size in sizes.items():
         fewest = config.shaping.smallest_group if group_id in without_reward else config.shaping.keep
         assert fewest <= size <= config.shaping.keep, group_id
-    assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_fate["trained"]
+    assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_outcome["trained"]
     assert max(world.finished.tokens_by_staleness) <= config.staleness.max_staleness
     assert world.max_staleness_seen <= config.staleness.max_staleness
 
@@ -96,13 +97,13 @@ def test_generators_may_die_or_fall_silent_at_any_time_and_nothing_is_lost(seed:
     rng = random.Random(seed)
     for _ in range(data.draw(st.integers(1, 6), label="deaths")):
         for _ in range(data.draw(st.integers(0, 150), label="moves before")):
-            if world.state.phase is Phase.FINISHED or not world.moves():
+            if world.state.phase is RunPhase.FINISHED or not world.moves():
                 break
             move, *arguments = rng.choice(world.moves())
             move(*arguments)
             world.absorb(world.state.tick(world.now_s))
             world.state.validate()
-        if world.state.phase is Phase.TRAINING:
+        if world.state.phase is RunPhase.TRAINING:
             rng.choice([world.die, world.fall_silent])(rng.choice(sorted(world.generators)))
             world.state.validate()
     world.run(rng)
@@ -112,10 +113,10 @@ def test_generators_may_die_or_fall_silent_at_any_time_and_nothing_is_lost(seed:
 def run_with_failures(world: World, rng: random.Random, fails: Callable[[Score], bool]) -> int:
     """Play to the end; returns how many rewards failed."""
     num_failed = 0
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         move, *arguments = rng.choice(world.moves())
-        if move == world.judge and fails(world.to_judge[0]):
-            world.judge(fails=True)
+        if move == world.score and fails(world.to_score[0]):
+            world.score(fails=True)
             num_failed += 1
         else:
             move(*arguments)
@@ -131,12 +132,12 @@ def test_a_group_that_lost_rewards_is_trained_on_the_others(rule: str, seed: int
     world, rng = World(world_config(shaping=RULES[rule], **few)), random.Random(seed)
     num_failed = run_with_failures(world, rng, lambda _: rng.random() < 0.3)
     check_accounts(world)
-    failed = [e for e in world.fates.values() if e.reason.startswith("reward_")]
+    failed = [e for e in world.outcomes.values() if e.reason.startswith("reward_")]
     assert 0 < len(failed) <= num_failed  # nobody asks about those of groups that were cut meanwhile
-    assert all(e.fate == "filtered" and e.reward is None for e in failed)
-    assert all(e.reward is not None for e in world.fates.values() if e.fate == "trained")
+    assert all(e.outcome == "filtered" and e.reward is None for e in failed)
+    assert all(e.reward is not None for e in world.outcomes.values() if e.outcome == "trained")
     assert world.finished.failed_rewards == {"raised": len(failed)}
-    assert world.finished.num_rewards <= len(world.judged)
+    assert world.finished.num_rewards <= len(world.scored)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +152,8 @@ def test_a_group_that_lost_rewards_is_trained_on_the_others(rule: str, seed: int
 def test_a_reward_that_fails_on_every_fifth_response_costs_hardly_a_group(rule: str, baseline: str) -> None:
     eight = {"keep": 8, "launch": 8 if rule == "none" else 10, "shortest": 6, "longest": 2, "baseline": baseline}
     world = World(world_config(shaping=RULES[rule] | eight, evaluation={"samples_per_prompt": 0}))
-    num_judged = count(1)
-    num_failed = run_with_failures(world, random.Random(0), lambda _: next(num_judged) % 5 == 0)
+    num_responses = count(1)
+    num_failed = run_with_failures(world, random.Random(0), lambda _: next(num_responses) % 5 == 0)
     check_accounts(world)
     assert num_failed > 10
     assert not [dropped for dropped in world.dropped if dropped.reason == "too_few_rewards"]
@@ -171,7 +172,7 @@ def test_a_group_below_the_minimum_is_dropped_and_one_at_the_minimum_is_trained(
 
     run_with_failures(world, random.Random(1), fails)
     check_accounts(world)
-    sizes = Counter(group_id_of(e.sample_id) for e in world.fates.values() if e.fate == "trained")
+    sizes = Counter(group_id_of(e.sample_id) for e in world.outcomes.values() if e.outcome == "trained")
     assert all(size == 4 - group_id % 3 for group_id, size in sizes.items())
     dropped = {dropped.group_id for dropped in world.dropped if dropped.reason == "too_few_rewards"}
     assert dropped
@@ -187,18 +188,18 @@ def test_a_prompt_whose_rewards_always_fail_is_asked_again_three_times_and_then_
     num_visits = world.opened[-1].cursor // 20 + 1
     assert opened[7] <= MAX_RETRIES_PER_PROMPT + num_visits
     assert not [
-        e for e in world.fates.values() if e.fate == "trained" and world.prompt_of[group_id_of(e.sample_id)] == 7
+        e for e in world.outcomes.values() if e.outcome == "trained" and world.prompt_of[group_id_of(e.sample_id)] == 7
     ]
 
 
 def test_the_first_failure_of_each_kind_is_told_at_once_and_all_at_the_end() -> None:
     world = World(world_config(evaluation={"samples_per_prompt": 0}))
     rng, kinds = random.Random(3), iter(["raised", "timeout", "raised", "timeout", "limit"])
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         move, *arguments = rng.choice(world.moves())
-        kind = next(kinds, None) if move == world.judge else None
+        kind = next(kinds, None) if move == world.score else None
         if kind is not None:
-            world.feed("reward/0", ScoreFailed(world.to_judge.popleft().sample_id, kind, f"why it {kind}"))
+            world.feed("reward/0", ScoreFailed(world.to_score.popleft().sample_id, kind, f"why it {kind}"))
         else:
             move(*arguments)
     told = [m for m in world.to_launcher if isinstance(m, RewardFailed)]
@@ -210,7 +211,7 @@ def test_the_first_failure_of_each_kind_is_told_at_once_and_all_at_the_end() -> 
 def test_synchronous_mode_opens_exactly_one_step_of_groups_per_version() -> None:
     world = World(world_config(staleness={"max_staleness": 0}, generator={"num_slots": 100}))
     rng = random.Random(0)
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
     opened = Counter(group.floor for group in world.opened if group.purpose == "train")
@@ -244,11 +245,11 @@ def test_a_cancelled_sample_that_finishes_first_is_still_cancelled_and_never_jud
     samples = [s for s in world.generators[name].running if s // 4096 == group]
     for sample in samples[:3]:
         world.finish(name, sample)
-    judged = len(world.to_judge)
+    scored = len(world.to_score)
     late = next(m.sample_id for m in world.generators[name].inbox if isinstance(m, Cancel))
     world.finish(name, late)
-    assert len(world.to_judge) == judged
-    assert world.fates[late].fate == "cancelled"
+    assert len(world.to_score) == scored
+    assert world.outcomes[late].outcome == "cancelled"
     while world.generators[name].inbox:  # the cancel finds nothing and is not answered
         world.receive(name)
     world.run(random.Random(1))
@@ -258,14 +259,14 @@ def test_a_cancelled_sample_that_finishes_first_is_still_cancelled_and_never_jud
 def test_messages_told_twice_change_nothing() -> None:
     world = World(world_config())
     rng = random.Random(3)
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
         if move == world.finish:
             told = SampleFinished(arguments[1], "stop", 1)  # which the boundary would not let through
             world.absorb(world.state.handle(arguments[0], told, world.now_s))
         if move == world.learn:
-            done = [e.sample_id // 4096 for e in world.fates.values() if e.step == world.version - 1]
+            done = [e.sample_id // 4096 for e in world.outcomes.values() if e.step == world.version - 1]
             world.feed(LEARNER.first, GroupsCommitted(world.version - 1, np.array(done)))
         world.state.validate()
     check_accounts(world)
@@ -304,8 +305,8 @@ def test_overcommitted_groups_replace_slow_ones_and_cut_prompts_come_back() -> N
     for sample in sorted(world.generators[name].running):
         if sample // 4096 not in slow:
             world.finish(name, sample)
-    while world.to_judge:
-        world.judge()
+    while world.to_score:
+        world.score()
     assert {g.group_id for g in world.step_groups} == {2, 3, 4, 5}
     assert {d.group_id for d in world.dropped} == slow
     assert {d.reason for d in world.dropped} == {"overcommitted"}
@@ -313,7 +314,7 @@ def test_overcommitted_groups_replace_slow_ones_and_cut_prompts_come_back() -> N
     world.run(random.Random(0))
     check_accounts(world)
     again = [group for group, prompt in world.prompt_of.items() if prompt in cut_prompts and group not in slow]
-    assert {world.fates[group * 4096].fate for group in again} == {"trained"}, "and then they have no rivals"
+    assert {world.outcomes[group * 4096].outcome for group in again} == {"trained"}, "and then they have no rivals"
 
 
 def test_hazard_pruning_aborts_stragglers_as_their_tokens_stream() -> None:
@@ -330,8 +331,8 @@ def test_hazard_pruning_aborts_stragglers_as_their_tokens_stream() -> None:
     for sample, length in zip(samples, lengths, strict=False):
         world.decode(name, [sample], length - 1)
         world.finish(name, sample)
-    while world.to_judge:
-        world.judge()
+    while world.to_score:
+        world.score()
     world.absorb(world.state.tick(world.now_s))
     assert not any(isinstance(m, Cancel) for m in world.generators[name].inbox)
     world.decode(name, samples[5:7], 150)
@@ -340,7 +341,7 @@ def test_hazard_pruning_aborts_stragglers_as_their_tokens_stream() -> None:
     assert cancelled == set(samples[5:7]), "the one that has not grown old goes on"
     world.run(random.Random(0))
     check_accounts(world)
-    assert {world.fates[s].reason for s in cancelled} == {"hazard"}
+    assert {world.outcomes[s].reason for s in cancelled} == {"hazard"}
 
 
 def test_redundancy_stays_between_keep_and_twice_that_and_falls_to_keep_without_spread() -> None:
@@ -349,7 +350,7 @@ def test_redundancy_stays_between_keep_and_twice_that_and_falls_to_keep_without_
     config = world_config(shaping=shaping, learner={"steps": 30}, evaluation={"samples_per_prompt": 0})
     world = World(config)
     rng = random.Random(0)
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         moves = [m for m in world.moves() if m[0] != world.decode]
         move, *arguments = rng.choice(moves)
         move(*arguments)
@@ -372,8 +373,8 @@ def test_a_group_that_alone_keeps_the_learner_waiting_is_cut_and_asked_again() -
     for sample in sorted(world.generators[name].running):
         if sample != slow:
             world.finish(name, sample)
-    while world.to_judge:
-        world.judge()
+    while world.to_score:
+        world.score()
     assert len(world.step_groups) == config.learner.groups_per_step - 1
     world.absorb(world.state.tick(world.now_s + 4.0))
     assert not world.dropped
@@ -381,7 +382,7 @@ def test_a_group_that_alone_keeps_the_learner_waiting_is_cut_and_asked_again() -
     assert [d.group_id for d in world.dropped] == [slow // 4096]
     world.run(random.Random(0))
     check_accounts(world)
-    assert world.fates[slow].fate == "stale"
+    assert world.outcomes[slow].outcome == "stale"
 
 
 def test_a_stop_cancels_what_runs_and_accounts_for_every_token() -> None:
@@ -394,7 +395,7 @@ def test_a_stop_cancels_what_runs_and_accounts_for_every_token() -> None:
     world.run(rng)
     assert world.finished.reason == "interrupted"
     assert set(world.ended.values()) == {1}
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
 
 
 def waits_for_cancels(group: Group) -> bool:
@@ -419,7 +420,7 @@ def test_no_prompt_is_asked_twice_when_all_that_is_open_is_given_up(seed: int, h
     while world.version < 2 or not any(map(waits_for_cancels, world.state.work.groups.values())):
         moves = [move for move in world.moves() if rng.random() < 0.05 or not is_late(world, *move)]
         move, *arguments = rng.choice(moves or world.moves())
-        world.judge(fails=rng.random() < 0.15) if move == world.judge else move(*arguments)
+        world.score(fails=rng.random() < 0.15) if move == world.score else move(*arguments)
     training = world.state.training
     if how == "stopped":
         world.absorb(world.state.stop("enough", world.now_s))
@@ -427,8 +428,7 @@ def test_no_prompt_is_asked_twice_when_all_that_is_open_is_given_up(seed: int, h
     else:
         world.absorb(world.state.start_over(world.now_s, 2, world.state.num_steps))
     state = training.to_state()
-    asked = [prompt.prompt_id for prompt, _ in state.taken_by_stop]
-    asked += [launch.prompt.prompt_id for launch in state.queue.again]
+    asked = [planned.prompt.prompt_id for planned in state.queue.again]
     trained = [world.prompt_of[group_id] for groups in world.history for group_id in groups]
     assert training.cursor <= 20, "in the first pass through the prompts"
     assert len(set(asked + trained)) == len(asked) + len(trained), (sorted(asked), sorted(trained))
@@ -478,7 +478,7 @@ def test_a_commit_after_everything_was_given_up_changes_nothing() -> None:
         move(*arguments)
     world.absorb(world.state.stop("interrupted", world.now_s))
     world.absorb(world.state.abandon(world.now_s))
-    assert world.state.phase is Phase.FINISHED
+    assert world.state.phase is RunPhase.FINISHED
     world.learn()
     assert set(world.ended.values()) == {1}
 
@@ -490,7 +490,7 @@ def test_a_run_in_which_every_group_comes_to_nothing_ends_with_an_error() -> Non
     def fail_for_ever() -> None:
         while True:
             move, *arguments = rng.choice(world.moves())
-            world.judge(fails=True) if move == world.judge else move(*arguments)
+            world.score(fails=True) if move == world.score else move(*arguments)
 
     message = "came to nothing one after another.*shaping.min_keep.*rewards failed, the last one with raised: no"
     with pytest.raises(DataError, match=message):
@@ -508,7 +508,7 @@ def test_a_shaper_that_comes_back_counts_groups_that_came_to_nothing_from_there(
     def fail_until_dropped(num_dropped: int) -> None:
         while len(world.dropped) < num_dropped:
             move, *arguments = rng.choice(world.moves())
-            world.judge(fails=True) if move == world.judge else move(*arguments)
+            world.score(fails=True) if move == world.score else move(*arguments)
 
     fail_until_dropped(10)
     world.absorb(world.state.restarted(world.now_s))
@@ -526,11 +526,11 @@ def test_a_stop_without_acknowledgements_ends_with_lost_samples() -> None:
         world.receive(name)
     world.decode(name, sorted(world.generators[name].running), 3)
     world.absorb(world.state.stop("interrupted", world.now_s))
-    assert world.state.phase is Phase.STOPPING
+    assert world.state.phase is RunPhase.STOPPING
     world.absorb(world.state.abandon(world.now_s))
-    assert world.state.phase is Phase.FINISHED
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
-    assert world.finished.tokens_by_fate["lost"] == world.num_decoded
+    assert world.state.phase is RunPhase.FINISHED
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
+    assert world.finished.tokens_by_outcome["lost"] == world.num_decoded
 
 
 def test_held_out_prompts_are_evaluated_before_and_after_on_all_their_samples() -> None:

@@ -91,7 +91,7 @@ def test_nothing_is_kept_of_groups_that_a_stop_has_ended() -> None:
     for group_id in range(3):
         statistics.completed(group_of(group_id, [0.0, 1.0], [10, 20], [0, 1], launched=4), tercile=None)
     statistics.reopened()
-    assert statistics.to_state().pools == {}
+    assert statistics.pools == {}
     group = group_of(0, [0.0, 1.0], [10, 20], [0, 1], launched=4)
     statistics.completed(group, tercile=None)
     assert statistics.close(0, [group])

@@ -35,8 +35,9 @@ from darts_async.protocol import (
 from darts_async.shaper.boundary import Boundary
 from darts_async.shaper.group import Purpose
 from darts_async.shaper.ledger import AnyRecord, GroupDropped, GroupOpened, SampleEnded
-from darts_async.shaper.state import Incoming, Phase, ShaperState
-from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.shaper.outbox import Forget, Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import Incoming, ShaperState
 from darts_async.topology.roles import LAUNCHER, LEARNER
 
 
@@ -76,8 +77,8 @@ class World:
         self.state = self.make_state()
         self.boundary = Boundary(config, Path("runs/it"))
         self.generators = {f"generator/{i}": FakeGenerator() for i in range(num_generators)}
-        self.to_judge: deque[Score] = deque()
-        self.judged: set[int] = set()
+        self.to_score: deque[Score] = deque()
+        self.scored: set[int] = set()
         self.step_groups: list[TrainGroup] = []
         self.version = 0
         self.learner = 1
@@ -91,7 +92,7 @@ class World:
         """Of those that are not whole, until training is past them."""
         self.ledger: list[AnyRecord] = []
         self.ended: Counter[int] = Counter()
-        self.fates: dict[int, SampleEnded] = {}
+        self.outcomes: dict[int, SampleEnded] = {}
         self.dropped: list[GroupDropped] = []
         self.prompt_of: dict[int, int] = {}
         self.purpose_of: dict[int, Purpose] = {}
@@ -161,8 +162,8 @@ class World:
         tokens = self.generators[name].running.pop(sample_id)
         self.feed(name, SampleFinished(sample_id, "stop", tokens))
 
-    def judge(self, *, fails: bool = False) -> None:
-        score = self.to_judge.popleft()
+    def score(self, *, fails: bool = False) -> None:
+        score = self.to_score.popleft()
         if fails:
             self.feed("reward/0", ScoreFailed(score.sample_id, "raised", "no"))
         else:
@@ -241,8 +242,8 @@ class World:
                 moves.append((self.decode, name, goes_on))
             if self.version >= self.floor and self.lags(generator):
                 moves.append((self.apply, name))
-        if self.to_judge:
-            moves.append((self.judge,))
+        if self.to_score:
+            moves.append((self.score,))
         full = len(self.groups_of_step()) == self.config.learner.groups_per_step
         if full and (self.version < self.floor or not any(map(self.lags, self.generators.values()))):
             moves.append((self.learn,))
@@ -251,7 +252,7 @@ class World:
     def run(self, rng: random.Random, max_moves: int = 20_000) -> None:
         """Any fair interleaving must end."""
         for _ in range(max_moves):
-            if self.state.phase is Phase.FINISHED:
+            if self.state.phase is RunPhase.FINISHED:
                 return
             moves = self.moves()
             assert moves, f"deadlock in {self.state.phase}: {self.describe()}"
@@ -263,26 +264,26 @@ class World:
     # --- consequences
 
     def absorb(self, outputs: list[Output]) -> None:
-        self.ledger += [output for output in outputs if not isinstance(output, Send | Forget)]
+        self.ledger += [output for output in outputs if not isinstance(output, SendTo | Forget)]
         for output in outputs:
             match output:
-                case Send(peer, message) if peer in self.generators:
+                case SendTo(peer, message) if peer in self.generators:
                     self.generators[peer].inbox.append(message)
-                case Send("reward/0", Greet()):
+                case SendTo("reward/0", Greet()):
                     self.feed("reward/0", RewardReady(1))
-                case Send("reward/0", message):
-                    self.to_judge.append(message)
-                    self.judged.add(message.sample_id)
-                case Send(peer, message) if peer == LEARNER.first:
+                case SendTo("reward/0", message):
+                    self.to_score.append(message)
+                    self.scored.add(message.sample_id)
+                case SendTo(peer, message) if peer == LEARNER.first:
                     self._tell_learner(message)
-                case Send(peer, message) if peer == LAUNCHER:
+                case SendTo(peer, message) if peer == LAUNCHER:
                     self.to_launcher.append(message)
                 case Forget(peer):
                     if peer in self.generators:
                         self.generators[peer].inbox.clear()
                 case SampleEnded():
                     self.ended[output.sample_id] += 1
-                    self.fates[output.sample_id] = output
+                    self.outcomes[output.sample_id] = output
                 case GroupOpened():
                     self.prompt_of[output.group_id] = output.prompt_id
                     self.purpose_of[output.group_id] = output.purpose
@@ -315,4 +316,4 @@ class World:
 
     def describe(self) -> str:
         inboxes = {n: (len(g.inbox), len(g.running), g.version) for n, g in self.generators.items()}
-        return f"{inboxes=} judge={len(self.to_judge)} step={len(self.step_groups)} version={self.version}"
+        return f"{inboxes=} score={len(self.to_score)} step={len(self.step_groups)} version={self.version}"

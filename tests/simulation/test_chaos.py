@@ -16,7 +16,7 @@ from darts_async.shaper.boundary import Boundary as ShaperBoundary
 from darts_async.shaper.durable.journal import Journal
 from darts_async.shaper.durable.replayable_state import AnyInput
 from darts_async.shaper.ledger import Counted
-from darts_async.shaper.pools import GeneratorPool
+from darts_async.shaper.rosters import GeneratorRoster
 from darts_async.simulation.chaos import draw_plan, run_chaos
 from darts_async.simulation.chaos.hardship import Hardship
 from darts_async.simulation.chaos.lies import lie_instead_of
@@ -165,5 +165,5 @@ def test_a_learner_that_takes_a_group_as_often_as_it_comes_is_found_out(monkeypa
 
 
 def test_work_for_generators_without_the_current_weights_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GeneratorPool, "lowest_version", property(lambda self: 1000))
+    monkeypatch.setattr(GeneratorRoster, "lowest_version", property(lambda self: 1000))
     assert run_many(range(5)).failures

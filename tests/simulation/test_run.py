@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from darts_async.config import RunConfig, ShapingConfig
 from darts_async.protocol import TrainGroup, WeightsApplied
 from darts_async.shaper.ledger import SampleEnded
+from darts_async.shaper.outbox import Output
 from darts_async.shaper.state import Incoming
-from darts_async.shaper.workload import Output
 from darts_async.simulation import (
     EngineModel,
     FixedWorkload,
@@ -108,7 +108,7 @@ def test_a_cancelled_sample_costs_the_tokens_up_to_the_boundary_and_no_more() ->
     shaping = {"rule": "survivor", "keep": 4, "launch": 6}
     once = {"steps": 1, "groups_per_step": 1}
     result = alone(Listed(10, 10, 10, 100, 100, 100), Models(EngineModel(0.01, 64)), shaping=shaping, learner=once)
-    assert result.tokens_by_fate == {"trained": 130, "cancelled": 20}
+    assert result.tokens_by_outcome == {"trained": 130, "cancelled": 20}
     assert result.makespan_s == pytest.approx(0.01 * (10 * (1 + 6 / 64) + 90 * (1 + 1 / 64)))
 
 
@@ -129,7 +129,7 @@ def test_prefill_pauses_the_batch_once_for_each_sample_that_starts() -> None:
 def test_samples_at_the_cap_are_cut_there() -> None:
     once = {"steps": 1, "groups_per_step": 1}
     result = alone(FixedWorkload(1000), Models(), learner=once, sampling={"max_new_tokens": 200})
-    assert result.tokens_by_fate == {"trained": 4 * 200}
+    assert result.tokens_by_outcome == {"trained": 4 * 200}
 
 
 @pytest.mark.parametrize("shaping", SHAPINGS)
@@ -159,10 +159,10 @@ def test_every_token_and_every_second_is_accounted_for_within_the_staleness_boun
     engine = EngineModel(update_stall_s=0.2, drain_before_update=drain, flush_every_s=flush_every_s)
     models = dataclasses.replace(MODELS, engine=engine, reward=RewardModel(reward_s))
     result = simulate(config, LognormalWorkload(LengthModel(mean_log=3.0), seed=seed), models)
-    assert sum(result.tokens_by_fate.values()) == result.num_tokens_decoded
-    assert result.samples_by_fate["trained"] == 5 * 4 * 4
+    assert sum(result.tokens_by_outcome.values()) == result.num_tokens_decoded
+    assert result.samples_by_outcome["trained"] == 5 * 4 * 4
     assert result.num_samples == sum(size * groups for size, groups in result.launched.items())
-    assert sum(result.tokens_by_staleness.values()) == result.tokens_by_fate["trained"]
+    assert sum(result.tokens_by_staleness.values()) == result.tokens_by_outcome["trained"]
     assert result.staleness_max <= max_staleness
     assert sum(result.generator_s.values()) == pytest.approx(num_generators * result.makespan_s)
     assert sum(result.learner_s.values()) == pytest.approx(result.makespan_s)
@@ -253,9 +253,9 @@ def test_a_group_that_alone_keeps_the_learner_waiting_is_cut_and_its_prompt_aske
 
     config = run_config(learner={"steps": 3, "groups_per_step": 2}, staleness={"max_staleness": 0, "cut_after_s": 0.5})
     result = simulate(config, OneIsEndless(), Models(reward=RewardModel(0.01), tick_every_s=0.1), num_prompts=4)
-    assert result.samples_by_fate["stale"] == 4
+    assert result.samples_by_outcome["stale"] == 4
     assert result.launched == {4: 7}
-    assert sum(result.tokens_by_fate.values()) == result.num_tokens_decoded
+    assert sum(result.tokens_by_outcome.values()) == result.num_tokens_decoded
 
 
 def test_a_run_that_cannot_go_on_says_so_instead_of_ticking_for_ever() -> None:

@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from darts_async.faults import VARIABLE
-from launcher.nodes.scratch import all_of, owner_of, remove_all
+from launcher.nodes.scratch import all_of, owner_of, sweep
 from tests import ROOT
 
 CONFIGS = ROOT / "launcher" / "configs"
@@ -94,8 +94,7 @@ class LaunchedRun:
         if self.process.poll() is None:  # a test failed: the kernel ends the others with the launcher
             self.process.kill()
             self.process.wait(DEADLINE_S)
-        for owner in self._owners():  # what a killed keeper has left, for which no other comes
-            remove_all(owner)
+        sweep()  # what a killed keeper has left, for which no other comes
 
     @property
     def run_dir(self) -> Path:
@@ -115,6 +114,10 @@ class LaunchedRun:
         return subprocess.run(
             command, cwd=self._home, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
         )
+
+    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+        """The same, while others go on. What it prints goes where the run's output goes."""
+        return self._launched(*words)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Whole lines of a JSON file of the run, none if it is not there yet."""
@@ -180,8 +183,7 @@ class LaunchedRun:
         assert not (self.run_dir / "control.sock").exists()
         # torch makes an empty directory for its compiler, one per user and machine, when it is imported
         assert [path.name for path in self._temporary.rglob("*") if not path.name.startswith("torchinductor")] == []
-        if not self.events("node_lost"):  # what a keeper leaves that is killed waits for the next one
-            assert not [path for owner in self._owners() for path in all_of(owner)]
+        assert not [path for owner in self._owners() for path in all_of(owner)]
 
     def _owners(self) -> list[str]:
         """Of the temporary files of each node's processes."""

@@ -70,5 +70,5 @@ def test_keys_of_another_run_are_refused(directory: Path, tmp_path: Path) -> Non
 
 
 def test_keys_are_never_overwritten(directory: Path) -> None:
-    with pytest.raises(TransportError, match="keys are made once per life of a run"):
+    with pytest.raises(TransportError, match="keys are created once per life of a run"):
         create_run_keys(directory, NAMES)

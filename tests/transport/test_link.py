@@ -309,7 +309,7 @@ async def test_slow_consumer_stops_a_fast_sender(keys: Keys) -> None:
 
 async def test_mistakes_of_the_owner_are_named(keys: Keys) -> None:
     async with pair(keys) as (a, _):
-        with pytest.raises(TransportError, match=r"'nobody' is no peer of link 'generators'"):
+        with pytest.raises(TransportError, match=r"'nobody' is not a peer of 'generators'"):
             a.link.send("nobody", p.Cancel(1))
         with pytest.raises(ProtocolError, match="SampleFinished is not a message that this link sends"):
             a.link.send(SPOKE, p.SampleFinished(1, "stop", 1))

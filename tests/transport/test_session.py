@@ -381,7 +381,7 @@ def test_new_incarnation_of_a_live_peer_is_a_loss_and_a_return() -> None:
     frame = a.session.next_frame()
     assert frame is not None
     events = b.session.receive(frame[0], network.now_s)
-    assert events == [Down(1, "incarnation 2 took its place", is_gone=True), Up(2)]
+    assert events == [Down(1, "incarnation 2 replaced it", is_gone=True), Up(2)]
 
 
 def test_silent_peer_is_down_and_comes_back_with_its_memory() -> None:

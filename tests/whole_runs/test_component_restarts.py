@@ -68,11 +68,11 @@ def traced_ways(run: LaunchedRun) -> set[tuple[str, ...]]:
     "faults",
     [
         "crash generator.before_flush:10@generator/0, crash generator.before_swap:3@generator/1, "
-        "crash reward.before_verdict:20@reward/0, crash reward.before_score:30@reward/1",
+        "crash reward.before_reply:20@reward/0, crash reward.before_score:30@reward/1",
         "crash generator.before_start:3@generator/0, crash generator.after_swap:2@generator/1, "
-        "crash reward.before_verdict:1@reward/1, crash reward.before_score:15@reward/0",
+        "crash reward.before_reply:1@reward/1, crash reward.before_score:15@reward/0",
         "crash generator.after_swap:1@generator/0, crash generator.before_swap:1@generator/1, "
-        "crash reward.before_score:1@reward/0, crash reward.before_verdict:40@reward/1",
+        "crash reward.before_score:1@reward/0, crash reward.before_reply:40@reward/1",
     ],
     ids=["in the middle", "about new work", "at the first chance"],
 )
@@ -130,7 +130,7 @@ def test_samples_of_a_dead_generator_go_on_from_the_tokens_that_were_streamed(tm
         home.mkdir()
         with LaunchedRun(home, "scripted.yaml", sections, faults) as run:
             assert run.end() == 0, run.output
-            totals.append(run.assert_clean()["tokens"]["by_fate"] | {"lost": 0})
+            totals.append(run.assert_clean()["tokens"]["by_outcome"] | {"lost": 0})
             assert len(run.events("ended")) == (name == "hit")
     assert totals[0] == totals[1]
 
@@ -139,7 +139,7 @@ def test_a_run_goes_on_degraded_and_fails_below_min_healthy(tmp_path: Path) -> N
     with LaunchedRun(tmp_path, "scripted.yaml", settings(steps=10_000, when="never")) as run:
         run.wait_for_steps(3)
         run.kill("generator/1")
-        run.wait_until(lambda: "the run goes on without it" in run.output)
+        run.wait_until(lambda: "the run continues without it" in run.output)
         run.wait_for_steps(len(run.lines("metrics.jsonl")) + 3)
         run.kill("generator/0")
         assert run.end() == 1, run.output

@@ -31,13 +31,18 @@ def move(run_dir: Path) -> None:
     run_dir.rename(run_dir.parent.parent / "moved")
 
 
+def replace(run_dir: Path) -> None:
+    move(run_dir)
+    run_dir.mkdir()
+
+
 def block(run_dir: Path) -> None:
     (run_dir / "metrics.jsonl").unlink()
     (run_dir / "metrics.jsonl").mkdir()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("take", [remove, move, block])
+@pytest.mark.parametrize("take", [remove, move, replace, block])
 def test_a_run_whose_directory_is_taken_away_ends_with_a_message_and_leaves_no_process(
     tmp_path: Path, take: Callable[[Path], None]
 ) -> None:
@@ -48,4 +53,7 @@ def test_a_run_whose_directory_is_taken_away_ends_with_a_message_and_leaves_no_p
         assert run.process.wait(120) == 1
         assert "its directory can no longer be used" in " ".join(run.output.split()), run.output
         assert "Traceback" not in run.output
+        if take is replace:
+            assert "another directory is in its place" in run.output.replace("\n", " ")
+            assert not [path for path in run.run_dir.rglob("*") if path.is_file()], "and nothing is written there"
         assert not any(process.is_running() for process in processes[1:])

@@ -149,8 +149,8 @@ def test_the_launcher_is_killed_and_its_nodes_end_when_their_lease_does(tmp_path
 
 BAD = [
     ("host", {"host": "198.18.255.250"}, "cannot be reached"),
-    ("known_hosts", {}, "is not the one that is known"),
-    ("identity", {}, "does not let the user"),
+    ("known_hosts", {}, "is not the known one"),
+    ("identity", {}, "refuses the user"),
     ("python", {"python": "/no/such/python"}, "there is no /no/such/python"),
     ("module", {"python": "/usr/bin/python3"}, "has no darts_async"),
     ("workdir", {"workdir": "/no/such/directory"}, "there is no directory /no/such/directory"),

@@ -96,7 +96,7 @@ def test_a_run_goes_on_whatever_its_files_have_lost_with_the_power(tmp_path: Pat
         run.resume()
         assert run.end() == 0, run.output
         assert run.assert_clean()["num_steps"] == 40
-        assert "1 line of metrics.jsonl cannot be read and passed over" in " ".join(run.output.split())
+        assert "1 line of metrics.jsonl cannot be read and skipped" in " ".join(run.output.split())
 
 
 def test_a_run_is_taken_up_from_its_newest_checkpoint_when_that_is_asked_for(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_run_is_taken_up_from_its_newest_checkpoint_when_that_is_asked_for(tmp
         run.resume("--from-checkpoint")
         assert run.end() == 0, run.output
         assert run.assert_clean()["num_steps"] == 40
-        assert "records were taken back" in run.verb("audit", str(run.run_dir)).stdout
+        assert "records are void" in run.verb("audit", str(run.run_dir)).stdout
 
 
 def test_a_run_that_ended_and_whose_end_was_not_noted_ends_again(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from darts_async.shaper.durable.journal import Journal
-from darts_async.shaper.durable.replayable_state import Standing, Ticked
+from darts_async.shaper.durable.replayable_state import ReplayableState, Ticked
 from darts_async.topology.run_files import JOURNAL_FILE
 from darts_async.wire.atomic_file import replace_file
 from tests.shaper.durable.test_journal import make_state
@@ -40,10 +40,10 @@ def test_a_file_is_flushed_before_it_gets_its_name_and_the_name_after_that(
 
 
 def test_a_journal_is_flushed_before_it_takes_the_place_of_another(tmp_path: Path, done: list[tuple[str, str]]) -> None:
-    journal, standing = Journal(tmp_path / JOURNAL_FILE), Standing(make_state)
-    journal.begin(standing.to_head(0))
+    journal, replayable = Journal(tmp_path / JOURNAL_FILE), ReplayableState(make_state)
+    journal.begin(replayable.to_head(0))
     assert done == [("flush", "shaper.new"), ("rename", "shaper.new"), ("flush", tmp_path.name)]
-    journal.prepare(standing.to_head(0))
+    journal.prepare(replayable.to_head(0))
     work = journal.flusher()
     journal.append([Ticked(1.0)])
     done.clear()

@@ -47,7 +47,7 @@ class Samples(NamedTuple):
         return cls((3 * num_tokens + 1, num_tokens + 4, 2 * num_tokens + 5), num_tokens + 2)
 
 
-class Outcome(NamedTuple):
+class TrialOutcome(NamedTuple):
     """How far packed logits are from those of each sample alone, relative to the largest."""
 
     packed: float
@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
         return self.shared <= TOLERANCE[self.expected.dtype]
 
 
-def try_packing(model: PreTrainedModel, samples: Samples) -> Outcome:
+def try_packing(model: PreTrainedModel, samples: Samples) -> TrialOutcome:
     """Switch the model to packed attention, and hold a row of these samples against the model's own attention.
 
     Raises `ModelError` if the model has attention of a kind that is not supported.
@@ -80,7 +80,7 @@ def try_packing(model: PreTrainedModel, samples: Samples) -> Outcome:
         return _outcome(model, sequences, alone, samples.shared)
 
 
-def refusal(model: PreTrainedModel, outcome: Outcome) -> ModelError:
+def refusal(model: PreTrainedModel, outcome: TrialOutcome) -> ModelError:
     """Why the model cannot be trained."""
     return ModelError(
         f"{type(model).__name__} cannot be trained on packed sequences: its logits differ from those of each sequence "
@@ -131,7 +131,7 @@ def _check_samples(config: PreTrainedConfig, thresholds: Sequence[Threshold], le
     return outcome.shares_prompts
 
 
-def _try_copy(config: PreTrainedConfig, thresholds: Sequence[Threshold], samples: Samples, lower: str) -> Outcome:
+def _try_copy(config: PreTrainedConfig, thresholds: Sequence[Threshold], samples: Samples, lower: str) -> TrialOutcome:
     try:
         return try_packing(miniature(config, thresholds), samples)
     except ModelError as error:
@@ -154,14 +154,14 @@ def _sequences(model: PreTrainedModel, samples: Samples) -> list[Tensor]:
     return [ids.to(weight.device) for ids in (first, second, third)]
 
 
-def _outcome(model: PreTrainedModel, sequences: list[Tensor], alone: list[Tensor], shared: int) -> Outcome:
+def _outcome(model: PreTrainedModel, sequences: list[Tensor], alone: list[Tensor], shared: int) -> TrialOutcome:
     first, second, third = sequences
     packed = _without_its_first(packed_row(sequences, tuple(Tree(len(ids)) for ids in sequences)))
     tree = Tree(shared, (len(second) - shared, len(third) - shared))
     branched = _without_its_first(packed_row([first, second, third[shared:]], (Tree(len(first)), tree)))
     expected = torch.cat(alone)[1:]
     expected_shared = torch.cat([*alone[:2], alone[2][shared:]])[1:]
-    return Outcome(
+    return TrialOutcome(
         relative(packed_logits(model, *packed), expected),
         relative(packed_logits(model, *branched), expected_shared),
         packed,

@@ -1,6 +1,6 @@
-"""The journal: where the shaper stood, and everything that has happened to it since.
+"""The journal: a state of the shaper, and everything that has happened to it since.
 
-One file of framed records (`wire.framing`), the first a `Head`, the others inputs in order. What has been written
+One file of framed records (`wire.framing`), the first a `JournalHead`, the others inputs in order. What was written
 survives the death of the process, and a power loss about a second later:
 
 - inputs are written before any peer hears of what followed from them, and before they are acknowledged;
@@ -19,7 +19,7 @@ import msgspec
 
 from darts_async.errors import NoSpaceError
 from darts_async.machine.full_disk import append_whole
-from darts_async.shaper.durable.replayable_state import AnyInput, Head
+from darts_async.shaper.durable.replayable_state import AnyInput, JournalHead
 from darts_async.wire.atomic_file import flush
 from darts_async.wire.encoding import decoder, encode
 from darts_async.wire.framing import frame, read_frames
@@ -48,14 +48,14 @@ class Journal:
         """Whether a new one waits for `replace`."""
         return self._next >= 0
 
-    def begin(self, head: Head) -> None:
+    def begin(self, head: JournalHead) -> None:
         """Start with this head, in place of what there was. It is on the disk on return."""
         self.prepare(head)
         os.fsync(self._next)
         self.replace()
         flush(self._path.parent)
 
-    def prepare(self, head: Head) -> None:
+    def prepare(self, head: JournalHead) -> None:
         """Write a new journal beside the old one; what is appended from now on goes to both."""
         if self._next >= 0:  # it is written again
             os.close(self._next)
@@ -120,7 +120,7 @@ class Journal:
 class FoundJournal:
     """What a journal holds, as far as it can be read."""
 
-    head: Head | None
+    head: JournalHead | None
     inputs: list[AnyInput]
     num_bytes: int
     """Of the whole records."""
@@ -143,7 +143,7 @@ def read_journal(path: Path) -> FoundJournal:
     if not frames.payloads:
         return FoundJournal(None, [], 0, fault or f"{path} has no whole record in its {len(data)} bytes")
     try:
-        head = decoder(Head).decode(frames.payloads[0])
+        head = decoder(JournalHead).decode(frames.payloads[0])
         decode_input = decoder(AnyInput).decode
         inputs = [decode_input(payload) for payload in frames.payloads[1:]]
     except msgspec.DecodeError as error:

@@ -1,8 +1,8 @@
-"""Where a shaper stands: its state, and what another process needs beside it to take its place.
+"""The state of a shaper, and what another process needs beside it to take its place.
 
-Everything that happens to a shaper is an `Input`, and `take` is the only way in. A shaper that starts from a `Head` and
-takes the same inputs stands where the first one stood, with the same outputs on the way: this is what the journal
-rests on. Pure, as the state.
+Everything that happens to a shaper is an `Input`, and `take` is the only way in. A shaper that starts from a
+`JournalHead` and takes the same inputs comes to the same state, with the same outputs on the way: this is what the
+journal rests on. Pure, as the state.
 
 A place in the ledger is counted in records, so that what a checkpoint needs of the shaper can be made here: `Shared`.
 
@@ -18,8 +18,9 @@ from msgspec import Struct
 
 from darts_async.protocol import LearnerReady, RunFinished, ShaperSnapshot, TakeUpAgain
 from darts_async.shaper.ledger import LearnerRewound, Lineage, Position, SampleEnded, TakenBack
-from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
-from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.shaper.outbox import Forget, Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import Incoming, ShaperState, StateSnapshot
 from darts_async.topology.roles import LAUNCHER
 from darts_async.wire.encoding import decoder, encode
 from darts_async.wire.framing import frame, read_frames
@@ -73,7 +74,7 @@ class Restarted(Input, frozen=True):
 
 
 class Reopened(Input, frozen=True):
-    """All processes have ended, and the run goes on in another life."""
+    """All processes have ended, and the run continues in another life."""
 
     life: int
 
@@ -87,13 +88,13 @@ class Confirmed(Input, frozen=True):
 AnyInput = Heard | CameUp | WentDown | Ticked | Stopped | Abandoned | Restarted | Reopened | Confirmed
 
 
-class Head(Struct, frozen=True):
+class JournalHead(Struct, frozen=True):
     """Where a shaper stood, to be encoded at once. `ledger_bytes` is how much of the ledger was written by then."""
 
     now_s: float
-    snapshot: Snapshot
+    snapshot: StateSnapshot
     heard: dict[str, tuple[int, int]]
-    reports: list[Send]
+    reports: list[SendTo]
     ledger_bytes: int
     place: Position
     firsts: dict[int, int]
@@ -101,23 +102,23 @@ class Head(Struct, frozen=True):
 
 
 class Shared(Struct, frozen=True):
-    """What a shaper gives to a checkpoint, to be encoded at once; nothing that is open in it goes on from there."""
+    """What a shaper gives to a checkpoint, to be encoded at once; nothing that is open in it continues from there."""
 
     now_s: float
-    snapshot: Snapshot
+    snapshot: StateSnapshot
     place: Position
     """How much of the ledger was written by then."""
 
 
 MAX_SHARED_BYTES = 32 << 20
 """A checkpoint goes without what takes more: it is a message. That can happen only while a learner catches up."""
-MakeState = Callable[[Snapshot | None], ShaperState]
+MakeState = Callable[[StateSnapshot | None], ShaperState]
 
 
-class Standing:
+class ReplayableState:
     """See the module."""
 
-    def __init__(self, make_state: MakeState, snapshot: Snapshot | None = None, life: int = 1) -> None:
+    def __init__(self, make_state: MakeState, snapshot: StateSnapshot | None = None, life: int = 1) -> None:
         self._make_state = make_state
         self.state = make_state(snapshot)
         self.life = life
@@ -127,26 +128,33 @@ class Standing:
         """Of the newest input."""
         self.heard: dict[str, tuple[int, int]] = {}
         """{peer: (incarnation, first message of it that has not been taken)}"""
-        self.reports: list[Send] = []
+        self.reports: list[SendTo] = []
         """Not confirmed, in order."""
 
     @classmethod
-    def of(cls, head: Head, make_state: MakeState) -> "Standing":
+    def of(cls, head: JournalHead, make_state: MakeState) -> "ReplayableState":
         """Where `to_head` was taken."""
-        standing = cls(make_state, head.snapshot, head.place.life)
-        standing.now_s, standing.heard, standing.reports = head.now_s, head.heard, head.reports
-        standing.lineage.num_records, standing.lineage.firsts = head.place.num_records, head.firsts
-        return standing
+        replayable = cls(make_state, head.snapshot, head.place.life)
+        replayable.now_s, replayable.heard, replayable.reports = head.now_s, head.heard, head.reports
+        replayable.lineage.num_records, replayable.lineage.firsts = head.place.num_records, head.firsts
+        return replayable
 
     @property
     def place(self) -> Position:
         """In the ledger."""
         return Position(self.life, self.lineage.num_records)
 
-    def to_head(self, ledger_bytes: int) -> Head:
+    def to_head(self, ledger_bytes: int) -> JournalHead:
         """For `of`."""
-        snapshot = self.state.to_state()
-        return Head(self.now_s, snapshot, self.heard, self.reports, ledger_bytes, self.place, self.lineage.firsts)
+        return JournalHead(
+            now_s=self.now_s,
+            snapshot=self.state.to_state(),
+            heard=self.heard,
+            reports=self.reports,
+            ledger_bytes=ledger_bytes,
+            place=self.place,
+            firsts=self.lineage.firsts,
+        )
 
     def take(self, given: AnyInput) -> list[Output]:
         """One input, completely."""
@@ -166,18 +174,18 @@ class Standing:
     def _noted(self, outputs: list[Output]) -> list[Output]:
         """Count the records, complete what goes to a checkpoint, and remember the reports."""
         for output in outputs:
-            if not isinstance(output, Send | Forget):
+            if not isinstance(output, SendTo | Forget):
                 self.lineage.take(output)
         outputs = [self._completed(output) for output in outputs]
         self.reports += [output for output in outputs if is_report(output)]
         return outputs
 
     def _completed(self, output: Output) -> Output:
-        if isinstance(output, Send) and isinstance(output.message, ShaperSnapshot):
+        if isinstance(output, SendTo) and isinstance(output.message, ShaperSnapshot):
             version = output.message.policy_version
             shared = Shared(self.now_s, self.state.to_checkpoint(version), self.place)
             state = encode_shared(shared)
-            return Send(output.peer, ShaperSnapshot(version, state if len(state) <= MAX_SHARED_BYTES else b""))
+            return SendTo(output.peer, ShaperSnapshot(version, state if len(state) <= MAX_SHARED_BYTES else b""))
         return output
 
     def _start_over(self, ready: LearnerReady, shared: Shared | None, now_s: float) -> list[Output]:
@@ -192,8 +200,8 @@ class Standing:
             is_later = num_records > shared.place.num_records
             return [*([TakenBack(shared.place.num_records)] if is_later else []), *outputs]
         num_records = max(num_records, shared.place.num_records if shared is not None else 0)
-        position = self.state.training.taken.position
-        undone = [LearnerRewound(position)] if self.state.training.taken.is_behind else []
+        position = self.state.feed.committed.position
+        undone = [LearnerRewound(position)] if self.state.feed.committed.is_behind else []
         kept = [each for each in outputs if not isinstance(each, SampleEnded)]
         return [self.state.sums(num_records), *kept, *undone]
 
@@ -224,7 +232,7 @@ class Standing:
 
     def _prepared_for(self, message: Incoming, now_s: float) -> list[Output]:
         """A learner may have gone back to where no step is known, or be where none was heard of."""
-        if not isinstance(message, LearnerReady) or self.state.phase is Phase.FINISHED:
+        if not isinstance(message, LearnerReady) or self.state.phase is RunPhase.FINISHED:
             return []
         if self.state.explains(message.policy_version) or not self.state.may_start_over:
             return []
@@ -245,12 +253,12 @@ def decode_shared(data: bytes) -> Shared | None:
         return None
 
 
-def _outlives_a_life(report: Send) -> bool:
+def _outlives_a_life(report: SendTo) -> bool:
     """How a life ended is over with it. And what the learner of then was to keep for a checkpoint is not for the one of
     now: that one may take other steps on its way to the same version."""
     return report.peer == LAUNCHER and not isinstance(report.message, RunFinished | TakeUpAgain)
 
 
-def is_report(output: Output) -> TypeGuard[Send]:
+def is_report(output: Output) -> TypeGuard[SendTo]:
     """Whether it is kept until it has been handled."""
-    return isinstance(output, Send) and (output.peer == LAUNCHER or isinstance(output.message, ShaperSnapshot))
+    return isinstance(output, SendTo) and (output.peer == LAUNCHER or isinstance(output.message, ShaperSnapshot))

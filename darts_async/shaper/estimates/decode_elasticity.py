@@ -139,5 +139,5 @@ class DecodePace:
         return PaceState(self._tracers, self._regressions)
 
     def restore(self, state: PaceState) -> None:
-        """Go on where `to_state` was taken."""
+        """Continue where `to_state` was taken."""
         self._tracers, self._regressions = state.tracers, state.regressions

@@ -139,7 +139,7 @@ class GroupProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PruningChoice:
     """What to do with the tail of a group."""
 
     prune: tuple[int, ...] = ()
@@ -148,17 +148,17 @@ class Verdict:
     """A sample to leave alone and out of later decisions; it weighs `HazardRule.weight_of_spared`."""
 
 
-def hazard_prunes(rule: HazardRule, group: GroupProgress, seed: int) -> Verdict:
+def hazard_prunes(rule: HazardRule, group: GroupProgress, seed: int) -> PruningChoice:
     """Which running samples are aborted now, the worst first. O(R log R)."""
     num_finished = len(group.finished_tokens)
     if num_finished < rule.shortest or _awaits_contrast(group):
-        return Verdict()
+        return PruningChoice()
     num_expendable = num_finished + len(group.running) - rule.keep
     candidates = _candidates(rule, group)[: max(0, num_expendable)]
     draw = _uniform(seed, group.group_id) if candidates else 0.0
     rho = rule.spare_probability_of(group.num_launched)
     spared = [s for k, s in enumerate(candidates, group.num_candidates) if k * rho <= draw < (k + 1) * rho]
-    return Verdict(tuple(s for s in candidates if s not in spared), spared[0] if spared else None)
+    return PruningChoice(tuple(s for s in candidates if s not in spared), spared[0] if spared else None)
 
 
 def _awaits_contrast(group: GroupProgress) -> bool:

@@ -43,5 +43,5 @@ class Patience:
         return list(self._times_s)
 
     def restore(self, state: Iterable[float]) -> None:
-        """Go on where `to_state` was taken."""
+        """Continue where `to_state` was taken."""
         self._times_s.extend(state)

@@ -86,12 +86,12 @@ class Planner:
             running=running,
             num_candidates=len(group.hazard_candidates),
         )
-        verdict = hazard_prunes(self._hazard, progress, self._seed)
-        group.hazard_candidates |= {sample_id: running[sample_id] for sample_id in verdict.prune}
-        if verdict.spare is not None:
-            group.spared = verdict.spare
-            group.hazard_candidates[verdict.spare] = running[verdict.spare]
-        return [s for s in samples if s.sample_id in verdict.prune]
+        choice = hazard_prunes(self._hazard, progress, self._seed)
+        group.hazard_candidates |= {sample_id: running[sample_id] for sample_id in choice.prune}
+        if choice.spare is not None:
+            group.spared = choice.spare
+            group.hazard_candidates[choice.spare] = running[choice.spare]
+        return [s for s in samples if s.sample_id in choice.prune]
 
     def weighed(self, group: Group, kept: Sequence[tuple[Sample, float]]) -> list[tuple[Sample, float]]:
         """The kept samples, the spared one with the inverse of its probability."""

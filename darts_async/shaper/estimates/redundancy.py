@@ -162,7 +162,7 @@ class Allocator:
         return {"num_batches": self._num_batches, "carry": self._carry}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `to_state` was taken."""
+        """Continue where `to_state` was taken."""
         self._num_batches, self._carry = state["num_batches"], state["carry"]
 
     def validate(self) -> None:

@@ -34,19 +34,19 @@ from darts_async.topology.links import LEARNER_LINK, WEIGHTS_LINK
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 from darts_async.weights.sending.coordinator import Coordinator
 from darts_async.weights.sending.events import (
-    Action,
     Broadcast,
     BroadcastDone,
     BroadcastFailed,
+    CoordinatorAction,
     FormGroup,
     MemberLost,
     MemberMessage,
     Published,
     PublishFailed,
-    Send,
+    SendToMember,
     Superseded,
 )
-from darts_async.weights.sending.events import Event as WeightEvent
+from darts_async.weights.sending.events import CoordinatorEvent as WeightEvent
 
 LOADS_WITHIN_S = 0.5
 TRAINS_WITHIN_S = 0.03
@@ -320,10 +320,10 @@ class LearnerProcess(Process):
     def _feed(self, event: WeightEvent) -> None:
         self._execute(self._coordinator.handle(event, self.world.now_s))
 
-    def _execute(self, actions: Sequence[Action]) -> None:
+    def _execute(self, actions: Sequence[CoordinatorAction]) -> None:
         for action in actions:
             match action:
-                case Send(name, message):
+                case SendToMember(name, message):
                     self.send(WEIGHTS_LINK.name, name, message)
                 case FormGroup(epoch, _, members):
                     self._tasks[epoch] = members

@@ -47,7 +47,7 @@ class RewardProcess(Process):
 
     def _score(self, peer: str, item: Score) -> Script:
         yield self.world.rng.uniform(0.0, SCORES_WITHIN_S)
-        self.reach("reward.before_verdict")
+        self.reach("reward.before_reply")
         if self.world.chance(FAILED_SHARE):
             self.send(REWARDS_LINK.name, peer, ScoreFailed(item.sample_id, "raised", "by chance"))
         else:

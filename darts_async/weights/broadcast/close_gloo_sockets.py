@@ -1,14 +1,14 @@
-"""Cut the connections of a gloo group, because gloo cannot be aborted.
+"""Closes the connections of a gloo group, because gloo cannot be aborted.
 
-Observed with torch 2.13: `ProcessGroupGloo.abort` and `shutdown` do nothing, dropping the group waits for its
-running operation, and an operation on a peer that hangs blocks until its timeout. What frees it at once is the
-end of its TCP connections. They are found by their addresses: every rank publishes the address it listens on
-through the rendezvous store, as a `sockaddr` inside an opaque value. If gloo ever changes that format nothing
-is found, and the operation's own timeout, which is the deadline of the update, frees the thread instead.
+Observed with torch 2.13: `ProcessGroupGloo.abort` and `shutdown` do nothing, dropping the group waits for its running
+operation, and an operation on a hanging peer blocks until its timeout. Closing its TCP connections frees it at once.
+They are found by address: every rank publishes its listening address through the rendezvous store, as a `sockaddr`
+inside an opaque value. If gloo ever changes that format, no connection is found, and the operation's timeout, which is
+the deadline of the update, frees the thread.
 
-So it does where gloo misses the end of a connection: a few of a hundred sending operations that were being posted in
-the very moment of the cut waited on (torch 2.13; its loop idle, the sockets shut down). Whoever waits for the thread of
-a group that sends must therefore allow for that timeout.
+The same timeout applies where gloo misses the end of a connection: with torch 2.13 a few in a hundred sending
+operations did, if they were posted at the moment of the cut. A wait for the thread of a sending group must allow for
+this timeout.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ Address = tuple[str, int]
 _IPV4 = re.compile(re.escape(struct.pack("=H", socket.AF_INET)) + b"(..)(.{4})", re.DOTALL)
 _IPV6 = re.compile(re.escape(struct.pack("=H", socket.AF_INET6)) + b"(..).{4}(.{16})", re.DOTALL)
 DESCRIPTORS = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
-"""Where the open files of this process are listed."""
+"""The list of open files of this process."""
 
 
 def addresses_in(values: Iterable[bytes]) -> set[Address]:
-    """Everything in the rendezvous values that reads as a socket address (and so, by chance, a few that are none)."""
+    """All byte sequences in the rendezvous values that look like a socket address, including a few by chance."""
     found: set[Address] = set()
     for value in values:
         for family, pattern in ((socket.AF_INET, _IPV4), (socket.AF_INET6, _IPV6)):
@@ -45,7 +45,7 @@ def sever(listeners: set[Address]) -> int:
 
 
 def _sever_if_ours(descriptor: int, listeners: set[Address]) -> bool:
-    # A duplicate, so that the descriptor cannot be closed and given to something else between look and cut.
+    # A duplicate, so that the descriptor cannot be closed and reused between check and cut.
     # OSError: it was closed meanwhile, or it is a socket without a peer.
     with contextlib.suppress(OSError):
         duplicate = os.dup(descriptor)

@@ -1,18 +1,18 @@
-"""One broadcast group: formed, used and dropped by a thread of its own, freed by `abort` from any other.
+"""One broadcast group: a dedicated thread forms, uses and drops it, and `abort` frees it from any other thread.
 
-The group is a raw process group of torch.distributed: the default group is never touched, so a learner may have
-one of its own. Everything that can block runs in the group's single thread, in the order submitted; outcomes
-come back on the event loop. Nothing blocks beyond a deadline: joining by `deadline_s` (and `CONNECT_LIMIT_S` at
-most for connecting), each broadcast by the deadline it is posted with. Aborting ends both at once, connecting
-excepted: cutting it half-way would have the other side wait for a second attempt, so it is let finish.
+The group is a raw process group of torch.distributed. The default group is never used, so a learner may have its own.
+All blocking calls run in the group's single thread, in the order submitted; their results arrive on the event loop.
+Each has a deadline: `deadline_s` for joining (and at most `CONNECT_LIMIT_S` for connecting), and the given deadline for
+each broadcast. `abort` ends them at once, except connecting: an interrupted attempt would make the other side wait for
+a second one.
 
-Gloo's port takes connections only until the group is formed (see `gloo_listener`).
+Gloo's port accepts connections only until the group is formed (see `gloo_listener`).
 
-Under NCCL the thread works on the device of its rank, on a stream of its own beside the one that computes: it waits for
-what was queued there before, not the other way round. What it hands over has arrived: each wait ends on the host.
+Under NCCL the thread uses the device of its rank and a separate stream. It waits for earlier work of the computing
+stream, and not the reverse. Each wait ends on the host, so received data have arrived.
 
-Invariants: the group object lives and dies in its thread; after `abort` no operation is posted; the thread ends
-once what it was doing has ended.
+Invariants: the group object lives and dies in its thread; after `abort` no operation is posted; the thread ends once
+its current call has ended.
 """
 
 import asyncio
@@ -36,9 +36,8 @@ T = TypeVar("T")
 _c10d: Any = distributed_c10d  # the parts used here are not in torch's type stubs
 
 CONNECT_LIMIT_S = 5.0
-"""Bound on the one wait that `abort` cannot end: gloo waiting for a peer to connect, where there is no connection to
-cut yet. Members first meet in the store, a wait that can be ended, so connecting takes milliseconds unless a member
-dies or hangs in just these."""
+"""Bound of the only wait that `abort` cannot end: gloo waits for a peer to connect, and has no connection to close yet.
+Members first meet in the store, so connecting takes milliseconds unless a member dies or hangs at that moment."""
 
 _NCCL_WATCHDOG = 10.0  # in deadlines of joining
 _POLL_S = 0.0005
@@ -47,7 +46,7 @@ _GLOO_CONNECT_ATTEMPTS = 5  # gloo waits this many of its timeouts (seen in torc
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """What a member must know to join."""
+    """What a member needs to join a group."""
 
     epoch: int
     rank: int
@@ -56,9 +55,9 @@ class GroupSpec:
     interface: str
     """Local address that gloo's sockets bind to."""
     deadline_s: float
-    """Members wait for each other no longer than this."""
+    """Longest time that members wait for each other."""
     device: torch.device | None = None
-    """Of NCCL; None: the current device of the thread that asks to join."""
+    """The device of NCCL; None: the current device of the thread that asks to join."""
 
 
 class PendingBroadcast:
@@ -74,10 +73,10 @@ class PendingBroadcast:
         """Block until the buffer has been sent or filled.
 
         Raises:
-            DeadlineError: it was not by the deadline.
-            WeightUpdateError: a peer is gone, or the group was aborted.
+            DeadlineError: it was not finished by the deadline.
+            WeightUpdateError: a peer has ended, or the group was aborted.
         """
-        # Dropped in any case: a work kept alive by a traceback would keep the group's sockets open.
+        # Always dropped: a traceback that keeps the work alive would keep the group's sockets open.
         work, self._work = self._work, None
         try:
             if self._polls:
@@ -94,10 +93,10 @@ class PendingBroadcast:
         raise WeightUpdateError(f"a broadcast in {self._group} failed: {failure}")
 
     def _poll(self, work: Any) -> None:
-        """Until it is over. NCCL's own wait makes a stream wait, not the host, and so knows no deadline."""
+        """Wait until it has finished. NCCL's own wait blocks a stream and not the host, so it has no deadline."""
         while not work.is_completed():
             if time.monotonic() >= self._deadline:
-                raise RuntimeError("it is still under way")  # told as any other failure of torch's
+                raise RuntimeError("it is still under way")  # reported like any other failure of torch
             time.sleep(_POLL_S)
 
 
@@ -107,14 +106,14 @@ class Collective:
     Args:
         spec: this member's place in the group.
         store: the rendezvous; `abort` fails it.
-        loop: where outcomes are reported.
+        loop: the event loop on which results are reported.
     """
 
     def __init__(self, spec: GroupSpec, store: RelayStore, loop: asyncio.AbstractEventLoop) -> None:
         self._spec = spec
         self._device = spec.device
         if spec.backend == "nccl" and spec.device is None and torch.cuda.is_available():
-            self._device = device_of("nccl")  # here, because the group's thread has a current device of its own
+            self._device = device_of("nccl")  # here, because the group's thread has its own current device
         self._store = store
         self._loop = loop
         self._name = f"the group of epoch {spec.epoch} (rank {spec.rank} of {spec.world_size})"
@@ -125,7 +124,7 @@ class Collective:
 
     @property
     def ended(self) -> bool:
-        """Whether the group was aborted and nothing of it runs any more."""
+        """Whether the group was aborted and its thread has ended."""
         return self._ended is not None and self._ended.done()
 
     # --- the event loop's side -------------------------------------------------------------------------------
@@ -135,11 +134,11 @@ class Collective:
         self.submit(self._form, done)
 
     def submit(self, work: Callable[[], T], done: Callable[[Future[T]], None]) -> None:
-        """Run `work` in the group's thread, after what was submitted before; `done` is called on the event loop."""
+        """Run `work` in the group's thread, after earlier work. `done` is called on the event loop."""
         self._thread.submit(self._in_order, work).add_done_callback(partial(self._report, done))
 
     def abort(self, reason: str) -> None:
-        """Give the group up: whatever blocks in it fails, the group is dropped and its thread ends. Idempotent."""
+        """Give up the group: blocking calls fail, the group is dropped, and its thread ends. Idempotent."""
         if self._abort_reason is not None:
             return
         self._abort_reason = reason
@@ -151,7 +150,7 @@ class Collective:
         self._thread.shutdown(wait=False)
 
     async def close(self, deadline_s: float) -> None:
-        """Abort, and wait until nothing of the group is left.
+        """Abort, and wait until the group has ended.
 
         Raises:
             DeadlineError: its thread still hangs in a call.
@@ -199,12 +198,12 @@ class Collective:
             raise WeightUpdateError(f"joining {self._name} failed: {str(error).split(chr(10))[0]}") from None
 
     def _connect(self) -> None:
-        """NCCL makes its connections in the first broadcast, which blocks the host until every member takes part. That
-        must not be the first of an update: a receiver posts it before it says that it is ready to be sent anything."""
+        """Do a first broadcast, in which NCCL connects and blocks the host until every member takes part. It must come
+        before an update, because a receiver posts the update's first broadcast before it reports that it is ready."""
         self.post(torch.zeros(1, device=self._device), time.monotonic() + self._spec.deadline_s).wait()
 
     def _in_order(self, work: Callable[[], T]) -> T:
-        """Work that sees what the computing stream had queued before."""
+        """Run `work` after all earlier work of the computing stream."""
         if self._group is not None and self._device is not None and self._device.type == "cuda":
             torch.cuda.current_stream().wait_stream(torch.cuda.default_stream(self._device))
         return work()
@@ -217,13 +216,13 @@ class Collective:
             raise WeightUpdateError(f"{self._name} was aborted: {self._abort_reason}")
 
     def _report(self, done: Callable[[Future[T]], None], outcome: Future[T]) -> None:
-        # Closed: the thread outlived the deadline of `close`, and nobody is there to be told.
+        # Closed: the thread outlived the deadline of `close`, and there is no loop to report to.
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(done, outcome)
 
 
 def device_of(backend: Literal["gloo", "nccl"]) -> torch.device:
-    """Where the buffers of a backend's broadcasts lie."""
+    """The device of the buffers of a backend's broadcasts."""
     return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
 
 
@@ -233,7 +232,7 @@ def describe(error: BaseException) -> str:
 
 
 def _timeout_until(deadline: float) -> timedelta:
-    # torch cuts off fractions of a millisecond, and takes 0 for no timeout at all.
+    # torch truncates fractions of a millisecond, and 0 means no timeout.
     return timedelta(seconds=max(0.0, deadline - time.monotonic()), milliseconds=1)
 
 
@@ -245,7 +244,7 @@ def _new_group(spec: GroupSpec, store: RelayStore, device: torch.device | None) 
         options._threads = 1
         return _c10d.ProcessGroupGloo(store, spec.rank, spec.world_size, options)
     options = _c10d.ProcessGroupNCCL.Options()
-    # NCCL's watchdog ends the process, so it must be the last to lose patience.
+    # NCCL's watchdog ends the process, so its timeout must be the longest.
     options._timeout = timedelta(seconds=_NCCL_WATCHDOG * spec.deadline_s)
     group = _c10d.ProcessGroupNCCL(store, spec.rank, spec.world_size, options)
     # Otherwise NCCL would join at the first broadcast, after this member has said that it is ready.

@@ -1,17 +1,16 @@
-"""Gloo's port: what it is, and why no other process gets in once a group is formed.
+"""Closes gloo's listening port to all other processes once a group is formed.
 
-Each member of a gloo group listens on a port of the run's own interface that the kernel chooses, and the others connect
-to it while the group forms. That takes milliseconds, but gloo listens until the group is dropped, and has no
-authentication. Observed with torch 2.13: every TCP connection that is opened and closed there costs the process a
-descriptor until the group is dropped. A scan of ports by any user of the machine can open about a thousand of them, and
-the process would abort.
+Each member of a gloo group listens on a port of the run's interface that the kernel chooses, and the other members
+connect to it while the group forms. That takes milliseconds, but gloo listens until the group is dropped, without
+authentication. Observed with torch 2.13: every TCP connection that is opened and closed there costs a descriptor until
+the group is dropped. With about a thousand connections any user of the machine could make the process abort.
 
-After the group is formed nothing has to come in any more, so the kernel is told to drop every packet to the listening
-socket (a socket filter, which needs no privilege). The filter does not apply to the connections of the group, gloo
-notices nothing, and a stranger gets no answer. We cannot close the socket ourselves, because gloo still waits for its
-events. What got in before, while the group was forming, goes when the group is dropped.
+After the group is formed, no further connection is needed, so the kernel drops every packet to the listening socket (a
+socket filter, which needs no privilege). The filter does not affect the connections of the group, and other processes
+get no answer. The socket itself cannot be closed, because gloo still waits for its events. Connections from before that
+end with the group.
 
-Nothing is done on systems other than Linux, nor for the ports of NCCL, which belong to NCCL.
+There is no filter on systems other than Linux, nor for NCCL's ports.
 """
 
 import contextlib
@@ -34,15 +33,15 @@ log = structlog.get_logger()
 
 
 def refuse_strangers(own_addresses: set[Address]) -> int:
-    """Refuse every further connection at the sockets of this process that listen at one of these addresses; returns
-    how many they are. If the kernel does not allow it, this is logged."""
+    """Refuse further connections to the sockets of this process that listen at one of these addresses. Returns the
+    number of sockets. If the kernel does not allow it, that is logged."""
     if sys.platform != "linux":
         return 0
     return sum(_refuse_if_ours(int(name), own_addresses) for name in os.listdir(DESCRIPTORS))
 
 
 def _refuse_if_ours(descriptor: int, addresses: set[Address]) -> bool:
-    # A duplicate, so that the descriptor cannot be closed and given to something else between look and call.
+    # A duplicate, so that the descriptor cannot be closed and reused between check and call.
     with contextlib.suppress(OSError):  # it was closed meanwhile
         duplicate = os.dup(descriptor)
         if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):

@@ -1,7 +1,7 @@
-"""The broadcast group that a process is in, and those it has left whose threads have not ended yet.
+"""The current broadcast group of a process, and earlier groups whose threads have not ended yet.
 
-Both sides of an update use it. At most one group is current; leaving one aborts it, so its thread ends by the
-deadline of whatever it was doing, and `close` waits for all of them.
+Both sides of an update use it. At most one group is current. Leaving a group aborts it, so its thread ends by the
+deadline of its current call. `close` waits for all threads.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class Group:
 
 
 class Groups:
-    """The current group and the ones left behind."""
+    """The current group and the groups that were left."""
 
     def __init__(self) -> None:
         self.current: Group | None = None
@@ -60,7 +60,7 @@ class Groups:
         self._left.append(group.collective)
 
     async def close(self, deadline_s: float) -> None:
-        """Leave, and wait until no thread or socket of any group is left.
+        """Leave, and wait for the end of all threads and sockets of all groups.
 
         Raises:
             DeadlineError: a thread still hangs in a call.

@@ -1,10 +1,10 @@
-"""The rendezvous of a broadcast group over the run's own authenticated link; no TCPStore is opened.
+"""The rendezvous store of a broadcast group, over the authenticated link of the run instead of a TCPStore.
 
-What the collective writes (addresses of gloo's sockets, NCCL's unique id) goes out as `StoreValue` messages,
-and what the other members wrote is fed in by `put`. The collective's threads call `set`, `get`, `wait` and
-`check`; the event loop calls `put` and `fail`. Every wait ends: by the value, by `fail`, or at a deadline.
+Values that the collective writes (addresses of gloo's sockets, NCCL's unique id) leave as `StoreValue` messages, and
+`put` adds the values of other members. The collective's threads call `set`, `get`, `wait` and `check`; the event loop
+calls `put` and `fail`. Every wait ends: by the value, by `fail`, or at a deadline.
 
-Invariants: a value once there is never changed by a peer; after `fail` nobody waits.
+Invariants: a peer never changes an existing value; after `fail` no thread waits.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ class RelayStore(Store):
         epoch: stamped on every message.
         send: called on the event loop with each value that the collective sets.
         loop: the event loop.
-        deadline_s: how long `get` and `wait` wait; what the collective itself asks for is not heeded, because gloo
-            asks for the timeout of a single attempt to connect.
+        deadline_s: how long `get` and `wait` wait. The timeout of the collective is ignored, because gloo passes that
+            of a single attempt to connect.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class RelayStore(Store):
     # --- the event loop's side -------------------------------------------------------------------------------
 
     def put(self, key: str, value: bytes) -> None:
-        """Take in a value that another member set.
+        """Add a value that another member has set.
 
         Raises:
-            ProtocolError: it is too large, or one too many, or contradicts what is there.
+            ProtocolError: it is too large, there are too many, or it contradicts an existing value.
         """
         if len(value) > MAX_VALUE_BYTES:
             raise ProtocolError(f"store value {key!r} has {len(value)} bytes, the limit is {MAX_VALUE_BYTES}")
@@ -70,18 +70,18 @@ class RelayStore(Store):
             self._changed.notify_all()
 
     def fail(self, reason: str) -> None:
-        """Wake every waiter with an error; the first reason stands."""
+        """Wake all waiting threads with an error. The first reason is kept."""
         with self._changed:
             self._failure = self._failure or reason
             self._changed.notify_all()
 
     def values(self) -> list[bytes]:
-        """Everything that any member has set so far."""
+        """All values so far."""
         with self._changed:
             return list(self._values.values())
 
     def own_values(self) -> list[bytes]:
-        """What this member has set."""
+        """The values that this member has set."""
         with self._changed:
             return [value for key, value in self._values.items() if key in self._own]
 
@@ -115,10 +115,10 @@ class RelayStore(Store):
             return self._values[key]
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
-        """Wait until all `keys` are there.
+        """Wait until all `keys` exist.
 
         Raises:
-            DeadlineError: some are not, at the deadline; the message names them.
+            DeadlineError: some do not exist at the deadline; the message names them.
             WeightUpdateError: the group was given up.
         """
         deadline = time.monotonic() + self._deadline_s
@@ -133,23 +133,23 @@ class RelayStore(Store):
                     )
 
     def check(self, keys: Sequence[str]) -> bool:
-        """Whether all `keys` are there."""
+        """Whether all `keys` exist."""
         with self._changed:
             return all(key in self._values for key in keys)
 
     def set_timeout(self, timeout: timedelta) -> None:
-        """Not heeded: see the class."""
+        """Ignored: see the class."""
 
     def delete_key(self, key: str) -> bool:
-        """Forget a value here; the other members keep theirs."""
+        """Remove a value here; other members keep it."""
         with self._changed:
             return self._values.pop(key, None) is not None
 
     def get_num_keys(self) -> int:
-        """Values known here."""
+        """Number of values here."""
         with self._changed:
             return len(self._values)
 
     def add(self, key: str, amount: int) -> int:
-        """Refused: a counter shared by all members needs one place that counts, and this store has none."""
+        """Refused: this store has no central place that could count for all members."""
         raise WeightUpdateError(f"the rendezvous store cannot count (key {key!r}, amount {amount})")

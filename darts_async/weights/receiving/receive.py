@@ -1,11 +1,11 @@
-"""A generator's side of a weight update: the conversation with the learner.
+"""A generator's side of a weight update: its messages with the learner.
 
-What was received is put in use at a step boundary, after the learner has seen that all checksums agree. Whatever fails
-before that costs nothing but the update: the member reports it, leaves the group and asks to join the next one. How
-and where the buckets arrive is the business of the `Transfer`.
+Received weights are applied at a step boundary, after the learner has seen that all checksums agree. A failure before
+that only costs the update: the member reports it, leaves the group and asks to join the next one. `Transfer` decides
+how and where the buckets arrive.
 
-Invariants: the transfer is only told what belongs to the present epoch; an update that is being applied is finished,
-whatever arrives; an offer that arrives meanwhile waits.
+Invariants: the transfer only gets commands of the current epoch; an update that is being applied is always finished,
+and an offer that arrives meanwhile waits.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from darts_async.weights.receiving.transfer import Transfer
 
 
 @dataclass(slots=True, eq=False)
-class _Update:
+class _CommittedUpdate:
     epoch: int
     version: int
     is_staged: bool = False
@@ -45,7 +45,7 @@ class Receiver:
 
     Args:
         send: queues a message for the learner.
-        transfer: where the weights go. It is opened by `open` and closed by `close`.
+        transfer: receives the weights. `open` opens it and `close` closes it.
     """
 
     def __init__(self, send: Callable[[GeneratorToLearner], None], transfer: Transfer) -> None:
@@ -54,8 +54,8 @@ class Receiver:
         self._version = -1
         self._epoch: int | None = None  # whose group it is in
         self._last_epoch = -1
-        self._update: _Update | None = None
-        self._applying: _Update | None = None
+        self._update: _CommittedUpdate | None = None
+        self._applying: _CommittedUpdate | None = None
         self._postponed: UpdateOffered | None = None
         self._committed = asyncio.Event()
 
@@ -65,22 +65,22 @@ class Receiver:
         return self._version
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
-        """Get the transfer ready and begin to apply what is committed, in `tasks`, which errors of the engine end."""
+        """Open the transfer, and apply committed updates in a task of `tasks`. An error of the engine ends them."""
         await self._transfer.open(self._report, tasks)
         tasks.create_task(self._run(), name="weights")
 
     def join(self) -> None:
-        """Ask to be a member. To be called whenever the link to the learner comes up."""
-        self._leave("joins anew")
-        self._last_epoch = -1  # it may be another learner, with a clock of its own
+        """Ask to be a member. Call it whenever the link to the learner comes up."""
+        self._leave("joins again")
+        self._last_epoch = -1  # it may be another learner with its own clock
         self._ask()
 
     def learner_lost(self) -> None:
-        """The link to the learner is down: whatever was under way ends."""
+        """The link to the learner is down: end the current update."""
         self._leave("the link to the learner is down")
 
     def handle(self, message: LearnerToGenerator) -> None:
-        """Take in a message of the learner. Messages of past epochs change nothing."""
+        """Handle a message of the learner. Messages of past epochs are ignored."""
         match message:
             case EpochFormed(epoch):
                 if epoch > self._last_epoch:
@@ -95,7 +95,7 @@ class Receiver:
             case UpdateCommitted():
                 self._commit(message)
             case UpdateAborted(epoch, _, reason):
-                if self._epoch in (epoch, None):  # whoever is in no group was dropped all the same
+                if self._epoch in (epoch, None):  # a member without a group was dropped too
                     self._leave(reason)
                     self._ask()
 
@@ -107,7 +107,7 @@ class Receiver:
                 await self._apply_update(update)
 
     async def close(self, deadline_s: float = 10.0) -> None:
-        """Leave the group; no thread, socket or memory stays.
+        """Leave the group, and release all threads, sockets and memory.
 
         Raises:
             DeadlineError: a thread hangs.
@@ -143,7 +143,7 @@ class Receiver:
         elif self._applying is not None:
             self._postponed = message
         else:
-            self._update = _Update(message.epoch, message.policy_version)
+            self._update = _CommittedUpdate(message.epoch, message.policy_version)
             self._transfer.handle(message)
 
     def _commit(self, message: UpdateCommitted) -> None:
@@ -156,7 +156,7 @@ class Receiver:
         self._transfer.handle(message)
         self._committed.set()
 
-    async def _apply_update(self, update: _Update) -> None:
+    async def _apply_update(self, update: _CommittedUpdate) -> None:
         try:
             stall_s = await self._transfer.apply(update.version)
         except WeightUpdateError as error:
@@ -182,7 +182,7 @@ class Receiver:
         self._epoch = self._update = self._postponed = None
 
     def _fail(self, epoch: int, error: str) -> None:
-        """Report that this member cannot go on in an epoch, and ask for the next."""
+        """Report that this member cannot continue in an epoch, and ask for the next one."""
         if epoch != self._epoch:
             return  # it has left already
         version = self._update.version if self._update is not None else self._version

@@ -1,9 +1,9 @@
-"""One receiving rank of a broadcast group: buckets arrive in a thread, in staging memory while decoding goes on, or as
-a stream of tensors for somebody who loads them at once.
+"""One receiving rank of a broadcast group. A thread receives buckets into staging memory while decoding continues, or
+as a stream of tensors that are loaded at once.
 
-Invariants. Staging memory has one owner at a time: a transfer, a complete update, whoever took that, or nobody (then
-it is reused). A transfer that failed keeps its memory, because an operation that timed out may still write to it.
-Nothing is reported of a group that was left.
+Invariants. Staging memory has at most one owner: a transfer, a complete update, or the code that took the update;
+without an owner it is reused. A failed transfer keeps its memory, because an operation that timed out may still write
+to it. A group that was left sends no reports.
 """
 
 import asyncio
@@ -34,14 +34,14 @@ from darts_async.weights.receiving.staging import Staging, TensorStream, receive
 
 JOIN_BACKSTOP = 2.0
 TRANSFER_BACKSTOP = 3.0
-"""Deadlines here, in deadlines of a phase (the second one spans two phases). They are for a learner that has fallen
-silent; while it lives it is the first to lose patience, because it knows which member has not answered."""
+"""Deadlines of a rank, in deadlines of a phase (the second one spans two phases). They only matter if the learner is
+silent. Otherwise the learner's deadline comes first, because it knows which member has not answered."""
 
 Report = StoreValue | UpdateReady | UpdateStaged | UpdateFailed
 
 
 @dataclass(slots=True, eq=False)
-class _Update:
+class _ReceivedUpdate:
     epoch: int
     version: int
     staging: Staging | None = None  # once all buckets have arrived
@@ -49,13 +49,13 @@ class _Update:
 
 
 class Rank:
-    """A member of the present group. All methods are called on one event loop.
+    """A member of the current group. All methods are called on one event loop.
 
     Args:
         interface: local address that the collective's sockets bind to.
         report: called on the event loop.
-        device: of this rank under NCCL; by default the current one of the thread that joins.
-        load: takes the stream of each update; nothing is staged then.
+        device: device of this rank under NCCL; by default the current device of the joining thread.
+        load: receives the stream of each update, which is then not staged.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Rank:
         self._device = device
         self._load = load
         self._groups = Groups()
-        self._update: _Update | None = None
+        self._update: _ReceivedUpdate | None = None
         self._spare: Staging | None = None
 
     def handle(self, command: EpochFormed | StoreValue | UpdateOffered | UpdateAborted) -> None:
-        """Do as the learner says."""
+        """Carry out a command of the learner."""
         match command:
             case EpochFormed():
                 self._form(command)
@@ -87,13 +87,13 @@ class Rank:
                 self._leave(reason)
 
     def has_staged(self, command: UpdateCommitted) -> bool:
-        """Whether all of this update has arrived, and the group was not left since."""
+        """Whether this update has arrived completely, and the group was not left since."""
         update = self._update
         is_meant = update is not None and (update.epoch, update.version) == (command.epoch, command.policy_version)
         return is_meant and update is not None and update.staging is not None
 
     def take(self, command: UpdateCommitted) -> Staging:
-        """Hand over an update that has been reported as staged; it is to be given back."""
+        """Hand over a staged update. It must be given back."""
         assert self.has_staged(command)
         update, self._update = self._update, None
         assert update is not None
@@ -101,11 +101,11 @@ class Rank:
         return update.staging
 
     def give_back(self, staging: Staging) -> None:
-        """Nobody reads this memory any more."""
+        """The memory is no longer read."""
         self._spare = staging
 
     async def close(self, deadline_s: float) -> None:
-        """Leave the group; no thread, socket or memory stays.
+        """Leave the group, and release all threads, sockets and memory.
 
         Raises:
             DeadlineError: a thread hangs.
@@ -141,7 +141,7 @@ class Rank:
             self._fail(epoch, describe(error))
 
     def _receive(self, group: Group, message: UpdateOffered) -> None:
-        update = _Update(message.epoch, message.policy_version)
+        update = _ReceivedUpdate(message.epoch, message.policy_version)
         self._update = update
         loop = asyncio.get_running_loop()
         spare, self._spare = self._spare, None
@@ -164,11 +164,13 @@ class Rank:
 
         group.collective.submit(transfer, partial(self._received, group, update))
 
-    def _ready(self, update: _Update) -> None:
+    def _ready(self, update: _ReceivedUpdate) -> None:
         if update is self._update:
             self._report(UpdateReady(update.epoch, update.version))
 
-    def _received(self, group: Group, update: _Update, outcome: Future[tuple[Staging | None, list[int]]]) -> None:
+    def _received(
+        self, group: Group, update: _ReceivedUpdate, outcome: Future[tuple[Staging | None, list[int]]]
+    ) -> None:
         if error := outcome.exception():
             if update.stream is not None:
                 update.stream.fail(describe(error))
@@ -176,7 +178,7 @@ class Rank:
             return
         staging, checksums = outcome.result()
         if update is not self._update:
-            self._spare = staging or self._spare  # the update was given up just when it was complete
+            self._spare = staging or self._spare  # the update was aborted just when it was complete
             return
         update.staging = staging
         self._report(UpdateStaged(update.epoch, update.version, np.array(checksums, np.int64)))

@@ -1,4 +1,4 @@
-"""Buckets that arrive: in memory beside the running model, or as a stream of tensors that nobody keeps."""
+"""Receives buckets: into memory beside the running model, or as a stream of tensors that are not kept."""
 
 import queue
 import time
@@ -67,11 +67,11 @@ def receive_buckets(
 
 _LOOK_S = 0.05
 _STREAM_TENSORS = 4
-"""Tensors that may wait to be fetched; with the one being received and the one being loaded that is all the memory."""
+"""Most tensors that wait to be loaded; one more is being received and one is being loaded."""
 
 
 class TensorStream:
-    """Tensors from the thread that receives them to the thread that loads them, each in memory of its own.
+    """Passes tensors from the receiving thread to the loading thread, each in its own memory.
 
     Args:
         deadline: on `time.monotonic`, for both sides.
@@ -84,19 +84,19 @@ class TensorStream:
         self._failure: str | None = None
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
-        """Hand over a tensor. Raises `WeightUpdateError` if nobody fetches it by the deadline, or after `fail`."""
+        """Hand over a tensor. Raises `WeightUpdateError` if it is not fetched by the deadline, or after `fail`."""
         self._put((name, tensor))
 
     def end(self) -> None:
-        """That was all. Raises as `put` does."""
+        """There are no more tensors. Raises as `put` does."""
         self._put(None)
 
     def fail(self, reason: str) -> None:
-        """There will not be more; the first reason stands."""
+        """The update has failed. The first reason is kept."""
         self._failure = self._failure or reason
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """All of them, in the order of the manifest. Raises `WeightUpdateError` if they do not all come."""
+        """All tensors in the order of the manifest. Raises `WeightUpdateError` if some do not arrive."""
         while True:
             try:
                 item = self._queue.get(timeout=_LOOK_S)
@@ -104,7 +104,7 @@ class TensorStream:
                 if self._failure is not None:
                     raise WeightUpdateError(self._failure) from None
                 if time.monotonic() >= self._deadline:
-                    raise WeightUpdateError("the tensors of an update did not come by its deadline") from None
+                    raise WeightUpdateError("the tensors of an update did not arrive by its deadline") from None
                 continue
             if item is None:
                 return
@@ -131,7 +131,7 @@ def receive_tensors(
     posted: Callable[[], object],
     stream: TensorStream,
 ) -> list[int]:
-    """Receive all buckets and pass each tensor on once it is whole; runs in the group's thread.
+    """Receive all buckets and pass on each complete tensor; runs in the group's thread.
 
     Returns:
         The checksum of each tensor. [num_tensors]

@@ -1,9 +1,8 @@
-"""Where the weights of an update arrive, and how they come into use.
+"""The interface of the part of a generator that receives and applies weights.
 
-A transfer is the part of a generator that is in the broadcast group: in this process (`LocalTransfer`), or in the
-worker processes of an engine (`darts_async.generator.vllm.weights`), where each worker is a rank. It is told what the
-learner said (`Command`) and says what came of it (`Report`); the conversation with the learner itself, and which
-messages are out of date, is the business of `receive`.
+A transfer is a member of the broadcast group: in this process (`LocalTransfer`), or in the worker processes of an
+engine (`darts_async.generator.vllm.weights`), where each worker is a rank. It gets commands of the learner (`Command`)
+and reports their results (`Report`). `receive` handles the messages themselves and drops outdated ones.
 """
 
 import asyncio
@@ -26,28 +25,29 @@ Command = EpochFormed | StoreValue | UpdateOffered | UpdateCommitted | UpdateAbo
 
 
 class Transfer(Protocol):
-    """All methods are called on one event loop. Every command is of the group of the last `EpochFormed`."""
+    """All methods are called on one event loop. Every command belongs to the group of the last `EpochFormed`."""
 
     @property
     def num_ranks(self) -> int:
-        """Places in the broadcast group that it takes."""
+        """Its number of ranks in the broadcast group."""
 
     async def open(self, report: Callable[[Report], None], tasks: asyncio.TaskGroup) -> None:
         """Get ready for commands. `report` is called on the event loop; errors in `tasks` end the generator."""
 
     def handle(self, command: Command) -> None:
-        """Join a group, receive into side memory, hold on to what was received, leave the group. Returns at once.
+        """Join a group, receive and hold an update, or leave the group. Returns at once.
 
-        `UpdateReady` and `UpdateStaged` are reported once all ranks are as far; `UpdateFailed` when one cannot go on:
-        the group is to be left. `UpdateCommitted` is followed by `apply`; what comes in between changes nothing to it.
+        `UpdateReady` and `UpdateStaged` are reported once all ranks have reached this point. `UpdateFailed` is reported
+        when a rank cannot continue, and the group must be left. `apply` follows `UpdateCommitted`, whatever comes in
+        between.
         """
 
     async def apply(self, policy_version: int) -> float:
-        """Use what was committed from the next step boundary on; returns for how long nothing was decoded, in seconds.
+        """Use the committed weights from the next step boundary on. Returns how long decoding paused, in seconds.
 
         Raises:
-            WeightUpdateError: it could not be done; the weights in use are as they were.
-            EngineError: it could not be done, and the weights in use are torn.
+            WeightUpdateError: it failed, and the weights in use are unchanged.
+            EngineError: it failed, and the weights in use are torn.
         """
 
     async def close(self, deadline_s: float) -> None:
@@ -63,9 +63,9 @@ class LocalTransfer:
 
     Args:
         interface: local address that the collective's sockets bind to.
-        apply: copies the tensors into the engine at a step boundary, stamps its tokens with the version from
-            there on, and returns the time in seconds in which nothing was decoded. The tensors are only valid
-            until it returns. A `WeightUpdateError` means that the weights in use are as they were.
+        apply: copies the tensors into the engine at a step boundary, stamps later tokens with the version, and returns
+            how long decoding paused, in seconds. The tensors are only valid until it returns. A `WeightUpdateError`
+            means that the weights in use are unchanged.
     """
 
     def __init__(self, interface: str, apply: Callable[[dict[str, torch.Tensor], int], Awaitable[float]]) -> None:

@@ -1,4 +1,4 @@
-"""What goes into the coordinator and what comes out of it."""
+"""The events that the coordinator handles, and the actions that it returns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from darts_async.protocol import GeneratorToLearner, LearnerToGenerator
 
 @dataclass(frozen=True, slots=True)
 class MemberMessage:
-    """A generator said something."""
+    """A message of a generator."""
 
     name: str
     incarnation: int
@@ -30,7 +30,7 @@ class BroadcastDone:
 
     epoch: int
     checksums: Sequence[int]
-    """Of its own tensors. [num_tensors]"""
+    """Checksums of the learner's tensors. [num_tensors]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,14 @@ class BroadcastFailed:
     error: str
 
 
-Event = MemberMessage | MemberLost | BroadcastDone | BroadcastFailed
+CoordinatorEvent = MemberMessage | MemberLost | BroadcastDone | BroadcastFailed
 
 
 # --- actions ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendToMember:
     """Send a message to a member."""
 
     name: str
@@ -74,14 +74,14 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class DropGroup:
-    """Abort the group of `epoch`: whatever hangs in it ends."""
+    """Abort the group of `epoch` and all calls in it."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class MemberDropped:
-    """A member is no longer one, through its own fault or because it is gone."""
+    """A member was dropped, because it failed or has ended."""
 
     name: str
     reason: str
@@ -89,7 +89,7 @@ class MemberDropped:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The members have applied the version. The durations are of the round that succeeded."""
+    """The members have applied the version. The durations are those of the successful round."""
 
     version: int
     members: tuple[str, ...]
@@ -117,4 +117,6 @@ class Superseded:
     version: int
 
 
-Action = Send | FormGroup | Broadcast | DropGroup | MemberDropped | Published | PublishFailed | Superseded
+CoordinatorAction = (
+    SendToMember | FormGroup | Broadcast | DropGroup | MemberDropped | Published | PublishFailed | Superseded
+)

@@ -1,7 +1,7 @@
-"""Which generators may be in an epoch, what each has, and how often each failed. Pure.
+"""The members of weight updates: the version of each generator, and its failures. Pure.
 
-A member may hold a version of an earlier learner. One that is newer than what is published stays in use, for versions
-never decrease along a sample; any other is replaced.
+A member may hold a version of an earlier learner. A version that is newer than the published one stays in use, because
+versions never decrease within a sample. Any other version is replaced.
 
 Invariants: one incarnation per name; three strikes under one version bar an incarnation until the next version,
 whether or not it joined again in between.
@@ -10,7 +10,7 @@ whether or not it joined again in between.
 from dataclasses import dataclass
 
 MAX_STRIKES = 3
-"""Failures of a member under one version before it is left out until the next."""
+"""Failures of a member under one version before it is barred until the next."""
 
 
 @dataclass(slots=True)
@@ -18,7 +18,7 @@ class _Member:
     incarnation: int
     num_ranks: int
     held: int
-    """What it had when it joined, of whatever learner."""
+    """Its version when it joined, from this or an earlier learner."""
     version: int | None = None
 
 
@@ -33,7 +33,7 @@ class Membership:
         return name in self._members
 
     def names(self) -> tuple[str, ...]:
-        """Everyone, sorted."""
+        """All members, sorted."""
         return tuple(sorted(self._members))
 
     def is_current(self, name: str, incarnation: int) -> bool:
@@ -42,33 +42,33 @@ class Membership:
         return member is not None and member.incarnation == incarnation
 
     def incarnations(self, names: list[str]) -> dict[str, int]:
-        """Of these members."""
+        """The incarnations of these members."""
         return {name: self._members[name].incarnation for name in names}
 
     def num_ranks(self, name: str) -> int:
-        """Places that a member takes in a group."""
+        """Number of ranks of a member in a group."""
         return self._members[name].num_ranks
 
     def add(self, name: str, incarnation: int, num_ranks: int, held: int = -1) -> None:
-        """Take in a member, which has no version of this learner yet."""
+        """Add a member, which has no version of this learner yet."""
         assert name not in self._members
         assert num_ranks > 0
         self._members[name] = _Member(incarnation, num_ranks, held)
 
     def holds(self, name: str, version: int) -> None:
-        """A member says again what it has."""
+        """A member reports its version again."""
         self._members[name].held = version
 
     def remove(self, name: str) -> bool:
-        """Forget a member; False if it was none. Its strikes stay."""
+        """Remove a member; False if it was not a member. Its strikes are kept."""
         return self._members.pop(name, None) is not None
 
     def applied(self, name: str, version: int) -> None:
-        """Record what a member uses."""
+        """Record the version that a member uses."""
         self._members[name].version = version
 
     def lagging(self, version: int) -> list[str]:
-        """Members without `version` that are not barred from it and hold nothing newer, sorted."""
+        """Members without `version` that are not barred and have no newer version, sorted."""
         return [
             name
             for name, member in sorted(self._members.items())
@@ -76,7 +76,7 @@ class Membership:
         ]
 
     def ahead(self, version: int) -> list[str]:
-        """Members that hold something newer, sorted."""
+        """Members with a newer version, sorted."""
         return [name for name in self.names() if self._members[name].held > version]
 
     def holders(self, version: int) -> list[str]:
@@ -89,9 +89,9 @@ class Membership:
         self._strikes[key] = self._strikes.get(key, 0) + 1
 
     def is_barred(self, name: str) -> bool:
-        """Whether a member has failed too often under the present version."""
+        """Whether a member has failed too often under the current version."""
         return self._strikes.get((name, self._members[name].incarnation), 0) >= MAX_STRIKES
 
     def forgive(self) -> None:
-        """A new version: everyone starts afresh."""
+        """A new version begins: clear all strikes."""
         self._strikes.clear()

@@ -1,7 +1,7 @@
-"""Fills the buckets of a broadcast out of a source that yields whole tensors one after another.
+"""Fills the buckets of a broadcast from a source that yields complete tensors one after another.
 
-Memory: besides the bucket, the tensors that a bucket has pieces of. Each tensor is taken from the source when the
-first bucket that needs it is filled, and let go when its checksum is taken.
+Memory: the bucket, and the tensors with pieces in it. Each tensor is taken from the source for the first bucket that
+needs it, and released after its checksum.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Packer:
             buffer[piece.bucket_start : piece.bucket_start + piece.num_bytes].copy_(source)
 
     def digest(self, bucket: int) -> None:
-        """Take the checksums of the tensors that end in a bucket, which has been packed, and let them go."""
+        """Compute the checksums of the tensors that end in a packed bucket, and release them."""
         for index in self._layout.completed[bucket]:
             self._checksums[index] = checksum(self._held.pop(index))
 

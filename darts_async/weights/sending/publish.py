@@ -1,13 +1,13 @@
-"""The learner's side of a weight update: does what the coordinator decides.
+"""The learner's side of a weight update: carries out the coordinator's decisions.
 
-`publish` packs what its source yields bucket by bucket, so there is never a second copy of the model: two bucket
-buffers, one being sent while the other is filled, and the parameters that the second has pieces of. Where these must be
-gathered from other ranks, each gather is finished before its bucket is sent. Gathering, packing, checksums and sending
-run in the thread of the group; torch releases the interpreter lock there, so the learner may compute meanwhile. What it
-may not do is *change* a parameter before `publish` returns; forward and backward passes do not.
+`publish` packs the tensors of its source bucket by bucket, without a second copy of the model. It needs two bucket
+buffers, one being sent while the other is filled, and the parameters with pieces in the second. If these must be
+gathered from other ranks, each gather finishes before its bucket is sent. Gathering, packing, checksums and sending run
+in the thread of the group; torch releases the interpreter lock there, so the learner may compute meanwhile. It must not
+*change* a parameter before `publish` returns; forward and backward passes do not.
 
-A generator that joins later is given the current version by `run`, under a lock that the learner holds whenever
-its parameters are not those of the version it published last.
+`run` sends the current version to a generator that joins later, under a lock that the learner holds whenever its
+parameters differ from the last published version.
 """
 
 import asyncio
@@ -30,19 +30,19 @@ from darts_async.weights.broadcast.group_slot import Group, Groups
 from darts_async.weights.bucket_layout import Layout, layout_of
 from darts_async.weights.sending.coordinator import Coordinator
 from darts_async.weights.sending.events import (
-    Action,
     Broadcast,
     BroadcastDone,
     BroadcastFailed,
+    CoordinatorAction,
+    CoordinatorEvent,
     DropGroup,
-    Event,
     FormGroup,
     MemberDropped,
     MemberLost,
     MemberMessage,
     Published,
     PublishFailed,
-    Send,
+    SendToMember,
     Superseded,
 )
 from darts_async.weights.sending.pack import Packer
@@ -51,25 +51,25 @@ from darts_async.weights.sending.source import WeightSource
 _log = structlog.get_logger(__name__)
 
 BACKSTOP = 2.0
-"""The collective's own deadlines, in deadlines of a phase. The coordinator must be the first to lose patience: it
-knows who has not answered, a collective that times out only that someone has not."""
+"""The collective's own deadlines, in deadlines of a phase. The coordinator's deadline must come first, because it knows
+which member has not answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishReport:
-    """What one update brought and cost."""
+    """The result and the cost of one update."""
 
     version: int
     members: tuple[str, ...]
     """Generators that use the version now."""
     dropped: Mapping[str, str]
-    """Generators that fell out on the way, with the reason."""
+    """Generators that were dropped, with the reason."""
     num_bytes: int
     """Payload of one broadcast, padding included: what each member received."""
     total_s: float
-    """From the call to the last acknowledgement, failed rounds included."""
+    """From the call to the last acknowledgement, including failed rounds."""
     forming_s: float
-    """Of the round that succeeded: joining the group (nothing if it was there) and getting ready."""
+    """Of the successful round: joining the group, unless it existed, and getting ready."""
     transfer_s: float
     """Packing, broadcast and checksums on both sides."""
     apply_s: float
@@ -79,7 +79,7 @@ class PublishReport:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Update:
+class _PendingUpdate:
     version: int
     source: WeightSource
     manifest: WeightManifest
@@ -95,7 +95,7 @@ class Publisher:
         config: the backend, the bucket size and the deadline of each phase.
         interface: local address that the collective's sockets bind to.
         send: queues a message for a generator.
-        absence_s: how long to wait where no generator is there, but one is to come back.
+        absence_s: how long to wait for a generator that is expected to return.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Publisher:
         self._config = config
         self._interface = interface
         self._send = send
-        # Epochs ascend across restarts of the learner, so that no answer to the one before is taken for ours.
+        # Epochs ascend across restarts of the learner, so that late answers to an earlier one are recognised.
         first_epoch = time.time_ns() // 1_000_000
         self._coordinator = Coordinator(
             backend=config.backend,
@@ -119,36 +119,36 @@ class Publisher:
         )
         self._groups = Groups()
         self._members_of_group: frozenset[str] = frozenset()
-        self._updates: dict[int, _Update] = {}
+        self._updates: dict[int, _PendingUpdate] = {}
         self._version: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._someone_lags = asyncio.Event()
 
     @property
     def newest_epoch(self) -> int:
-        """No member can have heard of a later one."""
+        """The newest epoch that a member can know."""
         return self._coordinator.newest_epoch
 
     def handle(self, peer: str, incarnation: int, message: GeneratorToLearner) -> None:
-        """Take in a message of a generator."""
+        """Handle a message of a generator."""
         if isinstance(message, StoreValue):
             self._relay(peer, message)
         else:
             self._feed(MemberMessage(peer, incarnation, message))
 
     def peer_lost(self, peer: str) -> None:
-        """A generator's link is down. It joins again when it is back."""
+        """A generator's link is down. It joins again later."""
         self._feed(MemberLost(peer))
 
     async def publish(self, version: int, source: WeightSource) -> PublishReport:
-        """Give the generators a version; returns when all members use it.
+        """Send a version to the generators. Returns when all members use it.
 
         Args:
-            version: what the tokens decoded from then on are stamped with.
+            version: the policy version of tokens that are decoded from then on.
             source: the parameters; unchanged until this returns.
 
         Raises:
-            WeightUpdateError: nobody took it by the deadline, the broadcast broke again and again, or a newer
+            WeightUpdateError: no generator received it by the deadline, the broadcast failed repeatedly, or a newer
                 version came in between. The message says which generators were dropped and why.
         """
         update = self._updates.get(version) or self._prepare(version, source)
@@ -159,10 +159,10 @@ class Publisher:
             raise
 
     async def run(self, source: Callable[[], WeightSource], lock: asyncio.Lock) -> None:
-        """Give the current version to generators that join after it was published; runs until cancelled.
+        """Send the current version to generators that join after it was published. Runs until cancelled.
 
         Args:
-            source: the parameters now.
+            source: the current parameters.
             lock: the learner holds it from the first change of a parameter until `publish` has returned.
         """
         while True:
@@ -173,7 +173,7 @@ class Publisher:
                 await asyncio.sleep(self._config.deadline_s)
 
     async def close(self) -> None:
-        """Give up what is under way and leave no thread, timer or socket behind.
+        """Give up the current update, and release all threads, timers and sockets.
 
         Raises:
             DeadlineError: a thread hangs.
@@ -185,10 +185,10 @@ class Publisher:
 
     # --- decisions in, actions out ---------------------------------------------------------------------------
 
-    def _prepare(self, version: int, source: WeightSource) -> _Update:
+    def _prepare(self, version: int, source: WeightSource) -> _PendingUpdate:
         manifest = WeightManifest(source.specs, self._config.bucket_bytes)
         loop = asyncio.get_running_loop()
-        update = _Update(version, source, manifest, layout_of(manifest), loop.time(), loop.create_future())
+        update = _PendingUpdate(version, source, manifest, layout_of(manifest), loop.time(), loop.create_future())
         self._updates[version] = update
         self._version = version
         self._execute(self._coordinator.offer(version, manifest, loop.time()))
@@ -196,7 +196,7 @@ class Publisher:
 
     async def _catch_up(self, source: Callable[[], WeightSource]) -> bool:
         if self._version is None or not self._coordinator.lagging(self._version):
-            return True  # whoever lagged is gone, or was served by an update meanwhile
+            return True  # the lagging members have ended, or got an update meanwhile
         try:
             await self.publish(self._version, source())
         except WeightUpdateError as error:
@@ -207,14 +207,14 @@ class Publisher:
     def _withdraw(self, reason: str) -> None:
         self._execute(self._coordinator.withdraw(reason, asyncio.get_running_loop().time()))
 
-    def _feed(self, event: Event) -> None:
+    def _feed(self, event: CoordinatorEvent) -> None:
         self._execute(self._coordinator.handle(event, asyncio.get_running_loop().time()))
 
     def _tick(self) -> None:
         self._timer = None
         self._execute(self._coordinator.tick(asyncio.get_running_loop().time()))
 
-    def _execute(self, actions: Sequence[Action]) -> None:
+    def _execute(self, actions: Sequence[CoordinatorAction]) -> None:
         for action in actions:
             self._perform(action)
         if self._timer is not None:
@@ -226,9 +226,9 @@ class Publisher:
         else:
             self._someone_lags.clear()
 
-    def _perform(self, action: Action) -> None:
+    def _perform(self, action: CoordinatorAction) -> None:
         match action:
-            case Send(name, message):
+            case SendToMember(name, message):
                 if isinstance(message, UpdateAborted):
                     _log.warning("weights.round_aborted", member=name, epoch=message.epoch, reason=message.reason)
                 self._send(name, message)
@@ -265,7 +265,7 @@ class Publisher:
     def _reject(self, version: int, reason: str) -> None:
         outcome = self._updates.pop(version).outcome
         outcome.set_exception(WeightUpdateError(f"version {version} was not published: {reason}"))
-        outcome.exception()  # seen: a publisher that was cancelled does not fetch it
+        outcome.exception()  # marks it as retrieved: a cancelled publisher does not fetch it
 
     # --- the group -------------------------------------------------------------------------------------------
 
@@ -295,7 +295,7 @@ class Publisher:
         if error := outcome.exception():
             self._feed(BroadcastFailed(group.epoch, describe(error)))
 
-    def _broadcast(self, epoch: int, update: _Update) -> None:
+    def _broadcast(self, epoch: int, update: _PendingUpdate) -> None:
         group = self._groups.in_epoch(epoch)
         assert group is not None, "the coordinator broadcasts in the epoch it formed"
         deadline = time.monotonic() + BACKSTOP * self._config.deadline_s
@@ -316,7 +316,7 @@ def send_buckets(
     """Broadcast all buckets from rank 0; runs in the group's thread.
 
     Returns:
-        The checksum of each tensor, taken while buckets are under way. [num_tensors]
+        The checksum of each tensor, computed while buckets are being sent. [num_tensors]
     """
     buffers = [torch.zeros(min(layout.bucket_bytes, layout.total_bytes), dtype=torch.uint8, device=device)]
     buffers.append(torch.zeros_like(buffers[0]) if layout.num_buckets > 1 else buffers[0])

@@ -1,4 +1,4 @@
-"""One attempt at giving one version to an audience: who has answered what, and by when. Pure bookkeeping.
+"""One attempt to send one version to an audience: the answers so far, and the deadline. Pure.
 
     FORMING --all ready--> TRANSFERRING --all staged, sums equal--> APPLYING --all applied--> over
 
@@ -16,7 +16,7 @@ Checksums = tuple[int, ...]
 
 
 class Phase(Enum):
-    """What a round waits for; the values complete the sentence "it took too long ..."."""
+    """What a round waits for. The values complete the sentence "it took too long ..."."""
 
     FORMING = "to join the group"
     TRANSFERRING = "to stage the weights"
@@ -45,22 +45,22 @@ class Round:
 
     @property
     def deadline(self) -> float:
-        """When the present phase ends at the latest."""
+        """The end of the current phase at the latest."""
         return self.began + self.deadline_s
 
     @property
     def is_committed(self) -> bool:
-        """Whether members may have the weights in use, so that there is no way back."""
+        """Whether members may already use the weights, so that the round cannot be undone."""
         return self.phase is Phase.APPLYING
 
-    def enter(self, phase: Phase, now: float) -> None:
-        """Begin a phase, waiting for everyone in it."""
-        self._durations_s[self.phase] = now - self.began
-        self.phase, self.began = phase, now
+    def enter(self, phase: Phase, now_s: float) -> None:
+        """Begin a phase, and wait for every member of it."""
+        self._durations_s[self.phase] = now_s - self.began
+        self.phase, self.began = phase, now_s
         self.waiting_for = set(self.audience)
 
     def stage(self, name: str, checksums: Checksums) -> None:
-        """A member has all buckets."""
+        """A member has received all buckets."""
         self.staged[name] = checksums
         self.waiting_for.discard(name)
 
@@ -70,7 +70,7 @@ class Round:
         self.waiting_for.discard(name)
 
     def forget(self, name: str) -> None:
-        """Go on without a member."""
+        """Continue without a member."""
         self.audience.discard(name)
         self.waiting_for.discard(name)
         self.stalls_s.pop(name, None)
@@ -82,10 +82,10 @@ class Round:
         return sorted(name for name, checksums in self.staged.items() if checksums != self.expected)
 
     def can_commit(self) -> bool:
-        """Whether everything is staged, here and there; that it is right is for `wrong` to say."""
+        """Whether all members have staged, and the learner has sent. `wrong` checks the checksums."""
         return self.phase is Phase.TRANSFERRING and self.expected is not None and not self.waiting_for
 
-    def published(self, dropped: Mapping[str, str], now: float) -> Published:
+    def published(self, dropped: Mapping[str, str], now_s: float) -> Published:
         """The report of a round that is over."""
         return Published(
             self.version,
@@ -93,12 +93,12 @@ class Round:
             dict(dropped),
             forming_s=self._durations_s[Phase.FORMING],
             transfer_s=self._durations_s[Phase.TRANSFERRING],
-            apply_s=now - self.began,
+            apply_s=now_s - self.began,
             stalls_s=dict(self.stalls_s),
         )
 
     def validate(self) -> None:
-        """Assert what must hold between two inputs."""
+        """Assert the invariants between two inputs."""
         assert self.audience
         assert self.waiting_for <= self.audience
         assert not self.wrong()

@@ -1,7 +1,7 @@
-"""Where the weights of an update come from: whole parameters, one after another, in the order of the manifest.
+"""The source of the weights of an update: complete parameters, one after another, in the order of the manifest.
 
-A learner of several ranks has no whole parameter anywhere, so a source is not a mapping: it yields each tensor when
-its turn comes, and the one before may be gone by then. It is asked again from the beginning for every round.
+A learner of several ranks has no complete parameter, so a source is not a mapping: it yields the tensors in turn, and
+may release each one when the next is requested. Every round iterates from the beginning.
 """
 
 from collections.abc import Generator
@@ -18,22 +18,22 @@ class WeightSource(Protocol):
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
-        """What `tensors` yields, in order."""
+        """The specs of the tensors, in order."""
 
     def tensors(self) -> Generator[torch.Tensor]:
-        """Each parameter, whole, on any device; called in the thread of the broadcast group, which closes the iterator
-        when it needs no more."""
+        """Each complete parameter, on any device. Called in the thread of the broadcast group, which closes the
+        iterator at the end."""
 
 
 class LiveTensors:
-    """The parameters themselves, without a copy. Tied ones appear once, under their first name."""
+    """The parameters themselves, without a copy. Tied parameters appear once, under their first name."""
 
     def __init__(self, named_tensors: NamedTensors) -> None:
         self._tensors = distinct_tensors(named_tensors)
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
-        """One for each parameter."""
+        """One spec for each parameter."""
         return specs_of(self._tensors)
 
     def tensors(self) -> Generator[torch.Tensor]:

@@ -1,7 +1,6 @@
-"""How the agent of a node is started: as a child on this machine (`local`), over ssh on another one (`ssh`).
+"""Backends start the agent of a node: as a child on this machine (`local`), or over ssh on another one (`ssh`).
 
-A backend starts agents and nothing else. What they do, and whether they are well, is heard over the link `agents`,
-which is the same for every backend.
+A backend does nothing else. All messages of agents use the link `agents`, which is the same for every backend.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,12 +22,12 @@ class NodeError(DartsError):
 
 @dataclass(frozen=True, slots=True)
 class AgentCommand:
-    """What is to run on a node. `argv[0]` is the Python of the launcher, and `cwd` its directory; a node may say that
-    it has another one."""
+    """A command to run on a node. `argv[0]` is the launcher's Python and `cwd` its directory, unless the settings of
+    the node name others."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
-    """Added to the environment that is found there."""
+    """Added to the environment of the node."""
     cwd: str
 
 
@@ -36,12 +35,12 @@ class Backend(Protocol):
     """Starts the agent of one node."""
 
     async def launch(self, command: AgentCommand, on_end: Callable[[str], None]) -> None:
-        """Have the agent run. `on_end` is called with a reason when it is seen to have ended (where that can be seen).
-        Raises `NodeError` within a deadline of its own."""
+        """Start the agent, within a deadline. `on_end` is called with a reason when its end is seen, if it can be seen.
+        Raises `NodeError`."""
 
     async def kill(self) -> None:
-        """End what `launch` has started, and everything below it, at once. Nothing if there is none, or if the node
-        cannot be reached: there the lease of the agent ends it."""
+        """End the process that `launch` has started, and its descendants, at once. If the node cannot be reached, the
+        lease ends them later."""
 
     async def close(self) -> None:
         """Release connections."""

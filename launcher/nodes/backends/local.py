@@ -1,4 +1,4 @@
-"""The keeper of this machine, as a child of the launcher: it ends when the launcher does, however that ends."""
+"""Starts the keeper of this machine as a child of the launcher, with which it always ends."""
 
 import asyncio
 import os
@@ -10,13 +10,14 @@ import psutil
 
 from darts_async.machine.spawn import outlives_parent, signal_name, spawn
 from launcher.nodes.backends import AgentCommand, NodeError
+from launcher.nodes.scratch import sweep
 
 ENDED_WITHIN_S = 10.0
-"""A killed process that the kernel has not ended by then hangs in a system call."""
+"""A killed process that has not ended after this long hangs in a system call."""
 
 
 class LocalBackend:
-    """See the module. `output` takes what the keeper prints."""
+    """The keeper of this machine. `output` is the file for its output."""
 
     def __init__(self, node: str, output: Path) -> None:
         self._node = node
@@ -40,17 +41,17 @@ class LocalBackend:
         )
 
     async def kill(self) -> None:
-        """Kill the keeper, and wait until all that it had started has ended.
+        """Kill the keeper, and wait until all of its descendants have ended.
 
-        A process that cleans up after its parent (the warden of a reward worker) is left to do that: it ends whatever
-        is started below it meanwhile. Were it killed at the same time, what had just been started would get away.
+        A process that cleans up after its parent (the warden of a reward worker) is not killed: it ends its descendants
+        itself. If it were killed, new descendants could escape.
         """
         if self._process is None:
             return
         below = _descendants(self._process.pid)
         if self._process.returncode is None:
             _kill_pid(self._process.pid)
-        for process in _ended_by_us(below):  # the kernel ends them with the keeper; a kill of them as well makes sure
+        for process in _ended_by_us(below):  # the kernel ends them with the keeper; this makes sure
             _kill(process)
         _, stuck = await asyncio.to_thread(psutil.wait_procs, below, timeout=ENDED_WITHIN_S)
         for process in stuck:  # a warden that is stopped, say
@@ -58,13 +59,14 @@ class LocalBackend:
         await asyncio.to_thread(psutil.wait_procs, stuck, timeout=ENDED_WITHIN_S)
 
     async def close(self) -> None:
-        """Wait for the end of the keeper. Kills it if it does not come."""
+        """Wait for the end of the keeper. Kills it if it does not come. What a killed one has left is removed."""
         if self._watcher is None:
             return
         _, late = await asyncio.wait([self._watcher], timeout=ENDED_WITHIN_S)
         if late:
             await self.kill()
             await asyncio.wait([self._watcher], timeout=ENDED_WITHIN_S)
+        await asyncio.to_thread(sweep)
 
     async def _watch(self, process: asyncio.subprocess.Process, on_end: Callable[[str], None]) -> None:
         code = await process.wait()
@@ -80,7 +82,7 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
 
 def _ended_by_us(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Without those that clean up after their parent, and what is below them."""
+    """The processes, except those that clean up after their parent and their descendants."""
     wardens = [process for process in processes if _outlives_parent(process)]
     spared = {*wardens, *(each for warden in wardens for each in _descendants(warden.pid))}
     return [process for process in processes if process not in spared]
@@ -94,7 +96,7 @@ def _outlives_parent(process: psutil.Process) -> bool:
 
 
 def _kill(process: psutil.Process) -> None:
-    """Of the process that was listed, never of one that has its pid now."""
+    """Kill the listed process, never another one that has its pid now."""
     try:
         process.kill()
     except psutil.NoSuchProcess:

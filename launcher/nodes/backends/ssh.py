@@ -1,10 +1,10 @@
-"""Nodes that are reached over ssh.
+"""Starts and kills keepers on other machines over ssh.
 
-A connection lives for one command: afterwards everything goes over the links of the run, so a node does not end when
-its connection does. The key of a node has to be known, always; nothing is asked at the terminal.
+A connection lasts for one command. Later messages use the links of the run, so a node does not end with its connection.
+The key of a node must be known; nothing is asked at the terminal.
 
-The environment travels as a line of JSON on the standard input of `launcher.nodes.exec_with_env`, which runs there
-first: on a command line every user of the machine could read it.
+The environment is sent as a line of JSON to the standard input of `launcher.nodes.exec_with_env`, which runs first on
+the node. On a command line every user of the machine could read it.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from launcher.nodes.fleet import COMES_UP_WITHIN_S
 
 FORWARDED = ("PYTHONPATH", "LD_LIBRARY_PATH", "DARTS_FAULTS", "TOKENIZERS_PARALLELISM")
 FORWARDED_PREFIXES = ("HF_", "NCCL_", "GLOO_", "VLLM_", "TORCH_", "CUDA_HOME", "CUDA_LAUNCH")
-"""Variables that a node is given where the launcher has them, but for what its `env` says."""
+"""Variables of the launcher that a node gets too, unless its `env` sets them."""
 _MAX_OUTPUT_CHARS = 400
 
 
 class SshBackend:
-    """Starts and kills the keeper of one node. `kill_command` is what ends it there."""
+    """Starts and kills the keeper of one node. `kill_command` ends it there."""
 
     def __init__(self, node: NodeConfig, host: str, kill_command: AgentCommand) -> None:
         self._node = node
@@ -37,12 +37,12 @@ class SshBackend:
         self._kill_command = kill_command
 
     async def launch(self, command: AgentCommand, on_end: Callable[[str], None]) -> None:
-        """Start the keeper, if it does not run, and wait for its agent. It goes on without the connection, so that its
-        end is not seen later on."""
+        """Start the keeper, if it does not run, and wait for its agent. It continues without the connection, so its end
+        is not seen."""
         await run_there(self._node, self._host, command, takes_s=COMES_UP_WITHIN_S)
 
     async def kill(self) -> None:
-        """End the keeper. Where the node cannot be reached, its lease does that."""
+        """End the keeper. If the node cannot be reached, the lease ends it."""
         try:
             await run_there(self._node, self._host, self._kill_command)
         except NodeError:
@@ -55,8 +55,8 @@ class SshBackend:
 async def run_there(
     node: NodeConfig, host: str, command: AgentCommand, words: Mapping[str, Any] | None = None, *, takes_s: float = 0.0
 ) -> str:
-    """Run a command on a node, and return what it has printed. It finds `words` as JSON on its standard input, after
-    its environment. `takes_s` is how long it may wait for something by itself.
+    """Run a command on a node, and return its output. Its standard input has its environment and then `words`, as JSON.
+    `takes_s` is how long the command itself may wait.
 
     Raises:
         NodeError: the node cannot be reached or refuses, or the command fails or does not end in time.
@@ -88,7 +88,7 @@ async def _connect(node: NodeConfig, host: str) -> asyncssh.SSHClientConnection:
 
 
 def _options(ssh: SshConfig) -> dict[str, Any]:
-    """What is left out is asyncssh's to find, as ssh does."""
+    """Options of asyncssh, which finds the rest as ssh does."""
     options: dict[str, Any] = {}
     if ssh.port is not None:
         options["port"] = ssh.port
@@ -108,30 +108,28 @@ def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _shell_line(command: AgentCommand) -> str:
-    """`launcher.nodes.exec_with_env` takes the environment from its input, and becomes the command."""
+    """The command line, which begins with `launcher.nodes.exec_with_env`."""
     first = module_command("launcher.nodes.exec_with_env", *command.argv, python=command.argv[0])
     return f"cd {shlex.quote(command.cwd)} && exec {shlex.join(first)}"
 
 
 def _why(node: NodeConfig, address: str, error: Exception) -> NodeError:
-    """What went wrong, and what would help."""
+    """What went wrong, and a fix."""
     setting = f"nodes: {node.name}.ssh"
     match error:
         case asyncssh.HostKeyNotVerifiable():
             known = node.ssh.known_hosts or "~/.ssh/known_hosts"
             fix = f"connect once with ssh and accept its key, or see that {known} has the right one"
-            return NodeError(
-                node.name, f"the key that {address} shows is not the one that is known: {error.reason}", fix
-            )
+            return NodeError(node.name, f"the key of {address} is not the known one: {error.reason}", fix)
         case asyncssh.PermissionDenied():
             who = f" {node.ssh.user!r}" if node.ssh.user else ""
             return NodeError(
                 node.name,
-                f"{address} does not let the user{who} in: {error.reason}",
+                f"{address} refuses the user{who}: {error.reason}",
                 f"see {setting}.user and identity_file",
             )
         case asyncssh.KeyImportError() | asyncssh.ConfigParseError() | FileNotFoundError() | ValueError():
-            return NodeError(node.name, f"what {setting} names cannot be used: {error}", f"see {setting}")
+            return NodeError(node.name, f"a file of {setting} cannot be used: {error}", f"see {setting}")
         case asyncssh.Error():
             return NodeError(node.name, f"{address}: {error.reason}", f"try: ssh {node.ssh.host or address}")
         case _:
@@ -147,7 +145,7 @@ def _failed(node: NodeConfig, command: AgentCommand, done: asyncssh.SSHCompleted
     if done.exit_status == 127:
         return NodeError(node.name, f"there is no {command.argv[0]}", f"set nodes: {node.name}.python")
     if "nknown option" in said and "-P" in said:
-        fix = f"set nodes: {node.name}.python to one of the version that is here"
+        fix = f"set nodes: {node.name}.python to the version of this machine"
         return NodeError(node.name, f"{command.argv[0]} is older than Python 3.11", fix)
     if "No module named" in said:
         fix = f"install darts-async there, or set nodes: {node.name}.python to one that has it"

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from darts_async.config import RunConfig
 from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import sample_id_of
-from darts_async.shaper.durable.replayable_state import Head, Standing
+from darts_async.shaper.durable.replayable_state import JournalHead, ReplayableState
 from darts_async.shaper.ledger import (
     AnyRecord,
     BroughtForward,
@@ -50,9 +50,9 @@ CONFIG = RunConfig.model_validate(
 
 
 def ending(group_id: int, index: int, step: int | None, oldest: int = 0, newest: int | None = None) -> SampleEnded:
-    fate = "filtered" if step is None else "trained"
+    outcome = "filtered" if step is None else "trained"
     newest = oldest if newest is None else newest
-    return SampleEnded(sample_id_of(group_id, index), fate, "why", 10, oldest, newest, step, 1.0)
+    return SampleEnded(sample_id_of(group_id, index), outcome, "why", 10, oldest, newest, step, 1.0)
 
 
 def placed(group_id: int) -> list[AnyRecord]:
@@ -87,10 +87,10 @@ def test_books_in_order_pass() -> None:
 
 
 def test_a_group_may_be_short_of_samples_without_a_reward_down_to_the_minimum() -> None:
-    missing = {"fate": "filtered", "reason": "reward_raised", "step": None, "reward": None}
+    missing = {"outcome": "filtered", "reason": "reward_raised", "step": None, "reward": None}
     short = changed(good_records(), SAMPLE, **missing)
     assert findings(short) == {}
-    uneven = {"steps that did not take 6 samples": (1,)}
+    uneven = {"steps that did not use 6 samples": (1,)}
     assert findings(changed(good_records(), SAMPLE, **missing | {"reason": "not_selected"})) == uneven
     assert findings(changed(short, SAMPLE + 1, **missing)) == uneven
 
@@ -122,7 +122,7 @@ CRIMES: dict[str, tuple[Callable[[list[AnyRecord]], list[AnyRecord]], dict[str, 
     ),
     "a sample is trained twice": (
         lambda records: [*records, ending(2, 1, 1, oldest=1)],
-        {"samples that ended more than once": (SAMPLE,), "steps that did not take 6 samples": (1,)},
+        {"samples that ended more than once": (SAMPLE,), "steps that did not use 6 samples": (1,)},
     ),
     "a group is trained twice": (
         lambda records: [
@@ -130,9 +130,9 @@ CRIMES: dict[str, tuple[Callable[[list[AnyRecord]], list[AnyRecord]], dict[str, 
             StepCommitted(1, (2, 3, 0)),
         ],
         {
-            "groups trained twice along the surviving history": (0,),
+            "groups trained on twice in the surviving history": (0,),
             "groups in the gradient of a step that they were not shipped for": (0,),
-            "groups trained by their samples or by the steps, not by both": (0,),
+            "groups trained on according to their samples or to the steps, but not both": (0,),
         },
     ),
     "a step is taken twice": (
@@ -141,11 +141,11 @@ CRIMES: dict[str, tuple[Callable[[list[AnyRecord]], list[AnyRecord]], dict[str, 
     ),
     "a step is undone and not taken again": (
         lambda records: [*records, LearnerRewound(1)],
-        {"groups trained by their samples or by the steps, not by both": (2, 3)},
+        {"groups trained on according to their samples or to the steps, but not both": (2, 3)},
     ),
     "a step is taken again with another group": (
         lambda records: [*records, LearnerRewound(1), StepCommitted(1, (2,))],
-        {"groups trained by their samples or by the steps, not by both": (3,)},
+        {"groups trained on according to their samples or to the steps, but not both": (3,)},
     ),
     "a learner comes back from a step that nobody saw it take": (
         lambda records: [*records, LearnerRewound(5)],
@@ -153,12 +153,12 @@ CRIMES: dict[str, tuple[Callable[[list[AnyRecord]], list[AnyRecord]], dict[str, 
     ),
     "a sample comes from nowhere": (
         lambda records: [*records, ending(9, 0, None)],
-        {"samples that ended and were never drawn": (sample_id_of(9, 0),)},
+        {"samples that ended and were never started": (sample_id_of(9, 0),)},
     ),
     "a token is too old": (
         lambda records: changed(records, SAMPLE, oldest_version=-1),
         {
-            "samples trained with a token more than 1 versions old": (SAMPLE,),
+            "samples trained on with a token more than 1 versions old": (SAMPLE,),
             "samples decoded under a version older than their generator had acknowledged": (SAMPLE,),
             "samples decoded under a version older than the floor of their group": (SAMPLE,),
         },
@@ -187,30 +187,30 @@ CRIMES: dict[str, tuple[Callable[[list[AnyRecord]], list[AnyRecord]], dict[str, 
             msgspec.structs.replace(r, purpose="evaluate") if isinstance(r, GroupOpened) and r.group_id == 2 else r
             for r in records
         ],
-        {"samples trained of prompts that are held out": tuple(sample_id_of(2, index) for index in range(3))},
+        {"samples trained on although their prompts are held out": tuple(sample_id_of(2, index) for index in range(3))},
     ),
     "a token comes from the future": (
         lambda records: changed(records, SAMPLE, newest_version=2),
-        {"samples trained before their tokens can have been decoded": (SAMPLE,)},
+        {"samples trained on before their tokens can have been decoded": (SAMPLE,)},
     ),
     "a sample is trained at another step": (
         lambda records: changed(records, SAMPLE, step=0, oldest_version=1),
         {
-            "samples trained at another step than their group was shipped for": (SAMPLE,),
-            "samples trained before their tokens can have been decoded": (SAMPLE,),
-            "steps that did not take 6 samples": (0, 1),
-            "groups trained by their samples or by the steps, not by both": (2,),
+            "samples trained on at another step than their group was shipped for": (SAMPLE,),
+            "samples trained on before their tokens can have been decoded": (SAMPLE,),
+            "steps that did not use 6 samples": (0, 1),
+            "groups trained on according to their samples or to the steps, but not both": (2,),
         },
     ),
     "a sample is trained without tokens": (
         lambda records: changed(records, SAMPLE, oldest_version=None, newest_version=None),
-        {"samples trained without a step or without tokens": (SAMPLE,)},
+        {"samples trained on without a step or without tokens": (SAMPLE,)},
     ),
     "a group is shipped twice": (
         lambda records: [*records, GroupShipped(3, 1)],
         {
             "groups shipped more than once": (3,),
-            "samples trained at another step than their group was shipped for": tuple(
+            "samples trained on at another step than their group was shipped for": tuple(
                 sample_id_of(3, index) for index in range(3)
             ),
         },
@@ -277,8 +277,8 @@ def run_dir_of(tmp_path: Path, records: list[AnyRecord], status: str = "finished
 def test_the_verb_says_so_and_ends_with_0_where_nothing_is_wrong(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["audit", str(run_dir_of(tmp_path, good_records()))])
     assert result.exit_code == 0, result.output
-    assert "15 samples in 5 groups were drawn, 15 have ended, 12 of them trained" in " ".join(result.output.split())
-    assert "nothing is lost" in result.output
+    assert "15 samples were started in 5 groups, 15 have ended, 12 were trained on" in " ".join(result.output.split())
+    assert "no sample was lost" in result.output
 
 
 def test_the_verb_ends_with_1_and_the_ids_where_something_is(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def begins_of(run_dir: Path, kind: type[AnyRecord]) -> list[int]:
     return [written.begin(number) for number, record in enumerate(written) if isinstance(record, kind)]
 
 
-STEPS = "steps in metrics.jsonl that the ledger does not know of"
+STEPS = "steps in metrics.jsonl that the ledger does not know"
 VERSIONS = "versions in checkpoints/ that the ledger does not explain"
 
 
@@ -391,10 +391,10 @@ def first_step_of(records: list[AnyRecord], step: int = 0) -> list[AnyRecord]:
     return records[:end] if step == 0 else records[end:]
 
 
-def head_after(run_dir: Path) -> Head:
+def head_after(run_dir: Path) -> JournalHead:
     """As of a shaper that has written the ledger of a run."""
     source = ShuffledPrompts(prompts(3), seed=1)
-    standing = Standing(lambda snapshot: ShaperState(CONFIG, source, (), snapshot=snapshot))
+    replayable = ReplayableState(lambda snapshot: ShaperState(CONFIG, source, (), snapshot=snapshot))
     ledger = scan_ledger(run_dir / LEDGER_FILE)
-    standing.lineage.num_records = ledger.lineage.num_records
-    return standing.to_head(ledger.num_bytes)
+    replayable.lineage.num_records = ledger.lineage.num_records
+    return replayable.to_head(ledger.num_bytes)

@@ -11,7 +11,7 @@ from darts_async.errors import ConfigError
 from darts_async.topology.plan import RunPlan
 from darts_async.topology.run_files import EVENTS_FILE, METRICS_FILE, STATE_FILE
 from launcher.analysis.earlier_lives import held, read_past
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.lifecycle.restarts import Restarts
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.run_dir.json_lines import Lines, whole_lines
@@ -79,7 +79,7 @@ def test_a_life_is_new_whichever_file_still_tells_of_the_others(tmp_path: Path) 
     past = read_past(tmp_path, structs.replace(plan(), life=4))
     assert past.life == 5
     assert past.first_incarnations["generator/1"] == 9
-    assert past.notices == ("state.json cannot be read: the run is taken to have been killed",)
+    assert past.notices == ("state.json cannot be read: the run was probably killed",)
     write_lines(tmp_path / EVENTS_FILE, {"type": "resumed", "life": 6, "elapsed_s": 1.0})
     assert read_past(tmp_path, plan()).life == 7
 
@@ -123,7 +123,7 @@ def test_steps_evaluations_and_the_time_so_far_are_remembered(tmp_path: Path) ->
 
 def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
     leave(tmp_path, "finished")
-    with pytest.raises(ConfigError, match=r"is finished \(why\): there is nothing left to do"):
+    with pytest.raises(ConfigError, match=r"is finished \(why\) and cannot be resumed"):
         read_past(tmp_path, plan())
     leave(tmp_path)
     (tmp_path / EVENTS_FILE).mkdir()
@@ -138,5 +138,5 @@ def test_a_run_that_goes_on_in_another_life_is_not_said_to_have_ended(
     tmp_path: Path, goes_on: bool, status: str
 ) -> None:
     with recorded(tmp_path, 1) as ending:
-        ending.outcome = Outcome("failed", "no group is known", goes_on=goes_on)
+        ending.outcome = RunOutcome("failed", "no group is known", goes_on=goes_on)
     assert read_record(tmp_path).status == status

@@ -54,7 +54,7 @@ def test_the_page_needs_nothing_beside_itself(run_dir: Path, tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     page = out.read_text()
     assert page.count("<svg") == len(PLOTS)
-    assert "15, of which 12 are trained" in page
+    assert "15, of which 12 were trained on" in page
     assert all(word not in page for word in ("<script", "<link", 'src="', "@import"))
 
 
@@ -71,7 +71,7 @@ def test_who_was_gone_is_on_it(run_dir: Path) -> None:
     assert process == "shaper/0"
     assert 0 <= since_s <= until_s
     write_report(run_dir, run_dir / "page.html")
-    assert "Who was gone" in (run_dir / "page.html").read_text()
+    assert "Absent processes" in (run_dir / "page.html").read_text()
 
 
 def test_there_is_nothing_to_report_before_a_step(run_dir: Path) -> None:

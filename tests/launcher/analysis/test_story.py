@@ -55,7 +55,7 @@ def test_the_story_of_a_sample_has_its_group_and_nothing_of_others(tmp_path: Pat
         "3/0 was given to generator/0 (incarnation 1)",
         "its group was shipped to the learner for step 2",
         "3/0 ended trained in step 2 (no reason): 31 tokens of versions 1 to 2, reward 0.5",
-        "step 2 was taken with its group in the gradient",
+        "step 2 was completed with its group in the gradient",
     ]
 
 
@@ -88,7 +88,7 @@ def test_the_journal_has_what_the_shaper_has_heard_of_a_sample() -> None:
 
 
 def test_a_subject_that_the_run_does_not_have_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing of sample 9/0: its ledger has groups up to 4"):
+    with pytest.raises(ConfigError, match="nothing about sample 9/0: its ledger has groups up to 4"):
         read_story(run_with(tmp_path, RECORDS), Subject(9, sample_id_of(9, 0)))
 
 

@@ -57,6 +57,34 @@ async def test_a_socket_that_a_killed_launcher_left_is_nobody_and_does_not_bar_t
         assert await asyncio.to_thread(ask, tmp_path, GetStatus()) == Done("GetStatus()")
 
 
+async def test_a_socket_that_somebody_removes_is_made_again_and_never_in_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.control.control_socket.LOOK_EVERY_S", 0.01)
+    run_dir, moved = tmp_path / "run", tmp_path / "moved"
+    run_dir.mkdir()
+    num_descriptors = len(os.listdir("/proc/self/fd"))
+    async with serving_requests(run_dir, echo):
+        for _ in range(2):
+            (run_dir / CONTROL_SOCKET).unlink()
+            async with asyncio.timeout(10):
+                while not (run_dir / CONTROL_SOCKET).exists():  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(ask, run_dir, GetStatus()) == Done("GetStatus()")
+        run_dir.rename(moved)
+        run_dir.mkdir()
+        await asyncio.sleep(0.05)
+        assert not (run_dir / CONTROL_SOCKET).exists()
+        (moved / CONTROL_SOCKET).unlink()
+        run_dir.rmdir()
+        moved.rename(run_dir)
+        async with asyncio.timeout(10):
+            while not (run_dir / CONTROL_SOCKET).exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert not (run_dir / CONTROL_SOCKET).exists()
+    assert len(os.listdir("/proc/self/fd")) == num_descriptors
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -172,7 +200,7 @@ def test_a_run_that_starts_or_ends_is_not_called_killed(tmp_path: Path, verb: li
         code, output = said([*verb, str(run_dir), *timeout])
     assert code == (1 if verb == ["down"] else 2)
     assert "killed" not in output
-    assert ("has not ended within 0 s" if verb == ["down"] else "starts, ends, hangs or is elsewhere") in output
+    assert ("has not ended within 0 s" if verb == ["down"] else "is starting, ending, hanging or elsewhere") in output
 
 
 def test_down_at_the_moment_a_run_ends_says_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,11 +252,11 @@ def test_a_run_that_is_live_and_has_lost_its_record_is_not_said_to_be_dead(tmp_p
     (run_dir / "state.json").unlink()
     for verb in ("status", "down"):
         code, output = said([verb, str(run_dir)])
-        assert (code, f"`darts-launch resume {run_dir}` goes on" in output) == (2, True), output
+        assert (code, f"`darts-launch resume {run_dir}` continues the run" in output) == (2, True), output
     with held(run_dir):
         for verb in ("status", "down"):
             code, output = said([verb, str(run_dir)])
-            assert (code, "its launcher lives: Ctrl-C or SIGTERM ends it" in output) == (2, True), output
+            assert (code, "its launcher is alive: Ctrl-C or SIGTERM ends it" in output) == (2, True), output
             assert "resume" not in output
         code, output = said(["resume", str(run_dir)])
         assert (code, "is live (a launcher)" in output) == (2, True), output
@@ -335,7 +363,7 @@ def test_init_writes_a_file_that_says_what_would_be_without_it(tmp_path: Path) -
     assert CliRunner().invoke(app, ["init", str(file)]).exit_code == 0
     assert load_config(file) == RunConfig()
     text = file.read_text()
-    for meaning in ("Seeds prompts, sampling and selection", "`on_failure`: one that leaves", "median_tokens"):
+    for meaning in ("Seed of prompts, sampling and selection", "`on_failure`: a process that leaves", "median_tokens"):
         assert meaning in " ".join(text.replace("#", "").split()), meaning
     assert CliRunner().invoke(app, ["validate", str(file)]).exit_code == 0
 

@@ -27,9 +27,9 @@ from launcher.display.view import (
     state_text,
     step_text,
 )
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.nodes.fleet import Fleet
-from launcher.nodes.node_messages import NodeStands
+from launcher.nodes.node_messages import NodeStatus
 from launcher.nodes.supervisor import ProcessRecord
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.progress.evaluation import EvaluationSummary
@@ -37,7 +37,7 @@ from launcher.progress.run_view import LENGTH_METRIC, MAX_POINTS, REWARD_METRIC,
 from launcher.progress.step_merger import StepLine
 
 PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
-FATES = {"trained": 700, "cancelled": 150, "filtered": 50, "evaluated": 100}
+OUTCOMES = {"trained": 700, "cancelled": 150, "filtered": 50, "evaluated": 100}
 
 
 def new_view() -> RunView:
@@ -87,7 +87,7 @@ def fleet_with(name: str, pid: int) -> Fleet:
     fleet = Fleet(PLAN, lost_after_s=1.0)
     fleet.start(name, 1)
     record = ProcessRecord(name, pid, 1.0, ())
-    fleet.reported("local", 1, NodeStands(record, [record], []), 0.0)
+    fleet.reported("local", 1, NodeStatus(record, [record], []), 0.0)
     return fleet
 
 
@@ -203,7 +203,7 @@ def test_a_process_that_waits_for_room_is_shown_so() -> None:
     view = new_view()
     view.take_exit("shaper/0", "ended with exit code 75", left_cleanly=False)
     view.take_restart("shaper/0", 5.0, 5.0, needs_room=True)
-    assert state_text(view.rows["shaper/0"], 9.0) == "waits for room, away 4 s"
+    assert state_text(view.rows["shaper/0"], 9.0) == "waits for space, away 4 s"
 
 
 def test_a_notice_is_shown_once_and_only_the_last_few() -> None:
@@ -273,7 +273,7 @@ def test_sparklines_bars_and_clocks() -> None:
 
 
 def summary_of(view: RunView, status: str = "finished") -> Summary:
-    outcome = Outcome(status, "why")  # type: ignore[arg-type]
+    outcome = RunOutcome(status, "why")  # type: ignore[arg-type]
     return summarise(view, outcome, model_path=Path("/runs/a/model"), now_s=160.0)
 
 
@@ -289,7 +289,7 @@ def finished_view(decoded: int) -> RunView:
     view.take_evaluation(after)
     view.take_status("generator/0", status(50.0, decoded, 40.0))
     view.take_exit("generator/0", "done", left_cleanly=True)
-    view.finished = RunFinished("why", FATES, {"trained": 8}, {0: 300, 1: 400}, 10)
+    view.finished = RunFinished("why", OUTCOMES, {"trained": 8}, {0: 300, 1: 400}, 10)
     return view
 
 
@@ -319,9 +319,9 @@ def test_a_sample_without_a_reward_leaves_the_numbers_of_its_prompt_right() -> N
 
 def test_tokens_that_do_not_add_up_are_said_so() -> None:
     text = text_of(summary_screen(summary_of(finished_view(1000))))
-    assert "✓ adds up to the 1,000 tokens that the engines decoded" in text
+    assert "✓ the outcomes add up to the 1,000 tokens that the engines decoded" in text
     text = text_of(summary_screen(summary_of(finished_view(1025))))
-    assert "✗ accounts for 1,000 tokens, but the engines decoded 1,025 (-25)" in text
+    assert "✗ the outcomes add up to 1,000 tokens, but the engines decoded 1,025 (-25)" in text
 
 
 def test_failed_rewards_are_a_line_of_the_totals_with_the_first_of_each_kind() -> None:
@@ -329,7 +329,7 @@ def test_failed_rewards_are_a_line_of_the_totals_with_the_first_of_each_kind() -
     assert "rewards" not in text_of(summary_screen(summary_of(view)))
     view.finished = RunFinished(
         "why",
-        FATES,
+        OUTCOMES,
         {},
         {},
         10,
@@ -344,9 +344,9 @@ def test_failed_rewards_are_a_line_of_the_totals_with_the_first_of_each_kind() -
     assert json.loads(msgspec.json.encode(summary_of(view)))["rewards"]["failed"] == {"raised": 70, "timeout": 5}
 
 
-def test_a_fate_of_another_name_is_not_lost() -> None:
+def test_an_outcome_of_another_name_is_not_lost() -> None:
     account = token_account({"trained": 5, "vanished": 3, "evaluated": 2}, 10)
-    assert account.by_fate["vanished"] == 3
+    assert account.by_outcome["vanished"] == 3
     assert account.accounted == 10
 
 

@@ -22,14 +22,14 @@ from launcher.lifecycle.lifecycle import (
     Action,
     AskToLeave,
     AskToStop,
-    Course,
     Drop,
     Kill,
     Limits,
     Lost,
     Notice,
-    Outcome,
     RestartRefused,
+    RunLifecycle,
+    RunOutcome,
     Serves,
     Start,
     Stop,
@@ -46,148 +46,151 @@ LIMITS = Limits(finish_s=100.0, stop_s=10.0, grace_s=1.0, no_progress_s=500.0, n
 WORKING = ProcessStatus("working", 1, 0, 0, 1.0, {}, 0.0)
 
 
-def new_course(restart: RestartConfig | None = None, plan: RunPlan = PLAN) -> Course:
-    """A course at 0, of processes with this restart policy."""
+def new_lifecycle(restart: RestartConfig | None = None, plan: RunPlan = PLAN) -> RunLifecycle:
+    """A lifecycle at 0, of processes with this restart policy."""
     roles = dict.fromkeys(("generator", "reward", "shaper", "learner"), RoleConfig(restart=restart or RestartConfig()))
-    return Course(plan, LIMITS, Restarts(plan, RolesConfig(**roles), seed=0), now_s=0.0)
+    return RunLifecycle(plan, LIMITS, Restarts(plan, RolesConfig(**roles), seed=0), now_s=0.0)
 
 
-def running_course(restart: RestartConfig | None = None, plan: RunPlan = PLAN) -> Course:
+def running_lifecycle(restart: RestartConfig | None = None, plan: RunPlan = PLAN) -> RunLifecycle:
     """All processes were started at 0 and do their work."""
-    course = new_course(restart, plan)
+    lifecycle = new_lifecycle(restart, plan)
     for name in [spec.name for spec in plan.processes]:
-        start(course, name, 0.0)
-        course.reported(name, WORKING, 0.0)
-    return course
+        start(lifecycle, name, 0.0)
+        lifecycle.reported(name, WORKING, 0.0)
+    return lifecycle
 
 
-def start(course: Course, name: str, now_s: float) -> list[Action]:
+def start(lifecycle: RunLifecycle, name: str, now_s: float) -> list[Action]:
     """Its node is up, and starts it at once."""
-    course.ordered(name, now_s)
-    return course.started(name, now_s)
+    lifecycle.ordered(name, now_s)
+    return lifecycle.started(name, now_s)
 
 
-def leave(course: Course, code: int, now_s: float) -> None:
+def leave(lifecycle: RunLifecycle, code: int, now_s: float) -> None:
     for name in NAMES:
-        course.exited(ProcessExit(name, 1, code), now_s)
+        lifecycle.exited(ProcessExit(name, 1, code), now_s)
 
 
 def test_a_run_that_has_to_be_taken_up_again_ends_its_life_at_once_and_goes_on() -> None:
-    course = running_course()
-    [notice] = course.take_up_again("no group is known", 5.0)
+    lifecycle = running_lifecycle()
+    [notice] = lifecycle.take_up_again("no group is known", 5.0)
     assert notice == Notice("no group is known: all processes are ended, and the run is resumed")
-    assert course.over(5.0)
-    assert course.exited(ProcessExit("shaper/0", 1, -9), 5.0) == []
-    assert course.take_up_again("no group is known", 5.1) == course.finished("all steps taken", 5.1) == []
-    assert course.outcome == Outcome("failed", "no group is known", goes_on=True)
+    assert lifecycle.over(5.0)
+    assert lifecycle.exited(ProcessExit("shaper/0", 1, -9), 5.0) == []
+    assert lifecycle.take_up_again("no group is known", 5.1) == lifecycle.finished("all steps taken", 5.1) == []
+    assert lifecycle.outcome == RunOutcome("failed", "no group is known", goes_on=True)
 
 
 def test_a_run_that_is_stopped_is_not_taken_up_again() -> None:
-    course = running_course()
-    course.take_up_again("no group is known", 5.0)
-    course.interrupted("stopped by Ctrl-C", 5.1)
-    assert course.outcome == Outcome("stopped", "stopped by Ctrl-C")
-    course = running_course()
-    course.interrupted("stopped by Ctrl-C", 5.0)
-    assert course.take_up_again("no group is known", 5.1) == []
-    assert course.outcome == Outcome("stopped", "stopped by Ctrl-C")
+    lifecycle = running_lifecycle()
+    lifecycle.take_up_again("no group is known", 5.0)
+    lifecycle.interrupted("stopped by Ctrl-C", 5.1)
+    assert lifecycle.outcome == RunOutcome("stopped", "stopped by Ctrl-C")
+    lifecycle = running_lifecycle()
+    lifecycle.interrupted("stopped by Ctrl-C", 5.0)
+    assert lifecycle.take_up_again("no group is known", 5.1) == []
+    assert lifecycle.outcome == RunOutcome("stopped", "stopped by Ctrl-C")
 
 
 def test_a_run_is_not_taken_up_again_without_end() -> None:
     restarts = Restarts(PLAN, RolesConfig(), seed=0)
-    course = Course(PLAN, replace(LIMITS, num_lives=0), restarts, now_s=0.0)
-    course.take_up_again("no group is known", 5.0)
-    assert course.outcome == Outcome("failed", "no group is known, again and again")
+    lifecycle = RunLifecycle(PLAN, replace(LIMITS, num_lives=0), restarts, now_s=0.0)
+    lifecycle.take_up_again("no group is known", 5.0)
+    assert lifecycle.outcome == RunOutcome("failed", "no group is known, again and again")
 
 
 def test_a_run_is_finished_when_all_have_left_by_themselves() -> None:
-    course = running_course()
-    assert course.finished("all steps taken", 5.0) == [AskToLeave(True, "all steps taken"), Notice("all steps taken")]
-    assert not course.over(6.0)
-    leave(course, 0, 6.0)
-    assert course.over(6.0)
-    assert course.outcome == Outcome("finished", "all steps taken")
+    lifecycle = running_lifecycle()
+    assert lifecycle.finished("all steps taken", 5.0) == [
+        AskToLeave(True, "all steps taken"),
+        Notice("all steps taken"),
+    ]
+    assert not lifecycle.over(6.0)
+    leave(lifecycle, 0, 6.0)
+    assert lifecycle.over(6.0)
+    assert lifecycle.outcome == RunOutcome("finished", "all steps taken")
 
 
 def test_the_exit_of_a_learner_that_is_not_started_again_fails_the_run() -> None:
-    course = running_course(RestartConfig(when="never", min_healthy=0))
-    reason = "learner/0 ended with exit code 0: roles.learner.restart.when is never, and nothing is trained without it"
-    assert AskToStop(reason) in course.exited(ProcessExit("learner/0", 1, 0), 5.0)
-    assert course.outcome == Outcome("failed", reason, "learner/0")
+    lifecycle = running_lifecycle(RestartConfig(when="never", min_healthy=0))
+    reason = "learner/0 ended with exit code 0: roles.learner.restart.when is never, and training needs it"
+    assert AskToStop(reason) in lifecycle.exited(ProcessExit("learner/0", 1, 0), 5.0)
+    assert lifecycle.outcome == RunOutcome("failed", reason, "learner/0")
 
 
 def test_the_first_reason_stands() -> None:
-    course = running_course(RestartConfig(when="never"))
-    course.exited(ProcessExit("learner/0", 1, 2), 5.0)
-    assert course.exited(ProcessExit("reward/0", 1, 1), 5.1) == []
-    assert course.interrupted("Ctrl-C", 5.2) == []
-    assert course.outcome is not None
-    assert course.outcome.culprit == "learner/0"
+    lifecycle = running_lifecycle(RestartConfig(when="never"))
+    lifecycle.exited(ProcessExit("learner/0", 1, 2), 5.0)
+    assert lifecycle.exited(ProcessExit("reward/0", 1, 1), 5.1) == []
+    assert lifecycle.interrupted("Ctrl-C", 5.2) == []
+    assert lifecycle.outcome is not None
+    assert lifecycle.outcome.culprit == "learner/0"
 
 
 @pytest.mark.parametrize("name", ["generator/0", "learner/0", "shaper/0"])
 def test_nobody_has_anything_left_to_write_when_a_run_is_finished(name: str) -> None:
-    course = running_course()
-    course.finished("done", 5.0)
-    course.exited(ProcessExit(name, 1, -9), 6.0)
-    assert course.outcome == Outcome("finished", "done")
+    lifecycle = running_lifecycle()
+    lifecycle.finished("done", 5.0)
+    lifecycle.exited(ProcessExit(name, 1, -9), 6.0)
+    assert lifecycle.outcome == RunOutcome("finished", "done")
 
 
 def test_a_stopped_run_stays_stopped_whatever_the_exit_codes() -> None:
-    course = running_course()
-    course.interrupted("Ctrl-C", 5.0)
-    leave(course, -15, 6.0)
-    assert course.over(6.0)
-    assert course.outcome == Outcome("stopped", "Ctrl-C")
+    lifecycle = running_lifecycle()
+    lifecycle.interrupted("Ctrl-C", 5.0)
+    leave(lifecycle, -15, 6.0)
+    assert lifecycle.over(6.0)
+    assert lifecycle.outcome == RunOutcome("stopped", "Ctrl-C")
 
 
 def test_a_user_who_stops_a_finishing_run_waits_no_longer_than_for_any_other() -> None:
-    course = running_course()
-    course.finished("done", 0.0)
-    course.interrupted("Ctrl-C", 1.0)
-    assert not course.over(10.9)
-    assert course.over(11.0)
-    assert course.outcome == Outcome("stopped", "Ctrl-C")
+    lifecycle = running_lifecycle()
+    lifecycle.finished("done", 0.0)
+    lifecycle.interrupted("Ctrl-C", 1.0)
+    assert not lifecycle.over(10.9)
+    assert lifecycle.over(11.0)
+    assert lifecycle.outcome == RunOutcome("stopped", "Ctrl-C")
 
 
 def test_the_time_to_leave_is_bounded() -> None:
-    course = running_course()
-    course.finished("done", 0.0)
-    assert not course.over(99.9)
-    assert course.over(100.0)
-    course.overdue()
-    assert course.outcome is not None
-    assert course.outcome.status == "failed"
-    assert "did not leave within 100 s" in course.outcome.reason
+    lifecycle = running_lifecycle()
+    lifecycle.finished("done", 0.0)
+    assert not lifecycle.over(99.9)
+    assert lifecycle.over(100.0)
+    lifecycle.overdue()
+    assert lifecycle.outcome is not None
+    assert lifecycle.outcome.status == "failed"
+    assert "did not leave within 100 s" in lifecycle.outcome.reason
 
 
 def test_a_stop_lets_the_shaper_account_before_the_others_leave() -> None:
-    course = running_course()
-    assert course.interrupted("Ctrl-C", 5.0) == [Notice("Ctrl-C"), AskToStop("Ctrl-C")]
-    assert course.tick(9.9) == []
-    assert course.finished("stopped", 9.9) == [AskToLeave(False, "Ctrl-C")]
-    assert course.tick(12.0) == []
-    assert course.outcome == Outcome("stopped", "Ctrl-C")
+    lifecycle = running_lifecycle()
+    assert lifecycle.interrupted("Ctrl-C", 5.0) == [Notice("Ctrl-C"), AskToStop("Ctrl-C")]
+    assert lifecycle.tick(9.9) == []
+    assert lifecycle.finished("stopped", 9.9) == [AskToLeave(False, "Ctrl-C")]
+    assert lifecycle.tick(12.0) == []
+    assert lifecycle.outcome == RunOutcome("stopped", "Ctrl-C")
 
 
 def test_a_shaper_that_does_not_account_in_time_keeps_nobody() -> None:
-    course = running_course()
-    course.interrupted("Ctrl-C", 5.0)
-    assert course.tick(10.0) == [AskToLeave(False, "Ctrl-C")]
-    assert course.tick(11.0) == []
+    lifecycle = running_lifecycle()
+    lifecycle.interrupted("Ctrl-C", 5.0)
+    assert lifecycle.tick(10.0) == [AskToLeave(False, "Ctrl-C")]
+    assert lifecycle.tick(11.0) == []
 
 
 def test_a_shaper_that_dies_while_it_stops_keeps_nobody() -> None:
-    course = running_course()
-    course.interrupted("Ctrl-C", 5.0)
-    assert course.exited(ProcessExit("shaper/0", 1, 1), 5.1) == [AskToLeave(False, "Ctrl-C")]
+    lifecycle = running_lifecycle()
+    lifecycle.interrupted("Ctrl-C", 5.0)
+    assert lifecycle.exited(ProcessExit("shaper/0", 1, 1), 5.1) == [AskToLeave(False, "Ctrl-C")]
 
 
 def test_a_shaper_that_is_not_there_is_not_asked() -> None:
-    course = new_course()
-    start(course, "shaper/0", 0.0)
-    assert course.interrupted("Ctrl-C", 1.0) == [Notice("Ctrl-C"), AskToLeave(False, "Ctrl-C")]
-    dead = running_course()
+    lifecycle = new_lifecycle()
+    start(lifecycle, "shaper/0", 0.0)
+    assert lifecycle.interrupted("Ctrl-C", 1.0) == [Notice("Ctrl-C"), AskToLeave(False, "Ctrl-C")]
+    dead = running_lifecycle()
     assert isinstance(dead.exited(ProcessExit("shaper/0", 1, -9), 1.0)[0], Lost)
     assert AskToLeave(False, "Ctrl-C") in dead.interrupted("Ctrl-C", 1.1)
     assert dead.tick(10.0) == [], "and not started for that"
@@ -199,65 +202,65 @@ def test_a_stop_waits_for_a_learner_to_save_only_where_it_has_reported(
 ) -> None:
     """Its node may be lost, and a process that was ordered of it never come."""
     roles = RolesConfig()
-    course = Course(PLAN, replace(LIMITS, save_s=50.0), Restarts(PLAN, roles, seed=0), now_s=0.0)
+    lifecycle = RunLifecycle(PLAN, replace(LIMITS, save_s=50.0), Restarts(PLAN, roles, seed=0), now_s=0.0)
     for name in NAMES:
-        course.ordered(name, 0.0)
+        lifecycle.ordered(name, 0.0)
         if name != "learner/0" or has_reported:
-            course.reported(name, WORKING, 0.0)
-    course.interrupted("Ctrl-C", 5.0)
-    course.finished("stopped", 5.0)
+            lifecycle.reported(name, WORKING, 0.0)
+    lifecycle.interrupted("Ctrl-C", 5.0)
+    lifecycle.finished("stopped", 5.0)
     for name in NAMES:
         if name != "learner/0":
-            course.exited(ProcessExit(name, 1, 0), 6.0)
-    assert not course.over(waits_until_s - 0.1)
-    assert course.over(waits_until_s)
+            lifecycle.exited(ProcessExit(name, 1, 0), 6.0)
+    assert not lifecycle.over(waits_until_s - 0.1)
+    assert lifecycle.over(waits_until_s)
 
 
 def test_giving_up_waits_for_nobody() -> None:
-    course = running_course()
-    course.interrupted("Ctrl-C", 5.0)
-    course.give_up(5.1)
-    assert course.over(5.1)
+    lifecycle = running_lifecycle()
+    lifecycle.interrupted("Ctrl-C", 5.0)
+    lifecycle.give_up(5.1)
+    assert lifecycle.over(5.1)
 
 
 def test_a_process_that_does_not_report_in_time_fails_the_run() -> None:
-    course = new_course()
-    start(course, "reward/0", 3.0)
-    assert course.tick(122.9) == []
-    course.tick(123.0)
+    lifecycle = new_lifecycle()
+    start(lifecycle, "reward/0", 3.0)
+    assert lifecycle.tick(122.9) == []
+    lifecycle.tick(123.0)
     reason = "reward/0 did not report within 120 s (roles.reward.start_timeout_s)"
-    assert course.outcome == Outcome("failed", reason, "reward/0")
+    assert lifecycle.outcome == RunOutcome("failed", reason, "reward/0")
 
 
 def test_a_process_that_cannot_be_started_fails_the_run() -> None:
-    course = new_course()
-    course.failed_to_start("reward/0", "no memory", 1.0)
-    assert course.outcome == Outcome("failed", "reward/0 cannot be started: no memory")
-    assert course.over(1.0)
+    lifecycle = new_lifecycle()
+    lifecycle.failed_to_start("reward/0", "no memory", 1.0)
+    assert lifecycle.outcome == RunOutcome("failed", "reward/0 cannot be started: no memory")
+    assert lifecycle.over(1.0)
 
 
 def test_a_dead_generator_is_lost_and_started_again_after_its_back_off() -> None:
-    course = running_course(RestartConfig(backoff=BackoffConfig(initial_s=2.0, jitter=0.0)))
+    lifecycle = running_lifecycle(RestartConfig(backoff=BackoffConfig(initial_s=2.0, jitter=0.0)))
     ended = ProcessExit("generator/0", 1, -9)
-    lost, notice = course.exited(ended, 5.0)
+    lost, notice = lifecycle.exited(ended, 5.0)
     assert lost == Lost(ended, 7.0)
     assert isinstance(notice, Notice)
-    assert "generator/0 was ended by SIGKILL; it is started again in 2.0 s" in notice.text
-    assert course.outcome is None
-    assert course.tick(6.9) == []
-    assert course.tick(7.0) == [Start("generator/0", 2)]
-    assert course.tick(7.1) == []
+    assert "generator/0 was ended by SIGKILL; it restarts in 2.0 s" in notice.text
+    assert lifecycle.outcome is None
+    assert lifecycle.tick(6.9) == []
+    assert lifecycle.tick(7.0) == [Start("generator/0", 2)]
+    assert lifecycle.tick(7.1) == []
 
 
 def test_a_process_serves_again_when_it_does_its_work_and_not_when_it_reports() -> None:
-    course = running_course()
-    course.exited(ProcessExit("generator/0", 1, -9), 5.0)
-    course.tick(6.0)
-    start(course, "generator/0", 6.0)
+    lifecycle = running_lifecycle()
+    lifecycle.exited(ProcessExit("generator/0", 1, -9), 5.0)
+    lifecycle.tick(6.0)
+    start(lifecycle, "generator/0", 6.0)
     for state in NOT_SERVING:
-        assert course.reported("generator/0", msgspec.structs.replace(WORKING, state=state), 7.0) == []
-    assert course.reported("generator/0", WORKING, 8.0) == [Serves("generator/0", 2, 3.0)]
-    assert course.reported("generator/0", WORKING, 9.0) == []
+        assert lifecycle.reported("generator/0", msgspec.structs.replace(WORKING, state=state), 7.0) == []
+    assert lifecycle.reported("generator/0", WORKING, 8.0) == [Serves("generator/0", 2, 3.0)]
+    assert lifecycle.reported("generator/0", WORKING, 9.0) == []
 
 
 def test_a_state_that_is_no_service_is_one_that_a_process_reports() -> None:
@@ -266,79 +269,79 @@ def test_a_state_that_is_no_service_is_one_that_a_process_reports() -> None:
 
 
 def test_a_process_that_does_not_report_after_a_restart_is_killed_and_counts_as_dead() -> None:
-    course = running_course()
-    course.exited(ProcessExit("reward/0", 1, -9), 5.0)
-    course.tick(6.0)
-    start(course, "reward/0", 6.0)
-    assert not [action for action in course.tick(125.9) if isinstance(action, Kill)]
-    kill = next(action for action in course.tick(126.0) if isinstance(action, Kill))
+    lifecycle = running_lifecycle()
+    lifecycle.exited(ProcessExit("reward/0", 1, -9), 5.0)
+    lifecycle.tick(6.0)
+    start(lifecycle, "reward/0", 6.0)
+    assert not [action for action in lifecycle.tick(125.9) if isinstance(action, Kill)]
+    kill = next(action for action in lifecycle.tick(126.0) if isinstance(action, Kill))
     assert (kill.name, kill.incarnation) == ("reward/0", 2)
     assert "start_timeout_s" in kill.reason
-    assert isinstance(course.exited(ProcessExit("reward/0", 2, -9, 2), 126.1)[0], Lost)
+    assert isinstance(lifecycle.exited(ProcessExit("reward/0", 2, -9, 2), 126.1)[0], Lost)
 
 
 def test_a_process_that_cannot_be_started_again_is_tried_once_more() -> None:
-    course = running_course()
-    course.exited(ProcessExit("reward/0", 1, -9), 5.0)
-    course.tick(6.0)
-    assert isinstance(course.failed_to_start("reward/0", "no memory", 6.0)[0], Lost)
-    assert course.tick(10.0) == [Start("reward/0", 3)]
+    lifecycle = running_lifecycle()
+    lifecycle.exited(ProcessExit("reward/0", 1, -9), 5.0)
+    lifecycle.tick(6.0)
+    assert isinstance(lifecycle.failed_to_start("reward/0", "no memory", 6.0)[0], Lost)
+    assert lifecycle.tick(10.0) == [Start("reward/0", 3)]
 
 
 def test_the_run_goes_on_without_a_process_above_min_healthy_and_fails_below() -> None:
-    course = running_course(RestartConfig(when="never", min_healthy=0))
+    lifecycle = running_lifecycle(RestartConfig(when="never", min_healthy=0))
     ended = ProcessExit("generator/0", 1, -9)
-    assert course.exited(ended, 5.0)[0] == Lost(ended, None)
-    assert course.outcome is None
-    course = running_course(RestartConfig(when="never"))
-    course.exited(ended, 5.0)
-    assert course.outcome is not None
-    assert course.outcome.culprit == "generator/0"
-    assert "min_healthy is 1" in course.outcome.reason
+    assert lifecycle.exited(ended, 5.0)[0] == Lost(ended, None)
+    assert lifecycle.outcome is None
+    lifecycle = running_lifecycle(RestartConfig(when="never"))
+    lifecycle.exited(ended, 5.0)
+    assert lifecycle.outcome is not None
+    assert lifecycle.outcome.culprit == "generator/0"
+    assert "min_healthy is 1" in lifecycle.outcome.reason
 
 
 def test_a_silent_process_is_killed_once() -> None:
-    course = running_course(RestartConfig(silent_after_s=3.0))
+    lifecycle = running_lifecycle(RestartConfig(silent_after_s=3.0))
     for tenth_s in range(29):
-        assert course.tick(tenth_s / 10) == []
-    kills = [action for action in course.tick(3.0) if isinstance(action, Kill)]
+        assert lifecycle.tick(tenth_s / 10) == []
+    kills = [action for action in lifecycle.tick(3.0) if isinstance(action, Kill)]
     assert {kill.name for kill in kills} == set(NAMES)
-    assert course.tick(3.1) == []
+    assert lifecycle.tick(3.1) == []
 
 
 def test_a_restart_by_hand_asks_the_process_to_end_and_starts_it_at_once() -> None:
-    course = running_course()
-    assert course.restart("generator/0", 5.0) == [Stop("generator/0")]
+    lifecycle = running_lifecycle()
+    assert lifecycle.restart("generator/0", 5.0) == [Stop("generator/0")]
     ended = ProcessExit("generator/0", 1, 0)
-    assert course.exited(ended, 6.0)[0] == Lost(ended, 6.0)
-    assert course.tick(6.0) == [Start("generator/0", 2)]
+    assert lifecycle.exited(ended, 6.0)[0] == Lost(ended, 6.0)
+    assert lifecycle.tick(6.0) == [Start("generator/0", 2)]
 
 
 def test_a_restart_by_hand_of_a_process_that_is_being_started_asks_for_nothing_more() -> None:
-    course = new_course()
-    assert course.restart("generator/0", 0.0) == [], "the run has just begun"
-    course = running_course(RestartConfig(backoff=BackoffConfig(initial_s=1.0, jitter=0.0)))
-    course.exited(ProcessExit("generator/0", 1, -9), 5.0)
-    assert course.tick(6.0) == [Start("generator/0", 2)]
-    assert course.restart("generator/0", 6.0) == []
-    start(course, "generator/0", 6.1)
+    lifecycle = new_lifecycle()
+    assert lifecycle.restart("generator/0", 0.0) == [], "the run has just begun"
+    lifecycle = running_lifecycle(RestartConfig(backoff=BackoffConfig(initial_s=1.0, jitter=0.0)))
+    lifecycle.exited(ProcessExit("generator/0", 1, -9), 5.0)
+    assert lifecycle.tick(6.0) == [Start("generator/0", 2)]
+    assert lifecycle.restart("generator/0", 6.0) == []
+    start(lifecycle, "generator/0", 6.1)
     ended = ProcessExit("generator/0", 2, -9, 2)
-    assert course.exited(ended, 7.0)[0] == Lost(ended, 9.0), "it died by itself: that counts"
+    assert lifecycle.exited(ended, 7.0)[0] == Lost(ended, 9.0), "it died by itself: that counts"
 
 
 def test_a_process_that_was_asked_to_end_may_fall_silent() -> None:
-    course = running_course(RestartConfig(silent_after_s=3.0))
-    course.restart("generator/0", 1.0)
-    course.reported("generator/0", WORKING, 1.1)  # was on its way
+    lifecycle = running_lifecycle(RestartConfig(silent_after_s=3.0))
+    lifecycle.restart("generator/0", 1.0)
+    lifecycle.reported("generator/0", WORKING, 1.1)  # was on its way
     for second in range(2, 30):
         for name in ("reward/0", "learner/0", "shaper/0"):
-            course.reported(name, WORKING, float(second))
-        assert course.tick(float(second)) == []
-    course.exited(ProcessExit("generator/0", 1, 0), 30.0)
-    course.tick(30.0)
-    start(course, "generator/0", 30.0)
-    course.reported("generator/0", WORKING, 31.0)
-    assert [type(action) for action in course.tick(32.0) + course.tick(33.5) + course.tick(34.5)][:1] == [Kill]
+            lifecycle.reported(name, WORKING, float(second))
+        assert lifecycle.tick(float(second)) == []
+    lifecycle.exited(ProcessExit("generator/0", 1, 0), 30.0)
+    lifecycle.tick(30.0)
+    start(lifecycle, "generator/0", 30.0)
+    lifecycle.reported("generator/0", WORKING, 31.0)
+    assert [type(action) for action in lifecycle.tick(32.0) + lifecycle.tick(33.5) + lifecycle.tick(34.5)][:1] == [Kill]
 
 
 @pytest.mark.parametrize(
@@ -349,75 +352,75 @@ def test_a_process_that_was_asked_to_end_may_fall_silent() -> None:
 )
 def test_what_cannot_be_restarted_by_hand_is_refused_with_the_reason(name: str, reason: str) -> None:
     with pytest.raises(RestartRefused, match=re.escape(reason)):
-        running_course().restart(name, 5.0)
+        running_lifecycle().restart(name, 5.0)
 
 
-def ranks_course() -> Course:
+def ranks_course() -> RunLifecycle:
     """With a learner of three ranks."""
     config = RunConfig.model_validate({"roles": {"learner": {"replicas": 3}}})
     plan = plan_run(config, Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7007)))
-    return running_course(RestartConfig(backoff=BackoffConfig(initial_s=2.0, jitter=0.0)), plan)
+    return running_lifecycle(RestartConfig(backoff=BackoffConfig(initial_s=2.0, jitter=0.0)), plan)
 
 
 RANKS = ["learner/0", "learner/1", "learner/2"]
 
 
 def test_the_ranks_of_the_learner_end_together_and_come_back_together() -> None:
-    course = ranks_course()
+    lifecycle = ranks_course()
     ended = ProcessExit("learner/1", 1, -9)
-    lost, *drops, notice = course.exited(ended, 5.0)
+    lost, *drops, notice = lifecycle.exited(ended, 5.0)
     assert (lost, drops) == (Lost(ended, 7.0), [Drop("learner/0"), Drop("learner/2")])
     assert isinstance(notice, Notice)
-    assert "learner/1 was ended by SIGKILL; it is started again in 2.0 s with learner/0, learner/2" in notice.text
-    assert course.exited(ProcessExit("learner/0", 1, 1), 5.1)[0] == Lost(ProcessExit("learner/0", 1, 1), 7.0)
-    assert course.tick(8.0) == [], "one of them still runs"
-    course.exited(ProcessExit("learner/2", 1, -9), 8.1)
-    assert course.tick(8.2) == [Start(name, 2) for name in RANKS]
-    course.exited(ProcessExit("learner/2", 1, -9, 2), 9.0)
-    assert start(course, "learner/0", 9.1) == [Drop("learner/0")], "it was on its way when another ended"
+    assert "learner/1 was ended by SIGKILL; it restarts in 2.0 s with learner/0, learner/2" in notice.text
+    assert lifecycle.exited(ProcessExit("learner/0", 1, 1), 5.1)[0] == Lost(ProcessExit("learner/0", 1, 1), 7.0)
+    assert lifecycle.tick(8.0) == [], "one of them still runs"
+    lifecycle.exited(ProcessExit("learner/2", 1, -9), 8.1)
+    assert lifecycle.tick(8.2) == [Start(name, 2) for name in RANKS]
+    lifecycle.exited(ProcessExit("learner/2", 1, -9, 2), 9.0)
+    assert start(lifecycle, "learner/0", 9.1) == [Drop("learner/0")], "it was on its way when another ended"
 
 
 def test_a_rank_that_is_restarted_by_hand_takes_the_others_with_it() -> None:
-    course = ranks_course()
-    assert [course.restart(name, 5.0) for name in RANKS] == [[Stop("learner/0")], [], []]
-    drops = [action for action in course.exited(ProcessExit("learner/2", 1, 0), 5.1) if isinstance(action, Drop)]
+    lifecycle = ranks_course()
+    assert [lifecycle.restart(name, 5.0) for name in RANKS] == [[Stop("learner/0")], [], []]
+    drops = [action for action in lifecycle.exited(ProcessExit("learner/2", 1, 0), 5.1) if isinstance(action, Drop)]
     assert drops == [Drop("learner/0"), Drop("learner/1")]
     for name in RANKS[:2]:
-        course.exited(ProcessExit(name, 1, -9), 5.2)
-    assert course.tick(5.2) == [Start(name, 2) for name in RANKS]
+        lifecycle.exited(ProcessExit(name, 1, -9), 5.2)
+    assert lifecycle.tick(5.2) == [Start(name, 2) for name in RANKS]
     for name in RANKS:
-        assert start(course, name, 5.3) == []
-        assert course.reported(name, WORKING, 6.0) != []
+        assert start(lifecycle, name, 5.3) == []
+        assert lifecycle.reported(name, WORKING, 6.0) != []
 
 
 def test_a_run_that_is_ending_restarts_nothing() -> None:
-    course = running_course()
-    course.exited(ProcessExit("generator/0", 1, -9), 5.0)
-    course.interrupted("Ctrl-C", 5.1)
-    assert not [action for action in course.tick(60.0) if isinstance(action, Start)]
+    lifecycle = running_lifecycle()
+    lifecycle.exited(ProcessExit("generator/0", 1, -9), 5.0)
+    lifecycle.interrupted("Ctrl-C", 5.1)
+    assert not [action for action in lifecycle.tick(60.0) if isinstance(action, Start)]
     with pytest.raises(RestartRefused, match="the run is ending: Ctrl-C"):
-        course.restart("reward/0", 5.2)
+        lifecycle.restart("reward/0", 5.2)
 
 
 def test_a_run_without_steps_is_warned_about_once_until_it_moves_again() -> None:
-    course = running_course(RestartConfig(silent_after_s=1e6))
-    assert course.tick(STALLED_AFTER_S - 0.1) == []
-    [notice] = course.tick(STALLED_AFTER_S)
+    lifecycle = running_lifecycle(RestartConfig(silent_after_s=1e6))
+    assert lifecycle.tick(STALLED_AFTER_S - 0.1) == []
+    [notice] = lifecycle.tick(STALLED_AFTER_S)
     assert isinstance(notice, Notice)
     assert notice.text.startswith("no step for 60 s")
-    assert course.tick(STALLED_AFTER_S + 1) == []
-    course.progressed(100.0)
-    assert course.tick(100.0 + STALLED_AFTER_S) != []
+    assert lifecycle.tick(STALLED_AFTER_S + 1) == []
+    lifecycle.progressed(100.0)
+    assert lifecycle.tick(100.0 + STALLED_AFTER_S) != []
 
 
 def test_a_run_without_progress_fails_however_alive_its_processes_look() -> None:
-    course = running_course(RestartConfig(silent_after_s=1e6))
-    course.progressed(100.0)
-    course.tick(100.0 + STALLED_AFTER_S)
-    assert course.tick(599.0) == []
-    actions = course.tick(600.0)
+    lifecycle = running_lifecycle(RestartConfig(silent_after_s=1e6))
+    lifecycle.progressed(100.0)
+    lifecycle.tick(100.0 + STALLED_AFTER_S)
+    assert lifecycle.tick(599.0) == []
+    actions = lifecycle.tick(600.0)
     reason = "no step for 500 s (telemetry.no_progress_timeout_s)"
-    assert course.outcome == Outcome("failed", reason)
+    assert lifecycle.outcome == RunOutcome("failed", reason)
     assert actions[0] == Notice(reason)
 
 
@@ -495,13 +498,13 @@ def test_the_plan_reads_back_as_it_was_written() -> None:
 
 
 def test_a_process_whose_node_has_to_come_up_first_has_that_time_too() -> None:
-    course = new_course()
+    lifecycle = new_lifecycle()
     timeout_s = PLAN.process("reward/0").start_timeout_s
-    course.ordered("reward/0", 0.0)
-    assert course.tick(timeout_s + NODE_COMES_UP_WITHIN_S - 0.1) == []
-    course.tick(timeout_s + NODE_COMES_UP_WITHIN_S + 0.1)
-    assert course.outcome is not None
-    assert course.outcome.culprit == "reward/0"
+    lifecycle.ordered("reward/0", 0.0)
+    assert lifecycle.tick(timeout_s + NODE_COMES_UP_WITHIN_S - 0.1) == []
+    lifecycle.tick(timeout_s + NODE_COMES_UP_WITHIN_S + 0.1)
+    assert lifecycle.outcome is not None
+    assert lifecycle.outcome.culprit == "reward/0"
 
 
 def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -524,63 +527,63 @@ FULL = "no space left on /data (0.0 of 8.0 MiB free)"
 
 
 def test_a_process_that_a_full_disk_has_ended_comes_back_with_room_however_often() -> None:
-    course = running_course(RestartConfig(intensity=IntensityConfig(max=1)))
+    lifecycle = running_lifecycle(RestartConfig(intensity=IntensityConfig(max=1)))
     for number in range(5):
         ended, now_s = ProcessExit("shaper/0", 1, NO_SPACE_EXIT_CODE, number + 1), 10.0 * (number + 1)
-        lost, notice = course.exited(ended, now_s, FULL)
+        lost, notice = lifecycle.exited(ended, now_s, FULL)
         assert lost == Lost(ended, now_s, needs_room=True)
-        assert notice == Notice(f"{ended}: {FULL}; it waits for room and is then started again")
-        assert course.needs_room
-        assert course.tick(now_s + 5.0, has_room=False) == []
-        assert course.tick(now_s + 5.0, has_room=True) == [Start("shaper/0", number + 2)]
-        assert not course.needs_room
-        start(course, "shaper/0", now_s + 5.0)
-        course.reported("shaper/0", WORKING, now_s + 5.0)
-    assert course.outcome is None
+        assert notice == Notice(f"{ended}: {FULL}; it restarts once there is space")
+        assert lifecycle.needs_room
+        assert lifecycle.tick(now_s + 5.0, has_room=False) == []
+        assert lifecycle.tick(now_s + 5.0, has_room=True) == [Start("shaper/0", number + 2)]
+        assert not lifecycle.needs_room
+        start(lifecycle, "shaper/0", now_s + 5.0)
+        lifecycle.reported("shaper/0", WORKING, now_s + 5.0)
+    assert lifecycle.outcome is None
 
 
 def test_the_ranks_of_a_learner_on_a_full_disk_wait_together() -> None:
-    course = ranks_course()
+    lifecycle = ranks_course()
     ended = ProcessExit("learner/1", 1, NO_SPACE_EXIT_CODE)
-    assert course.exited(ended, 5.0)[:2] == [Lost(ended, 5.0, needs_room=True), Drop("learner/0")]
+    assert lifecycle.exited(ended, 5.0)[:2] == [Lost(ended, 5.0, needs_room=True), Drop("learner/0")]
     for name in ("learner/0", "learner/2"):
-        course.exited(ProcessExit(name, 1, -9), 5.1)
-    assert course.tick(9.0, has_room=False) == []
-    assert course.tick(9.0) == [Start(name, 2) for name in RANKS]
+        lifecycle.exited(ProcessExit(name, 1, -9), 5.1)
+    assert lifecycle.tick(9.0, has_room=False) == []
+    assert lifecycle.tick(9.0) == [Start(name, 2) for name in RANKS]
 
 
 def test_a_process_that_waits_for_room_says_so_once_and_no_step_is_missed_meanwhile() -> None:
-    course = running_course()
+    lifecycle = running_lifecycle()
     waits = msgspec.structs.replace(WORKING, hindrance=FULL)
-    assert lines_of(course.reported("learner/0", waits, 1.0)) == [f"{FULL}: learner/0 waits for room"]
-    assert lines_of(course.reported("learner/0", waits, 2.0)) == []
+    assert lines_of(lifecycle.reported("learner/0", waits, 1.0)) == [f"{FULL}: learner/0 waits for space"]
+    assert lines_of(lifecycle.reported("learner/0", waits, 2.0)) == []
     for now_s in range(10, 900, 20):
         for name in NAMES:
-            course.reported(name, waits if name == "learner/0" else WORKING, float(now_s))
-        assert course.tick(float(now_s)) == []
-    assert lines_of(course.reported("learner/0", WORKING, 900.0)) == ["learner/0 has room on the disk again"]
+            lifecycle.reported(name, waits if name == "learner/0" else WORKING, float(now_s))
+        assert lifecycle.tick(float(now_s)) == []
+    assert lines_of(lifecycle.reported("learner/0", WORKING, 900.0)) == ["learner/0 has space on the disk again"]
 
 
 def test_a_wait_for_room_has_an_end_that_names_it() -> None:
-    course = running_course()
-    course.exited(ProcessExit("shaper/0", 1, NO_SPACE_EXIT_CODE), 0.0, FULL)
-    course.tick(0.0, has_room=False)
+    lifecycle = running_lifecycle()
+    lifecycle.exited(ProcessExit("shaper/0", 1, NO_SPACE_EXIT_CODE), 0.0, FULL)
+    lifecycle.tick(0.0, has_room=False)
     for now_s in range(0, 2000, 20):
         for name in set(NAMES) - {"shaper/0"}:
-            course.reported(name, WORKING, float(now_s))
-        course.tick(float(now_s), has_room=False)
-    assert course.outcome is not None
-    assert course.outcome.reason == "there was no room on the disk for 1000 s (telemetry.no_space_timeout_s)"
+            lifecycle.reported(name, WORKING, float(now_s))
+        lifecycle.tick(float(now_s), has_room=False)
+    assert lifecycle.outcome is not None
+    assert lifecycle.outcome.reason == "there was no space on the disk for 1000 s (telemetry.no_space_timeout_s)"
 
 
 def test_the_cause_of_an_end_is_in_its_notice_and_in_the_reason_of_the_run() -> None:
-    course = running_course()
+    lifecycle = running_lifecycle()
     ended = ProcessExit("reward/0", 1, 1)
-    _, notice = course.exited(ended, 5.0, "ValueError: a reason")
+    _, notice = lifecycle.exited(ended, 5.0, "ValueError: a reason")
     assert isinstance(notice, Notice)
-    assert notice.text.startswith("reward/0 ended with exit code 1: ValueError: a reason; it is started again in")
-    course.exited(ProcessExit("learner/0", 1, PERMANENT_EXIT_CODE), 6.0, "ModelError: no weights")
-    assert course.outcome is not None
-    assert course.outcome.reason == (
-        "learner/0 ended with exit code 78: ModelError: no weights: it would end the same way again"
+    assert notice.text.startswith("reward/0 ended with exit code 1: ValueError: a reason; it restarts in")
+    lifecycle.exited(ProcessExit("learner/0", 1, PERMANENT_EXIT_CODE), 6.0, "ModelError: no weights")
+    assert lifecycle.outcome is not None
+    assert lifecycle.outcome.reason == (
+        "learner/0 ended with exit code 78: ModelError: no weights: a restart would end in the same way"
     )

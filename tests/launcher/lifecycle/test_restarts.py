@@ -112,7 +112,7 @@ def test_a_run_does_not_go_on_without_its_learner(on_exhausted: str) -> None:
     assert isinstance(restarts.ended("learner/0", KILLED, 0.0), StartAgain)
     restarts.take_due(100.0)
     assert restarts.ended("learner/0", KILLED, 100.0) == EndRun(
-        "it has died 2 times within 600 s, and nothing is trained without it"
+        "it has died 2 times within 600 s, and training needs it"
     )
 
 

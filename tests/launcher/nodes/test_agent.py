@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -24,7 +25,7 @@ from launcher.nodes.keeper import Keeper
 from launcher.nodes.node_messages import (
     EndNode,
     KillProcess,
-    NodeStands,
+    NodeStatus,
     Order,
     ProcessLeft,
     ProcessNotStarted,
@@ -127,7 +128,7 @@ def is_alive(pid: int) -> bool:
 
 async def test_orders_are_carried_out_once_however_often_they_come(tmp_path: Path) -> None:
     async with led(tmp_path) as lead:
-        assert (await lead.report(NodeStands)).running == []
+        assert (await lead.report(NodeStatus)).running == []
         first = await lead.start("reward/0")
         lead.order(StartProcess(spec("reward/0"), 1))
         lead.order(StopProcess("reward/0", 7, 5.0))
@@ -159,6 +160,33 @@ async def test_a_command_that_is_not_there_is_reported(tmp_path: Path) -> None:
         assert (failed.name, failed.incarnation, "No such file" in failed.error) == ("reward/0", 1, True)
 
 
+async def test_a_keeper_whose_records_and_logs_somebody_removes_makes_them_again(tmp_path: Path) -> None:
+    async with led(tmp_path) as lead:
+        first, agent = await lead.start("reward/0"), lead.on_disk.agent
+        assert agent is not None
+        for directory in (NODES_DIR, "logs"):
+            shutil.rmtree(lead.run_dir / directory)
+        second = await lead.start("reward/1")
+        assert lead.on_disk.processes == [first, second]
+        os.kill(agent.pid, signal.SIGKILL)
+        assert (
+            await lead.report(NodeStatus, lambda stands: stands.running == [first, second])
+        ).keeper.pid == os.getpid()
+
+
+async def test_a_keeper_writes_nothing_into_a_directory_that_has_taken_the_place_of_its_own(tmp_path: Path) -> None:
+    async with led(tmp_path) as lead:
+        await lead.start("reward/0")
+        before = lead.on_disk
+        lead.run_dir.rename(tmp_path / "moved")
+        (lead.run_dir / "logs").mkdir(parents=True)
+        await lead.start("reward/1")
+        assert not (lead.run_dir / NODES_DIR).exists()
+        shutil.rmtree(lead.run_dir)
+        (tmp_path / "moved").rename(lead.run_dir)
+        assert lead.on_disk == before
+
+
 async def test_a_later_incarnation_takes_the_place_of_one_that_still_runs(tmp_path: Path) -> None:
     async with led(tmp_path) as lead:
         first = await lead.start("reward/0", code=IGNORES_SIGTERM)
@@ -172,7 +200,7 @@ async def test_processes_do_not_notice_the_death_of_an_agent_and_what_it_had_not
     tmp_path: Path,
 ) -> None:
     async with led(tmp_path) as lead:
-        await lead.report(NodeStands)
+        await lead.report(NodeStatus)
         stays, goes = await lead.start("reward/0"), await lead.start("reward/1")
         agent = lead.on_disk.agent
         assert agent is not None
@@ -182,7 +210,7 @@ async def test_processes_do_not_notice_the_death_of_an_agent_and_what_it_had_not
             while is_alive(goes.pid):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         os.kill(agent.pid, signal.SIGKILL)
-        stands = await lead.report(NodeStands)
+        stands = await lead.report(NodeStatus)
         assert stands.running == [stays]
         assert [(left.name, left.pid, left.code) for left in stands.ended] == [("reward/1", goes.pid, -9)]
         assert lead.on_disk.agent_incarnation == 2
@@ -193,12 +221,12 @@ async def test_processes_do_not_notice_the_death_of_an_agent_and_what_it_had_not
 async def test_an_agent_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.nodes.keeper, "AGENT_SILENT_S", 5.0)  # longer than it takes to start the next one
     async with led(tmp_path) as lead:
-        first = await lead.report(NodeStands)
+        first = await lead.report(NodeStatus)
         await lead.start("reward/0")
         agent = lead.on_disk.agent
         assert agent is not None
         os.kill(agent.pid, signal.SIGSTOP)
-        stands = await lead.report(NodeStands)
+        stands = await lead.report(NodeStatus)
         assert [record.name for record in stands.running] == ["reward/0"]
         assert stands.keeper == first.keeper
         assert not is_alive(agent.pid)
@@ -222,10 +250,10 @@ async def test_an_agent_that_cannot_be_understood_is_given_up_and_the_keeper_goe
 
 async def test_an_agent_can_be_replaced_by_order(tmp_path: Path) -> None:
     async with led(tmp_path) as lead:
-        await lead.report(NodeStands)
+        await lead.report(NodeStatus)
         record = await lead.start("reward/0")
         lead.order(RestartAgent(1))
-        assert (await lead.report(NodeStands)).running == [record]
+        assert (await lead.report(NodeStatus)).running == [record]
         assert lead.on_disk.agent_incarnation == 2
         lead.order(RestartAgent(1))  # as if the first had not been acknowledged: it was meant for the one before
         await lead.start("reward/1")

@@ -26,7 +26,7 @@ from launcher.nodes.fleet import (
 from launcher.nodes.node_messages import (
     EndNode,
     KillProcess,
-    NodeStands,
+    NodeStatus,
     Order,
     ProcessLeft,
     ProcessStarted,
@@ -58,7 +58,7 @@ def fleet_up() -> Fleet:
     fleet = new_fleet()
     fleet.begin(0.0)
     for node in ("a", "b"):
-        fleet.reported(node, 1, NodeStands(KEEPER, [], []), 0.0)
+        fleet.reported(node, 1, NodeStatus(KEEPER, [], []), 0.0)
     return fleet
 
 
@@ -70,7 +70,7 @@ def test_what_is_ordered_waits_for_the_node_to_come_up() -> None:
     fleet = new_fleet()
     assert fleet.begin(0.0) == [Launch("a"), Launch("b")]
     assert fleet.start("generator/0", 1) == []
-    steps = fleet.reported("b", 1, NodeStands(KEEPER, [], []), 1.0)
+    steps = fleet.reported("b", 1, NodeStatus(KEEPER, [], []), 1.0)
     order = StartProcess(PLAN.process("generator/0"), 1)
     assert steps == [NodeCame("b", 1, None), Tell("b", order)]
     assert fleet.reported("b", 1, ProcessStarted(record("generator/0")), 1.1) == [Started(record("generator/0"))]
@@ -104,7 +104,7 @@ def test_a_node_that_cannot_be_started_fails_a_run_that_begins_and_is_tried_agai
 def test_a_launch_that_nothing_comes_of_counts_as_failed() -> None:
     fleet = new_fleet()
     fleet.begin(0.0)
-    reason = f"its agent has not come in {COMES_UP_WITHIN_S:g} s"
+    reason = f"its agent has not reported within {COMES_UP_WITHIN_S:g} s"
     assert fleet.tick(COMES_UP_WITHIN_S) == [NodeFailed("a", reason, "agent/a"), NodeFailed("b", reason, "agent/b")]
 
 
@@ -122,7 +122,7 @@ def test_a_silence_that_ends_in_time_harms_nothing_and_a_longer_one_costs_what_r
     assert ended == Ended(ProcessExit("generator/0", 7, -9, 1))
     assert launch == Launch("b")
     assert fleet.start("generator/0", 2) == []
-    still_there = NodeStands(KEEPER, [record("generator/0")], [])
+    still_there = NodeStatus(KEEPER, [record("generator/0")], [])
     came, kill, start = fleet.reported("b", 1, still_there, 130.0)
     assert came == NodeCame("b", 1, 20.0)
     assert kill == Tell("b", KillProcess("generator/0", 1)), "it was given up"
@@ -135,7 +135,7 @@ def test_an_exit_that_died_with_an_agent_and_an_order_that_did_are_made_good() -
         fleet.start(name, 1)
     fleet.reported("b", 1, ProcessStarted(record("generator/0")), 1.0)
     exit_ = ProcessExit("generator/0", 7, 3, 1)
-    steps = fleet.reported("b", 2, NodeStands(KEEPER, [], [exit_]), 2.0)
+    steps = fleet.reported("b", 2, NodeStatus(KEEPER, [], [exit_]), 2.0)
     assert steps == [NodeCame("b", 2, None), Ended(exit_), Tell("b", StartProcess(PLAN.process("generator/1"), 1))]
     assert fleet.reported("b", 2, ProcessLeft(exit_), 2.1) == [], "said twice"
 
@@ -145,7 +145,7 @@ def test_what_ran_under_another_keeper_ended_with_it() -> None:
     fleet.start("generator/0", 1)
     fleet.reported("b", 1, ProcessStarted(record("generator/0")), 1.0)
     another = ProcessRecord("keeper/b", 200, 2.0, ())
-    steps = fleet.reported("b", 2, NodeStands(another, [], []), 2.0)
+    steps = fleet.reported("b", 2, NodeStatus(another, [], []), 2.0)
     assert Ended(ProcessExit("generator/0", 7, -9, 1)) in steps
 
 
@@ -175,7 +175,7 @@ def test_a_fleet_that_ends_starts_nothing_again() -> None:
 def test_a_node_that_comes_up_while_the_fleet_ends_is_ended_too_and_starts_nothing() -> None:
     fleet = new_fleet()
     fleet.begin(0.0)
-    stands = NodeStands(KEEPER, [], [])
+    stands = NodeStatus(KEEPER, [], [])
     fleet.reported("a", 1, stands, 0.0)
     fleet.start("generator/0", 1)
     assert fleet.end(5.0) == [Tell("a", EndNode(5.0)), Ended(ProcessExit("generator/0", 0, -9, 1))]
@@ -190,7 +190,7 @@ def test_an_agent_that_takes_the_place_of_one_while_the_fleet_ends_starts_nothin
     fleet = fleet_up()
     fleet.start("generator/0", 1)
     fleet.end(5.0)
-    steps = fleet.reported("b", 2, NodeStands(KEEPER, [], []), 1.0)
+    steps = fleet.reported("b", 2, NodeStatus(KEEPER, [], []), 1.0)
     assert steps == [NodeCame("b", 2, None), Ended(ProcessExit("generator/0", 0, -9, 1)), Tell("b", EndNode(5.0))]
 
 
@@ -198,7 +198,7 @@ def test_what_was_to_leave_before_it_was_seen_to_run_does_not_start_on_the_next_
     fleet = fleet_up()
     fleet.start("generator/0", 1)
     fleet.kill("generator/0")
-    steps = fleet.reported("b", 2, NodeStands(ProcessRecord("keeper/b", 200, 1.0, ()), [], []), 1.0)
+    steps = fleet.reported("b", 2, NodeStatus(ProcessRecord("keeper/b", 200, 1.0, ()), [], []), 1.0)
     assert steps == [NodeCame("b", 2, None), Ended(ProcessExit("generator/0", 0, -9, 1))]
     assert fleet.running == ()
 
@@ -219,10 +219,10 @@ class FakeNode:
     orders: list[Order] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
 
-    def stands(self) -> NodeStands:
+    def stands(self) -> NodeStatus:
         running = [record(name, incarnation) for name, incarnation in self.running.items()]
         ended = [ProcessExit(name, 7, 0, n) for name, n in self.ended.items() if name not in self.running]
-        return NodeStands(ProcessRecord("keeper/b", 100 + self.keeper, 1.0, ()), running, ended)
+        return NodeStatus(ProcessRecord("keeper/b", 100 + self.keeper, 1.0, ()), running, ended)
 
     def obey(self, order: Order) -> None:
         match order:

@@ -1,8 +1,11 @@
 """The supervisor: every process gives one exit, and none is left behind."""
 
 import asyncio
+import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +14,13 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from darts_async.topology.plan import ProcessSpec
-from launcher.nodes.scratch import all_of, make_scratch, owner_of, remove_all, remove_scratch
+from launcher.nodes.scratch import Scratch, all_of, owner_of, sweep
 from launcher.nodes.supervisor import ProcessExit, Supervisor
 from launcher.run_dir.logs import last_lines
 from tests import ROOT
@@ -193,7 +197,7 @@ def test_a_killed_launcher_takes_its_processes_with_it(tmp_path: Path) -> None:
         pid = int(launcher.stdout.readline())
         launcher.kill()
     wait_until(lambda: not alive(pid))
-    remove_all("launcher")  # as the next keeper of the node does
+    sweep()  # as the next keeper of the node does
 
 
 @pytest.mark.slow
@@ -228,17 +232,64 @@ async def test_temporary_files_go_with_the_process_that_was_killed(supervisor: S
     assert not Path(path).parent.exists()
 
 
-def test_what_a_dead_supervisor_has_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+LEAVES_ONE = """
+import os, sys
+from pathlib import Path
+from launcher.nodes.scratch import Scratch
+(Scratch.make(sys.argv[1]).path / "file").touch()
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_dead_holder_has_left_is_swept_away_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Path(tempfile.mkdtemp())
+    monkeypatch.setattr(tempfile, "tempdir", str(base))
     ours, others = owner_of(tmp_path, "a"), owner_of(tmp_path, "b")
-    left, other = make_scratch(ours), make_scratch(others)
-    (left / "file").touch()
-    remove_all(ours)
-    assert (all_of(ours), all_of(others)) == ([], [other])
-    remove_scratch(other)
+    subprocess.run([sys.executable, "-c", LEAVES_ONE, ours], env={**os.environ, "TMPDIR": str(base)}, check=False)
+    held = Scratch.make(others)
+    (base / "darts-results").mkdir()
+    [left] = all_of(ours)
+    assert (left / "file").exists()
+    sweep()
+    assert (all_of(ours), all_of(others)) == ([], [held.path])
+    assert (base / "darts-results").exists(), "it has a name of somebody's own"
+    held.remove()
+    shutil.rmtree(base)
+
+
+def test_a_sweep_between_the_making_of_a_directory_and_its_lock_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    make, names = tempfile.mkdtemp, list[str]()
+
+    def swept_at_first(**where: Any) -> str:
+        names.append(make(**where))
+        if len(names) == 1:
+            sweep()
+        return names[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", swept_at_first)
+    scratch = Scratch.make("somebody")
+    assert [Path(name).exists() for name in names] == [False, True]
+    scratch.remove()
+    assert not scratch.path.exists()
+
+
+def test_where_directories_have_no_locks_there_is_scratch_and_no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, _operation: int) -> None:
+        raise OSError(errno.EBADF, "as NFS says")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    scratch = Scratch.make("somebody")
+    sweep()
+    assert scratch.path.exists()
+    scratch.remove()
+    assert not scratch.path.exists()
 
 
 def test_a_socket_fits_into_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 60)))
-    scratch = make_scratch("somebody")
-    remove_scratch(scratch)
-    assert len(str(scratch)) + 37 < 107
+    scratch = Scratch.make("somebody")
+    scratch.remove()
+    assert len(str(scratch.path)) + 37 < 107

@@ -192,7 +192,7 @@ def test_a_hub_elsewhere_needs_ports_that_were_chosen() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
-        ("127.0.0.1", "10.0.0.2", ("nodes", "127.0.0.1 is reached from its own machine alone, but")),
+        ("127.0.0.1", "10.0.0.2", ("nodes", "127.0.0.1 is only reachable from its own machine, but")),
         ("127.0.0.1", "example", ("nodes: b.host", "is not an IP address")),
         ("0.0.0.0", "10.0.0.2", ("nodes: a.host", "would listen on every interface")),
     ],

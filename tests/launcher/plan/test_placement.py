@@ -101,7 +101,8 @@ def test_too_few_devices_are_refused_with_what_is_wanted_and_what_there_is() -> 
     problem = refusal.value.problem
     assert (problem.place, problem.value) == ("roles.generator.devices", "4")
     assert (
-        "no room for generator/2 of 3: it takes 4 of one node, but a has 0 of 8 free, b has 3 of 3" in problem.message
+        "no node can take generator/2 of 3: it needs 4 of one node, but a has 0 of 8 free, b has 3 of 3"
+        in problem.message
     )
 
 

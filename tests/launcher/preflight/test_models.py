@@ -209,7 +209,7 @@ def test_more_weights_than_the_configuration_describes_are_a_hint(model_dir: Pat
     change_config(model_dir, vocab_size=16)
     [problem] = problems_of(model_dir, **SHORT_RUN)
     assert problem.is_hint
-    assert "model.layers.1.input_layernorm.weight (11 such), which config.json does not describe" in problem.message
+    assert "model.layers.1.input_layernorm.weight (11 in all), which config.json does not describe" in problem.message
 
 
 @pytest.mark.slow

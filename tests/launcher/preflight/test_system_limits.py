@@ -60,7 +60,7 @@ def test_a_limit_that_is_too_low_is_named_with_the_number_and_the_command(
 
 def test_what_has_gpus_needs_all_the_address_space_there_is() -> None:
     [problem] = found(msgspec.structs.replace(NEED, address_space_bytes=None), ENOUGH)
-    assert "needs all there is" in problem.message
+    assert "needs no limit" in problem.message
     assert "`ulimit -v unlimited`" in (problem.fix or "")
 
 

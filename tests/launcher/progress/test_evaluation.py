@@ -16,7 +16,7 @@ from darts_async.config import RunConfig
 from darts_async.protocol import EvaluationCompleted
 from launcher.display.summary import summarise, summary_screen
 from launcher.display.view import run_screen
-from launcher.lifecycle.lifecycle import Outcome
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.plan.plan import plan_run
 from launcher.progress.evaluation import Evaluation, evaluation_text, gain_between, pass_at_k
 from launcher.progress.run_view import RunView
@@ -138,7 +138,7 @@ def test_the_live_view_shows_the_course_of_the_held_out_reward_before_the_first_
 
 def test_the_summary_holds_first_against_last_and_shows_all_in_one_line() -> None:
     reports = report(0, [0, 0, 1, 0]), report(5, [1, 0, 1, 1], newest=8, num_skipped=3), report(10, [1, 0, 1, 0])
-    summary = summarise(new_view(*reports), Outcome("finished", "why"), model_path=None, now_s=9.0)
+    summary = summarise(new_view(*reports), RunOutcome("finished", "why"), model_path=None, now_s=9.0)
     assert [evaluation.policy_version for evaluation in summary.evaluations] == [0, 5, 10]
     text = shown(summary_screen(summary))
     for part in (
@@ -153,7 +153,7 @@ def test_the_summary_holds_first_against_last_and_shows_all_in_one_line() -> Non
 
 def test_the_last_evaluation_of_a_run_that_was_stopped_is_not_called_the_one_after_it() -> None:
     view = new_view(report(0, [0, 0, 1, 0]), report(5, [1, 0, 1, 1]))
-    text = shown(summary_screen(summarise(view, Outcome("stopped", "why"), model_path=None, now_s=9.0)))
+    text = shown(summary_screen(summarise(view, RunOutcome("stopped", "why"), model_path=None, now_s=9.0)))
     assert "last" in text
     assert "after" not in text
     assert "evaluations" not in text, "two are in the table"

@@ -1,4 +1,4 @@
-"""What the launcher takes from processes: about themselves, the run and others, each where it is theirs to say."""
+"""What the launcher takes from processes: about themselves, the run and others, each only about its own matters."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepMerger
 from launcher.run.boundary import Boundary
 from launcher.run.run import Gibberish, Heard, Run
-from tests.launcher.lifecycle.test_lifecycle import running_course
+from tests.launcher.lifecycle.test_lifecycle import running_lifecycle
 from tests.support.nonsense import messages
 
 CONFIG = RunConfig.model_validate({"learner": {"steps": 5}, "roles": {"generator": {"replicas": 2}}})
@@ -43,9 +43,9 @@ def status(state: str = "decoding", **changes: Any) -> ProcessStatus:
 @pytest.mark.parametrize(
     ("name", "message", "words"),
     [
-        ("generator/0", RunFinished("done", {}, {}, {}, 5), "not for a generator to say"),
-        ("reward/0", StepCompleted(0, {}), "not for a reward to say"),
-        ("learner/0", EvaluationCompleted(0, *EMPTY, 0), "not for a learner to say"),
+        ("generator/0", RunFinished("done", {}, {}, {}, 5), "which a generator does not send"),
+        ("reward/0", StepCompleted(0, {}), "which a reward does not send"),
+        ("learner/0", EvaluationCompleted(0, *EMPTY, 0), "which a learner does not send"),
         ("shaper/0", RunFinished("done", {}, {}, {}, 6), "6 steps of 5"),
         ("shaper/0", RunFinished("done", {"trained": -1}, {}, {}, 5), "counts below zero"),
         ("shaper/0", StepCompleted(5, {}), "step 5 of 5"),
@@ -62,10 +62,10 @@ def status(state: str = "decoding", **changes: Any) -> ProcessStatus:
         ("generator/0", status(uptime_s=float("nan")), "nan"),
         ("generator/0", status(busy_s={"decode": float("inf")}), "inf"),
         ("generator/0", status("idle\n"), "the name"),
-        ("learner/0", TakeUpAgain("no"), "not for a learner to say"),
-        ("generator/0", PeerRefused("reward/0", 1, "no"), "nothing to do"),
-        ("generator/0", PeerRefused("generator/0", 1, "no"), "nothing to do"),
-        ("generator/0", PeerRefused("generator/9", 1, "no"), "nothing to do"),
+        ("learner/0", TakeUpAgain("no"), "which a learner does not send"),
+        ("generator/0", PeerRefused("reward/0", 1, "no"), "no link to it"),
+        ("generator/0", PeerRefused("generator/0", 1, "no"), "no link to it"),
+        ("generator/0", PeerRefused("generator/9", 1, "no"), "no link to it"),
     ],
 )
 def test_what_is_not_for_a_process_to_say_is_refused(name: str, message: ProcessToLauncher, words: str) -> None:
@@ -84,20 +84,20 @@ def test_hubs_judge_their_members_and_members_judge_no_one() -> None:
 
 
 def test_a_refused_process_is_killed_and_comes_back_as_after_a_death() -> None:
-    course = running_course()
-    kill, notice = course.refused("generator/0", 1, "tokens of the future (says shaper/0)")
+    lifecycle = running_lifecycle()
+    kill, notice = lifecycle.refused("generator/0", 1, "tokens of the future (says shaper/0)")
     assert kill == Kill("generator/0", 1, "tokens of the future (says shaper/0)", "refused")
     assert notice == Notice("generator/0 is refused and killed: tokens of the future (says shaper/0)")
-    assert course.refused("generator/0", 1, "again") == [], "once is enough"
-    lost, _ = course.exited(ProcessExit("generator/0", 7, -9, 1), 1.0)
+    assert lifecycle.refused("generator/0", 1, "again") == [], "once is enough"
+    lost, _ = lifecycle.exited(ProcessExit("generator/0", 7, -9, 1), 1.0)
     assert isinstance(lost, Lost)
     assert lost.restart_at_s is not None
 
 
 def test_an_incarnation_that_is_gone_is_not_killed_again() -> None:
-    course = running_course()
-    assert course.refused("generator/0", 0, "late") == []
-    assert course.refused("generator/9", 1, "unknown") == []
+    lifecycle = running_lifecycle()
+    assert lifecycle.refused("generator/0", 0, "late") == []
+    assert lifecycle.refused("generator/9", 1, "unknown") == []
 
 
 class Silenced:
@@ -114,14 +114,14 @@ class Silenced:
 
 
 def silenced_run() -> tuple[Run, Silenced]:
-    course, other = running_course(plan=PLAN), Silenced()
+    lifecycle, other = running_lifecycle(plan=PLAN), Silenced()
     view = RunView(PLAN, name="a", run_dir="/runs/a", total_steps=5, now_s=0.0)
     anything: Any = other
     other.running = tuple(view.rows)  # type: ignore[attr-defined]
     for row in view.rows.values():
         row.incarnation = 1
     merger = StepMerger(reports_per_step())
-    run = Run(PLAN, anything, anything, anything, course, view, anything, anything, 1.0, merger, anything, BOUNDARY)
+    run = Run(PLAN, anything, anything, anything, lifecycle, view, anything, anything, 1.0, merger, anything, BOUNDARY)
     return run, other
 
 
@@ -150,18 +150,17 @@ def test_a_member_that_alone_accuses_its_hub_is_restarted_and_a_second_one_has_t
     run, other = silenced_run()
     run._hear(Heard("generator/0", 1, PeerRefused("shaper/0", 1, "sample -1")))
     assert other.notes == [
-        "generator/0 is refused and killed: it alone takes nothing more from shaper/0, which sends what cannot be "
-        "meant: sample -1"
+        "generator/0 is refused and killed: it alone refuses the messages of shaper/0, as invalid: sample -1"
     ]
-    assert not run.course.is_stopping("shaper/0")
+    assert not run.lifecycle.is_stopping("shaper/0")
     run._hear(Heard("generator/0", 1, PeerRefused("shaper/0", 1, "sample -1")))
-    assert not run.course.is_stopping("shaper/0"), "one voice counts once"
+    assert not run.lifecycle.is_stopping("shaper/0"), "one voice counts once"
     run._hear(Heard("generator/1", 1, PeerRefused("shaper/0", 0, "sample -1")))
-    assert not run.course.is_stopping("shaper/0"), "it is of an earlier incarnation"
+    assert not run.lifecycle.is_stopping("shaper/0"), "it is of an earlier incarnation"
     run._hear(Heard("generator/1", 1, PeerRefused("shaper/0", 1, "sample -2")))
     assert other.notes[1:] == ["shaper/0 is refused and killed: sample -2 (says generator/1)"]
-    assert run.course.is_stopping("shaper/0")
-    assert not run.course.is_stopping("generator/1")
+    assert run.lifecycle.is_stopping("shaper/0")
+    assert not run.lifecycle.is_stopping("generator/1")
 
 
 def test_the_launcher_is_accused_by_no_one() -> None:

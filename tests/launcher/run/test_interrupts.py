@@ -53,7 +53,7 @@ def test_a_stop_says_what_brought_it_about() -> None:
     assert [reason_of(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == [
         "stopped by Ctrl-C",
         "stopped by SIGTERM",
-        "stopped by SIGHUP (the terminal is gone)",
+        "stopped by SIGHUP (the terminal was closed)",
     ]
 
 
@@ -120,7 +120,7 @@ def test_a_run_ends_in_order_when_its_terminal_goes(tmp_path: Path) -> None:
         run.hang_up()
         assert run.end() == 130
         record = read_record(run.run_dir)
-        assert (record.status, record.reason) == ("stopped", "stopped by SIGHUP (the terminal is gone)")
+        assert (record.status, record.reason) == ("stopped", "stopped by SIGHUP (the terminal was closed)")
         run.assert_clean()
 
 

@@ -24,10 +24,11 @@ from darts_async.topology.run_files import KEYS_DIR
 from darts_async.transport import create_run_keys
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import PlainDisplay
-from launcher.lifecycle.lifecycle import Limits, Outcome
+from launcher.lifecycle.lifecycle import Limits, RunOutcome
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.preflight.preflight import link_ports
 from launcher.progress.run_view import RunView
+from launcher.run.interrupts import caught_signals
 from launcher.run.links import open_control
 from launcher.run.run import run
 from launcher.run_dir.run_dir import create_run_dir, read_record, write_inputs, write_summary
@@ -49,17 +50,23 @@ class Prepared:
         self.limits = limits
         self.output = io.StringIO()
 
-    def carry_out(self) -> tuple[Outcome, Summary]:
+    def carry_out(self) -> tuple[RunOutcome, Summary]:
         write_inputs(self.run_dir, self.config, self.plan)
         create_run_keys(self.run_dir / KEYS_DIR, self.plan.endpoints())
         display = PlainDisplay(Console(file=self.output, width=120))
         control = partial(open_control, self.plan, self.run_dir, self.config.transport)
         return asyncio.run(
-            run(self.config, self.plan, self.run_dir, open_control=control, display=display, limits=self.limits)
+            run_caught(self.config, self.plan, self.run_dir, open_control=control, display=display, limits=self.limits)
         )
 
     def metrics(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+async def run_caught(*settings: Any, **more: Any) -> tuple[RunOutcome, Summary]:
+    """As the command line does it."""
+    with caught_signals() as signals:
+        return await run(*settings, signals=signals, **more)
 
 
 def assert_nothing_is_left(run_dir: Path) -> None:
@@ -106,7 +113,7 @@ def test_a_run_goes_to_its_end_and_accounts_for_every_token(tmp_path: Path, monk
     monkeypatch.setattr("launcher.run.run.write_summary", write)
     outcome, summary = prepared.carry_out()
     assert status_at_summary == ["running"], "a run that has ended has its summary, whatever dies in between"
-    assert outcome == Outcome("finished", "all steps taken")
+    assert outcome == RunOutcome("finished", "all steps taken")
     assert_nothing_is_left(prepared.run_dir)
     assert read_record(prepared.run_dir).status == "finished"
     steps = [line for line in prepared.metrics() if line["type"] == "step"]
@@ -120,7 +127,7 @@ def test_a_run_goes_to_its_end_and_accounts_for_every_token(tmp_path: Path, monk
     assert json.loads((prepared.run_dir / "summary.json").read_text())["status"] == "finished"
     assert prepared.output.getvalue().count("step ") == 3
     assert not structlog.is_configured(), "what the launcher logs goes to its file, while it runs"
-    assert "adds up to the 3,000 tokens" in shown(summary_screen(summary))
+    assert "add up to the 3,000 tokens" in shown(summary_screen(summary))
 
 
 class InterruptedDisplay(PlainDisplay):
@@ -143,7 +150,7 @@ def test_a_process_that_was_being_started_at_ctrl_c_is_not_waited_for(
     monkeypatch.setattr("tests.launcher.run.test_run.PlainDisplay", InterruptedDisplay)
     prepared = prepare(tmp_path, limits=Limits(stop_s=600.0, grace_s=0.2))
     outcome, summary = prepared.carry_out()
-    assert outcome == Outcome("stopped", "stopped by Ctrl-C")
+    assert outcome == RunOutcome("stopped", "stopped by Ctrl-C")
     started = [event["process"] for event in events_of(prepared.run_dir) if event["type"] == "started"]
     assert started[-1] not in {row.name for row in summary.processes}, "it was ended before it could report"
     assert_nothing_is_left(prepared.run_dir)
@@ -166,7 +173,7 @@ def test_a_process_that_dies_at_once_fails_the_run_with_its_last_words(
     record = read_record(run_dir)
     assert (record.status, record.reason) == (
         "failed",
-        "generator/0 ended with exit code 3: the sky is falling: it has never come as far as doing its work",
+        "generator/0 ended with exit code 3: the sky is falling: it failed before it ever served",
     )
     assert_nothing_is_left(run_dir)
 

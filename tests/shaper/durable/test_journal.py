@@ -21,15 +21,16 @@ from darts_async.shaper.durable.replayable_state import (
     CameUp,
     Confirmed,
     Heard,
+    ReplayableState,
     Restarted,
-    Standing,
     Stopped,
     Ticked,
     WentDown,
 )
 from darts_async.shaper.ledger import GroupOpened, LedgerWriter, VersionSeen, read_ledger
-from darts_async.shaper.state import Incoming, Phase, ShaperState, Snapshot
-from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.shaper.outbox import Forget, Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import Incoming, ShaperState, StateSnapshot
 from darts_async.topology.roles import LAUNCHER, LEARNER
 from darts_async.wire.framing import HEAD_BYTES, frame
 from launcher.analysis.audit import Books, audit
@@ -58,14 +59,14 @@ class Process:
         self.ledger_path = directory / "ledger.msgpack"
         self.death: str | None = None
         self._journal, self._ledger = Journal(self._path), LedgerWriter(self.ledger_path)
-        self.standing = Standing(self._make_state)
-        self._journal.begin(self.standing.to_head(0))
+        self.replayable = ReplayableState(self._make_state)
+        self._journal.begin(self.replayable.to_head(0))
 
-    def _make_state(self, snapshot: Snapshot | None) -> ShaperState:
+    def _make_state(self, snapshot: StateSnapshot | None) -> ShaperState:
         return ShaperState(self._config, ShuffledPrompts(prompts(20), seed=1), prompts(2), snapshot=snapshot)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.standing.state, name)
+        return getattr(self.replayable.state, name)
 
     def handle(self, peer: str, message: Incoming, now_s: float) -> list[Output]:
         return self.take(Heard(now_s, peer, 1, self.next_number(peer), message))
@@ -83,8 +84,8 @@ class Process:
         return self.take(Stopped(now_s, reason))
 
     def take(self, given: AnyInput) -> list[Output]:
-        outputs = self.standing.take(given)
-        records = [output for output in outputs if not isinstance(output, Send | Forget)]
+        outputs = self.replayable.take(given)
+        records = [output for output in outputs if not isinstance(output, SendTo | Forget)]
         death, self.death = self.death, None
         if death == "decided":
             raise Died(journaled=False, outputs=[])
@@ -105,7 +106,7 @@ class Process:
             raise Died(journaled=True, outputs=outputs[: len(outputs) // 2] if death == "half sent" else [])
         if self._rng.random() < 0.02:
             if not self._journal.is_prepared:
-                self._journal.prepare(self.standing.to_head(self._ledger.num_bytes))
+                self._journal.prepare(self.replayable.to_head(self._ledger.num_bytes))
             elif self._rng.random() < 0.5:
                 self._journal.replace()
             else:  # it died here: the old one is still in its place
@@ -122,15 +123,15 @@ class Process:
         self.close()
         self._journal, self._ledger = Journal(self._path), LedgerWriter(self.ledger_path)
         found = read_journal(self._path)
-        self.standing = take_up(found, self._ledger, self._make_state)
+        self.replayable = take_up(found, self._ledger, self._make_state)
         self._journal.resume(found.num_bytes)
 
     def next_number(self, peer: str) -> int:
         """The first message of the peer that is not in the journal."""
-        return self.standing.heard.get(peer, (1, 0))[1]
+        return self.replayable.heard.get(peer, (1, 0))[1]
 
 
-def make_state(snapshot: Snapshot | None) -> ShaperState:
+def make_state(snapshot: StateSnapshot | None) -> ShaperState:
     return ShaperState(world_config(), ShuffledPrompts(prompts(3), seed=1), (), snapshot=snapshot)
 
 
@@ -185,7 +186,7 @@ class MortalWorld(World):
         self.state.validate()
         for generator in self.generators.values():  # what it was sent and has not taken is gone with the process
             generator.inbox.clear()
-        self.absorb(list(self.state.standing.reports))
+        self.absorb(list(self.state.replayable.reports))
         self.absorb(self.state.take(Restarted(self.now_s)))
         for peer in (*self.generators, "reward/0", LEARNER.first):
             outputs = self.state.peer_up(peer, 1, self.now_s)
@@ -199,7 +200,7 @@ def check(world: MortalWorld) -> None:
     config, finished = world.config, world.finished
     books = Books.of(read_ledger(world.state.ledger_path))
     assert audit(books, config, is_over=True, num_steps=config.learner.steps) == []
-    assert sum(finished.tokens_by_fate.values()) == world.num_decoded
+    assert sum(finished.tokens_by_outcome.values()) == world.num_decoded
     assert sum(map(sum, (counts.values() for counts in finished.tokens_by_generator.values()))) == world.num_decoded
     assert world.max_staleness_seen <= config.staleness.max_staleness
     steps = {m.step for m in world.to_launcher if isinstance(m, StepCompleted)}
@@ -239,7 +240,7 @@ def test_a_run_survives_a_death_at_every_commit_and_every_fortieth_message(death
 
 def test_a_torn_record_is_not_read_and_the_next_one_takes_its_place(tmp_path: Path) -> None:
     path, journal = tmp_path / "shaper.journal", Journal(tmp_path / "shaper.journal")
-    journal.begin(Standing(make_state).to_head(0))
+    journal.begin(ReplayableState(make_state).to_head(0))
     journal.append([Ticked(1.0), WentDown(2.0, "reward/0", is_gone=True)])
     journal.close()
     os.truncate(path, path.stat().st_size - 3)
@@ -254,14 +255,14 @@ def test_a_torn_record_is_not_read_and_the_next_one_takes_its_place(tmp_path: Pa
 
 def test_the_journal_begins_anew_when_its_inputs_outweigh_its_head(tmp_path: Path) -> None:
     path = tmp_path / "shaper.journal"
-    journal, standing = Journal(path), Standing(make_state)
-    journal.begin(standing.to_head(0))
+    journal, replayable = Journal(path), ReplayableState(make_state)
+    journal.begin(replayable.to_head(0))
     num_records = 0
     while not journal.is_due:
         journal.append([WentDown(1.0, "x" * 1000, is_gone=True)])
         num_records += 1
         assert num_records <= MIN_BYTES // 1000 + 1
-    journal.prepare(standing.to_head(0))
+    journal.prepare(replayable.to_head(0))
     assert not journal.is_due, "one is on its way"
     journal.append([Ticked(1.0)])
     assert len(read_journal(path).inputs) == num_records + 1, "until the new one is flushed, the old one is whole"
@@ -326,36 +327,36 @@ def test_the_share_of_a_checkpoint_is_sent_again_until_the_learner_has_it() -> N
         while world.state.num_steps < 2:
             move, *arguments = rng.choice(world.moves())
             move(*arguments)
-        standing = world.state.standing
-        standing.take(Confirmed(world.now_s, LAUNCHER))
-        assert all(isinstance(report.message, ShaperSnapshot) for report in standing.reports)
-        standing.take(Confirmed(world.now_s, LEARNER.first))
-        assert standing.reports == []
+        replayable = world.state.replayable
+        replayable.take(Confirmed(world.now_s, LAUNCHER))
+        assert all(isinstance(report.message, ShaperSnapshot) for report in replayable.reports)
+        replayable.take(Confirmed(world.now_s, LEARNER.first))
+        assert replayable.reports == []
         world.state.close()
-        assert world.state.phase is Phase.TRAINING
+        assert world.state.phase is RunPhase.TRAINING
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_a_new_journal_that_the_disk_does_not_take_takes_no_room(tmp_path: Path) -> None:
-    standing = Standing(lambda snapshot: World(world_config()).make_state())
+    replayable = ReplayableState(lambda snapshot: World(world_config()).make_state())
     with small_disk(tmp_path / "disk", num_mb=1) as disk:
         path = disk.path / "shaper.journal"
         journal = Journal(path)
-        journal.begin(standing.to_head(0))
+        journal.begin(replayable.to_head(0))
         disk.fill()
         with pytest.raises(NoSpaceError, match=r"shaper\.new cannot be written"):
-            journal.prepare(standing.to_head(0))
+            journal.prepare(replayable.to_head(0))
         journal.close()
         assert sorted(each.name for each in disk.path.iterdir()) == [BALLAST, path.name]
         assert read_journal(path).head is not None
 
 
 def test_a_new_journal_of_a_process_that_has_died_takes_no_room(tmp_path: Path) -> None:
-    standing = Standing(lambda snapshot: World(world_config()).make_state())
+    replayable = ReplayableState(lambda snapshot: World(world_config()).make_state())
     path = tmp_path / "shaper.journal"
     journal = Journal(path)
-    journal.begin(standing.to_head(0))
-    journal.prepare(standing.to_head(0))
+    journal.begin(replayable.to_head(0))
+    journal.prepare(replayable.to_head(0))
     journal.close()
     successor = Journal(path)
     successor.resume(read_journal(path).num_bytes)

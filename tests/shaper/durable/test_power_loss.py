@@ -15,9 +15,9 @@ from darts_async.config import RunConfig
 from darts_async.protocol import CatchUp, Greet, LearnerReady, ShaperSnapshot, TrainGroup, VersionSaved
 from darts_async.shaper.durable.journal import FoundJournal, Journal, read_journal
 from darts_async.shaper.durable.recovery import NewestCheckpoint, TakenUp, newest_checkpoint, take_up_again
-from darts_async.shaper.durable.replayable_state import Standing
+from darts_async.shaper.durable.replayable_state import ReplayableState
 from darts_async.shaper.ledger import BroughtForward, LedgerWriter, TakenBack, scan_ledger
-from darts_async.shaper.state import Phase
+from darts_async.shaper.phases import RunPhase
 from darts_async.topology.roles import LEARNER
 from darts_async.topology.run_files import CHECKPOINTS_DIR, JOURNAL_FILE, LEDGER_FILE, SHAPER_STATE_FILE
 from darts_async.wire.framing import HEAD_BYTES, read_frames
@@ -75,7 +75,7 @@ class PoweredWorld(MortalWorld):
         self.life += 1
         process = self.state
         process.close()
-        process.standing, found = take_up_files(process, self.life, from_checkpoint=from_checkpoint)
+        process.replayable, found = take_up_files(process, self.life, from_checkpoint=from_checkpoint)
         self.state.validate()
         there = sorted(version for version in self.histories if self.checkpoint(version).exists())
         self.kept, self.damaged = there[-self.config.learner.keep_checkpoints :], []
@@ -83,7 +83,7 @@ class PoweredWorld(MortalWorld):
         self.learner += 1
         self.history = [*self.histories.get(self.saved, [])]
         self.seen_groups = {group_id for groups in self.history for group_id in groups}
-        self.step_groups, self.to_judge, self.to_launcher = [], deque(), []
+        self.step_groups, self.to_score, self.to_launcher = [], deque(), []
         self.generators = {name: FakeGenerator(incarnation=10 * self.life) for name in self.generators}
         self.absorb(found.outputs)
         for peer in (*self.generators, "reward/0", LEARNER.first):
@@ -96,9 +96,9 @@ class PoweredWorld(MortalWorld):
         ledger = scan_ledger(self.state.ledger_path)
         books = Books.of(ledger.records)
         assert audit(books, self.config, is_over=True, num_steps=self.config.learner.steps) == []
-        assert sum(self.finished.tokens_by_fate.values()) == self.num_decoded
-        in_ledger = sum(books.brought.tokens_by_fate.values()) + sum(each.num_tokens for each in books.ended())
-        assert in_ledger == self.num_decoded - self.finished.tokens_by_fate.get("lost", 0) + lost_in(books)
+        assert sum(self.finished.tokens_by_outcome.values()) == self.num_decoded
+        in_ledger = sum(books.brought.tokens_by_outcome.values()) + sum(each.num_tokens for each in books.ended())
+        assert in_ledger == self.num_decoded - self.finished.tokens_by_outcome.get("lost", 0) + lost_in(books)
         assert self.version == self.config.learner.steps
         assert [sorted(groups) for groups in self.history[books.brought.num_steps :]] == [
             sorted(groups) for groups in books.history[books.brought.num_steps :]
@@ -107,11 +107,11 @@ class PoweredWorld(MortalWorld):
 
 def lost_in(books: Books) -> int:
     """Tokens of samples that were lost. Others came of generators that had lost the sample."""
-    ended = sum(each.num_tokens for each in books.ended() if each.fate == "lost")
-    return ended + books.brought.tokens_by_fate.get("lost", 0)
+    ended = sum(each.num_tokens for each in books.ended() if each.outcome == "lost")
+    return ended + books.brought.tokens_by_outcome.get("lost", 0)
 
 
-def take_up_files(process: Process, life: int, *, from_checkpoint: bool = False) -> tuple[Standing, TakenUp]:
+def take_up_files(process: Process, life: int, *, from_checkpoint: bool = False) -> tuple[ReplayableState, TakenUp]:
     """What the shaper's process does in another life of the run."""
     directory = process.ledger_path.parent
     journal, ledger = read_journal(directory / JOURNAL_FILE), scan_ledger(process.ledger_path)
@@ -121,13 +121,13 @@ def take_up_files(process: Process, life: int, *, from_checkpoint: bool = False)
     process._ledger, process._journal = LedgerWriter(process.ledger_path), Journal(directory / JOURNAL_FILE)
     process._ledger.cut(ledger.num_bytes)
     process._ledger.append(found.records)
-    process._journal.begin(found.standing.to_head(process._ledger.num_bytes))
-    return found.standing, found
+    process._journal.begin(found.replayable.to_head(process._ledger.num_bytes))
+    return found.replayable, found
 
 
 def play(world: PoweredWorld, rng: random.Random, num_moves: int) -> None:
     for _ in range(num_moves):
-        if world.state.phase is Phase.FINISHED or not world.moves():
+        if world.state.phase is RunPhase.FINISHED or not world.moves():
             return
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
@@ -145,26 +145,26 @@ def checked_take_up(directory: Path, config: RunConfig, life: int) -> TakenUp:
     """Take up the files of a directory. What is in the ledger then is what the state says, and is in order."""
     world = object.__new__(Process)
     world._config, world.ledger_path = config, directory / LEDGER_FILE
-    standing, found = take_up_files(world, life)
+    replayable, found = take_up_files(world, life)
     world._ledger.close()
     world._journal.close()
-    standing.state.validate()
+    replayable.state.validate()
     ledger = scan_ledger(directory / LEDGER_FILE)
     assert (ledger.lineage.num_records, ledger.lineage.firsts) == (
-        standing.lineage.num_records,
-        standing.lineage.firsts,
+        replayable.lineage.num_records,
+        replayable.lineage.firsts,
     )
-    books, totals = Books.of(ledger.records), standing.state.work.totals
+    books, totals = Books.of(ledger.records), replayable.state.work.totals
     assert audit(books, config, is_over=False, num_steps=None) == []
-    assert len(books.history) == standing.state.training.taken.position
-    num_ended = sum(books.brought.samples_by_fate.values()) + sum(1 for _ in books.ended())
-    assert num_ended == sum(totals.samples_by_fate.values())
-    open_samples = {s.sample_id for s in standing.state.work.samples() if s.stage.name != "ENDED"}
+    assert len(books.history) == replayable.state.feed.committed.position
+    num_ended = sum(books.brought.samples_by_outcome.values()) + sum(1 for _ in books.ended())
+    assert num_ended == sum(totals.samples_by_outcome.values())
+    open_samples = {s.sample_id for s in replayable.state.work.samples() if s.stage.name != "ENDED"}
     assert books.drawn - books.endings.keys() == open_samples
     again = read_journal(directory / JOURNAL_FILE)
     assert again.head is not None
-    assert again.head.place == standing.place
-    assert ledger.lineage.holds(standing.place)
+    assert again.head.place == replayable.place
+    assert ledger.lineage.holds(replayable.place)
     return found
 
 
@@ -176,7 +176,7 @@ def killed_run(directory: Path, *, new_journal: bool) -> PoweredWorld:
     while world.state.num_steps < 3:
         play(world, rng, 1)
     if new_journal:
-        world.state._journal.begin(world.state.standing.to_head(world.state._ledger.num_bytes))
+        world.state._journal.begin(world.state.replayable.to_head(world.state._ledger.num_bytes))
     play(world, rng, 12)
     world.state.close()
     return world
@@ -229,7 +229,7 @@ def test_a_run_that_was_stopped_goes_on_from_the_checkpoint_that_the_stop_has_le
     while world.state.num_steps != 3:
         play(world, rng, 1)
     world.absorb(world.state.stop("enough", world.now_s))
-    while world.state.phase is not Phase.FINISHED:
+    while world.state.phase is not RunPhase.FINISHED:
         play(world, rng, 1)
     assert world.version == world.state.num_steps >= 3
     world.save(tells=False)
@@ -276,7 +276,7 @@ def test_a_run_that_starts_over_is_taken_up_from_the_journal_of_before_wherever_
         play(world, rng, 1)
     process, journal, ledger = world.state, tmp_path / "run" / JOURNAL_FILE, tmp_path / "run" / LEDGER_FILE
     process.close()
-    process.standing, _ = take_up_files(process, 2)
+    process.replayable, _ = take_up_files(process, 2)
     shutil.rmtree(tmp_path / "run" / CHECKPOINTS_DIR)
     num_records = len(boundaries(ledger)) - 1
     process.peer_up(LEARNER.first, 11, 50.0)
@@ -300,13 +300,13 @@ def test_a_run_that_starts_over_is_taken_up_from_the_journal_of_before_wherever_
 def test_sums_end_where_a_learner_is_that_takes_steps_again(tmp_path: Path) -> None:
     world = killed_run(tmp_path / "run", new_journal=False)
     process, ledger = world.state, tmp_path / "run" / LEDGER_FILE
-    standing, _ = take_up_files(process, 2)
-    process.standing = standing
+    replayable, _ = take_up_files(process, 2)
+    process.replayable = replayable
     num_steps = process.num_steps
     process.peer_up(LEARNER.first, 11, 50.0)
     process.handle(LEARNER.first, LearnerReady(2), 51.0)
-    assert process.training.taken.position == 2 < num_steps
-    process._journal.begin(process.standing.to_head(process._ledger.num_bytes))
+    assert process.feed.committed.position == 2 < num_steps
+    process._journal.begin(process.replayable.to_head(process._ledger.num_bytes))
     process.close()
     ledger.write_bytes(ledger.read_bytes()[: boundaries(ledger)[-2]])
     assert checked_take_up(tmp_path / "run", world.config, 3).source == "journal, without the ledger"
@@ -347,7 +347,7 @@ def lives(directory: Path, rule: str, seed: int, losses: list[dict[str, Any]]) -
     for loss in losses:
         play(world, rng, loss["num_moves"])
         if rng.random() < 0.3:
-            world.state._journal.begin(world.state.standing.to_head(world.state._ledger.num_bytes))
+            world.state._journal.begin(world.state.replayable.to_head(world.state._ledger.num_bytes))
         lose(directory / JOURNAL_FILE, loss["journal"], loss["place"])
         lose(directory / LEDGER_FILE, loss["ledger"], loss["place"] * 7)
         newest = max((v for v in world.histories if world.checkpoint(v).exists()), default=0)

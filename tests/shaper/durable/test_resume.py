@@ -13,8 +13,8 @@ from darts_async.models.location import resolve_model_path, stop_token_ids
 from darts_async.protocol import Generate, TokensDecoded
 from darts_async.shaper.estimates.patience import LEAST_S
 from darts_async.shaper.group import Stage
+from darts_async.shaper.phases import TOLD_WITHIN_S, RunPhase
 from darts_async.shaper.process import stop_tokens_of
-from darts_async.shaper.state import TOLD_WITHIN_S, Phase
 from darts_async.topology.roles import LEARNER
 from tests.shaper.world import World, world_config
 
@@ -58,7 +58,7 @@ def test_a_sample_whose_end_was_streamed_is_finished_and_not_continued(tokens: l
     world.die("generator/0")
     world.state.validate()
     assert asked_to_continue(world) == {partial: [STOP, 2]}
-    score = next(score for score in world.to_judge if score.sample_id == complete)
+    score = next(score for score in world.to_score if score.sample_id == complete)
     assert (score.token_ids.tolist(), score.finish_reason) == (tokens, reason)
     sample = world.state.work.sample(complete)
     assert sample is not None
@@ -71,7 +71,7 @@ def test_a_sample_without_a_token_is_started_anew() -> None:
     world.die("generator/0")
     commands = [command for generator in world.generators.values() for command in generator.inbox]
     assert running <= {command.sample_id for command in commands if isinstance(command, Generate)}
-    assert not world.to_judge
+    assert not world.to_score
 
 
 @pytest.mark.parametrize("comes_back", [True, False])
@@ -80,7 +80,7 @@ def test_no_group_is_cut_for_the_absence_of_the_only_generator(comes_back: bool)
     world = world_with_work(num_generators=1, max_staleness=0)
     rng = random.Random(3)
     patience_s = LEAST_S
-    while world.state.phase is not Phase.TRAINING or len(world.step_groups) != 2:
+    while world.state.phase is not RunPhase.TRAINING or len(world.step_groups) != 2:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
         assert world.now_s < patience_s
@@ -115,7 +115,7 @@ def test_runs_with_deaths_at_the_last_token_end_and_add_up(seed: int) -> None:
             world.receive("generator/0")
     world.run(rng)
     assert set(world.ended.values()) == {1}
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
 
 
 def test_the_stop_tokens_are_those_of_the_model_that_decodes() -> None:
@@ -145,7 +145,7 @@ def at_the_end_with_one_generator() -> World:
     """The shaper has been restarted and has heard of generator/0 only, which has done all that was left to do."""
     world = world_with_work()
     rng = random.Random(4)
-    while world.state.phase is not Phase.EVALUATING_AFTER or not world.generators["generator/1"].running:
+    while world.state.phase is not RunPhase.EVALUATING_AFTER or not world.generators["generator/1"].running:
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
     world.absorb(world.state.restarted(world.now_s))
@@ -164,32 +164,32 @@ def at_the_end_with_one_generator() -> World:
 
 def test_the_end_waits_for_the_tokens_of_a_generator_that_was_not_heard_of() -> None:
     world = at_the_end_with_one_generator()
-    assert world.state.phase is Phase.EVALUATING_AFTER
+    assert world.state.phase is RunPhase.EVALUATING_AFTER
     generator = world.generators["generator/1"]
     world.absorb(world.state.peer_up("generator/1", 1, world.now_s))
     world.decode("generator/1", list(generator.running), num_tokens=2)
-    assert world.state.phase is Phase.EVALUATING_AFTER, "it has not joined again"
+    assert world.state.phase is RunPhase.EVALUATING_AFTER, "it has not joined again"
     while generator.inbox:
         world.receive("generator/1")
-    assert world.state.phase is Phase.FINISHED
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
+    assert world.state.phase is RunPhase.FINISHED
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
 
 
 def test_the_end_does_not_wait_for_a_generator_whose_incarnation_is_over() -> None:
     world = at_the_end_with_one_generator()
     world.absorb(world.state.peer_up("generator/1", 2, world.now_s))
-    assert world.state.phase is Phase.FINISHED
+    assert world.state.phase is RunPhase.FINISHED
 
 
 def test_the_end_does_not_wait_for_a_generator_that_is_gone() -> None:
     world = at_the_end_with_one_generator()
     world.absorb(world.state.peer_lost("generator/1", world.now_s, is_gone=True))
-    assert world.state.phase is Phase.FINISHED
+    assert world.state.phase is RunPhase.FINISHED
 
 
 def test_the_end_waits_for_a_generator_only_so_long() -> None:
     world = at_the_end_with_one_generator()
     world.absorb(world.state.tick(world.now_s + 0.9 * TOLD_WITHIN_S))
-    assert world.state.phase is Phase.EVALUATING_AFTER
+    assert world.state.phase is RunPhase.EVALUATING_AFTER
     world.absorb(world.state.tick(world.now_s + TOLD_WITHIN_S))
-    assert world.state.phase is Phase.FINISHED
+    assert world.state.phase is RunPhase.FINISHED

@@ -13,16 +13,17 @@ from darts_async.shaper.durable.replayable_state import (
     CameUp,
     Heard,
     Reopened,
+    ReplayableState,
     Shared,
-    Standing,
     WentDown,
     decode_shared,
     encode_shared,
 )
 from darts_async.shaper.estimates.patience import LEAST_S
 from darts_async.shaper.ledger import LearnerRewound, Position, RunReopened, StepCommitted
-from darts_async.shaper.state import Phase, ShaperState, Snapshot
-from darts_async.shaper.workload import Send
+from darts_async.shaper.outbox import SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import ShaperState, StateSnapshot
 from darts_async.topology.roles import LAUNCHER, LEARNER
 from launcher.analysis.audit import Books, audit
 from tests.shaper.world import World, prompts, world_config
@@ -60,8 +61,8 @@ def assert_nothing_is_lost(world: World, config: RunConfig) -> None:
     assert len(set(trained)) == len(trained)
     assert set(world.ended.values()) == {1}
     assert world.max_staleness_seen <= config.staleness.max_staleness
-    assert sum(world.finished.tokens_by_fate.values()) == world.num_decoded
-    assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_fate["trained"]
+    assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
+    assert sum(world.finished.tokens_by_staleness.values()) == world.finished.tokens_by_outcome["trained"]
     assert [m.step for m in world.to_launcher if isinstance(m, StepCompleted)] == list(range(steps))
     assert audit(Books.of(world.ledger), config, is_over=True, num_steps=steps) == []
 
@@ -74,7 +75,7 @@ def test_the_surviving_history_trains_every_step_with_exactly_its_groups(seed: i
     world = World(config)
     num_deaths = 0
     for _ in range(20_000):
-        if world.state.phase is Phase.FINISHED:
+        if world.state.phase is RunPhase.FINISHED:
             break
         chance = rng.random()
         if chance < 0.02 and num_deaths < 10:
@@ -90,7 +91,7 @@ def test_the_surviving_history_trains_every_step_with_exactly_its_groups(seed: i
         else:
             play(world, rng)
         world.state.validate()
-    assert world.state.phase is Phase.FINISHED, world.describe()
+    assert world.state.phase is RunPhase.FINISHED, world.describe()
     assert num_deaths
     assert_nothing_is_lost(world, config)
 
@@ -135,7 +136,7 @@ def test_groups_are_kept_until_every_checkpoint_holds_them_and_no_longer(keep: i
         step_to(world, version, rng)
         world.save()
         world.state.validate()
-        kept = [step for step in range(version) if world.state._training.taken.group_ids(step)]
+        kept = [step for step in range(version) if world.state.feed.committed.group_ids(step)]
         assert kept == list(range(max(0, version - keep + 1) if version >= keep else 0, version))
     expected = [list(groups) for groups in world.history]
     world.learner_dies(num_damaged=keep - 1)
@@ -169,15 +170,15 @@ def test_a_run_whose_last_checkpoint_turns_out_damaged_is_not_finished() -> None
     world.save()
     while world.version < 3:
         play(world, rng)
-    assert world.state.phase is not Phase.FINISHED
+    assert world.state.phase is not RunPhase.FINISHED
     world.learner_dies(num_damaged=1)
     save, world.save = world.save, lambda **_: None  # type: ignore[method-assign]
     while world.moves():
         play(world, rng)
-    assert (world.version, world.state.phase) == (3, Phase.EVALUATING_AFTER)
+    assert (world.version, world.state.phase) == (3, RunPhase.EVALUATING_AFTER)
     save()
     world.run(rng)
-    assert world.state.phase is Phase.FINISHED
+    assert world.state.phase is RunPhase.FINISHED
 
 
 def test_a_learner_has_saved_no_more_than_it_has_taken() -> None:
@@ -185,7 +186,7 @@ def test_a_learner_has_saved_no_more_than_it_has_taken() -> None:
     step_to(world, 3, rng)
     world.save = lambda **_: None  # type: ignore[method-assign]
     world.learner_dies()
-    taken = world.state.training.taken
+    taken = world.state.feed.committed
     position = taken.position
     assert position < 3 == taken.num_steps
     world.absorb(world.state.handle(LEARNER.first, VersionSaved(3, 3), world.now_s))
@@ -200,17 +201,17 @@ def test_no_step_is_undone_while_a_generator_decodes_under_its_version() -> None
     world.save()
     is_wanted = {"came back at version 1" in output.message.reason for output in comes_back(world, 1)}
     assert is_wanted == {True}
-    assert not world.state.training.learner_up
+    assert not world.state.feed.learner_up
     world.absorb(world.state.stop("enough", world.now_s))
     assert not comes_back(world, 1), "a run that ends needs no learner for it"
 
 
-def comes_back(world: World, version: int) -> list[Send]:
+def comes_back(world: World, version: int) -> list[SendTo]:
     """What the launcher is told of a learner at this version that the boundary lets through."""
     message = LearnerReady(version)
     assert world.boundary.refusal(world.state, LEARNER.first, message) is None
     outputs = world.state.handle(LEARNER.first, message, world.now_s)
-    return [output for output in outputs if isinstance(output, Send) and isinstance(output.message, TakeUpAgain)]
+    return [output for output in outputs if isinstance(output, SendTo) and isinstance(output.message, TakeUpAgain)]
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
@@ -220,35 +221,37 @@ def test_a_run_starts_over_inside_a_life_only_before_any_generator_can_have_a_ve
     world, rng = World(config), random.Random(3)
     step_to(world, 2, rng)
     shared = Shared(world.now_s, world.state.to_checkpoint(2), Position(1, 0))
-    standing = Standing(lambda snapshot: world.make_state() if snapshot is None else restored(config, snapshot), life=2)
+    replayable = ReplayableState(
+        lambda snapshot: world.make_state() if snapshot is None else restored(config, snapshot), life=2
+    )
     taken_up = decode_shared(encode_shared(shared))
     assert taken_up is not None
-    standing.start_over(LearnerReady(2), taken_up, world.now_s)
-    standing.take(Reopened(world.now_s, 2))
-    standing.take(CameUp(world.now_s, LEARNER.first, 5))
+    replayable.start_over(LearnerReady(2), taken_up, world.now_s)
+    replayable.take(Reopened(world.now_s, 2))
+    replayable.take(CameUp(world.now_s, LEARNER.first, 5))
     if has_begun:
-        standing.take(Heard(world.now_s, LEARNER.first, 5, 0, LearnerReady(2)))
-        standing.take(WentDown(world.now_s, LEARNER.first, True))
-        standing.take(CameUp(world.now_s, LEARNER.first, 6))
-    assert standing.state.work.generators.newest_version == -1
-    outputs = standing.take(Heard(world.now_s, LEARNER.first, 5 + has_begun, 0, LearnerReady(1)))
-    to_launcher = [type(output.message) for output in outputs if isinstance(output, Send) and output.peer == LAUNCHER]
+        replayable.take(Heard(world.now_s, LEARNER.first, 5, 0, LearnerReady(2)))
+        replayable.take(WentDown(world.now_s, LEARNER.first, True))
+        replayable.take(CameUp(world.now_s, LEARNER.first, 6))
+    assert replayable.state.work.generators.newest_version == -1
+    outputs = replayable.take(Heard(world.now_s, LEARNER.first, 5 + has_begun, 0, LearnerReady(1)))
+    to_launcher = [type(output.message) for output in outputs if isinstance(output, SendTo) and output.peer == LAUNCHER]
     assert to_launcher == ([TakeUpAgain] if has_begun else [])
-    assert standing.state.num_steps == (2 if has_begun else 1)
-    standing.take(Reopened(world.now_s, 3))
-    assert not standing.reports, "what was wanted of the life before is done"
+    assert replayable.state.num_steps == (2 if has_begun else 1)
+    replayable.take(Reopened(world.now_s, 3))
+    assert not replayable.reports, "what was wanted of the life before is done"
 
 
 def test_what_a_life_gives_to_its_learner_for_a_checkpoint_is_not_for_that_of_the_next() -> None:
     """It may start over, and come to the same version by other groups."""
-    standing = Standing(lambda snapshot: World(world_config()).make_state())
-    told = Send(LAUNCHER, StepCompleted(0, {}))
-    standing.reports = [Send(LEARNER.first, ShaperSnapshot(3, b"")), told]
-    standing.take(Reopened(0.0, 2))
-    assert standing.reports == [told]
+    replayable = ReplayableState(lambda snapshot: World(world_config()).make_state())
+    told = SendTo(LAUNCHER, StepCompleted(0, {}))
+    replayable.reports = [SendTo(LEARNER.first, ShaperSnapshot(3, b"")), told]
+    replayable.take(Reopened(0.0, 2))
+    assert replayable.reports == [told]
 
 
-def restored(config: RunConfig, snapshot: Snapshot) -> ShaperState:
+def restored(config: RunConfig, snapshot: StateSnapshot) -> ShaperState:
     return ShaperState(config, ShuffledPrompts(prompts(20), seed=1), prompts(2), snapshot=snapshot)
 
 
@@ -301,7 +304,7 @@ def test_a_run_is_finished_when_its_last_step_is_in_a_checkpoint() -> None:
     world.save = lambda **_: None  # type: ignore[method-assign]
     while world.moves():
         play(world, rng)
-    assert world.state.phase is Phase.EVALUATING_AFTER
+    assert world.state.phase is RunPhase.EVALUATING_AFTER
     assert world.state.num_steps == 2
     world.learner_dies()
     del world.save
@@ -318,12 +321,12 @@ def test_a_run_that_ended_and_whose_end_was_not_noted_ends_again_when_the_learne
     assert outputs == [RunReopened(2, 2)]
     for peer in (*world.generators, "reward/0"):
         world.absorb(world.state.peer_up(peer, 5, world.now_s))
-    assert world.state.phase is Phase.EVALUATING_AFTER, "the learner may have lost its last checkpoint"
+    assert world.state.phase is RunPhase.EVALUATING_AFTER, "the learner may have lost its last checkpoint"
     world.floor = -1
     world.absorb(world.state.peer_up(LEARNER.first, 5, world.now_s))
     assert world.floor == 2, "it has had a word"
-    assert world.state.phase is Phase.FINISHED
-    assert world.finished.tokens_by_fate == first.tokens_by_fate
+    assert world.state.phase is RunPhase.FINISHED
+    assert world.finished.tokens_by_outcome == first.tokens_by_outcome
     of_earlier_lives = {name: {0: sum(counts.values())} for name, counts in first.tokens_by_generator.items()}
     assert world.finished.tokens_by_generator == of_earlier_lives, "incarnations may have the same numbers again"
 
@@ -337,15 +340,15 @@ def test_a_version_that_a_generator_has_said_to_use_is_the_floor() -> None:
     world.learn(tells=False)
     world.apply("generator/0")
     outputs = world.state.handle(LEARNER.first, LearnerReady(1), world.now_s)
-    assert Send(LEARNER.first, CatchUp(2, 2)) in outputs
+    assert SendTo(LEARNER.first, CatchUp(2, 2)) in outputs
     assert world.state.num_steps == 1
 
 
 def test_pools_of_groups_that_a_start_over_has_ended_are_forgotten() -> None:
     world, rng = World(world_config(learner={"steps": 4})), random.Random(8)
-    statistics = world.state._training._statistics
+    statistics = world.state.training._statistics
     step_to(world, 1, rng)
-    while not statistics.to_state().pools:
+    while not statistics.pools:
         play(world, rng)
     world.state.start_over(world.now_s, 2, 1)
-    assert statistics.to_state().pools == {}
+    assert statistics.pools == {}

@@ -14,8 +14,9 @@ from msgspec import Struct
 from pydantic import BaseModel
 
 from darts_async.prompts.source import Prompt, ShuffledPrompts
-from darts_async.shaper.state import Phase, ShaperState, Snapshot
-from darts_async.shaper.workload import Forget, Output, Send
+from darts_async.shaper.outbox import Forget, Output, SendTo
+from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.state import ShaperState, StateSnapshot
 from darts_async.wire.encoding import decoder, encode
 from tests.shaper.test_state import RULES, check_accounts
 from tests.shaper.world import World, prompts, world_config
@@ -36,14 +37,14 @@ DERIVED = {
 
 
 def copy_of(world: World, state: ShaperState) -> ShaperState:
-    snapshot = decoder(Snapshot).decode(encode(state.to_state()))
+    snapshot = decoder(StateSnapshot).decode(encode(state.to_state()))
     source = ShuffledPrompts(prompts(20), seed=1)
     return ShaperState(world.config, source, prompts(2), snapshot=snapshot)
 
 
 def said(outputs: list[Output]) -> list[bytes]:
     return [
-        encode([output.peer, output.message] if isinstance(output, Send) else output)
+        encode([output.peer, output.message] if isinstance(output, SendTo) else output)
         if not isinstance(output, Forget)
         else output.peer.encode()
         for output in outputs
@@ -104,7 +105,6 @@ OF_CONFIG = {
     "_max_staleness",
     "_memory",
     "_most",
-    "_num_train_groups",
     "_seed",
 }
 """Numbers of parts that are the same for every state of a run."""
@@ -124,7 +124,7 @@ def change_numbers(part: Any, seen: set[int]) -> None:
 
 def some_moves(world: World, rng: random.Random, count: int) -> None:
     for _ in range(count):
-        if world.state.phase is Phase.FINISHED or not world.moves():
+        if world.state.phase is RunPhase.FINISHED or not world.moves():
             return
         move, *arguments = rng.choice(world.moves())
         move(*arguments)
@@ -151,7 +151,7 @@ def test_a_restored_state_is_the_same_and_answers_the_same(
         world.absorb(world.state.peer_up("generator/0", 1, world.now_s))
         world.absorb(world.state.peer_up("reward/0", 1, world.now_s))
     some_moves(world, rng, 60)
-    if world.state.phase is Phase.TRAINING:
+    if world.state.phase is RunPhase.TRAINING:
         world.die("generator/1")
     world.run(rng)
     check_accounts(world)
@@ -160,7 +160,7 @@ def test_a_restored_state_is_the_same_and_answers_the_same(
 def test_no_number_of_any_part_is_forgotten() -> None:
     world = World(world_config(shaping=RULES["utility"] | {"overcommit": 1.5}))
     some_moves(world, random.Random(2), 150)
-    assert world.state.phase is Phase.TRAINING
+    assert world.state.phase is RunPhase.TRAINING
     seen: set[int] = set()
     change_numbers(world.state, seen)
     assert len(seen) > 12, "the parts"

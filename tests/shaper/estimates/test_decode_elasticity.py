@@ -9,7 +9,7 @@ import pytest
 from darts_async.config import RunConfig
 from darts_async.protocol import StepCompleted, TokensDecoded
 from darts_async.shaper.estimates.decode_elasticity import DecodePace
-from darts_async.shaper.workload import Output, Send
+from darts_async.shaper.outbox import Output, SendTo
 from darts_async.simulation import EngineModel, LearnerModel, LengthModel, LognormalWorkload, Models
 from darts_async.simulation.run import Simulation
 
@@ -119,7 +119,7 @@ def test_the_running_shaper_finds_the_elasticity_of_the_simulated_engines(num_sl
             assert seat is not None
             batch = len(seat.sample_ids)
             truth.append(1.0 if batch >= num_slots else batch / (double_at + batch))
-        sent.extend(o.message for o in outputs if isinstance(o, Send) and isinstance(o.message, StepCompleted))
+        sent.extend(o.message for o in outputs if isinstance(o, SendTo) and isinstance(o.message, StepCompleted))
         return outputs
 
     simulation.state.handle = spy  # type: ignore[method-assign,assignment]

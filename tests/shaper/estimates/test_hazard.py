@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from darts_async.shaper.estimates.hazard import (
     GroupProgress,
     HazardRule,
-    Verdict,
+    PruningChoice,
     expected_length_given_beyond,
     expected_remaining,
     hazard_prunes,
@@ -94,7 +94,7 @@ def test_the_tail_is_pruned_worst_first_while_m_stay_alive() -> None:
 
 
 def test_nothing_is_pruned_before_k_siblings_have_finished() -> None:
-    assert hazard_prunes(RULE, replace(GROUP, finished_tokens=GROUP.finished_tokens[:6]), seed=0) == Verdict()
+    assert hazard_prunes(RULE, replace(GROUP, finished_tokens=GROUP.finished_tokens[:6]), seed=0) == PruningChoice()
 
 
 def test_a_sample_that_began_late_is_not_of_the_tail_however_much_it_still_needs() -> None:
@@ -116,22 +116,22 @@ def test_the_threshold_is_in_typical_lengths() -> None:
 @pytest.mark.parametrize("difficulty", [1, None])
 def test_middle_difficulty_waits_for_contrast(difficulty: int | None) -> None:
     middle = replace(GROUP, difficulty=difficulty)
-    assert hazard_prunes(RULE, middle, seed=0) == Verdict()
-    assert hazard_prunes(RULE, replace(middle, finished_rewards=()), seed=0) == Verdict()
+    assert hazard_prunes(RULE, middle, seed=0) == PruningChoice()
+    assert hazard_prunes(RULE, replace(middle, finished_rewards=()), seed=0) == PruningChoice()
     assert hazard_prunes(RULE, replace(middle, finished_rewards=(0.0, 1.0)), seed=0).prune
 
 
 def test_one_sample_of_a_group_is_spared_with_probability_rho() -> None:
     rule = replace(RULE, spare_probability=0.15)
-    verdicts = [hazard_prunes(rule, replace(GROUP, group_id=g), seed=1) for g in range(2000)]
-    assert verdicts == [hazard_prunes(rule, replace(GROUP, group_id=g), seed=1) for g in range(2000)]
-    counts = {s: sum(v.spare == s for v in verdicts) for s in GROUP.running}
+    choices = [hazard_prunes(rule, replace(GROUP, group_id=g), seed=1) for g in range(2000)]
+    assert choices == [hazard_prunes(rule, replace(GROUP, group_id=g), seed=1) for g in range(2000)]
+    counts = {s: sum(v.spare == s for v in choices) for s in GROUP.running}
     assert counts[8] == 0  # never a candidate
     for sample_id in (1, 4, 5, 9):
         assert counts[sample_id] == pytest.approx(300, abs=55)
-    for verdict in verdicts:
-        assert verdict.spare not in verdict.prune
-        assert len(verdict.prune) + (verdict.spare is not None) == 4
+    for choice in choices:
+        assert choice.spare not in choice.prune
+        assert len(choice.prune) + (choice.spare is not None) == 4
 
 
 def test_rho_is_lowered_where_the_candidates_could_outnumber_its_inverse() -> None:
@@ -145,11 +145,11 @@ def weighted_sum(rule: HazardRule, values: dict[int, float], group: GroupProgres
     """Samples become candidates in two goes; the estimate of the sum over all."""
     total, weight = sum(values.values()), rule.weight_of_spared(group.num_launched)
     for threshold in (2.5, 1.8):
-        verdict = hazard_prunes(replace(rule, threshold=threshold), group, seed)
-        total -= sum(values[s] for s in verdict.prune)
-        if verdict.spare is not None:
-            total += (weight - 1) * values[verdict.spare]
-        gone = {*verdict.prune, verdict.spare}
+        choice = hazard_prunes(replace(rule, threshold=threshold), group, seed)
+        total -= sum(values[s] for s in choice.prune)
+        if choice.spare is not None:
+            total += (weight - 1) * values[choice.spare]
+        gone = {*choice.prune, choice.spare}
         running = {s: t for s, t in group.running.items() if s not in gone}
         num_gone = len(group.running) - len(running)
         group = replace(group, running=running, num_candidates=group.num_candidates + num_gone)
@@ -173,13 +173,13 @@ def test_spared_samples_make_sums_over_the_group_unbiased() -> None:
     st.floats(0, 1),
     st.integers(0, 2**40),
 )
-def test_a_verdict_names_running_samples_once_and_leaves_m_alive(
+def test_a_choice_names_running_samples_once_and_leaves_m_alive(
     running: dict[int, int], finished_tokens: list[int], num_before: int, rho: float, seed: int
 ) -> None:
     rule = replace(RULE, spare_probability=rho)
     group = replace(GROUP, running=running, finished_tokens=finished_tokens, num_candidates=num_before, num_launched=17)
-    verdict = hazard_prunes(rule, group, seed)
-    named = [*verdict.prune, *([] if verdict.spare is None else [verdict.spare])]
+    choice = hazard_prunes(rule, group, seed)
+    named = [*choice.prune, *([] if choice.spare is None else [choice.spare])]
     assert len(set(named)) == len(named)
     assert set(named) <= set(running)
     assert not named or len(finished_tokens) + len(running) - len(named) >= rule.keep

@@ -75,5 +75,5 @@ def test_long_groups_are_not_cut_but_one_that_takes_many_times_as_long_as_any_is
     with pytest.raises(DataError, match="groups came to nothing"):  # of groups that all take longer than that
         simulated({"cut_after_s": LEAST_S})
     result = simulated({"cut_after_s": None})
-    assert "stale" not in result.samples_by_fate
-    assert simulated({"cut_after_s": None}, longest=4000).samples_by_fate["stale"] == pytest.approx(4)
+    assert "stale" not in result.samples_by_outcome
+    assert simulated({"cut_after_s": None}, longest=4000).samples_by_outcome["stale"] == pytest.approx(4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from darts_async.shaper.estimates import planner as module
-from darts_async.shaper.estimates.hazard import GroupProgress, HazardRule, Verdict, hazard_prunes
+from darts_async.shaper.estimates.hazard import GroupProgress, HazardRule, PruningChoice, hazard_prunes
 from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.group import Group, Sample, Stage
 from tests.shaper.world import prompts, world_config
@@ -25,11 +25,11 @@ def group_of(group_id: int) -> Group:
     return Group(group_id, PROMPT, "train", ended + running, num_finished=len(ended))
 
 
-def looked_at(fate: str, monkeypatch: pytest.MonkeyPatch) -> list[GroupProgress]:
+def looked_at(outcome: str, monkeypatch: pytest.MonkeyPatch) -> list[GroupProgress]:
     """What hazard pruning sees of a group: first, and after this has become of its first candidate."""
     seen: list[GroupProgress] = []
 
-    def watched(rule: HazardRule, progress: GroupProgress, seed: int) -> Verdict:
+    def watched(rule: HazardRule, progress: GroupProgress, seed: int) -> PruningChoice:
         seen.append(replace(progress, group_id=0))
         return hazard_prunes(rule, progress, seed)
 
@@ -39,14 +39,14 @@ def looked_at(fate: str, monkeypatch: pytest.MonkeyPatch) -> list[GroupProgress]
         planner, group = Planner(world_config(shaping=shaping)), group_of(group_id)
         seen.clear()
         pruned = planner.tail_to_prune(group)
-        if group.spared == (None if fate == "pruned" else 6):
+        if group.spared == (None if outcome == "pruned" else 6):
             break
     for sample in pruned:
         sample.stage = Stage.CANCELLING
     candidate = group.samples[6]
     assert group.hazard_candidates[6] == 90
-    candidate.num_tokens += 3 if fate == "pruned" else 400  # a few come until the engine acknowledges
-    if fate == "spared and done":
+    candidate.num_tokens += 3 if outcome == "pruned" else 400  # a few come until the engine acknowledges
+    if outcome == "spared and done":
         candidate.reward = 1.0
         group.finish(candidate, "stop")
         candidate.stage = Stage.SCORED
@@ -56,12 +56,12 @@ def looked_at(fate: str, monkeypatch: pytest.MonkeyPatch) -> list[GroupProgress]
     return seen
 
 
-@pytest.mark.parametrize("fate", ["spared and running", "spared and done"])
+@pytest.mark.parametrize("outcome", ["spared and running", "spared and done"])
 def test_hazard_sees_the_same_whether_a_candidate_was_spared_or_pruned(
-    fate: str, monkeypatch: pytest.MonkeyPatch
+    outcome: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise who is a candidate would depend on the draw that its weight makes up for."""
-    assert looked_at(fate, monkeypatch) == looked_at("pruned", monkeypatch)
+    assert looked_at(outcome, monkeypatch) == looked_at("pruned", monkeypatch)
 
 
 def visit(planner: Planner, rewards: list[float], survivors: frozenset[int], *, shortest: int) -> None:

@@ -96,19 +96,19 @@ def test_samples_that_were_cut_unseen_leave_no_number() -> None:
 @pytest.mark.parametrize(
     ("settings", "normalises", "words"),
     [
-        ({"rule": "none", "launch": 8}, True, ["nothing is paid for length: every sample"]),
-        ({"rule": "shortest", "launch": 8}, True, ["nothing is paid for length: every sample"]),
-        ({"rule": "shortest", "launch": 12}, True, ["it pays for length", "+0.083 of 12"]),
-        ({"rule": "dual_end", "launch": 12}, True, ["it costs", "-0.007 of 12 with 7+1"]),
-        ({"rule": "dual_end", "early_stop": True}, True, ["then as shortest"]),
+        ({"rule": "none", "launch": 8}, True, ["length is not rewarded: every sample"]),
+        ({"rule": "shortest", "launch": 8}, True, ["length is not rewarded: every sample"]),
+        ({"rule": "shortest", "launch": 12}, True, ["length is rewarded", "+0.083 of 12"]),
+        ({"rule": "dual_end", "launch": 12}, True, ["length is penalised", "-0.007 of 12 with 7+1"]),
+        ({"rule": "dual_end", "early_stop": True}, True, ["acts like rule shortest"]),
         ({"rule": "survivor", "shortest": 6, "longest": 2}, True, ["weight_power 0", "+0.035 of 12 with 6+2"]),
-        ({"rule": "survivor", "weight_power": 1.0, "baseline": "history"}, True, ["nothing is paid"]),
+        ({"rule": "survivor", "weight_power": 1.0, "baseline": "history"}, True, ["length is not rewarded"]),
         (
             {"rule": "survivor", "shortest": 6, "longest": 2, "weight_power": 1.0, "baseline": "leave_one_out"},
             True,
-            ["nothing is paid", "normalise_advantage", "not unbiased"],
+            ["length is not rewarded", "normalise_advantage", "weight_power 1 biased"],
         ),
-        ({"rule": "qlpo", "launch": 12}, True, ["costs much", "-0.244 of 12"]),
+        ({"rule": "qlpo", "launch": 12}, True, ["strongly penalised", "-0.244 of 12"]),
     ],
 )
 def test_the_plan_of_a_run_says_what_its_rule_pays(
@@ -120,7 +120,7 @@ def test_the_plan_of_a_run_says_what_its_rule_pays(
 
 def test_unbiased_settings_are_called_so_without_a_but() -> None:
     shaping = {"rule": "survivor", "shortest": 6, "longest": 2, "weight_power": 1.0, "baseline": "leave_one_out"}
-    assert "not unbiased" not in length_note(ShapingConfig.model_validate(shaping), normalises=False)
+    assert "weight_power 1 biased" not in length_note(ShapingConfig.model_validate(shaping), normalises=False)
 
 
 def test_every_rule_has_its_sentence() -> None:

@@ -3,7 +3,7 @@
 from darts_async.config import RestartConfig
 from darts_async.protocol import EpochFormed, MemberJoined, TensorSpec, WeightManifest, WeightsRefused
 from darts_async.weights.sending.coordinator import Coordinator
-from darts_async.weights.sending.events import MemberLost, MemberMessage, PublishFailed, Send
+from darts_async.weights.sending.events import MemberLost, MemberMessage, PublishFailed, SendToMember
 
 MANIFEST = WeightManifest((TensorSpec("w", "float32", (4,)),), 4096)
 
@@ -21,7 +21,7 @@ def test_an_update_outlasts_the_absence_of_the_only_generator_and_goes_to_its_ne
     coordinator = coordinator_whose_only_member_is_gone()
     assert coordinator.tick(100.9) == []
     actions = coordinator.handle(MemberMessage("generator/0", 2, MemberJoined(-1)), 100.9)
-    [formed] = [a.message for a in actions if isinstance(a, Send) and isinstance(a.message, EpochFormed)]
+    [formed] = [a.message for a in actions if isinstance(a, SendToMember) and isinstance(a.message, EpochFormed)]
     assert formed.world_size == 2
 
 
@@ -29,7 +29,7 @@ def test_an_absence_that_does_not_end_fails_the_update() -> None:
     coordinator = coordinator_whose_only_member_is_gone()
     [failed] = coordinator.tick(101.0)
     assert isinstance(failed, PublishFailed)
-    assert "no generator was there to take it within 100 s" in failed.reason
+    assert "no generator was available to receive it within 100 s" in failed.reason
 
 
 def test_nobody_waits_for_the_return_of_a_member_that_is_there_and_failed_too_often() -> None:
@@ -43,7 +43,7 @@ def test_nobody_waits_for_the_return_of_a_member_that_is_there_and_failed_too_of
             coordinator.handle(MemberMessage("generator/0", 1, MemberJoined(-1)), now)
         coordinator.validate()
     [failed] = [action for action in actions if isinstance(action, PublishFailed)]
-    assert "there is only generator/0, who failed too often" in failed.reason
+    assert "only generator/0 is available, and failed too often" in failed.reason
     assert now == 40.0, "three rounds and one deadline more"
 
 
@@ -53,7 +53,9 @@ def test_a_member_that_failed_too_often_and_has_ended_is_waited_for() -> None:
     coordinator.offer(1, MANIFEST, 0.0)
     refused = []
     for now in (10.0, 20.0, 30.0):
-        refused += [a for a in coordinator.tick(now) if isinstance(a, Send) and isinstance(a.message, WeightsRefused)]
+        refused += [
+            a for a in coordinator.tick(now) if isinstance(a, SendToMember) and isinstance(a.message, WeightsRefused)
+        ]
         coordinator.handle(MemberMessage("generator/0", 1, MemberJoined(-1)), now)
         coordinator.validate()
     assert [send.name for send in refused] == ["generator/0"]

@@ -163,7 +163,7 @@ async def test_a_member_that_is_always_wrong_is_given_up_and_the_failure_says_wh
     monkeypatch.setattr(rank, "receive_buckets", lambda *arguments: [x + 1 for x in sound(*arguments)])
     async with make_world("a", deadline_s=1.0) as world:
         with pytest.raises(
-            WeightUpdateError, match=r"there is only a, who failed too often.*checksums of version 0 differ"
+            WeightUpdateError, match=r"only a is available, and failed too often.*checksums of version 0 differ"
         ):
             await world.publish(0, model(0))
         assert world.everyone[0].applied == []

@@ -1,7 +1,6 @@
 """Members of several ranks: places in the group, one answer of all workers, and real groups through real sockets."""
 
 import asyncio
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,6 +35,7 @@ from darts_async.weights.sending.coordinator import Coordinator
 from darts_async.weights.sending.events import FormGroup, MemberMessage, Send
 from darts_async.weights.sending.publish import Publisher
 from darts_async.weights.sending.source import LiveTensors
+from darts_async.wire.framing import HEAD_BYTES
 from tests.weights.world import HOST, equal, model
 
 MANIFEST = WeightManifest((TensorSpec("w", "float32", (4,)),), 4096)
@@ -248,7 +248,7 @@ async def test_a_worker_that_cannot_understand_its_generator_is_lost_too(
     loop = asyncio.get_running_loop()
 
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(struct.pack("=BI", 1, 4) + b"\xff\xff\xff\xff")
+        writer.write(bytes(range(HEAD_BYTES)))
         await reader.read()
         writer.close()
 

@@ -39,7 +39,7 @@ def test_a_failure_ends_both_sides() -> None:
 
 def test_who_waits_beyond_the_deadline_is_told() -> None:
     stream = TensorStream(1, time.monotonic())
-    with pytest.raises(WeightUpdateError, match="did not come by its deadline"):
+    with pytest.raises(WeightUpdateError, match="did not arrive by its deadline"):
         next(stream.tensors())
     for _ in range(4):  # there is room for so many
         stream.put("x", torch.zeros(1))

@@ -23,19 +23,19 @@ from darts_async.protocol import (
 )
 from darts_async.weights.sending.coordinator import MAX_BROKEN_BROADCASTS, Coordinator
 from darts_async.weights.sending.events import (
-    Action,
     Broadcast,
     BroadcastDone,
     BroadcastFailed,
+    CoordinatorAction,
+    CoordinatorEvent,
     DropGroup,
-    Event,
     FormGroup,
     MemberDropped,
     MemberLost,
     MemberMessage,
     Published,
     PublishFailed,
-    Send,
+    SendToMember,
     Superseded,
 )
 from darts_async.weights.sending.membership import MAX_STRIKES
@@ -55,55 +55,55 @@ class Desk:
         for name in members:
             self.join(name)
 
-    def _checked(self, actions: list[Action]) -> list[Action]:
+    def _checked(self, actions: list[CoordinatorAction]) -> list[CoordinatorAction]:
         self.coordinator.validate()
         return actions
 
-    def offer(self, version: int) -> list[Action]:
+    def offer(self, version: int) -> list[CoordinatorAction]:
         return self._checked(self.coordinator.offer(version, MANIFEST, self.now))
 
-    def feed(self, event: Event) -> list[Action]:
+    def feed(self, event: CoordinatorEvent) -> list[CoordinatorAction]:
         return self._checked(self.coordinator.handle(event, self.now))
 
-    def say(self, name: str, message: GeneratorToLearner, incarnation: int = 1) -> list[Action]:
+    def say(self, name: str, message: GeneratorToLearner, incarnation: int = 1) -> list[CoordinatorAction]:
         return self.feed(MemberMessage(name, incarnation, message))
 
-    def join(self, name: str, incarnation: int = 1) -> list[Action]:
+    def join(self, name: str, incarnation: int = 1) -> list[CoordinatorAction]:
         return self.say(name, MemberJoined(-1), incarnation)
 
-    def ready(self, epoch: int, version: int, *names: str) -> list[Action]:
+    def ready(self, epoch: int, version: int, *names: str) -> list[CoordinatorAction]:
         return [action for name in names for action in self.say(name, UpdateReady(epoch, version))]
 
-    def stage(self, epoch: int, version: int, *names: str, sums: tuple[int, ...] = SUMS) -> list[Action]:
+    def stage(self, epoch: int, version: int, *names: str, sums: tuple[int, ...] = SUMS) -> list[CoordinatorAction]:
         message = UpdateStaged(epoch, version, np.array(sums, np.int64))
         return [action for name in names for action in self.say(name, message)]
 
-    def apply(self, epoch: int, version: int, *names: str) -> list[Action]:
+    def apply(self, epoch: int, version: int, *names: str) -> list[CoordinatorAction]:
         return [action for name in names for action in self.say(name, UpdateApplied(epoch, version, 0.5))]
 
-    def complete(self, epoch: int, version: int, *names: str) -> list[Action]:
+    def complete(self, epoch: int, version: int, *names: str) -> list[CoordinatorAction]:
         self.ready(epoch, version, *names)
         self.feed(BroadcastDone(epoch, SUMS))
         self.stage(epoch, version, *names)
         return self.apply(epoch, version, *names)
 
-    def expire(self) -> list[Action]:
+    def expire(self) -> list[CoordinatorAction]:
         assert self.coordinator.deadline is not None
         self.now = self.coordinator.deadline
         return self._checked(self.coordinator.tick(self.now))
 
 
-def sent(actions: list[Action], kind: type[LearnerToGenerator]) -> dict[str, LearnerToGenerator]:
-    return {a.name: a.message for a in actions if isinstance(a, Send) and isinstance(a.message, kind)}
+def sent(actions: list[CoordinatorAction], kind: type[LearnerToGenerator]) -> dict[str, LearnerToGenerator]:
+    return {a.name: a.message for a in actions if isinstance(a, SendToMember) and isinstance(a.message, kind)}
 
 
-def only(actions: list[Action], kind: type[T]) -> T:
+def only(actions: list[CoordinatorAction], kind: type[T]) -> T:
     (found,) = [action for action in actions if isinstance(action, kind)]
     return found
 
 
-def kinds(actions: list[Action]) -> list[str]:
-    return [type(a.message if isinstance(a, Send) else a).__name__ for a in actions]
+def kinds(actions: list[CoordinatorAction]) -> list[str]:
+    return [type(a.message if isinstance(a, SendToMember) else a).__name__ for a in actions]
 
 
 def test_an_update_goes_through_its_phases() -> None:
@@ -121,7 +121,7 @@ def test_an_update_goes_through_its_phases() -> None:
     desk.now += 2
     assert desk.stage(1, 7, "b") == []
     assert desk.feed(BroadcastDone(1, SUMS)) == []
-    assert desk.stage(1, 7, "a") == [Send("a", UpdateCommitted(1, 7)), Send("b", UpdateCommitted(1, 7))]
+    assert desk.stage(1, 7, "a") == [SendToMember("a", UpdateCommitted(1, 7)), SendToMember("b", UpdateCommitted(1, 7))]
     desk.now += 3
     assert desk.apply(1, 7, "a") == []
     (published,) = desk.apply(1, 7, "b")

@@ -20,19 +20,19 @@ from darts_async.protocol import (
 )
 from darts_async.weights.sending.coordinator import Coordinator
 from darts_async.weights.sending.events import (
-    Action,
     Broadcast,
     BroadcastDone,
     BroadcastFailed,
+    CoordinatorAction,
+    CoordinatorEvent,
     DropGroup,
-    Event,
     FormGroup,
     MemberDropped,
     MemberLost,
     MemberMessage,
     Published,
     PublishFailed,
-    Send,
+    SendToMember,
     Superseded,
 )
 
@@ -161,14 +161,14 @@ class World:
     def say(self, name: str, message: object) -> None:
         self.feed(MemberMessage(name, self.incarnations[name], message))  # type: ignore[arg-type]
 
-    def feed(self, event: Event) -> None:
+    def feed(self, event: CoordinatorEvent) -> None:
         self.take(self.coordinator.handle(event, self.now))
 
-    def take(self, actions: list[Action]) -> None:
+    def take(self, actions: list[CoordinatorAction]) -> None:
         self.dropped.clear()
         for action in actions:
             match action:
-                case Send(name, message):
+                case SendToMember(name, message):
                     self.hear(name, message)
                 case FormGroup(epoch, world_size, members):
                     assert world_size == 1 + sum(RANKS[name] for name in members)

@@ -1,12 +1,11 @@
-"""Samples on processes: who decodes and who judges what, and how each sample ends, exactly once.
+"""Samples on processes: who decodes and who scores what, and how each sample ends, exactly once.
 
 The half of the shaper's state that knows generators and reward processes; what to open, keep and ship is decided in
-`state`. Pure like it: what is to be sent and recorded is appended to `out`.
+`training` and `evaluation`. Pure like them: what is to be sent and recorded goes to an `Outbox`.
 """
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from msgspec import Struct
 
@@ -16,12 +15,8 @@ from darts_async.protocol import (
     Cancel,
     FinishReason,
     Generate,
-    ProcessToLauncher,
     SamplingParams,
     Score,
-    ShaperToGenerator,
-    ShaperToLearner,
-    ShaperToReward,
     group_id_of,
     sample_id_of,
 )
@@ -30,33 +25,16 @@ from darts_async.shaper.group import (
     GroupState,
     Purpose,
     Sample,
+    SampleOutcome,
     Stage,
     group_of_state,
     group_state,
     group_without_tokens,
 )
-from darts_async.shaper.ledger import AnyRecord, SampleEnded, SamplePlaced
-from darts_async.shaper.pools import GeneratorPool, GeneratorsState, RewardPool
-from darts_async.shaper.token_accounts import Totals, TotalsState
-from darts_async.topology.outcomes import Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """A message for a peer."""
-
-    peer: str
-    message: ShaperToGenerator | ShaperToReward | ShaperToLearner | ProcessToLauncher
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Messages that an earlier incarnation of this peer has not acknowledged are void."""
-
-    peer: str
-
-
-Output = Send | Forget | AnyRecord
+from darts_async.shaper.ledger import GroupOpened, SampleEnded, SamplePlaced
+from darts_async.shaper.outbox import Outbox
+from darts_async.shaper.rosters import GeneratorRoster, GeneratorsState, RewardRoster
+from darts_async.shaper.token_accounts import Totals
 
 
 def sample_seed(run_seed: int, sample_id: int) -> int:
@@ -64,51 +42,55 @@ def sample_seed(run_seed: int, sample_id: int) -> int:
     return (run_seed * 0x9E3779B97F4A7C15 + sample_id * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % (1 << 63)
 
 
-class WorkloadState(Struct, frozen=True):
-    """What a `Workload` knows between two events."""
+class OpenWorkState(Struct, frozen=True):
+    """What a `OpenWork` knows between two events."""
 
     groups: list[GroupState]
-    totals: TotalsState
+    totals: Totals
     generators: GeneratorsState
     rewards: dict[str, set[int]]
     next_group_id: int
     waiting: list[int]
-    unjudged: list[int]
+    unscored: list[int]
 
 
-class Workload:
+class OpenWork:
     """The open groups, their samples, and the processes that work on them."""
 
-    def __init__(self, config: RunConfig, stop_token_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(self, config: RunConfig, outbox: Outbox, stop_token_ids: frozenset[int] = frozenset()) -> None:
         self._seed = config.seed
+        self._outbox = outbox
         self.stop_token_ids = stop_token_ids
         self._sampling = SamplingParams(**config.sampling.model_dump(exclude={"stop"}))
-        self.generators = GeneratorPool()
-        self.rewards = RewardPool()
+        self.generators = GeneratorRoster()
+        self.rewards = RewardRoster()
         self.groups: dict[int, Group] = {}
         """Groups with a sample that has not ended."""
         self._samples: dict[int, Sample] = {}
         """All samples of these."""
         self.totals = Totals()
-        self.out: list[Output] = []
         self.next_group_id = 0
         """No group has this id or a later one."""
         self._waiting: deque[Sample] = deque()  # for room in a generator
-        self._unjudged: deque[Sample] = deque()  # finished while no reward process was up
+        self._unscored: deque[Sample] = deque()  # finished while no reward process was up
 
     @property
     def has_room(self) -> bool:
         """Whether a sample opened now would start at once."""
         return not self._waiting and self.generators.roomiest() is not None
 
-    def open(self, prompt: Prompt, purpose: Purpose, num_samples: int, floor: int, now_s: float) -> Group:
-        """A new group, all of whose samples wait to be placed, where no token can be older than `floor`."""
+    def open(
+        self, prompt: Prompt, purpose: Purpose, num_samples: int, *, floor: int, cursor: int, now_s: float
+    ) -> Group:
+        """A new group, all of whose samples wait to be placed, where no token can be older than `floor`. `cursor`: of
+        the source of prompts, with this one."""
         group_id = self.next_group_id
         self.next_group_id += 1
         samples = [Sample(sample_id_of(group_id, index)) for index in range(num_samples)]
         group = self.groups[group_id] = Group(group_id, prompt, purpose, samples, floor, now_s)
         self._waiting.extend(samples)
         self._samples.update((sample.sample_id, sample) for sample in samples)
+        self._outbox.record(GroupOpened(group_id, prompt.prompt_id, purpose, num_samples, floor, cursor))
         return group
 
     def place(self) -> None:
@@ -145,45 +127,46 @@ class Workload:
             sampling=self._sampling,
             priority=-1 if sample.num_tokens else 0,
         )
-        self.out += [SamplePlaced(sample.sample_id, name, seat.incarnation), Send(name, generate)]
+        self._outbox.record(SamplePlaced(sample.sample_id, name, seat.incarnation))
+        self._outbox.send(name, generate)
 
-    def judge(self, sample: Sample) -> None:
+    def score(self, sample: Sample) -> None:
         """Have a finished sample scored, as soon as a reward process is up."""
         peer = self.rewards.assign(sample.sample_id)
         if peer is None:
-            self._unjudged.append(sample)
+            self._unscored.append(sample)
             return
         prompt = self.group_of(sample).prompt
         assert sample.finish_reason is not None
         tokens = sample.token_ids()
         score = Score(sample.sample_id, prompt.text, prompt.answer, prompt.metadata_json, tokens, sample.finish_reason)
-        self.out.append(Send(peer, score))
+        self._outbox.send(peer, score)
 
-    def judge_waiting(self) -> None:
+    def score_waiting(self) -> None:
         """A reward process may have come up."""
-        while self._unjudged and self.rewards.num_up:
-            sample = self._unjudged.popleft()
+        while self._unscored and self.rewards.num_up:
+            sample = self._unscored.popleft()
             if sample.stage is Stage.FINISHED:
-                self.judge(sample)
+                self.score(sample)
 
-    def cancel(self, sample: Sample, fate: Outcome, reason: str) -> None:
+    def cancel(self, sample: Sample, outcome: SampleOutcome, reason: str) -> None:
         """Stop a sample that waits or decodes; it ends when the engine has acknowledged."""
         if sample.generator is None:
-            self.end(sample, fate, reason)
+            self.end(sample, outcome, reason)
             return
-        sample.end_fate, sample.end_reason = fate, reason
+        sample.end_outcome, sample.end_reason = outcome, reason
         sample.to(Stage.CANCELLING)
-        self.out.append(Send(sample.generator, Cancel(sample.sample_id)))
+        self._outbox.send(sample.generator, Cancel(sample.sample_id))
 
-    def end(self, sample: Sample, fate: Outcome, reason: str, step: int | None = None) -> None:
+    def end(self, sample: Sample, outcome: SampleOutcome, reason: str, step: int | None = None) -> None:
         """The one terminal event of a sample."""
         sample.to(Stage.ENDED)
         self.release(sample)
         sample.chunks = []
-        self.totals.ended(fate, sample.num_tokens)
+        self.totals.ended(outcome, sample.num_tokens)
         record = SampleEnded(
             sample_id=sample.sample_id,
-            fate=fate,
+            outcome=outcome,
             reason=reason,
             num_tokens=sample.num_tokens,
             oldest_version=sample.oldest_version,
@@ -191,13 +174,29 @@ class Workload:
             step=step,
             reward=sample.reward,
         )
-        self.out.append(record)
+        self._outbox.record(record)
         group = self.group_of(sample)
         group.num_ended += 1
         if group.num_ended == len(group.samples):
             del self.groups[group.group_id]
             for ended in group.samples:
                 del self._samples[ended.sample_id]
+
+    def end_group(self, group: Group, outcome: SampleOutcome, reason: str, *, cancel_outcome: SampleOutcome) -> None:
+        """End every sample of a group, the running ones by cancelling them. One that was lost before keeps its own
+        end."""
+        for sample in group.samples:
+            if sample.stage in (Stage.WAITING, Stage.DECODING):
+                self.cancel(sample, cancel_outcome, reason)
+            elif sample.stage not in (Stage.CANCELLING, Stage.ENDED):
+                self.end(sample, "filtered" if sample.is_lost else outcome, sample.end_reason or reason)
+
+    def lose_all(self, reason: str) -> None:
+        """No sample continues, and no generator is waited for."""
+        self.generators.owing.clear()
+        for sample in self.samples():
+            if sample.stage is not Stage.ENDED:
+                self.end(sample, "lost", reason)
 
     def release(self, sample: Sample) -> None:
         """The sample no longer takes a place in its generator."""
@@ -206,15 +205,15 @@ class Workload:
             sample.generator = None
 
     def lose(self, peer: str, *, is_gone: bool) -> list[tuple[Sample, FinishReason]]:
-        """Take back what a process had: decoding goes on elsewhere, judging starts again. Returns the samples that had
-        come to their end, of which a generator could not say so any more: nothing is left to decode of them."""
+        """Take back what a process had: decoding continues elsewhere, scoring starts again. Returns the samples that
+        had come to their end, of which a generator could not say so any more: nothing is left to decode of them."""
         complete: list[tuple[Sample, FinishReason]] = []
         for sample_id in sorted(self.generators.leave(peer, is_gone=is_gone), reverse=True):
             sample = self.sample(sample_id)
             assert sample is not None, sample_id
             sample.generator = None
             if sample.stage is Stage.CANCELLING:
-                self.end(sample, sample.end_fate, sample.end_reason)
+                self.end(sample, sample.end_outcome, sample.end_reason)
                 continue
             sample.to(Stage.WAITING)
             reason = self._reason_to_stop(sample)
@@ -225,7 +224,7 @@ class Workload:
         for sample_id in sorted(self.rewards.leave(peer)):
             sample = self.sample(sample_id)
             if sample is not None and sample.stage is Stage.FINISHED:
-                self._unjudged.append(sample)
+                self._unscored.append(sample)
         return complete
 
     def _reason_to_stop(self, sample: Sample) -> FinishReason | None:
@@ -259,27 +258,33 @@ class Workload:
         """The group of a sample that has not ended."""
         return self.groups[group_id_of(sample.sample_id)]
 
-    def to_state(self) -> WorkloadState:
+    def to_state(self) -> OpenWorkState:
         """For `restore`."""
-        assert not self.out, "between two events nothing is left to be sent"
-        return WorkloadState(
-            [group_state(group) for group in self.groups.values()],
-            self.totals.to_state(),
-            self.generators.to_state(),
-            self.rewards.to_state(),
-            self.next_group_id,
+        assert self._outbox.is_empty, "between two events nothing is left to be sent"
+        return OpenWorkState(
+            groups=[group_state(group) for group in self.groups.values()],
+            totals=self.totals,
+            generators=self.generators.to_state(),
+            rewards=self.rewards.to_state(),
+            next_group_id=self.next_group_id,
             # What has been cancelled since it came into a queue is passed over there: here it is left out.
-            [sample.sample_id for sample in self._waiting if sample.stage is Stage.WAITING],
-            [sample.sample_id for sample in self._unjudged if sample.stage is Stage.FINISHED],
+            waiting=[sample.sample_id for sample in self._waiting if sample.stage is Stage.WAITING],
+            unscored=[sample.sample_id for sample in self._unscored if sample.stage is Stage.FINISHED],
         )
 
-    def to_checkpoint(self) -> WorkloadState:
-        """For `restore`, where none of the processes is there any more and no open group goes on."""
-        groups = [group_without_tokens(group) for group in self.groups.values()]
-        no_generators = GeneratorsState({}, -1, -1, set())
-        return WorkloadState(groups, self.totals.to_state(), no_generators, {}, self.next_group_id, [], [])
+    def to_checkpoint(self) -> OpenWorkState:
+        """For `restore`, where none of the processes is there any more and no open group continues."""
+        return OpenWorkState(
+            groups=[group_without_tokens(group) for group in self.groups.values()],
+            totals=self.totals,
+            generators=GeneratorRoster().to_state(),
+            rewards={},
+            next_group_id=self.next_group_id,
+            waiting=[],
+            unscored=[],
+        )
 
-    def take_peers_of(self, other: "Workload") -> None:
+    def take_peers_of(self, other: "OpenWork") -> None:
         """The processes that are up there are up here, with nothing to do."""
         self.generators, self.rewards = other.generators, other.rewards
         for _, seat in self.generators.seats():
@@ -287,19 +292,19 @@ class Workload:
         self.rewards.forget_items()
         self.next_group_id = max(self.next_group_id, other.next_group_id)  # answers about those there may come yet
 
-    def restore(self, state: WorkloadState) -> None:
-        """Go on where `to_state` was taken."""
-        self.groups = {group.group_id: group_of_state(group) for group in state.groups}
+    def restore(self, state: OpenWorkState) -> None:
+        """Continue where `to_state` was taken."""
+        self.groups.update((group.group_id, group_of_state(group)) for group in state.groups)
         self._samples = {sample.sample_id: sample for group in self.groups.values() for sample in group.samples}
-        self.totals.restore(state.totals)
+        self.totals = state.totals
         self.generators.restore(state.generators)
         self.rewards.restore(state.rewards)
         self.next_group_id = state.next_group_id
         self._waiting.extend(self._samples[sample_id] for sample_id in state.waiting)
-        self._unjudged.extend(self._samples[sample_id] for sample_id in state.unjudged)
+        self._unscored.extend(self._samples[sample_id] for sample_id in state.unscored)
 
     def validate(self) -> None:
-        """Places are held by whom they say; every token received is in a live sample or has a fate."""
+        """Places are held by whom they say; every token received is in a live sample or has an outcome."""
         samples = self.samples()
         assert samples == [sample for group in self.groups.values() for sample in group.samples]
         for name, seat in self.generators.seats():
@@ -310,7 +315,7 @@ class Workload:
             in_generator = sample.stage in (Stage.DECODING, Stage.CANCELLING)
             assert in_generator == (sample.generator is not None), (sample.sample_id, sample.stage)
         live = sum(s.num_tokens for s in samples if s.stage is not Stage.ENDED)
-        ended = sum(self.totals.tokens_by_fate.values())
+        ended = sum(self.totals.tokens_by_outcome.values())
         assert live + ended == self.totals.num_tokens_received, (live, ended, self.totals.num_tokens_received)
         for group in self.groups.values():
             assert group.num_ended == sum(s.stage is Stage.ENDED for s in group.samples), group.group_id

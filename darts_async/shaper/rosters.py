@@ -29,7 +29,7 @@ class GeneratorSeat:
 
 
 class GeneratorsState(Struct, frozen=True):
-    """What a `GeneratorPool` knows."""
+    """What a `GeneratorRoster` knows."""
 
     seats: dict[str, GeneratorSeat]
     published_version: int
@@ -37,7 +37,7 @@ class GeneratorsState(Struct, frozen=True):
     owing: set[str]
 
 
-class GeneratorPool:
+class GeneratorRoster:
     """The generators of the run."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class GeneratorPool:
         """The seats that have applied the newest published version; renewed when seats or versions change."""
         self._lowest_version: int | None = None
         self.owing: set[str] = set()
-        """Who was silent while it may have decoded: what it has not told yet comes before it joins again."""
+        """Generators that were silent while they may have decoded: each tells of it before it joins again."""
 
     def join(self, name: str, num_slots: int, max_queued: int, incarnation: int = 1) -> None:
         """A generator is up, without weights."""
@@ -94,7 +94,7 @@ class GeneratorPool:
 
     @property
     def lowest_version(self) -> int | None:
-        """The oldest version that a sample started now could be decoded under; None if nobody is routable."""
+        """The oldest version that a sample started now could be decoded under; None if none is routable."""
         return self._lowest_version
 
     def roomiest(self, oldest: int = 0) -> str | None:
@@ -138,10 +138,15 @@ class GeneratorPool:
 
     def to_state(self) -> GeneratorsState:
         """For `restore`."""
-        return GeneratorsState(self._seats, self._published_version, self._newest_version, self.owing)
+        return GeneratorsState(
+            seats=self._seats,
+            published_version=self._published_version,
+            newest_version=self._newest_version,
+            owing=self.owing,
+        )
 
     def restore(self, state: GeneratorsState) -> None:
-        """Go on where `to_state` was taken."""
+        """Continue where `to_state` was taken."""
         self._seats, self._published_version = state.seats, state.published_version
         self._newest_version, self.owing = state.newest_version, state.owing
         self._route()
@@ -153,7 +158,7 @@ class GeneratorPool:
         self._lowest_version = min((seat.policy_version for seat in self._routable.values()), default=None)
 
 
-class RewardPool:
+class RewardRoster:
     """The reward processes of the run and the items each has."""
 
     def __init__(self) -> None:
@@ -197,5 +202,5 @@ class RewardPool:
         return self._items
 
     def restore(self, state: dict[str, set[int]]) -> None:
-        """Go on where `to_state` was taken."""
+        """Continue where `to_state` was taken."""
         self._items = state
