@@ -200,7 +200,7 @@ def settings_of(
         "name": "emulated",
         "seed": seed,
         "roles": {"generator": {"replicas": profile.num_generators, "start_timeout_s": 300.0}},
-        "prompts": {"source": "chain", "num_train": NUM_PROMPTS, "held_out": 1, "max_prompt_tokens": PROMPT_TOKENS},
+        "prompts": {"num_train": NUM_PROMPTS, "held_out": 1, "max_prompt_tokens": PROMPT_TOKENS},
         "sampling": {"max_new_tokens": cap},
         "shaping": {"keep": KEEP, "launch": chosen.launch or LAUNCH, **chosen.shaping},
         "staleness": {"max_staleness": chosen.max_staleness},

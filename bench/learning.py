@@ -35,12 +35,12 @@ from bench.learning_plot import draw
 from bench.learning_report import BASELINE, SCHEMA, Learnt, Probe, Results, Task, Timing, report
 from bench.measured import launch, measure, quickstart
 from bench.probing import Judge, sampled
+from bench.quickstart.evaluate import Samples, summarise
 from bench.results import commit, keep, taken_over
 from bench.shaping import KEEP, TAIL_BATCHING, darts
 from darts_async.errors import ConfigError
 from darts_async.models.location import resolve_model_path
 from darts_async.prompts.load import load_prompts
-from darts_async.quickstart.evaluate import Samples, summarise
 from darts_async.quickstart.task import verify
 from launcher.config_file import load_config
 from launcher.progress.evaluation import pass_at_k

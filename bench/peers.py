@@ -36,6 +36,7 @@ from bench.charts import for_plots
 from bench.measured import launch
 from bench.peers_report import RACES, SCHEMA, TRL, Climb, Results, draw, report
 from bench.probing import Judge, sampled
+from bench.quickstart.tokenizer import EOS_ID
 from bench.results import commit, keep, taken_over
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
@@ -43,7 +44,6 @@ from darts_async.learner.checkpoints.checkpoint import directory_of
 from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.load import load_prompts
 from darts_async.prompts.source import Prompt
-from darts_async.quickstart.tokenizer import EOS_ID
 from darts_async.topology.run_files import CHECKPOINTS_DIR
 from launcher.config_file import load_config
 

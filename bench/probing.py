@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.quickstart.evaluate import Samples
 from darts_async.config import SamplingConfig
 from darts_async.generator.embedded.engine import EmbeddedEngine, load_embedded_engine
 from darts_async.models.location import load_tokenizer
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import Generate, SamplingParams
-from darts_async.quickstart.evaluate import Samples
 from darts_async.shaper.open_work import sample_seed
 
 Judge = Callable[[str, str, bool], float]

@@ -26,10 +26,10 @@ from typing import Any, Final
 import torch
 from transformers import Qwen3ForCausalLM
 
+from bench.quickstart.tokenizer import EOS_ID, VOCABULARY
+from bench.quickstart.warm_start import Phase, Sample, save, train
 from darts_async.quickstart import MODEL_PATH
 from darts_async.quickstart.task import ANSWER, EQUALS, OPERATIONS, apply_operation, is_held_out
-from darts_async.quickstart.tokenizer import EOS_ID, VOCABULARY
-from darts_async.quickstart.warm_start import Phase, Sample, save, train
 
 TRY, NO, YES, FROM = "try", "no", "yes", "from"
 WORDS: Final = VOCABULARY | {word: len(VOCABULARY) + place for place, word in enumerate((TRY, NO, YES, FROM))}

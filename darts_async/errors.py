@@ -49,8 +49,13 @@ class WeightUpdateError(DartsError):
     """A weight update failed or was aborted. The weights in use are untouched."""
 
 
+class ExtensionError(DartsError, ValueError):
+    """What the run brings itself cannot be loaded, raises, or decides what it may not. (A reward that raises is a
+    message, not an exception.)"""
+
+
 class RewardError(DartsError):
-    """A reward function cannot be loaded. (A reward that raises is a message, not an exception.)"""
+    """Rewards cannot be given: a worker does not start, or too many rewards fail."""
 
 
 class StalenessError(DartsError):
@@ -73,7 +78,7 @@ class ProcessDiedError(DartsError):
     """A process of the run ended when it should not have."""
 
 
-PERMANENT_ERRORS = (ConfigError, DataError, ModelError, RewardError, TrainingError)
+PERMANENT_ERRORS = (ConfigError, DataError, ModelError, ExtensionError, RewardError, TrainingError)
 """Errors in the input of the run, or in step after step: a restarted process would end by the same error."""
 
 PERMANENT_EXIT_CODE = 78

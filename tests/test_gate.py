@@ -59,6 +59,29 @@ def test_the_package_never_imports_the_launcher() -> None:
         assert not [name for name in imports_of(path) if name.partition(".")[0] == "launcher"], path
 
 
+def test_nothing_imports_the_quickstart() -> None:
+    """It is a user of the package: a run names its task, its reward and its model."""
+    for path in SOURCES:
+        if path.parent.name != "quickstart":
+            assert not [name for name in imports_of(path) if name.startswith("darts_async.quickstart")], path
+
+
+def test_only_what_calls_an_extension_loads_it() -> None:
+    """Loading runs what the user has written: in the process that calls it, and in the child that tries it out."""
+    loading = {str(path.relative_to(ROOT)) for path in SOURCES if "darts_async.extensions.load" in imports_of(path)}
+    assert loading == {
+        "darts_async/generator/process.py",
+        "darts_async/learner/losses/kinds.py",
+        "darts_async/learner/objective.py",
+        "darts_async/prompts/load.py",
+        "darts_async/reward/worker.py",
+        "darts_async/shaper/rules/custom.py",
+        "launcher/preflight/extension_check.py",  # ours alone
+        "launcher/preflight/extension_trial.py",
+        "launcher/sinks/sink.py",
+    }
+
+
 def test_nothing_pickles() -> None:
     forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "multiprocessing"}
     for path in SOURCES:

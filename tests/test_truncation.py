@@ -325,7 +325,7 @@ async def test_the_divergence_from_the_model_itself_is_zero_under_truncation() -
 
 
 async def test_the_settings_of_a_run_reach_the_learner() -> None:
-    model_dir = resolve_model_path("quickstart")
+    model_dir = resolve_model_path("darts_async.quickstart:model")
     engine = load_embedded_engine(str(model_dir), dtype="float32", num_slots=4, max_context_tokens=64)
     group = await drawn_group(QWEN3, 0.6, engine)
     run = RunConfig.model_validate({"sampling": {"top_k": 20, "top_p": 0.95, "temperature": 0.6}})

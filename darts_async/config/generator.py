@@ -1,11 +1,12 @@
 """Settings of the generators (inference workers) and their engines."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from darts_async.config.engines import Capabilities, capabilities_of
-from darts_async.config.section import NonNegative, Positive, Seconds, Section
+from darts_async.config.section import NonNegative, Positive, Seconds, Section, named
+from darts_async.extensions import ENGINE
 
 
 class ScriptConfig(Section):
@@ -58,9 +59,9 @@ class VllmConfig(Section):
 class GeneratorConfig(Section):
     """Settings of the generators (inference workers)."""
 
-    engine: Literal["embedded", "vllm", "scripted"] = "embedded"
+    engine: Annotated[str, named(ENGINE)] = "embedded"
     """`embedded`: continuous batching on CPUs. `vllm`: vLLM on GPUs or CPUs. `scripted`: no model, but seeded lengths
-    at a modelled speed."""
+    at a modelled speed. `module:name`: an engine of yours."""
     num_slots: Positive = 64
     """Samples that one generator decodes at once."""
     max_queued: NonNegative = 16

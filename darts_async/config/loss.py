@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from darts_async.config.section import NonNegative, Section
+from darts_async.config.section import NonNegative, Section, named
+from darts_async.extensions import LOSS
 
-LossKind = Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo", "decoupled_ppo", "reinforce"]
 Aggregate = Literal["token_mean", "sequence_mean", "constant"]
 Importance = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Proximal = Literal["step_start", "interpolated"]
@@ -24,7 +24,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "decoupled_ppo": {"clip_low": 0.2, "clip_high": 0.2, "aggregate": "token_mean", "proximal": "interpolated"},
     "reinforce": {"clip_low": None, "clip_high": None, "aggregate": "constant", "normalise_advantage": False},
 }
-_CLIPPED: tuple[LossKind, ...] = ("dapo", "grpo", "dr_grpo")
+_PRESET_OF_OTHERS = {"clip_low": None, "clip_high": None, "importance": "none"}
+_CLIPPED: tuple[str, ...] = ("dapo", "grpo", "dr_grpo")
 _IMPORTANCE: dict[str, tuple[Importance, ...]] = {
     **dict.fromkeys(_CLIPPED, ("none", "token_truncate", "token_mask", "sequence_mask")),
     "gspo": ("none", "sequence_mask"),
@@ -36,10 +37,11 @@ _IMPORTANCE: dict[str, tuple[Importance, ...]] = {
 class LossConfig(Section):
     """The training loss. Ratios are to the behaviour policy: the log-probabilities that the generator reported."""
 
-    kind: LossKind = "dapo"
+    kind: Annotated[str, named(LOSS)] = "dapo"
     """`dapo`, `grpo`, `dr_grpo`: clipped token ratios. `gspo`: clipped sequence ratios. `cispo`: a clipped weight on
     the log-probability. `decoupled_ppo`: clipping against a proximal policy. `reinforce`: the weighted log-probability;
-    with `shaping.baseline: leave_one_out` it is RLOO."""
+    with `shaping.baseline: leave_one_out` it is RLOO. `module:name`: a loss of yours, which reads the settings that it
+    needs."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
     """Lower clip (epsilon): the ratio is clipped at 1 - clip_low."""
     clip_high: Annotated[float, Field(gt=0)] | None = 0.28
@@ -85,13 +87,15 @@ class LossConfig(Section):
     def _fill_in_the_kind(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        preset = _PRESETS.get(given.get("kind", "dapo"), {})
+        preset = _PRESETS.get(str(given.get("kind", "dapo")), _PRESET_OF_OTHERS)
         importance = str(given.get("importance", preset.get("importance", "token_truncate")))
         low, high = (0.5, 5.0) if importance.endswith("mask") else (None, None if importance == "none" else 2.0)
         return {"importance_low": low, "importance_high": high} | preset | given
 
     @model_validator(mode="after")
     def _settings_fit_the_kind(self) -> Self:
+        if self.kind not in LOSS.built_in:
+            return self
         self._check_use("clip_low", used=self.kind not in ("cispo", "reinforce"))
         self._check_use("clip_high", used=self.kind != "reinforce")
         self._check_use("proximal", used=self.kind == "decoupled_ppo")

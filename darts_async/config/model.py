@@ -5,23 +5,33 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from darts_async.config.section import NonNegative, Positive, Section
+from darts_async.config.section import NonNegative, Positive, Section, named
+from darts_async.extensions import PROMPTS
 
 
 class ModelConfig(Section):
     """The language model that is trained."""
 
-    path: str = "quickstart"
-    """A local directory in Hugging Face format, a hub id, or `quickstart` for the small model that is shipped."""
+    path: str = "darts_async.quickstart:model"
+    """A directory in Hugging Face format, a hub id, or `package:directory` for one in an installed package: the default
+    is the small model that is shipped."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights in the learner and the generators."""
+
+    @field_validator("path")
+    @classmethod
+    def _path_has_its_present_name(cls, path: str) -> str:
+        if path == "quickstart":
+            raise ValueError("model.path 'quickstart' is now called 'darts_async.quickstart:model'; write that")
+        return path
 
 
 class PromptsConfig(Section):
     """Where prompts come from. Training and held-out prompts never overlap."""
 
-    source: Literal["chain", "jsonl", "parquet"] = "chain"
-    """`chain`: arithmetic that the quickstart generates. `jsonl`, `parquet`: a file of records."""
+    source: Annotated[str, named(PROMPTS)] = "darts_async.quickstart.task:prompts"
+    """`jsonl`, `parquet`: a file of records. Otherwise `module:name`, which is called and gives records; the default is
+    the quickstart's arithmetic."""
     path: str | None = None
     """File of training records (jsonl, parquet). In every path `~`, `$NAME` and `${NAME}` are filled in, and `$$` is a
     dollar sign."""
@@ -44,7 +54,7 @@ class PromptsConfig(Section):
     system_prompt: str | None = None
     """System message before the prompt, when the chat template is used."""
     num_train: Positive | None = None
-    """Training prompts: how many to generate (`chain`), or the most records to take."""
+    """Most training prompts to take. A source that is called gets the number, so that it can generate so many."""
     held_out: Positive = 128
     """Held-out prompts, chosen by the seed."""
     max_prompt_tokens: Positive = 512
@@ -70,7 +80,7 @@ class PromptsConfig(Section):
 
     @model_validator(mode="after")
     def _files_have_paths(self) -> Self:
-        if self.source != "chain" and self.path is None:
+        if self.source in PROMPTS.built_in and self.path is None:
             raise ValueError(f"prompts.source is {self.source!r}, which needs prompts.path")
         return self
 

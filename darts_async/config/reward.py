@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from darts_async.config.section import Positive, Seconds, Section
+from darts_async.config.section import Positive, Seconds, Section, named
+from darts_async.extensions import REWARD
 
 Size = Annotated[float, Field(gt=0)]
 
@@ -26,8 +27,8 @@ class RewardLimitsConfig(Section):
 class RewardConfig(Section):
     """How responses are scored."""
 
-    function: Annotated[str, Field(max_length=1_000)] = "chain"
-    """`chain` (the quickstart's verifier), `math`, `exact_match`, or `module:function`."""
+    function: Annotated[str, named(REWARD)] = "darts_async.quickstart.task:reward"
+    """`math`, `exact_match`, or `module:name`; the default is the quickstart's verifier."""
     workers: Positive = 1
     """Worker processes of each reward process."""
     deadline_s: Seconds = 10.0

@@ -17,6 +17,7 @@ from darts_async.config.section import NonNegative, Section
 from darts_async.config.shaping import ShapingConfig, StalenessConfig
 from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
+from darts_async.extensions import ENGINE
 from darts_async.topology.roles import ROLES
 
 
@@ -105,7 +106,7 @@ class RunConfig(Section):
                     f"generator.vllm.tensor_parallel_size is {size}, but roles.generator.devices is {devices}: a "
                     "generator shards its model over all its devices, or runs on CPUs without any; set both alike"
                 )
-        elif devices:
+        elif devices and engine in ENGINE.built_in:
             raise ValueError(
                 f"roles.generator.devices is {devices}, but generator.engine {engine} decodes on CPUs; leave it out, "
                 "or choose vllm"

@@ -2,12 +2,19 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from darts_async.extensions import Kind
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def named(kind: Kind) -> AfterValidator:
+    """A text that is a short name of the kind, or `module:name`."""
+    return AfterValidator(kind.checked)
 
 
 class Section(BaseModel):

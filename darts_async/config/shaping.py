@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from darts_async.config.section import Fraction, NonNegative, Positive, Seconds, Section
+from darts_async.config.section import Fraction, NonNegative, Positive, Seconds, Section, named
+from darts_async.extensions import RULE
 
 Baseline = Literal["group", "history", "leave_one_out"]
 Split = Literal["uniform", "paper", "shuffled", "reward_aware"]
@@ -47,11 +48,11 @@ class ShapingConfig(Section):
     A rule ignores the settings that do not name it, so that arms of an experiment differ in `rule` alone.
     """
 
-    rule: Literal["none", "random", "shortest", "longest", "dual_end", "survivor", "qlpo"] = "dual_end"
+    rule: Annotated[str, named(RULE)] = "dual_end"
     """`none`: plain GRPO; `launch` must equal `keep`. `random`: `keep` finished samples at random. `shortest`,
     `longest`: the `keep` samples at that end. `dual_end`: the `shortest` shortest and the `longest` longest.
     `survivor`: once `shortest` samples have finished, `longest` of the others are drawn at random and survive. `qlpo`:
-    mostly short right samples and mostly long wrong ones.
+    mostly short right samples and mostly long wrong ones. `module:name`: a rule of yours.
 
     Selection by length also rewards length. Where long answers are more often wrong, `shortest`, and `survivor` with
     `weight_power` below 1, favour long answers; `dual_end` disfavours them a little and `qlpo` a lot. `none`, `random`,

@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from darts_async.config.section import NonNegative, Seconds, Section
+from darts_async.config.section import NonNegative, Seconds, Section, named
+from darts_async.extensions import SINK
 
 
 class EvaluationConfig(Section):
@@ -44,6 +45,8 @@ class TelemetryConfig(Section):
     space, and processes that wait for it do not count as dead."""
     log_max_mb: Annotated[float, Field(ge=0.1)] = 64.0
     """Largest log of each process, in MB, and largest file of what it prints. The oldest half is removed first."""
+    sinks: tuple[Annotated[str, named(SINK)], ...] = Field((), strict=False)
+    """Further sinks of metrics, each a `module:name`, which get every line that is written to `metrics.jsonl`."""
     trace: bool = True
     """Whether each process records what it does and when, for `darts-launch trace`. The cost is negligible."""
     trace_samples: bool = True

@@ -23,7 +23,16 @@ if TYPE_CHECKING:  # these need torch, which an engine that models another does 
 
 
 class Engine(Protocol):
-    """An inference engine. `EngineError` from any call means that the engine is dead."""
+    """An inference engine, made as `NAME(config=RunConfig)`. `EngineError` from any call means that it is dead.
+
+    Example, what its owner does:
+        >>> async def decode(engine: Engine, requests: list[Generate]) -> int:
+        ...     for request in requests:
+        ...         engine.start(request)
+        ...     while engine.num_unfinished:
+        ...         events = await engine.step()
+        ...     return engine.num_tokens_decoded
+    """
 
     @property
     def num_slots(self) -> int:

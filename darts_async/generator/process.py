@@ -14,7 +14,9 @@ import structlog
 
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.config import RunConfig
-from darts_async.errors import EngineError, WeightUpdateError
+from darts_async.config.engines import Capabilities
+from darts_async.errors import EngineError, ExtensionError, WeightUpdateError
+from darts_async.extensions import ENGINE, load
 from darts_async.generator.engine import Engine
 from darts_async.generator.engine_pause import Stillness
 from darts_async.generator.events import Outbox, StepEvents
@@ -46,39 +48,18 @@ log = structlog.get_logger()
 
 
 def make_engine(config: RunConfig) -> Engine:
-    """The engine that the configuration names. Imports what it needs and no more."""
-    settings = config.generator
-    match settings.engine:
-        case "embedded":
-            from darts_async.generator.embedded.engine import load_embedded_engine
+    """The engine that the configuration names. Imports what it needs and no more.
 
-            return load_embedded_engine(
-                str(resolve_model_path(config.model.path)),
-                dtype=config.model.dtype,
-                num_slots=settings.num_slots,
-                max_context_tokens=settings.max_context_tokens,
-            )
-        case "vllm":
-            from darts_async.generator.vllm.engine import load_vllm_engine
-
-            return load_vllm_engine(
-                str(resolve_model_path(config.model.path)),
-                settings.vllm,
-                dtype=config.model.dtype,
-                num_slots=settings.num_slots,
-                max_context_tokens=settings.max_context_tokens,
-                seed=config.seed,
-            )
-        case "scripted":
-            from darts_async.generator.scripted import ScriptedEngine
-
-            assert settings.script is not None
-            return ScriptedEngine(
-                settings.script,
-                num_slots=settings.num_slots,
-                max_context_tokens=settings.max_context_tokens,
-                seed=config.seed,
-            )
+    Raises:
+        ExtensionError: it cannot be loaded, or does not say what it can do.
+    """
+    engine: Engine = load(ENGINE, config.generator.engine)(config=config)
+    if not isinstance(getattr(engine, "capabilities", None), Capabilities):
+        raise ExtensionError(
+            f"generator.engine is {config.generator.engine!r}, and what it makes, {type(engine).__name__}, has no "
+            "`capabilities`; give it `capabilities = Capabilities()` of darts_async.config.engines"
+        )
+    return engine
 
 
 def make_stop_strings(config: RunConfig) -> StopStrings | None:

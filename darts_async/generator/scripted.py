@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from darts_async.config import ScriptConfig
+from darts_async.config import RunConfig, ScriptConfig
 from darts_async.config.engines import SCRIPTED
 from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError
@@ -154,6 +154,18 @@ class ScriptedEngine(SlotEngine):
             await self._clock.sleep(seconds)
         finally:
             self._sleeps = False
+
+
+def make_engine(config: RunConfig) -> ScriptedEngine:
+    """The engine `scripted`. Raises `ConfigError` if its trace cannot be used."""
+    settings = config.generator
+    assert settings.script is not None, "the configuration requires it"
+    return ScriptedEngine(
+        settings.script,
+        num_slots=settings.num_slots,
+        max_context_tokens=settings.max_context_tokens,
+        seed=config.seed,
+    )
 
 
 def load_lengths(path: str) -> NDArray[np.int64]:

@@ -274,9 +274,9 @@ class SlotEngine(ABC):
         return local_transfer(hold, interface, config, self.apply_weights)
 
     @property
-    @abstractmethod
     def _is_stepping(self) -> bool:
-        """Whether a step, or a change of the weights, is under way."""
+        """Whether a step, or a change of the weights, is under way; of one that waits for nothing it never is."""
+        return False
 
     def _assert_between_steps(self) -> None:
         assert not self._is_closed, "the engine is closed"

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import ModelError
+from darts_async.extensions import LOSS, load
 from darts_async.learner.advantage import Decoded, group_advantages
 from darts_async.learner.flops import ModelFlops, utilisation
 from darts_async.learner.lora import adapters_off, has_adapters
@@ -47,7 +48,8 @@ class Objective:
         has a `kl_weight`, and may be left out for a model with adapters, which without them is the reference itself.
         All ranks are given the same groups, and each makes the passes of its own samples.
 
-        Raises `ModelError` if the reference has another vocabulary, or if activations cannot be checkpointed.
+        Raises `ModelError` if the reference has another vocabulary, or if activations cannot be checkpointed, and
+        `ExtensionError` if the loss cannot be loaded.
         """
         assert not config.loss.kl_weight or reference is not None or has_adapters(model), "divergence from what?"
         if reference is not None:
@@ -55,6 +57,7 @@ class Objective:
         self._model = model
         self._reference = reference
         self._config = config
+        self._loss = load(LOSS, config.loss.kind)
         self._temperature = temperature
         self._truncation = truncation
         self._baseline = baseline
@@ -132,7 +135,7 @@ class Objective:
             scores = response_scores(
                 self._model, batch, self._temperature, self._truncation, entropy_gradient=config.entropy_weight > 0
             )
-            loss, tally = policy_loss(scores, batch, config, reference_logprobs)
+            loss, tally = policy_loss(self._loss, scores, batch, config, reference_logprobs)
         tally.merge(truncation_metrics(scores, batch.on_policy))
         if has_gradient:
             loss.backward()  # type: ignore[no-untyped-call]

@@ -3,6 +3,8 @@
 Every process resolves the setting with the same function, so that all processes use the same directory.
 """
 
+import importlib.util
+import re
 from pathlib import Path
 
 import msgspec
@@ -10,35 +12,60 @@ from tokenizers import Tokenizer
 
 from darts_async.config.paths import expanded
 from darts_async.errors import ModelError
-from darts_async.quickstart import MODEL_PATH
 
-QUICKSTART = "quickstart"
 TOKENIZER_FILE = "tokenizer.json"
 
 _TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 _WEIGHT_FILES = ("*.safetensors",)
+_IN_A_PACKAGE = re.compile(r"([A-Za-z_][\w.]*):([\w./-]+)")
 
 
 def resolve_model_path(path: str, *, with_weights: bool = True, setting: str = "model.path") -> Path:
     """The local directory of a model.
 
     Args:
-        path: `quickstart` for the model that is shipped, a directory in Hugging Face format, or a hub id.
-        with_weights: whether to fetch the weights of a hub id too, and not only configuration and tokenizer.
-        setting: name of the setting, for messages.
+        path: a directory in Hugging Face format, `package:directory` for one in an installed package, or a hub id.
+        with_weights: fetch the weights of a hub id too; configuration and tokenizer are enough for those who
+            only need text.
+        setting: where the path was written, for messages.
 
     Raises:
         ConfigError: a variable in the path is not set.
         ModelError: there is no such directory, and the hub has no such model.
     """
-    if path == QUICKSTART:
-        return _checked_directory(MODEL_PATH, "the shipped model; reinstall the package")
+    if (local := local_directory(path, setting)) is not None:
+        return local
     directory = expanded(path, setting)
-    if directory.is_dir():
-        return directory
     if path.startswith(("/", ".", "~", "$")) or path.count("/") > 1:
         raise ModelError(f"{setting} is {path!r}, but there is no directory {directory.absolute()}")
     return _fetch(path, setting, _TEXT_FILES + _WEIGHT_FILES if with_weights else _TEXT_FILES)
+
+
+def local_directory(path: str, setting: str) -> Path | None:
+    """The directory that a path names on this machine; None for a hub id, and for what is not there.
+
+    Raises:
+        ConfigError: a variable in the path is not set.
+        ModelError: the path names a directory in a package, and there is no such package or directory.
+    """
+    directory = expanded(path, setting)
+    if directory.is_dir():
+        return directory
+    match = _IN_A_PACKAGE.fullmatch(path)
+    return None if match is None else _directory_in(match[1], match[2], f"{setting} is {path!r}")
+
+
+def _directory_in(package: str, name: str, where: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"{where}, but no package {package!r} is installed; write package:directory, or a path")
+    found = Path(next(iter(spec.submodule_search_locations))) / name
+    if not found.is_dir():
+        raise ModelError(f"{where}, but there is no directory {found}; reinstall the package, or correct the name")
+    return found
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
@@ -130,12 +157,6 @@ class _StopTokens(_StopTokensOfText):
     """And of the whole."""
 
     text_config: _StopTokensOfText | None = None
-
-
-def _checked_directory(directory: Path, what: str) -> Path:
-    if not directory.is_dir():
-        raise ModelError(f"there is no directory {directory}: {what}")
-    return directory
 
 
 def _fetch(hub_id: str, setting: str, patterns: tuple[str, ...]) -> Path:

@@ -7,38 +7,58 @@ module imports neither torch nor transformers.
 
 import datetime
 import decimal
+import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError, DataError, ModelError
+from darts_async.extensions import PROMPTS, load
 from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.chat import ChatMessage, ChatTemplate
 from darts_async.prompts.chat_files import load_chat_template
-from darts_async.prompts.records import Fields, Record, read_records
+from darts_async.prompts.files import FileFormat
+from darts_async.prompts.records import Fields, Record, parse_record, read_records
 from darts_async.prompts.source import Prompt
-from darts_async.quickstart.task import ChainPrompt, make_prompts
 
 if TYPE_CHECKING:
     from darts_async.config import PromptsConfig, RunConfig
 
-DEFAULT_NUM_CHAIN = 4096
+Rows = Iterable[Mapping[str, Any]]
+MAX_RECORDS = 1 << 22
+"""What a source may give of each set: one without an end is a mistake."""
 _TEXTS_PER_BATCH = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class PromptSets:
-    """Disjoint training and held-out prompts, and the numbers of records that were left out."""
+class Source(Protocol):
+    """Gives records, of which some are held out, or two sets of them, `train` and `held_out`.
 
-    train: tuple[Prompt, ...]
-    held_out: tuple[Prompt, ...]
+    Example:
+        >>> def sums(*, num_train: int | None, held_out: int, seed: int) -> Rows:
+        ...     for number in range((num_train or 1000) + held_out):
+        ...         yield {"prompt": f"{number} + {number} =", "answer": 2 * number, "size": len(str(number))}
+        >>> next(iter(sums(num_train=64, held_out=8, seed=0)))
+        {'prompt': '0 + 0 =', 'answer': 0, 'size': 1}
+    """
+
+    def __call__(self, *, num_train: int | None, held_out: int, seed: int) -> Rows | Mapping[str, Rows]:
+        """`prompts.num_train` (None if it is not set), `prompts.held_out` and the seed of the run are handed over. The
+        same ones give the same records: a shaper that is started again asks again."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCounts:
+    """How many prompts there are, and what was left out on the way."""
+
+    num_train: int
+    num_held_out: int
     num_too_long: int
     """Records skipped because the prompt is longer than `max_prompt_tokens`."""
     num_duplicates: int
@@ -55,7 +75,22 @@ class PromptSets:
             "also in the held-out set": self.num_duplicates,
         }
         told = "".join(f"; {number:,} left out: {reason}" for reason, number in left_out.items() if number)
-        return f"{len(self.train):,} prompts to train on, {len(self.held_out):,} held out{told}"
+        return f"{self.num_train:,} prompts to train on, {self.num_held_out:,} held out{told}"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSets:
+    """Training and held-out prompts, disjoint."""
+
+    train: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    num_too_long: int
+    num_duplicates: int
+
+    @property
+    def counts(self) -> PromptCounts:
+        """How many there are, and how many there could have been."""
+        return PromptCounts(len(self.train), len(self.held_out), self.num_too_long, self.num_duplicates)
 
 
 class PromptEncoder:
@@ -107,7 +142,8 @@ def load_prompts(config: "RunConfig") -> PromptSets:
     """The prompts of a run. Blocks while it reads and tokenises, so do not call it on an event loop.
 
     Raises:
-        DataError: a file or a record cannot be used, or there are too few of them.
+        DataError: a file, a source or a record cannot be used, or there are too few of them.
+        ExtensionError: the source cannot be loaded.
         ModelError: the model has no tokenizer, or a chat template that cannot be used.
         ConfigError: a system prompt is set, but the chat template is not used.
     """
@@ -123,10 +159,9 @@ def load_prompts(config: "RunConfig") -> PromptSets:
     distinct = without_those_of(train, held_out)
     if not distinct:
         sets = PromptSets((), tuple(held_out), num_too_long, len(train))
-        raise DataError(f"of {len(train_records)} records there are {sets}; give more, or hold out fewer")
-    return PromptSets(
-        tuple(distinct[: config.prompts.num_train]), tuple(held_out), num_too_long, len(train) - len(distinct)
-    )
+        raise DataError(f"of {len(train_records)} records there are {sets.counts}; give more, or hold out fewer")
+    num_duplicates = len(train) - len(distinct)
+    return PromptSets(tuple(distinct[: config.prompts.num_train]), tuple(held_out), num_too_long, num_duplicates)
 
 
 def split_off(prompts: list[Prompt], num_held_out: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -173,25 +208,43 @@ def _make_encoder(model_dir: Path, config: "PromptsConfig") -> PromptEncoder:
 
 
 def _read(config: "PromptsConfig", seed: int) -> tuple[list[Record], list[Record] | None]:
-    """Training records, and the held-out records if they are in a separate file."""
-    if config.source == "chain":
-        train, held_out = make_prompts(config.num_train or DEFAULT_NUM_CHAIN, config.held_out, seed)
-        return _chain_records(train), _chain_records(held_out)
-    assert config.path is not None, "the configuration requires it"
+    """Training records, and the held-out records if they are a separate set."""
     pattern = None if config.answer_pattern is None else re.compile(config.answer_pattern)
     fields = Fields(config.prompt_field, config.answer_field, pattern, config.metadata_fields)
-    records = read_records(expanded(config.path, "prompts.path"), config.source, fields)
+    if config.source not in PROMPTS.built_in:
+        return _ask(config, seed, fields)
+    assert config.path is not None, "the configuration requires it"
+    file_format: FileFormat = "parquet" if config.source == "parquet" else "jsonl"
+    records = read_records(expanded(config.path, "prompts.path"), file_format, fields)
     if config.held_out_path is None:
         return records, None
     held_out_path = expanded(config.held_out_path, "prompts.held_out_path")
-    return records, read_records(held_out_path, config.source, fields)
+    return records, read_records(held_out_path, file_format, fields)
 
 
-def _chain_records(prompts: Iterable[ChainPrompt]) -> list[Record]:
-    return [
-        Record(f"chain prompt {place}", prompt.text, prompt.answer, {"k": prompt.k})
-        for place, prompt in enumerate(prompts)
-    ]
+def _ask(config: "PromptsConfig", seed: int, fields: Fields) -> tuple[list[Record], list[Record] | None]:
+    """The records of a source that is called: an iterable of them, or a mapping of two sets."""
+    where = f"prompts.source {config.source!r}"
+    source: Source = load(PROMPTS, config.source)
+    try:
+        given = source(num_train=config.num_train, held_out=config.held_out, seed=seed)
+        sets = given if isinstance(given, Mapping) else {"train": given}
+        rows = {name: list(itertools.islice(sets[name], MAX_RECORDS + 1)) for name in sets}
+    except DataError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise DataError(f"{where} raised {type(error).__name__}: {error}") from error
+    if "train" not in rows or not rows.keys() <= {"train", "held_out"}:
+        raise DataError(f"{where} gave sets named {sorted(map(str, rows))}; name them 'train' and 'held_out'")
+    for name, found in rows.items():
+        if not 0 < len(found) <= MAX_RECORDS:
+            amount = "no records" if not found else f"more than {MAX_RECORDS:,} records"
+            raise DataError(f"{where} gave {amount} of the set {name!r}; give at least 1, and come to an end")
+    records = {
+        name: [parse_record(row, f"{where}, {name} record {place}", fields) for place, row in enumerate(found)]
+        for name, found in rows.items()
+    }
+    return records["train"], records.get("held_out")
 
 
 def _to_prompts(

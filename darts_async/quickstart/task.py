@@ -1,4 +1,4 @@
-"""A chain of operations on a digit, modulo 10: prompts, supervised responses and the verifier.
+"""A chain of operations on a digit, modulo 10: the prompts and the verifier, as a source and a reward function.
 
 A prompt is a start digit and k operations; a response works them off one by one, may verify, and answers:
 
@@ -7,9 +7,7 @@ A prompt is a start digit and k operations; a response works them off one by one
 
 Every operation is a bijection of the ten digits, so a slip is carried to the end unless a second one happens to
 undo it: k is the difficulty. Verification is of two kinds. `check` copies the block before it (verbosity without
-effect); `redo` computes the chain afresh (useful depth). The answer is the last result of the last block. How
-many blocks there are follows a chain of two states, a brief one that stops soon and a sticky one that does not,
-which makes lengths long-tailed within a prompt.
+effect); `redo` computes the chain again (useful depth). The answer is the last result of the last block.
 
 Training and held-out prompts are disjoint for every seed: a checksum of the text decides to which of the two
 pools a text belongs (`is_held_out`), and the warm start of the shipped model draws from the training pool too.
@@ -20,6 +18,7 @@ Words are separated by single spaces and each is one token. This module imports 
 import random
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 from darts_async.errors import DataError
 
@@ -30,8 +29,20 @@ EQUALS, CHECK, REDO, ANSWER = "=", "check", "redo", "ans"
 WORDS = (EQUALS, ANSWER, CHECK, REDO, *(str(digit) for digit in range(10)), *OPERATIONS)
 """Every word of prompts and responses."""
 
+DEFAULT_NUM_TRAIN = 4096
 HELD_OUT_SHARE = 16
 """One text in so many belongs to the held-out pool."""
+
+
+def prompts(*, num_train: int | None, held_out: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The task as a prompt source. `num_train` prompts are made; without it `DEFAULT_NUM_TRAIN`."""
+    train, others = make_prompts(DEFAULT_NUM_TRAIN if num_train is None else num_train, held_out, seed)
+    return {"train": [_record(each) for each in train], "held_out": [_record(each) for each in others]}
+
+
+def reward(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float:
+    """The task as a reward function: 1.0 if the chain was worked off to the right answer and ended by the model."""
+    return verify(response, answer, finish_reason == "stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +53,6 @@ class ChainPrompt:
     answer: str
     k: int
     """Number of operations."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseStyle:
-    """How supervised responses are written. Every field is a probability.
-
-    With `verify * (1 - redo) < 1 - verify` the answer is the likeliest word after the first block. Where a copy is
-    likelier, greedy decoding copies forever.
-    """
-
-    step_error: float = 0.10
-    """A result of the first block is wrong."""
-    verify: float = 0.50
-    """Another block follows, in the brief state (the state before the first verification)."""
-    turn_sticky: float = 0.65
-    """The brief state turns into the sticky one, at each verification block."""
-    stickiness: float = 0.73
-    """Another block follows, in the sticky state. Below 1, or a response never ends."""
-    redo: float = 0.15
-    """A verification block computes afresh instead of copying."""
-    redo_error: float = 0.08
-    """A result that is computed afresh is wrong."""
-    copy_error: float = 0.01
-    """A result is miscopied; the results after it are copied anyway."""
-
-
-CONCISE = ResponseStyle(verify=0.0)
-FLAWLESS = ResponseStyle(step_error=0.0, verify=0.0)
 
 
 def apply_operation(digit: int, operation: str) -> int:
@@ -111,27 +94,16 @@ def draw_prompt(rng: random.Random, k: int) -> ChainPrompt:
     return ChainPrompt(text, str(digit), k)
 
 
-def write_response(rng: random.Random, prompt: ChainPrompt, style: ResponseStyle) -> str:
-    """One supervised response to a prompt, without the end-of-sequence token."""
-    start, *operations, _equals = prompt.text.split()
-    results = _compute(rng, int(start), operations, style.step_error)
-    words = _block(operations, results)
-    for _ in range(_num_verifications(rng, style)):
-        if rng.random() < style.redo:
-            results = _compute(rng, int(start), operations, style.redo_error)
-            words += [REDO, *_block(operations, results)]
-        else:
-            results = [_perhaps_wrong(rng, digit, style.copy_error) for digit in results]
-            words += [CHECK, *_block(operations, results)]
-    return " ".join((*words, ANSWER, str(results[-1])))
-
-
 def verify(response_text: str, answer: str, finished: bool) -> float:
     """1.0 if the response ends with the right answer and was finished by the end-of-sequence token, else 0.0.
 
     `response_text` is decoded without special tokens.
     """
     return float(finished and response_text.split()[-2:] == [ANSWER, answer])
+
+
+def _record(prompt: ChainPrompt) -> dict[str, Any]:
+    return {"prompt": prompt.text, "answer": prompt.answer, "k": prompt.k}
 
 
 def _draw_distinct(rng: random.Random, num_prompts: int, *, from_held_out: bool) -> list[ChainPrompt]:
@@ -153,27 +125,3 @@ def _refuse_too_many(num_prompts: int, *, from_held_out: bool) -> None:
     if not 0 <= num_prompts <= limit:
         name = "held-out" if from_held_out else "training"
         raise DataError(f"{num_prompts} {name} prompts asked of the chain task, which can make 0 to {limit}")
-
-
-def _compute(rng: random.Random, digit: int, operations: list[str], error: float) -> list[int]:
-    results = []
-    for operation in operations:
-        digit = _perhaps_wrong(rng, apply_operation(digit, operation), error)
-        results.append(digit)
-    return results
-
-
-def _perhaps_wrong(rng: random.Random, digit: int, error: float) -> int:
-    return (digit + rng.randrange(1, 10)) % 10 if rng.random() < error else digit
-
-
-def _block(operations: list[str], results: list[int]) -> list[str]:
-    return [word for operation, result in zip(operations, results, strict=True) for word in (operation, str(result))]
-
-
-def _num_verifications(rng: random.Random, style: ResponseStyle) -> int:
-    num_blocks, sticky = 0, False
-    while rng.random() < (style.stickiness if sticky else style.verify):
-        num_blocks += 1
-        sticky = sticky or rng.random() < style.turn_sticky
-    return num_blocks

@@ -20,10 +20,11 @@ from typing import BinaryIO
 import numpy as np
 from tokenizers import Tokenizer
 
-from darts_async.errors import ModelError, RewardError
+from darts_async.errors import ExtensionError, ModelError
+from darts_async.extensions import REWARD, Extension, load
 from darts_async.models.location import load_tokenizer
 from darts_async.reward.limits import Limits
-from darts_async.reward.loading import NotFiniteError, RewardFunction, WrongTypeError, checked_reward, load_function
+from darts_async.reward.values import NotFiniteError, WrongTypeError, checked_reward
 from darts_async.reward.worker_messages import (
     Failed,
     LoadFailed,
@@ -42,7 +43,7 @@ MAX_LINE_CHARS = 300
 class Scorer:
     """Decodes a response and calls the reward function."""
 
-    def __init__(self, function: RewardFunction, tokenizer: Tokenizer) -> None:
+    def __init__(self, function: Extension, tokenizer: Tokenizer) -> None:
         self._function = function
         self._tokenizer = tokenizer
 
@@ -99,8 +100,8 @@ def serve(
 ) -> None:
     """Score items until the input ends. `on_item` is called before each item."""
     try:
-        scorer = Scorer(load_function(function_name), load_tokenizer(tokenizer_dir))
-    except (RewardError, ModelError) as error:
+        scorer = Scorer(load(REWARD, function_name), load_tokenizer(tokenizer_dir))
+    except (ExtensionError, ModelError) as error:
         cause = f"\n{last_lines(error.__cause__)}" if error.__cause__ is not None else ""
         write_message(replies, LoadFailed(f"{error}{cause}"))
         return

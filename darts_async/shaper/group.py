@@ -150,8 +150,6 @@ class GroupState(Struct, frozen=True):
     opened_s: float
     num_finished: int
     num_ended: int
-    survivors: frozenset[int]
-    lots: tuple[int, ...]
     spared: int | None
     hazard_candidates: dict[int, int]
     asked_again: bool
@@ -175,10 +173,6 @@ class Group:
     """Samples that have ended their response."""
     num_ended: int = 0
     """Samples whose one terminal event has come."""
-    survivors: frozenset[int] = frozenset()
-    """Sample ids that a survivor draw spared."""
-    lots: tuple[Sample, ...] = ()
-    """The samples in a uniformly drawn order, once drawn."""
     spared: int | None = None
     """The sample id that hazard pruning lets run in place of those it aborts."""
     hazard_candidates: dict[int, int] = field(default_factory=dict)
@@ -248,7 +242,6 @@ def group_without_tokens(group: Group) -> GroupState:
 
 def _state_of(group: Group) -> GroupState:
     fields = {name: getattr(group, name) for name in GroupState.__struct_fields__}
-    fields["lots"] = tuple(sample.sample_id for sample in group.lots)
     if group.kept is not None:
         fields["kept"] = [(sample.sample_id, weight) for sample, weight in group.kept]
     return GroupState(**fields)
@@ -258,7 +251,6 @@ def group_of_state(state: GroupState) -> Group:
     """The group that `group_state` described."""
     by_id = {sample.sample_id: sample for sample in state.samples}
     fields = {name: getattr(state, name) for name in GroupState.__struct_fields__}
-    fields["lots"] = tuple(by_id[sample_id] for sample_id in state.lots)
     if state.kept is not None:
         fields["kept"] = [(by_id[sample_id], weight) for sample_id, weight in state.kept]
     return Group(**fields)

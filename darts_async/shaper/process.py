@@ -335,7 +335,7 @@ def make_actor(runtime: Runtime) -> ShaperActor:
     """The shaper of the run."""
     config = runtime.config
     sets = load_prompts(config)
-    log.info("prompts_loaded", found=str(sets))
+    log.info("prompts_loaded", found=str(sets.counts))
     return ShaperActor(runtime, sets, stop_tokens_of(config), boundary=boundary_of(config, runtime.run_dir))
 
 

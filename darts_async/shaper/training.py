@@ -97,7 +97,7 @@ class Training:
 
     def decide(self, group: Group) -> None:
         """A sample has finished, failed, got its reward or grown old: which to cancel, and is the group complete?"""
-        for sample in self._planner.rule(group).to_cancel(group, self._config.seed):
+        for sample in self._planner.rule(group).to_cancel(group):
             self._work.cancel(sample, "cancelled", self._config.shaping.rule)
         for sample in self._planner.tail_to_prune(group):
             self._work.cancel(sample, "cancelled", "hazard")

@@ -4,6 +4,7 @@ The headers of the files are checked here. Checks that need torch run in a child
 parallel to the other checks.
 """
 
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -14,16 +15,17 @@ from typing import Self
 
 import msgspec
 
+import darts_async
 from darts_async.config import RunConfig
-from darts_async.config.paths import expanded
-from darts_async.errors import ConfigError
+from darts_async.errors import ConfigError, ModelError
 from darts_async.machine.lifetime import PARENT_PID_VARIABLE
 from darts_async.machine.spawn import module_command
-from darts_async.models.location import QUICKSTART, resolve_model_path
+from darts_async.models.location import local_directory
 from darts_async.models.weight_files import check_weight_files
 from launcher.preflight.model_trial import Finding, Question
 from launcher.problems import Problem, shown
 
+_PACKAGE_DIR = Path(darts_async.__file__).parent
 _DEADLINE_S = 120.0
 """Time limit of the child, which imports torch, on a busy machine."""
 
@@ -33,16 +35,10 @@ def local_models(config: RunConfig) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for setting in ("model.path", "learner.loss.reference_path"):
         path = _path(config, setting)
-        if path is not None and (path == QUICKSTART or _is_directory(path, setting)):
-            found[setting] = resolve_model_path(path, with_weights=False, setting=setting)
+        with contextlib.suppress(ConfigError, ModelError):  # of which another check tells
+            if path is not None and (directory := local_directory(path, setting)) is not None:
+                found[setting] = directory
     return found
-
-
-def _is_directory(path: str, setting: str) -> bool:
-    try:
-        return expanded(path, setting).is_dir()
-    except ConfigError:
-        return False  # another check reports it
 
 
 def check_files(models: dict[str, Path]) -> Iterator[Problem]:
@@ -59,11 +55,11 @@ def _path(config: RunConfig, setting: str) -> str | None:
 class ModelTrial:
     """A child process that checks models. Leaving the context ends it.
 
-    The model that is shipped is not checked.
+    A model that came with this package is not checked.
     """
 
     def __init__(self, config: RunConfig, models: dict[str, Path]) -> None:
-        asked = {setting: directory for setting, directory in models.items() if _path(config, setting) != QUICKSTART}
+        asked = {setting: path for setting, path in models.items() if not path.is_relative_to(_PACKAGE_DIR)}
         self._models = asked
         self._question = Question(config.model_dump_json(), {setting: str(path) for setting, path in asked.items()})
         self._child: subprocess.Popen[bytes] | None = None

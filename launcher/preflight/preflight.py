@@ -1,8 +1,8 @@
 """Checks a run before any process starts, so that a mistake costs a second and not the time of a cluster.
 
-The checks look at files, ports, the reward function and the placement of processes. `darts_async.config` checks what
-follows from the settings alone. Each check returns its problems, and all are shown together. A `Problem` that is `here`
-is one of this machine. This module does not import torch.
+The checks look at files, ports, what the run brings itself and the placement of processes. `darts_async.config` checks
+what follows from the settings alone. Each check returns its problems, and all are shown together. A `Problem` that is
+`here` is one of this machine. This module does not import torch.
 """
 
 import importlib.util
@@ -15,18 +15,19 @@ from typing import Any
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.config.paths import expanded, is_file, missing_file
-from darts_async.errors import ConfigError, DataError, ModelError
+from darts_async.errors import ConfigError, ModelError
 from darts_async.models.length_limits import bounds, text_part
 from darts_async.models.location import load_tokenizer, resolve_model_path
-from darts_async.prompts.load import PromptSets, load_prompts
+from darts_async.prompts.load import PromptCounts
 from darts_async.topology.roles import GENERATOR
 from launcher.plan.devices import check_backend, check_gpus, check_vllm
 from launcher.plan.placement import Place, PlacementError, local_node, place_processes, role_names
 from launcher.plan.plan import link_hubs
 from launcher.plan.ports import block, free_block, why_not_bound
+from launcher.preflight.extension_check import check_extensions, check_prompts
 from launcher.preflight.model_check import ModelTrial, check_files, local_models
+from launcher.preflight.prompt_check import Found
 from launcher.preflight.remote_preflight import check_nodes
-from launcher.preflight.reward_check import check_answers, check_reward
 from launcher.preflight.system_limits import check_limits, limits_here, need_of, weight_bytes
 from launcher.problems import Problem, shown
 
@@ -39,7 +40,7 @@ class Findings:
     """Empty if the run may start here."""
     hints: tuple[Problem, ...]
     """Problems that are shown and do not prevent a run."""
-    prompts: PromptSets | None
+    prompts: PromptCounts | None
     """None if they cannot be loaded."""
 
 
@@ -50,22 +51,16 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
     models = local_models(config)
     files = tuple(check_files(models))
     with ModelTrial(config, {} if model or files else models) as trial:
-        prompts = None if model or data else check_prompts(config)  # without these, prompts fail for the same reason
+        prompts = Found() if model or data else check_prompts(config)  # without these, it fails for the same reason
         found = (
-            *_check_all(config, model + files, data + _data_problems(config, prompts), reaches_nodes=reaches_nodes),
+            *_check_all(config, model + files, data + prompts.problems, reaches_nodes=reaches_nodes),
             *trial.problems(),
         )
     return Findings(
         problems=tuple(problem for problem in found if not problem.is_hint),
         hints=tuple(problem for problem in found if problem.is_hint),
-        prompts=prompts if isinstance(prompts, PromptSets) else None,
+        prompts=prompts.counts,
     )
-
-
-def _data_problems(config: RunConfig, prompts: PromptSets | Problem | None) -> tuple[Problem, ...]:
-    if isinstance(prompts, PromptSets):
-        return tuple(check_answers(config, prompts))
-    return () if prompts is None else (prompts,)
 
 
 def _check_all(
@@ -76,7 +71,7 @@ def _check_all(
         *check_runs_dir(config),
         *_check_places(config, reaches_nodes=reaches_nodes),
         *check_script(config),
-        *check_reward(config),
+        *check_extensions(config),
         *check_adapters(config),
         *model,
         *data,
@@ -176,8 +171,6 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
 
 def check_data_files(config: RunConfig) -> Iterator[Problem]:
     """The files exist, and the package that reads them is installed."""
-    if config.prompts.source == "chain":
-        return
     for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
         if path is not None:
             yield from _check_file(f"prompts.{setting}", path, "give the path of a file of records")
@@ -194,16 +187,6 @@ def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:
         return
     if not is_file(path):
         yield Problem(setting, missing_file(path), shown(text), fix, here=True)
-
-
-def check_prompts(config: RunConfig) -> PromptSets | Problem:
-    """Tokenizer and data sets load, no set is empty, and every prompt fits."""
-    try:
-        return load_prompts(config)
-    except ModelError as error:
-        return Problem("model.path", str(error), shown(config.model.path))
-    except (ConfigError, DataError) as error:
-        return Problem("prompts", str(error))
 
 
 def _check_places(config: RunConfig, *, reaches_nodes: bool) -> Iterator[Problem]:

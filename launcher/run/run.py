@@ -10,6 +10,7 @@ The first signal ends the run in order; the second kills every process at once. 
 because both the kernel and the shell send one when a terminal is closed.
 """
 
+import asyncio
 import contextlib
 import signal
 import time
@@ -79,6 +80,7 @@ from launcher.run_dir.growing_files import flushed
 from launcher.run_dir.logs import last_words
 from launcher.run_dir.run_dir import final_model_path, write_summary
 from launcher.sinks.recorder import Recorder, recorded
+from launcher.sinks.sink import UserSink, close_all
 
 NODE_ENDS_WITHIN_S = 20.0
 """Time after the grace of the processes, to kill them and deliver the last reports."""
@@ -156,10 +158,12 @@ class Run:
         return has_room(self.recorder.run_dir)
 
     def _settle(self) -> None:
-        """Write what did not fit on the disk before."""
+        """Write what did not fit on the disk before, and show notices of other sinks."""
         before, self._unwritten = self._unwritten, self.recorder.settle()
         if self._unwritten and not before:
             self.note(f"{self._unwritten}: lines are kept until there is space")
+        for text in self.recorder.sink_notices():
+            self.note(text)
 
     async def _end(self) -> None:
         """End the nodes, and receive their last messages: a process that leaves in order waits for acknowledgement."""
@@ -427,7 +431,8 @@ async def _carry_out(
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)
     view.recall(past.first_incarnations, past.lines, past.evaluations)
     trace = _open_trace(config, run_dir, past.life)
-    recorder = Recorder(run_dir, began_s, trace)
+    sinks = tuple(UserSink(name, run_dir, config) for name in config.telemetry.sinks)
+    recorder = Recorder(run_dir, began_s, trace, sinks)
     restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
     with recorded(run_dir, past.life) as ending:
         if past.life > 1:
@@ -453,6 +458,9 @@ async def _carry_out(
                 it.note(text)
             async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
                 ending.outcome = await it.conduct()
+                await asyncio.to_thread(close_all, sinks)
+        for text in recorder.sink_notices():
+            display.note(text)
         if ending.outcome.goes_on:
             ending.outcome = it.lifecycle.outcome or ending.outcome  # a signal or `down` may have come since
             signals.keep()

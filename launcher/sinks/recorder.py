@@ -1,11 +1,9 @@
 """Writes `state.json`, `metrics.jsonl` and `events.jsonl` while a run is live."""
 
 import contextlib
-import json
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +18,9 @@ from launcher.nodes.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
 from launcher.progress.step_merger import StepLine
-from launcher.run_dir.run_dir import RunRecord, RunStatus, append_lines, check_place, inode_of, write_record
+from launcher.run_dir.run_dir import RunRecord, RunStatus, check_place, inode_of, write_record
+from launcher.sinks.sink import JsonLines, Sink, UserSink
 
-MAX_UNWRITTEN = 10_000
-"""Most lines of each file that are kept while the disk is full; older ones are dropped."""
 _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}
 
 
@@ -31,29 +28,31 @@ _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC
 class Recorder:
     """Times are of the caller's monotonic clock; lines hold seconds since the start of the run.
 
-    A line that the disk does not take is kept, and written before the next one, or by `settle`. Nothing is written into
-    a directory that has taken the place of the run's: `OSError` is raised.
+    Nothing is written into a directory that has taken the place of the run's: `OSError` is raised.
     """
 
     run_dir: Path
     started_at_s: float
     trace: Trace = field(default_factory=Trace)
-    _unwritten: dict[str, deque[str]] = field(default_factory=dict)
+    sinks: tuple[UserSink, ...] = ()
+    """Where metrics go beside their file."""
+    _metrics_file: JsonLines = field(init=False)
+    _events_file: JsonLines = field(init=False)
     _inode: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self._metrics_file = JsonLines(self.run_dir / METRICS_FILE)
+        self._events_file = JsonLines(self.run_dir / EVENTS_FILE)
         self._inode = inode_of(self.run_dir)
 
     def settle(self) -> str:
         """Write what the disk did not take before. Returns why it still does not, or nothing."""
         check_place(self.run_dir, self._inode)
-        for name, lines in tuple(self._unwritten.items()):
-            try:
-                append_lines(self.run_dir / name, lines)
-            except NoSpaceError as error:
-                return str(error)
-            del self._unwritten[name]
-        return ""
+        return self._metrics_file.settle() or self._events_file.settle()
+
+    def sink_notices(self) -> list[str]:
+        """What the user is to be told of the other sinks, since the last call."""
+        return [text for sink in self.sinks for text in sink.take_notices()]
 
     def step(self, line: StepLine, now_s: float) -> None:
         """Metrics of an optimiser step."""
@@ -129,17 +128,18 @@ class Recorder:
                 self._event(now_s, type="node_lost", node=node, reason=reason)
 
     def _metrics(self, now_s: float, **values: Any) -> None:
-        self._write(METRICS_FILE, values | self._elapsed(now_s))
+        check_place(self.run_dir, self._inode)
+        line = values | self._elapsed(now_s)
+        outputs: tuple[Sink, ...] = (self._metrics_file, *self.sinks)
+        for sink in outputs:
+            sink.write(line)
 
     def _event(self, now_s: float, **values: Any) -> None:
         present().reach("launcher.before_event")
-        self._write(EVENTS_FILE, values | self._elapsed(now_s))
+        check_place(self.run_dir, self._inode)
+        self._events_file.write(values | self._elapsed(now_s))
         self.trace.instant(values.pop("type"), **{name: value for name, value in values.items() if value is not None})
         self.trace.flush()
-
-    def _write(self, name: str, line: dict[str, Any]) -> None:
-        self._unwritten.setdefault(name, deque(maxlen=MAX_UNWRITTEN)).append(json.dumps(line))
-        self.settle()
 
     def _elapsed(self, now_s: float) -> dict[str, float]:
         return {"elapsed_s": round(now_s - self.started_at_s, 3)}

@@ -24,8 +24,8 @@ from bench.learning_report import (
     report,
 )
 from darts_async.errors import ConfigError
+from darts_async.extensions import REWARD, load
 from darts_async.quickstart.task import is_held_out
-from darts_async.reward.loading import load_function
 
 TASK = Task(targets=(0.7, 0.8), steps=16, every_steps=8, samples=2, learning_rate=5e-4)
 PROBE = Probe(
@@ -188,7 +188,7 @@ def test_prompts_are_distinct_and_those_held_out_are_of_their_own_pool(tmp_path:
 
 
 def test_its_reward_can_be_loaded_as_a_users() -> None:
-    function = load_function("bench.search_task:reward")
+    function = load(REWARD, "bench.search_task:reward")
     said = {"prompt": "", "response": "try 2 +5 7 yes ans 2", "answer": "2", "metadata": {}}
     assert function(**said, finish_reason="stop") == 1.0
     assert function(**said, finish_reason="length") == 0.0

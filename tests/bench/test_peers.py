@@ -19,13 +19,13 @@ from bench.peers import (
     write,
 )
 from bench.peers_report import RACES, SCHEMA, TRL, Climb, Race, Results, report
+from bench.quickstart.tokenizer import EOS_ID, build_tokenizer
 from bench.results import taken_over
 from darts_async.errors import ConfigError
 from darts_async.models.location import resolve_model_path
 from darts_async.prompts.load import load_prompts
-from darts_async.quickstart.tokenizer import EOS_ID, build_tokenizer
 
-MODEL = resolve_model_path("quickstart")
+MODEL = resolve_model_path("darts_async.quickstart:model")
 KEPT = ("peers", Results, SCHEMA)
 
 

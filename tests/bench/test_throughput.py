@@ -28,7 +28,7 @@ from launcher.analysis.audit import audit_run
 
 DEADLINE_S = 90.0
 EMULATED: dict[str, Any] = {
-    "prompts": {"source": "chain", "num_train": 64, "held_out": 1},
+    "prompts": {"num_train": 64, "held_out": 1},
     "shaping": {"rule": "shortest", "early_stop": True, "launch": 6, "keep": 4},
     "roles": {"generator": {"replicas": 2}},
     "generator": {"engine": "scripted", "num_slots": 8, "script": {"median_tokens": 20.0, "token_latency_s": 0.002}},

@@ -12,11 +12,12 @@ import pytest
 
 from darts_async.config import GeneratorConfig, RunConfig, WeightsConfig
 from darts_async.config.engines import Capabilities
+from darts_async.errors import ExtensionError
 from darts_async.faults import Faults
 from darts_async.generator import process
 from darts_async.generator.engine_pause import Hold
 from darts_async.generator.events import SampleEnd, StepEvents
-from darts_async.generator.process import GeneratorActor
+from darts_async.generator.process import GeneratorActor, make_engine
 from darts_async.generator.stop_strings import StopStrings
 from darts_async.protocol import (
     Generate,
@@ -221,3 +222,9 @@ async def test_a_response_ends_at_a_stop_string_and_its_slot_is_free() -> None:
     assert {i: (end.finish_reason, end.num_tokens) for i, end in ends.items()} == dict.fromkeys(range(3), ("stop", 8))
     assert engine.num_tokens_decoded == 8 + 2 + stopping.num_tokens_dropped
     assert not [message for message in told if isinstance(message, SampleCancelled)], "the shaper asked for none"
+
+
+def test_an_engine_that_does_not_say_what_it_can_do_is_refused() -> None:
+    config = RunConfig.model_validate({"generator": {"engine": "tests.fakes.sources:no_engine"}})
+    with pytest.raises(ExtensionError, match=r"what it makes, object, has no `capabilities`; give it `capabilities ="):
+        make_engine(config)

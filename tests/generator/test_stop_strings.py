@@ -95,7 +95,7 @@ def test_a_sample_that_the_engine_ends_in_the_same_step_is_not_cancelled() -> No
 
 
 def test_the_setting_makes_them_with_the_tokenizer_of_the_model() -> None:
-    tokenizer: Tokenizer = load_tokenizer(resolve_model_path("quickstart"))
+    tokenizer: Tokenizer = load_tokenizer(resolve_model_path("darts_async.quickstart:model"))
     assert make_stop_strings(RunConfig()) is None
     settings: dict[str, Any] = {"sampling": {"stop": ["ans"]}}
     stopping = make_stop_strings(RunConfig.model_validate(settings))

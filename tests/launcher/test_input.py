@@ -35,7 +35,7 @@ BAD_FILES = {
     "fraction for a count": ("learner:\n  steps: 2.5\n", ["learner.steps", "2.5", "a whole number"]),
     "number for a text": ("name: 2024\n", ["name", "2024", "expected a text", "put it in quotes: '2024'"]),
     "out of range": ("sampling:\n  top_p: 1.5\n", ["sampling.top_p", "1.5", "less than or equal to 1"]),
-    "wrong choice": ("shaping:\n  rule: dual_ends\n", ["shaping.rule", "'dual_ends'", "did you mean dual_end?"]),
+    "wrong choice": ("shaping:\n  rule: dual_ends\n", ["shaping.rule", "'dual_ends'", "did you mean 'dual_end'?"]),
     "section is a value": ("learner: 3\n", ["learner", "3", "expected a section"]),
     "counts disagree": ("shaping:\n  keep: 9\n", ["shaping", "shaping.shortest (7)", "shaping.keep is 9"]),
     "context too small": ("generator:\n  max_context_tokens: 99\n", ["is 768", "generator.max_context_tokens is 99"]),
@@ -99,7 +99,32 @@ BAD_FILES = {
         ["roles.generator.replicas", "less than or equal to 10000"],
     ),
     "no such model": ("model:\n  path: ./nowhere\n", ["model.path", "'./nowhere'", "no directory"]),
-    "no such reward": ("reward:\n  function: chian\n", ["reward.function", "'chian'", "chain"]),
+    "no such reward": (
+        "reward:\n  function: maths\n",
+        ["line 2", "reward.function", "'maths'", "did you mean 'math'?"],
+    ),
+    "a reward of an earlier version": (
+        "reward:\n  function: chain\n",
+        ["line 2", "reward.function 'chain' is now called 'darts_async.quickstart.task:reward'"],
+    ),
+    "a source of an earlier version": (
+        "prompts:\n  source: chain\n",
+        ["line 2", "prompts.source 'chain' is now called 'darts_async.quickstart.task:prompts'"],
+    ),
+    "a model of an earlier version": (
+        "model:\n  path: quickstart\n",
+        ["line 2", "model.path 'quickstart' is now called 'darts_async.quickstart:model'"],
+    ),
+    "no such model in a package": (
+        "model:\n  path: darts_async.quickstart:modle\n",
+        ["model.path", "there is no directory", "correct the name"],
+    ),
+    "no such rule": ("shaping:\n  rule: my_rule\n", ["line 2", "shaping.rule is 'my_rule'", "or module:name"]),
+    "no such sink": ("telemetry:\n  sinks: [wandb]\n", ["line 2", "telemetry.sinks is 'wandb'", "use module:name"]),
+    "no such module": (
+        "shaping:\n  rule: my_rule:Rule\n",
+        ["shaping.rule", "there is no module 'my_rule'", "looked in the current directory"],
+    ),
     "no such data": (
         "prompts:\n  source: jsonl\n  path: nowhere.jsonl\n",
         ["prompts.path", "nowhere.jsonl", "there is no file"],

@@ -301,7 +301,7 @@ def test_training_the_adapters_raises_the_reward() -> None:
 
 def test_the_shipped_model_is_trained_as_the_settings_say() -> None:
     config = run_config(loss={"kl_weight": 0.1})
-    trainer = trainer_of(config, resolve_model_path("quickstart"), None)
+    trainer = trainer_of(config, resolve_model_path("darts_async.quickstart:model"), None)
     losses = []
     for step in range(6):
         trainer.add_groups([make_group([6, 9, 4, 7], version=step, step=step, seed=1, rewards=[1, 0, 0.5, 0])])

@@ -17,7 +17,7 @@ from darts_async.config import RunConfig
 from darts_async.machine.spawn import FIRST_MODULE, module_command, spawn
 from darts_async.protocol import SampleScored, Score
 from darts_async.reward.worker_pool import RewardPool
-from launcher.preflight.reward_check import check_reward
+from launcher.preflight.extension_check import check_extensions
 from tests import ROOT
 from tests.support.byte_tokenizer import write_tokenizer
 from tests.support.launched import LaunchedRun
@@ -29,7 +29,7 @@ STARTERS = {
     "launcher/nodes/detached.py": {"fork"},  # the keeper that outlives its ssh session
     "darts_async/reward/warden.py": {"fork"},  # its worker, before anything heavy is imported
     "launcher/preflight/model_check.py": {"Popen"},  # a child that looks at models, killed at a deadline
-    "launcher/preflight/reward_check.py": {"Popen"},  # a child that imports a module of the user's
+    "launcher/preflight/extension_check.py": {"Popen"},  # a child that imports a module of the user's
     "launcher/plan/devices.py": {"run"},  # nvidia-smi, with a deadline
 }
 """The files that may start a process, and with what. vLLM forks its own: see `process_tree`."""
@@ -115,7 +115,7 @@ MODULES = (
     "launcher.preflight.node_inspection",
     "launcher.nodes.exec_with_env",
     "launcher.preflight.model_trial",
-    "launcher.preflight.reward_trial",
+    "launcher.preflight.extension_trial",
 )
 """All that is started as a process."""
 
@@ -174,7 +174,7 @@ def test_the_launcher_looks_at_a_module_of_the_user_and_keeps_its_own_path(
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
     config = RunConfig.model_validate({"reward": {"function": "another_reward:reward"}})
-    assert list(check_reward(config)) == []
+    assert list(check_extensions(config)) == []
     assert sys.path == before
 
 
@@ -191,5 +191,4 @@ def test_a_run_does_not_notice_what_lies_where_it_is_started(tmp_path: Path) -> 
 def test_every_module_that_is_a_process_is_tested() -> None:
     entered = {path for path in SOURCES if 'if __name__ == "__main__":' in path.read_text()}
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in entered}
-    by_users = {"launcher.__main__", "darts_async.quickstart.evaluate", "darts_async.quickstart.warm_start"}
-    assert names - by_users - {FIRST_MODULE} == set(MODULES)
+    assert names - {"launcher.__main__", FIRST_MODULE} == set(MODULES)

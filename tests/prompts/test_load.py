@@ -19,7 +19,8 @@ from darts_async.config import ModelConfig, PromptsConfig, RunConfig
 from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError, DataError, ModelError
 from darts_async.models.location import load_tokenizer, resolve_model_path
-from darts_async.prompts.load import load_prompts, metadata_json, split_off, without_those_of
+from darts_async.prompts import load
+from darts_async.prompts.load import PromptSets, load_prompts, metadata_json, split_off, without_those_of
 from darts_async.prompts.records import Record
 from darts_async.prompts.source import Prompt
 from tests.prompts.test_chat import CHATML
@@ -189,9 +190,70 @@ def test_chain_prompts_carry_their_difficulty(tmp_path: Path) -> None:
 
 def test_the_quickstart_needs_no_settings_beyond_the_defaults() -> None:
     sets = load_prompts(RunConfig())
-    assert (len(sets.train), len(sets.held_out), sets.num_duplicates) == (4096, 128, 0)
-    tokenizer = load_tokenizer(resolve_model_path("quickstart"))
+    assert (len(sets.train), len(sets.held_out), sets.counts.num_duplicates) == (4096, 128, 0)
+    tokenizer = load_tokenizer(resolve_model_path("darts_async.quickstart:model"))
     assert all(tokenizer.decode(each.token_ids.tolist()) == each.text for each in sets.held_out)
+
+
+def of_source(tmp_path: Path, name: str, **prompts: Any) -> PromptSets:
+    config = run_config(write_tokenizer(tmp_path), seed=7, source=f"tests.fakes.sources:{name}", held_out=2, **prompts)
+    return load_prompts(config)
+
+
+def test_a_source_that_is_called_gives_records_of_which_some_are_held_out(tmp_path: Path) -> None:
+    sets = of_source(tmp_path, "numbered", num_train=5)
+    assert (len(sets.train), len(sets.held_out)) == (5, 2)
+    assert {each.text for each in (*sets.train, *sets.held_out)} == {f"question {number}" for number in range(7)}
+    assert sets.train[0].metadata_json == '{"seed": 7}'
+
+
+def test_a_source_may_have_a_held_out_set_of_its_own(tmp_path: Path) -> None:
+    sets = of_source(tmp_path, "two_sets", num_train=5, metadata_fields=())
+    assert [each.text for each in sets.train] == [f"question {number}" for number in range(5)]
+    assert all(each.text.startswith("other question") for each in sets.held_out)
+    assert (len(sets.held_out), sets.held_out[0].metadata_json) == (2, "{}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wrong_names", r"gave sets named \['test', 'train'\]; name them 'train' and 'held_out'"),
+        ("nothing", "gave no records of the set 'train'; give at least 1"),
+        ("endless", "gave more than 100 records of the set 'train'; give at least 1, and come to an end"),
+        ("no_answer", r"train record 0: no field 'answer' \(prompts.answer_field\).*did you mean 'anwser'"),
+        ("texts", "train record 0: expected an object with fields, found str 'question'"),
+        ("raises", "raised ConnectionError: the hub is down"),
+        ("none", "raised TypeError: 'NoneType' object is not iterable"),
+    ],
+)
+def test_a_source_with_a_mistake_is_refused_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setattr(load, "MAX_RECORDS", 100)
+    with pytest.raises(DataError, match=f"prompts.source 'tests.fakes.sources:{name}',? {message}"):
+        of_source(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_such_package:model", "no package 'no_such_package' is installed; write package:directory"),
+        ("tests.no_such_package:model", "no package 'tests.no_such_package' is installed"),
+        ("json.decoder:model", "no package 'json.decoder' is installed"),
+        ("darts_async.quickstart:modle", "there is no directory .*modle; reinstall the package, or correct the name"),
+    ],
+)
+def test_a_model_that_is_in_no_package_is_refused(path: str, message: str) -> None:
+    with pytest.raises(ModelError, match=f"model.path is '{path}', but {message}"):
+        resolve_model_path(path)
+
+
+def test_a_directory_with_a_colon_in_its_name_is_that_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("json:model").mkdir()
+    assert resolve_model_path("json:model") == Path("json:model")
 
 
 def test_held_out_prompts_depend_on_data_and_seed_alone(tmp_path: Path) -> None:
@@ -213,7 +275,7 @@ def test_training_prompts_that_stand_in_the_held_out_file_are_removed_and_counte
     config = run_config(model_dir, source="jsonl", path=train, held_out_path=held_out, held_out=5)
     sets = load_prompts(config)
     assert [each.answer for each in sets.train] == ["4", "5", "6", "7", "8", "9"]
-    assert sets.num_duplicates == 5
+    assert sets.counts.num_duplicates == 5
     assert [each.prompt_id for each in sets.held_out] == [11, 12, 13, 14, 15]
 
 
@@ -232,8 +294,8 @@ def test_long_prompts_are_refused_or_skipped_and_counted(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"line 4: the prompt has 21 tokens, but prompts.max_prompt_tokens is 20"):
         load_prompts(run_config(model_dir, **settings))
     sets = load_prompts(run_config(model_dir, **settings, on_too_long="skip"))
-    assert (len(sets.train), len(sets.held_out), sets.num_too_long) == (2, 1, 1)
-    assert str(sets) == "2 prompts to train on, 1 held out; 1 left out: longer than prompts.max_prompt_tokens"
+    assert (len(sets.train), len(sets.held_out), sets.counts.num_too_long) == (2, 1, 1)
+    assert str(sets.counts) == "2 prompts to train on, 1 held out; 1 left out: longer than prompts.max_prompt_tokens"
 
 
 def test_more_held_out_prompts_than_there_are_is_refused(tmp_path: Path) -> None:
@@ -245,7 +307,7 @@ def test_more_held_out_prompts_than_there_are_is_refused(tmp_path: Path) -> None
         load_prompts(run_config(model_dir, source="jsonl", path=file, held_out=3))
     write_rows(tmp_path / "a.jsonl", numbered(1) * 20)
     with pytest.raises(
-        DataError, match=r"of 20 records .* 1 held out; 19 left out: in the held-out set too; give more"
+        DataError, match=r"of 20 records .* 1 held out; 19 left out: also in the held-out set; give more"
     ):
         load_prompts(run_config(model_dir, source="jsonl", path=file, held_out=1))
 

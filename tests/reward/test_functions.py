@@ -1,10 +1,9 @@
-"""Reward functions: found by name, refused with the reason, and their values held to one finite number."""
+"""Reward functions: what those that are built in want, and values held to one finite number."""
 
 import math
 import subprocess
 import sys
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,50 +12,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darts_async.errors import RewardError
-from darts_async.reward.loading import BUILT_IN, NotFiniteError, WrongTypeError, checked_reward, load_function
+from darts_async.extensions import REWARD, load
+from darts_async.reward.values import NotFiniteError, WrongTypeError, checked_reward
 
-USER_MODULE = """
-import functools
-constant = 3
-def good(*, prompt, response, answer, metadata, finish_reason): return 1.0
-def takes_all(**fields): return 1.0
-def partial(prompt, response): return 0.0
-async def later(**fields): return 0.0
-def in_parts(**fields): yield 0.0
-async def later_in_parts(**fields): yield 0.0
-class Later:
-    async def __call__(self, **fields): return 0.0
-later_instance = Later()
-class Callable:
-    def __call__(self, prompt, response, answer, metadata, finish_reason, extra=1): return 0.5
-instance = Callable()
-bound = functools.partial(good)
-"""
-
-
-@pytest.fixture
-def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module in the current directory, with a name that no other test imports."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    name = f"user_module_{abs(hash(tmp_path))}"
-    (tmp_path / f"{name}.py").write_text(USER_MODULE)
-    return name
+CHAIN = "darts_async.quickstart.task:reward"
 
 
 def judge(name: str, response: str, answer: str, finish_reason: str = "stop") -> float:
-    function = load_function(name)
-    return function(prompt="", response=response, answer=answer, metadata={}, finish_reason=finish_reason)
+    function = load(REWARD, name)
+    reward: float = function(prompt="", response=response, answer=answer, metadata={}, finish_reason=finish_reason)
+    return reward
 
 
 # --- built in ------------------------------------------------------------------------------------------------
 
 
 def test_chain_wants_the_right_answer_and_an_end() -> None:
-    assert judge("chain", "+5 2 ans 2", "2") == 1.0
-    assert judge("chain", "+5 2 ans 3", "2") == 0.0
-    assert judge("chain", "+5 2 ans 2", "2", finish_reason="length") == 0.0
+    assert judge(CHAIN, "+5 2 ans 2", "2") == 1.0
+    assert judge(CHAIN, "+5 2 ans 3", "2") == 0.0
+    assert judge(CHAIN, "+5 2 ans 2", "2", finish_reason="length") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -99,82 +73,11 @@ def test_math_refuses_an_answer_that_no_response_could_equal() -> None:
 @pytest.mark.slow
 def test_the_quick_verifiers_do_not_load_the_slow_library() -> None:
     script = (
-        "import sys, darts_async.reward.worker_pool; from darts_async.reward.loading import load_function;"
-        "load_function('chain'); print({'torch', 'transformers', 'sympy'} & set(sys.modules))"
+        "import sys, darts_async.reward.worker_pool; from darts_async.extensions import REWARD, load;"
+        f"load(REWARD, {CHAIN!r}); print({{'torch', 'transformers', 'sympy'}} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"
-
-
-# --- a user's own --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "reward"), [("good", 1.0), ("takes_all", 1.0), ("instance", 0.5), ("bound", 1.0)])
-def test_any_callable_of_the_right_shape_is_taken(user_module: str, name: str, reward: float) -> None:
-    assert judge(f"{user_module}:{name}", "", "") == reward
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        ("goood", "has no 'goood'; did you mean 'good'?"),
-        ("nothing_like_it", "has no 'nothing_like_it'$"),
-        ("constant", "is a int and cannot be called"),
-        ("partial", r"takes \(prompt, response\): .* it is called as partial\(prompt=, response=, answer=, metadata="),
-        ("later", "is a coroutine function"),
-        ("later_instance", "is a coroutine function"),
-        ("in_parts", "is a generator function: it must return a number"),
-        ("later_in_parts", "is a generator function"),
-    ],
-)
-def test_what_cannot_be_called_is_refused(user_module: str, function: str, message: str) -> None:
-    with pytest.raises(RewardError, match=message):
-        load_function(f"{user_module}:{function}")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "maths",
-            r"must be one of \['chain', 'exact_match', 'math'\] or have the form module:function; did you mean",
-        ),
-        ("some_module:", "have the form module:function"),
-        (":f", "have the form module:function"),
-        ("no_such_module_at_all:f", "there is no module 'no_such_module_at_all'; looked in the current directory"),
-        ("json.no_such_part:f", "there is no module 'json.no_such_part'"),
-    ],
-)
-def test_a_name_that_leads_nowhere_is_refused(name: str, message: str) -> None:
-    with pytest.raises(RewardError, match=message):
-        load_function(name)
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("import sys; sys.exit()", "importing .* raised SystemExit"),
-        ("import sys; sys.exit(0)", "importing .* raised SystemExit: 0"),
-        ("class Odd(BaseException): pass\nraise Odd('words')", "importing .* raised Odd: words"),
-        ("import no_such_dependency", "importing .* raised ModuleNotFoundError: No module named 'no_such_dependency'"),
-        ("def f(:", "raised SyntaxError"),
-        ("1 / 0", "raised ZeroDivisionError"),
-    ],
-)
-def test_a_module_that_fails_to_import_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "broken_reward.py").write_text(source)
-    with pytest.raises(RewardError, match=message):
-        load_function("broken_reward:f")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_every_built_in_name_can_be_loaded(name: str) -> None:
-    assert callable(load_function(name))
 
 
 # --- values --------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ RULES = {
     "saturation": {"redundancy": {"total": "fixed", "split": "reward_aware"}, "pruning": {"mode": "saturation"}},
     "tail batching": {"overcommit": 1.5},
     "tail batching of survivors": {"rule": "survivor", "launch": 8, "overcommit": 2.0},
+    "one of the user's": {"rule": "tests.fakes.rules:Alternating"},
     "hazard": {"launch": 8, "pruning": {"mode": "hazard", "threshold": 0.02, "spare_probability": 0.3}},
 }
 

@@ -14,25 +14,24 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.quickstart import warm_start
+from bench.quickstart.evaluate import Samples, evaluate, report, summarise
+from bench.quickstart.responses import FLAWLESS, ResponseStyle, write_response
+from bench.quickstart.tokenizer import EOS_ID, SPECIAL_TOKENS, VOCABULARY, build_tokenizer, save_tokenizer
 from darts_async.errors import DataError
-from darts_async.quickstart import MODEL_PATH, warm_start
-from darts_async.quickstart.evaluate import Samples, evaluate, report, summarise
+from darts_async.quickstart import MODEL_PATH
 from darts_async.quickstart.task import (
-    FLAWLESS,
     MAX_OPERATIONS,
     MIN_OPERATIONS,
     OPERATIONS,
     WORDS,
     ChainPrompt,
-    ResponseStyle,
     apply_operation,
     draw_prompt,
     is_held_out,
     make_prompts,
     verify,
-    write_response,
 )
-from darts_async.quickstart.tokenizer import EOS_ID, SPECIAL_TOKENS, VOCABULARY, build_tokenizer, save_tokenizer
 
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 EXAMPLE = ChainPrompt("7 +5 *3 -9 =", "7", 3)

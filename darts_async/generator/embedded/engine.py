@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from darts_async.config import RunConfig
 from darts_async.config.engines import EMBEDDED
 from darts_async.errors import EngineError, ModelError
 from darts_async.generator.counter_rng import uniforms
@@ -30,7 +31,7 @@ from darts_async.generator.embedded.slot_attention import Prefill
 from darts_async.generator.events import StepEvents
 from darts_async.generator.slot_engine import SlotEngine, SlotTable
 from darts_async.models.length_limits import Lengths, why_too_long
-from darts_async.models.location import known_stop_token_ids
+from darts_async.models.location import known_stop_token_ids, resolve_model_path
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, group_id_of
 
 _MAX_PREFILL_TOKENS: Final = 4096
@@ -148,6 +149,16 @@ class EmbeddedEngine(SlotEngine):
 def longest(num_slots: int, max_context_tokens: int) -> Lengths:
     """The longest sample, and the most tokens of a step: those that are prefilled, and one of each slot."""
     return Lengths(max_context_tokens, max(max_context_tokens, _MAX_PREFILL_TOKENS) + num_slots)
+
+
+def make_engine(config: RunConfig) -> EmbeddedEngine:
+    """The engine `embedded`. Raises what `load_embedded_engine` does."""
+    return load_embedded_engine(
+        str(resolve_model_path(config.model.path)),
+        dtype=config.model.dtype,
+        num_slots=config.generator.num_slots,
+        max_context_tokens=config.generator.max_context_tokens,
+    )
 
 
 def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_context_tokens: int) -> EmbeddedEngine:

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from darts_async.config import VllmConfig, WeightsConfig
+from darts_async.config import RunConfig, VllmConfig, WeightsConfig
 from darts_async.config.engines import VLLM
 from darts_async.errors import DeadlineError, EngineError
 from darts_async.generator.engine_pause import Hold
@@ -32,6 +32,7 @@ from darts_async.generator.vllm.requests import to_core_request
 from darts_async.generator.vllm.sample_tracker import SampleBook
 from darts_async.generator.vllm.startup import StartedVllm, start_vllm
 from darts_async.generator.vllm.weights import worker_transfer
+from darts_async.models.location import resolve_model_path
 from darts_async.protocol import FinishReason, Generate
 from darts_async.weights.receiving.transfer import Transfer
 
@@ -256,6 +257,18 @@ class VllmEngine:
 
     def _death(self) -> EngineError:
         return EngineError("vLLM's engine core has died; what it wrote before says why")
+
+
+def make_engine(config: RunConfig) -> VllmEngine:
+    """The engine `vllm`. Raises what `start_vllm` does."""
+    return load_vllm_engine(
+        str(resolve_model_path(config.model.path)),
+        config.generator.vllm,
+        dtype=config.model.dtype,
+        num_slots=config.generator.num_slots,
+        max_context_tokens=config.generator.max_context_tokens,
+        seed=config.seed,
+    )
 
 
 def load_vllm_engine(

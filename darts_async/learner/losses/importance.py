@@ -11,31 +11,27 @@ from torch import Tensor
 
 from darts_async.config import LossConfig
 from darts_async.learner.losses.surrogates import LARGEST_LOG_RATIO
-from darts_async.learner.metric_sums import Tally
 from darts_async.learner.packing.sequences import Sequences
 
 
-def importance_weights(log_ratio: Tensor, sequences: Sequences, config: LossConfig) -> tuple[Tensor, Tally]:
+def importance_weights(log_ratio: Tensor, sequences: Sequences, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The bounded weight of each token, [num_tokens], without gradient, and the share that was bounded."""
     log_weight = _at_level(log_ratio, sequences, config)
-    tally = Tally()
     if config.importance.endswith("mask"):
         kept = _inside(log_weight, config)
-        tally.mean("masked_share", ~kept)
-        return log_weight.clamp(max=LARGEST_LOG_RATIO).exp() * kept, tally
+        return log_weight.clamp(max=LARGEST_LOG_RATIO).exp() * kept, {"masked_share": ~kept}
     limit = LARGEST_LOG_RATIO if config.importance_high is None else math.log(config.importance_high)
-    tally.mean("truncated_share", log_weight > limit)
-    return log_weight.clamp(max=limit).exp(), tally
+    return log_weight.clamp(max=limit).exp(), {"truncated_share": log_weight > limit}
 
 
-def importance_mask(log_ratio: Tensor, sequences: Sequences, config: LossConfig) -> tuple[Tensor | None, Tally]:
+def importance_mask(
+    log_ratio: Tensor, sequences: Sequences, config: LossConfig
+) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Which tokens a mask leaves in, [num_tokens] bool; None where the configuration has no mask."""
-    tally = Tally()
     if not config.importance.endswith("mask"):
-        return None, tally
+        return None, {}
     kept = _inside(_at_level(log_ratio, sequences, config), config)
-    tally.mean("masked_share", ~kept)
-    return kept, tally
+    return kept, {"masked_share": ~kept}
 
 
 def _at_level(log_ratio: Tensor, sequences: Sequences, config: LossConfig) -> Tensor:

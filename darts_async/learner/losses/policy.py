@@ -4,22 +4,15 @@ from torch import Tensor
 
 from darts_async.config import LossConfig
 from darts_async.learner.logprobs import Scores
-from darts_async.learner.losses.importance import importance_mask, importance_weights
+from darts_async.learner.losses.kinds import Loss, LossInputs, evaluate
 from darts_async.learner.losses.ratios import ratio_metrics
-from darts_async.learner.losses.surrogates import (
-    cispo,
-    clipped,
-    decoupled_ppo,
-    gspo,
-    proximal_logprobs,
-    reinforce,
-    truncated_ratio,
-)
+from darts_async.learner.losses.surrogates import truncated_ratio
 from darts_async.learner.metric_sums import Tally
 from darts_async.learner.packing.batch import PackedBatch
 
 
 def policy_loss(
+    loss: Loss,
     scores: Scores,
     batch: PackedBatch,
     config: LossConfig,
@@ -27,15 +20,26 @@ def policy_loss(
 ) -> tuple[Tensor, Tally]:
     """The sum over tokens of share times loss, a scalar to differentiate, and what the loss did.
 
-    Args: all [num_tokens]; the entropy needs a gradient only if it has a weight, `reference_logprobs` is given if the
-    divergence has one. The parts of the loss are in the tally as sums, with a count of 0: the caller knows the
-    denominator and adds it.
+    Args: `loss` is that of `config.kind`; tensors are [num_tokens]. The entropy needs a gradient only if it has a
+    weight, `reference_logprobs` is given if the divergence has one. The parts of the loss are in the tally as sums,
+    with a count of 0: the caller knows the denominator and adds it.
 
     A sample's inclusion weight multiplies all of its terms. The advantages hold it already.
     """
     logprobs, entropy = scores.logprobs, scores.entropy
-    per_token, tally = _surrogate(logprobs, batch, config)
-    tally.merge(ratio_metrics((logprobs - batch.behaviour_logprobs).detach(), batch.on_policy))
+    inputs = LossInputs(
+        logprobs=logprobs,
+        behaviour_logprobs=batch.behaviour_logprobs,
+        advantages=batch.advantages,
+        staleness=batch.staleness,
+        counted=batch.shares > 0,
+        sequences=batch.sequences,
+        config=config,
+    )
+    per_token, metrics = evaluate(loss, inputs)
+    tally = ratio_metrics(inputs.log_ratio.detach(), batch.on_policy)
+    for name, values in metrics.items():
+        tally.mean(name, values.detach())
     tally.mean("entropy", entropy.detach())
     parts = {"loss_policy": per_token}
     if config.kl_weight:
@@ -49,10 +53,10 @@ def policy_loss(
     if config.entropy_weight:
         parts["loss_entropy"] = -config.entropy_weight * batch.weights * entropy
     sums = {name: (batch.shares * part).sum() for name, part in parts.items()}
-    loss = sum(sums.values(), start=logprobs.new_zeros(()))
-    for name, value in {**sums, "loss": loss}.items():
+    total = sum(sums.values(), start=logprobs.new_zeros(()))
+    for name, value in {**sums, "loss": total}.items():
         tally.add(name, value.item(), 0)
-    return loss, tally
+    return total, tally
 
 
 def reference_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
@@ -70,29 +74,3 @@ def reference_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """
     log_ratio = (reference_logprobs.detach() - logprobs).clamp(max=20)
     return log_ratio.exp() - log_ratio - 1
-
-
-def _surrogate(logprobs: Tensor, batch: PackedBatch, config: LossConfig) -> tuple[Tensor, Tally]:
-    behaviour, advantages = batch.behaviour_logprobs, batch.advantages
-    log_ratio = logprobs - behaviour
-    clips = {"clip_low": config.clip_low or 0.0, "clip_high": config.clip_high or 0.0}
-    if config.kind == "reinforce":
-        weights, tally = importance_weights(log_ratio, batch.sequences, config)
-        return reinforce(logprobs, advantages, weights), tally
-    if config.kind == "decoupled_ppo":
-        assert config.proximal is not None
-        proximal = proximal_logprobs(logprobs, behaviour, batch.staleness, config.proximal)
-        weights, bounded = importance_weights(proximal - behaviour, batch.sequences, config)
-        loss, tally = decoupled_ppo(logprobs, proximal, advantages, weights, **clips)
-        tally.merge(bounded)
-        return loss, tally
-    if config.kind == "gspo":
-        loss, tally = gspo(log_ratio, advantages, batch.sequences, trained=batch.shares > 0, **clips)
-    elif config.kind == "cispo":
-        loss, tally = cispo(log_ratio, logprobs, advantages, clip_high=clips["clip_high"])
-    else:
-        cap = config.importance_high if config.importance == "token_truncate" else None
-        loss, tally = clipped(log_ratio, advantages, cap=cap, **clips)
-    kept, masked = importance_mask(log_ratio, batch.sequences, config)
-    tally.merge(masked)
-    return (loss if kept is None else loss * kept), tally

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from darts_async.config.loss import Proximal
-from darts_async.learner.metric_sums import Tally
 from darts_async.learner.packing.sequences import Sequences
 
 LARGEST_LOG_RATIO = 20.0
@@ -25,7 +24,7 @@ def truncated_ratio(log_ratio: Tensor, cap: float | None) -> Tensor:
 
 def clipped(
     log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, cap: float | None = None
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped surrogate of GRPO, DAPO and Dr.GRPO, which differ in clips, advantages and what it is divided by.
 
         t = truncated_ratio(rho, cap)
@@ -38,10 +37,10 @@ def clipped(
     without deviation and lengths Dr.GRPO (2503.20783), truncation against the sampler IMPALA (1802.01561).
     """
     ratio = truncated_ratio(log_ratio, cap)
-    tally = _clip_shares(ratio.detach(), advantages, clip_low, clip_high)
+    metrics = _clip_shares(ratio.detach(), advantages, clip_low, clip_high)
     if cap is not None:
-        tally.mean("truncated_share", log_ratio.detach() > math.log(cap))
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages), tally
+        metrics["truncated_share"] = log_ratio.detach() > math.log(cap)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages), metrics
 
 
 def gspo(
@@ -52,7 +51,7 @@ def gspo(
     trained: Tensor,
     clip_low: float,
     clip_high: float,
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """GSPO (arXiv 2507.18071, equations 5 and 7): one ratio per sample, the geometric mean of its tokens' ratios.
 
         s_i = exp(mean over the tokens of sample i of (l - b)),   L = -min(s_i A, clip(s_i, 1 - eps, 1 + eps') A)
@@ -63,7 +62,9 @@ def gspo(
     return clipped(sequences.mean(log_ratio, trained), advantages, clip_low=clip_low, clip_high=clip_high)
 
 
-def cispo(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, *, clip_high: float) -> tuple[Tensor, Tally]:
+def cispo(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, *, clip_high: float
+) -> tuple[Tensor, dict[str, Tensor]]:
     """CISPO (MiniMax-M1, arXiv 2506.13585, equations 4 and 5): the weight is clipped, the gradient never.
 
         L = -sg(min(rho, 1 + clip_high)) A l
@@ -71,9 +72,7 @@ def cispo(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, *, clip_high:
     As in the paper the weight has no lower bound.
     """
     weights = log_ratio.detach().clamp(max=math.log1p(clip_high)).exp()
-    tally = Tally()
-    tally.mean("truncated_share", log_ratio.detach() > math.log1p(clip_high))
-    return -weights * advantages * logprobs, tally
+    return -weights * advantages * logprobs, {"truncated_share": log_ratio.detach() > math.log1p(clip_high)}
 
 
 def reinforce(logprobs: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
@@ -108,19 +107,19 @@ def proximal_logprobs(logprobs: Tensor, behaviour_logprobs: Tensor, staleness: T
 
 def decoupled_ppo(
     logprobs: Tensor, proximal: Tensor, advantages: Tensor, weights: Tensor, *, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Decoupled PPO (Hilton et al., arXiv 2110.00641; for language models AReaL, 2505.24298, equation 5).
 
         L = -sg(w) min(u A, clip(u, 1 - clip_low, 1 + clip_high) A),   u = exp(l - p),   w = exp(p - b), bounded
 
     `proximal` is p of `proximal_logprobs`, `weights` is w, both [num_tokens].
     """
-    loss, tally = clipped(logprobs - proximal, advantages, clip_low=clip_low, clip_high=clip_high)
-    return weights.detach() * loss, tally
+    loss, metrics = clipped(logprobs - proximal, advantages, clip_low=clip_low, clip_high=clip_high)
+    return weights.detach() * loss, metrics
 
 
-def _clip_shares(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tally:
-    tally = Tally()
-    tally.mean("clip_share_high", (advantages > 0) & (ratio > 1 + clip_high))
-    tally.mean("clip_share_low", (advantages < 0) & (ratio < 1 - clip_low))
-    return tally
+def _clip_shares(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> dict[str, Tensor]:
+    return {
+        "clip_share_high": (advantages > 0) & (ratio > 1 + clip_high),
+        "clip_share_low": (advantages < 0) & (ratio < 1 - clip_low),
+    }

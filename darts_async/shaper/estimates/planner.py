@@ -11,6 +11,7 @@ from darts_async.shaper.estimates.hazard import GroupProgress, HazardRule, hazar
 from darts_async.shaper.estimates.history import History, Tercile
 from darts_async.shaper.estimates.redundancy import Allocator, Utility, mean_redundancy, reward_aware_value
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
+from darts_async.shaper.rules.custom import UserRule
 from darts_async.shaper.rules.length_rules import DualEnd
 from darts_async.shaper.rules.selection import SelectionRule, Survivor, selection_rule, shortest_only
 
@@ -23,7 +24,9 @@ class Planner:
         self.history = History.from_state(learnt["history"]) if learnt else History()
         self._shaping = config.shaping
         self._seed = config.seed
-        self._rule = selection_rule(config.shaping)
+        self._rule = selection_rule(config.shaping, config.seed)
+        if isinstance(self._rule, UserRule) and learnt:
+            self._rule.state = learnt["rule"]
         self._saturated_rule = shortest_only(config.shaping)
         budget = config.shaping.redundancy
         self._allocator = Allocator(config.shaping.keep, 2 * config.shaping.keep, budget.split, seed=config.seed)
@@ -118,9 +121,8 @@ class Planner:
         """Launched samples that a scored one stands for, itself included: its inverse inclusion probability."""
         if sample.sample_id == group.spared:
             return self._hazard.weight_of_spared(len(group.samples))
-        if sample.sample_id in group.survivors and isinstance(self._rule, Survivor):
-            return self._rule.stands_for(group)
-        return 1.0
+        rule = self.rule(group)
+        return rule.stands_for(group) if isinstance(rule, Survivor) and rule.survived(sample) else 1.0
 
     def metrics(self) -> dict[str, float]:
         """What the total rests on, where it is the utility rule's."""
@@ -134,7 +136,8 @@ class Planner:
 
     def to_state(self) -> dict[str, Any]:
         """What was learnt, as plain data. The pace is not in it: it is measured anew in seconds."""
-        return {"history": self.history.to_state(), "allocator": self._allocator.to_state()}
+        rule = self._rule.state if isinstance(self._rule, UserRule) else b""
+        return {"history": self.history.to_state(), "allocator": self._allocator.to_state(), "rule": rule}
 
     @property
     def _elasticity(self) -> float:

@@ -36,7 +36,7 @@ class DualEnd:
     order: Order = "tokens"
     guard: bool = False
 
-    def to_cancel(self, group: Group, seed: int) -> list[Sample]:
+    def to_cancel(self, group: Group) -> list[Sample]:
         """With `early_stop`: the samples that still run when M have finished that may have a reward."""
         keep = self.shortest + self.longest
         if not self.early_stop or group.num_finished < keep or len(group.at(Stage.FINISHED, Stage.SCORED)) < keep:
@@ -87,7 +87,7 @@ class Quadrants:
     order: Order = "tokens"
     guard: bool = False
 
-    def to_cancel(self, group: Group, seed: int) -> list[Sample]:
+    def to_cancel(self, group: Group) -> list[Sample]:
         """None: right or wrong is only known at the end."""
         return []
 

@@ -24,14 +24,15 @@ import numpy as np
 
 from darts_async.config import ShapingConfig
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
+from darts_async.shaper.rules.custom import UserRule
 from darts_async.shaper.rules.length_rules import DualEnd, Kept, Quadrants, in_launch_order
 from darts_async.shaper.rules.signal_guard import keep_signal
 
 
 class SelectionRule(Protocol):
-    """Decides on one group; it may note what it drew on the group."""
+    """Decides on one group, and changes nothing of it: what is drawn follows from the seed and the group's id."""
 
-    def to_cancel(self, group: Group, seed: int) -> list[Sample]:
+    def to_cancel(self, group: Group) -> list[Sample]:
         """Called after each finish and each reward: the samples that will not be needed."""
 
     def select(self, group: Group) -> Kept:
@@ -42,8 +43,8 @@ class SelectionRule(Protocol):
 class KeepAll:
     """Plain GRPO: R = M."""
 
-    def to_cancel(self, group: Group, seed: int) -> list[Sample]:
-        """Nobody."""
+    def to_cancel(self, group: Group) -> list[Sample]:
+        """None."""
         return []
 
     def select(self, group: Group) -> Kept:
@@ -55,26 +56,24 @@ class KeepAll:
 class RandomKeep:
     """M at random: the control that samples as much as the others and shapes nothing.
 
-    Everybody is decoded to the end. Lots are drawn for all R, so that a sample without a reward gives its place to
-    the next. With `guard` the last lot that won gives way to the next lot of the kind that is missing.
+    Everybody is decoded to the end. All R are put in an order at random, so that a sample without a reward gives its
+    place to the next. With `guard` the last of those that are kept gives way to the next of the kind that is missing.
 
     Nothing is paid for length (see `length_pay`).
     """
 
     keep: int
     guard: bool = False
+    seed: int = 0
 
-    def to_cancel(self, group: Group, seed: int) -> list[Sample]:
-        """None; the random order is drawn here, once."""
-        if not group.lots:
-            order = np.random.default_rng((seed, group.group_id)).permutation(len(group.samples))
-            group.lots = tuple(group.samples[i] for i in order.tolist())
+    def to_cancel(self, group: Group) -> list[Sample]:
+        """Nobody."""
         return []
 
     def select(self, group: Group) -> Kept:
-        """The first M lots among the scored samples."""
-        assert group.lots, group.group_id
-        line = [sample for sample in group.lots if sample.stage is Stage.SCORED]
+        """The first M of the order among the scored samples."""
+        order = np.random.default_rng((self.seed, group.group_id)).permutation(len(group.samples)).tolist()
+        line = [group.samples[i] for i in order if group.samples[i].stage is Stage.SCORED]
         kept = line[: self.keep]
         if self.guard and kept:
             kept = keep_signal(kept, line, kept[-1], num_preferred=len(line))
@@ -100,37 +99,39 @@ class Survivor:
     shortest: int
     longest: int
     weight_power: float
+    seed: int = 0
 
-    def to_cancel(self, group: Group, seed: int) -> list[Sample]:
-        """The unfinished samples that lose the draw, once."""
-        if group.survivors or group.num_finished < self.shortest:
-            return []
+    def to_cancel(self, group: Group) -> list[Sample]:
+        """The unfinished samples that lose the draw. Once it is made no more than L run."""
         running = group.at(*RUNNING)
-        if not running:
+        if group.num_finished < self.shortest or len(running) <= self.longest:
             return []
-        rng = np.random.default_rng((seed, group.group_id))
-        spared = set(rng.choice(len(running), min(self.longest, len(running)), replace=False).tolist())
-        group.survivors = frozenset(running[i].sample_id for i in spared)
+        rng = np.random.default_rng((self.seed, group.group_id))
+        spared = set(rng.choice(len(running), self.longest, replace=False).tolist())
         return [sample for i, sample in enumerate(running) if i not in spared]
 
     def select(self, group: Group) -> Kept:
         """All samples that were not cancelled and have a reward."""
         tail = self.stands_for(group) ** self.weight_power
         scale = (self.shortest + self.longest) / (self.shortest + self.longest * tail)
-        return [(s, scale * tail if s.sample_id in group.survivors else scale) for s in group.at(Stage.SCORED)]
+        return [(s, scale * tail if self.survived(s) else scale) for s in group.at(Stage.SCORED)]
+
+    def survived(self, sample: Sample) -> bool:
+        """Whether a sample that finished was one of the tail."""
+        return sample.finish_rank is not None and sample.finish_rank >= self.shortest
 
     def stands_for(self, group: Group) -> float:
         """Samples of the tail that each survivor represents: its inverse inclusion probability."""
         return (len(group.samples) - self.shortest) / self.longest if self.longest else 1.0
 
 
-def selection_rule(config: ShapingConfig) -> SelectionRule:
-    """The rule that the configuration names."""
+def selection_rule(config: ShapingConfig, seed: int = 0) -> SelectionRule:
+    """The rule that the configuration names. Raises `ExtensionError` if one of the user's cannot be loaded."""
     match config.rule:
         case "none":
             return KeepAll()
         case "random":
-            return RandomKeep(config.keep, config.guard)
+            return RandomKeep(config.keep, config.guard, seed)
         case "shortest":
             return _ends(config, config.keep, 0, early_stop=config.early_stop)
         case "longest":
@@ -138,9 +139,11 @@ def selection_rule(config: ShapingConfig) -> SelectionRule:
         case "dual_end":
             return _ends(config, config.shortest, config.longest, early_stop=config.early_stop)
         case "survivor":
-            return Survivor(config.shortest, config.longest, config.weight_power)
+            return Survivor(config.shortest, config.longest, config.weight_power, seed)
         case "qlpo":
             return Quadrants(config.keep, config.qlpo_alpha, config.order, config.guard)
+        case _:
+            return UserRule(config, seed)
 
 
 def shortest_only(config: ShapingConfig) -> SelectionRule:

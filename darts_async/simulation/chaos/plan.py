@@ -112,7 +112,7 @@ def _blow(rng: Random, names: tuple[str, ...], until_s: float) -> Blow:
 
 
 def _prompts(num_train: int, held_out: int) -> dict[str, Any]:
-    return {"source": "chain", "num_train": num_train, "held_out": held_out, "max_prompt_tokens": 64}
+    return {"num_train": num_train, "held_out": held_out, "max_prompt_tokens": 64}
 
 
 def _sections(rng: Random) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from darts_async.config import RunConfig
 from darts_async.prompts.load import PromptSets, load_prompts
 from launcher.preflight.preflight import check_run
-from launcher.preflight.reward_check import check_answers
+from launcher.preflight.prompt_check import check_answers
 from launcher.problems import Problem
 
 ANSWERS = ["5", "36 dollars", "no solution", r"\frac{1}{2}", "2 hours and 5 minutes", "B", "five"]

@@ -1,14 +1,14 @@
 """Settings of the loss: each kind brings its own, and what cannot work is refused with the values."""
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from darts_async.config import LossConfig, RunConfig
-from darts_async.config.loss import LossKind
+from darts_async.extensions import LOSS
 
-KINDS = get_args(LossKind)
+KINDS = tuple(LOSS.built_in)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from darts_async.config import LossConfig
+from darts_async.extensions import LOSS, load
 from darts_async.learner.logprobs import Scores
 from darts_async.learner.losses.policy import policy_loss, reference_kl
 from darts_async.learner.packing.batch import PackedBatch
@@ -67,7 +68,8 @@ def loss_of(
     )
     entropy = torch.full_like(logprobs, ENTROPY)
     references = None if reference is None else torch.tensor(reference, dtype=torch.float64)
-    loss, tally = policy_loss(Scores(logprobs, entropy, logprobs), batch, LossConfig(**settings), references)
+    config, scores = LossConfig(**settings), Scores(logprobs, entropy, logprobs)
+    loss, tally = policy_loss(load(LOSS, config.kind), scores, batch, config, references)
     loss.backward()
     assert logprobs.grad is not None
     tally.add("loss", 0.0, 1)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.quickstart.tokenizer import EOS
 from darts_async.config import RunConfig
 from darts_async.errors import ModelError
 from darts_async.models.location import resolve_model_path, stop_token_ids
 from darts_async.protocol import Generate, TokensDecoded
-from darts_async.quickstart.tokenizer import EOS
 from darts_async.shaper.estimates.patience import LEAST_S
 from darts_async.shaper.group import Stage
 from darts_async.shaper.phases import TOLD_WITHIN_S, RunPhase
@@ -121,7 +121,7 @@ def test_runs_with_deaths_at_the_last_token_end_and_add_up(seed: int) -> None:
 def test_the_stop_tokens_are_those_of_the_model_that_decodes() -> None:
     from darts_async.models.location import load_tokenizer
 
-    directory = resolve_model_path("quickstart")
+    directory = resolve_model_path("darts_async.quickstart:model")
     assert stop_token_ids(directory) == {load_tokenizer(directory).token_to_id(EOS)}
     assert stop_tokens_of(RunConfig()) == stop_token_ids(directory)
     scripted = RunConfig.model_validate({"generator": {"engine": "scripted", "script": {}}})

@@ -88,7 +88,7 @@ def assert_same(one: Any, other: Any, place: str, seen: set[int]) -> None:
         assert len(one) == len(other), place
         for number, (item, twin) in enumerate(zip(one, other, strict=True)):
             assert_same(item, twin, f"{place}[{number}]", seen)
-    elif isinstance(one, (set, frozenset, str, int, float, Enum, BaseModel, type(None))):
+    elif isinstance(one, (set, frozenset, str, bytes, int, float, Enum, BaseModel, type(None))):
         assert one == other, place
     else:
         seen.add(id(one))

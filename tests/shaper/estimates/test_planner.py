@@ -66,13 +66,14 @@ def test_hazard_sees_the_same_whether_a_candidate_was_spared_or_pruned(
 
 def visit(planner: Planner, rewards: list[float], survivors: frozenset[int], *, shortest: int) -> None:
     """One in which a draw has left the survivors of all but the first."""
+    ranks = {index: rank for rank, index in enumerate((*range(shortest), *sorted(survivors)))}
     samples = [
-        Sample(i, Stage.SCORED, num_tokens=10 + i, finish_reason="stop", reward=r)
-        if i < shortest or i in survivors
+        Sample(i, Stage.SCORED, num_tokens=10 + i, finish_reason="stop", finish_rank=ranks[i], reward=r)
+        if i in ranks
         else Sample(i, Stage.ENDED, num_tokens=10)
         for i, r in enumerate(rewards)
     ]
-    planner.observe(Group(0, PROMPT, "train", samples, survivors=survivors))
+    planner.observe(Group(0, PROMPT, "train", samples))
 
 
 @pytest.mark.parametrize("weight_power", [0.0, 1.0])

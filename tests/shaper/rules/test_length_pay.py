@@ -58,7 +58,8 @@ def played(shaping: dict[str, object], survivors: tuple[int, ...] | None) -> dic
     ]
     group = Group(0, prompts(1)[0], "train", samples, num_finished=6)
     if survivors is not None:
-        group.survivors = frozenset(survivors)
+        for rank, index in enumerate((0, 1, 2, *survivors)):
+            samples[index].finish_rank = rank
         for sample in samples[3:]:
             if sample.sample_id not in survivors:
                 sample.stage, sample.reward = Stage.ENDED, None

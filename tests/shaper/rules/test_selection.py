@@ -38,6 +38,12 @@ def group_of(
     return Group(0, PROMPT, "train", samples)
 
 
+def finished(group: Group, order: list[int]) -> None:
+    """Say that the samples finished in this order, and the others did not."""
+    for rank, index in enumerate(order):
+        group.samples[index].finish_rank = rank
+
+
 def ids(kept: list[tuple[Sample, float]]) -> list[int]:
     return [sample.sample_id for sample, _ in kept]
 
@@ -48,7 +54,7 @@ def dual_end(
     return DualEnd(shortest, longest, exclude_capped=exclude_capped, early_stop=early_stop, guard=guard)
 
 
-def play(rule: SelectionRule, group: Group, order: list[int], seed: int = 0) -> list[tuple[Sample, float]]:
+def play(rule: SelectionRule, group: Group, order: list[int]) -> list[tuple[Sample, float]]:
     """Let the samples finish in this order, each scored at once, and select when nobody runs."""
     reasons: list[FinishReason] = [sample.finish_reason or "stop" for sample in group.samples]
     for sample in group.samples:
@@ -58,10 +64,10 @@ def play(rule: SelectionRule, group: Group, order: list[int], seed: int = 0) -> 
         sample = group.samples[index]
         if sample.stage is Stage.DECODING:
             group.finish(sample, reasons[index])
-            for loser in rule.to_cancel(group, seed):
+            for loser in rule.to_cancel(group):
                 loser.stage = Stage.CANCELLING
             sample.stage = Stage.SCORED
-            for loser in rule.to_cancel(group, seed):
+            for loser in rule.to_cancel(group):
                 loser.stage = Stage.CANCELLING
     return rule.select(group)
 
@@ -102,12 +108,12 @@ def test_early_stop_cancels_everybody_who_runs_when_m_have_finished_that_may_hav
     group = group_of([1, 2, 3, 4, 5], stage=Stage.DECODING)
     for sample in group.samples[:2]:
         group.finish(sample, "stop")
-    assert rule.to_cancel(group, seed=0) == []
+    assert rule.to_cancel(group) == []
     group.finish(group.samples[4], "stop")
     group.samples[4].stage = Stage.UNSCORABLE
-    assert rule.to_cancel(group, seed=0) == []
+    assert rule.to_cancel(group) == []
     group.finish(group.samples[3], "stop")
-    assert [s.sample_id for s in rule.to_cancel(group, seed=0)] == [2]
+    assert [s.sample_id for s in rule.to_cancel(group)] == [2]
 
 
 @pytest.mark.slow
@@ -136,7 +142,7 @@ def test_random_keeps_every_sample_equally_often_and_reproducibly() -> None:
     def kept(seed: int, group_id: int) -> list[int]:
         group = group_of([1] * 6)
         group.group_id = group_id
-        return ids(play(RandomKeep(2), group, list(range(6)), seed))
+        return ids(play(RandomKeep(2, seed=seed), group, list(range(6))))
 
     assert kept(5, 3) == kept(5, 3)
     draws = [kept(7, group_id) for group_id in range(2000)]
@@ -146,10 +152,10 @@ def test_random_keeps_every_sample_equally_often_and_reproducibly() -> None:
 
 def test_random_gives_the_place_of_a_sample_without_reward_to_the_next_lot() -> None:
     group = group_of([1] * 4)
-    RandomKeep(2).to_cancel(group, seed=0)
-    lots = [sample.sample_id for sample in group.lots]
-    group.lots[0].stage = Stage.UNSCORABLE
-    assert ids(RandomKeep(2).select(group)) == sorted(lots[1:3])
+    line = [ids(RandomKeep(count + 1).select(group)) for count in range(3)]
+    (first,) = line[0]
+    group.samples[first].stage = Stage.UNSCORABLE
+    assert ids(RandomKeep(2).select(group)) == sorted(set(line[2]) - {first})
 
 
 # --- survivors -----------------------------------------------------------------------------------------------
@@ -160,12 +166,14 @@ def survivors_of(seed: int, *, group_id: int = 0) -> set[int]:
     group.group_id = group_id
     for sample in group.samples[:3]:
         group.finish(sample, "stop")
-    rule = Survivor(shortest=3, longest=2, weight_power=1.0)
-    cancelled = {s.sample_id for s in rule.to_cancel(group, seed=seed)}
-    assert len(cancelled) == 8 - 3 - 2
-    assert group.survivors == {3, 4, 5, 6, 7} - cancelled
-    assert rule.to_cancel(group, seed=seed) == []  # the draw is made once
-    return set(group.survivors)
+    rule = Survivor(shortest=3, longest=2, weight_power=1.0, seed=seed)
+    losers = rule.to_cancel(group)
+    assert len(losers) == 8 - 3 - 2
+    for loser in losers:
+        loser.stage = Stage.CANCELLING
+    assert rule.to_cancel(group) == []  # the draw is made once
+    survivors = group.samples[3:]
+    return {sample.sample_id for sample in survivors if sample not in losers}
 
 
 def test_the_survivor_draw_is_uniform_and_reproducible() -> None:
@@ -178,7 +186,7 @@ def test_the_survivor_draw_is_uniform_and_reproducible() -> None:
 def test_survivors_weigh_the_inverse_of_their_inclusion_probability_to_the_power() -> None:
     for power, expected in ((0.0, 1.0), (0.5, 2.5**0.5), (1.0, 2.5)):
         group = group_of([1] * 8)
-        group.survivors = frozenset({4, 6})
+        finished(group, [0, 1, 2, 4, 6])
         for index in (3, 5, 7):
             group.samples[index].stage = Stage.CANCELLING
         kept = Survivor(shortest=3, longest=2, weight_power=power).select(group)
@@ -212,7 +220,7 @@ def survivor_worlds(launched: int = LAUNCHED) -> list[tuple[float, np.ndarray, n
             draws = list(combinations(order[HEAD:], SURVIVORS))
             for draw in draws:
                 group = group_of([int(OUTCOME_LENGTHS[o]) for o in outcomes], stage=Stage.CANCELLING)
-                group.survivors = frozenset(draw)
+                finished(group, [*order[:HEAD], *draw])
                 for index in (*order[:HEAD], *draw):
                     group.samples[index].stage = Stage.SCORED
                 kept = rule.select(group)
@@ -262,7 +270,7 @@ def test_weighted_survivor_sums_are_unbiased_too_where_rewards_fail_for_reasons_
 
 def test_a_survivor_that_has_no_reward_changes_no_weight() -> None:
     group = group_of([1] * 8)
-    group.survivors = frozenset({4, 6})
+    finished(group, [0, 1, 2, 4, 6])
     for index in (3, 5, 7):
         group.samples[index].stage = Stage.CANCELLING
     for index in (0, 6):
@@ -358,13 +366,15 @@ def test_the_guard_changes_nothing_where_both_kinds_are_kept_or_only_one_exists(
         assert dual_end(2, 1, guard=True).select(group) == dual_end(2, 1).select(group)
 
 
-def test_the_guard_of_random_exchanges_the_last_winning_lot_for_the_next_of_the_missing_kind() -> None:
+def test_the_guard_of_random_exchanges_the_last_that_is_kept_for_the_next_of_the_missing_kind() -> None:
     group = group_of([1] * 6)
-    RandomKeep(3).to_cancel(group, seed=4)
-    for place, sample in enumerate(group.lots):
-        sample.reward = 1.0 if place < 4 else 0.0
-    kept = RandomKeep(3, guard=True).select(group)
-    assert {sample for sample, _ in kept} == {group.lots[i] for i in (0, 1, 4)}
+    line: list[int] = []  # the order that was drawn
+    for count in range(1, 7):
+        line += set(ids(RandomKeep(count, seed=4).select(group))) - set(line)
+    for place, index in enumerate(line):
+        group.samples[index].reward = 1.0 if place < 4 else 0.0
+    kept = RandomKeep(3, guard=True, seed=4).select(group)
+    assert set(ids(kept)) == {line[place] for place in (0, 1, 4)}
 
 
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3, 1.0, -5.0, 0.1 + 2**-56]), max_size=12))

@@ -83,7 +83,7 @@ def drift_and_zero_share(arm: str, launch: int) -> tuple[float, float, float]:
     rule = selection_rule(ShapingConfig.model_validate({"keep": KEEP, "launch": launch, **ARMS[arm]}))
     drifts, zeros = [], []
     for group, mean_length in zip(pools(launch), trace()[0].mean(1), strict=True):
-        rule.to_cancel(group, seed=0)
+        rule.to_cancel(group)
         kept = [sample for sample, _ in rule.select(group)]
         assert len(kept) == KEEP
         rewards = np.array([sample.reward for sample in kept], np.float32)
@@ -143,7 +143,7 @@ def played(rule: SelectionRule, group: Group) -> list[tuple[Sample, float]]:
         if sample.stage is Stage.DECODING:
             group.finish(sample, "stop")
             sample.stage = Stage.SCORED
-            for cancelled in rule.to_cancel(group, seed=0):
+            for cancelled in rule.to_cancel(group):
                 cancelled.stage = Stage.ENDED
     return rule.select(group)
 

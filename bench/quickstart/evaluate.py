@@ -1,6 +1,6 @@
 """Measures a model on held-out prompts of the chain task by un-aborted samples at temperature 1.
 
-    python -P -m darts_async.quickstart.evaluate DIR [--prompts 126] [--samples 16] [--seed 0]
+    python -m bench.quickstart.evaluate DIR [--prompts 126] [--samples 16] [--seed 0]
 
 Lengths count the end-of-sequence token; a sample without one at the cap counts with the cap, as wrong.
 """
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from bench.quickstart.tokenizer import EOS_ID
 from darts_async.quickstart.task import ChainPrompt, make_prompts, verify
-from darts_async.quickstart.tokenizer import EOS_ID
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Makes the shipped model: supervised training on written responses, from nothing, by a curriculum.
 
-    python -P -m darts_async.quickstart.warm_start --out DIR [--tokens 4000000] [--seed 0] [--evaluate]
+    python -m bench.quickstart.warm_start --out DIR [--tokens 4000000] [--seed 0] [--evaluate]
 
 The budget is in tokens, not in time, so on one machine a seed gives one model. Samples are packed without
 padding, several in one row whose positions start again at 0 with each sample. Transformers derives the
@@ -30,18 +30,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from darts_async.quickstart.evaluate import evaluate, report
-from darts_async.quickstart.task import (
-    CONCISE,
-    FLAWLESS,
-    MAX_OPERATIONS,
-    MIN_OPERATIONS,
-    ResponseStyle,
-    draw_prompt,
-    is_held_out,
-    write_response,
-)
-from darts_async.quickstart.tokenizer import EOS_ID, PAD_ID, VOCABULARY, save_tokenizer
+from bench.quickstart.evaluate import evaluate, report
+from bench.quickstart.responses import CONCISE, FLAWLESS, ResponseStyle, write_response
+from bench.quickstart.tokenizer import EOS_ID, PAD_ID, VOCABULARY, save_tokenizer
+from darts_async.quickstart.task import MAX_OPERATIONS, MIN_OPERATIONS, draw_prompt, is_held_out
 
 DEFAULT_TOKENS = 4_000_000
 PEAK_RATE, FINAL_RATE_SHARE = 3e-3, 0.05

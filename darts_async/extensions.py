@@ -1,0 +1,187 @@
+"""What a run may bring itself: the table of kinds, and the one way in which a name becomes something to call.
+
+A setting names it as `module:name`, where the module is one of the user's; a short name is one of ours. It is loaded in
+the process that calls it and, before a run is started, in a child that is thrown away, because an import runs what the
+user has written. In these processes alone the current directory is on the path of modules.
+
+    reward.function     response -> number                 in each reward worker
+    prompts.source      () -> records                      in the shaper
+    shaping.rule        settings -> a `ShapingRule`        in the shaper
+    learner.loss.kind   `LossInputs` -> (loss, metrics)    in each rank of the learner
+    telemetry.sinks     (run_dir, config) -> a `Sink`      in the launcher
+    generator.engine    config -> an `Engine`              in each generator
+
+Everything is called with arguments by name, so that one may be added. `EXTENDING.md` has an example of each.
+"""
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Final
+
+from darts_async.errors import ExtensionError
+
+Extension = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of extension.
+
+    Example:
+        >>> REWARD.checked("exact_match"), REWARD.checked("my_task:reward")
+        ('exact_match', 'my_task:reward')
+        >>> PROMPTS.checked("parquett")
+        Traceback (most recent call last):
+        ValueError: prompts.source is 'parquett'; use one of 'jsonl', 'parquet', or module:name; did you mean 'parquet'?
+    """
+
+    setting: str
+    arguments: tuple[str, ...]
+    """The names of the arguments that it is called with."""
+    built_in: Mapping[str, str] = field(default_factory=dict)
+    """The short names, and `module:name` of each; no target where a stage makes it by itself."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Short names of earlier versions, and what to write in their place."""
+
+    def checked(self, name: str) -> str:
+        """`name`, if it has a form that can be loaded. Nothing is imported.
+
+        Raises:
+            ValueError: it is neither a short name nor of the form `module:name`.
+        """
+        if name in self.renamed:
+            raise ValueError(f"{self.setting} {name!r} is now called {self.renamed[name]!r}; write that")
+        module, _, attribute = name.partition(":")
+        if name not in self.built_in and not (module and attribute):
+            known = {short: short for short in self.built_in} | dict(self.renamed)
+            choices = f"one of {', '.join(map(repr, self.built_in))}, or " if self.built_in else ""
+            raise ValueError(f"{self.setting} is {name!r}; use {choices}module:name" + _suggestion(name, known))
+        return name
+
+    def names_in(self, config: object) -> tuple[str, ...]:
+        """What the setting has in a `RunConfig`."""
+        found: Any = config
+        for part in self.setting.split("."):
+            found = getattr(found, part)
+        return found if isinstance(found, tuple) else (found,)
+
+    def is_of_user(self, name: str) -> bool:
+        """Whether loading it runs code that did not come with this package."""
+        return name not in self.built_in and not name.startswith("darts_async.")
+
+
+REWARD: Final = Kind(
+    "reward.function",
+    ("prompt", "response", "answer", "metadata", "finish_reason"),
+    {"exact_match": "darts_async.reward.builtin:exact_match", "math": "darts_async.reward.mathematics:math"},
+    renamed={"chain": "darts_async.quickstart.task:reward"},
+)
+PROMPTS: Final = Kind(
+    "prompts.source",
+    ("num_train", "held_out", "seed"),
+    {"jsonl": "", "parquet": ""},
+    renamed={"chain": "darts_async.quickstart.task:prompts"},
+)
+RULE: Final = Kind(
+    "shaping.rule",
+    ("config",),
+    dict.fromkeys(("none", "random", "shortest", "longest", "dual_end", "survivor", "qlpo"), ""),
+)
+LOSS: Final = Kind(
+    "learner.loss.kind",
+    ("inputs",),
+    {name: "darts_async.learner.losses.kinds:clipped" for name in ("dapo", "grpo", "dr_grpo")}
+    | {name: f"darts_async.learner.losses.kinds:{name}" for name in ("gspo", "cispo", "decoupled_ppo", "reinforce")},
+)
+SINK: Final = Kind("telemetry.sinks", ("run_dir", "config"))
+ENGINE: Final = Kind(
+    "generator.engine",
+    ("config",),
+    {
+        "embedded": "darts_async.generator.embedded.engine:make_engine",
+        "vllm": "darts_async.generator.vllm.engine:make_engine",
+        "scripted": "darts_async.generator.scripted:make_engine",
+    },
+)
+KINDS: Final = {kind.setting: kind for kind in (REWARD, PROMPTS, RULE, LOSS, SINK, ENGINE)}
+
+
+def load(kind: Kind, name: str) -> Extension:
+    """What a name of this kind leads to.
+
+    Modules of the user's are looked for in the current directory too, which is first on the path from then on.
+
+    Raises:
+        ExtensionError: no such module or attribute, its import fails, or it cannot be called as it will be.
+
+    Example:
+        >>> load(REWARD, "exact_match")(prompt="", response="4", answer="4", metadata={}, finish_reason="stop")
+        1.0
+    """
+    try:
+        module_name, _, attribute = kind.built_in.get(kind.checked(name), name).partition(":")
+    except ValueError as error:
+        raise ExtensionError(str(error)) from error
+    where = f"{kind.setting} is {name!r}"
+    module = _import(module_name, where, of_user=kind.is_of_user(name))
+    if not hasattr(module, attribute):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ExtensionError(
+            f"{where}, but {module.__name__!r} ({module.__file__}) has no {attribute!r}"
+            + _suggestion(attribute, {key: key for key in public})
+        )
+    found = getattr(module, attribute)
+    if not callable(found):
+        raise ExtensionError(f"{where}, which is a {type(found).__name__} and cannot be called")
+    _check_signature(
+        found, where, f"it is called as {attribute}({', '.join(f'{key}=' for key in kind.arguments)})", kind
+    )
+    return found  # type: ignore[no-any-return]
+
+
+def _import(module_name: str, where: str, *, of_user: bool) -> ModuleType:
+    if of_user and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's module raises while it is imported, `sys.exit` included
+        raise ExtensionError(f"{where}, but {_import_complaint(module_name, error)}") from error
+
+
+def _import_complaint(module_name: str, error: BaseException) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and (module_name == missing or module_name.startswith(f"{missing}.")):
+        return (
+            f"there is no module {missing!r}; looked in the current directory ({os.getcwd()}) and in what is installed "
+            f"for {sys.executable}"
+        )
+    return f"importing {module_name!r} raised {type(error).__name__}: {error}"
+
+
+def _check_signature(found: Extension, where: str, expected: str, kind: Kind) -> None:
+    called = found if inspect.isroutine(found) else type(found).__call__
+    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+        raise ExtensionError(f"{where}, which is a coroutine function, and none can be awaited; {expected}")
+    if kind is not PROMPTS and inspect.isgeneratorfunction(called):
+        raise ExtensionError(f"{where}, which is a generator function: it must return its result; {expected}")
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # written in C, without a signature: the first call will tell
+        return
+    try:
+        signature.bind(**dict.fromkeys(kind.arguments))
+    except TypeError as error:
+        raise ExtensionError(f"{where}, which takes {signature}: {error}; {expected}") from error
+
+
+def _suggestion(name: str, known: Mapping[str, str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {known[near[0]]!r}?" if near else ""

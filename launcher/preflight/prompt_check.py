@@ -1,0 +1,61 @@
+"""Whether prompts can be loaded, and whether the reward function can give a reward for their answers.
+
+Answers are looked at for `math` alone: what a function of the user's makes of one is not known.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from darts_async.config import RunConfig
+from darts_async.errors import ConfigError, DataError, ExtensionError, ModelError
+from darts_async.prompts.load import PromptCounts, PromptSets, load_prompts
+from darts_async.prompts.source import Prompt
+from darts_async.reward.answer_forms import content_of, prose
+from launcher.problems import Problem, shown
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What was found out about something that a setting names."""
+
+    problems: tuple[Problem, ...] = ()
+    counts: PromptCounts | None = None
+    """Of prompts, where they can be loaded."""
+
+
+def look_at_prompts(config: RunConfig) -> Found:
+    """Tokenizer and data sets load, no set is empty, every prompt fits, and answers can be equalled."""
+    try:
+        sets = load_prompts(config)
+    except ModelError as error:
+        return Found((Problem("model.path", str(error), shown(config.model.path)),))
+    except (ConfigError, DataError, ExtensionError) as error:
+        return Found((Problem("prompts", str(error)),))
+    return Found(tuple(check_answers(config, sets)), sets.counts)
+
+
+def check_answers(config: RunConfig, prompts: PromptSets) -> Iterator[Problem]:
+    """`math` has reference answers that a response can equal: none at all is an error, words are a hint."""
+    if config.reward.function != "math":
+        return
+    every = [(prompt, content_of(prompt.answer)) for prompt in (*prompts.train, *prompts.held_out)]
+    empty = [prompt for prompt, content in every if not content.strip("$ ")]
+    in_words = [prompt for prompt, content in every if prose(content) is not None]
+    if empty:
+        message = f"{_share(empty, len(every))} empty, and no response can equal them; {_first(empty)}"
+        yield Problem("prompts.answer_field", message, fix="remove the records, or name the field that has the answer")
+    if in_words:
+        message = (
+            f"{_share(in_words, len(every))} in words, which no number or expression can equal: a response is right "
+            f"only if its box repeats them; {_first(in_words)}"
+        )
+        fix = "give answers as numbers or expressions, or a reward function of your own"
+        yield Problem("prompts.answer_field", message, fix=fix, is_hint=True)
+
+
+def _share(some: Sequence[Prompt], num_prompts: int) -> str:
+    return f"{len(some):,} of {num_prompts:,} reference answers are"
+
+
+def _first(some: Sequence[Prompt]) -> str:
+    return f"the first is {shown(some[0].answer)}, to the prompt {shown(some[0].text)}"
