@@ -130,6 +130,7 @@ NAMES_ELSEWHERE = {
     ("simulation/chaos/plan.py", "weights"): "a section of the settings",
     ("simulation/demand.py", "rewards"): "an array of a trace",
     ("learner/process.py", "learner/"): "what its metrics begin with",
+    ("learner/moves.py", "generators"): "what is waited for",
     ("weights/receiving/receive.py", "weights"): "a task",
     ("quickstart/__init__.py", "model"): "no file of a run",
     ("analysis/report.py", "launcher"): "the package",

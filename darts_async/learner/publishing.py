@@ -47,7 +47,7 @@ class Publishing:
         """Before the parameters are published, so that it is known what generators must say with them. With several
         ranks it would take all of them."""
         config = self._runtime.config
-        if config.weights.probe and config.generator.engine != "scripted" and trainer.place.num_ranks == 1:
+        if config.weights.probe and config.generator.capabilities.has_model and trainer.place.num_ranks == 1:
             reference = await asyncio.to_thread(packed_reference, trainer.model, trainer.policy_version)
             self._examiner.expect(reference)
 
