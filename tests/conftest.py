@@ -15,7 +15,6 @@ import pytest
 import uvloop
 from hypothesis import settings
 
-from launcher.nodes.scratch import Scratch
 from tests.support.leaks import MARK, Belongings, belongings, left_since
 
 settings.register_profile("untimed", deadline=None)
@@ -73,11 +72,11 @@ def _nothing_of_a_module_is_left(request: pytest.FixtureRequest) -> Generator[No
 @contextlib.contextmanager
 def _scratch() -> Generator[None]:
     """vLLM leaves the files of its sockets behind, however it ends: in a run the supervisor removes them."""
-    outside, scratch = tempfile.gettempdir(), Scratch.make("vllm in a test")
-    _put_temporary_files(scratch.path)
-    yield
-    _put_temporary_files(Path(outside))
-    scratch.remove()
+    outside = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(prefix="v-", dir="/tmp", ignore_cleanup_errors=True) as scratch:  # paths are short
+        _put_temporary_files(Path(scratch))
+        yield
+        _put_temporary_files(Path(outside))
 
 
 def _put_temporary_files(directory: Path) -> None:

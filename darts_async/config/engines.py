@@ -11,7 +11,7 @@ class Capabilities:
     has_model: bool = True
     """It decodes with the model of the run. Another draws lengths: its tokens are of no vocabulary and mean no text."""
     decodes_by_itself: bool = False
-    """It goes on with the next step before it is asked: what its owner does between two steps costs it no time."""
+    """It begins the next step before it is asked: what its owner does between two steps costs it no time."""
     has_workers: bool = False
     """It spreads the model over processes of its own, one for each device of the generator. Another decodes on CPUs."""
     receives_directly: bool = False

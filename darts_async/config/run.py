@@ -91,7 +91,7 @@ class RunConfig(Section):
     def _the_engine_has_text_to_stop_at(self) -> Self:
         if self.sampling.stop and not self.generator.capabilities.has_model:
             raise ValueError(
-                f"sampling.stop is {list(self.sampling.stop)}, but generator.engine {self.generator.engine} draws "
+                f"sampling.stop is {list(self.sampling.stop)}, but generator.engine {self.generator.engine} generates "
                 "lengths and no text: leave it out, or choose another engine"
             )
         return self

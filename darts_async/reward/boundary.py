@@ -1,5 +1,5 @@
-"""What a reward process takes from the shaper: a message that cannot be meant is refused, its sender named, before a
-worker hears of it. What a reward function makes of an item is another matter: that it fails is no fault of the shaper.
+"""Refuses invalid messages of the shaper, and names it, before a worker gets them. A reward function that fails on a
+valid item is not the fault of the shaper.
 """
 
 from darts_async.protocol import Greet, Score, ShaperToReward

@@ -93,7 +93,7 @@ class Simulation:
     # --- the course of the run -------------------------------------------------------------------------------
 
     def run(self, after_instant: Callable[[], None] | None = None) -> None:
-        """From the greetings to the last step; `after_instant` is called whenever nobody has anything to say."""
+        """Run from the greetings to the last step. `after_instant` is called whenever no message is left."""
         for peers in (self._engines, (REWARD.first, LEARNER.first)):  # so the first samples find every generator up
             for name in peers:
                 self._absorb(self.state.peer_up(name, 1, self.clock.now_s))

@@ -29,8 +29,8 @@ class Role:
     has_ranks: bool = False
     """The processes are the ranks of one: each is told its rank and drives one device, and they end and come back
     together."""
-    is_judge: bool = False
-    """Every run needs it: it may refuse another judge, and be refused by one, whichever of them is the hub."""
+    is_essential: bool = False
+    """Every run needs it. Two essential roles may accuse each other, whichever of them is the hub."""
     decodes: bool = False
     """A status with samples in flight and not one token more than the last shows that it hangs."""
     num_model_copies: int = 0
@@ -65,7 +65,7 @@ ROLES: Final[tuple[Role, ...]] = (
         "shaper",
         module="darts_async.shaper.process",
         is_single=True,
-        is_judge=True,
+        is_essential=True,
         reads=(READS_MODEL, READS_PROMPTS),
         tells_launcher=(StepCompleted, EvaluationCompleted, RewardFailed, RunFinished, TakeUpAgain),
         reports_per_step=1,
@@ -74,7 +74,7 @@ ROLES: Final[tuple[Role, ...]] = (
         "learner",
         module="darts_async.learner.process",
         has_ranks=True,
-        is_judge=True,
+        is_essential=True,
         num_model_copies=10,
         reads=(READS_MODEL, READS_PROMPTS),
         tells_launcher=(StepCompleted,),
@@ -123,7 +123,7 @@ def keeper_name(node: str) -> str:
     return f"{KEEPER.name}/{node}"
 
 
-def judge_each_other(one: str, other: str) -> bool:
+def may_accuse_each_other(one: str, other: str) -> bool:
     """Whether either of two processes may refuse the other, whichever of them is the hub of their link."""
     role, another = role_of(one), role_of(other)
-    return role.is_judge and another.is_judge and role is not another
+    return role.is_essential and another.is_essential and role is not another

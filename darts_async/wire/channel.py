@@ -65,7 +65,7 @@ def read_message(file: BinaryIO, decode: "msgspec.msgpack.Decoder[Receives]") ->
     """The next message of a pipe, for a process without an event loop; None at its end, also inside a message.
 
     Raises:
-        ProtocolError: what came is no message.
+        ProtocolError: what arrived is not a message.
     """
     head = file.read(HEAD_BYTES)
     payload = file.read(_length_after(head)) if len(head) == HEAD_BYTES else b""

@@ -246,7 +246,7 @@ async def _conduct(
         if (why := _taken_away(error, run_dir)) is None:
             raise
         display.close()
-        moved = "`darts-launch resume` of the place that it was moved to, if it was, goes on with it"
+        moved = "if it was moved, `darts-launch resume` of its new place continues the run"
         _give_up(f"the run has ended, for its directory can no longer be used: {why}; {moved}")
     finally:
         display.close()

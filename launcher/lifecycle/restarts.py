@@ -199,7 +199,7 @@ class Restarts:
 
     def _give_up(self, unit: _Unit, reason: str) -> Verdict:
         if unit.role.has_ranks:
-            return EndRun(f"{reason}, and nothing is trained without it")
+            return EndRun(f"{reason}, and training needs it")
         if unit.policy.on_exhausted == "fail_run":
             return EndRun(f"{reason}, and roles.{unit.role}.restart.on_exhausted is fail_run")
         unit.is_down = True

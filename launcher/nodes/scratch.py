@@ -1,13 +1,13 @@
 """Gives each process a directory for temporary files, which is removed when the process ends.
 
-What a process leaves when it is killed (the sockets of vLLM's engine core, the files of a reward function) would
-otherwise stay for ever. `TMPDIR` points there. Whoever has started the process holds a lock on the directory, and the
-kernel opens the lock when the holder dies. So a directory that nobody holds is of nobody that lives, whichever run it
-was made for: `sweep` removes all of these. Every keeper sweeps when it starts, and every launcher when the keeper of
-its own machine has ended. A pid in the name would not do: it comes again, and two containers that share a directory
-have the same ones.
+Otherwise the files of a killed process would stay forever (sockets of vLLM's engine core, files of a reward function).
+`TMPDIR` points to the directory. The parent of the process holds a lock on it, and the kernel releases the lock when
+the parent dies. So a directory without a lock belongs to no living process, whichever run it was made for: `sweep`
+removes all of these. Every keeper sweeps when it starts, and every launcher when the keeper of its own machine has
+ended. A pid in the name would not identify the owner: pids are reused, and containers that share a directory have equal
+ones.
 
-The name says of which run and node a directory is, for who looks for those of one run.
+The name tells of which run and node a directory is.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def owner_of(run_dir: Path, node: str) -> str:
 
 
 def sweep() -> None:
-    """Remove the directories that nobody holds, as far as this user may."""
+    """Remove the directories without a lock, as far as this user may."""
     for path in _all("darts-*"):
         if _NAME.fullmatch(path.name):
             with contextlib.suppress(OSError):  # it is held, gone, or of somebody else

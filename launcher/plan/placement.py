@@ -108,9 +108,7 @@ def _no_room(config: RunConfig, role: Role, number: int, takers: Takers) -> Prob
         f"{node.name} has {sum(1 for _ in _free_devices(config, role, node, takers))} of {len(node.devices)} free"
         for node in nodes
     )
-    message = (
-        f"there is no room for {role.process(number)} of {settings.replicas}: it takes {settings.devices} of one node"
-    )
+    message = f"no node can take {role.process(number)} of {settings.replicas}: it needs {settings.devices} of one node"
     fix = (
         f"lower roles.{role}.devices or replicas, raise devices of a node, or set share_devices for {role} and the "
         "role with which it shares them"

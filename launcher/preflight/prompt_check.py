@@ -1,6 +1,6 @@
 """Whether prompts can be loaded, and whether the reward function can give a reward for their answers.
 
-Answers are looked at for `math` alone: what a function of the user's makes of one is not known.
+Answers are only checked for `math`: how a function of the user reads them is not known.
 """
 
 from collections.abc import Iterator, Sequence

@@ -22,7 +22,7 @@ from darts_async.protocol import (
     TakeUpAgain,
 )
 from darts_async.topology.plan import RunPlan
-from darts_async.topology.roles import LAUNCHER, judge_each_other, role_of
+from darts_async.topology.roles import LAUNCHER, may_accuse_each_other, role_of
 
 MAX_NAME_CHARACTERS = 200
 """Longest name of a metric, a stage or a state."""
@@ -44,10 +44,10 @@ class Boundary:
         self._accusations = Accusations({link.name: (link.hub, link.members) for link in plan.links})
 
     def refusal(self, name: str, message: ProcessToLauncher) -> str | None:
-        """Why a message of this process cannot be meant; None if it is to be taken."""
+        """Why a message of this process is invalid; None if it is valid."""
         role = role_of(name)
         if not isinstance(message, (ProcessStatus, PeerRefused, *role.tells_launcher)):
-            return f"a {type(message).__name__}, which is not for a {role} to say"
+            return f"a {type(message).__name__}, which a {role} does not send"
         match message:
             case ProcessStatus():
                 return self._status(message)
@@ -65,9 +65,9 @@ class Boundary:
                 return self._accusation(name, message)
 
     def may_accuse(self, accuser: str, accused: str) -> bool:
-        """Whether the word of one is enough to restart the other. A hub may judge the members of its links; of shaper
-        and learner, which every run needs, each the other."""
-        return judge_each_other(accuser, accused) or self._talk(accuser, accused)
+        """Whether the word of one is enough to restart the other. A hub may accuse the members of its links. Shaper and
+        learner, which every run needs, may accuse each other."""
+        return may_accuse_each_other(accuser, accused) or self._talk(accuser, accused)
 
     def culprits(self, accuser: str, accused: str, incarnation: int) -> tuple[str, ...]:
         """The processes to restart after one has refused the present incarnation of another."""

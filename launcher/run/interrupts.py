@@ -39,7 +39,7 @@ class CaughtSignals:
             hear(self._unheard.popleft())
 
     def keep(self) -> None:
-        """From now on keep those that come, for whoever asks next to be told of them."""
+        """From now on keep signals for the next caller that asks for them."""
         self._hear = self._unheard.append
 
     def ignore(self) -> None:

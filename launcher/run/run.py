@@ -408,8 +408,8 @@ async def run(
     signals: CaughtSignals,
     past: Past = NO_PAST,
 ) -> tuple[RunOutcome, Summary]:
-    """Carry a run out in a prepared run directory, for the first time or, with a `past`, further. Where the run goes on
-    in another life, signals that come later are kept for that."""
+    """Carry a run out in a prepared run directory, for the first time or, with a `past`, further. If the run
+    continues in another life, signals that come later are kept for that one."""
     install(LAUNCHER, past.life)
     path, telemetry = log_path(run_dir / LOGS_DIR, LAUNCHER), config.telemetry
     with logging_to(path, process=LAUNCHER, level=telemetry.log_level, max_mb=telemetry.log_max_mb):

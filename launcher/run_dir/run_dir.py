@@ -87,7 +87,7 @@ def write_inputs(run_dir: Path, config: RunConfig, plan: RunPlan) -> None:
 
 
 def write_record(run_dir: Path, record: RunRecord) -> None:
-    """Say how the run stands."""
+    """Write the state of the run."""
     replace_json(run_dir / STATE_FILE, record)
 
 

@@ -134,7 +134,7 @@ class UserSink:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the boundary to a user's code: it is reported
             self._num_failed += 1
             if self._num_failed == 1:
-                self._note(f"raised {type(error).__name__}: {error}; the run goes on")
+                self._note(f"raised {type(error).__name__}: {error}; the run continues")
 
     def _note(self, text: str) -> None:
         self._notices.put(f"telemetry.sinks: {self._name} {text}")

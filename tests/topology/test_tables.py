@@ -8,7 +8,16 @@ from darts_async import protocol
 from darts_async.protocol import Message
 from darts_async.topology import links, roles
 from darts_async.topology.links import LINKS, link_between, link_named
-from darts_async.topology.roles import GENERATOR, LAUNCHER, LEARNER, REWARD, ROLES, SHAPER, judge_each_other, role_of
+from darts_async.topology.roles import (
+    GENERATOR,
+    LAUNCHER,
+    LEARNER,
+    REWARD,
+    ROLES,
+    SHAPER,
+    may_accuse_each_other,
+    role_of,
+)
 
 NAMES = {role.name: role.processes(3) for role in ROLES} | {"agent": ("agent/a", "agent/b")}
 
@@ -58,7 +67,7 @@ def test_the_link_between_a_hub_and_a_role_is_found() -> None:
 
 
 def test_shaper_and_learner_judge_each_other_and_no_other_two_do() -> None:
-    judges = {(one, other) for one in NAMES for other in NAMES if judge_each_other(f"{one}/0", f"{other}/1")}
+    judges = {(one, other) for one in NAMES for other in NAMES if may_accuse_each_other(f"{one}/0", f"{other}/1")}
     assert judges == {("shaper", "learner"), ("learner", "shaper")}
 
 

@@ -23,7 +23,16 @@ from darts_async.simulation.chaos.reward import RewardProcess
 from darts_async.simulation.chaos.shaper import ShaperProcess
 from darts_async.simulation.chaos.world import World
 from darts_async.topology.links import LINKS
-from darts_async.topology.roles import AGENT, GENERATOR, LAUNCHER, LEARNER, ROLES, SHAPER, judge_each_other, role_of
+from darts_async.topology.roles import (
+    AGENT,
+    GENERATOR,
+    LAUNCHER,
+    LEARNER,
+    ROLES,
+    SHAPER,
+    may_accuse_each_other,
+    role_of,
+)
 from darts_async.topology.run_files import CHECKPOINTS_DIR, SHAPER_STATE_FILE
 from darts_async.transport import Event, Received
 
@@ -214,7 +223,7 @@ class _Run:
         if incarnation < present:
             return
         members_of = {member for hub, members in self.links.values() if hub == accuser for member in members}
-        may_judge = accused in members_of or judge_each_other(accuser, accused)
+        may_judge = accused in members_of or may_accuse_each_other(accuser, accused)
         for name in (accused,) if may_judge else self._accusations.hear(accuser, accused, present):
             process = self._alive.get(name)
             if process is not None and not process.is_dead:

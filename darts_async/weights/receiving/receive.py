@@ -14,12 +14,6 @@ from darts_async.weights.broadcast.collective import describe
 from darts_async.weights.receiving.member import Action, Apply, Member, Order, Report, Tell
 from darts_async.weights.receiving.transfer import Transfer
 
-_FAULT_POINTS: dict[type[GeneratorToLearner], str] = {
-    UpdateReady: "generator.before_ready",
-    UpdateStaged: "generator.before_staged",
-    UpdateApplied: "generator.before_applied",
-}
-
 
 class Receiver:
     """Takes part in the learner's updates. All methods are called on one event loop.
@@ -83,10 +77,19 @@ class Receiver:
         for action in actions:
             match action:
                 case Tell(message):
-                    if point := _FAULT_POINTS.get(type(message)):
-                        present().reach(point)
+                    _reach_point_of(message)
                     self._send(message)
                 case Order(command):
                     self._transfer.handle(command)
                 case Apply(version):
                     self._committed.put_nowait(version)
+
+
+def _reach_point_of(message: GeneratorToLearner) -> None:
+    match message:
+        case UpdateReady():
+            present().reach("generator.before_ready")
+        case UpdateStaged():
+            present().reach("generator.before_staged")
+        case UpdateApplied():
+            present().reach("generator.before_applied")

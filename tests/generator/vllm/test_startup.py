@@ -62,7 +62,7 @@ def test_the_builds_for_gpus_and_for_cpus_are_told_apart(monkeypatch: pytest.Mon
 
 
 def test_a_step_that_cannot_hold_a_token_of_each_slot_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"max_num_batched_tokens is 32.*num_slots 64"):
+    with pytest.raises(ValueError, match=r"max_num_batched_tokens is 32.*64 generator.num_slots"):
         GeneratorConfig(engine="vllm", vllm=VllmConfig(max_num_batched_tokens=32))
 
 

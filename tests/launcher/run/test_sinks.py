@@ -79,8 +79,8 @@ def test_it_gets_the_lines_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("Refuses", ["raised ConnectionError: no server; the run goes on", "failed at 2 lines in all"]),
-        ("Leaves", ["raised SystemExit: 3; the run goes on", "failed at 2 lines in all"]),
+        ("Refuses", ["raised ConnectionError: no server; the run continues", "failed at 2 lines in all"]),
+        ("Leaves", ["raised SystemExit: 3; the run continues", "failed at 2 lines in all"]),
         ("CannotBeMade", ["could not be made, and gets no metrics: KeyError: 'API_KEY'"]),
         ("NotThere", ["could not be made, and gets no metrics: ExtensionError: telemetry.sinks is "]),
     ],

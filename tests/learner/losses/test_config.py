@@ -44,7 +44,7 @@ def test_a_mask_has_the_bounds_of_its_paper() -> None:
         ({"kind": "cispo", "importance": "sequence_truncate"}, ["'cispo'", "'sequence_truncate'"]),
         ({"importance": "none", "importance_high": 2.0}, ["'none'", "does not use", "importance_high", "2.0"]),
         ({"importance": "token_mask", "importance_low": None}, ["'token_mask'", "needs", "importance_low"]),
-        ({"importance_high": 1.2}, ["importance_high (1.2)", "clip_high (1.28)", "raise it"]),
+        ({"importance_high": 1.2}, ["importance_high (1.2)", "clip_high (1.28)", "raise importance_high"]),
         ({"reference_path": "base"}, ["'base'", "kl_weight is 0"]),
     ],
 )
