@@ -73,7 +73,9 @@ def _nothing_of_a_module_is_left(request: pytest.FixtureRequest) -> Generator[No
 def _scratch() -> Generator[None]:
     """vLLM leaves the files of its sockets behind, however it ends: in a run the supervisor removes them."""
     outside = tempfile.gettempdir()
-    with tempfile.TemporaryDirectory(prefix="v-", dir="/tmp", ignore_cleanup_errors=True) as scratch:  # paths are short
+    with tempfile.TemporaryDirectory(
+        prefix="darts-", dir="/tmp", ignore_cleanup_errors=True
+    ) as scratch:  # a short path
         _put_temporary_files(Path(scratch))
         yield
         _put_temporary_files(Path(outside))
