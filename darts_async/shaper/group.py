@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import FinishReason, TrainGroup
+from darts_async.topology.outcomes import SampleOutcome
 from darts_async.transitions import Transitions
 
-SampleOutcome = Literal["trained", "cancelled", "filtered", "stale", "lost", "evaluated"]
 Purpose = Literal["train", "evaluate"]
 
 

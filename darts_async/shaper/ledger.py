@@ -22,7 +22,8 @@ from msgspec import Struct
 
 from darts_async.errors import DataError
 from darts_async.machine.full_disk import append_whole
-from darts_async.shaper.group import Purpose, SampleOutcome
+from darts_async.shaper.group import Purpose
+from darts_async.topology.outcomes import SampleOutcome
 from darts_async.wire.framing import frame, payload_at, read_frames
 
 

@@ -25,7 +25,6 @@ from darts_async.shaper.group import (
     GroupState,
     Purpose,
     Sample,
-    SampleOutcome,
     Stage,
     group_of_state,
     group_state,
@@ -35,6 +34,7 @@ from darts_async.shaper.ledger import GroupOpened, SampleEnded, SamplePlaced
 from darts_async.shaper.outbox import Outbox
 from darts_async.shaper.rosters import GeneratorRoster, GeneratorsState, RewardRoster
 from darts_async.shaper.token_accounts import Totals
+from darts_async.topology.outcomes import SampleOutcome
 
 
 def sample_seed(run_seed: int, sample_id: int) -> int:

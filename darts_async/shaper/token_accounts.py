@@ -15,10 +15,10 @@ import numpy as np
 from msgspec import Struct, field
 from numpy.typing import NDArray
 
-from darts_async.shaper.group import Group, Sample, SampleOutcome, Stage
+from darts_async.shaper.group import Group, Sample, Stage
 from darts_async.shaper.rules.length_pay import LengthTerms, Lot, length_terms
+from darts_async.topology.outcomes import SampleOutcome
 
-OUTCOMES: tuple[SampleOutcome, ...] = ("trained", "cancelled", "filtered", "stale", "lost", "evaluated")
 DIFFICULTIES = ("hard", "middle", "easy")
 _VISITS_CORRELATED = 1024
 """Latest second visits over which the autocorrelation of redundancy is taken."""

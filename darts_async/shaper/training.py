@@ -13,7 +13,7 @@ from darts_async.prompts.source import PromptSource
 from darts_async.protocol import GroupsCommitted
 from darts_async.shaper.estimates.patience import Patience
 from darts_async.shaper.estimates.planner import Planner
-from darts_async.shaper.group import Group, SampleOutcome, Stage
+from darts_async.shaper.group import Group, Stage
 from darts_async.shaper.learner_feed import LearnerFeed, LearnerFeedState
 from darts_async.shaper.ledger import GroupDropped
 from darts_async.shaper.open_work import OpenWork
@@ -22,6 +22,7 @@ from darts_async.shaper.prompt_queue import PlannedGroup, PromptQueue, QueueStat
 from darts_async.shaper.spares import Spares
 from darts_async.shaper.token_accounts import StepStatistics
 from darts_async.shaper.window import StalenessWindow, WindowState
+from darts_async.topology.outcomes import SampleOutcome
 
 MAX_DROPPED_IN_A_ROW = 200
 """Without a complete group in between: the run cannot continue."""

@@ -2,10 +2,11 @@
 
 from typing import Final, Literal, get_args
 
-Outcome = Literal["trained", "cancelled", "filtered", "stale", "lost", "evaluated"]
+SampleOutcome = Literal["trained", "cancelled", "filtered", "stale", "lost", "evaluated"]
 """`trained`: it is in the gradient of a step. `cancelled`: it was stopped while it was decoded. `filtered`: it ended,
-and was not selected. `stale`: its tokens were too old for any step. `lost`: the process that had it died, and it was
-decoded again. `evaluated`: it was drawn to measure, and not to train on."""
+and was not selected, or its reward failed. `stale`: its tokens were too old for any step. `lost`: the run was stopped
+before its end was acknowledged; of tokens, also those of a generator that no longer had the sample. `evaluated`: it was
+drawn to measure, and not to train on."""
 
-OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
-EVALUATED: Final[Outcome] = "evaluated"
+OUTCOMES: Final[tuple[SampleOutcome, ...]] = get_args(SampleOutcome)
+EVALUATED: Final[SampleOutcome] = "evaluated"

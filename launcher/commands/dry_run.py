@@ -56,7 +56,7 @@ def bounds(config: RunConfig) -> dict[str, str]:
     threads = sum(role.replicas * role.threads for role in (roles.shaper, roles.generator, roles.reward, roles.learner))
     return {
         "staleness of a token": f"at most {staleness}" + (" (synchronous, on-policy)" if staleness == 0 else ""),
-        "open groups": f"at most {config.max_open_groups}",
+        "open groups": f"at most {round(config.shaping.overcommit * config.max_open_groups)}",
         "samples in a step": f"{per_step} of {config.learner.groups_per_step * config.shaping.launch} generated",
         "samples decoded at once": f"at most {slots}",
         "threads": f"{threads} of numerical libraries",

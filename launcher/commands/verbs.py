@@ -61,7 +61,7 @@ def status(
 
 
 def restart(process: Process, run_dir: RunDir = None, runs_dir: RunsDir = _RUNS) -> None:
-    """Restart a generator or a reward process, or all of them, in a live run."""
+    """Restart a process of a live run, all of a role, or the agent of a node."""
     with bad_input():
         found = find_run(run_dir, runs_dir)
         names_of(read_plan(found), process)

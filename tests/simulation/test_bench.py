@@ -63,7 +63,8 @@ def test_a_trace_that_is_not_there_ends_the_command_with_its_path(
 
 @pytest.mark.slow
 def test_the_state_machine_is_driven_in_a_steady_state_that_is_valid(tmp_path: Path) -> None:
-    cluster = shaper.Cluster(200, LedgerWriter(tmp_path / "ledger"))
+    ledger = LedgerWriter(tmp_path / "ledger")
+    cluster = shaper.Cluster(200, ledger)
     for _ in range(6000):
         cluster.beat()
         assert cluster.num_in_flight <= 200
@@ -71,6 +72,7 @@ def test_the_state_machine_is_driven_in_a_steady_state_that_is_valid(tmp_path: P
     assert cluster.num_in_flight > 150
     assert cluster.state.num_steps > 1
     assert cluster.state.work.totals.num_tokens_received == cluster.num_tokens
+    ledger.close()
 
 
 @pytest.mark.slow
