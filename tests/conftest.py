@@ -7,6 +7,7 @@ several tests of a module share is looked for at its end.
 import contextlib
 import importlib.util
 import os
+import signal
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -51,6 +52,7 @@ def _own_place(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Temporary files go where nobody else's are; whatever is started says whose it is."""
     _put_temporary_files(tmp_path_factory.mktemp("temporary"))
     os.environ[MARK] = str(os.getpid())
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and tests of it would see that
     uvloop.new_event_loop().close()  # the first makes a pipe for signals, which stays
 
 
