@@ -14,8 +14,8 @@ from darts_async.quickstart.task import ANSWER, CHECK, REDO, ChainPrompt, apply_
 class ResponseStyle:
     """How supervised responses are written. Every field is a probability.
 
-    With `verify * (1 - redo) < 1 - verify` the answer is the likeliest word behind the first block. Where a copy is
-    likelier, greedy decoding copies for ever.
+    With `verify * (1 - redo) < 1 - verify` the answer is the likeliest word after the first block. Where a copy is
+    likelier, greedy decoding copies forever.
     """
 
     step_error: float = 0.10
@@ -31,7 +31,7 @@ class ResponseStyle:
     redo_error: float = 0.08
     """A result that is computed afresh is wrong."""
     copy_error: float = 0.01
-    """A result is miscopied; the results behind it are copied all the same."""
+    """A result is miscopied; the results after it are copied anyway."""
 
 
 CONCISE = ResponseStyle(verify=0.0)

@@ -27,7 +27,7 @@ class RewardLimitsConfig(Section):
 class RewardConfig(Section):
     """How responses are scored."""
 
-    function: Annotated[str, named(REWARD)] = "darts_async.quickstart.task:reward"
+    function: Annotated[str, Field(max_length=1_000), named(REWARD)] = "darts_async.quickstart.task:reward"
     """`math`, `exact_match`, or `module:name`; the default is the quickstart's verifier."""
     workers: Positive = 1
     """Worker processes of each reward process."""

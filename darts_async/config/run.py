@@ -138,8 +138,8 @@ class RunConfig(Section):
         temperature, (lowest, highest) = self.sampling.temperature, self.generator.capabilities.temperatures
         if not lowest <= temperature <= highest:
             raise ValueError(
-                f"sampling.temperature is {temperature:g}, but generator.engine {self.generator.engine} draws at "
-                f"{lowest:g} to {highest:g} alone: choose one of these, or another engine"
+                f"sampling.temperature is {temperature:g}, but generator.engine {self.generator.engine} samples only "
+                f"at {lowest:g} to {highest:g}: choose a temperature in this range, or another engine"
             )
         return self
 

@@ -52,7 +52,8 @@ class Engine(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do; the same as settings are checked by."""
+        """What it can do. Settings are checked by the table of `config.engines`; of an engine that is not in it, only
+        `decodes_by_itself` is read."""
 
     def start(self, request: Generate) -> None:
         """Accept a sample. Ids are unique among unfinished samples."""

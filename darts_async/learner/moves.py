@@ -37,6 +37,7 @@ class Wait:
 
 
 FOR_GENERATORS = Wait("generators")
+FOR_SHAPER = Wait("the shaper")
 
 
 @dataclass(frozen=True, slots=True)

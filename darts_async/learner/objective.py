@@ -44,8 +44,8 @@ class Objective:
         num_ranks: int = 1,
     ) -> None:
         """`temperature`, `truncation` and `max_new_tokens`: how responses are sampled; `baseline` and `decoded`: see
-        `group_advantages`; `reference` is given if the loss
-        has a `kl_weight`, and may be left out for a model with adapters, which without them is the reference itself.
+        `group_advantages`; `reference` is given if the loss has a `kl_weight`, and may be left out for a model with
+        adapters, which without them is the reference itself.
         All ranks are given the same groups, and each makes the passes of its own samples.
 
         Raises `ModelError` if the reference has another vocabulary, or if activations cannot be checkpointed, and

@@ -48,12 +48,11 @@ from darts_async.protocol import (
 )
 from darts_async.topology.links import RANKS_LINK, WEIGHTS_LINK
 from darts_async.topology.roles import LEARNER
-from darts_async.topology.run_files import CHECKPOINTS_DIR
+from darts_async.topology.run_files import CHECKPOINTS_DIR, MODEL_DIR
 from darts_async.transport import Event, PeerDown, Received
 from darts_async.weights.sending.events import MemberLost, MemberMessage
 from darts_async.wire.atomic_dir import remove_leftovers, remove_staging
 
-MODEL_DIR = "model"
 WARN_AFTER_S = 60.0
 """A learner that has waited for this long says so, again and again: how long is too long is for the launcher to say,
 which sees the whole run."""
@@ -218,7 +217,8 @@ class LearnerActor:
             move = self._state.next_move()
             return move != wait
 
-        self._doing = f"waiting for {wait.what}"
+        if wait != moves.FOR_SHAPER:  # before it is told the floor it does not serve: it says what it said before
+            self._doing = f"waiting for {wait.what}"
         with self._runtime.clock.waiting(f"waits for {wait.what}"):
             await self._until(is_over, wait)
         return move

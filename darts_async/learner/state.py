@@ -295,7 +295,7 @@ class LearnerState:
         if self._is_told_floor:
             return None
         if self.leaving is None:
-            return moves.Wait("the shaper")
+            return moves.FOR_SHAPER
         is_trained = self.leaving.finished and self.policy_version == self._config.steps
         return moves.WriteModel() if is_trained and not self._is_trained else moves.Leave()
 

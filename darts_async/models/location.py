@@ -25,9 +25,8 @@ def resolve_model_path(path: str, *, with_weights: bool = True, setting: str = "
 
     Args:
         path: a directory in Hugging Face format, `package:directory` for one in an installed package, or a hub id.
-        with_weights: fetch the weights of a hub id too; configuration and tokenizer are enough for those who
-            only need text.
-        setting: where the path was written, for messages.
+        with_weights: whether to fetch the weights of a hub id too, and not only configuration and tokenizer.
+        setting: name of the setting, for messages.
 
     Raises:
         ConfigError: a variable in the path is not set.

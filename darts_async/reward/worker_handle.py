@@ -12,7 +12,7 @@ import uuid
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
-from darts_async.errors import DeadlineError, ProcessDiedError, RewardError
+from darts_async.errors import DeadlineError, ProcessDiedError, ProtocolError, RewardError
 from darts_async.machine.spawn import module_command, signal_name, spawn
 from darts_async.reward.descendants import kill_marked
 from darts_async.reward.limits import Limits, breach_of, shown_exit_code
@@ -137,6 +137,8 @@ class Worker:
                 reply = await self._channel.receive()
             if reply is None:
                 raise await self._death()
+        except ProtocolError as error:
+            raise ProcessDiedError(f"reward worker {self.pid} wrote what is not a reply: {error}") from error
         finally:
             if reply is None:
                 self.kill()

@@ -7,7 +7,7 @@ it; `validate` states the invariants and holds between any two calls.
     training         which group is opened, complete, or given up          `Spares`, `PromptQueue`, `StalenessWindow`
     learner_feed     what the learner is sent, and in which order          `CommittedSteps`
     evaluation       held-out prompts
-    workload         which process decodes or scores which sample          `rosters`
+    open_work        which process decodes or scores which sample          `rosters`
     phases           what the run is doing, and how it ends
     sample_events    what generators and reward processes say of samples
     learner_events   what the learner says
@@ -16,7 +16,6 @@ it; `validate` states the invariants and holds between any two calls.
 A training group is opened when the staleness window and the generators have room, complete when its rule has nothing
 left to wait for, shipped when the window lets it into the next step, and done when the learner has committed it.
 Samples of a generator that is gone continue elsewhere after the tokens that were streamed. A learner that comes back
-from darts_async.topology.roles import LEARNER
 from a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice. Where they are not
 kept any more, the run starts over from what that checkpoint has of the shaper (`ReplayableState`). It can do so at the
 beginning of a life only: later, generators may have versions that are undone by it, and all processes have to be new

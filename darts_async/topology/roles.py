@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from darts_async.protocol import EvaluationCompleted, RewardFailed, RunFinished, StepCompleted, TakeUpAgain
 
-READS_MODEL, READS_PROMPTS, READS_REWARD = "model", "prompts", "reward"
+READS_MODEL, READS_PROMPTS = "model", "prompts"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +80,7 @@ ROLES: Final[tuple[Role, ...]] = (
         tells_launcher=(StepCompleted,),
         reports_per_step=2,  # when the step is taken, and when the version is published
     ),
-    REWARD := Role("reward", module="darts_async.reward.process", reads=(READS_REWARD,)),
+    REWARD := Role("reward", module="darts_async.reward.process"),
     GENERATOR := Role(
         "generator",
         module="darts_async.generator.process",

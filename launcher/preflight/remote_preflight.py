@@ -18,8 +18,10 @@ import msgspec
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.config.engines import VLLM
+from darts_async.extensions import ENGINE, LOSS, PROMPTS, REWARD, RULE
 from darts_async.machine.spawn import module_command
-from darts_async.topology.roles import READS_MODEL, READS_PROMPTS, READS_REWARD, role_of
+from darts_async.topology import roles
+from darts_async.topology.roles import READS_MODEL, READS_PROMPTS, role_of
 from launcher.nodes.backends import AgentCommand, NodeError
 from launcher.plan.placement import Place
 from launcher.plan.plan import link_hubs, python_of
@@ -27,6 +29,15 @@ from launcher.plan.ports import block
 from launcher.preflight.node_inspection import Answer, Question, versions_here
 from launcher.preflight.system_limits import check_limits, need_of, weight_bytes
 from launcher.problems import Problem, shown
+
+_LOADED_BY = (
+    (roles.REWARD, REWARD),
+    (roles.SHAPER, PROMPTS),
+    (roles.SHAPER, RULE),
+    (roles.LEARNER, LOSS),
+    (roles.GENERATOR, ENGINE),
+)
+"""Which extensions a role loads. Sinks are the launcher's own."""
 
 
 def check_nodes(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Problem]:
@@ -113,7 +124,7 @@ def _question(config: RunConfig, places: Mapping[str, Place], node: NodeConfig, 
         host=host,
         ports=tuple(port for port, hub in zip(ports, hubs.values(), strict=False) if _is_at(places, hub, node)),
         paths=dict(_paths(config, read)),
-        modules=dict(_modules(config, read)),
+        modules=dict(_modules(config, {role_of(name) for name, at in places.items() if at.node == node.name})),
     )
 
 
@@ -131,15 +142,18 @@ def _paths(config: RunConfig, read: set[str]) -> Iterator[tuple[str, str]]:
                 yield f"prompts.{setting}", path
 
 
-def _modules(config: RunConfig, read: set[str]) -> Iterator[tuple[str, str]]:
-    module, colon, _ = config.reward.function.partition(":")
-    if colon and READS_REWARD in read:
-        yield "reward.function", module
+def _modules(config: RunConfig, here: set[roles.Role]) -> Iterator[tuple[str, str]]:
+    for role, kind in _LOADED_BY:
+        for name in kind.names_in(config) if role in here else ():
+            if name not in kind.built_in:
+                yield kind.setting, name.partition(":")[0]
 
 
 def _value_of(config: RunConfig, setting: str) -> Any:
-    section, _, name = setting.partition(".")
-    return getattr(getattr(config, section), name)
+    found: Any = config
+    for part in setting.split("."):
+        found = getattr(found, part)
+    return found
 
 
 async def _ask_all(

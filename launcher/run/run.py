@@ -228,7 +228,7 @@ class Run:
             if culprit == accused:
                 self._act(self.lifecycle.refused(accused, incarnation, f"{refused.reason} (says {accuser})"))
             else:
-                alone = f"it alone refuses the messages of {accused}, as invalid: {refused.reason}"
+                alone = f"it refuses the messages of {accused}, and most others do not: {refused.reason}"
                 self._act(self.lifecycle.refused(accuser, heard.incarnation, alone))
 
     def _is_to_leave(self, name: str) -> bool:

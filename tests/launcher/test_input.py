@@ -45,11 +45,11 @@ BAD_FILES = {
     ),
     "too hot for vLLM": (
         "generator:\n  engine: vllm\nsampling:\n  temperature: 2.5\n",
-        ["sampling.temperature is 2.5", "0.01 to 2 alone"],
+        ["sampling.temperature is 2.5", "samples only at 0.01 to 2"],
     ),
     "too cold for vLLM": (
         "generator:\n  engine: vllm\nsampling:\n  temperature: 0.005\n",
-        ["sampling.temperature is 0.005", "0.01 to 2 alone"],
+        ["sampling.temperature is 0.005", "samples only at 0.01 to 2"],
     ),
     "pattern of answers": ("prompts:\n  answer_pattern: '(x'\n", ["prompts.answer_pattern", "line 2", "'(x'"]),
     "node of another name": ("roles:\n  reward:\n    nodes: [b]\n", ["roles.reward.nodes names 'b'", "are local"]),

@@ -118,6 +118,11 @@ def mischief(*, prompt, response, answer, metadata, finish_reason):
         case "leave": sys.exit(3)
         case "interrupt": raise KeyboardInterrupt
         case "own": raise type("Odd", (BaseException,), {})("words")
+        case "garbage":
+            for descriptor in map(int, os.listdir("/proc/self/fd")):
+                try: os.write(descriptor, b"what is not a reply" * 100)
+                except OSError: pass
+            return 1.0
         case "exit": os._exit(3)
         case "exit as for a limit": os._exit(232)
         case "segfault": os.kill(os.getpid(), signal.SIGSEGV)
@@ -306,6 +311,14 @@ async def test_a_worker_that_dies_is_replaced(directory: Path, prompt: str, end:
     async with running(directory) as pool:
         (pid,) = pool.worker_pids
         assert await pool.score(score(prompt, 4)) == ScoreFailed(4, "worker_died", f"reward worker {pid} {end}")
+        assert await pool.score(score("one", 5)) == SampleScored(5, 1.0)
+
+
+async def test_a_worker_that_writes_to_every_descriptor_costs_its_item_alone(directory: Path) -> None:
+    async with running(directory) as pool:
+        failed = await pool.score(score("garbage", 4))
+        assert isinstance(failed, ScoreFailed)
+        assert (failed.kind, "wrote what is not a reply" in failed.error) == ("worker_died", True)
         assert await pool.score(score("one", 5)) == SampleScored(5, 1.0)
 
 

@@ -1,8 +1,7 @@
 """When and how rank 0 writes checkpoints: copied between two steps, written while training goes on.
 
-At most one is to be written at a time. Where the disk is full, the one that is being written waits for
-room. The shaper's own state comes as a message; a shaper that does
-not send it in time does not keep the weights from the disk.
+At most one is to be written at a time. Where the disk is full, the one that is being written waits for room. The
+shaper's own state comes as a message; a shaper that does not send it in time does not keep the weights from the disk.
 """
 
 import asyncio

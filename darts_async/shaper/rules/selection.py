@@ -67,7 +67,7 @@ class RandomKeep:
     seed: int = 0
 
     def to_cancel(self, group: Group) -> list[Sample]:
-        """Nobody."""
+        """None."""
         return []
 
     def select(self, group: Group) -> Kept:

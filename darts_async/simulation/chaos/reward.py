@@ -1,4 +1,4 @@
-"""A reward process: judges after a while, several responses at once."""
+"""A reward process: scores after a while, several responses at once."""
 
 from typing import Any
 

@@ -150,7 +150,7 @@ def test_a_member_that_alone_accuses_its_hub_is_restarted_and_a_second_one_has_t
     run, other = silenced_run()
     run._hear(Heard("generator/0", 1, PeerRefused("shaper/0", 1, "sample -1")))
     assert other.notes == [
-        "generator/0 is refused and killed: it alone refuses the messages of shaper/0, as invalid: sample -1"
+        "generator/0 is refused and killed: it refuses the messages of shaper/0, and most others do not: sample -1"
     ]
     assert not run.lifecycle.is_stopping("shaper/0")
     run._hear(Heard("generator/0", 1, PeerRefused("shaper/0", 1, "sample -1")))
