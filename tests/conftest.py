@@ -52,8 +52,13 @@ def _own_place(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Temporary files go where nobody else's are; whatever is started says whose it is."""
     _put_temporary_files(tmp_path_factory.mktemp("temporary"))
     os.environ[MARK] = str(os.getpid())
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and tests of it would see that
     uvloop.new_event_loop().close()  # the first makes a pipe for signals, which stays
+
+
+@pytest.fixture(autouse=True)
+def _hears_the_end_of_its_terminal() -> None:
+    """Under nohup, and after a run in this process that has ended, SIGHUP is ignored: a test is not to see that."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -226,6 +226,7 @@ def test_every_verb_speaks_to_a_terminal_that_knows_ascii_alone(
             "down": [there],
             "logs": ["shaper", there],
             "audit": [there],
+            "story": [there, "0"],
             "trace": [there],
             "report": [there],
             "init": [str(tmp_path / "new.yaml")],
