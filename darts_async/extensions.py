@@ -161,7 +161,7 @@ def _import_complaint(module_name: str, error: BaseException) -> str:
     if missing is not None and (module_name == missing or module_name.startswith(f"{missing}.")):
         return (
             f"there is no module {missing!r}; looked in the current directory ({os.getcwd()}) and in what is installed "
-            f"for {sys.executable}"
+            f"for {sys.executable}: put {missing.partition('.')[0]}.py in the directory, or install it"
         )
     return f"importing {module_name!r} raised {type(error).__name__}: {error}"
 
