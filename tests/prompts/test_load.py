@@ -352,8 +352,8 @@ except ModelError as error:
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
-    assert "model.path is 'no-such-organisation/model': it is no local directory" in done.stdout
-    assert "could not be had from the hub" in done.stdout
+    assert "model.path is 'no-such-organisation/model': it is not a local directory" in done.stdout
+    assert "could not be loaded from the hub" in done.stdout
 
 
 def test_a_missing_tokenizer_says_how_to_write_one(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ LIES = {
     "generator/1": ("future_weights", "WeightsApplied: version 1099511627776, and the groups that were shipped"),
     "generator/2": ("surplus_frame", "1 array frames, of which the header uses 0"),
     "generator/3": ("future_member", "MemberJoined: it holds version 1099511627776, and none after"),
-    "generator/4": ("end_of_run", "RunFinished: a RunFinished, which is not for a generator to say"),
+    "generator/4": ("end_of_run", "RunFinished: a RunFinished, which a generator does not send"),
     "reward/1": ("nan", "SampleScored: a reward of nan for sample 0"),
 }
 LIES_OF_SHAPER = {
