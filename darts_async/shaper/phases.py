@@ -104,10 +104,12 @@ class RunPhases:
 
     def reopen(self, now_s: float) -> None:
         """The run continues in another life. Of one that had been stopped, the prompts that the stop took are asked
-        again. One that had nothing left to do ends again when the learner has said that it has the last version."""
-        if self.phase is RunPhase.FINISHED and self._stop_reason == FINISHED:
+        again. One that had nothing left to do ends again when the learner has said that it has the last version, unless
+        its settings now have more steps."""
+        had_all = self.phase is RunPhase.EVALUATING_AFTER or (self.is_ending and self._stop_reason == FINISHED)
+        if had_all and self._feed.num_steps >= self._learner.steps:
             self.phase = RunPhase.EVALUATING_AFTER
-        elif self.is_ending:
+        elif had_all or self.is_ending:
             self.abandon()
             self.begin_again(now_s)
 

@@ -436,7 +436,7 @@ async def _carry_out(
     restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
     with recorded(run_dir, past.life) as ending:
         if past.life > 1:
-            recorder.resumed(past.life, now_s)
+            recorder.resumed(past.life, past.changes, now_s)
         backends = make_backends(config, plan, run_dir)
         command_of = partial(agent_command, config, run_dir, life=past.life)
         async with open_control() as control, Nodes(backends, command_of) as nodes:
@@ -454,7 +454,7 @@ async def _carry_out(
                 signals=signals,
                 boundary=Boundary(plan, config.learner.steps),
             )
-            for text in past.notices:
+            for text in (*past.notices, *(f"changed: {each}" for each in past.changes)):
                 it.note(text)
             async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
                 ending.outcome = await it.conduct()

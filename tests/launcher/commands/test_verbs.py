@@ -167,7 +167,19 @@ async def test_a_run_whose_record_is_damaged_does_not_hide_the_others(tmp_path: 
     assert (code, "live has not ended within 0 s; its launcher is pid 1" in output) == (1, True), output
 
 
-@pytest.mark.parametrize("verb", [["restart", "generator/0"], ["down"], ["status"], ["logs", "shaper"]])
+def test_verbs_that_read_files_take_the_newest_run_and_say_which(tmp_path: Path) -> None:
+    run_dir_of(tmp_path, "older", "running", 1.0)
+    newer = run_dir_of(tmp_path, "newer", "finished", 4.0)
+    result = CliRunner().invoke(app, ["status", "--runs-dir", str(tmp_path)])
+    assert (result.exit_code, result.stderr.replace("\n", "")) == (0, str(newer))
+    assert "newer: finished" in result.stdout.replace("\n", "")
+    for verb in (["logs", "shaper"], ["audit"], ["story", "7/3"], ["trace"], ["report"], ["resume", "seed=1"]):
+        result = CliRunner().invoke(app, [*verb, "--runs-dir", str(tmp_path / "nothing")])
+        assert result.exit_code == 2
+        assert "there is no run in" in result.output
+
+
+@pytest.mark.parametrize("verb", [["restart", "generator/0"], ["down"]])
 def test_a_verb_without_a_live_run_is_bad_input(tmp_path: Path, verb: list[str]) -> None:
     over = run_dir_of(tmp_path, "over", "finished", 4.0)
     (over / "plan.json").write_text('{"processes": [], "links": []}')
