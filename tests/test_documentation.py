@@ -42,10 +42,12 @@ from darts_async.config import RunConfig
 from darts_async.protocol import ProcessStatus
 from darts_async.shaper.group import SAMPLE_LIFE
 from darts_async.shaper.window import StalenessWindow
+from launcher.config_file import parse_config
 from launcher.lifecycle.lifecycle import RUN_LIFE
 from launcher.nodes.fleet import NODE_LIFE
 from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepLine
+from launcher.settings_tree import Overrides
 from tests import ROOT
 from tests.support.launched import LaunchedRun
 
@@ -177,6 +179,7 @@ def is_a_valid_plan(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 def is_carried_out(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """By `test_the_verbs_do_what_the_pages_say`."""
     assert command.words[1] in (*OF_A_LIVE_RUN, *OF_A_RUN, ENDS_A_RUN, GOES_ON, *WITHOUT_A_RUN, THE_RUN), command
+    parse_config("name: x", Path(THE_RUN), Overrides(words=tuple(word for word in command.words if "=" in word)))
 
 
 CHECKS: dict[str, Callable[[Command, pytest.MonkeyPatch], None]] = {

@@ -10,6 +10,7 @@ verb names the file of a run.
 """
 
 import asyncio
+import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator
@@ -51,11 +52,12 @@ from launcher.run.links import open_control
 from launcher.run.run import run as carry_out
 from launcher.run_dir.run_dir import create_run_dir, run_dir_name, write_inputs
 from launcher.settings_tree import Overrides
-from launcher.terminal import Screen, accept_any_text, show_traceback
+from launcher.terminal import Screen, accept_any_text, show_traceback, write_line
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _EXIT_CODES = {"finished": OK, "failed": FAILED, "stopped": INTERRUPTED}
 _DEFAULT_VERB = "run"
+_FIRST_VERBS = ("run", "validate", "init", "resume")
 
 
 class _FileOrVerb(TyperGroup):
@@ -67,6 +69,14 @@ class _FileOrVerb(TyperGroup):
             args = [_DEFAULT_VERB, *args]
         return super().parse_args(ctx, args)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list of verbs, with complete sentences."""
+        helps = {name: (command.help or "").partition("\n\n")[0] for name, command in self.commands.items()}
+        begin = [name for name in _FIRST_VERBS if name in helps]
+        with formatter.section("Verbs"):
+            rest = [name for name in helps if name not in begin]
+            formatter.write_dl([(name, " ".join(helps[name].split())) for name in begin + rest])
+
     def invoke(self, ctx: Any) -> Any:
         """Carry out the verb. A Ctrl-C that no run catches ends it without a message."""
         try:
@@ -77,17 +87,16 @@ class _FileOrVerb(TyperGroup):
 
 app = typer.Typer(
     cls=_FileOrVerb,
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Train a language model with the settings of one YAML file: darts-launch [--dry-run] FILE.yaml",
+    help="Train a language model with the settings of one YAML file: darts-launch FILE.yaml [NAME=VALUE]...",
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The cluster and the run.")]
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[NAME=VALUE]...", help="Settings that replace those of the file: learner.steps=200"),
+    typer.Argument(metavar="NAME=VALUE", help="Settings that replace those of the file: learner.steps=200"),
 ]
 MoreFiles = Annotated[
     list[Path] | None,
@@ -97,6 +106,20 @@ MoreFiles = Annotated[
 
 for _verb in VERBS:
     app.command()(_verb)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        write_line(f"darts-launch {importlib.metadata.version('darts-async')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version, and exit.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:
@@ -139,7 +162,7 @@ def run_command(
 def resume(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN_DIR] [NAME=VALUE]...", help="The run (default: the newest), and new settings."),
+        typer.Argument(metavar="RUN_DIR|NAME=VALUE", help="The run (default: the newest), and new settings."),
     ] = None,
     more: MoreFiles = None,
     from_checkpoint: Annotated[

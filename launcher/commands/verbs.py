@@ -150,7 +150,7 @@ def audit(
 def story(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[RUN_DIR] GROUP|GROUP/INDEX|sample/ID", help="The run, and a group or a sample."),
+        typer.Argument(metavar="RUN_DIR|GROUP|GROUP/INDEX|sample/ID", help="The run, and a group or a sample."),
     ],
     runs_dir: RunsDir = RUNS,
 ) -> None:
