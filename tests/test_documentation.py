@@ -459,3 +459,15 @@ def test_fences_and_prose_are_both_read(tmp_path: Path) -> None:
         ("darts-launch", "a.yaml"),
     ]
     assert found[0].environment == {"X": "1, 2"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_example_of_a_run_from_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [block] = [block for block in blocks(ROOT / "launcher" / "README.md", "python") if "launcher.api" in block]
+    (tmp_path / "launcher").symlink_to(ROOT / "launcher")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["result"].status == "finished"
+    assert len(names["result"].steps) == 5
