@@ -24,8 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from darts_async.config import LoraConfig
 from darts_async.errors import ConfigError, ModelError
-from darts_async.learner.ranks.rank_info import Place
-from darts_async.learner.ranks.shard_rows import rows_of
+from darts_async.learner.ranks.rank_info import RankInfo, rows_of
 from darts_async.learner.ranks.sharding import local_rows, whole
 from darts_async.protocol import TensorSpec
 from darts_async.weights.bucket_layout import dtype_name
@@ -111,17 +110,17 @@ class MergedWeights(Mapping[str, Tensor]):
     What it is made of does not change: the frozen weights and copies of the adapters. So it outlasts the version.
     """
 
-    def __init__(self, frozen: Mapping[str, Tensor], updates: Mapping[str, _Update], place: Place) -> None:
+    def __init__(self, frozen: Mapping[str, Tensor], updates: Mapping[str, _Update], rank_info: RankInfo) -> None:
         self._frozen = frozen
         self._updates = updates
-        self._place = place
+        self._rank_info = rank_info
 
     def __getitem__(self, name: str) -> Tensor:
         weight = local_rows(self._frozen[name].detach())
         update = self._updates.get(name)
         if update is None:
             return weight
-        rows = slice(*rows_of(len(update.left), self._place.rank, self._place.num_ranks))
+        rows = slice(*rows_of(len(update.left), self._rank_info.rank, self._rank_info.num_ranks))
         # Added up in float32: in the weight's own bfloat16 the product would be rounded twice.
         return torch.addmm(weight.float(), update.left[rows], update.right, alpha=update.scale).to(weight.dtype)
 
@@ -145,7 +144,7 @@ class MergedWeights(Mapping[str, Tensor]):
 
     def tensors(self) -> Generator[Tensor]:
         """Each parameter, whole if there is one rank."""
-        assert self._place.num_ranks == 1, "rows of several ranks are gathered first"
+        assert self._rank_info.num_ranks == 1, "rows of several ranks are gathered first"
         yield from self.values()
 
 
@@ -155,22 +154,22 @@ class Adapters:
     Parameters are looked up once: during a pass those of a sharded model are what was gathered.
     """
 
-    def __init__(self, model: PreTrainedModel, place: Place) -> None:
-        self._place = place
+    def __init__(self, model: PreTrainedModel, rank_info: RankInfo) -> None:
+        self._rank_info = rank_info
         self._frozen = {
             base_name(name): weight for name, weight in model.named_parameters() if not weight.requires_grad
         }
         self._factors = {f"{name}.weight": _Factors.of(layer) for name, layer in _adapted_layers(model)}
 
     @classmethod
-    def of(cls, model: PreTrainedModel, place: Place) -> "Adapters | None":
+    def of(cls, model: PreTrainedModel, rank_info: RankInfo) -> "Adapters | None":
         """None if the model has none."""
-        return cls(model, place) if has_adapters(model) else None
+        return cls(model, rank_info) if has_adapters(model) else None
 
     def merged(self) -> MergedWeights:
         """The weights of this version; a collective of all ranks."""
         updates = {name: factors.update() for name, factors in self._factors.items()}
-        return MergedWeights(self._frozen, updates, self._place)
+        return MergedWeights(self._frozen, updates, self._rank_info)
 
 
 def base_name(name: str) -> str:

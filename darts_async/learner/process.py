@@ -30,7 +30,7 @@ from darts_async.learner.nonfinite import stop_training
 from darts_async.learner.publishing import Publishing
 from darts_async.learner.rank_follower import FollowerActor
 from darts_async.learner.rank_leader import Team
-from darts_async.learner.ranks.rank_info import Place
+from darts_async.learner.ranks.rank_info import RankInfo
 from darts_async.learner.state import LearnerState
 from darts_async.learner.step import Trainer
 from darts_async.learner.step_meter import StepMeter
@@ -310,14 +310,14 @@ class LearnerActor:
 
 def make_actor(runtime: Runtime) -> Actor:
     """The actor of this process's rank. Raises `ConfigError` if environment and plan do not agree on it."""
-    place = Place.from_environment(os.environ)
+    rank_info = RankInfo.from_environment(os.environ)
     num_ranks = 1 + len(_other_ranks(runtime))
-    if (runtime.name, num_ranks) != (LEARNER.process(place.rank), place.num_ranks):
+    if (runtime.name, num_ranks) != (LEARNER.process(rank_info.rank), rank_info.num_ranks):
         raise ConfigError(
-            f"{runtime.name} of {num_ranks} in the plan was started as RANK {place.rank} of WORLD_SIZE "
-            f"{place.num_ranks}"
+            f"{runtime.name} of {num_ranks} in the plan was started as RANK {rank_info.rank} of WORLD_SIZE "
+            f"{rank_info.num_ranks}"
         )
-    return FollowerActor(runtime, place) if place.rank else LearnerActor(runtime)
+    return FollowerActor(runtime, rank_info) if rank_info.rank else LearnerActor(runtime)
 
 
 def _vocab_size(runtime: Runtime) -> int | None:

@@ -47,7 +47,7 @@ class Publishing:
         """Before the parameters are published, so that it is known what generators must say with them. With several
         ranks it would take all of them."""
         config = self._runtime.config
-        if config.weights.probe and config.generator.capabilities.has_model and trainer.place.num_ranks == 1:
+        if config.weights.probe and config.generator.capabilities.has_model and trainer.rank_info.num_ranks == 1:
             reference = await asyncio.to_thread(packed_reference, trainer.model, trainer.policy_version)
             self._examiner.expect(reference)
 
@@ -67,7 +67,7 @@ class Publishing:
 
     def _source(self, trainer: Trainer) -> WeightSource:
         """The parameters of the present version."""
-        if trainer.place.num_ranks == 1:
+        if trainer.rank_info.num_ranks == 1:
             return trainer.source()
         order = GatherWeights(trainer.policy_version, of_checkpoint=False)
         return self._team.gathered(trainer.rows(), trainer.row_shapes(), self._dtype, order)
@@ -76,18 +76,18 @@ class Publishing:
         log.info("published", **asdict(report))
         self._runtime.trace.instant(
             "published",
-            policy_version=report.version,
+            policy_version=report.policy_version,
             num_members=len(report.members),
             num_dropped=len(report.dropped),
             forming_s=report.forming_s,
             transfer_s=report.transfer_s,
             apply_s=report.apply_s,
         )
-        if report.version:
+        if report.policy_version:
             metrics = {
                 "weights/total_s": report.total_s,
                 "weights/transfer_s": report.transfer_s,
                 "weights/stall_s": max(report.stalls_s.values(), default=0.0),
                 "weights/num_bytes": float(report.num_bytes),
             }
-            self._runtime.tell_launcher(StepCompleted(report.version - 1, metrics))
+            self._runtime.tell_launcher(StepCompleted(report.policy_version - 1, metrics))

@@ -24,7 +24,7 @@ from darts_async.learner.model import DTYPES
 from darts_async.learner.ranks.gather import send_rows
 from darts_async.learner.ranks.order_grammar import OrderGrammar
 from darts_async.learner.ranks.rank_group import RankGroup
-from darts_async.learner.ranks.rank_info import Place
+from darts_async.learner.ranks.rank_info import RankInfo
 from darts_async.learner.state import MAX_TOGETHER
 from darts_async.learner.step import Trainer
 from darts_async.learner.trainer_setup import make_trainer
@@ -62,10 +62,10 @@ log = structlog.get_logger()
 class FollowerActor:
     """See the module."""
 
-    def __init__(self, runtime: Runtime, place: Place) -> None:
+    def __init__(self, runtime: Runtime, rank_info: RankInfo) -> None:
         self._runtime = runtime
         self._config = runtime.config
-        self._place = place
+        self._rank_info = rank_info
         self._leader = runtime.plan.link(RANKS_LINK.name).hub
         self._dtype = DTYPES[self._config.model.dtype]
         self._prepare: asyncio.Future[Prepare] = asyncio.get_running_loop().create_future()
@@ -116,7 +116,7 @@ class FollowerActor:
         match message:
             case Prepare():
                 self._ranks = RankGroup(
-                    self._place,
+                    self._rank_info,
                     interface=self._runtime.host,
                     epoch=message.epoch,
                     send=self._tell,

@@ -19,7 +19,7 @@ from darts_async.learner.metric_messages import tally_of
 from darts_async.learner.metric_sums import Tally
 from darts_async.learner.ranks.gather import GatheredTensors, Shapes
 from darts_async.learner.ranks.rank_group import RankGroup
-from darts_async.learner.ranks.rank_info import ALONE, Place
+from darts_async.learner.ranks.rank_info import ALONE, RankInfo
 from darts_async.protocol import (
     Dismiss,
     GatherWeights,
@@ -67,13 +67,13 @@ class Team:
         self._is_dismissed = False
         self.ranks: RankGroup | None = None
         if names:
-            place = Place(0, 1 + len(names))
-            self.ranks = RankGroup(place, interface=interface, epoch=epoch, send=self.tell, deadline_s=deadline_s)
+            rank_info = RankInfo(0, 1 + len(names))
+            self.ranks = RankGroup(rank_info, interface=interface, epoch=epoch, send=self.tell, deadline_s=deadline_s)
 
     @property
-    def place(self) -> Place:
+    def rank_info(self) -> RankInfo:
         """Rank 0 of how many."""
-        return self.ranks.place if self.ranks is not None else ALONE
+        return self.ranks.rank_info if self.ranks is not None else ALONE
 
     # --- messages --------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from darts_async.learner.lora import Adapters
 from darts_async.learner.lr_schedule import learning_rate
 from darts_async.learner.metric_sums import Tally
 from darts_async.learner.objective import Objective
-from darts_async.learner.ranks.rank_info import ALONE, Place
+from darts_async.learner.ranks.rank_info import ALONE, RankInfo
 from darts_async.learner.ranks.sharding import drop_gathered, local_rows, whole
 from darts_async.learner.scripted import ScriptedObjective
 from darts_async.protocol import TrainGroup
@@ -52,14 +52,14 @@ class Trainer:
         baseline: Baseline = "group",
         decoded: Decoded | None = None,
         reference: PreTrainedModel | None = None,
-        place: Place = ALONE,
+        rank_info: RankInfo = ALONE,
     ) -> None:
         """`temperature`, `truncation` and `max_new_tokens`: how responses are sampled; `reference`: see `Objective`;
-        `place` is this process among those that the model is spread over."""
+        `rank_info` is this process among those that the model is spread over."""
         self.model = model
         self.policy_version = 0
         self.num_skipped_in_a_row = 0
-        self.place = place
+        self.rank_info = rank_info
         self._config = config
         objective = Objective if config.script is None else ScriptedObjective
         self._objective = objective(
@@ -71,11 +71,11 @@ class Trainer:
             decoded=decoded,
             max_new_tokens=max_new_tokens,
             reference=reference,
-            rank=place.rank,
-            num_ranks=place.num_ranks,
+            rank=rank_info.rank,
+            num_ranks=rank_info.num_ranks,
         )
         self._max_staleness = max_staleness
-        self._adapters = Adapters.of(model, place)
+        self._adapters = Adapters.of(model, rank_info)
         self._merged = None if self._adapters is None else self._adapters.merged()
         weights = model.named_parameters()
         self._weights = {name: weight for name, weight in weights if self._adapters is None or weight.requires_grad}

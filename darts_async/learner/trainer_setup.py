@@ -30,7 +30,7 @@ def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) ->
         DeadlineError: some ranks have not come.
     """
     device = training_device()
-    torch.manual_seed(config.seed + (ranks.place.rank if ranks is not None else 0))
+    torch.manual_seed(config.seed + (ranks.rank_info.rank if ranks is not None else 0))
     return Trainer(
         _load(config, model_dir, ranks, device),
         config.learner,
@@ -41,7 +41,7 @@ def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) ->
         reference=_load_reference(config, device),
         baseline=config.shaping.baseline,
         decoded=Decoded.of(config.shaping),
-        place=ranks.place if ranks is not None else ALONE,
+        rank_info=ranks.rank_info if ranks is not None else ALONE,
     )
 
 

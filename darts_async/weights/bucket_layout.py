@@ -26,7 +26,7 @@ NamedTensors = Iterable[tuple[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class TensorSpan:
     """One tensor in the flat space."""
 
     spec: TensorSpec
@@ -54,13 +54,13 @@ class Piece:
 class Layout:
     """The flat space and its buckets."""
 
-    placements: tuple[Placement, ...]
+    spans: tuple[TensorSpan, ...]
     bucket_bytes: int
 
     @cached_property
     def total_bytes(self) -> int:
         """Bytes on the wire, padding included."""
-        return self.placements[-1].stop
+        return self.spans[-1].stop
 
     @property
     def num_buckets(self) -> int:
@@ -76,12 +76,12 @@ class Layout:
     def pieces(self) -> tuple[tuple[Piece, ...], ...]:
         """What to copy into each bucket. [num_buckets]"""
         pieces: list[list[Piece]] = [[] for _ in range(self.num_buckets)]
-        for index, placement in enumerate(self.placements):
-            for bucket in range(placement.offset // self.bucket_bytes, -(-placement.stop // self.bucket_bytes)):
+        for index, span in enumerate(self.spans):
+            for bucket in range(span.offset // self.bucket_bytes, -(-span.stop // self.bucket_bytes)):
                 start, stop = self.bucket_range(bucket)
-                begin, end = max(start, placement.offset), min(stop, placement.stop)
+                begin, end = max(start, span.offset), min(stop, span.stop)
                 if begin < end:
-                    pieces[bucket].append(Piece(index, begin - placement.offset, begin - start, end - begin))
+                    pieces[bucket].append(Piece(index, begin - span.offset, begin - start, end - begin))
         return tuple(map(tuple, pieces))
 
     @cached_property
@@ -91,15 +91,15 @@ class Layout:
         A tensor without elements is in no bucket.
         """
         completed: list[list[int]] = [[] for _ in range(self.num_buckets)]
-        for index, placement in enumerate(self.placements):
-            if placement.num_bytes:
-                completed[(placement.stop - 1) // self.bucket_bytes].append(index)
+        for index, span in enumerate(self.spans):
+            if span.num_bytes:
+                completed[(span.stop - 1) // self.bucket_bytes].append(index)
         return tuple(map(tuple, completed))
 
     @property
     def empty(self) -> tuple[int, ...]:
         """Tensors without elements, which are in no bucket."""
-        return tuple(index for index, placement in enumerate(self.placements) if not placement.num_bytes)
+        return tuple(index for index, span in enumerate(self.spans) if not span.num_bytes)
 
 
 def distinct_tensors(named_tensors: NamedTensors) -> dict[str, torch.Tensor]:
@@ -138,7 +138,7 @@ def layout_of(manifest: WeightManifest) -> Layout:
         raise ProtocolError(f"the manifest's bucket_bytes is {manifest.bucket_bytes}, below {MIN_BUCKET_BYTES}")
     if not manifest.tensors:
         raise ProtocolError("the manifest names no tensor")
-    placements: list[Placement] = []
+    spans: list[TensorSpan] = []
     names: set[str] = set()
     stop = 0
     for spec in manifest.tensors:
@@ -147,11 +147,11 @@ def layout_of(manifest: WeightManifest) -> Layout:
         names.add(spec.name)
         dtype, num_bytes = _size_of(spec)
         offset = -(-stop // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        placements.append(Placement(spec, dtype, offset, num_bytes))
+        spans.append(TensorSpan(spec, dtype, offset, num_bytes))
         stop = offset + num_bytes
         if stop > MAX_TOTAL_BYTES:
             raise ProtocolError(f"the manifest's tensors up to {spec.name!r} exceed {MAX_TOTAL_BYTES} bytes")
-    return Layout(tuple(placements), manifest.bucket_bytes)
+    return Layout(tuple(spans), manifest.bucket_bytes)
 
 
 def views_of(flat: torch.Tensor, layout: Layout) -> dict[str, torch.Tensor]:
@@ -164,7 +164,7 @@ def views_of(flat: torch.Tensor, layout: Layout) -> dict[str, torch.Tensor]:
         p.spec.name: flat[p.offset : p.stop].view(p.dtype).view(p.spec.shape)
         if p.num_bytes
         else torch.empty(p.spec.shape, dtype=p.dtype, device=flat.device)
-        for p in layout.placements
+        for p in layout.spans
     }
 
 

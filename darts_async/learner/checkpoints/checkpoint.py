@@ -42,8 +42,7 @@ from torch import Tensor
 
 from darts_async.errors import CheckpointError
 from darts_async.faults import present
-from darts_async.learner.ranks.rank_info import Place
-from darts_async.learner.ranks.shard_rows import overlaps, rows_of
+from darts_async.learner.ranks.rank_info import RankInfo, overlaps, rows_of
 from darts_async.learner.step import Trainer
 from darts_async.topology.run_files import SHAPER_STATE_FILE
 from darts_async.wire.atomic_dir import FileSum, file_sum, open_staging, put_in_place, set_aside
@@ -83,7 +82,7 @@ class Snapshot:
     """A trainer between two steps, in memory that no later step changes."""
 
     policy_version: int
-    place: Place
+    rank_info: RankInfo
     shapes: dict[str, tuple[int, ...]]
     tensors: dict[str, Tensor]
     weights: Mapping[str, Tensor]
@@ -96,7 +95,7 @@ class Snapshot:
         copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         rows = trainer.rows()
         weights = rows if trainer.has_adapters else {name: copies[f"weight.{name}"] for name in rows}
-        return cls(trainer.policy_version, trainer.place, trainer.shapes(), copies, weights)
+        return cls(trainer.policy_version, trainer.rank_info, trainer.shapes(), copies, weights)
 
 
 # --- writing -------------------------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ def write_part(staging: Path, snapshot: Snapshot) -> FileSum:
 
 def part_path(staging: Path, snapshot: Snapshot) -> Path:
     """Where a rank writes its own state."""
-    return staging / _part_name(snapshot.place.rank, snapshot.place.num_ranks)
+    return staging / _part_name(snapshot.rank_info.rank, snapshot.rank_info.num_ranks)
 
 
 def remove_model(staging: Path) -> None:
@@ -154,7 +153,7 @@ def complete(
     When this returns, the checkpoint is on the disk. Returns its directory.
     """
     (staging / SHAPER_STATE_FILE).write_bytes(shaper_state)
-    num_ranks = snapshot.place.num_ranks
+    num_ranks = snapshot.rank_info.num_ranks
     files = {_part_name(rank, num_ranks): part for rank, part in enumerate(parts)}
     rest = [file for file in staging.iterdir() if file.name not in files]
     manifest = Manifest(
@@ -226,8 +225,8 @@ def restore(path: Path, trainer: Trainer) -> Manifest:
     """
     manifest = read_manifest(path)
     _check_same_model(path, manifest.shapes, trainer.shapes())
-    trainer.load_state_tensors(read_state(path, manifest, trainer.place), manifest.policy_version)
-    _set_random_states(_read_random_states(path, manifest, trainer.place))
+    trainer.load_state_tensors(read_state(path, manifest, trainer.rank_info), manifest.policy_version)
+    _set_random_states(_read_random_states(path, manifest, trainer.rank_info))
     return manifest
 
 
@@ -282,21 +281,21 @@ def _check_same_model(path: Path, found: dict[str, tuple[int, ...]], expected: d
             )
 
 
-def read_state(path: Path, manifest: Manifest, place: Place) -> dict[str, Tensor]:
+def read_state(path: Path, manifest: Manifest, rank_info: RankInfo) -> dict[str, Tensor]:
     """This rank's rows, wherever they were."""
     parts = [_open_part(path, rank, manifest.num_ranks) for rank in range(manifest.num_ranks)]
     tensors = {"counts": parts[0].get_tensor("counts")}
     for name, shape in manifest.shapes.items():
         for kind in _PER_ROW:
-            tensors[f"{kind}.{name}"] = _read_rows(parts, f"{kind}.{name}", shape, place)
+            tensors[f"{kind}.{name}"] = _read_rows(parts, f"{kind}.{name}", shape, rank_info)
     return tensors
 
 
-def _read_rows(parts: list[Any], name: str, shape: tuple[int, ...], place: Place) -> Tensor:
+def _read_rows(parts: list[Any], name: str, shape: tuple[int, ...], rank_info: RankInfo) -> Tensor:
     if not shape:  # a number has no rows; only a model in one piece may have one
         number: Tensor = parts[0].get_tensor(name)
         return number
-    start, stop = rows_of(shape[0], place.rank, place.num_ranks)
+    start, stop = rows_of(shape[0], rank_info.rank, rank_info.num_ranks)
     pieces = [parts[k].get_slice(name)[first:last] for k, first, last in overlaps(start, stop, shape[0], len(parts))]
     return torch.cat(pieces) if pieces else torch.empty((0, *shape[1:]))
 
@@ -309,9 +308,9 @@ def _open_part(path: Path, rank: int, num_ranks: int) -> Any:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def _read_random_states(path: Path, manifest: Manifest, place: Place) -> dict[str, Tensor]:
+def _read_random_states(path: Path, manifest: Manifest, rank_info: RankInfo) -> dict[str, Tensor]:
     """Those of the same rank; with another number of ranks nothing could be bitwise, and some state will do."""
-    part = _open_part(path, place.rank % manifest.num_ranks, manifest.num_ranks)
+    part = _open_part(path, rank_info.rank % manifest.num_ranks, manifest.num_ranks)
     return {name: part.get_tensor(name) for name in part.keys() if name.startswith("random.")}  # noqa: SIM118
 
 

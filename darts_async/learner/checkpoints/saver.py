@@ -107,7 +107,7 @@ class Saver:
         self._saved(version, await asyncio.to_thread(checkpoint.oldest_kept, self._root, self._keep))
 
     def _whole_weights(self, snapshot: checkpoint.Snapshot, shapes: Shapes) -> Mapping[str, Tensor]:
-        if self._team.place.num_ranks == 1:
+        if self._team.rank_info.num_ranks == 1:
             return snapshot.weights
         order = GatherWeights(snapshot.policy_version, of_checkpoint=True)
         tensors = self._team.gathered(snapshot.weights, shapes, self._dtype, order).tensors()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from darts_async.errors import DeadlineError
 from darts_async.learner.ranks.rank_group import RankGroup
-from darts_async.learner.ranks.shard_rows import rows_of
+from darts_async.learner.ranks.rank_info import rows_of
 from darts_async.protocol import TensorSpec
 from darts_async.weights.bucket_layout import bytes_of, dtype_name
 
@@ -93,8 +93,8 @@ class GatheredTensors:
         shape = self._shapes[name]
         tensor = torch.empty(shape, dtype=self._dtype)
         contents = {}
-        for rank in range(1, self._ranks.place.num_ranks):
-            start, stop = rows_of(shape[0], rank, self._ranks.place.num_ranks)
+        for rank in range(1, self._ranks.rank_info.num_ranks):
+            start, stop = rows_of(shape[0], rank, self._ranks.rank_info.num_ranks)
             if tensor[start:stop].numel():
                 contents[rank] = bytes_of(tensor[start:stop])
         own = self._rows[name].detach()

@@ -26,7 +26,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
 from darts_async.errors import ProcessDiedError
-from darts_async.learner.ranks.rank_info import Place
+from darts_async.learner.ranks.rank_info import RankInfo
 from darts_async.protocol import StoreValue
 from darts_async.weights.broadcast.close_gloo_sockets import addresses_in, sever
 from darts_async.weights.broadcast.gloo_listener import refuse_strangers
@@ -42,16 +42,16 @@ class RankGroup:
     """This process's end of the two groups. `form` and the collectives block and belong in threads.
 
     Args:
-        place: this process among the ranks; more than one.
+        rank_info: this process among the ranks; more than one.
         interface: local address that gloo's sockets bind to.
         epoch: the same for all ranks; values of another one are not of this group.
         send: called on the event loop with each value of the rendezvous.
     """
 
     def __init__(
-        self, place: Place, *, interface: str, epoch: int, send: Callable[[StoreValue], None], deadline_s: float
+        self, rank_info: RankInfo, *, interface: str, epoch: int, send: Callable[[StoreValue], None], deadline_s: float
     ) -> None:
-        self.place = place
+        self.rank_info = rank_info
         self.deadline_s = deadline_s
         self._interface = interface
         self._epoch = epoch
@@ -71,7 +71,7 @@ class RankGroup:
             DeadlineError: some ranks have not come.
             WeightUpdateError: the group was aborted meanwhile.
         """
-        rank, num_ranks = self.place.rank, self.place.num_ranks
+        rank, num_ranks = self.rank_info.rank, self.rank_info.num_ranks
         self._store.meet(rank, num_ranks)
         timeout = timedelta(seconds=self.deadline_s)
         self._gathering = _gloo_group(
@@ -113,7 +113,7 @@ class RankGroup:
                 raise
             reason = self._failure or str(error).split("\n")[0]
             raise ProcessDiedError(
-                f"rank {self.place.rank} of the learner cannot continue without the others: one has died, hangs "
+                f"rank {self.rank_info.rank} of the learner cannot continue without the others: one has died, hangs "
                 f"or was told to leave: {reason}"
             ) from error
 

@@ -64,7 +64,7 @@ class Member:
 
     def __init__(self, num_ranks: int) -> None:
         self._num_ranks = num_ranks
-        self.version = -1
+        self.policy_version = -1
         """In use; -1 before the first."""
         self._epoch: int | None = None  # of the group that it is in
         self._last_epoch = -1
@@ -117,8 +117,8 @@ class Member:
 
     def applied(self, stall_s: float) -> list[Action]:
         """The version of the last `Apply` is in use; nothing was decoded for `stall_s`."""
-        epoch, self.version = self._end_update()
-        return [Tell(UpdateApplied(epoch, self.version, stall_s)), *self._resume()]
+        epoch, self.policy_version = self._end_update()
+        return [Tell(UpdateApplied(epoch, self.policy_version, stall_s)), *self._resume()]
 
     def apply_failed(self, error: str) -> list[Action]:
         """It could not be put in use, and what was in use still is."""
@@ -168,7 +168,7 @@ class Member:
     # --- membership ------------------------------------------------------------------------------------------
 
     def _ask(self) -> Action:
-        return Tell(MemberJoined(self.version, self._num_ranks))
+        return Tell(MemberJoined(self.policy_version, self._num_ranks))
 
     def _fail(self, epoch: int, error: str) -> list[Action]:
         """Report that this member cannot continue in an epoch, and ask for the next."""
@@ -179,4 +179,4 @@ class Member:
 
     @property
     def _version_under_way(self) -> int:
-        return self._update.policy_version if self._update is not None else self.version
+        return self._update.policy_version if self._update is not None else self.policy_version

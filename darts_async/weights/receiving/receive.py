@@ -32,7 +32,7 @@ class Receiver:
     @property
     def policy_version(self) -> int:
         """The version in use, -1 before the first."""
-        return self._member.version
+        return self._member.policy_version
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Open the transfer, and apply committed updates in a task of `tasks`. An error of the engine ends them."""

@@ -42,7 +42,7 @@ silent. Otherwise the learner's deadline comes first, because it knows which mem
 @dataclass(slots=True, eq=False)
 class _ReceivedUpdate:
     epoch: int
-    version: int
+    policy_version: int
     staging: Staging | None = None  # once all buckets have arrived
     stream: TensorStream | None = None  # if they are not staged
 
@@ -88,7 +88,10 @@ class Rank:
     def has_staged(self, command: UpdateCommitted) -> bool:
         """Whether this update has arrived completely, and the group was not left since."""
         update = self._update
-        is_meant = update is not None and (update.epoch, update.version) == (command.epoch, command.policy_version)
+        is_meant = update is not None and (update.epoch, update.policy_version) == (
+            command.epoch,
+            command.policy_version,
+        )
         return is_meant and update is not None and update.staging is not None
 
     def take(self, command: UpdateCommitted) -> Staging:
@@ -146,7 +149,7 @@ class Rank:
         spare, self._spare = self._spare, None
         deadline_at_s = time.monotonic() + TRANSFER_BACKSTOP * message.deadline_s
         if self._load is not None:
-            update.stream = TensorStream(update.version, deadline_at_s)
+            update.stream = TensorStream(update.policy_version, deadline_at_s)
             self._load(update.stream)
 
         def posted() -> None:
@@ -165,7 +168,7 @@ class Rank:
 
     def _ready(self, update: _ReceivedUpdate) -> None:
         if update is self._update:
-            self._report(UpdateReady(update.epoch, update.version))
+            self._report(UpdateReady(update.epoch, update.policy_version))
 
     def _received(
         self, group: Group, update: _ReceivedUpdate, outcome: Future[tuple[Staging | None, list[int]]]
@@ -180,7 +183,7 @@ class Rank:
             self._spare = staging or self._spare  # the update was aborted just when it was complete
             return
         update.staging = staging
-        self._report(UpdateStaged(update.epoch, update.version, np.array(checksums, np.int64)))
+        self._report(UpdateStaged(update.epoch, update.policy_version, np.array(checksums, np.int64)))
 
     def _leave(self, reason: str) -> None:
         self._groups.leave(reason)
@@ -193,6 +196,6 @@ class Rank:
     def _fail(self, epoch: int, error: str) -> None:
         if self._groups.in_epoch(epoch) is None:
             return  # it has left already
-        version = self._update.version if self._update is not None else -1
+        version = self._update.policy_version if self._update is not None else -1
         self._leave(error)
         self._report(UpdateFailed(epoch, version, error))

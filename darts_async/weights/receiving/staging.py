@@ -136,7 +136,7 @@ def receive_tensors(
     Returns:
         The checksum of each tensor. [num_tensors]
     """
-    checksums = [0] * len(layout.placements)
+    checksums = [0] * len(layout.spans)
     partial: dict[int, torch.Tensor] = {}
     size = min(layout.bucket_bytes, layout.total_bytes)
     buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(min(2, layout.num_buckets))]
@@ -146,11 +146,11 @@ def receive_tensors(
         return collective.post(buffers[bucket % 2][: stop - start], deadline_at_s)
 
     def finish(index: int) -> None:
-        placement = layout.placements[index]
+        span = layout.spans[index]
         content = partial.pop(index, torch.empty(0, dtype=torch.uint8, device=device))
-        tensor = content.view(placement.dtype).view(placement.spec.shape)
+        tensor = content.view(span.dtype).view(span.spec.shape)
         checksums[index] = checksum(tensor)
-        stream.put(placement.spec.name, tensor)
+        stream.put(span.spec.name, tensor)
 
     pending = post(0) if layout.num_buckets else None
     posted()
@@ -159,7 +159,7 @@ def receive_tensors(
         pending.wait()
         pending = post(bucket + 1) if bucket + 1 < layout.num_buckets else None
         for piece in layout.pieces[bucket]:
-            num_bytes = layout.placements[piece.tensor].num_bytes
+            num_bytes = layout.spans[piece.tensor].num_bytes
             if piece.tensor not in partial:
                 partial[piece.tensor] = torch.empty(num_bytes, dtype=torch.uint8, device=device)
             target = partial[piece.tensor]

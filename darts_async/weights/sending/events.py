@@ -69,7 +69,7 @@ class Broadcast:
     """Send all buckets to the group of `epoch`; answered by `BroadcastDone` or `BroadcastFailed`."""
 
     epoch: int
-    version: int
+    policy_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class MemberDropped:
 class Published:
     """The members have applied the version. The durations are those of the successful round."""
 
-    version: int
+    policy_version: int
     members: tuple[str, ...]
     dropped: Mapping[str, str]
     forming_s: float = 0.0
@@ -104,7 +104,7 @@ class Published:
 class PublishFailed:
     """The update was given up."""
 
-    version: int
+    policy_version: int
     reason: str
     dropped: Mapping[str, str]
     members: tuple[str, ...]
@@ -114,7 +114,7 @@ class PublishFailed:
 class Superseded:
     """A queued version was replaced by a newer one."""
 
-    version: int
+    policy_version: int
 
 
 CoordinatorAction = (

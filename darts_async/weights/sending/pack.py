@@ -24,7 +24,7 @@ class Packer:
         self._tensors = tensors
         self._num_taken = 0
         self._held: dict[int, torch.Tensor] = {}
-        self._checksums = [0] * len(layout.placements)
+        self._checksums = [0] * len(layout.spans)
 
     def pack(self, buffer: torch.Tensor, bucket: int) -> None:
         """Copy what belongs into one bucket into `buffer`: uint8, at least as long as the bucket."""

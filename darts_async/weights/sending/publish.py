@@ -60,7 +60,7 @@ which member has not answered."""
 class PublishReport:
     """The result and the cost of one update."""
 
-    version: int
+    policy_version: int
     members: tuple[str, ...]
     """Generators that use the version now."""
     dropped: Mapping[str, str]
@@ -81,7 +81,7 @@ class PublishReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _PendingUpdate:
-    version: int
+    policy_version: int
     source: WeightSource
     manifest: WeightManifest
     layout: Layout
@@ -141,7 +141,7 @@ class Publisher:
         """A generator's link is down. It joins again later."""
         self._feed(MemberLost(peer))
 
-    async def publish(self, version: int, source: WeightSource) -> PublishReport:
+    async def publish(self, policy_version: int, source: WeightSource) -> PublishReport:
         """Send a version to the generators. Returns when all members use it.
 
         Args:
@@ -152,11 +152,11 @@ class Publisher:
             WeightUpdateError: no generator received it by the deadline, the broadcast failed repeatedly, or a newer
                 version came in between. The message says which generators were dropped and why.
         """
-        update = self._updates.get(version) or self._prepare(version, source)
+        update = self._updates.get(policy_version) or self._prepare(policy_version, source)
         try:
             return await asyncio.shield(update.outcome)
         except asyncio.CancelledError:
-            self._withdraw(f"publishing version {version} was cancelled")
+            self._withdraw(f"publishing version {policy_version} was cancelled")
             raise
 
     async def run(
@@ -188,13 +188,15 @@ class Publisher:
 
     # --- decisions in, actions out ---------------------------------------------------------------------------
 
-    def _prepare(self, version: int, source: WeightSource) -> _PendingUpdate:
+    def _prepare(self, policy_version: int, source: WeightSource) -> _PendingUpdate:
         manifest = WeightManifest(source.specs, self._config.bucket_bytes)
         loop = asyncio.get_running_loop()
-        update = _PendingUpdate(version, source, manifest, layout_of(manifest), loop.time(), loop.create_future())
-        self._updates[version] = update
-        self._version = version
-        self._execute(self._coordinator.offer(version, manifest, loop.time()))
+        update = _PendingUpdate(
+            policy_version, source, manifest, layout_of(manifest), loop.time(), loop.create_future()
+        )
+        self._updates[policy_version] = update
+        self._version = policy_version
+        self._execute(self._coordinator.offer(policy_version, manifest, loop.time()))
         return update
 
     async def _catch_up(self, source: Callable[[], WeightSource]) -> bool:
@@ -251,9 +253,9 @@ class Publisher:
                 self._reject(version, "a newer version was offered, or the update was withdrawn, before it began")
 
     def _resolve(self, published: Published) -> None:
-        update = self._updates.pop(published.version)
+        update = self._updates.pop(published.policy_version)
         report = PublishReport(
-            version=published.version,
+            policy_version=published.policy_version,
             members=published.members,
             dropped=published.dropped,
             num_bytes=update.layout.total_bytes,
@@ -265,9 +267,9 @@ class Publisher:
         )
         update.outcome.set_result(report)
 
-    def _reject(self, version: int, reason: str) -> None:
-        outcome = self._updates.pop(version).outcome
-        outcome.set_exception(WeightUpdateError(f"version {version} was not published: {reason}"))
+    def _reject(self, policy_version: int, reason: str) -> None:
+        outcome = self._updates.pop(policy_version).outcome
+        outcome.set_exception(WeightUpdateError(f"version {policy_version} was not published: {reason}"))
         outcome.exception()  # marks it as retrieved: a cancelled publisher does not fetch it
 
     # --- the group -------------------------------------------------------------------------------------------

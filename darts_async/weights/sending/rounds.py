@@ -28,7 +28,7 @@ class Round:
     """The state of a round. `now` and deadlines are on one clock, in seconds."""
 
     epoch: int
-    version: int
+    policy_version: int
     audience: set[str]
     deadline_s: float
     began: float
@@ -88,7 +88,7 @@ class Round:
     def published(self, dropped: Mapping[str, str], now_s: float) -> Published:
         """The report of a round that is over."""
         return Published(
-            self.version,
+            self.policy_version,
             tuple(sorted(self.audience)),
             dict(dropped),
             forming_s=self._durations_s[Phase.FORMING],
