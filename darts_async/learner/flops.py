@@ -81,11 +81,6 @@ class ModelFlops:
         )
         return self.per_token * _num_tokens(trees) + self.per_target * num_targets + self.per_pair * pairs
 
-    @property
-    def attention_tokens(self) -> float:
-        """The length at which attention without a window costs as much as everything else (see `balance`)."""
-        return 2 * (self.per_token + self.per_target) / (self.per_pair * len(self.windows))
-
 
 def utilisation(num_flops: int, busy_s: float, device: torch.device) -> dict[str, float]:
     """`tflops_per_second`, and `mfu`, the share of the device's 16-bit peak, where the table knows that."""

@@ -94,14 +94,6 @@ def head_scores(
     return Scores(whole if log_weight is None else whole - log_weight, entropy, whole, outside)
 
 
-def head_logprobs(
-    hidden: Tensor, head: Head, targets: Tensor, temperature: float, *, compiled: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, and entropy, without truncation: two float32 tensors [num_tokens]."""
-    scores = head_scores(hidden, head, targets, temperature, compiled=compiled)
-    return scores.logprobs, scores.entropy
-
-
 def logits_scores(logits: Tensor, targets: Tensor, temperature: float, truncation: Truncation = WHOLE) -> Scores:
     """The same of logits [num_tokens, vocab_size] that are there in any case."""
     log_p = (logits.float() / temperature).log_softmax(-1)

@@ -9,17 +9,16 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any
 
 import structlog
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from darts_async.errors import ModelError
-from darts_async.learner.logprobs import Head, Scores, head_logprobs, head_scores, logits_scores
+from darts_async.learner.logprobs import Head, Scores, head_scores, logits_scores
 from darts_async.learner.packing.batch import PackedBatch
 from darts_async.learner.packing.forward import packed_hidden, packed_logits
 from darts_async.learner.packing.trial import (
@@ -47,7 +46,7 @@ log = structlog.get_logger()
 
 
 def load_model(path: str, *, dtype: str, lengths: Lengths, device: str = "cpu") -> PreTrainedModel:
-    """A causal LM with its trained head, ready for `response_logprobs` of such lengths, in evaluation mode.
+    """A causal LM with its trained head, ready for `response_scores` of such lengths, in evaluation mode.
 
     Dropout stays off, because the ratio to the generator's probabilities would otherwise be noise at lag 0.
     Raises `ModelError` if there is no such model, it lacks weights, its tokenizer has more tokens than it, or samples
@@ -56,7 +55,8 @@ def load_model(path: str, *, dtype: str, lengths: Lengths, device: str = "cpu") 
     if dtype not in DTYPES:
         raise ModelError(f"model.dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
     shares_prompts = _check_lengths(path, lengths)
-    model, loading = _from_pretrained(path, DTYPES[dtype])
+    with _loading(path):
+        model, loading = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], output_loading_info=True)
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(
@@ -72,25 +72,15 @@ def load_model(path: str, *, dtype: str, lengths: Lengths, device: str = "cpu") 
 
 def _check_lengths(path: str, lengths: Lengths) -> bool:
     """Whether samples may share a prompt. Raises `ModelError` if samples of these lengths cannot be packed."""
-    config = _config(path)
-    reason = why_too_long(config.to_dict(), lengths.sample)
-    if reason is not None:
-        raise ModelError(f"model.path is {path}: {reason}")
-    return check_packing(config, lengths)
-
-
-def _config(path: str) -> PreTrainedConfig:
     looks_local = path.startswith(("/", ".", "~")) or path.count("/") > 1
     if looks_local and not os.path.isdir(path):
         raise ModelError(f"model.path is {path}, but there is no such directory")
     with _loading(path):
-        return AutoConfig.from_pretrained(path)
-
-
-def _from_pretrained(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
-    with _loading(path):
-        model, loading = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    return model, loading
+        config = AutoConfig.from_pretrained(path)
+    reason = why_too_long(config.to_dict(), lengths.sample)
+    if reason is not None:
+        raise ModelError(f"model.path is {path}: {reason}")
+    return check_packing(config, lengths)
 
 
 @contextmanager
@@ -118,7 +108,7 @@ def _check_vocabulary(model: PreTrainedModel, directory: Path) -> None:
 
 
 def use_packed_attention(model: PreTrainedModel, *, probe_tokens: int = PROBE_TOKENS) -> None:
-    """Switch the model to packed attention, after which only `response_logprobs` may call it.
+    """Switch the model to packed attention, after which only `response_scores` may call it.
 
     It is tried out on samples of `probe_tokens`; what happens to longer ones is for `check_packing` to say.
 
@@ -186,17 +176,6 @@ def response_scores(
     return scores if entropy_gradient else scores._replace(entropy=scores.entropy.detach())
 
 
-def response_logprobs(
-    model: PreTrainedModel, batch: PackedBatch, temperature: float, *, entropy_gradient: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target at `temperature`, and the entropy in nats there, without truncation.
-
-    The entropy has a gradient only with `entropy_gradient`. Returns: two float32 tensors [num_targets].
-    """
-    scores = response_scores(model, batch, temperature, entropy_gradient=entropy_gradient)
-    return scores.logprobs, scores.entropy
-
-
 def _logprobs_in_rows(
     model: PreTrainedModel, batch: PackedBatch, temperature: float, truncation: Truncation, *, compiled: bool = False
 ) -> Scores:
@@ -233,7 +212,7 @@ def _why_not_in_rows(model: PreTrainedModel, outcome: TrialOutcome) -> str | Non
     expected = outcome.expected.float().log_softmax(-1)
     targets = expected.argmin(-1)  # where a wrong scale or cap shows most
     with foreign_code(f"{type(model).__name__} cannot be trained on packed sequences"):
-        found, _ = head_logprobs(packed_hidden(model, *outcome.row), head, targets, 1.0)
+        found = head_scores(packed_hidden(model, *outcome.row), head, targets, 1.0).logprobs
     difference = relative(found, expected.gather(-1, targets[:, None])[:, 0])
     if difference <= TOLERANCE[outcome.expected.dtype]:
         return None

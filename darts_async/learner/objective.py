@@ -3,6 +3,7 @@
 Gradients are sums over tokens, not means: `Trainer` divides once per step, by the sum of `denominator`.
 """
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,10 +19,10 @@ from darts_async.learner.flops import ModelFlops, utilisation
 from darts_async.learner.lora import adapters_off, has_adapters
 from darts_async.learner.losses.aggregation import denominator, overlong_penalties, token_shares
 from darts_async.learner.losses.policy import policy_loss
-from darts_async.learner.losses.ratios import truncation_metrics
 from darts_async.learner.metric_sums import Tally
-from darts_async.learner.model import checkpoint_activations, response_logprobs, response_scores
+from darts_async.learner.model import checkpoint_activations, response_scores
 from darts_async.learner.packing.batch import PackedBatch, Weighted, micro_batches
+from darts_async.learner.ranks.rank_info import ALONE, RankInfo
 from darts_async.protocol import TrainGroup
 from darts_async.truncation import WHOLE, Truncation
 
@@ -40,13 +41,12 @@ class Objective:
         decoded: Decoded | None = None,
         truncation: Truncation = WHOLE,
         reference: PreTrainedModel | None = None,
-        rank: int = 0,
-        num_ranks: int = 1,
+        rank_info: RankInfo = ALONE,
     ) -> None:
-        """`temperature`, `truncation` and `max_new_tokens`: how responses are sampled; `baseline` and `decoded`: see
-        `group_advantages`; `reference` is given if the loss has a `kl_weight`, and may be left out for a model with
-        adapters, which without them is the reference itself.
-        All ranks are given the same groups, and each makes the passes of its own samples.
+        """`temperature`, `truncation` and `max_new_tokens` say how responses are sampled; `baseline` and `decoded`: see
+        `group_advantages`. `reference` is given if the loss has a `kl_weight`. It may be left out for a model with
+        adapters, which without them is the reference itself. All ranks are given the same groups, and each makes the
+        passes of its own samples.
 
         Raises `ModelError` if the reference has another vocabulary, or if activations cannot be checkpointed, and
         `ExtensionError` if the loss cannot be loaded.
@@ -63,7 +63,7 @@ class Objective:
         self._baseline = baseline
         self._decoded = decoded
         self._max_new_tokens = max_new_tokens
-        self._rank, self._num_ranks = rank, num_ranks
+        self.rank_info = rank_info
         self._device = next(model.parameters()).device
         self._shares_prompts = config.share_prompts and all(each.shares_prompts for each in (model, reference) if each)
         self._flops = ModelFlops.of(model)
@@ -76,7 +76,7 @@ class Objective:
         return denominator(group, self._config.loss, self._max_new_tokens)
 
     def before_update(self) -> None:
-        """All groups of a step have been seen, and their gradient is about to be taken."""
+        """All groups of a step have been seen, and the optimiser is about to change the parameters."""
 
     def take_utilisation(self, busy_s: float) -> dict[str, float]:
         """What this rank computed since the last call, in `busy_s`: see `flops.utilisation`. Empty for models whose
@@ -95,14 +95,13 @@ class Objective:
                 [each for each in weighted if self._has_gradient(each) == has_gradient],
                 self._config.tokens_per_micro_batch,
                 share_prompts=self._shares_prompts,
-                rank=self._rank,
-                num_ranks=self._num_ranks,
+                rank_info=self.rank_info,
             ):
                 found = self._pass(batch.to(self._device), has_gradient, collect)
                 if not batch.idle:
                     tally.merge(found)
                     self._count(batch, has_gradient)
-        if self._rank == 0:
+        if self.rank_info.rank == 0:
             for each in weighted:
                 tally.merge(_group_metrics(each))
             count = sum(self.denominator(group) for group in groups)
@@ -136,7 +135,6 @@ class Objective:
                 self._model, batch, self._temperature, self._truncation, entropy_gradient=config.entropy_weight > 0
             )
             loss, tally = policy_loss(self._loss, scores, batch, config, reference_logprobs)
-        tally.merge(truncation_metrics(scores, batch.on_policy))
         if has_gradient:
             loss.backward()  # type: ignore[no-untyped-call]
             collect()
@@ -150,9 +148,32 @@ class Objective:
     @torch.no_grad()
     def _reference_logprobs(self, batch: PackedBatch) -> Tensor:
         if self._reference is not None:
-            return response_logprobs(self._reference, batch, self._temperature)[0]
+            return response_scores(self._reference, batch, self._temperature).logprobs
         with adapters_off(self._model):
-            return response_logprobs(self._model, batch, self._temperature)[0]
+            return response_scores(self._model, batch, self._temperature).logprobs
+
+
+class ScriptedObjective(Objective):
+    """Sleeps where `Objective` computes, as long as accelerators would: for benchmarks of everything else on a machine
+    without any. `LearnerScriptConfig` has the times. Groups, steps, versions, broadcasts and checkpoints are real; the
+    gradient is zero, so the model does not change."""
+
+    def before_update(self) -> None:
+        """The optimiser step of a large model."""
+        assert self._config.script is not None
+        time.sleep(self._config.script.step_s)
+
+    def take_utilisation(self, busy_s: float) -> dict[str, float]:
+        """Nothing is computed."""
+        return {}
+
+    def _pass(self, batch: PackedBatch, has_gradient: bool, collect: Callable[[], None]) -> Tally:
+        """Takes as long for groups with equal rewards, which would need no gradient: rewards mean nothing here. A rank
+        has its share of the tokens, and the ranks sleep at the same time."""
+        assert self._config.script is not None
+        if not batch.idle:
+            time.sleep(self._config.script.token_s * len(batch.targets) * self.rank_info.num_ranks)
+        return Tally()
 
 
 def _check_reference(reference: PreTrainedModel, model: PreTrainedModel) -> None:
@@ -165,8 +186,8 @@ def _check_reference(reference: PreTrainedModel, model: PreTrainedModel) -> None
 
 
 def _group_metrics(weighted: Weighted) -> Tally:
-    """What is known before the forward pass. After a restart from an older checkpoint replayed tokens may carry a
-    later version than the step has; they count as staleness 0 (and not as on-policy)."""
+    """What is known before the forward pass. After a restart from an older checkpoint replayed tokens may have a later
+    version than the step; their staleness counts as 0."""
     group, advantages, shares = weighted.group, weighted.advantages, weighted.shares
     tally = Tally()
     staleness = torch.from_numpy(group.step - group.versions).clamp(min=0).float()

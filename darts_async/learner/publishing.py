@@ -6,14 +6,18 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 
 import structlog
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from darts_async.actor import Runtime
 from darts_async.learner.model import DTYPES
-from darts_async.learner.probe import packed_reference
+from darts_async.learner.packing.packed_attention import packing
+from darts_async.learner.packing.tree import Tree
 from darts_async.learner.rank_leader import Team
 from darts_async.learner.step import Trainer
 from darts_async.protocol import GatherWeights, LearnerToGenerator, StepCompleted
-from darts_async.weights.probe import Examiner, tolerance_of
+from darts_async.weights.probe import Examiner, Reference, reference_of, tolerance_of
 from darts_async.weights.sending.events import MemberMessage
 from darts_async.weights.sending.publish import Publisher, PublishReport
 from darts_async.weights.sending.source import WeightSource
@@ -91,3 +95,21 @@ class Publishing:
                 "weights/num_bytes": float(report.num_bytes),
             }
             self._runtime.tell_launcher(StepCompleted(report.policy_version - 1, metrics))
+
+
+def packed_reference(model: PreTrainedModel, policy_version: int) -> Reference:
+    """The answers to a probe of a model with packed attention, whose weights are those of `policy_version`."""
+
+    def last_logits(prompts: Tensor) -> Tensor:
+        num_prompts, length = prompts.shape
+        device = model.device
+        logits: Tensor = model(
+            input_ids=prompts.reshape(1, -1).to(device),
+            position_ids=torch.arange(length, device=device).repeat(num_prompts)[None],
+            use_cache=False,
+            logits_to_keep=torch.arange(length - 1, num_prompts * length, length, device=device),
+            **packing((Tree(length),) * num_prompts, device),
+        ).logits
+        return logits[0]
+
+    return reference_of(last_logits, policy_version, vocab_size=model.config.vocab_size)

@@ -19,7 +19,6 @@ from darts_async.errors import DeadlineError, ProcessDiedError
 from darts_async.learner.checkpoints import checkpoint
 from darts_async.learner.checkpoints.saver import write_part
 from darts_async.learner.condition import Changes
-from darts_async.learner.metric_messages import tallied
 from darts_async.learner.model import DTYPES
 from darts_async.learner.ranks.gather import send_rows
 from darts_async.learner.ranks.order_grammar import OrderGrammar
@@ -177,7 +176,7 @@ class FollowerActor:
                         await self._in_thread(trainer.add_groups, groups)
                 case FinishStep(step=step):
                     self._runtime.faults.reach("rank.before_step")
-                    self._tell(tallied(step, trainer.tally))
+                    self._tell(trainer.tally.message(step))
                     with self._runtime.clock.busy("step", step=step):
                         await self._in_thread(trainer.finish_step)
                 case SaveCheckpoint(policy_version=version):

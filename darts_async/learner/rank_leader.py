@@ -15,7 +15,6 @@ from torch import Tensor
 
 from darts_async.errors import ProcessDiedError
 from darts_async.learner.condition import Changes
-from darts_async.learner.metric_messages import tally_of
 from darts_async.learner.metric_sums import Tally
 from darts_async.learner.ranks.gather import GatheredTensors, Shapes
 from darts_async.learner.ranks.rank_group import RankGroup
@@ -94,7 +93,7 @@ class Team:
             case RankReady():
                 self._ready.add(peer)
             case StepTallied(step=step):
-                self._tallies[step][peer] = tally_of(message)
+                self._tallies[step][peer] = Tally.of(message)
             case PartSaved(policy_version=version, num_bytes=num_bytes, crc32=crc32):
                 self._saved[version][peer] = FileSum(num_bytes, crc32)
         self._changes.notify()

@@ -23,8 +23,7 @@ import numpy as np
 from darts_async.config import RunConfig
 from darts_async.learner import moves
 from darts_async.learner.boundary import Boundary
-from darts_async.learner.consumed_groups import ConsumedGroups
-from darts_async.learner.intake import Intake
+from darts_async.learner.intake import ConsumedGroups, Intake
 from darts_async.protocol import (
     CatchUp,
     GeneratorToLearner,

@@ -22,18 +22,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from darts_async.config import Baseline, LearnerConfig
+from darts_async.config import LearnerConfig
 from darts_async.errors import StalenessError
-from darts_async.learner.advantage import Decoded
 from darts_async.learner.lora import Adapters
 from darts_async.learner.lr_schedule import learning_rate
 from darts_async.learner.metric_sums import Tally
 from darts_async.learner.objective import Objective
-from darts_async.learner.ranks.rank_info import ALONE, RankInfo
 from darts_async.learner.ranks.sharding import drop_gathered, local_rows, whole
-from darts_async.learner.scripted import ScriptedObjective
 from darts_async.protocol import TrainGroup
-from darts_async.truncation import WHOLE, Truncation
 from darts_async.weights.sending.source import LiveTensors, WeightSource
 
 
@@ -41,41 +37,16 @@ class Trainer:
     """Model, optimiser and the step that is being summed up. Synchronous; one thread at a time."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        config: LearnerConfig,
-        *,
-        temperature: float,
-        max_staleness: int,
-        max_new_tokens: int,
-        truncation: Truncation = WHOLE,
-        baseline: Baseline = "group",
-        decoded: Decoded | None = None,
-        reference: PreTrainedModel | None = None,
-        rank_info: RankInfo = ALONE,
+        self, model: PreTrainedModel, config: LearnerConfig, objective: Objective, *, max_staleness: int
     ) -> None:
-        """`temperature`, `truncation` and `max_new_tokens`: how responses are sampled; `reference`: see `Objective`;
-        `rank_info` is this process among those that the model is spread over."""
         self.model = model
         self.policy_version = 0
         self.num_skipped_in_a_row = 0
-        self.rank_info = rank_info
+        self.rank_info = objective.rank_info
         self._config = config
-        objective = Objective if config.script is None else ScriptedObjective
-        self._objective = objective(
-            model,
-            config,
-            temperature=temperature,
-            truncation=truncation,
-            baseline=baseline,
-            decoded=decoded,
-            max_new_tokens=max_new_tokens,
-            reference=reference,
-            rank=rank_info.rank,
-            num_ranks=rank_info.num_ranks,
-        )
+        self._objective = objective
         self._max_staleness = max_staleness
-        self._adapters = Adapters.of(model, rank_info)
+        self._adapters = Adapters.of(model, objective.rank_info)
         self._merged = None if self._adapters is None else self._adapters.merged()
         weights = model.named_parameters()
         self._weights = {name: weight for name, weight in weights if self._adapters is None or weight.requires_grad}

@@ -10,6 +10,7 @@ from darts_async.config import RunConfig
 from darts_async.learner.advantage import Decoded
 from darts_async.learner.lora import add_adapters
 from darts_async.learner.model import DTYPES, compile_model, load_model
+from darts_async.learner.objective import Objective, ScriptedObjective
 from darts_async.learner.ranks.rank_group import RankGroup
 from darts_async.learner.ranks.rank_info import ALONE, training_device
 from darts_async.learner.ranks.sharding import shard_model
@@ -30,19 +31,21 @@ def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) ->
         DeadlineError: some ranks have not come.
     """
     device = training_device()
-    torch.manual_seed(config.seed + (ranks.rank_info.rank if ranks is not None else 0))
-    return Trainer(
-        _load(config, model_dir, ranks, device),
+    rank_info = ranks.rank_info if ranks is not None else ALONE
+    torch.manual_seed(config.seed + rank_info.rank)
+    model = _load(config, model_dir, ranks, device)
+    objective = (Objective if config.learner.script is None else ScriptedObjective)(
+        model,
         config.learner,
         temperature=config.sampling.temperature,
         truncation=Truncation(config.sampling.top_k, config.sampling.top_p),
-        max_staleness=config.staleness.max_staleness,
         max_new_tokens=config.sampling.max_new_tokens,
         reference=_load_reference(config, device),
         baseline=config.shaping.baseline,
         decoded=Decoded.of(config.shaping),
-        rank_info=ranks.rank_info if ranks is not None else ALONE,
+        rank_info=rank_info,
     )
+    return Trainer(model, config.learner, objective, max_staleness=config.staleness.max_staleness)
 
 
 def longest(config: RunConfig) -> Lengths:

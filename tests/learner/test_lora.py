@@ -16,7 +16,7 @@ from darts_async.learner.checkpoints import checkpoint
 from darts_async.learner.checkpoints.export import write_model
 from darts_async.learner.flops import ModelFlops
 from darts_async.learner.lora import MergedWeights, adapters_off, add_adapters
-from darts_async.learner.model import load_model, response_logprobs, use_packed_attention
+from darts_async.learner.model import load_model, use_packed_attention
 from darts_async.learner.packing.tree import Tree
 from darts_async.learner.ranks.rank_info import RankInfo, rows_of
 from darts_async.learner.step import Trainer
@@ -34,6 +34,7 @@ from tests.learner.world import (
     packed_model,
     plain_logprobs,
     plain_model,
+    response_logprobs,
 )
 
 LORA = LoraConfig(rank=4, alpha=8)

@@ -16,13 +16,12 @@ from darts_async.config import LearnerConfig
 from darts_async.errors import CheckpointError, ConfigError
 from darts_async.learner.checkpoints import checkpoint
 from darts_async.learner.checkpoints.export import write_model
-from darts_async.learner.consumed_groups import ConsumedGroups
+from darts_async.learner.intake import ConsumedGroups
 from darts_async.learner.lr_schedule import learning_rate
-from darts_async.learner.metric_messages import tallied, tally_of
 from darts_async.learner.metric_sums import Tally
-from darts_async.learner.nonfinite import load_groups, save_groups
+from darts_async.learner.nonfinite import save_groups
 from darts_async.learner.ranks.rank_info import RankInfo, overlaps, rows_of
-from tests.learner.world import make_group, make_trainer, packed_model
+from tests.learner.world import load_groups, make_group, make_trainer, packed_model
 
 # --- consumed groups -----------------------------------------------------------------------------------------
 
@@ -108,7 +107,7 @@ def test_a_tally_crosses_the_link_between_ranks() -> None:
     tally.mean("loss", torch.tensor([1.0, 2.0]))
     tally.maximum("ratio_max", torch.tensor([3.0]))
     tally.quantiles("ratio", torch.tensor([0.1, -0.2, 0.3]))
-    assert tally_of(tallied(0, tally)).as_floats() == tally.as_floats()
+    assert Tally.of(tally.message(0)).as_floats() == tally.as_floats()
 
 
 def test_a_checkpoint_of_two_ranks_is_read_by_one_and_by_three(tmp_path: Path) -> None:
