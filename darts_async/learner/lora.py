@@ -27,7 +27,7 @@ from darts_async.errors import ConfigError, ModelError
 from darts_async.learner.ranks.rank_info import RankInfo, rows_of
 from darts_async.learner.ranks.sharding import local_rows, whole
 from darts_async.protocol import TensorSpec
-from darts_async.weights.bucket_layout import dtype_name
+from darts_async.weights.bucket_layout import specs_of
 
 ADAPTER = "default"
 _FROZEN = ".base_layer."
@@ -138,9 +138,7 @@ class MergedWeights(Mapping[str, Tensor]):
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
         """One for each parameter."""
-        return tuple(
-            TensorSpec(name, dtype_name(weight.dtype), tuple(weight.shape)) for name, weight in self._frozen.items()
-        )
+        return specs_of(self._frozen)
 
     def tensors(self) -> Generator[Tensor]:
         """Each parameter, whole if there is one rank."""

@@ -49,7 +49,7 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-class _UnreadableError(Exception):
+class _UnreadableError(ValueError):
     def __init__(self, message: str, fix: str = _COPY_AGAIN) -> None:
         super().__init__(message)
         self.fix = fix

@@ -86,10 +86,7 @@ class Layout:
 
     @cached_property
     def completed(self) -> tuple[tuple[int, ...], ...]:
-        """Tensors whose last byte is in each bucket, after which their checksums can be computed. [num_buckets]
-
-        A tensor without elements is in no bucket.
-        """
+        """Tensors whose last byte is in each bucket, after which their checksums can be computed. [num_buckets]"""
         completed: list[list[int]] = [[] for _ in range(self.num_buckets)]
         for index, span in enumerate(self.spans):
             if span.num_bytes:
@@ -113,10 +110,10 @@ def distinct_tensors(named_tensors: NamedTensors) -> dict[str, torch.Tensor]:
     for name, tensor in named_tensors:
         if name in tensors:
             raise ModelError(f"two tensors are named {name!r}; every parameter needs its own name")
-        place = _storage_place(tensor)
-        if tensor.numel() and place in seen:
+        storage = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and storage in seen:
             continue
-        seen.add(place)
+        seen.add(storage)
         tensors[name] = tensor.detach()
     if not tensors:
         raise ModelError("the model has no parameters, so there is nothing to broadcast")
@@ -155,11 +152,7 @@ def layout_of(manifest: WeightManifest) -> Layout:
 
 
 def views_of(flat: torch.Tensor, layout: Layout) -> dict[str, torch.Tensor]:
-    """Views of the tensors in a flat space.
-
-    Args:
-        flat: uint8, [layout.total_bytes], aligned as torch allocates.
-    """
+    """Views of the tensors in a flat space: uint8, [layout.total_bytes], aligned as torch allocates."""
     return {
         p.spec.name: flat[p.offset : p.stop].view(p.dtype).view(p.spec.shape)
         if p.num_bytes
@@ -185,7 +178,3 @@ def _size_of(spec: TensorSpec) -> tuple[torch.dtype, int]:
 def dtype_name(dtype: torch.dtype) -> str:
     """The name of a dtype in a manifest."""
     return str(dtype).removeprefix("torch.")
-
-
-def _storage_place(tensor: torch.Tensor) -> tuple[object, ...]:
-    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())

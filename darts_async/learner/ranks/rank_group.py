@@ -29,13 +29,12 @@ from darts_async.errors import ProcessDiedError
 from darts_async.learner.ranks.rank_info import RankInfo
 from darts_async.protocol import StoreValue
 from darts_async.weights.broadcast.close_gloo_sockets import addresses_in, sever
+from darts_async.weights.broadcast.collective import gloo_group
 from darts_async.weights.broadcast.gloo_listener import refuse_strangers
 from darts_async.weights.broadcast.relay_store import RelayStore
 
-"""Rank 0 is the hub of this link, the others are its members."""
 _c10d: Any = distributed_c10d  # the parts used here are not in torch's type stubs
 _GLOO = "darts_gloo"
-"""Gloo on the run's own interface: torch's takes whatever interface the host name resolves to."""
 
 
 class RankGroup:
@@ -74,10 +73,9 @@ class RankGroup:
         rank, num_ranks = self.rank_info.rank, self.rank_info.num_ranks
         self._store.meet(rank, num_ranks)
         timeout = timedelta(seconds=self.deadline_s)
-        self._gathering = _gloo_group(
-            self._interface, _c10d.PrefixStore("gather", self._store), rank, num_ranks, timeout
-        )
-        dist.Backend.register_backend(_GLOO, functools.partial(_gloo_group, self._interface), devices=["cpu"])
+        new_group = functools.partial(gloo_group, self._interface, num_threads=2)
+        self._gathering = new_group(_c10d.PrefixStore("gather", self._store), rank, num_ranks, timeout)
+        dist.Backend.register_backend(_GLOO, new_group, devices=["cpu"])
         backend = f"cpu:{_GLOO}" if device.type == "cpu" else "cuda:nccl"
         dist.init_process_group(backend, store=self._store, rank=rank, world_size=num_ranks, timeout=timeout)
         refuse_strangers(addresses_in(self._store.own_values()))
@@ -120,11 +118,3 @@ class RankGroup:
     def _wait(self, work: Any) -> None:
         with self.naming_failures():
             work.wait(timedelta(seconds=self.deadline_s))
-
-
-def _gloo_group(interface: str, store: Any, rank: int, num_ranks: int, timeout: timedelta) -> Any:
-    options = _c10d.ProcessGroupGloo._Options()
-    options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=interface, lazy_init=False)]
-    options._timeout = timeout
-    options._threads = 2
-    return _c10d.ProcessGroupGloo(store, rank, num_ranks, options)

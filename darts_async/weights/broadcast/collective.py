@@ -236,13 +236,19 @@ def _timeout_until(deadline_at_s: float) -> timedelta:
     return timedelta(seconds=max(0.0, deadline_at_s - time.monotonic()), milliseconds=1)
 
 
+def gloo_group(interface: str, store: Any, rank: int, world_size: int, timeout: timedelta, *, num_threads: int) -> Any:
+    """A process group on the run's own interface: torch's own would take the interface of the host name."""
+    options = _c10d.ProcessGroupGloo._Options()
+    options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=interface, lazy_init=False)]
+    options._timeout = timeout
+    options._threads = num_threads
+    return _c10d.ProcessGroupGloo(store, rank, world_size, options)
+
+
 def _new_group(spec: GroupSpec, store: RelayStore, device: torch.device | None) -> Any:
     if spec.backend == "gloo":
-        options = _c10d.ProcessGroupGloo._Options()
-        options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=spec.interface, lazy_init=False)]
-        options._timeout = timedelta(seconds=CONNECT_LIMIT_S / _GLOO_CONNECT_ATTEMPTS)
-        options._threads = 1
-        return _c10d.ProcessGroupGloo(store, spec.rank, spec.world_size, options)
+        timeout = timedelta(seconds=CONNECT_LIMIT_S / _GLOO_CONNECT_ATTEMPTS)
+        return gloo_group(spec.interface, store, spec.rank, spec.world_size, timeout, num_threads=1)
     options = _c10d.ProcessGroupNCCL.Options()
     # NCCL's watchdog ends the process, so its timeout must be the longest.
     options._timeout = timedelta(seconds=_NCCL_WATCHDOG * spec.deadline_s)

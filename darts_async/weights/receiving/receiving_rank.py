@@ -77,8 +77,8 @@ class Rank:
         match command:
             case EpochFormed():
                 self._form(command)
-            case StoreValue(epoch, key, value):
-                self._put(epoch, key, value)
+            case StoreValue():
+                self._put(command)
             case UpdateOffered(epoch):
                 if (group := self._groups.in_epoch(epoch)) is not None:
                     self._receive(group, command)
@@ -103,7 +103,7 @@ class Rank:
         return update.staging
 
     def give_back(self, staging: Staging) -> None:
-        """The memory is no longer read."""
+        """The memory of an update that was taken is not read any longer."""
         self._spare = staging
 
     async def close(self, deadline_s: float) -> None:
@@ -133,14 +133,12 @@ class Rank:
         if error := outcome.exception():
             self._fail(group.epoch, describe(error))
 
-    def _put(self, epoch: int, key: str, value: bytes) -> None:
-        group = self._groups.in_epoch(epoch)
-        if group is None:
-            return
-        try:
-            group.store.put(key, value)
-        except ProtocolError as error:
-            self._fail(epoch, describe(error))
+    def _put(self, message: StoreValue) -> None:
+        if (group := self._groups.in_epoch(message.epoch)) is not None:
+            try:
+                group.store.put(message.key, message.value)
+            except ProtocolError as error:
+                self._fail(message.epoch, describe(error))
 
     def _receive(self, group: Group, message: UpdateOffered) -> None:
         update = _ReceivedUpdate(message.epoch, message.policy_version)

@@ -62,23 +62,18 @@ class LocalTransfer:
             means that the weights in use are unchanged.
     """
 
+    num_ranks = 1
+
     def __init__(self, interface: str, apply: Callable[[dict[str, torch.Tensor], int], Awaitable[float]]) -> None:
         self._interface = interface
         self._apply = apply
         self._rank: Rank | None = None
         self._committed: Staging | None = None
 
-    @property
-    def num_ranks(self) -> int:
-        """One."""
-        return 1
-
     async def open(self, report: Callable[[Report], None], tasks: asyncio.TaskGroup) -> None:
-        """See `Transfer`."""
         self._rank = Rank(self._interface, report)
 
     def handle(self, command: Command) -> None:
-        """See `Transfer`."""
         assert self._rank is not None, "it was opened"
         if isinstance(command, UpdateCommitted):
             self._committed = self._rank.take(command)
@@ -86,7 +81,6 @@ class LocalTransfer:
             self._rank.handle(command)
 
     async def apply(self, policy_version: int) -> float:
-        """See `Transfer`."""
         assert self._rank is not None
         assert self._committed is not None
         staging, self._committed = self._committed, None
@@ -96,6 +90,5 @@ class LocalTransfer:
             self._rank.give_back(staging)
 
     async def close(self, deadline_s: float) -> None:
-        """See `Transfer`."""
         if self._rank is not None:
             await self._rank.close(deadline_s)

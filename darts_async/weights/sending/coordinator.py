@@ -238,10 +238,8 @@ class Coordinator:
         wait for it in vain."""
         self._members.strike(name)
         if self._members.is_barred(name):
-            refused = WeightsRefused(
-                current.policy_version, f"it failed too often to receive them, the last time: {reason}"
-            )
-            self._actions.append(SendToMember(name, refused))
+            why = f"it failed too often to receive them, the last time: {reason}"
+            self._actions.append(SendToMember(name, WeightsRefused(current.policy_version, why)))
 
     def _note_dropped(self, name: str, reason: str) -> None:
         self._dropped[name] = reason
@@ -253,9 +251,7 @@ class Coordinator:
         current = self._round
         if isinstance(message, MemberJoined | StoreValue | ProbeMeasured):
             return
-        if current is None or name not in current.audience:
-            return
-        if message.epoch != current.epoch:
+        if current is None or name not in current.audience or message.epoch != current.epoch:
             return
         if isinstance(message, UpdateFailed):
             self._failed(current, name, message.error, now_s)
@@ -282,9 +278,8 @@ class Coordinator:
     def _check(self, current: Round, now_s: float) -> None:
         """Compare what has arrived with the learner's checksums; commit when all agree."""
         if wrong := current.wrong():
-            self._expel(
-                current, wrong, f"checksums of version {current.policy_version} differ from the learner's", now_s
-            )
+            reason = f"checksums of version {current.policy_version} differ from the learner's"
+            self._expel(current, wrong, reason, now_s)
         elif current.can_commit():
             current.enter(Phase.APPLYING, now_s)
             for name in sorted(current.audience):
@@ -391,9 +386,8 @@ class Coordinator:
 
     def _fail(self, reason: str, now_s: float) -> None:
         assert self._target is not None
-        self._finish(
-            PublishFailed(self._target.policy_version, reason, dict(self._dropped), self._members.names()), now_s
-        )
+        version, members = self._target.policy_version, self._members.names()
+        self._finish(PublishFailed(version, reason, dict(self._dropped), members), now_s)
 
     def _finish(self, outcome: Published | PublishFailed, now_s: float) -> None:
         self._actions.append(outcome)

@@ -26,11 +26,10 @@ class MemberLost:
 
 @dataclass(frozen=True, slots=True)
 class BroadcastDone:
-    """The learner has sent all buckets."""
+    """The learner has sent all buckets. Its tensors have these checksums. [num_tensors]"""
 
     epoch: int
     checksums: Sequence[int]
-    """Checksums of the learner's tensors. [num_tensors]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +93,15 @@ class Published:
     policy_version: int
     members: tuple[str, ...]
     dropped: Mapping[str, str]
+    """Former members, with the reason."""
     forming_s: float = 0.0
+    """Joining the group, unless it existed, and getting ready."""
     transfer_s: float = 0.0
+    """Packing, broadcast and checksums on both sides."""
     apply_s: float = 0.0
+    """Waiting for step boundaries and swapping."""
     stalls_s: Mapping[str, float] = field(default_factory=dict)
+    """Time in which each member decoded nothing."""
 
 
 @dataclass(frozen=True, slots=True)

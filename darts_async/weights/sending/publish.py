@@ -13,10 +13,10 @@ version that it published last.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import structlog
@@ -56,34 +56,19 @@ BACKSTOP = 2.0
 which member has not answered."""
 
 
-@dataclass(frozen=True, slots=True)
-class PublishReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishReport(Published):
     """The result and the cost of one update."""
 
-    policy_version: int
-    members: tuple[str, ...]
-    """Generators that use the version now."""
-    dropped: Mapping[str, str]
-    """Generators that were dropped, with the reason."""
     num_bytes: int
     """Payload of one broadcast, padding included: what each member received."""
     total_s: float
     """From the call to the last acknowledgement, including failed rounds."""
-    forming_s: float
-    """Of the successful round: joining the group, unless it existed, and getting ready."""
-    transfer_s: float
-    """Packing, broadcast and checksums on both sides."""
-    apply_s: float
-    """Waiting for step boundaries and swapping."""
-    stalls_s: Mapping[str, float]
-    """Time in which each member decoded nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _PendingUpdate:
-    policy_version: int
     source: WeightSource
-    manifest: WeightManifest
     layout: Layout
     began: float
     outcome: "asyncio.Future[PublishReport]"
@@ -93,7 +78,6 @@ class Publisher:
     """Publishes versions to the generators. All methods are called on one event loop.
 
     Args:
-        config: the backend, the bucket size and the deadline of each phase.
         interface: local address that the collective's sockets bind to.
         send: queues a message for a generator.
         absence_s: how long to wait for a generator that is expected to return.
@@ -109,14 +93,13 @@ class Publisher:
         self._config = config
         self._interface = interface
         self._send = send
-        # Epochs ascend across restarts of the learner, so that late answers to an earlier one are recognised.
-        first_epoch = time.time_ns() // 1_000_000
         self._coordinator = Coordinator(
             backend=config.backend,
             interface=interface,
             deadline_s=config.deadline_s,
             absence_s=absence_s,
-            first_epoch=first_epoch,
+            # Epochs ascend across restarts of the learner, so that late answers to an earlier one are recognised.
+            first_epoch=time.time_ns() // 1_000_000,
         )
         self._groups = Groups()
         self._members_of_group: frozenset[str] = frozenset()
@@ -127,7 +110,7 @@ class Publisher:
 
     @property
     def newest_epoch(self) -> int:
-        """The newest epoch that a member can know."""
+        """The newest one that a member can know."""
         return self._coordinator.newest_epoch
 
     def handle(self, peer: str, incarnation: int, message: GeneratorToLearner) -> None:
@@ -142,11 +125,7 @@ class Publisher:
         self._feed(MemberLost(peer))
 
     async def publish(self, policy_version: int, source: WeightSource) -> PublishReport:
-        """Send a version to the generators. Returns when all members use it.
-
-        Args:
-            version: the policy version of tokens that are decoded from then on.
-            source: the parameters; unchanged until this returns.
+        """Send a version to the generators. Returns when all members use it; until then the parameters must not change.
 
         Raises:
             WeightUpdateError: no generator received it by the deadline, the broadcast failed repeatedly, or a newer
@@ -164,9 +143,7 @@ class Publisher:
     ) -> None:
         """Give the current version to generators that join after it was published; runs until cancelled.
 
-        Args:
-            source: the parameters now.
-            lend: has the learner leave the parameters of the version that it published last as they are.
+        `source` returns the parameters. While `lend` is entered, the learner does not change them.
         """
         while True:
             await self._someone_lags.wait()
@@ -191,9 +168,7 @@ class Publisher:
     def _prepare(self, policy_version: int, source: WeightSource) -> _PendingUpdate:
         manifest = WeightManifest(source.specs, self._config.bucket_bytes)
         loop = asyncio.get_running_loop()
-        update = _PendingUpdate(
-            policy_version, source, manifest, layout_of(manifest), loop.time(), loop.create_future()
-        )
+        update = _PendingUpdate(source, layout_of(manifest), loop.time(), loop.create_future())
         self._updates[policy_version] = update
         self._version = policy_version
         self._execute(self._coordinator.offer(policy_version, manifest, loop.time()))
@@ -254,18 +229,9 @@ class Publisher:
 
     def _resolve(self, published: Published) -> None:
         update = self._updates.pop(published.policy_version)
-        report = PublishReport(
-            policy_version=published.policy_version,
-            members=published.members,
-            dropped=published.dropped,
-            num_bytes=update.layout.total_bytes,
-            total_s=asyncio.get_running_loop().time() - update.began,
-            forming_s=published.forming_s,
-            transfer_s=published.transfer_s,
-            apply_s=published.apply_s,
-            stalls_s=published.stalls_s,
-        )
-        update.outcome.set_result(report)
+        total_s = asyncio.get_running_loop().time() - update.began
+        num_bytes = update.layout.total_bytes
+        update.outcome.set_result(PublishReport(**asdict(published), num_bytes=num_bytes, total_s=total_s))
 
     def _reject(self, policy_version: int, reason: str) -> None:
         outcome = self._updates.pop(policy_version).outcome
