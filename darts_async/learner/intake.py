@@ -12,12 +12,15 @@ import numpy as np
 
 from darts_async.protocol import TrainGroup
 
+Intervals = tuple[tuple[int, int], ...]
+"""A set of group ids: each `(start, stop)` is start, ..., stop - 1."""
+
 
 class ConsumedGroups:
     """The ids of groups in some gradient. A restarted learner must not train on them again.
 
-    Ids ascend and nearly all of them are consumed, so the set is kept as intervals `(start, stop)` of the ids start,
-    ..., stop - 1: its size is the number of gaps, not the length of the run.
+    Ids ascend and nearly all of them are consumed, so the set is kept as intervals: its size is the number of gaps, not
+    the length of the run.
 
     Invariants. Intervals ascend, are not empty and do not touch.
     """
@@ -26,8 +29,7 @@ class ConsumedGroups:
         self._intervals = [(int(start), int(stop)) for start, stop in intervals]
 
     @property
-    def intervals(self) -> tuple[tuple[int, int], ...]:
-        """The whole set."""
+    def intervals(self) -> Intervals:
         return tuple(self._intervals)
 
     def __contains__(self, group_id: int) -> bool:
@@ -35,7 +37,6 @@ class ConsumedGroups:
         return index > 0 and group_id < self._intervals[index - 1][1]
 
     def add(self, group_id: int) -> None:
-        """Add one id."""
         if group_id in self:
             return
         index = self._first_after(group_id)
@@ -66,7 +67,6 @@ class Intake:
         return sum(map(len, self._by_step.values()))
 
     def take(self, group: TrainGroup) -> None:
-        """A group has come."""
         if group.group_id not in self.consumed and group.group_id not in self._waiting_ids:
             self._waiting_ids.add(group.group_id)
             self._by_step[group.step].append(group)

@@ -53,7 +53,6 @@ class Tally:
         self._add_histogram(name, counts.double().cpu())
 
     def merge(self, other: "Tally") -> None:
-        """Add everything that was added to `other`."""
         for name, total in other.sums.items():
             self.add(name, total, other.counts[name])
         for name, value in other.maxima.items():

@@ -1,7 +1,5 @@
-"""The model in training: a Hugging Face causal language model, and the log-probabilities of packed responses.
-
-A model that does not keep packed sequences apart is refused and not trained on mixed samples (see `trial`).
-"""
+"""The model in training: a Hugging Face causal language model, and the log-probabilities of packed responses. A model
+that does not keep packed sequences apart is refused (see `trial`)."""
 
 import os
 from collections.abc import Iterator
@@ -39,7 +37,7 @@ from darts_async.truncation import WHOLE, Truncation
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 COMPILED_DIR = Path.home() / ".cache" / "darts_async" / "compiled"
-"""Not below TMPDIR, which a process of a run has to itself and leaves nothing in."""
+"""Not below TMPDIR, which is removed with each process of a run."""
 
 
 log = structlog.get_logger()
@@ -110,10 +108,8 @@ def _check_vocabulary(model: PreTrainedModel, directory: Path) -> None:
 def use_packed_attention(model: PreTrainedModel, *, probe_tokens: int = PROBE_TOKENS) -> None:
     """Switch the model to packed attention, after which only `response_scores` may call it.
 
-    It is tried out on samples of `probe_tokens`; what happens to longer ones is for `check_packing` to say.
-
-    Raises `ModelError` if its sequences would not stay apart. Whether samples may share a prompt is tried out too, and
-    said by the model's `shares_prompts`.
+    It is tried on samples of `probe_tokens`; `check_packing` tries longer ones. Raises `ModelError` if sequences would
+    not be kept apart. The model's `shares_prompts` says whether samples may share a prompt, which is tried too.
     """
     outcome = try_packing(model, Samples.within(probe_tokens))
     if not outcome.keeps_apart:
@@ -128,8 +124,8 @@ def use_packed_attention(model: PreTrainedModel, *, probe_tokens: int = PROBE_TO
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Keep only the inputs of each layer for the backward pass. Raises `ModelError` if the model cannot.
 
-    transformers does so only in layers that are in training mode. The model is not, for the sake of dropout; so the
-    flag is set on the layers themselves and not on what is inside them.
+    transformers does so only in layers in training mode. So that there is no dropout, the mode is set for the layers
+    themselves and not for the modules inside.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or not model.supports_gradient_checkpointing:
@@ -142,10 +138,10 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def compile_model(model: PreTrainedModel) -> None:
-    """Compile every layer, and what surrounds the products of the head, at their first pass; before it is sharded.
+    """Compile every layer, and the head except its products, at their first pass; before the model is sharded.
 
-    Layers share what is compiled, and it fits batches of every size. It is kept on disk for the next start, in
-    `COMPILED_DIR` if TORCHINDUCTOR_CACHE_DIR names no other place. Raises `ModelError` if the model names no layers.
+    Layers share the compiled code, which fits batches of every size. It is kept on disk for the next start, in
+    `COMPILED_DIR` unless TORCHINDUCTOR_CACHE_DIR is set. Raises `ModelError` if the model names no layers.
     """
     layers = layers_of(model)
     if not layers:
@@ -158,7 +154,7 @@ def compile_model(model: PreTrainedModel) -> None:
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """What the model repeats, outermost; empty if it does not say."""
+    """The repeated layers of the model; empty if it does not name them."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
@@ -171,7 +167,7 @@ def response_scores(
     *,
     entropy_gradient: bool = False,
 ) -> Scores:
-    """Of each target, under the distribution that was drawn from. The entropy has a gradient only if asked for."""
+    """Scores of each target. The entropy has a gradient only with `entropy_gradient`."""
     scores: Scores = model.packed_logprobs(batch, temperature, truncation)
     return scores if entropy_gradient else scores._replace(entropy=scores.entropy.detach())
 

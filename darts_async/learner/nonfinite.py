@@ -12,7 +12,7 @@ from darts_async.protocol import TrainGroup
 
 
 def stop_training(run_dir: Path, groups: Sequence[TrainGroup], num_skipped: int) -> TrainingError:
-    """Save the groups of the last step; the error to raise, which names the file."""
+    """Save the groups of the last step; returns the error to raise, which names the file."""
     path = run_dir / f"nonfinite-step-{groups[0].step:06d}.safetensors"
     save_groups(path, groups)
     return TrainingError(

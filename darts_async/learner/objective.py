@@ -5,6 +5,7 @@ Gradients are sums over tokens, not means: `Trainer` divides once per step, by t
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -27,43 +28,35 @@ from darts_async.protocol import TrainGroup
 from darts_async.truncation import WHOLE, Truncation
 
 
+@dataclass(eq=False)
 class Objective:
-    """What is maximised. It changes no parameter."""
+    """What is maximised. It changes no parameter.
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        config: LearnerConfig,
-        *,
-        temperature: float,
-        baseline: Baseline,
-        max_new_tokens: int,
-        decoded: Decoded | None = None,
-        truncation: Truncation = WHOLE,
-        reference: PreTrainedModel | None = None,
-        rank_info: RankInfo = ALONE,
-    ) -> None:
-        """`temperature`, `truncation` and `max_new_tokens` say how responses are sampled; `baseline` and `decoded`: see
-        `group_advantages`. `reference` is given if the loss has a `kl_weight`. It may be left out for a model with
-        adapters, which without them is the reference itself. All ranks are given the same groups, and each makes the
-        passes of its own samples.
+    All ranks are given the same groups, and each makes the passes of its own samples. Raises `ModelError` if the
+    reference has another vocabulary, or if activations cannot be checkpointed, and `ExtensionError` if the loss cannot
+    be loaded.
+    """
 
-        Raises `ModelError` if the reference has another vocabulary, or if activations cannot be checkpointed, and
-        `ExtensionError` if the loss cannot be loaded.
-        """
+    model: PreTrainedModel
+    config: LearnerConfig
+    _: KW_ONLY
+    temperature: float
+    """Of sampling, as `truncation` and `max_new_tokens`."""
+    truncation: Truncation = WHOLE
+    max_new_tokens: int
+    baseline: Baseline
+    decoded: Decoded | None = None
+    """For `group_advantages`."""
+    reference: PreTrainedModel | None = None
+    """For a loss with a `kl_weight`. A model with adapters needs none: without them it is the reference itself."""
+    rank_info: RankInfo = ALONE
+
+    def __post_init__(self) -> None:
+        model, reference, config = self.model, self.reference, self.config
         assert not config.loss.kl_weight or reference is not None or has_adapters(model), "divergence from what?"
         if reference is not None:
             _check_reference(reference, model)
-        self._model = model
-        self._reference = reference
-        self._config = config
         self._loss = load(LOSS, config.loss.kind)
-        self._temperature = temperature
-        self._truncation = truncation
-        self._baseline = baseline
-        self._decoded = decoded
-        self._max_new_tokens = max_new_tokens
-        self.rank_info = rank_info
         self._device = next(model.parameters()).device
         self._shares_prompts = config.share_prompts and all(each.shares_prompts for each in (model, reference) if each)
         self._flops = ModelFlops.of(model)
@@ -73,7 +66,7 @@ class Objective:
 
     def denominator(self, group: TrainGroup) -> float:
         """What the group adds, with all ranks, to the number that the step's gradient is divided by; it may be 0."""
-        return denominator(group, self._config.loss, self._max_new_tokens)
+        return denominator(group, self.config.loss, self.max_new_tokens)
 
     def before_update(self) -> None:
         """All groups of a step have been seen, and the optimiser is about to change the parameters."""
@@ -93,7 +86,7 @@ class Objective:
         for has_gradient in (True, False):
             for batch in micro_batches(
                 [each for each in weighted if self._has_gradient(each) == has_gradient],
-                self._config.tokens_per_micro_batch,
+                self.config.tokens_per_micro_batch,
                 share_prompts=self._shares_prompts,
                 rank_info=self.rank_info,
             ):
@@ -110,29 +103,29 @@ class Objective:
         return tally
 
     def _weighted(self, group: TrainGroup) -> Weighted:
-        loss = self._config.loss
+        loss = self.config.loss
         advantages = group_advantages(
-            group.rewards - overlong_penalties(group.num_tokens, loss, self._max_new_tokens),
+            group.rewards - overlong_penalties(group.num_tokens, loss, self.max_new_tokens),
             group.weights,
             normalise=loss.normalise_advantage,
-            baseline=self._baseline,
+            baseline=self.baseline,
             pass_rate=group.baseline,
-            decoded=self._decoded,
+            decoded=self.decoded,
         )
-        return Weighted(group, advantages, token_shares(group, loss, self._max_new_tokens))
+        return Weighted(group, advantages, token_shares(group, loss, self.max_new_tokens))
 
     def _has_gradient(self, weighted: Weighted) -> bool:
-        loss = self._config.loss
+        loss = self.config.loss
         regularised = loss.kl_weight > 0 or loss.entropy_weight > 0
         has_advantage = np.repeat(weighted.advantages != 0, weighted.group.num_tokens)
         return bool((weighted.shares * (has_advantage | regularised)).any())
 
     def _pass(self, batch: PackedBatch, has_gradient: bool, collect: Callable[[], None]) -> Tally:
-        config = self._config.loss
+        config = self.config.loss
         reference_logprobs = self._reference_logprobs(batch) if config.kl_weight else None
         with torch.set_grad_enabled(has_gradient):
             scores = response_scores(
-                self._model, batch, self._temperature, self._truncation, entropy_gradient=config.entropy_weight > 0
+                self.model, batch, self.temperature, self.truncation, entropy_gradient=config.entropy_weight > 0
             )
             loss, tally = policy_loss(self._loss, scores, batch, config, reference_logprobs)
         if has_gradient:
@@ -147,10 +140,10 @@ class Objective:
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: PackedBatch) -> Tensor:
-        if self._reference is not None:
-            return response_scores(self._reference, batch, self._temperature).logprobs
-        with adapters_off(self._model):
-            return response_scores(self._model, batch, self._temperature).logprobs
+        if self.reference is not None:
+            return response_scores(self.reference, batch, self.temperature).logprobs
+        with adapters_off(self.model):
+            return response_scores(self.model, batch, self.temperature).logprobs
 
 
 class ScriptedObjective(Objective):
@@ -160,19 +153,18 @@ class ScriptedObjective(Objective):
 
     def before_update(self) -> None:
         """The optimiser step of a large model."""
-        assert self._config.script is not None
-        time.sleep(self._config.script.step_s)
+        assert self.config.script is not None
+        time.sleep(self.config.script.step_s)
 
     def take_utilisation(self, busy_s: float) -> dict[str, float]:
-        """Nothing is computed."""
         return {}
 
     def _pass(self, batch: PackedBatch, has_gradient: bool, collect: Callable[[], None]) -> Tally:
         """Takes as long for groups with equal rewards, which would need no gradient: rewards mean nothing here. A rank
         has its share of the tokens, and the ranks sleep at the same time."""
-        assert self._config.script is not None
+        assert self.config.script is not None
         if not batch.idle:
-            time.sleep(self._config.script.token_s * len(batch.targets) * self.rank_info.num_ranks)
+            time.sleep(self.config.script.token_s * len(batch.targets) * self.rank_info.num_ranks)
         return Tally()
 
 

@@ -1,4 +1,4 @@
-"""The learner's versions on their way to the generators: their parameters, their probe, and what is told of them."""
+"""Publishes the learner's versions to the generators: parameters, probe, and the report."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,13 +6,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 
 import structlog
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from darts_async.actor import Runtime
 from darts_async.learner.model import DTYPES
-from darts_async.learner.packing.packed_attention import packing
+from darts_async.learner.packing.forward import packed_logits, packed_row
 from darts_async.learner.packing.tree import Tree
 from darts_async.learner.rank_leader import Team
 from darts_async.learner.step import Trainer
@@ -26,7 +25,7 @@ log = structlog.get_logger()
 
 
 class Publishing:
-    """Publishes what a trainer holds. All methods are called on one event loop.
+    """Publishes the parameters of a trainer. All methods are called on one event loop.
 
     Args:
         team: the other ranks, which have rows of the parameters.
@@ -43,13 +42,12 @@ class Publishing:
         self._examiner = Examiner(send, tolerance_of(config.weights, config.model.dtype))
 
     def handle(self, said: MemberMessage) -> None:
-        """Take in what a generator says."""
         self.publisher.handle(said.name, said.incarnation, said.message)
         self._examiner.handle(said.name, said.message)
 
     async def prepare(self, trainer: Trainer) -> None:
-        """Before the parameters are published, so that it is known what generators must say with them. With several
-        ranks it would take all of them."""
+        """Compute the answers to the probe before the parameters are published. With several ranks there is no probe:
+        it would be a pass of all ranks."""
         config = self._runtime.config
         if config.weights.probe and config.generator.capabilities.has_model and trainer.rank_info.num_ranks == 1:
             reference = await asyncio.to_thread(packed_reference, trainer.model, trainer.policy_version)
@@ -66,11 +64,10 @@ class Publishing:
         self._tell_of(report)
 
     async def serve_late_joiners(self, trainer: Trainer, lend: Callable[[], AbstractAsyncContextManager[None]]) -> None:
-        """Give the version that was published last to generators that join later; runs until cancelled."""
+        """See `Publisher.run`."""
         await self.publisher.run(lambda: self._source(trainer), lend)
 
     def _source(self, trainer: Trainer) -> WeightSource:
-        """The parameters of the present version."""
         if trainer.rank_info.num_ranks == 1:
             return trainer.source()
         order = GatherWeights(trainer.policy_version, of_checkpoint=False)
@@ -102,14 +99,8 @@ def packed_reference(model: PreTrainedModel, policy_version: int) -> Reference:
 
     def last_logits(prompts: Tensor) -> Tensor:
         num_prompts, length = prompts.shape
-        device = model.device
-        logits: Tensor = model(
-            input_ids=prompts.reshape(1, -1).to(device),
-            position_ids=torch.arange(length, device=device).repeat(num_prompts)[None],
-            use_cache=False,
-            logits_to_keep=torch.arange(length - 1, num_prompts * length, length, device=device),
-            **packing((Tree(length),) * num_prompts, device),
-        ).logits
-        return logits[0]
+        trees = (Tree(length),) * num_prompts
+        input_ids, positions, _, places = packed_row([prompts.reshape(-1).to(model.device)], trees)
+        return packed_logits(model, input_ids, positions, trees, places[length - 1 :: length])
 
     return reference_of(last_logits, policy_version, vocab_size=model.config.vocab_size)

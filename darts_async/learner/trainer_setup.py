@@ -23,10 +23,10 @@ log = structlog.get_logger()
 
 
 def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) -> Trainer:
-    """Load the model and make its trainer; blocks. With `ranks`, join them, and keep this rank's rows alone.
+    """Load the model and make its trainer; blocks. With `ranks`, join them, and keep only this rank's rows.
 
     Raises:
-        ConfigError: there are to be adapters, but peft is not installed.
+        ConfigError: adapters are set, but peft is not installed.
         ModelError: there is no such model, or it cannot be trained.
         DeadlineError: some ranks have not come.
     """
@@ -49,7 +49,7 @@ def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) ->
 
 
 def longest(config: RunConfig) -> Lengths:
-    """The longest sample, and the longest row that it or others are packed into."""
+    """The longest sample, and the longest packed row."""
     sample = config.generator.max_context_tokens
     return Lengths(sample, max(sample, config.learner.tokens_per_micro_batch))
 
@@ -72,8 +72,8 @@ def _load(config: RunConfig, model_dir: Path, ranks: RankGroup | None, device: t
 
 
 def _load_reference(config: RunConfig, device: torch.device) -> PreTrainedModel | None:
-    """The frozen model that the loss measures the divergence from, if it does, and if it is not what the model in
-    training is without its adapters. Whole on every rank."""
+    """The frozen model from which the loss measures the divergence, complete on every rank. None without a divergence,
+    or if the reference is the model in training without its adapters."""
     loss = config.learner.loss
     if not loss.kl_weight or (config.learner.lora is not None and loss.reference_path is None):
         return None

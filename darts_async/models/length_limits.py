@@ -48,7 +48,6 @@ class Threshold(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """As it is written in a message."""
         return ".".join(self.path)
 
 

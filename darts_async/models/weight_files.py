@@ -23,16 +23,12 @@ _COPY_AGAIN = "copy or download it again"
 
 
 class FileFault(NamedTuple):
-    """A problem with a file, and its fix."""
-
     file: Path
     message: str
     fix: str
 
 
 class TensorEntry(msgspec.Struct):
-    """What a header says about a tensor."""
-
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]

@@ -36,7 +36,6 @@ class TensorSpan:
 
     @property
     def stop(self) -> int:
-        """First byte after the tensor."""
         return self.offset + self.num_bytes
 
 
@@ -100,11 +99,8 @@ class Layout:
 
 
 def distinct_tensors(named_tensors: NamedTensors) -> dict[str, torch.Tensor]:
-    """The tensors without aliases: tied parameters appear once, under their first name.
-
-    Raises:
-        ModelError: a name appears twice, or there is no tensor.
-    """
+    """The tensors without aliases: tied parameters appear once, under their first name. Raises `ModelError` if a name
+    appears twice, or there is no tensor."""
     tensors: dict[str, torch.Tensor] = {}
     seen: set[tuple[object, ...]] = set()
     for name, tensor in named_tensors:
@@ -121,16 +117,11 @@ def distinct_tensors(named_tensors: NamedTensors) -> dict[str, torch.Tensor]:
 
 
 def specs_of(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
-    """What a manifest says of each tensor."""
     return tuple(TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items())
 
 
 def layout_of(manifest: WeightManifest) -> Layout:
-    """The layout that follows from a manifest.
-
-    Raises:
-        ProtocolError: the manifest is not one that a learner sends.
-    """
+    """The layout that follows from a manifest. Raises `ProtocolError` if a learner does not send such a one."""
     if manifest.bucket_bytes < MIN_BUCKET_BYTES:
         raise ProtocolError(f"the manifest's bucket_bytes is {manifest.bucket_bytes}, below {MIN_BUCKET_BYTES}")
     if not manifest.tensors:
@@ -176,5 +167,4 @@ def _size_of(spec: TensorSpec) -> tuple[torch.dtype, int]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype in a manifest."""
     return str(dtype).removeprefix("torch.")

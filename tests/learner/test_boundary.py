@@ -134,7 +134,7 @@ def test_answers_to_epochs_that_were_never_formed_are_refused_and_late_ones_are_
     assert refusal(UpdateReady(2, 1)) is None
     assert "epoch 8, and the newest one is 7" in str(refusal(UpdateReady(8, 1)))
     assert "epoch 8" in str(refusal(StoreValue(8, "a", b"")))
-    assert "stood still for nan s" in str(refusal(UpdateApplied(7, 1, float("nan"))))
+    assert "paused for nan s" in str(refusal(UpdateApplied(7, 1, float("nan"))))
 
 
 def test_tallies_that_cannot_be_merged_are_refused() -> None:

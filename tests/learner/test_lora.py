@@ -203,7 +203,7 @@ def test_the_rows_of_all_ranks_are_the_merged_weights() -> None:
         rows = []
         for rank in range(5):
             frozen = {each: w[slice(*rows_of(len(w), rank, 5))] for each, w in whole._frozen.items()}
-            rows.append(MergedWeights(frozen, whole._updates, RankInfo(rank, 5))[name])
+            rows.append(MergedWeights(frozen, whole._factors, RankInfo(rank, 5))[name])
         torch.testing.assert_close(torch.cat(rows), expected, atol=1e-6, rtol=0)
 
 

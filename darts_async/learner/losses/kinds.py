@@ -138,7 +138,7 @@ def truncated_ratio(log_ratio: Tensor, cap: float | None) -> Tensor:
 
 
 def cap_of(config: LossConfig) -> float | None:
-    """Where ratios of tokens that a clip bounds on one side are truncated; None: nowhere."""
+    """The cap on the ratio of a token; None if there is none."""
     return config.importance_high if config.importance == "token_truncate" else None
 
 
@@ -179,7 +179,6 @@ def _importance_weights(log_ratio: Tensor, inputs: LossInputs) -> tuple[Tensor, 
 
 
 def _masked(inputs: LossInputs, loss: Tensor, metrics: Metrics) -> tuple[Tensor, Metrics]:
-    """Without the tokens that a mask leaves out."""
     if not inputs.config.importance.endswith("mask"):
         return loss, metrics
     kept = _inside(_at_level(inputs.log_ratio, inputs), inputs.config)

@@ -38,7 +38,7 @@ def balance(lengths: Sequence[int], num_ranks: int) -> tuple[tuple[int, ...], ..
 
 
 def tree_batches(trees: Sequence[Tree], tokens_per_batch: int, *, num_ranks: int = 1) -> tuple[tuple[Branch, ...], ...]:
-    """The branches of all trees, each of which has one, in batches of at most `tokens_per_batch` tokens, about equally
+    """The branches of all trees (each has at least one) in batches of at most `tokens_per_batch` tokens, about equally
     large; a longer one goes alone. A batch holds a trunk once, however many of its branches it has.
 
     The number of batches is a multiple of `num_ranks`, because ranks that gather layers together must make the same
@@ -62,10 +62,10 @@ def tree_batches(trees: Sequence[Tree], tokens_per_batch: int, *, num_ranks: int
 def _best_batches(
     trees: Sequence[Tree], num_passes: int, num_ranks: int, tokens_per_batch: int
 ) -> tuple[tuple[Branch, ...], ...] | None:
-    """The quickest split into so many passes, a pass being over when its largest batch is; None if none fits.
+    """The quickest split into so many passes, each of which takes as long as its largest batch; None if none fits.
 
-    Whole trees share most, but may be too coarse for the batches to be even: so they are cut finer and finer. What a
-    cut costs, the trunk in one more batch, is in the tokens that are compared.
+    Whole trees share most, but may be too coarse for even batches, so they are cut finer and finer. The tokens that are
+    compared include the cost of a cut: the trunk in one more batch.
     """
     best, least = None, math.inf
     size = float(max(tree.num_tokens for tree in trees))
@@ -86,7 +86,7 @@ def _best_batches(
 def _parts(place: int, tree: Tree, size: float) -> list[tuple[Branch, ...]]:
     """The branches of a tree in parts of about `size` tokens, or of one branch."""
     num_parts = min(len(tree.branches), math.ceil(tree.num_tokens / size))
-    # One more, so that a branch without tokens is something too: its sample has a target.
+    # One more, so that a branch without tokens counts too: its sample has a target.
     shares = balance([tokens + 1 for tokens in tree.branches], num_parts)
     return [tuple((place, branch) for branch in share) for share in shares]
 

@@ -108,7 +108,6 @@ class _Sample:
 
     @property
     def length(self) -> int:
-        """Packed tokens of the sample alone."""
         return len(self.group.prompt_tokens) - 1 + self.num_targets
 
 
@@ -122,7 +121,6 @@ def _samples(weighted: Weighted) -> Iterator[_Sample]:
 
 
 def _tree(samples: Sequence[_Sample]) -> Tree:
-    """Of samples of one group."""
     return Tree(len(samples[0].group.prompt_tokens), tuple(sample.num_targets - 1 for sample in samples))
 
 

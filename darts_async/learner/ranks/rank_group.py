@@ -1,16 +1,14 @@
 """The process group of the ranks that train one model together.
 
-A learner of one rank makes no process group at all. There is no TCPStore, which would listen without authentication:
-rendezvous is a `RelayStore`, whose values travel over the run's own link between the ranks, with rank 0 passing on what
-the others set.
+A learner of one rank has no process group. There is no TCPStore, which would listen without authentication: the
+rendezvous is a `RelayStore`, whose values go over the run's own link between the ranks; rank 0 relays them.
 
 Two groups are formed. In the default one FSDP gathers and reduces, in the order of the passes. The other, always gloo,
-carries parameters to rank 0 for a broadcast or a checkpoint while passes run; a separate group, because operations
-of two threads in one group would be matched in whatever order they come, and not NCCL, because two communicators that
-wait for each other's kernels can deadlock.
+carries parameters to rank 0 for a broadcast or a checkpoint while passes run. It is separate, because operations of two
+threads in one group would be matched in any order, and not NCCL, because two communicators that wait for each other's
+kernels can deadlock.
 
-Deadlines. A rank that does not come, or that keeps an operation waiting, is given up after `deadline_s`. `abort` ends
-whatever waits at once.
+A rank that does not come, or that keeps an operation waiting, is given up after `deadline_s`. `abort` ends all waits.
 """
 
 import asyncio
@@ -18,7 +16,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -37,8 +35,18 @@ _c10d: Any = distributed_c10d  # the parts used here are not in torch's type stu
 _GLOO = "darts_gloo"
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(ranks: "RankGroup | None", work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run what may be a collective of all ranks; None: there is one. Raises as `RankGroup.naming_failures`."""
+    with contextlib.nullcontext() if ranks is None else ranks.naming_failures():
+        return await asyncio.to_thread(work, *args, **kwargs)
+
+
 class RankGroup:
-    """This process's end of the two groups. `form` and the collectives block and belong in threads.
+    """This process's end of the two groups. `form` and the collectives block; call them in threads.
 
     Args:
         rank_info: this process among the ranks; more than one.
@@ -64,12 +72,8 @@ class RankGroup:
             self._store.put(message.key, message.value)
 
     def form(self, device: torch.device) -> DeviceMesh:
-        """Join both groups; returns the mesh of the default one.
-
-        Raises:
-            DeadlineError: some ranks have not come.
-            WeightUpdateError: the group was aborted meanwhile.
-        """
+        """Join both groups; returns the mesh of the default one. Raises `DeadlineError` if some ranks have not come,
+        `WeightUpdateError` if the group was aborted meanwhile."""
         rank, num_ranks = self.rank_info.rank, self.rank_info.num_ranks
         self._store.meet(rank, num_ranks)
         timeout = timedelta(seconds=self.deadline_s)

@@ -4,11 +4,8 @@ Observed with torch 2.13: `ProcessGroupGloo.abort` and `shutdown` do nothing, dr
 operation, and an operation on a hanging peer blocks until its timeout. Closing its TCP connections frees it at once.
 They are found by address: every rank publishes its listening address through the rendezvous store, as a `sockaddr`
 inside an opaque value. If gloo ever changes that format, no connection is found, and the operation's timeout, which is
-the deadline of the update, frees the thread.
-
-The same timeout applies where gloo misses the end of a connection: with torch 2.13 a few in a hundred sending
-operations did, if they were posted at the moment of the cut. A wait for the thread of a sending group must allow for
-this timeout.
+the deadline of the update, frees the thread. The same timeout applies where gloo misses the end of a connection, as a
+few in a hundred sending operations did that were posted at the moment of the cut.
 """
 
 import contextlib
@@ -51,7 +48,7 @@ def sever(listeners: set[Address]) -> int:
 
 
 def do_with_sockets(act: Callable[[socket.socket], bool]) -> int:
-    """Call `act` with each internet socket of this process; returns how often it was true. `OSError` is no matter: the
+    """Call `act` with each internet socket of this process; returns how often it was true. An `OSError` is ignored: the
     socket was closed meanwhile, or has no peer."""
     num_done = 0
     for name in os.listdir(_DESCRIPTORS):

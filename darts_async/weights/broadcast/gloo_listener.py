@@ -1,14 +1,13 @@
 """Closes gloo's listening port to all other processes once a group is formed.
 
-Each member of a gloo group listens on a port of the run's interface that the kernel chooses, and the other members
-connect to it while the group forms. That takes milliseconds, but gloo listens until the group is dropped, without
-authentication. Observed with torch 2.13: every TCP connection that is opened and closed there costs a descriptor until
-the group is dropped. With about a thousand connections any user of the machine could make the process abort.
+Each member of a gloo group listens on a port of the run's interface, and the others connect to it while the group
+forms. That takes milliseconds, but gloo listens until the group is dropped, without authentication. Observed with torch
+2.13: every TCP connection that is opened and closed there costs a descriptor until the group is dropped. With about a
+thousand connections any user of the machine could make the process abort.
 
 After the group is formed, no further connection is needed, so the kernel drops every packet to the listening socket (a
-socket filter, which needs no privilege). The filter does not affect the connections of the group, and other processes
-get no answer. The socket itself cannot be closed, because gloo still waits for its events. Connections from before that
-end with the group.
+socket filter, which needs no privilege). Connections of the group are not affected, and other processes get no answer.
+The socket itself cannot be closed, because gloo still waits for its events.
 
 There is no filter on systems other than Linux, nor for NCCL's ports.
 """
@@ -30,8 +29,8 @@ log = structlog.get_logger()
 
 
 def refuse_strangers(own_addresses: set[Address]) -> int:
-    """Refuse further connections to the sockets of this process that listen at one of these addresses. Returns the
-    number of sockets. If the kernel does not allow it, that is logged."""
+    """Refuse further connections to the sockets of this process that listen at one of these addresses; returns their
+    number. It is logged if the kernel does not allow it."""
     if sys.platform != "linux":
         return 0
     return do_with_sockets(lambda found: _listens(found, own_addresses) and _drop_all(found))

@@ -2,8 +2,8 @@
 as a stream of tensors that are loaded at once.
 
 Invariants. Staging memory has at most one owner: a transfer, a complete update, or the code that took the update;
-without an owner it is reused. A failed transfer keeps its memory, because an operation that timed out may still write
-to it. A group that was left sends no reports.
+without an owner it is reused. A failed transfer's memory is not reused, because an operation that timed out may still
+write to it. A group that was left sends no reports.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ from darts_async.weights.receiving.staging import Staging, TensorStream, receive
 
 JOIN_BACKSTOP = 2.0
 TRANSFER_BACKSTOP = 3.0
-"""Deadlines of a rank, in deadlines of a phase (the second one spans two phases). They only matter if the learner is
-silent. Otherwise the learner's deadline comes first, because it knows which member has not answered."""
+"""Deadlines of a rank, in deadlines of a phase (the second one spans two phases). The learner's deadline comes first,
+because it knows which member has not answered. These are for a silent learner."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,7 +73,6 @@ class Rank:
         self._spare: Staging | None = None
 
     def handle(self, command: EpochFormed | StoreValue | UpdateOffered | UpdateAborted) -> None:
-        """Carry out a command of the learner."""
         match command:
             case EpochFormed():
                 self._form(command)
@@ -86,13 +85,9 @@ class Rank:
                 self._leave(reason)
 
     def has_staged(self, command: UpdateCommitted) -> bool:
-        """Whether this update has arrived completely, and the group was not left since."""
-        update = self._update
-        is_meant = update is not None and (update.epoch, update.policy_version) == (
-            command.epoch,
-            command.policy_version,
-        )
-        return is_meant and update is not None and update.staging is not None
+        """Whether this update has arrived completely, and the group was not left afterwards."""
+        update, wanted = self._update, (command.epoch, command.policy_version)
+        return update is not None and (update.epoch, update.policy_version) == wanted and update.staging is not None
 
     def take(self, command: UpdateCommitted) -> Staging:
         """Hand over a staged update. It must be given back."""
@@ -107,11 +102,7 @@ class Rank:
         self._spare = staging
 
     async def close(self, deadline_s: float) -> None:
-        """Leave the group, and release all threads, sockets and memory.
-
-        Raises:
-            DeadlineError: a thread hangs.
-        """
+        """Leave the group, and release all threads, sockets and memory. Raises `DeadlineError` if a thread hangs."""
         self._leave("the generator closes")
         self._spare = None
         await self._groups.close(deadline_s)

@@ -31,21 +31,14 @@ class Staging:
         return cls(manifest, layout, flat, views_of(flat, layout))
 
     def fits(self, manifest: WeightManifest, device: torch.device) -> bool:
-        """Whether it can be used again."""
         return self.manifest == manifest and self.flat.device == device
 
 
 def receive_buckets(
     collective: Collective, staging: Staging, deadline_at_s: float, posted: Callable[[], object]
 ) -> list[int]:
-    """Receive all buckets in place; runs in the group's thread.
-
-    Args:
-        posted: called once the first receive is posted.
-
-    Returns:
-        The checksum of each tensor in staging, taken while later buckets are under way. [num_tensors]
-    """
+    """Receive all buckets in place; runs in the group's thread. `posted` is called once the first receive is posted.
+    Returns the checksum of each tensor, computed while later buckets are under way. [num_tensors]"""
     layout, tensors = staging.layout, list(staging.tensors.values())
     checksums = [0] * len(tensors)
     buffers = [staging.flat[slice(*layout.bucket_range(bucket))] for bucket in range(layout.num_buckets)]
@@ -77,11 +70,8 @@ _STREAM_TENSORS = 4
 
 
 class TensorStream:
-    """Passes tensors from the receiving thread to the loading thread, each in its own memory.
-
-    Args:
-        deadline_at_s: on `time.monotonic`, for both sides.
-    """
+    """Passes tensors from the receiving thread to the loading thread, each in its own memory. The deadline for both
+    sides is on `time.monotonic`."""
 
     def __init__(self, policy_version: int, deadline_at_s: float) -> None:
         self.policy_version = policy_version
@@ -137,11 +127,7 @@ def receive_tensors(
     posted: Callable[[], object],
     stream: TensorStream,
 ) -> list[int]:
-    """Receive all buckets and pass on each complete tensor; runs in the group's thread.
-
-    Returns:
-        The checksum of each tensor. [num_tensors]
-    """
+    """The same, but each complete tensor is passed to the stream and not kept."""
     checksums = [0] * len(layout.spans)
     partial: dict[int, torch.Tensor] = {}
     size = min(layout.bucket_bytes, layout.total_bytes)

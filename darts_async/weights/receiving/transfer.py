@@ -1,9 +1,8 @@
 """The interface of the part of a generator that receives and applies weights.
 
 A transfer is the part of a generator that is in the broadcast group: in this process (`LocalTransfer`), or in the
-worker processes of an engine (`darts_async.generator.vllm.weights`), where each worker is a rank. It is told what the
-learner said (`Command`) and says what came of it (`Report`); the conversation with the learner itself, and which
-messages are out of date, is the business of `member`.
+worker processes of an engine (`darts_async.generator.vllm.weights`), where each worker is a rank. It gets commands and
+reports their results. `Member` converses with the learner and recognises late messages.
 """
 
 import asyncio
@@ -45,11 +44,7 @@ class Transfer(Protocol):
         """
 
     async def close(self, deadline_s: float) -> None:
-        """Leave the group; no thread, socket or memory stays.
-
-        Raises:
-            DeadlineError: a thread hangs.
-        """
+        """Leave the group, and release all threads, sockets and memory. Raises `DeadlineError` if a thread hangs."""
 
 
 class LocalTransfer:

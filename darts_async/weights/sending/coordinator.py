@@ -76,7 +76,6 @@ class Coordinator:
     """The state machine of the learner's rank 0. Each input returns the actions to take, in order.
 
     Args:
-        backend: backend of torch.distributed.
         interface: the learner's address, which is sent to the members.
         deadline_s: time limit of each phase.
         absence_s: time limit of the wait for a first or returning member. Default: `deadline_s`.
@@ -111,7 +110,6 @@ class Coordinator:
 
     @property
     def is_busy(self) -> bool:
-        """Whether an update is under way."""
         return self._target is not None
 
     @property
@@ -125,7 +123,7 @@ class Coordinator:
         return self._round.deadline if self._round else self._wait_until
 
     def lagging(self, policy_version: int) -> list[str]:
-        """Members that can receive `version` and do not have it."""
+        """Members that can receive the version and do not have it."""
         return self._members.lagging(policy_version)
 
     # --- inputs ----------------------------------------------------------------------------------------------
@@ -155,7 +153,6 @@ class Coordinator:
         return self._take_actions()
 
     def handle(self, event: CoordinatorEvent, now_s: float) -> list[CoordinatorAction]:
-        """Handle an event."""
         match event:
             case MemberLost(name):
                 self._leave(name, "its link is down", now_s)
@@ -365,7 +362,6 @@ class Coordinator:
         self._begin_round(self._target, now_s)
 
     def _end_round(self, current: Round, reason: str) -> None:
-        """Abort a round, and tell all of its members."""
         for name in sorted(current.audience):
             self._tell_aborted(current, name, reason)
         self._round = None
@@ -409,7 +405,6 @@ class Coordinator:
         return actions
 
     def validate(self) -> None:
-        """Assert the invariants between two inputs."""
         assert not self._actions
         assert (self.deadline is not None) == self.is_busy
         assert self._queued is None or self.is_busy

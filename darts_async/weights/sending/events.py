@@ -10,8 +10,6 @@ from darts_async.protocol import GeneratorToLearner, LearnerToGenerator
 
 @dataclass(frozen=True, slots=True)
 class MemberMessage:
-    """A message of a generator."""
-
     name: str
     incarnation: int
     message: GeneratorToLearner
@@ -19,8 +17,6 @@ class MemberMessage:
 
 @dataclass(frozen=True, slots=True)
 class MemberLost:
-    """A generator's link is down."""
-
     name: str
 
 
@@ -48,8 +44,6 @@ CoordinatorEvent = MemberMessage | MemberLost | BroadcastDone | BroadcastFailed
 
 @dataclass(frozen=True, slots=True)
 class SendToMember:
-    """Send a message to a member."""
-
     name: str
     message: LearnerToGenerator
 
@@ -80,8 +74,6 @@ class DropGroup:
 
 @dataclass(frozen=True, slots=True)
 class MemberDropped:
-    """A member was dropped, because it failed or has ended."""
-
     name: str
     reason: str
 
@@ -106,8 +98,6 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class PublishFailed:
-    """The update was given up."""
-
     policy_version: int
     reason: str
     dropped: Mapping[str, str]

@@ -33,20 +33,16 @@ class Membership:
         return name in self._members
 
     def names(self) -> tuple[str, ...]:
-        """All members, sorted."""
         return tuple(sorted(self._members))
 
     def is_current(self, name: str, incarnation: int) -> bool:
-        """Whether this incarnation of `name` is the member."""
         member = self._members.get(name)
         return member is not None and member.incarnation == incarnation
 
     def incarnations(self, names: list[str]) -> dict[str, int]:
-        """The incarnations of these members."""
         return {name: self._members[name].incarnation for name in names}
 
     def num_ranks(self, name: str) -> int:
-        """Number of ranks of a member in a group."""
         return self._members[name].num_ranks
 
     def add(self, name: str, incarnation: int, num_ranks: int, held: int = -1) -> None:
@@ -64,7 +60,6 @@ class Membership:
         return self._members.pop(name, None) is not None
 
     def applied(self, name: str, policy_version: int) -> None:
-        """Record the version that a member uses."""
         self._members[name].policy_version = policy_version
 
     def lagging(self, policy_version: int) -> list[str]:
@@ -76,15 +71,12 @@ class Membership:
         ]
 
     def ahead(self, policy_version: int) -> list[str]:
-        """Members with a newer version, sorted."""
         return [name for name in self.names() if self._members[name].held > policy_version]
 
     def holders(self, policy_version: int) -> list[str]:
-        """Members that use `version`, sorted."""
         return [name for name in self.names() if self._members[name].policy_version == policy_version]
 
     def strike(self, name: str) -> None:
-        """Count a failure."""
         key = (name, self._members[name].incarnation)
         self._strikes[key] = self._strikes.get(key, 0) + 1
 

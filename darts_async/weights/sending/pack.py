@@ -13,11 +13,7 @@ from darts_async.weights.checksum import checksum
 
 
 class Packer:
-    """Packs the buckets of a layout in ascending order.
-
-    Args:
-        tensors: those of the layout, in its order.
-    """
+    """Packs the buckets of a layout in ascending order. `tensors` are those of the layout, in its order."""
 
     def __init__(self, layout: Layout, tensors: Iterator[torch.Tensor]) -> None:
         self._layout = layout

@@ -58,8 +58,6 @@ which member has not answered."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishReport(Published):
-    """The result and the cost of one update."""
-
     num_bytes: int
     """Payload of one broadcast, padding included: what each member received."""
     total_s: float
@@ -110,18 +108,15 @@ class Publisher:
 
     @property
     def newest_epoch(self) -> int:
-        """The newest one that a member can know."""
         return self._coordinator.newest_epoch
 
     def handle(self, peer: str, incarnation: int, message: GeneratorToLearner) -> None:
-        """Handle a message of a generator."""
         if isinstance(message, StoreValue):
             self._relay(peer, message)
         else:
             self._feed(MemberMessage(peer, incarnation, message))
 
     def peer_lost(self, peer: str) -> None:
-        """A generator's link is down. It joins again later."""
         self._feed(MemberLost(peer))
 
     async def publish(self, policy_version: int, source: WeightSource) -> PublishReport:
@@ -153,11 +148,8 @@ class Publisher:
                 await asyncio.sleep(self._config.deadline_s)
 
     async def close(self) -> None:
-        """Give up the current update, and release all threads, timers and sockets.
-
-        Raises:
-            DeadlineError: a thread hangs.
-        """
+        """Give up the current update, and release all threads, timers and sockets. Raises `DeadlineError` if a thread
+        hangs."""
         self._withdraw("the learner closes")
         if self._timer is not None:
             self._timer.cancel()
@@ -284,11 +276,8 @@ class Publisher:
 def send_buckets(
     collective: Collective, layout: Layout, source: WeightSource, device: torch.device, deadline: float
 ) -> list[int]:
-    """Broadcast all buckets from rank 0; runs in the group's thread.
-
-    Returns:
-        The checksum of each tensor, computed while buckets are being sent. [num_tensors]
-    """
+    """Broadcast all buckets from rank 0; runs in the group's thread. Returns the checksum of each tensor, computed
+    while buckets are being sent. [num_tensors]"""
     buffers = [torch.zeros(min(layout.bucket_bytes, layout.total_bytes), dtype=torch.uint8, device=device)]
     buffers.append(torch.zeros_like(buffers[0]) if layout.num_buckets > 1 else buffers[0])
     with contextlib.closing(source.tensors()) as tensors:
