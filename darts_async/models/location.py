@@ -40,12 +40,8 @@ def resolve_model_path(path: str, *, with_weights: bool = True, setting: str = "
 
 
 def local_directory(path: str, setting: str) -> Path | None:
-    """The directory that a path names on this machine; None for a hub id, and for what is not there.
-
-    Raises:
-        ConfigError: a variable in the path is not set.
-        ModelError: the path names a directory in a package, and there is no such package or directory.
-    """
+    """The directory that a path names on this machine; None for a hub id, and if there is no such directory. Raises
+    `ConfigError` if a variable in the path is not set, `ModelError` if a package or its directory is missing."""
     directory = expanded(path, setting)
     if directory.is_dir():
         return directory
@@ -67,11 +63,8 @@ def _directory_in(package: str, name: str, where: str) -> Path:
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
-    """The tokenizer of a model directory, with padding and truncation switched off.
-
-    Raises:
-        ModelError: the file is missing or cannot be read.
-    """
+    """The tokenizer of a model directory, with padding and truncation switched off. Raises `ModelError` if the file is
+    missing or cannot be read."""
     file = model_dir / TOKENIZER_FILE
     if not file.is_file():
         raise ModelError(

@@ -121,7 +121,7 @@ def specs_of(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
 
 
 def layout_of(manifest: WeightManifest) -> Layout:
-    """The layout that follows from a manifest. Raises `ProtocolError` if a learner does not send such a one."""
+    """The layout that follows from a manifest. Raises `ProtocolError` if it is invalid."""
     if manifest.bucket_bytes < MIN_BUCKET_BYTES:
         raise ProtocolError(f"the manifest's bucket_bytes is {manifest.bucket_bytes}, below {MIN_BUCKET_BYTES}")
     if not manifest.tensors:

@@ -105,5 +105,5 @@ class Examiner:
 
 
 def tolerance_of(config: WeightsConfig, dtype: str) -> float:
-    """The tolerance of the settings, or by the dtype of the models."""
+    """The tolerance of the settings, or the default for the dtype of the models."""
     return config.probe_tolerance_nats or TOLERANCE_NATS[dtype]

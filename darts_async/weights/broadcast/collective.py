@@ -218,7 +218,7 @@ def _timeout_until(deadline_at_s: float) -> timedelta:
 
 
 def gloo_group(interface: str, store: Any, rank: int, world_size: int, timeout: timedelta, *, num_threads: int) -> Any:
-    """A process group on the run's own interface: torch's own would take the interface of the host name."""
+    """A process group on the run's interface: torch's own would take the interface of the host name."""
     options = _c10d.ProcessGroupGloo._Options()
     options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=interface, lazy_init=False)]
     options._timeout = timeout
