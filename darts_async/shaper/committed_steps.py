@@ -27,17 +27,10 @@ REPLAYED_AHEAD = 2
 """Steps that a learner which catches up is sent before it has taken them."""
 
 
-class CommittedGroup(Struct, frozen=True, eq=False):
-    """A group in the gradient of a step."""
-
-    prompt_id: int
-    message: TrainGroup
-
-
 class CommittedSteps(Struct, eq=False):
     """The steps of the surviving history; encoded as they are."""
 
-    groups: dict[int, list[CommittedGroup]] = {}
+    groups: dict[int, list[TrainGroup]] = {}
     """By step, from `oldest_kept` to `num_steps`."""
     num_sent: int = 0
     """Steps whose groups the present learner has been sent, replayed or not."""
@@ -53,9 +46,9 @@ class CommittedSteps(Struct, eq=False):
 
     def group_ids(self, step: int) -> list[int]:
         """The groups of a step that may have to be taken again; none if it has not been taken."""
-        return [group.message.group_id for group in self.groups.get(step, [])]
+        return [group.group_id for group in self.groups.get(step, [])]
 
-    def add(self, step: int, groups: Sequence[CommittedGroup]) -> None:
+    def add(self, step: int, groups: Sequence[TrainGroup]) -> None:
         """The learner has taken a step for the first time."""
         assert step == self.position == self.num_steps, (step, self.position, self.num_steps)
         self.groups[step] = list(groups)
@@ -93,7 +86,7 @@ class CommittedSteps(Struct, eq=False):
         end = min(self.position + REPLAYED_AHEAD, self.num_steps)
         steps = range(self.num_sent, end)
         self.num_sent = max(self.num_sent, end)
-        return [group.message for step in steps for group in self.groups[step]]
+        return [group for step in steps for group in self.groups[step]]
 
     def since(self, policy_version: int) -> "CommittedSteps":
         """The same for a learner that continues from a checkpoint of this version."""

@@ -139,7 +139,7 @@ class Evaluation:
     def _has_slots(self) -> bool:
         """Whether one more group keeps to the share, or is the only one that decodes."""
         running = sum(sample.stage in RUNNING for group in self._open.values() for sample in group.samples)
-        num_slots = sum(seat.num_slots for _, seat in self._work.generators.seats())
+        num_slots = sum(seat.num_slots for seat in self._work.generators.seats.values())
         return not running or running + self._config.samples_per_prompt <= self._config.max_slot_share * num_slots
 
     def validate(self) -> None:

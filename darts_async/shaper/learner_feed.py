@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
-from darts_async.protocol import CatchUp, GroupsCommitted
-from darts_async.shaper.committed_steps import CommittedGroup, CommittedSteps
+from darts_async.protocol import CatchUp, GroupsCommitted, TrainGroup
+from darts_async.shaper.committed_steps import CommittedSteps
 from darts_async.shaper.group import Group, train_group
 from darts_async.shaper.ledger import GroupShipped, LearnerRewound, StepCommitted
 from darts_async.shaper.outbox import Outbox
@@ -43,7 +43,7 @@ class LearnerFeed:
         self._most_urgent: list[tuple[int, int]] = []
         """A heap of (deadline, group id) of the complete groups: a deadline is fixed once the group is complete."""
         self._shipped: dict[int, Group] = {}
-        self._sent: dict[int, CommittedGroup] = {}
+        self._sent: dict[int, TrainGroup] = {}
         """The shipped groups as the learner was sent them."""
         self.committed = CommittedSteps()
         self.learner_up = False
@@ -66,8 +66,8 @@ class LearnerFeed:
             group.step = self._window.ship(group.group_id)
             self._shipped[group.group_id] = group
             self._outbox.record(GroupShipped(group.group_id, group.step))
-            self._sent[group.group_id] = sent = _as_sent(group)
-            self._outbox.to_learner(sent.message)
+            self._sent[group.group_id] = sent = train_group(group)
+            self._outbox.to_learner(sent)
         return self._window.num_shipped > num_shipped
 
     def commit(self, message: GroupsCommitted) -> list[Group]:
@@ -171,7 +171,7 @@ class LearnerFeed:
         self._outbox.to_learner(CatchUp(floor, max(floor, self.num_filled_steps)))
         self._replay()
         for sent in self._sent.values():
-            self._outbox.to_learner(sent.message)
+            self._outbox.to_learner(sent)
 
     def _replay(self) -> None:
         for group in self.committed.to_send():
@@ -206,7 +206,7 @@ class LearnerFeed:
         self._complete = {group_id: groups[group_id] for group_id in state.complete}
         self._most_urgent = state.most_urgent
         self._shipped = {group_id: groups[group_id] for group_id in state.shipped}
-        self._sent = {group_id: _as_sent(group) for group_id, group in self._shipped.items()}
+        self._sent = {group_id: train_group(group) for group_id, group in self._shipped.items()}
         self.committed = state.committed
         self.learner_up, self.has_begun = state.learner_up, state.has_begun
 
@@ -225,12 +225,8 @@ class LearnerFeed:
 
     def _validate_kept(self, group: Group) -> None:
         """As many as there should be; fewer only where a sample was lost."""
-        shaping, num_kept = self._config.shaping, len(group.kept or [])
+        shaping, num_kept = self._config.shaping, len(group.kept)
         assert shaping.smallest_group <= num_kept <= shaping.keep, group.group_id
         is_short = num_kept < shaping.keep
         assert not is_short or group.num_unscorable, group.group_id
-        assert all(sample.reward is not None for sample, _ in group.kept or []), group.group_id
-
-
-def _as_sent(group: Group) -> CommittedGroup:
-    return CommittedGroup(group.prompt.prompt_id, train_group(group))
+        assert all(sample.reward is not None for sample, _ in group.kept), group.group_id

@@ -71,7 +71,7 @@ class RunPhases:
         """What follows from any event."""
         lowest, num_steps = self._work.generators.lowest_version, self._feed.num_steps
         match self.phase:
-            case RunPhase.STARTING if self._feed.learner_up and self._work.rewards.num_up and lowest is not None:
+            case RunPhase.STARTING if self._feed.learner_up and self._work.rewards.items and lowest is not None:
                 self.phase = RunPhase.EVALUATING_BEFORE
                 self._evaluation.begin(num_steps)
             case RunPhase.STOPPING if not self._work.groups and self._is_told(now_s):

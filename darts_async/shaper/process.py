@@ -241,7 +241,7 @@ class ShaperActor:
             state=self._state.phase.name.lower().replace("_", " "),
             policy_version=self._state.num_steps,
             num_tokens=work.totals.num_tokens_received,
-            num_in_flight=work.generators.num_in_flight,
+            num_in_flight=sum(len(seat.sample_ids) for seat in work.generators.seats.values()),
         )
 
     async def close(self) -> None:

@@ -70,7 +70,7 @@ class Spares:
         entered: list[Group] = []
         hopeless: set[int] = set()
         """Floors for which there is no place until another spare has found one."""
-        for spare in [group for group in self._spares.values() if group.kept is not None]:
+        for spare in [group for group in self._spares.values() if group.weights is not None]:
             floor = spare.kept_floor(num_steps)
             if floor in hopeless:
                 continue
@@ -127,7 +127,7 @@ class Spares:
         return step >= self._learner.steps or floor + self._max_staleness < step
 
     def _situation(self, num_steps: int) -> tuple[int, int, list[int]]:
-        complete = [group_id for group_id, group in self._spares.items() if group.kept is not None]
+        complete = [group_id for group_id, group in self._spares.items() if group.weights is not None]
         return self._window.num_changes, num_steps, complete
 
     def _find_place(self, spare: Group, floor: int) -> bool:
@@ -174,4 +174,4 @@ class Spares:
 
 def _oldest_version(spare: Group) -> int:
     """The oldest one that it trains on, or can be asked to."""
-    return spare.floor if spare.kept is None else spare.oldest_kept_version
+    return spare.floor if spare.weights is None else spare.oldest_kept_version

@@ -161,7 +161,7 @@ class StepStatistics(Struct, eq=False):
 
     def close(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
         """Metrics of one step over its groups."""
-        kept = [group.kept or [] for group in groups]
+        kept = [group.kept for group in groups]
         rewards = [np.array([sample.reward for sample, _ in pairs], np.float64) for pairs in kept]
         lengths = [np.array([sample.num_tokens for sample, _ in pairs], np.float64) for pairs in kept]
         weights = [np.array([weight for _, weight in pairs]) for pairs in kept]
@@ -220,7 +220,7 @@ class StepStatistics(Struct, eq=False):
 
 def _length_terms(group: Group, counts: Mapping[int, float]) -> LengthTerms:
     scored = [(sample, counts.get(sample.sample_id, 1.0)) for sample in group.at(Stage.SCORED)]
-    return length_terms(_lot(scored), _lot(group.kept or []))
+    return length_terms(_lot(scored), _lot(group.kept))
 
 
 def _lot(pairs: Sequence[tuple[Sample, float]]) -> Lot:

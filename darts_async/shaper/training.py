@@ -114,7 +114,7 @@ class Training:
         if len(kept) < self._config.shaping.smallest_group:
             self._give_up(group, outcome="filtered", reason="too_few_rewards")
             return
-        group.kept = kept
+        group.weights = {sample.sample_id: weight for sample, weight in kept}
         self._completed_now.append(group)
         self._statistics.completed(group, self._planner.tercile(group), self._planner.counts(group))
         self._planner.observe(group)
@@ -123,9 +123,8 @@ class Training:
             self.feed.add(group)
         self._num_dropped_in_a_row = 0
         self._queue.completed(group.prompt.prompt_id)
-        chosen = {sample.sample_id for sample, _ in kept}
         for sample in group.at(Stage.SCORED, Stage.UNSCORABLE):
-            if sample.sample_id not in chosen:
+            if sample.sample_id not in group.weights:
                 self._work.end(sample, "filtered", sample.end_reason or "not_selected")
 
     def _give_up(self, group: Group, *, outcome: SampleOutcome, reason: str) -> None:
@@ -151,14 +150,14 @@ class Training:
     def _drop(self, group: Group, *, outcome: SampleOutcome, reason: str) -> None:
         """End a training group that is neither in the window nor a spare any more."""
         self._statistics.dropped(group.group_id, self._planner.tercile(group))
-        if group.kept is None:
+        if group.weights is None:
             self._planner.observe(group)
         self._outbox.record(GroupDropped(group.group_id, reason))
         self._end(group, outcome, reason, cancel_outcome=outcome)
 
     def _end(self, group: Group, outcome: SampleOutcome, reason: str, *, cancel_outcome: SampleOutcome) -> None:
         """It comes to nothing, also where it was complete."""
-        group.kept = None
+        group.weights = None
         self._work.end_group(group, outcome, reason, cancel_outcome=cancel_outcome)
 
     # --- what follows from time, from any event and from a step ----------------------------------------------
@@ -211,7 +210,7 @@ class Training:
             return None
         metrics = self._statistics.close(message.step, groups)
         for group in groups:
-            for sample, _ in group.kept or []:
+            for sample, _ in group.kept:
                 self._work.totals.trained(sample, message.step)
                 self._work.end(sample, "trained", "committed", step=message.step)
         self._learner_fed_s = now_s
@@ -303,4 +302,4 @@ class Training:
         assert not any(group_id in self._spares for group_id in self.feed.complete), self.feed.complete
         assert not self._completed_now, self._completed_now
         for group in self._work.groups.values():
-            assert not (group.undecided and group.kept), group.group_id
+            assert not (group.undecided and group.weights), group.group_id

@@ -16,7 +16,7 @@ def group_of(group_id: int, rewards: list[float], lengths: list[int], kept: list
     ]
     samples += [Sample(len(samples) + i, Stage.CANCELLING, num_tokens=7) for i in range(launched - len(samples))]
     group = Group(group_id, prompts(1)[0], "train", samples)
-    group.kept = [(samples[i], 1.0 if i else 2.0) for i in kept]
+    group.weights = {samples[i].sample_id: 1.0 if i else 2.0 for i in kept}
     return group
 
 
@@ -52,7 +52,7 @@ def test_a_step_of_groups_of_different_sizes_has_metrics_by_hand() -> None:
     first, second = group_of(0, [0.0, 1.0, 1.0], [10, 20, 60], [0, 1, 2]), group_of(1, [1.0, 0.0], [30, 40], [0, 1])
     second.samples.append(Sample(2, Stage.UNSCORABLE, num_tokens=5, end_reason="reward_raised"))
     for group in (first, second):
-        group.kept = [(sample, 1.0) for sample, _ in group.kept or []]
+        group.weights = dict.fromkeys(group.weights or {}, 1.0)
         statistics.completed(group, tercile=None)
     metrics = statistics.close(5, [first, second])
     assert metrics["reward/mean"] == pytest.approx(3 / 5)

@@ -483,7 +483,8 @@ def test_with_as_many_launched_as_kept_the_gradient_of_every_arm_is_that_of_plai
             sample.append(0, recorded.token_ids[begin:end], recorded.logprobs[begin:end])
             sample.num_tokens = end - begin
         shaping = {"rule": name, "keep": 4, "launch": 4, "shortest": 3, "longest": 1}
-        group.kept, group.step = play(selection_rule(ShapingConfig.model_validate(shaping)), group, [1, 0, 3, 2]), 0
+        kept = play(selection_rule(ShapingConfig.model_validate(shaping)), group, [1, 0, 3, 2])
+        group.weights, group.step = {sample.sample_id: weight for sample, weight in kept}, 0
         trainer = make_trainer()
         trainer.add_groups([train_group(group)])
         return {name: tensor.numpy().tobytes() for name, tensor in gradients(trainer).items()}
@@ -497,7 +498,7 @@ def test_with_as_many_launched_as_kept_the_gradient_of_every_arm_is_that_of_plai
 def as_trained(group: Group, kept: list[tuple[Sample, float]]) -> tuple[np.ndarray, np.ndarray]:
     for sample in group.samples:
         sample.chunks = [(0, np.zeros(sample.num_tokens, np.int32), np.zeros(sample.num_tokens, np.float32))]
-    group.kept, group.step = kept, 0
+    group.weights, group.step = {sample.sample_id: weight for sample, weight in kept}, 0
     message = train_group(group)
     return message.rewards, message.weights
 

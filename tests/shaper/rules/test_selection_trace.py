@@ -159,7 +159,7 @@ def test_what_a_rule_pays_for_length_is_what_the_dry_run_says(
     config = RunConfig.model_validate({"shaping": {**shaping, "weight_power": power, "baseline": baseline}})
     statistics, planner = StepStatistics(), Planner(config)
     for group in fresh_pools(launch):
-        group.kept = played(planner.rule(group), group)
+        group.weights = {sample.sample_id: weight for sample, weight in played(planner.rule(group), group)}
         statistics.completed(group, None, planner.counts(group))
         for sample in group.samples:
             sample.oldest_version = 0
