@@ -16,7 +16,7 @@ from darts_async.protocol import (
     ScoreFailed,
     TokensDecoded,
 )
-from darts_async.shaper.estimates.decode_elasticity import DecodePace
+from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.evaluation import Evaluation
 from darts_async.shaper.group import Group, Sample, Stage
 from darts_async.shaper.open_work import OpenWork
@@ -31,10 +31,10 @@ class SampleEvents:
     """Carries reports over to samples and their groups; it has no state of its own."""
 
     def __init__(
-        self, work: OpenWork, pace: DecodePace | None, training: Training, evaluation: Evaluation, outbox: Outbox
+        self, work: OpenWork, planner: Planner, training: Training, evaluation: Evaluation, outbox: Outbox
     ) -> None:
         self._work = work
-        self._pace = pace
+        self._planner = planner
         self._training = training
         self._evaluation = evaluation
         self._outbox = outbox
@@ -80,9 +80,9 @@ class SampleEvents:
                 totals.tokens_by_outcome["lost"] += count
                 self._outbox.send(peer, Cancel(sample_id))
             begin = end
-        seat = self._work.generators.seat(peer)
-        if self._pace is not None and seat is not None:
-            self._pace.reported(peer, sample_ids, counts, held=seat.sample_ids, num_slots=seat.num_slots, now_s=now_s)
+        seat, pace = self._work.generators.seat(peer), self._planner.pace
+        if pace is not None and seat is not None:
+            pace.reported(peer, sample_ids, counts, held=seat.sample_ids, num_slots=seat.num_slots, now_s=now_s)
 
     def _finished(self, peer: str, message: SampleFinished) -> None:
         sample = self._work.owned(peer, message.sample_id)

@@ -22,8 +22,6 @@ beginning of a life only: later, generators may have versions that are undone by
 (`TakeUpAgain`).
 """
 
-from typing import Any
-
 from msgspec import Struct
 
 from darts_async.config import RunConfig
@@ -41,8 +39,8 @@ from darts_async.protocol import (
     VersionSaved,
     WeightsApplied,
 )
-from darts_async.shaper.estimates.decode_elasticity import PaceState
-from darts_async.shaper.estimates.planner import Planner
+from darts_async.shaper.estimates.decode_elasticity import DecodePace
+from darts_async.shaper.estimates.planner import Learnt, Planner
 from darts_async.shaper.evaluation import Evaluation, EvaluationState
 from darts_async.shaper.learner_events import LearnerEvents
 from darts_async.shaper.ledger import BroughtForward, RunReopened, WeightsAcknowledged
@@ -61,8 +59,8 @@ class StateSnapshot(Struct, frozen=True):
     its parts with the state."""
 
     phases: PhasesState
-    learnt: dict[str, Any]
-    pace: PaceState | None
+    learnt: Learnt
+    pace: DecodePace | None
     work: OpenWorkState
     training: TrainingState
     evaluation: EvaluationState
@@ -98,7 +96,7 @@ class ShaperState:
         self.feed = training.feed
         self._evaluation = evaluation = Evaluation(config.evaluation, work, held_out)
         self._phases = RunPhases(config, work, training, evaluation, out)
-        self._samples = SampleEvents(work, self.planner.pace, training, evaluation, out)
+        self._samples = SampleEvents(work, self.planner, training, evaluation, out)
         self._learner = LearnerEvents(config, work, self.planner, training, evaluation, self._phases, out)
         self._incarnations: dict[str, int] = {}
         self._greetings: dict[str, int] = {}
@@ -110,7 +108,7 @@ class ShaperState:
         return StateSnapshot(
             phases=self._phases.to_state(),
             learnt=self.planner.to_state(),
-            pace=self.planner.pace.to_state() if self.planner.pace is not None else None,
+            pace=self.planner.pace,
             work=self.work.to_state(),
             training=self.training.to_state(),
             evaluation=self._evaluation.to_state(),
@@ -134,7 +132,7 @@ class ShaperState:
 
     def _restore(self, snapshot: StateSnapshot) -> None:
         if self.planner.pace is not None and snapshot.pace is not None:
-            self.planner.pace.restore(snapshot.pace)
+            self.planner.pace = snapshot.pace
         self.work.restore(snapshot.work)
         self.training.restore(snapshot.training)
         self._evaluation.restore(snapshot.evaluation)

@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from msgspec import Struct
+
 _SQRT2 = math.sqrt(2.0)
 _SQRT_2_BY_PI = math.sqrt(2.0 / math.pi)
 _TAIL_Z = 12.0
@@ -43,8 +45,7 @@ _TOLERANCE = 1e-3
 """Of the last step, in units of sigma; convergence is quadratic, so what is left is of the order of its square."""
 
 
-@dataclass(frozen=True, slots=True)
-class LengthEstimate:
+class LengthEstimate(Struct, frozen=True, array_like=True):
     """Length distribution of a prompt's responses."""
 
     mu: float
@@ -65,8 +66,7 @@ class LengthEstimate:
         return math.sqrt(math.expm1(self.sigma**2))
 
 
-@dataclass(frozen=True, slots=True)
-class LogSample:
+class LogSample(Struct, frozen=True, array_like=True):
     """Sufficient statistics of log lengths that were seen, possibly down-weighted."""
 
     count: float = 0.0

@@ -3,7 +3,8 @@ aborted. Composes `history`, `redundancy` and `hazard` for `state`; pure like th
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+
+from msgspec import Struct
 
 from darts_async.config import RunConfig
 from darts_async.shaper.estimates.decode_elasticity import DecodePace
@@ -16,22 +17,29 @@ from darts_async.shaper.rules.length_rules import DualEnd
 from darts_async.shaper.rules.selection import SelectionRule, Survivor, selection_rule, shortest_only
 
 
+class Learnt(Struct, frozen=True):
+    """What a `Planner` knows. The pace is not part of it: a new process measures that again."""
+
+    history: History
+    allocator: Allocator
+    rule: bytes
+    """What a rule of the user's remembers."""
+
+
 class Planner:
     """Decides on a prompt before, during and after a visit."""
 
-    def __init__(self, config: RunConfig, learnt: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: RunConfig, learnt: Learnt | None = None) -> None:
         """`learnt`: what `to_state` gave in an earlier process of the run."""
-        self.history = History.from_state(learnt["history"]) if learnt else History()
         self._shaping = config.shaping
         self._seed = config.seed
         self._rule = selection_rule(config.shaping, config.seed)
         if isinstance(self._rule, UserRule) and learnt:
-            self._rule.state = learnt["rule"]
+            self._rule.state = learnt.rule
         self._saturated_rule = shortest_only(config.shaping)
-        budget = config.shaping.redundancy
-        self._allocator = Allocator(config.shaping.keep, 2 * config.shaping.keep, budget.split, seed=config.seed)
-        if learnt:
-            self._allocator.restore(learnt["allocator"])
+        budget, keep = config.shaping.redundancy, config.shaping.keep
+        self.history = learnt.history if learnt else History()
+        self._allocator = learnt.allocator if learnt else Allocator(keep, 2 * keep, budget.split, config.seed)
         self.pace = DecodePace() if budget.total == "utility" and budget.latency_elasticity is None else None
         """Watches the generators, where that has a use."""
         pruning = config.shaping.pruning
@@ -110,15 +118,15 @@ class Planner:
         self.history.observe(group.prompt.prompt_id, *_lengths(group), rewards, counts)
 
     def counts(self, group: Group) -> dict[int, float] | None:
-        """By the id of each scored sample how many launched ones it stands for. None where samples were cut for being
-        long, without a draw: nothing that was scored stands for them."""
+        """By the id of each scored sample how many launched ones it represents. None where samples were cut for being
+        long, without a draw: no scored one represents them."""
         rule = self.rule(group)
         if isinstance(rule, DualEnd) and rule.early_stop and len(group.at(Stage.SCORED)) < len(group.samples):
             return None
         return {sample.sample_id: self.stands_for(group, sample) for sample in group.at(Stage.SCORED)}
 
     def stands_for(self, group: Group, sample: Sample) -> float:
-        """Launched samples that a scored one stands for, itself included: its inverse inclusion probability."""
+        """Launched samples that a scored one represents, itself included: its inverse inclusion probability."""
         if sample.sample_id == group.spared:
             return self._hazard.weight_of_spared(len(group.samples))
         rule = self.rule(group)
@@ -134,10 +142,10 @@ class Planner:
             "redundancy/typical_spread": self.history.typical_length.relative_spread,
         }
 
-    def to_state(self) -> dict[str, Any]:
-        """What was learnt, as plain data. The pace is not in it: it is measured anew in seconds."""
+    def to_state(self) -> Learnt:
+        """To be encoded at once: it shares its parts with the planner."""
         rule = self._rule.state if isinstance(self._rule, UserRule) else b""
-        return {"history": self.history.to_state(), "allocator": self._allocator.to_state(), "rule": rule}
+        return Learnt(self.history, self._allocator, rule)
 
     @property
     def _elasticity(self) -> float:

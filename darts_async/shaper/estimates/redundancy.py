@@ -13,9 +13,9 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from darts_async.config.shaping import Split
@@ -75,8 +75,7 @@ def split_uniform(num_prompts: int, budget: int, low: int, high: int) -> IntArra
 
 
 def split_paper(spreads: Sequence[float] | FloatArray, budget: int, low: int, high: int) -> IntArray:
-    """Minimises sum spread / R exactly; equal gains go to whoever has fewest, then to the first.
-
+    """Minimises sum spread / R exactly; equal gains go to the prompt with fewest, then to the first.
     O(budget log N).
 
     Args:
@@ -114,30 +113,27 @@ def reward_aware_value(relative_spread: float, reward_variance: float) -> float:
     return relative_spread * reward_variance
 
 
-class Allocator:
-    """R for the prompts of one batch after the other.
+class Allocator(Struct):
+    """R for the prompts of one batch after the other; encoded as it is.
 
     Each batch spends exactly its budget, B = mean * N rounded; what was rounded off is carried to the next batch, so
     that the running mean is the target. Deterministic: R depends on the arguments so far and the seed alone.
     """
 
-    def __init__(self, keep: int, most: int, split: Split, *, seed: int = 0) -> None:
-        """Start without history.
+    keep: int
+    """Lower bound M."""
+    most: int
+    """Upper bound, 2M."""
+    split: Split
+    """`uniform` looks at no value; `paper` and `reward_aware` (which differ in the values they are given) are the exact
+    greedy; `shuffled`, the placebo, hands its numbers out at random."""
+    seed: int = 0
+    num_batches: int = 0
+    carry: float = 0.0
 
-        Args:
-            keep: lower bound M.
-            most: upper bound, 2M.
-            split: `uniform` looks at no value; `paper` and `reward_aware` (which differ in the values they are given)
-                are the exact greedy; `shuffled`, the placebo, hands its numbers out by lot.
-            seed: of the lots.
-        """
-        if not 0 < keep <= most:
-            raise ValueError(f"bounds [{keep}, {most}] cannot be met")
-        self._keep, self._most = keep, most
-        self._split = split
-        self._seed = seed
-        self._num_batches = 0
-        self._carry = 0.0
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= self.most:
+            raise ValueError(f"bounds [{self.keep}, {self.most}] cannot be met")
 
     def allocate(self, values: Sequence[float], mean: float) -> list[int]:
         """Samples to launch for each prompt of the next batch, in [M, 2M].
@@ -147,34 +143,26 @@ class Allocator:
             mean: target of the running mean, clipped to the bounds. At the lower bound nothing is owed afterwards.
         """
         num = len(values)
-        self._num_batches += 1
-        if mean <= self._keep:
-            self._carry = 0.0
-            return [self._keep] * num
-        wanted = min(mean, float(self._most)) * num + self._carry
-        budget = min(max(math.floor(wanted + 0.5), self._keep * num), self._most * num)
-        self._carry = min(max(wanted - budget, -0.5), 0.5)
+        self.num_batches += 1
+        if mean <= self.keep:
+            self.carry = 0.0
+            return [self.keep] * num
+        wanted = min(mean, float(self.most)) * num + self.carry
+        budget = min(max(math.floor(wanted + 0.5), self.keep * num), self.most * num)
+        self.carry = min(max(wanted - budget, -0.5), 0.5)
         launched: list[int] = self._shares(values, budget).tolist()
         return launched
 
-    def to_state(self) -> dict[str, Any]:
-        """What later batches depend on, as plain data."""
-        return {"num_batches": self._num_batches, "carry": self._carry}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `to_state` was taken."""
-        self._num_batches, self._carry = state["num_batches"], state["carry"]
-
     def validate(self) -> None:
         """Invariant: less than a sample is carried."""
-        assert abs(self._carry) <= 0.5, self._carry
+        assert abs(self.carry) <= 0.5, self.carry
 
     def _shares(self, values: Sequence[float], budget: int) -> IntArray:
-        if self._split == "uniform":
-            return split_uniform(len(values), budget, self._keep, self._most)
-        greedy = split_paper(values, budget, self._keep, self._most)
-        if self._split == "shuffled":
-            return np.random.default_rng((self._seed, self._num_batches)).permutation(greedy)
+        if self.split == "uniform":
+            return split_uniform(len(values), budget, self.keep, self.most)
+        greedy = split_paper(values, budget, self.keep, self.most)
+        if self.split == "shuffled":
+            return np.random.default_rng((self.seed, self.num_batches)).permutation(greedy)
         return greedy
 
 

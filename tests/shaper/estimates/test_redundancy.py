@@ -1,7 +1,6 @@
 """How many samples are launched: the total, the split, and the split of a stream."""
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from darts_async.shaper.estimates.redundancy import (
     split_paper,
     split_uniform,
 )
+from darts_async.wire.encoding import decoder, encode
 
 M = 8
 spreads_strategy = st.lists(st.floats(0, 3), min_size=1, max_size=12)
@@ -168,9 +168,9 @@ def test_an_allocator_stays_within_bounds_and_owes_less_than_a_sample(
 @pytest.mark.parametrize("split", ["uniform", "paper", "shuffled"])
 def test_an_allocator_that_was_saved_goes_on_as_the_one_that_was_not(split: Split) -> None:
     spreads = lognormal_spreads(7)
-    saved, restored, fresh = (Allocator(M, 2 * M, split, seed=3) for _ in range(3))
+    saved, fresh = (Allocator(M, 2 * M, split, seed=3) for _ in range(2))
     saved.allocate(spreads, 10.2)  # 71.4 samples: .4 are owed
-    restored.restore(json.loads(json.dumps(saved.to_state())))
+    restored = decoder(Allocator).decode(encode(saved))
     after, again, other = ([a.allocate(spreads, 10.2) for _ in range(5)] for a in (saved, restored, fresh))
     assert after == again != other
 
