@@ -32,7 +32,7 @@ class QueueState(Struct, frozen=True):
     source_cursor: int
     drawn: list[PlannedGroup]
     again: list[PlannedGroup]
-    retries: dict[int, int]
+    retries: Counter[int]
 
 
 class PromptQueue:
@@ -96,4 +96,4 @@ class PromptQueue:
         self._source.seek(state.source_cursor)
         self._drawn.extend(state.drawn)
         self._again.extend(state.again)
-        self._retries.update(state.retries)
+        self._retries = state.retries

@@ -68,8 +68,7 @@ class SampleEvents:
 
     def _tokens_decoded(self, peer: str, incarnation: int, message: TokensDecoded, now_s: float) -> None:
         totals = self._work.totals
-        totals.num_tokens_received += len(message.token_ids)
-        totals.tokens_by_generator[peer][incarnation] += len(message.token_ids)
+        totals.received(peer, incarnation, len(message.token_ids))
         version, token_ids, logprobs = message.policy_version, message.token_ids, message.logprobs
         sample_ids, counts, begin = message.sample_ids.tolist(), message.num_tokens.tolist(), 0
         for sample_id, sample, count in zip(sample_ids, self._work.all_owned(peer, sample_ids), counts, strict=True):

@@ -6,7 +6,7 @@ was scored before the rule chose, is reported beside them. A sample that a draw 
 too: on average the pool's means are those of all launched samples.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -28,7 +28,7 @@ class RewardCounts(Struct, eq=False):
     """Rewards of the run, and those that failed."""
 
     num_scored: int = 0
-    num_by_kind: dict[str, int] = {}
+    num_by_kind: Counter[str] = field(default_factory=Counter)
     first_by_kind: dict[str, str] = {}
     """What was said at the first failure of each kind."""
     last: str = ""
@@ -36,7 +36,7 @@ class RewardCounts(Struct, eq=False):
 
     def failed(self, kind: str, error: str) -> bool:
         """A reward failed; returns whether it is the first one of this kind."""
-        self.num_by_kind[kind] = self.num_by_kind.get(kind, 0) + 1
+        self.num_by_kind[kind] += 1
         self.last = f"{kind}: {error}"
         is_first = kind not in self.first_by_kind
         self.first_by_kind.setdefault(kind, error)
@@ -54,24 +54,20 @@ class RewardCounts(Struct, eq=False):
 
 
 class Totals(Struct, eq=False):
-    """Counts over the run; encoded as they are. A key that is not there counts as 0."""
+    """Counts over the run; encoded as they are."""
 
-    tokens_by_outcome: dict[str, int] = {}
-    samples_by_outcome: dict[str, int] = {}
-    tokens_by_staleness: dict[int, int] = {}
+    tokens_by_outcome: Counter[str] = field(default_factory=Counter)
+    samples_by_outcome: Counter[str] = field(default_factory=Counter)
+    tokens_by_staleness: Counter[int] = field(default_factory=Counter)
     num_tokens_received: int = 0
-    tokens_by_generator: dict[str, dict[int, int]] = {}
+    tokens_by_generator: dict[str, Counter[int]] = {}
     """{generator: {incarnation: tokens received of it}}; those of earlier lives of the run are incarnation 0."""
     rewards: RewardCounts = field(default_factory=RewardCounts)
 
-    def __post_init__(self) -> None:
-        self.tokens_by_outcome, self.samples_by_outcome = (
-            Counter(self.tokens_by_outcome),
-            Counter(self.samples_by_outcome),
-        )
-        self.tokens_by_staleness = Counter(self.tokens_by_staleness)
-        by_generator = ((name, Counter(counts)) for name, counts in self.tokens_by_generator.items())
-        self.tokens_by_generator = defaultdict(Counter, by_generator)
+    def received(self, generator: str, incarnation: int, num_tokens: int) -> None:
+        """A generator has sent tokens."""
+        self.num_tokens_received += num_tokens
+        self.tokens_by_generator.setdefault(generator, Counter())[incarnation] += num_tokens
 
     def ended(self, outcome: SampleOutcome, num_tokens: int) -> None:
         """A sample ended."""
@@ -97,7 +93,7 @@ class _Pool:
 
     rewards: NDArray[np.float64]  # [num_scored]
     num_tokens: NDArray[np.float64]  # [num_scored]
-    counts: NDArray[np.float64]  # [num_scored], launched samples that each stands for
+    counts: NDArray[np.float64]  # [num_scored], launched samples that each represents
     num_launched: int
     num_failed: int
     """Samples whose reward failed."""
@@ -116,32 +112,26 @@ class StepStatistics(Struct, eq=False):
     pools: dict[int, _Pool] = {}
     launched_before: dict[int, int] = {}
     launches: list[tuple[int, int]] = []
-    num_complete: dict[str, int] = {}
-    num_dropped: dict[str, int] = {}
-    num_samples: dict[str, int] = {}
-    num_censored: dict[str, int] = {}
-    length: LengthTerms = field(default_factory=LengthTerms)
+    num_complete: Counter[str] = field(default_factory=Counter)
+    num_dropped: Counter[str] = field(default_factory=Counter)
+    num_samples: Counter[str] = field(default_factory=Counter)
+    num_censored: Counter[str] = field(default_factory=Counter)
+    length: LengthTerms = LengthTerms()
     """Of all steps so far."""
-
-    def __post_init__(self) -> None:
-        self.num_complete, self.num_dropped = Counter(self.num_complete), Counter(self.num_dropped)
-        self.num_samples, self.num_censored = Counter(self.num_samples), Counter(self.num_censored)
 
     def completed(
         self, group: Group, tercile: int | None, counts: Mapping[int, float] | None = MappingProxyType({})
     ) -> None:
-        """Remember the pool of a group, before the rule's choice is carried out.
-
-        `counts`: by the id of a scored sample the launched samples that it stands for, 1 where it is not given; None if
-        nothing scored stands for the others.
+        """Remember the pool of a group, before the rule's choice is carried out. `counts`: by the id of a scored sample
+        the launched samples that it represents, 1 where it is not given; None if no scored one represents the others.
         """
         scored = [s for s in group.at(Stage.SCORED) if s.reward is not None]
         rewards = np.array([s.reward for s in scored], np.float64)
         lengths = np.array([s.num_tokens for s in scored], np.float64)
-        standing_for = np.array([(counts or {}).get(s.sample_id, 1.0) for s in scored], np.float64)
+        represented = np.array([(counts or {}).get(s.sample_id, 1.0) for s in scored], np.float64)
         terms = LengthTerms() if counts is None else _length_terms(group, counts)
         self.pools[group.group_id] = _Pool(
-            rewards, lengths, standing_for, len(group.samples), group.num_unscorable, terms
+            rewards, lengths, represented, len(group.samples), group.num_unscorable, terms
         )
         self._visit(group.prompt.prompt_id, len(group.samples))
         name = _difficulty(tercile)
