@@ -39,6 +39,7 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.durable.replayable_state import MAX_SHARED_BYTES
 from darts_async.shaper.group import Sample, Stage
+from darts_async.shaper.phases import RunPhase
 from darts_async.shaper.state import Incoming, ShaperState
 from darts_async.token_checks import NUM_INT32, not_logprobs, not_tokens
 
@@ -144,7 +145,7 @@ class Boundary:
             return f"a shaper state of {len(message.shaper_state)} bytes, and {MAX_SHARED_BYTES} is the most"
         if not 0 <= message.next_group_id < MAX_GROUPS:
             return f"it has had groups up to {message.next_group_id}"
-        if state.is_finished or state.may_start_over or not state.feed.committed.can_rewind(version):
+        if state.phase is RunPhase.FINISHED or state.may_start_over or not state.feed.committed.can_rewind(version):
             return None
         try:
             state.feed.unheard(version)

@@ -24,12 +24,12 @@ from darts_async.shaper.window import StalenessWindow
 class LearnerFeedState(Struct, frozen=True):
     """What a `LearnerFeed` knows between two events; groups by id."""
 
-    complete: list[int]
-    most_urgent: list[tuple[int, int]]
-    shipped: list[int]
     committed: CommittedSteps
-    learner_up: bool
-    has_begun: bool
+    complete: list[int] = []
+    most_urgent: list[tuple[int, int]] = []
+    shipped: list[int] = []
+    learner_up: bool = False
+    has_begun: bool = False
 
 
 class LearnerFeed:
@@ -182,24 +182,17 @@ class LearnerFeed:
     def to_state(self) -> LearnerFeedState:
         """For `restore`."""
         return LearnerFeedState(
+            committed=self.committed,
             complete=list(self._complete),
             most_urgent=self._most_urgent,
             shipped=list(self._shipped),
-            committed=self.committed,
             learner_up=self.learner_up,
             has_begun=self.has_begun,
         )
 
     def to_checkpoint(self, policy_version: int) -> LearnerFeedState:
         """For `restore`, where the learner continues from a checkpoint of this version and no open group continues."""
-        return LearnerFeedState(
-            complete=[],
-            most_urgent=[],
-            shipped=[],
-            committed=self.committed.since(policy_version),
-            learner_up=False,
-            has_begun=False,
-        )
+        return LearnerFeedState(self.committed.since(policy_version))
 
     def restore(self, state: LearnerFeedState, groups: dict[int, Group]) -> None:
         """Continue where `to_state` was taken, with the open groups of then."""

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from darts_async.config import RunConfig
 from darts_async.prompts.source import Prompt
@@ -31,11 +31,11 @@ class OpenWorkState(Struct, frozen=True):
 
     groups: list[Group]
     totals: Totals
-    generators: GeneratorRoster
-    rewards: RewardRoster
-    next_group_id: int
-    waiting: list[int]
-    unscored: list[int]
+    generators: GeneratorRoster = field(default_factory=GeneratorRoster)
+    rewards: RewardRoster = field(default_factory=RewardRoster)
+    next_group_id: int = 0
+    waiting: list[int] = []
+    unscored: list[int] = []
 
 
 class OpenWork:
@@ -262,18 +262,11 @@ class OpenWork:
     def to_checkpoint(self) -> OpenWorkState:
         """For `restore`, where all processes are gone and no open group continues: of these, what their end will say of
         their samples."""
-        return OpenWorkState(
-            groups=[
-                replace(group, samples=[replace(each, generator=None, chunks=[]) for each in group.samples], step=None)
-                for group in self.groups.values()
-            ],
-            totals=self.totals,
-            generators=GeneratorRoster(),
-            rewards=RewardRoster(),
-            next_group_id=self.next_group_id,
-            waiting=[],
-            unscored=[],
-        )
+        groups = [
+            replace(group, samples=[replace(each, generator=None, chunks=[]) for each in group.samples], step=None)
+            for group in self.groups.values()
+        ]
+        return OpenWorkState(groups, self.totals, next_group_id=self.next_group_id)
 
     def take_peers_of(self, other: "OpenWork") -> None:
         """The processes that are up there are up here, with nothing to do."""

@@ -6,11 +6,12 @@ outside the window. All of it is pure: time is an argument, and what is to be se
 """
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.prompts.source import PromptSource
-from darts_async.protocol import GroupsCommitted
+from darts_async.protocol import GroupsCommitted, ShaperSnapshot, StepCompleted
 from darts_async.shaper.estimates.patience import Patience
 from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.group import Group, Stage
@@ -203,18 +204,24 @@ class Training:
             self._queue.ask_again(spare.prompt, len(spare.samples))
             self._drop(spare, outcome="cancelled", reason="overcommitted")
 
-    def committed(self, message: GroupsCommitted, now_s: float) -> dict[str, float] | None:
-        """The learner has taken a step; its metrics, or None if it was taken before."""
+    def committed(self, message: GroupsCommitted, now_s: float) -> None:
+        """The learner has taken a step, for the first time or again."""
+        before, step = self.feed.committed.position, message.step
         groups = self.feed.commit(message)
-        if not groups:
-            return None
-        metrics = self._statistics.close(message.step, groups)
+        metrics = self._statistics.close(step, groups) if groups else {}
         for group in groups:
             for sample, _ in group.kept:
-                self._work.totals.trained(sample, message.step)
-                self._work.end(sample, "trained", "committed", step=message.step)
-        self._learner_fed_s = now_s
-        return metrics
+                self._work.totals.trained(sample, step)
+                self._work.end(sample, "trained", "committed", step=step)
+        if self.feed.committed.position > before and self._config.learner.is_saved(step + 1):
+            self._outbox.to_learner(ShaperSnapshot(step + 1, b""))  # `ReplayableState` fills it in after this event
+        if groups:
+            self._learner_fed_s = now_s
+            totals = self._work.totals
+            metrics |= self._planner.metrics()
+            metrics |= {f"tokens/{outcome}": float(n) for outcome, n in totals.tokens_by_outcome.items()}
+            metrics["run/failed_rewards"] = float(totals.rewards.num_failed)
+            self._outbox.to_launcher(StepCompleted(step, metrics))
 
     # --- the end of a process, of a run, and what comes after it -----------------------------------------------
 
@@ -261,25 +268,21 @@ class Training:
 
     def to_state(self) -> TrainingState:
         """For `restore`."""
-        return self._state(self._window.to_state(), self.feed.to_state(), self._spares.to_state())
-
-    def to_checkpoint(self, policy_version: int) -> TrainingState:
-        """For `restore`, where the learner continues from a checkpoint of this version and no open group continues."""
-        num_shipped = self.feed.num_steps * self._config.learner.groups_per_step
-        window = WindowState(num_shipped=num_shipped, floors={})
-        return self._state(window, self.feed.to_checkpoint(policy_version), spares=[])
-
-    def _state(self, window: WindowState, feed: LearnerFeedState, spares: list[int]) -> TrainingState:
         return TrainingState(
-            window=window,
-            feed=feed,
-            spares=spares,
+            window=self._window.to_state(),
+            feed=self.feed.to_state(),
+            spares=self._spares.to_state(),
             queue=self._queue.to_state(),
             num_dropped_in_a_row=self._num_dropped_in_a_row,
             learner_fed_s=self._learner_fed_s,
             statistics=self._statistics,
             group_times_s=self._patience.to_state(),
         )
+
+    def to_checkpoint(self, policy_version: int) -> TrainingState:
+        """For `restore`, where the learner continues from a checkpoint of this version and no open group continues."""
+        window = WindowState(self.feed.num_steps * self._config.learner.groups_per_step, {})
+        return replace(self.to_state(), window=window, feed=self.feed.to_checkpoint(policy_version), spares=[])
 
     def restore(self, state: TrainingState) -> None:
         """Continue where `to_state` was taken, the open work before."""

@@ -240,4 +240,3 @@ class History(Struct, dict=True):
 
 def _estimate(visit: Fit) -> LengthEstimate:
     return LengthEstimate(visit.mu, visit.sigma, visit.mean_information)
-
