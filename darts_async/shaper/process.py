@@ -147,7 +147,7 @@ class ShaperActor:
             life=plan.life,
             journal=found.fault or "whole",
             ledger_damaged_at=ledger.damaged_at,
-            num_records=ledger.lineage.num_records,
+            num_records=ledger.counted.lineage.num_records,
             num_records_now=taken_up.replayable.lineage.num_records,
         )
         self._ledger.cut(ledger.num_bytes)

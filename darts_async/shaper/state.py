@@ -270,7 +270,7 @@ class ShaperState:
         return self._outbox.take()
 
     def take_peers_of(self, other: "ShaperState") -> None:
-        """This state takes the place of another one: the same processes are up, and what they had of that one is void."""
+        """This state takes the place of another one: the same processes are up, and what they had is void."""
         self._incarnations, self._greetings = other._incarnations, other._greetings
         self.work.take_peers_of(other.work)
 

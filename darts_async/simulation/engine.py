@@ -28,8 +28,7 @@ from darts_async.protocol import (
     TokensDecoded,
     WeightsApplied,
 )
-from darts_async.simulation.clock import Clock
-from darts_async.simulation.meter import Meter
+from darts_async.simulation.clock import Clock, Meter
 from darts_async.simulation.models import EngineModel
 
 _SAME_INSTANT_STEPS = 1e-9

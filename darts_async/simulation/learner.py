@@ -6,8 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from darts_async.protocol import GroupsCommitted, LearnerReady, TrainGroup, VersionPublished, VersionSaved
-from darts_async.simulation.clock import Clock
-from darts_async.simulation.meter import Meter
+from darts_async.simulation.clock import Clock, Meter
 from darts_async.simulation.models import LearnerModel
 from darts_async.topology.roles import LEARNER
 

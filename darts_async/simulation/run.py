@@ -34,7 +34,7 @@ from darts_async.simulation.clock import Clock
 from darts_async.simulation.demand import Draw, Workload
 from darts_async.simulation.engine import SimulatedEngine
 from darts_async.simulation.learner import SimulatedLearner
-from darts_async.simulation.models import Models, RewardModel
+from darts_async.simulation.models import Models
 from darts_async.simulation.report import GroupStatistics, OpenGroup, SimulationResult
 from darts_async.topology.roles import GENERATOR, LEARNER, REWARD
 
@@ -79,7 +79,7 @@ class Simulation:
         self._learner = SimulatedLearner(
             models.learner, self.clock, groups_per_step=config.learner.groups_per_step, offer=self._offer
         )
-        self._reward = _Reward(models.reward, self.clock)
+        self._reward = _Reward(models.reward_s, self.clock)
         self._ticker = _Ticker(self, models.tick_every_s)
         self._groups: dict[int, OpenGroup] = {}
         self._visits: Counter[int] = Counter()
@@ -233,8 +233,8 @@ class Simulation:
 class _Reward:
     """Answers every item after the same time."""
 
-    def __init__(self, model: RewardModel, clock: Clock) -> None:
-        self._latency_s = model.latency_s
+    def __init__(self, latency_s: float, clock: Clock) -> None:
+        self._latency_s = latency_s
         self._clock = clock
         self._rewards: dict[int, float] = {}
 

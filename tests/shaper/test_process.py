@@ -88,7 +88,7 @@ def test_a_journal_that_is_lost_is_no_obstacle_in_another_life(tmp_path: Path, d
     head = read_journal(path).head
     assert head is not None
     assert head.place.life == 3
-    assert scan_ledger(tmp_path / LEDGER_FILE).lineage.holds(head.place)
+    assert scan_ledger(tmp_path / LEDGER_FILE).counted.lineage.holds(head.place)
 
 
 def test_a_damaged_journal_is_refused_in_the_same_life(tmp_path: Path) -> None:

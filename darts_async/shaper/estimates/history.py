@@ -89,8 +89,8 @@ class _PopulationRunning(Struct):
 
 
 class History(Struct, dict=True):
-    """Length and reward statistics by prompt id; encoded as they are. `observe` costs tens of microseconds, look-ups are
-    O(1)."""
+    """Length and reward statistics by prompt id; encoded as it is. `observe` takes tens of microseconds, and look-ups
+    are O(1)."""
 
     memory: float = 0.7
     """Weight of what earlier visits said, once per visit, in [0, 1]."""

@@ -10,7 +10,8 @@ from darts_async.config import RunConfig
 from darts_async.protocol import StepCompleted, TokensDecoded
 from darts_async.shaper.estimates.decode_elasticity import DecodePace
 from darts_async.shaper.outbox import Output, SendTo
-from darts_async.simulation import EngineModel, LearnerModel, LengthModel, LognormalWorkload, Models
+from darts_async.simulation.demand import LengthModel, LognormalWorkload
+from darts_async.simulation.models import EngineModel, LearnerModel, Models
 from darts_async.simulation.run import Simulation
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from darts_async.errors import DataError
 from darts_async.shaper.estimates.patience import GROUPS_REMEMBERED, LEAST_S, LONGEST_CUT_S, LONGEST_TIMES, Patience
-from darts_async.simulation.models import EngineModel, Models, RewardModel
+from darts_async.simulation.models import EngineModel, Models
 from darts_async.simulation.report import SimulationResult
 from darts_async.simulation.run import simulate
 from tests.simulation.test_run import run_config
@@ -67,7 +67,7 @@ def simulated(staleness: dict[str, Any], longest: int = 280) -> SimulationResult
         generator={"num_slots": 64, "max_context_tokens": 6000},
         sampling={"max_new_tokens": 5000},
     )
-    models = Models(EngineModel(1.0, 1e9), RewardModel(0.01), tick_every_s=1.0)
+    models = Models(EngineModel(1.0, 1e9), 0.01, tick_every_s=1.0)
     return simulate(config, LongThoughts(longest), models, num_prompts=24)
 
 
