@@ -8,10 +8,10 @@
 
 The newest checkpoint may turn out to be damaged, and the learner then comes back at an older one. So the groups of a
 step are kept, with all their tokens, until the oldest checkpoint that is kept holds it, however often the learner dies.
-One that is behind is sent the groups of the next steps only, so that nothing piles up between the two.
+A learner that takes steps again is sent the groups of the next ones only, so that nothing piles up between the two.
 
-In a life of the run that was taken up from a checkpoint, no group before that is known, though older checkpoints are
-kept. A learner that comes back at one of these cannot be told what to train again: the run is taken up once more.
+A life of the run that was taken up from a checkpoint knows no group before that, though older checkpoints are kept.
+Where a learner comes back at one of these, the run is taken up once more.
 
 Memory: 12 bytes per trained token. There is a checkpoint every `checkpoint_every` steps, and each is written before the
 next is begun, so at most `(keep_checkpoints + 1) * checkpoint_every` steps are kept.
@@ -33,7 +33,7 @@ class CommittedSteps(Struct, eq=False):
     groups: dict[int, list[TrainGroup]] = {}
     """By step, from `oldest_kept` to `num_steps`."""
     num_sent: int = 0
-    """Steps whose groups the present learner has been sent, replayed or not."""
+    """Steps whose groups the present learner has been sent, for the first time or again."""
     oldest_kept: int = 0
     durable: int = 0
     position: int = 0
@@ -62,8 +62,7 @@ class CommittedSteps(Struct, eq=False):
 
     def saved(self, policy_version: int, oldest_kept: int) -> None:
         """A checkpoint covers the steps before this version, and each one that is kept those before `oldest_kept`.
-        After a stop that may be more than were taken here. A learner cannot save what it has not taken, whatever it
-        says."""
+        After a stop that may be more than were taken here; these do not count."""
         self.oldest_kept = max(self.oldest_kept, min(oldest_kept, self.position))
         for step in [step for step in self.groups if step < self.oldest_kept]:
             del self.groups[step]

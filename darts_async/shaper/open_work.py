@@ -1,7 +1,7 @@
-"""Samples on processes: who decodes and who scores what, and how each sample ends, exactly once.
+"""Samples on processes: which process decodes or scores each, and how each ends, exactly once.
 
-The half of the shaper's state that knows generators and reward processes; what to open, keep and ship is decided in
-`training` and `evaluation`. Pure like them: what is to be sent and recorded goes to an `Outbox`.
+This half of the shaper's state knows generators and reward processes; `training` and `evaluation` decide what to open,
+keep and ship. Pure like them: what is to be sent and recorded goes to an `Outbox`.
 """
 
 from collections import deque
@@ -190,8 +190,8 @@ class OpenWork:
             sample.generator = None
 
     def lose(self, peer: str, *, is_gone: bool) -> list[tuple[Sample, FinishReason]]:
-        """Take back what a process had: decoding continues elsewhere, scoring starts again. Returns the samples that
-        had come to their end, of which a generator could not say so any more: nothing is left to decode of them."""
+        """Take back what a process had: decoding continues elsewhere, scoring starts again. Returns the samples of
+        which nothing is left to decode, which their generator could not report."""
         complete: list[tuple[Sample, FinishReason]] = []
         for sample_id in sorted(self.generators.leave(peer, is_gone=is_gone), reverse=True):
             sample = self.sample(sample_id)
@@ -213,7 +213,7 @@ class OpenWork:
         return complete
 
     def _reason_to_stop(self, sample: Sample) -> FinishReason | None:
-        """Why nothing follows the tokens of a sample, if nothing does: what its engine would have said of the last."""
+        """The finish reason of a sample whose response is complete; None if it is not."""
         if not sample.chunks:
             return None
         if int(sample.chunks[-1][1][-1]) in self.stop_token_ids:
@@ -234,7 +234,7 @@ class OpenWork:
         return sample if sample is not None and sample.generator == peer else None
 
     def all_owned(self, peer: str, sample_ids: Iterable[int]) -> list[Sample | None]:
-        """The same of many: each message of tokens names some hundred."""
+        """`owned` of many: each message of tokens names some hundred."""
         find = self._samples.get
         found = [find(sample_id) for sample_id in sample_ids]
         return [sample if sample is not None and sample.generator == peer else None for sample in found]
@@ -254,7 +254,7 @@ class OpenWork:
             generators=self.generators,
             rewards=self.rewards,
             next_group_id=self.next_group_id,
-            # What has been cancelled since it came into a queue is passed over there: here it is left out.
+            # Samples that have been cancelled are skipped in a queue, and left out here.
             waiting=[sample.sample_id for sample in self._waiting if sample.stage is Stage.WAITING],
             unscored=[sample.sample_id for sample in self._unscored if sample.stage is Stage.FINISHED],
         )
@@ -269,11 +269,11 @@ class OpenWork:
         return OpenWorkState(groups, self.totals, next_group_id=self.next_group_id)
 
     def take_peers_of(self, other: "OpenWork") -> None:
-        """The processes that are up there are up here, with nothing to do."""
+        """The same processes are up, with nothing to do."""
         self.generators, self.rewards = other.generators, other.rewards
         for sample_ids in [*(seat.sample_ids for seat in self.generators.seats.values()), *self.rewards.items.values()]:
             sample_ids.clear()
-        self.next_group_id = max(self.next_group_id, other.next_group_id)  # answers about those there may come yet
+        self.next_group_id = max(self.next_group_id, other.next_group_id)  # answers of its time may come
 
     def restore(self, state: OpenWorkState) -> None:
         """Continue where `to_state` was taken."""
@@ -285,7 +285,7 @@ class OpenWork:
         self._unscored.extend(self._samples[sample_id] for sample_id in state.unscored)
 
     def validate(self) -> None:
-        """Places are held by whom they say; every token received is in a live sample or has an outcome."""
+        """Samples and seats agree; every token received is in a live sample or has an outcome."""
         samples = self.samples()
         assert samples == [sample for group in self.groups.values() for sample in group.samples]
         for name, seat in self.generators.seats.items():

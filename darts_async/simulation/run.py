@@ -88,9 +88,9 @@ class Simulation:
         self._num_events = 0
         self._idle_until_step_s: list[float] = []
         self._touched: dict[str, SimulatedEngine] = {}
-        """Engines that something happened to in this instant."""
+        """Engines that have got something in this instant."""
 
-    # --- the course of the run -------------------------------------------------------------------------------
+    # --- the run ---------------------------------------------------------------------------------------------
 
     def run(self, after_instant: Callable[[], None] | None = None) -> None:
         """Run from the greetings to the last step. `after_instant` is called whenever no message is left."""
@@ -252,7 +252,7 @@ class _Reward:
 
 
 class _Ticker:
-    """Ticks the shaper, and notices when ticks are all that happens: whatever a tick could end has a wake-up."""
+    """Ticks the shaper, and fails when only ticks happen: every wait of a process has a wake-up."""
 
     def __init__(self, simulation: Simulation, interval_s: float) -> None:
         self._simulation = simulation

@@ -1,5 +1,5 @@
-"""What earlier visits to a prompt mean for the next: how many samples it is launched with, and which of its tail is
-aborted. Composes `history`, `redundancy` and `hazard` for `state`; pure like them."""
+"""What earlier visits to a prompt mean for the next: how many samples it is launched with, and which of its tail are
+aborted. Composes `history`, `redundancy` and `hazard`; pure like them."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -8,9 +8,9 @@ from msgspec import Struct
 
 from darts_async.config import RunConfig
 from darts_async.shaper.estimates.decode_elasticity import DecodePace
-from darts_async.shaper.estimates.hazard import GroupProgress, HazardRule, hazard_prunes, saturation_mode, tail_of
+from darts_async.shaper.estimates.hazard import GroupProgress, HazardRule, hazard_prunes, tail_of
 from darts_async.shaper.estimates.history import History, Tercile
-from darts_async.shaper.estimates.redundancy import Allocator, Utility, mean_redundancy, reward_aware_value
+from darts_async.shaper.estimates.redundancy import Allocator, mean_redundancy, reward_aware_value
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.rules.custom import UserRule
 from darts_async.shaper.rules.length_rules import DualEnd
@@ -68,8 +68,9 @@ class Planner:
         return self.history.pass_rate(prompt_id) if self._shaping.baseline == "history" else None
 
     def rule(self, group: Group) -> SelectionRule:
-        """The selection rule of a group: shortest-only where its redundancy is saturated and that prunes."""
-        if self._pruning == "saturation" and saturation_mode(len(group.samples), self._shaping.keep):
+        """The selection rule of a group. Where saturation prunes and its redundancy is saturated, at 2M, only the M
+        shortest are kept, and the rest are aborted."""
+        if self._pruning == "saturation" and len(group.samples) >= 2 * self._shaping.keep:
             return self._saturated_rule
         return self._rule
 
@@ -169,7 +170,7 @@ class Planner:
         if self._shaping.redundancy.total == "fixed":
             return self._shaping.launch
         spread = self.history.typical_length.relative_spread
-        return mean_redundancy(spread, self._shaping.keep, utility=Utility(elasticity=self._elasticity))
+        return mean_redundancy(spread, self._shaping.keep, elasticity=self._elasticity)
 
 
 def _lengths(group: Group, cut_at: Mapping[int, int] = MappingProxyType({})) -> tuple[list[int], list[int]]:

@@ -12,7 +12,6 @@ An asynchronous system opens groups one at a time, so prompts are drawn ahead an
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from msgspec import Struct
@@ -24,19 +23,15 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Utility:
-    """What redundancy brings and costs; the defaults make it pay from a relative spread of 1/5 on."""
-
-    kappa: float = 2 / 3
-    """How fast the benefit saturates."""
-    price: float = 2 / 15
-    """Benefit that one per cent of time must bring, in per cent."""
-    elasticity: float = 1.0
-    """d ln(time) / d ln(samples) where the generators work: 1 if they are always full, see `decode_elasticity`."""
+_KAPPA = 2 / 3
+"""How fast the benefit saturates."""
+_PRICE = 2 / 15
+"""Benefit that one per cent of time must bring, in per cent: redundancy pays from a relative spread of 1/5 on."""
+_MOST = 14 / 8
+"""Largest mean redundancy, as a multiple of M."""
 
 
-def mean_redundancy(relative_spread: float, keep: int, *, utility: Utility = Utility(), most: float = 14 / 8) -> float:
+def mean_redundancy(relative_spread: float, keep: int, *, elasticity: float = 1.0) -> float:
     """Samples to launch per prompt on average; exactly `keep` where the spread is too small to pay.
 
     With x = (m - M) / M the benefit and the time of a mean redundancy m are
@@ -48,23 +43,21 @@ def mean_redundancy(relative_spread: float, keep: int, *, utility: Utility = Uti
     l_max + N m lbar / b0. E - price * T is concave in m and its derivative vanishes at kappa s exp(-kappa x) =
     price * phi * lbar:
 
-        m = M (1 + ln(kappa / (price * phi) * s / lbar) / kappa), clipped to [M, most * M],
+        m = M (1 + ln(kappa / (price * phi) * s / lbar) / kappa), clipped to [M, 14/8 M],
 
-    which is M (1 + 1.5 ln(5 s / lbar)) with the default utility. ln <= 0 says that already the first redundant sample
-    costs more than it brings.
+    which is M (1 + 1.5 ln(5 s / lbar)) at phi = 1. Where ln <= 0, the first redundant sample costs more than it brings.
 
     Args:
         relative_spread: s / lbar, running mean within prompts.
         keep: M.
-        utility: benefit, price and elasticity.
-        most: upper bound, as a multiple of M.
+        elasticity: phi, d ln(time) / d ln(samples) where the generators work; 1 if they are always full, see
+            `decode_elasticity`.
     """
-    cost = utility.price * utility.elasticity
-    benefit = utility.kappa * _checked(relative_spread)
+    cost, benefit = _PRICE * elasticity, _KAPPA * _checked(relative_spread)
     if benefit <= cost:
         return float(keep)
-    extra = math.log(benefit / cost) / utility.kappa if cost else math.inf
-    return keep * min(1 + extra, most)
+    extra = math.log(benefit / cost) / _KAPPA if cost else math.inf
+    return keep * min(1 + extra, _MOST)
 
 
 def split_uniform(num_prompts: int, budget: int, low: int, high: int) -> IntArray:
@@ -106,9 +99,9 @@ def reward_aware_value(relative_spread: float, reward_variance: float) -> float:
     """Spread times expected reward variance E[p (1 - p)], to be used in place of the spread.
 
     A group's expected squared advantage is p (1 - p): that is what it teaches, and time saved on a group that teaches
-    nothing buys nothing but the room it leaves for others. The expectation is over what is not known about p, so a
-    prompt that failed all of its few samples still counts, and one never seen counts as the average prompt. R >= M
-    holds for every prompt, so no prompt is starved: only the redundant samples move.
+    nothing only makes room for others. The expectation is over the unknown p, so a prompt that failed all of its few
+    samples still counts, and one never seen counts as the average prompt. R >= M holds for every prompt, so no prompt
+    is starved: only the redundant samples move.
     """
     return relative_spread * reward_variance
 
@@ -116,8 +109,8 @@ def reward_aware_value(relative_spread: float, reward_variance: float) -> float:
 class Allocator(Struct):
     """R for the prompts of one batch after the other; encoded as it is.
 
-    Each batch spends exactly its budget, B = mean * N rounded; what was rounded off is carried to the next batch, so
-    that the running mean is the target. Deterministic: R depends on the arguments so far and the seed alone.
+    Each batch spends exactly its budget, B = mean * N rounded, and the rest is carried to the next batch, so that the
+    running mean is the target. Deterministic: R depends on the arguments so far and the seed alone.
     """
 
     keep: int
@@ -136,12 +129,9 @@ class Allocator(Struct):
             raise ValueError(f"bounds [{self.keep}, {self.most}] cannot be met")
 
     def allocate(self, values: Sequence[float], mean: float) -> list[int]:
-        """Samples to launch for each prompt of the next batch, in [M, 2M].
-
-        Args:
-            values: their relative length spreads, or what is to be used in place of them.
-            mean: target of the running mean, clipped to the bounds. At the lower bound nothing is owed afterwards.
-        """
+        """Samples to launch for each prompt of the next batch, in [M, 2M], by relative length spreads or values in
+        place of them. `mean`: target of the running mean, clipped to the bounds; at the lower one nothing is owed
+        afterwards."""
         num = len(values)
         self.num_batches += 1
         if mean <= self.keep:

@@ -32,7 +32,7 @@ READY_WITHIN_S = 0.02
 
 
 class _NoTime:
-    """The engine's clock: how long a step takes is the business of the shell."""
+    """The engine's clock. The process waits for each step itself."""
 
     def now(self) -> float:
         return 0.0
@@ -91,7 +91,7 @@ class GeneratorProcess(Process):
         self._do(self._member.handle(message))
 
     def validate(self) -> None:
-        """Of the decisions too; samples that run are known."""
+        """The invariants of the decisions too; samples that run are known."""
         super().validate()
         self._state.validate()
         self._member.validate()

@@ -111,3 +111,11 @@ def test_a_spared_sample_counts_for_the_tail_in_the_pass_rate() -> None:
         number += 1
     assert number == 3
     assert total.tolist() == pytest.approx([2 + 3, 8])
+
+
+def test_only_the_shortest_are_waited_for_where_redundancy_is_saturated() -> None:
+    shaping = {"rule": "random", "keep": 4, "launch": 8, "shortest": 3, "longest": 1, "pruning": {"mode": "saturation"}}
+    planner, saturated = Planner(world_config(shaping=shaping)), group_of(0)
+    smaller = Group(1, PROMPT, "train", saturated.samples[:7], num_finished=5)
+    assert planner.rule(saturated).to_cancel(saturated) == saturated.samples[5:]
+    assert planner.rule(smaller).to_cancel(smaller) == []

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from darts_async.config.shaping import Split
 from darts_async.shaper.estimates.redundancy import (
     Allocator,
-    Utility,
     mean_redundancy,
     reward_aware_value,
     split_paper,
@@ -79,13 +78,12 @@ def test_a_spread_that_is_none_is_refused(spread: float) -> None:
 
 @given(st.floats(0, 3), st.floats(0.05, 1))
 def test_mean_redundancy_maximises_benefit_less_price_of_time(spread: float, elasticity: float) -> None:
-    utility = Utility(elasticity=elasticity)
 
     def gain(m: float) -> float:
         x = (m - M) / M
-        return spread * (1 - math.exp(-utility.kappa * x)) - utility.price * (1 + elasticity * x)
+        return spread * (1 - math.exp(-2 / 3 * x)) - 2 / 15 * (1 + elasticity * x)
 
-    found = mean_redundancy(spread, M, utility=utility)
+    found = mean_redundancy(spread, M, elasticity=elasticity)
     assert M <= found <= 14
     assert gain(found) >= max(gain(m) for m in np.linspace(M, 14, 200).tolist()) - 1e-9
 
@@ -98,9 +96,8 @@ def test_default_mean_redundancy_is_the_papers() -> None:
 
 
 def test_redundancy_is_free_on_idle_hardware_and_dear_on_full() -> None:
-    idle, busy = Utility(elasticity=0.1), Utility(elasticity=0.9)
-    assert mean_redundancy(0.25, M, utility=idle) > mean_redundancy(0.25, M, utility=busy)
-    assert mean_redundancy(0.01, M, utility=Utility(elasticity=0)) == 14
+    assert mean_redundancy(0.25, M, elasticity=0.1) > mean_redundancy(0.25, M, elasticity=0.9)
+    assert mean_redundancy(0.01, M, elasticity=0) == 14
 
 
 # --- batch after batch -------------------------------------------------------------------------------------------

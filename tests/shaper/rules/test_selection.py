@@ -14,7 +14,7 @@ from darts_async.learner.advantage import Decoded, group_advantages, leave_one_o
 from darts_async.protocol import FinishReason
 from darts_async.shaper.group import Group, Sample, Stage, train_group
 from darts_async.shaper.rules.length_rules import DualEnd, Order, Quadrants
-from darts_async.shaper.rules.selection import KeepAll, RandomKeep, SelectionRule, Survivor, selection_rule
+from darts_async.shaper.rules.selection import RandomKeep, SelectionRule, Survivor, selection_rule
 from darts_async.shaper.rules.signal_guard import split_by_reward
 from tests.learner.world import gradients, make_group, make_trainer
 from tests.shaper.world import prompts
@@ -517,7 +517,7 @@ def test_a_shipped_group_carries_the_pass_rate_that_it_was_opened_with() -> None
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        ("none", KeepAll()),
+        ("none", dual_end(8, 0)),
         ("random", RandomKeep(8)),
         ("shortest", dual_end(8, 0, early_stop=True)),
         ("longest", dual_end(0, 8)),
