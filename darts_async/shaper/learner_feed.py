@@ -1,8 +1,8 @@
 """What the learner is sent, and in which order.
 
-A complete group waits until the staleness window lets it into the next step, the most urgent first; then it is
-*shipped*, and stays so until the learner has committed its step. A committed group is kept aside until a checkpoint
-holds it (see `committed_steps`): a learner that comes back from an older one takes those steps again.
+A complete group waits until the staleness window lets it into the next step, the most urgent first. Then it is
+*shipped* until the learner has committed its step, and kept until every checkpoint has that (see `committed_steps`): a
+learner that comes back from an older one takes those steps again.
 """
 
 from collections.abc import Collection
@@ -60,7 +60,7 @@ class LearnerFeed:
     def ship(self) -> bool:
         """Send complete groups, the most urgent first, while the window allows. Returns whether any was sent."""
         num_shipped = self._window.num_shipped
-        # If the most urgent one may not be shipped nor may any other, which would leave this one waiting as well.
+        # If the most urgent one may not be shipped, no other may: this one would still wait.
         while self.learner_up and self._most_urgent and self._window.may_ship(self._most_urgent[0][1]):
             group = self._complete.pop(heappop(self._most_urgent)[1])
             group.step = self._window.ship(group.group_id)
@@ -71,8 +71,8 @@ class LearnerFeed:
         return self._window.num_shipped > num_shipped
 
     def commit(self, message: GroupsCommitted) -> list[Group]:
-        """The learner has committed a step. Returns its groups if it is a new one; none if it was committed before, or
-        if its groups were given up at the end of a stop."""
+        """The learner has committed a step. Returns its groups; none if it was committed before, or if its groups were
+        given up at the end of a stop."""
         step, group_ids = message.step, message.group_ids.tolist()
         if step < self.committed.position:
             return []
@@ -118,12 +118,12 @@ class LearnerFeed:
 
     @property
     def num_steps(self) -> int:
-        """Steps that were committed, whether or not the present learner takes some of them again."""
+        """Steps that were committed, those that the present learner takes again included."""
         return self.committed.num_steps
 
     @property
     def num_filled_steps(self) -> int:
-        """Steps for which every group was shipped: no learner can have taken more, nor made a later version."""
+        """Steps whose groups were all shipped: no learner can have taken more, nor made a later version."""
         return self._window.next_step
 
     def groups_of(self, step: int) -> list[int]:
@@ -133,7 +133,7 @@ class LearnerFeed:
         return [group_id for group_id, group in self._shipped.items() if group.step == step]
 
     def unheard(self, policy_version: int) -> list[GroupsCommitted]:
-        """The steps that a learner at this version has taken, and whose commit was lost with the learner before it.
+        """The steps that a learner at this version has taken, but whose commit was lost with an earlier learner.
 
         Raises:
             DataError: it cannot have got there from here.
@@ -162,8 +162,8 @@ class LearnerFeed:
         return ids
 
     def learner_ready(self, policy_version: int, newest_version: int) -> None:
-        """A learner at this version is up: send it what is shipped, and before that what it has to take again. What it
-        already has it drops by group id. `newest_version`: that any generator has."""
+        """A learner at this version is up: send it the groups that it has to take again, and then the shipped ones. It
+        drops duplicates by group id. `newest_version`: that any generator has."""
         self.learner_up = self.has_begun = True
         if self.committed.rewind(policy_version):
             self._outbox.record(LearnerRewound(policy_version))
@@ -204,7 +204,7 @@ class LearnerFeed:
         self.learner_up, self.has_begun = state.learner_up, state.has_begun
 
     def validate(self) -> None:
-        """Every group is complete or shipped, as many samples are selected as should be, and none is too old."""
+        """Every group is complete or shipped, has the right number of samples, and is not too old."""
         self.committed.validate()
         urgencies = sorted(map(self._window.urgency, self._complete))
         assert sorted(self._most_urgent) == urgencies, (self._most_urgent, urgencies)
@@ -217,9 +217,8 @@ class LearnerFeed:
             assert group.step - group.oldest_kept_version <= self._config.staleness.max_staleness, group.group_id
 
     def _validate_kept(self, group: Group) -> None:
-        """As many as there should be; fewer only where a sample was lost."""
+        """There are `keep` of them; fewer only where a sample was lost."""
         shaping, num_kept = self._config.shaping, len(group.kept)
         assert shaping.smallest_group <= num_kept <= shaping.keep, group.group_id
-        is_short = num_kept < shaping.keep
-        assert not is_short or group.num_unscorable, group.group_id
+        assert num_kept == shaping.keep or group.num_unscorable, group.group_id
         assert all(sample.reward is not None for sample, _ in group.kept), group.group_id

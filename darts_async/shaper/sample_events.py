@@ -1,8 +1,7 @@
 """What generators and reward processes say of samples: tokens, ends and rewards.
 
-Each report moves one sample on and lets its group decide: a training group by its rule, a held-out one when all of its
-samples are scored. What a process says late, of a sample that it no longer has, changes nothing but the count of lost
-tokens.
+Each report changes one sample and lets its group decide: a training group by its rule, a held-out one when all of its
+samples are scored. A late report, of a sample that the process no longer has, changes only the count of lost tokens.
 """
 
 from darts_async.protocol import (
@@ -28,7 +27,7 @@ OfSamples = TokensDecoded | SampleFinished | SampleCancelled | SampleRejected | 
 
 
 class SampleEvents:
-    """Carries reports over to samples and their groups; it has no state of its own."""
+    """Applies reports to samples and their groups; it has no state of its own."""
 
     def __init__(
         self, work: OpenWork, planner: Planner, training: Training, evaluation: Evaluation, outbox: Outbox
@@ -40,7 +39,7 @@ class SampleEvents:
         self._outbox = outbox
 
     def handle(self, peer: str, incarnation: int, message: OfSamples, now_s: float) -> bool:
-        """A message of a peer that is up. Returns whether something may follow from it for other groups."""
+        """A message of a peer that is up. Returns whether other groups may be affected."""
         match message:
             case TokensDecoded():
                 self._tokens_decoded(peer, incarnation, message, now_s)
@@ -58,10 +57,10 @@ class SampleEvents:
         return True
 
     def lose(self, peer: str, *, is_gone: bool) -> None:
-        """A process is gone or silent: what it had continues elsewhere. A sample of which nothing is left to decode is
-        finished, which its generator could not say any more."""
+        """A process is gone or silent: its samples continue elsewhere. Those of which nothing is left to decode have
+        finished, which their generator could not report."""
         for sample, reason in self._work.lose(peer, is_gone=is_gone):
-            if sample.stage is Stage.WAITING:  # what was decided about one may have cancelled the next
+            if sample.stage is Stage.WAITING:  # the end of one may have cancelled the next
                 self._finish(sample, reason)
 
     # --- from generators -------------------------------------------------------------------------------------
@@ -89,7 +88,7 @@ class SampleEvents:
             return
         assert message.num_tokens == sample.num_tokens, (message, sample.num_tokens)
         self._work.release(sample)
-        if sample.stage is Stage.CANCELLING:  # the cancel came too late, the decision stays
+        if sample.stage is Stage.CANCELLING:  # the cancel came too late, the decision holds
             self._end_as_decided(sample)
         else:
             self._finish(sample, message.finish_reason)
@@ -124,7 +123,7 @@ class SampleEvents:
     # --- from reward processes -------------------------------------------------------------------------------
 
     def _scored(self, peer: str, message: SampleScored) -> bool:
-        """False if nothing follows from it: the group waits for others."""
+        """Returns False if the group waits for others."""
         sample = self._awaited(peer, message.sample_id)
         if sample is None:
             return False
@@ -143,7 +142,7 @@ class SampleEvents:
             self._fail(sample, f"reward_{message.kind}")
 
     def _awaited(self, peer: str, sample_id: int) -> Sample | None:
-        """The sample that this reward process has just answered for, if the answer still matters."""
+        """The sample of a reward process's answer, if the answer still matters."""
         known = self._work.rewards.done(peer, sample_id)
         sample = self._work.sample(sample_id)
         return sample if known and sample is not None and sample.stage is Stage.FINISHED else None

@@ -1,8 +1,9 @@
-"""Where every token went: generated = trained + cancelled + filtered + stale + lost (+ evaluated), by construction
-of exactly one end per sample; and the statistics of each step.
+"""Where every token went, and the statistics of each step.
 
-Statistics of the kept samples say little about the policy: selection alone shortens them. So the pool, everything that
-was scored before the rule chose, is reported beside them. A sample that a draw has left in for others counts for these
+generated = trained + cancelled + filtered + stale + lost (+ evaluated), because each sample ends exactly once.
+
+Statistics of the kept samples say little about the policy: selection alone shortens them. So those of the pool, all
+scored samples before the selection, are reported beside them. A sample that a draw has spared counts for the cut ones
 too: on average the pool's means are those of all launched samples.
 """
 
@@ -140,13 +141,13 @@ class StepStatistics(Struct, eq=False):
         self.num_censored[name] += sum(s.finish_reason is None for s in group.samples)
 
     def dropped(self, group_id: int, tercile: int | None) -> None:
-        """A group came to nothing, complete or not."""
+        """A group was given up, complete or not."""
         self.num_dropped[_difficulty(tercile)] += 1
         if self.pools.pop(group_id, None) is not None:
             self.num_complete[_difficulty(tercile)] -= 1
 
     def reopened(self) -> None:
-        """No group is open: what was complete and not trained on has ended with a stop, and is asked again."""
+        """No group is open: complete ones that were not trained on ended with a stop."""
         self.pools.clear()
 
     def close(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
@@ -176,7 +177,7 @@ class StepStatistics(Struct, eq=False):
         self.launched_before[prompt_id] = num_launched
 
     def _redundancy(self, pools: Sequence[_Pool]) -> dict[str, float]:
-        """Samples launched per prompt, and how those of a visit go with those of the visit before."""
+        """Samples launched per prompt, and their correlation with the visit before."""
         launched = [pool.num_launched for pool in pools]
         metrics = {f"redundancy/launched_{n}": float(count) for n, count in sorted(Counter(launched).items())}
         metrics["redundancy/mean"] = _mean(launched)
@@ -186,7 +187,7 @@ class StepStatistics(Struct, eq=False):
         return metrics
 
     def _pay(self, pools: Sequence[_Pool]) -> dict[str, float]:
-        """What length is worth, and what the selection pays for it on top: see `length_pay`."""
+        """What length is worth, and what the selection pays for it: see `length_pay`."""
         step = LengthTerms().plus(pool.length for pool in pools)
         self.length = self.length.plus([step])
         values = {

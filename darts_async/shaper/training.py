@@ -1,7 +1,7 @@
 """Training groups from opening to commit: which is opened, when one is complete, and when one is given up.
 
 Groups wait in the staleness window until their rule has decided. A complete group goes to the `LearnerFeed`, which
-ships it; one that comes to nothing is dropped, and its prompt is asked again (`PromptQueue`). `Spares` are open groups
+ships it; one that is given up is dropped, and its prompt is asked again (`PromptQueue`). `Spares` are open groups
 outside the window. All of it is pure: time is an argument, and what is to be sent goes to the outbox.
 """
 
@@ -74,8 +74,8 @@ class Training:
         return self._queue.cursor
 
     def open_group(self, floor: int, now_s: float) -> bool:
-        """Open a group whose tokens will be of version `floor` or later: in the window, or as a spare. Returns whether
-        there was a place for one."""
+        """Open a group whose tokens will be of version `floor` or later, in the window or as a spare, if there is a
+        place for one. Returns whether there was."""
         num_groups = self._config.learner.steps * self._config.learner.groups_per_step
         if self._window.num_shipped + self._window.num_open < num_groups and self._window.may_admit(floor):
             group = self._open(self._queue.next(), floor, now_s)
@@ -98,7 +98,7 @@ class Training:
     # --- one group -------------------------------------------------------------------------------------------
 
     def decide(self, group: Group) -> None:
-        """A sample has finished, failed, got its reward or grown old: which to cancel, and is the group complete?"""
+        """A sample has finished, failed, got its reward or grown: cancel others, or complete the group."""
         for sample in self._planner.rule(group).to_cancel(group):
             self._work.cancel(sample, "cancelled", self._config.shaping.rule)
         for sample in self._planner.tail_to_prune(group):
@@ -129,13 +129,13 @@ class Training:
                 self._work.end(sample, "filtered", sample.end_reason or "not_selected")
 
     def _give_up(self, group: Group, *, outcome: SampleOutcome, reason: str) -> None:
-        """A group comes to nothing; its prompt is asked again, but not forever."""
+        """A group is given up; its prompt is asked again, but not forever."""
         if not self._spares.discard(group.group_id):
             self._window.drop(group.group_id)
         self._num_dropped_in_a_row += 1
         if self._num_dropped_in_a_row > MAX_DROPPED_IN_A_ROW:
             raise DataError(
-                f"{self._num_dropped_in_a_row} groups came to nothing one after another, the last because of "
+                f"{self._num_dropped_in_a_row} groups were given up one after another, the last because of "
                 f"{reason!r}: no step can be filled; " + self._why_nothing_is_trained_on()
             )
         self._queue.retry(group.prompt, len(group.samples))
@@ -149,17 +149,13 @@ class Training:
         return f"a group is trained on {smallest} samples at least (shaping.min_keep), but {rewards.describe()}"
 
     def _drop(self, group: Group, *, outcome: SampleOutcome, reason: str) -> None:
-        """End a training group that is neither in the window nor a spare any more."""
+        """End a training group that is neither in the window nor a spare."""
         self._statistics.dropped(group.group_id, self._planner.tercile(group))
         if group.weights is None:
             self._planner.observe(group)
         self._outbox.record(GroupDropped(group.group_id, reason))
-        self._end(group, outcome, reason, cancel_outcome=outcome)
-
-    def _end(self, group: Group, outcome: SampleOutcome, reason: str, *, cancel_outcome: SampleOutcome) -> None:
-        """It comes to nothing, also where it was complete."""
         group.weights = None
-        self._work.end_group(group, outcome, reason, cancel_outcome=cancel_outcome)
+        self._work.end_group(group, outcome, reason, cancel_outcome=outcome)
 
     # --- what follows from time, from any event and from a step ----------------------------------------------
 
@@ -172,7 +168,7 @@ class Training:
         if self._config.shaping.pruning.mode == "hazard":
             for running in [g for g in self._work.groups.values() if g.purpose == "train" and g.undecided]:
                 self.decide(running)
-        # No generator decodes, or the learner is busy with what it has had before: no group is to blame.
+        # Where no generator decodes, or the learner takes steps again, it does not wait for a group.
         if self._work.generators.lowest_version is None or self.feed.committed.is_behind:
             self._learner_fed_s = now_s
         patience_s = self._patience.limit_s
@@ -226,7 +222,7 @@ class Training:
     # --- the end of a process, of a run, and what comes after it -----------------------------------------------
 
     def restarted(self) -> None:
-        """The run continues, perhaps with a reward function that was repaired: groups are counted from here."""
+        """Groups are counted again from here: the reward function may have been repaired."""
         self._num_dropped_in_a_row = 0
 
     def stop(self, reason: str) -> None:
@@ -237,7 +233,8 @@ class Training:
             if group.step is None or group.step == self._window.next_step:
                 self._owe(group)
                 self.feed.withdraw(group.group_id)
-                self._end(group, "filtered", reason, cancel_outcome="cancelled")
+                group.weights = None
+                self._work.end_group(group, "filtered", reason, cancel_outcome="cancelled")
 
     def abandon(self) -> None:
         """Nothing more will be committed."""
@@ -253,8 +250,8 @@ class Training:
             self._owe(group)
 
     def _owe(self, group: Group) -> None:
-        """Have its prompt asked again, unless it was trained on, or has come to nothing before: that was seen to then.
-        Such groups may be here until their last sample is cancelled."""
+        """Have its prompt asked again, unless it was trained on or given up before: such groups are here until their
+        last sample is cancelled."""
         is_trained_on = group.step is not None and group.step < self.feed.num_steps
         if group.purpose == "train" and not is_trained_on and not group.is_given_up:
             self._queue.ask_again(group.prompt, len(group.samples))
@@ -296,7 +293,7 @@ class Training:
         self._patience.restore(state.group_times_s)
 
     def validate(self) -> None:
-        """Every group is where it says, and all that are waited for meet their deadlines."""
+        """Every group is in one place, and all that are waited for meet their deadlines."""
         self._window.validate()
         self.feed.validate()
         self._spares.validate()

@@ -1,18 +1,16 @@
 """How much a larger batch slows decoding, measured from the tokens that generators report.
 
-What one more sample costs depends on where the generators work. While a slot is free it joins the batch, and a step
-takes longer by the elasticity of the time per token, d ln PTL / d ln b, which is near 0 on idle and near 1 on saturated
-hardware. While all slots are taken it waits for one, and the time grows in proportion: 1. So, with f the share of the
-decode time in which all slots were taken,
+While a slot is free, one more sample joins the batch, and a step takes longer by the elasticity of the time per token,
+d ln PTL / d ln b, which is near 0 on idle and near 1 on saturated hardware. While all slots are taken it waits for one,
+and the time grows in proportion: 1. So, with f the share of the decode time in which all slots were taken,
 
     elasticity = f + (1 - f) d ln PTL / d ln b.
 
-PTL is taken to be affine in b, as it is for engines whose steps cost the reading of the weights and something for each
-sample; the slope is its regression on b, at the mean b. Each generator has one *tracer*, a sample that it is decoding:
-between two reports of its tokens lie as many steps as tokens came, whatever else was reported meanwhile and whenever.
-The first report of a sample measures nothing, because it may have waited for a slot. Every generator is measured by
-itself, so that slow and fast machines can be mixed; old measurements fade; and where batches hardly varied, the slope
-is held at 1, the most cautious value, by a prior of a few steps.
+PTL is taken to be affine in b: a step reads the weights, and costs something for each sample. The slope is its
+regression on b, at the mean b. Each generator has one *tracer*, a sample that it is decoding: between two reports of it
+lie as many steps as it got tokens. The first report of a sample measures nothing, because it may have waited for a
+slot. Every generator is measured by itself, so that slow and fast machines can be mixed; old measurements fade; and
+where batches hardly varied, a prior of a few steps holds the slope at 1, the most cautious value.
 """
 
 import math

@@ -3,20 +3,20 @@
 Lengths are lognormal within a prompt and their parameters vary between prompts: ln l = mu_i + sigma_i u,
 mu_i ~ N(m0, t0^2), ln sigma_i ~ N(r0, tau^2). Two things keep the estimates honest:
 
-* Aborted samples are right-censored, not ignored (see `lognormal`). Otherwise a prompt of which the shortest half was
-  kept looks half as variable on its next visit, gets little redundancy, then looks variable again: the budget
-  oscillates.
+* Aborted samples are right-censored, not ignored (see `lognormal`). Otherwise a prompt whose shortest half was kept
+looks
+  half as variable on its next visit, gets little redundancy, then looks variable again: the budget oscillates.
 * Few samples are shrunk to the population (empirical Bayes): a spread from n samples by n / (n + 1 / (2 tau^2)), which
   is .71 at n = 8 and tau = .39. A prompt never seen is the population.
 
-Before each visit what earlier visits said is multiplied by `memory`, because the policy has changed since. Censored
+Before each visit the weight of earlier ones is multiplied by `memory`, because the policy has changed since. Censored
 samples enter that memory as their expected sufficient statistics under the estimate of their visit.
 
 Pass rates are Beta(a, b) over prompts; a prompt's is the posterior mean given its scored samples. Samples without a
-reward are missing, never failures. Rewards are clipped to [0, 1] and may be fractions. A sample that a draw has left in
-for others counts for those too (survivors, and the sample that hazard pruning spares): over visits the ratio of both
-sums is that of all launched samples, long ones included. Where long samples are cut without a draw (`early_stop`,
-saturation), the pass rate is that of the short ones, and nothing that was scored could tell the other.
+reward are missing, never failures. Rewards are clipped to [0, 1] and may be fractions. A sample that a draw has spared
+(survivors, hazard pruning) counts for the cut ones too: over visits the ratio of both sums is that of all launched
+samples, long ones included. Where long samples are cut without a draw (`early_stop`, saturation), the pass rate is that
+of the short ones: no scored sample represents the others.
 
 The population (m0, t0, r0, tau, a, b) starts from a weak prior and follows the visits with exponential forgetting: each
 visit contributes its posterior mean to a running mean, and its posterior variance besides the squared deviation to a
