@@ -117,7 +117,7 @@ class Training:
             return
         group.weights = {sample.sample_id: weight for sample, weight in kept}
         self._completed_now.append(group)
-        self._statistics.completed(group, self._planner.tercile(group), self._planner.counts(group))
+        self._statistics.completed(group, self._planner.tercile(group))
         self._planner.observe(group)
         if group.group_id not in self._spares:
             self._window.set_floor(group.group_id, group.kept_floor(self.feed.num_steps))
@@ -150,7 +150,7 @@ class Training:
 
     def _drop(self, group: Group, *, outcome: SampleOutcome, reason: str) -> None:
         """End a training group that is neither in the window nor a spare."""
-        self._statistics.dropped(group.group_id, self._planner.tercile(group))
+        self._statistics.dropped(group, self._planner.tercile(group))
         if group.weights is None:
             self._planner.observe(group)
         self._outbox.record(GroupDropped(group.group_id, reason))
@@ -204,7 +204,7 @@ class Training:
         """The learner has taken a step, for the first time or again."""
         before, step = self.feed.committed.position, message.step
         groups = self.feed.commit(message)
-        metrics = self._statistics.close(step, groups) if groups else {}
+        metrics = self._statistics.close(step, groups, list(map(self._planner.counts, groups))) if groups else {}
         for group in groups:
             for sample, _ in group.kept:
                 self._work.totals.trained(sample, step)
@@ -259,7 +259,6 @@ class Training:
     def reopen(self) -> None:
         """After a stop: no group is open, and the next step is empty."""
         self._window.reopen(self.feed.num_steps)
-        self._statistics.reopened()
 
     # --- codec, invariants -----------------------------------------------------------------------------------
 

@@ -115,18 +115,18 @@ class Planner:
         """A visit is over: remember lengths, those that were cut short as such, and rewards."""
         scored = [s for s in group.samples if s.reward is not None]
         rewards = [s.reward for s in scored if s.reward is not None]
-        counts = [self.stands_for(group, s) for s in scored]
+        counts = [self.represented_by(group, s) for s in scored]
         self.history.observe(group.prompt.prompt_id, *_lengths(group), rewards, counts)
 
     def counts(self, group: Group) -> dict[int, float] | None:
         """By the id of each scored sample how many launched ones it represents. None where samples were cut for being
         long, without a draw: no scored one represents them."""
-        rule = self.rule(group)
-        if isinstance(rule, DualEnd) and rule.early_stop and len(group.at(Stage.SCORED)) < len(group.samples):
+        rule, scored = self.rule(group), [sample for sample in group.samples if sample.reward is not None]
+        if isinstance(rule, DualEnd) and rule.early_stop and len(scored) < len(group.samples):
             return None
-        return {sample.sample_id: self.stands_for(group, sample) for sample in group.at(Stage.SCORED)}
+        return {sample.sample_id: self.represented_by(group, sample) for sample in scored}
 
-    def stands_for(self, group: Group, sample: Sample) -> float:
+    def represented_by(self, group: Group, sample: Sample) -> float:
         """Launched samples that a scored one represents, itself included: its inverse inclusion probability."""
         if sample.sample_id == group.spared:
             return self._hazard.weight_of_spared(len(group.samples))

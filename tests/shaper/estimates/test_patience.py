@@ -72,7 +72,7 @@ def simulated(staleness: dict[str, Any], longest: int = 280) -> SimulationResult
 
 
 def test_long_groups_are_not_cut_but_one_that_takes_many_times_as_long_as_any_is() -> None:
-    with pytest.raises(DataError, match="groups came to nothing"):  # of groups that all take longer than that
+    with pytest.raises(DataError, match="groups were given up"):  # of groups that all take longer than that
         simulated({"cut_after_s": LEAST_S})
     result = simulated({"cut_after_s": None})
     assert "stale" not in result.samples_by_outcome

@@ -65,8 +65,8 @@ def played(shaping: dict[str, object], survivors: tuple[int, ...] | None) -> dic
                 sample.stage, sample.reward = Stage.ENDED, None
     group.weights = {sample.sample_id: weight for sample, weight in planner.rule(group).select(group)}
     statistics = StepStatistics()
-    statistics.completed(group, None, planner.counts(group))
-    return statistics.close(0, [group])
+    statistics.completed(group, None)
+    return statistics.close(0, [group], [planner.counts(group)])
 
 
 def test_weighted_survivors_pay_nothing_and_unweighted_ones_do() -> None:

@@ -160,10 +160,10 @@ def test_what_a_rule_pays_for_length_is_what_the_dry_run_says(
     statistics, planner = StepStatistics(), Planner(config)
     for group in fresh_pools(launch):
         group.weights = {sample.sample_id: weight for sample, weight in played(planner.rule(group), group)}
-        statistics.completed(group, None, planner.counts(group))
+        statistics.completed(group, None)
         for sample in group.samples:
             sample.oldest_version = 0
-        metrics = statistics.close(0, [group])
+        metrics = statistics.close(0, [group], [planner.counts(group)])
     assert metrics["run/pays_for_length"] == pytest.approx(expected, abs=0.015)
 
 
