@@ -82,13 +82,11 @@ class Boundary:
             case VersionPublished() | VersionSaved():
                 return _version_made(state, message)
 
-    # --- generators ------------------------------------------------------------------------------------------
-
     def _generator_ready(self, state: ShaperState, peer: str, message: GeneratorReady) -> str | None:
         newest, asked = state.greeting(peer), self._config.generator.num_slots
         if not 1 <= message.greeting <= newest:
             return f"it answers greeting {message.greeting}, and the newest one is {newest}"
-        if message.greeting == newest and state.work.generators.seat(peer) is not None:
+        if message.greeting == newest and state.work.generators.seats.get(peer) is not None:
             return f"it answers greeting {newest} twice"
         if not 1 <= message.num_slots <= asked:
             return f"it has {message.num_slots} slots, and generator.num_slots is {asked}"
@@ -102,7 +100,7 @@ class Boundary:
         longest = self._config.sampling.max_new_tokens
         if (most := max(counts, default=0)) > longest:
             return f"{most} tokens of one sample, and max_new_tokens is {longest}"
-        if (seat := work.generators.seat(peer)) is None or state.is_ending:
+        if (seat := work.generators.seats.get(peer)) is None or state.is_ending:
             return _unknown(state, sample_ids)
         if version < seat.policy_version:
             return f"tokens of version {version} after it had applied version {seat.policy_version}"
@@ -116,8 +114,6 @@ class Boundary:
             if sample.newest_version is not None and version < sample.newest_version:
                 return f"tokens of version {version} after some of version {sample.newest_version} in one sample"
         return None
-
-    # --- the learner -----------------------------------------------------------------------------------------
 
     def _learner_ready(self, state: ShaperState, message: LearnerReady) -> str | None:
         version = message.policy_version
@@ -154,7 +150,7 @@ def _version(state: ShaperState, version: int) -> str | None:
 
 
 def _weights_applied(state: ShaperState, peer: str, message: WeightsApplied) -> str | None:
-    seat = state.work.generators.seat(peer)
+    seat = state.work.generators.seats.get(peer)
     if seat is not None and message.policy_version < seat.policy_version:
         return f"it went back from version {seat.policy_version} to {message.policy_version}"
     if not 0 <= message.stall_s < math.inf:
@@ -176,7 +172,7 @@ def _end_of_sample(
     sample = state.work.owned(peer, message.sample_id)
     if sample is not None:
         return _end_of_owned(sample, message)
-    if state.work.generators.seat(peer) is None or state.is_ending:
+    if state.work.generators.seats.get(peer) is None or state.is_ending:
         return _unknown(state, [message.sample_id])
     return f"the end of sample {message.sample_id}, which it does not hold"
 

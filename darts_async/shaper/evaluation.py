@@ -118,7 +118,6 @@ class Evaluation:
         )
 
     def to_state(self) -> EvaluationState:
-        """For `restore`."""
         return EvaluationState(
             policy_version=self._policy_version,
             unopened=list(self._unopened),

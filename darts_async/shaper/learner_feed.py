@@ -180,7 +180,6 @@ class LearnerFeed:
     # --- codec, invariants -----------------------------------------------------------------------------------
 
     def to_state(self) -> LearnerFeedState:
-        """For `restore`."""
         return LearnerFeedState(
             committed=self.committed,
             complete=list(self._complete),

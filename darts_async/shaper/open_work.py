@@ -244,7 +244,6 @@ class OpenWork:
         return self.groups[group_id_of(sample.sample_id)]
 
     def to_state(self) -> OpenWorkState:
-        """For `restore`."""
         assert self._outbox.is_empty, "between two events nothing is left to be sent"
         for sample in self._samples.values():
             sample.merge_chunks()
@@ -276,7 +275,6 @@ class OpenWork:
         self.next_group_id = max(self.next_group_id, other.next_group_id)  # answers of its time may come
 
     def restore(self, state: OpenWorkState) -> None:
-        """Continue where `to_state` was taken."""
         self.groups.update((group.group_id, group) for group in state.groups)
         self._samples = {sample.sample_id: sample for group in self.groups.values() for sample in group.samples}
         self.totals, self.generators, self.rewards = state.totals, state.generators, state.rewards

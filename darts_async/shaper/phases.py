@@ -153,9 +153,7 @@ class RunPhases:
         self._outbox.to_launcher(message)
 
     def to_state(self) -> PhasesState:
-        """For `restore`."""
         return PhasesState(phase=self.phase, stop_reason=self._stop_reason, told_by_s=self._told_by_s)
 
     def restore(self, state: PhasesState) -> None:
-        """Continue where `to_state` was taken."""
         self.phase, self._stop_reason, self._told_by_s = state.phase, state.stop_reason, state.told_by_s

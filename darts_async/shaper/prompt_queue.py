@@ -83,7 +83,6 @@ class PromptQueue:
         self._retries[prompt_id] = MAX_RETRIES_PER_PROMPT
 
     def to_state(self) -> QueueState:
-        """For `restore`."""
         return QueueState(
             source_cursor=self._source.cursor,
             drawn=list(self._drawn),
@@ -92,7 +91,6 @@ class PromptQueue:
         )
 
     def restore(self, state: QueueState) -> None:
-        """Continue where `to_state` was taken."""
         self._source.seek(state.source_cursor)
         self._drawn.extend(state.drawn)
         self._again.extend(state.again)

@@ -103,10 +103,6 @@ class GeneratorRoster(Struct, dict=True, eq=False):
         if name in self.seats:
             self.seats[name].sample_ids.discard(sample_id)
 
-    def seat(self, name: str) -> GeneratorSeat | None:
-        """A generator that is up."""
-        return self.seats.get(name)
-
     def _route(self) -> None:
         """Renew what follows from seats and versions."""
         oldest = max(self.published_version, 0)

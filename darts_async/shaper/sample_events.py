@@ -44,12 +44,8 @@ class SampleEvents:
             case TokensDecoded():
                 self._tokens_decoded(peer, incarnation, message, now_s)
                 return False  # tokens alone open and close nothing
-            case SampleFinished():
-                self._finished(peer, message)
-            case SampleCancelled():
-                self._cancelled(peer, message)
-            case SampleRejected():
-                self._rejected(peer, message)
+            case SampleFinished() | SampleCancelled() | SampleRejected():
+                self._ended(peer, message)
             case SampleScored():
                 return self._scored(peer, message)
             case ScoreFailed():
@@ -62,8 +58,6 @@ class SampleEvents:
         for sample, reason in self._work.lose(peer, is_gone=is_gone):
             if sample.stage is Stage.WAITING:  # the end of one may have cancelled the next
                 self._finish(sample, reason)
-
-    # --- from generators -------------------------------------------------------------------------------------
 
     def _tokens_decoded(self, peer: str, incarnation: int, message: TokensDecoded, now_s: float) -> None:
         totals = self._work.totals
@@ -78,40 +72,26 @@ class SampleEvents:
                 totals.tokens_by_outcome["lost"] += count
                 self._outbox.send(peer, Cancel(sample_id))
             begin = end
-        seat, pace = self._work.generators.seat(peer), self._planner.pace
+        seat, pace = self._work.generators.seats.get(peer), self._planner.pace
         if pace is not None and seat is not None:
             pace.reported(peer, sample_ids, counts, held=seat.sample_ids, num_slots=seat.num_slots, now_s=now_s)
 
-    def _finished(self, peer: str, message: SampleFinished) -> None:
+    def _ended(self, peer: str, message: SampleFinished | SampleCancelled | SampleRejected) -> None:
+        """A generator no longer has a sample. A cancel may come too late: then the decision holds all the same."""
         sample = self._work.owned(peer, message.sample_id)
         if sample is None:
             return
-        assert message.num_tokens == sample.num_tokens, (message, sample.num_tokens)
-        self._work.release(sample)
-        if sample.stage is Stage.CANCELLING:  # the cancel came too late, the decision holds
-            self._end_as_decided(sample)
-        else:
-            self._finish(sample, message.finish_reason)
-
-    def _cancelled(self, peer: str, message: SampleCancelled) -> None:
-        sample = self._work.owned(peer, message.sample_id)
-        if sample is not None and sample.stage is Stage.CANCELLING:
-            assert message.num_tokens == sample.num_tokens, (message, sample.num_tokens)
-            self._end_as_decided(sample)
-
-    def _rejected(self, peer: str, message: SampleRejected) -> None:
-        sample = self._work.owned(peer, message.sample_id)
-        if sample is None:
-            return
-        self._work.release(sample)
+        assert isinstance(message, SampleRejected) or message.num_tokens == sample.num_tokens, (message, sample)
         if sample.stage is Stage.CANCELLING:
-            self._end_as_decided(sample)
-        else:
-            self._training.rejected(self._work.group_of(sample))
-            self._fail(sample, "rejected_by_engine")
-
-    def _end_as_decided(self, sample: Sample) -> None:
-        self._work.end(sample, sample.end_outcome, sample.end_reason)
+            self._work.end(sample, sample.end_outcome, sample.end_reason)
+            return
+        self._work.release(sample)
+        match message:
+            case SampleFinished(finish_reason=reason):
+                self._finish(sample, reason)
+            case SampleRejected():
+                self._training.rejected(self._work.group_of(sample))
+                self._fail(sample, "rejected_by_engine")
 
     def _finish(self, sample: Sample, reason: FinishReason) -> None:
         """A sample has come to the end of its response, and is to be scored."""
@@ -119,8 +99,6 @@ class SampleEvents:
         group.finish(sample, reason)
         self._work.score(sample)
         self._decide(group)
-
-    # --- from reward processes -------------------------------------------------------------------------------
 
     def _scored(self, peer: str, message: SampleScored) -> bool:
         """Returns False if the group waits for others."""

@@ -2,7 +2,8 @@
 
 No clock, socket, log, task or random source inside; time and seeds are arguments. The same object runs in the
 process, in simulation and under Hypothesis. Each method makes one decision completely and returns what is to be done;
-`validate` states the invariants, which hold between any two calls.
+`validate` states the invariants, which hold between any two calls. A part continues by `restore` where `to_state` was
+taken.
 
     training         which group is opened, complete, or given up          `Spares`, `PromptQueue`, `StalenessWindow`
     learner_feed     what the learner is sent, and in which order          `CommittedSteps`

@@ -263,7 +263,6 @@ class Training:
     # --- codec, invariants -----------------------------------------------------------------------------------
 
     def to_state(self) -> TrainingState:
-        """For `restore`."""
         return TrainingState(
             window=self._window.to_state(),
             feed=self.feed.to_state(),

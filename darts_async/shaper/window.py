@@ -112,11 +112,9 @@ class StalenessWindow:
         self.num_shipped = num_steps * self._groups_per_step
 
     def to_state(self) -> WindowState:
-        """For `restore`."""
         return WindowState(num_shipped=self.num_shipped, floors=self._floors)
 
     def restore(self, state: WindowState) -> None:
-        """Continue where `to_state` was taken."""
         self.num_shipped = state.num_shipped
         for group_id, floor in state.floors.items():
             self._open(group_id, floor)

@@ -90,8 +90,6 @@ class SimulatedEngine:
         self._offered: int | None = None
         self._applying: int | None = None  # stalls for it until the boundary
 
-    # --- from outside ----------------------------------------------------------------------------------------
-
     def command(self, command: ShaperToGenerator, length: int = 0) -> None:
         """Take a command; `length` is what a sample will have in the end."""
         self._commands.append((command, length))
@@ -140,16 +138,15 @@ class SimulatedEngine:
             return
         if self._applying is not None:
             return  # the wake-up that ends the stall is planned
-        num_started = self._fill() if self._offered is None else 0
-        self._boundary_s = self._clock.now_s + num_started * self._model.prefill_s
+        if self._offered is None:
+            self._fill()
+        self._boundary_s = self._clock.now_s
         self._step_s = self._model.step_s(len(self._running)) if self._running else 0.0
         self.meter.switch("decode" if self._running else "idle", self._clock.now_s)
         if self._running:
             self._sleep(self._steps_to_next_end())
         else:
             self._steps_ahead, self._stamp = 0, self._stamp + 1  # a wake-up may be under way
-
-    # --- time ------------------------------------------------------------------------------------------------
 
     @property
     def _is_at_boundary(self) -> bool:
@@ -178,8 +175,6 @@ class SimulatedEngine:
         if self._flush_at_s is not None:
             steps = min(steps, max(ceil((self._flush_at_s - self._boundary_s) / self._step_s), 1))
         return steps
-
-    # --- what happens at a boundary --------------------------------------------------------------------------
 
     def _end_finished(self) -> None:
         finished: list[_Running] = []
@@ -215,14 +210,10 @@ class SimulatedEngine:
         self._boundary_s, self._step_s = self._clock.now_s + self._model.update_stall_s, 0.0
         self._sleep(0)
 
-    def _fill(self) -> int:
-        """Start the samples that fit, in the order of arrival; returns how many."""
-        num_started = 0
+    def _fill(self) -> None:
+        """Start the samples that fit, in the order of arrival."""
         while self._queue and len(self._running) < self.num_slots:
-            sample_id = next(iter(self._queue))
-            self._start(*self._queue.pop(sample_id))
-            num_started += 1
-        return num_started
+            self._start(*self._queue.pop(next(iter(self._queue))))
 
     def _start(self, generate: Generate, length: int) -> None:
         assert not len(generate.prefix_tokens), generate.sample_id

@@ -11,8 +11,6 @@ class EngineModel:
     """A decode step with one sample in the batch, minus the cost of that sample."""
     batch_for_double_latency: float = 64.0
     """A decode step of b samples takes token_latency_s * (1 + b / this)."""
-    prefill_s: float = 0.0
-    """Pause of the whole batch for each sample that starts."""
     update_stall_s: float = 0.0
     """Pause for new weights, at a step boundary."""
     drain_before_update: bool = False

@@ -90,8 +90,6 @@ class Simulation:
         self._touched: dict[str, SimulatedEngine] = {}
         """Engines that have got something in this instant."""
 
-    # --- the run ---------------------------------------------------------------------------------------------
-
     def run(self, after_instant: Callable[[], None] | None = None) -> None:
         """Run from the greetings to the last step. `after_instant` is called whenever no message is left."""
         for peers in (self._engines, (REWARD.first, LEARNER.first)):  # so the first samples find every generator up
@@ -142,8 +140,6 @@ class Simulation:
         for name, engine in self._engines.items():
             engine.offer(version)
             self._touched[name] = engine
-
-    # --- what the shaper wants -------------------------------------------------------------------------------
 
     def _absorb(self, outputs: list[Output]) -> None:
         for output in outputs:
@@ -201,8 +197,6 @@ class Simulation:
         for engine in self._engines.values():
             spent_s.update(engine.meter.closed(self.clock.now_s))
         return spent_s
-
-    # --- the end ---------------------------------------------------------------------------------------------
 
     def result(self) -> SimulationResult:
         """After `run`."""

@@ -110,12 +110,6 @@ def test_a_full_engine_makes_samples_wait_for_a_slot() -> None:
     assert result.group_s == pytest.approx((60.0,))
 
 
-def test_prefill_pauses_the_batch_once_for_each_sample_that_starts() -> None:
-    once = {"steps": 1, "groups_per_step": 1}
-    result = alone(FixedWorkload(10), Models(EngineModel(1.0, 1e9, prefill_s=0.5)), learner=once)
-    assert result.makespan_s == pytest.approx(10 + 4 * 0.5)
-
-
 def test_samples_at_the_cap_are_cut_there() -> None:
     once = {"steps": 1, "groups_per_step": 1}
     result = alone(FixedWorkload(1000), Models(), learner=once, sampling={"max_new_tokens": 200})

@@ -102,8 +102,7 @@ class History(Struct, dict=True):
     terciles: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.memory <= 1:
-            raise ValueError(f"history memory is {self.memory}; it must be in [0, 1]")
+        assert 0 <= self.memory <= 1, self.memory
         self.population = self._population_now()
 
     @property

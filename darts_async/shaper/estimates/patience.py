@@ -39,9 +39,7 @@ class Patience:
         self._times_s.append(min(time_s, LONGEST_CUT_S))
 
     def to_state(self) -> list[float]:
-        """For `restore`."""
         return list(self._times_s)
 
     def restore(self, state: Iterable[float]) -> None:
-        """Continue where `to_state` was taken."""
         self._times_s.extend(state)

@@ -53,7 +53,7 @@ def mean_redundancy(relative_spread: float, keep: int, *, elasticity: float = 1.
         elasticity: phi, d ln(time) / d ln(samples) where the generators work; 1 if they are always full, see
             `decode_elasticity`.
     """
-    cost, benefit = _PRICE * elasticity, _KAPPA * _checked(relative_spread)
+    cost, benefit = _PRICE * elasticity, _KAPPA * relative_spread
     if benefit <= cost:
         return float(keep)
     extra = math.log(benefit / cost) / _KAPPA if cost else math.inf
@@ -62,7 +62,7 @@ def mean_redundancy(relative_spread: float, keep: int, *, elasticity: float = 1.
 
 def split_uniform(num_prompts: int, budget: int, low: int, high: int) -> IntArray:
     """The same for all, up to one sample; the ones left over are spread evenly. [num_prompts]"""
-    _check_budget(num_prompts, budget, low, high)
+    assert num_prompts * low <= budget <= num_prompts * high, (budget, num_prompts, low, high)
     shares = np.arange(num_prompts + 1, dtype=np.int64) * budget // max(num_prompts, 1)
     return np.diff(shares)
 
@@ -80,8 +80,9 @@ def split_paper(spreads: Sequence[float] | FloatArray, budget: int, low: int, hi
     Returns:
         [num_prompts], each in [low, high].
     """
-    values = [_checked(value) for value in spreads]
-    _check_budget(len(values), budget, low, high)
+    values = [float(value) for value in spreads]
+    assert all(0 <= value < math.inf for value in values), values
+    assert low * len(values) <= budget <= high * len(values), (budget, len(values), low, high)
     split = [low] * len(values)
     heap = [(-value / (low * (low + 1)), low, i) for i, value in enumerate(values)]
     heapq.heapify(heap)
@@ -124,10 +125,6 @@ class Allocator(Struct):
     num_batches: int = 0
     carry: float = 0.0
 
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= self.most:
-            raise ValueError(f"bounds [{self.keep}, {self.most}] cannot be met")
-
     def allocate(self, values: Sequence[float], mean: float) -> list[int]:
         """Samples to launch for each prompt of the next batch, in [M, 2M], by relative length spreads or values in
         place of them. `mean`: target of the running mean, clipped to the bounds; at the lower one nothing is owed
@@ -154,17 +151,3 @@ class Allocator(Struct):
         if self.split == "shuffled":
             return np.random.default_rng((self.seed, self.num_batches)).permutation(greedy)
         return greedy
-
-
-def _checked(value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"a length spread is {value}; it must be finite and not negative")
-    return float(value)
-
-
-def _check_budget(num_prompts: int, budget: int, low: int, high: int) -> None:
-    if not num_prompts * low <= budget <= num_prompts * high:
-        raise ValueError(
-            f"a budget of {budget} samples for {num_prompts} prompts is outside [{num_prompts * low}, "
-            f"{num_prompts * high}], {low} to {high} for each"
-        )

@@ -97,8 +97,6 @@ class GeneratorProcess(Process):
         self._member.validate()
         assert self.engine.num_unfinished <= self._state.num_live
 
-    # --- decoding --------------------------------------------------------------------------------------------
-
     def _decode(self) -> Script:
         yield self.world.rng.uniform(0.0, LOADS_WITHIN_S)
         self._state.loaded(num_slots=self.engine.num_slots, max_context_tokens=self.engine.max_context_tokens)
@@ -136,8 +134,6 @@ class GeneratorProcess(Process):
             self.reach("generator.before_flush")
         for message in out:
             self.send(GENERATORS_LINK.name, cast(str, self._state.shaper), message)
-
-    # --- weights ---------------------------------------------------------------------------------------------
 
     def _swap(self) -> None:
         self.reach("generator.before_swap")

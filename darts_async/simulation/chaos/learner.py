@@ -94,8 +94,6 @@ class LearnerProcess(Process):
         self._state.validate()
         self._coordinator.validate()
 
-    # --- training --------------------------------------------------------------------------------------------
-
     def _train(self) -> Script:
         yield self.world.rng.uniform(0.0, LOADS_WITHIN_S)
         self._load()
@@ -188,8 +186,6 @@ class LearnerProcess(Process):
     @property
     def _first_model_is_kept(self) -> bool:
         return len(self._disk.checkpoints) + len(self._disk.damaged) < self._config.keep_checkpoints
-
-    # --- weights: as `weights.sending.publish` does ----------------------------------------------------------
 
     def _feed(self, event: weights.CoordinatorEvent) -> None:
         self._execute(self._coordinator.handle(event, self.world.now_s))

@@ -47,20 +47,16 @@ class SimLink:
         }
 
     def send(self, peer: str, message: Message) -> None:
-        """As `Link.send`."""
         self.sessions[peer].push(cast(Payload, (message,)))
         self.flush(self.sessions[peer])
 
     def forget(self, peer: str) -> None:
-        """As `Link.forget`."""
         self.sessions[peer].forget()
 
     def end(self, peer: str, incarnation: int, *, forget: bool) -> None:
-        """As `Link.end`."""
         self._take(peer, self.sessions[peer].end(incarnation, forget=forget), ())
 
     def num_unacknowledged(self, peer: str) -> int:
-        """As `Link.num_unacknowledged`."""
         return len(self.sessions[peer].outbox)
 
     def receive(self, frame: Frame) -> None:
@@ -90,7 +86,6 @@ class SimLink:
             world.transmit(Frame(self.name, session.name, session.peer, envelope, payload))
 
     def acknowledge(self, peer: str, incarnation: int, seq: int) -> None:
-        """As `Link.acknowledge`."""
         self.sessions[peer].acknowledge(incarnation, seq)
         self.flush(self.sessions[peer])
 
@@ -134,8 +129,6 @@ class Process:
                 self.links[link] = SimLink(self, link, [hub], is_hub=False)
         self.world.living[self.name] = self
         self._tick()
-
-    # --- for subclasses --------------------------------------------------------------------------------------
 
     def handle(self, event: Event) -> None:
         """One event."""
@@ -191,8 +184,6 @@ class Process:
             self.world.after(wanted, lambda: self.guarded(lambda: self._continue(script)))
             return
 
-    # --- what is done to it ----------------------------------------------------------------------------------
-
     def arrive(self, frame: Frame) -> None:
         """A frame, which waits while the process is frozen."""
         if self.is_dead:
@@ -219,8 +210,6 @@ class Process:
         self.is_dead = True
         del self.world.living[self.name]
         self.died()
-
-    # --- inside ----------------------------------------------------------------------------------------------
 
     def _is_refused(self, event: Event) -> bool:
         return isinstance(event, Received) and event.incarnation <= self._refused.get((event.link, event.peer), -1)

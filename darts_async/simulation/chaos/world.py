@@ -80,8 +80,6 @@ class World:
         self.now_s, _, call = heapq.heappop(self._heap)
         call()
 
-    # --- the network -----------------------------------------------------------------------------------------
-
     def cut(self, one: str, other: str, for_s: float) -> None:
         """Nothing passes between two processes for a while."""
         self.counts["links cut"] += 1

@@ -168,7 +168,7 @@ def test_a_sample_aborted_before_its_first_token_says_nothing() -> None:
 
 
 def test_memory_outside_its_range_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"memory is 1\.5"):
+    with pytest.raises(AssertionError, match=r"1\.5"):
         History(memory=1.5)
 
 
