@@ -93,7 +93,7 @@ def test_nothing_pickles() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
-    ["shaper.process", "reward.process", "learner.state", "generator.state", "simulation.chaos"],
+    ["shaper.process", "reward.process", "learner.state", "generator.state", "simulation.chaos.run"],
 )
 def test_shaper_reward_and_all_decisions_need_no_torch(module: str) -> None:
     code = f"import sys, darts_async.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
