@@ -52,8 +52,7 @@ class Engine(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do. Settings are checked by the table of `config.engines`; of an engine that is not in it, only
-        `decodes_by_itself` is read."""
+        """What it can do. Settings that ask for more are refused when the engine is made."""
 
     def start(self, request: Generate) -> None:
         """Accept a sample. Ids are unique among unfinished samples."""

@@ -5,7 +5,7 @@
         still.policy_version = version    # what the next tokens are stamped with
     still.stall_s                         # how long it paused
 
-An `EngineError` in the body means that the engine must not make another step: the owner is not woken any more.
+An `EngineError` in the body means that the engine must not make another step: its owner is no longer woken.
 """
 
 import asyncio
@@ -13,18 +13,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from darts_async.config import WeightsConfig
-from darts_async.errors import ConfigError
 from darts_async.generator.events import StepEvents
 from darts_async.weights.receiving.transfer import LocalTransfer
 
 
 class Stillness:
-    """One time of standing still.
-
-    Args:
-        deliver: sends on what was decoded before, still under the old version.
-    """
+    """One pause. `deliver` sends what was decoded before it, which is still of the old version."""
 
     def __init__(self, deliver: Callable[[StepEvents], None]) -> None:
         self.deliver = deliver
@@ -38,17 +32,9 @@ Hold = Callable[[], AbstractAsyncContextManager[Stillness]]
 
 
 def local_transfer(
-    hold: Hold, interface: str, config: WeightsConfig, load: Callable[[dict[str, Any], int], Awaitable[None]]
+    hold: Hold, interface: str, load: Callable[[dict[str, Any], int], Awaitable[None]]
 ) -> LocalTransfer:
-    """The transfer of an engine in this process; `load` copies tensors into it while its owner is paused.
-
-    Raises `ConfigError` if the settings ask for what only an engine with workers can do.
-    """
-    if config.receive != "staged" or config.reprefill:
-        raise ConfigError(
-            f"weights.receive is {config.receive} and weights.reprefill is {config.reprefill}, but other than staged "
-            "without reprefill only generator.engine vllm can: leave both out, or use vllm"
-        )
+    """The transfer of an engine in this process; `load` copies tensors into it while its owner is paused."""
 
     async def apply(tensors: dict[str, Any], policy_version: int) -> float:
         async with hold() as still:

@@ -15,7 +15,7 @@ import structlog
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.config import RunConfig
 from darts_async.config.engines import Capabilities
-from darts_async.errors import EngineError, ExtensionError, WeightUpdateError
+from darts_async.errors import ConfigError, EngineError, ExtensionError, WeightUpdateError
 from darts_async.extensions import ENGINE, load
 from darts_async.generator.engine import Engine
 from darts_async.generator.engine_pause import Stillness
@@ -52,13 +52,17 @@ def make_engine(config: RunConfig) -> Engine:
 
     Raises:
         ExtensionError: it cannot be loaded, or does not say what it can do.
+        ConfigError: it cannot do what the settings ask for.
     """
-    engine: Engine = load(ENGINE, config.generator.engine)(config=config)
+    name = config.generator.engine
+    engine: Engine = load(ENGINE, name)(config=config)
     if not isinstance(getattr(engine, "capabilities", None), Capabilities):
         raise ExtensionError(
-            f"generator.engine is {config.generator.engine!r}, and what it makes, {type(engine).__name__}, has no "
+            f"generator.engine is {name!r}, and what it makes, {type(engine).__name__}, has no "
             "`capabilities`; give it `capabilities = Capabilities()` of darts_async.config.engines"
         )
+    if reason := engine.capabilities.why_not(name, config.weights, config.sampling.temperature):
+        raise ConfigError(reason)
     return engine
 
 

@@ -271,7 +271,7 @@ class SlotEngine(ABC):
         """In this process, and staged."""
         from darts_async.generator.engine_pause import local_transfer  # needs torch, which a simulation does not
 
-        return local_transfer(hold, interface, config, self.apply_weights)
+        return local_transfer(hold, interface, self.apply_weights)
 
     @property
     def _is_stepping(self) -> bool:
