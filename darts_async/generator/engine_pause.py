@@ -31,9 +31,7 @@ class Stillness:
 Hold = Callable[[], AbstractAsyncContextManager[Stillness]]
 
 
-def local_transfer(
-    hold: Hold, interface: str, load: Callable[[dict[str, Any], int], Awaitable[None]]
-) -> LocalTransfer:
+def local_transfer(hold: Hold, interface: str, load: Callable[[dict[str, Any], int], Awaitable[None]]) -> LocalTransfer:
     """The transfer of an engine in this process; `load` copies tensors into it while its owner is paused."""
 
     async def apply(tensors: dict[str, Any], policy_version: int) -> float:

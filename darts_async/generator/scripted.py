@@ -161,10 +161,7 @@ def make_engine(config: RunConfig) -> ScriptedEngine:
     settings = config.generator
     assert settings.script is not None, "the configuration requires it"
     return ScriptedEngine(
-        settings.script,
-        num_slots=settings.num_slots,
-        max_context_tokens=settings.max_context_tokens,
-        seed=config.seed,
+        settings.script, num_slots=settings.num_slots, max_context_tokens=settings.max_context_tokens, seed=config.seed
     )
 
 

@@ -3,13 +3,7 @@
 import numpy as np
 
 from darts_async.generator.events import StepEvents
-from darts_async.protocol import (
-    GeneratorToShaper,
-    SampleCancelled,
-    SampleFinished,
-    SampleRejected,
-    TokensDecoded,
-)
+from darts_async.protocol import GeneratorToShaper, SampleCancelled, SampleFinished, SampleRejected, TokensDecoded
 
 
 class Outgoing:

@@ -82,11 +82,7 @@ ROLES: Final[tuple[Role, ...]] = (
     ),
     REWARD := Role("reward", module="darts_async.reward.process"),
     GENERATOR := Role(
-        "generator",
-        module="darts_async.generator.process",
-        decodes=True,
-        num_model_copies=4,
-        reads=(READS_MODEL,),
+        "generator", module="darts_async.generator.process", decodes=True, num_model_copies=4, reads=(READS_MODEL,)
     ),
 )
 """In the order of starting: hubs first, so that members find them listening."""

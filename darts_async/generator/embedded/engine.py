@@ -178,9 +178,4 @@ def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_con
         raise
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model.path {model_path!r} cannot be loaded as a causal language model: {error}") from error
-    return EmbeddedEngine(
-        model,
-        num_slots=num_slots,
-        max_context_tokens=max_context_tokens,
-        eos_token_ids=stop_tokens,
-    )
+    return EmbeddedEngine(model, num_slots=num_slots, max_context_tokens=max_context_tokens, eos_token_ids=stop_tokens)

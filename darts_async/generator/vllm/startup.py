@@ -30,10 +30,7 @@ WORKER_EXTENSION: Final = "darts_async.generator.vllm.worker.WorkerExtension"
 WEIGHT_BACKEND: Final = "darts"
 """Both are in `worker`, which only vLLM's workers may import."""
 
-_ENVIRONMENT: Final = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+_ENVIRONMENT: Final = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 _CPU_ENVIRONMENT: Final = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker lives in the engine core
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # as many threads as this process was given, on any core
