@@ -5,11 +5,11 @@
 
 Short spans of one stage that follow closely on one another are put together as they come, with how much of the whole
 they fill: an engine that makes a thousand steps a second costs a few records a second. Records are written in one call
-per status, so who dies loses the last fraction of a second, and a torn tail at most; who is slow to end an interval
-has it written in pieces (`BusyClock.cut`). The oldest half is thrown away, so a file is bounded and the end is there.
+per status, so who dies loses the last fraction of a second, and a torn tail at most; who is slow to end an interval has
+it written in pieces (`BusyClock.cut`). The oldest half is thrown away, so a file is bounded and the end is there.
 
-Times are of `time.perf_counter`, which on Linux all processes of a machine share. A head says what that was in
-seconds since 1970, and on which machine: processes of one machine line up exactly, those of several as their clocks do.
+Times are of `time.perf_counter`, which on Linux all processes of a machine share. A head says what that was in seconds
+since 1970, and on which machine: processes of one machine line up exactly, those of several as their clocks do.
 """
 
 import os

@@ -88,8 +88,8 @@ def kept_tokens(log_p: Tensor, truncation: Truncation) -> Kept:
 
     Args: `log_p` [num_rows, vocab_size], normalised.
 
-    Example: of the probabilities (.5, .3, .15, .05) a top_p of .8 keeps two; the third needs more than .8 before it.
-    Of (.4, .2, .2, .2) it keeps three: the edge is .2, where three are tied and two are kept.
+    Example: of the probabilities (.5, .3, .15, .05) a top_p of .8 keeps two; the third needs more than .8 before it. Of
+    (.4, .2, .2, .2) it keeps three: the edge is .2, where three are tied and two are kept.
     """
     log_p = log_p.detach()
     best = _likeliest(log_p, truncation)

@@ -1,4 +1,5 @@
-"""What engines can do. Those of this package are known without an import: settings are checked by it in every process."""
+"""What engines can do. Those of this package are known without an import: settings are checked by it in every
+process."""
 
 from dataclasses import dataclass
 from typing import Final

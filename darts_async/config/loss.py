@@ -1,7 +1,7 @@
 """The loss: which surrogate, over which tokens, divided by what.
 
-`kind` fills in every setting that is not given with the value of its paper, so the resolved file shows all numbers.
-A setting that the kind does not use is null, and is refused if given. `learner/losses/` has the formulas.
+`kind` fills in every setting that is not given with the value of its paper, so the resolved file shows all numbers. A
+setting that the kind does not use is null, and is refused if given. `learner/losses/` has the formulas.
 """
 
 from typing import Annotated, Any, Literal, Self

@@ -144,7 +144,7 @@ class RunConfig(Section):
         """Most groups that are admitted and not yet in a committed step: `B * (max_staleness + 1)`.
 
         Proof: group number n (dropped groups do not count) is admitted only while `n < B * (v + max_staleness + 1)`,
-        where v is the lowest version of a routable generator. v is at most the number of committed steps, which used
-        `B * v` groups.
+        where v is the lowest version of a routable generator. v is at most the number of committed steps, which used `B
+        * v` groups.
         """
         return self.learner.groups_per_step * (self.staleness.max_staleness + 1)

@@ -24,8 +24,8 @@ _ID_LIMIT = 1 << 62
 
 
 def refusal_of_shaper(message: ShaperToGenerator, asked: Container[int]) -> str | None:
-    """Why a message of the shaper cannot be meant; None if it is to be taken. `asked`: the samples that it has
-    asked for since its last greeting, and that have not ended."""
+    """Why a message of the shaper cannot be meant; None if it is to be taken. `asked`: the samples that it has asked
+    for since its last greeting, and that have not ended."""
     match message:
         case Greet(number=number):
             return None if number >= 1 else f"greeting {number}"

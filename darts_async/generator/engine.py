@@ -1,8 +1,8 @@
 """The interface of an inference engine: start, cancel, step, take part in weight updates, close.
 
-One task owns an engine and makes every call from the event loop; an engine that computes hands the work of
-`step` to a thread of its own, so the loop stays free. Between two steps the owner may start and cancel
-samples and swap weights in; samples continue afterwards with the KV cache that they have.
+One task owns an engine and makes every call from the event loop; an engine that computes hands the work of `step` to a
+thread of its own, so the loop stays free. Between two steps the owner may start and cancel samples and swap weights in;
+samples continue afterwards with the KV cache that they have.
 
     events = await engine.step()        # decode one token for every running sample, or wait for work
     engine.start(request)               # takes a slot now or queues for one

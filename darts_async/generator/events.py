@@ -26,8 +26,8 @@ class StepEvents:
     """What one step brought: tokens in flat arrays, and the samples that ended.
 
     One token per sample, or several from an engine that decodes without waiting for its owner; those of one sample
-    stand in the order in which they were decoded. A sample that ended has its last token (the end-of-sequence token)
-    in the arrays.
+    stand in the order in which they were decoded. A sample that ended has its last token (the end-of-sequence token) in
+    the arrays.
     """
 
     sample_ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # [num_decoded]

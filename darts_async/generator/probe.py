@@ -1,5 +1,5 @@
-"""A generator's side of the probe (see `darts_async.weights.probe`): a few samples among the others, of which
-the shaper never hears. Their ids are negative."""
+"""A generator's side of the probe (see `darts_async.weights.probe`): a few samples among the others, of which the
+shaper never hears. Their ids are negative."""
 
 from dataclasses import dataclass, field
 

@@ -1,9 +1,10 @@
 """The scripted engine: responses of a known length at a modelled speed, without a model.
 
-It models absent hardware: a decode step of b samples takes `token_latency_s * (1 + b /
-batch_for_double_latency)`. Lengths come from a hierarchical lognormal distribution, `log length = log median +
-prompt_sigma * z(prompt) + sample_sigma * z(sample)` with z standard normal, or from a recorded trace. Everything a
-sample does follows from its prompt, its id and its seed, so runs repeat and responses can be continued elsewhere.
+It models absent hardware: a decode step of b samples takes `token_latency_s * (1 + b / batch_for_double_latency)`.
+Lengths come from a hierarchical lognormal distribution,
+`log length = log median + prompt_sigma * z(prompt) + sample_sigma * z(sample)` with z standard normal, or from a
+recorded trace. Everything a sample does follows from its prompt, its id and its seed, so runs repeat and responses can
+be continued elsewhere.
 """
 
 import asyncio
@@ -140,8 +141,8 @@ class ScriptedEngine(SlotEngine):
     async def _spend(self, seconds: float) -> None:
         """Sleep until a step of this length would be over.
 
-        Timers are coarser than a step (a millisecond on uvloop): what one step overslept, up to the length of the
-        next, that one sleeps less, so the rate is right on average.
+        Timers are coarser than a step (a millisecond on uvloop): what one step overslept, up to the length of the next,
+        that one sleeps less, so the rate is right on average.
         """
         now = self._clock.now()
         start = now if self._due_s is None else min(now, max(self._due_s, now - seconds))

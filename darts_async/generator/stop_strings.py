@@ -1,8 +1,8 @@
 """Stop strings: a response ends as soon as its text holds one of them, with any engine.
 
-Engines draw tokens and know no text, so this filters what an engine reports. The tokens up to and
-with the one that completes a stop string are the response; the engine is told to cancel the sample, and what it decodes
-of it until then is dropped and counted.
+Engines draw tokens and know no text, so this filters what an engine reports. The tokens up to and with the one that
+completes a stop string are the response; the engine is told to cancel the sample, and what it decodes of it until then
+is dropped and counted.
 
 A string of n bytes is completed within its last n tokens that have text, so only the last few tokens of a response are
 decoded at each step.

@@ -5,12 +5,12 @@ A prompt is a start digit and k operations; a response works them off one by one
     prompt     7 +5 *3 -9 =
     response   +5 2 *3 6 -9 7  check +5 2 *3 6 -9 7  ans 7
 
-Every operation is a bijection of the ten digits, so a slip is carried to the end unless a second one happens to
-undo it: k is the difficulty. Verification is of two kinds. `check` copies the block before it (verbosity without
-effect); `redo` computes the chain again (useful depth). The answer is the last result of the last block.
+Every operation is a bijection of the ten digits, so a slip is carried to the end unless a second one happens to undo
+it: k is the difficulty. Verification is of two kinds. `check` copies the block before it (verbosity without effect);
+`redo` computes the chain again (useful depth). The answer is the last result of the last block.
 
-Training and held-out prompts are disjoint for every seed: a checksum of the text decides to which of the two
-pools a text belongs (`is_held_out`), and the warm start of the shipped model draws from the training pool too.
+Training and held-out prompts are disjoint for every seed: a checksum of the text decides to which of the two pools a
+text belongs (`is_held_out`), and the warm start of the shipped model draws from the training pool too.
 
 Words are separated by single spaces and each is one token. This module imports neither torch nor transformers.
 """

@@ -8,7 +8,6 @@ tokens.
 from darts_async.protocol import (
     Cancel,
     FinishReason,
-    RewardFailed,
     SampleCancelled,
     SampleFinished,
     SampleRejected,
@@ -140,7 +139,7 @@ class SampleEvents:
         sample = self._awaited(peer, message.sample_id)
         if sample is not None:
             if self._work.totals.rewards.failed(message.kind, message.error):
-                self._outbox.to_launcher(RewardFailed(message.sample_id, message.kind, message.error))
+                self._outbox.to_launcher(message)
             self._fail(sample, f"reward_{message.kind}")
 
     def _awaited(self, peer: str, sample_id: int) -> Sample | None:

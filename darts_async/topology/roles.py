@@ -7,7 +7,7 @@ restarts and what the launcher believes of it are derived from these.
 from dataclasses import dataclass
 from typing import Any, Final
 
-from darts_async.protocol import EvaluationCompleted, RewardFailed, RunFinished, StepCompleted, TakeUpAgain
+from darts_async.protocol import EvaluationCompleted, RunFinished, ScoreFailed, StepCompleted, TakeUpAgain
 
 READS_MODEL, READS_PROMPTS = "model", "prompts"
 
@@ -67,7 +67,7 @@ ROLES: Final[tuple[Role, ...]] = (
         is_single=True,
         is_essential=True,
         reads=(READS_MODEL, READS_PROMPTS),
-        tells_launcher=(StepCompleted, EvaluationCompleted, RewardFailed, RunFinished, TakeUpAgain),
+        tells_launcher=(StepCompleted, EvaluationCompleted, ScoreFailed, RunFinished, TakeUpAgain),
         reports_per_step=1,
     ),
     LEARNER := Role(

@@ -8,8 +8,8 @@ sent again. Accepted messages are *unhandled* until the consumer acknowledges th
     limit = expected + window - len(unhandled)       never falls within one incarnation of the peer
     handled <= expected <= limit                     `handled` is the cumulative acknowledgement
 
-Proof that the limit never falls: accepting adds one to `expected` and one to `len(unhandled)`; handling and
-refusing take from the latter only; skipping adds to the former only.
+Proof that the limit never falls: accepting adds one to `expected` and one to `len(unhandled)`; handling and refusing
+take from the latter only; skipping adds to the former only.
 """
 
 from collections import deque

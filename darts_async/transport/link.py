@@ -8,8 +8,8 @@ No frame can harm more than its sender: frames that are malformed, of a wrong na
 in `refused`, logged and dropped. An unreadable message with a valid envelope counts as handled, because its sender
 would otherwise repeat it forever. It is lost, and the process is told (`Unreadable`), so that it does not wait for it.
 
-Closing: wait for acknowledgements until the deadline, say farewell, stop watching, close the socket (which sends
-its last frames in the background, for a bounded time).
+Closing: wait for acknowledgements until the deadline, say farewell, stop watching, close the socket (which sends its
+last frames in the background, for a bounded time).
 """
 
 import asyncio
@@ -41,8 +41,8 @@ _encode_envelope = msgspec.msgpack.Encoder().encode
 
 @dataclass
 class _Peer:
-    """A session and the connection that its frames take. Retired connections may still have frames queued; they
-    must not take over again."""
+    """A session and the connection that its frames take. Retired connections may still have frames queued; they must
+    not take over again."""
 
     session: Session
     route: bytes | None

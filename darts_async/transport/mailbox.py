@@ -69,8 +69,8 @@ class Mailbox:
         self._unacknowledged: dict[tuple[Acknowledger, str], tuple[int, int]] = {}
 
     async def receive(self, timeout_s: float) -> list[Event]:
-        """Acknowledge the events of the last call, then return all that have arrived since, waiting up to
-        `timeout_s` for the first one. Empty if there was none."""
+        """Acknowledge the events of the last call, then return all that have arrived since, waiting up to `timeout_s`
+        for the first one. Empty if there was none."""
         self.acknowledge()
         if not self._events:
             self._arrived.clear()

@@ -12,9 +12,9 @@ acknowledged its message.
 *Delivery* is in order and exactly once for each pair of incarnations. A new incarnation of a peer gets every message
 that the old one has not acknowledged. Acknowledgements come from the consumer, after handling. So a message is handled
 at least once, and more than once only if it was in flight when the receiver died. Its envelope names the first
-unacknowledged number, where a receiver without memory begins: an earlier incarnation has acknowledged all lower
-numbers (or the sender dropped them). A receiver that has stored what it handled begins after that (`heard`), and so
-handles every message exactly once.
+unacknowledged number, where a receiver without memory begins: an earlier incarnation has acknowledged all lower numbers
+(or the sender dropped them). A receiver that has stored what it handled begins after that (`heard`), and so handles
+every message exactly once.
 
 *Repair* is go-back-N: by timer, when a gap shows, and when the peer is back.
 

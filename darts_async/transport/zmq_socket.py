@@ -55,8 +55,8 @@ class Sent(Enum):
 
 
 class Wire:
-    """A socket of a link. `routes`: its frames are addressed to connections (ROUTER). `checks_user_id`: its
-    arrivals come with the name that the authenticator gave to the key of the connection."""
+    """A socket of a link. `routes`: its frames are addressed to connections (ROUTER). `checks_user_id`: its arrivals
+    come with the name that the authenticator gave to the key of the connection."""
 
     def __init__(self, socket: Socket, *, routes: bool, authenticated: bool) -> None:
         self._socket = socket

@@ -1,8 +1,8 @@
 """Decodes with any Hugging Face causal LM: a function from the next tokens of all slots to their logits.
 
-One forward call per step does prefills and decoding together: a call costs mostly operator overhead on a small
-model, and the weights are read once on a large one. A prompt's last token is not prefilled but decoded, so the
-logits that are needed are always those of the last `num_decoding` tokens.
+One forward call per step does prefills and decoding together: a call costs mostly operator overhead on a small model,
+and the weights are read once on a large one. A prompt's last token is not prefilled but decoded, so the logits that are
+needed are always those of the last `num_decoding` tokens.
 
 A model is tried once when it is wrapped: samples that are prefilled and decoded side by side over several steps must
 get the logits that the model's own forward gives each alone. Kinds of models that the attention interface does not

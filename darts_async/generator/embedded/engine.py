@@ -1,12 +1,12 @@
 """The embedded engine: continuous batching of any Hugging Face causal LM on CPUs.
 
-A step admits waiting samples into free slots, prefills their prompts in the same forward call that decodes one
-token for every running sample, and draws all tokens at once. It runs in the engine's one thread; all other calls
-come between steps from the task that owns the engine, so nothing here is locked.
+A step admits waiting samples into free slots, prefills their prompts in the same forward call that decodes one token
+for every running sample, and draws all tokens at once. It runs in the engine's one thread; all other calls come between
+steps from the task that owns the engine, so nothing here is locked.
 
-A prompt is prefilled once per group and weights: samples of the same group copy its keys and values from a slot
-that still has them. Samples with a prefix are prefilled whole. Keys and values made under older weights stay in
-use by the samples they belong to and are never given to a new one.
+A prompt is prefilled once per group and weights: samples of the same group copy its keys and values from a slot that
+still has them. Samples with a prefix are prefilled whole. Keys and values made under older weights stay in use by the
+samples they belong to and are never given to a new one.
 """
 
 import asyncio

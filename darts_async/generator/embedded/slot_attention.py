@@ -1,14 +1,14 @@
 """The KV cache in slots, and the attention function that reads and writes it.
 
-The function enters a Hugging Face model through transformers' attention interface, as the library's own paged
-attention does: the model computes queries, keys and values of all tokens of a step, packed in one row, and this
-module does the rest. No mask function is registered under its name, so the library builds no mask.
+The function enters a Hugging Face model through transformers' attention interface, as the library's own paged attention
+does: the model computes queries, keys and values of all tokens of a step, packed in one row, and this module does the
+rest. No mask function is registered under its name, so the library builds no mask.
 
 Tokens of a step, in this order: the prompts to prefill, one span after the other, then one token of each running
 sample, slot by slot. A prefill attends to itself (causally); a decoded token attends to its slot in the cache, where
-its own key has just been written. Keys are `[num_slots * num_kv_heads, max_context_tokens, head_dim]`: any front
-part of slots and positions is a view that a batched matrix product takes without copying, and the queries that share
-a key head are its rows.
+its own key has just been written. Keys are `[num_slots * num_kv_heads, max_context_tokens, head_dim]`: any front part
+of slots and positions is a view that a batched matrix product takes without copying, and the queries that share a key
+head are its rows.
 """
 
 from collections.abc import Sequence

@@ -127,11 +127,11 @@ class VllmEngine:
     async def paused(self, *, clear_cache: bool = False) -> AsyncIterator[None]:
         """Hold vLLM between two of its steps, with every token that was decoded before taken in (see `take`).
 
-        Samples continue after the pause with the KV cache that they have; with `clear_cache` these are thrown away
-        and computed again, under the weights of then. Raises `EngineError` if the engine core dies or does not answer.
+        Samples continue after the pause with the KV cache that they have; with `clear_cache` these are thrown away and
+        computed again, under the weights of then. Raises `EngineError` if the engine core dies or does not answer.
 
-        A body that raises, or is cancelled, leaves vLLM paused: its weights may be torn, or the engine may be closed
-        by now.
+        A body that raises, or is cancelled, leaves vLLM paused: its weights may be torn, or the engine may be closed by
+        now.
         """
         assert not self._is_paused, "paused already"
         await self._within(self._core.pause_scheduler_async(mode="keep", clear_cache=clear_cache), "a pause")

@@ -1,9 +1,9 @@
 """Makes the child processes of vLLM end with this process.
 
-vLLM's engine core is a child that does not notice when its parent is killed: it runs forever and keeps its GPU.
-While `binding_children` is active, every child that is forked asks the kernel first thing to be killed with its parent,
-and so do the workers that it forks in turn. (The kernel means the parent *thread*: start the engine from one that
-lives as long as the engine.)
+vLLM's engine core is a child that does not notice when its parent is killed: it runs forever and keeps its GPU. While
+`binding_children` is active, every child that is forked asks the kernel first thing to be killed with its parent, and
+so do the workers that it forks in turn. (The kernel means the parent *thread*: start the engine from one that lives as
+long as the engine.)
 
 A forked child also inherits the pipe through which Python tells the parent's event loop of signals; a signal sent to
 the child would be handled by the parent. The child lets go of it.

@@ -1,9 +1,9 @@
 """Starts vLLM: its settings, environment and memory, and checks of them.
 
-vLLM runs in a child process, the engine core; this process holds the client. The start takes a few seconds instead
-of most of a minute because the child is forked, so it imports nothing again, because on CPUs its only worker lives
-inside it, no model class is inspected in a process of its own, and nothing is compiled. Forking allows one thing less:
-nothing in this process may have used several threads of torch, nor CUDA, before.
+vLLM runs in a child process, the engine core; this process holds the client. The start takes a few seconds instead of
+most of a minute because the child is forked, so it imports nothing again, because on CPUs its only worker lives inside
+it, no model class is inspected in a process of its own, and nothing is compiled. Forking allows one thing less: nothing
+in this process may have used several threads of torch, nor CUDA, before.
 
 All of vLLM is imported here and below, never at the top of a module that others import.
 """

@@ -68,8 +68,8 @@ class LinkedWeights(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore
         self._link.open()
 
     def start_weight_update(self) -> None:
-        """Take the model apart: layers are filled as their weights come, and rebuilt as the kernels want them. On
-        CPUs there is no other way, because the weights as they were loaded are gone."""
+        """Take the model apart: layers are filled as their weights come, and rebuilt as the kernels want them. On CPUs
+        there is no other way, because the weights as they were loaded are gone."""
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:

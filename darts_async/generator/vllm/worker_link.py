@@ -1,8 +1,8 @@
 """A worker's end of the link to its generator: a rank of the broadcast group beside the model that is running.
 
-The learner's words reach a worker through its generator, over a socket in a directory that only the user can enter.
-One thread with an event loop of its own holds that conversation and a `Rank`; the worker's main thread goes on
-decoding, and comes by only to fetch what was received. Nothing of vLLM is used here.
+The learner's words reach a worker through its generator, over a socket in a directory that only the user can enter. One
+thread with an event loop of its own holds that conversation and a `Rank`; the worker's main thread goes on decoding,
+and comes by only to fetch what was received. Nothing of vLLM is used here.
 """
 
 import asyncio
