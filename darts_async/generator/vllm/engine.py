@@ -1,18 +1,17 @@
 """vLLM as an engine.
 
-vLLM decodes in a process of its own and does not wait for anybody: `step` waits for the next of its steps and brings
-everything that has arrived. Between this process and the engine core everything is in order, which is what makes three
-things exact:
+vLLM decodes in a process of its own and waits for no other: `step` waits for vLLM's next step and brings everything
+that has arrived. Messages between this process and the engine core stay in order, which makes three things exact:
 
-- A cancelled sample is acknowledged when the engine core has answered a call that was sent after the abort. Its slot
-  and its keys and values are free then, and every token that was decoded for it has been delivered.
+- A cancelled sample is acknowledged when the engine core has answered a call that was sent after the abort. Then its
+  slot and its keys and values are free, and each of its tokens has been delivered.
 - After a pause no token of an earlier step is in flight: `paused` has received them all.
-- Each step says under which weights it was made, and that they are the ones known here is asserted.
+- Each step says under which weights it was made, and these are asserted to be those known here.
 
-AsyncLLM is used for its start, its requests and its calls; its own handling of outputs, a task for every request and an
-object for every token, is left out. Do not call its `generate`: it would take outputs away from here.
+AsyncLLM starts vLLM, prepares requests and makes calls. Its handling of outputs, with a task for every request and an
+object for every token, is not used. Do not call its `generate`: it would take outputs away from here.
 
-Calls may never be answered when the engine core dies, so every wait looks out for that and has a deadline.
+A call is never answered if the engine core dies, so every wait looks out for that and has a deadline.
 """
 
 import asyncio
@@ -23,14 +22,14 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from darts_async.config import RunConfig, VllmConfig, WeightsConfig
+from darts_async.config import RunConfig, WeightsConfig
 from darts_async.config.engines import VLLM
 from darts_async.errors import DeadlineError, EngineError
 from darts_async.generator.engine_pause import Hold
 from darts_async.generator.events import StepEvents
 from darts_async.generator.vllm.requests import to_core_request
 from darts_async.generator.vllm.sample_tracker import SampleBook
-from darts_async.generator.vllm.startup import StartedVllm, start_vllm
+from darts_async.generator.vllm.startup import StartedVllm, VllmRequest, start_vllm
 from darts_async.generator.vllm.weights import worker_transfer
 from darts_async.models.location import resolve_model_path
 from darts_async.protocol import FinishReason, Generate
@@ -45,32 +44,22 @@ T = TypeVar("T")
 
 
 class VllmEngine:
-    """Takes over vLLM as it was started, and the thread that started it: the engine core dies with that thread."""
+    """Takes over vLLM, and the thread that started it, with which the engine core dies."""
 
     capabilities = VLLM
 
     def __init__(self, started: StartedVllm, thread: ThreadPoolExecutor, *, step_deadline_s: float) -> None:
         self._llm: Any = started.llm
-        self._capacity = started.capacity
+        self.num_slots, self.max_context_tokens = started.num_slots, started.max_context_tokens
         self._eos_token_ids = started.eos_token_ids
         self._thread = thread
         self._step_deadline_s = step_deadline_s
-        self._book = SampleBook(started.capacity.max_context_tokens, started.capacity.vocab_size)
+        self._book = SampleBook(started.max_context_tokens, started.vocab_size)
         self._weights = "default"  # vLLM's name for the weights in use before it is told another
         self._is_paused = False
         self._is_closed = False
         self.num_shared_tokens = 0
         """Prompt tokens whose keys and values were taken from another sample instead of computed."""
-
-    @property
-    def num_slots(self) -> int:
-        """Samples decoded at once."""
-        return self._capacity.num_slots
-
-    @property
-    def max_context_tokens(self) -> int:
-        """Prompt and response together."""
-        return self._capacity.max_context_tokens
 
     @property
     def num_unfinished(self) -> int:
@@ -117,7 +106,7 @@ class VllmEngine:
         return self.take()
 
     def take(self) -> StepEvents:
-        """What has arrived and was not brought by a step: after a pause, the last tokens of the old weights."""
+        """What no step has brought yet: after a pause, the last tokens of the old weights."""
         events = self._book.take_events()
         if not np.isfinite(events.logprobs).all():
             raise EngineError("the model's logits are not finite: its weights have diverged or were damaged")
@@ -125,13 +114,11 @@ class VllmEngine:
 
     @asynccontextmanager
     async def paused(self, *, clear_cache: bool = False) -> AsyncIterator[None]:
-        """Hold vLLM between two of its steps, with every token that was decoded before taken in (see `take`).
+        """Hold vLLM between two of its steps. All tokens of earlier steps have arrived (see `take`).
 
-        Samples continue after the pause with the KV cache that they have; with `clear_cache` these are thrown away and
-        computed again, under the weights of then. Raises `EngineError` if the engine core dies or does not answer.
-
-        A body that raises, or is cancelled, leaves vLLM paused: its weights may be torn, or the engine may be closed by
-        now.
+        Samples continue after the pause with their KV cache; with `clear_cache` it is computed again, under the weights
+        of then. Raises `EngineError` if the engine core dies or does not answer. A body that raises, or is cancelled,
+        leaves vLLM paused: its weights may be torn, or the engine may be closed.
         """
         assert not self._is_paused, "paused already"
         await self._within(self._core.pause_scheduler_async(mode="keep", clear_cache=clear_cache), "a pause")
@@ -142,10 +129,8 @@ class VllmEngine:
         self._is_paused = False
 
     async def set_policy_version(self, policy_version: int) -> None:
-        """Say that the weights in use are now these; to be called while paused.
-
-        Keys and values made before are not shared with samples that start from here on.
-        """
+        """Say, while paused, that these weights are in use now. Samples that start later share no older keys and
+        values."""
         assert self._is_paused, "weights change while paused, and at no other time"
         await self._within(self._core.set_weight_version_async(str(policy_version)), "the number of its weights")
         self._weights = str(policy_version)
@@ -155,10 +140,10 @@ class VllmEngine:
         return worker_transfer(self, hold, interface, config)
 
     async def call_workers(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
-        """Call a method of the worker extension on each worker, between two steps; what each returned.
+        """What a method of the worker extension returns on each worker, between two steps. Any task may call this.
 
-        May be called from any task. Raises `DeadlineError` if there is no answer by then, and `EngineError` if the
-        method raised or the engine core has died.
+        Raises `DeadlineError` if there is no answer by then, and `EngineError` if the method raised or the engine core
+        has died.
         """
         call = self._core.collective_rpc_async(method, None, args, None)
         try:
@@ -181,7 +166,7 @@ class VllmEngine:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
-        """Something at the end that should not take long, and is not waited for if it does."""
+        """Clean up within a deadline. What takes longer is not waited for."""
         done, _ = await asyncio.wait((asyncio.wrap_future(self._thread.submit(work)),), timeout=_CLOSE_DEADLINE_S)
         for future in done:
             future.result()
@@ -231,10 +216,8 @@ class VllmEngine:
                 self.num_shared_tokens += output.prefill_stats.num_cached_tokens
 
     async def _within(self, wait: Coroutine[Any, Any, T], what: str, deadline_s: float | None = None) -> T:
-        """Await something of vLLM's that may never come.
-
-        Without a deadline of the caller's own, which raises `TimeoutError`, the engine is given up: `EngineError`.
-        """
+        """Await something of vLLM's that may never come. Past `deadline_s`: `TimeoutError`. Without one, past that of a
+        step: `EngineError`."""
         loop = asyncio.get_running_loop()
         limit_s = self._step_deadline_s if deadline_s is None else deadline_s
         end_s = loop.time() + limit_s
@@ -261,27 +244,25 @@ class VllmEngine:
 
 def make_engine(config: RunConfig) -> VllmEngine:
     """The engine `vllm`. Raises what `start_vllm` does."""
+    settings = config.generator
     return load_vllm_engine(
-        str(resolve_model_path(config.model.path)),
-        config.generator.vllm,
-        dtype=config.model.dtype,
-        num_slots=config.generator.num_slots,
-        max_context_tokens=config.generator.max_context_tokens,
-        seed=config.seed,
+        VllmRequest(
+            str(resolve_model_path(config.model.path)),
+            settings.vllm,
+            config.model.dtype,
+            settings.num_slots,
+            settings.max_context_tokens,
+            config.seed,
+        )
     )
 
 
-def load_vllm_engine(
-    model_path: str, settings: VllmConfig, *, dtype: str, num_slots: int, max_context_tokens: int, seed: int
-) -> VllmEngine:
+def load_vllm_engine(wanted: VllmRequest) -> VllmEngine:
     """Start vLLM from a thread of its own, which the engine core dies with. Raises what `start_vllm` does."""
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
     try:
-        started = start_vllm(
-            thread, model_path, settings, dtype=dtype, num_slots=num_slots, max_context_tokens=max_context_tokens,
-            seed=seed,
-        )  # fmt: skip
+        started = start_vllm(thread, wanted)
     except BaseException:  # whatever ends the start, the thread ends too; it is raised again
         thread.shutdown(wait=False)
         raise
-    return VllmEngine(started, thread, step_deadline_s=settings.step_deadline_s)
+    return VllmEngine(started, thread, step_deadline_s=wanted.settings.step_deadline_s)
