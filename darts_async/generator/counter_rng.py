@@ -1,8 +1,8 @@
 """Counter-based random numbers: a draw only depends on a sample's seed and the token's position in the response.
 
-That is what lets a response be continued by another engine, in another batch, as if nothing had happened. The generator
-is the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)
-applied to the seed and then to seed and counter, so that neighbouring seeds share nothing.
+So another engine continues a response in another batch as if nothing had happened. The generator is the output function
+of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) applied to the seed and
+then to seed and counter, so that neighbouring seeds share nothing.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""Which sample sits in which slot, and the engine around that: what all in-process engines share. No model.
+"""Which sample is in which slot, and the part that all engines in this process share. No model.
 
     waiting (by priority, then arrival) --begin_step--> a slot --finish_step--> ended (stop | length)
             \\-------------------------- cancel ------------------------------> ended (cancelled)
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darts_async.config.engines import Capabilities
+from darts_async.generator.boundary import why_not
 from darts_async.generator.counter_rng import seed_word
-from darts_async.generator.events import SampleEnd, StepEvents
-from darts_async.generator.request_check import why_not
+from darts_async.generator.engine import SampleEnd, StepEvents
 from darts_async.protocol import FinishReason, Generate
 
 if TYPE_CHECKING:  # these need torch, which a simulation does not
@@ -48,7 +48,7 @@ SLOT: Final = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """The sample in slot `source` now lives in slot `target`; `num_tokens` cached tokens go with it."""
+    """A sample has moved from slot `source` to slot `target`, with `num_tokens` cached tokens."""
 
     source: int
     target: int
@@ -57,7 +57,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What changed in the slots at the beginning of a step: moves first, then the slots that were filled."""
+    """What changed at the beginning of a step: moves first, then the slots that were filled."""
 
     moves: tuple[Move, ...] = ()
     admitted: tuple[int, ...] = ()
@@ -103,13 +103,12 @@ class SlotTable:
 
     def start(self, request: Generate) -> None:
         """Queue a sample, or note why it can never be decoded."""
-        waiting = any(other.sample_id == request.sample_id for other in self._waiting)
-        assert not waiting, f"sample {request.sample_id} started twice"
-        assert request.sample_id not in self._slot_of, f"sample {request.sample_id} started twice"
+        known = self._slot_of.keys() | {other.sample_id for other in self._waiting}
+        assert request.sample_id not in known, f"sample {request.sample_id} started twice"
         if (reason := why_not(request, self.max_context_tokens, self._vocab_size)) is not None:
             self._rejected.append((request.sample_id, reason))
         else:
-            insort(self._waiting, request, key=_priority)
+            insort(self._waiting, request, key=lambda waiting: waiting.priority)
 
     def end(self, request: Generate, reason: FinishReason) -> None:
         """Report the end of a sample whose prefix is the whole response."""
@@ -127,11 +126,8 @@ class SlotTable:
                 return
 
     def begin_step(self, max_admitted_tokens: int | None = None) -> Placement:
-        """Fill free slots from the queue and close the holes that are left.
-
-        At least one waiting sample is admitted if a slot is free, and no more than `max_admitted_tokens` context tokens
-        otherwise.
-        """
+        """Fill free slots from the queue and close the holes that are left. With a free slot one sample is always
+        admitted, and further ones up to `max_admitted_tokens` context tokens."""
         self._holes.sort()
         admitted: list[int] = []
         num_tokens = 0
@@ -222,26 +218,14 @@ class SlotTable:
 
 
 class SlotEngine(ABC):
-    """What the engines of this process have in common: samples in slots, and weights that arrive beside the model.
-
-    Calls come between two steps, from the one task that owns the engine.
-    """
+    """An engine with samples in slots, and with weights that arrive beside the model."""
 
     capabilities: Capabilities
 
     def __init__(self, table: SlotTable) -> None:
         self._table = table
+        self.num_slots, self.max_context_tokens = table.num_slots, table.max_context_tokens
         self._is_closed = False
-
-    @property
-    def num_slots(self) -> int:
-        """Samples decoded at once."""
-        return self._table.num_slots
-
-    @property
-    def max_context_tokens(self) -> int:
-        """Prompt and response together."""
-        return self._table.max_context_tokens
 
     @property
     def num_unfinished(self) -> int:
@@ -268,20 +252,16 @@ class SlotEngine(ABC):
         """Put weights in use."""
 
     def weight_transfer(self, hold: "Hold", interface: str, config: "WeightsConfig") -> "Transfer":
-        """In this process, and staged."""
+        """Staged, in this process."""
         from darts_async.generator.engine_pause import local_transfer  # needs torch, which a simulation does not
 
         return local_transfer(hold, interface, self.apply_weights)
 
     @property
     def _is_stepping(self) -> bool:
-        """Whether a step, or a change of the weights, is under way; of one that waits for nothing it never is."""
+        """Whether a step, or a change of the weights, is under way. An engine that never waits keeps this default."""
         return False
 
     def _assert_between_steps(self) -> None:
         assert not self._is_closed, "the engine is closed"
         assert not self._is_stepping, "called during a step"
-
-
-def _priority(request: Generate) -> int:
-    return request.priority

@@ -9,8 +9,7 @@ import pytest
 from darts_async.config import ScriptConfig
 from darts_async.config.engines import BuiltIn, capabilities_of
 from darts_async.generator.embedded.engine import EmbeddedEngine
-from darts_async.generator.engine import Engine
-from darts_async.generator.events import SampleEnd
+from darts_async.generator.engine import Engine, SampleEnd
 from darts_async.generator.scripted import ScriptedEngine
 from darts_async.generator.vllm.engine import VllmEngine
 from darts_async.protocol import Generate

@@ -28,7 +28,7 @@ from darts_async.generator.counter_rng import uniforms
 from darts_async.generator.embedded.decoder import SlotDecoder, check_decoding
 from darts_async.generator.embedded.sampling import draw
 from darts_async.generator.embedded.slot_attention import Prefill
-from darts_async.generator.events import StepEvents
+from darts_async.generator.engine import StepEvents
 from darts_async.generator.slot_engine import SlotEngine, SlotTable
 from darts_async.models.length_limits import Lengths, why_too_long
 from darts_async.models.location import known_stop_token_ids, resolve_model_path

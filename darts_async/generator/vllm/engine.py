@@ -25,10 +25,10 @@ import numpy as np
 from darts_async.config import RunConfig, WeightsConfig
 from darts_async.config.engines import VLLM
 from darts_async.errors import DeadlineError, EngineError
+from darts_async.generator.engine import StepEvents
 from darts_async.generator.engine_pause import Hold
-from darts_async.generator.events import StepEvents
 from darts_async.generator.vllm.requests import to_core_request
-from darts_async.generator.vllm.sample_tracker import SampleBook
+from darts_async.generator.vllm.sample_tracker import SampleTracker
 from darts_async.generator.vllm.startup import StartedVllm, VllmRequest, start_vllm
 from darts_async.generator.vllm.weights import worker_transfer
 from darts_async.models.location import resolve_model_path
@@ -54,7 +54,7 @@ class VllmEngine:
         self._eos_token_ids = started.eos_token_ids
         self._thread = thread
         self._step_deadline_s = step_deadline_s
-        self._book = SampleBook(started.max_context_tokens, started.vocab_size)
+        self._samples = SampleTracker(started.max_context_tokens, started.vocab_size)
         self._weights = "default"  # vLLM's name for the weights in use before it is told another
         self._is_paused = False
         self._is_closed = False
@@ -64,12 +64,12 @@ class VllmEngine:
     @property
     def num_unfinished(self) -> int:
         """Samples started whose end has not been reported."""
-        return self._book.num_unfinished
+        return self._samples.num_unfinished
 
     @property
     def num_tokens_decoded(self) -> int:
         """Tokens ever decoded, those of cancelled samples included."""
-        return self._book.num_tokens_decoded
+        return self._samples.num_tokens_decoded
 
     @property
     def num_workers(self) -> int:
@@ -85,12 +85,12 @@ class VllmEngine:
     def start(self, request: Generate) -> None:
         """Accept a sample; the next step sends it. Ids are unique among unfinished samples."""
         assert not self._is_closed, "the engine is closed"
-        self._book.start(request)
+        self._samples.start(request)
 
     def cancel(self, sample_id: int) -> None:
         """Stop a sample, running or waiting. The events of the next step carry its end. Unknown ids: no-op."""
         assert not self._is_closed, "the engine is closed"
-        self._book.cancel(sample_id)
+        self._samples.cancel(sample_id)
 
     async def step(self) -> StepEvents:
         """Send what was asked for, wait for vLLM's next step, and bring what has arrived.
@@ -100,14 +100,14 @@ class VllmEngine:
         """
         await self._send()
         self._take_arrived()
-        if self._book.num_live and not self._book.has_events and not self._is_paused:
+        if self._samples.num_live and not self._samples.has_events and not self._is_paused:
             self._take(await self._within(self._core.get_output_async(), "its next step"))
             self._take_arrived()
         return self.take()
 
     def take(self) -> StepEvents:
         """What no step has brought yet: after a pause, the last tokens of the old weights."""
-        events = self._book.take_events()
+        events = self._samples.take_events()
         if not np.isfinite(events.logprobs).all():
             raise EngineError("the model's logits are not finite: its weights have diverged or were damaged")
         return events
@@ -177,18 +177,18 @@ class VllmEngine:
 
     async def _send(self) -> None:
         """New samples first, so that one that is cancelled at once is known to vLLM by then."""
-        for request in self._book.take_unsent():
+        for request in self._samples.take_unsent():
             try:
                 core_request = to_core_request(self._llm, request, self._eos_token_ids, self._weights)
             except ValueError as error:
-                self._book.reject(request.sample_id, str(error))
+                self._samples.reject(request.sample_id, str(error))
             else:
                 await self._within(self._core.add_request_async(core_request), "taking a sample")
-        if aborts := self._book.take_aborts():
+        if aborts := self._samples.take_aborts():
             await self._within(self._core.abort_requests_async([str(sample_id) for sample_id in aborts]), "an abort")
             await self._within(self._core.is_scheduler_paused_async(), "an abort")  # answered after the abort
             self._take_arrived()
-            self._book.confirm_aborted(aborts)
+            self._samples.confirm_aborted(aborts)
 
     def _take_arrived(self) -> None:
         queue = self._core.outputs_queue
@@ -204,14 +204,14 @@ class VllmEngine:
             sample_id = int(output.request_id)
             reason = None if output.finish_reason is None else str(output.finish_reason)
             if reason == "error":
-                self._book.reject(sample_id, "vLLM could not process the request; its output says why")
+                self._samples.reject(sample_id, "vLLM could not process the request; its output says why")
                 continue
             if reason == "abort":  # not by us: aborted samples are not heard of again
                 raise EngineError("vLLM's engine core is being shut down")
             assert outputs.weight_version == self._weights, f"{outputs.weight_version} is not {self._weights}"
             logprobs = [] if output.new_logprobs is None else output.new_logprobs.logprobs[:, 0].tolist()
             finish_reason = None if reason is None else _FINISH_REASONS[reason]
-            self._book.decoded(sample_id, output.new_token_ids, logprobs, finish_reason)
+            self._samples.decoded(sample_id, output.new_token_ids, logprobs, finish_reason)
             if output.prefill_stats is not None:
                 self.num_shared_tokens += output.prefill_stats.num_cached_tokens
 

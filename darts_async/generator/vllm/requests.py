@@ -1,8 +1,8 @@
 """Translates a sample into a request of vLLM.
 
-vLLM draws the tokens of a seeded request from a stream of its own, from its beginning, whatever the prompt. A sample
-that is continued after a prefix therefore gets another stream: with the old one its first token would be drawn by the
-very number that drew the first token of the prefix.
+vLLM draws the tokens of a seeded request from the beginning of a stream of its own. So a sample that is continued after
+a prefix gets another stream. With the old one its first token would be drawn by the number that drew the first token of
+the prefix.
 """
 
 from typing import Any
@@ -14,10 +14,8 @@ from darts_async.protocol import Generate
 
 
 def to_core_request(llm: Any, request: Generate, eos_token_ids: tuple[int, ...], cache_salt: str) -> Any:
-    """The `EngineCoreRequest` of a sample. Blocks of the prompt are shared with those of the same salt alone.
-
-    Raises `ValueError` if the sample is beyond a limit of vLLM's own, a temperature above 2 for one.
-    """
+    """The `EngineCoreRequest` of a sample. Only requests of the same salt share blocks of a prompt. Raises `ValueError`
+    if the sample exceeds a limit of vLLM, such as a temperature of 2."""
     from vllm.exceptions import VLLMValidationError
     from vllm.inputs import tokens_input
 
@@ -45,7 +43,7 @@ def _sampling_params(request: Generate, eos_token_ids: tuple[int, ...]) -> Any:
         max_tokens=sampling.max_new_tokens - num_prefix,
         seed=stream_seed(request.seed, num_prefix),
         logprobs=0,  # of the token that was drawn, and of no other
-        ignore_eos=True,  # the tokens that end a response are named here, as for every other engine
+        ignore_eos=True,  # `stop_token_ids` has the tokens that end a response, as for every engine
         stop_token_ids=list(eos_token_ids),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
@@ -53,6 +51,6 @@ def _sampling_params(request: Generate, eos_token_ids: tuple[int, ...]) -> Any:
 
 
 def stream_seed(seed: int, num_prefix: int) -> int:
-    """The seed of tokens after a prefix: 63 bits, which is what torch and the wire can take."""
+    """The seed of tokens after a prefix: 63 bits, as torch and the wire need."""
     word = hash_words(np.array([seed_word(seed)], np.uint64), np.array([num_prefix]))
     return int(word[0] >> np.uint64(1))

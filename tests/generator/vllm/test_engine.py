@@ -9,7 +9,7 @@ import torch
 
 from darts_async.config import VllmConfig
 from darts_async.errors import DeadlineError, EngineError
-from darts_async.generator.events import SampleEnd
+from darts_async.generator.engine import SampleEnd
 from darts_async.generator.vllm.engine import VllmEngine
 from darts_async.learner.logprobs import logits_scores
 from darts_async.truncation import Truncation
