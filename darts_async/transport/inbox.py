@@ -32,12 +32,8 @@ class Offer(Enum):
 
 
 class Inbox:
-    """The messages of one peer.
-
-    Args:
-        window: most unhandled messages.
-        heard: the peer's incarnation and its first message that an earlier incarnation of us has not handled.
-    """
+    """The messages of one peer, at most `window` of them unhandled. `heard`: the peer's incarnation, and its first
+    message that an earlier incarnation of this process has not handled."""
 
     def __init__(self, window: int, heard: tuple[int, int] = NOTHING_HEARD) -> None:
         self._window = window
