@@ -1,6 +1,6 @@
 """Structured logs and the busy time of a process.
 
-Busy time is an integral over intervals and not a number of samples, which would depend on chance.
+Busy time is an integral over intervals; a number of samples would depend on chance.
 """
 
 import contextlib
