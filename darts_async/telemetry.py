@@ -22,11 +22,9 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30}
 
 
 class LogFile:
-    """A log of bounded size that never raises.
-
-    When it reaches half of its bound, it replaces the older file (`older_path`). A line that does not fit on a full
-    disk is omitted; before the next line that fits, the number of omitted lines is written.
-    """
+    """A log of bounded size that never raises. When it reaches half of its bound, it replaces the older file
+    (`older_path`). A line that does not fit on a full disk is omitted; before the next line that fits, the number of
+    omitted lines is written."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path, self._max_bytes = path, max_bytes

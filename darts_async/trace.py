@@ -92,11 +92,8 @@ def trace_path(run_dir: Path, process: str, incarnation: int) -> Path:
 
 
 def read_records(path: Path) -> Iterator[AnyRecord]:
-    """The records of a file in order, up to a torn tail or anything that is not a record.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """The records of a file in order, up to a torn tail or anything that is not a record. Raises `OSError` if the file
+    cannot be read."""
     with path.open("rb") as file:
         try:
             for fields in msgpack.Unpacker(file, raw=False, strict_map_key=False):
@@ -107,10 +104,7 @@ def read_records(path: Path) -> Iterator[AnyRecord]:
 
 class Trace:
     """Collects what a process does, and writes it when `flush` is called. Without a path it does nothing. For one
-    thread.
-
-    If it cannot be written, because the disk is full, the trace ends and the process continues.
-    """
+    thread. If it cannot be written, because the disk is full, the trace ends and the process continues."""
 
     def __init__(
         self,

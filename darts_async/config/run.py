@@ -141,10 +141,7 @@ class RunConfig(Section):
 
     @property
     def max_open_groups(self) -> int:
-        """Most groups that are admitted and not yet in a committed step: `B * (max_staleness + 1)`.
-
-        Proof: group number n (dropped groups do not count) is admitted only while `n < B * (v + max_staleness + 1)`,
-        where v is the lowest version of a routable generator. v is at most the number of committed steps, which used `B
-        * v` groups.
-        """
+        """Most groups that are admitted and not yet in a committed step: `B * (max_staleness + 1)`. Proof: group number
+        n (dropped groups do not count) is admitted only while `n < B * (v + max_staleness + 1)`, where v is the lowest
+        version of a routable generator. v is at most the number of committed steps, which used `B * v` groups."""
         return self.learner.groups_per_step * (self.staleness.max_staleness + 1)

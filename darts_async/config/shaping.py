@@ -43,10 +43,8 @@ class PruningConfig(Section):
 
 
 class ShapingConfig(Section):
-    """Distribution-aware shaping: which of the generated samples are decoded to the end and selected for training.
-
-    A rule ignores the settings that do not name it, so that arms of an experiment differ in `rule` alone.
-    """
+    """Distribution-aware shaping: which of the generated samples are decoded to the end and selected for training. A
+    rule ignores the settings that do not name it, so that arms of an experiment differ in `rule` alone."""
 
     rule: Annotated[str, named(RULE)] = "dual_end"
     """`none`: plain GRPO; `launch` must equal `keep`. `random`: `keep` finished samples at random. `shortest`,

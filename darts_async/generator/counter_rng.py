@@ -27,10 +27,8 @@ def hash_words(seeds: NDArray[np.uint64], counters: NDArray[np.integer]) -> NDAr
 
 
 def uniforms(seeds: NDArray[np.uint64], counters: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Uniform numbers strictly between 0 and 1, one for each pair of seed and counter.
-
-    They carry 48 bits, so `u * total < total` holds for every positive float64 `total`.
-    """
+    """Uniform numbers strictly between 0 and 1, one for each pair of seed and counter. They carry 48 bits, so
+    `u * total < total` holds for every positive float64 `total`."""
     words = hash_words(seeds, counters) >> np.uint64(64 - _UNIFORM_BITS)
     return (words.astype(np.float64) + 0.5) * 2.0**-_UNIFORM_BITS
 

@@ -24,11 +24,8 @@ FIRST_MODULE = "darts_async.machine.lifetime"
 def module_command(
     module: str, *arguments: str, python: str = sys.executable, outlives_parent: bool = False
 ) -> tuple[str, ...]:
-    """The command line that runs a module of this package.
-
-    With `outlives_parent` the kernel does not end the process with its parent: for a process that cleans up after its
-    parent and notices its end by itself.
-    """
+    """The command line that runs a module of this package. With `outlives_parent` the kernel does not end the process
+    with its parent: for a process that cleans up after its parent and notices its end by itself."""
     return (python, "-P", "-m", *(() if outlives_parent else (FIRST_MODULE,)), module, *arguments)
 
 
@@ -47,10 +44,8 @@ async def spawn(
     cwd: str | None = None,
     pass_fds: Sequence[int] = (),
 ) -> Process:
-    """Start a child of this process in its own session; `env` is added to the environment. Raises `OSError`.
-
-    The kernel ends a child when the parent *thread* ends, so call this from a thread that lives as long as the process.
-    """
+    """Start a child of this process in its own session; `env` is added to the environment. Raises `OSError`. The kernel
+    ends a child when the parent *thread* ends, so call this from a thread that lives as long as the process."""
     return await asyncio.create_subprocess_exec(
         *argv,
         env={**os.environ, **(env or {}), PARENT_PID_VARIABLE: str(os.getpid())},

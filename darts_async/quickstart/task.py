@@ -74,12 +74,9 @@ def is_held_out(text: str) -> bool:
 
 
 def make_prompts(num_train: int, num_held_out: int, seed: int) -> tuple[list[ChainPrompt], list[ChainPrompt]]:
-    """Distinct training and held-out prompts, difficulties in turn.
-
-    Each list depends on the seed and its own length alone, and a shorter list is the beginning of a longer one.
-
-    Raises `DataError` when so many are asked for that the texts of the lowest difficulty would run short.
-    """
+    """Distinct training and held-out prompts, difficulties in turn. Each list depends on the seed and its own length
+    alone, and a shorter list is the beginning of a longer one. Raises `DataError` when so many are asked for that the
+    texts of the lowest difficulty would run short."""
     train = _draw_distinct(random.Random(f"train/{seed}"), num_train, from_held_out=False)
     return train, _draw_distinct(random.Random(f"held-out/{seed}"), num_held_out, from_held_out=True)
 
@@ -96,9 +93,7 @@ def draw_prompt(rng: random.Random, k: int) -> ChainPrompt:
 
 def verify(response_text: str, answer: str, finished: bool) -> float:
     """1.0 if the response ends with the right answer and was finished by the end-of-sequence token, else 0.0.
-
-    `response_text` is decoded without special tokens.
-    """
+    `response_text` is decoded without special tokens."""
     return float(finished and response_text.split()[-2:] == [ANSWER, answer])
 
 

@@ -208,7 +208,7 @@ class Link:
     def _opened(self, arrival: Arrival) -> tuple[Envelope, _Peer]:
         """The envelope of an arrival and its peer. If there is none, the owner of the key is at fault."""
         try:
-            envelope = _decode_envelope(arrival.frames[0])
+            envelope = decode_envelope(arrival.frames[0])
             return envelope, self._claimed(envelope.sender, arrival.user_id)
         except ProtocolError as error:
             owner = self._peers.get(arrival.user_id or "") if self._wire.routes else next(iter(self._peers.values()))
@@ -298,7 +298,8 @@ class Link:
         self._wire.close()
 
 
-def _decode_envelope(frame: bytes) -> Envelope:
+def decode_envelope(frame: bytes) -> Envelope:
+    """The first frame of a transmission. Only raises `ProtocolError`, for any bytes."""
     try:
         return _envelope_decoder.decode(frame)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

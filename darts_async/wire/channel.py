@@ -62,11 +62,8 @@ class Channel(Generic[Receives]):
 
 
 def read_message(file: BinaryIO, decode: "msgspec.msgpack.Decoder[Receives]") -> Receives | None:
-    """The next message of a pipe, for a process without an event loop; None at its end, also inside a message.
-
-    Raises:
-        ProtocolError: what arrived is not a message.
-    """
+    """The next message of a pipe, for a process without an event loop; None at its end, also inside a message. Raises
+    `ProtocolError` if what arrived is not a message."""
     head = file.read(HEAD_BYTES)
     payload = file.read(_length_after(head)) if len(head) == HEAD_BYTES else b""
     if len(head) < HEAD_BYTES or len(payload) < _length_after(head):

@@ -42,11 +42,9 @@ log = structlog.get_logger()
 
 
 def check_decoding(config: PreTrainedConfig, lengths: Lengths) -> None:
-    """Try out small copies of a model at the thresholds that samples or steps of these lengths exceed.
-
-    Raises `ModelError`, with the number to lower, if what is decoded there is not what the model's own attention makes
-    of it.
-    """
+    """Try out small copies of a model at the thresholds that samples or steps of these lengths exceed. Raises
+    `ModelError`, with the number to lower, if what is decoded there is not what the model's own attention makes of
+    it."""
     for thresholds in crossed(config, lengths.row):
         _try_copy(config, thresholds, short_of(thresholds), "of all samples of a step; use generator.engine: vllm")
     for thresholds in crossed(config, lengths.sample):
@@ -79,10 +77,8 @@ def _try_copy(config: PreTrainedConfig, thresholds: Sequence[Threshold], num_tok
 
 
 class SlotDecoder:
-    """A model and the cache of its slots. Takes the model over: its attention and its gradients are switched.
-
-    Raises `ModelError` if the model is of a kind that cannot be decoded this way.
-    """
+    """A model and the cache of its slots. Takes the model over: its attention and its gradients are switched. Raises
+    `ModelError` if the model is of a kind that cannot be decoded this way."""
 
     def __init__(self, model: Any, *, num_slots: int, max_context_tokens: int) -> None:
         self._model = model.eval().requires_grad_(False)
@@ -122,10 +118,8 @@ class SlotDecoder:
         self._cache.copy(source, target, num_tokens)
 
     def load_weights(self, tensors: dict[str, object]) -> None:
-        """Copy weights into the model's own tensors. Of the names of a tied parameter one is enough.
-
-        Raises `EngineError`, with nothing copied, if a parameter is missing, or a name or a shape is not the model's.
-        """
+        """Copy weights into the model's own tensors. Of the names of a tied parameter one is enough. Raises
+        `EngineError`, with nothing copied, if a parameter is missing, or a name or a shape is not the model's."""
         checked = {name: self._check_tensor(name, tensor) for name, tensor in tensors.items()}
         given = {id(self._tensors[name]) for name in checked}
         for name, tensor in self._tensors.items():

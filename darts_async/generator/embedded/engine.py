@@ -41,10 +41,8 @@ T = TypeVar("T")
 
 
 class EmbeddedEngine(SlotEngine):
-    """Continuous batching of a causal LM in this process. The model is taken over.
-
-    Raises `ModelError` if the model is of a kind that cannot be decoded this way.
-    """
+    """Continuous batching of a causal LM in this process. The model is taken over. Raises `ModelError` if the model is
+    of a kind that cannot be decoded this way."""
 
     capabilities = EMBEDDED
 
@@ -162,11 +160,9 @@ def make_engine(config: RunConfig) -> EmbeddedEngine:
 
 
 def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_context_tokens: int) -> EmbeddedEngine:
-    """Load a model from a directory or the hub, with the end-of-sequence tokens of its generation settings.
-
-    Raises `ModelError` if it cannot be loaded, does not say how a response ends, has fewer positions than
-    `max_context_tokens`, or cannot be decoded at such lengths.
-    """
+    """Load a model from a directory or the hub, with the end-of-sequence tokens of its generation settings. Raises
+    `ModelError` if it cannot be loaded, does not say how a response ends, has fewer positions than
+    `max_context_tokens`, or cannot be decoded at such lengths."""
     try:
         config = AutoConfig.from_pretrained(model_path)
         if (reason := why_too_long(config.to_dict(), max_context_tokens)) is not None:

@@ -22,10 +22,8 @@ def draw(
     top_p: NDArray[np.float32],  # [num_samples]
     top_k: NDArray[np.int64],  # [num_samples]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Tokens and their log-probabilities under the distribution they were drawn from.
-
-    Raises `EngineError` if a row has logits that are not finite.
-    """
+    """Tokens and their log-probabilities under the distribution they were drawn from. Raises `EngineError` if a row has
+    logits that are not finite."""
     logprobs = _log_distribution(logits, temperature, top_p, top_k)
     cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]

@@ -80,11 +80,8 @@ class SlotStep:
     _layouts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Write the new keys and values, then attend.
-
-        `query` is `[1, num_heads, num_tokens, head_dim]`, `key` and `value` have `num_kv_heads`. The result is
-        `[1, num_tokens, num_heads, head_dim]`.
-        """
+        """Write the new keys and values, then attend. `query` is `[1, num_heads, num_tokens, head_dim]`, `key` and
+        `value` have `num_kv_heads`. The result is `[1, num_tokens, num_heads, head_dim]`."""
         keys, values = self.cache.layer(layer, key, value)
         rows, mask = self._layout(key)
         self._write(keys, key, rows)

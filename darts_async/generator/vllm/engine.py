@@ -93,11 +93,9 @@ class VllmEngine:
         self._samples.cancel(sample_id)
 
     async def step(self) -> StepEvents:
-        """Send what was asked for, wait for vLLM's next step, and bring what has arrived.
-
-        Does not wait if there is something to report already, if there is no work, or while paused. Raises
-        `EngineError` if the engine core has died or brings nothing by the deadline.
-        """
+        """Send what was asked for, wait for vLLM's next step, and bring what has arrived. Does not wait if there is
+        something to report already, if there is no work, or while paused. Raises `EngineError` if the engine core has
+        died or brings nothing by the deadline."""
         await self._send()
         self._take_arrived()
         if self._samples.num_live and not self._samples.has_events and not self._is_paused:
@@ -114,12 +112,10 @@ class VllmEngine:
 
     @asynccontextmanager
     async def paused(self, *, clear_cache: bool = False) -> AsyncIterator[None]:
-        """Hold vLLM between two of its steps. All tokens of earlier steps have arrived (see `take`).
-
-        Samples continue after the pause with their KV cache; with `clear_cache` it is computed again, under the weights
-        of then. Raises `EngineError` if the engine core dies or does not answer. A body that raises, or is cancelled,
-        leaves vLLM paused: its weights may be torn, or the engine may be closed.
-        """
+        """Hold vLLM between two of its steps. All tokens of earlier steps have arrived (see `take`). Samples continue
+        after the pause with their KV cache; with `clear_cache` it is computed again, under the weights of then. Raises
+        `EngineError` if the engine core dies or does not answer. A body that raises, or is cancelled, leaves vLLM
+        paused: its weights may be torn, or the engine may be closed."""
         assert not self._is_paused, "paused already"
         await self._within(self._core.pause_scheduler_async(mode="keep", clear_cache=clear_cache), "a pause")
         self._is_paused = True
@@ -141,10 +137,8 @@ class VllmEngine:
 
     async def call_workers(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
         """What a method of the worker extension returns on each worker, between two steps. Any task may call this.
-
         Raises `DeadlineError` if there is no answer by then, and `EngineError` if the method raised or the engine core
-        has died.
-        """
+        has died."""
         call = self._core.collective_rpc_async(method, None, args, None)
         try:
             results: list[Any] = await self._within(call, f"{method}()", deadline_s)

@@ -66,11 +66,9 @@ class StartedVllm:
 
 
 def start_vllm(thread: ThreadPoolExecutor, wanted: VllmRequest) -> StartedVllm:
-    """Load a model into vLLM, in a thread that is to outlive the engine: the engine core dies with it.
-
-    Raises `ConfigError` if vLLM is missing, of another version, or has too little memory for one sample, `ModelError`
-    if the model cannot be read or vLLM has no code for it, and `EngineError` if the engine core ended while it loaded.
-    """
+    """Load a model into vLLM, in a thread that is to outlive the engine: the engine core dies with it. Raises
+    `ConfigError` if vLLM is missing, of another version, or has too little memory for one sample, `ModelError` if the
+    model cannot be read or vLLM has no code for it, and `EngineError` if the engine core ended while it loaded."""
     config, vocab_size, eos_token_ids = thread.submit(_prepare, wanted).result()
     llm = thread.submit(_launch, config, wanted.model_path).result()  # vLLM keeps the frames of a first call forever
     num_slots = _count_slots(config, wanted)

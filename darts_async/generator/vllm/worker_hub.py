@@ -82,11 +82,8 @@ class WorkerLinks:
         return path
 
     async def all_connected(self, deadline_s: float) -> None:
-        """Wait for the first message of every worker. Then the directory is removed, and no process can connect.
-
-        Raises:
-            DeadlineError: some have not connected.
-        """
+        """Wait for the first message of every worker. Then the directory is removed, and no process can connect. Raises
+        `DeadlineError` if some do not connect."""
         try:
             async with asyncio.timeout(deadline_s):
                 await self._complete.wait()
