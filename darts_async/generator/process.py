@@ -46,8 +46,8 @@ log = structlog.get_logger()
 
 
 def make_engine(config: RunConfig) -> Engine:
-    """The engine that the configuration names; no other is imported. Raises `ExtensionError` if it cannot be
-    loaded or does not say what it can do, and `ConfigError` if it cannot do what the settings ask for."""
+    """The engine that the configuration names; no other is imported. Raises `ExtensionError` if it cannot be loaded or
+    does not say what it can do, and `ConfigError` if it cannot do what the settings ask for."""
     name = config.generator.engine
     engine: Engine = load(ENGINE, name)(config=config)
     if not isinstance(getattr(engine, "capabilities", None), Capabilities):

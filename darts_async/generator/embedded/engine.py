@@ -1,12 +1,12 @@
 """The embedded engine: continuous batching of any Hugging Face causal LM on CPUs.
 
 A step admits waiting samples into free slots, prefills their prompts in the same forward call that decodes one token
-for every running sample, and draws all tokens at once. It runs in the engine's one thread; all other calls come between
-steps from the task that owns the engine, so nothing here is locked.
+for every running sample, and draws all tokens at once. It runs in the engine's thread. All other calls come between
+steps from the task that owns the engine, so there are no locks.
 
 A prompt is prefilled once per group and weights: samples of the same group copy its keys and values from a slot that
-still has them. Samples with a prefix are prefilled whole. Keys and values made under older weights stay in use by the
-samples they belong to and are never given to a new one.
+still has them. The complete context of a sample with a prefix is prefilled. A sample keeps its keys and values of older
+weights, and no new sample gets them.
 """
 
 import asyncio
@@ -35,14 +35,13 @@ from darts_async.models.location import known_stop_token_ids, resolve_model_path
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, group_id_of
 
 _MAX_PREFILL_TOKENS: Final = 4096
-"""Context tokens admitted in one step: bounds its memory, and how long running samples wait for their next token."""
+"""Context tokens admitted in one step: bounds its memory, and the wait of running samples for their next token."""
 
 T = TypeVar("T")
 
 
 class EmbeddedEngine(SlotEngine):
-    """Continuous batching of a causal LM in this process. The model is taken over. Raises `ModelError` if the model is
-    of a kind that cannot be decoded this way."""
+    """Continuous batching of a causal LM in this process. It takes the model over. Raises what `SlotDecoder` does."""
 
     capabilities = EMBEDDED
 
@@ -63,7 +62,7 @@ class EmbeddedEngine(SlotEngine):
         return await self._in_thread(self._step)
 
     async def apply_weights(self, tensors: dict[str, object], policy_version: int) -> None:
-        """Copy weights into the model. Raises `EngineError` naming the tensor that is missing, unknown or misshapen."""
+        """Copy weights into the model. Raises `EngineError` that names a missing, unknown or misshapen tensor."""
         self._assert_between_steps()
         try:
             await self._in_thread(lambda: self._decoder.load_weights(tensors))
@@ -113,7 +112,7 @@ class EmbeddedEngine(SlotEngine):
     def _fill(self, admitted: tuple[int, ...]) -> list[Prefill]:
         """Give each new slot the keys and values of its context: copied from a slot that has them, or prefilled."""
         prefills: list[Prefill] = []
-        filled_by: dict[int, Prefill] = {}  # slots whose keys and values this step will bring
+        filled_by: dict[int, Prefill] = {}  # slots whose keys and values this step computes
         for slot in admitted:
             request, donor = self._table.request(slot), self._donor(slot)
             context = np.concatenate((request.prompt_tokens, request.prefix_tokens))[:-1].astype(np.int64)
@@ -131,7 +130,7 @@ class EmbeddedEngine(SlotEngine):
         return prefills
 
     def _donor(self, slot: int) -> int | None:
-        """A slot with the same prompt, prefilled under the present weights, for a sample that has no prefix."""
+        """A slot with the same prompt, prefilled under these weights; None for a sample with a prefix."""
         request = self._table.request(slot)
         if len(request.prefix_tokens):
             return None
@@ -145,17 +144,16 @@ class EmbeddedEngine(SlotEngine):
 
 
 def longest(num_slots: int, max_context_tokens: int) -> Lengths:
-    """The longest sample, and the most tokens of a step: those that are prefilled, and one of each slot."""
+    """The longest sample, and the most tokens of a step: prefilled ones, and one of each slot."""
     return Lengths(max_context_tokens, max(max_context_tokens, _MAX_PREFILL_TOKENS) + num_slots)
 
 
 def make_engine(config: RunConfig) -> EmbeddedEngine:
     """The engine `embedded`. Raises what `load_embedded_engine` does."""
+    path, num_slots = str(resolve_model_path(config.model.path)), config.generator.num_slots
+    max_context_tokens = config.generator.max_context_tokens
     return load_embedded_engine(
-        str(resolve_model_path(config.model.path)),
-        dtype=config.model.dtype,
-        num_slots=config.generator.num_slots,
-        max_context_tokens=config.generator.max_context_tokens,
+        path, dtype=config.model.dtype, num_slots=num_slots, max_context_tokens=max_context_tokens
     )
 
 

@@ -1,8 +1,8 @@
 """Samples the next token of all running samples at once: temperature, top-k, top-p, inverse of the distribution.
 
-The token is the first whose cumulative probability, in vocabulary order, exceeds a uniform number made from the
-sample's seed and the token's place. Truncation masks tokens and moves none (see `truncation`), and no row looks at
-another, so what a sample draws does not depend on the company it is in.
+The token is the first whose cumulative probability, in vocabulary order, exceeds a uniform number of the sample's seed
+and the token's place. Truncation masks tokens and moves none (see `truncation`), and rows are independent. So what a
+sample draws does not depend on the other samples.
 """
 
 import numpy as np
