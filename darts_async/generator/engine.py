@@ -10,6 +10,9 @@ KV cache that they have.
     engine.weight_transfer(...)         # where weights arrive, and how they come into use between two steps
 """
 
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,7 +24,6 @@ from darts_async.protocol import FinishReason, Generate, GeneratorToShaper, Prob
 
 if TYPE_CHECKING:  # these need torch, which an engine that models another does not
     from darts_async.config import WeightsConfig
-    from darts_async.generator.engine_pause import Hold
     from darts_async.weights.receiving.transfer import Transfer
 
 Outbox = list[GeneratorToShaper | ProbeMeasured]
@@ -49,6 +51,29 @@ class StepEvents:
     ended: tuple[SampleEnd, ...] = ()
     rejected: tuple[tuple[int, str], ...] = ()
     """Samples that cannot be decoded, with the reason."""
+
+
+class Pause:
+    """A pause of the owner of an engine between two steps, in which another task puts weights in use.
+
+        async with hold() as pause:           # waits for the boundary; tokens decoded so far are on their way
+            ...                               # only you call the engine
+            pause.policy_version = version    # of the next tokens
+        pause.stall_s                         # how long it was
+
+    `deliver` sends what was decoded before it, which is still of the old version. After an `EngineError` in the body
+    the owner makes no other step.
+    """
+
+    def __init__(self, deliver: Callable[[StepEvents], None]) -> None:
+        self.deliver = deliver
+        self.reached = asyncio.Event()
+        self.over = asyncio.Event()
+        self.policy_version: int | None = None
+        self.stall_s = 0.0
+
+
+Hold = Callable[[], AbstractAsyncContextManager[Pause]]
 
 
 class Engine(Protocol):
@@ -93,7 +118,7 @@ class Engine(Protocol):
         """Decode one token for every running sample, or wait until an engine that decodes by itself has some. Returns
         at once, with nothing, if there is no work."""
 
-    def weight_transfer(self, hold: "Hold", interface: str, config: "WeightsConfig") -> "Transfer":
+    def weight_transfer(self, hold: Hold, interface: str, config: "WeightsConfig") -> "Transfer":
         """Where weights arrive. `hold` pauses the owner, `interface` is the local address for the collective's
         sockets."""
 

@@ -1,7 +1,7 @@
 """The generator process: decodes what the shaper asks for, and puts weights of the learner in use.
 
 `GeneratorState` decides; this does it. One task, `_decode`, owns the engine and makes one move after the other. It
-pauses while weights are put in use: see `engine_pause`.
+pauses while weights are put in use.
 """
 
 import asyncio
@@ -17,8 +17,7 @@ from darts_async.config import RunConfig
 from darts_async.config.engines import Capabilities
 from darts_async.errors import ConfigError, EngineError, ExtensionError, WeightUpdateError
 from darts_async.extensions import ENGINE, load
-from darts_async.generator.engine import Engine, Outbox, StepEvents
-from darts_async.generator.engine_pause import Pause
+from darts_async.generator.engine import Engine, Outbox, Pause, StepEvents
 from darts_async.generator.state import Arrange, Decode, GeneratorState, Obey, Swap, Wait
 from darts_async.generator.stop_strings import StopStrings
 from darts_async.models.location import load_tokenizer, resolve_model_path
@@ -224,7 +223,7 @@ class GeneratorActor:
 
     @asynccontextmanager
     async def _hold(self) -> AsyncIterator[Pause]:
-        """Pause `_decode` at the next boundary (see `engine_pause`)."""
+        """Pause `_decode` at the next boundary."""
         self._state.ask_to_swap()
         self._pause = pause = Pause(self._report)
         self._work.set()

@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from darts_async.config.engines import Capabilities
 from darts_async.generator.boundary import why_not
 from darts_async.generator.counter_rng import seed_word
-from darts_async.generator.engine import SampleEnd, StepEvents
+from darts_async.generator.engine import Hold, SampleEnd, StepEvents
 from darts_async.protocol import FinishReason, Generate
 
 if TYPE_CHECKING:  # these need torch, which a simulation does not
     from darts_async.config import WeightsConfig
-    from darts_async.generator.engine_pause import Hold
     from darts_async.weights.receiving.transfer import Transfer
 
 SLOT: Final = np.dtype(
@@ -251,11 +250,17 @@ class SlotEngine(ABC):
     async def apply_weights(self, tensors: dict[str, Any], policy_version: int) -> None:
         """Put weights in use."""
 
-    def weight_transfer(self, hold: "Hold", interface: str, config: "WeightsConfig") -> "Transfer":
+    def weight_transfer(self, hold: Hold, interface: str, config: "WeightsConfig") -> "Transfer":
         """Staged, in this process."""
-        from darts_async.generator.engine_pause import local_transfer  # needs torch, which a simulation does not
+        from darts_async.weights.receiving.transfer import LocalTransfer  # needs torch, which a simulation does not
 
-        return local_transfer(hold, interface, self.apply_weights)
+        async def apply(tensors: dict[str, Any], policy_version: int) -> float:
+            async with hold() as pause:
+                await self.apply_weights(tensors, policy_version)
+                pause.policy_version = policy_version
+            return pause.stall_s
+
+        return LocalTransfer(interface, apply)
 
     @property
     def _is_stepping(self) -> bool:

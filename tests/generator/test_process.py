@@ -15,8 +15,7 @@ from darts_async.config.engines import Capabilities
 from darts_async.errors import ConfigError, ExtensionError
 from darts_async.faults import Faults
 from darts_async.generator import process
-from darts_async.generator.engine import SampleEnd, StepEvents
-from darts_async.generator.engine_pause import Hold
+from darts_async.generator.engine import Hold, SampleEnd, StepEvents
 from darts_async.generator.process import GeneratorActor, make_engine
 from darts_async.generator.stop_strings import StopStrings
 from darts_async.protocol import (

@@ -25,8 +25,7 @@ import numpy as np
 from darts_async.config import RunConfig, WeightsConfig
 from darts_async.config.engines import VLLM
 from darts_async.errors import DeadlineError, EngineError
-from darts_async.generator.engine import StepEvents
-from darts_async.generator.engine_pause import Hold
+from darts_async.generator.engine import Hold, StepEvents
 from darts_async.generator.vllm.requests import to_core_request
 from darts_async.generator.vllm.sample_tracker import SampleTracker
 from darts_async.generator.vllm.startup import StartedVllm, VllmRequest, start_vllm

@@ -21,8 +21,7 @@ from msgspec.structs import replace
 
 from darts_async.config import WeightsConfig
 from darts_async.errors import DeadlineError, EngineError
-from darts_async.generator.engine import StepEvents
-from darts_async.generator.engine_pause import Hold
+from darts_async.generator.engine import Hold, StepEvents
 from darts_async.generator.vllm.worker_hub import Answers, WorkerLinks
 from darts_async.protocol import EpochFormed, StoreValue, UpdateAborted, UpdateFailed, UpdateOffered
 from darts_async.weights.receiving.member import Command, Report

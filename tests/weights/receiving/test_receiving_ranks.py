@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from darts_async.config import WeightsConfig
 from darts_async.errors import DeadlineError, WeightUpdateError
-from darts_async.generator.engine import StepEvents
-from darts_async.generator.engine_pause import Pause
+from darts_async.generator.engine import Pause, StepEvents
 from darts_async.generator.vllm.weights import worker_transfer
 from darts_async.generator.vllm.worker_hub import Answers, WorkerLinks
 from darts_async.generator.vllm.worker_link import WorkerLink
