@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -38,7 +38,7 @@ from darts_async.errors import (
 )
 from darts_async.faults import Faults, install
 from darts_async.machine.full_disk import Patience, is_no_space
-from darts_async.machine.limits import raise_open_files
+from darts_async.machine.spawn import raise_open_files
 from darts_async.protocol import Message, PeerRefused, ProcessEnded, ProcessStatus, Shutdown
 from darts_async.telemetry import BusyClock, logging_to
 from darts_async.topology.links import LAUNCHER_LINK, RANKS_LINK, link_named
@@ -262,10 +262,7 @@ def _report_now(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> Process
     )
     runtime.trace.flush()
     return ProcessStatus(
-        state=gauges.state,
-        policy_version=gauges.policy_version,
-        num_tokens=gauges.num_tokens,
-        num_in_flight=gauges.num_in_flight,
+        **asdict(gauges),
         uptime_s=runtime.clock.uptime_s,
         busy_s=runtime.clock.busy_s(),
         loop_lag_s=loop_lag_s,

@@ -128,11 +128,6 @@ class Trace:
         if path is not None:
             self._begin_file(path)
 
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is written."""
-        return self._file is not None
-
     def span(
         self, stage: str, begin_s: float, end_s: float, *, is_work: bool = True, args: Mapping[str, Value] | None = None
     ) -> None:

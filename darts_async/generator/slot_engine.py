@@ -54,14 +54,6 @@ class Move:
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """What changed at the beginning of a step: moves first, then the slots that were filled."""
-
-    moves: tuple[Move, ...] = ()
-    admitted: tuple[int, ...] = ()
-
-
 class SlotTable:
     """Samples waiting, running and ended but not reported yet."""
 
@@ -124,7 +116,7 @@ class SlotTable:
                 self._ended.append(SampleEnd(sample_id, len(request.prefix_tokens), None))
                 return
 
-    def begin_step(self, max_admitted_tokens: int | None = None) -> Placement:
+    def begin_step(self, max_admitted_tokens: int | None = None) -> tuple[tuple[Move, ...], tuple[int, ...]]:
         """Fill free slots from the queue and close the holes that are left. With a free slot one sample is always
         admitted, and further ones up to `max_admitted_tokens` context tokens."""
         self._holes.sort()
@@ -135,7 +127,7 @@ class SlotTable:
             if admitted and max_admitted_tokens is not None and num_tokens > max_admitted_tokens:
                 break
             admitted.append(self._admit(self._waiting.pop(0)))
-        return Placement(moves=self._compact(), admitted=tuple(admitted))
+        return self._compact(), tuple(admitted)
 
     def finish_step(
         self,

@@ -10,6 +10,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
@@ -19,6 +20,8 @@ from typing import IO, Any
 from darts_async.machine.lifetime import PARENT_PID_VARIABLE
 
 FIRST_MODULE = "darts_async.machine.lifetime"
+MAX_OPEN_FILES = 1 << 20
+"""The soft limit is not raised above this, because some libraries do work for every possible descriptor."""
 
 
 def module_command(
@@ -64,3 +67,12 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def raise_open_files() -> None:
+    """Raise the soft limit of open files to the hard limit; child processes inherit it. The usual soft limit of 1,024
+    is for programs that use `select`. A process of a run uses `epoll`, and several descriptors for every peer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -86,10 +86,10 @@ class EmbeddedEngine(SlotEngine):
         return await asyncio.wrap_future(future)
 
     def _step(self) -> StepEvents:
-        placement = self._table.begin_step(_MAX_PREFILL_TOKENS)
-        for move in placement.moves:
+        moves, admitted = self._table.begin_step(_MAX_PREFILL_TOKENS)
+        for move in moves:
             self._decoder.copy_slot(move.source, move.target, move.num_tokens)
-        prefills = self._fill(placement.admitted)
+        prefills = self._fill(admitted)
         rows = self._table.active
         if len(rows) == 0:
             return self._finish(np.empty(0, np.int32), np.empty(0, np.float32))

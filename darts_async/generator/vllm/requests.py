@@ -18,36 +18,32 @@ def to_core_request(llm: Any, request: Generate, eos_token_ids: tuple[int, ...],
     if the sample exceeds a limit of vLLM, such as a temperature of 2."""
     from vllm.exceptions import VLLMValidationError
     from vllm.inputs import tokens_input
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     context = np.concatenate((request.prompt_tokens, request.prefix_tokens)).tolist()
+    sampling, num_prefix = request.sampling, len(request.prefix_tokens)
     try:
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_new_tokens - num_prefix,
+            seed=stream_seed(request.seed, num_prefix),
+            logprobs=0,  # of the token that was drawn, and of no other
+            ignore_eos=True,  # `stop_token_ids` has the tokens that end a response, as for every engine
+            stop_token_ids=list(eos_token_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
         return llm.input_processor.process_inputs(
             str(request.sample_id),
             tokens_input(context, cache_salt=cache_salt),
-            _sampling_params(request, eos_token_ids),
+            params,
             supported_tasks=("generate",),
             priority=request.priority,
         )
     except VLLMValidationError as error:
         raise ValueError(f"vLLM refuses it: {error}") from error
-
-
-def _sampling_params(request: Generate, eos_token_ids: tuple[int, ...]) -> Any:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    sampling, num_prefix = request.sampling, len(request.prefix_tokens)
-    return SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_new_tokens - num_prefix,
-        seed=stream_seed(request.seed, num_prefix),
-        logprobs=0,  # of the token that was drawn, and of no other
-        ignore_eos=True,  # `stop_token_ids` has the tokens that end a response, as for every engine
-        stop_token_ids=list(eos_token_ids),
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-    )
 
 
 def stream_seed(seed: int, num_prefix: int) -> int:
