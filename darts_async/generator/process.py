@@ -67,7 +67,7 @@ def make_stop_strings(config: RunConfig) -> StopStrings | None:
 
 
 class GeneratorActor:
-    """One generator of the run."""
+    """The `Actor` of a generator."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -92,7 +92,6 @@ class GeneratorActor:
             receiver.join()
 
     def handle(self, event: Event) -> None:
-        """A command for the engine, or something about weights."""
         if isinstance(event, Received) and (reason := self._state.refusal(event)) is not None:
             self._runtime.refuse(event, f"{type(event.message).__name__}: {reason}")
             return
@@ -119,14 +118,12 @@ class GeneratorActor:
         receiver.handle(message)
 
     def tick(self, now_s: float) -> None:
-        """Nothing to do."""
+        """A generator does nothing by time."""
 
     def shutdown(self, message: Shutdown) -> None:
-        """Leave."""
         self.done = True
 
     def gauges(self) -> Gauges:
-        """For the status."""
         if self._engine is None:
             return Gauges("loading")
         busy = 0 if self._state.is_shaper_away else self._engine.num_unfinished + self._state.num_waiting

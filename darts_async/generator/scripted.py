@@ -46,11 +46,9 @@ class LoopClock:
     """The time of the running event loop."""
 
     def now(self) -> float:
-        """The loop's own time."""
         return asyncio.get_running_loop().time()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait on the loop."""
         await asyncio.sleep(seconds)
 
 
@@ -80,7 +78,6 @@ class ScriptedEngine(SlotEngine):
         self._sleeps = False
 
     def start(self, request: Generate) -> None:
-        """Accept a sample. Ids are unique among unfinished samples."""
         length = self.scripted_length(request)
         if len(request.prefix_tokens) >= length:  # its generator died before it could report the end
             self._assert_between_steps()
@@ -90,7 +87,6 @@ class ScriptedEngine(SlotEngine):
         self._lengths[request.sample_id] = length
 
     async def step(self) -> StepEvents:
-        """Decode one token for every running sample, in the time that takes. Returns at once if there is no work."""
         self._assert_between_steps()
         self._table.begin_step()
         rows = self._table.active
@@ -111,7 +107,6 @@ class ScriptedEngine(SlotEngine):
         self._due_s = None
 
     async def close(self) -> None:
-        """Refuse further calls."""
         self._is_closed = True
 
     def scripted_length(self, request: Generate) -> int:

@@ -209,7 +209,7 @@ class SlotTable:
 
 
 class SlotEngine(ABC):
-    """An engine with samples in slots, and with weights that arrive beside the model."""
+    """An `Engine` with samples in slots, and with weights that arrive beside the model."""
 
     capabilities: Capabilities
 
@@ -220,21 +220,17 @@ class SlotEngine(ABC):
 
     @property
     def num_unfinished(self) -> int:
-        """Samples started whose end has not been reported."""
         return self._table.num_unfinished
 
     @property
     def num_tokens_decoded(self) -> int:
-        """Tokens ever decoded, those of cancelled samples included."""
         return self._table.num_tokens_decoded
 
     def start(self, request: Generate) -> None:
-        """Accept a sample. Ids are unique among unfinished samples."""
         self._assert_between_steps()
         self._table.start(request)
 
     def cancel(self, sample_id: int) -> None:
-        """Stop a sample, running or waiting. The events of the next step carry its end. Unknown ids: no-op."""
         self._assert_between_steps()
         self._table.cancel(sample_id)
 

@@ -8,22 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from darts_async.protocol import (
-    GeneratorToLearner,
-    GeneratorToShaper,
-    GeneratorToWorker,
-    LauncherToProcess,
-    LeaderToRank,
-    LearnerToGenerator,
-    LearnerToShaper,
-    ProcessToLauncher,
-    RankToLeader,
-    RewardToShaper,
-    ShaperToGenerator,
-    ShaperToLearner,
-    ShaperToReward,
-    WorkerToGenerator,
-)
+from darts_async import protocol as p
 from darts_async.topology.roles import AGENT, GENERATOR, LAUNCHER, LEARNER, REWARD, ROLES, SHAPER, Role
 
 
@@ -52,15 +37,15 @@ class Link:
 
 
 LINKS: Final[tuple[Link, ...]] = (
-    GENERATORS_LINK := Link("generators", SHAPER.first, (GENERATOR,), ShaperToGenerator, GeneratorToShaper),
-    REWARDS_LINK := Link("rewards", SHAPER.first, (REWARD,), ShaperToReward, RewardToShaper),
-    LEARNER_LINK := Link("learner", SHAPER.first, (LEARNER,), ShaperToLearner, LearnerToShaper, end=1),
-    WEIGHTS_LINK := Link("weights", LEARNER.first, (GENERATOR,), LearnerToGenerator, GeneratorToLearner),
-    LAUNCHER_LINK := Link("launcher", LAUNCHER, ROLES, LauncherToProcess, ProcessToLauncher),
+    GENERATORS_LINK := Link("generators", SHAPER.first, (GENERATOR,), p.ShaperToGenerator, p.GeneratorToShaper),
+    REWARDS_LINK := Link("rewards", SHAPER.first, (REWARD,), p.ShaperToReward, p.RewardToShaper),
+    LEARNER_LINK := Link("learner", SHAPER.first, (LEARNER,), p.ShaperToLearner, p.LearnerToShaper, end=1),
+    WEIGHTS_LINK := Link("weights", LEARNER.first, (GENERATOR,), p.LearnerToGenerator, p.GeneratorToLearner),
+    LAUNCHER_LINK := Link("launcher", LAUNCHER, ROLES, p.LauncherToProcess, p.ProcessToLauncher),
     # The messages are in `launcher.nodes.node_messages`.
     AGENTS_LINK := Link("agents", LAUNCHER, (AGENT,), None, None),
-    RANKS_LINK := Link("ranks", LEARNER.first, (LEARNER,), LeaderToRank, RankToLeader, first=1),
-    WORKERS_LINK := Link("workers", f"{GENERATOR.name}/*", (), GeneratorToWorker, WorkerToGenerator),
+    RANKS_LINK := Link("ranks", LEARNER.first, (LEARNER,), p.LeaderToRank, p.RankToLeader, first=1),
+    WORKERS_LINK := Link("workers", f"{GENERATOR.name}/*", (), p.GeneratorToWorker, p.WorkerToGenerator),
 )
 """In the order of their ports."""
 

@@ -12,7 +12,7 @@ from darts_async.errors import TransportError
 from darts_async.faults import present
 from darts_async.transport.authentication import Authenticator
 from darts_async.transport.codec import MessageCodec
-from darts_async.transport.inbox import NOTHING_HEARD
+from darts_async.transport.inbox import NOTHING_HEARD, Heard
 from darts_async.transport.keys import RunKeys
 from darts_async.transport.link import Link
 from darts_async.transport.mailbox import Mailbox
@@ -50,12 +50,11 @@ class Endpoint:
         receives: Any,
         sends: Any,
         allowed: Mapping[str, str],
-        heard: Mapping[str, tuple[int, int]] | None = None,
+        heard: Mapping[str, Heard] | None = None,
     ) -> Link:
         """Wait at `address` for the peers in `allowed`, `{peer name: public key}`. `receives` and `sends` are classes
-        or unions. `heard` is what an earlier incarnation of this process has stored, {peer: (incarnation, first message
-        that was not stored)}; earlier messages are not delivered again. Raises `TransportError` if the address is
-        taken."""
+        or unions. `heard`, {peer: `Heard`}, is what an earlier incarnation of this process has stored. Raises
+        `TransportError` if the address is taken."""
         self._authenticator.allow(name, allowed)
         wire = open_router(self._context, address, self._keys, name, self._config)
         wire.watch_handshakes(name, self._loop)
@@ -77,19 +76,10 @@ class Endpoint:
         await asyncio.to_thread(self._context.term)
 
     def _open(
-        self,
-        name: str,
-        wire: Wire,
-        peers: Iterable[str],
-        receives: Any,
-        sends: Any,
-        heard: Mapping[str, tuple[int, int]],
+        self, name: str, wire: Wire, peers: Iterable[str], receives: Any, sends: Any, heard: Mapping[str, Heard]
     ) -> Link:
-        now_s = self._loop.time()
-        sessions = [
-            Session(self.name, self.incarnation, peer, self._config, now_s, heard.get(peer, NOTHING_HEARD))
-            for peer in peers
-        ]
+        me, now_s = (self.name, self.incarnation), self._loop.time()
+        sessions = [Session(*me, peer, self._config, now_s, heard.get(peer, NOTHING_HEARD)) for peer in peers]
         if faults := tuple(fault for fault in present().links if fault.concerns(name)):
             log.warning("link_faults", link=name, faults=[str(fault) for fault in faults])
             wire = UnreliableWire(wire, faults, f"{self.name} {name}")

@@ -18,7 +18,10 @@ from enum import Enum, auto
 NO_INCARNATION = -1
 """The incarnation of a peer that was never heard. Real incarnations count from 0."""
 
-NOTHING_HEARD = NO_INCARNATION, 0
+Heard = tuple[int, int]
+"""An incarnation of the peer, and its first message that this process has not stored. Earlier ones are not delivered
+again."""
+NOTHING_HEARD: Heard = NO_INCARNATION, 0
 """The start of a receiver without memory."""
 
 
@@ -32,10 +35,9 @@ class Offer(Enum):
 
 
 class Inbox:
-    """The messages of one peer, at most `window` of them unhandled. `heard`: the peer's incarnation, and its first
-    message that an earlier incarnation of this process has not handled."""
+    """The messages of one peer, at most `window` of them unhandled."""
 
-    def __init__(self, window: int, heard: tuple[int, int] = NOTHING_HEARD) -> None:
+    def __init__(self, window: int, heard: Heard = NOTHING_HEARD) -> None:
         self._window = window
         self._unhandled: deque[tuple[int, int]] = deque()  # (incarnation, sequence number)
         self.incarnation, self.expected = heard

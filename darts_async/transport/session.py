@@ -32,7 +32,7 @@ from msgspec import Meta, Struct
 from darts_async.config import TransportConfig
 from darts_async.errors import NonsenseError, ProtocolError
 from darts_async.transport.codec import Payload
-from darts_async.transport.inbox import NO_INCARNATION, NOTHING_HEARD, Inbox, Offer
+from darts_async.transport.inbox import NO_INCARNATION, NOTHING_HEARD, Heard, Inbox, Offer
 from darts_async.transport.outbox import Outbox
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
@@ -69,7 +69,7 @@ class Down(Struct, frozen=True):
 
 
 class Delivered(Struct, frozen=True):
-    """The message in this frame is next; the consumer acknowledges it under these numbers."""
+    """The message in this frame is next. The consumer acknowledges it with these numbers."""
 
     incarnation: int
     seq: int
@@ -88,7 +88,7 @@ class Session:
         peer: str,
         config: TransportConfig,
         now_s: float,
-        heard: tuple[int, int] = NOTHING_HEARD,
+        heard: Heard = NOTHING_HEARD,
     ) -> None:
         self.name = name
         self.incarnation = incarnation

@@ -55,7 +55,6 @@ class EmbeddedEngine(SlotEngine):
         self._running: Future[Any] | None = None
 
     async def step(self) -> StepEvents:
-        """Decode one token for every running sample. Returns at once if there is no work."""
         self._assert_between_steps()
         if self.num_unfinished == 0:
             return StepEvents()
@@ -71,7 +70,6 @@ class EmbeddedEngine(SlotEngine):
         self._num_updates += 1
 
     async def close(self) -> None:
-        """Wait for the step under way, if any, and end the thread. Idempotent."""
         self._is_closed = True
         if self._running is not None and self._is_stepping:
             await asyncio.gather(asyncio.wrap_future(self._running), return_exceptions=True)

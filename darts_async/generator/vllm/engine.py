@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class VllmEngine:
-    """Takes over vLLM, and the thread that started it, with which the engine core dies."""
+    """An `Engine` that takes over vLLM, and the thread that started it, with which the engine core dies."""
 
     capabilities = VLLM
 
@@ -62,12 +62,10 @@ class VllmEngine:
 
     @property
     def num_unfinished(self) -> int:
-        """Samples started whose end has not been reported."""
         return self._samples.num_unfinished
 
     @property
     def num_tokens_decoded(self) -> int:
-        """Tokens ever decoded, those of cancelled samples included."""
         return self._samples.num_tokens_decoded
 
     @property
@@ -82,12 +80,10 @@ class VllmEngine:
         return self._llm
 
     def start(self, request: Generate) -> None:
-        """Accept a sample; the next step sends it. Ids are unique among unfinished samples."""
         assert not self._is_closed, "the engine is closed"
         self._samples.start(request)
 
     def cancel(self, sample_id: int) -> None:
-        """Stop a sample, running or waiting. The events of the next step carry its end. Unknown ids: no-op."""
         assert not self._is_closed, "the engine is closed"
         self._samples.cancel(sample_id)
 
@@ -131,7 +127,6 @@ class VllmEngine:
         self._weights = str(policy_version)
 
     def weight_transfer(self, hold: Hold, interface: str, config: WeightsConfig) -> Transfer:
-        """In vLLM's workers."""
         return worker_transfer(self, hold, interface, config)
 
     async def call_workers(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
@@ -146,7 +141,6 @@ class VllmEngine:
         return results
 
     async def close(self) -> None:
-        """End the engine core. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
