@@ -129,7 +129,7 @@ def test_a_file_is_bounded_and_the_end_is_there(tmp_path: Path) -> None:
 def test_what_cannot_be_written_ends_the_trace_and_not_the_process(tmp_path: Path) -> None:
     (tmp_path / "trace").write_text("in the way")
     writer = Trace(trace_path(tmp_path, "a", 1), "a", 1, 4000)
-    assert not writer.is_on
+    assert writer._file is None
     writer.span("decode", 0.0, 1.0)
     writer.instant("it")
     writer.close()
