@@ -14,7 +14,6 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -37,8 +36,7 @@ from launcher.preflight.preflight import link_ports
 from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepLine
 from launcher.run.interrupts import caught_signals
-from launcher.run.links import open_control
-from launcher.run.run import run
+from launcher.run.run import PreparedRun, run
 from launcher.run_dir.run_dir import create_run_dir, write_inputs
 
 QUICKSTART: Final = ROOT / "launcher" / "configs" / "quickstart.yaml"
@@ -268,10 +266,8 @@ async def watched(config: RunConfig, home: Path) -> str:
     create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
     write_inputs(run_dir, config, plan)
     camera = Camera()
-    control = partial(open_control, plan, run_dir, config.transport)
     with caught_signals() as signals:
-        limits = Limits()
-        await run(config, plan, run_dir, open_control=control, display=camera, limits=limits, signals=signals)
+        await run(PreparedRun(config, plan, run_dir, camera, Limits(), signals))
     return camera.picture
 
 

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -46,8 +45,8 @@ from launcher.plan.plan import hub_addresses, plan_run
 from launcher.preflight.changed_settings import refuse_changes
 from launcher.preflight.preflight import Findings, check_run, link_ports
 from launcher.problems import InputError, hint_screen, missing_screen, problem_screen
-from launcher.run.interrupts import CaughtSignals, caught_signals, outliving_readers
-from launcher.run.links import open_control
+from launcher.run.interrupts import caught_signals, outliving_readers
+from launcher.run.run import PreparedRun
 from launcher.run.run import run as carry_out
 from launcher.run_dir.run_dir import create_run_dir, run_dir_name, write_inputs
 from launcher.terminal import Screen, accept_any_text, show_traceback
@@ -219,26 +218,22 @@ async def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> 
     them ends the second."""
     limits = _limits(config)
     with caught_signals(ignored_afterwards=True) as signals:
-        outcome, summary = await _conduct(config, plan, run_dir, past, limits, signals)
-        while outcome.goes_on:
+        while True:
+            write_inputs(run_dir, config, plan)
+            (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the previous life
+            display = make_display(Screen())
+            outcome, summary = await _conduct(PreparedRun(config, plan, run_dir, display, limits, signals, past))
+            if not outcome.goes_on:
+                return outcome, summary
             limits, past = replace(limits, num_lives=limits.num_lives - 1), read_past(run_dir, plan)
             plan = structs.replace(_plan(config, run_dir), life=past.life)
-            outcome, summary = await _conduct(config, plan, run_dir, past, limits, signals)
-    return outcome, summary
 
 
-async def _conduct(
-    config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits: Limits, signals: CaughtSignals
-) -> tuple[RunOutcome, Summary]:
+async def _conduct(life: PreparedRun) -> tuple[RunOutcome, Summary]:
     """One life of it."""
-    write_inputs(run_dir, config, plan)
-    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the previous life
-    display = make_display(Screen())
+    run_dir, display = life.run_dir, life.display
     try:
-        control = partial(open_control, plan, run_dir, config.transport, past.life)
-        return await carry_out(
-            config, plan, run_dir, open_control=control, display=display, limits=limits, signals=signals, past=past
-        )
+        return await carry_out(life)
     except TransportError as error:
         display.close()
         _give_up(f"the launcher's own link cannot be opened: {error}")
