@@ -23,9 +23,9 @@ from rich.console import Console
 
 from bench.measured import ROOT
 from darts_async.config import RunConfig
-from darts_async.topology.links import AGENTS_LINK, link_named
+from darts_async.topology.links import AGENTS_LINK, WORKERS_LINK, link_named
 from darts_async.topology.plan import LinkPlan, RunPlan
-from darts_async.topology.roles import LAUNCHER
+from darts_async.topology.roles import LAUNCHER, ROLES
 from darts_async.topology.run_files import KEYS_DIR
 from darts_async.transport import create_run_keys
 from launcher.config_file import load_config
@@ -84,7 +84,8 @@ def flow_svg(plan: RunPlan) -> str:
     """Roles as boxes, links as arrows with their messages: what the hub sends on the left, what it hears on the right.
 
     The role that is the hub of most links is on top, and the other ends of its links are below it, side by side. Links
-    between these are drawn below, one to a row, and those of the launcher, which end at every process, at the bottom.
+    between these are drawn below, one to a row. Then comes that of a generator's workers. Those of the launcher, which
+    end at every process, are at the bottom.
     """
     links = [link for link in plan.links if link.name != AGENTS_LINK.name and link.hub != LAUNCHER]
     hubs = [_role(link.hub) for link in links]
@@ -99,7 +100,7 @@ def flow_svg(plan: RunPlan) -> str:
         body += _spoke(link, index * COLUMN + COLUMN // 2, 90, below)
         body.append(_box(index * COLUMN + 20, below, COLUMN - 40, 40, _title(plan, _role(link.members[0]))))
     ends = [_lower(body, link, columns, below + 40) for link in links if _role(link.hub) != top]
-    height = _launcher(body, plan, width, max(ends, default=below + 40))
+    height = _launcher(body, plan, width, _workers(body, width, max(ends, default=below + 40)))
     return _document(width, height + 16, body)
 
 
@@ -138,10 +139,27 @@ def _lower(body: list[str], link: LinkPlan, columns: dict[str, int], y: int) -> 
     return last + 16
 
 
+def _workers(body: list[str], width: int, y: int) -> int:
+    """The link that a generator makes by itself, for its engine's own processes; returns where it ends."""
+    sent, received = messages_of(WORKERS_LINK.name)
+    to_workers = _wrapped(["a generator with vLLM to each of its workers", *sent], width // 8)
+    lines = to_workers + _wrapped(["and back", *received], width // 8)
+    body += [_text(42, y + 20 + index * LINE, line, size=11) for index, line in enumerate(lines)]
+    last = y + 20 + LINE * len(lines)
+    body.append(_text(42, last, f"link {WORKERS_LINK.name}", colour=PALE, size=11))
+    return last + 16
+
+
 def _launcher(body: list[str], plan: RunPlan, width: int, y: int) -> int:
     """The box of the launcher, under everything, with what it says to every process and hears of it."""
     sent, received = messages_of(LAUNCHER)
-    lines = _wrapped(["to every process", *sent], width // 8) + _wrapped(["and back", *received], width // 8)
+    of_some = {role.name: _names(role.tells_launcher) for role in ROLES if role.tells_launcher}
+    of_every = [name for name in received if not any(name in names for names in of_some.values())]
+    lines = _wrapped([f"to every process, over the link {LAUNCHER}", *sent], width // 8) + _wrapped(
+        ["and back", *of_every], width // 8
+    )
+    for role, names in of_some.items():
+        lines += _wrapped([f"from the {role} also", *names], width // 8)
     agents = next(link for link in plan.links if link.name == AGENTS_LINK.name)
     lines.append(f"Over the link {agents.name} it has the agent of every node start, watch and end the processes.")
     height = 44 + LINE * len(lines)
@@ -162,7 +180,8 @@ def _title(plan: RunPlan, role: str) -> str:
 
 
 def _names(union: Any) -> list[str]:
-    return [kind.__name__ for kind in get_args(union) or (union,)]
+    """Of the classes of a union, or of a tuple."""
+    return [kind.__name__ for kind in (union if isinstance(union, tuple) else get_args(union) or (union,))]
 
 
 def _role(process: str) -> str:

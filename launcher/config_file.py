@@ -100,9 +100,15 @@ def _read(path: Path) -> str:
 
 
 def _missing_file(path: Path) -> Problem:
-    near = [found.name for found in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
-    guess = difflib.get_close_matches(path.name, near, n=1) or (near if len(near) == 1 else [])
-    fix = f"did you mean {path.parent / guess[0]}?" if guess else "give the path of a YAML file"
+    """Names are compared without their endings, because these make any two names similar."""
+    there = {found.stem: found for found in sorted(path.parent.glob("*.y*ml"))} if path.parent.is_dir() else {}
+    near = difflib.get_close_matches(path.stem, there, n=1)
+    if near:
+        fix = f"did you mean {there[near[0]]}?"
+    elif there:
+        fix = f"the YAML files there are {', '.join(found.name for found in [*there.values()][:_MAX_SUGGESTIONS])}"
+    else:
+        fix = "give the path of a YAML file"
     return Problem("", "there is no such file", fix=fix)
 
 
@@ -214,8 +220,18 @@ def _problem(details: ErrorDetails, lines: Mapping[Place, int]) -> Problem:
             line,
         )
     if details["type"] == "value_error":
-        return Problem(_dotted(place), str(details["ctx"]["error"]), line=line)
+        return _refused(_dotted(place), details["input"], str(details["ctx"]["error"]), line)
     return Problem(_dotted(place), _expected(details), shown(details["input"]), _type_fix(details), line)
+
+
+def _refused(place: str, value: Any, text: str, line: int | None) -> Problem:
+    """A problem that the settings themselves describe as `what is wrong; the fix`. A value that is shown is not said
+    again."""
+    found = None if isinstance(value, dict | list) else shown(value)
+    message, _, fix = text.partition("; ")
+    for beginning in (f"{place} is {found}", f"{place} {found} ", f"{found} "):
+        message = message.removeprefix(beginning)
+    return Problem(place, message or "there is no such choice", found, fix or None, line)
 
 
 _EXPECTED = {
@@ -251,22 +267,24 @@ def _type_fix(details: ErrorDetails) -> str | None:
 
 
 def _suggestion(place: Place, value: Any) -> str:
-    """Our name of the key or of those below it, the nearest key of that section, the same key in another section, or a
-    list of keys."""
-    section = _section(place[:-1])
+    """What the key is here, and then what the keys below it are."""
+    known = _known_as(place)
+    below = [f"{theirs} is {OURS[theirs]}" for theirs in dict.fromkeys(_keys(value)) if theirs in OURS]
+    if below:
+        return f"{known or 'leave this section out'}; of its keys, {', '.join(below[:_MAX_SUGGESTIONS])}"
+    return known or "the settings here are " + ", ".join(_section(place[:-1]).model_fields)
+
+
+def _known_as(place: Place) -> str:
+    """Our name of the key, the nearest key of that section, or the same key in another section; empty without any."""
     key = str(place[-1])
     if key in OURS:
         return f"here it is {OURS[key]}"
-    below = [f"{theirs} is {OURS[theirs]}" for theirs in dict.fromkeys(_keys(value)) if theirs in OURS]
-    if below:
-        return "here " + ", ".join(below[:_MAX_SUGGESTIONS])
-    near = difflib.get_close_matches(key, list(section.model_fields), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, list(_section(place[:-1]).model_fields), n=1, cutoff=0.6)
     if near:
         return f"did you mean {_dotted((*place[:-1], near[0]))}?"
     elsewhere = next((found for found in all_places(RunConfig, ()) if found[-1] == key), None)
-    if elsewhere is not None:
-        return f"did you mean {_dotted(elsewhere)}?"
-    return "the settings here are " + ", ".join(section.model_fields)
+    return f"did you mean {_dotted(elsewhere)}?" if elsewhere is not None else ""
 
 
 def _keys(value: Any) -> Iterator[str]:

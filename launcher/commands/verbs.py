@@ -182,7 +182,7 @@ def report(
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The file to write.")] = Path("cluster.yaml"),
 ) -> None:
-    """Write a file with every setting, its default and its meaning."""
+    """Write a file with the settings, their defaults and their meanings."""
     with bad_input():
         try:
             with file.open("x", encoding="utf-8") as new:

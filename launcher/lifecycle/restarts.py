@@ -41,13 +41,8 @@ class StartAgain:
 
     delay_s: float
     to_end: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitRoom:
-    """It restarts when the disk has space, together with the rest of its unit, which must be ended."""
-
-    to_end: tuple[str, ...] = ()
+    needs_room: bool = False
+    """It waits for space on the disk instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +59,7 @@ class EndRun:
     reason: str
 
 
-Verdict = StartAgain | AwaitRoom | LeaveDown | EndRun
+Verdict = StartAgain | LeaveDown | EndRun
 
 
 @dataclass(slots=True)
@@ -144,7 +139,8 @@ class Restarts:
             return EndRun("a restart would end in the same way")
         if code == NO_SPACE_EXIT_CODE:
             unit.needs_room = True
-            return AwaitRoom(self._start_again(unit, unit.policy.backoff.initial_s, now_s).to_end)
+            to_end = self._start_again(unit, unit.policy.backoff.initial_s, now_s).to_end
+            return StartAgain(0.0, to_end, needs_room=True)
         if unit.start_at_s is not None:  # it follows another of its unit
             return StartAgain(max(0.0, unit.start_at_s - now_s))
         if code > 0 and not unit.has_served:
