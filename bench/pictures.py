@@ -29,12 +29,11 @@ from darts_async.topology.roles import LAUNCHER, ROLES
 from darts_async.topology.run_files import KEYS_DIR
 from darts_async.transport import create_run_keys
 from launcher.config_file import load_config
-from launcher.display.view import run_screen
+from launcher.display.view import Display, run_screen
 from launcher.lifecycle.lifecycle import Limits
 from launcher.plan.plan import hub_addresses, link_hubs, plan_run
 from launcher.preflight.preflight import link_ports
 from launcher.progress.run_view import RunView
-from launcher.progress.step_merger import StepLine
 from launcher.run.interrupts import caught_signals
 from launcher.run.run import PreparedRun, run
 from launcher.run_dir.run_dir import create_run_dir, write_inputs
@@ -243,7 +242,7 @@ def _document(width: int, height: int, body: Sequence[str]) -> str:
 # --- the live view -------------------------------------------------------------------------------------------
 
 
-class Camera:
+class Camera(Display):
     """A display that keeps one picture: of the first refresh at which so many steps are done, or of the last one."""
 
     def __init__(self, at_step: int = SHOWN_AT_STEP) -> None:
@@ -256,15 +255,6 @@ class Camera:
         if not self._is_taken:
             self.picture = screen_svg(view, now_s)
             self._is_taken = view.num_steps >= self._at_step
-
-    def step(self, view: RunView, line: StepLine, now_s: float) -> None:
-        """Nothing: a picture is of everything."""
-
-    def note(self, text: str) -> None:
-        """Nothing: the view holds the notice."""
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def screen_svg(view: RunView, now_s: float) -> str:

@@ -182,7 +182,6 @@ def _places(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
 
 
 def _repeated(node: yaml.Node, place: Place) -> Iterator[Problem]:
-    """A problem for each repeated key of a mapping."""
     if not isinstance(node, yaml.MappingNode):
         return
     first: dict[str, int] = {}
@@ -288,7 +287,6 @@ def _known_as(place: Place) -> str:
 
 
 def _keys(value: Any) -> Iterator[str]:
-    """All keys of a value, including nested ones."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)

@@ -85,6 +85,11 @@ class Screen(Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
+def show_error(text: str) -> None:
+    """One error to standard error."""
+    Screen(stderr=True).print(Text.assemble(("✗ ", "red"), text), soft_wrap=True)
+
+
 def write_line(text: str) -> None:
     """One line of plain text to standard output."""
     sys.stdout.write(printable(text) + "\n")

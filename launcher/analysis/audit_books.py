@@ -124,31 +124,23 @@ class Books:
             self.placed_behind.append(record.sample_id)
 
     def knows(self, group_id: int) -> bool:
-        """Whether these books have the records of a group."""
         return group_id >= self.brought.next_group_id
 
     @property
     def drawn(self) -> set[int]:
-        """The samples that were started."""
         groups = self.opened.items()
         return {sample_id_of(group_id, index) for group_id, group in groups for index in range(group.num_samples)}
 
     def ended(self) -> Iterator[SampleEnded]:
-        """The ends of all samples."""
         return (record for records in self.endings.values() for record in records)
 
     def trained(self) -> Iterator[SampleEnded]:
-        """The samples that were trained on."""
         return (record for record in self.ended() if record.outcome == "trained")
 
 
 def audit(books: Books, config: RunConfig, *, is_over: bool, num_steps: int | None) -> list[Finding]:
-    """The broken rules of a run's books; empty if there are none.
-
-    Args:
-        is_over: the run is over, so every sample must have ended.
-        num_steps: optimiser steps of a finished run; None otherwise.
-    """
+    """The broken rules of a run's books. `is_over`: every sample must have ended. `num_steps`: optimiser steps of a
+    finished run; None otherwise."""
     findings = [
         *(audit(books.before, config, is_over=False, num_steps=None) if books.before is not None else []),
         Finding("groups opened twice", tuple(books.opened_twice)),

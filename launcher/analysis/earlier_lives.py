@@ -79,11 +79,8 @@ def held(run_dir: Path) -> Iterator[None]:
 
 
 def read_past(run_dir: Path, plan: RunPlan) -> Past:
-    """Read the files of a run that is `held`. Cuts off torn lines.
-
-    Raises:
-        ConfigError: the run is finished, or a file is unreadable.
-    """
+    """Read the files of a run that is `held`. Cuts off torn lines. Raises `ConfigError` if the run is finished or a
+    file is unreadable."""
     record = known_record(run_dir)
     if record is not None and record.status == "finished":
         raise ConfigError(

@@ -47,11 +47,7 @@ class RunData:
 
 
 def gather(run_dir: Path) -> RunData:
-    """Read all data of a run.
-
-    Raises:
-        ConfigError: this is not a run directory, or the run has no step yet.
-    """
+    """Read all data of a run. Raises `ConfigError` if this is not a run directory, or the run has no step yet."""
     record = record_of(run_dir)
     lines = read_lines(run_dir / METRICS_FILE).objects
     steps: dict[int, dict[str, Any]] = {}

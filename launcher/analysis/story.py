@@ -49,7 +49,6 @@ class Subject:
     sample_id: int | None = None
 
     def is_about(self, sample_id: int) -> bool:
-        """Whether a sample belongs to the story."""
         return sample_id == self.sample_id if self.sample_id is not None else group_id_of(sample_id) == self.group_id
 
     def __str__(self) -> str:
@@ -88,11 +87,8 @@ def parse_subject(text: str) -> Subject:
 
 
 def read_story(run_dir: Path, subject: Subject) -> list[Line]:
-    """All that the files of a run have about a sample or a group.
-
-    Raises:
-        ConfigError: they have nothing about it, or cannot be read.
-    """
+    """All that the files of a run have about a sample or a group. Raises `ConfigError` if they have nothing, or
+    cannot be read."""
     try:
         journal, ledger = read_journal(run_dir / JOURNAL_FILE), scan_ledger(run_dir / LEDGER_FILE)
     except OSError as error:

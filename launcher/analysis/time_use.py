@@ -30,7 +30,6 @@ class TimeSpent:
     """The time of each wait. The process may have worked meanwhile."""
 
     def share(self, seconds: float) -> float:
-        """A time as a share of the window."""
         return seconds / self.window_s
 
 

@@ -37,7 +37,7 @@ from launcher.commands.dry_run import dry_run_screen
 from launcher.commands.verbs import VERBS, bad_input
 from launcher.config_file import load_config
 from launcher.control.find_run import find_run, known_record, refuse_links
-from launcher.display.failure_screen import failure_screen
+from launcher.display.status import failure_screen
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import make_display
 from launcher.lifecycle.lifecycle import Limits, RunOutcome
@@ -49,7 +49,7 @@ from launcher.run.interrupts import caught_signals, outliving_readers
 from launcher.run.run import PreparedRun
 from launcher.run.run import run as carry_out
 from launcher.run_dir.run_dir import create_run_dir, run_dir_name, write_inputs
-from launcher.terminal import Screen, accept_any_text, show_traceback
+from launcher.terminal import Screen, accept_any_text, show_error, show_traceback
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _EXIT_CODES = {"finished": OK, "failed": FAILED, "stopped": INTERRUPTED}
@@ -90,14 +90,13 @@ for _verb in VERBS:
 
 
 def main() -> None:
-    """Entry point of `darts-launch`."""
     accept_any_text()
     raise_open_files()
     try:
         app(prog_name="darts-launch")
     except Exception as error:  # noqa: BLE001 - the end of the process: a full disk, or a mistake of ours
         if is_no_space(error):
-            Screen(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)), soft_wrap=True)
+            show_error(str(error))
         else:
             show_traceback(error)
         sys.exit(FAILED)
@@ -230,7 +229,6 @@ async def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> 
 
 
 async def _conduct(life: PreparedRun) -> tuple[RunOutcome, Summary]:
-    """One life of it."""
     run_dir, display = life.run_dir, life.display
     try:
         return await carry_out(life)
@@ -275,5 +273,5 @@ def _room_wanted() -> Iterator[None]:
 
 
 def _give_up(message: str) -> NoReturn:
-    Screen(stderr=True).print(Text.assemble(("✗ ", "red"), message), soft_wrap=True)
+    show_error(message)
     raise typer.Exit(FAILED)

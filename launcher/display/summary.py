@@ -19,7 +19,7 @@ from rich.text import Text
 from darts_async.protocol import RunFinished
 from darts_async.reward.worker_messages import failure_text
 from darts_async.topology.outcomes import EVALUATED, OUTCOMES
-from launcher.display.view import bar, clock, sparkline
+from launcher.display.view import bar, clock, plain_table, sparkline
 from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.progress.evaluation import EvaluationSummary, Gain, gain_between
 from launcher.progress.run_view import IDLE_STAGE, RunView
@@ -57,7 +57,6 @@ class RewardAccount(msgspec.Struct, frozen=True):
 
     @property
     def num_failed(self) -> int:
-        """Failed rewards of all kinds."""
         return sum(self.failed.values())
 
 
@@ -98,7 +97,6 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 def summarise(view: RunView, outcome: RunOutcome, *, model_path: Path | None, now_s: float) -> Summary:
-    """The totals of a run that has ended."""
     summaries, finished = list(view.evaluations.values()), view.finished
     first, last, several = view.first_evaluation, view.last_evaluation, len(summaries) > 1
     return Summary(
@@ -179,10 +177,8 @@ def _title(summary: Summary) -> Text:
 
 
 def _table(*columns: str, title: str) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column(title, min_width=14, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = plain_table(title, *columns, gap=3, numbers=columns)
+    table.columns[0].min_width = 14
     return table
 
 
@@ -213,7 +209,6 @@ def _add_change(table: Table, label: str, first: float | None, last: float | Non
 
 
 def _all_evaluations(evaluations: list[EvaluationSummary]) -> Text:
-    """All evaluations in one line."""
     num_skipped = sum(evaluation.num_skipped for evaluation in evaluations)
     skipped = f", {num_skipped} skipped" if num_skipped else ""
     first, last = evaluations[0].policy_version, evaluations[-1].policy_version

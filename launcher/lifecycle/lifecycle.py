@@ -195,7 +195,6 @@ class RunLifecycle:
         return now_s >= self._deadline_s and not saves
 
     def incarnation(self, name: str) -> int:
-        """The current incarnation of a process."""
         return self._restarts.incarnation(name)
 
     def ordered(self, name: str, now_s: float) -> None:
@@ -211,7 +210,6 @@ class RunLifecycle:
         return self._drop(name) if is_too_late or self._restarts.is_unwanted(name) else []
 
     def failed_to_start(self, name: str, error: str, now_s: float) -> list[Action]:
-        """The system would not start a process."""
         self._has_left(name)
         reason = f"{name} cannot be started: {error}"
         if not self._restarts.is_first(name) and self.outcome is None:  # it could start before: treat as a death
@@ -219,11 +217,9 @@ class RunLifecycle:
         return self._cut_short(RunOutcome("failed", reason), now_s)
 
     def node_failed(self, reason: str, now_s: float, culprit: str | None = None) -> list[Action]:
-        """A node cannot be used from the start."""
         return self._cut_short(RunOutcome("failed", reason, culprit), now_s)
 
     def reported(self, name: str, status: ProcessStatus, now_s: float) -> list[Action]:
-        """A process has reported its status."""
         news = self._progress.reported(name, status.hindrance)
         notices: list[Action] = [Notice(news)] if news else []
         if name not in self._stopping:
@@ -264,7 +260,6 @@ class RunLifecycle:
         return name in self._stopping
 
     def progressed(self, now_s: float) -> None:
-        """A step or an evaluation was completed."""
         self._progress.progressed(now_s)
 
     @property
@@ -313,7 +308,6 @@ class RunLifecycle:
         return self._leave() if ended.name in self._shapers else []
 
     def overdue(self) -> None:
-        """Some processes did not leave in time."""
         if self.outcome is not None and self.outcome.status == "finished" and self._running:
             names = sorted(self._running)
             reason = f"{', '.join(names)} did not leave within {self._limits.finish_s:.0f} s after the last step"
@@ -360,7 +354,6 @@ class RunLifecycle:
         self._stopping.discard(name)
 
     def _lose(self, ended: ProcessExit, reason: str, now_s: float) -> list[Action]:
-        """A process has ended while the run is running."""
         match self._restarts.ended(ended.name, ended.code, now_s):
             case StartAgain(delay_s=delay_s, to_end=to_end, needs_room=needs_room):
                 self._away_since_s.setdefault(ended.name, now_s)

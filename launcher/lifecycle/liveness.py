@@ -43,7 +43,6 @@ class Liveness:
         self._unheard_since_s[name] = since_s
 
     def heard(self, name: str, status: ProcessStatus, now_s: float) -> None:
-        """A process has reported."""
         self._unheard_since_s.pop(name, None)
         pulse = self._pulses.get(name)
         if pulse is None or status.num_in_flight == 0 or status.num_tokens != pulse.num_tokens:

@@ -39,7 +39,6 @@ class ProgressWatch:
         return f"{name} has space on the disk again"
 
     def ended(self, name: str) -> None:
-        """A process has ended."""
         self._without_space.discard(name)
 
     def failure(self, now_s: float, *, needs_space: bool) -> str:

@@ -98,15 +98,12 @@ class Restarts:
 
     @property
     def policies(self) -> Mapping[str, RestartConfig]:
-        """The policy of each process."""
         return {name: unit.policy for name, unit in self._unit_of.items()}
 
     def incarnation(self, name: str) -> int:
-        """The current or last incarnation of the process."""
         return self._unit_of[name].incarnation
 
     def is_first(self, name: str) -> bool:
-        """Whether the process has never been restarted."""
         unit = self._unit_of[name]
         return unit.incarnation == unit.first_incarnation
 
@@ -115,7 +112,6 @@ class Restarts:
         return self._unit_of[name].start_at_s is not None
 
     def has_served(self, name: str) -> bool:
-        """Whether any incarnation of the process has served."""
         return self._unit_of[name].has_served
 
     def served(self, name: str) -> None:
@@ -162,7 +158,6 @@ class Restarts:
 
     @property
     def needs_room(self) -> bool:
-        """Whether a unit waits for space on the disk."""
         return any(unit.needs_room for unit in self._units)
 
     def take_due(self, now_s: float, *, has_room: bool = True) -> list[str]:
@@ -207,7 +202,6 @@ class Restarts:
         return LeaveDown(reason)
 
     def validate(self) -> None:
-        """Assert the invariants of the module."""
         for unit in self._units:
             assert not (unit.is_down and unit.start_at_s is not None), unit.names
             assert not (unit.by_hand and (unit.is_down or unit.start_at_s is not None)), unit.names

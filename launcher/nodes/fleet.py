@@ -19,6 +19,7 @@ earlier agent. Invariants: every incarnation that is started gives one `Ended` o
 starts only after that.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from darts_async.topology.plan import RunPlan
@@ -145,8 +146,6 @@ class _Member:
 
 @dataclass(slots=True)
 class Node:
-    """A node and its state."""
-
     name: str
     state: str = "starting"
     """A state of `NODE_LIFE`."""
@@ -198,13 +197,11 @@ class Fleet:
 
     @property
     def is_over(self) -> bool:
-        """Whether every node has ended."""
         return self._grace_s is not None and not any(node.is_up for node in self.nodes.values())
 
     # --- what is wanted --------------------------------------------------------------------------------------
 
     def begin(self, now_s: float) -> list[Step]:
-        """Start every node."""
         return [step for node in self.nodes.values() for step in self._launch(node, now_s)]
 
     def start(self, name: str, incarnation: int) -> list[Step]:
@@ -217,24 +214,21 @@ class Fleet:
 
     def stop(self, name: str, grace_s: float) -> list[Step]:
         """Ask a process to leave, and kill it if it does not. No effect if it has ended."""
-        node = self._node_of(name)
-        member = node.members.get(name)
-        if member is None or not node.is_up:
-            return self._give_up(node, name)
-        member.is_unwanted = True
-        return [Tell(node.name, StopProcess(name, member.order.incarnation, grace_s))]
+        return self._end_process(name, lambda incarnation: StopProcess(name, incarnation, grace_s))
 
     def kill(self, name: str) -> list[Step]:
         """Kill a process. No effect if it has ended."""
+        return self._end_process(name, lambda incarnation: KillProcess(name, incarnation))
+
+    def _end_process(self, name: str, order: Callable[[int], Order]) -> list[Step]:
         node = self._node_of(name)
         member = node.members.get(name)
         if member is None or not node.is_up:
             return self._give_up(node, name)
         member.is_unwanted = True
-        return [Tell(node.name, KillProcess(name, member.order.incarnation))]
+        return [Tell(node.name, order(member.order.incarnation))]
 
     def restart_agent(self, node: str) -> list[Step]:
-        """Replace the agent of a node."""
         found = self.nodes[node]
         return [Tell(node, RestartAgent(found.agent_incarnation))] if found.is_up else []
 
@@ -253,7 +247,6 @@ class Fleet:
     # --- what happens ----------------------------------------------------------------------------------------
 
     def reported(self, node_name: str, agent_incarnation: int, report: Report, now_s: float) -> list[Step]:
-        """The agent of a node reports."""
         node = self.nodes[node_name]
         match report:
             case NodeStatus():
@@ -268,13 +261,12 @@ class Fleet:
                 return self._left(node, ended)
         return []
 
-    def heard(self, node_name: str) -> list[Step]:
+    def heard(self, node_name: str) -> None:
         """The link to the agent of a node is up."""
         node = self.nodes[node_name]
         if node.state == "silent":
             node.to("up")
         node.silent_since_s = None
-        return []
 
     def silent(self, node_name: str, reason: str, now_s: float) -> list[Step]:
         """The link to the agent of a node is down."""
@@ -304,7 +296,6 @@ class Fleet:
         return []
 
     def tick(self, now_s: float) -> list[Step]:
-        """Time has passed."""
         steps: list[Step] = []
         for node in self.nodes.values():
             if node.is_up and node.silent_since_s is not None and now_s - node.silent_since_s >= self._lost_after_s:
@@ -387,7 +378,6 @@ class Fleet:
         return [Ended(ProcessExit(name, pid, _KILLED, member.order.incarnation))]
 
     def validate(self) -> None:
-        """Assert the invariants of the state."""
         for node in self.nodes.values():
             assert (node.state == "silent") == (node.silent_since_s is not None), node.name
             assert not (node.is_up and node.is_launching), node.name

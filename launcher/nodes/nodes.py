@@ -59,7 +59,6 @@ class Nodes:
         return news
 
     async def kill(self, nodes: Iterable[str]) -> None:
-        """End these nodes by force."""
         await asyncio.gather(*(self._backends[node].kill() for node in nodes))
 
     async def _launch(self, node: str) -> None:
@@ -93,7 +92,6 @@ def agent_command(config: RunConfig, run_dir: Path, node: str, *, life: int) -> 
 
 
 def keeper_command(config: RunConfig, run_dir: Path, node: str, *options: str) -> AgentCommand:
-    """The keeper of a node with these options."""
     [settings] = (found for found in config.nodes if found.name == node)
     whose = ("--run-dir", str(run_dir), "--node", node)
     argv = module_command("launcher.nodes.keeper", *whose, *options, python=python_of(config, node))

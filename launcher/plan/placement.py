@@ -22,8 +22,6 @@ Takers = defaultdict[tuple[str, int], set[Role]]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The node and devices of a process."""
-
     node: str
     host: str
     devices: tuple[int, ...] = ()
@@ -38,12 +36,10 @@ class PlacementError(ConfigError):
 
 
 def role_config(config: RunConfig, role: Role) -> RoleConfig:
-    """The settings of a role."""
     return config.roles.of(role)
 
 
 def role_names(config: RunConfig, role: Role) -> tuple[str, ...]:
-    """The processes of a role, in order."""
     return role.processes(role_config(config, role).replicas)
 
 

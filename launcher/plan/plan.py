@@ -52,7 +52,6 @@ def reports_per_step() -> dict[str, int]:
 
 
 def _members(config: RunConfig) -> list[tuple[Link, tuple[str, ...]]]:
-    """The links that have members in a run."""
     names = {role.name: role_names(config, role) for role in ROLES}
     nodes = dict.fromkeys(place_processes(config)[name].node for of_role in names.values() for name in of_role)
     names[AGENT.name] = tuple(map(agent_name, nodes))
@@ -70,7 +69,6 @@ def _processes(config: RunConfig, run_dir: Path) -> Iterator[ProcessSpec]:
 
 
 def python_of(config: RunConfig, node: str) -> str:
-    """Path of the Python on a node."""
     [settings] = (found for found in config.nodes if found.name == node)
     return settings.python or sys.executable
 

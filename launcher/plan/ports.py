@@ -10,7 +10,6 @@ _LOOPBACK = "127.0.0.1"
 
 
 def block(first_port: int, count: int) -> tuple[int, ...]:
-    """`count` ports in a row."""
     return tuple(range(first_port, first_port + count))
 
 

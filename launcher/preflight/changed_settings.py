@@ -59,7 +59,6 @@ def _at(settings: Mapping[str, Any], path: str) -> Any:
 
 
 def _differences(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The innermost settings that differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         for key in old:
             yield from _differences(f"{place}.{key}", old[key], new[key])

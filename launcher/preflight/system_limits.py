@@ -36,8 +36,6 @@ _NCCL_SHM_BYTES = 32 * _MIB
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """The limits of a machine."""
-
     open_files: int | None
     """Limit of a process, after it has raised its soft limit to the hard limit."""
     threads: int | None

@@ -98,7 +98,6 @@ class Evaluation:
         )
 
     def summary(self) -> EvaluationSummary:
-        """The numbers."""
         lengths = self.num_tokens
         spreads = [float(of.std(ddof=1)) for of in self._by_prompt(lengths).values() if len(of) > 1]
         return EvaluationSummary(
@@ -116,7 +115,6 @@ class Evaluation:
         )
 
     def prompt_rewards(self) -> dict[int, float]:
-        """The mean reward of each prompt."""
         return {
             prompt: float(rewards.mean(dtype=np.float64)) for prompt, rewards in self._by_prompt(self.rewards).items()
         }
@@ -148,7 +146,6 @@ def gain_between(before: Evaluation, after: Evaluation) -> Gain:
 
 
 def evaluation_text(evaluation: EvaluationSummary) -> str:
-    """One evaluation in one line."""
     error = evaluation.reward_standard_error
     parts = [
         f"held-out prompts at version {evaluation.policy_version}",

@@ -29,7 +29,6 @@ class CaughtSignals:
         self._hear: Callable[[signal.Signals], None] = self._unheard.append
 
     def come(self, number: signal.Signals) -> None:
-        """A signal has arrived."""
         self._hear(number)
 
     def tell(self, hear: Callable[[signal.Signals], None]) -> None:
@@ -43,7 +42,6 @@ class CaughtSignals:
         self._hear = self._unheard.append
 
     def ignore(self) -> None:
-        """Ignore all further signals."""
         self._hear = lambda number: None
 
 
@@ -92,13 +90,11 @@ class _Outliving:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write, or discard the text."""
         with self._failing():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or do nothing."""
         with self._failing():
             self._stream.flush()
 

@@ -28,7 +28,6 @@ class Control:
         return await self._mailbox.receive(timeout_s)
 
     def send(self, process: str, message: LauncherToProcess) -> None:
-        """Send a message to a process."""
         self._link.send(process, message)
 
     def forget(self, process: str) -> None:

@@ -78,7 +78,7 @@ from launcher.progress.step_merger import StepLine, StepMerger
 from launcher.run.boundary import Boundary
 from launcher.run.interrupts import CaughtSignals, reason_of
 from launcher.run.links import Control, open_control
-from launcher.run_dir.growing_files import flushed
+from launcher.run_dir.json_lines import flushed
 from launcher.run_dir.logs import last_words
 from launcher.run_dir.run_dir import final_model_path, write_summary
 from launcher.sinks.recorder import Recorder, recorded
@@ -130,7 +130,6 @@ class Run:
         return self.lifecycle.outcome
 
     def _start(self, name: str, incarnation: int) -> None:
-        """Start a process, as this incarnation."""
         self.view.take_start(name, incarnation)
         self.lifecycle.ordered(name, _now_s())
         self._do(self.fleet.start(name, incarnation))
@@ -260,7 +259,7 @@ class Run:
         node = event.peer.partition("/")[2]
         match event:
             case PeerUp():
-                self._do(self.fleet.heard(node))
+                self.fleet.heard(node)
             case PeerDown(reason=reason):
                 self._do(self.fleet.silent(node, reason, _now_s()))
             case Unreadable(reason=reason):  # the next agent begins with a complete report
@@ -349,7 +348,6 @@ class Run:
             self.control.send(name, message)
 
     def note(self, text: str) -> None:
-        """Tell the user."""
         self.view.note(text)
         self.display.note(text)
 
@@ -471,7 +469,6 @@ async def _carry_out(prepared: PreparedRun) -> tuple[RunOutcome, Summary]:
 
 
 def _open_trace(config: RunConfig, run_dir: Path, life: int) -> Trace:
-    """The launcher's own trace."""
     if not config.telemetry.trace:
         return Trace()
     return Trace(trace_path(run_dir, LAUNCHER, life), LAUNCHER, life, int(config.telemetry.trace_max_mb * 1e6))

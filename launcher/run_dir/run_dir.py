@@ -87,7 +87,6 @@ def write_inputs(run_dir: Path, config: RunConfig, plan: RunPlan) -> None:
 
 
 def write_record(run_dir: Path, record: RunRecord) -> None:
-    """Write the state of the run."""
     replace_json(run_dir / STATE_FILE, record)
 
 
@@ -97,11 +96,8 @@ def read_record(run_dir: Path) -> RunRecord:
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append lines of text, all or none of them. The operating system has them on return.
-
-    Raises:
-        NoSpaceError: the disk is full.
-    """
+    """Append lines of text, all or none of them. The operating system has them on return. Raises
+    `NoSpaceError`."""
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
@@ -115,7 +111,6 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def write_summary(run_dir: Path, summary: msgspec.Struct) -> None:
-    """The totals of the run."""
     replace_json(run_dir / SUMMARY_FILE, summary)
 
 
