@@ -11,7 +11,7 @@ expanded.
 import datetime
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +124,14 @@ def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Place, int], tup
         if not isinstance(node, yaml.MappingNode):
             found = shown(_values(loader, node, path))
             raise InputError(path, (Problem("", "is not a mapping", found, "write `section:` with keys below it", 1),))
-        places = dict(_places(node, ()))
-        repeated = tuple(_repeated(node, ()))
+        places = tuple(_places(node, ()))
+        repeated = tuple(_repeated(places))
         data = _values(loader, node, path)
     except yaml.YAMLError as error:
         raise InputError(path, (_syntax_problem(error),)) from error
     except RecursionError as error:  # an alias inside its own anchor, or hundreds of brackets
         raise InputError(path, (Problem("", "is nested too deeply", fix="write values out"),)) from error
-    return data, places, repeated
+    return data, dict(places), repeated
 
 
 def _values(loader: _Loader, node: yaml.Node, path: Path) -> Any:
@@ -169,29 +169,30 @@ def _inner(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _places(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
-    """Every place in the file with its line, in file order."""
+    """Every place in the file with its line, in file order. A repeated key comes again."""
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*place, str(key.value))
-            yield inner, key.start_mark.line + 1
-            yield from _places(value, inner)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*place, index), value.start_mark.line + 1
-            yield from _places(value, (*place, index))
+        inner: list[tuple[Place, yaml.Node, yaml.Node]] = [
+            ((*place, str(key.value)), key, value) for key, value in node.value
+        ]
+    else:
+        inner = [((*place, index), value, value) for index, value in enumerate(_inner(node))]
+    for at, marked, value in inner:
+        yield at, marked.start_mark.line + 1
+        yield from _places(value, at)
 
 
-def _repeated(node: yaml.Node, place: Place) -> Iterator[Problem]:
-    if not isinstance(node, yaml.MappingNode):
-        return
-    first: dict[str, int] = {}
-    for key, value in node.value:
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in first:
-            message = f"this key is repeated; it is first on line {first[name]}"
-            yield Problem(_dotted((*place, name)), message, fix="remove one of them", line=line)
-        first.setdefault(name, line)
-        yield from _repeated(value, (*place, name))
+def _repeated(places: Iterable[tuple[Place, int]]) -> Iterator[Problem]:
+    """A problem for each repeated key, but none for the keys below it."""
+    first: dict[Place, int] = {}
+    repeated: set[Place] = set()
+    for place, line in places:
+        if place not in first:
+            first[place] = line
+            continue
+        repeated.add(place)
+        if place[:-1] not in repeated:
+            message = f"this key is repeated; it is first on line {first[place]}"
+            yield Problem(_dotted(place), message, fix="remove one of them", line=line)
 
 
 def _syntax_problem(error: yaml.YAMLError) -> Problem:
@@ -211,21 +212,16 @@ def _problem(details: ErrorDetails, lines: Mapping[Place, int]) -> Problem:
     place = tuple(details["loc"])
     line = next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), None)
     if details["type"] == "extra_forbidden":
-        return Problem(
-            _dotted(place),
-            "there is no such setting",
-            shown(details["input"]),
-            _suggestion(place, details["input"]),
-            line,
-        )
+        fix = _suggestion(place, details["input"])
+        return Problem(_dotted(place), "there is no such setting", shown(details["input"]), fix, line)
     if details["type"] == "value_error":
         return _refused(_dotted(place), details["input"], str(details["ctx"]["error"]), line)
-    return Problem(_dotted(place), _expected(details), shown(details["input"]), _type_fix(details), line)
+    expected = _EXPECTED.get(details["type"]) or details["msg"].replace("Input should be", "expected", 1)
+    return Problem(_dotted(place), expected, shown(details["input"]), _type_fix(details), line)
 
 
 def _refused(place: str, value: Any, text: str, line: int | None) -> Problem:
-    """A problem that the settings themselves describe as `what is wrong; the fix`. A value that is shown is not said
-    again."""
+    """A problem that the settings describe as `what is wrong; the fix`. A value is shown once."""
     found = None if isinstance(value, dict | list) else shown(value)
     message, _, fix = text.partition("; ")
     for beginning in (f"{place} is {found}", f"{place} {found} ", f"{found} "):
@@ -244,12 +240,6 @@ _EXPECTED = {
     "tuple_type": "expected a list",
     "finite_number": "expected a finite number",
 }
-
-
-def _expected(details: ErrorDetails) -> str:
-    if details["type"] in _EXPECTED:
-        return _EXPECTED[details["type"]]
-    return details["msg"].replace("Input should be", "expected", 1)
 
 
 def _type_fix(details: ErrorDetails) -> str | None:

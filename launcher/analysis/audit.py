@@ -94,7 +94,6 @@ def _counts(ledger: FoundLedger, books: Books) -> dict[str, int]:
 
 
 def _num_ended(books: Books | None) -> int:
-    """Samples whose ends are in these books and in all earlier ones."""
     return len(books.endings) + _num_ended(books.before) if books is not None else 0
 
 
@@ -104,7 +103,8 @@ def _unbalanced(run_dir: Path, books: Books) -> list[Finding]:
     except FileNotFoundError:
         return []  # the run is live, or its launcher was killed
     except msgspec.MsgspecError as error:
-        return [Finding(f"bytes of {SUMMARY_FILE}, which cannot be read: {error}", (_size(run_dir / SUMMARY_FILE),))]
+        num_bytes = (run_dir / SUMMARY_FILE).stat().st_size
+        return [Finding(f"bytes of {SUMMARY_FILE}, which cannot be read: {error}", (num_bytes,))]
     if summary.tokens is None:
         return []
     in_ledger = sum(books.brought.tokens_by_outcome.values()) + sum(record.num_tokens for record in books.ended())
@@ -117,10 +117,6 @@ def _unbalanced(run_dir: Path, books: Books) -> list[Finding]:
     if not 0 <= strays <= summary.tokens.by_outcome["lost"]:
         findings.append(Finding("tokens of the summary that are not in the ledger", (strays,)))
     return findings
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
 
 
 # --- the other files -----------------------------------------------------------------------------------------

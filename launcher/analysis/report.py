@@ -33,8 +33,7 @@ REPORT_FILE = "report.html"
 
 
 def write_report(run_dir: Path, out: Path) -> None:
-    """Write the page of a run, live or over. Raises `ConfigError` if it has nothing to report, if matplotlib is not
-    installed, or if the file cannot be written."""
+    """Write the page. Raises `ConfigError` without data or matplotlib, or if the file cannot be written."""
     data = gather(run_dir)
     page = _page(data)
     try:
@@ -96,8 +95,9 @@ def figures(data: RunData) -> list[tuple[str, str, str]]:
             "darts-launch report draws with matplotlib, which is not installed: pip install 'darts-async[report]'"
         ) from error
     found = []
-    for title, about, draw, height in PLOTS:
-        figure = Figure(figsize=(9.0, height(data)), layout="constrained")
+    for title, about, draw in PLOTS:
+        height = 1.2 + 0.32 * max(1, len(data.spent)) if draw is _time else 3.2
+        figure = Figure(figsize=(9.0, height), layout="constrained")
         axes = figure.subplots()
         draw(axes, data)
         axes.spines[["top", "right"]].set_visible(False)
@@ -188,20 +188,12 @@ def _time(axes: "Axes", data: RunData) -> None:
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.12))
 
 
-def _even(_: RunData) -> float:
-    return 3.2
-
-
-def _by_process(data: RunData) -> float:
-    return 1.2 + 0.32 * max(1, len(data.spent))
-
-
-PLOTS: Sequence[tuple[str, str, Callable[["Axes", RunData], None], Callable[[RunData], float]]] = (
-    ("Reward", "Held-out samples are fresh and never cut off; error bars are standard errors.", _reward, _even),
-    ("Response lengths", "Samples trained on, and the mean of all scored samples.", _lengths, _even),
-    ("Staleness", "Policy versions between decoding a token and training on it.", _staleness, _even),
-    ("Outcomes", "What happened to the decoded tokens.", _outcomes, _even),
-    ("Busy, idle and away", "Shares of the time of each process.", _time, _by_process),
+PLOTS: Sequence[tuple[str, str, Callable[["Axes", RunData], None]]] = (
+    ("Reward", "Held-out samples are fresh and never cut off; error bars are standard errors.", _reward),
+    ("Response lengths", "Samples trained on, and the mean of all scored samples.", _lengths),
+    ("Staleness", "Policy versions between decoding a token and training on it.", _staleness),
+    ("Outcomes", "What happened to the decoded tokens.", _outcomes),
+    ("Busy, idle and away", "Shares of the time of each process.", _time),
 )
 
 

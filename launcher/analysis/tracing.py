@@ -1,7 +1,7 @@
 """`darts-launch trace`: the file for Perfetto, and a table of how each process spent its time."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from darts_async.errors import ConfigError
 from darts_async.topology.roles import LAUNCHER, SHAPER
 from launcher.analysis.perfetto import Event, events_of, write_events
 from launcher.analysis.time_use import TimeSpent, time_spent
-from launcher.analysis.traces import Life, Traces
+from launcher.analysis.traces import Traces
 from launcher.display.view import plain_table
 
 _STAGES = {"swap": "paused for weights", "update": "(update under way)"}
@@ -75,14 +75,10 @@ def _window(traces: Traces, since_s: float | None, until_s: float | None) -> tup
     for process, lives in traces.by_process():
         if process == SHAPER.first:
             last_s = max(life.ended_s for life in lives)
-            published_s = _first_version_s(lives)
+            seen = (each.at_s for life in lives for each in life.instants if each.name == "version published")
+            published_s = min(seen, default=0.0)
     begin_s = published_s if since_s is None else since_s
     return begin_s, last_s if until_s is None else min(until_s, last_s)
-
-
-def _first_version_s(lives: Sequence[Life]) -> float:
-    seen = (each.at_s for life in lives for each in life.instants if each.name == "version published")
-    return min(seen, default=0.0)
 
 
 def report_screen(report: Report) -> RenderableType:

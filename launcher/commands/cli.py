@@ -213,8 +213,7 @@ def _run(config: RunConfig) -> tuple[RunOutcome, Summary]:
 
 
 async def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[RunOutcome, Summary]:
-    """A life of the run, and further ones where all processes have to be new (`TakeUpAgain`). A signal between two of
-    them ends the second."""
+    """A life of the run, and further ones after `TakeUpAgain`. A signal between two of them ends the second."""
     limits = _limits(config)
     with caught_signals(ignored_afterwards=True) as signals:
         while True:

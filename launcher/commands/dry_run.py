@@ -62,7 +62,6 @@ def bounds(config: RunConfig) -> dict[str, str]:
 
 
 def _shaping(shaping: ShapingConfig) -> str:
-    """The rule, its counts, and what else is switched on."""
     ends = f" ({shaping.shortest} + {shaping.longest})" if shaping.rule in ("dual_end", "survivor") else ""
     switches = {
         "early stop": shaping.early_stop,

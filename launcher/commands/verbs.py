@@ -218,9 +218,7 @@ def _asked(run_dir: Path, request: Request) -> str:
 
 def _goes_on(run_dir: Path) -> bool:
     """Whether more may be logged. A launcher that was killed leaves the record as it was, but holds no lock."""
-    if record_of(run_dir).status != "running":
-        return False
-    return has_launcher(run_dir)
+    return record_of(run_dir).status == "running" and has_launcher(run_dir)
 
 
 def _show_ended(run_dir: Path, error: NotRunningError, *, as_json: bool) -> None:

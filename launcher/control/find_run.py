@@ -73,8 +73,7 @@ def _is_locked(run_dir: Path) -> bool:
 
 
 def refuse_links(run_dir: Path) -> None:
-    """Raises `ConfigError` if files of this run directory are hard links to those of another one, because writes would
-    change both."""
+    """Raises `ConfigError` if files are hard links to those of another run, because writes would change both."""
     try:
         is_linked = (run_dir / LOCK_FILE).stat().st_nlink > 1
     except OSError:

@@ -42,7 +42,6 @@ class TokenAccount(msgspec.Struct, frozen=True):
 
     @property
     def balanced(self) -> bool:
-        """The ledger and the engines agree."""
         return self.accounted == self.decoded
 
 
@@ -111,9 +110,7 @@ def summarise(view: RunView, outcome: RunOutcome, *, model_path: Path | None, no
         gain=gain_between(first, last) if first is not None and last is not None and several else None,
         evaluations=summaries,
         tokens=_tokens(view, finished) if finished else None,
-        rewards=RewardAccount(finished.num_rewards, finished.failed_rewards, finished.first_failures)
-        if finished
-        else None,
+        rewards=_rewards(finished) if finished else None,
         samples_by_outcome=finished.samples_by_outcome if finished else {},
         tokens_by_staleness=finished.tokens_by_staleness if finished else {},
         processes=[
@@ -132,6 +129,10 @@ def summarise(view: RunView, outcome: RunOutcome, *, model_path: Path | None, no
         run_dir=view.run_dir,
         model_path=str(model_path) if model_path is not None else None,
     )
+
+
+def _rewards(finished: RunFinished) -> RewardAccount:
+    return RewardAccount(finished.num_rewards, finished.failed_rewards, finished.first_failures)
 
 
 def _tokens(view: RunView, finished: RunFinished) -> TokenAccount:
@@ -160,11 +161,14 @@ def summary_screen(summary: Summary) -> RenderableType:
     if len(summary.evaluations) > 2:
         parts.append(_all_evaluations(summary.evaluations))
     if summary.tokens is not None and max(summary.tokens.accounted, summary.tokens.decoded) > 0:
-        parts += ["", _token_table(summary.tokens), _balance(summary.tokens)]
+        by_outcome = summary.tokens.by_outcome | {EVALUATED: summary.tokens.evaluated}
+        parts += ["", _share_table("tokens", by_outcome), _balance(summary.tokens)]
     if summary.rewards is not None and summary.rewards.num_failed:
         parts += ["", *_failed_rewards(summary.rewards)]
     if summary.tokens_by_staleness:
-        parts += ["", _staleness_table(summary.tokens_by_staleness)]
+        counts = sorted(summary.tokens_by_staleness.items())
+        by_staleness = {f"{age} version{'' if age == 1 else 's'}": count for age, count in counts}
+        parts += ["", _share_table("staleness", by_staleness)]
     if summary.processes:
         parts += ["", _time_table(summary)]
     return Padding(Group(*parts, "", _places(summary)), (1, 2))
@@ -218,12 +222,13 @@ def _all_evaluations(evaluations: list[EvaluationSummary]) -> Text:
     )
 
 
-def _token_table(tokens: TokenAccount) -> Table:
-    table = _table("count", "share", title="tokens")
+def _share_table(title: str, counts: dict[str, int]) -> Table:
+    table = _table("count", "share", title=title)
     table.add_column("")
-    for outcome, count in (*tokens.by_outcome.items(), (EVALUATED, tokens.evaluated)):
-        share = count / tokens.accounted if tokens.accounted else 0.0
-        table.add_row(outcome, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
+    total = sum(counts.values())
+    for label, count in counts.items():
+        share = count / total if total else 0.0
+        table.add_row(label, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
     return table
 
 
@@ -250,18 +255,6 @@ def _failed_rewards(rewards: RewardAccount) -> list[Text]:
     line = f"{rewards.num_failed:,} of {rewards.num_responses:,} rewards failed ({share:.1%}): {by_kind}"
     said = [Text(f"  first {failure_text(kind, error)}", style="dim") for kind, error in rewards.first_failures.items()]
     return [Text.assemble(("! ", "yellow"), line), *said]
-
-
-def _staleness_table(tokens_by_staleness: dict[int, int]) -> Table:
-    table = _table("count", "share", title="staleness")
-    table.add_column("")
-    total = sum(tokens_by_staleness.values())
-    for staleness, count in sorted(tokens_by_staleness.items()):
-        share = count / total if total else 0.0
-        table.add_row(
-            f"{staleness} version{'' if staleness == 1 else 's'}", f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH)
-        )
-    return table
 
 
 def _time_table(summary: Summary) -> Table:

@@ -84,7 +84,7 @@ def step_text(view: RunView, line: StepLine, now_s: float) -> str:
 
 def run_screen(view: RunView, now_s: float) -> RenderableType:
     parts: list[RenderableType] = [
-        _header(view),
+        Text.assemble((view.name, "bold"), "   ", (view.run_dir, "dim"), no_wrap=True, overflow="ellipsis"),
         _progress(view, now_s),
         "",
         *_trends(view),
@@ -98,7 +98,7 @@ def run_screen(view: RunView, now_s: float) -> RenderableType:
 
 def sparkline(values: Sequence[float], width: int) -> str:
     """Values as bars of eight heights. More values than `width` are averaged in equal runs."""
-    points = [_mean(values[start:end]) for start, end in _runs(len(values), width)]
+    points = [sum(values[start:end]) / (end - start) for start, end in _runs(len(values), width)]
     finite = [point for point in points if math.isfinite(point)]
     if not finite:
         return ""
@@ -136,10 +136,6 @@ def bar(share: float, width: int) -> Text:
     return Text(filled.ljust(width), style="cyan")
 
 
-def _header(view: RunView) -> RenderableType:
-    return Text.assemble((view.name, "bold"), "   ", (view.run_dir, "dim"), no_wrap=True, overflow="ellipsis")
-
-
 def _progress(view: RunView, now_s: float) -> RenderableType:
     grid = Table.grid(padding=(0, 3, 0, 0), expand=True)
     grid.add_column(ratio=1)
@@ -162,17 +158,11 @@ def _trends(view: RunView) -> Iterator[RenderableType]:
     held_out = [evaluation.reward for evaluation in evaluations]
     at_version = f", at version {evaluations[-1].policy_version}" if evaluations else ""
     reward, length = view.trends[REWARD_METRIC], view.trends[LENGTH_METRIC]
+    ends = (held_out[0], held_out[-1]) if held_out else (None, None)
     rows = [
         ("reward", reward.values(), reward.first, reward.last, "{:.3f}", ""),
         ("length", length.values(), length.first, length.last, "{:.0f}", ""),
-        (
-            "held-out",
-            held_out,
-            held_out[0] if held_out else None,
-            held_out[-1] if held_out else None,
-            "{:.3f}",
-            at_version,
-        ),
+        ("held-out", held_out, *ends, "{:.3f}", at_version),
     ]
     if not any(values for _, values, *_ in rows):
         return
@@ -229,7 +219,3 @@ def _runs(count: int, width: int) -> Iterator[tuple[int, int]]:
     num_runs = min(count, width)
     for index in range(num_runs):
         yield index * count // num_runs, (index + 1) * count // num_runs
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -233,8 +233,7 @@ class RunLifecycle:
         return [*notices, Serves(name, self._restarts.incarnation(name), now_s - since_s)]
 
     def refused(self, name: str, incarnation: int, reason: str) -> list[Action]:
-        """This incarnation of a process, or one that never existed, sends invalid messages. The process is killed, and
-        its restart policy applies."""
+        """This incarnation sends invalid messages: it is killed, and its restart policy applies."""
         if self.outcome is not None or name not in self._running or name in self._stopping:
             return []
         if incarnation < self._restarts.incarnation(name):
@@ -276,8 +275,7 @@ class RunLifecycle:
         return [AskToLeave(True, reason), Notice(reason)]
 
     def take_up_again(self, reason: str, now_s: float) -> list[Action]:
-        """The shaper cannot continue with the present processes. They are ended at once, as if the run had been killed,
-        and another life of the run begins."""
+        """The shaper needs new processes: all are ended at once, as by a kill, and another life of the run begins."""
         if self.outcome is not None:
             return []
         if not self._limits.num_lives:
@@ -335,7 +333,6 @@ class RunLifecycle:
         return actions
 
     def _kill(self, name: str, reason: str) -> list[Action]:
-        """Kill a process that hangs. Only its exit is expected from now on."""
         self._liveness.forget(name)
         return [Kill(name, self._restarts.incarnation(name), reason), Notice(f"{name} hangs and is killed: {reason}")]
 

@@ -111,9 +111,6 @@ class Restarts:
         """Whether a running process must be ended, because another one of its unit has ended."""
         return self._unit_of[name].start_at_s is not None
 
-    def has_served(self, name: str) -> bool:
-        return self._unit_of[name].has_served
-
     def served(self, name: str) -> None:
         """The process does its work."""
         self._unit_of[name].has_served = True
@@ -124,8 +121,7 @@ class Restarts:
         return unit.start_at_s is None and not unit.is_down
 
     def ended(self, name: str, code: int, now_s: float) -> Verdict:
-        """A process has ended, or could not be started, while the run is running. `code` is its exit code, or minus the
-        number of the signal that ended it."""
+        """A process has ended, or could not be started. `code`: its exit code, or minus the signal that ended it."""
         unit = self._unit_of[name]
         unit.alive.discard(name)
         if unit.by_hand:

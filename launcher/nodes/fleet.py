@@ -26,19 +26,8 @@ from darts_async.topology.plan import RunPlan
 from darts_async.topology.roles import agent_name, keeper_name
 from darts_async.transitions import Transitions
 from darts_async.wire.backoff import backoff_s
-from launcher.nodes.node_messages import (
-    EndNode,
-    KillProcess,
-    NodeStatus,
-    Order,
-    ProcessLeft,
-    ProcessNotStarted,
-    ProcessStarted,
-    Report,
-    RestartAgent,
-    StartProcess,
-    StopProcess,
-)
+from launcher.nodes import node_messages as messages
+from launcher.nodes.node_messages import Order, Report, StartProcess
 from launcher.nodes.supervisor import ProcessExit, ProcessRecord
 
 COMES_UP_WITHIN_S = 60.0
@@ -214,11 +203,11 @@ class Fleet:
 
     def stop(self, name: str, grace_s: float) -> list[Step]:
         """Ask a process to leave, and kill it if it does not. No effect if it has ended."""
-        return self._end_process(name, lambda incarnation: StopProcess(name, incarnation, grace_s))
+        return self._end_process(name, lambda incarnation: messages.StopProcess(name, incarnation, grace_s))
 
     def kill(self, name: str) -> list[Step]:
         """Kill a process. No effect if it has ended."""
-        return self._end_process(name, lambda incarnation: KillProcess(name, incarnation))
+        return self._end_process(name, lambda incarnation: messages.KillProcess(name, incarnation))
 
     def _end_process(self, name: str, order: Callable[[int], Order]) -> list[Step]:
         node = self._node_of(name)
@@ -230,7 +219,7 @@ class Fleet:
 
     def restart_agent(self, node: str) -> list[Step]:
         found = self.nodes[node]
-        return [Tell(node, RestartAgent(found.agent_incarnation))] if found.is_up else []
+        return [Tell(node, messages.RestartAgent(found.agent_incarnation))] if found.is_up else []
 
     def end(self, grace_s: float) -> list[Step]:
         """Make every node stop its processes, report their exits, and end."""
@@ -239,7 +228,7 @@ class Fleet:
         for node in self.nodes.values():
             node.launch_at_s = None
             if node.is_up:
-                steps.append(Tell(node.name, EndNode(grace_s)))
+                steps.append(Tell(node.name, messages.EndNode(grace_s)))
             else:
                 steps += [step for name in tuple(node.members) for step in self._give_up(node, name)]
         return steps
@@ -249,15 +238,15 @@ class Fleet:
     def reported(self, node_name: str, agent_incarnation: int, report: Report, now_s: float) -> list[Step]:
         node = self.nodes[node_name]
         match report:
-            case NodeStatus():
+            case messages.NodeStatus():
                 return self._stands(node, agent_incarnation, report, now_s)
-            case ProcessStarted(record=record):
+            case messages.ProcessStarted(record=record):
                 return self._runs(node, record)
-            case ProcessNotStarted(name=name, incarnation=incarnation, error=error):
+            case messages.ProcessNotStarted(name=name, incarnation=incarnation, error=error):
                 if self._is_current(node, name, incarnation):
                     del node.members[name]
                     return [NotStarted(name, error)]
-            case ProcessLeft(exit=ended):
+            case messages.ProcessLeft(exit=ended):
                 return self._left(node, ended)
         return []
 
@@ -318,7 +307,7 @@ class Fleet:
         node.is_launching, node.launch_at_s = True, now_s + COMES_UP_WITHIN_S
         return [Launch(node.name)]
 
-    def _stands(self, node: Node, agent_incarnation: int, report: NodeStatus, now_s: float) -> list[Step]:
+    def _stands(self, node: Node, agent_incarnation: int, report: messages.NodeStatus, now_s: float) -> list[Step]:
         away_s = None if node.lost_since_s is None else now_s - node.lost_since_s
         node.to("up")
         node.is_launching, node.launch_at_s, node.num_failures = False, None, 0
@@ -335,12 +324,12 @@ class Fleet:
         for name in [name for name in unseen if self._grace_s is not None or node.members[name].is_unwanted]:
             steps += self._give_up(node, name)
         if self._grace_s is not None:  # it came up too late, or this agent does not know of the end
-            return [*steps, Tell(node.name, EndNode(self._grace_s))]
+            return [*steps, Tell(node.name, messages.EndNode(self._grace_s))]
         return steps + [Tell(node.name, member.order) for member in node.members.values() if member.record is None]
 
     def _runs(self, node: Node, record: ProcessRecord) -> list[Step]:
         if not self._is_current(node, record.name, record.incarnation):
-            return [Tell(node.name, KillProcess(record.name, record.incarnation))]
+            return [Tell(node.name, messages.KillProcess(record.name, record.incarnation))]
         member = node.members[record.name]
         if member.record is not None:
             return []

@@ -74,7 +74,6 @@ class Supervisor:
     """The processes of one machine. Use with `async with`; leaving the block kills those that still run."""
 
     def __init__(self, logs_dir: Path, owner: str) -> None:
-        """`owner`: see `scratch`."""
         self._logs_dir, self._owner = logs_dir, owner
         self._children: dict[str, _Child] = {}
         self._ended: deque[ProcessExit] = deque()  # as many as were started and not yet read

@@ -45,36 +45,26 @@ class Findings:
 
 
 def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
-    """Check everything that a run needs. It takes as long as loading the prompts and, with `reaches_nodes`, asking the
-    other nodes."""
+    """Check everything that a run needs. `reaches_nodes`: also on the other nodes."""
     model, data = tuple(check_model(config)), tuple(check_data_files(config))
     models = local_models(config)
     files = tuple(check_files(models))
     with ModelTrial(config, {} if model or files else models) as trial:
         prompts = Found() if model or data else check_prompts(config)  # without these, it fails for the same reason
         found = (
-            *_check_all(config, model + files, data + prompts.problems, reaches_nodes=reaches_nodes),
+            *check_network(config),
+            *check_runs_dir(config),
+            *_check_places(config, reaches_nodes=reaches_nodes),
+            *check_script(config),
+            *check_extensions(config),
+            *check_adapters(config),
+            *(model + files + data + prompts.problems),
             *trial.problems(),
         )
     return Findings(
         problems=tuple(problem for problem in found if not problem.is_hint),
         hints=tuple(problem for problem in found if problem.is_hint),
         prompts=prompts.counts,
-    )
-
-
-def _check_all(
-    config: RunConfig, model: tuple[Problem, ...], data: tuple[Problem, ...], *, reaches_nodes: bool
-) -> tuple[Problem, ...]:
-    return (
-        *check_network(config),
-        *check_runs_dir(config),
-        *_check_places(config, reaches_nodes=reaches_nodes),
-        *check_script(config),
-        *check_extensions(config),
-        *check_adapters(config),
-        *model,
-        *data,
     )
 
 
@@ -88,7 +78,7 @@ def link_ports(config: RunConfig) -> tuple[int, ...]:
 
 def check_network(config: RunConfig) -> Iterator[Problem]:
     """Hosts are addresses, the local one is of this machine, and the ports of the block are free on it."""
-    wrong = tuple(problem for node in config.nodes for problem in _check_address(_host_setting(config, node)))
+    wrong = tuple(problem for node in config.nodes for problem in _check_address(*_host_setting(config, node)))
     yield from wrong
     if wrong:
         return
@@ -221,8 +211,7 @@ def _host_setting(config: RunConfig, node: NodeConfig) -> tuple[str, str]:
     return ("network.host" if node.host is None else f"nodes: {node.name}.host"), config.host_of(node)
 
 
-def _check_address(setting: tuple[str, str]) -> Iterator[Problem]:
-    name, host = setting
+def _check_address(name: str, host: str) -> Iterator[Problem]:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

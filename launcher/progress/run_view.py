@@ -85,7 +85,6 @@ class ProcessRow:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens per second over the last few seconds."""
         elapsed_s, num_tokens, _ = self._window_change()
         return num_tokens / elapsed_s if elapsed_s > 0 else 0.0
 
@@ -218,8 +217,7 @@ class RunView:
         return sum(row.num_tokens for row in self.generators if row.left_cleanly)
 
     def tokens_received(self, tokens_by_generator: Mapping[str, Mapping[int, int]]) -> int:
-        """Tokens received from the generators that ended early, whose own counts are lost, out of the shaper's count
-        {name: {incarnation: tokens}}."""
+        """Those of the shaper's count {name: {incarnation: tokens}} whose generators ended before they counted."""
         counted = {(row.name, row.incarnation) for row in self.generators if row.left_cleanly}
         return sum(
             num_tokens
@@ -234,7 +232,6 @@ class RunView:
 
     @property
     def num_away(self) -> int:
-        """Generators that do not work."""
         return sum(row.ended or row.away_since_s is not None for row in self.generators)
 
     @property

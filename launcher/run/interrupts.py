@@ -47,10 +47,10 @@ class CaughtSignals:
 
 @contextlib.contextmanager
 def caught_signals(*, ignored_afterwards: bool = False) -> Iterator[CaughtSignals]:
-    """Inside, none of them ends the process; `ignored_afterwards`: nor later on, for a process that only has to say how
-    it has ended."""
+    """Inside the block, none of them ends the process; nor later on, if `ignored_afterwards`."""
     loop, caught = asyncio.get_running_loop(), CaughtSignals()
-    numbers = [number for number in _ENDING if number != signal.SIGHUP or not _is_ignored(number)]
+    is_under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in _ENDING if not (is_under_nohup and number == signal.SIGHUP)]
     for number in numbers:
         loop.add_signal_handler(number, caught.come, number)
     try:
@@ -60,10 +60,6 @@ def caught_signals(*, ignored_afterwards: bool = False) -> Iterator[CaughtSignal
             loop.remove_signal_handler(number)
             if ignored_afterwards:
                 signal.signal(number, signal.SIG_IGN)
-
-
-def _is_ignored(number: signal.Signals) -> bool:
-    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def reason_of(number: signal.Signals) -> str:

@@ -45,8 +45,7 @@ class Control:
 
 @contextlib.asynccontextmanager
 async def open_control(plan: RunPlan, run_dir: Path, config: TransportConfig, life: int = 1) -> AsyncIterator[Control]:
-    """Bind both links; `life` numbers the starts of the launcher. Raises `TransportError` if an address is not
-    available."""
+    """Bind both links. Raises `TransportError` if an address is not available."""
     keys = load_keys(run_dir / KEYS_DIR, LAUNCHER)
     mailbox = Mailbox()
     endpoint = Endpoint(name=LAUNCHER, incarnation=life, keys=keys, config=config, mailbox=mailbox)

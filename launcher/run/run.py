@@ -49,22 +49,8 @@ from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, 
 from launcher.display.status import run_status
 from launcher.display.summary import Summary, summarise
 from launcher.display.view import Display
-from launcher.lifecycle.lifecycle import (
-    Action,
-    AskToLeave,
-    AskToStop,
-    Drop,
-    Kill,
-    Limits,
-    Lost,
-    Notice,
-    RestartRefused,
-    RunLifecycle,
-    RunOutcome,
-    Serves,
-    Start,
-    Stop,
-)
+from launcher.lifecycle import lifecycle as of_run
+from launcher.lifecycle.lifecycle import Limits, RestartRefused, RunLifecycle, RunOutcome
 from launcher.lifecycle.restarts import Restarts
 from launcher.nodes import fleet as on_nodes
 from launcher.nodes.fleet import Fleet
@@ -187,7 +173,8 @@ class Run:
                 return
             case PeerDown(reason=reason):
                 is_current = event.incarnation == self.view.rows[name].incarnation
-                if is_current and name in self.fleet.running and not self._is_to_leave(name):
+                is_to_leave = self.lifecycle.ending or self.lifecycle.is_stopping(name)
+                if is_current and name in self.fleet.running and not is_to_leave:
                     self.note(f"the connection to {name} is down: {reason}")
                 return
             case Unreadable(reason=reason):
@@ -201,7 +188,6 @@ class Run:
             self._take(name, event.incarnation, message)
 
     def _take(self, name: str, incarnation: int, message: ProcessToLauncher) -> None:
-        """Take a valid message of this incarnation of a process."""
         match message:
             case ProcessStatus():
                 if incarnation == self.view.rows[name].incarnation:
@@ -235,9 +221,6 @@ class Run:
             else:
                 alone = f"it refuses the messages of {accused}, and most others do not: {refused.reason}"
                 self._act(self.lifecycle.refused(accuser, its_incarnation, alone))
-
-    def _is_to_leave(self, name: str) -> bool:
-        return self.lifecycle.ending or self.lifecycle.is_stopping(name)
 
     def _take_lines(self, lines: list[StepLine]) -> None:
         for line in lines:
@@ -315,30 +298,30 @@ class Run:
             return str(room_of(run_dir))
         return last_words(run_dir / LOGS_DIR, ended.name) if ended.code > 0 else ""
 
-    def _act(self, actions: list[Action]) -> None:
+    def _act(self, actions: list[of_run.Action]) -> None:
         for action in actions:
             match action:
-                case AskToStop(reason=reason):
+                case of_run.AskToStop(reason=reason):
                     self._tell(self.plan.names(SHAPER.name), Shutdown(reason, finished=False))
-                case AskToLeave(finished=finished, reason=reason):
+                case of_run.AskToLeave(finished=finished, reason=reason):
                     num_steps = self.view.finished.num_steps if self.view.finished is not None else None
                     self._tell(self.fleet.running, Shutdown(reason, finished, num_steps))
-                case Notice(text=text):
+                case of_run.Notice(text=text):
                     self.note(text)
-                case Start(name=name, incarnation=incarnation):
+                case of_run.Start(name=name, incarnation=incarnation):
                     self._start(name, incarnation)
-                case Stop(name=name):
+                case of_run.Stop(name=name):
                     self._do(self.fleet.stop(name, self.grace_s))
-                case Kill(name=name):
+                case of_run.Kill(name=name):
                     self.recorder.killed(action, _now_s())
                     self._do(self.fleet.kill(name))
-                case Drop(name=name):
+                case of_run.Drop(name=name):
                     self._do(self.fleet.kill(name))
-                case Lost(ended=ended, restart_at_s=at_s, needs_room=needs_room):
+                case of_run.Lost(ended=ended, restart_at_s=at_s, needs_room=needs_room):
                     self.recorder.lost(action, _now_s())
                     self.view.take_restart(ended.name, at_s, _now_s(), needs_room=needs_room)
                     self._tell(self.fleet.running, ProcessEnded(ended.name, ended.incarnation))
-                case Serves(name=name, away_s=away_s):
+                case of_run.Serves(name=name, away_s=away_s):
                     self.recorder.serves(action, _now_s())
                     self.view.take_service(name)
                     self.note(f"{name} serves again, {away_s:.1f} s after it ended")

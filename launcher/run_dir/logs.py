@@ -74,7 +74,6 @@ class LogTail:
 
 
 def log_tails(logs_dir: Path, names: tuple[str, ...]) -> list[LogTail]:
-    """The logs and the output files of some processes."""
     width = max(map(len, names))
     return [
         LogTail(path_of(logs_dir, name), name.ljust(width)) for name in names for path_of in (log_path, output_path)

@@ -45,8 +45,7 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 def inode_of(run_dir: Path) -> int:
-    """The number that distinguishes a run directory from its copies, even from one that has replaced it. A rename does
-    not change it. Raises `OSError`."""
+    """What tells a run directory from its copies, and stays through a rename. Raises `OSError`."""
     return run_dir.stat().st_ino
 
 
@@ -96,8 +95,7 @@ def read_record(run_dir: Path) -> RunRecord:
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append lines of text, all or none of them. The operating system has them on return. Raises
-    `NoSpaceError`."""
+    """Append all of these lines or none; the operating system has them on return. Raises `NoSpaceError`."""
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:

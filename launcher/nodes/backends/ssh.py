@@ -37,8 +37,7 @@ class SshBackend:
         self._kill_command = kill_command
 
     async def launch(self, command: AgentCommand, on_end: Callable[[str], None]) -> None:
-        """Start the keeper, if it does not run, and wait for its agent. It continues without the connection, so its end
-        is not seen."""
+        """Start the keeper, if it does not run, and wait for its agent. Its end is not seen."""
         await run_there(self._node, self._host, command, takes_s=COMES_UP_WITHIN_S)
 
     async def kill(self) -> None:
@@ -59,7 +58,8 @@ async def run_there(
     `takes_s` is how long the command itself may wait. Raises `NodeError` if the node cannot be reached or refuses,
     or if the command fails or does not end in time."""
     address = f"{node.ssh.host or host}" + (f" port {node.ssh.port}" if node.ssh.port else "")
-    environment = _forwarded(os.environ) | dict(command.env)
+    forwarded = {name for name in os.environ if name in FORWARDED or name.startswith(FORWARDED_PREFIXES)}
+    environment = {name: os.environ[name] for name in forwarded} | dict(command.env)
     text = "".join(msgspec.json.encode(part).decode() + "\n" for part in (environment, dict(words or {})))
     try:
         async with asyncio.timeout(2 * node.ssh.timeout_s + takes_s), await _connect(node, host) as connection:
@@ -95,20 +95,12 @@ def _options(ssh: SshConfig) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value for name, value in environment.items() if name in FORWARDED or name.startswith(FORWARDED_PREFIXES)
-    }
-
-
 def _shell_line(command: AgentCommand) -> str:
-    """The command line, which begins with `launcher.nodes.exec_with_env`."""
     first = module_command("launcher.nodes.exec_with_env", *command.argv, python=command.argv[0])
     return f"cd {shlex.quote(command.cwd)} && exec {shlex.join(first)}"
 
 
 def _why(node: NodeConfig, address: str, error: Exception) -> NodeError:
-    """What went wrong, and a fix."""
     setting = f"nodes: {node.name}.ssh"
     match error:
         case asyncssh.HostKeyNotVerifiable():
