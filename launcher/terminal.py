@@ -21,7 +21,6 @@ from rich.text import Text
 _HIDDEN = frozenset(["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"])
 """Categories of Unicode: control, format (direction, zero width), surrogate, private, unassigned, separators."""
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-"""Invisible letters and marks."""
 _LAYOUT = frozenset("\n\t")
 _ERRORS = "darts-launch"
 _ASCII = {

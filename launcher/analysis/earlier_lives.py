@@ -46,7 +46,6 @@ class Past:
     lines: tuple[StepLine, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     notices: tuple[str, ...] = ()
-    """Notices of what could not be read."""
 
     @property
     def num_steps(self) -> int:

@@ -33,7 +33,6 @@ class RunData:
     evaluations: list[dict[str, Any]]
     trained: list[SampleEnded]
     ended: list[SampleEnded]
-    """All samples that have ended."""
     spent: list[TimeSpent]
     """Empty if the run has no trace."""
     away: list[tuple[str, float, float]]

@@ -50,9 +50,7 @@ class RewardAccount(msgspec.Struct, frozen=True):
 
     num_responses: int
     failed: dict[str, int]
-    """Failed rewards by kind of failure."""
     first_failures: dict[str, str]
-    """The message of the first failure of each kind."""
 
     @property
     def num_failed(self) -> int:
@@ -83,7 +81,6 @@ class Summary(msgspec.Struct, frozen=True):
     after: EvaluationSummary | None
     gain: Gain | None
     evaluations: list[EvaluationSummary]
-    """All evaluations, by policy version."""
     tokens: TokenAccount | None
     rewards: RewardAccount | None
     samples_by_outcome: dict[str, int]

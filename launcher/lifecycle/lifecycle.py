@@ -138,7 +138,6 @@ class Lost:
     ended: ProcessExit
     restart_at_s: float | None
     needs_room: bool = False
-    """It restarts once there is space on the disk."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,6 @@ class _Unit:
     """A user asked for its next end."""
     start_at_s: float | None = None
     needs_room: bool = False
-    """It restarts once there is space on the disk."""
     is_down: bool = False
     deaths_s: deque[float] = field(default_factory=deque)  # those in the window: no more than its intensity and one
 

@@ -91,7 +91,6 @@ class NodeCame:
     node: str
     agent_incarnation: int
     away_s: float | None
-    """Time since it was lost, if it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,6 @@ class _Member:
     record: ProcessRecord | None = None
     """Once it is known to run."""
     is_unwanted: bool = False
-    """It was told to leave."""
 
 
 @dataclass(slots=True)
@@ -144,12 +142,10 @@ class Node:
     silent_since_s: float | None = None
     lost_since_s: float | None = None
     num_failures: int = 0
-    """Failed launches in a row."""
     launch_at_s: float | None = None
     """While it is away: when to try again, or when the current launch has failed."""
     members: dict[str, _Member] = field(default_factory=dict)
     earlier: list[str] = field(default_factory=list)
-    """The earlier states."""
 
     def to(self, state: str) -> None:
         """Enter another state. Raises `IllegalTransition`, with the story of the node."""

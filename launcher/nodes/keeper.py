@@ -42,10 +42,9 @@ from launcher.nodes import node_messages as messages
 from launcher.nodes.detached import detach, end_keeper
 from launcher.nodes.node_messages import StartProcess, ToKeeper
 from launcher.nodes.node_record import NodeRecord, end_leftovers, locked, read_node_record, write_node_record
-from launcher.nodes.outputs import bound_outputs
 from launcher.nodes.scratch import owner_of, sweep
 from launcher.nodes.supervisor import ProcessExit, ProcessRecord, Supervisor, start_time_s
-from launcher.run_dir.logs import last_lines
+from launcher.run_dir.logs import bound_outputs, last_lines
 from launcher.run_dir.run_dir import inode_of
 
 AGENT_SILENT_S = 20.0
@@ -87,9 +86,8 @@ class Keeper:
         self._supervisor = supervisor
         self._output_max_bytes = int(log_max_mb * 1e6)
         self._is_unrecorded = False
-        before = read_node_record(run_dir, node)
+        self._before = before = read_node_record(run_dir, node)
         install(keeper_name(node), 1 if before is None else 2)
-        self._before = before
         self._life = life
         self._inode = inode_of(run_dir)
         self._me = ProcessRecord(keeper_name(node), os.getpid(), start_time_s(os.getpid()), tuple(sys.argv))
@@ -350,17 +348,10 @@ def main() -> None:
 
 
 async def _keep(arguments: argparse.Namespace, came_up: Callable[[], None] | None) -> str | None:
-    run_dir, node, life, lease_s = arguments.run_dir, arguments.node, arguments.life, arguments.lease_s
+    run_dir, node = arguments.run_dir, arguments.node
+    bounds = {name: getattr(arguments, name) for name in ("life", "lease_s", "log_max_mb")}
     async with Supervisor(run_dir / LOGS_DIR, owner_of(run_dir, node)) as supervisor:
-        keeper = Keeper(
-            run_dir,
-            node,
-            life=life,
-            lease_s=lease_s,
-            supervisor=supervisor,
-            log_max_mb=arguments.log_max_mb,
-            came_up=came_up,
-        )
+        keeper = Keeper(run_dir, node, supervisor=supervisor, came_up=came_up, **bounds)
         await keeper.keep()
         return keeper.failure
 

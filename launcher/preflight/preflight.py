@@ -123,20 +123,21 @@ def check_script(config: RunConfig) -> Iterator[Problem]:
 
 def check_adapters(config: RunConfig) -> Iterator[Problem]:
     """The package that trains adapters is installed."""
-    if config.learner.lora is not None and importlib.util.find_spec("peft") is None:
-        fix = "pip install 'darts-async[lora]'"
-        yield Problem(
-            "learner.lora", "adapters need the package peft", f"rank {config.learner.lora.rank}", fix, here=True
-        )
+    if config.learner.lora is not None:
+        yield from _lacking("peft", "lora", "learner.lora", "adapters need", f"rank {config.learner.lora.rank}")
 
 
 def check_ssh(config: RunConfig, places: Mapping[str, Place]) -> tuple[Problem, ...]:
     """The package that reaches other nodes is installed."""
-    is_needed = any(place.node != local_node(config).name for place in places.values())
-    if not is_needed or importlib.util.find_spec("asyncssh") is not None:
+    if all(place.node == local_node(config).name for place in places.values()):
         return ()
-    fix = "pip install 'darts-async[ssh]'"
-    return (Problem("nodes", "other nodes need the package asyncssh", shown(len(config.nodes)), fix, here=True),)
+    return tuple(_lacking("asyncssh", "ssh", "nodes", "other nodes need", shown(len(config.nodes))))
+
+
+def _lacking(package: str, extra: str, setting: str, needing: str, value: str) -> Iterator[Problem]:
+    if importlib.util.find_spec(package) is None:
+        message, fix = f"{needing} the package {package}", f"pip install 'darts-async[{extra}]'"
+        yield Problem(setting, message, value, fix, here=True)
 
 
 def check_model(config: RunConfig) -> Iterator[Problem]:
@@ -164,9 +165,8 @@ def check_data_files(config: RunConfig) -> Iterator[Problem]:
     for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
         if path is not None:
             yield from _check_file(f"prompts.{setting}", path, "give the path of a file of records")
-    if config.prompts.source == "parquet" and importlib.util.find_spec("pyarrow") is None:
-        fix = "pip install 'darts-async[data]'"
-        yield Problem("prompts.source", "parquet files need the package pyarrow", "'parquet'", fix, here=True)
+    if config.prompts.source == "parquet":
+        yield from _lacking("pyarrow", "data", "prompts.source", "parquet files need", "'parquet'")
 
 
 def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:

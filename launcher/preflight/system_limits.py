@@ -41,7 +41,6 @@ class Limits(msgspec.Struct, frozen=True):
     threads: int | None
     """Limit of this user."""
     threads_now: int
-    """Threads that this user has now."""
     address_space_bytes: int | None
     """Limit of a process."""
     shm_bytes: int | None

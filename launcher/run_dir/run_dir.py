@@ -37,7 +37,6 @@ class RunRecord(msgspec.Struct, frozen=True):
     ended_at_s: float | None
     launcher_pid: int
     life: int = 1
-    """The number of the life."""
     directory: str = ""
     """Where `darts-launch` was called. Relative paths of the settings begin there."""
     inode: int = 0

@@ -22,9 +22,8 @@ from launcher.commands.cli import app
 from launcher.config_file import load_config
 from launcher.control.control_socket import MAX_REQUEST_BYTES, NotRunningError, ask, serving_requests
 from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
-from launcher.nodes.outputs import bound_outputs
 from launcher.plan.plan import link_addresses, plan_run
-from launcher.run_dir.logs import LogTail, last_lines, last_words
+from launcher.run_dir.logs import LogTail, bound_outputs, last_lines, last_words
 from launcher.run_dir.run_dir import RunRecord, inode_of, write_record
 
 PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
