@@ -222,7 +222,7 @@ def _problem(details: ErrorDetails, lines: Mapping[Place, int]) -> Problem:
 
 def _refused(place: str, value: Any, text: str, line: int | None) -> Problem:
     """A problem that the settings describe as `what is wrong; the fix`. A value is shown once."""
-    found = None if isinstance(value, dict | list) else shown(value)
+    found = shown(value) if isinstance(value, str | int | float) else None
     message, _, fix = text.partition("; ")
     for beginning in (f"{place} is {found}", f"{place} {found} ", f"{found} "):
         message = message.removeprefix(beginning)

@@ -29,8 +29,8 @@ class TrialProcess:
             output, errors = self._child.communicate(timeout=deadline_s)
         except subprocess.TimeoutExpired as error:
             raise TimeoutError from error
-        code = self._child.returncode
-        if code or not output:
+        if not output:
+            code = self._child.returncode
             last = (errors.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
             raise TrialError(f"({f'exit code {code}' if code >= 0 else signal_name(-code)}): {last}")
         return output

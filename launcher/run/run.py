@@ -167,25 +167,21 @@ class Run:
     # --- events ----------------------------------------------------------------------------------------------
 
     def _hear(self, event: Event) -> None:
-        name = event.peer
+        name, incarnation = event.peer, event.incarnation
         match event:
-            case PeerUp():
-                return
             case PeerDown(reason=reason):
-                is_current = event.incarnation == self.view.rows[name].incarnation
+                is_current = incarnation == self.view.rows[name].incarnation
                 is_to_leave = self.lifecycle.ending or self.lifecycle.is_stopping(name)
                 if is_current and name in self.fleet.running and not is_to_leave:
                     self.note(f"the connection to {name} is down: {reason}")
-                return
             case Unreadable(reason=reason):
-                refusal: str | None = reason
+                self._act(self.lifecycle.refused(name, incarnation, reason))
             case Received():
                 message = cast(ProcessToLauncher, event.message)
-                refusal = self.boundary.refusal(name, message)
-        if refusal is not None:
-            self._act(self.lifecycle.refused(name, event.incarnation, refusal))
-        else:
-            self._take(name, event.incarnation, message)
+                if (why := self.boundary.refusal(name, message)) is None:
+                    self._take(name, incarnation, message)
+                else:
+                    self._act(self.lifecycle.refused(name, incarnation, f"{type(message).__name__}: {why}"))
 
     def _take(self, name: str, incarnation: int, message: ProcessToLauncher) -> None:
         match message:

@@ -166,3 +166,9 @@ def test_a_member_that_alone_accuses_its_hub_is_restarted_and_a_second_one_has_t
 
 def test_the_launcher_is_accused_by_no_one() -> None:
     assert BOUNDARY.refusal("generator/0", PeerRefused("launcher", 1, "no")) is not None
+
+
+def test_a_refusal_names_the_kind_of_the_message() -> None:
+    run, other = silenced_run()
+    run._hear(Received("launcher", "learner/0", 1, StepCompleted(-1, {})))
+    assert other.notes == ["learner/0 is refused and killed: StepCompleted: step -1 of 5"]
