@@ -58,9 +58,15 @@ def _read(path: Path) -> str:
 
 
 def _missing_file(path: Path) -> Problem:
-    near = [found.name for found in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
-    guess = difflib.get_close_matches(path.name, near, n=1) or (near if len(near) == 1 else [])
-    fix = f"did you mean {path.parent / guess[0]}?" if guess else "give the path of a YAML file"
+    """Names are compared without their endings, because these make any two names similar."""
+    there = {found.stem: found for found in sorted(path.parent.glob("*.y*ml"))} if path.parent.is_dir() else {}
+    near = difflib.get_close_matches(path.stem, there, n=1)
+    if near:
+        fix = f"did you mean {there[near[0]]}?"
+    elif there:
+        fix = f"the YAML files there are {', '.join(found.name for found in [*there.values()][:_MAX_SUGGESTIONS])}"
+    else:
+        fix = "give the path of a YAML file"
     return Problem("", "there is no such file", fix=fix)
 
 
@@ -74,11 +80,21 @@ def _problem(details: ErrorDetails, origins: Mapping[Place, Origin]) -> Problem:
         message, fix = "there is no such setting", _suggestion(place, details["input"])
         return Problem(name, message, found, fix, origin.line, source=origin.source)
     if details["type"] == "value_error":
-        return Problem(name, str(details["ctx"]["error"]), line=origin.line, source=origin.source)
+        return _refused(name, details["input"], str(details["ctx"]["error"]), origin)
+    expected = _EXPECTED.get(details["type"]) or details["msg"].replace("Input should be", "expected", 1)
     fix = _type_fix(details)
     if origin.source == COMMAND_LINE and details["type"] == "string_type":  # the shell takes the outer quotes
         fix = f"put it in two pairs of quotes: {name}='\"{details['input']}\"'"
-    return Problem(name, _expected(details), found, fix, origin.line, source=origin.source)
+    return Problem(name, expected, found, fix, origin.line, source=origin.source)
+
+
+def _refused(place: str, value: Any, text: str, origin: Origin) -> Problem:
+    """A problem that the settings describe as `what is wrong; the fix`. A value is shown once."""
+    found = shown(value) if isinstance(value, str | int | float) else None
+    message, _, fix = text.partition("; ")
+    for beginning in (f"{place} is {found}", f"{place} {found} ", f"{found} "):
+        message = message.removeprefix(beginning)
+    return Problem(place, message or "there is no such choice", found, fix or None, origin.line, source=origin.source)
 
 
 _EXPECTED = {
@@ -92,12 +108,6 @@ _EXPECTED = {
     "tuple_type": "expected a list",
     "finite_number": "expected a finite number",
 }
-
-
-def _expected(details: ErrorDetails) -> str:
-    if details["type"] in _EXPECTED:
-        return _EXPECTED[details["type"]]
-    return details["msg"].replace("Input should be", "expected", 1)
 
 
 def _type_fix(details: ErrorDetails) -> str | None:
@@ -114,26 +124,27 @@ def _type_fix(details: ErrorDetails) -> str | None:
 
 
 def _suggestion(place: Place, value: Any) -> str:
-    """Our name of the key or of those below it, the nearest key of that section, the same key in another section, or a
-    list of keys."""
-    section = _section(place[:-1])
+    """What the key is here, and then what the keys below it are."""
+    known = _known_as(place)
+    below = [f"{theirs} is {OURS[theirs]}" for theirs in dict.fromkeys(_keys(value)) if theirs in OURS]
+    if below:
+        return f"{known or 'leave this section out'}; of its keys, {', '.join(below[:_MAX_SUGGESTIONS])}"
+    return known or "the settings here are " + ", ".join(_section(place[:-1]).model_fields)
+
+
+def _known_as(place: Place) -> str:
+    """Our name of the key, the nearest key of that section, or the same key in another section; empty without any."""
     key = str(place[-1])
     if key in OURS:
         return f"here it is {OURS[key]}"
-    below = [f"{theirs} is {OURS[theirs]}" for theirs in dict.fromkeys(_keys(value)) if theirs in OURS]
-    if below:
-        return "here " + ", ".join(below[:_MAX_SUGGESTIONS])
-    near = difflib.get_close_matches(key, list(section.model_fields), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, list(_section(place[:-1]).model_fields), n=1, cutoff=0.6)
     if near:
         return f"did you mean {dotted((*place[:-1], near[0]))}?"
     elsewhere = next((found for found in all_places(RunConfig, ()) if found[-1] == key), None)
-    if elsewhere is not None:
-        return f"did you mean {dotted(elsewhere)}?"
-    return "the settings here are " + ", ".join(section.model_fields)
+    return f"did you mean {dotted(elsewhere)}?" if elsewhere is not None else ""
 
 
 def _keys(value: Any) -> Iterator[str]:
-    """All keys of a value, including nested ones."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)

@@ -11,7 +11,7 @@ expanded.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def _of_file(path: Path, text: str, *, is_own: bool) -> tuple[yaml.MappingNode, 
         if not isinstance(node, yaml.MappingNode):
             fix = "write `section:` with keys below it"
             raise InputError(path, (Problem("", "is not a mapping", shown(found), fix, 1),))
-        return node, tuple(_repeated(node, (), name))
+        return node, tuple(_repeated(_origins(node, ())))
     except yaml.YAMLError as error:
         raise InputError(path, (_syntax_problem(error),)) from error
     except RecursionError as error:  # an alias inside its own anchor, or hundreds of brackets
@@ -218,18 +218,19 @@ def _inner(node: yaml.Node) -> list[yaml.Node]:
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
-def _repeated(node: yaml.Node, place: Place, source: str | None) -> Iterator[Problem]:
-    """A problem for each repeated key of a mapping."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    first: dict[str, int] = {}
-    for key, value in node.value:
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in first:
-            message = f"this key is repeated; it is first on line {first[name]}"
-            yield Problem(dotted((*place, name)), message, fix="remove one of them", line=line, source=source)
-        first.setdefault(name, line)
-        yield from _repeated(value, (*place, name), source)
+def _repeated(places: Iterable[tuple[Place, Origin]]) -> Iterator[Problem]:
+    """A problem for each repeated key of a file, but none for the keys below it."""
+    first: dict[Place, Origin] = {}
+    repeated: set[Place] = set()
+    for place, origin in places:
+        if place not in first:
+            first[place] = origin
+            continue
+        repeated.add(place)
+        if place[:-1] not in repeated:
+            message = f"this key is repeated; it is first on line {first[place].line}"
+            fix = "remove one of them"
+            yield Problem(dotted(place), message, fix=fix, line=origin.line, source=origin.source)
 
 
 def _syntax_problem(error: yaml.YAMLError) -> Problem:
@@ -261,16 +262,16 @@ def _merged(base: yaml.Node, over: yaml.Node) -> yaml.Node:
 
 
 def _origins(node: yaml.Node, place: Place) -> Iterator[tuple[Place, Origin]]:
-    """Every place with its origin, in order."""
+    """Every place with its origin, in order. A repeated key comes again."""
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*place, str(key.value))
-            yield inner, _origin(key)
-            yield from _origins(value, inner)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*place, index), _origin(value)
-            yield from _origins(value, (*place, index))
+        inner: list[tuple[Place, yaml.Node, yaml.Node]] = [
+            ((*place, str(key.value)), key, value) for key, value in node.value
+        ]
+    else:
+        inner = [((*place, index), value, value) for index, value in enumerate(_inner(node))]
+    for at, marked, value in inner:
+        yield at, _origin(marked)
+        yield from _origins(value, at)
 
 
 def _origin(node: yaml.Node) -> Origin:

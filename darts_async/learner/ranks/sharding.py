@@ -8,6 +8,8 @@ not averaged: `Trainer` divides once per step.
 Invariant. All ranks make the same passes in the same order, because every pass is a collective of all.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -16,15 +18,15 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from darts_async.errors import ModelError
-from darts_async.learner.model import layers_of
 
 
-def shard_model(model: PreTrainedModel, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+def shard_model(
+    model: PreTrainedModel, layers: Sequence[nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype
+) -> None:
     """Spread a float32 model over the ranks of a mesh, in place, and move it to their device layer by layer.
 
-    Raises `ModelError` if the model does not say what its layers are.
+    Raises `ModelError` if the model has not said what its layers are.
     """
-    layers = layers_of(model)
     if not layers:
         raise ModelError(f"{type(model).__name__} names no layers (_no_split_modules), by which it could be sharded")
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
@@ -38,14 +40,14 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, compute_dtype: torch.d
 
 
 def drop_gathered(model: nn.Module) -> None:
-    """Make the next pass gather everything again: what a forward pass without a backward pass has left gathered would
-    hide an update of the shards."""
+    """Make the next pass gather everything again: parameters that a forward pass without a backward pass has left
+    gathered would hide an update of the shards."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def local_rows(tensor: Tensor) -> Tensor:
-    """This rank's rows of a parameter (or of a moment), without a copy; the tensor itself if it is not sharded."""
+    """This rank's rows of a parameter or a moment, without a copy; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
