@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from darts_async.advantage import Decoded, trained_advantages
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import ModelError
 from darts_async.extensions import LOSS, load
-from darts_async.learner.advantage import Decoded, group_advantages
 from darts_async.learner.flops import ModelFlops, utilisation
 from darts_async.learner.lora import adapters_off, has_adapters
-from darts_async.learner.losses.aggregation import denominator, overlong_penalties, token_shares
+from darts_async.learner.losses.aggregation import denominator, token_shares
 from darts_async.learner.losses.policy import policy_loss
 from darts_async.learner.losses.ratios import truncation_metrics
 from darts_async.learner.metric_sums import Tally
@@ -112,13 +112,8 @@ class Objective:
 
     def _weighted(self, group: TrainGroup) -> Weighted:
         loss = self._config.loss
-        advantages = group_advantages(
-            group.rewards - overlong_penalties(group.num_tokens, loss, self._max_new_tokens),
-            group.weights,
-            normalise=loss.normalise_advantage,
-            baseline=self._baseline,
-            pass_rate=group.baseline,
-            decoded=self._decoded,
+        advantages = trained_advantages(
+            group, loss, self._max_new_tokens, baseline=self._baseline, decoded=self._decoded
         )
         return Weighted(group, advantages, token_shares(group, loss, self._max_new_tokens))
 

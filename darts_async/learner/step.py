@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from darts_async.advantage import Decoded
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import StalenessError
-from darts_async.learner.advantage import Decoded
 from darts_async.learner.lora import Adapters
 from darts_async.learner.lr_schedule import learning_rate
 from darts_async.learner.metric_sums import Tally
