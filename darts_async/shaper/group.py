@@ -17,8 +17,8 @@ A sample lives like this (`SAMPLE_LIFE`):
     scored     -> ended       it was trained on, or filtered, or became stale
     unscorable -> ended       its group is decided
 
-A sample ends exactly once, with an outcome and a reason, and holds its tokens until then. Token versions never decrease
-along a sample.
+A sample ends exactly once, with an outcome and a reason, and holds its tokens until then, or until all of its group
+have ended if that is shown. Token versions never decrease along a sample.
 """
 
 from dataclasses import dataclass, field, replace
@@ -96,6 +96,8 @@ class Sample:
     chunks: list[tuple[int, NDArray[np.int32], NDArray[np.float32]]] = field(default_factory=list)
     earlier: list[Stage] = field(default_factory=list)
     """The stages before this one."""
+    decoded_by: list[str] = field(default_factory=list)
+    """Every generator that it was given to, in order."""
 
     def to(self, stage: Stage) -> None:
         """Enter the next stage. Raises `IllegalTransition`, with the story of the sample."""
@@ -156,6 +158,7 @@ class GroupState(Struct, frozen=True):
     baseline: float | None
     kept: list[tuple[int, float]] | None
     step: int | None
+    is_shown: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -185,6 +188,8 @@ class Group:
     """Samples to train, with their weights, once complete."""
     step: int | None = None
     """The step it was shipped for."""
+    is_shown: bool = False
+    """Its rollouts are kept, so its samples hold their tokens until the last one has ended."""
 
     def at(self, *stages: Stage) -> list[Sample]:
         """The samples in one of these stages."""
@@ -237,7 +242,7 @@ def group_state(group: Group) -> GroupState:
 def group_without_tokens(group: Group) -> GroupState:
     """A group that does not continue: what its end will say of its samples."""
     samples = [replace(sample, generator=None, chunks=[]) for sample in group.samples]
-    return msgspec.structs.replace(_state_of(group), samples=samples, step=None)
+    return msgspec.structs.replace(_state_of(group), samples=samples, step=None, is_shown=False)
 
 
 def _state_of(group: Group) -> GroupState:

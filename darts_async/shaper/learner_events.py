@@ -90,6 +90,7 @@ class LearnerEvents:
             metrics |= self._planner.metrics()
             metrics |= {f"tokens/{outcome}": float(n) for outcome, n in totals.tokens_by_outcome.items()}
             metrics["run/failed_rewards"] = float(totals.rewards.num_failed)
+            metrics["run/groups_not_shown"] = float(self._work.rollouts.num_given_up)
             self._outbox.to_launcher(StepCompleted(message.step, metrics))
 
     def _add_to_checkpoint(self, policy_version: int) -> None:

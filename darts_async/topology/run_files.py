@@ -3,11 +3,12 @@
 Files that are rewritten are replaced atomically, also when the power goes: a reader sees the old one or the new one.
 Those that grow are on the disk about a second after they were written.
 
-Logs, traces, journal and checkpoints are bounded, by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, what is in
-flight and `learner.keep_checkpoints`. Three files are the record of the run and grow with it: `ledger.msgpack` by less
-than 100 bytes a sample, `metrics.jsonl` by about 2 KB a step, `events.jsonl` with each start and end of a process. So
-ten million samples, of which 256 are trained on in a step, are 1 GB of ledger and 80 MB of metrics. A shaper that takes
-a run up again reads the ledger as bytes, 130 a sample in memory; `audit` and `report` keep about 1 KB a sample.
+Logs, traces, rollouts, journal and checkpoints are bounded, by `telemetry.log_max_mb`, `telemetry.trace_max_mb`,
+`telemetry.samples_max_mb`, what is in flight and `learner.keep_checkpoints`. Three files are the record of the run and
+grow with it: `ledger.msgpack` by less than 100 bytes a sample, `metrics.jsonl` by about 2 KB a step, `events.jsonl`
+with each start and end of a process. So ten million samples, of which 256 are trained on in a step, are 1 GB of ledger
+and 80 MB of metrics. A shaper that takes a run up again reads the ledger as bytes, 130 a sample in memory; `audit` and
+`report` keep about 1 KB a sample.
 """
 
 from pathlib import Path
@@ -50,6 +51,8 @@ TRACE_DIR: Final = "trace"
 """What each process did and when: see `darts_async.trace`."""
 TRACE_FILE: Final = "trace.json"
 """The same for Perfetto, once `darts-launch trace` has been called."""
+SAMPLES_DIR: Final = "samples"
+"""Rollouts to be looked at: see `darts_async.rollouts`."""
 MODEL_DIR: Final = "model"
 """The trained model, at the end."""
 
