@@ -14,6 +14,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -142,6 +143,27 @@ def read_rollouts(path: Path) -> list[Rollout]:
         return [_decode(line) for line in gzip.decompress(data).splitlines()]
     except (EOFError, zlib.error, gzip.BadGzipFile, msgspec.DecodeError) as error:
         raise ValueError(str(error)) from error
+
+
+def groups_of(rollouts: Iterable[Rollout]) -> list[list[Rollout]]:
+    """The samples by group, in the order in which they come."""
+    return [list(group) for _, group in groupby(rollouts, key=lambda rollout: (rollout.step, rollout.group_id))]
+
+
+def best_and_worst(rollouts: Iterable[Rollout]) -> list[Rollout]:
+    """Two samples that show the range: the highest and the lowest reward, or the shortest and the longest where all
+    rewards are the same. Fewer if there are not two with a reward."""
+    scored = sorted((each for each in rollouts if each.reward is not None), key=reward_and_length, reverse=True)
+    if len(scored) < 2:
+        return scored
+    if scored[0].reward == scored[-1].reward:
+        scored.sort(key=lambda rollout: rollout.length)
+    return [scored[0], scored[-1]]
+
+
+def reward_and_length(rollout: Rollout) -> tuple[float, int]:
+    """Of equal rewards the shorter response is the better one."""
+    return (rollout.reward or 0.0, -rollout.length)
 
 
 _decode = msgspec.json.Decoder(Rollout).decode

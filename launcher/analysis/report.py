@@ -3,14 +3,20 @@
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment
 
 from darts_async.errors import ConfigError
+from darts_async.rollouts import Rollout, best_and_worst
 from launcher.analysis.report_plots import figures, stage_rows
+from launcher.analysis.rollouts import RunRollouts
 from launcher.analysis.run_data import RunData, gather
+from launcher.display.rollouts import about, excerpt
+from launcher.terminal import printable
 
 REPORT_FILE = "report.html"
+_PROMPT_CHARS, _RESPONSE_CHARS = 400, 1200
 
 
 def write_report(run_dir: Path, out: Path) -> None:
@@ -38,7 +44,35 @@ def _page(data: RunData) -> str:
         figures=figures(data),
         rows=stage_rows(data),
         away=data.away,
+        samples=_samples(data.run_dir),
     )
+
+
+def _samples(run_dir: Path) -> list[dict[str, Any]]:
+    """Rows of samples of an early and a late step; none where no rollouts were kept."""
+    reader = RunRollouts(run_dir)
+    try:
+        steps = reader.numbers("train")
+        chosen = sorted({steps[0], reader.newest("train")}) if steps else []
+    except ConfigError:
+        return []
+    return [_row(rollout) for step in chosen for rollout in _telling(reader.of("train", step))]
+
+
+def _telling(rollouts: list[Rollout]) -> list[Rollout]:
+    """The best, the worst, and the longest that was cancelled."""
+    cancelled = [rollout for rollout in rollouts if rollout.outcome == "cancelled"]
+    longest = [max(cancelled, key=lambda rollout: rollout.length)] if cancelled else []
+    return [*best_and_worst(rollouts), *longest]
+
+
+def _row(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "step": rollout.step,
+        "about": printable(about(rollout).plain),
+        "prompt": printable(excerpt(rollout.prompt, _PROMPT_CHARS)),
+        "text": printable(excerpt(rollout.text, _RESPONSE_CHARS)),
+    }
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:

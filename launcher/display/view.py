@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from darts_async.topology.roles import role_of
+from launcher.display.rollouts import FirstLines, about
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC, ProcessRow, RunView
 from launcher.progress.step_merger import StepLine
 from launcher.terminal import printable
@@ -19,6 +20,7 @@ from launcher.terminal import printable
 _SPARKS = "▁▂▃▄▅▆▇█"
 _TREND_WIDTH = 40
 _BAR_WIDTH = 8
+_ROLLOUT_LINES = 2
 
 
 class Display(Protocol):
@@ -115,6 +117,7 @@ def run_screen(view: RunView, now_s: float) -> RenderableType:
     if view.notices:
         parts.append("")
         parts.extend(Text.assemble(("• ", "yellow"), notice) for notice in view.notices)
+    parts.extend(_rollouts(view))  # last: a low terminal cuts them off first
     return Padding(Group(*parts), (1, 2, 0, 2))
 
 
@@ -218,6 +221,15 @@ def _process_table(view: RunView, now_s: float) -> Table:
         in_flight = sum(row.num_in_flight for row in generators)
         table.add_row("generators", at_work, "", f"{view.tokens_per_s:,.0f}", f"{in_flight:,}", "", "", style="bold")
     return table
+
+
+def _rollouts(view: RunView) -> Iterator[RenderableType]:
+    for rollout in view.rollouts:
+        yield ""
+        heading = about(rollout)
+        heading.no_wrap, heading.overflow = True, "ellipsis"
+        yield heading
+        yield FirstLines(rollout.text, _ROLLOUT_LINES)
 
 
 def state_text(row: ProcessRow, now_s: float) -> str:

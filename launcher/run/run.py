@@ -76,6 +76,7 @@ from launcher.progress.step_merger import StepLine, StepMerger
 from launcher.run.boundary import Boundary
 from launcher.run.interrupts import CaughtSignals, reason_of
 from launcher.run.links import Control, Gibberish, Heard, HeardOfNode, Presence, Silence
+from launcher.run.rollout_watch import watched_rollouts
 from launcher.run_dir.growing_files import flushed
 from launcher.run_dir.logs import last_words
 from launcher.run_dir.run_dir import final_model_path, write_summary
@@ -456,7 +457,11 @@ async def _carry_out(
             )
             for text in past.notices:
                 it.note(text)
-            async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
+            async with (
+                serving_requests(run_dir, it.answer),
+                flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE),
+                watched_rollouts(run_dir, view.take_rollouts),
+            ):
                 ending.outcome = await it.conduct()
                 await asyncio.to_thread(close_all, sinks)
         for text in recorder.sink_notices():
