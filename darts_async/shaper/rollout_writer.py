@@ -67,7 +67,8 @@ class RolloutWriter:
         if self._void_from is not None and self._put(self._void_from):
             self._void_from = None
         done = list(self._heard())
-        waiting = [file for file in unwritten if file.serial not in self._offered]
+        known = self._offered | {serial for serial, _ in done}
+        waiting = [file for file in unwritten if file.serial not in known]
         for file in waiting[: max(0, len(waiting) - MAX_WAITING)]:
             self._warn("more files wait than the thread can write in time")
             done.append((file.serial, True))

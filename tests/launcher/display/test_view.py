@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from darts_async.config import RunConfig
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
+from darts_async.rollouts import Rollout
 from launcher.display.status import run_status, status_screen
 from launcher.display.summary import Summary, summarise, summary_screen, token_account
 from launcher.display.view import (
@@ -228,6 +230,28 @@ def test_the_live_view_shows_processes_trends_and_notices(width: int) -> None:
     if width >= 100:
         for part in ("4/10 steps", "0:20", "1,234", "90%", "0.300", "▁▃▆█", "exit code 1", "starting"):
             assert part in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 140])
+def test_two_rollouts_take_six_lines_at_any_width_and_their_texts_are_printable(width: int) -> None:
+    view = new_view()
+    fields = {"kind": "train", "step": 3, "prompt_id": 1, "prompt": "", "outcome": "trained", "reward": 0.5}
+    long = "one\n\n\ttwo \x1b[2J\u202e 漢字 " * 400
+    view.take_rollouts(
+        [
+            Rollout(sample=f"7/{index}", group_id=7, sample_index=index, text=text, advantage=-1.5, **fields)
+            for index, text in enumerate(("short", long))
+        ]
+    )
+    before, text = text_of(run_screen(new_view(), 120.0), width), text_of(run_screen(view, 120.0), width)
+    assert all(cell_len(row) <= width for row in text.splitlines())
+    assert len(text.splitlines()) - len(before.splitlines()) == 3 + 4, (
+        "an empty line, a heading, and one or two of text"
+    )
+    assert "short" in text
+    assert "7/1  reward 0.500" in text
+    assert "\x1b[2J" not in text
+    assert "\u202e" not in text
 
 
 def test_one_plain_line_per_step() -> None:
