@@ -1,6 +1,7 @@
 """Files of rollouts: what is written is read, a damaged one is refused, and which two samples show the range."""
 
 import gzip
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,14 @@ def test_a_failed_reward_is_not_one_of_zero() -> None:
     assert rollout(outcome="filtered", why="reward_timeout").has_failed
     assert rollout(outcome="filtered", why="rejected_by_engine").has_failed
     assert not rollout(outcome="filtered", why="not_selected", reward=0.0).has_failed
+
+
+@pytest.mark.slow
+def test_a_file_is_a_table_for_pandas(tmp_path: Path) -> None:
+    pandas = importlib.import_module("pandas")
+    path = tmp_path / str(FileName("train", 3))
+    path.write_bytes(encode_rollouts([rollout("7/0", reward=0.5, tokens=["a", ""]), rollout("7/1", reward=None)]))
+    table = pandas.read_json(path, lines=True)
+    assert list(table.columns) == list(Rollout.__struct_fields__)
+    assert table.reward.mean() == 0.5, "what is missing is no zero"
+    assert table.tokens[0] == ["a", ""]

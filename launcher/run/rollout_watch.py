@@ -1,4 +1,4 @@
-"""Looks for new rollouts while a run goes on, for the live view: in a thread, for files may be large and disks slow."""
+"""Looks for new rollouts during a run, for the live view: in a thread, for files may be large and disks slow."""
 
 import asyncio
 import contextlib
