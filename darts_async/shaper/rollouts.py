@@ -79,6 +79,8 @@ class Rollouts:
 
     def advance(self, num_steps: int, open_groups: Iterable[Group]) -> None:
         """What follows from any event: `num_steps` were committed, and these groups are open."""
+        if not (self._ended or self._steps):
+            return
         changed = {step for group in self._ended if (step := self._sort(group, num_steps)) is not None}
         self._ended = []
         for step in sorted(changed):
