@@ -24,7 +24,7 @@ from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.protocol import group_id_of, sample_id_of
 from darts_async.rollouts import FileName, Rollout, encode_rollouts, parse_name
-from darts_async.shaper.group import Group, Sample, group_of_state, train_group
+from darts_async.shaper.group import Group, Sample, train_group
 from darts_async.shaper.rollouts import RolloutFile
 from darts_async.wire.atomic_file import replace_file
 
@@ -184,8 +184,8 @@ class _Folder:
 
 def rollouts_of(file: RolloutFile, config: RunConfig, tokenizer: Tokenizer) -> Iterator[Rollout]:
     """The records of a file, one after another."""
-    for state in file.groups:
-        yield from _of_group(file.name, group_of_state(state), config, tokenizer)
+    for group in file.groups:
+        yield from _of_group(file.name, group, config, tokenizer)
 
 
 def _of_group(name: FileName, group: Group, config: RunConfig, tokenizer: Tokenizer) -> Iterator[Rollout]:
@@ -229,7 +229,8 @@ def _of_group(name: FileName, group: Group, config: RunConfig, tokenizer: Tokeni
 
 def _of_gradient(group: Group, config: RunConfig) -> tuple[dict[int, float], dict[int, float]]:
     """Weights and advantages of the selected samples, by their ids; nothing of a group that was not shipped."""
-    if not group.kept or group.step is None:
+    kept = group.kept
+    if not kept or group.step is None:
         return {}, {}
     advantages = trained_advantages(
         train_group(group),
@@ -238,8 +239,8 @@ def _of_gradient(group: Group, config: RunConfig) -> tuple[dict[int, float], dic
         baseline=config.shaping.baseline,
         decoded=Decoded.of(config.shaping),
     )
-    ids = [sample.sample_id for sample, _ in group.kept]
-    return {sample.sample_id: weight for sample, weight in group.kept}, dict(
+    ids = [sample.sample_id for sample, _ in kept]
+    return dict(zip(ids, (weight for _, weight in kept), strict=True)), dict(
         zip(ids, _rounded(advantages), strict=True)
     )
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from darts_async.config import RunConfig
 from darts_async.rollouts import FileName
-from darts_async.shaper.group import Group, GroupState, Purpose, group_state
+from darts_async.shaper.group import Group, Purpose
 
 
 class RolloutFile(Struct, frozen=True):
@@ -24,14 +24,14 @@ class RolloutFile(Struct, frozen=True):
     serial: int
     """No other file of the run has it, also not a later one of the same name."""
     name: FileName
-    groups: list[GroupState]
+    groups: list[Group]
 
 
 class RolloutsState(Struct, frozen=True):
     """What `Rollouts` know between two events."""
 
-    steps: dict[int, list[GroupState]] = {}
-    evaluated: list[GroupState] = []
+    steps: dict[int, list[Group]] = {}
+    evaluated: list[Group] = []
     unwritten: list[RolloutFile] = []
     num_files: int = 0
     num_given_up: int = 0
@@ -45,9 +45,9 @@ class Rollouts:
         self._groups_per_step = config.learner.groups_per_step
         self._ended: list[Group] = []
         """By the present event."""
-        self._steps: dict[int, list[GroupState]] = {}
+        self._steps: dict[int, list[Group]] = {}
         """The kept groups of each step whose file may still change."""
-        self._evaluated: list[GroupState] = []
+        self._evaluated: list[Group] = []
         self._unwritten: dict[FileName, RolloutFile] = {}
         self._num_files = 0
         self.num_given_up = 0
@@ -61,9 +61,11 @@ class Rollouts:
         return group_id * self._per_step % self._groups_per_step < self._per_step
 
     def ended(self, group: Group) -> None:
-        """The last sample of a kept group has ended."""
+        """The last sample of a kept group has ended, so nothing of it changes any more."""
+        for sample in group.samples:
+            sample.merge_chunks()
         if group.purpose == "evaluate":
-            self._evaluated.append(group_state(group))
+            self._evaluated.append(group)
         else:
             self._ended.append(group)
 
@@ -94,12 +96,12 @@ class Rollouts:
         """The step that an ended group is shown with; None if that has enough groups that came to nothing."""
         step = num_steps if group.step is None else min(group.step, num_steps)
         of_step = self._steps.setdefault(step, [])
-        if group.kept is None and sum(other.kept is None for other in of_step) >= self._per_step:
+        if group.weights is None and sum(other.weights is None for other in of_step) >= self._per_step:
             return None
-        of_step.append(group_state(group))
+        of_step.append(group)
         return step
 
-    def _put(self, name: FileName, groups: list[GroupState]) -> None:
+    def _put(self, name: FileName, groups: list[Group]) -> None:
         self._unwritten[name] = RolloutFile(self._num_files, name, list(groups))
         self._num_files += 1
 

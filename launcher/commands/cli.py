@@ -28,7 +28,7 @@ from darts_async.config import RunConfig
 from darts_async.errors import ConfigError, NoSpaceError, TransportError
 from darts_async.faults import VARIABLE, parse_faults
 from darts_async.machine.full_disk import is_no_space
-from darts_async.machine.limits import raise_open_files
+from darts_async.machine.spawn import raise_open_files
 from darts_async.topology.plan import RunPlan, read_plan
 from darts_async.topology.roles import LAUNCHER
 from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, SUMMARY_FILE

@@ -30,8 +30,7 @@ import structlog
 
 from darts_async.errors import NoSpaceError, ProtocolError
 from darts_async.faults import install, present
-from darts_async.machine.limits import raise_open_files
-from darts_async.machine.spawn import module_command, spawn
+from darts_async.machine.spawn import module_command, raise_open_files, spawn
 from darts_async.protocol import Message
 from darts_async.telemetry import logging_to
 from darts_async.topology.roles import agent_name, keeper_name

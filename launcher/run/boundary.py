@@ -16,8 +16,8 @@ from darts_async.protocol import (
     PeerRefused,
     ProcessStatus,
     ProcessToLauncher,
-    RewardFailed,
     RunFinished,
+    ScoreFailed,
     StepCompleted,
     TakeUpAgain,
 )
@@ -55,7 +55,7 @@ class Boundary:
                 return self._step(message)
             case EvaluationCompleted():
                 return self._evaluation(message)
-            case RewardFailed():
+            case ScoreFailed():
                 return _names([message.kind])
             case RunFinished():
                 return self._finished(message)

@@ -30,8 +30,8 @@ from darts_async.protocol import (
     ProcessEnded,
     ProcessStatus,
     ProcessToLauncher,
-    RewardFailed,
     RunFinished,
+    ScoreFailed,
     Shutdown,
     StepCompleted,
     TakeUpAgain,
@@ -195,7 +195,7 @@ class Run:
                 self._take_lines(self.merger.add(name, heard.body.step, heard.body.metrics))
             case EvaluationCompleted():
                 self._take_evaluation(heard.body)
-            case RewardFailed(sample_id=sample_id, kind=kind, error=error):
+            case ScoreFailed(sample_id=sample_id, kind=kind, error=error):
                 said = failure_text(kind, error)
                 self.note(
                     f"sample {sample_id} has no reward (which is not a reward of 0): {said}; see the log of reward"

@@ -17,7 +17,7 @@ from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import sample_id_of
 from darts_async.rollouts import FileName, Rollout, read_rollouts
-from darts_async.shaper.group import Group, GroupState, Sample, Stage, group_state
+from darts_async.shaper.group import Group, Sample, Stage
 from darts_async.shaper.rollout_writer import MAX_WAITING, RolloutWriter, rollouts_of, token_texts
 from darts_async.shaper.rollouts import RolloutFile
 
@@ -50,10 +50,10 @@ def sample(index: int, reward: float | None, text: str = ANSWER, versions: tuple
     )
 
 
-def group(*samples: Sample, step: int = 5) -> GroupState:
+def group(*samples: Sample, step: int = 5) -> Group:
     prompt = Prompt(3, QUESTION, ids_of(QUESTION), "2", '{"k": 1}')
-    kept = [(each, 1.0) for each in samples if each.reward is not None]
-    return group_state(Group(9, prompt, "train", list(samples), kept=kept, step=step, is_shown=True))
+    weights = {each.sample_id: 1.0 for each in samples if each.reward is not None}
+    return Group(9, prompt, "train", list(samples), weights=weights, step=step, is_shown=True)
 
 
 def file(number: int = 5, serial: int = 0, kind: str = "train") -> RolloutFile:
@@ -109,7 +109,7 @@ def test_a_record_says_what_the_reward_and_the_gradient_had() -> None:
 def test_a_group_that_came_to_nothing_has_no_advantages_and_one_without_a_token_has_no_text() -> None:
     state = group(sample(0, 1.0))
     given_up = Group(9, state.prompt, "train", [Sample(sample_id_of(9, 0), Stage.ENDED)], step=None)
-    [shown] = rollouts_of(RolloutFile(0, FileName("train", 2), [group_state(given_up)]), RunConfig(), TOKENIZER)
+    [shown] = rollouts_of(RolloutFile(0, FileName("train", 2), [given_up]), RunConfig(), TOKENIZER)
     assert (shown.text, shown.tokens, shown.token_ids, shown.oldest_version) == ("", [], [], None)
     assert (shown.selected, shown.advantage) == (False, None)
 
