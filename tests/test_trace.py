@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from bench.measured import tokens_between
 from darts_async import trace
 from darts_async.telemetry import BusyClock
 from darts_async.topology.run_files import older_path
 from darts_async.trace import Instant, Level, Span, Tallied, Trace, TraceHead, read_records, trace_path
 from launcher.analysis.perfetto import events_of
-from launcher.analysis.time_use import time_spent, tokens_between, union_s
+from launcher.analysis.time_use import time_spent, union_s
 from launcher.analysis.traces import Life, Traces, joined
 from launcher.commands.cli import app
 

@@ -28,17 +28,17 @@ def rollouts_screen(
         for group in groups_of(of_step):
             parts.append(_prompt(group[0], is_full=is_full))
             for rollout in group:
-                parts.append(Padding(about(rollout), (0, 0, 0, 2)))
+                parts.append(Padding(one_line(rollout), (0, 0, 0, 2)))
                 parts.append(Padding(_response(rollout, pattern, is_full=is_full), (0, 0, 1, 4)))
     return Group(*parts)
 
 
-def about(rollout: Rollout) -> Text:
+def one_line(rollout: Rollout) -> Text:
     """One sample in a line, but for its text.
 
     >>> sample = Rollout(kind="train", step=3, sample="7/0", group_id=7, sample_index=0, prompt_id=1, prompt="",
     ...     outcome="trained", reward=0.5, advantage=-1.25, length=9, oldest_version=2, newest_version=3)
-    >>> about(sample).plain
+    >>> one_line(sample).plain
     '7/0  reward 0.500  advantage -1.250  9 tokens  trained  versions 2 to 3'
     """
     text = Text(rollout.sample, style="bold")

@@ -31,12 +31,7 @@ MAX_NAMES = 10_000
 
 
 class Boundary:
-    """Checks messages against the plan.
-
-    Args:
-        plan: the plan of the run.
-        num_steps: optimiser steps of the run.
-    """
+    """Checks messages against the plan of a run of `num_steps` optimiser steps."""
 
     def __init__(self, plan: RunPlan, num_steps: int) -> None:
         self._plan = plan
