@@ -1,12 +1,12 @@
 """Shows rollouts on a terminal. The texts are of models and data, so nothing here is printed but by a `Screen`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.padding import Padding
+from rich.segment import Segment
 from rich.text import Text
 
 from darts_async.rollouts import Rollout, groups_of
@@ -28,31 +28,69 @@ def rollouts_screen(
         for group in groups_of(of_step):
             parts.append(_prompt(group[0], is_full=is_full))
             for rollout in group:
-                parts.append(Padding(one_line(rollout), (0, 0, 0, 2)))
-                parts.append(Padding(_response(rollout, pattern, is_full=is_full), (0, 0, 1, 4)))
+                parts.append(Indented(Facts(rollout), 2))
+                parts.append(Indented(_response(rollout, pattern, is_full=is_full), 4))
+                parts.append("")
     return Group(*parts)
 
 
 def one_line(rollout: Rollout) -> Text:
-    """One sample in a line, but for its text.
+    """One sample in a line, without its text.
 
     >>> sample = Rollout(kind="train", step=3, sample="7/0", group_id=7, sample_index=0, prompt_id=1, prompt="",
     ...     outcome="trained", reward=0.5, advantage=-1.25, length=9, oldest_version=2, newest_version=3)
     >>> one_line(sample).plain
-    '7/0  reward 0.500  advantage -1.250  9 tokens  trained  versions 2 to 3'
+    '7/0  trained  reward 0.500  advantage -1.250  9 tokens  versions 2 to 3'
     """
-    text = Text(rollout.sample, style="bold")
-    if rollout.reward is not None:
-        text.append(f"  reward {rollout.reward:.3f}", style="not bold")
-    if rollout.advantage is not None:
-        text.append(f"  advantage {rollout.advantage:+.3f}", style="not bold")
-    cut = ", cut at the limit" if rollout.finish_reason == "length" else ""
-    text.append(f"  {rollout.length:,} tokens{cut}", style="not bold")
+    return Text("  ").join(_facts(rollout))
+
+
+def _facts(rollout: Rollout) -> Iterator[Text]:
+    yield Text(rollout.sample, style="bold")
     colour = "red" if rollout.has_failed else _COLOURS.get(rollout.outcome, "dim")
-    text.append(f"  {rollout.outcome}", style=f"not bold {colour}")
-    if rollout.outcome not in ("trained", "evaluated") and rollout.why:
-        text.append(f" ({rollout.why})", style=f"not bold {colour}")
-    return text.append(_versions(rollout), style="not bold dim")
+    says_why = rollout.outcome not in ("trained", "evaluated") and rollout.why
+    yield Text(f"{rollout.outcome} ({rollout.why})" if says_why else rollout.outcome, style=colour)
+    if rollout.reward is not None:
+        yield Text(f"reward {rollout.reward:.3f}")
+    if rollout.advantage is not None:
+        yield Text(f"advantage {rollout.advantage:+.3f}")
+    yield Text(f"{rollout.length:,} tokens{', cut at the limit' if rollout.finish_reason == 'length' else ''}")
+    if (oldest := rollout.oldest_version) is not None:
+        newest = rollout.newest_version
+        yield Text(f"version {oldest}" if oldest == newest else f"versions {oldest} to {newest}", style="dim")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The same as `one_line`, in as many lines as it takes, none of which ends inside a fact."""
+
+    rollout: Rollout
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        line = Text()
+        for fact in _facts(self.rollout):
+            if line and line.cell_len + 2 + fact.cell_len > options.max_width:
+                yield line
+                line = Text("  ")
+            elif line:
+                line.append("  ")
+            line.append_text(fact)
+        yield line
+
+
+@dataclass(frozen=True, slots=True)
+class Indented:
+    """Something moved to the right, without spaces at the ends of its lines."""
+
+    what: RenderableType
+    num_columns: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = max(1, options.max_width - self.num_columns)
+        for line in console.render_lines(self.what, options.update(width=width), pad=False):
+            yield Segment(" " * self.num_columns)
+            yield from line
+            yield Segment.line()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +144,3 @@ def _response(rollout: Rollout, pattern: re.Pattern[str] | None, *, is_full: boo
     if pattern is not None:
         text.highlight_regex(pattern, "reverse")
     return text
-
-
-def _versions(rollout: Rollout) -> str:
-    oldest, newest = rollout.oldest_version, rollout.newest_version
-    if oldest is None:
-        return ""
-    return f"  version {oldest}" if oldest == newest else f"  versions {oldest} to {newest}"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from darts_async.topology.roles import role_of
-from launcher.display.rollouts import FirstLines, one_line
+from launcher.display.rollouts import Facts, FirstLines
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC, ProcessRow, RunView
 from launcher.progress.step_merger import StepLine
 from launcher.terminal import printable
@@ -198,9 +198,7 @@ def _process_table(view: RunView, now_s: float) -> Table:
 def _rollouts(view: RunView) -> Iterator[RenderableType]:
     for rollout in view.rollouts:
         yield ""
-        heading = one_line(rollout)
-        heading.no_wrap, heading.overflow = True, "ellipsis"
-        yield heading
+        yield Facts(rollout)
         yield FirstLines(rollout.text, _ROLLOUT_LINES)
 
 

@@ -87,7 +87,10 @@ def test_a_run_that_is_resumed_writes_its_steps_again_and_none_that_never_was(tm
 
 
 def test_a_live_run_shows_its_samples_and_stays_within_its_limit(tmp_path: Path) -> None:
-    with LaunchedRun(tmp_path, "scripted.yaml", settings(steps=400, samples_max_mb=0.1)) as run:
+    some = settings(steps=400, samples_max_mb=0.1) | {
+        "evaluation": {}
+    }  # one before, so that it does not fill the limit
+    with LaunchedRun(tmp_path, "scripted.yaml", some) as run:
         run.wait_for_steps(20)
         shown = run.verb("samples", "--worst")
         assert shown.returncode == 0, shown.stderr
