@@ -49,17 +49,19 @@ def samples(
             cancelled=cancelled,
             failed=failed,
             order=_order(best=best, worst=worst),
-            limit=limit,
+            limit=limit + 1,  # so that it is known whether there are more
         )
         reader = RunRollouts(find_run(run_dir, runs_dir))
         found = reader.find(query)
     for name, reason in reader.damaged.items():
         Screen(stderr=True).print(Text.assemble(("! ", "yellow"), f"{name} is left out: {reason}"), soft_wrap=True)
     if as_json:
-        for rollout in found:
+        for rollout in found[:limit]:
             write_json(msgspec.json.encode(rollout))
     elif found:
-        Screen().print(rollouts_screen(found, pattern=pattern, is_full=full))
+        Screen().print(rollouts_screen(found[:limit], pattern=pattern, is_full=full))
+        if len(found) > limit:
+            Screen().print(Text(f"there are more: -n {2 * limit} shows twice as many", style="dim"))
     else:
         Screen().print(Text("no sample that was kept is like this", style="dim"))
 

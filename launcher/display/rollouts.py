@@ -99,10 +99,11 @@ class FirstLines:
 
     text: str
     num_lines: int
+    style: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         max_chars = options.max_width * (self.num_lines + 1)  # more than are shown: words move to the next line
-        text = Text(printable(" ".join(self.text[:max_chars].split())) or "(no text)", style="dim")
+        text = Text(printable(" ".join(self.text[:max_chars].split())) or "(no text)", style=self.style)
         lines = text.wrap(console, options.max_width)
         shown = Text("\n").join(lines[: self.num_lines])
         if len(lines) > self.num_lines or len(self.text) > max_chars:

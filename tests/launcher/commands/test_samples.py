@@ -42,7 +42,7 @@ def test_a_sample_is_shown_with_what_became_of_it(run_dir: Path) -> None:
     assert result.exit_code == 0, result.output
     for part in ("group 7", "answer 42", "reward 1.000", "advantage +0.500", "the right answer", "(survivor)"):
         assert part in result.output
-    assert "filtered (reward_raised)  versions 2 to 3" in result.output
+    assert "filtered (reward_raised)  0 tokens  versions 2 to 3" in result.output
     assert "(no text)" in result.output
     assert "\\u001b[2J" in result.output
     assert "\x1b" not in result.output
@@ -53,6 +53,14 @@ def test_one_is_asked_for_and_as_json_has_every_field(run_dir: Path) -> None:
     assert json.loads(line)["text"] == "clear \x1b[2J me"
     assert json.loads(line)["length"] == 900
     assert len(samples(str(run_dir), "--json", "-n", "2").output.splitlines()) == 2
+
+
+def test_samples_that_are_not_shown_are_said_to_be_there(run_dir: Path) -> None:
+    result = samples(str(run_dir), "-n", "2")
+    assert "7/1" in result.output
+    assert "7/2" not in result.output
+    assert result.output.splitlines()[-1] == "there are more: -n 4 shows twice as many"
+    assert "there are more" not in samples(str(run_dir), "-n", "3").output
 
 
 @pytest.mark.parametrize(

@@ -227,15 +227,26 @@ def test_the_live_view_shows_processes_trends_and_notices(width: int) -> None:
     text = text_of(run_screen(view, 120.0), width)
     assert all(len(row) <= width for row in text.splitlines())
     assert "no step for 60 s" in text
+    if width >= 60:
+        assert {"generator/0", "learner/0"} <= {word for row in text.splitlines() for word in row.split()}
+        assert "tokens/s" in text
+        assert ("restarts" in text) == (width >= 100), "a narrow terminal has fewer columns"
     if width >= 100:
         for part in ("4/10 steps", "0:20", "1,234", "90%", "0.300", "▁▃▆█", "exit code 1", "starting"):
             assert part in text
 
 
 @pytest.mark.parametrize("width", [40, 60, 140])
-def test_two_rollouts_take_six_lines_at_any_width_and_their_texts_are_printable(width: int) -> None:
+def test_two_rollouts_take_few_lines_at_any_width_and_their_texts_are_printable(width: int) -> None:
     view = new_view()
-    fields = {"kind": "train", "step": 3, "prompt_id": 1, "prompt": "", "outcome": "trained", "reward": 0.5}
+    fields = {
+        "kind": "train",
+        "step": 3,
+        "prompt_id": 1,
+        "prompt": "1 + 1 =\n" * 99,
+        "outcome": "trained",
+        "reward": 0.5,
+    }
     long = "one\n\n\ttwo \x1b[2J\u202e 漢字 " * 400
     view.take_rollouts(
         [
@@ -245,11 +256,12 @@ def test_two_rollouts_take_six_lines_at_any_width_and_their_texts_are_printable(
     )
     before, text = text_of(run_screen(new_view(), 120.0), width), text_of(run_screen(view, 120.0), width)
     assert all(cell_len(row) <= width for row in text.splitlines())
-    assert len(text.splitlines()) - len(before.splitlines()) == 3 + 4, (
-        "an empty line, a heading, and one or two of text"
+    num_facts = 2 if width < 60 else 1
+    assert len(text.splitlines()) - len(before.splitlines()) == 2 * (1 + num_facts + 1) + 1 + 2, (
+        "an empty line, the facts, a line of the prompt, and one or two of the response"
     )
     assert "short" in text
-    assert "7/1  reward 0.500" in text
+    assert "7/1  trained  reward 0.500" in text
     assert "\x1b[2J" not in text
     assert "\u202e" not in text
 
