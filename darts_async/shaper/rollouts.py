@@ -10,12 +10,17 @@ takes the place of another writes them again: under the same names, with the sam
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from msgspec import Struct
 
 from darts_async.config import RunConfig
 from darts_async.rollouts import FileName
 from darts_async.shaper.group import Group, Purpose
+
+MAX_UNWRITTEN: Final = 24
+"""Files that are to be written. The oldest of more are given up, where no process writes any, as in a simulation. A
+process gives them up sooner."""
 
 
 class RolloutFile(Struct, frozen=True):
@@ -38,7 +43,7 @@ class RolloutsState(Struct, frozen=True):
 
 
 class Rollouts:
-    """See the module."""
+    """The kept groups that have ended, and the files that are to be written."""
 
     def __init__(self, config: RunConfig) -> None:
         self._per_step = min(config.telemetry.sample_groups, config.learner.groups_per_step)
@@ -102,13 +107,17 @@ class Rollouts:
         return step
 
     def _put(self, name: FileName, groups: list[Group]) -> None:
+        self._unwritten.pop(name, None)
         self._unwritten[name] = RolloutFile(self._num_files, name, list(groups))
         self._num_files += 1
+        if len(self._unwritten) > MAX_UNWRITTEN:
+            oldest = next(iter(self._unwritten.values()))
+            self.written(oldest.serial, is_given_up=True)
 
     @property
     def unwritten(self) -> list[RolloutFile]:
         """The files to be written, in order. One of the same name as an earlier one takes its place."""
-        return sorted(self._unwritten.values(), key=lambda file: file.serial) if self._unwritten else []
+        return list(self._unwritten.values())
 
     def written(self, serial: int, *, is_given_up: bool) -> None:
         """The file is on its place, or could not be written."""
@@ -151,5 +160,6 @@ class Rollouts:
         assert all(step <= num_steps for step in self._steps), (sorted(self._steps), num_steps)
         ids = [group.group_id for groups in self._steps.values() for group in groups]
         assert len(ids) == len(set(ids)), ids
+        assert len(self._unwritten) <= MAX_UNWRITTEN, len(self._unwritten)
         for file in self._unwritten.values():
             assert file.serial < self._num_files, (file.serial, self._num_files)

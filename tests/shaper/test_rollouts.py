@@ -4,16 +4,19 @@ import random
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darts_async.config import RunConfig
-from darts_async.protocol import group_id_of
+from darts_async.prompts.source import Prompt
+from darts_async.protocol import group_id_of, sample_id_of
 from darts_async.rollouts import FileName
+from darts_async.shaper.group import Group, Sample, Stage
 from darts_async.shaper.outbox import Output
 from darts_async.shaper.phases import RunPhase
-from darts_async.shaper.rollouts import RolloutFile, Rollouts
+from darts_async.shaper.rollouts import MAX_UNWRITTEN, RolloutFile, Rollouts
 from darts_async.shaper.state import ShaperState
 from tests.shaper.durable.test_snapshot import copy_of
 from tests.shaper.test_state import RULES
@@ -183,3 +186,15 @@ def test_files_that_are_given_up_are_counted_and_those_of_a_name_are_one() -> No
         rollouts.written(file.serial, is_given_up=True)
     assert rollouts.num_given_up == num_groups
     assert not rollouts.unwritten
+
+
+def test_where_nothing_writes_them_the_oldest_files_are_given_up() -> None:
+    rollouts = Rollouts(world_config(telemetry={"sample_groups": 3}))
+    prompt = Prompt(1, "1 +1 =", np.array([1, 2], np.int32), "2", "{}")
+    for version in range(MAX_UNWRITTEN + 5):
+        rollouts.begin_evaluation()
+        rollouts.ended(Group(version, prompt, "evaluate", [Sample(sample_id_of(version, 0), Stage.ENDED)]))
+        rollouts.close_evaluation(version)
+        rollouts.validate(0)
+    assert [file.name.number for file in rollouts.unwritten] == list(range(5, MAX_UNWRITTEN + 5))
+    assert rollouts.num_given_up == 5
