@@ -193,7 +193,7 @@ NONSENSE: dict[str, tuple[Any, str]] = {
     "a pause of no length": (lambda w: WeightsApplied(0, float("nan")), "it stalled for nan s"),
     "a reward that is not a number": (lambda w: SampleScored(held(w), float("nan")), "a reward of nan"),
     "a reward that float32 does not hold": (lambda w: SampleScored(held(w), 1e39), r"a reward of 1e\+39"),
-    "the reward of a sample never opened": (lambda w: SampleScored(FAR, 1.0), "never existed"),
+    "the reward of a sample never opened": (lambda w: SampleScored(FAR, 1.0), "has never existed"),
     "no workers": (lambda w: RewardReady(0), "0 workers"),
     "a learner beyond the last step": (lambda w: LearnerReady(FAR), "of 4"),
     "a learner ahead of what was shipped": (lambda w: LearnerReady(1), "its checkpoints are of another run"),
