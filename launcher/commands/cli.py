@@ -35,6 +35,7 @@ from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, SUMMARY_FILE
 from darts_async.transport import create_run_keys, renew_run_keys
 from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
 from launcher.commands.dry_run import dry_run_screen
+from launcher.commands.samples import samples
 from launcher.commands.verbs import RUNS, VERBS, RunsDir, bad_input, split_words, the_run
 from launcher.config_file import load_config
 from launcher.control.find_run import known_record, refuse_links
@@ -103,7 +104,7 @@ MoreFiles = Annotated[
 ]
 
 
-for _verb in VERBS:
+for _verb in (*VERBS, samples):
     app.command()(_verb)
 
 
