@@ -142,6 +142,7 @@ class StepStatistics(Struct, eq=False):
             **_kept_metrics([each.kept for each in lots]),
             **_pool_metrics([each.scored for each in lots], sum(group.num_unscorable for group in groups)),
             **_staleness(step, [sample for group in groups for sample, _ in group.kept]),
+            "length/capped_share": _capped_share(groups),
             "groups/baseline_shift": _mean(shifts),
             "groups/kept_mean": _mean([len(w) for w in weights]),
             "weights/effective_share": _mean([w.sum() ** 2 / (len(w) * (w**2).sum()) for w in weights]),
@@ -223,6 +224,11 @@ def _pool_metrics(pools: Sequence[Lot], num_failed: int) -> dict[str, float]:
         "length/pool_p99": float(p99),
         "groups/pool_zero_advantage_share": _mean([len(set(pool.rewards)) == 1 for pool in pools]),
     }
+
+
+def _capped_share(groups: Sequence[Group]) -> float:
+    """Of the scored samples, those that were cut at the length cap."""
+    return _mean([s.finish_reason == "length" for group in groups for s in group.samples if s.reward is not None])
 
 
 def _mean_of_pool(pool: Lot) -> float:

@@ -61,6 +61,7 @@ from launcher.plan.plan import reports_per_step
 from launcher.progress.evaluation import evaluation_text
 from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepLine, StepMerger
+from launcher.progress.training_warnings import TrainingWarnings
 from launcher.run.boundary import Boundary
 from launcher.run.interrupts import CaughtSignals, reason_of
 from launcher.run.links import Control, open_control
@@ -97,6 +98,7 @@ class Run:
     boundary: Boundary
     _num_orders: int = field(default=0, init=False)
     """Number of intended signals (not SIGHUP)."""
+    _warnings: TrainingWarnings = field(default_factory=TrainingWarnings, init=False)
     _nodes_seen: set[str] = field(default_factory=set, init=False)
     _unwritten: str = field(default="", init=False)
     """Why metrics and events cannot be written, if they cannot."""
@@ -227,6 +229,8 @@ class Run:
             self.recorder.step(line, now_s)
             if is_new:
                 self.display.step(self.view, line, now_s)
+            for text in self._warnings.take(line):
+                self.note(text)
 
     def _take_evaluation(self, message: EvaluationCompleted) -> None:
         now_s = _now_s()
