@@ -21,6 +21,8 @@ from launcher.settings_tree import COMMAND_LINE, MAX_FILE_BYTES, Origin, Overrid
 
 _MAX_SUGGESTIONS = 6
 NO_OVERRIDES = Overrides()
+_FOLLOWS = "default_factory_not_called"
+"""What pydantic says of a default that follows from another setting, where that one is wrong."""
 
 
 def load_config(path: Path, overrides: Overrides = NO_OVERRIDES) -> RunConfig:
@@ -35,7 +37,8 @@ def parse_config(text: str, path: Path, overrides: Overrides = NO_OVERRIDES) -> 
     try:
         config = RunConfig.model_validate(tree.values)
     except ValidationError as error:
-        found = tuple(_problem(details, tree.origins) for details in error.errors(include_url=False))
+        details_of = [each for each in error.errors(include_url=False) if each["type"] != _FOLLOWS]
+        found = tuple(_problem(details, tree.origins) for details in details_of)
         in_order = sorted((*tree.repeated, *found), key=lambda problem: (problem.source or "", problem.line or 0))
         raise InputError(path, tuple(in_order)) from error
     if tree.repeated:

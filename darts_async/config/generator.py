@@ -66,8 +66,9 @@ class GeneratorConfig(Section):
     """Samples that one generator decodes at once."""
     max_queued: NonNegative = 16
     """Samples that may wait in a generator for a slot, so that a freed slot is never idle."""
-    max_context_tokens: Positive = 1024
-    """Most tokens of a prompt and its response together."""
+    max_context_tokens: Positive = 768
+    """Most tokens of a prompt and its response together. Default: `prompts.max_prompt_tokens` and
+    `sampling.max_new_tokens` added up."""
     flush_every_steps: Positive = 4
     """Engine steps whose tokens are sent in one message."""
     vllm: VllmConfig = VllmConfig()

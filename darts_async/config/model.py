@@ -1,6 +1,7 @@
 """Settings of the language model, the prompts and the sampling of tokens."""
 
 import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -30,8 +31,8 @@ class PromptsConfig(Section):
     """Where prompts come from. Training and held-out prompts never overlap."""
 
     source: Annotated[str, named(PROMPTS)] = "darts_async.quickstart.task:prompts"
-    """`jsonl`, `parquet`: a file of records. Otherwise `module:name`, which is called and gives records; the default is
-    the quickstart's arithmetic."""
+    """`jsonl`, `parquet`: a file of records. Otherwise `module:name`, which is called and gives records. Default: what
+    the ending of `path` says, or without a path the quickstart's arithmetic."""
     path: str | None = None
     """File of training records (jsonl, parquet). In every path `~`, `$NAME` and `${NAME}` are filled in, and `$$` is a
     dollar sign."""
@@ -61,6 +62,17 @@ class PromptsConfig(Section):
     """Longer prompts are refused when the data set is loaded."""
     on_too_long: Literal["error", "skip"] = "error"
     """What to do with a prompt longer than `max_prompt_tokens`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_is_that_of_the_path(cls, values: Any) -> Any:
+        path = values.get("path") if isinstance(values, dict) else None
+        if not isinstance(path, str) or "source" in values:
+            return values
+        source = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}.get(PurePath(path).suffix)
+        if source is None:
+            raise ValueError(f"prompts.path is {path!r}, whose ending does not tell what it is; set prompts.source")
+        return values | {"source": source}
 
     @field_validator("chat_template_arguments")
     @classmethod

@@ -1,7 +1,7 @@
 """All sections of a run, and the rules that span several."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,14 @@ from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
 from darts_async.extensions import ENGINE
 from darts_async.topology.roles import ROLES
+
+
+def _given(values: dict[str, Any], section: str, key: str) -> Any:
+    """A setting before its validation, or its default."""
+    found = values.get(section, {})
+    if isinstance(found, dict):
+        return found.get(key, RunConfig.model_fields[section].default.model_dump()[key])
+    return getattr(found, key, None)
 
 
 class RunConfig(Section):
@@ -46,6 +54,22 @@ class RunConfig(Section):
     weights: WeightsConfig = WeightsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _context_is_that_of_a_sample(cls, values: Any) -> Any:
+        """Fills in `generator.max_context_tokens`. Values of other types are left to the validation of their fields."""
+        if not isinstance(values, dict):
+            return values
+        generator = values.get("generator", {})
+        need = _given(values, "prompts", "max_prompt_tokens"), _given(values, "sampling", "max_new_tokens")
+        if not all(isinstance(each, int) for each in need):
+            return values
+        if isinstance(generator, dict) and "max_context_tokens" not in generator:
+            return values | {"generator": generator | {"max_context_tokens": sum(need)}}
+        if isinstance(generator, GeneratorConfig) and "max_context_tokens" not in generator.model_fields_set:
+            return values | {"generator": generator.model_copy(update={"max_context_tokens": sum(need)})}
+        return values
 
     @model_validator(mode="after")
     def _context_holds_a_sample(self) -> Self:

@@ -1,6 +1,7 @@
 """Settings of shaping and staleness: which samples are generated, selected and trained on, and how old they may be."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +10,12 @@ from darts_async.extensions import RULE
 
 Baseline = Literal["group", "history", "leave_one_out"]
 Split = Literal["uniform", "paper", "shuffled", "reward_aware"]
+
+
+def _launched(given: Mapping[str, Any]) -> int:
+    """How many samples are generated where it is not said. `given`: the settings before it that are valid."""
+    keep: int = given.get("keep", 1)
+    return keep if given.get("rule") == "none" else -(-keep * 5 // 4)
 
 
 class RedundancyConfig(Section):
@@ -46,8 +53,8 @@ class ShapingConfig(Section):
     """Distribution-aware shaping: which of the generated samples are decoded to the end and selected for training. A
     rule ignores the settings that do not name it, so that arms of an experiment differ in `rule` alone."""
 
-    rule: Annotated[str, named(RULE)] = "dual_end"
-    """`none`: plain GRPO; `launch` must equal `keep`. `random`: `keep` finished samples at random. `shortest`,
+    rule: Annotated[str, named(RULE)] = "none"
+    """`none`: plain GRPO; `launch` is `keep`. `random`: `keep` finished samples at random. `shortest`,
     `longest`: the `keep` samples at that end. `dual_end`: the `shortest` shortest and the `longest` longest.
     `survivor`: once `shortest` samples have finished, `longest` of the others are drawn at random and survive. `qlpo`:
     mostly short right samples and mostly long wrong ones. `module:name`: a rule of yours.
@@ -58,8 +65,9 @@ class ShapingConfig(Section):
     reports it as `selection/pays_for_length`."""
     keep: Annotated[int, Field(gt=0, le=1024)] = 8
     """Samples selected per prompt for training: the group size (M)."""
-    launch: Annotated[int, Field(gt=0, le=2048)] = 10
-    """Samples generated per prompt (R), including the redundant ones."""
+    launch: Annotated[int, Field(gt=0, le=2048, default_factory=_launched)]
+    """Samples generated per prompt (R), including the redundant ones. Default: `keep` for the rule `none`, a quarter
+    more for others."""
     min_keep: Positive | None = None
     """A group in which rewards failed is trained on with its other samples, if at least this many are left. Otherwise
     it is dropped and its prompt is generated again. Default: half of `keep`, at least 2."""

@@ -36,6 +36,7 @@ from darts_async.transport import create_run_keys, renew_run_keys
 from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
 from launcher.commands.dry_run import dry_run_screen
 from launcher.commands.samples import samples
+from launcher.commands.validate_screen import validate_screen
 from launcher.commands.verbs import RUNS, VERBS, RunsDir, bad_input, split_words, the_run
 from launcher.config_file import load_config
 from launcher.control.find_run import known_record, refuse_links
@@ -43,6 +44,7 @@ from launcher.display.status import failure_screen
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import make_display
 from launcher.lifecycle.lifecycle import Limits, RunOutcome
+from launcher.plan.placement import local_node
 from launcher.plan.plan import hub_addresses, plan_run
 from launcher.preflight.changed_settings import refuse_changes
 from launcher.preflight.preflight import Findings, check_run, link_ports
@@ -141,6 +143,9 @@ def run_command(
     words: Words = None,
     more: MoreFiles = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be started, and start nothing.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --dry-run: also commands, environments, ports.")
+    ] = False,
 ) -> None:
     """Run FILE.yaml (the verb may be left out).
 
@@ -149,7 +154,8 @@ def run_command(
     """
     config, _ = _checked(file, _overrides(words, more), starts=not dry_run)
     if dry_run:
-        Screen().print(dry_run_screen(config, _plan(config, config.runs_path / run_dir_name(config.name))))
+        plan = _plan(config, config.runs_path / run_dir_name(config.name))
+        Screen().print(dry_run_screen(config, plan, is_verbose=verbose))
         return
     with outliving_readers(), _room_wanted(), bad_input():
         outcome, summary = _run(config)
@@ -194,11 +200,10 @@ def resume(
 
 @app.command()
 def validate(file: RunFile, words: Words = None, more: MoreFiles = None) -> None:
-    """Check FILE.yaml and everything it names, and start nothing."""
-    _, findings = _checked(file, _overrides(words, more), starts=False)
-    prompts = f": {findings.prompts}" if findings.prompts is not None else ""
-    result = f"{file} {'is valid' if findings.problems else 'can be run'}{prompts}"
-    Screen().print(Text.assemble(("✓ ", "green"), result), soft_wrap=True)
+    """Check FILE.yaml and everything it names, try out prompts and reward, and start nothing."""
+    config, findings = _checked(file, _overrides(words, more), starts=False)
+    title = f"{file} {'is valid' if findings.problems else 'can be run'}"
+    Screen().print(validate_screen(title, findings, local_node(config).name))
 
 
 def _limits(config: RunConfig) -> Limits:

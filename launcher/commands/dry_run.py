@@ -1,4 +1,7 @@
-"""The screen of `--dry-run`: what a run would start, its key settings, and the bounds that follow from them."""
+"""The screen of `--dry-run`: what a run would start, its key settings, and the bounds that follow from them.
+
+`--verbose` adds commands, environments and ports, which are of use when a process does not start.
+"""
 
 import shlex
 from collections.abc import Iterator
@@ -14,15 +17,15 @@ from launcher.display.length_notes import length_note
 from launcher.display.view import plain_table
 
 
-def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
+def dry_run_screen(config: RunConfig, plan: RunPlan, *, is_verbose: bool) -> RenderableType:
     title = Text.assemble((config.name, "bold"), (": the plan; nothing is started", "dim"))
+    processes = _commands(config, plan) if is_verbose else _names(config, plan)
     return Padding(
         Group(
             title,
             "",
-            *_process_lines(config, plan),
-            _link_table(plan),
-            "",
+            *processes,
+            *((_link_table(plan), "") if is_verbose else ()),
             _pairs("settings", key_settings(config)),
             "",
             _pairs("bounds", bounds(config)),
@@ -74,16 +77,30 @@ def _shaping(shaping: ShapingConfig) -> str:
     return ", ".join(parts)
 
 
-def _process_lines(config: RunConfig, plan: RunPlan) -> Iterator[RenderableType]:
-    """The processes of each node, under the node's address and used GPUs."""
+def _names(config: RunConfig, plan: RunPlan) -> Iterator[RenderableType]:
+    """The names of the processes of each node, and their GPUs."""
     for node in config.nodes:
         yield Text(_node_title(config, node, plan), style="dim")
         for spec in plan.processes:
             if spec.node == node.name:
-                devices = f"  GPU {', '.join(map(str, spec.devices))}" if spec.devices else ""
-                yield Text.assemble((spec.name, "bold"), devices)
+                yield Text.assemble("  ", (spec.name, "bold"), _devices(spec))
+    yield Text("--verbose shows commands, environments and ports", style="dim")
+    yield ""
+
+
+def _commands(config: RunConfig, plan: RunPlan) -> Iterator[RenderableType]:
+    """The processes of each node as commands, under the node's address and used GPUs."""
+    for node in config.nodes:
+        yield Text(_node_title(config, node, plan), style="dim")
+        for spec in plan.processes:
+            if spec.node == node.name:
+                yield Text.assemble((spec.name, "bold"), _devices(spec))
                 yield Padding(Text(_command(spec), overflow="fold"), (0, 0, 0, 2))
         yield ""
+
+
+def _devices(spec: ProcessSpec) -> str:
+    return f"  GPU {', '.join(map(str, spec.devices))}" if spec.devices else ""
 
 
 def _node_title(config: RunConfig, node: NodeConfig, plan: RunPlan) -> str:

@@ -1,4 +1,5 @@
-"""The file that `init` writes: the settings with their defaults and docstrings, each section once."""
+"""The files that `init` writes: a short one for data of one's own, and one of all settings with their defaults and
+docstrings, each section once."""
 
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,61 @@ _HEAD = """\
 #   darts-launch --dry-run THIS_FILE   show what would be started
 #   darts-launch THIS_FILE             run it
 """
+
+
+_SHORT = """\
+# A run of darts_async on your own data. All other settings have defaults: `darts-launch init --all` lists them.
+#
+#   darts-launch validate THIS_FILE    look for mistakes, and try out prompts and reward
+#   darts-launch THIS_FILE             run it
+
+name: my-run
+
+model:
+  path: path/to/model         # a directory in Hugging Face format, or a hub id
+  dtype: {dtype}              # or bfloat16, for half the memory of the weights
+
+prompts:
+  path: data.jsonl            # a line of JSON for each prompt; or a file .parquet
+  prompt_field: {prompt_field}        # the field with a text, or with a list of role and content messages
+  answer_field: {answer_field}        # the field with what the reward compares responses with
+  held_out: {held_out}               # so many prompts are evaluated, and never trained on
+  max_prompt_tokens: {max_prompt_tokens}
+
+reward:
+  function: math              # or exact_match, or yours: my_reward:score is `score` of my_reward.py
+
+sampling:
+  max_new_tokens: {max_new_tokens}         # longer responses are cut
+
+shaping:
+  keep: {keep}                     # responses to each prompt: the group size
+
+learner:
+  steps: {steps}
+  groups_per_step: {groups_per_step}         # prompts in each step
+  learning_rate: {learning_rate}      # of a step of AdamW; ten times as much with learner.lora
+
+evaluation:
+  every_steps: 20             # also before the first step and after the last one
+"""
+
+
+def short_template() -> str:
+    """The text of the file for data of one's own. But for the names of model, data and reward it has the defaults."""
+    default = RunConfig()
+    return _SHORT.format(
+        dtype=default.model.dtype,
+        prompt_field=default.prompts.prompt_field,
+        answer_field=default.prompts.answer_field,
+        held_out=default.prompts.held_out,
+        max_prompt_tokens=default.prompts.max_prompt_tokens,
+        max_new_tokens=default.sampling.max_new_tokens,
+        keep=default.shaping.keep,
+        steps=default.learner.steps,
+        groups_per_step=default.learner.groups_per_step,
+        learning_rate=f"{default.learner.learning_rate:.1e}",
+    )
 
 
 def run_template() -> str:

@@ -22,7 +22,7 @@ from launcher.analysis.audit import AuditReport, audit_run
 from launcher.analysis.report import REPORT_FILE, write_report
 from launcher.analysis.story import Line, parse_subject, read_story
 from launcher.analysis.tracing import export, report_screen
-from launcher.commands.template import run_template
+from launcher.commands.template import run_template, short_template
 from launcher.control.control_socket import NotRunningError
 from launcher.control.find_run import ask_run, find_run, has_launcher, names_of, not_live, record_of
 from launcher.control.requests import Done, GetStatus, Refused, Request, RestartProcess, RunState, StopRun
@@ -193,17 +193,19 @@ def report(
 
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The file to write.")] = Path("cluster.yaml"),
+    every: Annotated[bool, typer.Option("--all", help="All settings, with their defaults and meanings.")] = False,
 ) -> None:
-    """Write a file with the settings, their defaults and their meanings."""
+    """Write a file for a run on your own data."""
     with bad_input():
         try:
             with file.open("x", encoding="utf-8") as new:
-                new.write(run_template())
+                new.write(run_template() if every else short_template())
         except FileExistsError as error:
             raise ConfigError(f"{file} exists: give another name, or remove it") from error
         except OSError as error:
             raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
-    write_line(f"{file} is written; try: darts-launch {file}")
+    first = "" if every else "put the names of your model, data and reward into it, and "
+    write_line(f"{file} is written; {first}try: darts-launch validate {file}")
 
 
 VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, story, trace, report, init)

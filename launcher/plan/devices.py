@@ -13,6 +13,7 @@ from launcher.plan.placement import Place, local_node, role_config, role_names
 from launcher.problems import Problem, shown
 
 _QUERY = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
+_MEMORY_QUERY = ("nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits")
 _QUERY_TIMEOUT_S = 20.0
 _MAX_SOCKETS_PATH_BYTES = 70
 """The name of a socket has at most 107 bytes, of which vLLM needs 37."""
@@ -70,11 +71,21 @@ def check_vllm(config: RunConfig) -> Iterator[Problem]:
 
 def gpus_found() -> frozenset[int]:
     """Numbers of the GPUs of this machine; empty without nvidia-smi."""
+    return _numbers(_asked(_QUERY).replace("\n", ","))
+
+
+def gpu_memory() -> dict[int, int]:
+    """Memory of the GPUs of this machine in bytes, by number; empty without nvidia-smi."""
+    lines = (line.split(",") for line in _asked(_MEMORY_QUERY).splitlines())
+    pairs = ((each[0].strip(), each[1].strip()) for each in lines if len(each) == 2)
+    return {int(number): int(mib) << 20 for number, mib in pairs if number.isdigit() and mib.isdigit()}
+
+
+def _asked(query: tuple[str, ...]) -> str:
     try:
-        done = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=True)
+        return subprocess.run(query, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return frozenset()
-    return _numbers(done.stdout.replace("\n", ","))
+        return ""
 
 
 def _why_not_nccl(config: RunConfig, places: Mapping[str, Place]) -> str | None:

@@ -9,6 +9,8 @@ from darts_async.errors import ExtensionError
 from darts_async.extensions import KINDS, PROMPTS, REWARD, Kind, load
 from launcher.preflight.extension_trial import Question
 from launcher.preflight.prompt_check import Found, look_at_prompts
+from launcher.preflight.prompt_figures import PromptFigures
+from launcher.preflight.reward_trial import doubts, try_reward
 from launcher.preflight.trial_process import TrialError, trial_process
 from launcher.problems import Problem, shown
 
@@ -16,14 +18,15 @@ _DEADLINE_S = 300.0
 """For one that imports torch on a busy machine, or makes a data set."""
 
 
-def check_extensions(config: RunConfig) -> Iterator[Problem]:
-    """Everything that a setting names as `module:name` can be imported and called. (For prompts: `check_prompts`.)"""
+def check_extensions(config: RunConfig, figures: PromptFigures | None = None) -> Iterator[Found]:
+    """Everything that a setting names as `module:name` can be imported and called. (For prompts: `check_prompts`.)
+    Reward functions are called with the first prompt, if there are `figures`."""
     for kind in KINDS.values():
         for name in kind.names_in(config) if kind is not PROMPTS else ():
             if kind.is_of_user(name):
-                yield from _try_in_a_child(kind, name, config).problems
-            elif name not in kind.built_in:
-                yield from _faults_here(kind, name)
+                yield _try_in_a_child(kind, name, config, figures if kind is REWARD else None)
+            elif name not in kind.built_in or kind is REWARD:
+                yield _try_here(kind, name, figures if kind is REWARD else None)
 
 
 def check_prompts(config: RunConfig) -> Found:
@@ -32,24 +35,28 @@ def check_prompts(config: RunConfig) -> Found:
     return _try_in_a_child(PROMPTS, source, config) if PROMPTS.is_of_user(source) else look_at_prompts(config)
 
 
-def _faults_here(kind: Kind, name: str) -> Iterator[Problem]:
+def _try_here(kind: Kind, name: str, figures: PromptFigures | None) -> Found:
     try:
-        load(kind, name)
+        function = load(kind, name)
     except ExtensionError as error:
-        yield Problem(kind.setting, str(error), shown(name))
+        return _failed(kind, name, str(error))
+    if figures is None:
+        return Found()
+    trial = try_reward(name, function, figures)
+    return Found(tuple(doubts(trial)), reward=trial)
 
 
-def _try_in_a_child(kind: Kind, name: str, config: RunConfig) -> Found:
+def _try_in_a_child(kind: Kind, name: str, config: RunConfig, figures: PromptFigures | None = None) -> Found:
     deadline_s = config.reward.start_deadline_s if kind is REWARD else _DEADLINE_S
-    module, question = name.partition(":")[0], Question(kind.setting, name, config.model_dump_json())
+    module, question = name.partition(":")[0], Question(kind.setting, name, config.model_dump_json(), figures)
     try:
         with trial_process("launcher.preflight.extension_trial", question) as child:
             return msgspec.json.decode(child.answer(deadline_s), type=Found)
     except TimeoutError:
         limit = f"{'reward.start_deadline_s (' if kind is REWARD else '('}{deadline_s:g} s)"
-        return _failed(kind, name, f"importing {module!r} took longer than {limit}")
+        return _failed(kind, name, f"importing {module!r} and trying it out took longer than {limit}")
     except TrialError as error:
-        return _failed(kind, name, f"importing {module!r} ended the process {error}")
+        return _failed(kind, name, f"importing {module!r} and trying it out ended the process {error}")
 
 
 def _failed(kind: Kind, name: str, fault: str) -> Found:

@@ -12,8 +12,10 @@ import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.errors import DartsError
-from darts_async.extensions import KINDS, LOSS, PROMPTS, RULE, Kind, load
+from darts_async.extensions import KINDS, LOSS, PROMPTS, REWARD, RULE, Kind, load
 from launcher.preflight.prompt_check import Found, look_at_prompts
+from launcher.preflight.prompt_figures import PromptFigures
+from launcher.preflight.reward_trial import doubts, try_reward
 from launcher.problems import Problem, shown
 
 
@@ -23,6 +25,8 @@ class Question(msgspec.Struct, frozen=True):
     """`module:name`."""
     config: str
     """`RunConfig` as JSON."""
+    figures: PromptFigures | None = None
+    """Of the prompts, for a reward function that is to be called."""
 
 
 def main() -> None:
@@ -30,7 +34,7 @@ def main() -> None:
     config, kind = RunConfig.model_validate_json(question.config), KINDS[question.setting]
     with os.fdopen(os.dup(1), "wb") as answer:
         _silence()
-        answer.write(msgspec.json.encode(_try(kind, question.name, config)))
+        answer.write(msgspec.json.encode(_try(kind, question, config)))
 
 
 def _silence() -> None:
@@ -41,7 +45,8 @@ def _silence() -> None:
     os.close(null)
 
 
-def _try(kind: Kind, name: str, config: RunConfig) -> Found:
+def _try(kind: Kind, question: Question, config: RunConfig) -> Found:
+    name = question.name
     try:
         if kind is PROMPTS:
             return look_at_prompts(config)
@@ -54,7 +59,10 @@ def _try(kind: Kind, name: str, config: RunConfig) -> Found:
 
             try_loss(config.learner.loss)
         else:
-            load(kind, name)
+            function = load(kind, name)
+            if kind is REWARD and question.figures is not None:
+                trial = try_reward(name, function, question.figures)
+                return Found(tuple(doubts(trial)), reward=trial)
     except DartsError as error:
         return Found((Problem(kind.setting, str(error), shown(name)),))
     return Found()

@@ -11,7 +11,10 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.config.paths import expanded, is_file, missing_file
@@ -20,14 +23,17 @@ from darts_async.models.length_limits import bounds, text_part
 from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.load import PromptCounts
 from darts_async.topology.roles import GENERATOR
-from launcher.plan.devices import check_backend, check_gpus, check_vllm
+from launcher.plan.devices import check_backend, check_gpus, check_vllm, gpu_memory
 from launcher.plan.placement import Place, PlacementError, local_node, place_processes, role_names
 from launcher.plan.plan import link_hubs
 from launcher.plan.ports import block, free_block, why_not_bound
 from launcher.preflight.extension_check import check_extensions, check_prompts
+from launcher.preflight.memory_need import ProcessMemory, check_memory, memory_of, model_size
 from launcher.preflight.model_check import ModelTrial, check_files, local_models
 from launcher.preflight.prompt_check import Found
+from launcher.preflight.prompt_figures import PromptFigures
 from launcher.preflight.remote_preflight import check_nodes
+from launcher.preflight.reward_trial import RewardTrial
 from launcher.preflight.system_limits import check_limits, limits_here, need_of, weight_bytes
 from launcher.problems import Problem, shown
 
@@ -42,6 +48,13 @@ class Findings:
     """Problems that are shown and do not prevent a run."""
     prompts: PromptCounts | None
     """None if they cannot be loaded."""
+    figures: PromptFigures | None = None
+    """None if the prompts cannot be loaded."""
+    rewards: tuple[RewardTrial, ...] = ()
+    memory: tuple[ProcessMemory, ...] = ()
+    """What the processes that hold the model need; empty if its size is not known."""
+    memory_here_bytes: int = 0
+    """Memory that is available on this machine."""
 
 
 def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
@@ -51,12 +64,15 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
     files = tuple(check_files(models))
     with ModelTrial(config, {} if model or files else models) as trial:
         prompts = Found() if model or data else check_prompts(config)  # without these, it fails for the same reason
+        extensions = tuple(check_extensions(config, prompts.figures))
+        memory, here = _memory(config, models.get("model.path")), psutil.virtual_memory().available
         found = (
             *check_network(config),
             *check_runs_dir(config),
             *_check_places(config, reaches_nodes=reaches_nodes),
             *check_script(config),
-            *check_extensions(config),
+            *(problem for each in extensions for problem in each.problems),
+            *(check_memory(memory, local_node(config).name, here, _gpu_memory(memory)) if memory else ()),
             *check_adapters(config),
             *(model + files + data + prompts.problems),
             *trial.problems(),
@@ -65,7 +81,23 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
         problems=tuple(problem for problem in found if not problem.is_hint),
         hints=tuple(problem for problem in found if problem.is_hint),
         prompts=prompts.counts,
+        figures=prompts.figures,
+        rewards=tuple(each.reward for each in extensions if each.reward is not None),
+        memory=tuple(memory),
+        memory_here_bytes=here,
     )
+
+
+def _memory(config: RunConfig, directory: Path | None) -> list[ProcessMemory]:
+    size = model_size(directory) if directory is not None else None
+    try:
+        return memory_of(config, place_processes(config), size) if size is not None else []
+    except PlacementError:  # of which another check tells
+        return []
+
+
+def _gpu_memory(memory: list[ProcessMemory]) -> dict[int, int]:
+    return gpu_memory() if any(each.place.devices for each in memory) else {}
 
 
 def link_ports(config: RunConfig) -> tuple[int, ...]:
@@ -226,7 +258,10 @@ def _check_model_fits(config: RunConfig, described: dict[str, Any], num_tokens: 
     for bound in bounds(described)[:1]:
         if wanted > bound.value:
             message = f"{bound.reason} ({bound.setting})"
-            yield Problem("generator.max_context_tokens", message, shown(wanted), f"use {bound.value} or less")
+            fix = f"use {bound.value} or less"
+            if wanted == config.prompts.max_prompt_tokens + config.sampling.max_new_tokens:
+                fix += ", as prompts.max_prompt_tokens and sampling.max_new_tokens added up, too"
+            yield Problem("generator.max_context_tokens", message, shown(wanted), fix)
     vocabulary = text_part(described).get("vocab_size")
     if isinstance(vocabulary, int) and num_tokens > vocabulary:
         message = f"its tokenizer has {num_tokens} tokens, but the model's vocab_size is {vocabulary}"

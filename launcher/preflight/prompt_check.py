@@ -9,10 +9,15 @@ import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError, DataError, ExtensionError, ModelError
+from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.load import PromptCounts, PromptSets, load_prompts
 from darts_async.prompts.source import Prompt
 from darts_async.reward.answer_forms import content_of, prose
+from launcher.preflight.prompt_figures import PromptFigures, figures_of, unknown_tokens
+from launcher.preflight.reward_trial import RewardTrial
 from launcher.problems import Problem, shown
+
+_NO_LIMIT = 1 << 30
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -20,6 +25,8 @@ class Found(msgspec.Struct, frozen=True):
 
     problems: tuple[Problem, ...] = ()
     counts: PromptCounts | None = None
+    figures: PromptFigures | None = None
+    reward: RewardTrial | None = None
 
 
 def look_at_prompts(config: RunConfig) -> Found:
@@ -28,9 +35,30 @@ def look_at_prompts(config: RunConfig) -> Found:
         sets = load_prompts(config)
     except ModelError as error:
         return Found((Problem("model.path", str(error), shown(config.model.path)),))
-    except (ConfigError, DataError, ExtensionError) as error:
+    except DataError as error:
+        return Found((Problem("prompts", f"{error}{_also_too_long(config)}"),))
+    except (ConfigError, ExtensionError) as error:
         return Found((Problem("prompts", str(error)),))
-    return Found(tuple(check_answers(config, sets)), sets.counts)
+    tokenizer = load_tokenizer(resolve_model_path(config.model.path, with_weights=False))
+    figures = figures_of(sets, tokenizer, config.prompts.max_prompt_tokens)
+    hints = unknown_tokens(figures, len(sets.train), config.model.path)
+    return Found((*check_answers(config, sets), *hints), sets.counts, figures)
+
+
+def _also_too_long(config: RunConfig) -> str:
+    """How many prompts are over the limit, if that is all that is wrong with them."""
+    limit = config.prompts.max_prompt_tokens
+    prompts = config.prompts.model_copy(update={"max_prompt_tokens": _NO_LIMIT})
+    try:
+        sets = load_prompts(config.model_copy(update={"prompts": prompts}))
+    except (DataError, ExtensionError):
+        return ""
+    lengths = sorted(len(prompt.token_ids) for prompt in (*sets.train, *sets.held_out))
+    num_over = sum(length > limit for length in lengths)
+    if not num_over:
+        return ""
+    share = f"{num_over:,} of {len(lengths):,} prompts ({num_over / len(lengths):.1%}) are over the limit"
+    return f". {share}: they have {lengths[0]} to {lengths[-1]} tokens, half of them up to {lengths[len(lengths) // 2]}"
 
 
 def check_answers(config: RunConfig, prompts: PromptSets) -> Iterator[Problem]:

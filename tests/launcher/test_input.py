@@ -50,7 +50,10 @@ BAD_FILES = {
     "out of range": ("sampling:\n  top_p: 1.5\n", ["sampling.top_p", "1.5", "less than or equal to 1"]),
     "wrong choice": ("shaping:\n  rule: dual_ends\n", ["shaping.rule", "'dual_ends'", "did you mean 'dual_end'?"]),
     "section is a value": ("learner: 3\n", ["learner", "3", "expected a section"]),
-    "counts disagree": ("shaping:\n  keep: 9\n", ["shaping", "shaping.shortest (7)", "shaping.keep is 9"]),
+    "counts disagree": (
+        "shaping:\n  rule: dual_end\n  keep: 9\n",
+        ["shaping", "shaping.shortest (7)", "shaping.keep is 9"],
+    ),
     "context too small": ("generator:\n  max_context_tokens: 99\n", ["is 768", "generator.max_context_tokens is 99"]),
     "direct without vLLM": (
         "weights:\n  receive: direct\n",
@@ -277,7 +280,7 @@ def test_whatever_a_reward_module_does_to_its_process_the_launcher_says(body: st
     Path("run.yaml").write_text(f"reward:\n  function: strange:f\n  start_deadline_s: {deadline_s}\n")
     code, output = invoke("validate", "run.yaml")
     assert code == 2
-    assert "importing 'strange' " + said in output
+    assert "importing 'strange' and trying it out " + said in output
 
 
 @pytest.mark.slow
@@ -358,3 +361,38 @@ def test_an_unknown_option_is_bad_input() -> None:
     code, output = invoke("--dry-rum", "a.yaml")
     assert code == 2
     assert "--dry-r" in output
+
+
+def test_model_data_and_reward_are_enough() -> None:
+    config = parse_config("model: {path: m}\nprompts: {path: d.parquet}\nreward: {function: math}", Path("a.yaml"))
+    assert (config.prompts.source, config.shaping.rule) == ("parquet", "none")
+    assert config.shaping.launch == config.shaping.keep == 8
+    assert config.generator.max_context_tokens == 512 + 256
+
+
+def test_settings_that_follow_from_others_follow_them() -> None:
+    text = "shaping: {keep: 4}\nsampling: {max_new_tokens: 100}\nprompts: {max_prompt_tokens: 20}"
+    config = parse_config(text, Path("a.yaml"))
+    assert (config.shaping.launch, config.generator.max_context_tokens) == (4, 120)
+    text = "shaping: {rule: dual_end, keep: 16, shortest: 14, longest: 2}\ngenerator: {max_context_tokens: 800}"
+    config = parse_config(text, Path("a.yaml"))
+    assert (config.shaping.launch, config.generator.max_context_tokens) == (20, 800)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "prompts: {path: a.txt}",
+            "prompts.path is 'a.txt', whose ending does not tell what it is: set prompts.source",
+        ),
+        ("shaping: {keep: x}", "shaping.keep: 'x': expected a whole number"),
+        ("prompts: {max_prompt_tokens: x}", "prompts.max_prompt_tokens: 'x': expected a whole number"),
+        ("shaping: {launch: 12}", "shaping.rule none trains on every sample, but launch is 12 and keep is 8"),
+    ],
+)
+def test_a_setting_that_others_follow_has_one_problem(text: str, problem: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_config(text, Path("a.yaml"))
+    assert len(caught.value.problems) == 1
+    assert problem in str(caught.value)

@@ -374,9 +374,22 @@ def test_what_a_process_prints_is_bounded_while_it_holds_its_file_open(tmp_path:
     assert last_lines(tmp_path, "reward/0", 50)[-1] == "line 0399"
 
 
-def test_init_writes_a_file_that_says_what_would_be_without_it(tmp_path: Path) -> None:
+def test_init_writes_a_short_file_for_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "mine.yaml"])
+    assert (result.exit_code, "darts-launch validate mine.yaml" in result.output) == (0, True)
+    text = Path("mine.yaml").read_text()
+    assert len(text.splitlines()) < 45
+    named = load_config(Path("mine.yaml"))
+    assert (named.prompts.source, named.prompts.path, named.reward.function) == ("jsonl", "data.jsonl", "math")
+    default = RunConfig()
+    assert (named.learner, named.sampling, named.shaping) == (default.learner, default.sampling, default.shaping)
+    assert CliRunner().invoke(app, ["validate", "mine.yaml"]).exit_code == 0, "model and data may be elsewhere"
+
+
+def test_init_all_writes_a_file_that_says_what_would_be_without_it(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
-    assert CliRunner().invoke(app, ["init", str(file)]).exit_code == 0
+    assert CliRunner().invoke(app, ["init", "--all", str(file)]).exit_code == 0
     assert load_config(file) == RunConfig()
     text = file.read_text()
     for meaning in ("Seed of prompts, sampling and selection", "`on_failure`: a process that leaves", "median_tokens"):

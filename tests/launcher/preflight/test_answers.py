@@ -45,6 +45,6 @@ def test_expressions_and_the_answers_of_other_functions_are_not_told_of(tmp_path
 @pytest.mark.slow
 def test_a_check_of_a_run_tells_of_them(tmp_path: Path) -> None:
     config, _ = problems(tmp_path, *ANSWERS)
-    assert [hint.place for hint in check_run(config).hints] == ["prompts.answer_field"]
+    assert "prompts.answer_field" in [hint.place for hint in check_run(config).hints]
     config, _ = problems(tmp_path, *ANSWERS, "")
     assert any("are empty" in problem.message for problem in check_run(config).problems)

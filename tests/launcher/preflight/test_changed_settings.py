@@ -33,7 +33,7 @@ def with_settings(place: str, value: Any) -> RunConfig:
         ("model.path", "another"),
         ("prompts.num_train", 77),
         ("sampling.max_new_tokens", 77),
-        ("shaping.launch", 17),
+        ("shaping.min_keep", 3),
         ("staleness.max_staleness", 7),
         ("evaluation.samples_per_prompt", 7),
         ("reward.function", "math"),

@@ -11,7 +11,7 @@ from darts_async.extensions import KINDS
 from darts_async.prompts.load import PromptCounts
 from launcher.preflight import extension_check
 from launcher.preflight.extension_check import check_extensions, check_prompts
-from launcher.preflight.prompt_check import Found
+from launcher.problems import Problem
 from tests import ROOT
 
 
@@ -24,10 +24,15 @@ def config_of(**sections: dict[str, Any]) -> RunConfig:
     return RunConfig.model_validate(sections)
 
 
+def problems_of(config: RunConfig) -> list[Problem]:
+    return [problem for found in check_extensions(config) for problem in found.problems]
+
+
 def test_the_quickstart_starts_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension_check, "_try_in_a_child", None)
-    assert [*check_extensions(RunConfig())] == []
-    assert check_prompts(RunConfig()) == Found((), PromptCounts(4096, 128, 0, 0))
+    assert problems_of(RunConfig()) == []
+    found = check_prompts(RunConfig())
+    assert (found.problems, found.counts) == ((), PromptCounts(4096, 128, 0, 0))
 
 
 @pytest.mark.slow
@@ -36,7 +41,7 @@ def test_a_source_of_the_users_is_called_in_a_child_and_its_prompts_are_counted(
 ) -> None:
     monkeypatch.delitem(sys.modules, "tests.fakes.sources", raising=False)
     config = config_of(prompts={"source": "tests.fakes.sources:numbered", "held_out": 2, "num_train": 9})
-    assert check_prompts(config) == Found((), PromptCounts(9, 2, 0, 0))
+    assert check_prompts(config).counts == PromptCounts(9, 2, 0, 0)
     assert "tests.fakes.sources" not in sys.modules
 
 
@@ -59,7 +64,7 @@ def test_a_source_of_the_users_is_called_in_a_child_and_its_prompts_are_counted(
     ],
 )
 def test_a_mistake_is_a_problem_of_its_setting(sections: dict[str, Any], setting: str, message: str) -> None:
-    (problem,) = check_extensions(config_of(**sections))
+    (problem,) = problems_of(config_of(**sections))
     assert problem.place == setting
     assert setting in KINDS
     assert message in problem.message
@@ -76,5 +81,5 @@ def test_a_file_that_is_not_there_is_one_of_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (problem,) = check_extensions(config_of(shaping={"rule": "my_rule:Rule"}))
+    (problem,) = problems_of(config_of(shaping={"rule": "my_rule:Rule"}))
     assert f"there is no module 'my_rule'; looked in the current directory ({tmp_path})" in problem.message

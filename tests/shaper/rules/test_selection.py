@@ -583,7 +583,7 @@ def test_settings_that_contradict_each_other_are_refused_with_both_values(
     settings: dict[str, object], words: list[str]
 ) -> None:
     with pytest.raises(ValidationError) as refusal:
-        ShapingConfig.model_validate(settings)
+        ShapingConfig.model_validate({"rule": "dual_end", "launch": 10} | settings)
     assert [word for word in words if word not in str(refusal.value)] == []
 
 
