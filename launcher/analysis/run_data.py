@@ -64,7 +64,7 @@ def gather(run_dir: Path) -> RunData:
     return RunData(
         run_dir=run_dir,
         record=record,
-        summary=_summary(run_dir),
+        summary=read_summary(run_dir),
         steps=[steps[step] for step in sorted(steps)],
         evaluations=[line for line in lines if line["type"] == "evaluation"],
         trained=[each for each in ended if each.outcome == "trained" and each.step is not None],
@@ -74,7 +74,8 @@ def gather(run_dir: Path) -> RunData:
     )
 
 
-def _summary(run_dir: Path) -> Summary | None:
+def read_summary(run_dir: Path) -> Summary | None:
+    """The totals of a run that has ended; None if it has none. Raises `ConfigError` if they cannot be read."""
     try:
         return msgspec.json.decode((run_dir / SUMMARY_FILE).read_bytes(), type=Summary)
     except FileNotFoundError:

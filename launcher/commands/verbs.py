@@ -20,6 +20,7 @@ from darts_async.topology.roles import LAUNCHER, keeper_name
 from darts_async.topology.run_files import LOGS_DIR, TRACE_FILE
 from launcher.analysis.audit import AuditReport, audit_run
 from launcher.analysis.report import REPORT_FILE, write_report
+from launcher.analysis.run_data import read_summary
 from launcher.analysis.story import Line, parse_subject, read_story
 from launcher.analysis.tracing import export, report_screen
 from launcher.commands.template import run_template, short_template
@@ -27,6 +28,7 @@ from launcher.control.control_socket import NotRunningError
 from launcher.control.find_run import ask_run, find_run, has_launcher, names_of, not_live, record_of
 from launcher.control.requests import Done, GetStatus, Refused, Request, RestartProcess, RunState, StopRun
 from launcher.display.status import status_screen
+from launcher.display.summary import summary_screen
 from launcher.run_dir.logs import log_tails
 from launcher.run_dir.run_dir import RunRecord
 from launcher.terminal import Screen, show_error, write_json, write_line
@@ -47,7 +49,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Show the state of a run: steps, processes, notices."""
+    """Show the state of a run: steps, reward, lengths, processes, notices; of one that has ended, its totals."""
     with bad_input():
         found = the_run(run_dir, runs_dir, is_live=False)
         try:
@@ -243,6 +245,8 @@ def _show_ended(run_dir: Path, error: NotRunningError, *, as_json: bool) -> None
         write_json(msgspec.json.encode(record))
     else:
         write_line(f"{run_dir}: {record.status}: {record.reason}")
+        if (summary := read_summary(run_dir)) is not None:
+            Screen().print(summary_screen(summary))
 
 
 def _audit_text(report: AuditReport) -> Text:

@@ -46,6 +46,19 @@ class NodeState(Struct, frozen=True):
     keeper_pid: int | None
 
 
+class Learning(Struct, frozen=True):
+    """What has become of a quantity over the run: `reward`, `length` (of responses, in tokens) or `held-out` reward."""
+
+    name: str
+    first: float | None
+    last: float | None
+    points: list[float | None]
+    """Means over equal numbers of steps, from the first to the last; of `held-out`, the evaluations. None where they
+    are not finite, for JSON has no such numbers."""
+    policy_version: int | None = None
+    """Of the last evaluation."""
+
+
 class RunState(Struct, frozen=True, tag=True):
     name: str
     run_dir: str
@@ -55,6 +68,7 @@ class RunState(Struct, frozen=True, tag=True):
     total_steps: int
     elapsed_s: float
     remaining_s: float | None
+    learning: list[Learning]
     processes: list[ProcessState]
     nodes: list[NodeState]
     notices: list[str]

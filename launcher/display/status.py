@@ -1,5 +1,8 @@
 """The state of a run for the verb `status`, as data and as a screen; and the screen of a run that failed."""
 
+from collections.abc import Collection
+from functools import partial
+from itertools import compress
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -10,7 +13,7 @@ from rich.text import Text
 from darts_async.topology.roles import role_of
 from darts_async.topology.run_files import LOGS_DIR, file_stem
 from launcher.control.requests import NodeState, ProcessState, RunState
-from launcher.display.view import clock, plain_table, state_text
+from launcher.display.view import FewerColumns, LearningTable, clock, learning_of, plain_table, state_text
 from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.nodes.fleet import Fleet
 from launcher.progress.run_view import RunView
@@ -18,6 +21,8 @@ from launcher.run_dir.logs import last_lines
 from launcher.terminal import printable
 
 _NUM_LINES = 15
+_COLUMNS = "process", "state", "pid", "version", "tokens/s", "in flight", "up", "restarts"  # 80 columns hold them
+_LEAST_WANTED = "up", "version", "restarts", "in flight", "tokens/s", "pid"
 
 
 def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: RunOutcome | None) -> RunState:
@@ -44,6 +49,7 @@ def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: RunOutcome 
         total_steps=view.total_steps,
         elapsed_s=round(now_s - view.started_at_s, 3),
         remaining_s=view.remaining_s(now_s),
+        learning=learning_of(view),
         processes=processes,
         nodes=[
             NodeState(node.name, node.state, node.agent_incarnation, node.keeper_pid) for node in fleet.nodes.values()
@@ -59,17 +65,20 @@ def status_screen(state: RunState) -> RenderableType:
     title = Text.assemble((state.name, "bold"), f"   {steps}")
     nodes = [Text.assemble((f"{node.name} ", "bold"), node.state) for node in state.nodes if node.state != "up"]
     notices = [Text.assemble(("• ", "yellow"), notice) for notice in state.notices]
-    return Padding(Group(title, Text(state.run_dir, style="dim"), "", _table(state), *nodes, *notices), (1, 1))
+    learning = [LearningTable(state.learning), ""] if state.learning else []
+    processes = FewerColumns(partial(_table, state), _LEAST_WANTED)
+    place = Text(state.run_dir, style="dim", overflow="fold")
+    return Padding(Group(title, place, "", *learning, processes, *nodes, *notices), (1, 1))
 
 
-def _table(state: RunState) -> Table:
-    numbers = "pid", "version", "tokens/s", "in flight", "up", "restarts"
-    table = plain_table("process", "state", *numbers, numbers=numbers)  # 80 columns hold it
+def _table(state: RunState, hidden: Collection[str]) -> Table:
+    shown = [column not in hidden for column in _COLUMNS]
+    table = plain_table(*compress(_COLUMNS, shown), numbers=_COLUMNS[2:])
     state_column = table.columns[1]
     state_column.min_width, state_column.max_width, state_column.no_wrap = 7, 40, False
     for process in state.processes:
         has_tokens = role_of(process.name).decodes and process.pid is not None
-        table.add_row(
+        cells = (
             process.name,
             process.state,
             str(process.pid or ""),
@@ -79,6 +88,7 @@ def _table(state: RunState) -> Table:
             clock(process.uptime_s),
             Text(str(process.restarts), style="yellow" if process.restarts else "dim"),
         )
+        table.add_row(*compress(cells, shown))
     return table
 
 

@@ -1,8 +1,9 @@
 """Shows a run: a live view on a terminal, plain lines elsewhere. Rendering is a function of `RunView` and the time."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from darts_async.topology.roles import role_of
+from launcher.control.requests import Learning
 from launcher.display.rollouts import Facts, FirstLines
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC, ProcessRow, RunView
 from launcher.progress.step_merger import StepLine
@@ -21,6 +23,7 @@ from launcher.terminal import printable
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _TREND_WIDTH = 40
+_LEAST_TREND_WIDTH = 8
 _BAR_WIDTH = 8
 _ROLLOUT_LINES = 2
 _COLUMNS = "process", "state", "version", "tokens/s", "in flight", "busy", "restarts"  # 80 columns hold them
@@ -92,12 +95,13 @@ def step_text(view: RunView, line: StepLine, now_s: float) -> str:
 
 def run_screen(view: RunView, now_s: float) -> RenderableType:
     parts: list[RenderableType] = [
-        Text.assemble((view.name, "bold"), "   ", (view.run_dir, "dim"), no_wrap=True, overflow="ellipsis"),
+        Text.assemble((view.name, "bold"), "   ", (view.run_dir, "dim"), overflow="fold"),
         _progress(view, now_s),
         "",
-        *_trends(view),
-        _Processes(view, now_s),
     ]
+    if learning := learning_of(view):
+        parts += [LearningTable(learning), ""]
+    parts.append(FewerColumns(partial(_process_table, view, now_s), _LEAST_WANTED))
     if view.notices:
         parts.append("")
         parts.extend(Text.assemble(("• ", "yellow"), notice) for notice in view.notices)
@@ -162,43 +166,66 @@ def _progress(view: RunView, now_s: float) -> RenderableType:
     return grid
 
 
-def _trends(view: RunView) -> Iterator[RenderableType]:
+def learning_of(view: RunView) -> list[Learning]:
+    """Reward, length and held-out reward, as far as there are any."""
     evaluations = list(view.evaluations.values())
-    held_out = [evaluation.reward for evaluation in evaluations]
-    at_version = f", at version {evaluations[-1].policy_version}" if evaluations else ""
-    reward, length = view.trends[REWARD_METRIC], view.trends[LENGTH_METRIC]
-    ends = (held_out[0], held_out[-1]) if held_out else (None, None)
-    rows = [
-        ("reward", reward.values(), reward.first, reward.last, "{:.3f}", ""),
-        ("length", length.values(), length.first, length.last, "{:.0f}", ""),
-        ("held-out", held_out, *ends, "{:.3f}", at_version),
+    found = [
+        Learning(name, _finite(trend.first), _finite(trend.last), [_finite(each) for each in trend.values()])
+        for name, trend in (("reward", view.trends[REWARD_METRIC]), ("length", view.trends[LENGTH_METRIC]))
     ]
-    if not any(values for _, values, *_ in rows):
-        return
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim")
-    grid.add_column(justify="right", min_width=6)
-    grid.add_column(no_wrap=True)
-    grid.add_column(style="dim", no_wrap=True)
-    for label, values, first, last, form, place in rows:
-        if values:
-            trend = Text(sparkline(values, _TREND_WIDTH), style="cyan")
-            grid.add_row(label, form.format(last), trend, f"from {form.format(first)}{place}")
-    yield grid
-    yield ""
+    if evaluations:
+        points = [_finite(each.reward) for each in evaluations]
+        found.append(Learning("held-out", points[0], points[-1], points, evaluations[-1].policy_version))
+    return [each for each in found if each.points]
 
 
 @dataclass(frozen=True, slots=True)
-class _Processes:
-    """The table of the processes. A narrow terminal shows fewer columns, and cuts no name."""
+class LearningTable:
+    """A line for each quantity: its last value, its course (shorter on a narrow terminal), and where it began."""
 
-    view: RunView
-    now_s: float
+    rows: Sequence[Learning]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self._table(0)
+        rest = Measurement.get(console, options.update(width=1000), table).maximum
+        yield self._table(max(_LEAST_TREND_WIDTH, min(_TREND_WIDTH, options.max_width - rest)))
+
+    def _table(self, width: int) -> Table:
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(justify="right", min_width=6, no_wrap=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(style="dim", no_wrap=True)
+        for row in self.rows:
+            form = "{:.0f}" if row.name == "length" else "{:.3f}"
+            at_version = f", at version {row.policy_version}" if row.policy_version is not None else ""
+            points = [math.nan if each is None else each for each in row.points]
+            trend = Text(sparkline(points, width) if width else "", style="cyan")
+            grid.add_row(row.name, _number(row.last, form), trend, f"from {_number(row.first, form)}{at_version}")
+        return grid
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _number(value: float | None, form: str) -> str:
+    return "?" if value is None else form.format(value)
+
+
+@dataclass(frozen=True, slots=True)
+class FewerColumns:
+    """A table that leaves out some of its columns on a narrow terminal, so that it cuts no name."""
+
+    make: Callable[[Collection[str]], Table]
+    """Makes the table without these columns."""
+    least_wanted: Sequence[str]
+    """Columns that may be left out, in this order."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         unbounded = options.update(width=1000)
-        for num_hidden in range(len(_LEAST_WANTED) + 1):
-            table = _process_table(self.view, self.now_s, _LEAST_WANTED[:num_hidden])
+        for num_hidden in range(len(self.least_wanted) + 1):
+            table = self.make(self.least_wanted[:num_hidden])
             if Measurement.get(console, unbounded, table).maximum <= options.max_width:
                 break
         yield table

@@ -24,9 +24,12 @@ from launcher.commands.verbs import split_words
 from launcher.config_file import load_config
 from launcher.control.control_socket import MAX_REQUEST_BYTES, NotRunningError, ask, serving_requests
 from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
+from launcher.display.summary import summarise
+from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.plan.plan import link_addresses, plan_run
+from launcher.progress.run_view import RunView
 from launcher.run_dir.logs import LogTail, bound_outputs, last_lines, last_words
-from launcher.run_dir.run_dir import RunRecord, inode_of, write_record
+from launcher.run_dir.run_dir import RunRecord, inode_of, write_record, write_summary
 from tests.support.launched import CONFIGS
 
 PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
@@ -200,6 +203,19 @@ def test_a_run_whose_launcher_was_killed_is_named_so(tmp_path: Path) -> None:
     for verb in (["down", str(killed)], ["status", str(killed)]):
         result = CliRunner().invoke(app, verb)
         assert (result.exit_code, "it was killed" in " ".join(result.output.split())) == (2, True)
+
+
+def test_the_status_of_a_run_that_has_ended_has_its_totals(tmp_path: Path) -> None:
+    run_dir = run_dir_of(tmp_path, "over", "finished", 3.0)
+    assert said(["status", str(run_dir)]) == (0, f"{run_dir}: finished: why"), "without totals"
+    view = RunView(PLAN, name="mine", run_dir=str(run_dir), total_steps=7, now_s=0.0)
+    outcome = RunOutcome("finished", "why")
+    write_summary(run_dir, summarise(view, outcome, model_path=None, now_s=65.0))
+    code, output = said(["status", str(run_dir)])
+    assert (code, "mine finished: 0 of 7 steps in 1:05" in output) == (0, True), output
+    (run_dir / "summary.json").write_text("{}")
+    code, output = said(["status", str(run_dir)])
+    assert (code, "is not a summary of this version" in output) == (2, True), output
 
 
 def said(arguments: list[str]) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rich.console import Console, RenderableType
 from darts_async.config import RunConfig
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
 from darts_async.rollouts import Rollout
+from launcher.control.requests import RunState
 from launcher.display.status import run_status, status_screen
 from launcher.display.summary import Summary, summarise, summary_screen, token_account
 from launcher.display.view import (
@@ -103,6 +105,63 @@ def test_the_status_and_the_live_view_fit_into_80_columns() -> None:
     assert re.search(row, text), text
     text = text_of(run_screen(view, 4200.0), 80)
     assert re.search(r"generator/0 +decoding +4 +12,500 +64 .* 3 *\n", text), text
+
+
+def learning_view() -> RunView:
+    view = RunView(
+        plan_run(
+            RunConfig.model_validate({"roles": {"generator": {"replicas": 12}}}),
+            Path("/runs/a"),
+            link_addresses("127.0.0.1", range(7000, 7006)),
+        ),
+        name="a-run-with-a-long-name",
+        run_dir="/home/me/runs/a-run-with-a-long-name-20260101-000000",
+        total_steps=1000,
+        now_s=0.0,
+    )
+    for step in range(30):
+        view.take_step(line(step, 0.1 + step / 50), 100.0 + 60 * step)
+    message = EvaluationCompleted(20, np.array([0]), np.array([0.75], np.float32), np.array([9], np.int32), 20, 0)
+    view.take_evaluation(message)
+    for name in view.rows:
+        for uptime_s in (3500.0, 3600.0):
+            view.take_status(name, status(uptime_s, int(1000 * uptime_s), uptime_s / 2))
+    view.take_restart("generator/11", 3665.0, 3650.0)
+    return view
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_no_width_cuts_a_name_or_a_number(width: int) -> None:
+    view = learning_view()
+    screens = (
+        run_screen(view, 3660.0),
+        status_screen(run_status(view, fleet_with("generator/0", 1), 3660.0, ending=None)),
+    )
+    for text in (text_of(screen, width) for screen in screens):
+        assert "…" not in text, text
+        assert all(re.search(rf"^ *{name} ", text, re.MULTILINE) for name in view.rows), text
+        assert re.search(r"reward +0\.680 +[▁▂▃▄▅▆▇█]{8,} +from 0\.100 *\n", text), text
+        assert re.search(r"held-out +0\.750 +▄ +from 0\.750, at version 20 *\n", text), text
+        assert view.run_dir in "".join(text.split()), text
+
+
+def test_the_status_has_what_was_learned_and_the_time_that_is_left() -> None:
+    state = run_status(learning_view(), fleet_with("generator/0", 1), 3660.0, ending=None)
+    assert state.remaining_s is not None
+    reward, length, held_out = state.learning
+    assert (reward.name, reward.first, reward.last, len(reward.points)) == ("reward", 0.1, pytest.approx(0.68), 30)
+    assert (length.name, length.last) == ("length", 71.0)
+    assert (held_out.name, held_out.points, held_out.policy_version) == ("held-out", [0.75], 20)
+    assert msgspec.json.decode(msgspec.json.encode(state), type=RunState) == state
+
+
+def test_a_reward_that_is_not_finite_has_no_number_in_the_status() -> None:
+    view = new_view()
+    view.take_step(line(0, math.nan), 101.0)
+    state = run_status(view, fleet_with("generator/0", 1), 102.0, ending=None)
+    assert (state.learning[0].last, state.learning[0].points) == (None, [None])
+    assert msgspec.json.decode(msgspec.json.encode(state), type=RunState) == state
+    assert re.search(r"reward +\? .*from \?", text_of(status_screen(state)))
 
 
 def test_a_process_that_is_away_shows_when_it_comes_back() -> None:
