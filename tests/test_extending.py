@@ -21,6 +21,8 @@ GUIDE = (ROOT / "darts_async" / "EXTENDING.md").read_text()
 PYTHON = re.compile(r"```python\n# (\w+\.py)\n(.*?)```", re.DOTALL)
 YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", GUIDE, re.DOTALL | re.MULTILINE))
+SEVERAL = "Several reward functions"
+"""In place of `A reward function`."""
 DOCSTRINGS = (
     "darts_async.extensions",
     "darts_async.generator.engine",
@@ -28,6 +30,7 @@ DOCSTRINGS = (
     "darts_async.reward.builtin",
     "darts_async.learner.losses.kinds",
     "darts_async.shaper.rules.custom",
+    "darts_async.shaper.token_accounts",
     "launcher.sinks.sink",
 )
 
@@ -68,9 +71,27 @@ def test_each_example_is_valid(title: str, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_several_reward_functions_are_added_up_and_each_has_its_curve(tmp_path: Path) -> None:
+    section = SECTIONS[SEVERAL]
+    write_modules(tmp_path, section)
+    short = {"learner": {"steps": 2, "groups_per_step": 2}, "evaluation": {"samples_per_prompt": 1}}
+    with LaunchedRun(tmp_path, "scripted.yaml", merged(short, settings_of(section))) as run:
+        assert run.end() == 0, run.output
+        run.assert_clean()
+        lines = [line for line in run.lines("metrics.jsonl") if "reward/mean" in line]
+    assert {line["type"] for line in lines} == {"step", "evaluation"}
+    for line in lines:
+        assert line["rewards/judge/mean"] == 0.5
+        assert line["rewards/brevity/mean"] < 0
+        total = line["rewards/right/mean"] + 2 * line["rewards/brevity/mean"]
+        assert line["reward/pool_mean" if line["type"] == "step" else "reward/mean"] == pytest.approx(total)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_run_is_made_of_all_of_them(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"learner": {"steps": 3, "groups_per_step": 2}, "evaluation": {"samples_per_prompt": 1}}
-    for section in SECTIONS.values():
+    for section in (section for title, section in SECTIONS.items() if title != SEVERAL):
         write_modules(tmp_path, section)
         settings = merged(settings, settings_of(section))
     with LaunchedRun(tmp_path, "scripted.yaml", settings) as run:

@@ -102,6 +102,8 @@ class _Pool:
     num_failed: int
     """Samples whose reward failed."""
     length: LengthTerms
+    parts: tuple[tuple[float, ...], ...] = ()
+    """What each of several reward functions gave, for each of `rewards`."""
 
     @property
     def mean_reward(self) -> float:
@@ -141,7 +143,13 @@ class StepStatistics(Struct, eq=False):
         standing_for = np.array([(counts or {}).get(s.sample_id, 1.0) for s in scored], np.float64)
         terms = LengthTerms() if counts is None else _length_terms(group, counts)
         self.pools[group.group_id] = _Pool(
-            rewards, lengths, standing_for, len(group.samples), group.num_unscorable, terms
+            rewards,
+            lengths,
+            standing_for,
+            len(group.samples),
+            group.num_unscorable,
+            terms,
+            tuple(s.reward_parts for s in scored),
         )
         self._visit(group.prompt.prompt_id, len(group.samples))
         name = _difficulty(tercile)
@@ -159,8 +167,8 @@ class StepStatistics(Struct, eq=False):
         """No group is open: what was complete and not trained on has ended with a stop, and is asked again."""
         self.pools.clear()
 
-    def close(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
-        """Metrics of one step over its groups."""
+    def close(self, step: int, groups: Sequence[Group], labels: Sequence[str] = ()) -> dict[str, float]:
+        """Metrics of one step over its groups. `labels`: the names of several reward functions."""
         kept = [group.kept or [] for group in groups]
         rewards = [np.array([sample.reward for sample, _ in pairs], np.float64) for pairs in kept]
         lengths = [np.array([sample.num_tokens for sample, _ in pairs], np.float64) for pairs in kept]
@@ -169,6 +177,9 @@ class StepStatistics(Struct, eq=False):
         return {
             **_kept_metrics(rewards, lengths),
             **_pool_metrics(pools),
+            **part_metrics(
+                labels, [part for p in pools for part in p.parts], np.concatenate([p.counts for p in pools])
+            ),
             **_staleness(step, [sample for pairs in kept for sample, _ in pairs]),
             "groups/baseline_shift": _mean([r.mean() - p.mean_reward for r, p in zip(rewards, pools, strict=True)]),
             "groups/kept_mean": _mean([len(pairs) for pairs in kept]),
@@ -258,6 +269,28 @@ def _pool_metrics(pools: Sequence[_Pool]) -> dict[str, float]:
         "length/pool_p99": float(p99),
         "groups/pool_zero_advantage_share": _mean([bool((p.rewards == p.rewards[0]).all()) for p in pools]),
     }
+
+
+def part_metrics(
+    labels: Sequence[str], parts: Sequence[tuple[float, ...]], counts: NDArray[np.float64] | None = None
+) -> dict[str, float]:
+    """Mean and standard deviation of what each reward function gave, before it was weighted.
+
+    Args:
+        labels: names of the functions; empty for a single function.
+        parts: of each sample a number for each function, [num_samples][num_functions].
+        counts: how much each sample counts, [num_samples]; 1 where it is not given.
+
+    Example:
+        >>> part_metrics(["right", "brief"], [(1.0, 0.25), (0.0, 0.75)])["rewards/brief/mean"]
+        0.5
+    """
+    metrics = {}
+    for label, values in zip(labels, np.array(parts, np.float64).T if labels else (), strict=True):
+        mean = np.average(values, weights=counts)
+        metrics[f"rewards/{label}/mean"] = float(mean)
+        metrics[f"rewards/{label}/std"] = float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
+    return metrics
 
 
 def _staleness(step: int, samples: Sequence[Sample]) -> dict[str, float]:

@@ -209,7 +209,7 @@ class Training:
         groups = self.feed.commit(message)
         if not groups:
             return None
-        metrics = self._statistics.close(message.step, groups)
+        metrics = self._statistics.close(message.step, groups, self._config.reward.labels)
         for group in groups:
             for sample, _ in group.kept or []:
                 self._work.totals.trained(sample, message.step)

@@ -10,7 +10,7 @@ import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.errors import ExtensionError
-from darts_async.extensions import KINDS, PROMPTS, REWARD, Kind, load
+from darts_async.extensions import KINDS, PROMPTS, Kind, load
 from darts_async.machine.lifetime import PARENT_PID_VARIABLE
 from darts_async.machine.spawn import module_command, signal_name
 from launcher.preflight.extension_trial import Question
@@ -53,12 +53,13 @@ def _try_in_a_child(kind: Kind, name: str, config: RunConfig) -> Found:
         env={**os.environ, PARENT_PID_VARIABLE: str(os.getpid())},
         start_new_session=True,
     )
-    deadline_s = config.reward.start_deadline_s if kind is REWARD else _DEADLINE_S
+    is_reward = kind.setting.startswith("reward.")
+    deadline_s = config.reward.start_deadline_s if is_reward else _DEADLINE_S
     module, question = name.partition(":")[0], Question(kind.setting, name, config.model_dump_json())
     try:
         output, errors = child.communicate(msgspec.json.encode(question), timeout=deadline_s)
     except subprocess.TimeoutExpired:
-        limit = f"{'reward.start_deadline_s (' if kind is REWARD else '('}{deadline_s:g} s)"
+        limit = f"{'reward.start_deadline_s (' if is_reward else '('}{deadline_s:g} s)"
         return _failed(kind, name, f"importing {module!r} took longer than {limit}")
     finally:
         _end(child)

@@ -36,7 +36,7 @@ def look_at_prompts(config: RunConfig) -> Found:
 
 def check_answers(config: RunConfig, prompts: PromptSets) -> Iterator[Problem]:
     """`math` has reference answers that a response can equal: none at all is an error, words are a hint."""
-    if config.reward.function != "math":
+    if "math" not in config.reward.names:
         return
     every = [(prompt, content_of(prompt.answer)) for prompt in (*prompts.train, *prompts.held_out)]
     empty = [prompt for prompt, content in every if not content.strip("$ ")]
