@@ -74,7 +74,8 @@ class Kind:
         for part in self.setting.split("."):
             found = getattr(found, part)
         every = found if isinstance(found, tuple) else (found,)
-        return tuple(each if isinstance(each, str) else each.function for each in every if each is not None)
+        names = (getattr(each, "function", each) for each in every)
+        return tuple(name for name in names if name is not None)
 
     def is_of_user(self, name: str) -> bool:
         """Whether loading it runs code that did not come with this package."""

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from darts_async.config.reward_code import CodeConfig
 from darts_async.config.section import Positive, Seconds, Section, named
 from darts_async.extensions import REWARD, REWARDS
 
@@ -25,12 +26,14 @@ class RewardLimitsConfig(Section):
 
 
 class RewardFunctionConfig(Section):
-    """One of several reward functions. The reward of a response is the sum of what they return, each times its weight;
-    `rewards/NAME/mean` and `rewards/NAME/std` are the curves of each, without the weight. If one of them fails, the
-    response has no reward."""
+    """One of several reward functions: a `function` of yours or ours, or `code`. The reward of a response is the sum of
+    what they return, each times its weight; `rewards/NAME/mean` and `rewards/NAME/std` are the curves of each, without
+    the weight. If one of them fails, the response has no reward."""
 
-    function: Annotated[str, Field(max_length=1_000), named(REWARDS["sample"])]
+    function: Annotated[str, Field(max_length=1_000), named(REWARDS["sample"])] | None = None
     """`math`, `exact_match`, or `module:name`. It may be a coroutine function (`async def`)."""
+    code: CodeConfig | None = None
+    """Runs the program in the response on the test cases of its record."""
     takes: Literal["sample", "batch"] = "sample"
     """What it is called with. `sample`: one response. `batch`: the responses that wait, at most `reward.max_batch`, as
     lists; it returns a list of numbers."""
@@ -40,15 +43,28 @@ class RewardFunctionConfig(Section):
     """May be negative. With 0 it has its curves, and no influence."""
 
     @model_validator(mode="after")
-    def _ours_take_a_sample(self) -> Self:
-        if self.takes != "sample" and self.function in REWARD.built_in:
-            raise ValueError(f"{self.function!r} takes a sample, and `takes` is {self.takes!r}; leave `takes` out")
+    def _it_is_one_thing(self) -> Self:
+        kinds = [kind for kind in ("function", "code") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            said = " and ".join(map(repr, kinds)) or "none of them"
+            raise ValueError(f"each of reward.functions has either `function` or `code`, and one has {said}")
         return self
+
+    @model_validator(mode="after")
+    def _ours_take_a_sample(self) -> Self:
+        if self.takes != "sample" and (self.function is None or self.function in REWARD.built_in):
+            raise ValueError(f"{self.kind!r} takes a sample, and `takes` is {self.takes!r}; leave `takes` out")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """What it names, or `code`."""
+        return self.function or "code"
 
     @property
     def label(self) -> str:
         """The name of its curves."""
-        return self.name or self.function.rpartition(":")[2]
+        return self.name or self.kind.rpartition(":")[2]
 
 
 class RewardConfig(Section):
@@ -93,6 +109,16 @@ class RewardConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _programs_end_before_their_worker(self) -> Self:
+        for part in self.functions:
+            if part.code is not None and part.code.total_s >= self.deadline_s:
+                raise ValueError(
+                    f"total_s of `code` is {part.code.total_s:g}, but the worker that waits for the program is ended "
+                    f"after reward.deadline_s ({self.deadline_s:g}); raise the second or lower the first"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _curves_have_names_of_their_own(self) -> Self:
         labels = [part.label for part in self.functions]
         twice = next((label for label in labels if labels.count(label) > 1), None)
@@ -103,7 +129,7 @@ class RewardConfig(Section):
     @property
     def names(self) -> tuple[str, ...]:
         """What the settings name, in their order."""
-        return (self.function,) if self.function is not None else tuple(part.function for part in self.functions)
+        return (self.function,) if self.function is not None else tuple(part.kind for part in self.functions)
 
     @property
     def description(self) -> str:

@@ -18,7 +18,7 @@ from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, ShaperT
 from darts_async.reward.boundary import refusal_of_shaper
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
-from darts_async.reward.worker_messages import FunctionSpec, FunctionSpecs, failure_text
+from darts_async.reward.worker_messages import CodeSpec, FunctionSpec, FunctionSpecs, failure_text
 from darts_async.reward.worker_pool import RewardPool
 from darts_async.topology.links import REWARDS_LINK
 from darts_async.transport import Event, Received
@@ -47,7 +47,16 @@ def functions_of(config: RewardConfig) -> FunctionSpecs:
     """The functions of the settings."""
     if config.function is not None:
         return (FunctionSpec(config.function),)
-    return tuple(FunctionSpec(part.function, part.label, part.takes, part.weight) for part in config.functions)
+    return tuple(
+        FunctionSpec(
+            part.kind,
+            part.label,
+            part.takes,
+            part.weight,
+            None if part.code is None else CodeSpec(**part.code.model_dump()),
+        )
+        for part in config.functions
+    )
 
 
 class RewardActor:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from darts_async.errors import ExtensionError, ModelError
+from darts_async.errors import ConfigError, ExtensionError, ModelError
 from darts_async.extensions import REWARD, REWARDS, load
 from darts_async.models.location import load_tokenizer
 from darts_async.reward.scorer import RewardFunction, Scorer, Scoring, last_lines
@@ -65,7 +65,7 @@ def serve(
     pipe = _Replies(replies)
     try:
         scorer = Scorer([RewardFunction(spec, _loaded(spec)) for spec in functions], load_tokenizer(tokenizer_dir))
-    except (ExtensionError, ModelError) as error:
+    except (ConfigError, ExtensionError, ModelError) as error:
         cause = f"\n{last_lines(error.__cause__)}" if error.__cause__ is not None else ""
         pipe.write(LoadFailed(f"{error}{cause}"))
         return
@@ -82,6 +82,10 @@ def serve(
 
 
 def _loaded(spec: FunctionSpec) -> Callable[..., object]:
+    if spec.code is not None:
+        from darts_async.reward.code import CodeReward  # few runs need it
+
+        return CodeReward(spec.code)
     return load(REWARDS[spec.takes] if spec.label else REWARD, spec.function)
 
 

@@ -13,6 +13,21 @@ from msgspec import Struct
 from darts_async.protocol import FinishReason
 
 
+class CodeSpec(Struct, frozen=True):
+    """The settings of `CodeConfig`, with its defaults."""
+
+    tests_field: str = "tests"
+    score: Literal["all", "share"] = "all"
+    isolation: Literal["auto", "bubblewrap", "processes"] = "auto"
+    wall_s: float = 5.0
+    total_s: float = 8.0
+    cpu_s: int = 5
+    memory_mib: float = 512.0
+    processes: int = 16
+    file_mib: float = 16.0
+    output_kib: float = 1024.0
+
+
 class FunctionSpec(Struct, frozen=True):
     """One reward function, as the settings name it."""
 
@@ -21,6 +36,8 @@ class FunctionSpec(Struct, frozen=True):
     """Name of its curves; empty for a single function."""
     takes: Literal["sample", "batch"] = "sample"
     weight: float = 1.0
+    code: CodeSpec | None = None
+    """Set where it is not a function that is loaded."""
 
 
 FunctionSpecs = tuple[FunctionSpec, ...]

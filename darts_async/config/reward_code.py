@@ -1,0 +1,38 @@
+"""Settings of a reward that runs the program in a response on the test cases of its record."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from darts_async.config.section import Positive, Seconds, Section
+
+Size = Annotated[float, Field(gt=0)]
+
+
+class CodeConfig(Section):
+    """Runs the last fenced block of a response, a Python program, in a sandbox without network and without files of
+    others. A program that fails or exceeds a limit fails its test case; a sandbox that fails gives no reward."""
+
+    tests_field: str = "tests"
+    """Field of `metadata` with the test cases: `[{input, output}, ...]`, `{inputs: [...], outputs: [...]}`, a list of
+    statements such as `assert f(1) == 2`, or one of these as a JSON text."""
+    score: Literal["all", "share"] = "all"
+    """`all`: 1 if every test case passes, else 0. `share`: the share of test cases that pass."""
+    isolation: Literal["auto", "bubblewrap", "processes"] = "auto"
+    """`auto`: bubblewrap where it works, else processes with limits and whatever else the kernel permits. `bubblewrap`:
+    the run does not start without it. `validate` and the log of the reward process say what is used."""
+    wall_s: Seconds = 5.0
+    """Time for one test case."""
+    total_s: Seconds = 8.0
+    """Time for all test cases of a response; what is not begun by then has failed. Less than `reward.deadline_s`."""
+    cpu_s: Positive = 5
+    """CPU time of each process of a program."""
+    memory_mib: Size = 512.0
+    """Memory of a program with all its processes. Measured many times a second; the address space of each process is
+    limited to twice as much."""
+    processes: Positive = 16
+    """Processes of a program at a time, itself included."""
+    file_mib: Size = 16.0
+    """Size of each file that a program writes."""
+    output_kib: Size = 1024.0
+    """Size of what a program prints for one test case."""
