@@ -19,8 +19,14 @@ class CodeConfig(Section):
     score: Literal["all", "share"] = "all"
     """`all`: 1 if every test case passes, else 0. `share`: the share of test cases that pass."""
     isolation: Literal["auto", "bubblewrap", "processes"] = "auto"
-    """`auto`: bubblewrap where it works, else processes with limits and whatever else the kernel permits. `bubblewrap`:
-    the run does not start without it. `validate` and the log of the reward process say what is used."""
+    """`auto`: bubblewrap where it works, else processes with limits and whatever else the kernel permits. `bubblewrap`
+    and `processes`: this one or none. What works is tried at start; `validate` and the log of the reward process say
+    what is used."""
+    allow_weaker: bool = False
+    """Run programs even where they can start processes without a bound, read or write files of others, reach the
+    network or send signals to the run. Without it such a machine is refused."""
+    python: str = ""
+    """Path of the Python that runs the programs, with the packages that they may import. Default: that of the run."""
     wall_s: Seconds = 5.0
     """Time for one test case."""
     total_s: Seconds = 8.0
@@ -31,7 +37,8 @@ class CodeConfig(Section):
     """Memory of a program with all its processes. Measured many times a second; the address space of each process is
     limited to twice as much."""
     processes: Positive = 16
-    """Processes of a program at a time, itself included."""
+    """Processes and threads of a program at a time, itself included. Libraries that start a thread for each core are
+    told to start one."""
     file_mib: Size = 16.0
     """Size of each file that a program writes."""
     output_kib: Size = 1024.0

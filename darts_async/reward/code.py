@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from darts_async.errors import DataError
-from darts_async.reward.sandbox.isolation import Isolation, find_isolation
+from darts_async.reward.sandbox.choice import choose_isolation
 from darts_async.reward.sandbox.program import Outcome, ProgramLimits, run_program
 from darts_async.reward.worker_messages import CodeSpec
 
@@ -60,7 +60,10 @@ class CodeReward:
     def __init__(self, spec: CodeSpec) -> None:
         """Raises `ConfigError` if the machine does not have the isolation that is wanted."""
         self._spec = spec
-        self._isolation: Isolation = find_isolation(spec.isolation)
+        self._python = spec.python or sys.executable
+        choice = choose_isolation(spec.isolation, self._python, allow_weaker=spec.allow_weaker)
+        print(f"programs run in {choice.describe()}", file=sys.stderr, flush=True)
+        self._isolation = choice.isolation
         self._limits = ProgramLimits(
             wall_s=spec.wall_s,
             cpu_s=spec.cpu_s,
@@ -97,7 +100,7 @@ class CodeReward:
     def _run(self, source: str, stdin: str, wall_s: float) -> Outcome | None:
         """How it ended, if it ended well."""
         limits = replace(self._limits, wall_s=wall_s)
-        argv, files = (sys.executable, "-I", _FILE), {_FILE: source.encode(errors="replace")}
+        argv, files = (self._python, "-I", _FILE), {_FILE: source.encode(errors="replace")}
         outcome = run_program(argv, files, self._isolation, limits, stdin.encode(errors="replace"))
         return outcome if outcome.is_good else None
 

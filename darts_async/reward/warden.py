@@ -130,7 +130,7 @@ class Warden:
         if time.monotonic() < self._next_look_s:
             return None
         self._next_look_s = time.monotonic() + LOOK_EVERY_S
-        pids = descendants(os.getpid())
+        pids = descendants(os.getpid(), self._limits.processes or sys.maxsize)
         used_bytes = memory_bytes(pids, self._limits.memory_bytes) if self._limits.memory_bytes else 0
         return self._limits.breached_by(memory_bytes=used_bytes, processes=len(pids))
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from darts_async.config import NodeConfig, RewardConfig, RunConfig, ShapingConfig
+from darts_async.reward.sandbox.isolation import find_isolation
 from darts_async.topology.plan import ProcessSpec, RunPlan
 from launcher.display.length_notes import length_note
 
@@ -50,7 +51,9 @@ def key_settings(config: RunConfig) -> dict[str, str]:
 def _reward(reward: RewardConfig) -> str:
     if reward.function is not None:
         return reward.function
-    return " + ".join(f"{part.weight:g} * {part.label}" for part in reward.functions)
+    isolations = {find_isolation(part.code.isolation).describe() for part in reward.functions if part.code is not None}
+    programs = "".join(f", programs in {isolation}" for isolation in sorted(isolations))
+    return " + ".join(f"{part.weight:g} * {part.label}" for part in reward.functions) + programs
 
 
 def bounds(config: RunConfig) -> dict[str, str]:

@@ -40,6 +40,13 @@ def test_settings_that_are_written_out_are_read_again_as_they_were() -> None:
         ({"functions": [{"function": "a:f"}, {"function": "b:f"}]}, "two with the name 'f'; give each a `name`"),
         ({"functions": [{"function": "maths"}]}, "reward.functions is 'maths'; use one of 'exact_match', 'math'"),
         ({"functions": [{"function": "math", "takes": "batch"}]}, "'math' takes a sample, and `takes` is 'batch'"),
+        (
+            {"functions": [{"function": "a:f", "code": {}}]},
+            "has either `function` or `code`, and one has 'function' and",
+        ),
+        ({"functions": [{"weight": 1.0}]}, "has either `function` or `code`, and one has none of them"),
+        ({"functions": [{"code": {}, "takes": "batch"}]}, "'code' takes a sample, and `takes` is 'batch'"),
+        ({"functions": [{"code": {}}], "deadline_s": 8.0}, "total_s of `code` is 8, but the worker that waits"),
         ({"functions": [{"function": "a:f", "weight": float("nan")}]}, "finite number"),
         ({"functions": [{"function": "a:f", "name": "two words"}]}, "match pattern"),
     ],

@@ -6,19 +6,21 @@ In bubblewrap, which has namespaces of its own, it only sets limits. Without bub
 
 - It stays as the supervisor of the program, as a subreaper. When the program has ended, or at SIGTERM, it kills all
   that is left. It ends as the program did.
-- Where the kernel permits, the program is in user, network, process and IPC namespaces of its own.
+- Where the kernel permits, the program is in network, process and IPC namespaces of its own.
 - Where the kernel has Landlock (Linux 5.13), the program reads the system's files and its own directory and writes its
   own directory alone; from Linux 6.7 on it opens no TCP connection, and from 6.12 on it signals no process outside.
 
 Only the standard library is imported: in a sandbox there is nothing else.
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +32,7 @@ _ABI_OF = {"REFER": 2, "TRUNCATE": 3, "TCP": 4, "IOCTL_DEV": 5, "SCOPE": 6}
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _FIRST_RIGHTS = (1 << 13) - 1
 """The rights on files of the first version."""
+_LOOK_EVERY_S = 0.005
 CANNOT_CONFINE = 120
 """Exit code when a wall that was asked for cannot be set up."""
 
@@ -47,10 +50,22 @@ def main(arguments: Sequence[str]) -> None:
         _set_limits(options["limits"])
         if options["landlock"]:
             restrict_files(options["readable"], options["writable"])
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        if options["user_id"]:
+            _become(options["user_id"])
+        if options["supervise"]:
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of the user takes it away
         os.execv(program[0], program)
     except OSError as error:
         os.write(2, f"the sandbox cannot be set up: {error}\n".encode())
         os._exit(CANNOT_CONFINE)
+
+
+def _become(user_id: int) -> None:
+    """A user of no other process, to whom nothing is permitted and whose processes the kernel counts for themselves."""
+    os.setgroups([])
+    os.setresgid(user_id, user_id, user_id)
+    os.setresuid(user_id, user_id, user_id)
 
 
 def _set_limits(limits: dict[str, int]) -> None:
@@ -67,12 +82,11 @@ def _become_supervisor(options: dict[str, Any]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: is_told_to_end.append(True))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
     if options["namespaces"]:
-        enter_namespaces()
+        enter_namespaces(as_root=bool(options["user_id"]))
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
         return
     status = None
@@ -93,22 +107,56 @@ def _reaped(child: int) -> int | None:
 
 
 def _kill_the_rest() -> None:
-    """What the program has started and left is a child of this process now, or will be when its parent is killed."""
+    """What the program has started and left is a child of this process now, or will be when its parent is killed.
+
+    Processes are stopped before they are killed, because what is stopped starts nothing. A list of children may miss
+    some while others end, so it is read until there is no child."""
     while True:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            for pid in map(int, file.read().split()):
-                os.kill(pid, signal.SIGKILL)
+        stopped: set[int] = set()
+        while new := _descendants(os.getpid()) - stopped:
+            _signal_all(new, signal.SIGSTOP)
+            stopped |= new
+        _signal_all(stopped, signal.SIGKILL)
         try:
-            os.waitpid(-1, 0)
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         except ChildProcessError:
             return
+        time.sleep(_LOOK_EVERY_S)
 
 
-def enter_namespaces() -> None:
-    """New user, network, process and IPC namespaces. Raises `OSError` where the kernel does not permit it."""
+def _descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    unseen = [pid]
+    while unseen:
+        children = _children(unseen.pop())
+        unseen += children
+        found.update(children)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    children: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                children += map(int, file.read().split())
+    return children
+
+
+def _signal_all(pids: set[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, number)
+
+
+def enter_namespaces(*, as_root: bool) -> None:
+    """New network, process and IPC namespaces; unless it is done as root, a user namespace too. Raises `OSError` where
+    the kernel does not permit it."""
     uid, gid = os.getuid(), os.getgid()
-    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWPID | _CLONE_NEWIPC) != 0:
-        raise OSError(ctypes.get_errno(), "unshare: " + os.strerror(ctypes.get_errno()))
+    _checked(libc.unshare(_CLONE_NEWNET | _CLONE_NEWPID | _CLONE_NEWIPC | (0 if as_root else _CLONE_NEWUSER)))
+    if as_root:
+        return
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)

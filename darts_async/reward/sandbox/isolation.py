@@ -1,22 +1,20 @@
-"""Which walls this machine allows around a program that no person has read: the strongest is found out by trying.
+"""The walls around a program that no person has read, and the command line that sets them up.
 
     bubblewrap   namespaces of every kind: the program sees the system's files read-only, a directory of its own in
                  memory, its own processes and no network
     processes    a supervisor, limits, and of these as many as the kernel permits: Landlock (files, TCP, signals) and
                  namespaces (network, processes)
 
-In both, CPU time, memory, size of files and number of open files are limited by the kernel, and wall time, memory of
-all processes together, their number and output by the process that waits for it (see `program`).
+In both, the kernel limits CPU time, address space, size of files, number of open files and number of processes, and
+`program` limits wall time, memory of all processes together and output. The kernel exempts the user root from the limit
+of processes. So a run of root gives each program to a user that nothing else has (`user_id`).
 """
 
 import json
 import os
-import shutil
+import pwd
 import subprocess
-import sys
-import sysconfig
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,9 +27,15 @@ _CONFINE = Path(confine.__file__)
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store")
 """What programs are made of. Nothing here is of a user."""
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_TRY_WITHIN_S = 20.0
 HOME = "/tmp"
 """The working directory of a program in bubblewrap."""
+_PLACES = """
+import json, sys, sysconfig
+print(json.dumps([sys.executable, sys.prefix, sys.base_prefix, *map(sysconfig.get_path, ("stdlib", "purelib"))]))
+"""
+_ANSWER_WITHIN_S = 30.0
+_MOST_OWN_USERS = 1 << 22
+"""As many as there are process ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,64 +43,101 @@ class Isolation:
     """The walls that a program gets."""
 
     kind: Literal["bubblewrap", "processes"]
+    python: str
+    """Path of the interpreter that runs programs."""
     bubblewrap: str = ""
     """Path of the executable."""
     landlock: int = 0
     """Version of Landlock; 0 for none."""
     namespaces: bool = False
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether a program can neither read what is not its business nor reach the network."""
-        return self.kind == "bubblewrap" or (bool(self.landlock) and self.namespaces)
+    user_id: int = 0
+    """The user of the programs; 0 for the user of the run."""
 
     def describe(self) -> str:
         """For people."""
-        if self.kind == "bubblewrap":
-            return f"bubblewrap ({self.bubblewrap})"
         walls = [f"Landlock {self.landlock}"] * bool(self.landlock) + ["namespaces"] * self.namespaces
-        return f"processes with limits, {' and '.join(walls) or 'neither Landlock nor namespaces'}"
+        walls += ["a user of its own"] * bool(self.user_id)
+        if self.kind == "bubblewrap":
+            return " with ".join([f"bubblewrap ({self.bubblewrap})", *walls])
+        return f"processes with limits{''.join(f', {wall}' for wall in walls)}"
+
+    def give(self, directory: Path) -> None:
+        """Let the user of the programs have this directory and its files."""
+        for path in (directory, *directory.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+            if self.user_id and self.kind == "processes":
+                os.chown(path, self.user_id, self.user_id)
 
     def command(
-        self, program: Sequence[str], limits: Mapping[str, int], directory: Path, tmpfs_bytes: int, max_processes: int
+        self, program: Sequence[str], limits: Mapping[str, int], directory: Path, tmpfs_bytes: int
     ) -> tuple[str, ...]:
         """The command line that runs `program` with limits of the kernel (by their name in `resource`). `directory` has
-        its files."""
+        its files; `tmpfs_bytes` limits what bubblewrap keeps in memory for each directory."""
         is_supervised = self.kind == "processes"
         options: dict[str, Any] = {
             "limits": dict(limits),
             "supervise": is_supervised,
             "namespaces": self.namespaces,
             "landlock": is_supervised and bool(self.landlock),
-            "readable": [*_SYSTEM, *_of_python(), "/dev/urandom"],
+            "user_id": self.user_id,
+            "readable": [*_SYSTEM, *_places_of(self.python), "/dev/urandom"],
             "writable": [str(directory), *_DEVICES],
         }
-        if not is_supervised or self.namespaces:  # there the kernel counts the processes of the program alone
-            options["limits"]["RLIMIT_NPROC"] = max_processes
-        inner = (sys.executable, "-I", "-S", "CONFINE", json.dumps(options), *program)
+        confined = (json.dumps(options), *program)
         if is_supervised:
-            return tuple(str(_CONFINE) if word == "CONFINE" else word for word in inner)
-        return (*self._bubblewrap(directory, tmpfs_bytes), *(("/confine.py" if w == "CONFINE" else w) for w in inner))
+            return (self.python, "-I", "-S", str(_CONFINE), *confined)
+        walls = self._bubblewrap(directory, tmpfs_bytes)
+        return (*walls, self.python, "-I", "-S", "/confine.py", *confined)
 
     def _bubblewrap(self, directory: Path, tmpfs_bytes: int) -> Sequence[str]:
-        binds = [word for path in (*_SYSTEM, *_of_python()) for word in _bound(path)]
+        places = (*_SYSTEM, *_places_of(self.python))
+        parents = {str(parent) for path in places for parent in Path(path).parents[:-1]}
+        binds = [word for path in sorted(parents) for word in ("--perms", "0755", "--dir", path)]
+        binds += [word for path in places for word in _bound(path)]
         files = [word for path in sorted(directory.iterdir()) for word in _copied(path)]
+        in_memory = ("--perms", "1777", "--size", str(tmpfs_bytes), "--tmpfs")
+        rights = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID") if self.user_id else ("--unshare-user",)
         return (
-            *(
-                self.bubblewrap,
-                "--unshare-all",
-                "--die-with-parent",
-                "--new-session",
-                "--cap-drop",
-                "ALL",
-                "--clearenv",
-            ),
+            *(self.bubblewrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
+            *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL", *rights),
             *binds,
             *("--ro-bind", str(_CONFINE), "/confine.py", "--proc", "/proc", "--dev", "/dev"),
-            *("--size", str(tmpfs_bytes), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
-            *("--size", str(tmpfs_bytes), "--tmpfs", HOME, *files, "--remount-ro", "/"),
-            *("--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", HOME, "--chdir", HOME, "--"),
+            *(*in_memory, "/dev/shm", "--remount-ro", "/dev"),
+            *(*in_memory, HOME, *files, "--remount-ro", "/"),
+            *(word for name, value in environment_in(HOME).items() for word in ("--setenv", name, value)),
+            *("--chdir", HOME, "--"),
         )
+
+
+def environment_in(home: str) -> dict[str, str]:
+    """The environment of a program. Libraries for numbers would start a thread for each core of the machine, and
+    threads count as processes."""
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {"PATH": "/usr/bin:/bin", "HOME": home, "TMPDIR": home, "LANG": "C.UTF-8", **one_thread}
+
+
+@cache
+def own_user_id() -> int:
+    """A user without a name and without a process, which no other process of this machine chooses; 0 if this process
+    may not become another user."""
+    mapped = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    first, _, count = max(mapped, key=lambda line: line[2])
+    if os.geteuid() != 0 or count < 1 << 16:
+        return 0
+    span = min(_MOST_OWN_USERS, count // 4)
+    taken = {entry.pw_uid for entry in pwd.getpwall()} | set(_users_of_processes())
+    last = first + count - 3  # the last ones mean no user, and a user from outside
+    number = os.stat("/proc/self/ns/pid").st_ino * 65_537 + os.getpid()  # a container may count processes by itself
+    return next(user for n in range(span) if (user := last - (number + n) % span) not in taken)
+
+
+def _users_of_processes() -> Iterator[int]:
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                yield entry.stat().st_uid
+            except FileNotFoundError:  # it has just ended
+                continue
 
 
 def _bound(path: str) -> tuple[str, ...]:
@@ -111,51 +152,20 @@ def _copied(path: Path) -> tuple[str, ...]:
 
 
 @cache
-def _of_python() -> tuple[str, ...]:
-    """Where this Python and its packages are."""
-    places = {sys.prefix, sys.base_prefix, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib"))}
-    places |= {str(Path(place).resolve()) for place in places} | {str(Path(sys.executable).resolve().parent.parent)}
-    outside = {place for place in places if place != "/" and not place.startswith(("/usr/", "/lib/"))}
-    return tuple(sorted(outside - {"/usr"}))
-
-
-@cache
-def find_isolation(wanted: Literal["auto", "bubblewrap", "processes"] = "auto") -> Isolation:
-    """The strongest isolation of this machine, or of the kind that is wanted. Takes a moment: it is tried out.
+def _places_of(python: str) -> tuple[str, ...]:
+    """Where an interpreter and its packages are, outside of the system's directories.
 
     Raises:
-        ConfigError: bubblewrap is wanted and does not work here.
+        ConfigError: it does not answer.
     """
-    why = "it is not installed"
-    executable = shutil.which("bwrap") if wanted != "processes" else None
-    if executable is not None:
-        found = Isolation("bubblewrap", executable)
-        why = _complaint(found)
-        if not why:
-            return found
-    if wanted == "bubblewrap":
-        raise ConfigError(
-            f"`isolation` is 'bubblewrap', but {why}; install the package `bubblewrap`, permit user namespaces, or "
-            "write 'auto'"
+    try:
+        asked = subprocess.run(
+            [python, "-I", "-c", _PLACES], capture_output=True, timeout=_ANSWER_WITHIN_S, check=True, text=True
         )
-    for found in (
-        Isolation("processes", landlock=confine.landlock_version(), namespaces=True),
-        Isolation("processes", landlock=confine.landlock_version()),
-    ):
-        if not _complaint(found):
-            return found
-    return Isolation("processes")
-
-
-def _complaint(isolation: Isolation) -> str:
-    """Why a program cannot be run in it; empty if it can."""
-    program = (sys.executable, "-I", "-S", "-c", "pass")
-    with tempfile.TemporaryDirectory(prefix="darts-sandbox-") as directory:
-        command = isolation.command(program, {"RLIMIT_CORE": 0}, Path(directory), 1 << 20, 64)
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TRY_WITHIN_S, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return str(error)
-    return "" if done.returncode == 0 else (done.stderr.strip() or f"it ends with {done.returncode}")
+        executable, *told = json.loads(asked.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise ConfigError(
+            f"`python` of `code` is {python!r}, which does not work: {error}; write the path of a Python"
+        ) from error
+    places = {*told, *(str(Path(path).resolve()) for path in told), str(Path(executable).resolve().parent.parent)}
+    return tuple(sorted(place for place in places if place not in ("/", "/usr") and not place.startswith("/usr/")))

@@ -19,7 +19,7 @@ from typing import IO, Literal
 from darts_async.errors import SandboxError
 from darts_async.reward.descendants import descendants, memory_bytes
 from darts_async.reward.sandbox.confine import CANNOT_CONFINE
-from darts_async.reward.sandbox.isolation import Isolation
+from darts_async.reward.sandbox.isolation import Isolation, environment_in
 
 LOOK_EVERY_S = 0.02
 END_WITHIN_S = 10.0
@@ -40,17 +40,19 @@ class ProgramLimits:
     cpu_s: int = 5
     """Of each of its processes."""
     memory_bytes: int = 512 << 20
-    """Of all its processes and files together; address space of each, twice as much."""
+    """Of all its processes together; address space of each, twice as much."""
     processes: int = 16
-    """At a time, itself included; also its threads, where the kernel counts them."""
+    """Processes and threads at a time, itself included."""
     file_bytes: int = 16 << 20
     """Size of each file."""
     output_bytes: int = 1 << 20
     """Of standard output and standard error, each."""
 
-    def of_kernel(self) -> dict[str, int]:
-        """Those that the kernel enforces, by their name in `resource`."""
+    def of_kernel(self, *, of_own_user: bool) -> dict[str, int]:
+        """Those that the kernel enforces, by their name in `resource`. It counts processes by user, and so those of the
+        sandbox itself too, unless the program has a user of its own."""
         return {
+            "RLIMIT_NPROC": self.processes + (0 if of_own_user else MAX_SUPERVISORS),
             "RLIMIT_CPU": self.cpu_s,
             "RLIMIT_AS": 2 * self.memory_bytes,
             "RLIMIT_FSIZE": self.file_bytes,
@@ -88,7 +90,7 @@ def run_program(
     Args:
         argv: an executable with its path, and arguments.
         files: what is in its directory, which is its working directory.
-        isolation: see `find_isolation`.
+        isolation: see `choose_isolation`.
         limits: what it may use.
         stdin: what it reads.
 
@@ -97,27 +99,29 @@ def run_program(
 
     Example:
         >>> import sys
-        >>> from darts_async.reward.sandbox.isolation import find_isolation
+        >>> from darts_async.reward.sandbox.choice import choose_isolation
+        >>> walls = choose_isolation("auto", sys.executable, allow_weaker=False).isolation
         >>> program = {"double.py": b"print(2 * int(input()))"}
-        >>> run_program([sys.executable, "-I", "double.py"], program, find_isolation(), ProgramLimits(), b"21").stdout
+        >>> run_program([sys.executable, "-I", "double.py"], program, walls, ProgramLimits(), b"21").stdout
         b'42\\n'
     """
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darts-sandbox-")))
         for name, content in files.items():
             (directory / name).write_bytes(content)
+        isolation.give(directory)
         given = stack.enter_context(tempfile.TemporaryFile())
         given.write(stdin)
         given.seek(0)
-        most = limits.processes + MAX_SUPERVISORS
-        command = isolation.command(argv, limits.of_kernel(), directory, limits.memory_bytes, most)
+        of_kernel = limits.of_kernel(of_own_user=bool(isolation.user_id))
+        command = isolation.command(argv, of_kernel, directory, limits.memory_bytes)
         process = _start(command, directory, given)
         watch = _Watch(process, limits)
+        stack.callback(watch.close)
         try:
             breach = watch.until_it_ends()
         finally:
             _kill(process, isolation)
-            watch.close()
         outcome = Outcome(watch.stdout, watch.stderr, _exit_code(process.returncode), breach)
     if outcome.exit_code == CANNOT_CONFINE or outcome.stderr.startswith(b"bwrap: "):
         raise SandboxError(f"{isolation.describe()}: {outcome.stderr.decode(errors='replace').strip()[-500:]}")
@@ -125,7 +129,6 @@ def run_program(
 
 
 def _start(command: Sequence[str], directory: Path, stdin: IO[bytes]) -> "subprocess.Popen[bytes]":
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(directory), "LANG": "C.UTF-8", "TMPDIR": str(directory)}
     try:
         return subprocess.Popen(
             command,
@@ -133,7 +136,7 @@ def _start(command: Sequence[str], directory: Path, stdin: IO[bytes]) -> "subpro
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=directory,
-            env=environment,
+            env=environment_in(str(directory)),
             start_new_session=True,
         )
     except OSError as error:
@@ -205,8 +208,9 @@ class _Watch:
         if time.monotonic() < self._next_look_s:
             return None
         self._next_look_s = time.monotonic() + LOOK_EVERY_S
-        pids = descendants(self._process.pid)
-        if len(pids) > self._limits.processes + MAX_SUPERVISORS:
+        most = self._limits.processes + MAX_SUPERVISORS
+        pids = descendants(self._process.pid, most)
+        if len(pids) > most:
             return "processes"
         return "memory" if memory_bytes(pids, self._limits.memory_bytes) > self._limits.memory_bytes else None
 
