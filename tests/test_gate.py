@@ -142,6 +142,7 @@ NAMES_ELSEWHERE = {
     ("display/view.py", "generators"): "a label",
     ("display/view.py", "reward"): "a label",
     ("progress/evaluation.py", "rewards"): "a field of a line",
+    ("progress/evaluation.py", "rewards/"): "what the names of curves begin with",
     ("sinks/recorder.py", "reward"): "a label",
 }
 """Words that are also the name of a role, of a link or of a file of a run, and mean something else here."""

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from darts_async.errors import DataError
-from darts_async.reward.sandbox.choice import choose_isolation
+from darts_async.reward.sandbox.choice import Choice, choose_isolation
 from darts_async.reward.sandbox.program import Outcome, ProgramLimits, run_program
 from darts_async.reward.worker_messages import CodeSpec
 
@@ -58,12 +58,9 @@ class CodeReward:
     """
 
     def __init__(self, spec: CodeSpec) -> None:
-        """Raises `ConfigError` if the machine does not have the isolation that is wanted."""
+        """Raises `ConfigError` if this machine cannot confine programs."""
         self._spec = spec
-        self._python = spec.python or sys.executable
-        choice = choose_isolation(spec.isolation, self._python, allow_weaker=spec.allow_weaker)
-        print(f"programs run in {choice.describe()}", file=sys.stderr, flush=True)
-        self._isolation = choice.isolation
+        self.choice = isolation_of(spec)
         self._limits = ProgramLimits(
             wall_s=spec.wall_s,
             cpu_s=spec.cpu_s,
@@ -100,9 +97,18 @@ class CodeReward:
     def _run(self, source: str, stdin: str, wall_s: float) -> Outcome | None:
         """How it ended, if it ended well."""
         limits = replace(self._limits, wall_s=wall_s)
-        argv, files = (self._python, "-I", _FILE), {_FILE: source.encode(errors="replace")}
-        outcome = run_program(argv, files, self._isolation, limits, stdin.encode(errors="replace"))
+        argv, files = (self.choice.isolation.python, "-I", _FILE), {_FILE: source.encode(errors="replace")}
+        outcome = run_program(argv, files, self.choice.isolation, limits, stdin.encode(errors="replace"))
         return outcome if outcome.is_good else None
+
+
+def isolation_of(spec: CodeSpec) -> Choice:
+    """How programs are confined on this machine.
+
+    Raises:
+        ConfigError: they cannot be confined.
+    """
+    return choose_isolation(spec.isolation, spec.python or sys.executable, allow_weaker=spec.allow_weaker)
 
 
 def program_in(response: str) -> str | None:

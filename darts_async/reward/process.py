@@ -18,7 +18,6 @@ from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, ShaperT
 from darts_async.reward.boundary import refusal_of_shaper
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
-from darts_async.reward.sandbox.isolation import find_isolation
 from darts_async.reward.worker_messages import CodeSpec, FunctionSpec, FunctionSpecs, failure_text
 from darts_async.reward.worker_pool import RewardPool
 from darts_async.topology.links import REWARDS_LINK
@@ -85,9 +84,6 @@ class RewardActor:
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Start the workers, then announce them."""
-        for spec in functions_of(self._runtime.config.reward):
-            if spec.code is not None:
-                log.info("sandbox", isolation=find_isolation(spec.code.isolation).describe())
         become_subreaper()
         self._tasks = tasks
         await self._pool.start()

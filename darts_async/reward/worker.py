@@ -12,6 +12,7 @@ functions run in the event loop of a second thread, those of several jobs at the
 import asyncio
 import faulthandler
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +86,9 @@ def _loaded(spec: FunctionSpec) -> Callable[..., object]:
     if spec.code is not None:
         from darts_async.reward.code import CodeReward  # few runs need it
 
-        return CodeReward(spec.code)
+        programs = CodeReward(spec.code)
+        sys.stderr.write(f"{spec.label}: programs run in {programs.choice.describe()}\n")
+        return programs
     return load(REWARDS[spec.takes] if spec.label else REWARD, spec.function)
 
 

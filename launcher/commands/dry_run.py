@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from darts_async.config import NodeConfig, RewardConfig, RunConfig, ShapingConfig
-from darts_async.reward.sandbox.isolation import find_isolation
 from darts_async.topology.plan import ProcessSpec, RunPlan
 from launcher.display.length_notes import length_note
+from launcher.preflight.reward_check import isolations
 
 
 def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
@@ -51,8 +51,7 @@ def key_settings(config: RunConfig) -> dict[str, str]:
 def _reward(reward: RewardConfig) -> str:
     if reward.function is not None:
         return reward.function
-    isolations = {find_isolation(part.code.isolation).describe() for part in reward.functions if part.code is not None}
-    programs = "".join(f", programs in {isolation}" for isolation in sorted(isolations))
+    programs = "".join(f"; programs run in {walls}" for walls in sorted(set(isolations(reward))))
     return " + ".join(f"{part.weight:g} * {part.label}" for part in reward.functions) + programs
 
 

@@ -1,6 +1,7 @@
 """Programs in responses: which one is run, what passes, and what is no reward at all."""
 
 import json
+import sys
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from darts_async.config.reward_code import CodeConfig
 from darts_async.errors import ConfigError, DataError, SandboxError
 from darts_async.reward import code
 from darts_async.reward.code import Case, CodeReward, cases_of, program_in
+from darts_async.reward.sandbox.choice import Choice
 from darts_async.reward.sandbox.isolation import Isolation
 from darts_async.reward.worker_messages import CodeSpec
 
@@ -113,18 +115,17 @@ def test_test_cases_for_which_no_time_is_left_have_failed() -> None:
 
 
 def test_a_sandbox_that_does_not_work_is_a_failure_and_no_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code, "find_isolation", lambda wanted: Isolation("bubblewrap", "/nonexistent/bwrap"))
+    walls = Isolation("bubblewrap", sys.executable, "/nonexistent/bwrap")
+    monkeypatch.setattr(code, "isolation_of", lambda spec: Choice(walls))
     with pytest.raises(SandboxError, match="cannot be started"):
         reward_of(DOUBLE, ECHO)
 
 
-def test_a_sandbox_that_is_wanted_and_not_there_is_told_before_the_first_response(
+def test_a_machine_that_cannot_confine_programs_is_told_before_the_first_response(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    code.find_isolation.cache_clear()
-    try:
-        with pytest.raises(ConfigError, match="it is not installed; install the package `bubblewrap`"):
-            CodeReward(CodeSpec(isolation="bubblewrap"))
-    finally:
-        code.find_isolation.cache_clear()
+    code.choose_isolation.cache_clear()
+    with pytest.raises(ConfigError, match="bubblewrap is not installed"):
+        CodeReward(CodeSpec(isolation="bubblewrap"))
+    code.choose_isolation.cache_clear()

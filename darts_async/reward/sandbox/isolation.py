@@ -13,9 +13,11 @@ of processes. So a run of root gives each program to a user that nothing else ha
 import json
 import os
 import pwd
+import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +36,9 @@ import json, sys, sysconfig
 print(json.dumps([sys.executable, sys.prefix, sys.base_prefix, *map(sysconfig.get_path, ("stdlib", "purelib"))]))
 """
 _ANSWER_WITHIN_S = 30.0
-_MOST_OWN_USERS = 1 << 22
+NUM_OWN_USERS = 16
+"""Users of the programs of one process."""
+_MOST_PROCESSES = 1 << 22
 """As many as there are process ids."""
 
 
@@ -51,7 +55,7 @@ class Isolation:
     """Version of Landlock; 0 for none."""
     namespaces: bool = False
     user_id: int = 0
-    """The user of the programs; 0 for the user of the run."""
+    """The user of the programs, the first of `NUM_OWN_USERS`; 0 for the user of the run."""
 
     def describe(self) -> str:
         """For people."""
@@ -60,6 +64,17 @@ class Isolation:
         if self.kind == "bubblewrap":
             return " with ".join([f"bubblewrap ({self.bubblewrap})", *walls])
         return f"processes with limits{''.join(f', {wall}' for wall in walls)}"
+
+    def of_program(self, number: int) -> "Isolation":
+        """The same for the program of this number. Processes of the programs before it may still be ending, and count
+        as processes of their user."""
+        return replace(self, user_id=self.user_id and self.user_id + number % NUM_OWN_USERS)
+
+    def place(self) -> str:
+        """Where directories of programs are made: where the user of the programs gets to them, if there is such a
+        place."""
+        places = (tempfile.gettempdir(), "/tmp", "/var/tmp")
+        return next((place for place in places if not self.user_id or _is_open_to_all(Path(place))), places[0])
 
     def give(self, directory: Path) -> None:
         """Let the user of the programs have this directory and its files."""
@@ -118,17 +133,18 @@ def environment_in(home: str) -> dict[str, str]:
 
 @cache
 def own_user_id() -> int:
-    """A user without a name and without a process, which no other process of this machine chooses; 0 if this process
-    may not become another user."""
+    """The first of some users without a name and without a process, which no other process of this machine chooses; 0
+    if this process may not become another user."""
     mapped = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
     first, _, count = max(mapped, key=lambda line: line[2])
     if os.geteuid() != 0 or count < 1 << 16:
         return 0
-    span = min(_MOST_OWN_USERS, count // 4)
+    span = min(_MOST_PROCESSES, count // 4 // NUM_OWN_USERS)
     taken = {entry.pw_uid for entry in pwd.getpwall()} | set(_users_of_processes())
-    last = first + count - 3  # the last ones mean no user, and a user from outside
     number = os.stat("/proc/self/ns/pid").st_ino * 65_537 + os.getpid()  # a container may count processes by itself
-    return next(user for n in range(span) if (user := last - (number + n) % span) not in taken)
+    last = first + count - 3  # the last ones mean no user, and a user from outside
+    firsts = (last - ((number + n) % span + 1) * NUM_OWN_USERS for n in range(span))
+    return next(user for user in firsts if taken.isdisjoint(range(user, user + NUM_OWN_USERS)))
 
 
 def _users_of_processes() -> Iterator[int]:
@@ -138,6 +154,13 @@ def _users_of_processes() -> Iterator[int]:
                 yield entry.stat().st_uid
             except FileNotFoundError:  # it has just ended
                 continue
+
+
+def _is_open_to_all(directory: Path) -> bool:
+    try:
+        return all(path.stat().st_mode & stat.S_IXOTH for path in (directory, *directory.resolve().parents))
+    except OSError:
+        return False
 
 
 def _bound(path: str) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
     python -I probe.py FILE PORT
 
 It is as harmless as it can be without walls: it starts at most 50 processes, which end by themselves, reads one file
-that is not its own, writes an empty one, which it removes, and sends one datagram. Only the standard library is imported.
+that is not its own, writes an empty one, which it removes, and sends one datagram. Only the standard library is
+imported.
 """
 
 import json
@@ -21,7 +22,8 @@ def main(file: str, port: int) -> None:
     """Try everything, and print it."""
     _send(port)
     seen = {"could_read": _reads(file), "could_write": _writes_above(), "num_forks": _num_forks()}
-    print(json.dumps(seen), flush=True)
+    sys.stdout.write(json.dumps(seen))
+    sys.stdout.flush()
 
 
 def _num_forks() -> int:

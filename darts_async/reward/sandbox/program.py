@@ -5,6 +5,7 @@ error is a sandbox that could not be set up or taken down.
 """
 
 import contextlib
+import itertools
 import os
 import select
 import signal
@@ -27,6 +28,8 @@ END_WITHIN_S = 10.0
 MAX_SUPERVISORS = 3
 """Processes of the sandbox itself: bubblewrap, its init, or a supervisor."""
 _CHUNK_BYTES = 1 << 16
+_numbers = itertools.count()
+"""Of the programs of this process."""
 
 Breach = Literal["wall_s", "memory", "processes", "output"]
 """A limit that only the process which waits can enforce; the kernel enforces the others."""
@@ -105,8 +108,10 @@ def run_program(
         >>> run_program([sys.executable, "-I", "double.py"], program, walls, ProgramLimits(), b"21").stdout
         b'42\\n'
     """
+    isolation = isolation.of_program(next(_numbers))
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darts-sandbox-")))
+        made = tempfile.TemporaryDirectory(prefix="darts-sandbox-", dir=isolation.place())
+        directory = Path(stack.enter_context(made))
         for name, content in files.items():
             (directory / name).write_bytes(content)
         isolation.give(directory)
