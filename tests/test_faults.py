@@ -9,15 +9,28 @@ import sys
 import pytest
 
 from darts_async.errors import ConfigError
-from darts_async.faults import IN_THREAD, PASSED, REACHED, VARIABLE, Faults, InjectedError, LinkFault, parse_faults
+from darts_async.faults import (
+    IN_THREAD,
+    PASSED,
+    REACHED,
+    VARIABLE,
+    Faults,
+    InjectedError,
+    LinkFault,
+    install,
+    parse_faults,
+)
+from darts_async.weights.receiving.receive import OF_MESSAGES
 from tests import ROOT
 
 
 def test_every_point_is_passed_somewhere_and_nothing_else_is() -> None:
     paths = [path for part in ("darts_async", "launcher") for path in (ROOT / part).rglob("*.py")]
     sources = "".join(path.read_text() for path in paths if "simulation" not in path.parts)
-    for called, points in (("reach", REACHED), ("pass_by", PASSED), ("in_thread", IN_THREAD)):
+    for called, points in (("pass_by", PASSED), ("in_thread", IN_THREAD)):
         assert sorted(re.findall(rf'(?:faults|present\(\))\.{called}\("([\w.]+)"\)', sources)) == sorted(points)
+    reached = re.findall(r'(?:faults|present\(\))\.reach\("([\w.]+)"\)', sources)
+    assert sorted((*reached, *OF_MESSAGES.values())) == sorted(REACHED)
 
 
 def test_a_fault_is_for_one_process_or_for_each() -> None:
@@ -71,7 +84,7 @@ def test_what_cannot_be_meant_is_refused(text: str, why: str) -> None:
 
 def test_only_the_first_incarnation_is_faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "crash generator.step:1")
-    Faults.from_environment("generator/0", incarnation=2).reach("generator.step")
+    install("generator/0", incarnation=2).reach("generator.step")
 
 
 PASSES = """

@@ -190,7 +190,7 @@ NONSENSE: dict[str, tuple[Any, str]] = {
     "rejecting a sample of another": (lambda w: SampleRejected(FAR, "no"), "which it does not hold"),
     "weights from the future": (lambda w: WeightsApplied(FAR, 0.0), "enough for 0"),
     "weights of the past": (lambda w: WeightsApplied(-1, 0.0), "went back from version 0 to -1"),
-    "a pause of no length": (lambda w: WeightsApplied(0, float("nan")), "stood still for nan s"),
+    "a pause of no length": (lambda w: WeightsApplied(0, float("nan")), "it stalled for nan s"),
     "a reward that is not a number": (lambda w: SampleScored(held(w), float("nan")), "a reward of nan"),
     "a reward that float32 does not hold": (lambda w: SampleScored(held(w), 1e39), r"a reward of 1e\+39"),
     "parts of a reward of one function": (
@@ -198,7 +198,7 @@ NONSENSE: dict[str, tuple[Any, str]] = {
         "1 parts .* 0 reward functions",
     ),
     "a part that is not a number": (lambda w: SampleScored(held(w), 1.0, (float("nan"),)), "a reward of 1.0"),
-    "the reward of a sample never opened": (lambda w: SampleScored(FAR, 1.0), "never been"),
+    "the reward of a sample never opened": (lambda w: SampleScored(FAR, 1.0), "has never existed"),
     "no workers": (lambda w: RewardReady(0), "0 workers"),
     "a learner beyond the last step": (lambda w: LearnerReady(FAR), "of 4"),
     "a learner ahead of what was shipped": (lambda w: LearnerReady(1), "its checkpoints are of another run"),
