@@ -5,6 +5,7 @@ done in the process that calls it and, before a run, in a child, and only these 
 directory.
 
     reward.function     response -> number                 in each reward worker
+    reward.functions    response(s) -> number(s)           in each reward worker
     prompts.source      () -> records                      in the shaper
     shaping.rule        settings -> a `ShapingRule`        in the shaper
     learner.loss.kind   `LossInputs` -> (loss, metrics)    in each rank of the learner
@@ -15,12 +16,13 @@ Everything is called with arguments by name, so that one may be added. `EXTENDIN
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Final
 
@@ -48,6 +50,8 @@ class Kind:
     """The short names, and `module:name` of each; empty if a stage makes it by itself."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Short names of earlier versions, and what to write instead."""
+    may_be_async: bool = False
+    """Whether it may be a coroutine function."""
 
     def checked(self, name: str) -> str:
         """`name`, without an import. Raises `ValueError` if it is neither a short name nor of the form
@@ -66,7 +70,9 @@ class Kind:
         found: Any = config
         for part in self.setting.split("."):
             found = getattr(found, part)
-        return found if isinstance(found, tuple) else (found,)
+        every = found if isinstance(found, tuple) else (found,)
+        names = (getattr(each, "function", each) for each in every)
+        return tuple(name for name in names if name is not None)
 
     def is_of_user(self, name: str) -> bool:
         """Whether loading it runs code that did not come with this package."""
@@ -78,7 +84,15 @@ REWARD: Final = Kind(
     ("prompt", "response", "answer", "metadata", "finish_reason"),
     {"exact_match": "darts_async.reward.builtin:exact_match", "math": "darts_async.reward.mathematics:math"},
     renamed={"chain": "darts_async.quickstart.task:reward"},
+    may_be_async=True,
 )
+REWARDS: Final = {
+    "sample": replace(REWARD, setting="reward.functions"),
+    "batch": Kind(
+        "reward.functions", ("prompts", "responses", "answers", "metadata", "finish_reasons"), may_be_async=True
+    ),
+}
+"""One of several reward functions, by what it takes."""
 PROMPTS: Final = Kind(
     "prompts.source",
     ("num_train", "held_out", "seed"),
@@ -106,7 +120,7 @@ ENGINE: Final = Kind(
         "scripted": "darts_async.generator.scripted:make_engine",
     },
 )
-KINDS: Final = {kind.setting: kind for kind in (REWARD, PROMPTS, RULE, LOSS, SINK, ENGINE)}
+KINDS: Final = {kind.setting: kind for kind in (REWARD, REWARDS["sample"], PROMPTS, RULE, LOSS, SINK, ENGINE)}
 
 
 def load(kind: Kind, name: str) -> Extension:
@@ -161,9 +175,21 @@ def _import_complaint(module_name: str, error: BaseException) -> str:
     return f"importing {module_name!r} raised {type(error).__name__}: {error}"
 
 
+def is_coroutine_function(found: Extension) -> bool:
+    """Whether what it returns has to be awaited."""
+    return inspect.iscoroutinefunction(_called(found))
+
+
+def _called(found: Extension) -> Extension:
+    """The function that is executed when it is called."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    return found if inspect.isroutine(found) else type(found).__call__
+
+
 def _check_signature(found: Extension, where: str, expected: str, kind: Kind) -> None:
-    called = found if inspect.isroutine(found) else type(found).__call__
-    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+    called = _called(found)
+    if (inspect.iscoroutinefunction(called) and not kind.may_be_async) or inspect.isasyncgenfunction(called):
         raise ExtensionError(f"{where}, which is a coroutine function, and none can be awaited; {expected}")
     if kind is not PROMPTS and inspect.isgeneratorfunction(called):
         raise ExtensionError(f"{where}, which is a generator function: it must return its result; {expected}")

@@ -187,6 +187,7 @@ class SampleScored(Message, frozen=True):
 
     sample_id: int
     reward: float
+    parts: tuple[float, ...] = ()  # of each of several reward functions, before it is weighted; none of a single one
 
 
 FailureKind = Literal["raised", "timeout", "wrong_type", "not_finite", "limit", "worker_died"]
@@ -539,6 +540,7 @@ class EvaluationCompleted(Message, frozen=True):
     num_tokens: NDArray[np.int32]  # [num_samples]
     newest_version: int  # of all their tokens
     num_skipped: int = 0  # evaluations that became due during this one, and were skipped
+    part_metrics: dict[str, float] = {}  # of each of several reward functions
 
 
 class RunFinished(Message, frozen=True):

@@ -11,14 +11,14 @@ from typing import cast
 import structlog
 
 from darts_async.actor import Gauges, Runtime, main
-from darts_async.config.reward import RewardLimitsConfig
+from darts_async.config.reward import RewardConfig, RewardLimitsConfig
 from darts_async.errors import RewardError
 from darts_async.models.location import resolve_model_path
 from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, ShaperToReward, Shutdown
 from darts_async.reward.boundary import refusal_of_shaper
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
-from darts_async.reward.worker_messages import failure_text
+from darts_async.reward.worker_messages import CodeSpec, FunctionSpec, FunctionSpecs, failure_text
 from darts_async.reward.worker_pool import RewardPool
 from darts_async.topology.links import REWARDS_LINK
 from darts_async.transport import Event, Received
@@ -43,6 +43,22 @@ def limits_of(config: RewardLimitsConfig) -> Limits:
     )
 
 
+def functions_of(config: RewardConfig) -> FunctionSpecs:
+    """The functions of the settings."""
+    if config.function is not None:
+        return (FunctionSpec(config.function),)
+    return tuple(
+        FunctionSpec(
+            part.kind,
+            part.label,
+            part.takes,
+            part.weight,
+            None if part.code is None else CodeSpec(**part.code.model_dump()),
+        )
+        for part in config.functions
+    )
+
+
 class RewardActor:
     """The decisions and tasks of a reward process."""
 
@@ -50,12 +66,14 @@ class RewardActor:
         self._runtime = runtime
         config = runtime.config
         self._pool = RewardPool(
-            config.reward.function,
+            functions_of(config.reward),
             resolve_model_path(config.model.path, with_weights=False),
             num_workers=config.reward.workers,
             deadline_s=config.reward.deadline_s,
             start_deadline_s=config.reward.start_deadline_s,
             limits=limits_of(config.reward.limits),
+            concurrency=config.reward.concurrency,
+            max_batch=config.reward.max_batch,
         )
         self._tasks: asyncio.TaskGroup | None = None
         self._shaper: str | None = None
@@ -127,7 +145,7 @@ class RewardActor:
         share, limit = sum(self._failed) / len(self._failed), self._runtime.config.reward.max_failed_share
         if isinstance(reply, ScoreFailed) and len(self._failed) >= MIN_ITEMS and share > limit:
             raise RewardError(
-                f"reward function {self._runtime.config.reward.function!r} failed on {share:.0%} of the last "
+                f"{self._runtime.config.reward.description} failed on {share:.0%} of the last "
                 f"{len(self._failed)} responses, more than reward.max_failed_share ({limit:g}); the last failure was "
                 f"{failure_text(reply.kind, reply.error)}"
             )

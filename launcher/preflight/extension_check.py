@@ -6,7 +6,7 @@ import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.errors import ExtensionError
-from darts_async.extensions import KINDS, PROMPTS, REWARD, Kind, load
+from darts_async.extensions import KINDS, PROMPTS, Kind, load
 from launcher.preflight.extension_trial import Question
 from launcher.preflight.prompt_check import Found, look_at_prompts
 from launcher.preflight.trial_process import TrialError, trial_process
@@ -40,13 +40,14 @@ def _faults_here(kind: Kind, name: str) -> Iterator[Problem]:
 
 
 def _try_in_a_child(kind: Kind, name: str, config: RunConfig) -> Found:
-    deadline_s = config.reward.start_deadline_s if kind is REWARD else _DEADLINE_S
+    is_reward = kind.setting.startswith("reward.")
+    deadline_s = config.reward.start_deadline_s if is_reward else _DEADLINE_S
     module, question = name.partition(":")[0], Question(kind.setting, name, config.model_dump_json())
     try:
         with trial_process("launcher.preflight.extension_trial", question) as child:
             return msgspec.json.decode(child.answer(deadline_s), type=Found)
     except TimeoutError:
-        limit = f"{'reward.start_deadline_s (' if kind is REWARD else '('}{deadline_s:g} s)"
+        limit = f"{'reward.start_deadline_s (' if is_reward else '('}{deadline_s:g} s)"
         return _failed(kind, name, f"importing {module!r} took longer than {limit}")
     except TrialError as error:
         return _failed(kind, name, f"importing {module!r} ended the process {error}")

@@ -28,6 +28,7 @@ from launcher.preflight.extension_check import check_extensions, check_prompts
 from launcher.preflight.model_check import ModelTrial, check_files, local_models
 from launcher.preflight.prompt_check import Found
 from launcher.preflight.remote_preflight import check_nodes
+from launcher.preflight.reward_check import check_rewards
 from launcher.preflight.system_limits import check_limits, limits_here, need_of, weight_bytes
 from launcher.problems import Problem, shown
 
@@ -57,6 +58,7 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
             *_check_places(config, reaches_nodes=reaches_nodes),
             *check_script(config),
             *check_extensions(config),
+            *check_rewards(config),
             *check_adapters(config),
             *(model + files + data + prompts.problems),
             *trial.problems(),

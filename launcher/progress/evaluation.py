@@ -10,7 +10,8 @@ Samples of one prompt are correlated, so the standard error of the mean reward i
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import msgspec
@@ -40,6 +41,8 @@ class EvaluationSummary(msgspec.Struct, frozen=True):
     length_p99: float
     num_skipped: int
     """Evaluations that became due while this one was running, and were skipped."""
+    part_metrics: dict[str, float] = {}
+    """Of each of several reward functions, as in the lines of steps."""
 
     @property
     def headline_pass_at(self) -> dict[int, float]:
@@ -55,6 +58,7 @@ class EvaluationSummary(msgspec.Struct, frozen=True):
             "length/std_within_prompt": self.length_std_within_prompt,
             "length/p50": self.length_p50,
             "length/p99": self.length_p99,
+            **self.part_metrics,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -77,12 +81,13 @@ class Evaluation:
     prompt_ids: NDArray[np.int64]  # [num_samples]
     rewards: NDArray[np.float32]  # [num_samples]
     num_tokens: NDArray[np.int32]  # [num_samples]
+    part_metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, message: EvaluationCompleted) -> Self:
         """Copies of the arrays of a message."""
         arrays = message.prompt_ids.copy(), message.rewards.copy(), message.num_tokens.copy()
-        return cls(message.policy_version, message.newest_version, message.num_skipped, *arrays)
+        return cls(message.policy_version, message.newest_version, message.num_skipped, *arrays, message.part_metrics)
 
     @classmethod
     def of_line(cls, line: dict[str, Any]) -> Self:
@@ -94,6 +99,7 @@ class Evaluation:
             np.array(line["prompt_ids"], np.int64),
             np.array(line["rewards"], np.float32),
             np.array(line["num_tokens"], np.int32),
+            {name: value for name, value in line.items() if name.startswith("rewards/")},
         )
 
     def summary(self) -> EvaluationSummary:
@@ -111,6 +117,7 @@ class Evaluation:
             length_p50=float(np.percentile(lengths, 50)),
             length_p99=float(np.percentile(lengths, 99)),
             num_skipped=self.num_skipped,
+            part_metrics=dict(self.part_metrics),
         )
 
     def prompt_rewards(self) -> dict[int, float]:

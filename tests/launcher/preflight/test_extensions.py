@@ -55,6 +55,11 @@ def test_a_source_of_the_users_is_called_in_a_child_and_its_prompts_are_counted(
             "telemetry.sinks",
             "it is called as Idle(run_dir=, config=)",
         ),
+        (
+            {"reward": {"functions": [{"function": "tests.reward.test_scorer:slow_length", "takes": "batch"}]}},
+            "reward.functions",
+            "it is called as slow_length(prompts=, responses=, answers=, metadata=, finish_reasons=)",
+        ),
         ({"generator": {"engine": "tests.fakes.rules:Nothing"}}, "generator.engine", "has no 'Nothing'"),
     ],
 )

@@ -6,6 +6,7 @@ import math
 from itertools import combinations
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -157,3 +158,13 @@ def test_the_last_evaluation_of_a_run_that_was_stopped_is_not_called_the_one_aft
     assert "last" in text
     assert "after" not in text
     assert "evaluations" not in text, "two are in the table"
+
+
+def test_what_several_reward_functions_gave_is_in_the_line_and_read_back() -> None:
+    message = msgspec.structs.replace(report(4, [1, 0, 1, 1]), part_metrics={"rewards/right/mean": 0.75})
+    evaluation = Evaluation.of(message)
+    line = evaluation.summary().metrics()
+    assert line["rewards/right/mean"] == 0.75
+    arrays = {name: getattr(evaluation, name).tolist() for name in ("prompt_ids", "rewards", "num_tokens")}
+    numbers = {"policy_version": 4, "newest_version": 4, "num_skipped": 0}
+    assert Evaluation.of_line(line | arrays | numbers).summary() == evaluation.summary()
