@@ -8,7 +8,7 @@ user has written. In these processes alone the current directory is on the path 
     prompts.source      () -> records                      in the shaper
     shaping.rule        settings -> a `ShapingRule`        in the shaper
     learner.loss.kind   `LossInputs` -> (loss, metrics)    in each rank of the learner
-    telemetry.sinks     (run_dir, config) -> a `Sink`      in the launcher
+    telemetry.sinks     settings -> a `Sink`               in a follower of its own
     generator.engine    config -> an `Engine`              in each generator
 
 Everything is called with arguments by name, so that one may be added. `EXTENDING.md` has an example of each.
@@ -48,6 +48,8 @@ class Kind:
     """The short names, and `module:name` of each; no target where a stage makes it by itself."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Short names of earlier versions, and what to write in their place."""
+    needs_extra: bool = False
+    """Whether each short name needs the extra of the same name."""
 
     def checked(self, name: str) -> str:
         """`name`, if it has a form that can be loaded. Nothing is imported.
@@ -99,7 +101,17 @@ LOSS: Final = Kind(
     {name: "darts_async.learner.losses.kinds:clipped" for name in ("dapo", "grpo", "dr_grpo")}
     | {name: f"darts_async.learner.losses.kinds:{name}" for name in ("gspo", "cispo", "decoupled_ppo", "reinforce")},
 )
-SINK: Final = Kind("telemetry.sinks", ("run_dir", "config"))
+SINK: Final = Kind(
+    "telemetry.sinks",
+    ("run_dir", "config", "memory"),
+    {
+        "wandb": "launcher.sinks.wandb_sink:WandbSink",
+        "tensorboard": "launcher.sinks.tensorboard_sink:TensorBoardSink",
+        "trackio": "launcher.sinks.trackio_sink:TrackioSink",
+        "mlflow": "launcher.sinks.mlflow_sink:MlflowSink",
+    },
+    needs_extra=True,
+)
 ENGINE: Final = Kind(
     "generator.engine",
     ("config",),
@@ -129,7 +141,8 @@ def load(kind: Kind, name: str) -> Extension:
     except ValueError as error:
         raise ExtensionError(str(error)) from error
     where = f"{kind.setting} is {name!r}"
-    module = _import(module_name, where, of_user=kind.is_of_user(name))
+    extra = name if kind.needs_extra and name in kind.built_in else None
+    module = _import(module_name, where, of_user=kind.is_of_user(name), extra=extra)
     if not hasattr(module, attribute):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ExtensionError(
@@ -145,7 +158,7 @@ def load(kind: Kind, name: str) -> Extension:
     return found  # type: ignore[no-any-return]
 
 
-def _import(module_name: str, where: str, *, of_user: bool) -> ModuleType:
+def _import(module_name: str, where: str, *, of_user: bool, extra: str | None) -> ModuleType:
     if of_user and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -153,11 +166,13 @@ def _import(module_name: str, where: str, *, of_user: bool) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a user's module raises while it is imported, `sys.exit` included
-        raise ExtensionError(f"{where}, but {_import_complaint(module_name, error)}") from error
+        raise ExtensionError(f"{where}, but {_import_complaint(module_name, error, extra)}") from error
 
 
-def _import_complaint(module_name: str, error: BaseException) -> str:
+def _import_complaint(module_name: str, error: BaseException, extra: str | None) -> str:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and extra is not None:
+        return f"the package {missing!r} is not installed: pip install 'darts-async[{extra}]'"
     if missing is not None and (module_name == missing or module_name.startswith(f"{missing}.")):
         return (
             f"there is no module {missing!r}; looked in the current directory ({os.getcwd()}) and in what is installed "

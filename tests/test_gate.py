@@ -78,7 +78,7 @@ def test_only_what_calls_an_extension_loads_it() -> None:
         "darts_async/shaper/rules/custom.py",
         "launcher/preflight/extension_check.py",  # ours alone
         "launcher/preflight/extension_trial.py",
-        "launcher/sinks/sink.py",
+        "launcher/sinks/follower.py",
     }
 
 

@@ -35,6 +35,7 @@ from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, SUMMARY_FILE
 from darts_async.transport import create_run_keys, renew_run_keys
 from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
 from launcher.commands.dry_run import dry_run_screen
+from launcher.commands.follow import follow
 from launcher.commands.verbs import VERBS, bad_input
 from launcher.config_file import load_config
 from launcher.control.find_run import find_run, known_record, refuse_links
@@ -86,7 +87,7 @@ app = typer.Typer(
 RunFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The cluster and the run.")]
 
 
-for _verb in VERBS:
+for _verb in (*VERBS, follow):
     app.command()(_verb)
 
 

@@ -37,13 +37,13 @@ _MAX_IDS = 20
 RunDir = Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="The run. Default: the newest live run.")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Directory in which to look for the newest live run.")]
 Process = Annotated[str, typer.Argument(metavar="ROLE[/N]", help="One process, or all of a role.")]
-_RUNS = Path("runs")
+RUNS = Path("runs")
 
 
 def status(
     run_dir: RunDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    runs_dir: RunsDir = _RUNS,
+    runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show the state of a run: steps, processes, notices."""
     with bad_input():
@@ -60,7 +60,7 @@ def status(
         Screen().print(status_screen(state))
 
 
-def restart(process: Process, run_dir: RunDir = None, runs_dir: RunsDir = _RUNS) -> None:
+def restart(process: Process, run_dir: RunDir = None, runs_dir: RunsDir = RUNS) -> None:
     """Restart a process of a live run, all of a role, or the agent of a node."""
     with bad_input():
         found = find_run(run_dir, runs_dir)
@@ -70,7 +70,7 @@ def restart(process: Process, run_dir: RunDir = None, runs_dir: RunsDir = _RUNS)
 
 def down(
     run_dir: RunDir = None,
-    runs_dir: RunsDir = _RUNS,
+    runs_dir: RunsDir = RUNS,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.0, help="Seconds to wait for the end.")] = 120.0,
 ) -> None:
     """End a live run in order, as Ctrl-C does, and wait until it has ended."""
@@ -114,7 +114,7 @@ def logs(
     run_dir: RunDir = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new lines until the run ends.")] = False,
     num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Earlier lines to show of each file.")] = 20,
-    runs_dir: RunsDir = _RUNS,
+    runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show what processes have logged and printed."""
     with bad_input():
@@ -125,7 +125,7 @@ def logs(
                 write_line(line)
         is_live = follow
         while is_live:  # and once more after its end
-            is_live = _goes_on(found)
+            is_live = goes_on(found)
             for tail in tails:
                 for line in tail.new_lines():
                     write_line(line)
@@ -138,7 +138,7 @@ def audit(
 ) -> None:
     """Check that no sample was lost, trained on twice or too stale. Shows the ids and exits with 1 otherwise."""
     with bad_input():
-        report = audit_run(find_run(run_dir, _RUNS))
+        report = audit_run(find_run(run_dir, RUNS))
     write_json(msgspec.json.encode(report)) if as_json else Screen().print(_audit_text(report))
     if report.findings:
         raise typer.Exit(FAILED)
@@ -150,7 +150,7 @@ def story(
 ) -> None:
     """Show the complete history of one sample or group, from the ledger and the journal."""
     with bad_input():
-        lines = read_story(find_run(run_dir, _RUNS), parse_subject(subject))
+        lines = read_story(find_run(run_dir, RUNS), parse_subject(subject))
     Screen().print(_story_text(lines), soft_wrap=True)
 
 
@@ -162,7 +162,7 @@ def trace(
 ) -> None:
     """Write a timeline of every process for Perfetto, and show how busy each process was."""
     with bad_input():
-        found = find_run(run_dir, _RUNS)
+        found = find_run(run_dir, RUNS)
         exported = export(found, out or found / TRACE_FILE, since_s, until_s)
     Screen().print(report_screen(exported))
 
@@ -173,7 +173,7 @@ def report(
 ) -> None:
     """Write a page about a run: rewards, lengths, staleness, outcomes, idle time. Needs the extra `report`."""
     with bad_input():
-        found = find_run(run_dir, _RUNS)
+        found = find_run(run_dir, RUNS)
         file = out or found / REPORT_FILE
         write_report(found, file)
     write_line(f"{file} is written")
@@ -216,7 +216,7 @@ def _asked(run_dir: Path, request: Request) -> str:
     return reply.text
 
 
-def _goes_on(run_dir: Path) -> bool:
+def goes_on(run_dir: Path) -> bool:
     """Whether more may be logged. A launcher that was killed leaves the record as it was, but holds no lock."""
     if record_of(run_dir).status != "running":
         return False

@@ -79,8 +79,8 @@ from launcher.run.links import Control, Gibberish, Heard, HeardOfNode, Presence,
 from launcher.run_dir.growing_files import flushed
 from launcher.run_dir.logs import last_words
 from launcher.run_dir.run_dir import final_model_path, write_summary
+from launcher.sinks.followers import Followers
 from launcher.sinks.recorder import Recorder, recorded
-from launcher.sinks.sink import UserSink, close_all
 
 NODE_ENDS_WITHIN_S = 20.0
 """Time after the grace of the processes, to kill them and deliver the last reports."""
@@ -104,6 +104,7 @@ class Run:
     view: RunView
     display: Display
     recorder: Recorder
+    followers: Followers
     grace_s: float
     merger: StepMerger
     signals: CaughtSignals
@@ -162,7 +163,7 @@ class Run:
         before, self._unwritten = self._unwritten, self.recorder.settle()
         if self._unwritten and not before:
             self.note(f"{self._unwritten}: lines are kept until there is space")
-        for text in self.recorder.sink_notices():
+        for text in self.followers.take_notices():
             self.note(text)
 
     async def _end(self) -> None:
@@ -431,8 +432,8 @@ async def _carry_out(
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)
     view.recall(past.first_incarnations, past.lines, past.evaluations)
     trace = _open_trace(config, run_dir, past.life)
-    sinks = tuple(UserSink(name, run_dir, config) for name in config.telemetry.sinks)
-    recorder = Recorder(run_dir, began_s, trace, sinks)
+    recorder = Recorder(run_dir, began_s, trace)
+    followers = Followers(run_dir, config, config.telemetry.sinks)
     restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
     with recorded(run_dir, past.life) as ending:
         if past.life > 1:
@@ -449,6 +450,7 @@ async def _carry_out(
                 view=view,
                 display=display,
                 recorder=recorder,
+                followers=followers,
                 grace_s=limits.grace_s,
                 merger=StepMerger(reports_per_step()),
                 signals=signals,
@@ -456,10 +458,10 @@ async def _carry_out(
             )
             for text in past.notices:
                 it.note(text)
-            async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
+            files = run_dir / METRICS_FILE, run_dir / EVENTS_FILE
+            async with serving_requests(run_dir, it.answer), flushed(*files), followers:
                 ending.outcome = await it.conduct()
-                await asyncio.to_thread(close_all, sinks)
-        for text in recorder.sink_notices():
+        for text in followers.take_notices():
             display.note(text)
         if ending.outcome.goes_on:
             ending.outcome = it.lifecycle.outcome or ending.outcome  # a signal or `down` may have come since

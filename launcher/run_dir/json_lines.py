@@ -28,7 +28,7 @@ def read_lines(path: Path) -> Lines:
     except FileNotFoundError:
         return Lines([], 0, 0)
     end = data.rfind(b"\n") + 1
-    parsed = [_parsed(line) for line in data[:end].splitlines()]
+    parsed = [parsed_line(line) for line in data[:end].splitlines()]
     good = [line for line in parsed if line is not None]
     return Lines(good, len(parsed) - len(good), end)
 
@@ -41,7 +41,8 @@ def whole_lines(path: Path) -> Lines:
     return lines
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def parsed_line(line: bytes) -> dict[str, Any] | None:
+    """The object in a line, or None if the line is damaged."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):  # also for bytes that are not text

@@ -1,0 +1,35 @@
+"""The real trackio: what its database has, also after kills."""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.sinks.world import BEGAN_S, EVALUATIONS, HISTORY, STEP_REWARDS, FollowedRun
+
+pytestmark = pytest.mark.slow
+
+READ = """
+import json, sys, trackio
+(run,) = trackio.Api().runs(sys.argv[1])
+print(json.dumps([run.name, run.config["name"], [[row["step"], row["value"]] for row in run.metric("reward/mean")]]))
+"""
+
+
+def test_the_database_has_each_line_once_after_kills(tmp_path: Path) -> None:
+    with FollowedRun(tmp_path, "trackio", {"trackio": {"project": "arithmetic"}}) as run:
+        run.follow_with_a_kill()
+        with closing(sqlite3.connect(tmp_path / "trackio" / "arithmetic.db")) as database:
+            rows = database.execute("SELECT run_name, step, metrics, timestamp FROM metrics ORDER BY id").fetchall()
+        api = run.read_back(READ, "arithmetic")
+    assert len(rows) == sum(line["type"] != "resumed" for line in HISTORY)
+    assert {name for name, *_ in rows} == {"arithmetic"}
+    measured = [(step, json.loads(metrics)) for _, step, metrics, _ in rows]
+    assert [(step, row["reward/mean"]) for step, row in measured if "reward/mean" in row] == STEP_REWARDS
+    name = "evaluation/reward/mean"
+    assert [(step, row[name]) for step, row in measured if name in row] == EVALUATIONS
+    assert rows[0][3].startswith("2026-09-21T"), f"the time at which it was measured, {BEGAN_S:.0f}"
+    assert api[:2] == ["arithmetic", "run"]
+    assert [tuple(point) for point in api[2]] == STEP_REWARDS, "as its own interface says"
