@@ -44,7 +44,9 @@ from darts_async.topology.run_files import EVENTS_FILE, LOGS_DIR, METRICS_FILE, 
 from darts_async.trace import Trace, trace_path
 from launcher.analysis.earlier_lives import NO_PAST, Past
 from launcher.control.control_socket import serving_requests
+from launcher.control.metrics_server import serving_metrics
 from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
+from launcher.display.prometheus import prometheus_text
 from launcher.display.status import run_status
 from launcher.display.summary import Summary, summarise
 from launcher.display.view import Display
@@ -433,7 +435,8 @@ async def _carry_out(
     view.recall(past.first_incarnations, past.lines, past.evaluations)
     trace = _open_trace(config, run_dir, past.life)
     recorder = Recorder(run_dir, began_s, trace)
-    followers = Followers(run_dir, config, config.telemetry.sinks)
+    telemetry = config.telemetry
+    followers = Followers(run_dir, config, telemetry.sinks)
     restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
     with recorded(run_dir, past.life) as ending:
         if past.life > 1:
@@ -459,7 +462,8 @@ async def _carry_out(
             for text in past.notices:
                 it.note(text)
             files = run_dir / METRICS_FILE, run_dir / EVENTS_FILE
-            async with serving_requests(run_dir, it.answer), flushed(*files), followers:
+            metrics = serving_metrics(telemetry.prometheus_port, lambda: prometheus_text(view, _now_s()), it.note)
+            async with serving_requests(run_dir, it.answer), metrics, flushed(*files), followers:
                 ending.outcome = await it.conduct()
         for text in followers.take_notices():
             display.note(text)

@@ -58,16 +58,14 @@ class WandbSink:
 
     @staticmethod
     def check(config: RunConfig) -> None:
-        """Raises `ConfigError` if W&B is to be online and there is no key. Nothing is sent."""
+        """Raises `ConfigError` if W&B is to be online and has no key, or one of the wrong form. Nothing is sent."""
         if _mode(config) == "offline":
             return
-        advice = "set WANDB_API_KEY, or call `wandb login`, or set telemetry.wandb.mode: offline"
         try:
-            is_known = wandb.login(verify=False)
+            wandb.login(verify=False)
         except (wandb.Error, ValueError) as error:
-            raise ConfigError(f"telemetry.sinks has 'wandb', but its key cannot be used: {error}; {advice}") from error
-        if not is_known:
-            raise ConfigError(f"telemetry.sinks has 'wandb', but there is no key for it: {advice}")
+            advice = "set WANDB_API_KEY, or call `wandb login`, or set telemetry.wandb.mode: offline"
+            raise ConfigError(f"telemetry.sinks has 'wandb', but it has no key: {error}; {advice}") from error
 
     def write(self, line: dict[str, Any]) -> None:
         """One row."""

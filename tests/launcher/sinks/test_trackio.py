@@ -13,8 +13,11 @@ pytestmark = pytest.mark.slow
 
 READ = """
 import json, sys, trackio
-(run,) = trackio.Api().runs(sys.argv[1])
-print(json.dumps([run.name, run.config["name"], [[row["step"], row["value"]] for row in run.metric("reward/mean")]]))
+from trackio.cli import main
+(run,) = trackio.Api().runs("arithmetic")
+assert (run.name, run.config["name"]) == ("arithmetic", "run"), run
+sys.argv = "trackio get metric --project arithmetic --run arithmetic --metric reward/mean --json".split()
+main()
 """
 
 
@@ -23,7 +26,7 @@ def test_the_database_has_each_line_once_after_kills(tmp_path: Path) -> None:
         run.follow_with_a_kill()
         with closing(sqlite3.connect(tmp_path / "trackio" / "arithmetic.db")) as database:
             rows = database.execute("SELECT run_name, step, metrics, timestamp FROM metrics ORDER BY id").fetchall()
-        api = run.read_back(READ, "arithmetic")
+        shown = run.read_back(READ)
     assert len(rows) == sum(line["type"] != "resumed" for line in HISTORY)
     assert {name for name, *_ in rows} == {"arithmetic"}
     measured = [(step, json.loads(metrics)) for _, step, metrics, _ in rows]
@@ -31,5 +34,4 @@ def test_the_database_has_each_line_once_after_kills(tmp_path: Path) -> None:
     name = "evaluation/reward/mean"
     assert [(step, row[name]) for step, row in measured if name in row] == EVALUATIONS
     assert rows[0][3].startswith("2026-09-21T"), f"the time at which it was measured, {BEGAN_S:.0f}"
-    assert api[:2] == ["arithmetic", "run"]
-    assert [tuple(point) for point in api[2]] == STEP_REWARDS, "as its own interface says"
+    assert [(row["step"], row["value"]) for row in shown["values"]] == STEP_REWARDS, "as its own interface says"

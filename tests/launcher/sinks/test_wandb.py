@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from darts_async.config import RunConfig
+from launcher.preflight.extension_check import check_sinks
 from tests.launcher.sinks.world import EVALUATIONS, HISTORY, STEP_REWARDS, FollowedRun
 
 pytestmark = pytest.mark.slow
@@ -48,16 +49,14 @@ def test_the_files_have_each_line_once_after_kills(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({}, "there is no key for it: set WANDB_API_KEY"),
-        ({"WANDB_API_KEY": "short"}, "its key cannot be used"),
+        ({}, "it has no key: No API key configured. Use `wandb login` to log in.; set WANDB_API_KEY"),
+        ({"WANDB_API_KEY": "short"}, "it has no key: "),
         ({"WANDB_MODE": "sometimes"}, "WANDB_MODE is 'sometimes'; use online or offline"),
     ],
 )
 def test_without_a_key_it_is_refused_before_the_start(
     environment: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher.preflight.extension_check import check_sinks
-
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
