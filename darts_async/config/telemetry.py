@@ -7,7 +7,6 @@ from pydantic import Field, field_validator, model_validator
 from darts_async.config.section import NonNegative, Seconds, Section, named
 from darts_async.extensions import SINK
 
-
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -84,14 +83,14 @@ class TelemetryConfig(Section):
     log_max_mb: Annotated[float, Field(ge=0.1)] = 64.0
     """Largest log of each process, in MB, and largest file of what it prints. The oldest half is removed first."""
     sinks: tuple[Annotated[str, named(SINK)], ...] = Field((), strict=False)
-    """Where metrics go beside `metrics.jsonl`: `wandb`, `tensorboard`, `trackio`, `mlflow`, or your own `module:name`. A
-    process of its own gives each of them every line, so a sink never fails or delays a run."""
+    """Where metrics go beside `metrics.jsonl`: `wandb`, `tensorboard`, `trackio`, `mlflow`, or your own `module:name`.
+    Each gets every line from a process of its own, so a sink never fails or delays a run."""
     wandb: WandbConfig = WandbConfig()
     tensorboard: TensorBoardConfig = TensorBoardConfig()
     trackio: TrackioConfig = TrackioConfig()
     mlflow: MlflowConfig = MlflowConfig()
     prometheus_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port of 127.0.0.1 at which the launcher serves the newest metrics as text for Prometheus, at `/metrics`. 0: none."""
+    """Port of 127.0.0.1 at which the launcher serves the newest metrics for Prometheus, at `/metrics`. 0: none."""
     trace: bool = True
     """Whether each process records what it does and when, for `darts-launch trace`. The cost is negligible."""
     trace_samples: bool = True

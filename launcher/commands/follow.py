@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -64,7 +64,7 @@ def _split(words: list[str]) -> tuple[Path | None, list[str]]:
 def _config(run_dir: Path, settings: list[str], sinks: list[str] | None) -> RunConfig:
     """The settings of the run, with those that were given. Raises `InputError` or `ConfigError`."""
     file = run_dir / CONFIG_FILE
-    tree = load_config(file).model_dump(mode="json")
+    tree: Any = load_config(file).model_dump(mode="json")
     for word in settings:
         place, _, text = word.partition("=")
         *sections, name = place.split(".")

@@ -16,7 +16,7 @@ from rich.text import Text
 from darts_async.errors import ConfigError
 from darts_async.topology.plan import read_plan
 from darts_async.topology.roles import LAUNCHER, keeper_name
-from darts_async.topology.run_files import LOGS_DIR, TRACE_FILE
+from darts_async.topology.run_files import LOGS_DIR, SINKS_DIR, TRACE_FILE
 from launcher.analysis.audit import AuditReport, audit_run
 from launcher.analysis.report import REPORT_FILE, write_report
 from launcher.analysis.story import Line, parse_subject, read_story
@@ -28,6 +28,7 @@ from launcher.control.requests import Done, GetStatus, Refused, Request, Restart
 from launcher.display.status import status_screen
 from launcher.run_dir.logs import log_tails
 from launcher.run_dir.run_dir import RunRecord
+from launcher.sinks.follower import process_name as sink_process
 from launcher.terminal import Screen, write_json, write_line
 
 FAILED, BAD_INPUT = 1, 2
@@ -198,9 +199,10 @@ VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, st
 
 
 def _logged_names(run_dir: Path, process: str) -> tuple[str, ...]:
-    """The names whose logs to show: processes, the launcher, or the keeper of a node."""
+    """The names whose logs to show: processes, the launcher, the keeper of a node, or the follower of a sink."""
     plan = read_plan(run_dir)
-    others = (LAUNCHER, *map(keeper_name, plan.nodes))
+    sinks = (sink_process(path.stem) for path in (run_dir / SINKS_DIR).glob("*.json"))
+    others = (LAUNCHER, *map(keeper_name, plan.nodes), *sinks)
     return (process,) if process in others else names_of(plan, process)
 
 

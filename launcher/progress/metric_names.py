@@ -8,7 +8,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Unit = Literal["reward", "tokens", "versions", "samples", "steps", "share", "s", "bytes", "nats", "tokens/s", "TFLOP/s", ""]
+Unit = Literal[
+    "reward", "tokens", "versions", "samples", "steps", "share", "s", "bytes", "nats", "tokens/s", "TFLOP/s", ""
+]
 """`share` is from 0 to 1. Empty: a number without a unit."""
 
 
@@ -40,7 +42,9 @@ STEP_METRICS: Final[tuple[Metric, ...]] = (
     Metric("reward/mean", "reward", f"mean reward {_OF_SELECTED}"),
     Metric("reward/pool_mean", "reward", f"mean reward {_OF_ALL}: the curve to look at"),
     Metric("reward/failed_share", "share", "samples whose reward failed, which is not a reward of 0"),
-    Metric("reward/length_covariance", "", "covariance of reward and length in a group; below 0, responses get shorter"),
+    Metric(
+        "reward/length_covariance", "", "covariance of reward and length in a group; below 0, responses get shorter"
+    ),
     Metric("length/mean", "tokens", f"mean length {_OF_SELECTED}"),
     Metric("length/p50", "tokens", f"median length {_OF_SELECTED}"),
     Metric("length/p99", "tokens", f"99th percentile of the lengths {_OF_SELECTED}"),
@@ -53,7 +57,9 @@ STEP_METRICS: Final[tuple[Metric, ...]] = (
     Metric("groups/baseline_shift", "reward", "mean reward of the selected minus that of all scored, mean over groups"),
     Metric("staleness/mean", "versions", "age of the oldest token of a sample, mean over samples"),
     Metric("staleness/max", "versions", "age of the oldest token of the step"),
-    Metric("selection/length_slope", "reward", "reward for each relative unit of length, within a group", "lengths differ"),
+    Metric(
+        "selection/length_slope", "reward", "reward for each relative unit of length, within a group", "lengths differ"
+    ),
     Metric("selection/pays_for_length", "", "what the selection adds to that: 0 is neutral", "lengths differ"),
     Metric("weights/effective_share", "share", "effective number of samples by their weights, divided by their number"),
     Metric("weights/total_s", "s", "broadcast of the weights of this step, from its beginning to its end"),
@@ -69,8 +75,12 @@ STEP_METRICS: Final[tuple[Metric, ...]] = (
     Metric("run/failed_rewards", "samples", f"rewards that failed, {_SINCE_START}"),
     Metric("run/pays_for_length", "", f"`selection/pays_for_length`, {_SINCE_START}", "lengths differ"),
     Metric("run/survival_{difficulty}", "share", "groups that were completed, by the pass rate of their prompt so far"),
-    Metric("run/censored_{difficulty}", "share", "samples that were cut short, by the pass rate of their prompt so far"),
-    Metric("run/redundancy_autocorrelation", "", "how samples per prompt go with those of its last visit", "prompts return"),
+    Metric(
+        "run/censored_{difficulty}", "share", "samples that were cut short, by the pass rate of their prompt so far"
+    ),
+    Metric(
+        "run/redundancy_autocorrelation", "", "how samples per prompt go with those of its last visit", "prompts return"
+    ),
     Metric("learner/loss", "", "the loss, summed over its parts"),
     Metric("learner/loss_policy", "", "the part of the policy gradient"),
     Metric("learner/loss_kl", "", "the part of the KL penalty", _KL),
@@ -83,8 +93,10 @@ STEP_METRICS: Final[tuple[Metric, ...]] = (
     Metric("learner/approx_kl", "nats", "divergence of the policy from the one that decoded, mean over tokens"),
     Metric("learner/ratio_mean", "", "probability of a token now, divided by that when it was decoded: mean"),
     Metric("learner/ratio_max", "", "the largest of these"),
-    Metric("learner/ratio_{quantile}", "", "their quantiles p01, p50 and p99"),
-    Metric("learner/gap_lag0_mean", "nats", "difference of engine and learner for tokens of this version, mean: rounding"),
+    Metric("learner/ratio_p{percent}", "", "their quantiles p01, p50 and p99"),
+    Metric(
+        "learner/gap_lag0_mean", "nats", "difference of engine and learner for tokens of this version, mean: rounding"
+    ),
     Metric("learner/gap_lag0_max", "nats", "the largest of these"),
     Metric("learner/gap_older_mean", "nats", "the same for older tokens: how far the policy has moved, mean", _OLD),
     Metric("learner/gap_older_max", "nats", "the largest of these", _OLD),

@@ -10,7 +10,6 @@ The first signal ends the run in order; the second kills every process at once. 
 because both the kernel and the shell send one when a terminal is closed.
 """
 
-import asyncio
 import contextlib
 import signal
 import time

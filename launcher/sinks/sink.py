@@ -13,10 +13,7 @@ earlier one of the same step.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
-
-from darts_async.config import RunConfig
 
 EVALUATION = "evaluation/"
 """What the names of an evaluation's metrics begin with, outside `metrics.jsonl`."""

@@ -26,7 +26,9 @@ class TensorBoardSink:
     def __init__(self, run_dir: Path, config: RunConfig, memory: Memory) -> None:
         """Continue the event file of the run, or begin it."""
         path = config.telemetry.tensorboard.path
-        folder = run_dir / "tensorboard" if path is None else expanded(path, "telemetry.tensorboard.path") / run_dir.name
+        folder = (
+            run_dir / "tensorboard" if path is None else expanded(path, "telemetry.tensorboard.path") / run_dir.name
+        )
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"events.out.tfevents.{memory.key}"
         num_records, num_bytes = _complete_records(file)

@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
@@ -24,7 +24,6 @@ _HEADER_BYTES: Final = 7
 _BLOCK_BYTES: Final = 32 << 10
 _CHUNK: Final = struct.Struct("<IHB")
 """Checksum, length, and whether it is a complete record (1), or the first (2), a middle (3) or the last (4) part."""
-_FLUSH_EVERY_S: Final = 1.0
 
 
 class WandbSink:
@@ -48,7 +47,6 @@ class WandbSink:
                 disable_code=True,
                 disable_git=True,
                 x_disable_stats=True,  # of the machine of the launcher, which may not be that of the processes
-                x_transaction_log_flush_interval=_FLUSH_EVERY_S,
             ),
         )
         memory.num_lines = written if mode == "offline" else max(0, self._run.step - 1)
@@ -81,11 +79,14 @@ class WandbSink:
         self._run.finish()
 
 
-def _mode(config: RunConfig) -> str:
-    mode = config.telemetry.wandb.mode or os.environ.get("WANDB_MODE", "online")
-    if mode not in ("online", "offline"):
-        raise ConfigError(f"telemetry.sinks has 'wandb', but WANDB_MODE is {mode!r}; use online or offline")
-    return mode
+def _mode(config: RunConfig) -> Literal["online", "offline"]:
+    match config.telemetry.wandb.mode or os.environ.get("WANDB_MODE", "online"):
+        case "online":
+            return "online"
+        case "offline":
+            return "offline"
+        case mode:
+            raise ConfigError(f"telemetry.sinks has 'wandb', but WANDB_MODE is {mode!r}; use online or offline")
 
 
 def _last_row(run_dir: Path, key: str) -> int:
@@ -97,7 +98,8 @@ def _last_row(run_dir: Path, key: str) -> int:
 
 def records_of(data: bytes) -> Iterator[bytes]:
     """The complete records of a `.wandb` file, which is a log of LevelDB: a kill tears the last one."""
-    at, parts = _HEADER_BYTES, []
+    at = _HEADER_BYTES
+    parts: list[bytes] = []
     while at + _CHUNK.size <= len(data):
         left = _BLOCK_BYTES - at % _BLOCK_BYTES
         if left < _CHUNK.size:  # too short for a chunk: filled with zeros

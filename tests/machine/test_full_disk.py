@@ -28,8 +28,8 @@ from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.nodes.node_record import NodeRecord, read_node_record, write_node_record
 from launcher.nodes.supervisor import ProcessRecord
 from launcher.progress.step_merger import StepLine
-from launcher.run_dir.run_dir import inode_of, read_record
 from launcher.run_dir import growing_files
+from launcher.run_dir.run_dir import inode_of, read_record
 from launcher.sinks import recorder
 from launcher.sinks.recorder import Recorder
 

@@ -29,7 +29,9 @@ def read(view: RunView) -> dict[tuple[str, str], float]:
     assert len(set(names)) == len(names), "no name comes twice"
     assert all(family.documentation for family in families)
     return {
-        (sample.name, ",".join(sample.labels.values())): sample.value for family in families for sample in family.samples
+        (sample.name, ",".join(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
     }
 
 
@@ -44,7 +46,9 @@ def test_a_run_that_has_just_begun_has_its_own_numbers() -> None:
 
 def test_metrics_have_their_unit_in_their_name() -> None:
     view = new_view()
-    view.take_step(StepLine(3, {"reward/pool_mean": 0.5, "length/p99": 80.0, "groups/zero_advantage_share": 0.25}), 150.0)
+    view.take_step(
+        StepLine(3, {"reward/pool_mean": 0.5, "length/p99": 80.0, "groups/zero_advantage_share": 0.25}), 150.0
+    )
     view.take_step(StepLine(3, {"weights/total_s": 0.125, "weights/num_bytes": 512.0, "learner/mine": 7.0}), 151.0)
     samples = np.array([1, 1]), np.array([0.0, 1.0], np.float32), np.array([3, 5], np.int32)
     view.take_evaluation(EvaluationCompleted(4, *samples, newest_version=4))

@@ -100,7 +100,7 @@ def test_a_copy_of_a_run_is_another_one_for_the_service(run_dir: Path, tmp_path:
 
 def test_a_run_has_one_follower_for_a_sink(run_dir: Path) -> None:
     with only_follower(run_dir, "wandb"), only_follower(run_dir, "mlflow"):
-        with pytest.raises(ConfigError, match="already followed for the sink 'wandb' by another process"):  # noqa: SIM117
+        with pytest.raises(ConfigError, match="already followed for the sink 'wandb' by another process"):
             with only_follower(run_dir, "wandb"):
                 pass
     with only_follower(run_dir, "wandb"):
@@ -148,9 +148,19 @@ def test_what_a_sink_raises_is_the_last_word_of_its_follower(sink: str, code: in
 @pytest.mark.parametrize(
     ("line", "point"),
     [
-        ({"type": "step", "step": 3, "reward/mean": 1, "elapsed_s": 2.0, "unix_s": 5.0}, Point(3, 5.0, {"reward/mean": 1.0})),
         (
-            {"type": "evaluation", "policy_version": 4, "newest_version": 6, "pass@1": 0.5, "rewards": [0.0], "unix_s": 5.0},
+            {"type": "step", "step": 3, "reward/mean": 1, "elapsed_s": 2.0, "unix_s": 5.0},
+            Point(3, 5.0, {"reward/mean": 1.0}),
+        ),
+        (
+            {
+                "type": "evaluation",
+                "policy_version": 4,
+                "newest_version": 6,
+                "pass@1": 0.5,
+                "rewards": [0.0],
+                "unix_s": 5.0,
+            },
             Point(4, 5.0, {"evaluation/pass@1": 0.5}),
         ),
         ({"type": "resumed", "life": 2, "unix_s": 5.0}, None),

@@ -25,7 +25,14 @@ def step(number: int, **metrics: float) -> dict[str, Any]:
 
 
 HISTORY: tuple[dict[str, Any], ...] = (
-    {"type": "evaluation", "policy_version": 0, "newest_version": 0, "reward/mean": 0.25, "pass@1": 0.5, "rewards": [0.0]},
+    {
+        "type": "evaluation",
+        "policy_version": 0,
+        "newest_version": 0,
+        "reward/mean": 0.25,
+        "pass@1": 0.5,
+        "rewards": [0.0],
+    },
     step(0, reward__mean=0.1, length__mean=10.0),
     step(1, reward__mean=0.2, length__mean=11.0),
     step(0, weights__total_s=0.5),  # its second part comes late
@@ -34,7 +41,14 @@ HISTORY: tuple[dict[str, Any], ...] = (
     {"type": "resumed", "life": 2},
     step(1, reward__mean=0.7, length__mean=21.0),  # step 1 again
     step(2, reward__mean=0.8, length__mean=22.0),
-    {"type": "evaluation", "policy_version": 3, "newest_version": 3, "reward/mean": 0.75, "pass@1": 1.0, "rewards": [1.0]},
+    {
+        "type": "evaluation",
+        "policy_version": 3,
+        "newest_version": 3,
+        "reward/mean": 0.75,
+        "pass@1": 1.0,
+        "rewards": [1.0],
+    },
 )
 """What a run may leave: steps in parts, and steps that come again."""
 
