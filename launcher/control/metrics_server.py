@@ -38,9 +38,8 @@ async def serving_metrics(port: int, page: Callable[[], str], note: Callable[[st
     try:
         listener = await asyncio.start_server(server.serve, HOST, port, limit=MAX_REQUEST_BYTES)
     except OSError as error:
-        note(
-            f"telemetry.prometheus_port: {port} cannot be bound ({os.strerror(error.errno or 0)}); no metrics are served there"
-        )
+        reason = os.strerror(error.errno or 0)
+        note(f"telemetry.prometheus_port: {port} cannot be bound ({reason}); no metrics are served there")
         yield
         return
     try:

@@ -6,8 +6,8 @@
                     v   |
                   waiting ---> given up: it died `MAX_FAILURES` times and took no line in between, or may not start
 
-Nothing here fails a run, and no line is lost: what a sink has not taken is in `metrics.jsonl`, and `darts-launch follow`
-gives it the rest at any time.
+Nothing here fails a run, and no line is lost: what a sink has not taken is in `metrics.jsonl`, and
+`darts-launch follow` gives it the rest at any time.
 """
 
 import asyncio
@@ -25,8 +25,7 @@ from darts_async.errors import NO_SPACE_EXIT_CODE, PERMANENT_EXIT_CODE
 from darts_async.machine.spawn import module_command, signal_name, spawn
 from darts_async.topology.run_files import LOGS_DIR, output_path
 from darts_async.wire.backoff import backoff_s
-from launcher.nodes.outputs import bound_outputs
-from launcher.run_dir.logs import last_words
+from launcher.run_dir.logs import bound_outputs, last_words
 from launcher.sinks.follower import process_name, read_memory
 
 MAX_FAILURES: Final = 5

@@ -18,7 +18,7 @@ from launcher.nodes.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
 from launcher.progress.step_merger import StepLine
-from launcher.run_dir.growing_files import JsonLines
+from launcher.run_dir.json_lines import JsonLines
 from launcher.run_dir.run_dir import RunRecord, RunStatus, check_place, inode_of, write_record
 
 _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}

@@ -38,6 +38,8 @@ class Sink(Protocol):
     That is called before a run starts, in a process that is thrown away.
 
     Example:
+        >>> from pathlib import Path
+        >>> from darts_async.config import RunConfig
         >>> class Prints:
         ...     def __init__(self, run_dir: Path, config: RunConfig, memory: Memory) -> None:
         ...         self.name = config.name

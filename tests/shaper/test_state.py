@@ -16,7 +16,6 @@ from darts_async.protocol import (
     Cancel,
     EvaluationCompleted,
     GroupsCommitted,
-    RewardFailed,
     SampleFinished,
     Score,
     ScoreFailed,
@@ -202,7 +201,7 @@ def test_the_first_failure_of_each_kind_is_told_at_once_and_all_at_the_end() -> 
             world.feed("reward/0", ScoreFailed(world.to_score.popleft().sample_id, kind, f"why it {kind}"))
         else:
             move(*arguments)
-    told = [m for m in world.to_launcher if isinstance(m, RewardFailed)]
+    told = [m for m in world.to_launcher if isinstance(m, ScoreFailed)]
     assert [(m.kind, m.error) for m in told] == [(k, f"why it {k}") for k in ("raised", "timeout", "limit")]
     assert world.finished.failed_rewards == {"raised": 2, "timeout": 2, "limit": 1}
     assert world.finished.first_failures == {m.kind: m.error for m in told}
@@ -492,7 +491,7 @@ def test_a_run_in_which_every_group_comes_to_nothing_ends_with_an_error() -> Non
             move, *arguments = rng.choice(world.moves())
             world.score(fails=True) if move == world.score else move(*arguments)
 
-    message = "came to nothing one after another.*shaping.min_keep.*rewards failed, the last one with raised: no"
+    message = "given up one after another.*shaping.min_keep.*rewards failed, the last one with raised: no"
     with pytest.raises(DataError, match=message):
         fail_for_ever()
 
@@ -515,7 +514,7 @@ def test_a_shaper_that_comes_back_counts_groups_that_came_to_nothing_from_there(
     for peer in ("reward/0", LEARNER.first, *world.generators):
         world.absorb(world.state.peer_up(peer, 1, world.now_s))
     fail_until_dropped(20)
-    with pytest.raises(DataError, match="came to nothing"):
+    with pytest.raises(DataError, match="were given up"):
         fail_until_dropped(21)
 
 

@@ -35,7 +35,7 @@ from darts_async.shaper.state import ShaperState
 from darts_async.topology.run_files import LEDGER_FILE
 from darts_async.wire.encoding import encode
 from darts_async.wire.framing import frame
-from launcher.analysis.audit import Books, audit
+from launcher.analysis.audit_books import Books, audit
 from launcher.commands.cli import app
 from launcher.run_dir.run_dir import RunRecord, write_record
 from tests.shaper.world import prompts
@@ -396,5 +396,5 @@ def head_after(run_dir: Path) -> JournalHead:
     source = ShuffledPrompts(prompts(3), seed=1)
     replayable = ReplayableState(lambda snapshot: ShaperState(CONFIG, source, (), snapshot=snapshot))
     ledger = scan_ledger(run_dir / LEDGER_FILE)
-    replayable.lineage.num_records = ledger.lineage.num_records
+    replayable.lineage.num_records = ledger.counted.lineage.num_records
     return replayable.to_head(ledger.num_bytes)

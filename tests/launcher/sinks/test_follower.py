@@ -100,9 +100,9 @@ def test_a_copy_of_a_run_is_another_one_for_the_service(run_dir: Path, tmp_path:
 
 def test_a_run_has_one_follower_for_a_sink(run_dir: Path) -> None:
     with only_follower(run_dir, "wandb"), only_follower(run_dir, "mlflow"):
-        with pytest.raises(ConfigError, match="already followed for the sink 'wandb' by another process"):
-            with only_follower(run_dir, "wandb"):
-                pass
+        refused = pytest.raises(ConfigError, match="already followed for the sink 'wandb' by another process")
+        with refused, only_follower(run_dir, "wandb"):
+            pass
     with only_follower(run_dir, "wandb"):
         pass
 

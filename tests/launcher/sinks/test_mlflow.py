@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 client = MlflowClient(tracking_uri=sys.argv[1])
 (run,) = client.search_runs([client.get_experiment_by_name("arithmetic").experiment_id])
 def history(name):
-    return sorted([point.timestamp, point.step, point.value] for point in client.get_metric_history(run.info.run_id, name))
+    return sorted([each.timestamp, each.step, each.value] for each in client.get_metric_history(run.info.run_id, name))
 names = "reward/mean", "evaluation/reward/mean", "weights/total_s", "evaluation/pass_at_1"
 print(json.dumps([run.info.run_name, run.info.status, run.data.params, {name: history(name) for name in names}]))
 """

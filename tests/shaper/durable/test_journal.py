@@ -33,7 +33,7 @@ from darts_async.shaper.phases import RunPhase
 from darts_async.shaper.state import Incoming, ShaperState, StateSnapshot
 from darts_async.topology.roles import LAUNCHER, LEARNER
 from darts_async.wire.framing import HEAD_BYTES, frame
-from launcher.analysis.audit import Books, audit
+from launcher.analysis.audit_books import Books, audit
 from tests.shaper.test_state import RULES
 from tests.shaper.world import World, prompts, world_config
 from tests.support.small_disk import BALLAST, small_disk, why_not
@@ -313,7 +313,7 @@ def test_a_ledger_is_completed_from_anywhere_in_what_is_missing_and_never_overwr
         path = tmp_path / "other"
         path.write_bytes(data[:size])
         ledger = LedgerWriter(path)
-        with pytest.raises(DataError, match=rf"does not go on from byte .* darts-launch resume {tmp_path}"):
+        with pytest.raises(DataError, match=rf"does not continue from byte .* darts-launch resume {tmp_path}"):
             ledger.catch_up(begin, others)
         ledger.close()
         assert path.read_bytes() == data[:size]
