@@ -2,8 +2,8 @@
 
 It is in the launcher's loop, so no client may hold that up or take memory. A request has `REQUEST_WITHIN_S` in all,
 for reading and for being answered, and `MAX_REQUEST_BYTES`. At most `MAX_CLIENTS` are served at a time, and others are
-closed at once. Each connection takes one request. A web page that a browser of this machine shows cannot read it under
-another name, because the name in the request has to be that of this machine.
+closed at once. Each connection takes one request. The page is made at most once in `FRESH_S`. A web page that a browser
+of this machine shows cannot read it under another name, because the name in the request has to be that of this machine.
 """
 
 import asyncio
@@ -17,6 +17,8 @@ PATH: Final = "/metrics"
 REQUEST_WITHIN_S: Final = 5.0
 MAX_REQUEST_BYTES: Final = 8192
 MAX_CLIENTS: Final = 8
+FRESH_S: Final = 1.0
+"""How long a page is served to those that ask again."""
 _OWN_NAMES: Final = ("127.0.0.1", "localhost")
 _REASONS: Final = {
     200: "OK",
@@ -52,6 +54,8 @@ async def serving_metrics(port: int, page: Callable[[], str], note: Callable[[st
 class _Server:
     def __init__(self, page: Callable[[], str]) -> None:
         self._page = page
+        self._made = ""
+        self._fresh_until_s = 0.0
         self._clients: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -86,7 +90,15 @@ class _Server:
         except asyncio.LimitOverrunError:
             return _response(431, "the request is too long\n")
         status = _status_of(head)
-        return _response(status, self._page() if status == 200 else f"{status} {_REASONS[status]}: GET {PATH}\n", head)
+        return _response(
+            status, self._newest() if status == 200 else f"{status} {_REASONS[status]}: GET {PATH}\n", head
+        )
+
+    def _newest(self) -> str:
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._fresh_until_s:
+            self._made, self._fresh_until_s = self._page(), now_s + FRESH_S
+        return self._made
 
 
 def _status_of(head: bytes) -> int:

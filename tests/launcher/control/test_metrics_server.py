@@ -65,6 +65,13 @@ async def test_other_requests_are_refused(sent: bytes, status: int, port: int) -
         assert PAGE.encode() not in answer
 
 
+async def test_many_scrapes_cost_one_page(port: int) -> None:
+    pages = iter(["the first\n"])
+    async with serving_metrics(port, lambda: next(pages), no_notes):
+        answers = [await asked(port, request()) for _ in range(3)]
+    assert all(answer.endswith(b"the first\n") for answer in answers)
+
+
 async def test_a_client_that_is_slow_or_leaves_holds_up_none(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_server, "REQUEST_WITHIN_S", 0.05)
     async with serving_metrics(port, lambda: PAGE, no_notes):

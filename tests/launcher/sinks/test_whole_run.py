@@ -1,6 +1,7 @@
-"""A run with sinks, one of which is killed and one of which always fails, and with a page for Prometheus."""
+"""A run with sinks, one of which is killed and one of which always fails, and with a page for Prometheus; and the verb
+`follow` while it is live."""
 
-import json
+import signal
 import socket
 import urllib.request
 from pathlib import Path
@@ -9,7 +10,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.launched import LaunchedRun
+from launcher.sinks.follower import read_memory
+from tests.support.launched import DEADLINE_S, LaunchedRun
 
 COLLECTS, REFUSES = "tests.launcher.sinks.fakes:Collects", "tests.launcher.sinks.fakes:Refuses"
 
@@ -23,6 +25,11 @@ def follower_of(run: LaunchedRun, sink: str) -> int | None:
     return None
 
 
+def num_taken(run: LaunchedRun, sink: str) -> int:
+    """Lines that a sink has taken."""
+    return read_memory(run.run_dir, sink).num_lines
+
+
 def scraped(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
         families = text_string_to_metric_families(response.read().decode())
@@ -31,11 +38,15 @@ def scraped(port: int) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_does_not_mind_what_its_sinks_do_and_they_get_every_line(tmp_path: Path) -> None:
+def test_a_run_does_not_mind_what_its_sinks_do_and_they_get_every_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    telemetry = {"sinks": ["tensorboard", COLLECTS, REFUSES], "prometheus_port": port}
+    sinks = ["tensorboard", "wandb", COLLECTS, REFUSES]
+    telemetry = {"sinks": sinks, "wandb": {"mode": "offline"}, "prometheus_port": port}
     with LaunchedRun(tmp_path, "scripted.yaml", {"learner": {"steps": 1_000_000}, "telemetry": telemetry}) as run:
         run.wait_for_steps(3)
         first = scraped(port)
@@ -44,15 +55,21 @@ def test_a_run_does_not_mind_what_its_sinks_do_and_they_get_every_line(tmp_path:
         assert pid is not None
         psutil.Process(pid).kill()
         run.wait_until(lambda: follower_of(run, "tensorboard") not in (None, pid))
+        follow = "follow", str(run.run_dir), "--sink", "trackio"
+        interrupted = run.begin(*follow)
+        run.wait_until(lambda: num_taken(run, "trackio") > 0)
+        interrupted.send_signal(signal.SIGINT)
+        assert interrupted.wait(DEADLINE_S) == 130
+        followed = run.begin(*follow)
         refused = run.verb("follow", str(run.run_dir), "--sink", "tensorboard")
         run.wait_until(lambda: scraped(port)["darts_run_completed_steps"] > first["darts_run_completed_steps"])
         assert run.verb("down").returncode == 0
+        assert followed.wait(DEADLINE_S) == 0, run.output
         assert run.end() == 130, run.output
         run.assert_clean()
         lines = run.lines("metrics.jsonl")
         assert run.lines("collected.jsonl") == lines
-        memory = json.loads((run.run_dir / "sinks" / "tensorboard.json").read_text())
-        assert memory["num_lines"] == len(lines)
+        assert {num_taken(run, sink) for sink in ("tensorboard", "wandb", "trackio")} == {len(lines)}
         later = run.verb("follow", str(run.run_dir), "--sink", COLLECTS)
         output = run.output
     assert first["darts_reward_pool_mean"] >= 0
