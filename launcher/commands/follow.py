@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,20 +66,22 @@ def _config(run_dir: Path, settings: list[str], sinks: list[str] | None) -> RunC
     """The settings of the run, with those that were given. Raises `InputError` or `ConfigError`."""
     file = run_dir / CONFIG_FILE
     tree: Any = load_config(file).model_dump(mode="json")
-    for word in settings:
+    for word in (*settings, *([f"telemetry.sinks={json.dumps(sinks)}"] if sinks else [])):
         place, _, text = word.partition("=")
         *sections, name = place.split(".")
         section = tree
         for key in sections:
             if not isinstance(section := section.get(key), dict):
                 raise ConfigError(f"{word!r}: there is no section {'.'.join(sections)!r}; see {file}")
-        section[name] = yaml.safe_load(text)
-    if sinks:
-        tree["telemetry"]["sinks"] = sinks
-    if not tree["telemetry"]["sinks"]:
+        try:
+            section[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{word!r}: the value cannot be read as YAML; put it in quotes") from error
+    config = parse_config(yaml.safe_dump(tree, sort_keys=False), file)
+    if not config.telemetry.sinks:
         choices = "wandb, tensorboard, trackio, mlflow or module:name"
         raise ConfigError(f"{file} has no telemetry.sinks: name one with --sink: {choices}")
-    return parse_config(yaml.safe_dump(tree, sort_keys=False), file)
+    return config
 
 
 async def _follow(run_dir: Path, config: RunConfig) -> int:
@@ -89,7 +92,9 @@ async def _follow(run_dir: Path, config: RunConfig) -> int:
     followers = Followers(run_dir, config, names, close_within_s=None)
     write_line(f"{run_dir}: {', '.join(names)}")
     async with followers:
-        while goes_on(run_dir) and not (interrupted.is_set() or followers.all_done):
+        while not (interrupted.is_set() or followers.all_done):
+            if not goes_on(run_dir):
+                followers.finish()
             _show(followers)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(interrupted.wait(), _POLL_S)

@@ -113,6 +113,7 @@ class Follower:
         self._sink: Sink = load(SINK, name)(run_dir=run_dir, config=config, memory=self._memory)
         self._offset = 0
         self._skip(self._memory.num_lines)
+        write_memory(run_dir, name, self._memory)
 
     def take(self) -> int:
         """Give the sink what is new, at most `LINES_PER_FLUSH` lines, and remember it. Returns how many lines."""

@@ -84,14 +84,21 @@ class Followers:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing.set()
+        self.finish()
         try:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=self.close_within_s)
         finally:
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            results = await asyncio.gather(*self._tasks, return_exceptions=True)
+            for name, result in zip(self.names, results, strict=True):
+                if isinstance(result, Exception):  # an error of ours, or the run directory was removed
+                    self._note(name, f"gets no further metrics: {type(result).__name__}: {result}")
+
+    def finish(self) -> None:
+        """No further lines come: each takes what is left, and leaves."""
+        self._closing.set()
 
     @property
     def all_done(self) -> bool:
@@ -144,14 +151,15 @@ class Followers:
             try:
                 while not (ended.done() or closing.done()):
                     await asyncio.wait((ended, closing), timeout=_LOOK_AT_OUTPUT_S, return_when="FIRST_COMPLETED")
-                    self._bound_output(name)
+                    await asyncio.to_thread(self._bound_output, name)
                 _close_input(process)
                 return await ended
             finally:
                 ended.cancel()
                 closing.cancel()
         except asyncio.CancelledError:
-            self._note(name, f"did not finish within {self.close_within_s:g} s; {self._advice(name)}")
+            limit = "" if self.close_within_s is None else f" within {self.close_within_s:g} s"
+            self._note(name, f"did not finish{limit}; {self._advice(name)}")
             raise
         finally:
             if process.returncode is None:

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
-from launcher.sinks.sink import Memory, point_of
+from launcher.sinks.sink import Memory, point_of, settings_for
 
 _KEY_TAG: Final = "darts_async.key"
 _MAX_METRICS: Final = 1000
@@ -76,7 +76,7 @@ class MlflowSink:
             return
         params = [
             Param(_REFUSED.sub("_", name), str(value)[:_MAX_PARAM_CHARS])
-            for name, value in _flattened("", config.model_dump(mode="json"))
+            for name, value in _flattened("", settings_for(config))
         ]
         for start in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(self._run_id, params=params[start : start + _MAX_PARAMS])

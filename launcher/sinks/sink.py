@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from darts_async.config import RunConfig
+
 EVALUATION = "evaluation/"
 """What the names of an evaluation's metrics begin with, outside `metrics.jsonl`."""
 
@@ -92,6 +94,12 @@ def point_of(line: Mapping[str, Any]) -> Point | None:
         return None
     metrics = {f"{prefix}{name}": float(value) for name, value in line.items() if _is_metric(name, value)}
     return Point(step, unix_s_of(line), metrics) if isinstance(step, int) and metrics else None
+
+
+def settings_for(config: RunConfig) -> dict[str, Any]:
+    """The settings of the run, to be shown by a service. `nodes` is left out: its addresses and environments may be
+    secret."""
+    return config.model_dump(mode="json", exclude={"nodes"})
 
 
 def unix_s_of(line: Mapping[str, Any]) -> float:

@@ -1,10 +1,12 @@
 """trackio: each line of the metrics is one row of its local database, with an id that the database takes once.
 
-So a line that comes again after a kill adds nothing. The rows of a batch are written in one transaction, by the same
-function that `trackio.log` calls from a thread of its own, where errors are only warnings. `trackio sync` of the
-project puts it on a Hugging Face Space.
+The id is made of what the line says, its time included. So a line that comes again after a kill adds nothing. The rows
+of a batch are written in one transaction, by the same function that `trackio.log` calls from a thread of its own, where
+errors are only warnings. `trackio sync` of the project puts it on a Hugging Face Space.
 """
 
+import hashlib
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from trackio.sqlite_storage import SQLiteStorage
 
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
-from launcher.sinks.sink import Memory, Point, point_of
+from launcher.sinks.sink import Memory, Point, point_of, settings_for
 
 
 class TrackioSink:
@@ -22,8 +24,7 @@ class TrackioSink:
     def __init__(self, run_dir: Path, config: RunConfig, memory: Memory) -> None:
         """Nothing is written yet."""
         self._project, self._name, self._key = config.telemetry.trackio.project, run_dir.name, memory.key
-        self._settings = config.model_dump(mode="json")
-        self._num_lines = memory.num_lines
+        self._settings = settings_for(config)
         self._rows: list[tuple[str, Point]] = []
 
     @staticmethod
@@ -36,9 +37,9 @@ class TrackioSink:
 
     def write(self, line: dict[str, Any]) -> None:
         """Keep it for `flush`."""
-        self._num_lines += 1
         if (point := point_of(line)) is not None:
-            self._rows.append((f"{self._key}-{self._num_lines}", point))
+            digest = hashlib.blake2b(json.dumps(line).encode(), digest_size=16).hexdigest()
+            self._rows.append((f"{self._key}-{digest}", point))
 
     def flush(self) -> None:
         """Write what was kept, in one transaction."""

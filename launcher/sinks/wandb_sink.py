@@ -17,7 +17,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
-from launcher.sinks.sink import Memory, point_of
+from launcher.sinks.sink import Memory, point_of, settings_for
 
 _HEADER_BYTES: Final = 7
 """Of a file with W&B's records, before the first."""
@@ -41,7 +41,7 @@ class WandbSink:
             resume="allow",
             dir=run_dir,
             mode=mode,
-            config=config.model_dump(mode="json"),
+            config=settings_for(config),
             settings=wandb.Settings(
                 console="off",
                 disable_code=True,

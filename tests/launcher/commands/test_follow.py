@@ -1,6 +1,9 @@
 """`darts-launch follow`: what it refuses before anything starts, and what it gives to sinks of a run that is over."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,9 @@ from typer.testing import CliRunner, Result
 
 import launcher.commands.cli
 from darts_async.config import RunConfig
-from tests.launcher.sinks.world import HISTORY
+from tests.launcher.sinks.world import DEADLINE_S, HISTORY
 
-COLLECTS = "tests.launcher.sinks.fakes:Collects"
+COLLECTS, HANGS = "tests.launcher.sinks.fakes:Collects", "tests.launcher.sinks.fakes:Hangs"
 
 
 @pytest.fixture
@@ -48,6 +51,8 @@ def follow(*words: str) -> Result:
         ),
         (["runs/arithmetic", "--sink", "wandb", "telemtry.wandb.project=mine"], ["telemtry"]),
         (["runs/arithmetic", "--sink", "wandb", "telemetry.wandb.mode=sometimes"], ["telemetry.wandb.mode"]),
+        (["runs/arithmetic", "--sink", "wandb", "telemetry=3"], ["there is no section 'telemetry'"]),
+        (["runs/arithmetic", "--sink", "wandb", "telemetry.wandb.project=["], ["cannot be read as YAML"]),
         (["runs/arithmetic", "runs/arithmetic2", "--sink", "wandb"], ["'runs/arithmetic'", "'runs/arithmetic2'"]),
     ],
 )
@@ -74,6 +79,18 @@ def test_a_sink_that_says_that_it_cannot_work_is_refused(run_dir: Path) -> None:
     result = follow("runs/arithmetic", "--sink", "tests.launcher.sinks.fakes:CannotBeMade")
     assert result.exit_code == 2
     assert "API_KEY is not set" in result.output
+
+
+@pytest.mark.slow
+def test_it_can_be_interrupted_while_a_sink_hangs(run_dir: Path) -> None:
+    command = [sys.executable, "-m", "launcher", "follow", "runs/arithmetic", "--sink", HANGS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert HANGS in process.stdout.readline(), "it follows"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert f"the sink {HANGS} did not finish within" in errors
 
 
 @pytest.mark.slow

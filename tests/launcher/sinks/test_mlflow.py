@@ -33,6 +33,7 @@ def test_the_database_has_each_value_once_after_kills(tmp_path: Path) -> None:
     assert points["weights/total_s"] == [(0, 0.5), (1, 0.6)]
     assert points["evaluation/pass_at_1"] == [(0, 0.5), (3, 1.0)], "MLflow takes no @ in a name"
     assert (name, status) == ("arithmetic", "FINISHED")
+    assert not [name for name in params if name.startswith("nodes")], "they may hold secrets"
     assert params["learner.loss.kind"] == RunConfig().learner.loss.kind
 
 

@@ -15,7 +15,7 @@ READ = """
 import json, sys, trackio
 from trackio.cli import main
 (run,) = trackio.Api().runs("arithmetic")
-assert (run.name, run.config["name"]) == ("arithmetic", "run"), run
+assert (run.name, run.config["name"], "nodes" in run.config) == ("arithmetic", "run", False), run
 sys.argv = "trackio get metric --project arithmetic --run arithmetic --metric reward/mean --json".split()
 main()
 """
