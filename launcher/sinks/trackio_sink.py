@@ -1,6 +1,6 @@
 """trackio: each line of the metrics is one row of its local database, with an id that the database takes once.
 
-The id is made of what the line says, its time included. So a line that comes again after a kill adds nothing. The rows
+The id is a hash of the line, its time included. So a line that comes again after a kill adds nothing. The rows
 of a batch are written in one transaction, by the same function that `trackio.log` calls from a thread of its own, where
 errors are only warnings. `trackio sync` of the project puts it on a Hugging Face Space.
 """
