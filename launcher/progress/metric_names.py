@@ -76,6 +76,7 @@ STEP_METRICS: Final[tuple[Metric, ...]] = (
     Metric("redundancy/typical_spread", "", "relative spread of the lengths of a prompt", _UTILITY),
     Metric("tokens/{outcome}", "tokens", f"decoded tokens by what became of their sample, {_SINCE_START}"),
     Metric("run/failed_rewards", "samples", f"rewards that failed, {_SINCE_START}"),
+    Metric("run/groups_not_shown", "", f"groups whose rollouts could not be kept, {_SINCE_START}"),
     Metric("run/pays_for_length", "", f"`selection/pays_for_length`, {_SINCE_START}", "lengths differ"),
     Metric("run/survival_{difficulty}", "share", "groups that were completed, by the pass rate of their prompt so far"),
     Metric(
