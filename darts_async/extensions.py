@@ -9,7 +9,7 @@ directory.
     prompts.source      () -> records                      in the shaper
     shaping.rule        settings -> a `ShapingRule`        in the shaper
     learner.loss.kind   `LossInputs` -> (loss, metrics)    in each rank of the learner
-    telemetry.sinks     (run_dir, config) -> a `Sink`      in the launcher
+    telemetry.sinks     settings -> a `Sink`               in a follower of its own
     generator.engine    config -> an `Engine`              in each generator
 
 Everything is called with arguments by name, so that one may be added. `EXTENDING.md` has an example of each.
@@ -52,6 +52,8 @@ class Kind:
     """Short names of earlier versions, and what to write instead."""
     may_be_async: bool = False
     """Whether it may be a coroutine function."""
+    needs_extra: bool = False
+    """Whether each short name needs the extra of the same name."""
 
     def checked(self, name: str) -> str:
         """`name`, without an import. Raises `ValueError` if it is neither a short name nor of the form
@@ -110,7 +112,17 @@ LOSS: Final = Kind(
     {name: "darts_async.learner.losses.kinds:clipped" for name in ("dapo", "grpo", "dr_grpo")}
     | {name: f"darts_async.learner.losses.kinds:{name}" for name in ("gspo", "cispo", "decoupled_ppo", "reinforce")},
 )
-SINK: Final = Kind("telemetry.sinks", ("run_dir", "config"))
+SINK: Final = Kind(
+    "telemetry.sinks",
+    ("run_dir", "config", "memory"),
+    {
+        "wandb": "launcher.sinks.wandb_sink:WandbSink",
+        "tensorboard": "launcher.sinks.tensorboard_sink:TensorBoardSink",
+        "trackio": "launcher.sinks.trackio_sink:TrackioSink",
+        "mlflow": "launcher.sinks.mlflow_sink:MlflowSink",
+    },
+    needs_extra=True,
+)
 ENGINE: Final = Kind(
     "generator.engine",
     ("config",),
@@ -138,7 +150,8 @@ def load(kind: Kind, name: str) -> Extension:
     except ValueError as error:
         raise ExtensionError(str(error)) from error
     where = f"{kind.setting} is {name!r}"
-    module = _import(module_name, where, of_user=kind.is_of_user(name))
+    extra = name if kind.needs_extra and name in kind.built_in else None
+    module = _import(module_name, where, of_user=kind.is_of_user(name), extra=extra)
     if not hasattr(module, attribute):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ExtensionError(
@@ -154,7 +167,7 @@ def load(kind: Kind, name: str) -> Extension:
     return found  # type: ignore[no-any-return]
 
 
-def _import(module_name: str, where: str, *, of_user: bool) -> ModuleType:
+def _import(module_name: str, where: str, *, of_user: bool, extra: str | None) -> ModuleType:
     if of_user and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -162,11 +175,13 @@ def _import(module_name: str, where: str, *, of_user: bool) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the import of a user's module may raise anything, even call `sys.exit`
-        raise ExtensionError(f"{where}, but {_import_complaint(module_name, error)}") from error
+        raise ExtensionError(f"{where}, but {_import_complaint(module_name, error, extra)}") from error
 
 
-def _import_complaint(module_name: str, error: BaseException) -> str:
+def _import_complaint(module_name: str, error: BaseException, extra: str | None) -> str:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and extra is not None:
+        return f"the package {missing!r} is not installed: pip install 'darts-async[{extra}]'"
     if missing is not None and (module_name == missing or module_name.startswith(f"{missing}.")):
         return (
             f"there is no module {missing!r}; looked in the current directory ({os.getcwd()}) and in what is installed "

@@ -60,6 +60,9 @@ FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "reward.functions": ("reward_funcs", "reward_weights"),
     "generator.vllm.tensor_parallel_size": ("tp", "vllm_tensor_parallel_size", "tensor_model_parallel_size"),
     "generator.vllm.gpu_memory_utilization": ("vllm_gpu_memory_utilization",),
+    "telemetry.sinks": ("report_to", "logger", "loggers", "log_with", "trackers"),
+    "telemetry.wandb.project": ("wandb_project", "project_name"),
+    "telemetry.wandb.entity": ("wandb_entity",),
     "evaluation.every_steps": ("eval_steps", "test_freq", "eval_interval"),
     "runs_dir": ("output_dir", "default_local_dir"),
 }

@@ -19,6 +19,8 @@ from darts_async.config import RewardConfig
 from darts_async.extensions import KINDS
 from darts_async.reward.code import CodeReward
 from darts_async.reward.process import functions_of
+from darts_async.rollouts import read_rollouts, rollout_files
+from darts_async.topology.run_files import SAMPLES_DIR
 from tests import ROOT
 from tests.support.judge_server import judge_server
 from tests.support.launched import CONFIGS, LaunchedRun
@@ -85,6 +87,15 @@ def test_several_reward_functions_are_added_up_and_each_has_its_curve(tmp_path: 
         assert run.end() == 0, run.output
         run.assert_clean()
         lines = [line for line in run.lines("metrics.jsonl") if "reward/mean" in line]
+        kept = [
+            each for path in rollout_files(run.run_dir / SAMPLES_DIR, "train").values() for each in read_rollouts(path)
+        ]
+    scored = [each for each in kept if each.reward is not None]
+    assert scored
+    for each in scored:
+        assert each.reward_parts["judge"] == 0.5
+        assert each.reward == pytest.approx(each.reward_parts["right"] + 2 * each.reward_parts["brevity"])
+    assert all(not each.reward_parts for each in kept if each.reward is None)
     assert {line["type"] for line in lines} == {"step", "evaluation"}
     for line in lines:
         assert line["rewards/judge/mean"] == 0.5

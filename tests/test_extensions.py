@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from darts_async.config import RunConfig
 from darts_async.errors import ExtensionError
-from darts_async.extensions import KINDS, REWARD, Kind, is_coroutine_function, load
+from darts_async.extensions import KINDS, REWARD, SINK, Kind, is_coroutine_function, load
 
 USER_MODULE = """
 import functools
@@ -111,10 +112,20 @@ def test_a_module_that_fails_to_import_says_why(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in KINDS.values() for name, target in kind.built_in.items() if target]
+    ("kind", "name"),
+    [(kind, name) for kind in KINDS.values() if kind is not SINK for name, target in kind.built_in.items() if target],
 )
 def test_every_built_in_name_can_be_loaded(kind: Kind, name: str) -> None:
     assert callable(load(kind, name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SINK.built_in)
+def test_every_built_in_sink_can_be_loaded(name: str) -> None:
+    """In a child: the packages of services make temporary files when they are imported."""
+    code = f"from darts_async.extensions import SINK, load; assert callable(load(SINK, {name!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS.values())

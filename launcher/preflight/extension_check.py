@@ -1,12 +1,13 @@
 """Whether what a run brings itself can be loaded, and does what it is for. A child looks at it (`extension_trial`)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.errors import ExtensionError
-from darts_async.extensions import KINDS, PROMPTS, Kind, load
+from darts_async.extensions import KINDS, PROMPTS, SINK, Kind, load
 from launcher.preflight.extension_trial import Question
 from launcher.preflight.prompt_check import Found, look_at_prompts
 from launcher.preflight.trial_process import TrialError, trial_process
@@ -18,12 +19,20 @@ _DEADLINE_S = 300.0
 
 def check_extensions(config: RunConfig) -> Iterator[Problem]:
     """Everything that a setting names as `module:name` can be imported and called. (For prompts: `check_prompts`.)"""
+    yield from check_sinks(config)
     for kind in KINDS.values():
-        for name in kind.names_in(config) if kind is not PROMPTS else ():
+        for name in kind.names_in(config) if kind not in (PROMPTS, SINK) else ():
             if kind.is_of_user(name):
                 yield from _try_in_a_child(kind, name, config).problems
             elif name not in kind.built_in:
                 yield from _faults_here(kind, name)
+
+
+def check_sinks(config: RunConfig) -> Iterator[Problem]:
+    """Each sink can be made. All in a child, because the packages of services have effects when they are imported."""
+    for name in SINK.names_in(config):
+        for problem in _try_in_a_child(SINK, name, config).problems:
+            yield replace(problem, here=True) if name in SINK.built_in else problem
 
 
 def check_prompts(config: RunConfig) -> Found:

@@ -5,10 +5,11 @@ evaluation, and the samples of only the first and the last evaluation. `metrics.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
+from darts_async.rollouts import Rollout
 from darts_async.topology.plan import RunPlan
 from darts_async.topology.roles import role_of
 from launcher.progress.evaluation import Evaluation, EvaluationSummary
@@ -26,6 +27,8 @@ IDLE_STAGE = "idle"
 SHOWN_METRICS = (REWARD_METRIC, LENGTH_METRIC)
 _MAX_NOTICES = 4
 MAX_POINTS = 80
+MAX_LATEST = 1000
+"""Most metrics whose newest value is kept."""
 _RATE_WINDOW_S = 5.0
 
 
@@ -139,11 +142,15 @@ class RunView:
         self.first_step_at_s: float | None = None
         self.last_step_at_s: float | None = None
         self.trends = {metric: Trend() for metric in SHOWN_METRICS}
+        self.latest: dict[str, float] = {}
+        """The newest value of each metric, whatever step it is of."""
         self.evaluations: dict[int, EvaluationSummary] = {}  # by version, ascending
         self.first_evaluation: Evaluation | None = None
         self.last_evaluation: Evaluation | None = None
         self.finished: RunFinished | None = None
         self.notices: deque[str] = deque(maxlen=_MAX_NOTICES)
+        self.rollouts: Sequence[Rollout] = ()
+        """Two of a recent step."""
 
     def recall(
         self, first_incarnations: Mapping[str, int], lines: Iterable[StepLine], evaluations: Iterable[Evaluation]
@@ -179,8 +186,15 @@ class RunView:
         self._keep_evaluation(evaluation)
         return evaluation
 
+    def take_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+        """Two samples of a step, to be shown until there are later ones."""
+        self.rollouts = rollouts
+
     def _remember(self, line: StepLine) -> None:
         self.num_steps = max(self.num_steps, line.step + 1)
+        for name, value in line.metrics.items():
+            if name in self.latest or len(self.latest) < MAX_LATEST:
+                self.latest[name] = value
         for metric, trend in self.trends.items():
             if metric in line.metrics:
                 trend.add(line.step, line.metrics[metric])
