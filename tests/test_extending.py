@@ -24,7 +24,8 @@ SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", GUIDE, re.DOTALL | re
 DOCSTRINGS = (
     "darts_async.extensions",
     "darts_async.generator.engine",
-    "darts_async.prompts.load",
+    "darts_async.prompts.record_sources",
+    "darts_async.prompts.source",
     "darts_async.reward.builtin",
     "darts_async.learner.losses.kinds",
     "darts_async.shaper.rules.custom",

@@ -66,7 +66,7 @@ def test_what_cannot_be_called_is_refused(user_module: str, function: str, messa
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("maths", "reward.function is 'maths'; use one of 'exact_match', 'math', or module:name; did you mean 'math'?"),
+        ("maths", "reward.function is 'maths'; use one of 'exact_match', 'math', 'reasoning_gym', or"),
         ("chian", "or module:name; did you mean 'darts_async.quickstart.task:reward'?"),
         ("chain", "'chain' is now called 'darts_async.quickstart.task:reward'; write that"),
         ("some_module:", "or module:name"),

@@ -1,24 +1,27 @@
 """All sections of a run, and the rules that span several."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from darts_async.config.generator import GeneratorConfig
 from darts_async.config.learner import LearnerConfig
-from darts_async.config.model import ModelConfig, PromptsConfig, SamplingConfig
+from darts_async.config.model import ModelConfig, SamplingConfig
 from darts_async.config.network import NetworkConfig, TransportConfig
 from darts_async.config.nodes import NodeConfig, Nodes
 from darts_async.config.paths import expanded
+from darts_async.config.prompts import PromptsConfig
 from darts_async.config.reward import RewardConfig
 from darts_async.config.roles import RolesConfig
 from darts_async.config.section import NonNegative, Section
 from darts_async.config.shaping import ShapingConfig, StalenessConfig
 from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
-from darts_async.extensions import ENGINE
+from darts_async.extensions import ENGINE, TASKS
 from darts_async.topology.roles import ROLES
+
+_OF_REWARD = {"function", "functions"}
 
 
 class RunConfig(Section):
@@ -46,6 +49,17 @@ class RunConfig(Section):
     weights: WeightsConfig = WeightsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_bring_their_scorer(cls, given: Any) -> Any:
+        """`prompts.source: reasoning_gym` needs no setting of the reward."""
+        if not isinstance(given, dict) or not isinstance(given.get("prompts"), dict):
+            return given
+        reward = given.get("reward", {})
+        if given["prompts"].get("source") == TASKS and isinstance(reward, dict) and not _OF_REWARD & reward.keys():
+            return given | {"reward": reward | {"function": TASKS}}
+        return given
 
     @model_validator(mode="after")
     def _context_holds_a_sample(self) -> Self:

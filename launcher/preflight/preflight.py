@@ -16,8 +16,10 @@ from typing import Any
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.config.paths import expanded, is_file, missing_file
 from darts_async.errors import ConfigError, ModelError
+from darts_async.extensions import TASKS
 from darts_async.models.length_limits import bounds, text_part
 from darts_async.models.location import load_tokenizer, resolve_model_path
+from darts_async.prompts import task_families
 from darts_async.prompts.load import PromptCounts
 from darts_async.topology.roles import GENERATOR
 from launcher.plan.devices import check_backend, check_gpus, check_vllm
@@ -177,6 +179,10 @@ def check_data_files(config: RunConfig) -> Iterator[Problem]:
     if config.prompts.source == "parquet" and importlib.util.find_spec("pyarrow") is None:
         fix = "pip install 'darts-async[data]'"
         yield Problem("prompts.source", "parquet files need the package pyarrow", "'parquet'", fix, here=True)
+    if config.prompts.source == TASKS and not task_families.is_installed():
+        yield Problem(
+            "prompts.source", "tasks need the package reasoning-gym", f"'{TASKS}'", task_families.EXTRA, here=True
+        )
 
 
 def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:
