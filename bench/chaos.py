@@ -28,7 +28,8 @@ from bench.results import conditions
 from darts_async.protocol import group_id_of
 from darts_async.shaper.durable.journal import read_journal
 from darts_async.shaper.ledger import scan_ledger
-from darts_async.simulation.chaos import ChaosError, ChaosReport, draw_plan, run_chaos
+from darts_async.simulation.chaos.plan import draw_plan
+from darts_async.simulation.chaos.run import ChaosError, ChaosReport, run_chaos
 from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
 from launcher.analysis.audit import Books, Finding, audit
 from launcher.analysis.evidence import evidence_against

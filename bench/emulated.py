@@ -35,7 +35,7 @@ from bench.profiles import PROFILES, Profile
 from bench.results import commit, conditions, keep, spread, taken_over
 from bench.shaping import ARMS, BASELINE, KEEP, SYNTHETIC, from_trace
 from darts_async.errors import ConfigError
-from darts_async.simulation import Workload
+from darts_async.simulation.demand import Workload
 
 NAME = "emulated"
 PLAIN = "asynchronous"

@@ -171,7 +171,9 @@ def main() -> None:
     os.environ |= ONE_GPU | {"NCCL_HOSTID": "learner"}
     for report in asyncio.run(publish(arguments.backend, arguments.megabytes)):
         rate = report.num_bytes / report.transfer_s / 1e9
-        print(f"version {report.version}: {report.num_bytes} bytes in {report.transfer_s:.3f} s ({rate:.2f} GB/s)")
+        print(
+            f"version {report.policy_version}: {report.num_bytes} bytes in {report.transfer_s:.3f} s ({rate:.2f} GB/s)"
+        )
     if arguments.backend == "nccl":
         show_tokens()
 

@@ -14,8 +14,9 @@ from darts_async.config import RunConfig
 from darts_async.generator.scripted import ScriptedEngine
 from darts_async.prompts.load import load_prompts
 from darts_async.protocol import Generate, SamplingParams, sample_id_of
-from darts_async.simulation import EngineModel, LearnerModel, Models, simulate
 from darts_async.simulation.demand import Draw
+from darts_async.simulation.models import EngineModel, LearnerModel, Models
+from darts_async.simulation.run import simulate
 
 
 class Ideal(Struct, frozen=True):

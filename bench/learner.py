@@ -38,6 +38,7 @@ from darts_async.config import LearnerConfig
 from darts_async.learner.advantage import group_advantages
 from darts_async.learner.intake import num_packed_tokens
 from darts_async.learner.model import compile_model, use_packed_attention
+from darts_async.learner.objective import Objective
 from darts_async.learner.step import Trainer
 from darts_async.protocol import TrainGroup
 from darts_async.quickstart import MODEL_PATH
@@ -219,7 +220,8 @@ def our_step(source: PreTrainedModel, *, share_prompts: bool = True) -> Step:
 def make_trainer(model: PreTrainedModel, num_tokens: int = GPU_TOKENS, *, share_prompts: bool = True) -> Trainer:
     """With DAPO's loss, the default, and so many tokens in a pass."""
     config = LearnerConfig(learning_rate=LEARNING_RATE, tokens_per_micro_batch=num_tokens, share_prompts=share_prompts)
-    return Trainer(model, config, temperature=1.0, max_staleness=1, max_new_tokens=MAX_NEW_TOKENS)
+    objective = Objective(model, config, temperature=1.0, baseline="group", max_new_tokens=MAX_NEW_TOKENS)
+    return Trainer(model, config, objective, max_staleness=1)
 
 
 def padded_step(source: PreTrainedModel) -> Step:

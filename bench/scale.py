@@ -22,7 +22,10 @@ from bench.shaper import SAMPLES_PER_MESSAGE, STEPS_PER_FLUSH, state_machine_loa
 from bench.shaping import ARMS, KEEP, MAX_NEW_TOKENS, SYNTHETIC, from_trace
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
-from darts_async.simulation import EngineModel, LearnerModel, Models, RewardModel, SimulationResult, Workload, simulate
+from darts_async.simulation.demand import Workload
+from darts_async.simulation.models import EngineModel, LearnerModel, Models
+from darts_async.simulation.report import SimulationResult
+from darts_async.simulation.run import simulate
 
 LAUNCH = 12
 GROUPS_PER_ACCELERATOR = 4
@@ -95,7 +98,7 @@ def simulated(num_accelerators: int, groups_per_step: int, arm: str, workload: W
     )
     learner = LearnerModel(step_s=profile.step_s, token_s=profile.token_s, broadcast_s=profile.broadcast_s)
     began_s = time.process_time()
-    result = simulate(config, workload, Models(engine, RewardModel(latency_s=0.05), learner), num_prompts=NUM_PROMPTS)
+    result = simulate(config, workload, Models(engine, 0.05, learner), num_prompts=NUM_PROMPTS)
     return Point(num_accelerators, groups_per_step, result, time.process_time() - began_s)
 
 

@@ -50,7 +50,8 @@ from darts_async.shaper.ledger import LedgerWriter, SampleEnded
 from darts_async.shaper.outbox import Forget, Output, SendTo
 from darts_async.shaper.phases import RunPhase
 from darts_async.shaper.state import Incoming, ShaperState
-from darts_async.simulation import LognormalWorkload, TraceWorkload, Workload, simulate
+from darts_async.simulation.demand import LognormalWorkload, TraceWorkload, Workload
+from darts_async.simulation.run import simulate
 from darts_async.topology.roles import LEARNER
 from darts_async.topology.run_files import LEDGER_FILE
 

@@ -21,19 +21,10 @@ from bench.results import conditions, keep_text, spread
 from bench.shaping_plots import PLOTS, draw
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
-from darts_async.simulation import (
-    LONG_THOUGHT,
-    EngineModel,
-    FixedWorkload,
-    LearnerModel,
-    LognormalWorkload,
-    Models,
-    RewardModel,
-    SimulationResult,
-    TraceWorkload,
-    Workload,
-    simulate,
-)
+from darts_async.simulation.demand import LONG_THOUGHT, FixedWorkload, LognormalWorkload, TraceWorkload, Workload
+from darts_async.simulation.models import EngineModel, LearnerModel, Models
+from darts_async.simulation.report import SimulationResult
+from darts_async.simulation.run import simulate
 
 KEEP = 8
 GROUPS_PER_STEP = 32
@@ -43,7 +34,7 @@ MAX_NEW_TOKENS = 1 << 15
 BASELINE = "synchronous"
 ENGINE = {"token_latency_s": 0.01, "batch_for_double_latency": 64.0, "update_stall_s": 0.5}
 LEARNER = LearnerModel(step_s=1.0, token_s=4e-5, broadcast_s=1.0)
-REWARD = RewardModel(latency_s=0.05)
+REWARD_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ class Arm:
     def models(self) -> Models:
         """The cluster."""
         return Models(
-            EngineModel(**ENGINE, drain_before_update=self.drain, flush_every_s=self.flush_every_s), REWARD, LEARNER
+            EngineModel(**ENGINE, drain_before_update=self.drain, flush_every_s=self.flush_every_s), REWARD_S, LEARNER
         )
 
 

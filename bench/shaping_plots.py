@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 
 from bench.charts import drawn
-from darts_async.simulation import SimulationResult
+from darts_async.simulation.report import SimulationResult
 
 Cells = dict[tuple[str, int], list[SimulationResult]]
 """By arm and number of launched samples: one result for each seed."""

@@ -20,7 +20,7 @@ class LoraConfig(Section):
 
 
 class LearnerScriptConfig(Section):
-    """A scripted learner takes the time that accelerators would take, and trains nothing: see `learner.scripted`."""
+    """A scripted learner takes the time that accelerators would take, and trains nothing: see `ScriptedObjective`."""
 
     token_s: Annotated[float, Field(ge=0)] = 0.0
     """Time of the forward and backward pass of one response token, by all ranks together."""

@@ -15,9 +15,9 @@ rounding: it moves probability between its samples and never up or down as a who
 
 Bias. With inverse inclusion probabilities as weights, `sum w_i (r_i - b_i) grad log pi(i)` has the expectation of the
 sum over all R launched samples if b_i does not depend on sample i once the draw is averaged out: true for `history`
-and `leave_one_out`, not for `group`. Division by the group's own deviation costs that exactness in any case: it is made
-of the very rewards that it divides. The deviation of `history` is the history's own: it changes what
-prompts weigh against each other, and each prompt's gradient keeps its direction.
+and `leave_one_out`, not for `group`. Division by the group's own deviation is biased in any case, because that depends
+on the rewards that it divides. The deviation of `history` is the history's own: it changes the weights of prompts
+relative to each other, and each prompt's gradient keeps its direction.
 """
 
 import math
@@ -30,10 +30,10 @@ from darts_async.config import Baseline, ShapingConfig
 
 STD_EPSILON = 1e-6
 _ONE = 1 + 1e-6
-"""The weight of a sample that represents only itself, up to rounding. Samples of a tail weigh more."""
+"""The weight of a sample that represents only itself, with room for rounding. Samples of a tail weigh more."""
 LOWEST_PASS_RATE = 0.02
-"""Pass rates nearer to 0 or 1 are taken as this far off when they give a deviation: a short history cannot tell, and
-the rare sample that contradicts it would outweigh its step."""
+"""The deviation of a pass rate is computed at least this far from 0 and 1: a short history cannot tell, and the rare
+sample that contradicts it would outweigh its step."""
 
 
 class Decoded(NamedTuple):
@@ -67,13 +67,11 @@ def group_advantages(
     pass_rate: float | None = None,
     decoded: Decoded | None = None,
 ) -> NDArray[np.float32]:
-    """The advantage of each sample of a group, times its weight.
+    """The advantage of each sample of a group, times its weight: [num_samples].
 
-    `normalise` divides by the weighted population deviation of the rewards plus 1e-6, or, where the baseline is the
-    history p, by `sqrt(p (1 - p))`, the deviation of a reward that is 1 with probability p and else 0.
-
-    Args: rewards and positive weights, both [num_samples]; `pass_rate` is p; `decoded`: for
-    `leave_one_out` of weighted samples. Returns: [num_samples].
+    Rewards and positive weights are [num_samples]. `normalise` divides by the weighted population deviation of the
+    rewards plus 1e-6, or, where the baseline is the history p (`pass_rate`), by `sqrt(p (1 - p))`, the deviation of a
+    reward that is 1 with probability p and else 0. `decoded` is for `leave_one_out` of weighted samples.
     """
     better: NDArray[np.float64]
     if baseline == "history":
@@ -92,7 +90,7 @@ def group_advantages(
 def leave_one_out(
     rewards: NDArray[np.float32], weights: NDArray[np.float32], decoded: Decoded | None = None
 ) -> NDArray[np.float64]:
-    """How much better each sample is than the mean of its R - 1 launched siblings, as the pairs that are left say.
+    """How much better each sample is than the mean of its R - 1 launched siblings, estimated from the pairs left.
 
         r_i - b_i = sum over j != i of u_ij (r_i - r_j) / (R - 1),   u_ij = pi_i / pi_ij
 

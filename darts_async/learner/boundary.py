@@ -1,9 +1,9 @@
-"""What the learner takes from the shaper, the generators and its other ranks: a message that cannot be meant is refused
-before anything is changed by it.
+"""Checks the messages of the shaper, the generators and the other ranks. An invalid one is refused before it changes
+anything.
 
-What is late is not wrong: answers to an epoch that is over, or to a learner before this one, pass and are ignored by
-the coordinator. Of versions the shaper is the authority: it knows for how many steps groups were shipped, so what any
-learner can have made. A generator that claims a later one would have all others wait for it forever.
+A late message is valid: the coordinator ignores answers to an old epoch or to an earlier learner. The shaper is the
+authority on versions: it knows for how many steps groups were shipped, hence which versions any learner can have made.
+If a generator could claim a later one, all others would wait for it forever.
 """
 
 import math
@@ -35,12 +35,7 @@ _HISTOGRAM_BYTES = NUM_BINS * 8
 
 
 class Boundary:
-    """Holds messages against the settings of the run.
-
-    Args:
-        config: of the run.
-        vocab_size: of the model; None where there is none.
-    """
+    """Compares messages with the settings of the run. `vocab_size` is None where there is no model."""
 
     def __init__(self, config: RunConfig, vocab_size: int | None = None) -> None:
         self._config = config
@@ -50,7 +45,7 @@ class Boundary:
         self._max_ranks = settings.vllm.tensor_parallel_size if settings.capabilities.has_workers else 1
 
     def of_shaper(self, message: ShaperToLearner) -> str | None:
-        """Why a message of the shaper cannot be meant; None if it is to be taken."""
+        """Why a message of the shaper is invalid; None if it is valid."""
         match message:
             case TrainGroup():
                 return self._group(message)
@@ -62,21 +57,17 @@ class Boundary:
                 return None if number >= 1 else f"greeting {number}"
 
     def of_generator(self, message: GeneratorToLearner, *, newest_version: int, newest_epoch: int) -> str | None:
-        """The same of a generator.
-
-        Args:
-            newest_version: that any learner of the run can have made.
-            newest_epoch: that this one has formed.
-        """
+        """The same of a generator. `newest_version` is the newest that any learner of the run can have made,
+        `newest_epoch` the newest that this one has formed."""
         match message:
             case MemberJoined(policy_version=version, num_ranks=num_ranks):
                 if not -1 <= version <= newest_version:
                     return f"it holds version {version}, and none after {newest_version} can have been made"
                 return None if num_ranks <= self._max_ranks else f"it has {num_ranks} ranks, of {self._max_ranks}"
             case ProbeMeasured():
-                return None  # what it says is for the `Examiner` to compare
+                return None  # the `Examiner` checks it
             case UpdateApplied(stall_s=stall_s) if not 0 <= stall_s < math.inf:
-                return f"it stood still for {stall_s} s"
+                return f"it paused for {stall_s} s"
             case _ if message.epoch > newest_epoch:
                 return f"epoch {message.epoch}, and the newest one is {newest_epoch}"
         return None
@@ -113,9 +104,8 @@ class Boundary:
             return f"responses of {counts.min()} to {counts.max()} tokens, and max_new_tokens is {longest}"
         if not (np.isfinite(group.rewards).all() and np.isfinite(group.weights).all() and (group.weights > 0).all()):
             return f"rewards {group.rewards.tolist()} with weights {group.weights.tolist()}"
-        is_wanted = self._config.shaping.baseline == "history"
-        has_none = group.baseline is None and is_wanted
-        return f"a baseline of {group.baseline}" if has_none or not math.isfinite(group.baseline or 0.0) else None
+        lacks_baseline = group.baseline is None and self._config.shaping.baseline == "history"
+        return f"a baseline of {group.baseline}" if lacks_baseline or not math.isfinite(group.baseline or 0.0) else None
 
     def _tokens(self, group: TrainGroup) -> str | None:
         oldest, newest = int(group.versions.min()), int(group.versions.max())

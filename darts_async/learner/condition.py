@@ -7,13 +7,12 @@ from darts_async.errors import DeadlineError
 
 
 class Changes:
-    """Wakes those who wait for a condition whenever something has changed."""
+    """Wakes all waiters whenever something has changed."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
 
     def notify(self) -> None:
-        """Have every waiter look again."""
         self._changed.set()
         self._changed = asyncio.Event()
 

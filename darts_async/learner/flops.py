@@ -1,16 +1,16 @@
 """Counts the floating-point operations of a training pass from the model's layers, and the utilisation of a device.
 
-Of a pass forward, with 2 operations for a multiplication and an addition:
+A forward pass takes, with 2 operations for a multiplication and an addition:
 
     2 * weights of all linear layers but the head        per packed token
-    2 * weights of the head                              per target: other places have no logits
+    2 * weights of the head                              per target: other tokens have no logits
     4 * heads * head_size                                per layer and pair of a query and a key that it sees
 
 A sequence of n tokens has n (n + 1) / 2 such pairs, fewer where a layer has a window. A prompt that several samples
-share is computed, and counted, once (see `tree`). The backward pass takes twice as much, but for frozen weights (see
-`lora`) once as much, as these have no gradient of their own. What is computed a second time to save memory is not
-counted: this is model FLOPs utilisation as defined for PaLM (arXiv 2204.02311, appendix B), except that the pairs a
-causal mask hides are not counted either.
+share is computed, and counted, once (see `tree`). The backward pass takes twice as much; for frozen weights (see
+`lora`), which have no gradient, once as much. Recomputation to save memory is not counted: this is model FLOPs
+utilisation as defined for PaLM (arXiv 2204.02311, appendix B), except that pairs that a causal mask hides are not
+counted either.
 """
 
 from collections.abc import Sequence
@@ -46,11 +46,11 @@ class ModelFlops:
     """Of each layer: how many keys a query sees at most."""
     frozen_per_token: int = 0
     frozen_per_target: int = 0
-    """What of the first two is of weights without a gradient."""
+    """The parts of the first two that are of weights without a gradient."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "ModelFlops | None":
-        """Of a dense transformer; None for a model with other weights than vectors, matrices and embeddings."""
+        """Of a dense transformer; None for a model with other weights than vectors and matrices."""
         if any(weight.ndim > 2 for weight in model.parameters()):
             return None
         head, config = model.get_output_embeddings(), model.config.get_text_config()
@@ -73,22 +73,13 @@ class ModelFlops:
 
     def forward(self, trees: Sequence[Tree], num_targets: int) -> int:
         """Operations of a forward pass over a packed row."""
-        segments = [segment for tree in trees for segment in tree.segments()]
-        pairs = sum(
-            _pairs(before + length, window) - _pairs(before, window)
-            for window in self.windows
-            for length, before in segments
-        )
+        segments = [(before, before + length) for tree in trees for length, before in tree.segments()]
+        pairs = sum(_pairs(end, window) - _pairs(start, window) for window in self.windows for start, end in segments)
         return self.per_token * _num_tokens(trees) + self.per_target * num_targets + self.per_pair * pairs
-
-    @property
-    def attention_tokens(self) -> float:
-        """The length at which attention without a window costs as much as everything else (see `balance`)."""
-        return 2 * (self.per_token + self.per_target) / (self.per_pair * len(self.windows))
 
 
 def utilisation(num_flops: int, busy_s: float, device: torch.device) -> dict[str, float]:
-    """`tflops_per_second`, and `mfu`, the share of the device's 16-bit peak, where the table knows that."""
+    """`tflops_per_second`, and `mfu`, the share of the device's 16-bit peak, if the table has it."""
     peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     metrics = {"tflops_per_second": num_flops / busy_s / 1e12}
     return metrics if peak is None else metrics | {"mfu": num_flops / busy_s / peak}

@@ -3,23 +3,23 @@
     z = softcap(scale * (h W^T + bias)) / temperature
     logprob = z[target] - logsumexp(z),   entropy = logsumexp(z) - sum(softmax(z) * z)
 
-Where tokens are drawn from a truncated distribution (see `truncation`), so is the policy, and with S the tokens that
-truncation keeps
+Where tokens are drawn from a truncated distribution (see `truncation`), the policy is truncated too. With S the tokens
+that truncation keeps
 
     logprob = z[target] - logsumexp of z over S and the target,
 
-whose gradient is that of the truncated policy while S stays what it is. Of tokens that are tied at the edge of S only
-some are in it, the target for one; the others enter sum and gradient by the share of them that is kept. S is made of
-these very logits, because the policy in training truncates its own distribution and not that of the policy that
-decoded. At lag 0 the two are one, and the ratio of a token is 1. The target belongs to S in any case: at the edge the
-engine may round differently, and an older policy may have kept what this one would not.
+whose gradient is that of the truncated policy for a constant S. Of tokens that are tied at the edge of S only some are
+in it, among them the target; the others enter sum and gradient with the share of them that is kept. S follows from
+these logits, because the policy in training truncates its own distribution and not that of the policy that decoded. At
+lag 0 the two are equal, and the ratio of a token is 1. The target always belongs to S: at the edge the engine may round
+differently, and an older policy may have kept what this one would not.
 
 With a vocabulary of 150,000 the logits of 8,192 tokens are 5 GB in float32, and autograd keeps several copies. Here
-neither pass ever holds more than some rows of them (see `_row_slices`). The backward pass computes them again, which
-costs one more product with the head, a third more of the head's work; where all fit they are kept instead. The gradient
-of the head's weight is summed up in float32, whatever the weight's own precision is.
+neither pass holds more than some rows of them (see `_row_slices`). The backward pass computes them again, a third more
+of the head's work; if all fit, they are kept instead. The gradient of the head's weight is summed in float32, whatever
+the weight's precision is.
 
-On a GPU what surrounds the products is bound by memory: a dozen passes over the logits. Compiled they are two or three.
+On a GPU everything but the products is bound by memory: a dozen passes over the logits, or two or three if compiled.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ from darts_async.truncation import WHOLE, Truncation, is_outside, kept_tokens, p
 
 _ROWS_BYTES = 2**26
 _FEWEST_ROWS = {"cpu": 256, "cuda": 1024}
-"""So that the product with the head is bound by arithmetic and not by reading the weight."""
+"""With so many, the product with the head is bound by arithmetic and not by reading the weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,8 @@ class Head:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Head":
-        """As the model's configuration says, which is for the caller to check against the model's own logits.
-
-        Raises: `TypeError` if the head is not a plain linear layer.
-        """
+        """As the model's configuration says; the caller checks it against the model's own logits. Raises `TypeError`
+        if the head is not a plain linear layer."""
         module, config = model.get_output_embeddings(), model.config.get_text_config()
         if type(module) is not nn.Linear:
             raise TypeError(f"its output head is {type(module).__name__}, not a linear layer")
@@ -67,7 +65,7 @@ class Scores(NamedTuple):
     logprobs: Tensor
     """Of the target, under the distribution that tokens are drawn from: the truncated one if there is a truncation."""
     entropy: Tensor
-    """Of the whole distribution, in nats: an entropy bonus must reach what truncation hides at present."""
+    """Of the whole distribution, in nats: an entropy bonus must also reach tokens that truncation leaves out now."""
     whole: Tensor
     """As `logprobs`, without the truncation."""
     outside: Tensor | None = None
@@ -83,10 +81,7 @@ def head_scores(
     *,
     compiled: bool = False,
 ) -> Scores:
-    """The logits of hidden states.
-
-    Args: `hidden` [num_tokens, hidden_size], `targets` [num_tokens] int64; `compiled`: with `torch.compile`.
-    """
+    """From `hidden` [num_tokens, hidden_size] and `targets` [num_tokens] int64; `compiled`: with `torch.compile`."""
     constants = _Constants(head.scale, head.softcap or 0.0, temperature, truncation)
     whole, entropy, log_weight, outside = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, head.linear.weight, head.linear.bias, targets, constants, _compiled() if compiled else _EAGER
@@ -94,16 +89,8 @@ def head_scores(
     return Scores(whole if log_weight is None else whole - log_weight, entropy, whole, outside)
 
 
-def head_logprobs(
-    hidden: Tensor, head: Head, targets: Tensor, temperature: float, *, compiled: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, and entropy, without truncation: two float32 tensors [num_tokens]."""
-    scores = head_scores(hidden, head, targets, temperature, compiled=compiled)
-    return scores.logprobs, scores.entropy
-
-
 def logits_scores(logits: Tensor, targets: Tensor, temperature: float, truncation: Truncation = WHOLE) -> Scores:
-    """The same of logits [num_tokens, vocab_size] that are there in any case."""
+    """The same from logits [num_tokens, vocab_size]."""
     log_p = (logits.float() / temperature).log_softmax(-1)
     whole, entropy = log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
     if not truncation.is_on:
@@ -130,11 +117,11 @@ class _OfRows(NamedTuple):
     """logsumexp(z)"""
     entropy: Tensor
     log_weight: Tensor | None = None
-    """Log of the weight of the kept set; None without truncation, as the next."""
+    """Log of the weight of the kept set. This one and the next are None without truncation."""
     edge: Tensor | None = None
     """The log-probability of the least likely token of that set."""
     share: Tensor | None = None
-    """How much of each token that is as likely is in it, of the target all."""
+    """The part of each token with that log-probability that is in it; the target is in it as a whole."""
 
     def at(self, rows: slice) -> "_OfRows":
         """Some of the rows, [num_rows, 1] each."""
@@ -142,7 +129,6 @@ class _OfRows(NamedTuple):
 
     @classmethod
     def joined(cls, parts: "list[_OfRows]") -> "_OfRows":
-        """One after the other."""
         found = ([values for values in part if values is not None] for part in parts)
         return cls(*map(torch.cat, zip(*found, strict=True)))
 
@@ -226,8 +212,8 @@ def _row_slices(hidden: Tensor, weight: Tensor) -> list[slice]:
 def _logprobs_of_rows(
     raw: Tensor, targets: Tensor, constants: _Constants, *, keep: bool
 ) -> tuple[_OfRows, Tensor | None]:
-    """What is wanted of each row, and all log-probabilities if they are to be kept. `raw` [num_rows, vocabulary],
-    rounded as the model rounds it, is used up."""
+    """The numbers of each row, and all log-probabilities if `keep`. `raw` [num_rows, vocabulary], rounded as the model
+    rounds it, is overwritten."""
     z = _scores(raw, constants)
     norms = z.logsumexp(-1)
     log_p = z.sub_(norms[:, None])
@@ -239,7 +225,7 @@ def _logprobs_of_rows(
 
 
 def _weight_of_kept(log_p: Tensor, of_targets: Tensor, truncation: Truncation) -> dict[str, Tensor]:
-    """Of the kept set, to which the target belongs whatever these weights say: it has been drawn."""
+    """Of the kept set. The target belongs to it whatever these weights say, because it was drawn."""
     kept, of_targets = kept_tokens(log_p, truncation), of_targets[:, None]
     share = kept.share(of_targets)
     others = part_kept(log_p, kept.edge, share).mul_(log_p.exp()).sum(-1, keepdim=True)
@@ -258,8 +244,8 @@ def _gradient_of_rows(
     *,
     is_kept: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient by `raw`, [num_rows, vocabulary], as if no column were a target, and [num_rows, 1] that of the
-    target's column. `raw` is the log-probabilities themselves if they were kept."""
+    """The gradient by `raw`, [num_rows, vocabulary], as if no column were a target, and that of the target's column,
+    [num_rows, 1]. If log-probabilities were kept, `raw` is these."""
     log_p = raw if is_kept else _scores(raw, constants).sub_(found.norms)
     of_targets = log_p.gather(-1, targets)
     at_target = _grad_scores(of_targets, found, grads, is_drawn=True)

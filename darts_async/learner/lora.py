@@ -2,10 +2,9 @@
 
     W' = W + scale * B A,    scale = alpha / rank
 
-The layers are replaced inside the model, which stays a `PreTrainedModel`: its packed pass, its head and its layers are
-found as before. No other process knows of adapters: the learner publishes and saves the merged W', under the
-names that W has in the base model. They are computed one at a time, whenever one is asked for, so there is never a
-second model.
+Layers are replaced inside the model, which remains a `PreTrainedModel`. No other process knows of adapters: the learner
+publishes and saves the merged W', under the names that W has in the base model. Each is computed when it is needed, so
+there is never a second model.
 
 Invariants. Adapters start at W' = W. Their first values depend on the seed alone, so they are the same on all ranks. No
 adapter is on the output head, with whose weight log-probabilities are computed. There is no dropout: the ratio to the
@@ -14,7 +13,7 @@ generator's probabilities would be noise at lag 0.
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,24 +23,19 @@ from transformers.pytorch_utils import Conv1D
 
 from darts_async.config import LoraConfig
 from darts_async.errors import ConfigError, ModelError
-from darts_async.learner.ranks.rank_info import Place
-from darts_async.learner.ranks.shard_rows import rows_of
+from darts_async.learner.ranks.rank_info import RankInfo, rows_of
 from darts_async.learner.ranks.sharding import local_rows, whole
 from darts_async.protocol import TensorSpec
-from darts_async.weights.bucket_layout import dtype_name
+from darts_async.weights.bucket_layout import specs_of
 
 ADAPTER = "default"
 _FROZEN = ".base_layer."
-"""What peft puts into the name of a parameter whose layer has an adapter."""
+"""peft puts this into the name of a parameter whose layer has an adapter."""
 
 
 def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
-    """Freeze the model and add adapters to it, in place; before it is sharded.
-
-    Raises:
-        ConfigError: peft is not installed.
-        ModelError: the model has no such layers.
-    """
+    """Freeze the model and add adapters to it, in place; before it is sharded. Raises `ConfigError` if peft is not
+    installed, `ModelError` if the model has no such layers."""
     try:
         import peft
     except ImportError as error:
@@ -73,57 +67,38 @@ def has_adapters(model: PreTrainedModel) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Update:
-    """What is added to a weight: `scale * left @ right`."""
-
-    left: Tensor  # [num_rows, rank] float32
-    right: Tensor  # [rank, num_columns] float32
-    scale: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Factors:
-    """The parameters of one adapter, in use."""
+    """What an adapter adds to a weight: `scale * b @ a`, transposed if the layer stores [num_inputs, num_outputs]."""
 
-    a: nn.Parameter  # [rank, num_inputs]
-    b: nn.Parameter  # [num_outputs, rank]
+    a: Tensor  # [rank, num_inputs]
+    b: Tensor  # [num_outputs, rank]
     scale: float
     is_transposed: bool
-    """The layer stores its weight as [num_inputs, num_outputs]."""
 
-    @classmethod
-    def of(cls, layer: Any) -> "_Factors":
-        """Of one of peft's layers."""
-        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        return cls(a, b, layer.scaling[ADAPTER], layer.fan_in_fan_out)
-
-    def update(self) -> _Update:
-        """What they add just now, in memory of its own; a collective if they are sharded."""
+    def copied(self) -> "_Factors":
+        """As they are now, complete, in float32; a collective if they are sharded."""
         a, b = (whole(factor.detach()).to(torch.float32, copy=True) for factor in (self.a, self.b))
-        left, right = (a.t(), b.t()) if self.is_transposed else (b, a)
-        return _Update(left, right, self.scale)
+        return replace(self, a=a, b=b)
 
 
 class MergedWeights(Mapping[str, Tensor]):
     """This rank's rows of every parameter at one version, by the names of the base model, each computed when it is
-    asked for. Without several ranks it is a `WeightSource`.
-
-    What it is made of does not change: the frozen weights and copies of the adapters. So it outlasts the version.
+    needed. If there is one rank, it is a `WeightSource`. It keeps copies of the adapters, so it outlasts the version.
     """
 
-    def __init__(self, frozen: Mapping[str, Tensor], updates: Mapping[str, _Update], place: Place) -> None:
+    def __init__(self, frozen: Mapping[str, Tensor], factors: Mapping[str, _Factors], rank_info: RankInfo) -> None:
         self._frozen = frozen
-        self._updates = updates
-        self._place = place
+        self._factors = factors
+        self._rank_info = rank_info
 
     def __getitem__(self, name: str) -> Tensor:
         weight = local_rows(self._frozen[name].detach())
-        update = self._updates.get(name)
-        if update is None:
+        if (found := self._factors.get(name)) is None:
             return weight
-        rows = slice(*rows_of(len(update.left), self._place.rank, self._place.num_ranks))
+        left, right = (found.a.t(), found.b.t()) if found.is_transposed else (found.b, found.a)
+        rows = slice(*rows_of(len(left), self._rank_info.rank, self._rank_info.num_ranks))
         # Added up in float32: in the weight's own bfloat16 the product would be rounded twice.
-        return torch.addmm(weight.float(), update.left[rows], update.right, alpha=update.scale).to(weight.dtype)
+        return torch.addmm(weight.float(), left[rows], right, alpha=found.scale).to(weight.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._frozen)
@@ -133,58 +108,56 @@ class MergedWeights(Mapping[str, Tensor]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the whole parameters."""
         return {name: tuple(weight.shape) for name, weight in self._frozen.items()}
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
-        """One for each parameter."""
-        return tuple(
-            TensorSpec(name, dtype_name(weight.dtype), tuple(weight.shape)) for name, weight in self._frozen.items()
-        )
+        return specs_of(self._frozen)
 
     def tensors(self) -> Generator[Tensor]:
         """Each parameter, whole if there is one rank."""
-        assert self._place.num_ranks == 1, "rows of several ranks are gathered first"
+        assert self._rank_info.num_ranks == 1, "rows of several ranks are gathered first"
         yield from self.values()
 
 
 class Adapters:
-    """The adapters of a model, sharded or not.
+    """The adapters of a model, sharded or not. Parameters are looked up once: during a pass the module of a sharded
+    model has gathered ones instead."""
 
-    Parameters are looked up once: during a pass those of a sharded model are what was gathered.
-    """
-
-    def __init__(self, model: PreTrainedModel, place: Place) -> None:
-        self._place = place
+    def __init__(self, model: PreTrainedModel, rank_info: RankInfo) -> None:
+        self._rank_info = rank_info
         self._frozen = {
             base_name(name): weight for name, weight in model.named_parameters() if not weight.requires_grad
         }
-        self._factors = {f"{name}.weight": _Factors.of(layer) for name, layer in _adapted_layers(model)}
+        self._factors = {f"{name}.weight": _factors_of(layer) for name, layer in _adapted_layers(model)}
 
     @classmethod
-    def of(cls, model: PreTrainedModel, place: Place) -> "Adapters | None":
-        """None if the model has none."""
-        return cls(model, place) if has_adapters(model) else None
+    def of(cls, model: PreTrainedModel, rank_info: RankInfo) -> "Adapters | None":
+        return cls(model, rank_info) if has_adapters(model) else None
 
     def merged(self) -> MergedWeights:
         """The weights of this version; a collective of all ranks."""
-        updates = {name: factors.update() for name, factors in self._factors.items()}
-        return MergedWeights(self._frozen, updates, self._place)
+        factors = {name: factors.copied() for name, factors in self._factors.items()}
+        return MergedWeights(self._frozen, factors, self._rank_info)
+
+
+def _factors_of(layer: Any) -> _Factors:
+    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return _Factors(a, b, layer.scaling[ADAPTER], layer.fan_in_fan_out)
 
 
 def base_name(name: str) -> str:
-    """What the base model calls a parameter or buffer of a model with adapters."""
+    """The base model's name for a parameter or buffer of a model with adapters."""
     return name.replace(_FROZEN, ".")
 
 
 def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Known by their parts, so that peft need not be installed to find none."""
+    """Recognised by their parts, so that peft need not be installed to find none."""
     return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
 
 
 def _targets(model: PreTrainedModel, endings: tuple[str, ...]) -> dict[str, nn.Module]:
-    """Linear layers but the head, by name: all, or those whose names end so."""
+    """Linear layers except the head, by name: all, or those whose names have one of these endings."""
     head = model.get_output_embeddings()
     layers = {
         name: module

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from darts_async.protocol import NUM_BINS
+from darts_async.protocol import NUM_BINS, StepTallied
 
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 LARGEST_LOG = 5.0
@@ -14,12 +14,26 @@ LARGEST_LOG = 5.0
 
 @dataclass(slots=True)
 class Tally:
-    """Named means (sum and count), maxima and histograms of everything that was added."""
+    """Named means (sum and count), maxima and histograms."""
 
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)  # [NUM_BINS] float64 on the CPU
+
+    @classmethod
+    def of(cls, message: StepTallied) -> "Tally":
+        """What another rank has counted."""
+        histograms = {
+            name: torch.frombuffer(bytearray(counts), dtype=torch.float64)
+            for name, counts in message.histograms.items()
+        }
+        return cls(message.sums, message.counts, message.maxima, histograms)
+
+    def message(self, step: int) -> StepTallied:
+        """For rank 0; the inverse of `of`."""
+        histograms = {name: counts.numpy().astype("<f8").tobytes() for name, counts in self.histograms.items()}
+        return StepTallied(step, self.sums, self.counts, self.maxima, histograms)
 
     def mean(self, name: str, values: Tensor) -> None:
         """Let every element of `values` (bool counts as 0 or 1) enter the mean `name`."""
@@ -39,7 +53,6 @@ class Tally:
         self._add_histogram(name, counts.double().cpu())
 
     def merge(self, other: "Tally") -> None:
-        """Add everything that was added to `other`."""
         for name, total in other.sums.items():
             self.add(name, total, other.counts[name])
         for name, value in other.maxima.items():

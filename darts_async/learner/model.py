@@ -1,7 +1,5 @@
-"""The model in training: a Hugging Face causal language model, and the log-probabilities of packed responses.
-
-A model that does not keep packed sequences apart is refused and not trained on mixed samples (see `trial`).
-"""
+"""The model in training: a Hugging Face causal language model, and the log-probabilities of packed responses. A model
+that does not keep packed sequences apart is refused (see `trial`)."""
 
 import os
 from collections.abc import Iterator
@@ -9,17 +7,16 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any
 
 import structlog
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from darts_async.errors import ModelError
-from darts_async.learner.logprobs import Head, Scores, head_logprobs, head_scores, logits_scores
+from darts_async.learner.logprobs import Head, Scores, head_scores, logits_scores
 from darts_async.learner.packing.batch import PackedBatch
 from darts_async.learner.packing.forward import packed_hidden, packed_logits
 from darts_async.learner.packing.trial import (
@@ -40,14 +37,14 @@ from darts_async.truncation import WHOLE, Truncation
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 COMPILED_DIR = Path.home() / ".cache" / "darts_async" / "compiled"
-"""Not below TMPDIR, which a process of a run has to itself and leaves nothing in."""
+"""Not below TMPDIR, which is removed with each process of a run."""
 
 
 log = structlog.get_logger()
 
 
 def load_model(path: str, *, dtype: str, lengths: Lengths, device: str = "cpu") -> PreTrainedModel:
-    """A causal LM with its trained head, ready for `response_logprobs` of such lengths, in evaluation mode.
+    """A causal LM with its trained head, ready for `response_scores` of such lengths, in evaluation mode.
 
     Dropout stays off, because the ratio to the generator's probabilities would otherwise be noise at lag 0.
     Raises `ModelError` if there is no such model, it lacks weights, its tokenizer has more tokens than it, or samples
@@ -56,7 +53,8 @@ def load_model(path: str, *, dtype: str, lengths: Lengths, device: str = "cpu") 
     if dtype not in DTYPES:
         raise ModelError(f"model.dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
     shares_prompts = _check_lengths(path, lengths)
-    model, loading = _from_pretrained(path, DTYPES[dtype])
+    with _loading(path):
+        model, loading = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], output_loading_info=True)
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(
@@ -72,25 +70,15 @@ def load_model(path: str, *, dtype: str, lengths: Lengths, device: str = "cpu") 
 
 def _check_lengths(path: str, lengths: Lengths) -> bool:
     """Whether samples may share a prompt. Raises `ModelError` if samples of these lengths cannot be packed."""
-    config = _config(path)
-    reason = why_too_long(config.to_dict(), lengths.sample)
-    if reason is not None:
-        raise ModelError(f"model.path is {path}: {reason}")
-    return check_packing(config, lengths)
-
-
-def _config(path: str) -> PreTrainedConfig:
     looks_local = path.startswith(("/", ".", "~")) or path.count("/") > 1
     if looks_local and not os.path.isdir(path):
         raise ModelError(f"model.path is {path}, but there is no such directory")
     with _loading(path):
-        return AutoConfig.from_pretrained(path)
-
-
-def _from_pretrained(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
-    with _loading(path):
-        model, loading = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    return model, loading
+        config = AutoConfig.from_pretrained(path)
+    reason = why_too_long(config.to_dict(), lengths.sample)
+    if reason is not None:
+        raise ModelError(f"model.path is {path}: {reason}")
+    return check_packing(config, lengths)
 
 
 @contextmanager
@@ -118,12 +106,10 @@ def _check_vocabulary(model: PreTrainedModel, directory: Path) -> None:
 
 
 def use_packed_attention(model: PreTrainedModel, *, probe_tokens: int = PROBE_TOKENS) -> None:
-    """Switch the model to packed attention, after which only `response_logprobs` may call it.
+    """Switch the model to packed attention, after which only `response_scores` may call it.
 
-    It is tried out on samples of `probe_tokens`; what happens to longer ones is for `check_packing` to say.
-
-    Raises `ModelError` if its sequences would not stay apart. Whether samples may share a prompt is tried out too, and
-    said by the model's `shares_prompts`.
+    It is tried on samples of `probe_tokens`; `check_packing` tries longer ones. Raises `ModelError` if sequences would
+    not be kept apart. The model's `shares_prompts` says whether samples may share a prompt, which is tried too.
     """
     outcome = try_packing(model, Samples.within(probe_tokens))
     if not outcome.keeps_apart:
@@ -138,8 +124,8 @@ def use_packed_attention(model: PreTrainedModel, *, probe_tokens: int = PROBE_TO
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Keep only the inputs of each layer for the backward pass. Raises `ModelError` if the model cannot.
 
-    transformers does so only in layers that are in training mode. The model is not, for the sake of dropout; so the
-    flag is set on the layers themselves and not on what is inside them.
+    transformers does so only in layers in training mode. So that there is no dropout, the mode is set for the layers
+    themselves and not for the modules inside.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or not model.supports_gradient_checkpointing:
@@ -152,10 +138,10 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def compile_model(model: PreTrainedModel) -> None:
-    """Compile every layer, and what surrounds the products of the head, at their first pass; before it is sharded.
+    """Compile every layer, and the head except its products, at their first pass; before the model is sharded.
 
-    Layers share what is compiled, and it fits batches of every size. It is kept on disk for the next start, in
-    `COMPILED_DIR` if TORCHINDUCTOR_CACHE_DIR names no other place. Raises `ModelError` if the model names no layers.
+    Layers share the compiled code, which fits batches of every size. It is kept on disk for the next start, in
+    `COMPILED_DIR` unless TORCHINDUCTOR_CACHE_DIR is set. Raises `ModelError` if the model names no layers.
     """
     layers = layers_of(model)
     if not layers:
@@ -168,7 +154,7 @@ def compile_model(model: PreTrainedModel) -> None:
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """What the model repeats, outermost; empty if it does not say."""
+    """The repeated layers of the model; empty if it does not name them."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
@@ -181,20 +167,9 @@ def response_scores(
     *,
     entropy_gradient: bool = False,
 ) -> Scores:
-    """Of each target, under the distribution that was drawn from. The entropy has a gradient only if asked for."""
+    """Scores of each target. The entropy has a gradient only with `entropy_gradient`."""
     scores: Scores = model.packed_logprobs(batch, temperature, truncation)
     return scores if entropy_gradient else scores._replace(entropy=scores.entropy.detach())
-
-
-def response_logprobs(
-    model: PreTrainedModel, batch: PackedBatch, temperature: float, *, entropy_gradient: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target at `temperature`, and the entropy in nats there, without truncation.
-
-    The entropy has a gradient only with `entropy_gradient`. Returns: two float32 tensors [num_targets].
-    """
-    scores = response_scores(model, batch, temperature, entropy_gradient=entropy_gradient)
-    return scores.logprobs, scores.entropy
 
 
 def _logprobs_in_rows(
@@ -233,7 +208,7 @@ def _why_not_in_rows(model: PreTrainedModel, outcome: TrialOutcome) -> str | Non
     expected = outcome.expected.float().log_softmax(-1)
     targets = expected.argmin(-1)  # where a wrong scale or cap shows most
     with foreign_code(f"{type(model).__name__} cannot be trained on packed sequences"):
-        found, _ = head_logprobs(packed_hidden(model, *outcome.row), head, targets, 1.0)
+        found = head_scores(packed_hidden(model, *outcome.row), head, targets, 1.0).logprobs
     difference = relative(found, expected.gather(-1, targets[:, None])[:, 0])
     if difference <= TOLERANCE[outcome.expected.dtype]:
         return None

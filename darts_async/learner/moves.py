@@ -1,5 +1,4 @@
-"""What the learner is told to do by its state: actions, to be taken at once and in order, and moves of the trainer's
-owner."""
+"""What `LearnerState` tells the process to do: actions, at once and in order, and moves of the trainer's owner."""
 
 from dataclasses import dataclass
 
@@ -10,8 +9,6 @@ from darts_async.weights.sending.events import MemberLost, MemberMessage
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Send a message to a peer."""
-
     link: str
     peer: str
     message: Message
@@ -19,7 +16,7 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Take nothing more from the sender of this event."""
+    """Accept nothing more from the sender of this event."""
 
     event: Event
     reason: str
@@ -31,7 +28,7 @@ Action = Tell | Refuse | MemberMessage | MemberLost
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """There is nothing to do until something has come."""
+    """There is nothing to do until `what` has come."""
 
     what: str
 
@@ -49,7 +46,7 @@ class Train:
 
 @dataclass(frozen=True, slots=True)
 class TakeStep:
-    """Change the parameters, of which these groups have made the gradient; answered by `step_taken`."""
+    """Change the parameters: all groups of the step are in the gradient. Answered by `step_taken`."""
 
     groups: tuple[TrainGroup, ...]
 
@@ -70,7 +67,7 @@ class Save:
 
 
 class WriteModel:
-    """Leave the model of the last checkpoint behind; answered by `model_written`."""
+    """Write the final model out of the last checkpoint; answered by `model_written`."""
 
 
 class Leave:

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from darts_async.errors import TrainingError
 from darts_async.protocol import TrainGroup
 
 
 def stop_training(run_dir: Path, groups: Sequence[TrainGroup], num_skipped: int) -> TrainingError:
-    """Save the groups of the last step; the error to raise, which names the file."""
+    """Save the groups of the last step; returns the error to raise, which names the file."""
     path = run_dir / f"nonfinite-step-{groups[0].step:06d}.safetensors"
     save_groups(path, groups)
     return TrainingError(
@@ -31,19 +30,3 @@ def save_groups(path: Path, groups: Sequence[TrainGroup]) -> None:
         fields["baseline"] = np.nan if group.baseline is None else group.baseline
         arrays |= {f"{group.group_id}/{name}": np.asarray(value) for name, value in fields.items()}
     save_file(arrays, path)
-
-
-def load_groups(path: Path) -> list[TrainGroup]:
-    """The inverse of `save_groups`."""
-    fields: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in load_file(path).items():
-        group_id, _, name = key.partition("/")
-        fields.setdefault(group_id, {})[name] = array
-    return sorted(map(_group_of, fields.values()), key=lambda group: group.group_id)
-
-
-def _group_of(arrays: dict[str, np.ndarray]) -> TrainGroup:
-    fields: dict[str, Any] = {name: array if array.ndim else array.item() for name, array in arrays.items()}
-    if np.isnan(fields["baseline"]):
-        fields["baseline"] = None
-    return TrainGroup(**fields)

@@ -3,7 +3,9 @@
 Gradients are sums over tokens, not means: `Trainer` divides once per step, by the sum of `denominator`.
 """
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -18,52 +20,43 @@ from darts_async.learner.flops import ModelFlops, utilisation
 from darts_async.learner.lora import adapters_off, has_adapters
 from darts_async.learner.losses.aggregation import denominator, overlong_penalties, token_shares
 from darts_async.learner.losses.policy import policy_loss
-from darts_async.learner.losses.ratios import truncation_metrics
 from darts_async.learner.metric_sums import Tally
-from darts_async.learner.model import checkpoint_activations, response_logprobs, response_scores
+from darts_async.learner.model import checkpoint_activations, response_scores
 from darts_async.learner.packing.batch import PackedBatch, Weighted, micro_batches
+from darts_async.learner.ranks.rank_info import ALONE, RankInfo
 from darts_async.protocol import TrainGroup
 from darts_async.truncation import WHOLE, Truncation
 
 
+@dataclass(eq=False)
 class Objective:
-    """What is maximised. It changes no parameter."""
+    """What is maximised. It changes no parameter.
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        config: LearnerConfig,
-        *,
-        temperature: float,
-        baseline: Baseline,
-        max_new_tokens: int,
-        decoded: Decoded | None = None,
-        truncation: Truncation = WHOLE,
-        reference: PreTrainedModel | None = None,
-        rank: int = 0,
-        num_ranks: int = 1,
-    ) -> None:
-        """`temperature`, `truncation` and `max_new_tokens`: how responses are sampled; `baseline` and `decoded`: see
-        `group_advantages`; `reference` is given if the loss has a `kl_weight`, and may be left out for a model with
-        adapters, which without them is the reference itself.
-        All ranks are given the same groups, and each makes the passes of its own samples.
+    All ranks are given the same groups, and each makes the passes of its own samples. Raises `ModelError` if the
+    reference has another vocabulary, or if activations cannot be checkpointed, and `ExtensionError` if the loss cannot
+    be loaded.
+    """
 
-        Raises `ModelError` if the reference has another vocabulary, or if activations cannot be checkpointed, and
-        `ExtensionError` if the loss cannot be loaded.
-        """
+    model: PreTrainedModel
+    config: LearnerConfig
+    _: KW_ONLY
+    temperature: float
+    """Of sampling, as `truncation` and `max_new_tokens`."""
+    truncation: Truncation = WHOLE
+    max_new_tokens: int
+    baseline: Baseline
+    decoded: Decoded | None = None
+    """For `group_advantages`."""
+    reference: PreTrainedModel | None = None
+    """For a loss with a `kl_weight`. A model with adapters needs none: without them it is the reference itself."""
+    rank_info: RankInfo = ALONE
+
+    def __post_init__(self) -> None:
+        model, reference, config = self.model, self.reference, self.config
         assert not config.loss.kl_weight or reference is not None or has_adapters(model), "divergence from what?"
         if reference is not None:
             _check_reference(reference, model)
-        self._model = model
-        self._reference = reference
-        self._config = config
         self._loss = load(LOSS, config.loss.kind)
-        self._temperature = temperature
-        self._truncation = truncation
-        self._baseline = baseline
-        self._decoded = decoded
-        self._max_new_tokens = max_new_tokens
-        self._rank, self._num_ranks = rank, num_ranks
         self._device = next(model.parameters()).device
         self._shares_prompts = config.share_prompts and all(each.shares_prompts for each in (model, reference) if each)
         self._flops = ModelFlops.of(model)
@@ -73,10 +66,10 @@ class Objective:
 
     def denominator(self, group: TrainGroup) -> float:
         """What the group adds, with all ranks, to the number that the step's gradient is divided by; it may be 0."""
-        return denominator(group, self._config.loss, self._max_new_tokens)
+        return denominator(group, self.config.loss, self.max_new_tokens)
 
     def before_update(self) -> None:
-        """All groups of a step have been seen, and their gradient is about to be taken."""
+        """All groups of a step have been seen, and the optimiser is about to change the parameters."""
 
     def take_utilisation(self, busy_s: float) -> dict[str, float]:
         """What this rank computed since the last call, in `busy_s`: see `flops.utilisation`. Empty for models whose
@@ -93,16 +86,15 @@ class Objective:
         for has_gradient in (True, False):
             for batch in micro_batches(
                 [each for each in weighted if self._has_gradient(each) == has_gradient],
-                self._config.tokens_per_micro_batch,
+                self.config.tokens_per_micro_batch,
                 share_prompts=self._shares_prompts,
-                rank=self._rank,
-                num_ranks=self._num_ranks,
+                rank_info=self.rank_info,
             ):
                 found = self._pass(batch.to(self._device), has_gradient, collect)
                 if not batch.idle:
                     tally.merge(found)
                     self._count(batch, has_gradient)
-        if self._rank == 0:
+        if self.rank_info.rank == 0:
             for each in weighted:
                 tally.merge(_group_metrics(each))
             count = sum(self.denominator(group) for group in groups)
@@ -111,32 +103,31 @@ class Objective:
         return tally
 
     def _weighted(self, group: TrainGroup) -> Weighted:
-        loss = self._config.loss
+        loss = self.config.loss
         advantages = group_advantages(
-            group.rewards - overlong_penalties(group.num_tokens, loss, self._max_new_tokens),
+            group.rewards - overlong_penalties(group.num_tokens, loss, self.max_new_tokens),
             group.weights,
             normalise=loss.normalise_advantage,
-            baseline=self._baseline,
+            baseline=self.baseline,
             pass_rate=group.baseline,
-            decoded=self._decoded,
+            decoded=self.decoded,
         )
-        return Weighted(group, advantages, token_shares(group, loss, self._max_new_tokens))
+        return Weighted(group, advantages, token_shares(group, loss, self.max_new_tokens))
 
     def _has_gradient(self, weighted: Weighted) -> bool:
-        loss = self._config.loss
+        loss = self.config.loss
         regularised = loss.kl_weight > 0 or loss.entropy_weight > 0
         has_advantage = np.repeat(weighted.advantages != 0, weighted.group.num_tokens)
         return bool((weighted.shares * (has_advantage | regularised)).any())
 
     def _pass(self, batch: PackedBatch, has_gradient: bool, collect: Callable[[], None]) -> Tally:
-        config = self._config.loss
+        config = self.config.loss
         reference_logprobs = self._reference_logprobs(batch) if config.kl_weight else None
         with torch.set_grad_enabled(has_gradient):
             scores = response_scores(
-                self._model, batch, self._temperature, self._truncation, entropy_gradient=config.entropy_weight > 0
+                self.model, batch, self.temperature, self.truncation, entropy_gradient=config.entropy_weight > 0
             )
             loss, tally = policy_loss(self._loss, scores, batch, config, reference_logprobs)
-        tally.merge(truncation_metrics(scores, batch.on_policy))
         if has_gradient:
             loss.backward()  # type: ignore[no-untyped-call]
             collect()
@@ -149,10 +140,32 @@ class Objective:
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: PackedBatch) -> Tensor:
-        if self._reference is not None:
-            return response_logprobs(self._reference, batch, self._temperature)[0]
-        with adapters_off(self._model):
-            return response_logprobs(self._model, batch, self._temperature)[0]
+        if self.reference is not None:
+            return response_scores(self.reference, batch, self.temperature).logprobs
+        with adapters_off(self.model):
+            return response_scores(self.model, batch, self.temperature).logprobs
+
+
+class ScriptedObjective(Objective):
+    """Sleeps where `Objective` computes, as long as accelerators would: for benchmarks of everything else on a machine
+    without any. `LearnerScriptConfig` has the times. Groups, steps, versions, broadcasts and checkpoints are real; the
+    gradient is zero, so the model does not change."""
+
+    def before_update(self) -> None:
+        """The optimiser step of a large model."""
+        assert self.config.script is not None
+        time.sleep(self.config.script.step_s)
+
+    def take_utilisation(self, busy_s: float) -> dict[str, float]:
+        return {}
+
+    def _pass(self, batch: PackedBatch, has_gradient: bool, collect: Callable[[], None]) -> Tally:
+        """Takes as long for groups with equal rewards, which would need no gradient: rewards mean nothing here. A rank
+        has its share of the tokens, and the ranks sleep at the same time."""
+        assert self.config.script is not None
+        if not batch.idle:
+            time.sleep(self.config.script.token_s * len(batch.targets) * self.rank_info.num_ranks)
+        return Tally()
 
 
 def _check_reference(reference: PreTrainedModel, model: PreTrainedModel) -> None:
@@ -165,8 +178,8 @@ def _check_reference(reference: PreTrainedModel, model: PreTrainedModel) -> None
 
 
 def _group_metrics(weighted: Weighted) -> Tally:
-    """What is known before the forward pass. After a restart from an older checkpoint replayed tokens may carry a
-    later version than the step has; they count as staleness 0 (and not as on-policy)."""
+    """What is known before the forward pass. After a restart from an older checkpoint replayed tokens may have a later
+    version than the step; their staleness counts as 0."""
     group, advantages, shares = weighted.group, weighted.advantages, weighted.shares
     tally = Tally()
     staleness = torch.from_numpy(group.step - group.versions).clamp(min=0).float()

@@ -2,10 +2,10 @@
 
     for each step:  B groups, forward and backward as they arrive  ->  optimiser step  ->  commit  ->  publish
 
-`LearnerState` decides; this does it. One task, `_train`, owns the trainer and makes one move after the other.
+`LearnerState` decides; this does it. One task, `_train`, owns the trainer and makes one move after another.
 
-Several ranks. This is rank 0, which alone talks to shaper and generators and has the others do the same on their rows
-(`rank_leader`, `rank_follower`). One that is gone, or late, ends this process, and the whole learner is started again.
+This is rank 0, which alone talks to shaper and generators. The other ranks do the same on their rows (`rank_leader`,
+`rank_follower`). If one of them is gone or late, this process ends, and the whole learner is started again.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import ParamSpec, TypeVar, cast
+from typing import cast
 
 import structlog
 import transformers
@@ -30,7 +30,8 @@ from darts_async.learner.nonfinite import stop_training
 from darts_async.learner.publishing import Publishing
 from darts_async.learner.rank_follower import FollowerActor
 from darts_async.learner.rank_leader import Team
-from darts_async.learner.ranks.rank_info import Place
+from darts_async.learner.ranks.rank_group import in_thread
+from darts_async.learner.ranks.rank_info import RankInfo
 from darts_async.learner.state import LearnerState
 from darts_async.learner.step import Trainer
 from darts_async.learner.step_meter import StepMeter
@@ -39,8 +40,6 @@ from darts_async.models.location import resolve_model_path, vocab_size
 from darts_async.protocol import (
     AddGroups,
     FinishStep,
-    LeaderToRank,
-    LearnerToGenerator,
     RankToLeader,
     Shutdown,
     StepCompleted,
@@ -54,18 +53,12 @@ from darts_async.weights.sending.events import MemberLost, MemberMessage
 from darts_async.wire.atomic_dir import remove_leftovers, remove_staging
 
 WARN_AFTER_S = 60.0
-"""A learner that has waited for this long says so, again and again: how long is too long is for the launcher to say,
-which sees the whole run."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
+"""After each such wait the learner logs a warning. The launcher, which sees the whole run, decides what is too long."""
 
 log = structlog.get_logger()
 
 
 class LearnerActor:
-    """See the module."""
-
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._config = runtime.config.learner
@@ -76,10 +69,10 @@ class LearnerActor:
             _other_ranks(runtime),
             epoch=runtime.incarnation,
             interface=runtime.host,
-            send=self._send_rank,
+            send=partial(runtime.send, RANKS_LINK.name),
             deadline_s=self._config.rank_deadline_s,
         )
-        self._publishing = Publishing(runtime, self._team, self._send_generator)
+        self._publishing = Publishing(runtime, self._team, partial(runtime.send, WEIGHTS_LINK.name))
         self._meter = StepMeter(runtime.clock)
         self._changes = Changes()
         self._num_tokens = 0
@@ -87,18 +80,17 @@ class LearnerActor:
         self._begin_farewell: Callable[[moves.Save], object] = lambda save: None
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
-        """Load the model, or continue from a checkpoint; publish its weights, take groups."""
+        """Load the model, or continue from a checkpoint; begin to publish and to train."""
         keep, model_dir = self._config.keep_checkpoints, resolve_model_path(self._runtime.config.model.path)
         await asyncio.to_thread(remove_leftovers, self._checkpoints)
         path = await asyncio.to_thread(checkpoint.latest, self._checkpoints, keep)
         self._team.prepare(path.name if path is not None else "")
-        trainer = await self._in_thread(make_trainer, self._runtime.config, model_dir, self._team.ranks)
-        loaded = partial(self._state.loaded, policy_version=trainer.policy_version)
+        trainer = await in_thread(self._team.ranks, make_trainer, self._runtime.config, model_dir, self._team.ranks)
+        loaded = self._state.loaded
         if path is not None:
-            manifest = await self._in_thread(checkpoint.restore, path, trainer)
+            manifest = await in_thread(self._team.ranks, checkpoint.restore, path, trainer)
             loaded = partial(
-                self._state.loaded,
-                policy_version=trainer.policy_version,
+                loaded,
                 consumed=manifest.consumed,
                 shaper_state=await asyncio.to_thread(checkpoint.shaper_state, path),
                 oldest_kept=await asyncio.to_thread(checkpoint.oldest_kept, self._checkpoints, keep),
@@ -119,12 +111,12 @@ class LearnerActor:
         self._begin_farewell = lambda save: tasks.create_task(
             self._save(tasks, trainer, saver, save), name="leave a checkpoint"
         )
-        self._do(loaded())
+        self._do(loaded(policy_version=trainer.policy_version))
         tasks.create_task(self._train(tasks, trainer, saver), name="train")
         tasks.create_task(self._publishing.serve_late_joiners(trainer, self._lent), name="late joiners")
 
     def handle(self, event: Event) -> None:
-        """A group, or something about weights, or about the other ranks."""
+        """An event of the shaper, a generator or another rank."""
         match event:
             case Received(link=RANKS_LINK.name, peer=peer, message=message):
                 if reason := self._boundary.of_rank(cast(RankToLeader, message)):
@@ -140,7 +132,7 @@ class LearnerActor:
         self._do(self._state.handle(event, newest_epoch=self._publishing.publisher.newest_epoch))
 
     def _do(self, actions: Iterable[moves.Action]) -> None:
-        """Do what the state says, and have whatever waits look again."""
+        """Carry out what the state has decided, and have all waiters look again."""
         for action in actions:
             match action:
                 case moves.Tell(link, peer, message):
@@ -160,18 +152,17 @@ class LearnerActor:
         """Nothing to do."""
 
     def shutdown(self, message: Shutdown) -> None:
-        """Leave; a complete run has its last checkpoint and its model, one that is stopped a checkpoint. How long that
-        may take is for the launcher."""
+        """Leave. A complete run writes its last checkpoint and its model, one that is stopped a checkpoint. The
+        launcher limits the time."""
         self._state.leave(message)
         self._do(())
 
     @property
     def done(self) -> bool:
-        """Whether all is left behind that is to be."""
+        """Whether everything is written that is to be."""
         return self._state.is_done
 
     def gauges(self) -> Gauges:
-        """For the status."""
         doing = "catching up" if self._state.is_catching_up else self._doing
         return Gauges(doing, self._state.policy_version, self._num_tokens, self._state.intake.num_waiting)
 
@@ -202,7 +193,6 @@ class LearnerActor:
                     return
 
     async def _next_move(self) -> moves.Move:
-        """What is to be done, as soon as there is something."""
         move = self._state.next_move()
         while isinstance(move, moves.Wait):
             move = await self._wait(move)
@@ -217,16 +207,15 @@ class LearnerActor:
             move = self._state.next_move()
             return move != wait
 
-        if wait != moves.FOR_SHAPER:  # before it is told the floor it does not serve: it says what it said before
+        if wait != moves.FOR_SHAPER:  # until then it does not serve, and the status stays as it was
             self._doing = f"waiting for {wait.what}"
         with self._runtime.clock.waiting(f"waits for {wait.what}"):
             await self._until(is_over, wait)
         return move
 
     async def _until(self, is_true: Callable[[], bool], wait: moves.Wait) -> None:
-        timeout_s = (
-            self._runtime.config.roles.generator.start_timeout_s if wait == moves.FOR_GENERATORS else WARN_AFTER_S
-        )
+        start_timeout_s = self._runtime.config.roles.generator.start_timeout_s
+        timeout_s = start_timeout_s if wait == moves.FOR_GENERATORS else WARN_AFTER_S
         while True:
             try:
                 return await self._changes.until(is_true, timeout_s, lambda: wait.what)
@@ -235,25 +224,23 @@ class LearnerActor:
                 self._state.timed_out(wait)
 
     async def _add_groups(self, trainer: Trainer, groups: tuple[TrainGroup, ...]) -> None:
-        """Forward and backward of some groups, on all ranks."""
         num_tokens = sum(len(group.token_ids) for group in groups)
         ids = [group.group_id for group in groups]
         with self._runtime.clock.busy("train", groups=ids, tokens=num_tokens):
             self._team.tell(AddGroups(len(groups)))
             for group in groups:
                 self._team.tell(group)
-            await self._in_thread(trainer.add_groups, groups)
+            await in_thread(self._team.ranks, trainer.add_groups, groups)
         self._num_tokens += num_tokens
 
     async def _take_step(self, trainer: Trainer, groups: tuple[TrainGroup, ...]) -> None:
-        """Change the parameters, on all ranks, and tell of it."""
         step = trainer.policy_version
         self._runtime.faults.reach("learner.before_step")
         self._team.tell(FinishStep(step))
         for tally in await self._team.tallies(step):
             trainer.tally.merge(tally)
         with self._runtime.clock.busy("step", step=step):
-            metrics = await self._in_thread(trainer.finish_step)
+            metrics = await in_thread(self._team.ranks, trainer.finish_step)
         metrics |= self._meter.metrics()
         if trainer.num_skipped_in_a_row >= self._config.max_skipped_steps:
             raise stop_training(self._runtime.run_dir, groups, trainer.num_skipped_in_a_row)
@@ -269,7 +256,7 @@ class LearnerActor:
 
     @asynccontextmanager
     async def _lent(self) -> AsyncIterator[None]:
-        """The parameters, for those who joined late; see `LearnerState.lend`."""
+        """Holds the parameters, for generators that joined late; see `LearnerState.lend`."""
         await self._until(self._state.lend, moves.Wait("the parameters"))
         try:
             yield
@@ -294,38 +281,21 @@ class LearnerActor:
             await asyncio.to_thread(self._runtime.patience.write, model, write, undo)
         self._do(self._state.model_written())
 
-    # --- inside ----------------------------------------------------------------------------------------------
-
-    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What may be a collective of all ranks."""
-        with self._team.naming_failures():
-            return await asyncio.to_thread(work, *args, **kwargs)
-
-    def _send_generator(self, peer: str, message: LearnerToGenerator) -> None:
-        self._runtime.send(WEIGHTS_LINK.name, peer, message)
-
-    def _send_rank(self, peer: str, message: LeaderToRank) -> None:
-        self._runtime.send(RANKS_LINK.name, peer, message)
-
 
 def make_actor(runtime: Runtime) -> Actor:
     """The actor of this process's rank. Raises `ConfigError` if environment and plan do not agree on it."""
-    place = Place.from_environment(os.environ)
+    rank_info = RankInfo.from_environment(os.environ)
     num_ranks = 1 + len(_other_ranks(runtime))
-    if (runtime.name, num_ranks) != (LEARNER.process(place.rank), place.num_ranks):
-        raise ConfigError(
-            f"{runtime.name} of {num_ranks} in the plan was started as RANK {place.rank} of WORLD_SIZE "
-            f"{place.num_ranks}"
-        )
-    return FollowerActor(runtime, place) if place.rank else LearnerActor(runtime)
+    if (runtime.name, num_ranks) != (LEARNER.process(rank_info.rank), rank_info.num_ranks):
+        started = f"RANK {rank_info.rank} of WORLD_SIZE {rank_info.num_ranks}"
+        raise ConfigError(f"{runtime.name} of {num_ranks} in the plan was started as {started}")
+    return FollowerActor(runtime, rank_info) if rank_info.rank else LearnerActor(runtime)
 
 
 def _vocab_size(runtime: Runtime) -> int | None:
-    """Of the model that is trained."""
-    config = runtime.config
-    if config.learner.script is not None:
+    if runtime.config.learner.script is not None:
         return None
-    return vocab_size(resolve_model_path(config.model.path, with_weights=False))
+    return vocab_size(resolve_model_path(runtime.config.model.path, with_weights=False))
 
 
 def _other_ranks(runtime: Runtime) -> tuple[str, ...]:
@@ -333,5 +303,5 @@ def _other_ranks(runtime: Runtime) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    transformers.logging.disable_progress_bar()  # nobody watches the learner's standard error
+    transformers.logging.disable_progress_bar()  # the learner's standard error is a file
     main(make_actor)

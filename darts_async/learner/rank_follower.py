@@ -1,30 +1,29 @@
-"""A rank other than 0: does what rank 0 says, in the order in which it says so.
+"""A rank other than 0: carries out the orders of rank 0, one after another.
 
-One task, `_work`, owns the trainer; another answers requests for parameters while passes go on. The parameters of a
-version are there from its optimiser step until the next, which rank 0 does not order before it has them all.
+One task, `_work`, owns the trainer; another answers requests for parameters while passes run. The parameters of a
+version do not change until the next optimiser step, which rank 0 does not order before it has them all.
 
-It ends when it is dismissed. Rank 0 may still need it when the launcher asks for the end (the last checkpoint), so it
-stays until then, or until a deadline.
+When the launcher asks for the end, rank 0 may still need this one for the last checkpoint. So it runs until rank 0
+dismisses it, or until a deadline.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import ParamSpec, TypeVar, cast
+from collections.abc import Mapping
+from typing import cast
 
 import structlog
 from torch import Tensor
 
 from darts_async.actor import Gauges, Runtime
-from darts_async.errors import DeadlineError, ProcessDiedError
+from darts_async.errors import ProcessDiedError
 from darts_async.learner.checkpoints import checkpoint
 from darts_async.learner.checkpoints.saver import write_part
 from darts_async.learner.condition import Changes
-from darts_async.learner.metric_messages import tallied
 from darts_async.learner.model import DTYPES
 from darts_async.learner.ranks.gather import send_rows
 from darts_async.learner.ranks.order_grammar import OrderGrammar
-from darts_async.learner.ranks.rank_group import RankGroup
-from darts_async.learner.ranks.rank_info import Place
+from darts_async.learner.ranks.rank_group import RankGroup, in_thread
+from darts_async.learner.ranks.rank_info import RankInfo
 from darts_async.learner.state import MAX_TOGETHER
 from darts_async.learner.step import Trainer
 from darts_async.learner.trainer_setup import make_trainer
@@ -50,28 +49,23 @@ from darts_async.transport import Event, PeerDown, Received
 from darts_async.wire.atomic_dir import staging_beside
 
 STOP_WITHIN_S = 5.0
-"""How long rank 0 has to dismiss this one when the run is stopped."""
+"""Time for rank 0 to dismiss this one when the run is stopped."""
 MAX_ORDERS = 4 * MAX_TOGETHER
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 log = structlog.get_logger()
 
 
 class FollowerActor:
-    """See the module."""
-
-    def __init__(self, runtime: Runtime, place: Place) -> None:
+    def __init__(self, runtime: Runtime, rank_info: RankInfo) -> None:
         self._runtime = runtime
         self._config = runtime.config
-        self._place = place
+        self._rank_info = rank_info
         self._leader = runtime.plan.link(RANKS_LINK.name).hub
         self._dtype = DTYPES[self._config.model.dtype]
-        self._prepare: asyncio.Future[Prepare] = asyncio.get_running_loop().create_future()
+        self._checkpoint = ""  # to continue from, as rank 0 says
         self._ranks: RankGroup | None = None
         self._trainer: Trainer | None = None
-        # Rank 0 does itself what it orders, so it is never far ahead.
+        # Rank 0 carries out its own orders, so it is never far ahead.
         self._orders: asyncio.Queue[LeaderToRank] = asyncio.Queue(MAX_ORDERS)
         self._grammar = OrderGrammar(MAX_ORDERS)
         self._requests: asyncio.Queue[GatherWeights] = asyncio.Queue(MAX_ORDERS)
@@ -83,26 +77,21 @@ class FollowerActor:
         self._leave_within_s: float | None = None
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
-        """Load the model with the others, when rank 0 says so."""
+        """Load the model with the others, when rank 0 orders it."""
         deadline_s = self._config.learner.rank_deadline_s
-        try:
-            async with asyncio.timeout(deadline_s):
-                prepare = await self._prepare
-        except TimeoutError:
-            raise DeadlineError(f"{self._leader} (rank 0) did not begin within {deadline_s:g} s") from None
+        await self._changes.until(lambda: self._ranks is not None, deadline_s, lambda: f"{self._leader} (rank 0)")
         assert self._ranks is not None
         model_dir = resolve_model_path(self._config.model.path)
-        trainer = await self._in_thread(make_trainer, self._config, model_dir, self._ranks)
-        if prepare.checkpoint:
-            path = self._runtime.run_dir / CHECKPOINTS_DIR / prepare.checkpoint
-            await self._in_thread(checkpoint.restore, path, trainer)
+        trainer = await in_thread(self._ranks, make_trainer, self._config, model_dir, self._ranks)
+        if self._checkpoint:
+            path = self._runtime.run_dir / CHECKPOINTS_DIR / self._checkpoint
+            await in_thread(self._ranks, checkpoint.restore, path, trainer)
         self._trainer = trainer
         tasks.create_task(self._work(tasks, trainer), name="work")
         tasks.create_task(self._answer(trainer, self._ranks), name="send parameters")
         self._tell(RankReady(trainer.policy_version))
 
     def handle(self, event: Event) -> None:
-        """An order of rank 0."""
         match event:
             case PeerDown(link=RANKS_LINK.name, reason=reason):
                 if not self._is_dismissed:
@@ -116,13 +105,14 @@ class FollowerActor:
         match message:
             case Prepare():
                 self._ranks = RankGroup(
-                    self._place,
+                    self._rank_info,
                     interface=self._runtime.host,
                     epoch=message.epoch,
                     send=self._tell,
                     deadline_s=self._config.learner.rank_deadline_s,
                 )
-                self._prepare.set_result(message)
+                self._checkpoint = message.checkpoint
+                self._changes.notify()
             case StoreValue():
                 assert self._ranks is not None, "the grammar has Prepare come first"
                 self._ranks.put(message)
@@ -149,7 +139,6 @@ class FollowerActor:
 
     @property
     def done(self) -> bool:
-        """Dismissed."""
         return self._is_dismissed
 
     def gauges(self) -> Gauges:
@@ -174,12 +163,12 @@ class FollowerActor:
                 case AddGroups(num_groups=num_groups):
                     groups = [cast(TrainGroup, await self._orders.get()) for _ in range(num_groups)]
                     with self._runtime.clock.busy("train", groups=[group.group_id for group in groups]):
-                        await self._in_thread(trainer.add_groups, groups)
+                        await in_thread(self._ranks, trainer.add_groups, groups)
                 case FinishStep(step=step):
                     self._runtime.faults.reach("rank.before_step")
-                    self._tell(tallied(step, trainer.tally))
+                    self._tell(trainer.tally.message(step))
                     with self._runtime.clock.busy("step", step=step):
-                        await self._in_thread(trainer.finish_step)
+                        await in_thread(self._ranks, trainer.finish_step)
                 case SaveCheckpoint(policy_version=version):
                     with self._runtime.clock.busy("checkpoint", policy_version=version):
                         self._snapshot = await asyncio.to_thread(checkpoint.Snapshot.of, trainer)
@@ -222,11 +211,6 @@ class FollowerActor:
         return trainer.rows()
 
     # --- inside ----------------------------------------------------------------------------------------------
-
-    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        assert self._ranks is not None
-        with self._ranks.naming_failures():
-            return await asyncio.to_thread(work, *args, **kwargs)
 
     def _tell(self, message: RankToLeader) -> None:
         self._runtime.send(RANKS_LINK.name, self._leader, message)

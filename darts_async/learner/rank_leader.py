@@ -1,25 +1,23 @@
 """Rank 0's side of the link between ranks: sends orders to the others and receives their results.
 
-All ranks do the same things in the same order, because messages of the link arrive in order and each of them is sent to
-all. A learner of one rank is a team without others: nothing is sent, nothing is waited for, no group is formed.
+All ranks do the same in the same order, because messages of the link arrive in order and each is sent to all. A learner
+of one rank is a team without others: nothing is sent, nothing is waited for, no group is formed.
 """
 
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from darts_async.errors import ProcessDiedError
 from darts_async.learner.condition import Changes
-from darts_async.learner.metric_messages import tally_of
 from darts_async.learner.metric_sums import Tally
 from darts_async.learner.ranks.gather import GatheredTensors, Shapes
 from darts_async.learner.ranks.rank_group import RankGroup
-from darts_async.learner.ranks.rank_info import ALONE, Place
+from darts_async.learner.ranks.rank_info import ALONE, RankInfo
 from darts_async.protocol import (
     Dismiss,
     GatherWeights,
@@ -35,14 +33,14 @@ from darts_async.wire.atomic_dir import FileSum
 
 
 class Team:
-    """The other ranks, by name. All methods are called on the event loop.
+    """The other ranks. All methods are called on the event loop.
 
     Args:
         names: of the other ranks, by rank.
         epoch: of the rendezvous, another one for each incarnation of rank 0.
         interface: local address of the group's sockets.
         send: queues a message for one of the others.
-        deadline_s: for everything that is waited for.
+        deadline_s: of every wait.
     """
 
     def __init__(
@@ -67,13 +65,12 @@ class Team:
         self._is_dismissed = False
         self.ranks: RankGroup | None = None
         if names:
-            place = Place(0, 1 + len(names))
-            self.ranks = RankGroup(place, interface=interface, epoch=epoch, send=self.tell, deadline_s=deadline_s)
+            rank_info = RankInfo(0, 1 + len(names))
+            self.ranks = RankGroup(rank_info, interface=interface, epoch=epoch, send=self.tell, deadline_s=deadline_s)
 
     @property
-    def place(self) -> Place:
-        """Rank 0 of how many."""
-        return self.ranks.place if self.ranks is not None else ALONE
+    def rank_info(self) -> RankInfo:
+        return self.ranks.rank_info if self.ranks is not None else ALONE
 
     # --- messages --------------------------------------------------------------------------------------------
 
@@ -83,7 +80,6 @@ class Team:
             self._send(name, message)
 
     def handle(self, peer: str, message: RankToLeader) -> None:
-        """Take in what a rank says."""
         match message:
             case StoreValue():
                 assert self.ranks is not None
@@ -94,7 +90,7 @@ class Team:
             case RankReady():
                 self._ready.add(peer)
             case StepTallied(step=step):
-                self._tallies[step][peer] = tally_of(message)
+                self._tallies[step][peer] = Tally.of(message)
             case PartSaved(policy_version=version, num_bytes=num_bytes, crc32=crc32):
                 self._saved[version][peer] = FileSum(num_bytes, crc32)
         self._changes.notify()
@@ -111,7 +107,7 @@ class Team:
         self.tell(Prepare(self._epoch, checkpoint))
 
     async def ready(self) -> None:
-        """Wait until everyone is. Raises `DeadlineError`."""
+        """Wait until all have loaded the model. Raises `DeadlineError`."""
         await self._until(lambda: self._ready, "to load the model")
 
     async def tallies(self, step: int) -> list[Tally]:
@@ -126,23 +122,15 @@ class Team:
         return [parts[name] for name in self._names]
 
     def gathered(
-        self,
-        rows: Mapping[str, Tensor],
-        shapes: Shapes,
-        dtype: torch.dtype,
-        order: GatherWeights,
+        self, rows: Mapping[str, Tensor], shapes: Shapes, dtype: torch.dtype, order: GatherWeights
     ) -> GatheredTensors:
-        """The whole parameters, of which `rows` are rank 0's, as `order` has the others send them."""
+        """The complete parameters, of which `rows` are rank 0's; `order` has the others send theirs."""
         assert self.ranks is not None
 
         def request() -> None:
             self._loop.call_soon_threadsafe(self.tell, order)
 
         return GatheredTensors(self.ranks, rows, shapes, dtype, self._gather_lock, request)
-
-    def naming_failures(self) -> AbstractContextManager[None]:
-        """For collectives: see `RankGroup`."""
-        return self.ranks.naming_failures() if self.ranks is not None else nullcontext()
 
     def dismiss(self) -> None:
         """Have the others end. Idempotent."""
@@ -155,7 +143,7 @@ class Team:
         if self.ranks is not None:
             self.ranks.abort(reason)
 
-    async def _until(self, those: Callable[[], set[str] | Mapping[str, object]], what: str) -> None:
+    async def _until(self, those: Callable[[], Container[str]], what: str) -> None:
         def missing() -> list[str]:
             return [name for name in self._names if name not in those()]
 

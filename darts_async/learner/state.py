@@ -1,19 +1,18 @@
-"""What the learner does next and what it tells: all decisions of the process, without model, socket, clock or task.
+"""All decisions of the learner: what it does next and what it tells. Without model, socket, clock or task.
 
-    loaded -> generators have joined, the shaper has spoken -> publish
-    for each step: train its groups as they come -> take the step -> publish, save      -> write the model
+    loaded -> generators have joined, the shaper has said where the run is -> publish
+    for each step: train on its groups as they come -> take the step -> publish, save      -> write the model
 
-The owner of the trainer asks for the `next_move`, makes it, says what came of it, and asks again. Publishing and saving
-continue beside the moves after them.
+The owner of the trainer asks for the `next_move`, makes it, reports the result, and asks again. Publishing and saving
+continue during the next moves: a version is published while the groups of the next step are trained on.
 
-The parameters are lent from the beginning of a step until every generator has its result, so that none reads parameters
-of no version, and the next step waits for their return. A version is published while the groups of the next step are
-trained.
+The parameters are lent from the beginning of a step until every generator has its result, so that none reads half
+changed parameters. The next step waits for their return.
 
-Restarts. Groups that the checkpoint has consumed are not trained again, however often the shaper sends them. The steps
-since then are taken again, with the same groups, and nothing is published before the version that generators may use
-already (the floor): versions never go back anywhere else. That version is published again, because the steps may not
-have come out the same to the last bit.
+Restarts. Groups that the checkpoint has consumed are not trained on again, however often the shaper sends them. The
+steps since then are taken again with the same groups. No version older than one that generators may use already (the
+floor) is published, because versions never go back. The floor itself is published again, because the repeated steps may
+differ in the last bit.
 """
 
 from typing import cast
@@ -23,8 +22,7 @@ import numpy as np
 from darts_async.config import RunConfig
 from darts_async.learner import moves
 from darts_async.learner.boundary import Boundary
-from darts_async.learner.consumed_groups import ConsumedGroups
-from darts_async.learner.intake import Intake
+from darts_async.learner.intake import ConsumedGroups, Intake, Intervals
 from darts_async.protocol import (
     CatchUp,
     GeneratorToLearner,
@@ -49,11 +47,8 @@ MAX_TOGETHER = 256
 
 
 class LearnerState:
-    """See the module. It is made before the model is loaded, and knows no version until then.
-
-    Args:
-        is_first: no learner of this run was before this one: the first version waits for all generators.
-    """
+    """It is made before the model is loaded, and knows no version until then. If it `is_first` of this run, the first
+    version waits for all generators."""
 
     def __init__(self, config: RunConfig, boundary: Boundary, *, is_first: bool) -> None:
         self._config = config.learner
@@ -63,7 +58,7 @@ class LearnerState:
         self.policy_version = -1  # of the parameters; -1 while they are loaded
         self._groups: list[TrainGroup] = []  # in the gradient of the step that is next
         self._is_stepping = False
-        self._is_begun = False  # the first version was considered for publishing
+        self._is_begun = False  # whether the first version was considered for publishing
         self._num_awaited = config.roles.generator.replicas if is_first else 0
         self.joined: set[str] = set()  # generators
         self.shaper: str | None = None
@@ -73,23 +68,19 @@ class LearnerState:
         self.floor = -1  # nothing older is published
         self._newest_version = -1  # no generator can hold a later one
         self._is_told_floor = False
-        self._early: dict[str, Received] = {}  # members that have joined before that was known, by name
+        self._early: dict[str, Received] = {}  # members that have joined before the floor was known, by name
         self._is_to_publish = self._is_to_save = self._is_saving = False
         self._is_lent = False
         self.newest_published = -1
         self._on_disk = 0
-        self._saved = self._oldest_kept = 0  # what the shaper is told of: the last version only with the model
+        self._saved = self._oldest_kept = 0  # as told to the shaper: the last version only with the model
         self.leaving: Shutdown | None = None
         self._is_trained = False
 
     # --- events ----------------------------------------------------------------------------------------------
 
     def handle(self, event: Event, *, newest_epoch: int) -> list[moves.Action]:
-        """Take in an event of the shaper or of a generator.
-
-        Args:
-            newest_epoch: that the coordinator of the weights has formed.
-        """
+        """Handle an event of the shaper or of a generator. `newest_epoch` of the broadcast group was formed."""
         match event:
             case Received(link=WEIGHTS_LINK.name, peer=peer, message=MemberJoined()) if not self._is_told_floor:
                 self._early[peer] = event
@@ -111,25 +102,25 @@ class LearnerState:
         return []
 
     def leave(self, message: Shutdown) -> None:
-        """A complete run has its last checkpoint and its model, one that is stopped a checkpoint."""
+        """End the run: see `Shutdown`."""
         self.leaving = message
 
     def timed_out(self, wait: moves.Wait) -> None:
-        """What is waited for has not come for long. A generator that does not come up is not waited for forever."""
+        """A wait took long. A generator that does not start is not waited for any longer."""
         if wait == moves.FOR_GENERATORS:
             self._num_awaited = 0
 
-    # --- what came of the work -------------------------------------------------------------------------------
+    # --- results ---------------------------------------------------------------------------------------------
 
     def loaded(
         self,
         *,
         policy_version: int,
-        consumed: tuple[tuple[int, int], ...] = (),
+        consumed: Intervals = (),
         shaper_state: bytes = b"",
         oldest_kept: int = 0,
     ) -> list[moves.Action]:
-        """There are parameters: those that the run begins with, or those of a checkpoint and what it knows."""
+        """There are parameters: those of the first model, or those of a checkpoint."""
         self.intake.consumed = ConsumedGroups(consumed)
         next_group_id = max((stop for _, stop in consumed), default=0)
         self._taken_up = LearnerReady(policy_version, shaper_state, next_group_id)
@@ -151,13 +142,13 @@ class LearnerState:
         return self._to_shaper(GroupsCommitted(step, np.array(group_ids, np.int64)))
 
     def published(self, version: int) -> list[moves.Action]:
-        """Every generator has it, and reads parameters no more."""
+        """Every generator has it, and reads the parameters no longer."""
         self._is_lent = False
         self.newest_published = version
         return self._to_shaper(VersionPublished(version))
 
     def saved(self, version: int, *, oldest_kept: int) -> list[moves.Action]:
-        """A checkpoint of this version is on the disk. Of the last version nothing is told before the model is."""
+        """A checkpoint of this version is on the disk. The shaper hears of the last one when the model is written."""
         self._is_saving = False
         self._on_disk, self._oldest_kept = version, oldest_kept
         if version == self._config.steps and not self._is_trained:
@@ -166,14 +157,14 @@ class LearnerState:
         return self._to_shaper(VersionSaved(version, oldest_kept))
 
     def model_written(self) -> list[moves.Action]:
-        """The model is left behind: when the shaper hears of it, it has nothing left to do."""
+        """The final model is on the disk. When the shaper hears of it, the run is complete."""
         self._is_trained = True
         return self.saved(self._config.steps, oldest_kept=self._oldest_kept)
 
     # --- decisions -------------------------------------------------------------------------------------------
 
     def next_move(self) -> moves.Move:
-        """What the owner of the trainer does now. A `Wait` changes nothing; any other move is to be made."""
+        """The next move of the trainer's owner. A `Wait` changes nothing; any other move must be made."""
         if self.policy_version < 0:
             return moves.Wait("the model")
         if not self._is_begun and (move := self._before_the_first()) is not None:
@@ -192,8 +183,8 @@ class LearnerState:
         return self._train()
 
     def farewell(self) -> moves.Save | None:
-        """A learner that is stopped leaves a checkpoint of the last step that it has taken, whatever its owner is at;
-        of a step that the shaper has given up there must be none. To be asked for whenever something has changed."""
+        """The checkpoint of the last step of a run that is stopped, whatever the trainer's owner is doing. There must
+        be none of a step that the shaper has given up. To be called after every change."""
         is_free = not self._is_stepping and not self._is_saving
         if self.leaving is None or self.leaving.finished or not is_free or not self._owes_checkpoint:
             return None
@@ -201,32 +192,30 @@ class LearnerState:
 
     @property
     def is_done(self) -> bool:
-        """A complete run ends when its model is written, one that is stopped when a checkpoint is, any other at
-        once."""
+        """A complete run ends when its model is written, one that is stopped when its checkpoint is, any other now."""
         if self.leaving is None or self._is_trained:
             return self.leaving is not None
         is_at_end = self._is_begun and self.policy_version == self._config.steps
         return not self.leaving.finished and not self._owes_checkpoint and not is_at_end
 
     def lend(self) -> bool:
-        """Take the parameters for generators that have joined after a version was published, until `give_back`; False
-        if they cannot be had now."""
+        """Lend the parameters, until `give_back`, for generators that have joined after a version was published; False
+        if that is not possible now."""
         if self._is_lent or self.newest_published != self.policy_version or self.policy_version < 0:
             return False
         self._is_lent = True
         return True
 
     def give_back(self) -> None:
-        """Those who joined late have the version, or were given up."""
+        """The late generators have the version, or were given up."""
         self._is_lent = False
 
     @property
     def is_catching_up(self) -> bool:
-        """Whether steps are taken again that generators have the result of."""
+        """Whether steps are repeated whose results generators already have."""
         return 0 <= self.policy_version < self.floor
 
     def validate(self) -> None:
-        """Assert what holds between two inputs."""
         steps = self._config.steps
         assert len(self._groups) <= self._config.groups_per_step
         assert len({group.group_id for group in self._groups}) == len(self._groups)
@@ -244,7 +233,6 @@ class LearnerState:
     # --- inside ----------------------------------------------------------------------------------------------
 
     def _refusal(self, event: Received, newest_epoch: int) -> str | None:
-        """Why a message cannot be meant."""
         if event.link == LEARNER_LINK.name:
             return self._boundary.of_shaper(cast(ShaperToLearner, event.message))
         return self._boundary.of_generator(

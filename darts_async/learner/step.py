@@ -1,17 +1,17 @@
 """One optimiser step, to which groups are added as they arrive: the streamed gradient equals the batch gradient.
 
 The forward and backward passes of groups run when they arrive and add to unnormalised sums of gradients. `finish_step`
-divides them once by the denominator of the whole step. Sums do not depend on the order or on the split into
-micro-batches or over ranks (up to rounding), so it does not matter when a group came and with which others.
+divides them once by the denominator of the whole step. Up to rounding, sums do not depend on the order or on the split
+into micro-batches or over ranks.
 
-Invariants. Between steps all gradients are zero. A token older than `max_staleness` never reaches the forward
-pass. `policy_version` counts finished steps, including those whose loss or gradient was not finite: such a step leaves
+Invariants. Between steps all gradients are zero. A token older than `max_staleness` never reaches the forward pass.
+`policy_version` counts finished steps, including those whose loss or gradient was not finite: such a step leaves
 parameters and moments untouched, on all ranks alike.
 
-Weights of less than 32 bits have a float32 master copy for sums and updates: at a rate of 1e-6 an update is
-below half a unit in the last place of bfloat16 and would be lost. A sharded model (see `sharding`) holds float32
-shards, which are masters themselves; the state of a trainer is then that of this rank's rows. Where the model has
-adapters (see `lora`), they alone are parameters, and the state is theirs.
+Weights of less than 32 bits have a float32 master copy for sums and updates: at a rate of 1e-6 an update is below half
+a unit in the last place of bfloat16 and would be lost. A sharded model (see `sharding`) holds float32 shards, which are
+masters themselves; the state is then that of this rank's rows. If the model has adapters (see `lora`), only they are
+trained, and the state is theirs.
 """
 
 import math
@@ -22,18 +22,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from darts_async.config import Baseline, LearnerConfig
+from darts_async.config import LearnerConfig
 from darts_async.errors import StalenessError
-from darts_async.learner.advantage import Decoded
 from darts_async.learner.lora import Adapters
 from darts_async.learner.lr_schedule import learning_rate
 from darts_async.learner.metric_sums import Tally
 from darts_async.learner.objective import Objective
-from darts_async.learner.ranks.rank_info import ALONE, Place
 from darts_async.learner.ranks.sharding import drop_gathered, local_rows, whole
-from darts_async.learner.scripted import ScriptedObjective
 from darts_async.protocol import TrainGroup
-from darts_async.truncation import WHOLE, Truncation
 from darts_async.weights.sending.source import LiveTensors, WeightSource
 
 
@@ -41,41 +37,16 @@ class Trainer:
     """Model, optimiser and the step that is being summed up. Synchronous; one thread at a time."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        config: LearnerConfig,
-        *,
-        temperature: float,
-        max_staleness: int,
-        max_new_tokens: int,
-        truncation: Truncation = WHOLE,
-        baseline: Baseline = "group",
-        decoded: Decoded | None = None,
-        reference: PreTrainedModel | None = None,
-        place: Place = ALONE,
+        self, model: PreTrainedModel, config: LearnerConfig, objective: Objective, *, max_staleness: int
     ) -> None:
-        """`temperature`, `truncation` and `max_new_tokens`: how responses are sampled; `reference`: see `Objective`;
-        `place` is this process among those that the model is spread over."""
         self.model = model
         self.policy_version = 0
         self.num_skipped_in_a_row = 0
-        self.place = place
+        self.rank_info = objective.rank_info
         self._config = config
-        objective = Objective if config.script is None else ScriptedObjective
-        self._objective = objective(
-            model,
-            config,
-            temperature=temperature,
-            truncation=truncation,
-            baseline=baseline,
-            decoded=decoded,
-            max_new_tokens=max_new_tokens,
-            reference=reference,
-            rank=place.rank,
-            num_ranks=place.num_ranks,
-        )
+        self._objective = objective
         self._max_staleness = max_staleness
-        self._adapters = Adapters.of(model, place)
+        self._adapters = Adapters.of(model, objective.rank_info)
         self._merged = None if self._adapters is None else self._adapters.merged()
         weights = model.named_parameters()
         self._weights = {name: weight for name, weight in weights if self._adapters is None or weight.requires_grad}
@@ -89,11 +60,8 @@ class Trainer:
     # --- a step ----------------------------------------------------------------------------------------------
 
     def add_groups(self, groups: Sequence[TrainGroup]) -> dict[str, float]:
-        """Add the gradient of one or more groups (this rank's samples of them) to the step, in as few passes as their
-        tokens fit into, and return their metrics.
-
-        Raises `StalenessError`, before anything is added, if a token is older than `max_staleness`.
-        """
+        """Add the gradient of groups (this rank's samples of them) to the step, in as few passes as possible; returns
+        their metrics. Raises `StalenessError`, before anything is added, if a token is older than `max_staleness`."""
         started_s = time.perf_counter()
         for group in groups:
             assert group.step == self.policy_version, f"group of step {group.step} at version {self.policy_version}"
@@ -107,8 +75,8 @@ class Trainer:
         return tally.as_floats()
 
     def finish_step(self) -> dict[str, float]:
-        """Update the parameters with the mean gradient, and return the metrics of the step; a collective of all ranks.
-        To have metrics of all ranks, merge the tallies of the others into `tally` before."""
+        """Update the parameters with the mean gradient; returns the metrics of the step. A collective of all ranks. For
+        metrics of all ranks, merge the tallies of the others into `tally` before."""
         started_s = time.perf_counter()
         assert self._num_groups, "a step is finished after at least one group"
         rate = learning_rate(self._config, self.policy_version)
@@ -135,9 +103,10 @@ class Trainer:
     # --- state -----------------------------------------------------------------------------------------------
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """All that the next step depends on besides `policy_version`, without a copy: float32 weights and moments, of
-        this rank's rows, and counts."""
-        counts = [self._num_updates(), self._num_skipped_steps, self.num_skipped_in_a_row]
+        """Everything that the next step depends on besides `policy_version`, without a copy: float32 weights and
+        moments of this rank's rows, and counts."""
+        num_updates = next(iter(self._optimiser.state.values()), {"step": 0})["step"]
+        counts = [int(num_updates), self._num_skipped_steps, self.num_skipped_in_a_row]
         tensors = {"counts": torch.tensor(counts)}
         for name, master in self._masters.items():
             state = self._optimiser.state.get(master, {})
@@ -162,34 +131,30 @@ class Trainer:
         self._open_step()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The whole shape of each parameter that is trained, whatever rows of it are here."""
+        """The shape of each trained parameter with the rows of all ranks."""
         return {name: tuple(weight.shape) for name, weight in self._weights.items()}
 
     # --- what others use -------------------------------------------------------------------------------------
 
     @property
     def has_adapters(self) -> bool:
-        """Whether `rows` are not what is trained. They are of memory that no later step changes then."""
+        """Whether `rows` are not the trained parameters. No later step changes their memory then."""
         return self._merged is not None
 
     def rows(self) -> Mapping[str, Tensor]:
-        """This rank's rows of every weight of the model, adapters merged, without a copy of the model. Not the module's
-        own parameters: during a pass those of a sharded model are what was gathered."""
+        """This rank's rows of every weight of the model, adapters merged, without a copy. They are not looked up in the
+        module: during a pass a sharded model has gathered parameters there."""
         if self._merged is not None:
             return self._merged
         return {name: local_rows(weight.detach()) for name, weight in self._weights.items()}
 
     def row_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The whole shapes of what `rows` has rows of."""
+        """The shape of each weight in `rows` with the rows of all ranks."""
         return self.shapes() if self._merged is None else self._merged.shapes
 
     def source(self) -> WeightSource:
         """The weights of this version, if one rank has them all."""
         return LiveTensors(self.rows().items()) if self._merged is None else self._merged
-
-    def _num_updates(self) -> int:
-        states = iter(self._optimiser.state.values())
-        return int(next(states, {"step": 0})["step"])
 
     # --- inside ----------------------------------------------------------------------------------------------
 
@@ -214,8 +179,8 @@ class Trainer:
     def _mean_gradient(self) -> float:
         """Divide by the denominator and clip; returns the norm before clipping, over all ranks.
 
-        A loss that is not finite spoils the gradient even where that happens to be finite; by way of the norm all ranks
-        see it. A step of which no token is trained has a sum, and a denominator, of zero.
+        A loss that is not finite makes the gradient NaN, and through the norm all ranks see it. A step without a
+        trained token has a sum and a denominator of zero.
         """
         divisor = self._denominator or 1.0
         if not math.isfinite(self.tally.sums.get("loss", 0.0)):

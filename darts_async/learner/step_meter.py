@@ -9,15 +9,13 @@ from darts_async.telemetry import BusyClock
 
 
 class StepMeter:
-    """Reads the clock and the memory once per step."""
-
     def __init__(self, clock: BusyClock) -> None:
         self._clock = clock
         self._uptime_s, self._idle_s = clock.uptime_s, clock.busy_s()["idle"]
 
     def metrics(self) -> dict[str, float]:
-        """Since the last call: the share of time in which no stage was under way, and the peak of memory (on a GPU that
-        of its allocator since the last call, else that of the process since its start)."""
+        """The share of time since the last call in which no stage ran, and the peak of memory: on a GPU that of its
+        allocator since the last call, else that of the process since its start."""
         uptime_s, idle_s = self._clock.uptime_s, self._clock.busy_s()["idle"]
         idle_share = (idle_s - self._idle_s) / max(uptime_s - self._uptime_s, 1e-9)
         self._uptime_s, self._idle_s = uptime_s, idle_s

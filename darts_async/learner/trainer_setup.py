@@ -10,6 +10,7 @@ from darts_async.config import RunConfig
 from darts_async.learner.advantage import Decoded
 from darts_async.learner.lora import add_adapters
 from darts_async.learner.model import DTYPES, compile_model, load_model
+from darts_async.learner.objective import Objective, ScriptedObjective
 from darts_async.learner.ranks.rank_group import RankGroup
 from darts_async.learner.ranks.rank_info import ALONE, training_device
 from darts_async.learner.ranks.sharding import shard_model
@@ -22,31 +23,33 @@ log = structlog.get_logger()
 
 
 def make_trainer(config: RunConfig, model_dir: Path, ranks: RankGroup | None) -> Trainer:
-    """Load the model and make its trainer; blocks. With `ranks`, join them, and keep this rank's rows alone.
+    """Load the model and make its trainer; blocks. With `ranks`, join them, and keep only this rank's rows.
 
     Raises:
-        ConfigError: there are to be adapters, but peft is not installed.
+        ConfigError: adapters are set, but peft is not installed.
         ModelError: there is no such model, or it cannot be trained.
         DeadlineError: some ranks have not come.
     """
     device = training_device()
-    torch.manual_seed(config.seed + (ranks.place.rank if ranks is not None else 0))
-    return Trainer(
-        _load(config, model_dir, ranks, device),
+    rank_info = ranks.rank_info if ranks is not None else ALONE
+    torch.manual_seed(config.seed + rank_info.rank)
+    model = _load(config, model_dir, ranks, device)
+    objective = (Objective if config.learner.script is None else ScriptedObjective)(
+        model,
         config.learner,
         temperature=config.sampling.temperature,
         truncation=Truncation(config.sampling.top_k, config.sampling.top_p),
-        max_staleness=config.staleness.max_staleness,
         max_new_tokens=config.sampling.max_new_tokens,
         reference=_load_reference(config, device),
         baseline=config.shaping.baseline,
         decoded=Decoded.of(config.shaping),
-        place=ranks.place if ranks is not None else ALONE,
+        rank_info=rank_info,
     )
+    return Trainer(model, config.learner, objective, max_staleness=config.staleness.max_staleness)
 
 
 def longest(config: RunConfig) -> Lengths:
-    """The longest sample, and the longest row that it or others are packed into."""
+    """The longest sample, and the longest packed row."""
     sample = config.generator.max_context_tokens
     return Lengths(sample, max(sample, config.learner.tokens_per_micro_batch))
 
@@ -69,8 +72,8 @@ def _load(config: RunConfig, model_dir: Path, ranks: RankGroup | None, device: t
 
 
 def _load_reference(config: RunConfig, device: torch.device) -> PreTrainedModel | None:
-    """The frozen model that the loss measures the divergence from, if it does, and if it is not what the model in
-    training is without its adapters. Whole on every rank."""
+    """The frozen model from which the loss measures the divergence, complete on every rank. None without a divergence,
+    or if the reference is the model in training without its adapters."""
     loss = config.learner.loss
     if not loss.kl_weight or (config.learner.lora is not None and loss.reference_path is None):
         return None

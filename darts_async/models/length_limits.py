@@ -48,7 +48,6 @@ class Threshold(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """As it is written in a message."""
         return ".".join(self.path)
 
 
@@ -85,8 +84,8 @@ def thresholds(described: Mapping[str, Any]) -> list[Threshold]:
 
 
 def described_by(crossed: Sequence[Threshold]) -> tuple[str, int]:
-    """The settings of thresholds that fail together, and the most tokens that do not exceed all of them (what is
-    exceeded then has to have been tried before: see `crossed`)."""
+    """The settings of thresholds that fail together, and the most tokens that do not exceed all of them. The thresholds
+    that so many tokens exceed were tried before: see `crossed`."""
     return " and ".join(threshold.setting for threshold in crossed), max(threshold.value for threshold in crossed)
 
 

@@ -26,7 +26,6 @@ def resolve_model_path(path: str, *, with_weights: bool = True, setting: str = "
     Args:
         path: a directory in Hugging Face format, `package:directory` for one in an installed package, or a hub id.
         with_weights: whether to fetch the weights of a hub id too, and not only configuration and tokenizer.
-        setting: name of the setting, for messages.
 
     Raises:
         ConfigError: a variable in the path is not set.
@@ -41,12 +40,8 @@ def resolve_model_path(path: str, *, with_weights: bool = True, setting: str = "
 
 
 def local_directory(path: str, setting: str) -> Path | None:
-    """The directory that a path names on this machine; None for a hub id, and for what is not there.
-
-    Raises:
-        ConfigError: a variable in the path is not set.
-        ModelError: the path names a directory in a package, and there is no such package or directory.
-    """
+    """The directory that a path names on this machine; None for a hub id, and if there is no such directory. Raises
+    `ConfigError` if a variable in the path is not set, `ModelError` if a package or its directory is missing."""
     directory = expanded(path, setting)
     if directory.is_dir():
         return directory
@@ -82,11 +77,8 @@ def _in_package(package: str, name: str, where: str, kind: str) -> Path:
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
-    """The tokenizer of a model directory, with padding and truncation switched off.
-
-    Raises:
-        ModelError: the file is missing or cannot be read.
-    """
+    """The tokenizer of a model directory, with padding and truncation switched off. Raises `ModelError` if the file is
+    missing or cannot be read."""
     file = model_dir / TOKENIZER_FILE
     if not file.is_file():
         raise ModelError(
@@ -104,72 +96,45 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
 
 
 def stop_token_ids(model_dir: Path) -> frozenset[int]:
-    """The end-of-sequence tokens of a model, as its `generation_config.json` or else its `config.json` names
-    them, there for its text part or at the top; empty if neither does.
-
-    Raises:
-        ModelError: a file cannot be read.
-    """
+    """The end-of-sequence tokens of a model, as its `generation_config.json` or else its `config.json` names them,
+    there for its text part or at the top; empty if neither does. Raises `ModelError` if a file cannot be read."""
     for name in ("generation_config.json", "config.json"):
-        file = model_dir / name
-        if not file.is_file():
-            continue
-        try:
-            known = msgspec.json.decode(file.read_bytes(), type=_StopTokens)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise ModelError(f"{file} cannot be read: {error}") from error
-        for part in (known.text_config, known):
-            if part is not None and (ids := part.eos_token_id) is not None:
+        for part in _parts(model_dir / name):
+            if (ids := part.eos_token_id) is not None:
                 return frozenset([ids] if isinstance(ids, int) else ids)
     return frozenset()
 
 
 def known_stop_token_ids(model_dir: Path) -> tuple[int, ...]:
-    """The same, for who cannot do without them. Raises `ModelError` also if there are none."""
+    """The same, ascending. Raises `ModelError` also if there are none."""
     if found := stop_token_ids(model_dir):
         return tuple(sorted(found))
     raise ModelError(f"{str(model_dir)!r} names no eos_token_id in its generation_config.json or config.json")
 
 
 def vocab_size(model_dir: Path) -> int | None:
-    """The size of a model's vocabulary as its `config.json` names it, at the top or for its text part; None if it does
-    not.
-
-    Raises:
-        ModelError: the file cannot be read.
-    """
-    file = model_dir / "config.json"
-    if not file.is_file():
-        return None
-    try:
-        known = msgspec.json.decode(file.read_bytes(), type=_Vocabulary)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ModelError(f"{file} cannot be read: {error}") from error
-    return known.vocab_size if known.text_config is None else known.text_config.vocab_size or known.vocab_size
+    """The size of a model's vocabulary as its `config.json` names it, for its text part or at the top; None if it does
+    not. Raises `ModelError` if the file cannot be read."""
+    return next((part.vocab_size for part in _parts(model_dir / "config.json") if part.vocab_size), None)
 
 
-class _TextPart(msgspec.Struct):
-    """What is read of a configuration's part about text."""
+class _Part(msgspec.Struct):
+    """What is read of a configuration file, and of its part about text."""
 
     vocab_size: int | None = None
-
-
-class _Vocabulary(_TextPart):
-    """The same of the whole."""
-
-    text_config: _TextPart | None = None
-
-
-class _StopTokensOfText(msgspec.Struct):
-    """The same, about how a response ends."""
-
     eos_token_id: int | list[int] | None = None
+    text_config: "_Part | None" = None
 
 
-class _StopTokens(_StopTokensOfText):
-    """And of the whole."""
-
-    text_config: _StopTokensOfText | None = None
+def _parts(file: Path) -> list[_Part]:
+    """The part about text, if there is one, and the whole; nothing if there is no such file."""
+    if not file.is_file():
+        return []
+    try:
+        whole = msgspec.json.decode(file.read_bytes(), type=_Part)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from error
+    return [whole] if whole.text_config is None else [whole.text_config, whole]
 
 
 def _fetch(hub_id: str, setting: str, patterns: tuple[str, ...]) -> Path:

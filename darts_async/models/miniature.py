@@ -102,8 +102,8 @@ def crossed(config: PreTrainedConfig, num_tokens: int) -> list[tuple[Threshold, 
 
 
 def short_of(crossed: Sequence[Threshold]) -> int:
-    """The tokens that must be exceeded in a copy in which these thresholds are short: of a block that is short, and of
-    short blocks that are few."""
+    """The number of tokens that a sample must exceed in a copy with these short thresholds: those of a short block, and
+    of few short blocks."""
     sizes = sorted(min(SHORT, threshold.value) for threshold in crossed)
     return sizes[0] if len(sizes) == 1 else SHORT * SHORT
 
@@ -128,7 +128,7 @@ def _int(config: PreTrainedConfig, name: str) -> int:
 
 
 def _few_layers(config: PreTrainedConfig) -> dict[str, Any]:
-    """One layer of each kind that the lists of the configuration tell apart, and two at least."""
+    """One layer of each kind that the lists of the configuration distinguish, and two at least."""
     count = config.num_hidden_layers
     lists = {
         name: value
@@ -145,7 +145,7 @@ def _few_layers(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _counts_up(values: list[Any]) -> bool:
-    """Whether these are numbers of layers, and not something about each layer."""
+    """Whether these are indices of layers, and not something about each layer."""
     return all(isinstance(value, int) for value in values) and values == sorted(set(values)) and len(values) > 1
 
 

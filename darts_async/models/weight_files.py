@@ -23,16 +23,12 @@ _COPY_AGAIN = "copy or download it again"
 
 
 class FileFault(NamedTuple):
-    """A problem with a file, and its fix."""
-
     file: Path
     message: str
     fix: str
 
 
 class TensorEntry(msgspec.Struct):
-    """What a header says about a tensor."""
-
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
@@ -49,7 +45,7 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-class _UnreadableError(Exception):
+class _UnreadableError(ValueError):
     def __init__(self, message: str, fix: str = _COPY_AGAIN) -> None:
         super().__init__(message)
         self.fix = fix
@@ -71,7 +67,7 @@ def check_weight_files(directory: Path) -> Iterator[FileFault]:
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """The tensors of a file. Raises `ValueError` or `OSError` if it is not whole."""
+    """The tensors of a file. Raises `ValueError` or `OSError` if it is not complete."""
     try:
         return _read(file)
     except _UnreadableError as error:
@@ -153,7 +149,7 @@ def _check_entry(name: str, entry: TensorEntry) -> None:
 
 
 def _check_places(header: dict[str, TensorEntry]) -> None:
-    """The tensors lie one after the other, as the format demands: a reader refuses gaps and overlaps."""
+    """Check that the tensors lie one after another: readers refuse gaps and overlaps."""
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1].data_offsets):
         first, after = entry.data_offsets

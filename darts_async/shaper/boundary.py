@@ -1,16 +1,15 @@
-"""What the shaper takes from its peers: a message that cannot be meant is refused before the state sees it.
+"""What the shaper takes from its peers: an invalid message is refused before the state sees it.
 
-The types of a message say what it looks like, not that it is true: a generator can claim tokens of a sample that it
-does not hold, or a version that no learner has made. Each claim is compared with what the shaper itself has asked for,
-so `ShaperState` and all below it may rely on it: an `assert` there is about a mistake of ours.
+Types do not say that a message is true: a generator can claim tokens of a sample that it does not hold, or a version
+that no learner has made. Each claim is compared with what the shaper itself has asked for, so `ShaperState` and its
+parts may rely on it: an `assert` there is about a mistake of ours.
 
-What is late is not wrong. A peer that was silent, or that answers while its command is being withdrawn, says what was
-true when it said it; such messages pass, and the state ignores them. So what is refused is what no order of honest
-messages could have brought about.
+A late message is not invalid. A peer that was silent, or that answers while its command is being withdrawn, says what
+was true then; such messages pass, and the state ignores them. So a message is refused only if no order of honest
+messages could have led to it.
 
-A refused message is not taken, so it is not in the journal, and replaying the journal needs no refusals. Whether a
-message is refused follows from the state and the message alone: a shaper that comes back and is sent it again refuses
-it again.
+A refused message is not taken, so it is not in the journal, and a replay needs no refusals. Whether a message is
+refused follows from the state and the message alone: a shaper that comes back and is sent it again refuses it again.
 """
 
 import math
@@ -39,6 +38,7 @@ from darts_async.protocol import (
 )
 from darts_async.shaper.durable.replayable_state import MAX_SHARED_BYTES
 from darts_async.shaper.group import Sample, Stage
+from darts_async.shaper.phases import RunPhase
 from darts_async.shaper.state import Incoming, ShaperState
 from darts_async.token_checks import NUM_INT32, not_logprobs, not_tokens
 
@@ -49,13 +49,8 @@ MAX_GROUPS = 1 << 48
 
 
 class Boundary:
-    """Compares messages with a state.
-
-    Args:
-        config: of the run.
-        run_dir: of the run, to be named in what the user is advised to do.
-        vocab_size: of the model; None where the engine has none.
-    """
+    """Compares messages with a state. `run_dir` is named in the user's advice; `vocab_size` is None where the engine
+    has no model."""
 
     def __init__(self, config: RunConfig, run_dir: Path, vocab_size: int | None = None) -> None:
         self._config = config
@@ -63,7 +58,7 @@ class Boundary:
         self._num_token_ids = NUM_INT32 if vocab_size is None else vocab_size
 
     def refusal(self, state: ShaperState, peer: str, message: Incoming) -> str | None:
-        """Why a message cannot be meant; None if it is to be taken."""
+        """Why a message is invalid; None if it is to be taken."""
         if not state.greeting(peer):
             return f"a {type(message).__name__} before it was greeted"
         match message:
@@ -80,16 +75,18 @@ class Boundary:
                 return self._generator_ready(state, peer, message)
             case RewardReady():
                 return None if message.num_workers >= 1 else f"it has {message.num_workers} workers"
-            case LearnerReady() | GroupsCommitted() | VersionPublished() | VersionSaved():
-                return self._of_learner(state, message)
-
-    # --- generators ------------------------------------------------------------------------------------------
+            case LearnerReady():
+                return self._learner_ready(state, message)
+            case GroupsCommitted():
+                return _committed(state, message, self._config.learner.groups_per_step)
+            case VersionPublished() | VersionSaved():
+                return _version_made(state, message)
 
     def _generator_ready(self, state: ShaperState, peer: str, message: GeneratorReady) -> str | None:
         newest, asked = state.greeting(peer), self._config.generator.num_slots
         if not 1 <= message.greeting <= newest:
             return f"it answers greeting {message.greeting}, and the newest one is {newest}"
-        if message.greeting == newest and state.work.generators.seat(peer) is not None:
+        if message.greeting == newest and state.work.generators.seats.get(peer) is not None:
             return f"it answers greeting {newest} twice"
         if not 1 <= message.num_slots <= asked:
             return f"it has {message.num_slots} slots, and generator.num_slots is {asked}"
@@ -103,7 +100,7 @@ class Boundary:
         longest = self._config.sampling.max_new_tokens
         if (most := max(counts, default=0)) > longest:
             return f"{most} tokens of one sample, and max_new_tokens is {longest}"
-        if (seat := work.generators.seat(peer)) is None or state.is_ending:
+        if (seat := work.generators.seats.get(peer)) is None or state.is_ending:
             return _unknown(state, sample_ids)
         if version < seat.policy_version:
             return f"tokens of version {version} after it had applied version {seat.policy_version}"
@@ -118,24 +115,6 @@ class Boundary:
                 return f"tokens of version {version} after some of version {sample.newest_version} in one sample"
         return None
 
-    # --- the learner -----------------------------------------------------------------------------------------
-
-    def _of_learner(
-        self, state: ShaperState, message: LearnerReady | GroupsCommitted | VersionPublished | VersionSaved
-    ) -> str | None:
-        match message:
-            case LearnerReady():
-                return self._learner_ready(state, message)
-            case GroupsCommitted():
-                return _committed(state, message, self._config.learner.groups_per_step)
-            case VersionPublished(policy_version=version) if not state.is_ending:
-                position = state.feed.committed.position
-                return None if 0 <= version <= position else f"it published version {version} and is at {position}"
-            case VersionSaved(policy_version=version, oldest_kept=oldest) if not 0 <= oldest <= version:
-                return f"the oldest of its checkpoints is of version {oldest}, and the newest of {version}"
-            case VersionPublished(policy_version=version) | VersionSaved(policy_version=version):
-                return _version(state, version)
-
     def _learner_ready(self, state: ShaperState, message: LearnerReady) -> str | None:
         version = message.policy_version
         if not 0 <= version <= self._config.learner.steps:
@@ -144,7 +123,7 @@ class Boundary:
             return f"a shaper state of {len(message.shaper_state)} bytes, and {MAX_SHARED_BYTES} is the most"
         if not 0 <= message.next_group_id < MAX_GROUPS:
             return f"it has had groups up to {message.next_group_id}"
-        if state.is_finished or state.may_start_over or not state.feed.committed.can_rewind(version):
+        if state.phase is RunPhase.FINISHED or state.may_start_over or not state.feed.committed.can_rewind(version):
             return None
         try:
             state.feed.unheard(version)
@@ -153,8 +132,17 @@ class Boundary:
         return None
 
 
+def _version_made(state: ShaperState, message: VersionPublished | VersionSaved) -> str | None:
+    version, position = message.policy_version, state.feed.committed.position
+    if isinstance(message, VersionSaved) and not 0 <= message.oldest_kept <= version:
+        return f"the oldest of its checkpoints is of version {message.oldest_kept}, and the newest of {version}"
+    if isinstance(message, VersionSaved) or state.is_ending:
+        return _version(state, version)
+    return None if 0 <= version <= position else f"it published version {version} and is at {position}"
+
+
 def _version(state: ShaperState, version: int) -> str | None:
-    """Of a version that some learner is said to have made: for that it needs every group of the steps before."""
+    """Of a version that a learner is said to have made: it needs every group of the steps before."""
     newest = state.feed.num_filled_steps
     if 0 <= version <= newest:
         return None
@@ -162,19 +150,19 @@ def _version(state: ShaperState, version: int) -> str | None:
 
 
 def _weights_applied(state: ShaperState, peer: str, message: WeightsApplied) -> str | None:
-    seat = state.work.generators.seat(peer)
+    seat = state.work.generators.seats.get(peer)
     if seat is not None and message.policy_version < seat.policy_version:
         return f"it went back from version {seat.policy_version} to {message.policy_version}"
     if not 0 <= message.stall_s < math.inf:
-        return f"it stood still for {message.stall_s} s"
+        return f"it stalled for {message.stall_s} s"
     return _version(state, message.policy_version)
 
 
 def _unknown(state: ShaperState, sample_ids: Iterable[int]) -> str | None:
-    """Of samples that a peer may have had at some time."""
+    """Of samples that a peer may have had before."""
     for sample_id in sample_ids:
         if not 0 <= group_id_of(sample_id) < state.work.next_group_id:
-            return f"sample {sample_id}, which there has never been"
+            return f"sample {sample_id}, which has never existed"
     return None
 
 
@@ -184,7 +172,7 @@ def _end_of_sample(
     sample = state.work.owned(peer, message.sample_id)
     if sample is not None:
         return _end_of_owned(sample, message)
-    if state.work.generators.seat(peer) is None or state.is_ending:
+    if state.work.generators.seats.get(peer) is None or state.is_ending:
         return _unknown(state, [message.sample_id])
     return f"the end of sample {message.sample_id}, which it does not hold"
 
@@ -210,8 +198,8 @@ def _answer(state: ShaperState, message: SampleScored | ScoreFailed) -> str | No
 
 
 def _committed(state: ShaperState, message: GroupsCommitted, groups_per_step: int) -> str | None:
-    """A step that was taken before may be told again; any other is the next one, of just the groups shipped for it. The
-    learner may have trained all the same on what a stop has given up."""
+    """A step that was taken before may be reported again. Any other is the next one, of exactly the groups shipped for
+    it; but the learner may have trained on groups that a stop has given up."""
     feed, step = state.feed, message.step
     position, group_ids = feed.committed.position, message.group_ids.tolist()
     if 0 <= step < position:

@@ -8,10 +8,10 @@
 
 The newest checkpoint may turn out to be damaged, and the learner then comes back at an older one. So the groups of a
 step are kept, with all their tokens, until the oldest checkpoint that is kept holds it, however often the learner dies.
-One that is behind is sent the groups of the next steps only, so that nothing piles up between the two.
+A learner that takes steps again is sent the groups of the next ones only, so that nothing piles up between the two.
 
-In a life of the run that was taken up from a checkpoint, no group before that is known, though older checkpoints are
-kept. A learner that comes back at one of these cannot be told what to train again: the run is taken up once more.
+A life of the run that was taken up from a checkpoint knows no group before that, though older checkpoints are kept.
+Where a learner comes back at one of these, the run is taken up once more.
 
 Memory: 12 bytes per trained token. There is a checkpoint every `checkpoint_every` steps, and each is written before the
 next is begun, so at most `(keep_checkpoints + 1) * checkpoint_every` steps are kept.
@@ -27,20 +27,13 @@ REPLAYED_AHEAD = 2
 """Steps that a learner which catches up is sent before it has taken them."""
 
 
-class CommittedGroup(Struct, frozen=True, eq=False):
-    """A group in the gradient of a step."""
-
-    prompt_id: int
-    message: TrainGroup
-
-
 class CommittedSteps(Struct, eq=False):
     """The steps of the surviving history; encoded as they are."""
 
-    groups: dict[int, list[CommittedGroup]] = {}
+    groups: dict[int, list[TrainGroup]] = {}
     """By step, from `oldest_kept` to `num_steps`."""
     num_sent: int = 0
-    """Steps whose groups the present learner has been sent, replayed or not."""
+    """Steps whose groups the present learner has been sent, for the first time or again."""
     oldest_kept: int = 0
     durable: int = 0
     position: int = 0
@@ -53,9 +46,9 @@ class CommittedSteps(Struct, eq=False):
 
     def group_ids(self, step: int) -> list[int]:
         """The groups of a step that may have to be taken again; none if it has not been taken."""
-        return [group.message.group_id for group in self.groups.get(step, [])]
+        return [group.group_id for group in self.groups.get(step, [])]
 
-    def add(self, step: int, groups: Sequence[CommittedGroup]) -> None:
+    def add(self, step: int, groups: Sequence[TrainGroup]) -> None:
         """The learner has taken a step for the first time."""
         assert step == self.position == self.num_steps, (step, self.position, self.num_steps)
         self.groups[step] = list(groups)
@@ -69,8 +62,7 @@ class CommittedSteps(Struct, eq=False):
 
     def saved(self, policy_version: int, oldest_kept: int) -> None:
         """A checkpoint covers the steps before this version, and each one that is kept those before `oldest_kept`.
-        After a stop that may be more than were taken here. A learner cannot save what it has not taken, whatever it
-        says."""
+        After a stop that may be more than were taken here; these do not count."""
         self.oldest_kept = max(self.oldest_kept, min(oldest_kept, self.position))
         for step in [step for step in self.groups if step < self.oldest_kept]:
             del self.groups[step]
@@ -93,7 +85,7 @@ class CommittedSteps(Struct, eq=False):
         end = min(self.position + REPLAYED_AHEAD, self.num_steps)
         steps = range(self.num_sent, end)
         self.num_sent = max(self.num_sent, end)
-        return [group.message for step in steps for group in self.groups[step]]
+        return [group for step in steps for group in self.groups[step]]
 
     def since(self, policy_version: int) -> "CommittedSteps":
         """The same for a learner that continues from a checkpoint of this version."""

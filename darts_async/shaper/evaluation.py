@@ -1,12 +1,12 @@
 """Held-out prompts: every sample is decoded to the end, scored and reported, and none is trained on.
 
 One evaluation is under way at a time. Before the first and after the last step its prompts have the generators for
-themselves. In between it continues beside training: a prompt is opened when its samples fit into the share of the slots
-that evaluations may take, so the rest of them is always left to training. One that comes due meanwhile is skipped.
+themselves. In between it runs beside training: a prompt is opened when its samples fit into the share of the slots that
+evaluations may take. One that comes due meanwhile is skipped.
 
 An evaluation of version v has no token of an older one: its groups are opened where v or a later version is in use,
 and no sample goes back to older weights. Weights are updated in flight, so there may be tokens of later versions; the
-report says up to which.
+report has the newest.
 """
 
 from collections import deque
@@ -70,7 +70,7 @@ class Evaluation:
             self.begin(policy_version)
 
     def open_group(self, *, alone: bool, floor: int, cursor: int, now_s: float) -> bool:
-        """Open the group of the next prompt, if one waits and may be opened; `alone` without regard to training."""
+        """Open the group of the next prompt, if one waits and has a place; `alone`: without regard to training."""
         if not self._unopened or not (alone or self._has_slots()):
             return False
         assert self._policy_version is not None
@@ -118,7 +118,6 @@ class Evaluation:
         )
 
     def to_state(self) -> EvaluationState:
-        """For `restore`."""
         return EvaluationState(
             policy_version=self._policy_version,
             unopened=list(self._unopened),
@@ -137,13 +136,13 @@ class Evaluation:
         self._newest_due, self._num_skipped = state.newest_due, state.num_skipped
 
     def _has_slots(self) -> bool:
-        """Whether one more group keeps to the share, or is the only one that decodes."""
+        """Whether one more group fits into the share, or would be the only one that decodes."""
         running = sum(sample.stage in RUNNING for group in self._open.values() for sample in group.samples)
-        num_slots = sum(seat.num_slots for _, seat in self._work.generators.seats())
+        num_slots = sum(seat.num_slots for seat in self._work.generators.seats.values())
         return not running or running + self._config.samples_per_prompt <= self._config.max_slot_share * num_slots
 
     def validate(self) -> None:
-        """Each held-out prompt is in one place: unopened, open, or done with."""
+        """Each held-out prompt is in one place: unopened, open, or evaluated."""
         of_work = {group.group_id for group in self._work.groups.values() if group.purpose == "evaluate"}
         assert of_work == self._open.keys(), of_work ^ self._open.keys()
         unopened = {prompt.prompt_id for prompt in self._unopened}

@@ -21,15 +21,13 @@ A sample ends exactly once, with an outcome and a reason, and holds its tokens u
 along a sample.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import groupby
 from operator import itemgetter
 from typing import Literal
 
-import msgspec
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
 from darts_async.prompts.source import Prompt
@@ -124,7 +122,7 @@ class Sample:
         self.chunks.append((version, token_ids, logprobs))
 
     def merge_chunks(self) -> None:
-        """One chunk for each version."""
+        """One chunk for each version: there are hundreds in a long sample, and each is an array to be encoded."""
         if len(self.chunks) > 1:
             by_version = [list(chunks) for _, chunks in groupby(self.chunks, key=itemgetter(0))]
             self.chunks = [
@@ -139,28 +137,9 @@ class Sample:
         return np.concatenate([chunk[1] for chunk in self.chunks]) if self.chunks else _NO_TOKENS
 
 
-class GroupState(Struct, frozen=True):
-    """A `Group`, where samples that it names twice stand once."""
-
-    group_id: int
-    prompt: Prompt
-    purpose: Purpose
-    samples: list[Sample]
-    floor: int
-    opened_s: float
-    num_finished: int
-    num_ended: int
-    spared: int | None
-    hazard_candidates: dict[int, int]
-    asked_again: bool
-    baseline: float | None
-    kept: list[tuple[int, float]] | None
-    step: int | None
-
-
 @dataclass(slots=True, eq=False)
 class Group:
-    """One visit to one prompt."""
+    """One visit to one prompt; encoded as it is."""
 
     group_id: int
     prompt: Prompt
@@ -178,13 +157,19 @@ class Group:
     hazard_candidates: dict[int, int] = field(default_factory=dict)
     """Samples that hazard pruning has aborted or spared, with the tokens that each had then."""
     asked_again: bool = False
-    """An earlier group of the prompt was cut or dropped: this one has its place for good."""
+    """An earlier group of the prompt was cut or dropped: this one keeps its place in the window."""
     baseline: float | None = None
     """The prompt's pass rate before this group was opened; only where the history is the baseline."""
-    kept: list[tuple[Sample, float]] | None = None
-    """Samples to train, with their weights, once complete."""
+    weights: dict[int, float] | None = None
+    """Once complete: of the samples to train on, by id."""
     step: int | None = None
     """The step it was shipped for."""
+
+    @property
+    def kept(self) -> list[tuple[Sample, float]]:
+        """Samples to train on, with their weights, in launch order; none before the group is complete."""
+        weights = self.weights or {}
+        return [(sample, weights[sample.sample_id]) for sample in self.samples if sample.sample_id in weights]
 
     def at(self, *stages: Stage) -> list[Sample]:
         """The samples in one of these stages."""
@@ -213,12 +198,11 @@ class Group:
     @property
     def is_given_up(self) -> bool:
         """It came to nothing, and only waits for its samples to end."""
-        return self.kept is None and all(sample.stage in (Stage.CANCELLING, Stage.ENDED) for sample in self.samples)
+        return self.weights is None and all(sample.stage in (Stage.CANCELLING, Stage.ENDED) for sample in self.samples)
 
     @property
     def oldest_kept_version(self) -> int:
         """The version of the oldest token that would be trained."""
-        assert self.kept
         return min(sample.oldest_version for sample, _ in self.kept if sample.oldest_version is not None)
 
     def kept_floor(self, num_steps: int) -> int:
@@ -227,38 +211,8 @@ class Group:
         return min(self.oldest_kept_version, num_steps)
 
 
-def group_state(group: Group) -> GroupState:
-    """For `group_of_state`. Merges chunks: there are hundreds in a long sample, and each is an array to be written."""
-    for sample in group.samples:
-        sample.merge_chunks()
-    return _state_of(group)
-
-
-def group_without_tokens(group: Group) -> GroupState:
-    """A group that does not continue: what its end will say of its samples."""
-    samples = [replace(sample, generator=None, chunks=[]) for sample in group.samples]
-    return msgspec.structs.replace(_state_of(group), samples=samples, step=None)
-
-
-def _state_of(group: Group) -> GroupState:
-    fields = {name: getattr(group, name) for name in GroupState.__struct_fields__}
-    if group.kept is not None:
-        fields["kept"] = [(sample.sample_id, weight) for sample, weight in group.kept]
-    return GroupState(**fields)
-
-
-def group_of_state(state: GroupState) -> Group:
-    """The group that `group_state` described."""
-    by_id = {sample.sample_id: sample for sample in state.samples}
-    fields = {name: getattr(state, name) for name in GroupState.__struct_fields__}
-    if state.kept is not None:
-        fields["kept"] = [(by_id[sample_id], weight) for sample_id, weight in state.kept]
-    return Group(**fields)
-
-
 def train_group(group: Group) -> TrainGroup:
     """A shipped group as the learner gets it: kept samples in launch order."""
-    assert group.kept is not None
     assert group.step is not None
     samples = [sample for sample, _ in group.kept]
     chunks = [chunk for sample in samples for chunk in sample.chunks]

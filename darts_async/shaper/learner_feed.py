@@ -1,8 +1,8 @@
 """What the learner is sent, and in which order.
 
-A complete group waits until the staleness window lets it into the next step, the most urgent first; then it is
-*shipped*, and stays so until the learner has committed its step. A committed group is kept aside until a checkpoint
-holds it (see `committed_steps`): a learner that comes back from an older one takes those steps again.
+A complete group waits until the staleness window lets it into the next step, the most urgent first. Then it is
+*shipped* until the learner has committed its step, and kept until every checkpoint has that (see `committed_steps`): a
+learner that comes back from an older one takes those steps again.
 """
 
 from collections.abc import Collection
@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
-from darts_async.protocol import CatchUp, GroupsCommitted
-from darts_async.shaper.committed_steps import CommittedGroup, CommittedSteps
+from darts_async.protocol import CatchUp, GroupsCommitted, TrainGroup
+from darts_async.shaper.committed_steps import CommittedSteps
 from darts_async.shaper.group import Group, train_group
 from darts_async.shaper.ledger import GroupShipped, LearnerRewound, StepCommitted
 from darts_async.shaper.outbox import Outbox
@@ -24,12 +24,12 @@ from darts_async.shaper.window import StalenessWindow
 class LearnerFeedState(Struct, frozen=True):
     """What a `LearnerFeed` knows between two events; groups by id."""
 
-    complete: list[int]
-    most_urgent: list[tuple[int, int]]
-    shipped: list[int]
     committed: CommittedSteps
-    learner_up: bool
-    has_begun: bool
+    complete: list[int] = []
+    most_urgent: list[tuple[int, int]] = []
+    shipped: list[int] = []
+    learner_up: bool = False
+    has_begun: bool = False
 
 
 class LearnerFeed:
@@ -43,7 +43,7 @@ class LearnerFeed:
         self._most_urgent: list[tuple[int, int]] = []
         """A heap of (deadline, group id) of the complete groups: a deadline is fixed once the group is complete."""
         self._shipped: dict[int, Group] = {}
-        self._sent: dict[int, CommittedGroup] = {}
+        self._sent: dict[int, TrainGroup] = {}
         """The shipped groups as the learner was sent them."""
         self.committed = CommittedSteps()
         self.learner_up = False
@@ -60,19 +60,19 @@ class LearnerFeed:
     def ship(self) -> bool:
         """Send complete groups, the most urgent first, while the window allows. Returns whether any was sent."""
         num_shipped = self._window.num_shipped
-        # If the most urgent one may not be shipped nor may any other, which would leave this one waiting as well.
+        # If the most urgent one may not be shipped, no other may: this one would still wait.
         while self.learner_up and self._most_urgent and self._window.may_ship(self._most_urgent[0][1]):
             group = self._complete.pop(heappop(self._most_urgent)[1])
             group.step = self._window.ship(group.group_id)
             self._shipped[group.group_id] = group
             self._outbox.record(GroupShipped(group.group_id, group.step))
-            self._sent[group.group_id] = sent = _as_sent(group)
-            self._outbox.to_learner(sent.message)
+            self._sent[group.group_id] = sent = train_group(group)
+            self._outbox.to_learner(sent)
         return self._window.num_shipped > num_shipped
 
     def commit(self, message: GroupsCommitted) -> list[Group]:
-        """The learner has committed a step. Returns its groups if it is a new one; none if it was committed before, or
-        if its groups were given up at the end of a stop."""
+        """The learner has committed a step. Returns its groups; none if it was committed before, or if its groups were
+        given up at the end of a stop."""
         step, group_ids = message.step, message.group_ids.tolist()
         if step < self.committed.position:
             return []
@@ -118,12 +118,12 @@ class LearnerFeed:
 
     @property
     def num_steps(self) -> int:
-        """Steps that were committed, whether or not the present learner takes some of them again."""
+        """Steps that were committed, those that the present learner takes again included."""
         return self.committed.num_steps
 
     @property
     def num_filled_steps(self) -> int:
-        """Steps for which every group was shipped: no learner can have taken more, nor made a later version."""
+        """Steps whose groups were all shipped: no learner can have taken more, nor made a later version."""
         return self._window.next_step
 
     def groups_of(self, step: int) -> list[int]:
@@ -133,7 +133,7 @@ class LearnerFeed:
         return [group_id for group_id, group in self._shipped.items() if group.step == step]
 
     def unheard(self, policy_version: int) -> list[GroupsCommitted]:
-        """The steps that a learner at this version has taken, and whose commit was lost with the learner before it.
+        """The steps that a learner at this version has taken, but whose commit was lost with an earlier learner.
 
         Raises:
             DataError: it cannot have got there from here.
@@ -162,8 +162,8 @@ class LearnerFeed:
         return ids
 
     def learner_ready(self, policy_version: int, newest_version: int) -> None:
-        """A learner at this version is up: send it what is shipped, and before that what it has to take again. What it
-        already has it drops by group id. `newest_version`: that any generator has."""
+        """A learner at this version is up: send it the groups that it has to take again, and then the shipped ones. It
+        drops duplicates by group id. `newest_version`: that any generator has."""
         self.learner_up = self.has_begun = True
         if self.committed.rewind(policy_version):
             self._outbox.record(LearnerRewound(policy_version))
@@ -171,7 +171,7 @@ class LearnerFeed:
         self._outbox.to_learner(CatchUp(floor, max(floor, self.num_filled_steps)))
         self._replay()
         for sent in self._sent.values():
-            self._outbox.to_learner(sent.message)
+            self._outbox.to_learner(sent)
 
     def _replay(self) -> None:
         for group in self.committed.to_send():
@@ -180,38 +180,30 @@ class LearnerFeed:
     # --- codec, invariants -----------------------------------------------------------------------------------
 
     def to_state(self) -> LearnerFeedState:
-        """For `restore`."""
         return LearnerFeedState(
+            committed=self.committed,
             complete=list(self._complete),
             most_urgent=self._most_urgent,
             shipped=list(self._shipped),
-            committed=self.committed,
             learner_up=self.learner_up,
             has_begun=self.has_begun,
         )
 
     def to_checkpoint(self, policy_version: int) -> LearnerFeedState:
         """For `restore`, where the learner continues from a checkpoint of this version and no open group continues."""
-        return LearnerFeedState(
-            complete=[],
-            most_urgent=[],
-            shipped=[],
-            committed=self.committed.since(policy_version),
-            learner_up=False,
-            has_begun=False,
-        )
+        return LearnerFeedState(self.committed.since(policy_version))
 
     def restore(self, state: LearnerFeedState, groups: dict[int, Group]) -> None:
         """Continue where `to_state` was taken, with the open groups of then."""
         self._complete = {group_id: groups[group_id] for group_id in state.complete}
         self._most_urgent = state.most_urgent
         self._shipped = {group_id: groups[group_id] for group_id in state.shipped}
-        self._sent = {group_id: _as_sent(group) for group_id, group in self._shipped.items()}
+        self._sent = {group_id: train_group(group) for group_id, group in self._shipped.items()}
         self.committed = state.committed
         self.learner_up, self.has_begun = state.learner_up, state.has_begun
 
     def validate(self) -> None:
-        """Every group is complete or shipped, as many samples are selected as should be, and none is too old."""
+        """Every group is complete or shipped, has the right number of samples, and is not too old."""
         self.committed.validate()
         urgencies = sorted(map(self._window.urgency, self._complete))
         assert sorted(self._most_urgent) == urgencies, (self._most_urgent, urgencies)
@@ -224,13 +216,8 @@ class LearnerFeed:
             assert group.step - group.oldest_kept_version <= self._config.staleness.max_staleness, group.group_id
 
     def _validate_kept(self, group: Group) -> None:
-        """As many as there should be; fewer only where a sample was lost."""
-        shaping, num_kept = self._config.shaping, len(group.kept or [])
+        """There are `keep` of them; fewer only where a sample was lost."""
+        shaping, num_kept = self._config.shaping, len(group.kept)
         assert shaping.smallest_group <= num_kept <= shaping.keep, group.group_id
-        is_short = num_kept < shaping.keep
-        assert not is_short or group.num_unscorable, group.group_id
-        assert all(sample.reward is not None for sample, _ in group.kept or []), group.group_id
-
-
-def _as_sent(group: Group) -> CommittedGroup:
-    return CommittedGroup(group.prompt.prompt_id, train_group(group))
+        assert num_kept == shaping.keep or group.num_unscorable, group.group_id
+        assert all(sample.reward is not None for sample, _ in group.kept), group.group_id

@@ -4,9 +4,9 @@ Each record is one MessagePack array, its kind and then its fields in order, fra
 (`wire.framing`): a crash can only tear the last one, and reading stops there. Records are written in one `write` per
 batch of events: what a process has written survives its own death, and a power loss about a second later.
 
-Nothing that can be read is ever overwritten. A shaper that continues from an earlier point than the ledger had reached
-says so by `TakenBack`: readers leave out the records that are void by it. One that continues from a later point,
-because the file has lost records that no other file holds, says by `BroughtForward` what they had come to.
+Nothing that can be read is ever overwritten. A shaper that continues from an earlier point than the end of the ledger
+writes `TakenBack`: readers leave out the records that this makes void. One that continues from a later point, because
+the file has lost records that no other file holds, writes their sums, `BroughtForward`.
 """
 
 import os
@@ -113,8 +113,8 @@ class RunReopened(LedgerRecord, frozen=True, tag=9):
 
 
 class TakenBack(LedgerRecord, frozen=True, tag=10):
-    """Of the records so far, without those that are void already, the first `num_records` count; the others are void:
-    the shaper continues from its state after these."""
+    """Of the records that count so far, the first `num_records` still do, and the others are void: the shaper continues
+    from its state after these."""
 
     num_records: int
 
@@ -123,7 +123,7 @@ class BroughtForward(LedgerRecord, frozen=True, tag=11):
     """Earlier records are lost. Every sample of the groups before `next_group_id` has ended, and these are the sums."""
 
     num_records: int
-    """That were before it, those that are lost included."""
+    """Before it, the lost ones included."""
     num_steps: int
     next_group_id: int
     samples_by_outcome: dict[str, int]
@@ -145,26 +145,25 @@ AnyRecord = (
     | BroughtForward
 )
 
-
 _STEERING = (RunReopened, TakenBack, BroughtForward)
 """Records that say which others count."""
 
 
 class Position(Struct, frozen=True):
-    """A place in a ledger: after so many records, as this life of the run counted them.
+    """A place in a ledger: after so many records, as this life of the run counts them.
 
-    A checkpoint remembers one. It means one thing only: a life takes records back before it lets its learner continue,
-    if at all (see `ShaperState.may_start_over`), so before a checkpoint has a place that is counted in it."""
+    A checkpoint has one. It is unambiguous: a life takes records back, if at all, before its learner continues (see
+    `ShaperState.may_start_over`), so before any checkpoint of it."""
 
     life: int
     num_records: int
 
 
 class Lineage:
-    """Which of the records that were written count, and which places in the ledger are still in it.
+    """Which of the written records count, and which places in the ledger are still valid.
 
-    A life continues from some place in what the lives before it have written. What these wrote after that place is
-    void, and a later life counts other records by the same numbers. So a place names the life that counted.
+    A life continues from some place in what earlier lives have written. What these wrote after that place is void, and
+    the new life gives the same numbers to other records. So a place names the life that counted.
     """
 
     def __init__(self) -> None:
@@ -186,12 +185,12 @@ class Lineage:
                 return
             case BroughtForward(num_records=num_records):
                 self.num_records, self.firsts = num_records, {}
-            case RunReopened(life=life):  # a life may start over: what it has before that still counts
+            case RunReopened(life=life):  # a life may start over: what it has written before still counts
                 self.firsts.setdefault(life, self.num_records)
         self.num_records += 1
 
     def holds(self, position: Position) -> bool:
-        """Whether the records before this place are all there, and count."""
+        """Whether all records before this place are there, and count."""
         first = self.firsts.get(position.life)
         if first is None:
             return False
@@ -212,8 +211,8 @@ class LedgerWriter:
         self._write(_framed(records))
 
     def catch_up(self, num_bytes: int, records: Sequence[AnyRecord]) -> None:
-        """Write what is missing of the records that belong after the first `num_bytes`: a process has died, and another
-        has come to the same decisions.
+        """Write what is missing of the records that belong after the first `num_bytes`: another process has made the
+        decisions of one that died again.
 
         Raises:
             DataError: the file holds something else there.
@@ -222,14 +221,14 @@ class LedgerWriter:
         there = os.pread(self._file, max(0, self.num_bytes - num_bytes), num_bytes)
         if self.num_bytes < num_bytes or not data.startswith(there):
             raise DataError(
-                f"{self.path} does not go on from byte {num_bytes} of {self.num_bytes} as the journal beside it says: "
-                "one of them was changed or has lost its end; end the run and take it up again: "
+                f"{self.path} does not continue from byte {num_bytes} of {self.num_bytes} as the journal beside it "
+                "says: one of them was changed or has lost its end; end the run and take it up again: "
                 f"darts-launch resume {self.path.parent}"
             )
         self._write(data[len(there) :])
 
     def cut(self, num_bytes: int) -> None:
-        """Nothing that can be read follows the first `num_bytes`."""
+        """Remove what follows the first `num_bytes`, which cannot be read."""
         os.ftruncate(self._file, num_bytes)
         self.num_bytes = num_bytes
 
@@ -238,7 +237,7 @@ class LedgerWriter:
         self.num_bytes += len(data)
 
     def flusher(self) -> Callable[[], None]:
-        """What has everything so far on the disk, to be called in any thread, whatever happens here meanwhile."""
+        """A call that flushes all that is written so far to the disk; any thread may make it, whatever happens here."""
         file = os.dup(self._file)
 
         def work() -> None:
@@ -254,9 +253,8 @@ class LedgerWriter:
 
 
 class Records(Sequence[AnyRecord]):
-    """Records of a ledger as the bytes that they are there; each is decoded whenever it is asked for. A run has
-    millions of them, which take ten times as much memory as objects.
-    """
+    """Records of a ledger as bytes, each decoded whenever it is asked for: a run has millions of them, which take ten
+    times as much memory as objects."""
 
     def __init__(self, data: memoryview, begins: "array[int]") -> None:
         """Those of `data` that begin at these bytes."""
@@ -270,11 +268,11 @@ class Records(Sequence[AnyRecord]):
         self._begins.append(begin)
 
     def cut(self, num_records: int) -> None:
-        """Only the first so many are left."""
+        """Keep only the first so many."""
         del self._begins[num_records:]
 
     def num_same(self, other: "Records") -> int:
-        """So many are the same as in another, from the first on."""
+        """How many are the same as in another, from the first on."""
         shorter, one_file = min(len(self), len(other)), self.data is other.data
         for number in range(shorter):
             begin, theirs = self._begins[number], other._begins[number]
@@ -308,7 +306,7 @@ class Counted:
     """The records of a ledger that count, as they are written."""
 
     def __init__(self, data: memoryview) -> None:
-        """`data`: what the file holds. Of its records none has been taken yet."""
+        """`data`: what the file holds, of which no record is taken yet."""
         self.records = Records(data, array("Q"))
         """In order, without those that are void."""
         self.lineage = Lineage()
@@ -353,19 +351,10 @@ class FoundLedger:
         """In order, without those that are void."""
         return self.counted.records
 
-    @property
-    def lineage(self) -> Lineage:
-        """Of the records that count."""
-        return self.counted.lineage
-
-    @property
-    def num_void(self) -> int:
-        """Records that were taken back."""
-        return self.counted.num_void
-
     def until(self, num_bytes: int, num_records: int, firsts: dict[int, int]) -> Counted | None:
-        """What counted when the file had so many bytes, if it had this lineage then; else None: it has lost its end
-        since, or another file is in its place. Nothing is ever overwritten, so what was void later is here too."""
+        """What counted when the file had so many bytes, if it had this lineage then. Else None: it has lost its end
+        since, or another file is in its place. Nothing is ever overwritten, so records that became void later are here
+        too."""
         num_written = bisect_left(range(len(self.written)), num_bytes, key=self.written.begin)
         counted = Counted(self.written.data)
         for number in range(num_written):

@@ -1,38 +1,22 @@
-"""Samples on processes: who decodes and who scores what, and how each sample ends, exactly once.
+"""Samples on processes: which process decodes or scores each, and how each ends, exactly once.
 
-The half of the shaper's state that knows generators and reward processes; what to open, keep and ship is decided in
-`training` and `evaluation`. Pure like them: what is to be sent and recorded goes to an `Outbox`.
+This half of the shaper's state knows generators and reward processes; `training` and `evaluation` decide what to open,
+keep and ship. Pure like them: what is to be sent and recorded goes to an `Outbox`.
 """
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from darts_async.config import RunConfig
 from darts_async.prompts.source import Prompt
-from darts_async.protocol import (
-    Cancel,
-    FinishReason,
-    Generate,
-    SamplingParams,
-    Score,
-    group_id_of,
-    sample_id_of,
-)
-from darts_async.shaper.group import (
-    Group,
-    GroupState,
-    Purpose,
-    Sample,
-    Stage,
-    group_of_state,
-    group_state,
-    group_without_tokens,
-)
+from darts_async.protocol import Cancel, FinishReason, Generate, SamplingParams, Score, group_id_of, sample_id_of
+from darts_async.shaper.group import Group, Purpose, Sample, Stage
 from darts_async.shaper.ledger import GroupOpened, SampleEnded, SamplePlaced
 from darts_async.shaper.outbox import Outbox
-from darts_async.shaper.rosters import GeneratorRoster, GeneratorsState, RewardRoster
+from darts_async.shaper.rosters import GeneratorRoster, RewardRoster
 from darts_async.shaper.token_accounts import Totals
 from darts_async.topology.outcomes import SampleOutcome
 
@@ -43,15 +27,15 @@ def sample_seed(run_seed: int, sample_id: int) -> int:
 
 
 class OpenWorkState(Struct, frozen=True):
-    """What a `OpenWork` knows between two events."""
+    """What an `OpenWork` knows between two events."""
 
-    groups: list[GroupState]
+    groups: list[Group]
     totals: Totals
-    generators: GeneratorsState
-    rewards: dict[str, set[int]]
-    next_group_id: int
-    waiting: list[int]
-    unscored: list[int]
+    generators: GeneratorRoster = field(default_factory=GeneratorRoster)
+    rewards: RewardRoster = field(default_factory=RewardRoster)
+    next_group_id: int = 0
+    waiting: list[int] = []
+    unscored: list[int] = []
 
 
 class OpenWork:
@@ -116,7 +100,8 @@ class OpenWork:
             home = (group_id, name)
 
     def _start(self, sample: Sample, name: str) -> None:
-        seat = self.generators.assign(name, sample.sample_id)
+        seat = self.generators.seats[name]
+        seat.sample_ids.add(sample.sample_id)
         sample.generator = name
         sample.to(Stage.DECODING)
         generate = Generate(
@@ -144,7 +129,7 @@ class OpenWork:
 
     def score_waiting(self) -> None:
         """A reward process may have come up."""
-        while self._unscored and self.rewards.num_up:
+        while self._unscored and self.rewards.items:
             sample = self._unscored.popleft()
             if sample.stage is Stage.FINISHED:
                 self.score(sample)
@@ -205,8 +190,8 @@ class OpenWork:
             sample.generator = None
 
     def lose(self, peer: str, *, is_gone: bool) -> list[tuple[Sample, FinishReason]]:
-        """Take back what a process had: decoding continues elsewhere, scoring starts again. Returns the samples that
-        had come to their end, of which a generator could not say so any more: nothing is left to decode of them."""
+        """Take back what a process had: decoding continues elsewhere, scoring starts again. Returns the samples of
+        which nothing is left to decode, which their generator could not report."""
         complete: list[tuple[Sample, FinishReason]] = []
         for sample_id in sorted(self.generators.leave(peer, is_gone=is_gone), reverse=True):
             sample = self.sample(sample_id)
@@ -228,7 +213,7 @@ class OpenWork:
         return complete
 
     def _reason_to_stop(self, sample: Sample) -> FinishReason | None:
-        """Why nothing follows the tokens of a sample, if nothing does: what its engine would have said of the last."""
+        """The finish reason of a sample whose response is complete; None if it is not."""
         if not sample.chunks:
             return None
         if int(sample.chunks[-1][1][-1]) in self.stop_token_ids:
@@ -249,7 +234,7 @@ class OpenWork:
         return sample if sample is not None and sample.generator == peer else None
 
     def all_owned(self, peer: str, sample_ids: Iterable[int]) -> list[Sample | None]:
-        """The same of many: each message of tokens names some hundred."""
+        """`owned` of many: each message of tokens names some hundred."""
         find = self._samples.get
         found = [find(sample_id) for sample_id in sample_ids]
         return [sample if sample is not None and sample.generator == peer else None for sample in found]
@@ -259,55 +244,49 @@ class OpenWork:
         return self.groups[group_id_of(sample.sample_id)]
 
     def to_state(self) -> OpenWorkState:
-        """For `restore`."""
         assert self._outbox.is_empty, "between two events nothing is left to be sent"
+        for sample in self._samples.values():
+            sample.merge_chunks()
         return OpenWorkState(
-            groups=[group_state(group) for group in self.groups.values()],
+            groups=list(self.groups.values()),
             totals=self.totals,
-            generators=self.generators.to_state(),
-            rewards=self.rewards.to_state(),
+            generators=self.generators,
+            rewards=self.rewards,
             next_group_id=self.next_group_id,
-            # What has been cancelled since it came into a queue is passed over there: here it is left out.
+            # Samples that have been cancelled are skipped in a queue, and left out here.
             waiting=[sample.sample_id for sample in self._waiting if sample.stage is Stage.WAITING],
             unscored=[sample.sample_id for sample in self._unscored if sample.stage is Stage.FINISHED],
         )
 
     def to_checkpoint(self) -> OpenWorkState:
-        """For `restore`, where none of the processes is there any more and no open group continues."""
-        return OpenWorkState(
-            groups=[group_without_tokens(group) for group in self.groups.values()],
-            totals=self.totals,
-            generators=GeneratorRoster().to_state(),
-            rewards={},
-            next_group_id=self.next_group_id,
-            waiting=[],
-            unscored=[],
-        )
+        """For `restore`, where all processes are gone and no open group continues: of these, what their end will say of
+        their samples."""
+        groups = [
+            replace(group, samples=[replace(each, generator=None, chunks=[]) for each in group.samples], step=None)
+            for group in self.groups.values()
+        ]
+        return OpenWorkState(groups, self.totals, next_group_id=self.next_group_id)
 
     def take_peers_of(self, other: "OpenWork") -> None:
-        """The processes that are up there are up here, with nothing to do."""
+        """The same processes are up, with nothing to do."""
         self.generators, self.rewards = other.generators, other.rewards
-        for _, seat in self.generators.seats():
-            seat.sample_ids.clear()
-        self.rewards.forget_items()
-        self.next_group_id = max(self.next_group_id, other.next_group_id)  # answers about those there may come yet
+        for sample_ids in [*(seat.sample_ids for seat in self.generators.seats.values()), *self.rewards.items.values()]:
+            sample_ids.clear()
+        self.next_group_id = max(self.next_group_id, other.next_group_id)  # answers of its time may come
 
     def restore(self, state: OpenWorkState) -> None:
-        """Continue where `to_state` was taken."""
-        self.groups.update((group.group_id, group_of_state(group)) for group in state.groups)
+        self.groups.update((group.group_id, group) for group in state.groups)
         self._samples = {sample.sample_id: sample for group in self.groups.values() for sample in group.samples}
-        self.totals = state.totals
-        self.generators.restore(state.generators)
-        self.rewards.restore(state.rewards)
+        self.totals, self.generators, self.rewards = state.totals, state.generators, state.rewards
         self.next_group_id = state.next_group_id
         self._waiting.extend(self._samples[sample_id] for sample_id in state.waiting)
         self._unscored.extend(self._samples[sample_id] for sample_id in state.unscored)
 
     def validate(self) -> None:
-        """Places are held by whom they say; every token received is in a live sample or has an outcome."""
+        """Samples and seats agree; every token received is in a live sample or has an outcome."""
         samples = self.samples()
         assert samples == [sample for group in self.groups.values() for sample in group.samples]
-        for name, seat in self.generators.seats():
+        for name, seat in self.generators.seats.items():
             held = {s.sample_id for s in samples if s.generator == name}
             assert held == seat.sample_ids, (name, held ^ seat.sample_ids)
             assert seat.room >= 0, name

@@ -1,6 +1,6 @@
-"""What the shaper decides to do: messages to send and records to write, in the order in which they were decided.
+"""What the shaper decides to do: messages to send and records to write, in order.
 
-The parts of the state that may send or record are given one `Outbox`; it is emptied at the end of each event.
+All parts of the state share one `Outbox`, which is emptied at the end of each event.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """What the run is doing, and how it ends, opens again and starts over.
 
 A run begins when a generator, a reward process and the learner are up. It is finished when its last step is in a
-checkpoint and every generator has told of all that it decoded, or, if it was stopped, when all that ran has ended.
+checkpoint and every generator has reported its tokens, or, if it was stopped, when all samples have ended.
 """
 
 from enum import Enum, auto
@@ -41,7 +41,7 @@ class PhasesState(Struct, frozen=True):
 
 
 class RunPhases:
-    """The phase of the run, and what a change of it does."""
+    """The phase of the run, and its changes."""
 
     def __init__(
         self, config: RunConfig, work: OpenWork, training: Training, evaluation: Evaluation, outbox: Outbox
@@ -71,7 +71,7 @@ class RunPhases:
         """What follows from any event."""
         lowest, num_steps = self._work.generators.lowest_version, self._feed.num_steps
         match self.phase:
-            case RunPhase.STARTING if self._feed.learner_up and self._work.rewards.num_up and lowest is not None:
+            case RunPhase.STARTING if self._feed.learner_up and self._work.rewards.items and lowest is not None:
                 self.phase = RunPhase.EVALUATING_BEFORE
                 self._evaluation.begin(num_steps)
             case RunPhase.STOPPING if not self._work.groups and self._is_told(now_s):
@@ -103,8 +103,8 @@ class RunPhases:
         self._work.lose_all("unacknowledged_at_stop")
 
     def reopen(self, now_s: float) -> None:
-        """The run continues in another life. Of one that had been stopped, the prompts that the stop took are asked
-        again. One that had nothing left to do ends again when the learner has said that it has the last version."""
+        """The run continues in another life. If it had been stopped, the prompts of given-up groups are asked again. If
+        it had finished, it ends again when the learner reports the last version."""
         if self.phase is RunPhase.FINISHED and self._stop_reason == FINISHED:
             self.phase = RunPhase.EVALUATING_AFTER
         elif self.is_ending:
@@ -126,9 +126,8 @@ class RunPhases:
         return self._feed.learner_up and committed.durable == committed.position == committed.num_steps
 
     def _is_told(self, now_s: float) -> bool:
-        """Whether every token that was decoded is known of. A generator that was not heard of while others did its work
-        comes back with what it had decoded by then: without it, the end would be told and the tokens would not add up.
-        """
+        """Whether every decoded token is known, or has been waited for long enough. A generator that was silent may
+        come back with more tokens; without these, the sums of the run would not add up."""
         if not self._work.generators.owing:
             return True
         if self._told_by_s is None:
@@ -154,9 +153,7 @@ class RunPhases:
         self._outbox.to_launcher(message)
 
     def to_state(self) -> PhasesState:
-        """For `restore`."""
         return PhasesState(phase=self.phase, stop_reason=self._stop_reason, told_by_s=self._told_by_s)
 
     def restore(self, state: PhasesState) -> None:
-        """Continue where `to_state` was taken."""
         self.phase, self._stop_reason, self._told_by_s = state.phase, state.stop_reason, state.told_by_s

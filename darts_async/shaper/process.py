@@ -145,7 +145,7 @@ class ShaperActor:
             life=plan.life,
             journal=found.fault or "whole",
             ledger_damaged_at=ledger.damaged_at,
-            num_records=ledger.lineage.num_records,
+            num_records=ledger.counted.lineage.num_records,
             num_records_now=taken_up.replayable.lineage.num_records,
         )
         self._ledger.cut(ledger.num_bytes)
@@ -239,7 +239,7 @@ class ShaperActor:
             state=self._state.phase.name.lower().replace("_", " "),
             policy_version=self._state.num_steps,
             num_tokens=work.totals.num_tokens_received,
-            num_in_flight=work.generators.num_in_flight,
+            num_in_flight=sum(len(seat.sample_ids) for seat in work.generators.seats.values()),
         )
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """The prompts to ask next, and with how many samples each.
 
-A budget is split among a batch of prompts, so a batch is drawn ahead of the groups that are opened one at a time. A
-prompt whose group came to nothing is asked again, with as many samples as before, but not forever.
+A budget is split among a batch of prompts, so prompts are drawn ahead by the batch. One whose group was given up is
+asked again, with as many samples as before, but not forever.
 """
 
 from collections import Counter, deque
@@ -13,7 +13,7 @@ from msgspec import Struct
 from darts_async.prompts.source import Prompt, PromptSource
 
 MAX_RETRIES_PER_PROMPT = 3
-"""A prompt whose groups came to nothing this often is left until the source brings it again."""
+"""A prompt whose groups were given up this often is not asked again until the source brings it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class QueueState(Struct, frozen=True):
     source_cursor: int
     drawn: list[PlannedGroup]
     again: list[PlannedGroup]
-    retries: dict[int, int]
+    retries: Counter[int]
 
 
 class PromptQueue:
@@ -69,7 +69,7 @@ class PromptQueue:
         self._again.append(PlannedGroup(prompt, num_samples, asked_again=True))
 
     def retry(self, prompt: Prompt, num_samples: int) -> None:
-        """The prompt's group came to nothing: ask it again, unless that happened too often."""
+        """The prompt's group was given up: ask it again, unless that happened too often."""
         if self._retries[prompt.prompt_id] < MAX_RETRIES_PER_PROMPT:
             self._retries[prompt.prompt_id] += 1
             self.ask_again(prompt, num_samples)
@@ -83,7 +83,6 @@ class PromptQueue:
         self._retries[prompt_id] = MAX_RETRIES_PER_PROMPT
 
     def to_state(self) -> QueueState:
-        """For `restore`."""
         return QueueState(
             source_cursor=self._source.cursor,
             drawn=list(self._drawn),
@@ -92,8 +91,7 @@ class PromptQueue:
         )
 
     def restore(self, state: QueueState) -> None:
-        """Continue where `to_state` was taken."""
         self._source.seek(state.source_cursor)
         self._drawn.extend(state.drawn)
         self._again.extend(state.again)
-        self._retries.update(state.retries)
+        self._retries = state.retries

@@ -1,11 +1,8 @@
 """Spares: open groups outside the staleness window (over-commitment), so that a slow group need not hold up a step.
 
 A spare that is complete enters the window: at a free place, or at that of a *rival*, a group that is still waited for,
-which becomes a spare in its turn. A spare too old for any step is cut. A prompt that is asked again has a place for
-good: its group is never a rival.
-
-Of the training this knows the window and which groups are open; what follows for a group that enters or is cut is for
-the caller to do.
+which then becomes a spare. A spare too old for any step is cut. The group of a prompt that is asked again is never a
+rival. The caller carries out what follows for a group that enters or is cut.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,12 +24,12 @@ class Spares:
         self._groups = groups
         self._spares: dict[int, Group] = {}
         self._rivals: dict[int, list[int]] = {}
-        """Ids in ascending order, by deadline: groups in the window that a spare may replace while they are waited for.
-        One that is not waited for any more is taken out when it is met."""
+        """{deadline: ids in ascending order} of groups in the window that a spare may replace while they are waited
+        for. Others are taken out when they are met."""
         self._used_at: tuple[int, int, list[int]] | None = None
         """The `_situation` in which no spare found a place."""
         self._cut_at_step = -1
-        """The next step when no spare was to be cut any more."""
+        """The next step when spares were last cut."""
 
     def __contains__(self, group_id: int) -> bool:
         return group_id in self._spares
@@ -61,16 +58,16 @@ class Spares:
     def use(self, num_steps: int) -> list[Group]:
         """Move complete spares into the window where they find a place, after so many committed steps. Returns them.
 
-        It is asked with every event, and the answer is hardly ever another one. It follows from the window, whose
-        undecided groups change when it does, the committed steps, and which spares are complete. While these are as
-        they were when the last spare was tried, the answer is the same.
+        It is called with every event, and hardly ever moves one. The answer follows from the window, whose undecided
+        groups change when it does, the committed steps, and which spares are complete: while these are the same, so is
+        the answer.
         """
         if not self._spares or self._used_at == self._situation(num_steps):
             return []
         entered: list[Group] = []
         hopeless: set[int] = set()
         """Floors for which there is no place until another spare has found one."""
-        for spare in [group for group in self._spares.values() if group.kept is not None]:
+        for spare in [group for group in self._spares.values() if group.weights is not None]:
             floor = spare.kept_floor(num_steps)
             if floor in hopeless:
                 continue
@@ -83,10 +80,10 @@ class Spares:
         return entered
 
     def cut(self) -> list[Group]:
-        """Take out the spares that no step may take any more, all of them when the last step is filled; returns them.
+        """Take out and return the spares that are too late for any step, all of them when the last step is filled.
 
-        No group becomes a spare, nor is completed as one, that the next step could not take. So it is enough to look
-        when another step is the next one.
+        A group that becomes or is completed as a spare is in time for the next step. So it is enough to look whenever
+        the next step is another one.
         """
         if not self._spares or self._cut_at_step == self._window.next_step:
             return []
@@ -105,7 +102,7 @@ class Spares:
         return list(self._spares)
 
     def restore(self, group_ids: list[int], floors: Mapping[int, int]) -> None:
-        """Continue where `to_state` was taken. `floors`: of the groups in the window by id; of a checkpoint none."""
+        """Continue where `to_state` was taken. `floors`: of the groups in the window by id; none in a checkpoint."""
         self._spares = {group_id: self._groups[group_id] for group_id in group_ids}
         for group in self.waited_for():
             if group.group_id in floors:
@@ -127,7 +124,7 @@ class Spares:
         return step >= self._learner.steps or floor + self._max_staleness < step
 
     def _situation(self, num_steps: int) -> tuple[int, int, list[int]]:
-        complete = [group_id for group_id, group in self._spares.items() if group.kept is not None]
+        complete = [group_id for group_id, group in self._spares.items() if group.weights is not None]
         return self._window.num_changes, num_steps, complete
 
     def _find_place(self, spare: Group, floor: int) -> bool:
@@ -138,12 +135,12 @@ class Spares:
         return any(self._replace(rival, spare, floor) for rival in self._latest_rivals())
 
     def _latest_rivals(self) -> Iterator[Group]:
-        """The groups that a spare could replace, the latest deadline first. Of the groups with one deadline all could
-        be replaced or none, so only the last one of each is tried."""
+        """The groups that a spare could replace, the latest deadline first. Of those with one deadline all could be
+        replaced or none, so only the last one is tried."""
         for deadline in sorted(self._rivals, reverse=True):
             group_ids = self._rivals[deadline]
             while group_ids and not self._is_waited_for(group_ids[-1]):
-                group_ids.pop()  # for good: no group is waited for again
+                group_ids.pop()  # it will not be waited for again
             if group_ids:
                 yield self._groups[group_ids[-1]]
             else:
@@ -173,5 +170,5 @@ class Spares:
 
 
 def _oldest_version(spare: Group) -> int:
-    """The oldest one that it trains on, or can be asked to."""
-    return spare.floor if spare.kept is None else spare.oldest_kept_version
+    """The oldest one that it trains on, or may train on."""
+    return spare.floor if spare.weights is None else spare.oldest_kept_version

@@ -1,8 +1,9 @@
 """The shaper as a pure state machine: messages in, messages and ledger records out.
 
 No clock, socket, log, task or random source inside; time and seeds are arguments. The same object runs in the
-process, in simulation and under Hypothesis. Each method makes one decision completely and returns what to do about
-it; `validate` states the invariants and holds between any two calls.
+process, in simulation and under Hypothesis. Each method makes one decision completely and returns what is to be done;
+`validate` states the invariants, which hold between any two calls. A part continues by `restore` where `to_state` was
+taken.
 
     training         which group is opened, complete, or given up          `Spares`, `PromptQueue`, `StalenessWindow`
     learner_feed     what the learner is sent, and in which order          `CommittedSteps`
@@ -10,21 +11,19 @@ it; `validate` states the invariants and holds between any two calls.
     open_work        which process decodes or scores which sample          `rosters`
     phases           what the run is doing, and how it ends
     sample_events    what generators and reward processes say of samples
-    learner_events   what the learner says
     outbox           what is to be sent and recorded
 
 A training group is opened when the staleness window and the generators have room, complete when its rule has nothing
 left to wait for, shipped when the window lets it into the next step, and done when the learner has committed it.
 Samples of a generator that is gone continue elsewhere after the tokens that were streamed. A learner that comes back
-from a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice. Where they are not
-kept any more, the run starts over from what that checkpoint has of the shaper (`ReplayableState`). It can do so at the
+from a checkpoint gets the groups since then again, for the same steps, and nothing is counted twice. Where they are no
+longer kept, the run starts over from what that checkpoint has of the shaper (`ReplayableState`). It can do so at the
 beginning of a life only: later, generators may have versions that are undone by it, and all processes have to be new
 (`TakeUpAgain`).
 """
 
-from typing import Any
-
 from msgspec import Struct
+from msgspec.structs import replace
 
 from darts_async.config import RunConfig
 from darts_async.prompts.source import Prompt, PromptSource
@@ -37,15 +36,15 @@ from darts_async.protocol import (
     LearnerToShaper,
     RewardReady,
     RewardToShaper,
+    TakeUpAgain,
     VersionPublished,
     VersionSaved,
     WeightsApplied,
 )
-from darts_async.shaper.estimates.decode_elasticity import PaceState
-from darts_async.shaper.estimates.planner import Planner
+from darts_async.shaper.estimates.decode_elasticity import DecodePace
+from darts_async.shaper.estimates.planner import Learnt, Planner
 from darts_async.shaper.evaluation import Evaluation, EvaluationState
-from darts_async.shaper.learner_events import LearnerEvents
-from darts_async.shaper.ledger import BroughtForward, RunReopened, WeightsAcknowledged
+from darts_async.shaper.ledger import BroughtForward, RunReopened, VersionSeen, WeightsAcknowledged
 from darts_async.shaper.open_work import OpenWork, OpenWorkState
 from darts_async.shaper.outbox import Outbox, Output
 from darts_async.shaper.phases import PhasesState, RunPhase, RunPhases
@@ -57,12 +56,11 @@ Incoming = GeneratorToShaper | RewardToShaper | LearnerToShaper
 
 
 class StateSnapshot(Struct, frozen=True):
-    """All that a `ShaperState` knows between two events, beside what it is made with. To be encoded at once: it shares
-    its parts with the state."""
+    """All that a `ShaperState` knows between two events. To be encoded at once: it shares its parts with the state."""
 
     phases: PhasesState
-    learnt: dict[str, Any]
-    pace: PaceState | None
+    learnt: Learnt
+    pace: DecodePace | None
     work: OpenWorkState
     training: TrainingState
     evaluation: EvaluationState
@@ -83,7 +81,6 @@ class ShaperState:
     ) -> None:
         """
         Args:
-            config: of the run.
             prompts: to train on.
             held_out: to evaluate on.
             stop_token_ids: the tokens that end a response, where the engine's model names any.
@@ -98,8 +95,7 @@ class ShaperState:
         self.feed = training.feed
         self._evaluation = evaluation = Evaluation(config.evaluation, work, held_out)
         self._phases = RunPhases(config, work, training, evaluation, out)
-        self._samples = SampleEvents(work, self.planner.pace, training, evaluation, out)
-        self._learner = LearnerEvents(config, work, self.planner, training, evaluation, self._phases, out)
+        self._samples = SampleEvents(work, self.planner, training, evaluation, out)
         self._incarnations: dict[str, int] = {}
         self._greetings: dict[str, int] = {}
         if snapshot is not None:
@@ -110,7 +106,7 @@ class ShaperState:
         return StateSnapshot(
             phases=self._phases.to_state(),
             learnt=self.planner.to_state(),
-            pace=self.planner.pace.to_state() if self.planner.pace is not None else None,
+            pace=self.planner.pace,
             work=self.work.to_state(),
             training=self.training.to_state(),
             evaluation=self._evaluation.to_state(),
@@ -119,22 +115,14 @@ class ShaperState:
         )
 
     def to_checkpoint(self, policy_version: int) -> StateSnapshot:
-        """For another one that continues from a checkpoint of this version, when none of the processes is there any
-        more: it is to `start_over`. Without the tokens of open groups, and of what the checkpoint has consumed."""
-        return StateSnapshot(
-            phases=self._phases.to_state(),
-            learnt=self.planner.to_state(),
-            pace=None,
-            work=self.work.to_checkpoint(),
-            training=self.training.to_checkpoint(policy_version),
-            evaluation=self._evaluation.to_state(),
-            incarnations={},
-            greetings={},
-        )
+        """For another one that continues from a checkpoint of this version after all processes have ended: it is to
+        `start_over`. Without the tokens of open groups, and of what the checkpoint has consumed."""
+        work, training = self.work.to_checkpoint(), self.training.to_checkpoint(policy_version)
+        return replace(self.to_state(), pace=None, work=work, training=training, incarnations={}, greetings={})
 
     def _restore(self, snapshot: StateSnapshot) -> None:
         if self.planner.pace is not None and snapshot.pace is not None:
-            self.planner.pace.restore(snapshot.pace)
+            self.planner.pace = snapshot.pace
         self.work.restore(snapshot.work)
         self.training.restore(snapshot.training)
         self._evaluation.restore(snapshot.evaluation)
@@ -159,14 +147,9 @@ class ShaperState:
         return self._phases.is_ending
 
     @property
-    def is_finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.phase is RunPhase.FINISHED
-
-    @property
     def may_start_over(self) -> bool:
-        """Whether no generator can have a version, which it would not give back: no learner of this life was told to
-        continue. What generators say to have is not enough to know: one that is silent may have a later one."""
+        """Whether no generator can have a version that would be undone: no learner of this life was told to continue.
+        What generators report is not enough to know, because one that is silent may have a later version."""
         return not self.feed.has_begun
 
     def greeting(self, peer: str) -> int:
@@ -174,7 +157,7 @@ class ShaperState:
         return self._greetings.get(peer, 0)
 
     def sums(self, num_records: int) -> BroughtForward:
-        """What so many records, some of them lost, have come to, when nothing is open."""
+        """The sums over so many records, some of them lost, when nothing is open."""
         assert not self.work.groups, sorted(self.work.groups)
         totals = self.work.totals
         return BroughtForward(
@@ -199,16 +182,24 @@ class ShaperState:
                 self._weights_applied(peer, message, now_s)
             case RewardReady():
                 self.work.rewards.join(peer)
-            case LearnerReady() | GroupsCommitted() | VersionPublished() | VersionSaved():
-                self._learner.handle(message, now_s)
+            case LearnerReady(policy_version=version):
+                self._learner_ready(version, now_s)
+            case GroupsCommitted():
+                self.training.committed(message, now_s)
+            case VersionPublished(policy_version=version):
+                self.work.generators.published(version)
+                self._outbox.record(VersionSeen(version))
+                if self._phases.is_training:
+                    self._evaluation.published(version)
+            case VersionSaved(policy_version=version, oldest_kept=oldest):
+                self.feed.committed.saved(version, oldest)
             case _:
                 if not self._samples.handle(peer, self._incarnations[peer], message, now_s):
                     return self._outbox.take()
         return self._advance(now_s)
 
     def peer_up(self, peer: str, incarnation: int, now_s: float) -> list[Output]:
-        """A peer is connected, for the first time or again. Whatever it had is taken back, and it is asked to announce
-        itself."""
+        """A peer is connected, for the first time or again: what it had is taken back, and it is greeted."""
         is_another = self._incarnations.get(peer, incarnation) != incarnation
         self._lose(peer, is_gone=is_another)
         if is_another:
@@ -224,8 +215,8 @@ class ShaperState:
         return self._advance(now_s)
 
     def restarted(self, now_s: float) -> list[Output]:
-        """The process of this state has died and come back: it does not know which peers are up. Each is greeted when
-        it is heard of, and continues after what had been streamed."""
+        """The process of this state has died and come back, and does not know which peers are up. Each is greeted when
+        it connects, and continues after what had been streamed."""
         self.training.restarted()
         for peer in sorted(self._incarnations):
             self._lose(peer, is_gone=False)
@@ -249,7 +240,7 @@ class ShaperState:
 
     def reopen(self, now_s: float, life: int = 0) -> list[Output]:
         """All processes have ended, and the run continues with new ones in this life of it. What was decoded and scored
-        stays; see `RunPhases.reopen`."""
+        is kept; see `RunPhases.reopen`."""
         for peer in sorted(self._incarnations):
             self._lose(peer, is_gone=True)
         self.work.generators.reopen()
@@ -266,9 +257,9 @@ class ShaperState:
         return self.feed.explains(policy_version)
 
     def start_over(self, now_s: float, life: int, policy_version: int, next_group_id: int = 0) -> list[Output]:
-        """Nothing that is open continues, and its prompts are asked again: this state was in a checkpoint, or some of
-        what followed from it is not known any more. The learner is at `policy_version`; a step before it that is not
-        known here is taken to be done. Groups get ids from `next_group_id` on."""
+        """No open group continues, and their prompts are asked again: this state was in a checkpoint, or some of what
+        followed it is lost. The learner is at `policy_version`; a step before it that is not known here counts as
+        taken. Groups get ids from `next_group_id` on."""
         self.training.give_up()
         self.work.lose_all("taken_up_without_it")
         self.work.totals.end_of_life()
@@ -280,8 +271,7 @@ class ShaperState:
         return self._outbox.take()
 
     def take_peers_of(self, other: "ShaperState") -> None:
-        """This state takes the place of another one, and the processes that were up are up. What they had of the other
-        one is not for this one."""
+        """This state takes the place of another one: the same processes are up, and what they had is void."""
         self._incarnations, self._greetings = other._incarnations, other._greetings
         self.work.take_peers_of(other.work)
 
@@ -292,6 +282,27 @@ class ShaperState:
         self._outbox.record(WeightsAcknowledged(peer, self._incarnations[peer], message.policy_version))
         if self.planner.pace is not None:
             self.planner.pace.paused(peer, now_s)
+
+    def _learner_ready(self, policy_version: int, now_s: float) -> None:
+        if self.phase is RunPhase.FINISHED:
+            return
+        if not self.feed.committed.can_rewind(policy_version):
+            self._take_up_again(policy_version)
+            return
+        for unheard in self.feed.unheard(policy_version):
+            self.training.committed(unheard, now_s)
+        self.feed.learner_ready(policy_version, self.work.generators.newest_version)
+
+    def _take_up_again(self, policy_version: int) -> None:
+        """The later checkpoints have all turned out to be damaged. A run that stops needs no learner for that."""
+        self.feed.learner_up = False
+        if self.phase is not RunPhase.STOPPING:
+            reason = (
+                f"the learner came back at version {policy_version}, the groups from there on were given up after a "
+                f"checkpoint of version {self.feed.committed.oldest_kept}, and generators may decode under later "
+                "versions"
+            )
+            self._outbox.to_launcher(TakeUpAgain(reason))
 
     def _lose(self, peer: str, *, is_gone: bool) -> None:
         if peer == LEARNER.first:

@@ -1,21 +1,20 @@
-"""Where every token went: generated = trained + cancelled + filtered + stale + lost (+ evaluated), by construction
-of exactly one end per sample; and the statistics of each step.
+"""Where every token went, and the statistics of each step.
 
-Statistics of the kept samples say little about the policy: selection alone shortens them. So the pool, everything that
-was scored before the rule chose, is reported beside them. A sample that a draw has left in for others counts for these
+generated = trained + cancelled + filtered + stale + lost (+ evaluated), because each sample ends exactly once.
+
+Statistics of the kept samples say little about the policy: selection alone shortens them. So those of the pool, all
+scored samples before the selection, are reported beside them. A sample that a draw has spared counts for the cut ones
 too: on average the pool's means are those of all launched samples.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 from msgspec import Struct, field
-from numpy.typing import NDArray
 
-from darts_async.shaper.group import Group, Sample, Stage
+from darts_async.shaper.group import Group, Sample
 from darts_async.shaper.rules.length_pay import LengthTerms, Lot, length_terms
 from darts_async.topology.outcomes import SampleOutcome
 
@@ -28,7 +27,7 @@ class RewardCounts(Struct, eq=False):
     """Rewards of the run, and those that failed."""
 
     num_scored: int = 0
-    num_by_kind: dict[str, int] = {}
+    num_by_kind: Counter[str] = field(default_factory=Counter)
     first_by_kind: dict[str, str] = {}
     """What was said at the first failure of each kind."""
     last: str = ""
@@ -36,7 +35,7 @@ class RewardCounts(Struct, eq=False):
 
     def failed(self, kind: str, error: str) -> bool:
         """A reward failed; returns whether it is the first one of this kind."""
-        self.num_by_kind[kind] = self.num_by_kind.get(kind, 0) + 1
+        self.num_by_kind[kind] += 1
         self.last = f"{kind}: {error}"
         is_first = kind not in self.first_by_kind
         self.first_by_kind.setdefault(kind, error)
@@ -54,24 +53,20 @@ class RewardCounts(Struct, eq=False):
 
 
 class Totals(Struct, eq=False):
-    """Counts over the run; encoded as they are. A key that is not there counts as 0."""
+    """Counts over the run; encoded as they are."""
 
-    tokens_by_outcome: dict[str, int] = {}
-    samples_by_outcome: dict[str, int] = {}
-    tokens_by_staleness: dict[int, int] = {}
+    tokens_by_outcome: Counter[str] = field(default_factory=Counter)
+    samples_by_outcome: Counter[str] = field(default_factory=Counter)
+    tokens_by_staleness: Counter[int] = field(default_factory=Counter)
     num_tokens_received: int = 0
-    tokens_by_generator: dict[str, dict[int, int]] = {}
+    tokens_by_generator: dict[str, Counter[int]] = {}
     """{generator: {incarnation: tokens received of it}}; those of earlier lives of the run are incarnation 0."""
     rewards: RewardCounts = field(default_factory=RewardCounts)
 
-    def __post_init__(self) -> None:
-        self.tokens_by_outcome, self.samples_by_outcome = (
-            Counter(self.tokens_by_outcome),
-            Counter(self.samples_by_outcome),
-        )
-        self.tokens_by_staleness = Counter(self.tokens_by_staleness)
-        by_generator = ((name, Counter(counts)) for name, counts in self.tokens_by_generator.items())
-        self.tokens_by_generator = defaultdict(Counter, by_generator)
+    def received(self, generator: str, incarnation: int, num_tokens: int) -> None:
+        """A generator has sent tokens."""
+        self.num_tokens_received += num_tokens
+        self.tokens_by_generator.setdefault(generator, Counter())[incarnation] += num_tokens
 
     def ended(self, outcome: SampleOutcome, num_tokens: int) -> None:
         """A sample ended."""
@@ -92,90 +87,67 @@ class Totals(Struct, eq=False):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Pool:
-    """A group when it was complete, before anything was filtered."""
+class _Lots:
+    """The samples of a group that was trained on."""
 
-    rewards: NDArray[np.float64]  # [num_scored]
-    num_tokens: NDArray[np.float64]  # [num_scored]
-    counts: NDArray[np.float64]  # [num_scored], launched samples that each stands for
-    num_launched: int
-    num_failed: int
-    """Samples whose reward failed."""
+    kept: Lot
+    """With the weights that they are trained with."""
+    scored: Lot
+    """The pool, before the selection; with the launched samples that each represents."""
     length: LengthTerms
 
-    @property
-    def mean_reward(self) -> float:
-        """Of all that were launched."""
-        return float(np.average(self.rewards, weights=self.counts))
+    @classmethod
+    def of(cls, group: Group, counts: Mapping[int, float] | None) -> "_Lots":
+        """`counts`: by the id of a scored sample the launched samples that it represents, 1 where it is not given; None
+        if no scored one represents the others."""
+        scored = _lot([(s, (counts or {}).get(s.sample_id, 1.0)) for s in group.samples if s.reward is not None])
+        kept = _lot(group.kept)
+        return cls(kept, scored, LengthTerms() if counts is None else length_terms(scored, kept))
 
 
 class StepStatistics(Struct, eq=False):
     """Collects complete groups; `close` gives the metrics of one step, and of the run so far where it says `run/`.
     Encoded as it is."""
 
-    pools: dict[int, _Pool] = {}
     launched_before: dict[int, int] = {}
     launches: list[tuple[int, int]] = []
-    num_complete: dict[str, int] = {}
-    num_dropped: dict[str, int] = {}
-    num_samples: dict[str, int] = {}
-    num_censored: dict[str, int] = {}
-    length: LengthTerms = field(default_factory=LengthTerms)
+    num_complete: Counter[str] = field(default_factory=Counter)
+    num_dropped: Counter[str] = field(default_factory=Counter)
+    num_samples: Counter[str] = field(default_factory=Counter)
+    num_censored: Counter[str] = field(default_factory=Counter)
+    length: LengthTerms = LengthTerms()
     """Of all steps so far."""
 
-    def __post_init__(self) -> None:
-        self.num_complete, self.num_dropped = Counter(self.num_complete), Counter(self.num_dropped)
-        self.num_samples, self.num_censored = Counter(self.num_samples), Counter(self.num_censored)
-
-    def completed(
-        self, group: Group, tercile: int | None, counts: Mapping[int, float] | None = MappingProxyType({})
-    ) -> None:
-        """Remember the pool of a group, before the rule's choice is carried out.
-
-        `counts`: by the id of a scored sample the launched samples that it stands for, 1 where it is not given; None if
-        nothing scored stands for the others.
-        """
-        scored = [s for s in group.at(Stage.SCORED) if s.reward is not None]
-        rewards = np.array([s.reward for s in scored], np.float64)
-        lengths = np.array([s.num_tokens for s in scored], np.float64)
-        standing_for = np.array([(counts or {}).get(s.sample_id, 1.0) for s in scored], np.float64)
-        terms = LengthTerms() if counts is None else _length_terms(group, counts)
-        self.pools[group.group_id] = _Pool(
-            rewards, lengths, standing_for, len(group.samples), group.num_unscorable, terms
-        )
+    def completed(self, group: Group, tercile: int | None) -> None:
+        """A group is complete."""
         self._visit(group.prompt.prompt_id, len(group.samples))
         name = _difficulty(tercile)
         self.num_complete[name] += 1
         self.num_samples[name] += len(group.samples)
         self.num_censored[name] += sum(s.finish_reason is None for s in group.samples)
 
-    def dropped(self, group_id: int, tercile: int | None) -> None:
-        """A group came to nothing, complete or not."""
+    def dropped(self, group: Group, tercile: int | None) -> None:
+        """A group was given up, complete or not."""
         self.num_dropped[_difficulty(tercile)] += 1
-        if self.pools.pop(group_id, None) is not None:
-            self.num_complete[_difficulty(tercile)] -= 1
+        self.num_complete[_difficulty(tercile)] -= group.weights is not None
 
-    def reopened(self) -> None:
-        """No group is open: what was complete and not trained on has ended with a stop, and is asked again."""
-        self.pools.clear()
-
-    def close(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
-        """Metrics of one step over its groups."""
-        kept = [group.kept or [] for group in groups]
-        rewards = [np.array([sample.reward for sample, _ in pairs], np.float64) for pairs in kept]
-        lengths = [np.array([sample.num_tokens for sample, _ in pairs], np.float64) for pairs in kept]
-        weights = [np.array([weight for _, weight in pairs]) for pairs in kept]
-        pools = [self.pools.pop(group.group_id) for group in groups]
+    def close(
+        self, step: int, groups: Sequence[Group], counts: Sequence[Mapping[int, float] | None]
+    ) -> dict[str, float]:
+        """Metrics of one step over its groups. `counts` of each: see `_Lots.of`."""
+        lots = [_Lots.of(*each) for each in zip(groups, counts, strict=True)]
+        weights = [np.array(each.kept.weights) for each in lots]
+        shifts = [_mean(each.kept.rewards) - _mean_of_pool(each.scored) for each in lots]
         return {
-            **_kept_metrics(rewards, lengths),
-            **_pool_metrics(pools),
-            **_staleness(step, [sample for pairs in kept for sample, _ in pairs]),
-            "groups/baseline_shift": _mean([r.mean() - p.mean_reward for r, p in zip(rewards, pools, strict=True)]),
-            "groups/kept_mean": _mean([len(pairs) for pairs in kept]),
+            **_kept_metrics([each.kept for each in lots]),
+            **_pool_metrics([each.scored for each in lots], sum(group.num_unscorable for group in groups)),
+            **_staleness(step, [sample for group in groups for sample, _ in group.kept]),
+            "groups/baseline_shift": _mean(shifts),
+            "groups/kept_mean": _mean([len(w) for w in weights]),
             "weights/effective_share": _mean([w.sum() ** 2 / (len(w) * (w**2).sum()) for w in weights]),
-            **self._redundancy(pools),
+            **self._redundancy([len(group.samples) for group in groups]),
             **self._survival(),
-            **self._pay(pools),
+            **self._pay([each.length for each in lots]),
         }
 
     def _visit(self, prompt_id: int, num_launched: int) -> None:
@@ -185,9 +157,8 @@ class StepStatistics(Struct, eq=False):
             del self.launches[:-_VISITS_CORRELATED]
         self.launched_before[prompt_id] = num_launched
 
-    def _redundancy(self, pools: Sequence[_Pool]) -> dict[str, float]:
-        """Samples launched per prompt, and how those of a visit go with those of the visit before."""
-        launched = [pool.num_launched for pool in pools]
+    def _redundancy(self, launched: Sequence[int]) -> dict[str, float]:
+        """Samples launched per prompt, and their correlation with the visit before."""
         metrics = {f"redundancy/launched_{n}": float(count) for n, count in sorted(Counter(launched).items())}
         metrics["redundancy/mean"] = _mean(launched)
         before, now = np.array(self.launches, np.float64).reshape(-1, 2).T
@@ -195,9 +166,9 @@ class StepStatistics(Struct, eq=False):
             metrics["run/redundancy_autocorrelation"] = float(np.corrcoef(before, now)[0, 1])
         return metrics
 
-    def _pay(self, pools: Sequence[_Pool]) -> dict[str, float]:
-        """What length is worth, and what the selection pays for it on top: see `length_pay`."""
-        step = LengthTerms().plus(pool.length for pool in pools)
+    def _pay(self, lengths: Sequence[LengthTerms]) -> dict[str, float]:
+        """What length is worth, and what the selection pays for it: see `length_pay`."""
+        step = LengthTerms().plus(lengths)
         self.length = self.length.plus([step])
         values = {
             "selection/length_slope": step.slope,
@@ -218,46 +189,44 @@ class StepStatistics(Struct, eq=False):
         return metrics
 
 
-def _length_terms(group: Group, counts: Mapping[int, float]) -> LengthTerms:
-    scored = [(sample, counts.get(sample.sample_id, 1.0)) for sample in group.at(Stage.SCORED)]
-    return length_terms(_lot(scored), _lot(group.kept or []))
-
-
 def _lot(pairs: Sequence[tuple[Sample, float]]) -> Lot:
     rewards = [s.reward for s, _ in pairs if s.reward is not None]
     return Lot(rewards, [s.num_tokens for s, _ in pairs], [weight for _, weight in pairs])
 
 
-def _kept_metrics(rewards: Sequence[NDArray[np.float64]], lengths: Sequence[NDArray[np.float64]]) -> dict[str, float]:
-    """Of the kept samples, both [num_kept] for each group."""
-    all_lengths = np.concatenate(lengths)
+def _kept_metrics(lots: Sequence[Lot]) -> dict[str, float]:
+    lengths = np.concatenate([lot.num_tokens for lot in lots]).astype(np.float64)
     # Advantages in a group sum to zero, so to first order length falls if and only if this is negative.
-    gains = np.concatenate([r - r.mean() for r in rewards]) * all_lengths
-    median, p99 = np.percentile(all_lengths, (50, 99))
+    gains = np.concatenate([np.array(lot.rewards) - np.mean(lot.rewards) for lot in lots]) * lengths
+    median, p99 = np.percentile(lengths, (50, 99))
     return {
-        "reward/mean": float(np.concatenate(rewards).mean()),
-        "length/mean": float(all_lengths.mean()),
+        "reward/mean": float(np.concatenate([lot.rewards for lot in lots]).mean()),
+        "length/mean": float(lengths.mean()),
         "length/p50": float(median),
         "length/p99": float(p99),
         "reward/length_covariance": float(gains.mean()),
-        "groups/zero_advantage_share": _mean([bool((r == r[0]).all()) for r in rewards]),
+        "groups/zero_advantage_share": _mean([len(set(lot.rewards)) == 1 for lot in lots]),
     }
 
 
-def _pool_metrics(pools: Sequence[_Pool]) -> dict[str, float]:
-    rewards = np.concatenate([pool.rewards for pool in pools])
-    lengths = np.concatenate([pool.num_tokens for pool in pools])
-    counts = np.concatenate([pool.counts for pool in pools])
+def _pool_metrics(pools: Sequence[Lot], num_failed: int) -> dict[str, float]:
+    rewards, lengths, counts = (
+        np.concatenate([getattr(pool, name) for pool in pools]).astype(np.float64)
+        for name in ("rewards", "num_tokens", "weights")
+    )
     median, p99 = np.percentile(lengths, (50, 99), weights=counts, method="inverted_cdf")
-    num_failed = sum(pool.num_failed for pool in pools)
     return {
         "reward/pool_mean": float(np.average(rewards, weights=counts)),
         "reward/failed_share": num_failed / (num_failed + len(rewards)),
         "length/pool_mean": float(np.average(lengths, weights=counts)),
         "length/pool_p50": float(median),
         "length/pool_p99": float(p99),
-        "groups/pool_zero_advantage_share": _mean([bool((p.rewards == p.rewards[0]).all()) for p in pools]),
+        "groups/pool_zero_advantage_share": _mean([len(set(pool.rewards)) == 1 for pool in pools]),
     }
+
+
+def _mean_of_pool(pool: Lot) -> float:
+    return float(np.average(pool.rewards, weights=pool.weights))
 
 
 def _staleness(step: int, samples: Sequence[Sample]) -> dict[str, float]:

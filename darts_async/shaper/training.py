@@ -1,16 +1,17 @@
 """Training groups from opening to commit: which is opened, when one is complete, and when one is given up.
 
 Groups wait in the staleness window until their rule has decided. A complete group goes to the `LearnerFeed`, which
-ships it; one that comes to nothing is dropped, and its prompt is asked again (`PromptQueue`). `Spares` are open groups
+ships it; one that is given up is dropped, and its prompt is asked again (`PromptQueue`). `Spares` are open groups
 outside the window. All of it is pure: time is an argument, and what is to be sent goes to the outbox.
 """
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.prompts.source import PromptSource
-from darts_async.protocol import GroupsCommitted
+from darts_async.protocol import GroupsCommitted, ShaperSnapshot, StepCompleted
 from darts_async.shaper.estimates.patience import Patience
 from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.group import Group, Stage
@@ -73,8 +74,8 @@ class Training:
         return self._queue.cursor
 
     def open_group(self, floor: int, now_s: float) -> bool:
-        """Open a group whose tokens will be of version `floor` or later: in the window, or as a spare. Returns whether
-        there was a place for one."""
+        """Open a group whose tokens will be of version `floor` or later, in the window or as a spare, if there is a
+        place for one. Returns whether there was."""
         num_groups = self._config.learner.steps * self._config.learner.groups_per_step
         if self._window.num_shipped + self._window.num_open < num_groups and self._window.may_admit(floor):
             group = self._open(self._queue.next(), floor, now_s)
@@ -97,7 +98,7 @@ class Training:
     # --- one group -------------------------------------------------------------------------------------------
 
     def decide(self, group: Group) -> None:
-        """A sample has finished, failed, got its reward or grown old: which to cancel, and is the group complete?"""
+        """A sample has finished, failed, got its reward or grown: cancel others, or complete the group."""
         for sample in self._planner.rule(group).to_cancel(group):
             self._work.cancel(sample, "cancelled", self._config.shaping.rule)
         for sample in self._planner.tail_to_prune(group):
@@ -114,28 +115,27 @@ class Training:
         if len(kept) < self._config.shaping.smallest_group:
             self._give_up(group, outcome="filtered", reason="too_few_rewards")
             return
-        group.kept = kept
+        group.weights = {sample.sample_id: weight for sample, weight in kept}
         self._completed_now.append(group)
-        self._statistics.completed(group, self._planner.tercile(group), self._planner.counts(group))
+        self._statistics.completed(group, self._planner.tercile(group))
         self._planner.observe(group)
         if group.group_id not in self._spares:
             self._window.set_floor(group.group_id, group.kept_floor(self.feed.num_steps))
             self.feed.add(group)
         self._num_dropped_in_a_row = 0
         self._queue.completed(group.prompt.prompt_id)
-        chosen = {sample.sample_id for sample, _ in kept}
         for sample in group.at(Stage.SCORED, Stage.UNSCORABLE):
-            if sample.sample_id not in chosen:
+            if sample.sample_id not in group.weights:
                 self._work.end(sample, "filtered", sample.end_reason or "not_selected")
 
     def _give_up(self, group: Group, *, outcome: SampleOutcome, reason: str) -> None:
-        """A group comes to nothing; its prompt is asked again, but not forever."""
+        """A group is given up; its prompt is asked again, but not forever."""
         if not self._spares.discard(group.group_id):
             self._window.drop(group.group_id)
         self._num_dropped_in_a_row += 1
         if self._num_dropped_in_a_row > MAX_DROPPED_IN_A_ROW:
             raise DataError(
-                f"{self._num_dropped_in_a_row} groups came to nothing one after another, the last because of "
+                f"{self._num_dropped_in_a_row} groups were given up one after another, the last because of "
                 f"{reason!r}: no step can be filled; " + self._why_nothing_is_trained_on()
             )
         self._queue.retry(group.prompt, len(group.samples))
@@ -149,17 +149,13 @@ class Training:
         return f"a group is trained on {smallest} samples at least (shaping.min_keep), but {rewards.describe()}"
 
     def _drop(self, group: Group, *, outcome: SampleOutcome, reason: str) -> None:
-        """End a training group that is neither in the window nor a spare any more."""
-        self._statistics.dropped(group.group_id, self._planner.tercile(group))
-        if group.kept is None:
+        """End a training group that is neither in the window nor a spare."""
+        self._statistics.dropped(group, self._planner.tercile(group))
+        if group.weights is None:
             self._planner.observe(group)
         self._outbox.record(GroupDropped(group.group_id, reason))
-        self._end(group, outcome, reason, cancel_outcome=outcome)
-
-    def _end(self, group: Group, outcome: SampleOutcome, reason: str, *, cancel_outcome: SampleOutcome) -> None:
-        """It comes to nothing, also where it was complete."""
-        group.kept = None
-        self._work.end_group(group, outcome, reason, cancel_outcome=cancel_outcome)
+        group.weights = None
+        self._work.end_group(group, outcome, reason, cancel_outcome=outcome)
 
     # --- what follows from time, from any event and from a step ----------------------------------------------
 
@@ -172,7 +168,7 @@ class Training:
         if self._config.shaping.pruning.mode == "hazard":
             for running in [g for g in self._work.groups.values() if g.purpose == "train" and g.undecided]:
                 self.decide(running)
-        # No generator decodes, or the learner is busy with what it has had before: no group is to blame.
+        # Where no generator decodes, or the learner takes steps again, it does not wait for a group.
         if self._work.generators.lowest_version is None or self.feed.committed.is_behind:
             self._learner_fed_s = now_s
         patience_s = self._patience.limit_s
@@ -204,23 +200,29 @@ class Training:
             self._queue.ask_again(spare.prompt, len(spare.samples))
             self._drop(spare, outcome="cancelled", reason="overcommitted")
 
-    def committed(self, message: GroupsCommitted, now_s: float) -> dict[str, float] | None:
-        """The learner has taken a step; its metrics, or None if it was taken before."""
+    def committed(self, message: GroupsCommitted, now_s: float) -> None:
+        """The learner has taken a step, for the first time or again."""
+        before, step = self.feed.committed.position, message.step
         groups = self.feed.commit(message)
-        if not groups:
-            return None
-        metrics = self._statistics.close(message.step, groups)
+        metrics = self._statistics.close(step, groups, list(map(self._planner.counts, groups))) if groups else {}
         for group in groups:
-            for sample, _ in group.kept or []:
-                self._work.totals.trained(sample, message.step)
-                self._work.end(sample, "trained", "committed", step=message.step)
-        self._learner_fed_s = now_s
-        return metrics
+            for sample, _ in group.kept:
+                self._work.totals.trained(sample, step)
+                self._work.end(sample, "trained", "committed", step=step)
+        if self.feed.committed.position > before and self._config.learner.is_saved(step + 1):
+            self._outbox.to_learner(ShaperSnapshot(step + 1, b""))  # `ReplayableState` fills it in after this event
+        if groups:
+            self._learner_fed_s = now_s
+            totals = self._work.totals
+            metrics |= self._planner.metrics()
+            metrics |= {f"tokens/{outcome}": float(n) for outcome, n in totals.tokens_by_outcome.items()}
+            metrics["run/failed_rewards"] = float(totals.rewards.num_failed)
+            self._outbox.to_launcher(StepCompleted(step, metrics))
 
     # --- the end of a process, of a run, and what comes after it -----------------------------------------------
 
     def restarted(self) -> None:
-        """The run continues, perhaps with a reward function that was repaired: groups are counted from here."""
+        """Groups are counted again from here: the reward function may have been repaired."""
         self._num_dropped_in_a_row = 0
 
     def stop(self, reason: str) -> None:
@@ -231,7 +233,8 @@ class Training:
             if group.step is None or group.step == self._window.next_step:
                 self._owe(group)
                 self.feed.withdraw(group.group_id)
-                self._end(group, "filtered", reason, cancel_outcome="cancelled")
+                group.weights = None
+                self._work.end_group(group, "filtered", reason, cancel_outcome="cancelled")
 
     def abandon(self) -> None:
         """Nothing more will be committed."""
@@ -247,8 +250,8 @@ class Training:
             self._owe(group)
 
     def _owe(self, group: Group) -> None:
-        """Have its prompt asked again, unless it was trained on, or has come to nothing before: that was seen to then.
-        Such groups may be here until their last sample is cancelled."""
+        """Have its prompt asked again, unless it was trained on or given up before: such groups are here until their
+        last sample is cancelled."""
         is_trained_on = group.step is not None and group.step < self.feed.num_steps
         if group.purpose == "train" and not is_trained_on and not group.is_given_up:
             self._queue.ask_again(group.prompt, len(group.samples))
@@ -256,31 +259,25 @@ class Training:
     def reopen(self) -> None:
         """After a stop: no group is open, and the next step is empty."""
         self._window.reopen(self.feed.num_steps)
-        self._statistics.reopened()
 
     # --- codec, invariants -----------------------------------------------------------------------------------
 
     def to_state(self) -> TrainingState:
-        """For `restore`."""
-        return self._state(self._window.to_state(), self.feed.to_state(), self._spares.to_state())
-
-    def to_checkpoint(self, policy_version: int) -> TrainingState:
-        """For `restore`, where the learner continues from a checkpoint of this version and no open group continues."""
-        num_shipped = self.feed.num_steps * self._config.learner.groups_per_step
-        window = WindowState(num_shipped=num_shipped, floors={})
-        return self._state(window, self.feed.to_checkpoint(policy_version), spares=[])
-
-    def _state(self, window: WindowState, feed: LearnerFeedState, spares: list[int]) -> TrainingState:
         return TrainingState(
-            window=window,
-            feed=feed,
-            spares=spares,
+            window=self._window.to_state(),
+            feed=self.feed.to_state(),
+            spares=self._spares.to_state(),
             queue=self._queue.to_state(),
             num_dropped_in_a_row=self._num_dropped_in_a_row,
             learner_fed_s=self._learner_fed_s,
             statistics=self._statistics,
             group_times_s=self._patience.to_state(),
         )
+
+    def to_checkpoint(self, policy_version: int) -> TrainingState:
+        """For `restore`, where the learner continues from a checkpoint of this version and no open group continues."""
+        window = WindowState(self.feed.num_steps * self._config.learner.groups_per_step, {})
+        return replace(self.to_state(), window=window, feed=self.feed.to_checkpoint(policy_version), spares=[])
 
     def restore(self, state: TrainingState) -> None:
         """Continue where `to_state` was taken, the open work before."""
@@ -294,7 +291,7 @@ class Training:
         self._patience.restore(state.group_times_s)
 
     def validate(self) -> None:
-        """Every group is where it says, and all that are waited for meet their deadlines."""
+        """Every group is in one place, and all that are waited for meet their deadlines."""
         self._window.validate()
         self.feed.validate()
         self._spares.validate()
@@ -303,4 +300,4 @@ class Training:
         assert not any(group_id in self._spares for group_id in self.feed.complete), self.feed.complete
         assert not self._completed_now, self._completed_now
         for group in self._work.groups.values():
-            assert not (group.undecided and group.kept), group.group_id
+            assert not (group.undecided and group.weights), group.group_id

@@ -11,14 +11,13 @@ and only if (Hall's condition for unit jobs with deadlines)
 Every rule here is "only if (H) still holds afterwards":
 
 * `may_admit(f)`: a group whose tokens will be of version f or later may be opened. Without slower groups this is the
-  familiar count rule, but (H) also holds when groups finish in any order, where the count rule alone does not bound
-  anything.
+  familiar count rule, which bounds nothing when groups finish in any order; (H) does.
 * `may_ship(g)`: a complete group may overtake slower ones as long as these can still meet their deadlines. If none
   may, the learner waits for the slow ones: they are paced, not dropped.
 
 Shipping the open group with the earliest deadline never breaks (H), so complete groups cannot block one another, and
 dropping a group only makes room: capacity is the difference of two counts and cannot leak. S = 0 is the synchronous
-mode: B groups per version, no more.
+mode: exactly B groups per version.
 """
 
 from collections import Counter
@@ -38,26 +37,21 @@ class WindowState(Struct, frozen=True):
 class StalenessWindow:
     """Admission, consumption and the count of shipped groups. All methods are O(S + 1)."""
 
-    def __init__(self, *, groups_per_step: int, max_staleness: int, num_shipped: int = 0) -> None:
+    def __init__(self, *, groups_per_step: int, max_staleness: int) -> None:
         self._groups_per_step = groups_per_step
         self._max_staleness = max_staleness
-        self._num_shipped = num_shipped
+        self.num_shipped = 0
         self._floors: dict[int, int] = {}
         self._open_by_deadline: Counter[int] = Counter()
         self.num_changes = 0
-        """Since this object was made: as long as it stays the same, all answers do."""
+        """As long as it is the same, all answers are."""
         self._answers: dict[tuple[int | None, int | None, int], bool] = {}
-        """What `_feasible` has answered since the last change: the same few questions come with every event."""
+        """Of `_feasible` since the last change: the same few questions come with every event."""
 
     @property
     def next_step(self) -> int:
         """The step that the next shipped group enters."""
-        return self._num_shipped // self._groups_per_step
-
-    @property
-    def num_shipped(self) -> int:
-        """Groups shipped so far."""
-        return self._num_shipped
+        return self.num_shipped // self._groups_per_step
 
     @property
     def num_open(self) -> int:
@@ -83,9 +77,9 @@ class StalenessWindow:
         return self.deadline(group_id), group_id
 
     def set_floor(self, group_id: int, floor: int) -> None:
-        """The oldest token of an open group is now known to be of version `floor`: later than it might have been."""
+        """The oldest token of an open group is of version `floor`, which may be later than was known before."""
         assert floor >= self._floors[group_id], (group_id, floor, self._floors[group_id])
-        self._close(group_id)
+        self.drop(group_id)
         self._open(group_id, floor)
 
     def may_ship(self, group_id: int) -> bool:
@@ -106,28 +100,22 @@ class StalenessWindow:
                 f"group {group_id} has tokens of version {floor}; step {step} would train on them at staleness "
                 f"{step - floor}, and max_staleness is {self._max_staleness}"
             )
-        self._num_shipped += 1
-        self._close(group_id)
+        self.num_shipped += 1
+        self.drop(group_id)
         return step
 
-    def drop(self, group_id: int) -> None:
-        """Close a group that will not be trained."""
-        self._close(group_id)
-
     def reopen(self, num_steps: int) -> None:
-        """So many steps were taken; nothing beyond them is open or shipped any more."""
+        """So many steps were taken, and no group beyond them is open or shipped."""
         self._changed()
         self._floors.clear()
         self._open_by_deadline.clear()
-        self._num_shipped = num_steps * self._groups_per_step
+        self.num_shipped = num_steps * self._groups_per_step
 
     def to_state(self) -> WindowState:
-        """For `restore`."""
-        return WindowState(num_shipped=self._num_shipped, floors=self._floors)
+        return WindowState(num_shipped=self.num_shipped, floors=self._floors)
 
     def restore(self, state: WindowState) -> None:
-        """Continue where `to_state` was taken."""
-        self._num_shipped = state.num_shipped
+        self.num_shipped = state.num_shipped
         for group_id, floor in state.floors.items():
             self._open(group_id, floor)
 
@@ -135,7 +123,7 @@ class StalenessWindow:
         """Invariants: the counts agree and (H) holds."""
         expected = Counter(floor + self._max_staleness for floor in self._floors.values())
         assert expected == self._open_by_deadline, (expected, self._open_by_deadline)
-        assert self._holds(None, None, 0), (self._num_shipped, sorted(self._floors.items()))
+        assert self._holds(None, None, 0), (self.num_shipped, sorted(self._floors.items()))
 
     def _changed(self) -> None:
         self.num_changes += 1
@@ -146,7 +134,8 @@ class StalenessWindow:
         self._floors[group_id] = floor
         self._open_by_deadline[floor + self._max_staleness] += 1
 
-    def _close(self, group_id: int) -> None:
+    def drop(self, group_id: int) -> None:
+        """Close a group that is shipped, or will not be trained on."""
         self._changed()
         deadline = self._floors.pop(group_id) + self._max_staleness
         self._open_by_deadline[deadline] -= 1
@@ -167,7 +156,7 @@ class StalenessWindow:
             counts[added] = counts.get(added, 0) + 1
         if removed is not None:
             counts[removed] -= 1
-        num_shipped, num_due = self._num_shipped + shipped, 0
+        num_shipped, num_due = self.num_shipped + shipped, 0
         for deadline in sorted(counts):
             num_due += counts[deadline]
             if num_due > self._groups_per_step * (deadline + 1) - num_shipped:

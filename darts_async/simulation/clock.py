@@ -1,4 +1,4 @@
-"""Virtual time: a heap of wake-ups, and the messages to the shaper that are due now."""
+"""Virtual time: a heap of wake-ups, the messages to the shaper that are due now, and how each actor spends its time."""
 
 import heapq
 from collections import deque
@@ -14,13 +14,33 @@ class Actor(Protocol):
         """The time that was asked for has come; `stamp` is what was given when asking."""
 
 
+class Meter:
+    """The time that an actor spends in each state: intervals that touch and never overlap, so they sum to the run."""
+
+    def __init__(self) -> None:
+        self._state = "idle"
+        self._since_s = 0.0
+        self._spent_s: dict[str, float] = {}
+
+    def switch(self, state: str, now_s: float) -> None:
+        """From now on the actor is in this state."""
+        if state != self._state:
+            self._spent_s = self.closed(now_s)
+            self._state, self._since_s = state, now_s
+
+    def closed(self, now_s: float) -> dict[str, float]:
+        """Seconds by state up to now."""
+        spent_s = self._spent_s.get(self._state, 0.0) + now_s - self._since_s
+        return self._spent_s | {self._state: spent_s}
+
+
 class Clock:
-    """The present, what will happen, and the outbox of everybody."""
+    """The present, the wake-ups to come, and the outbox of all actors."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
         self.outbox: deque[tuple[str, Incoming]] = deque()
-        """Messages for the shaper, with their sender, sent at this moment."""
+        """Messages for the shaper that were sent at this moment, with their sender."""
         self._wakes: list[tuple[float, int, Actor, int]] = []
         self._num_wakes = 0
 
@@ -35,7 +55,7 @@ class Clock:
         return len(self._wakes)
 
     def advance(self) -> Actor:
-        """Jump to the next wake-up and serve it; who was woken."""
+        """Jump to the next wake-up and serve it; returns who was woken."""
         assert self._wakes, f"deadlock at {self.now_s} s: no process waits for a time"
         self.now_s, _, actor, stamp = heapq.heappop(self._wakes)
         actor.wake(stamp)

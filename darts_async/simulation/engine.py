@@ -1,11 +1,10 @@
 """A modelled generator that jumps from event to event.
 
 Between two changes of the batch every running sample gains one token per step, so the only state is a step counter: a
-sample of l tokens that started at count p ends at count p + l. The engine sleeps until the next end, or
-until the step boundary after a command, and costs O(log batch) per sample however long the samples are. Commands take
-effect at step boundaries, at once if the engine is at one; so does new weights' stall. Tokens are reported when
-their sample ends, and all of them when the version changes: every token is reported with the version that made it.
-Generators do not die here, so nothing is ever resumed.
+sample of l tokens that started at count p ends at count p + l. The engine sleeps until the next end, or until the step
+boundary after a command, and costs O(log batch) per sample however long the samples are. Commands and new weights take
+effect at step boundaries. Tokens are reported when their sample ends, and all of them when the version changes, so
+every token is reported with the version that made it. Generators do not die here, so no sample is resumed.
 """
 
 import heapq
@@ -28,22 +27,21 @@ from darts_async.protocol import (
     TokensDecoded,
     WeightsApplied,
 )
-from darts_async.simulation.clock import Clock
-from darts_async.simulation.meter import Meter
+from darts_async.simulation.clock import Clock, Meter
 from darts_async.simulation.models import EngineModel
 
 _SAME_INSTANT_STEPS = 1e-9
 
 
 class _Zeros:
-    """Tokens are never looked at: all arrays are views of two."""
+    """No token is ever read: all arrays are views of two."""
 
     def __init__(self) -> None:
         self.token_ids = np.zeros(1 << 16, np.int32)
         self.logprobs = np.zeros(1 << 16, np.float32)
 
     def take(self, num_tokens: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Read as many token ids and log-probabilities."""
+        """So many token ids and log-probabilities."""
         if num_tokens > len(self.token_ids):
             self.token_ids = np.zeros(2 * num_tokens, np.int32)
             self.logprobs = np.zeros(2 * num_tokens, np.float32)
@@ -82,7 +80,7 @@ class SimulatedEngine:
         self._commands: deque[tuple[ShaperToGenerator, int]] = deque()
         self._queue: dict[int, tuple[Generate, int]] = {}
         self._running: dict[int, _Running] = {}
-        self._ends: list[tuple[int, int]] = []  # (count, sample id); cancelled ones are skipped when they come up
+        self._ends: list[tuple[int, int]] = []  # heap of (count, sample id), cancelled ones included
         self._count = 0  # steps taken
         self._boundary_s = 0.0  # when that was so
         self._step_s = 0.0  # 0: nothing runs
@@ -91,8 +89,6 @@ class SimulatedEngine:
         self._flush_at_s = model.flush_every_s
         self._offered: int | None = None
         self._applying: int | None = None  # stalls for it until the boundary
-
-    # --- from outside ----------------------------------------------------------------------------------------
 
     def command(self, command: ShaperToGenerator, length: int = 0) -> None:
         """Take a command; `length` is what a sample will have in the end."""
@@ -119,7 +115,7 @@ class SimulatedEngine:
 
     def settle(self) -> None:
         """Carry out commands if the engine is at a boundary."""
-        if not self._stands:
+        if not self._is_at_boundary:
             return
         while self._commands:
             command, length = self._commands.popleft()
@@ -136,14 +132,15 @@ class SimulatedEngine:
 
     def plan(self) -> None:
         """Fill the batch and sleep until something ends, or until the boundary where commands wait."""
-        if not self._stands:
+        if not self._is_at_boundary:
             if self._commands or self._offered is not None:
                 self._wake_at_next_boundary()
             return
         if self._applying is not None:
             return  # the wake-up that ends the stall is planned
-        num_started = self._fill() if self._offered is None else 0
-        self._boundary_s = self._clock.now_s + num_started * self._model.prefill_s
+        if self._offered is None:
+            self._fill()
+        self._boundary_s = self._clock.now_s
         self._step_s = self._model.step_s(len(self._running)) if self._running else 0.0
         self.meter.switch("decode" if self._running else "idle", self._clock.now_s)
         if self._running:
@@ -151,11 +148,9 @@ class SimulatedEngine:
         else:
             self._steps_ahead, self._stamp = 0, self._stamp + 1  # a wake-up may be under way
 
-    # --- time ------------------------------------------------------------------------------------------------
-
     @property
-    def _stands(self) -> bool:
-        """Whether this moment is a step boundary that has been reached."""
+    def _is_at_boundary(self) -> bool:
+        """Whether this moment is a step boundary."""
         if self._applying is not None:
             return False
         return not self._running or not self._step_s or self._clock.now_s == self._boundary_s
@@ -180,8 +175,6 @@ class SimulatedEngine:
         if self._flush_at_s is not None:
             steps = min(steps, max(ceil((self._flush_at_s - self._boundary_s) / self._step_s), 1))
         return steps
-
-    # --- what happens at a boundary --------------------------------------------------------------------------
 
     def _end_finished(self) -> None:
         finished: list[_Running] = []
@@ -217,14 +210,10 @@ class SimulatedEngine:
         self._boundary_s, self._step_s = self._clock.now_s + self._model.update_stall_s, 0.0
         self._sleep(0)
 
-    def _fill(self) -> int:
-        """Start what fits, in the order of arrival; how many."""
-        num_started = 0
+    def _fill(self) -> None:
+        """Start the samples that fit, in the order of arrival."""
         while self._queue and len(self._running) < self.num_slots:
-            sample_id = next(iter(self._queue))
-            self._start(*self._queue.pop(sample_id))
-            num_started += 1
-        return num_started
+            self._start(*self._queue.pop(next(iter(self._queue))))
 
     def _start(self, generate: Generate, length: int) -> None:
         assert not len(generate.prefix_tokens), generate.sample_id

@@ -6,8 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from darts_async.protocol import GroupsCommitted, LearnerReady, TrainGroup, VersionPublished, VersionSaved
-from darts_async.simulation.clock import Clock
-from darts_async.simulation.meter import Meter
+from darts_async.simulation.clock import Clock, Meter
 from darts_async.simulation.models import LearnerModel
 from darts_async.topology.roles import LEARNER
 
@@ -20,7 +19,7 @@ class SimulatedLearner:
     def __init__(
         self, model: LearnerModel, clock: Clock, *, groups_per_step: int, offer: Callable[[int], None]
     ) -> None:
-        """`offer(version)` is called when the weights lie ready in every generator."""
+        """`offer(version)` is called when the weights are ready in every generator."""
         self.version = 0
         self.meter = Meter()
         self.committed_at_s: list[float] = []
@@ -43,13 +42,13 @@ class SimulatedLearner:
     def take(self, group: TrainGroup) -> None:
         """A group to train on."""
         self._arrived.append(group)
-        self._go_on()
+        self._continue()
 
     def published(self) -> None:
         """Every generator has applied the version."""
         self._publishing = False
         self._clock.send(LEARNER.first, VersionPublished(self.version))
-        self._go_on()
+        self._continue()
 
     def wake(self, stamp: int) -> None:
         """A group is in the gradient, the step is taken, or the broadcast is through."""
@@ -59,9 +58,9 @@ class SimulatedLearner:
         self._working = False
         if self._stepping:
             self._commit()
-        self._go_on()
+        self._continue()
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         if self._working:
             return
         if len(self._in_step) == self._groups_per_step and not self._publishing:

@@ -1,4 +1,4 @@
-"""Models of the speed of engines, reward functions and a learner."""
+"""The speeds of engines, reward functions and a learner."""
 
 from dataclasses import dataclass
 
@@ -11,26 +11,17 @@ class EngineModel:
     """A decode step with one sample in the batch, minus the cost of that sample."""
     batch_for_double_latency: float = 64.0
     """A decode step of b samples takes token_latency_s * (1 + b / this)."""
-    prefill_s: float = 0.0
-    """Pause of the whole batch for each sample that starts."""
     update_stall_s: float = 0.0
     """Pause for new weights, at a step boundary."""
     drain_before_update: bool = False
     """Finish what runs, and start nothing, before new weights are taken; otherwise they are taken in flight."""
     flush_every_s: float | None = None
-    """Also report all tokens so far at this interval. None: when a sample ends and when the version changes, which
-    is all that the bookkeeping needs and much the fastest."""
+    """Also report all tokens so far at this interval. None: only when a sample ends and when the version changes, which
+    is enough for the bookkeeping, and fastest."""
 
     def step_s(self, batch_size: int) -> float:
         """Time of one decode step."""
         return self.token_latency_s * (1 + batch_size / self.batch_for_double_latency)
-
-
-@dataclass(frozen=True, slots=True)
-class RewardModel:
-    """Every item takes the same time; any number are scored at once."""
-
-    latency_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +45,8 @@ class Models:
     """All of them."""
 
     engine: EngineModel = EngineModel()
-    reward: RewardModel = RewardModel()
+    reward_s: float = 0.0
+    """Every response takes so long to score; any number are scored at once."""
     learner: LearnerModel = LearnerModel()
     tick_every_s: float = 1.0
     """How often the shaper looks at the clock."""

@@ -1,4 +1,4 @@
-"""What a simulated run was like, and how it is collected."""
+"""The result of a simulated run, and the statistics of its groups."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class SimulationResult:
     generator_s: dict[str, float]
     """Generator time by state (`decode`, `stall`, `idle`), summed over generators."""
     idle_until_step_s: tuple[float, ...]
-    """Of the state `idle`, what there was of it when each step was taken."""
+    """Generator time in the state `idle` before each step."""
     learner_s: dict[str, float]
     """Learner time by state (`train`, `idle`)."""
     slot_use: float
@@ -34,9 +34,9 @@ class SimulationResult:
     tokens_by_staleness: dict[int, int]
     """Trained tokens by the age of the version that decoded them."""
     group_s: tuple[float, ...]
-    """For each trained group, from its opening to its last reward."""
+    """Of each trained group, from its opening to its last reward."""
     launched: dict[int, int]
-    """How many training groups were opened with so many samples."""
+    """{number of samples: training groups that were opened with so many}"""
     num_trained_groups: int
     zero_advantage_share: float
     """Trained groups whose kept rewards are all equal."""
@@ -60,12 +60,12 @@ class SimulationResult:
 
     @property
     def generator_idle_share(self) -> float:
-        """Share of generator time without a sample to decode, stalls included: the generator bubble."""
+        """The generator bubble: share of generator time without a sample to decode, stalls included."""
         return 1 - self.generator_s.get("decode", 0.0) / sum(self.generator_s.values())
 
     @property
     def learner_idle_share(self) -> float:
-        """Share of learner time without a group or step to work on: the learner bubble."""
+        """The learner bubble: share of learner time without a group or step to work on."""
         return self.learner_s.get("idle", 0.0) / sum(self.learner_s.values())
 
     @property

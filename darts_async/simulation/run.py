@@ -34,7 +34,7 @@ from darts_async.simulation.clock import Clock
 from darts_async.simulation.demand import Draw, Workload
 from darts_async.simulation.engine import SimulatedEngine
 from darts_async.simulation.learner import SimulatedLearner
-from darts_async.simulation.models import Models, RewardModel
+from darts_async.simulation.models import Models
 from darts_async.simulation.report import GroupStatistics, OpenGroup, SimulationResult
 from darts_async.topology.roles import GENERATOR, LEARNER, REWARD
 
@@ -79,7 +79,7 @@ class Simulation:
         self._learner = SimulatedLearner(
             models.learner, self.clock, groups_per_step=config.learner.groups_per_step, offer=self._offer
         )
-        self._reward = _Reward(models.reward, self.clock)
+        self._reward = _Reward(models.reward_s, self.clock)
         self._ticker = _Ticker(self, models.tick_every_s)
         self._groups: dict[int, OpenGroup] = {}
         self._visits: Counter[int] = Counter()
@@ -88,9 +88,7 @@ class Simulation:
         self._num_events = 0
         self._idle_until_step_s: list[float] = []
         self._touched: dict[str, SimulatedEngine] = {}
-        """Engines that something happened to in this instant."""
-
-    # --- the course of the run -------------------------------------------------------------------------------
+        """Engines that have got something in this instant."""
 
     def run(self, after_instant: Callable[[], None] | None = None) -> None:
         """Run from the greetings to the last step. `after_instant` is called whenever no message is left."""
@@ -142,8 +140,6 @@ class Simulation:
         for name, engine in self._engines.items():
             engine.offer(version)
             self._touched[name] = engine
-
-    # --- what the shaper wants -------------------------------------------------------------------------------
 
     def _absorb(self, outputs: list[Output]) -> None:
         for output in outputs:
@@ -202,8 +198,6 @@ class Simulation:
             spent_s.update(engine.meter.closed(self.clock.now_s))
         return spent_s
 
-    # --- the end ---------------------------------------------------------------------------------------------
-
     def result(self) -> SimulationResult:
         """After `run`."""
         finished, statistics, engines = self._statistics.finished, self._statistics, list(self._engines.values())
@@ -233,8 +227,8 @@ class Simulation:
 class _Reward:
     """Answers every item after the same time."""
 
-    def __init__(self, model: RewardModel, clock: Clock) -> None:
-        self._latency_s = model.latency_s
+    def __init__(self, latency_s: float, clock: Clock) -> None:
+        self._latency_s = latency_s
         self._clock = clock
         self._rewards: dict[int, float] = {}
 
@@ -252,7 +246,7 @@ class _Reward:
 
 
 class _Ticker:
-    """Ticks the shaper, and notices when ticks are all that happens: whatever a tick could end has a wake-up."""
+    """Ticks the shaper, and fails when only ticks happen: every wait of a process has a wake-up."""
 
     def __init__(self, simulation: Simulation, interval_s: float) -> None:
         self._simulation = simulation

@@ -26,7 +26,7 @@ NamedTensors = Iterable[tuple[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class TensorSpan:
     """One tensor in the flat space."""
 
     spec: TensorSpec
@@ -36,7 +36,6 @@ class Placement:
 
     @property
     def stop(self) -> int:
-        """First byte after the tensor."""
         return self.offset + self.num_bytes
 
 
@@ -54,13 +53,13 @@ class Piece:
 class Layout:
     """The flat space and its buckets."""
 
-    placements: tuple[Placement, ...]
+    spans: tuple[TensorSpan, ...]
     bucket_bytes: int
 
     @cached_property
     def total_bytes(self) -> int:
         """Bytes on the wire, padding included."""
-        return self.placements[-1].stop
+        return self.spans[-1].stop
 
     @property
     def num_buckets(self) -> int:
@@ -76,47 +75,41 @@ class Layout:
     def pieces(self) -> tuple[tuple[Piece, ...], ...]:
         """What to copy into each bucket. [num_buckets]"""
         pieces: list[list[Piece]] = [[] for _ in range(self.num_buckets)]
-        for index, placement in enumerate(self.placements):
-            for bucket in range(placement.offset // self.bucket_bytes, -(-placement.stop // self.bucket_bytes)):
+        for index, span in enumerate(self.spans):
+            for bucket in range(span.offset // self.bucket_bytes, -(-span.stop // self.bucket_bytes)):
                 start, stop = self.bucket_range(bucket)
-                begin, end = max(start, placement.offset), min(stop, placement.stop)
+                begin, end = max(start, span.offset), min(stop, span.stop)
                 if begin < end:
-                    pieces[bucket].append(Piece(index, begin - placement.offset, begin - start, end - begin))
+                    pieces[bucket].append(Piece(index, begin - span.offset, begin - start, end - begin))
         return tuple(map(tuple, pieces))
 
     @cached_property
     def completed(self) -> tuple[tuple[int, ...], ...]:
-        """Tensors whose last byte is in each bucket, after which their checksums can be computed. [num_buckets]
-
-        A tensor without elements is in no bucket.
-        """
+        """Tensors whose last byte is in each bucket, after which their checksums can be computed. [num_buckets]"""
         completed: list[list[int]] = [[] for _ in range(self.num_buckets)]
-        for index, placement in enumerate(self.placements):
-            if placement.num_bytes:
-                completed[(placement.stop - 1) // self.bucket_bytes].append(index)
+        for index, span in enumerate(self.spans):
+            if span.num_bytes:
+                completed[(span.stop - 1) // self.bucket_bytes].append(index)
         return tuple(map(tuple, completed))
 
     @property
     def empty(self) -> tuple[int, ...]:
         """Tensors without elements, which are in no bucket."""
-        return tuple(index for index, placement in enumerate(self.placements) if not placement.num_bytes)
+        return tuple(index for index, span in enumerate(self.spans) if not span.num_bytes)
 
 
 def distinct_tensors(named_tensors: NamedTensors) -> dict[str, torch.Tensor]:
-    """The tensors without aliases: tied parameters appear once, under their first name.
-
-    Raises:
-        ModelError: a name appears twice, or there is no tensor.
-    """
+    """The tensors without aliases: tied parameters appear once, under their first name. Raises `ModelError` if a name
+    appears twice, or there is no tensor."""
     tensors: dict[str, torch.Tensor] = {}
     seen: set[tuple[object, ...]] = set()
     for name, tensor in named_tensors:
         if name in tensors:
             raise ModelError(f"two tensors are named {name!r}; every parameter needs its own name")
-        place = _storage_place(tensor)
-        if tensor.numel() and place in seen:
+        storage = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and storage in seen:
             continue
-        seen.add(place)
+        seen.add(storage)
         tensors[name] = tensor.detach()
     if not tensors:
         raise ModelError("the model has no parameters, so there is nothing to broadcast")
@@ -124,21 +117,16 @@ def distinct_tensors(named_tensors: NamedTensors) -> dict[str, torch.Tensor]:
 
 
 def specs_of(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
-    """What a manifest says of each tensor."""
     return tuple(TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items())
 
 
 def layout_of(manifest: WeightManifest) -> Layout:
-    """The layout that follows from a manifest.
-
-    Raises:
-        ProtocolError: the manifest is not one that a learner sends.
-    """
+    """The layout that follows from a manifest. Raises `ProtocolError` if it is invalid."""
     if manifest.bucket_bytes < MIN_BUCKET_BYTES:
         raise ProtocolError(f"the manifest's bucket_bytes is {manifest.bucket_bytes}, below {MIN_BUCKET_BYTES}")
     if not manifest.tensors:
         raise ProtocolError("the manifest names no tensor")
-    placements: list[Placement] = []
+    spans: list[TensorSpan] = []
     names: set[str] = set()
     stop = 0
     for spec in manifest.tensors:
@@ -147,24 +135,20 @@ def layout_of(manifest: WeightManifest) -> Layout:
         names.add(spec.name)
         dtype, num_bytes = _size_of(spec)
         offset = -(-stop // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        placements.append(Placement(spec, dtype, offset, num_bytes))
+        spans.append(TensorSpan(spec, dtype, offset, num_bytes))
         stop = offset + num_bytes
         if stop > MAX_TOTAL_BYTES:
             raise ProtocolError(f"the manifest's tensors up to {spec.name!r} exceed {MAX_TOTAL_BYTES} bytes")
-    return Layout(tuple(placements), manifest.bucket_bytes)
+    return Layout(tuple(spans), manifest.bucket_bytes)
 
 
 def views_of(flat: torch.Tensor, layout: Layout) -> dict[str, torch.Tensor]:
-    """Views of the tensors in a flat space.
-
-    Args:
-        flat: uint8, [layout.total_bytes], aligned as torch allocates.
-    """
+    """Views of the tensors in a flat space: uint8, [layout.total_bytes], aligned as torch allocates."""
     return {
         p.spec.name: flat[p.offset : p.stop].view(p.dtype).view(p.spec.shape)
         if p.num_bytes
         else torch.empty(p.spec.shape, dtype=p.dtype, device=flat.device)
-        for p in layout.placements
+        for p in layout.spans
     }
 
 
@@ -183,9 +167,4 @@ def _size_of(spec: TensorSpec) -> tuple[torch.dtype, int]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype in a manifest."""
     return str(dtype).removeprefix("torch.")
-
-
-def _storage_place(tensor: torch.Tensor) -> tuple[object, ...]:
-    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())

@@ -1,9 +1,9 @@
 """A checksum per tensor that is the same on every device, depends on the order of elements and runs at memory speed.
 
-Theory. The bytes are read as 32-bit words, in chunks. Word i of a chunk is multiplied by weight w[i], the
-weights being distinct numbers in [1, 2^31), and summed in wrap-around 64-bit integers, which is exact, hence the
-same on any device and in any order of summation. The chunk sums are then folded on the host, in order, through
-a bijective mixer that starts from the number of bytes.
+Theory. The bytes are read as 32-bit words, in chunks. Word i of a chunk is multiplied by weight w[i] and summed in
+wrap-around 64-bit integers, which is exact, hence the same on any device and in any order of summation. The weights are
+distinct numbers in [1, 2^31). The chunk sums are folded on the host, in order, through a bijective mixer that starts
+from the number of bytes.
 
 - A change confined to one word changes the sum by d * w[i], with 0 < |d| < 2^32 and 0 < w[i] < 2^31: never 0
   modulo 2^64. The fold is a bijection of each chunk sum: the change is always seen, single flipped bits included.
@@ -26,10 +26,8 @@ _MASK = (1 << 64) - 1
 
 
 def checksum(tensor: torch.Tensor) -> int:
-    """The checksum of a tensor's bytes in row-major order, as a signed 64-bit number.
-
-    Depends on the bytes alone: neither on dtype, shape, device nor strides.
-    """
+    """The checksum of a tensor's bytes in row-major order, as a signed 64-bit number. Neither dtype, shape, device nor
+    strides change it."""
     content = bytes_of(tensor)
     words = _words_of(content)
     state = _mix(len(content))

@@ -2,10 +2,8 @@
 
 A checksum covers the transfer to the generator, but not the engine's processing of the weights (fusing, packing,
 sharding), which has been wrong in engines. So the learner sends prompts. The generator samples one token after each, as
-for any other sample, and reports the token and its log-probability. The learner compares it with its own
-log-probabilities under that version.
-
-Each version has new random prompts, so that during a run every row of the embedding is checked.
+for any other sample, and reports its log-probability. The learner compares it with its own under that version. Each
+version has new random prompts, so that during a run every row of the embedding is checked.
 """
 
 from collections.abc import Callable
@@ -45,7 +43,6 @@ class Reference:
     logprobs: NDArray[np.float32]  # [NUM_PROMPTS, vocab_size], of the token after each prompt
 
     def question(self) -> ProbeWeights:
-        """The question for a generator that uses this version."""
         return ProbeWeights(self.policy_version, self.prompts.reshape(-1), self.prompts.shape[1])
 
 
@@ -57,7 +54,6 @@ def reference_of(
 
     Args:
         last_logits: maps prompts, int64 [NUM_PROMPTS, PROMPT_TOKENS], to the logits after each, [NUM_PROMPTS, vocab].
-        vocab_size: vocabulary of the model, from which prompts are drawn.
     """
     prompts = np.random.default_rng(policy_version).integers(vocab_size, size=(NUM_PROMPTS, PROMPT_TOKENS))
     logprobs = last_logits(torch.from_numpy(prompts)).float().log_softmax(-1).cpu().numpy()
@@ -76,7 +72,7 @@ def mismatch(reference: Reference, measured: ProbeMeasured, tolerance_nats: floa
         return f"it drew tokens {measured.token_ids.tolist()} of a vocabulary of {vocab_size}"
     expected = reference.logprobs[np.arange(num_prompts), measured.token_ids]
     error = float(np.abs(expected - measured.logprobs).max())
-    if error <= tolerance_nats:  # and not so if it is not a number
+    if error <= tolerance_nats:  # false if it is NaN
         return None
     return (
         f"log-probabilities under version {reference.policy_version} are {error:.3g} nats from the learner's, "
@@ -86,10 +82,7 @@ def mismatch(reference: Reference, measured: ProbeMeasured, tolerance_nats: floa
 
 class Examiner:
     """Asks every generator that has applied the version of the reference, and refuses generators with wrong answers.
-
-    Args:
-        send: queues a message for a generator.
-    """
+    `send` queues a message for a generator."""
 
     def __init__(self, send: Callable[[str, LearnerToGenerator], None], tolerance_nats: float) -> None:
         self._send = send
@@ -97,7 +90,6 @@ class Examiner:
         self._reference: Reference | None = None
 
     def expect(self, reference: Reference) -> None:
-        """A version is about to be published."""
         self._reference = reference
 
     def handle(self, peer: str, message: GeneratorToLearner) -> None:
@@ -113,5 +105,5 @@ class Examiner:
 
 
 def tolerance_of(config: WeightsConfig, dtype: str) -> float:
-    """The tolerance of the settings, or by the dtype of the models."""
+    """The tolerance of the settings, or the default for the dtype of the models."""
     return config.probe_tolerance_nats or TOLERANCE_NATS[dtype]

@@ -1,10 +1,11 @@
-"""Structs, dataclasses and arrays to bytes and back, for what the shaper keeps on the disk.
+"""Structs, dataclasses, counters and arrays to bytes and back, for what the shaper keeps on the disk.
 
 MessagePack by msgspec; an array is its raw little-endian elements, of the type that the annotation names. Decoded
 arrays are read-only views, as those of messages that have just come in.
 """
 
-from typing import Any, get_args
+from collections import Counter
+from typing import Any, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -25,7 +26,9 @@ def _detach(value: object) -> bytes:
     return value.tobytes()
 
 
-def _attach(annotation: Any, data: bytes) -> np.ndarray[Any, Any]:
+def _attach(annotation: Any, data: Any) -> "np.ndarray[Any, Any] | Counter[Any]":
+    if get_origin(annotation) is Counter:
+        return Counter(data)
     _shape, element = get_args(annotation)
     return np.frombuffer(data, np.dtype(get_args(element)[0]))
 

@@ -71,7 +71,7 @@ def _counts(ledger: FoundLedger, books: Books) -> dict[str, int]:
         "num_samples": num_before + len(books.drawn),
         "num_ended": num_before + len(books.endings),
         "num_trained": sums.get("trained", 0) + sum(1 for _ in books.trained()),
-        "num_taken_back": ledger.num_void,
+        "num_taken_back": ledger.counted.num_void,
         "num_only_in_sums": max(0, num_before - _num_ended(books.before)),
     }
 

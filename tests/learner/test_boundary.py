@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from darts_async.config import RunConfig
 from darts_async.learner.boundary import Boundary
 from darts_async.learner.intake import Intake
-from darts_async.learner.metric_messages import tallied, tally_of
 from darts_async.learner.metric_sums import Tally
 from darts_async.protocol import (
     NUM_BINS,
@@ -135,7 +134,7 @@ def test_answers_to_epochs_that_were_never_formed_are_refused_and_late_ones_are_
     assert refusal(UpdateReady(2, 1)) is None
     assert "epoch 8, and the newest one is 7" in str(refusal(UpdateReady(8, 1)))
     assert "epoch 8" in str(refusal(StoreValue(8, "a", b"")))
-    assert "stood still for nan s" in str(refusal(UpdateApplied(7, 1, float("nan"))))
+    assert "paused for nan s" in str(refusal(UpdateApplied(7, 1, float("nan"))))
 
 
 def test_tallies_that_cannot_be_merged_are_refused() -> None:
@@ -158,8 +157,8 @@ def test_every_tally_that_is_taken_can_be_merged_and_sent(said: list[RankToLeade
     whole = Tally()
     for message in said:
         if isinstance(message, StepTallied) and BOUNDARY.of_rank(message) is None:
-            whole.merge(tally_of(message))
-    assert tally_of(tallied(0, whole)).sums == pytest.approx(whole.sums, nan_ok=True)
+            whole.merge(Tally.of(message))
+    assert Tally.of(whole.message(0)).sums == pytest.approx(whole.sums, nan_ok=True)
 
 
 @pytest.mark.slow

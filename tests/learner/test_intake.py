@@ -1,7 +1,6 @@
 """Groups that come: each is given out once, in the order of the steps."""
 
-from darts_async.learner.consumed_groups import ConsumedGroups
-from darts_async.learner.intake import Intake
+from darts_async.learner.intake import ConsumedGroups, Intake
 from tests.learner.world import make_group
 
 

@@ -12,12 +12,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, PhiConfig, PreTrainedConfig
 
 from darts_async.learner import logprobs as module
-from darts_async.learner.logprobs import Head, head_logprobs
-from darts_async.learner.model import response_logprobs, use_packed_attention
+from darts_async.learner.logprobs import Head, head_scores
+from darts_async.learner.model import use_packed_attention
 from darts_async.learner.packing.batch import micro_batches
-from tests.learner.world import VOCABULARY, make_group, packed_model, plain_logprobs, plain_model, weighted
+from tests.learner.world import (
+    VOCABULARY,
+    make_group,
+    packed_model,
+    plain_logprobs,
+    plain_model,
+    response_logprobs,
+    weighted,
+)
 
 NUM_TOKENS = 20
+
+
+def head_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, temperature: float, *, compiled: bool = False
+) -> tuple[Tensor, Tensor]:
+    scores = head_scores(hidden, head, targets, temperature, compiled=compiled)
+    return scores.logprobs, scores.entropy
 
 
 def plain(hidden: Tensor, head: Head, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

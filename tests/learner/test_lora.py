@@ -16,10 +16,9 @@ from darts_async.learner.checkpoints import checkpoint
 from darts_async.learner.checkpoints.export import write_model
 from darts_async.learner.flops import ModelFlops
 from darts_async.learner.lora import MergedWeights, adapters_off, add_adapters
-from darts_async.learner.model import load_model, response_logprobs, use_packed_attention
+from darts_async.learner.model import load_model, use_packed_attention
 from darts_async.learner.packing.tree import Tree
-from darts_async.learner.ranks.rank_info import Place
-from darts_async.learner.ranks.shard_rows import rows_of
+from darts_async.learner.ranks.rank_info import RankInfo, rows_of
 from darts_async.learner.step import Trainer
 from darts_async.learner.trainer_setup import make_trainer as trainer_of
 from darts_async.models.length_limits import Lengths
@@ -35,6 +34,7 @@ from tests.learner.world import (
     packed_model,
     plain_logprobs,
     plain_model,
+    response_logprobs,
 )
 
 LORA = LoraConfig(rank=4, alpha=8)
@@ -203,7 +203,7 @@ def test_the_rows_of_all_ranks_are_the_merged_weights() -> None:
         rows = []
         for rank in range(5):
             frozen = {each: w[slice(*rows_of(len(w), rank, 5))] for each, w in whole._frozen.items()}
-            rows.append(MergedWeights(frozen, whole._updates, Place(rank, 5))[name])
+            rows.append(MergedWeights(frozen, whole._factors, RankInfo(rank, 5))[name])
         torch.testing.assert_close(torch.cat(rows), expected, atol=1e-6, rtol=0)
 
 

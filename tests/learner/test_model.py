@@ -25,7 +25,6 @@ from darts_async.learner.model import (
     checkpoint_activations,
     compile_model,
     load_model,
-    response_logprobs,
     use_packed_attention,
 )
 from darts_async.learner.packing import packed_attention as attention
@@ -40,6 +39,7 @@ from tests.learner.world import (
     packed_model,
     plain_logprobs,
     plain_model,
+    response_logprobs,
     weighted,
 )
 from tests.support.byte_tokenizer import write_tokenizer

@@ -15,6 +15,7 @@ from darts_async.learner.flops import ModelFlops
 from darts_async.learner.metric_sums import Tally
 from darts_async.learner.objective import Objective
 from darts_async.learner.packing.tree import Tree
+from darts_async.learner.ranks.rank_info import RankInfo
 from darts_async.protocol import TrainGroup
 from tests.learner.world import make_group, packed_model
 
@@ -50,8 +51,7 @@ def backward(
         baseline=baseline,
         max_new_tokens=CAP,
         reference=reference,
-        rank=rank,
-        num_ranks=num_ranks,
+        rank_info=RankInfo(rank, num_ranks),
     )
     passes: list[None] = []
     tally = objective.backward([group], lambda: passes.append(None))

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from darts_async.config import RunConfig
 from darts_async.errors import PERMANENT_EXIT_CODE
 from darts_async.learner.checkpoints import checkpoint
-from darts_async.learner.nonfinite import load_groups
 from darts_async.learner.trainer_setup import make_trainer
 from darts_async.models.location import resolve_model_path
 from darts_async.protocol import LearnerReady, Shutdown
 from tests.learner.run import GROUPS_PER_STEP, LearnerRun, groups_of, learner_run, settings
+from tests.learner.world import load_groups
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from darts_async.config import LearnerConfig, RunConfig
-from darts_async.learner.scripted import ScriptedObjective
+from darts_async.learner.objective import ScriptedObjective
+from darts_async.learner.ranks.rank_info import RankInfo
 from tests.learner.world import make_group, make_trainer, packed_model
 
 
@@ -33,7 +34,7 @@ def test_it_takes_the_time_of_its_tokens_and_of_its_steps(slept_s: list[float]) 
 def test_ranks_share_the_tokens_and_not_the_time(slept_s: list[float]) -> None:
     config = LearnerConfig.model_validate({"script": {"token_s": 0.5}})
     second = ScriptedObjective(
-        packed_model(), config, temperature=1.0, baseline="group", max_new_tokens=64, rank=1, num_ranks=2
+        packed_model(), config, temperature=1.0, baseline="group", max_new_tokens=64, rank_info=RankInfo(1, 2)
     )
     second.backward([make_group([4, 4, 4, 4])], lambda: None)
     assert sum(slept_s) == 8.0, "half of the tokens at half the speed"

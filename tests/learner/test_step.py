@@ -8,11 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darts_async.errors import StalenessError
-from darts_async.learner.model import response_logprobs
 from darts_async.learner.packing.batch import micro_batches
 from darts_async.learner.step import Trainer
 from darts_async.protocol import TrainGroup
-from tests.learner.world import gradients, make_group, make_trainer, packed_model, plain_logprobs, plain_model, weighted
+from tests.learner.world import (
+    gradients,
+    make_group,
+    make_trainer,
+    packed_model,
+    plain_logprobs,
+    plain_model,
+    response_logprobs,
+    weighted,
+)
 
 LENGTHS = ([3, 9, 1, 4], [20, 2], [6, 6, 6])
 REWARDS = ([1.0, 0.0, 0.0, 1.0], [0.0, 1.0], [1.0, 1.0, 0.0])

@@ -1,14 +1,19 @@
 """What the learner's tests share: tiny models, groups sampled from them, and the plain forward to hold against."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from darts_async.config import LearnerConfig
-from darts_async.learner.model import use_packed_attention
-from darts_async.learner.packing.batch import Weighted
+from darts_async.learner.model import response_scores, use_packed_attention
+from darts_async.learner.objective import Objective, ScriptedObjective
+from darts_async.learner.packing.batch import PackedBatch, Weighted
 from darts_async.learner.step import Trainer
 from darts_async.protocol import TrainGroup
 
@@ -93,16 +98,42 @@ def make_trainer(
 ) -> Trainer:
     """A trainer of `packed_model()`, or of `model`, with `LearnerConfig` settings."""
     config = LearnerConfig.model_validate({"learning_rate": 1e-3, **settings})
-    return Trainer(
-        model or packed_model(),
+    model = model or packed_model()
+    objective = (Objective if config.script is None else ScriptedObjective)(
+        model,
         config,
         temperature=temperature,
-        max_staleness=max_staleness,
+        baseline="group",
         max_new_tokens=max_new_tokens,
         reference=reference,
     )
+    return Trainer(model, config, objective, max_staleness=max_staleness)
+
+
+def response_logprobs(
+    model: PreTrainedModel, batch: PackedBatch, temperature: float, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target at `temperature`, and the entropy in nats there, without truncation."""
+    scores = response_scores(model, batch, temperature, entropy_gradient=entropy_gradient)
+    return scores.logprobs, scores.entropy
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
     """The gradient sums of the open step."""
     return {name: weight.grad.clone() for name, weight in trainer.model.named_parameters() if weight.grad is not None}
+
+
+def load_groups(path: Path) -> list[TrainGroup]:
+    """The inverse of `nonfinite.save_groups`."""
+    fields: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in load_file(path).items():
+        group_id, _, name = key.partition("/")
+        fields.setdefault(group_id, {})[name] = array
+    return sorted(map(_group_of, fields.values()), key=lambda group: group.group_id)
+
+
+def _group_of(arrays: dict[str, np.ndarray]) -> TrainGroup:
+    fields: dict[str, Any] = {name: array if array.ndim else array.item() for name, array in arrays.items()}
+    if np.isnan(fields["baseline"]):
+        fields["baseline"] = None
+    return TrainGroup(**fields)

@@ -100,7 +100,7 @@ def tokens(
 
 def nearly_true(world: World, peer: str, kind: int, off_by: int) -> Incoming:
     """What an honest peer could say, but for one number."""
-    seat, work = world.state.work.generators.seat(GENERATOR), world.state.work
+    seat, work = world.state.work.generators.seats.get(GENERATOR), world.state.work
     assigned = sorted(seat.sample_ids) if seat is not None and seat.sample_ids else [0]
     sample_id = assigned[kind % len(assigned)]
     sample = work.sample(sample_id)

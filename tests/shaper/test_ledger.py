@@ -84,15 +84,26 @@ def test_what_was_taken_back_is_void_and_the_numbers_go_on_from_there(tmp_path: 
     write(path, [*map(VersionSeen, range(4)), *life_2])
     found = scan_ledger(path)
     assert list(found.records) == [VersionSeen(0), VersionSeen(1), RunReopened(0, 2), VersionSeen(5)]
-    assert (found.num_void, found.lineage.num_records, found.lineage.firsts) == (2, 4, {1: 0, 2: 2})
-    assert [found.lineage.holds(Position(1, place)) for place in range(5)] == [True, True, True, False, False]
-    assert [found.lineage.holds(Position(2, place)) for place in range(6)] == [False, False, True, True, True, False]
-    assert not found.lineage.holds(Position(3, 4))
+    assert (found.counted.num_void, found.counted.lineage.num_records, found.counted.lineage.firsts) == (
+        2,
+        4,
+        {1: 0, 2: 2},
+    )
+    assert [found.counted.lineage.holds(Position(1, place)) for place in range(5)] == [True, True, True, False, False]
+    assert [found.counted.lineage.holds(Position(2, place)) for place in range(6)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert not found.counted.lineage.holds(Position(3, 4))
     write(path, [TakenBack(1), RunReopened(0, 3)])
     found = scan_ledger(path)
     assert list(found.records) == [VersionSeen(0), RunReopened(0, 3)]
-    assert not found.lineage.holds(Position(2, 2)), "none of the records of that life counts any more"
-    assert found.lineage.holds(Position(1, 1))
+    assert not found.counted.lineage.holds(Position(2, 2)), "none of the records of that life counts any more"
+    assert found.counted.lineage.holds(Position(1, 1))
 
 
 def test_after_sums_the_numbers_go_on_after_the_lost_records(tmp_path: Path) -> None:
@@ -100,9 +111,9 @@ def test_after_sums_the_numbers_go_on_after_the_lost_records(tmp_path: Path) -> 
     write(path, [VersionSeen(0), BroughtForward(50, 1, 2, {}, {}), RunReopened(1, 2), VersionSeen(3), TakenBack(52)])
     found = scan_ledger(path)
     assert list(found.records) == [VersionSeen(0), BroughtForward(50, 1, 2, {}, {}), RunReopened(1, 2)]
-    assert found.lineage.num_records == 52
-    assert not found.lineage.holds(Position(1, 1)), "whether that was before the loss is not known"
-    assert found.lineage.holds(Position(2, 52))
+    assert found.counted.lineage.num_records == 52
+    assert not found.counted.lineage.holds(Position(1, 1)), "whether that was before the loss is not known"
+    assert found.counted.lineage.holds(Position(2, 52))
 
 
 def test_a_lineage_counts_what_a_ledger_holds() -> None:

@@ -5,14 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 
 from darts_async.errors import DataError
 from darts_async.faults import Faults
 from darts_async.prompts.load import PromptSets
 from darts_async.shaper.durable.journal import read_journal
-from darts_async.shaper.estimates.planner import Planner
+from darts_async.shaper.estimates.planner import Learnt, Planner
 from darts_async.shaper.ledger import scan_ledger
 from darts_async.shaper.process import ShaperActor
 from darts_async.telemetry import BusyClock
@@ -20,6 +19,7 @@ from darts_async.topology.plan import RunPlan
 from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
 from darts_async.trace import Trace
 from darts_async.transport import PeerUp
+from darts_async.wire.encoding import decoder, encode
 from tests.shaper.world import prompts, world_config
 
 
@@ -29,7 +29,7 @@ def test_what_was_learnt_is_there_when_the_run_is_taken_up_again() -> None:
     planner.history.observe(3, [10, 20, 40], [15, 80], [0.0, 1.0, 1.0])
     planner.history.observe(4, [10, 200, 400], [150, 800], [0.0, 1.0, 1.0])
     planner.num_samples([3, 4, 5])
-    learnt = msgspec.json.decode(msgspec.json.encode(planner.to_state()))
+    learnt = decoder(Learnt).decode(encode(planner.to_state()))
     restored, fresh = Planner(config, learnt), Planner(config)
     assert restored.history.length(3) == planner.history.length(3)
     assert restored.history.pass_rate(3) == planner.history.pass_rate(3)
@@ -88,7 +88,7 @@ def test_a_journal_that_is_lost_is_no_obstacle_in_another_life(tmp_path: Path, d
     head = read_journal(path).head
     assert head is not None
     assert head.place.life == 3
-    assert scan_ledger(tmp_path / LEDGER_FILE).lineage.holds(head.place)
+    assert scan_ledger(tmp_path / LEDGER_FILE).counted.lineage.holds(head.place)
 
 
 def test_a_damaged_journal_is_refused_in_the_same_life(tmp_path: Path) -> None:

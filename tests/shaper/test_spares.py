@@ -32,7 +32,7 @@ class Opened:
         self.spares.add(group)
         if is_complete:
             (sample,) = group.samples
-            sample.stage, group.kept = Stage.SCORED, [(sample, 1.0)]
+            sample.stage, group.weights = Stage.SCORED, {sample.sample_id: 1.0}
         return group
 
 

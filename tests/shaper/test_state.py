@@ -492,7 +492,7 @@ def test_a_run_in_which_every_group_comes_to_nothing_ends_with_an_error() -> Non
             move, *arguments = rng.choice(world.moves())
             world.score(fails=True) if move == world.score else move(*arguments)
 
-    message = "came to nothing one after another.*shaping.min_keep.*rewards failed, the last one with raised: no"
+    message = "given up one after another.*shaping.min_keep.*rewards failed, the last one with raised: no"
     with pytest.raises(DataError, match=message):
         fail_for_ever()
 
@@ -515,7 +515,7 @@ def test_a_shaper_that_comes_back_counts_groups_that_came_to_nothing_from_there(
     for peer in ("reward/0", LEARNER.first, *world.generators):
         world.absorb(world.state.peer_up(peer, 1, world.now_s))
     fail_until_dropped(20)
-    with pytest.raises(DataError, match="came to nothing"):
+    with pytest.raises(DataError, match="were given up"):
         fail_until_dropped(21)
 
 

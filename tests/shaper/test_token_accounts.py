@@ -16,7 +16,7 @@ def group_of(group_id: int, rewards: list[float], lengths: list[int], kept: list
     ]
     samples += [Sample(len(samples) + i, Stage.CANCELLING, num_tokens=7) for i in range(launched - len(samples))]
     group = Group(group_id, prompts(1)[0], "train", samples)
-    group.kept = [(samples[i], 1.0 if i else 2.0) for i in kept]
+    group.weights = {samples[i].sample_id: 1.0 if i else 2.0 for i in kept}
     return group
 
 
@@ -26,8 +26,8 @@ def test_the_metrics_of_a_step_are_those_of_its_kept_samples_beside_the_pool() -
     second = group_of(1, [1.0, 1.0, 0.0], [30, 30, 30], [0, 1])
     statistics.completed(first, tercile=0)
     statistics.completed(second, tercile=None)
-    statistics.dropped(7, 0)
-    metrics = statistics.close(5, [first, second])
+    statistics.dropped(Group(7, prompts(1)[0], "train", []), 0)
+    metrics = statistics.close(5, [first, second], [{}, {}])
     assert metrics["reward/mean"] == pytest.approx(3 / 4)
     assert metrics["reward/pool_mean"] == pytest.approx(4 / 6)
     assert metrics["length/mean"] == pytest.approx(90 / 4)
@@ -52,9 +52,9 @@ def test_a_step_of_groups_of_different_sizes_has_metrics_by_hand() -> None:
     first, second = group_of(0, [0.0, 1.0, 1.0], [10, 20, 60], [0, 1, 2]), group_of(1, [1.0, 0.0], [30, 40], [0, 1])
     second.samples.append(Sample(2, Stage.UNSCORABLE, num_tokens=5, end_reason="reward_raised"))
     for group in (first, second):
-        group.kept = [(sample, 1.0) for sample, _ in group.kept or []]
+        group.weights = dict.fromkeys(group.weights or {}, 1.0)
         statistics.completed(group, tercile=None)
-    metrics = statistics.close(5, [first, second])
+    metrics = statistics.close(5, [first, second], [{}, {}])
     assert metrics["reward/mean"] == pytest.approx(3 / 5)
     assert metrics["length/mean"] == pytest.approx(160 / 5)
     # first: (-2/3) 10 + (1/3) 20 + (1/3) 60 = 20; second: (1/2) 30 - (1/2) 40 = -5
@@ -68,8 +68,8 @@ def test_the_pool_is_all_that_was_launched_where_a_draw_has_left_some_for_others
     """Two short ones are right; of a tail of four, all wrong, one survives: 2 of 6 are right and not 2 of 3."""
     statistics = StepStatistics()
     group = group_of(0, [1.0, 1.0, 0.0], [10, 20, 60], [0, 1, 2], launched=6)
-    statistics.completed(group, None, {2: 4.0})
-    metrics = statistics.close(5, [group])
+    statistics.completed(group, None)
+    metrics = statistics.close(5, [group], [{2: 4.0}])
     assert metrics["reward/mean"] == pytest.approx(2 / 3)
     assert metrics["reward/pool_mean"] == pytest.approx(1 / 3)
     assert metrics["length/pool_mean"] == pytest.approx(270 / 6)
@@ -82,16 +82,5 @@ def test_oscillation_of_the_budget_shows_as_a_negative_autocorrelation() -> None
     for visit, launched in enumerate([4, 8, 4, 8, 4, 8]):
         group = group_of(visit, [0.0, 1.0], [10, 20], [0, 1], launched=launched)
         statistics.completed(group, tercile=None)
-        metrics = statistics.close(5, [group])
+        metrics = statistics.close(5, [group], [{}])
     assert metrics["run/redundancy_autocorrelation"] == pytest.approx(-1.0)
-
-
-def test_nothing_is_kept_of_groups_that_a_stop_has_ended() -> None:
-    statistics = StepStatistics()
-    for group_id in range(3):
-        statistics.completed(group_of(group_id, [0.0, 1.0], [10, 20], [0, 1], launched=4), tercile=None)
-    statistics.reopened()
-    assert statistics.pools == {}
-    group = group_of(0, [0.0, 1.0], [10, 20], [0, 1], launched=4)
-    statistics.completed(group, tercile=None)
-    assert statistics.close(0, [group])

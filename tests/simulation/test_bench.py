@@ -8,7 +8,9 @@ import pytest
 
 from bench import shaper, shaping
 from darts_async.shaper.ledger import LedgerWriter
-from darts_async.simulation import LognormalWorkload, SimulationResult, simulate
+from darts_async.simulation.demand import LognormalWorkload
+from darts_async.simulation.report import SimulationResult
+from darts_async.simulation.run import simulate
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

@@ -19,11 +19,10 @@ from darts_async.shaper.durable.journal import Journal
 from darts_async.shaper.durable.replayable_state import AnyInput
 from darts_async.shaper.ledger import Counted
 from darts_async.shaper.rosters import GeneratorRoster
-from darts_async.simulation.chaos import draw_plan, run_chaos
-from darts_async.simulation.chaos.hardship import Hardship
 from darts_async.simulation.chaos.lies import lie_instead_of
-from darts_async.simulation.chaos.plan import config_of
+from darts_async.simulation.chaos.plan import Hardship, config_of, draw_plan
 from darts_async.simulation.chaos.power import DiskOfShaper
+from darts_async.simulation.chaos.run import run_chaos
 from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darts_async.errors import ConfigError
-from darts_async.simulation import LONG_THOUGHT, LognormalWorkload, TraceWorkload, Workload
+from darts_async.simulation.demand import LONG_THOUGHT, LognormalWorkload, TraceWorkload, Workload
 
 
 def saved(path: Path, **arrays: np.ndarray) -> Path:

@@ -12,23 +12,13 @@ from darts_async.protocol import TrainGroup, WeightsApplied
 from darts_async.shaper.ledger import SampleEnded
 from darts_async.shaper.outbox import Output
 from darts_async.shaper.state import Incoming
-from darts_async.simulation import (
-    EngineModel,
-    FixedWorkload,
-    LearnerModel,
-    LengthModel,
-    LognormalWorkload,
-    Models,
-    RewardModel,
-    SimulationResult,
-    Workload,
-    simulate,
-)
-from darts_async.simulation.report import GroupStatistics, OpenGroup
-from darts_async.simulation.run import Simulation
+from darts_async.simulation.demand import FixedWorkload, LengthModel, LognormalWorkload, Workload
+from darts_async.simulation.models import EngineModel, LearnerModel, Models
+from darts_async.simulation.report import GroupStatistics, OpenGroup, SimulationResult
+from darts_async.simulation.run import Simulation, simulate
 
 SHORT = LognormalWorkload(LengthModel(mean_log=3.0, prompt_sigma=0.5, mean_log_sigma=-0.7), seed=5)
-MODELS = Models(EngineModel(update_stall_s=0.3), RewardModel(0.02), LearnerModel(0.5, 1e-4, 0.4))
+MODELS = Models(EngineModel(update_stall_s=0.3), 0.02, LearnerModel(0.5, 1e-4, 0.4))
 SHAPINGS = {
     "none": {"rule": "none", "launch": 4},
     "dual_end": {"rule": "dual_end", "launch": 6},
@@ -76,7 +66,7 @@ def test_another_seed_is_another_run() -> None:
 
 
 def test_the_makespan_of_fixed_lengths_is_what_one_works_out_by_hand() -> None:
-    models = Models(EngineModel(0.01, 64, update_stall_s=0.3), RewardModel(0.25), LearnerModel(2.0, 0.001, 0.5))
+    models = Models(EngineModel(0.01, 64, update_stall_s=0.3), 0.25, LearnerModel(2.0, 0.001, 0.5))
     steps = {"learner": {"steps": 3, "groups_per_step": 2}}
     result = alone(FixedWorkload(100), models, **steps)
     decode_s = 100 * 0.01 * (1 + 8 / 64)
@@ -120,12 +110,6 @@ def test_a_full_engine_makes_samples_wait_for_a_slot() -> None:
     assert result.group_s == pytest.approx((60.0,))
 
 
-def test_prefill_pauses_the_batch_once_for_each_sample_that_starts() -> None:
-    once = {"steps": 1, "groups_per_step": 1}
-    result = alone(FixedWorkload(10), Models(EngineModel(1.0, 1e9, prefill_s=0.5)), learner=once)
-    assert result.makespan_s == pytest.approx(10 + 4 * 0.5)
-
-
 def test_samples_at_the_cap_are_cut_there() -> None:
     once = {"steps": 1, "groups_per_step": 1}
     result = alone(FixedWorkload(1000), Models(), learner=once, sampling={"max_new_tokens": 200})
@@ -157,7 +141,7 @@ def test_every_token_and_every_second_is_accounted_for_within_the_staleness_boun
         roles={"generator": {"replicas": num_generators}},
     )
     engine = EngineModel(update_stall_s=0.2, drain_before_update=drain, flush_every_s=flush_every_s)
-    models = dataclasses.replace(MODELS, engine=engine, reward=RewardModel(reward_s))
+    models = dataclasses.replace(MODELS, engine=engine, reward_s=reward_s)
     result = simulate(config, LognormalWorkload(LengthModel(mean_log=3.0), seed=seed), models)
     assert sum(result.tokens_by_outcome.values()) == result.num_tokens_decoded
     assert result.samples_by_outcome["trained"] == 5 * 4 * 4
@@ -252,7 +236,7 @@ def test_a_group_that_alone_keeps_the_learner_waiting_is_cut_and_its_prompt_aske
             return (200 if (prompt_id, sample_index, visit) == (1, 0, 0) else 5), float(sample_index % 2)
 
     config = run_config(learner={"steps": 3, "groups_per_step": 2}, staleness={"max_staleness": 0, "cut_after_s": 0.5})
-    result = simulate(config, OneIsEndless(), Models(reward=RewardModel(0.01), tick_every_s=0.1), num_prompts=4)
+    result = simulate(config, OneIsEndless(), Models(reward_s=0.01, tick_every_s=0.1), num_prompts=4)
     assert result.samples_by_outcome["stale"] == 4
     assert result.launched == {4: 7}
     assert sum(result.tokens_by_outcome.values()) == result.num_tokens_decoded

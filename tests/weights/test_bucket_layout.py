@@ -31,12 +31,12 @@ bucket_sizes = st.integers(MIN_BUCKET_BYTES, MIN_BUCKET_BYTES + 5000)
 @given(specs, bucket_sizes)
 def test_every_byte_of_every_tensor_is_in_one_piece(tensors: tuple[TensorSpec, ...], bucket_bytes: int) -> None:
     layout = layout_of(WeightManifest(tensors, bucket_bytes))
-    seen = [bytearray(p.num_bytes) for p in layout.placements]
+    seen = [bytearray(p.num_bytes) for p in layout.spans]
     for bucket, pieces in enumerate(layout.pieces):
         start, stop = layout.bucket_range(bucket)
         for piece in pieces:
-            placement = layout.placements[piece.tensor]
-            assert start + piece.bucket_start == placement.offset + piece.tensor_start
+            span = layout.spans[piece.tensor]
+            assert start + piece.bucket_start == span.offset + piece.tensor_start
             assert piece.bucket_start + piece.num_bytes <= stop - start <= bucket_bytes
             for at in range(piece.tensor_start, piece.tensor_start + piece.num_bytes):
                 seen[piece.tensor][at] += 1
@@ -47,10 +47,10 @@ def test_every_byte_of_every_tensor_is_in_one_piece(tensors: tuple[TensorSpec, .
 def test_tensors_are_aligned_and_do_not_overlap(tensors: tuple[TensorSpec, ...], bucket_bytes: int) -> None:
     layout = layout_of(WeightManifest(tensors, bucket_bytes))
     stop = 0
-    for placement in layout.placements:
-        assert placement.offset % ALIGNMENT_BYTES == 0
-        assert placement.offset >= stop
-        stop = placement.stop
+    for span in layout.spans:
+        assert span.offset % ALIGNMENT_BYTES == 0
+        assert span.offset >= stop
+        stop = span.stop
     assert layout.total_bytes == stop
     assert layout.num_buckets == -(-stop // bucket_bytes)
 
@@ -62,7 +62,7 @@ def test_each_tensor_is_completed_by_the_bucket_of_its_last_byte(
     layout = layout_of(WeightManifest(tensors, bucket_bytes))
     for bucket, completed in enumerate(layout.completed):
         start, stop = layout.bucket_range(bucket)
-        assert all(start < layout.placements[index].stop <= stop for index in completed)
+        assert all(start < layout.spans[index].stop <= stop for index in completed)
     everything = sorted([index for completed in layout.completed for index in completed] + list(layout.empty))
     assert everything == list(range(len(tensors)))
 
@@ -77,7 +77,7 @@ def test_packed_buckets_read_back_as_the_tensors(tensors: tuple[TensorSpec, ...]
         .view(p.spec.shape)
         if p.num_bytes
         else torch.empty(p.spec.shape, dtype=p.dtype)
-        for p in layout.placements
+        for p in layout.spans
     }
     flat = torch.full((layout.total_bytes,), 255, dtype=torch.uint8)
     packer = Packer(layout, iter(source.values()))

@@ -7,7 +7,7 @@ from darts_async.config import WeightsConfig
 from darts_async.generator.events import Outbox, SampleEnd, StepEvents
 from darts_async.generator.probe import Probing
 from darts_async.learner.model import use_packed_attention
-from darts_async.learner.probe import packed_reference
+from darts_async.learner.publishing import packed_reference
 from darts_async.protocol import LearnerToGenerator, ProbeMeasured, ProbeWeights, UpdateApplied, WeightsRefused
 from darts_async.weights.probe import NUM_PROMPTS, Examiner, Reference, mismatch, reference_of, tolerance_of
 from tests.fakes.weights_learner import last_logits

@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on_whatever_file_of_its_newest_checkpoint_is_damaged(
             run.wait_until(lambda v=version: LearnerRewound(v) in records(run, LearnerRewound))  # type: ignore[misc]
         assert run.end() == 0, run.output
         assert run.assert_clean()["num_steps"] == 120
-        assert not scan_ledger(run.run_dir / LEDGER_FILE).num_void, "no group was asked for again"
+        assert not scan_ledger(run.run_dir / LEDGER_FILE).counted.num_void, "no group was asked for again"
 
 
 def test_a_live_learner_comes_back_from_the_checkpoint_before_a_damaged_one(tmp_path: Path) -> None:
@@ -222,4 +222,4 @@ def test_a_run_without_a_whole_checkpoint_is_refused_and_starts_over_when_they_a
         run.resume()
         assert run.end() == 0, run.output
         assert run.assert_clean()["num_steps"] == 30
-        assert scan_ledger(run.run_dir / LEDGER_FILE).num_void > 0
+        assert scan_ledger(run.run_dir / LEDGER_FILE).counted.num_void > 0

@@ -1,26 +1,25 @@
 """Writes and reads checkpoints: complete or absent, bitwise resumable by any number of ranks, without pickle.
 
     ROOT/step-000050/
-        config.json, model*.safetensors, tokenizer files   a Hugging Face model, for anybody
+        config.json, model*.safetensors, tokenizer files   a Hugging Face model
         trainer-00001-of-00004.safetensors                 of each rank: what it trains, moments, random states
-        shaper.state                                       what the shaper knew at that step, for the shaper alone
+        shaper.state                                       the shaper's state at that step, for the shaper alone
         manifest.json                                      version, shapes, consumed groups, sums of all other files
 
-Writing. A `Snapshot` is copied to the host between two steps; everything else may happen while training continues. Each
-rank writes its part, rank 0 the rest, the manifest last; then the directory is flushed and renamed (see `atomic_dir`),
-so a crash leaves the old checkpoints and no half of a new one. All ranks see the same ROOT, and one run writes to it.
+Writing. A `Snapshot` is copied to the host between two steps; the rest may happen while training continues. Each rank
+writes its part, rank 0 the other files, the manifest last; then the directory is flushed and renamed (see
+`atomic_dir`), so a crash leaves the old checkpoints and no half of a new one. All ranks see the same ROOT, and one run
+writes to it.
 
-Reading. Which rows a rank held follows from the shapes alone, so each rank of a new run, however many there are, reads
-just its own rows out of the parts that hold them. Before that rank 0 reads every file once and compares its size and
-CRC-32 with the manifest; if anything is damaged, the checkpoint before is used, and the damaged one is renamed to
-`step-000050.damaged`, so that it does not count as one that is kept. It is removed when training is past it.
+Reading. The rows of a rank follow from the shapes alone, so each rank of a new run of any size reads only its own rows
+out of the parts that hold them. Before that, rank 0 reads every file once and compares its size and CRC-32 with the
+manifest. If anything is damaged, the checkpoint before is used, and the damaged one is renamed to
+`step-000050.damaged`, so that it does not count as kept. It is removed when training is past it.
 
-Keeping. `keep` points to come back to are kept, the newest `keep` checkpoints. As long as there are fewer of them, the
-first model is one of these points: if all checkpoints are damaged, training begins again with it, as it would without
-any. With `keep = 1` there is one point, and damage to it is an error.
+Keeping. The newest `keep` checkpoints are kept. While there are fewer, the first model is also a point to come back to:
+if all checkpoints are damaged, training begins again with it. With `keep = 1` damage to the one point is an error.
 
-Why not `torch.distributed.checkpoint`: its metadata is a pickle, which runs what it is told to, and its planner sends
-pickles between the ranks. Rows of one dimension need neither.
+`torch.distributed.checkpoint` is not used: its metadata is a pickle, and its planner sends pickles between the ranks.
 """
 
 import contextlib
@@ -42,8 +41,8 @@ from torch import Tensor
 
 from darts_async.errors import CheckpointError
 from darts_async.faults import present
-from darts_async.learner.ranks.rank_info import Place
-from darts_async.learner.ranks.shard_rows import overlaps, rows_of
+from darts_async.learner.intake import Intervals
+from darts_async.learner.ranks.rank_info import RankInfo, overlaps, rows_of
 from darts_async.learner.step import Trainer
 from darts_async.topology.run_files import SHAPER_STATE_FILE
 from darts_async.wire.atomic_dir import FileSum, file_sum, open_staging, put_in_place, set_aside
@@ -67,11 +66,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_ranks: int
     shapes: dict[str, tuple[int, ...]]
     """Of all that is trained, whole, in the order of the model."""
-    consumed: tuple[tuple[int, int], ...]
-    """Groups in some gradient so far, as intervals of ids (see `consumed_groups`)."""
+    consumed: Intervals
+    """Groups in some gradient so far."""
     files: dict[str, FileSum]
     crc32: int = 0
-    """Of the encoded manifest in which this is 0: a flipped bit may make another number of a number."""
+    """Of the encoded manifest in which this is 0: a flipped bit may turn one number into another."""
 
     def sum(self) -> int:
         """What `crc32` is if nothing is damaged."""
@@ -83,7 +82,7 @@ class Snapshot:
     """A trainer between two steps, in memory that no later step changes."""
 
     policy_version: int
-    place: Place
+    rank_info: RankInfo
     shapes: dict[str, tuple[int, ...]]
     tensors: dict[str, Tensor]
     weights: Mapping[str, Tensor]
@@ -91,12 +90,11 @@ class Snapshot:
 
     @classmethod
     def of(cls, trainer: Trainer) -> "Snapshot":
-        """Copy what this rank holds."""
         tensors = trainer.state_tensors() | _random_states()
         copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         rows = trainer.rows()
         weights = rows if trainer.has_adapters else {name: copies[f"weight.{name}"] for name in rows}
-        return cls(trainer.policy_version, trainer.place, trainer.shapes(), copies, weights)
+        return cls(trainer.policy_version, trainer.rank_info, trainer.shapes(), copies, weights)
 
 
 # --- writing -------------------------------------------------------------------------------------------------
@@ -130,7 +128,7 @@ def write_part(staging: Path, snapshot: Snapshot) -> FileSum:
 
 def part_path(staging: Path, snapshot: Snapshot) -> Path:
     """Where a rank writes its own state."""
-    return staging / _part_name(snapshot.place.rank, snapshot.place.num_ranks)
+    return staging / _part_name(snapshot.rank_info.rank, snapshot.rank_info.num_ranks)
 
 
 def remove_model(staging: Path) -> None:
@@ -141,20 +139,12 @@ def remove_model(staging: Path) -> None:
 
 
 def complete(
-    staging: Path,
-    snapshot: Snapshot,
-    parts: Sequence[FileSum],
-    *,
-    consumed: tuple[tuple[int, int], ...],
-    shaper_state: bytes,
-    keep: int,
+    staging: Path, snapshot: Snapshot, parts: Sequence[FileSum], consumed: Intervals, shaper_state: bytes, keep: int
 ) -> Path:
     """Rank 0, when all `parts` are written: add the manifest, give the directory its name, keep the `keep` newest ones.
-
-    When this returns, the checkpoint is on the disk. Returns its directory.
-    """
+    Returns the directory, which is on the disk then."""
     (staging / SHAPER_STATE_FILE).write_bytes(shaper_state)
-    num_ranks = snapshot.place.num_ranks
+    num_ranks = snapshot.rank_info.num_ranks
     files = {_part_name(rank, num_ranks): part for rank, part in enumerate(parts)}
     rest = [file for file in staging.iterdir() if file.name not in files]
     manifest = Manifest(
@@ -187,11 +177,11 @@ def export(checkpoint: Path, out_dir: Path) -> None:
 
 
 def latest(root: Path, keep: int) -> Path | None:
-    """The newest checkpoint in `root` that is whole, all files read; None to begin with the first model. Damaged ones
-    are logged, passed over and renamed.
+    """The newest complete checkpoint in `root`, after reading all of its files; None to begin with the first model.
+    Damaged ones are logged, passed over and renamed.
 
-    Raises `CheckpointError` if all checkpoints are damaged and the first model is not among the `keep` points to come
-    back to: starting over is not ours to decide. Nothing is renamed then.
+    Raises `CheckpointError`, and renames nothing, if all checkpoints are damaged and the first model is not a point to
+    come back to: whether to start over is for the user to decide.
     """
     damage: dict[Path, str] = {}
     found = None
@@ -219,20 +209,17 @@ def oldest_kept(root: Path, keep: int) -> int:
 
 
 def restore(path: Path, trainer: Trainer) -> Manifest:
-    """Make the trainer, and torch's random states, continue from `path`.
-
-    Damage inside the files is for `latest` to find. Raises `CheckpointError` if the checkpoint is missing, torn, or of
-    another model; the trainer is then as before.
-    """
+    """Make the trainer, and torch's random states, continue from `path`, whose files `latest` has checked. Raises
+    `CheckpointError` if it is missing, torn, or of another model; the trainer is then as before."""
     manifest = read_manifest(path)
     _check_same_model(path, manifest.shapes, trainer.shapes())
-    trainer.load_state_tensors(read_state(path, manifest, trainer.place), manifest.policy_version)
-    _set_random_states(_read_random_states(path, manifest, trainer.place))
+    trainer.load_state_tensors(read_state(path, manifest, trainer.rank_info), manifest.policy_version)
+    _set_random_states(_read_random_states(path, manifest, trainer.rank_info))
     return manifest
 
 
 def shaper_state(path: Path) -> bytes:
-    """What a checkpoint that `latest` has found holds of the shaper; empty if that was not there to say."""
+    """The shaper's state in a checkpoint; empty if it did not come in time."""
     try:
         return (path / SHAPER_STATE_FILE).read_bytes()
     except OSError as error:
@@ -240,7 +227,7 @@ def shaper_state(path: Path) -> bytes:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a checkpoint whose files are there; raises `CheckpointError` that says what is wrong with it."""
+    """The manifest of a checkpoint. Raises `CheckpointError` if it is damaged, or a file is missing or too short."""
     try:
         manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
     except OSError as error:
@@ -282,21 +269,21 @@ def _check_same_model(path: Path, found: dict[str, tuple[int, ...]], expected: d
             )
 
 
-def read_state(path: Path, manifest: Manifest, place: Place) -> dict[str, Tensor]:
-    """This rank's rows, wherever they were."""
+def read_state(path: Path, manifest: Manifest, rank_info: RankInfo) -> dict[str, Tensor]:
+    """This rank's rows of all tensors."""
     parts = [_open_part(path, rank, manifest.num_ranks) for rank in range(manifest.num_ranks)]
     tensors = {"counts": parts[0].get_tensor("counts")}
     for name, shape in manifest.shapes.items():
         for kind in _PER_ROW:
-            tensors[f"{kind}.{name}"] = _read_rows(parts, f"{kind}.{name}", shape, place)
+            tensors[f"{kind}.{name}"] = _read_rows(parts, f"{kind}.{name}", shape, rank_info)
     return tensors
 
 
-def _read_rows(parts: list[Any], name: str, shape: tuple[int, ...], place: Place) -> Tensor:
+def _read_rows(parts: list[Any], name: str, shape: tuple[int, ...], rank_info: RankInfo) -> Tensor:
     if not shape:  # a number has no rows; only a model in one piece may have one
         number: Tensor = parts[0].get_tensor(name)
         return number
-    start, stop = rows_of(shape[0], place.rank, place.num_ranks)
+    start, stop = rows_of(shape[0], rank_info.rank, rank_info.num_ranks)
     pieces = [parts[k].get_slice(name)[first:last] for k, first, last in overlaps(start, stop, shape[0], len(parts))]
     return torch.cat(pieces) if pieces else torch.empty((0, *shape[1:]))
 
@@ -309,9 +296,9 @@ def _open_part(path: Path, rank: int, num_ranks: int) -> Any:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def _read_random_states(path: Path, manifest: Manifest, place: Place) -> dict[str, Tensor]:
-    """Those of the same rank; with another number of ranks nothing could be bitwise, and some state will do."""
-    part = _open_part(path, place.rank % manifest.num_ranks, manifest.num_ranks)
+def _read_random_states(path: Path, manifest: Manifest, rank_info: RankInfo) -> dict[str, Tensor]:
+    """Those of the same rank. With another number of ranks nothing can be bitwise equal, and any state will do."""
+    part = _open_part(path, rank_info.rank % manifest.num_ranks, manifest.num_ranks)
     return {name: part.get_tensor(name) for name in part.keys() if name.startswith("random.")}  # noqa: SIM118
 
 
@@ -336,7 +323,7 @@ def _part_name(rank: int, num_ranks: int) -> str:
 
 
 def _checkpoints(root: Path, suffix: str = "") -> list[Path]:
-    """Directories of checkpoints, complete or not, oldest first; with `_DAMAGED`, of those that are known to be."""
+    """Directories of checkpoints, oldest first; with the suffix `_DAMAGED` those that were renamed."""
     found = [path for path in root.glob(f"step-*{suffix}") if path.name[5:].removesuffix(suffix).isdigit()]
     return sorted(found, key=_version_of)
 
@@ -346,7 +333,7 @@ def _version_of(path: Path) -> int:
 
 
 def _is_start_kept(root: Path, keep: int) -> bool:
-    """Whether there have not been so many checkpoints yet as are kept."""
+    """Whether there have been fewer checkpoints than are kept."""
     return len(_checkpoints(root)) + len(_checkpoints(root, _DAMAGED)) < keep
 
 
@@ -355,7 +342,7 @@ def _name_damaged(path: Path) -> None:
     try:
         shutil.rmtree(target, ignore_errors=True)
         path.rename(target)
-        flush(path.parent)  # or it may be back after a power loss, when what followed from it is void
+        flush(path.parent)  # else it may return after a power loss
     except OSError as error:
         raise CheckpointError(f"{path} is damaged and cannot be renamed to {target.name}: {error}") from error
 

@@ -32,12 +32,9 @@ TOKENIZER_FILES = (
 def write_model(
     out_dir: Path, model: PreTrainedModel, weights: Mapping[str, Tensor], dtype: torch.dtype, tokenizer_dir: Path
 ) -> None:
-    """Write config, weights and tokenizer into a directory that is there.
-
-    Args:
-        weights: whole, by the names of the model's parameters without adapters; they are cast to `dtype`.
-        tokenizer_dir: the directory that the model came from.
-    """
+    """Write config, weights and tokenizer into an existing directory. `weights` are complete, by the names of the
+    model's parameters without adapters, and are cast to `dtype`. `tokenizer_dir` is the directory that the model came
+    from."""
     cast = {name: tensor.to("cpu", dtype) for name, tensor in weights.items()}
     model.save_pretrained(out_dir, state_dict=cast | _persistent_buffers(model))
     config_path = out_dir / "config.json"
@@ -50,8 +47,8 @@ def write_model(
 
 
 def _persistent_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What `state_dict` has besides parameters. It is not called, because in a sharded model it lets go of what a pass
-    that is under way has gathered."""
+    """What `state_dict` has besides parameters. `state_dict` itself would free what a running pass of a sharded model
+    has gathered."""
     return {
         base_name(f"{prefix}.{name}" if prefix else name): buffer
         for prefix, module in model.named_modules()

@@ -12,10 +12,10 @@ advantage (times the shaper's inclusion weight), `rho = exp(l - b)`, and `sg` st
     decoupled_ppo  -sg(w) min(u A, clip(u) A), u = rho / w               as in dapo
     reinforce      -sg(w) A l                                            as in dr_grpo
 
-`b` is what the generator itself reported for that very token under the version it had then. It is never recomputed
-here: a ratio between two forward passes of the learner is 1 by construction, and clipping it would do nothing about
-stale samples. `importance` bounds rho or w, per token or per sequence.
+`b` is what the generator reported for that token under the version it had then. It is never recomputed: a ratio between
+two forward passes of the learner is 1 by construction, and clipping it would do nothing about stale samples.
+`importance` bounds rho or w, per token or per sequence.
 
 Every loss is a sum over tokens with a share per token, and the step divides once by its denominator (`aggregation`). So
-a gradient does not depend on how the step was split into groups and micro-batches.
+a gradient does not depend on the split of the step into groups and micro-batches.
 """

@@ -7,8 +7,8 @@ The loss of a step is `sum over tokens of share * loss / sum over groups of deno
     sequence_mean  1 / tokens of its sample       its samples                                 (GRPO, 2402.03300)
     constant       1                              its samples * max_new_tokens                (Dr.GRPO, 2503.20783)
 
-Tokens that are left out have share 0, and neither they nor a sample without any other token count: those older than
-`max_token_staleness`, and with `overlong_filter` those of samples that reached `max_new_tokens` (DAPO, section 3.4).
+Tokens older than `max_token_staleness` are left out, and with `overlong_filter` those of samples that reached
+`max_new_tokens` (DAPO, section 3.4). They have share 0; neither they nor a sample of only such tokens count.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def token_shares(group: TrainGroup, config: LossConfig, max_new_tokens: int) -> 
 
 
 def denominator(group: TrainGroup, config: LossConfig, max_new_tokens: int) -> float:
-    """What the group adds to the step's denominator; 0 if no token of it is trained."""
+    """What the group adds to the step's denominator; 0 if no token of it is trained on."""
     counts = _trained_per_sample(group, _trained(group, config, max_new_tokens))
     if config.aggregate == "token_mean":
         return float(counts.sum())
@@ -37,10 +37,8 @@ def denominator(group: TrainGroup, config: LossConfig, max_new_tokens: int) -> f
 
 
 def overlong_penalties(num_tokens: NDArray[np.int32], config: LossConfig, max_new_tokens: int) -> NDArray[np.float32]:
-    """What is taken off each sample's reward, [num_samples]: the soft punishment of DAPO (equation 13).
-
-    0 up to `max_new_tokens - buffer` tokens, then rising linearly to `overlong_penalty` at `max_new_tokens`.
-    """
+    """What is subtracted from each sample's reward, [num_samples]: the soft punishment of DAPO (equation 13). It is 0
+    up to `max_new_tokens - buffer` tokens, then rises linearly to `overlong_penalty` at `max_new_tokens`."""
     if not config.overlong_buffer_tokens:
         return np.zeros(len(num_tokens), np.float32)
     inside = num_tokens - (max_new_tokens - config.overlong_buffer_tokens)

@@ -1,12 +1,11 @@
-"""The complete loss of a packed batch: surrogate, bounds on the ratio, divergence from a reference, entropy bonus."""
+"""The complete loss of a packed batch: surrogate, divergence from a reference, entropy bonus. And what is measured of
+every loss alike: how far the trained policy is from the one that decoded."""
 
 from torch import Tensor
 
 from darts_async.config import LossConfig
 from darts_async.learner.logprobs import Scores
-from darts_async.learner.losses.kinds import Loss, LossInputs, evaluate
-from darts_async.learner.losses.ratios import ratio_metrics
-from darts_async.learner.losses.surrogates import truncated_ratio
+from darts_async.learner.losses.kinds import LARGEST_LOG_RATIO, Loss, LossInputs, cap_of, evaluate, truncated_ratio
 from darts_async.learner.metric_sums import Tally
 from darts_async.learner.packing.batch import PackedBatch
 
@@ -20,11 +19,10 @@ def policy_loss(
 ) -> tuple[Tensor, Tally]:
     """The sum over tokens of share times loss, a scalar to differentiate, and what the loss did.
 
-    Args: `loss` is that of `config.kind`; tensors are [num_tokens]. The entropy needs a gradient only if it has a
-    weight, `reference_logprobs` is given if the divergence has one. The parts of the loss are in the tally as sums,
-    with a count of 0: the caller knows the denominator and adds it.
-
-    A sample's inclusion weight multiplies all of its terms. The advantages hold it already.
+    `loss` is that of `config.kind`; tensors are [num_tokens]. The entropy needs a gradient only if it has a weight;
+    `reference_logprobs` are given if the divergence has one. The parts of the loss are in the tally as sums with a
+    count of 0: the caller knows the denominator and adds it. A sample's inclusion weight multiplies all of its terms;
+    the advantages hold it already.
     """
     logprobs, entropy = scores.logprobs, scores.entropy
     inputs = LossInputs(
@@ -37,7 +35,7 @@ def policy_loss(
         config=config,
     )
     per_token, metrics = evaluate(loss, inputs)
-    tally = ratio_metrics(inputs.log_ratio.detach(), batch.on_policy)
+    tally = _measured(scores, inputs.log_ratio.detach(), batch.on_policy)
     for name, values in metrics.items():
         tally.mean(name, values.detach())
     tally.mean("entropy", entropy.detach())
@@ -47,8 +45,7 @@ def policy_loss(
         divergence = reference_kl(scores.whole, reference_logprobs)
         tally.mean("reference_kl", divergence.detach())
         if config.kl_unbiased:
-            cap = config.importance_high if config.importance == "token_truncate" else None
-            divergence = truncated_ratio(logprobs - batch.behaviour_logprobs, cap) * divergence
+            divergence = truncated_ratio(inputs.log_ratio, cap_of(config)) * divergence
         parts["loss_kl"] = config.kl_weight * batch.weights * divergence
     if config.entropy_weight:
         parts["loss_entropy"] = -config.entropy_weight * batch.weights * entropy
@@ -74,3 +71,32 @@ def reference_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """
     log_ratio = (reference_logprobs.detach() - logprobs).clamp(max=20)
     return log_ratio.exp() - log_ratio - 1
+
+
+def _measured(scores: Scores, log_ratio: Tensor, on_policy: Tensor) -> Tally:
+    """Ratios before any bound, gaps, and what truncated sampling keeps; tensors [num_tokens], without gradient.
+
+    `approx_kl` estimates KL(behaviour || policy) per token by `rho - 1 - log rho`, which is never negative
+    (Schulman, "Approximating KL divergence", 2020). `gap` is |l - b|: at lag 0 (`on_policy`) it can only come from
+    the engine and the learner computing differently, which is a fault of its own, and is therefore kept apart.
+
+    `kept_weight` is the share of the whole distribution that the kept tokens have, on average over positions.
+    `outside_truncation_lag0` is the share of fresh tokens that the learner's truncation would not have kept: engine and
+    learner round differently at its edge. For older ones it tells how far the edge has moved since.
+    """
+    tally = Tally()
+    bounded = log_ratio.clamp(max=LARGEST_LOG_RATIO)
+    ratio = bounded.exp()
+    tally.mean("ratio_mean", ratio)
+    tally.maximum("ratio_max", ratio)
+    tally.quantiles("ratio", bounded)
+    tally.mean("approx_kl", ratio - 1 - bounded)
+    if scores.outside is not None:
+        tally.mean("kept_weight", (scores.whole - scores.logprobs).detach().exp())
+    for lag, tokens in (("lag0", on_policy), ("older", ~on_policy)):
+        gap = log_ratio[tokens].abs()
+        tally.mean(f"gap_{lag}_mean", gap)
+        tally.maximum(f"gap_{lag}_max", gap)
+        if scores.outside is not None:
+            tally.mean(f"outside_truncation_{lag}", scores.outside[tokens])
+    return tally

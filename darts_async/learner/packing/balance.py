@@ -1,12 +1,12 @@
-"""Splits work evenly over ranks. Long samples cost more per token, because attention is quadratic.
+"""Splits work evenly over ranks and passes.
 
 `balance` is pure and the same on every rank, so no rank has to tell the others which samples are its own.
 
 Largest first onto the least loaded rank (Graham, "Bounds on multiprocessing timing anomalies", 1969): the largest
 load is at most 4/3 - 1/(3K) times the best possible one.
 
-Invariants. Every index is on exactly one rank. The loads of two ranks differ by at most the cost of one item. The
-result depends on nothing but the arguments: ties go to the lower index and the lower rank.
+Invariants. Every index is on exactly one rank. The loads of two ranks differ by at most one item. Ties go to the lower
+index and the lower rank.
 """
 
 import heapq
@@ -19,42 +19,31 @@ Branch = tuple[int, int]
 """The tree, and which of its branches."""
 
 
-def balance(
-    lengths: Sequence[int], num_ranks: int, *, attention_tokens: float | None = None
-) -> tuple[tuple[int, ...], ...]:
+def balance(lengths: Sequence[int], num_ranks: int) -> tuple[tuple[int, ...], ...]:
     """Which items each rank takes: `num_ranks` tuples of indices into `lengths`, ascending, empty for a rank left over.
 
-    Args:
-        lengths: tokens of each item, prompts included, >= 0.
-        num_ranks: >= 1.
-        attention_tokens: length at which attention costs as much as everything else; an item of n tokens counts
-            `n + n^2 / attention_tokens`. None: tokens alone. `ModelFlops.attention_tokens` computes it.
-
-    Raises: `ValueError` for a negative length or no rank.
+    `lengths` are the tokens of each item, >= 0. Raises `ValueError` for a negative length or no rank.
     """
     if num_ranks < 1:
         raise ValueError(f"num_ranks is {num_ranks}; work is split over at least one rank")
     if min(lengths, default=0) < 0:
         raise ValueError(f"lengths has {min(lengths)} at place {list(lengths).index(min(lengths))}; tokens are counted")
-    costs = [_cost(int(length), attention_tokens) for length in lengths]
-    loads = [(0.0, rank) for rank in range(num_ranks)]  # a heap: the least loaded rank is first
+    loads = [(0, rank) for rank in range(num_ranks)]  # a heap: the least loaded rank is first
     shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
         load, rank = loads[0]
         shares[rank].append(item)
-        heapq.heapreplace(loads, (load + costs[item], rank))
+        heapq.heapreplace(loads, (load + lengths[item], rank))
     return tuple(tuple(sorted(share)) for share in shares)
 
 
 def tree_batches(trees: Sequence[Tree], tokens_per_batch: int, *, num_ranks: int = 1) -> tuple[tuple[Branch, ...], ...]:
-    """The branches of all trees, each of which has one, in batches of at most `tokens_per_batch` tokens, about equally
+    """The branches of all trees (each has at least one) in batches of at most `tokens_per_batch` tokens, about equally
     large; a longer one goes alone. A batch holds a trunk once, however many of its branches it has.
 
-    With `num_ranks` ranks the number of batches is a multiple of it, because ranks that gather layers together have to
-    make the same number of passes: rank r takes batches r, r + num_ranks, ..., so that those of one pass are alike. A
-    batch is empty only where there are fewer branches than batches.
-
-    Raises: `ValueError` for no rank or a budget below 1.
+    The number of batches is a multiple of `num_ranks`, because ranks that gather layers together must make the same
+    number of passes: rank r takes batches r, r + num_ranks, ..., so that those of one pass are alike. A batch is empty
+    only where there are fewer branches than batches. Raises `ValueError` for no rank or a budget below 1.
     """
     if tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch is {tokens_per_batch}; a batch holds at least one token")
@@ -73,10 +62,10 @@ def tree_batches(trees: Sequence[Tree], tokens_per_batch: int, *, num_ranks: int
 def _best_batches(
     trees: Sequence[Tree], num_passes: int, num_ranks: int, tokens_per_batch: int
 ) -> tuple[tuple[Branch, ...], ...] | None:
-    """The quickest split into so many passes, a pass being over when its largest batch is; None if none fits.
+    """The quickest split into so many passes, each of which takes as long as its largest batch; None if none fits.
 
-    Whole trees share most, but may be too coarse for the batches to be even: so they are cut finer and finer. What a
-    cut costs, the trunk in one more batch, is in the tokens that are compared.
+    Whole trees share most, but may be too coarse for even batches, so they are cut finer and finer. The tokens that are
+    compared include the cost of a cut: the trunk in one more batch.
     """
     best, least = None, math.inf
     size = float(max(tree.num_tokens for tree in trees))
@@ -97,7 +86,7 @@ def _best_batches(
 def _parts(place: int, tree: Tree, size: float) -> list[tuple[Branch, ...]]:
     """The branches of a tree in parts of about `size` tokens, or of one branch."""
     num_parts = min(len(tree.branches), math.ceil(tree.num_tokens / size))
-    # One more, so that a branch without tokens is something too: its sample has a target.
+    # One more, so that a branch without tokens counts too: its sample has a target.
     shares = balance([tokens + 1 for tokens in tree.branches], num_parts)
     return [tuple((place, branch) for branch in share) for share in shares]
 
@@ -105,7 +94,3 @@ def _parts(place: int, tree: Tree, size: float) -> list[tuple[Branch, ...]]:
 def _num_tokens(trees: Sequence[Tree], branches: Sequence[Branch]) -> int:
     trunks = sum(trees[place].trunk for place in {place for place, _ in branches})
     return trunks + sum(trees[place].branches[branch] for place, branch in branches)
-
-
-def _cost(length: int, attention_tokens: float | None) -> float:
-    return float(length) if attention_tokens is None else length + length * length / attention_tokens

@@ -1,10 +1,10 @@
-"""Packing: the samples of one or several groups behind one another in one row, without padding.
+"""Packing: the samples of one or several groups one after another in one row, without padding.
 
-Sample `i` contributes `response_i[:-1]`, positions counting on from its prompt: the last token predicts nothing that is
-trained. Its prompt stands before it, or once before all of the row's samples that share it (see `tree`). Response token
-`j > 0` is predicted by the logits at the place of token `j - 1`, the first one by those at the prompt's last place.
+Sample `i` contributes `response_i[:-1]`, because its last token predicts nothing. Its positions continue those of its
+prompt, which is before it, or once before all of the row's samples that share it (see `tree`). Response token `j > 0`
+is predicted by the logits at the place of token `j - 1`, the first one by those at the prompt's last place.
 
-Invariants. Every response token of the groups is a target exactly once, and those of a sample stand in one batch, in
+Invariants. Every response token of the groups is a target exactly once, and those of a sample are in one batch, in
 order. A micro-batch exceeds the token budget only if it holds a single sample.
 """
 
@@ -21,12 +21,13 @@ from torch import Tensor
 from darts_async.learner.packing.balance import tree_batches
 from darts_async.learner.packing.sequences import Sequences
 from darts_async.learner.packing.tree import Tree
+from darts_async.learner.ranks.rank_info import ALONE, RankInfo
 from darts_async.protocol import TrainGroup
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Trees behind one another, and what is known about each response token (`targets`)."""
+    """Trees one after another, and what is known about each response token (`targets`)."""
 
     input_ids: Tensor  # [num_packed_tokens] int64
     position_ids: Tensor  # [num_packed_tokens] int64, each token's place in its sample
@@ -43,15 +44,13 @@ class PackedBatch:
     owners: Tensor  # [num_targets] int64, the target's sample
 
     idle: bool = False
-    """Only there because another rank makes a pass; its shares are 0 and its metrics mean nothing."""
+    """It is only there because another rank makes a pass: its shares are 0 and its metrics mean nothing."""
 
     @property
     def sequences(self) -> Sequences:
-        """The samples of the targets."""
         return Sequences(self.owners, self.num_samples)
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The same batch with its tensors on `device`."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved)
@@ -71,8 +70,7 @@ def micro_batches(
     tokens_per_micro_batch: int,
     *,
     share_prompts: bool = True,
-    rank: int = 0,
-    num_ranks: int = 1,
+    rank_info: RankInfo = ALONE,
 ) -> Iterator[PackedBatch]:
     """This rank's part of the groups, in packed batches of at most `tokens_per_micro_batch` tokens; a longer sample
     goes alone. All ranks get the same number of batches, and about the same number of tokens in each. With
@@ -84,6 +82,7 @@ def micro_batches(
     if not share_prompts:
         families = [[sample] for family in families for sample in family]
     trees = [_tree(family) for family in families]
+    rank, num_ranks = rank_info.rank, rank_info.num_ranks
     for batch in tree_batches(trees, tokens_per_micro_batch, num_ranks=num_ranks)[rank::num_ranks]:
         if batch:
             parts = itertools.groupby(batch, key=lambda branch: branch[0])
@@ -109,7 +108,6 @@ class _Sample:
 
     @property
     def length(self) -> int:
-        """Packed tokens of the sample alone."""
         return len(self.group.prompt_tokens) - 1 + self.num_targets
 
 
@@ -123,7 +121,6 @@ def _samples(weighted: Weighted) -> Iterator[_Sample]:
 
 
 def _tree(samples: Sequence[_Sample]) -> Tree:
-    """Of samples of one group."""
     return Tree(len(samples[0].group.prompt_tokens), tuple(sample.num_targets - 1 for sample in samples))
 
 

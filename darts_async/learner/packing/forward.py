@@ -13,7 +13,7 @@ PackedRow = tuple[Tensor, Tensor, tuple[Tree, ...], Tensor]
 
 
 def packed_row(parts: list[Tensor], trees: tuple[Tree, ...]) -> PackedRow:
-    """These tokens, laid out in trees, and all their places."""
+    """The row of these tokens, laid out in trees, with all places."""
     input_ids = torch.cat(parts)
     positions = [position for tree in trees for position in tree.positions()]
     places = torch.arange(len(input_ids), device=input_ids.device)
@@ -31,12 +31,8 @@ def packed_hidden(
     model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, trees: tuple[Tree, ...], places: Tensor
 ) -> Tensor:
     """What the head sees, [num_places, hidden_size], of the packed row `input_ids` [num_packed_tokens]."""
-    output = model.base_model(
-        input_ids=input_ids[None],
-        position_ids=position_ids[None],
-        use_cache=False,
-        **packing(trees, input_ids.device),
-    )
+    layout = packing(trees, input_ids.device)
+    output = model.base_model(input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, **layout)
     hidden: Tensor = output.last_hidden_state[0]
     return hidden[places]
 
@@ -45,12 +41,6 @@ def packed_logits(
     model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, trees: tuple[Tree, ...], places: Tensor
 ) -> Tensor:
     """Logits [num_places, vocabulary] of the packed row `input_ids` [num_packed_tokens]."""
-    output = model(
-        input_ids=input_ids[None],
-        position_ids=position_ids[None],
-        use_cache=False,
-        logits_to_keep=places,
-        **packing(trees, input_ids.device),
-    )
-    logits: Tensor = output.logits[0]
+    options = {"use_cache": False, "logits_to_keep": places, **packing(trees, input_ids.device)}
+    logits: Tensor = model(input_ids=input_ids[None], position_ids=position_ids[None], **options).logits[0]
     return logits

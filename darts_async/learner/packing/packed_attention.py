@@ -1,14 +1,13 @@
-"""Attention within each tree of a packed row (see `tree`), never across trees, for any model on transformers' attention
-registry.
+"""Attention within each tree of a packed row (see `tree`), for any model on transformers' attention registry.
 
-No mask of the row exists, so the work is that of the samples one by one. A block-diagonal mask costs the square of the
-row: at 8k packed tokens of mean length 48 the whole training pass of a small model was 20 times slower on one CPU core.
+There is no mask of the row, so the work is that of the samples one by one. A block-diagonal mask costs the square of
+the row: at 8k packed tokens of mean length 48 a training pass of a small model was 20 times slower on one CPU core.
 
 On a GPU with 16-bit weights one kernel (flash attention with cumulative lengths) attends to all trunks and branches;
-the keys of a trunk are repeated before those of each of its branches. There the layout is used as tensors only, so that
-a compiled layer fits every batch. Elsewhere trees are cut out of the row and attended to one at a time, short branches
-together. Padding sequences of similar length into batches instead was within 6 % of this loop either way on a CPU, for
-much more code.
+the keys of a trunk are repeated before those of each of its branches. The layout is given as tensors only, so that a
+compiled layer fits every batch. Elsewhere trees are cut out of the row and attended to one at a time, short branches
+together. Padding sequences of similar length into batches instead was within 6 % of this loop on a CPU, for much more
+code.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,11 +53,10 @@ def packed_attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each tree of the row.
+    """Causal attention within each tree of the row, whose layout `packing` gives.
 
-    Args: query [1, num_heads, num_tokens, head_size]; key and value [1, num_key_value_heads, ...]. The layout comes as
-    `packing` gives it.
-    Returns: [1, num_tokens, num_heads, head_size]. Raises `ModelError` for variants it does not compute.
+    Query [1, num_heads, num_tokens, head_size]; key and value [1, num_key_value_heads, ...]; returns
+    [1, num_tokens, num_heads, head_size]. Raises `ModelError` for variants that it does not compute.
     """
     if query_ends is None or attention_mask is not None:
         raise ModelError(f"{type(module).__name__} was not given the trees, or was given a mask; it cannot pack")
@@ -92,7 +90,7 @@ def packed_attention(
 
 
 def packing(trees: tuple[Tree, ...], device: torch.device) -> dict[str, Any]:
-    """What a model with this attention has to be called with besides tokens and positions."""
+    """The arguments for a model with this attention besides tokens and positions."""
     segments = [segment for tree in trees for segment in tree.segments()]
     queries = [length for length, _ in segments]
     keys = [before + length for length, before in segments]
@@ -125,8 +123,8 @@ def _has_kernel(query: Tensor) -> bool:
 
 
 class Runs:
-    """What is attended to at a time where there is no kernel: a trunk alone, and its branches, as many as are short
-    enough. Masks are made once for all layers."""
+    """The parts that are attended to one at a time where there is no kernel: a trunk alone, and its branches, short
+    ones together. Masks are made once for all layers."""
 
     def __init__(self, trees: Sequence[Tree]) -> None:
         self.parts = [part for tree in trees for part in _parts(tree)]

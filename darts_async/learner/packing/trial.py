@@ -1,10 +1,10 @@
-"""Whether a model keeps packed samples apart, tried out: packed logits must equal those that its own attention gives
-each sample alone.
+"""Tries whether a model keeps packed samples apart: packed logits must equal those of its own attention for each sample
+alone.
 
-It cannot be read off a class: state-space layers run across samples, some layers count places of the row as positions,
-and a window or a chunk may be expressed by a mask alone, which packing never makes. A threshold that the run's samples
-or rows exceed (see `darts_async.models.length_limits`) is tried out on a small copy of the model, before the weights
-are read.
+The class does not tell: state-space layers run across samples, some layers count positions from the beginning of the
+row, and a window or a chunk may be expressed by a mask alone, which packing never makes. A threshold that the run's
+samples or rows exceed (see `darts_async.models.length_limits`) is tried on a small copy of the model, before the
+weights are read.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of packed logits relative to the largest logit: room for rounding, none for another sample."""
 
 PROBE_TOKENS = 20
-"""Of the longest sample that is tried out where no threshold is."""
+"""Tokens of the longest sample that is tried where there is no threshold."""
 
 log = structlog.get_logger()
 
@@ -38,12 +38,12 @@ class Samples(NamedTuple):
 
     @classmethod
     def within(cls, num_tokens: int) -> "Samples":
-        """Samples of so many tokens at most, and together of more."""
+        """Samples of at most `num_tokens`, and together of more."""
         return cls((num_tokens, (num_tokens + 1) // 2, num_tokens), num_tokens // 4 or 1)
 
     @classmethod
     def beyond(cls, num_tokens: int) -> "Samples":
-        """Samples that exceed so many tokens, one of them in its prompt, beside one that does not."""
+        """Samples that exceed `num_tokens`, one of them already in its prompt."""
         return cls((3 * num_tokens + 1, num_tokens + 4, 2 * num_tokens + 5), num_tokens + 2)
 
 
@@ -52,27 +52,23 @@ class TrialOutcome(NamedTuple):
 
     packed: float
     shared: float
-    """Where the last two samples have their first tokens in the row once."""
+    """If the row has the first tokens of the last two samples once."""
     row: PackedRow
     expected: Tensor
-    """Logits of the row's places that are wanted, from each sample alone: [num_places, vocabulary]."""
+    """Logits of the row's places from each sample alone: [num_places, vocabulary]."""
 
     @property
     def keeps_apart(self) -> bool:
-        """Whether the samples may be packed."""
         return self.packed <= TOLERANCE[self.expected.dtype]
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether their prompts may be shared."""
         return self.shared <= TOLERANCE[self.expected.dtype]
 
 
 def try_packing(model: PreTrainedModel, samples: Samples) -> TrialOutcome:
-    """Switch the model to packed attention, and hold a row of these samples against the model's own attention.
-
-    Raises `ModelError` if the model has attention of a kind that is not supported.
-    """
+    """Switch the model to packed attention, and compare a row of these samples with the model's own attention. Raises
+    `ModelError` if the model has attention of an unsupported kind."""
     with torch.no_grad(), foreign_code(f"{type(model).__name__} cannot be trained on packed sequences"):
         sequences = _sequences(model, samples)
         alone = [model(input_ids=ids[None], use_cache=False).logits[0] for ids in sequences]
@@ -89,11 +85,8 @@ def refusal(model: PreTrainedModel, outcome: TrialOutcome) -> ModelError:
 
 
 def check_packing(config: PreTrainedConfig, lengths: Lengths) -> bool:
-    """Try out a small copy of the model, at the thresholds that the run exceeds too.
-
-    Returns: whether samples may share a prompt. Raises `ModelError`, with the number to lower, if samples of these
-    lengths do not stay apart or are not what the model's own attention makes of them.
-    """
+    """Try a small copy of the model, also at the thresholds that the run exceeds; returns whether samples may share a
+    prompt. Raises `ModelError`, with the number to lower, if packed logits of samples of these lengths are wrong."""
     shares_prompts = True
     for thresholds in crossed(config, lengths.row):
         shares_prompts &= _check_row(config, thresholds, lengths)
@@ -170,11 +163,10 @@ def _outcome(model: PreTrainedModel, sequences: list[Tensor], alone: list[Tensor
 
 
 def _without_its_first(row: PackedRow) -> PackedRow:
-    """All places but one: a model that gives logits of other places than those that are wanted shows it."""
+    """All places but one, so that a model that ignores the requested places is found out."""
     *layout, places = row
     return (*layout, places[1:])  # type: ignore[return-value]
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest value."""
     return ((found - expected).abs().max() / expected.abs().max()).item()

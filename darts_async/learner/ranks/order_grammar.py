@@ -19,11 +19,7 @@ from darts_async.protocol import (
 
 
 class OrderGrammar:
-    """Reads one order after the other.
-
-    Args:
-        max_groups: that may be added together.
-    """
+    """Reads one order after another. `max_groups` may be added together."""
 
     def __init__(self, max_groups: int) -> None:
         self._max_groups = max_groups
@@ -31,7 +27,7 @@ class OrderGrammar:
         self._groups_due = 0
 
     def refusal(self, order: LeaderToRank) -> str | None:
-        """Why an order cannot be meant; None if it is the next one."""
+        """Why an order is invalid; None if it may be the next one."""
         match order:
             case Dismiss():
                 return None

@@ -1,16 +1,14 @@
 """The process group of the ranks that train one model together.
 
-A learner of one rank makes no process group at all. There is no TCPStore, which would listen without authentication:
-rendezvous is a `RelayStore`, whose values travel over the run's own link between the ranks, with rank 0 passing on what
-the others set.
+A learner of one rank has no process group. There is no TCPStore, which would listen without authentication: the
+rendezvous is a `RelayStore`, whose values go over the run's own link between the ranks; rank 0 relays them.
 
 Two groups are formed. In the default one FSDP gathers and reduces, in the order of the passes. The other, always gloo,
-carries parameters to rank 0 for a broadcast or a checkpoint while passes run; a separate group, because operations
-of two threads in one group would be matched in whatever order they come, and not NCCL, because two communicators that
-wait for each other's kernels can deadlock.
+carries parameters to rank 0 for a broadcast or a checkpoint while passes run. It is separate, because operations of two
+threads in one group would be matched in any order, and not NCCL, because two communicators that wait for each other's
+kernels can deadlock.
 
-Deadlines. A rank that does not come, or that keeps an operation waiting, is given up after `deadline_s`. `abort` ends
-whatever waits at once.
+A rank that does not come, or that keeps an operation waiting, is given up after `deadline_s`. `abort` ends all waits.
 """
 
 import asyncio
@@ -18,7 +16,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,32 +24,41 @@ from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
 from darts_async.errors import ProcessDiedError
-from darts_async.learner.ranks.rank_info import Place
+from darts_async.learner.ranks.rank_info import RankInfo
 from darts_async.protocol import StoreValue
 from darts_async.weights.broadcast.close_gloo_sockets import addresses_in, sever
+from darts_async.weights.broadcast.collective import gloo_group
 from darts_async.weights.broadcast.gloo_listener import refuse_strangers
 from darts_async.weights.broadcast.relay_store import RelayStore
 
-"""Rank 0 is the hub of this link, the others are its members."""
 _c10d: Any = distributed_c10d  # the parts used here are not in torch's type stubs
 _GLOO = "darts_gloo"
-"""Gloo on the run's own interface: torch's takes whatever interface the host name resolves to."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(ranks: "RankGroup | None", work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run what may be a collective of all ranks; None: there is one. Raises as `RankGroup.naming_failures`."""
+    with contextlib.nullcontext() if ranks is None else ranks.naming_failures():
+        return await asyncio.to_thread(work, *args, **kwargs)
 
 
 class RankGroup:
-    """This process's end of the two groups. `form` and the collectives block and belong in threads.
+    """This process's end of the two groups. `form` and the collectives block; call them in threads.
 
     Args:
-        place: this process among the ranks; more than one.
+        rank_info: this process among the ranks; more than one.
         interface: local address that gloo's sockets bind to.
         epoch: the same for all ranks; values of another one are not of this group.
         send: called on the event loop with each value of the rendezvous.
     """
 
     def __init__(
-        self, place: Place, *, interface: str, epoch: int, send: Callable[[StoreValue], None], deadline_s: float
+        self, rank_info: RankInfo, *, interface: str, epoch: int, send: Callable[[StoreValue], None], deadline_s: float
     ) -> None:
-        self.place = place
+        self.rank_info = rank_info
         self.deadline_s = deadline_s
         self._interface = interface
         self._epoch = epoch
@@ -65,19 +72,14 @@ class RankGroup:
             self._store.put(message.key, message.value)
 
     def form(self, device: torch.device) -> DeviceMesh:
-        """Join both groups; returns the mesh of the default one.
-
-        Raises:
-            DeadlineError: some ranks have not come.
-            WeightUpdateError: the group was aborted meanwhile.
-        """
-        rank, num_ranks = self.place.rank, self.place.num_ranks
+        """Join both groups; returns the mesh of the default one. Raises `DeadlineError` if some ranks have not come,
+        `WeightUpdateError` if the group was aborted meanwhile."""
+        rank, num_ranks = self.rank_info.rank, self.rank_info.num_ranks
         self._store.meet(rank, num_ranks)
         timeout = timedelta(seconds=self.deadline_s)
-        self._gathering = _gloo_group(
-            self._interface, _c10d.PrefixStore("gather", self._store), rank, num_ranks, timeout
-        )
-        dist.Backend.register_backend(_GLOO, functools.partial(_gloo_group, self._interface), devices=["cpu"])
+        new_group = functools.partial(gloo_group, self._interface, num_threads=2)
+        self._gathering = new_group(_c10d.PrefixStore("gather", self._store), rank, num_ranks, timeout)
+        dist.Backend.register_backend(_GLOO, new_group, devices=["cpu"])
         backend = f"cpu:{_GLOO}" if device.type == "cpu" else "cuda:nccl"
         dist.init_process_group(backend, store=self._store, rank=rank, world_size=num_ranks, timeout=timeout)
         refuse_strangers(addresses_in(self._store.own_values()))
@@ -113,18 +115,10 @@ class RankGroup:
                 raise
             reason = self._failure or str(error).split("\n")[0]
             raise ProcessDiedError(
-                f"rank {self.place.rank} of the learner cannot continue without the others: one has died, hangs "
+                f"rank {self.rank_info.rank} of the learner cannot continue without the others: one has died, hangs "
                 f"or was told to leave: {reason}"
             ) from error
 
     def _wait(self, work: Any) -> None:
         with self.naming_failures():
             work.wait(timedelta(seconds=self.deadline_s))
-
-
-def _gloo_group(interface: str, store: Any, rank: int, num_ranks: int, timeout: timedelta) -> Any:
-    options = _c10d.ProcessGroupGloo._Options()
-    options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=interface, lazy_init=False)]
-    options._timeout = timeout
-    options._threads = 2
-    return _c10d.ProcessGroupGloo(store, rank, num_ranks, options)

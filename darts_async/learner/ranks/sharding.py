@@ -38,14 +38,14 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, compute_dtype: torch.d
 
 
 def drop_gathered(model: nn.Module) -> None:
-    """Make the next pass gather everything again: what a forward pass without a backward pass has left gathered would
-    hide an update of the shards."""
+    """Make the next pass gather everything again: parameters that a forward pass without a backward pass has left
+    gathered would hide an update of the shards."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def local_rows(tensor: Tensor) -> Tensor:
-    """This rank's rows of a parameter (or of a moment), without a copy; the tensor itself if it is not sharded."""
+    """This rank's rows of a parameter or a moment, without a copy; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -136,7 +136,7 @@ def _from_journal(
             counted.take(record)
         return replayable, ledger.counted.corrected_to(counted), "journal"
     replayable.life = life
-    replayable.lineage.num_records = max(replayable.lineage.num_records, ledger.lineage.num_records)
+    replayable.lineage.num_records = max(replayable.lineage.num_records, ledger.counted.lineage.num_records)
     ready = LearnerReady(replayable.state.num_steps)
     return replayable, _recorded(replayable.start_over(ready, None, replayable.now_s)), "journal, without the ledger"
 
@@ -151,7 +151,7 @@ def _from_checkpoint(
     ledger: FoundLedger, checkpoint: NewestCheckpoint | None, make_state: MakeState, life: int, now_s: float
 ) -> tuple[ReplayableState, list[AnyRecord], str]:
     replayable = ReplayableState(make_state, life=life)
-    replayable.lineage, replayable.now_s = ledger.lineage, now_s
+    replayable.lineage, replayable.now_s = ledger.counted.lineage, now_s
     if checkpoint is None or checkpoint.shared is None:  # if there is one, the learner says what it has
         return replayable, _recorded(replayable.begin_again()), "nothing"
     replayable.now_s = checkpoint.shared.now_s

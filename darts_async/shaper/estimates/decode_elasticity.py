@@ -1,18 +1,16 @@
 """How much a larger batch slows decoding, measured from the tokens that generators report.
 
-What one more sample costs depends on where the generators work. While a slot is free it joins the batch, and a step
-takes longer by the elasticity of the time per token, d ln PTL / d ln b, which is near 0 on idle and near 1 on saturated
-hardware. While all slots are taken it waits for one, and the time grows in proportion: 1. So, with f the share of the
-decode time in which all slots were taken,
+While a slot is free, one more sample joins the batch, and a step takes longer by the elasticity of the time per token,
+d ln PTL / d ln b, which is near 0 on idle and near 1 on saturated hardware. While all slots are taken it waits for one,
+and the time grows in proportion: 1. So, with f the share of the decode time in which all slots were taken,
 
     elasticity = f + (1 - f) d ln PTL / d ln b.
 
-PTL is taken to be affine in b, as it is for engines whose steps cost the reading of the weights and something for each
-sample; the slope is its regression on b, at the mean b. Each generator has one *tracer*, a sample that it is decoding:
-between two reports of its tokens lie as many steps as tokens came, whatever else was reported meanwhile and whenever.
-The first report of a sample measures nothing, because it may have waited for a slot. Every generator is measured by
-itself, so that slow and fast machines can be mixed; old measurements fade; and where batches hardly varied, the slope
-is held at 1, the most cautious value, by a prior of a few steps.
+PTL is taken to be affine in b: a step reads the weights, and costs something for each sample. The slope is its
+regression on b, at the mean b. Each generator has one *tracer*, a sample that it is decoding: between two reports of it
+lie as many steps as it got tokens. The first report of a sample measures nothing, because it may have waited for a
+slot. Every generator is measured by itself, so that slow and fast machines can be mixed; old measurements fade; and
+where batches hardly varied, a prior of a few steps holds the slope at 1, the most cautious value.
 """
 
 import math
@@ -34,7 +32,7 @@ class _Tracer:
 
     sample_id: int
     since_s: float
-    """When its tokens were last reported, or decoding went on after a pause."""
+    """When its tokens were last reported, or a pause has ended."""
     num_running: int
     """Size of the batch then."""
 
@@ -68,24 +66,16 @@ class _Regression:
         return full + (1 - full) * min(max(slope, 0.0), 1.0)
 
 
-class PaceState(Struct, frozen=True):
-    """What `DecodePace` has measured, by generator."""
+class DecodePace(Struct, eq=False):
+    """Measures all generators; encoded as it is. A report costs a microsecond."""
 
-    tracers: dict[str, _Tracer]
-    regressions: dict[str, _Regression]
-
-
-class DecodePace:
-    """Measures all generators. A report costs a microsecond."""
-
-    def __init__(self) -> None:
-        self._tracers: dict[str, _Tracer] = {}
-        self._regressions: dict[str, _Regression] = {}
+    tracers: dict[str, _Tracer] = {}
+    regressions: dict[str, _Regression] = {}
 
     @property
     def elasticity(self) -> float:
         """By how many per cent decoding slows if one per cent more samples are decoded, in [0, 1]; 1 if unknown."""
-        regressions = self._regressions.values()
+        regressions = self.regressions.values()
         weight = sum(r.weight for r in regressions)
         return sum(r.weight * r.elasticity for r in regressions) / weight if weight else _PRIOR_SLOPE
 
@@ -99,45 +89,29 @@ class DecodePace:
         num_slots: int,
         now_s: float,
     ) -> None:
-        """A generator has reported tokens.
-
-        Args:
-            name: the generator.
-            sample_ids: whose tokens.
-            num_tokens: how many of each.
-            held: the samples that the generator has, those waiting for a slot included.
-            num_slots: samples it decodes at once.
-            now_s: time of arrival.
-        """
+        """A generator has reported so many tokens of each sample. `held`: the samples that it has, those that wait for
+        one of its slots included."""
         if not sample_ids:
             return
         num_running = min(len(held), num_slots)
-        tracer = self._tracers.get(name)
+        tracer = self.tracers.get(name)
         if tracer is None or tracer.sample_id not in held:
-            self._tracers[name] = _Tracer(sample_ids[-1], now_s, num_running)
+            self.tracers[name] = _Tracer(sample_ids[-1], now_s, num_running)
         elif tracer.sample_id in sample_ids:
             num_steps = num_tokens[sample_ids.index(tracer.sample_id)]
             elapsed_s = now_s - tracer.since_s
             if elapsed_s > 0:
                 batch = (num_running + tracer.num_running) / 2
-                regression = self._regressions.setdefault(name, _Regression())
+                regression = self.regressions.setdefault(name, _Regression())
                 regression.add(batch, elapsed_s / num_steps, num_steps, full=num_running == num_slots)
             tracer.since_s, tracer.num_running = now_s, num_running
 
     def paused(self, name: str, now_s: float) -> None:
-        """Decoding stood still until now and goes on: that is not the batch's fault."""
-        if name in self._tracers:
-            self._tracers[name].since_s = now_s
+        """Decoding has paused until now, which does not depend on the batch."""
+        if name in self.tracers:
+            self.tracers[name].since_s = now_s
 
     def forget(self, name: str) -> None:
         """A generator is gone."""
-        self._tracers.pop(name, None)
-        self._regressions.pop(name, None)
-
-    def to_state(self) -> PaceState:
-        """For `restore`."""
-        return PaceState(self._tracers, self._regressions)
-
-    def restore(self, state: PaceState) -> None:
-        """Continue where `to_state` was taken."""
-        self._tracers, self._regressions = state.tracers, state.regressions
+        self.tracers.pop(name, None)
+        self.regressions.pop(name, None)

@@ -2,8 +2,8 @@
 
 How much longer will a sample run that has already run for t tokens? For lognormal lengths the expected remainder falls
 with t and then rises without bound: it is least at z = .7 for sigma = .5, but at z = 4.4 for sigma = .2. So where
-lengths hardly differ, a sample that began late is expected to need more than any straggler, though nothing says that it
-is long. A candidate is therefore of the tail by its own tokens: it has run for longer than K siblings in all. With the
+lengths hardly differ, a sample that began late is expected to need more than any straggler, although it need not be
+long. A candidate is therefore of the tail by its own tokens: it has run for longer than K complete siblings. With the
 normal hazard h and z = (ln t - mu) / sigma,
 
     E[l | l > t] = exp(mu + sigma^2 / 2) P(u > z - sigma) / P(u > z)  =  t h(z) / h(z - sigma);
@@ -11,22 +11,21 @@ normal hazard h and z = (ln t - mu) / sigma,
 the second form, which follows from the first by pdf(z - sigma) / pdf(z) = exp(z sigma - sigma^2 / 2), has no underflow
 in the upper tail, where the question is asked.
 
-Which samples are lost is not random: they are the long ones. An aborted sample is *missing*, never a failure, and what
-is known of its length is that it exceeds t. So that the tail stays represented, a candidate for pruning is spared with
-probability rho and then carries the weight 1 / rho (Horvitz-Thompson). At most one per group is spared: one number u,
-uniform in [0, 1), is drawn per group by a seeded hash, and candidate number k = 0, 1, ... of the group is spared if
-and only if k rho <= u < (k + 1) rho. That has probability rho for each k as long as rho times the number of candidates
-is at most 1, whatever the order in which they turn up and however many others there will be. For any summand f,
+The lost samples are not random: they are the long ones. An aborted sample is *missing*, never a failure, and its length
+is only known to exceed t. So that the tail stays represented, a candidate for pruning is spared with probability rho
+and then carries the weight 1 / rho (Horvitz-Thompson). At most one per group is spared: one number u, uniform in [0,
+1), is drawn per group by a seeded hash, and candidate number k = 0, 1, ... of the group is spared if and only if k rho
+<= u < (k + 1) rho. That has probability rho for each k as long as rho times the number of candidates is at most 1, in
+whatever order and number they come. For any summand f,
 
     E[ sum of f over samples never candidates + sum of f / rho over the spared one ]  =  sum of f over all,
 
-provided that who becomes a candidate does not depend on u. Hence a spared sample is from then on left out of every
-decision on its group: the others are treated as if it had been pruned. That goes for the estimate of lengths too, in
-which candidates, pruned or spared, count as aborted with the tokens that they had when they became candidates.
+provided that candidacy does not depend on u. Hence a spared sample is from then on left out of every decision on its
+group: the others are treated as if it had been pruned. So is the estimate of lengths, in which candidates, pruned or
+spared, count as aborted with the tokens that they had when they became candidates.
 
-Two guards. A group of middle difficulty (or one whose difficulty is not known) is not touched while its rewards so far
-are all equal: its tail may hold the only contrast, and the group would be trained on nothing. And at least M others
-stay alive, or the group itself would be lost.
+Two guards. A group of middle or unknown difficulty is not touched while its rewards so far are all equal: its tail may
+hold the only contrast. And at least M others stay alive, or the group itself would be lost.
 """
 
 import hashlib
@@ -50,13 +49,8 @@ def expected_length_given_beyond(mu: float, sigma: float, tokens: float) -> floa
 
 
 def expected_remaining(estimate: LengthEstimate, tokens: float, max_tokens: float = math.inf) -> float:
-    """E[min(l, max_tokens) - tokens | l > tokens]: what a running sample is still expected to cost, in tokens.
-
-    Args:
-        estimate: length distribution of the prompt.
-        tokens: decoded so far.
-        max_tokens: cap on the response length.
-    """
+    """E[min(l, max_tokens) - tokens | l > tokens]: the tokens that a running sample is expected to need still, after
+    `tokens` and with a cap on the length."""
     if tokens >= max_tokens:
         return 0.0
     beyond = _mean_residual(estimate, tokens)
@@ -66,19 +60,9 @@ def expected_remaining(estimate: LengthEstimate, tokens: float, max_tokens: floa
     return max(0.0, beyond - math.exp(log_ratio) * _mean_residual(estimate, max_tokens))
 
 
-def saturation_mode(num_launched: int, keep: int) -> bool:
-    """Whether the prompt's redundancy is saturated at 2M: only the M shortest are kept, the rest aborted."""
-    return num_launched >= 2 * keep
-
-
 def tail_of(running: Mapping[int, int], finished_tokens: Sequence[int], shortest: int) -> dict[int, int]:
-    """Running samples that are known to be longer than K siblings, with their tokens so far.
-
-    Args:
-        running: sample id to tokens so far.
-        finished_tokens: of the finished siblings, the shortest first.
-        shortest: K.
-    """
+    """Running samples that are known to be longer than K siblings (`shortest`), with their tokens so far.
+    `finished_tokens`: of the finished siblings, the shortest first."""
     if len(finished_tokens) < shortest:
         return {}
     beyond = finished_tokens[shortest - 1] if shortest else 0
@@ -99,13 +83,6 @@ class HazardRule:
     """rho, in [0, 1]."""
     max_tokens: float = math.inf
     """Cap on the response length."""
-
-    def __post_init__(self) -> None:
-        """Refuses values that mean nothing."""
-        if not 0 <= self.spare_probability <= 1:
-            raise ValueError(f"spare_probability is {self.spare_probability}; it must be in [0, 1]")
-        if not self.threshold > 0:
-            raise ValueError(f"threshold is {self.threshold}; it must be positive")
 
     def spare_probability_of(self, num_launched: int) -> float:
         """rho for a group of this size: at most one over its candidates, so that the weights stay exact."""
@@ -151,7 +128,8 @@ class PruningChoice:
 def hazard_prunes(rule: HazardRule, group: GroupProgress, seed: int) -> PruningChoice:
     """Which running samples are aborted now, the worst first. O(R log R)."""
     num_finished = len(group.finished_tokens)
-    if num_finished < rule.shortest or _awaits_contrast(group):
+    awaits_contrast = group.difficulty in (None, _MIDDLE) and len(set(group.finished_rewards)) < 2
+    if num_finished < rule.shortest or awaits_contrast:
         return PruningChoice()
     num_expendable = num_finished + len(group.running) - rule.keep
     candidates = _candidates(rule, group)[: max(0, num_expendable)]
@@ -159,10 +137,6 @@ def hazard_prunes(rule: HazardRule, group: GroupProgress, seed: int) -> PruningC
     rho = rule.spare_probability_of(group.num_launched)
     spared = [s for k, s in enumerate(candidates, group.num_candidates) if k * rho <= draw < (k + 1) * rho]
     return PruningChoice(tuple(s for s in candidates if s not in spared), spared[0] if spared else None)
-
-
-def _awaits_contrast(group: GroupProgress) -> bool:
-    return group.difficulty in (None, _MIDDLE) and len(set(group.finished_rewards)) < 2
 
 
 def _candidates(rule: HazardRule, group: GroupProgress) -> list[int]:

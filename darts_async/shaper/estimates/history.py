@@ -3,20 +3,20 @@
 Lengths are lognormal within a prompt and their parameters vary between prompts: ln l = mu_i + sigma_i u,
 mu_i ~ N(m0, t0^2), ln sigma_i ~ N(r0, tau^2). Two things keep the estimates honest:
 
-* Aborted samples are right-censored, not ignored (see `lognormal`). Otherwise a prompt of which the shortest half was
-  kept looks half as variable on its next visit, gets little redundancy, then looks variable again: the budget
-  oscillates.
+* Aborted samples are right-censored, not ignored (see `lognormal`). Otherwise a prompt whose shortest half was kept
+looks
+  half as variable on its next visit, gets little redundancy, then looks variable again: the budget oscillates.
 * Few samples are shrunk to the population (empirical Bayes): a spread from n samples by n / (n + 1 / (2 tau^2)), which
   is .71 at n = 8 and tau = .39. A prompt never seen is the population.
 
-Before each visit what earlier visits said is multiplied by `memory`, because the policy has changed since. Censored
+Before each visit the weight of earlier ones is multiplied by `memory`, because the policy has changed since. Censored
 samples enter that memory as their expected sufficient statistics under the estimate of their visit.
 
 Pass rates are Beta(a, b) over prompts; a prompt's is the posterior mean given its scored samples. Samples without a
-reward are missing, never failures. Rewards are clipped to [0, 1] and may be fractions. A sample that a draw has left in
-for others counts for those too (survivors, and the sample that hazard pruning spares): over visits the ratio of both
-sums is that of all launched samples, long ones included. Where long samples are cut without a draw (`early_stop`,
-saturation), the pass rate is that of the short ones, and nothing that was scored could tell the other.
+reward are missing, never failures. Rewards are clipped to [0, 1] and may be fractions. A sample that a draw has spared
+(survivors, hazard pruning) counts for the cut ones too: over visits the ratio of both sums is that of all launched
+samples, long ones included. Where long samples are cut without a draw (`early_stop`, saturation), the pass rate is that
+of the short ones: no scored sample represents the others.
 
 The population (m0, t0, r0, tau, a, b) starts from a weak prior and follows the visits with exponential forgetting: each
 visit contributes its posterior mean to a running mean, and its posterior variance besides the squared deviation to a
@@ -24,10 +24,12 @@ running variance (an online expectation-maximisation step; the variance of shrun
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
+
+from msgspec import Struct, field
+from msgspec.structs import astuple
 
 from darts_async.shaper.estimates.lognormal import Fit, LengthEstimate, LogSample, Prior, fit
 
@@ -41,8 +43,7 @@ _VISITS_REMEMBERED = 500.0
 """Weight that the population's running means reach."""
 
 
-@dataclass(slots=True)
-class _Running:
+class _Running(Struct):
     """Exponentially weighted mean and variance; starts as `weight` visits of the given mean and variance."""
 
     weight: float
@@ -68,8 +69,7 @@ class Population:
     """Beta distribution of the pass rate."""
 
 
-@dataclass(slots=True)
-class _PromptRecord:
+class _PromptRecord(Struct, array_like=True):
     """Everything remembered about a prompt."""
 
     num_visits: int
@@ -79,8 +79,7 @@ class _PromptRecord:
     trials: float = 0.0
 
 
-@dataclass(slots=True)
-class _PopulationRunning:
+class _PopulationRunning(Struct):
     """The running statistics; their initial values are the weak prior."""
 
     mu: _Running = field(default_factory=lambda: _Running(0.1, math.log(256.0), 1.0))
@@ -89,40 +88,37 @@ class _PopulationRunning:
     pass_rate: _Running = field(default_factory=lambda: _Running(4.0, 0.5, 1 / 12))
 
 
-class History:
-    """Length and reward statistics, keyed by prompt id. `observe` costs tens of microseconds, look-ups are O(1)."""
+class History(Struct, dict=True):
+    """Length and reward statistics by prompt id; encoded as it is. `observe` takes tens of microseconds, and look-ups
+    are O(1)."""
 
-    def __init__(self, *, memory: float = 0.7) -> None:
-        """`memory`: weight of what earlier visits said, once per visit, in [0, 1]."""
-        if not 0 <= memory <= 1:
-            raise ValueError(f"history memory is {memory}; it must be in [0, 1]")
-        self._memory = memory
-        self._prompts: dict[int, _PromptRecord] = {}
-        self._running = _PopulationRunning()
-        self._population = self._population_now()
-        self._recent: deque[float] = deque(maxlen=_RECENT_VISITS)
-        self._num_rated = 0
-        self._terciles: tuple[float, float] | None = None
+    memory: float = 0.7
+    """Weight of what earlier visits said, once per visit, in [0, 1]."""
+    prompts: dict[int, _PromptRecord] = {}
+    running: _PopulationRunning = field(default_factory=_PopulationRunning)
+    recent: list[float] = []
+    """Pass rates of the latest visits."""
+    num_rated: int = 0
+    terciles: tuple[float, float] | None = None
 
-    @property
-    def population(self) -> Population:
-        """The distribution of prompts, as far as it is known."""
-        return self._population
+    def __post_init__(self) -> None:
+        assert 0 <= self.memory <= 1, self.memory
+        self.population = self._population_now()
 
     @property
     def typical_length(self) -> LengthEstimate:
         """Length distribution of a typical prompt, and of one never seen."""
-        prior = self._population.lengths
+        prior = self.population.lengths
         return LengthEstimate(prior.mean, math.exp(prior.log_sigma), 0.0)
 
     def num_visits(self, prompt_id: int) -> int:
         """Groups of this prompt that were observed."""
-        record = self._prompts.get(prompt_id)
+        record = self.prompts.get(prompt_id)
         return record.num_visits if record else 0
 
     def length(self, prompt_id: int) -> LengthEstimate:
         """Length distribution of the prompt, as of its last visit; the population's for a prompt never seen."""
-        record = self._prompts.get(prompt_id)
+        record = self.prompts.get(prompt_id)
         return self.typical_length if record is None else record.length
 
     def pass_rate(self, prompt_id: int) -> float:
@@ -137,22 +133,17 @@ class History:
 
     def difficulty_tercile(self, prompt_id: int) -> Tercile | None:
         """0 for the third of prompts that fail most, 2 for the third that pass most; None while that is not known."""
-        record = self._prompts.get(prompt_id)
-        if record is None or not record.trials or self._terciles is None:
+        record = self.prompts.get(prompt_id)
+        if record is None or not record.trials or self.terciles is None:
             return None
-        rate, (low, high) = self.pass_rate(prompt_id), self._terciles
+        rate, (low, high) = self.pass_rate(prompt_id), self.terciles
         return 0 if rate < low else 2 if rate > high else 1
 
     def estimate_with(
         self, prompt_id: int, finished_lengths: Sequence[int], censored_lengths: Sequence[int]
     ) -> LengthEstimate:
-        """`length` after a visit that has not ended; it is not recorded.
-
-        Args:
-            prompt_id: the prompt.
-            finished_lengths: tokens of its finished samples.
-            censored_lengths: tokens so far of those running, aborted or cut at the length cap.
-        """
+        """`length` after a visit that has not ended, and is not recorded. `censored_lengths`: tokens so far of the
+        samples that run, were aborted or cut at the length cap."""
         return _estimate(self._fit(prompt_id, finished_lengths, censored_lengths))
 
     def observe(
@@ -166,7 +157,6 @@ class History:
         """A visit is over.
 
         Args:
-            prompt_id: the prompt.
             finished_lengths: tokens of the samples that ended by themselves, trained or not. Positive.
             censored_lengths: tokens of those aborted or cut at the length cap. A sample aborted before its first
                 token says nothing and is ignored.
@@ -176,89 +166,65 @@ class History:
         """
         counts = [1.0] * len(rewards) if counts is None else counts
         visit = self._fit(prompt_id, finished_lengths, censored_lengths)
-        record = self._prompts.get(prompt_id)
+        record = self.prompts.get(prompt_id)
         if record is None:
-            record = self._prompts[prompt_id] = _PromptRecord(0, visit.completed, _estimate(visit))
+            record = self.prompts[prompt_id] = _PromptRecord(0, visit.completed, _estimate(visit))
         record.num_visits += 1
         record.seen, record.length = visit.completed, _estimate(visit)
         successes = sum(count * min(max(r, 0.0), 1.0) for r, count in zip(rewards, counts, strict=True))
-        record.successes = self._memory * record.successes + successes
-        record.trials = self._memory * record.trials + sum(counts)
+        record.successes = self.memory * record.successes + successes
+        record.trials = self.memory * record.trials + sum(counts)
         if finished_lengths:  # otherwise the visit tells only that the population was believed
-            self._follow_lengths(visit)
+            self.running.mu.add(visit.mu, visit.mu_variance)
+            self.running.log_sigma.add(math.log(visit.sigma), visit.log_sigma_variance)
         if rewards:
             self._follow_pass_rate(prompt_id)
-        self._population = self._population_now()
-
-    def to_state(self) -> dict[str, Any]:
-        """Everything, as plain data (numbers, strings, lists, dicts with string keys)."""
-        return {
-            "memory": self._memory,
-            "prompts": [[prompt_id, *_row(record)] for prompt_id, record in self._prompts.items()],
-            "running": asdict(self._running),
-            "recent": list(self._recent),
-            "num_rated": self._num_rated,
-            "terciles": list(self._terciles) if self._terciles else None,
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "History":
-        """The history that `to_state` described."""
-        history = cls(memory=state["memory"])
-        history._prompts = {row[0]: _record(row[1:]) for row in state["prompts"]}
-        history._running = _PopulationRunning(**{name: _Running(**r) for name, r in state["running"].items()})
-        history._population = history._population_now()
-        history._recent.extend(state["recent"])
-        history._num_rated = state["num_rated"]
-        history._terciles = (state["terciles"][0], state["terciles"][1]) if state["terciles"] else None
-        return history
+        self.population = self._population_now()
 
     def validate(self) -> None:
         """Invariants: everything is finite and in its range. O(number of prompts)."""
-        for prompt_id, record in self._prompts.items():
+        for prompt_id, record in self.prompts.items():
             assert record.num_visits > 0, prompt_id
-            assert all(math.isfinite(value) for value in _row(record)), (prompt_id, record)
+            numbers = *astuple(record.seen), *astuple(record.length), record.successes, record.trials
+            assert all(map(math.isfinite, numbers)), (prompt_id, record)
             assert record.length.sigma > 0, (prompt_id, record)
             assert record.seen.scatter >= 0, (prompt_id, record)
             assert 0 <= record.successes <= record.trials, (prompt_id, record)
-        for running in (self._running.mu, self._running.log_sigma, self._running.pass_rate):
-            assert running.weight > 0, self._running
-            assert running.variance >= 0, self._running
-        assert self._terciles is None or self._terciles[0] <= self._terciles[1], self._terciles
-        assert self._population == self._population_now()
+        for running in (self.running.mu, self.running.log_sigma, self.running.pass_rate):
+            assert running.weight > 0, self.running
+            assert running.variance >= 0, self.running
+        assert self.terciles is None or self.terciles[0] <= self.terciles[1], self.terciles
+        assert self.population == self._population_now()
 
     def _fit(self, prompt_id: int, finished: Sequence[int], censored: Sequence[int]) -> Fit:
-        record = self._prompts.get(prompt_id)
+        record = self.prompts.get(prompt_id)
         seen = LogSample.of([math.log(tokens) for tokens in finished])
         if record is not None:
-            seen = record.seen.weighted(self._memory).plus(seen)
+            seen = record.seen.weighted(self.memory).plus(seen)
         beyond = [math.log(tokens) for tokens in censored if tokens > 0]
-        return fit(seen, beyond, self._population.lengths)
+        return fit(seen, beyond, self.population.lengths)
 
     def _pass_posterior(self, prompt_id: int) -> tuple[float, float]:
-        alpha, beta = self._population.pass_alpha, self._population.pass_beta
-        record = self._prompts.get(prompt_id)
+        alpha, beta = self.population.pass_alpha, self.population.pass_beta
+        record = self.prompts.get(prompt_id)
         if record is None:
             return alpha, beta
         return alpha + record.successes, beta + record.trials - record.successes
 
-    def _follow_lengths(self, visit: Fit) -> None:
-        self._running.mu.add(visit.mu, visit.mu_variance)
-        self._running.log_sigma.add(math.log(visit.sigma), visit.log_sigma_variance)
-
     def _follow_pass_rate(self, prompt_id: int) -> None:
         alpha, beta = self._pass_posterior(prompt_id)
         rate = alpha / (alpha + beta)
-        self._running.pass_rate.add(rate, rate * (1 - rate) / (alpha + beta + 1))
-        self._recent.append(rate)
-        self._num_rated += 1
-        if self._num_rated % _TERCILES_EVERY == 0:
-            rates = sorted(self._recent)
+        self.running.pass_rate.add(rate, rate * (1 - rate) / (alpha + beta + 1))
+        self.recent.append(rate)
+        del self.recent[:-_RECENT_VISITS]
+        self.num_rated += 1
+        if self.num_rated % _TERCILES_EVERY == 0:
+            rates = sorted(self.recent)
             third = len(rates) // 3
-            self._terciles = (rates[third - 1] + rates[third]) / 2, (rates[-third - 1] + rates[-third]) / 2
+            self.terciles = (rates[third - 1] + rates[third]) / 2, (rates[-third - 1] + rates[-third]) / 2
 
     def _population_now(self) -> Population:
-        running = self._running
+        running = self.running
         rate = min(max(running.pass_rate.mean, 0.01), 0.99)
         strength = rate * (1 - rate) / max(running.pass_rate.variance, 1e-6) - 1
         strength = min(max(strength, 0.1), 100.0)
@@ -273,20 +239,3 @@ class History:
 
 def _estimate(visit: Fit) -> LengthEstimate:
     return LengthEstimate(visit.mu, visit.sigma, visit.mean_information)
-
-
-def _row(record: _PromptRecord) -> list[float]:
-    seen, length = record.seen, record.length
-    return [
-        record.num_visits,
-        *(seen.count, seen.mean, seen.scatter),
-        *(length.mu, length.sigma, length.num_samples),
-        *(record.successes, record.trials),
-    ]
-
-
-def _record(row: list[float]) -> _PromptRecord:
-    visits, count, mean, scatter, mu, sigma, num_samples, successes, trials = row
-    return _PromptRecord(
-        int(visits), LogSample(count, mean, scatter), LengthEstimate(mu, sigma, num_samples), successes, trials
-    )

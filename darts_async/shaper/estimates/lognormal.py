@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from msgspec import Struct
+
 _SQRT2 = math.sqrt(2.0)
 _SQRT_2_BY_PI = math.sqrt(2.0 / math.pi)
 _TAIL_Z = 12.0
@@ -43,8 +45,7 @@ _TOLERANCE = 1e-3
 """Of the last step, in units of sigma; convergence is quadratic, so what is left is of the order of its square."""
 
 
-@dataclass(frozen=True, slots=True)
-class LengthEstimate:
+class LengthEstimate(Struct, frozen=True, array_like=True):
     """Length distribution of a prompt's responses."""
 
     mu: float
@@ -65,8 +66,7 @@ class LengthEstimate:
         return math.sqrt(math.expm1(self.sigma**2))
 
 
-@dataclass(frozen=True, slots=True)
-class LogSample:
+class LogSample(Struct, frozen=True, array_like=True):
     """Sufficient statistics of log lengths that were seen, possibly down-weighted."""
 
     count: float = 0.0
@@ -188,8 +188,6 @@ class _Tail:
 
     @classmethod
     def of(cls, beyond: Sequence[float], mu: float, sigma: float) -> "_Tail":
-        if not beyond:
-            return _NO_TAIL
         hazards = z_hazards = info_mean = info_cross = info_spread = 0.0
         for log_length in beyond:
             z = (log_length - mu) / sigma
@@ -203,9 +201,6 @@ class _Tail:
         return cls(float(len(beyond)), hazards, z_hazards, info_mean, info_cross, info_spread)
 
 
-_NO_TAIL = _Tail(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-
 def _completed(seen: LogSample, tail: _Tail, mu: float, sigma: float) -> LogSample:
     """`seen` with each censored sample replaced by its expected sufficient statistics."""
     if not tail.count:
@@ -216,7 +211,7 @@ def _completed(seen: LogSample, tail: _Tail, mu: float, sigma: float) -> LogSamp
 
 
 def _start(seen: LogSample, beyond: Sequence[float], prior: Prior) -> tuple[float, float]:
-    """Censored samples are taken to end a typical spread after where they, or the average, were seen."""
+    """Each censored sample is taken to end a typical spread after its length, or after the mean if that is longer."""
     centre = seen.mean if seen.count else prior.mean
     sigma = math.exp(prior.log_sigma)
     both = seen.plus(LogSample.of([max(x, centre) + sigma for x in beyond]))

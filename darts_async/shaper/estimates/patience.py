@@ -1,10 +1,10 @@
 """How long one group may keep the learner waiting: longer than any group that is merely long.
 
-A fixed time cuts the long answers of one task and waits for hours on another. So it follows the times that groups have
-taken from opening to completion: `LONGEST_TIMES` the longest of the latest `GROUPS_REMEMBERED`, and never less than
-`LEAST_S`, the time in which a process is restarted. A group that is cut counts as one that took until then. So where
-answers grow longer all of a sudden, at most a few groups are cut before the measure has followed. It counts as
-`LONGEST_CUT_S` at most: groups that never end would otherwise be waited for four times as long each time.
+A fixed time cuts the long answers of one task and waits for hours on another. So the limit is `LONGEST_TIMES` the
+longest time that one of the latest `GROUPS_REMEMBERED` took from opening to completion, and at least `LEAST_S`, in
+which a process is restarted. A group that is cut counts with its time until then, so where answers suddenly grow
+longer, only a few groups are cut. That counts as `LONGEST_CUT_S` at most: else groups that never end would be waited
+for four times as long each time.
 """
 
 from collections import deque
@@ -39,9 +39,7 @@ class Patience:
         self._times_s.append(min(time_s, LONGEST_CUT_S))
 
     def to_state(self) -> list[float]:
-        """For `restore`."""
         return list(self._times_s)
 
     def restore(self, state: Iterable[float]) -> None:
-        """Continue where `to_state` was taken."""
         self._times_s.extend(state)

@@ -1,37 +1,45 @@
-"""What earlier visits to a prompt mean for the next: how many samples it is launched with, and which of its tail is
-aborted. Composes `history`, `redundancy` and `hazard` for `state`; pure like them."""
+"""What earlier visits to a prompt mean for the next: how many samples it is launched with, and which of its tail are
+aborted. Composes `history`, `redundancy` and `hazard`; pure like them."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+
+from msgspec import Struct
 
 from darts_async.config import RunConfig
 from darts_async.shaper.estimates.decode_elasticity import DecodePace
-from darts_async.shaper.estimates.hazard import GroupProgress, HazardRule, hazard_prunes, saturation_mode, tail_of
+from darts_async.shaper.estimates.hazard import GroupProgress, HazardRule, hazard_prunes, tail_of
 from darts_async.shaper.estimates.history import History, Tercile
-from darts_async.shaper.estimates.redundancy import Allocator, Utility, mean_redundancy, reward_aware_value
+from darts_async.shaper.estimates.redundancy import Allocator, mean_redundancy, reward_aware_value
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.rules.custom import UserRule
 from darts_async.shaper.rules.length_rules import DualEnd
 from darts_async.shaper.rules.selection import SelectionRule, Survivor, selection_rule, shortest_only
 
 
+class Learnt(Struct, frozen=True):
+    """What a `Planner` knows. The pace is not part of it: a new process measures that again."""
+
+    history: History
+    allocator: Allocator
+    rule: bytes
+    """What a rule of the user's remembers."""
+
+
 class Planner:
     """Decides on a prompt before, during and after a visit."""
 
-    def __init__(self, config: RunConfig, learnt: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: RunConfig, learnt: Learnt | None = None) -> None:
         """`learnt`: what `to_state` gave in an earlier process of the run."""
-        self.history = History.from_state(learnt["history"]) if learnt else History()
         self._shaping = config.shaping
         self._seed = config.seed
         self._rule = selection_rule(config.shaping, config.seed)
         if isinstance(self._rule, UserRule) and learnt:
-            self._rule.state = learnt["rule"]
+            self._rule.state = learnt.rule
         self._saturated_rule = shortest_only(config.shaping)
-        budget = config.shaping.redundancy
-        self._allocator = Allocator(config.shaping.keep, 2 * config.shaping.keep, budget.split, seed=config.seed)
-        if learnt:
-            self._allocator.restore(learnt["allocator"])
+        budget, keep = config.shaping.redundancy, config.shaping.keep
+        self.history = learnt.history if learnt else History()
+        self._allocator = learnt.allocator if learnt else Allocator(keep, 2 * keep, budget.split, config.seed)
         self.pace = DecodePace() if budget.total == "utility" and budget.latency_elasticity is None else None
         """Watches the generators, where that has a use."""
         pruning = config.shaping.pruning
@@ -60,8 +68,9 @@ class Planner:
         return self.history.pass_rate(prompt_id) if self._shaping.baseline == "history" else None
 
     def rule(self, group: Group) -> SelectionRule:
-        """The selection rule of a group: shortest-only where its redundancy is saturated and that prunes."""
-        if self._pruning == "saturation" and saturation_mode(len(group.samples), self._shaping.keep):
+        """The selection rule of a group. Where saturation prunes and its redundancy is saturated, at 2M, only the M
+        shortest are kept, and the rest are aborted."""
+        if self._pruning == "saturation" and len(group.samples) >= 2 * self._shaping.keep:
             return self._saturated_rule
         return self._rule
 
@@ -106,19 +115,19 @@ class Planner:
         """A visit is over: remember lengths, those that were cut short as such, and rewards."""
         scored = [s for s in group.samples if s.reward is not None]
         rewards = [s.reward for s in scored if s.reward is not None]
-        counts = [self.stands_for(group, s) for s in scored]
+        counts = [self.represented_by(group, s) for s in scored]
         self.history.observe(group.prompt.prompt_id, *_lengths(group), rewards, counts)
 
     def counts(self, group: Group) -> dict[int, float] | None:
-        """By the id of each scored sample how many launched ones it stands for. None where samples were cut for being
-        long, without a draw: nothing that was scored stands for them."""
-        rule = self.rule(group)
-        if isinstance(rule, DualEnd) and rule.early_stop and len(group.at(Stage.SCORED)) < len(group.samples):
+        """By the id of each scored sample how many launched ones it represents. None where samples were cut for being
+        long, without a draw: no scored one represents them."""
+        rule, scored = self.rule(group), [sample for sample in group.samples if sample.reward is not None]
+        if isinstance(rule, DualEnd) and rule.early_stop and len(scored) < len(group.samples):
             return None
-        return {sample.sample_id: self.stands_for(group, sample) for sample in group.at(Stage.SCORED)}
+        return {sample.sample_id: self.represented_by(group, sample) for sample in scored}
 
-    def stands_for(self, group: Group, sample: Sample) -> float:
-        """Launched samples that a scored one stands for, itself included: its inverse inclusion probability."""
+    def represented_by(self, group: Group, sample: Sample) -> float:
+        """Launched samples that a scored one represents, itself included: its inverse inclusion probability."""
         if sample.sample_id == group.spared:
             return self._hazard.weight_of_spared(len(group.samples))
         rule = self.rule(group)
@@ -134,10 +143,10 @@ class Planner:
             "redundancy/typical_spread": self.history.typical_length.relative_spread,
         }
 
-    def to_state(self) -> dict[str, Any]:
-        """What was learnt, as plain data. The pace is not in it: it is measured anew in seconds."""
+    def to_state(self) -> Learnt:
+        """To be encoded at once: it shares its parts with the planner."""
         rule = self._rule.state if isinstance(self._rule, UserRule) else b""
-        return {"history": self.history.to_state(), "allocator": self._allocator.to_state(), "rule": rule}
+        return Learnt(self.history, self._allocator, rule)
 
     @property
     def _elasticity(self) -> float:
@@ -161,7 +170,7 @@ class Planner:
         if self._shaping.redundancy.total == "fixed":
             return self._shaping.launch
         spread = self.history.typical_length.relative_spread
-        return mean_redundancy(spread, self._shaping.keep, utility=Utility(elasticity=self._elasticity))
+        return mean_redundancy(spread, self._shaping.keep, elasticity=self._elasticity)
 
 
 def _lengths(group: Group, cut_at: Mapping[int, int] = MappingProxyType({})) -> tuple[list[int], list[int]]:

@@ -1,9 +1,8 @@
 """Shaping rules of the user's: what such a rule sees and decides, and how it takes part in the shaper's decisions.
 
-A rule sees a copy of the group that it cannot change, and answers with sample ids. What it decides follows from that
-group and from its `state` alone: no clock, no randomness but that of `group.seed`. So a shaper that died decides the
-same again when it replays its journal, in whose head the state is.
-"""
+A rule sees a read-only copy of the group, and answers with sample ids. Its decisions follow from that group and from
+its `state` alone: no clock, no randomness but that of `group.seed`. So a shaper that died decides the same again when
+it replays its journal, whose head has the state."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -79,8 +78,8 @@ class ShapingRule(Protocol):
     """
 
     state: bytes
-    """Whatever it has to remember from one call to the next, `MAX_STATE_BYTES` at most; `b""` at first. It is read when
-    the shaper writes its journal, and set when a new shaper takes over."""
+    """What it remembers from one call to the next, `MAX_STATE_BYTES` at most; `b""` at first. It is read when the
+    shaper writes its journal, and set when a new shaper takes over."""
 
     def to_cancel(self, group: GroupView) -> Iterable[int]:
         """Running samples that will not be needed. Called after each finish and each reward."""
@@ -91,10 +90,8 @@ class ShapingRule(Protocol):
 
 
 class UserRule:
-    """A `ShapingRule` as one of the shaper's own rules.
-
-    Raises `ExtensionError` where the rule cannot be loaded, raises, or decides on what is not there.
-    """
+    """A `ShapingRule` as one of the shaper's own rules. Raises `ExtensionError` where it cannot be loaded, raises, or
+    decides on what is not there."""
 
     def __init__(self, config: ShapingConfig, seed: int) -> None:
         self._where = f"shaping.rule {config.rule!r}"
@@ -139,15 +136,9 @@ class UserRule:
         return [(each, float(weights[each.sample_id])) for each in group.samples if each.sample_id in weights]
 
     def _view(self, group: Group) -> GroupView:
+        same = "sample_id", "num_tokens", "finish_reason", "finish_rank", "reward"
         samples = tuple(
-            SampleView(
-                sample_id=each.sample_id,
-                status=_STATUS.get(each.stage, "gone"),
-                num_tokens=each.num_tokens,
-                finish_reason=each.finish_reason,
-                finish_rank=each.finish_rank,
-                reward=each.reward,
-            )
+            SampleView(status=_STATUS.get(each.stage, "gone"), **{name: getattr(each, name) for name in same})
             for each in group.samples
         )
         return GroupView(group.group_id, group.prompt.prompt_id, (self._seed << 32) + group.group_id, samples)

@@ -1,7 +1,7 @@
 """Measures how much a selection rule unintentionally rewards length.
 
-Policy gradient on selected samples follows the rewards and, besides, the effect of the selection on lengths: keeping
-the short half of a prompt's samples hides that long ones fail, which is as good as a reward for length. With x the
+The policy gradient on selected samples follows the rewards and also the effect of the selection on lengths: keeping the
+short half of a prompt's samples hides that long ones fail, which acts as a reward for length. With x the
 length of a response as a multiple of its prompt's mean, and cov_w the covariance under weights w, unbiased for equal
 ones (sum of w d_r d_x over (1 - sum of w^2), w scaled to a sum of 1),
 
@@ -11,11 +11,11 @@ ones (sum of w d_r d_x over (1 - sum of w^2), w scaled to a sum of 1),
     pay      = sum of (selected - natural) / sum of spread      over groups
 
 is the slope of that reward on length: a response that is longer by its prompt's mean gets so much more. The sum of
-natural over the sum of spread is what length is worth by itself. A rule whose selection says nothing of rewards and
-lengths (`none`, `random`, `survivor` at gamma = 1) pays 0 up to noise, and so the sum of both is what trains.
+natural over the sum of spread is what length is worth by itself. A rule whose selection is independent of rewards and
+lengths (`none`, `random`, `survivor` at gamma = 1) pays 0 up to noise; the policy is trained by the sum of both.
 
-Only scored samples can tell. Where long samples are cut without a draw (`early_stop`, saturation) no scored
-sample represents them, and there are no terms: the effect is that of `shortest`.
+Where long samples are cut without a draw (`early_stop`, saturation), no scored sample represents them, and there are no
+terms: the effect is that of `shortest`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,7 +49,7 @@ class LengthTerms(Struct, frozen=True):
 
 
 class Lot(Struct, frozen=True):
-    """Samples with their weights."""
+    """Samples and their weights."""
 
     rewards: Sequence[float]
     num_tokens: Sequence[int]

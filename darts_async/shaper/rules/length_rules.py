@@ -1,7 +1,7 @@
 """Rules that select by length: the ends of a group's length distribution, with or without the rewards.
 
-Short and long are counted in tokens, or by the order of completion: the two agree only where samples start together
-and decode at one speed, and completion prefers samples that started early or ran on a fast replica. Ties go by launch.
+Short and long are counted in tokens, or by the order of completion. The two agree only where samples start together and
+decode at one speed: completion prefers samples that started early or ran on a fast replica. Ties go by launch.
 """
 
 import math
@@ -23,9 +23,9 @@ class DualEnd:
     sample of the larger end gives way where a kind of reward is missing: for K > L the K-th shortest, for the shortest
     of that kind in the middle. So the smaller end, of which one sample is a larger part, stays as it is.
 
-    What it pays for length (see `length_pay`). Without a long end (`shortest`) long samples that fail are not trained:
-    where long answers are more often wrong, the pressure on length that plain GRPO has is gone. The long end brings it
-    back and, the longer it is, more: it costs where the longest are wrong, and pays where they are right. `early_stop`
+    What it pays for length (see `length_pay`): without a long end (`shortest`) long samples that fail are not trained
+    on. Where long answers are more often wrong, the pressure on length that plain GRPO has is gone. A long end brings
+    it back, the larger the more: length costs where the longest are wrong, and pays where they are right. `early_stop`
     makes every such rule one without a long end.
     """
 
@@ -59,7 +59,7 @@ class DualEnd:
         return self.exclude_capped and sample.finish_reason == "length"
 
     def _ends(self, free: list[Sample], capped: list[Sample]) -> tuple[list[Sample], Sample]:
-        """What is kept, and which of it most nearly was not."""
+        """The kept samples, and the one of them that is the nearest to being left out."""
         num_filled = self.shortest + self.longest - len(free)
         if num_filled >= 0:
             kept = free + capped[:num_filled]
@@ -79,7 +79,7 @@ class Quadrants:
     the other ends. N+ <= |G+| and N- <= |G-| because M <= n. With `guard` neither is rounded to 0 where its kind
     exists, which exchanges one sample.
 
-    Length costs (see `length_pay`), whatever the two have to do with one another: that is what it is for.
+    Length always costs (see `length_pay`): that is its purpose.
     """
 
     keep: int

@@ -1,20 +1,20 @@
 """Selects the samples of a group to train on, and those to cancel in flight.
 
-M samples are trained per prompt and R >= M launched (DARTS, arXiv 2605.30859). A rule answers two questions: whom to
-cancel when a sample has finished, which never depends on a reward, and whom to keep when nothing is undecided any
-more, when every finished sample has its reward; only the guard and QLPO look at it.
+M samples are trained on per prompt and R >= M launched (DARTS, arXiv 2605.30859). A rule answers two questions: which
+samples to cancel when one has finished, which never depends on a reward; and which to keep when every finished sample
+has its reward, at which only the guard and QLPO look.
 
 Invariants, for every rule. Of R >= M scored samples exactly M are kept, in launch order. With R = M all are, with
 weight 1, so every rule is plain GRPO bit for bit. R is the group's own: it may differ from prompt to prompt.
 
-A reward may fail. What has no reward is missing: rules choose among the scored samples as if only these had been
-launched. So K and L shrink only where fewer than M are left, and then all of these are kept. Weights stay what they
-are. The reason: let m of the M samples that were decoded have a reward, and let failures not depend on content. Given
-m, each of the M is scored with probability m / M, whether it is of the short end or a survivor, so all inclusion
-probabilities are multiplied by the same number. A sum over what is left, with the weights of a complete group, has
-m / M times the expectation that it would have had: its direction is unbiased, and the group counts in its step for the
-part of it that is there. A group is dropped by m alone, which by the same argument favours no sample. Where failures do
-depend on content (a verifier that hangs on long responses), nothing can be right: that is why they are reported.
+A reward may fail. A sample without a reward is missing: rules choose among the scored samples as if only these had been
+launched. So K and L shrink only where fewer than M are left, and then all of these are kept, with the same weights. The
+reason: let m of the M samples that were decoded have a reward, and let failures not depend on content. Given m, each of
+the M is scored with probability m / M, whether it is of the short end or a survivor, so all inclusion probabilities are
+multiplied by the same number. A sum over the scored samples, with the weights of a complete group, has m / M times its
+complete expectation: its direction is unbiased, and the group counts in its step for the part that is there. A group is
+dropped by m alone, which by the same argument favours no sample. Where failures do depend on content (a verifier that
+hangs on long responses), no weight is right: that is why they are reported.
 """
 
 from dataclasses import dataclass
@@ -40,26 +40,13 @@ class SelectionRule(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class KeepAll:
-    """Plain GRPO: R = M."""
-
-    def to_cancel(self, group: Group) -> list[Sample]:
-        """None."""
-        return []
-
-    def select(self, group: Group) -> Kept:
-        """Everybody with a reward."""
-        return [(sample, 1.0) for sample in group.at(Stage.SCORED)]
-
-
-@dataclass(frozen=True, slots=True)
 class RandomKeep:
     """M at random: the control that samples as much as the others and shapes nothing.
 
-    Everybody is decoded to the end. All R are put in an order at random, so that a sample without a reward gives its
-    place to the next. With `guard` the last of those that are kept gives way to the next of the kind that is missing.
+    Every sample is decoded to the end. All R are put in a random order, so that a sample without a reward gives its
+    place to the next. With `guard` the last kept one gives way to the next of the kind that is missing.
 
-    Nothing is paid for length (see `length_pay`).
+    It pays nothing for length (see `length_pay`).
     """
 
     keep: int
@@ -86,14 +73,14 @@ class Survivor:
 
     Inclusion probabilities are exact without knowing the length distribution: 1 for the short end and L / (R - K)
     for the tail, so the weights ((R - K) / L) ** gamma of the survivors make a sum over the group unbiased at
-    gamma = 1 (Horvitz-Thompson). Of a group they are scaled to a sum of M: the group then represents the mean of its R
-    samples, times M, and a prompt that was launched with more of them counts no more than another.
+    gamma = 1 (Horvitz-Thompson). They are scaled to a sum of M: the group then represents the mean of its R samples,
+    times M, and a prompt that was launched with more of them counts no more than another.
 
-    What it keeps is all that finishes, so there is nothing a guard could exchange.
+    All samples that finish are kept, so there is nothing that a guard could exchange.
 
-    What it pays for length (see `length_pay`). At gamma < 1 long samples count less than short ones, of which most of
-    what is kept is. Where long answers are more often wrong they are punished less than by plain GRPO, and length is
-    paid for; where they are more often right, it costs. At gamma = 1 neither, up to noise.
+    What it pays for length (see `length_pay`): at gamma < 1 long samples count less than short ones. Where long answers
+    are more often wrong, they are punished less than by plain GRPO, and length is paid for; where they are more often
+    right, it costs. At gamma = 1 neither, up to noise.
     """
 
     shortest: int
@@ -128,8 +115,8 @@ class Survivor:
 def selection_rule(config: ShapingConfig, seed: int = 0) -> SelectionRule:
     """The rule that the configuration names. Raises `ExtensionError` if one of the user's cannot be loaded."""
     match config.rule:
-        case "none":
-            return KeepAll()
+        case "none":  # R = M, so all are kept
+            return _ends(config, config.keep, 0, early_stop=False)
         case "random":
             return RandomKeep(config.keep, config.guard, seed)
         case "shortest":

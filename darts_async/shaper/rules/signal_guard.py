@@ -1,8 +1,8 @@
 """Right and wrong samples, and the signal guard: a group that could give a gradient does.
 
-A group whose kept samples all have one reward has no advantage and costs what it cost for nothing. Where the pool of
-finished samples has both kinds, the kept set must too, and one exchange is always enough: a kept set of one kind loses
-one sample of that kind and gains one of the other.
+A group whose kept samples all have one reward has no advantage, and its cost is wasted. Where the pool of finished
+samples has both kinds, the kept set must too, and one exchange is always enough: a kept set of one kind loses one
+sample of that kind and gains one of the other.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,8 @@ from darts_async.shaper.group import Sample
 def split_by_reward(pool: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Right and wrong samples, each in the order of the pool.
 
-    Right is a reward of at least the mean of the pool, and both lists have members as soon as two rewards differ.
-    A pool of one reward is all right if that is positive, and all wrong otherwise.
-    """
+    A reward of at least the mean of the pool is right, so neither list is empty as soon as two rewards differ. A pool
+    of one reward is all right if that is positive, and all wrong otherwise."""
     rewards = [reward_of(sample) for sample in pool]
     lowest, highest = min(rewards, default=0.0), max(rewards, default=0.0)
     if lowest == highest:
@@ -36,8 +35,7 @@ def keep_signal(kept: list[Sample], line: Sequence[Sample], gives_way: Sample, *
         gives_way: the sample that the rule would have chosen last.
         num_preferred: later samples are only taken if none of this many first ones is of the missing kind.
 
-    The exchange that disturbs a rule least: everything but its most marginal choice stays, and that is replaced by
-    what comes next to it in the rule's own order. O(R).
+    This exchange disturbs a rule least: only its most marginal choice is replaced, by the next one in its order. O(R).
     """
     chosen = set(kept)
     for kind in split_by_reward(line):

@@ -32,7 +32,7 @@ READY_WITHIN_S = 0.02
 
 
 class _NoTime:
-    """The engine's clock: how long a step takes is the business of the shell."""
+    """The engine's clock. The process waits for each step itself."""
 
     def now(self) -> float:
         return 0.0
@@ -91,13 +91,11 @@ class GeneratorProcess(Process):
         self._do(self._member.handle(message))
 
     def validate(self) -> None:
-        """Of the decisions too; samples that run are known."""
+        """The invariants of the decisions too; samples that run are known."""
         super().validate()
         self._state.validate()
         self._member.validate()
         assert self.engine.num_unfinished <= self._state.num_live
-
-    # --- decoding --------------------------------------------------------------------------------------------
 
     def _decode(self) -> Script:
         yield self.world.rng.uniform(0.0, LOADS_WITHIN_S)
@@ -136,8 +134,6 @@ class GeneratorProcess(Process):
             self.reach("generator.before_flush")
         for message in out:
             self.send(GENERATORS_LINK.name, cast(str, self._state.shaper), message)
-
-    # --- weights ---------------------------------------------------------------------------------------------
 
     def _swap(self) -> None:
         self.reach("generator.before_swap")

@@ -44,9 +44,9 @@ class Disk:
 
     checkpoints: list[Checkpoint] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
-    """Versions of checkpoints that are not whole, until training is past them."""
+    """Versions of damaged checkpoints, until training is past them."""
     model: Checkpoint | None = None
-    """What the run leaves behind."""
+    """That the run leaves."""
 
 
 class LearnerProcess(Process):
@@ -93,8 +93,6 @@ class LearnerProcess(Process):
         super().validate()
         self._state.validate()
         self._coordinator.validate()
-
-    # --- training --------------------------------------------------------------------------------------------
 
     def _train(self) -> Script:
         yield self.world.rng.uniform(0.0, LOADS_WITHIN_S)
@@ -146,14 +144,14 @@ class LearnerProcess(Process):
         self._do(loaded)
 
     def _damage(self) -> None:
-        """The newest checkpoint is found to be damaged. There is always another point to continue from."""
+        """The newest checkpoint may turn out to be damaged, if there is another point to continue from."""
         num_others = len(self._disk.checkpoints) - (not self._first_model_is_kept)
         if num_others > 0 and self.world.chance(self.world.plan.damaged_checkpoints):
             self.world.counts["checkpoints damaged"] += 1
             self._disk.damaged.append(self._disk.checkpoints.pop().policy_version)
 
     def _take_step(self, groups: Sequence[TrainGroup]) -> None:
-        """What must hold of everything that enters a gradient."""
+        """Checks every group that enters a gradient."""
         version = len(self._history)
         trained = {group_id for group_ids in self._history for group_id in group_ids}
         for group in groups:
@@ -189,8 +187,6 @@ class LearnerProcess(Process):
     def _first_model_is_kept(self) -> bool:
         return len(self._disk.checkpoints) + len(self._disk.damaged) < self._config.keep_checkpoints
 
-    # --- weights: as `weights.sending.publish` does ----------------------------------------------------------
-
     def _feed(self, event: weights.CoordinatorEvent) -> None:
         self._execute(self._coordinator.handle(event, self.world.now_s))
 
@@ -205,18 +201,17 @@ class LearnerProcess(Process):
                     self.run(self._broadcast(epoch, version, self._tasks[epoch]))
                 case weights.Published(version) if version > self._state.newest_published:
                     self._do(self._state.published(version))
-                case weights.Published(version) | weights.PublishFailed(version) if self._is_for_late_joiners(version):
-                    self._state.give_back()  # or they go without
+                case weights.Published(version) | weights.PublishFailed(version) if (
+                    version == self._state.newest_published
+                ):  # it was for late joiners, who may stay without
+                    self._state.give_back()
                 case weights.PublishFailed() | weights.Superseded():
                     self.world.counts["learners that gave up"] += 1
                     raise Crash
         self._keep_deadline()
 
-    def _is_for_late_joiners(self, version: int) -> bool:
-        return version == self._state.newest_published
-
     def settle(self) -> None:
-        """Serve those who joined after a version was published."""
+        """Serve generators that joined after a version was published."""
         version = self._state.newest_published
         if not self._coordinator.is_busy and self._coordinator.lagging(version) and self._state.lend():
             self._execute(self._coordinator.offer(version, MANIFEST, self.world.now_s))
@@ -232,7 +227,7 @@ class LearnerProcess(Process):
         self._execute(self._coordinator.tick(self.world.now_s))
 
     def _broadcast(self, epoch: int, version: int, members: tuple[str, ...]) -> Script:
-        """The collective: all get everything, or it breaks for all sooner or later."""
+        """The collective: all receivers get all buckets, or it breaks for all."""
         world = self.world
         yield world.rng.uniform(0.0, SENDS_WITHIN_S)
         living = [world.living.get(name) for name in members]

@@ -1,12 +1,10 @@
 """Well-formed invalid messages, which a process may send before its own, and which a boundary must refuse.
 
-A lie that could be the truth is told by nothing here, for nothing can refuse it: another token of the vocabulary with
+There is no lie here that could be the truth, because nothing can refuse it: another token of the vocabulary with
 another log-probability, a wrong reward, a response that ends early, a version that the generator could have, a
-checkpoint that was not written, and a prompt that is not the one of the group. What of that can be found, checksums and
-probes find.
+checkpoint that was not written, a prompt that is not the one of the group. Checksums and probes find some of these.
 """
 
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -50,6 +48,24 @@ _NAN = float("nan")
 Values = dict[str, Any]
 
 _LIES: dict[type[Message], tuple[Values, ...]] = {
+    TokensDecoded: (
+        {"num_tokens": 4096},  # more tokens than any response may have
+        {"policy_version": FAR},
+        {"policy_version": -1},
+        {"sample_ids": NEVER_ASKED},
+        {"token_ids": -5},
+        {"logprobs": _NAN},
+        {"logprobs": 3.0},
+    ),
+    TrainGroup: (
+        {"step": FAR},
+        {"group_id": -1},
+        {"versions": FAR},
+        {"versions": -1},
+        {"token_ids": -5},
+        {"rewards": _NAN},
+        {"weights": 0.0},
+    ),
     Greet: ({"number": 0},),
     Generate: ({}, {"sample_id": -1}, {"priority": 7}),  # the first: the same sample twice
     GeneratorReady: ({}, {"greeting": FAR}, {"greeting": 0}, {"num_slots": 0}, {"num_slots": FAR}),
@@ -72,57 +88,34 @@ _LIES: dict[type[Message], tuple[Values, ...]] = {
     UpdateApplied: ({"epoch": 1 << 61}, {"stall_s": _NAN}),
     UpdateFailed: ({"epoch": 1 << 61},),
 }
+"""What is changed in a message. Of an array, its first element."""
 
 
 def lie_instead_of(message: Message, rng: Random) -> Message | None:
     """What a process may say that could have said this; None if nothing of it can be refused."""
-    match message:
-        case TokensDecoded():
-            return rng.choice(_LIES_OF_TOKENS)(message)
-        case TrainGroup():
-            return rng.choice(_LIES_OF_GROUPS)(message)
-        case GroupsCommitted():
-            group_ids = message.group_ids + FAR
-            return GroupsCommitted(rng.choice((message.step, FAR)), group_ids)
+    if isinstance(message, GroupsCommitted):
+        return GroupsCommitted(rng.choice((message.step, FAR)), message.group_ids + FAR)
     choices = _LIES.get(type(message))
-    return None if choices is None else msgspec.structs.replace(message, **rng.choice(choices))
+    if choices is None:
+        return None
+    values = rng.choice(choices)
+    if isinstance(message, TokensDecoded) and "num_tokens" in values:
+        return _more_tokens(message, values["num_tokens"])
+    return msgspec.structs.replace(message, **{name: _put(getattr(message, name), v) for name, v in values.items()})
 
 
-def _first(array: Any, value: Any) -> Any:
-    changed = array.copy()
+def _put(old: Any, value: Any) -> Any:
+    if not isinstance(old, np.ndarray):
+        return value
+    changed = old.copy()
     changed[0] = value
     return changed
 
 
-def _more_tokens(message: TokensDecoded) -> TokensDecoded:
-    """Than any response may have."""
-    extra = 4096
-    num_tokens = _first(message.num_tokens, int(message.num_tokens[0]) + extra)
-    tokens, logprobs = np.zeros(extra, np.int32), np.zeros(extra, np.float32)
+def _more_tokens(message: TokensDecoded, extra: int) -> TokensDecoded:
     return msgspec.structs.replace(
         message,
-        num_tokens=num_tokens,
-        token_ids=np.concatenate((tokens, message.token_ids)),
-        logprobs=np.concatenate((logprobs, message.logprobs)),
+        num_tokens=_put(message.num_tokens, int(message.num_tokens[0]) + extra),
+        token_ids=np.concatenate((np.zeros(extra, np.int32), message.token_ids)),
+        logprobs=np.concatenate((np.zeros(extra, np.float32), message.logprobs)),
     )
-
-
-_LIES_OF_TOKENS: tuple[Callable[[TokensDecoded], TokensDecoded], ...] = (
-    _more_tokens,
-    lambda message: msgspec.structs.replace(message, policy_version=FAR),
-    lambda message: msgspec.structs.replace(message, policy_version=-1),
-    lambda message: msgspec.structs.replace(message, sample_ids=_first(message.sample_ids, NEVER_ASKED)),
-    lambda message: msgspec.structs.replace(message, token_ids=_first(message.token_ids, -5)),
-    lambda message: msgspec.structs.replace(message, logprobs=_first(message.logprobs, _NAN)),
-    lambda message: msgspec.structs.replace(message, logprobs=_first(message.logprobs, 3.0)),
-)
-
-_LIES_OF_GROUPS: tuple[Callable[[TrainGroup], TrainGroup], ...] = (
-    lambda group: msgspec.structs.replace(group, step=FAR),
-    lambda group: msgspec.structs.replace(group, group_id=-1),
-    lambda group: msgspec.structs.replace(group, versions=_first(group.versions, FAR)),
-    lambda group: msgspec.structs.replace(group, versions=_first(group.versions, -1)),
-    lambda group: msgspec.structs.replace(group, token_ids=_first(group.token_ids, -5)),
-    lambda group: msgspec.structs.replace(group, rewards=_first(group.rewards, _NAN)),
-    lambda group: msgspec.structs.replace(group, weights=_first(group.weights, 0.0)),
-)

@@ -1,12 +1,14 @@
-"""Plans the events of a run from a seed, before it begins."""
+"""Plans the faults of a run from a seed, before it begins. Times are seconds of the virtual clock."""
 
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from darts_async.config import RunConfig
-from darts_async.simulation.chaos.hardship import Hardship, draw_hardship
 from darts_async.topology.roles import GENERATOR, LEARNER, REWARD, SHAPER
+
+LastMoment = Literal["", "last step taken", "model written", "end told"]
+Loss = Literal["nothing", "unflushed", "anything"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,7 @@ class Blow:
 
     at_s: float
     kind: str
-    """`kill`, `freeze`, `cut`, or `outage`: everything dies at once, the launcher too, and the run is resumed."""
+    """`kill`, `freeze`, `cut`, or `outage`: all processes and the launcher die at once, and the run is resumed."""
     victim: str
     lasts_s: float = 0.0
     """How long it is frozen or cut off."""
@@ -24,8 +26,38 @@ class Blow:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskFull:
+    """No file grows for a while."""
+
+    at_s: float
+    lasts_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hardship:
+    """Faults of the disk and of the launcher, and processes that send invalid messages. They are drawn from a stream of
+    their own, so that the other draws of a seed do not depend on them."""
+
+    outages_at_s: tuple[float, ...]
+    """More outages than the blows of the plan."""
+    starts_slowly: bool
+    """A process begins a while after it was started, as one does that imports."""
+    outage_while_starting: float
+    """Probability that the launcher and all it has started die again within half a second of a start."""
+    last_moment: LastMoment
+    """What everything dies after, once, in the last second of the run."""
+    dies_after_s: float
+    """So long after it."""
+    loss: Loss
+    """What an outage may take of journal and ledger: nothing, what was not flushed, or anything at all."""
+    lies: float
+    """Probability of nonsense before a message."""
+    full_disks: tuple[DiskFull, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ChaosPlan:
-    """The faults of one run. Times are seconds of the virtual clock."""
+    """The faults of one run."""
 
     seed: int
     loss: float
@@ -54,7 +86,6 @@ class ChaosPlan:
     sections: dict[str, Any]
     """Settings of the run."""
     hardship: Hardship
-    """What comes on top."""
 
 
 def draw_plan(seed: int) -> ChaosPlan:
@@ -83,6 +114,23 @@ def draw_plan(seed: int) -> ChaosPlan:
         lost_checkpoints=rng.choice((0.0, 0.0, 0.5)),
         sections=sections | {"learner": sections["learner"] | {"keep_checkpoints": rng.randint(1, 3)}},
         hardship=draw_hardship(seed, calm_after_s),
+    )
+
+
+def draw_hardship(seed: int, calm_after_s: float) -> Hardship:
+    """In the run of a seed."""
+    rng = Random(f"hardship of {seed}")
+    return Hardship(
+        outages_at_s=tuple(rng.uniform(0.0, calm_after_s) for _ in range(rng.choice((0, 0, 1, 2, 4)))),
+        starts_slowly=rng.random() < 0.5,
+        outage_while_starting=rng.choice((0.0, 0.0, 0.3, 0.6)),
+        last_moment=rng.choice(("", "", "", "last step taken", "model written", "end told")),
+        dies_after_s=rng.choice((0.0, rng.uniform(0.0, 0.01), rng.uniform(0.0, 0.2))),
+        loss=rng.choice(("nothing", "unflushed", "anything", "anything")),
+        lies=rng.choice((0.0, 0.0, 0.0005, 0.005)),
+        full_disks=tuple(
+            DiskFull(rng.uniform(0.0, calm_after_s), rng.uniform(0.05, 2.0)) for _ in range(rng.choice((0, 0, 0, 1, 2)))
+        ),
     )
 
 

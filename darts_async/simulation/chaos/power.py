@@ -1,8 +1,8 @@
 """Simulates a power loss: damages the real files of a simulated shaper as a disk would.
 
-What was flushed is on the disk. A file that was not flushed since may end anywhere after that. A name that has changed
-hands, and was not flushed since, may belong to the old file again. In the worst plans the disk keeps no promise: any
-file may end anywhere, be empty, be gone, or have a wrong bit.
+Flushed bytes are on the disk. A file may end anywhere after them. A name that was given to another file, and not
+flushed since, may be that of the old file again. In the worst plans the disk keeps no promise: any file may end
+anywhere, be empty, be gone, or have a wrong bit.
 """
 
 import os
@@ -19,7 +19,7 @@ _TAIL_SHARE = 0.6
 
 
 class DiskOfShaper:
-    """Journal and ledger of a run, and how much of them is on the disk for certain."""
+    """Journal and ledger of a run, and how much of them is certainly on the disk."""
 
     def __init__(self, run_dir: Path, rng: Random, counts: Counter[str]) -> None:
         self._run_dir = run_dir
@@ -34,13 +34,13 @@ class DiskOfShaper:
         return self._run_dir / f"{JOURNAL_FILE}.before"
 
     def sizes(self) -> dict[int, int]:
-        """What `flushed` is to be told once a flush that begins now has ended."""
+        """For `flushed`, when a flush that begins now has ended."""
         paths = [self._run_dir / name for name in (*FILES, Path(JOURNAL_FILE).with_suffix(".new"))]
         stats = [path.stat() for path in paths if path.exists()]
         return {stat.st_ino: stat.st_size for stat in stats}
 
     def flushed(self, sizes: dict[int, int]) -> None:
-        """So much of each file is on the disk, and the names are that they had when the flush began."""
+        """So much of each file is on the disk, with the names that the files had when the flush began."""
         self._flushed = sizes
         journal = self._run_dir / JOURNAL_FILE
         if journal.exists() and journal.stat().st_ino in sizes:
@@ -52,7 +52,7 @@ class DiskOfShaper:
             os.link(self._run_dir / JOURNAL_FILE, self._before)
 
     def lose_unflushed(self) -> None:
-        """The power is gone: each file has what was flushed, and as much of the rest as it happens."""
+        """Each file keeps what was flushed, and a random part of the rest."""
         journal = self._run_dir / JOURNAL_FILE
         if self._before.exists():
             if not self._before.samefile(journal) and self._rng.random() < 0.5:
@@ -67,7 +67,7 @@ class DiskOfShaper:
                 self._cut(name, self._rng.randint(certain, stat.st_size))
 
     def lose_anything(self) -> None:
-        """The same of a disk that keeps no promise."""
+        """A disk that keeps no promise loses power."""
         for name in FILES:
             path = self._run_dir / name
             if path.exists() and self._rng.random() < 2 / 3:

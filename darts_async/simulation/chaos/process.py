@@ -1,6 +1,6 @@
 """A simulated process: its links with real sessions, its mailbox, and its faults.
 
-The loop is that of `darts_async.actor`: what has arrived is handled, time is let pass, and then all of it is
+The loop is that of `darts_async.actor`: what has arrived is handled, the process ticks, and then all of it is
 acknowledged. Long work is a *script*: a Python generator that yields how long it takes, or what it waits for.
 """
 
@@ -27,7 +27,7 @@ TICK_S = 0.025
 
 
 class SimLink:
-    """One link of one process, as far as an actor sees it."""
+    """One link of one process, with the interface of `Link` that an actor uses."""
 
     def __init__(self, process: "Process", name: str, peers: Iterable[str], *, is_hub: bool) -> None:
         self.name = name
@@ -47,24 +47,20 @@ class SimLink:
         }
 
     def send(self, peer: str, message: Message) -> None:
-        """As `Link.send`."""
         self.sessions[peer].push(cast(Payload, (message,)))
         self.flush(self.sessions[peer])
 
     def forget(self, peer: str) -> None:
-        """As `Link.forget`."""
         self.sessions[peer].forget()
 
     def end(self, peer: str, incarnation: int, *, forget: bool) -> None:
-        """As `Link.end`."""
         self._take(peer, self.sessions[peer].end(incarnation, forget=forget), ())
 
     def num_unacknowledged(self, peer: str) -> int:
-        """As `Link.num_unacknowledged`."""
         return len(self.sessions[peer].outbox)
 
     def receive(self, frame: Frame) -> None:
-        """A frame of a peer, who may be of any incarnation."""
+        """A frame of any incarnation of a peer."""
         session = self.sessions[frame.sender]
         try:
             events = session.receive(frame.envelope, self._process.world.now_s)
@@ -90,7 +86,6 @@ class SimLink:
             world.transmit(Frame(self.name, session.name, session.peer, envelope, payload))
 
     def acknowledge(self, peer: str, incarnation: int, seq: int) -> None:
-        """As `Link.acknowledge`."""
         self.sessions[peer].acknowledge(incarnation, seq)
         self.flush(self.sessions[peer])
 
@@ -110,10 +105,7 @@ class Process:
     """The part that all processes have. Subclasses handle events."""
 
     def __init__(self, world: World, name: str, incarnation: int, links: dict[str, tuple[str, list[str]]]) -> None:
-        """
-        Args:
-            links: {link: (hub, members)} of the run.
-        """
+        """`links`: {link: (hub, members)} of the run."""
         self.world = world
         self.name = name
         self.incarnation = incarnation
@@ -129,7 +121,7 @@ class Process:
         self._scripts: list[tuple[Script, Callable[[], bool]]] = []
 
     def begin(self) -> None:
-        """Come to life: open the links, and start to tick."""
+        """Open the links, and start to tick."""
         for link, (hub, members) in self._plan.items():
             if hub == self.name:
                 self.links[link] = SimLink(self, link, members, is_hub=True)
@@ -137,8 +129,6 @@ class Process:
                 self.links[link] = SimLink(self, link, [hub], is_hub=False)
         self.world.living[self.name] = self
         self._tick()
-
-    # --- for subclasses --------------------------------------------------------------------------------------
 
     def handle(self, event: Event) -> None:
         """One event."""
@@ -157,15 +147,17 @@ class Process:
 
     def send(self, link: str, peer: str, message: Message) -> None:
         """Queue a message, and nonsense before it now and then."""
-        lies = self.world.plan.hardship.lies
-        if lies and link != LAUNCHER and self.world.chance(lies):
-            self._lie(link, peer, message)
+        lies, world = self.world.plan.hardship.lies, self.world
+        if lies and link != LAUNCHER and world.chance(lies) and (lie := lie_instead_of(message, world.rng)) is not None:
+            world.counts[f"nonsense told by a {role_of(self.name)}"] += 1
+            world.liars.add((self.name, self.incarnation))
+            self.links[link].send(peer, lie)
         self.links[link].send(peer, message)
 
     def refuse(self, event: Event, reason: str) -> None:
         """As `Runtime.refuse`."""
         is_honest = {(event.peer, event.incarnation), (self.name, self.incarnation)}.isdisjoint(self.world.liars)
-        assert not is_honest, f"{event}, which is honest, is refused: {reason}"  # who is lied to may answer oddly
+        assert not is_honest, f"{event}, which is honest, is refused: {reason}"  # after a lie, an answer may be odd
         self.world.counts[f"nonsense refused by a {role_of(self.name)}"] += 1
         is_hub = self._plan[event.link][0] == self.name
         link = self.links[event.link]
@@ -182,10 +174,15 @@ class Process:
             raise Crash
 
     def run(self, script: Script) -> None:
-        """Work on something beside the events; it ends with the process."""
-        self._resume(script)
-
-    # --- what is done to it ----------------------------------------------------------------------------------
+        """Work on something beside the events, from here on; it ends with the process."""
+        for wanted in script:
+            if callable(wanted):
+                if wanted():
+                    continue
+                self._scripts.append((script, wanted))
+                return
+            self.world.after(wanted, lambda: self.guarded(lambda: self._continue(script)))
+            return
 
     def arrive(self, frame: Frame) -> None:
         """A frame, which waits while the process is frozen."""
@@ -204,30 +201,21 @@ class Process:
             self.world.after(HANDLED_AFTER_S, self._wake)
 
     def freeze(self, for_s: float) -> None:
-        """It does nothing for a while, and does not know."""
+        """It does nothing for a while, without noticing."""
         self.world.counts["processes frozen"] += 1
         self._frozen_until_s = max(self._frozen_until_s, self.world.now_s + for_s)
 
     def kill(self) -> None:
-        """It is gone, with all that was not on the disk."""
+        """It ends, and loses all that is not on the disk."""
         self.is_dead = True
         del self.world.living[self.name]
         self.died()
-
-    # --- inside ----------------------------------------------------------------------------------------------
-
-    def _lie(self, link: str, peer: str, message: Message) -> None:
-        lie = lie_instead_of(message, self.world.rng)
-        if lie is not None:
-            self.world.counts[f"nonsense told by a {role_of(self.name)}"] += 1
-            self.world.liars.add((self.name, self.incarnation))
-            self.links[link].send(peer, lie)
 
     def _is_refused(self, event: Event) -> bool:
         return isinstance(event, Received) and event.incarnation <= self._refused.get((event.link, event.peer), -1)
 
     def guarded(self, work: Callable[[], None]) -> None:
-        """Do something unless dead; later if frozen; a `Crash` in it is the death of the process."""
+        """Do something unless dead, later if frozen; a `Crash` in it kills the process."""
         if self.is_dead:
             return
         if self.world.now_s < self._frozen_until_s:
@@ -283,22 +271,12 @@ class Process:
         waiting, self._scripts = self._scripts, []
         for script, holds in waiting:
             if holds():
-                self._resume(script)
+                self.run(script)
             else:
                 self._scripts.append((script, holds))
 
-    def _resume(self, script: Script) -> None:
-        for wanted in script:
-            if callable(wanted):
-                if wanted():
-                    continue
-                self._scripts.append((script, wanted))
-                return
-            self.world.after(wanted, lambda: self.guarded(lambda: self._go_on(script)))
-            return
-
-    def _go_on(self, script: Script) -> None:
-        self._resume(script)
+    def _continue(self, script: Script) -> None:
+        self.run(script)
         self._poll()
 
 

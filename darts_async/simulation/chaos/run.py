@@ -50,19 +50,18 @@ ENDS_WITHIN_S = 120.0
 
 
 class ChaosError(AssertionError):
-    """Something that must hold does not."""
+    """An invariant of a run is broken."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChaosReport:
-    """What came of a run."""
+    """The result of a run."""
 
     config: RunConfig
     is_stopped: bool
-    """It was told to stop, and did."""
     finished: RunFinished
     model: Checkpoint | None
-    """What remains after a run that was not stopped."""
+    """Of a run that was not stopped."""
     duration_s: float
     """Of the virtual clock."""
     kills: Counter[str]
@@ -93,7 +92,7 @@ class _Launcher(Process):
 
 
 class _Run:
-    """Processes and what is done to them."""
+    """The processes of a run, and the faults that they suffer."""
 
     def __init__(self, plan: ChaosPlan, run_dir: Path) -> None:
         config = config_of(plan)
@@ -118,15 +117,15 @@ class _Run:
         self._alive: dict[str, Process] = {}
         self._life = 1
         self._last_moment = self.world.plan.hardship.last_moment
-        """Empty once it has come."""
+        """Empty after it has come."""
         self._deadline_s = self.world.plan.calm_after_s + ENDS_WITHIN_S
         self.world.moment_came = self._moment_came
         self.stop_reason: str | None = None
         self.outlived: set[tuple[str, int]] = set()
-        """The processes that are there at the end, by name and incarnation."""
+        """The processes that are up at the end, by name and incarnation."""
 
     def conduct(self) -> RunFinished:
-        """Until the run is over. Raises `ChaosError` if it does not end in time."""
+        """Run to the end. Raises `ChaosError` if that does not come in time."""
         self._begin_life()
         for at_s in self.world.plan.hardship.outages_at_s:
             self.world.at(at_s, functools.partial(self._outage, "outages"))
@@ -182,7 +181,7 @@ class _Run:
             world.at(dies_s, functools.partial(self._outage, "outages while processes start", self._life))
 
     def _outage(self, why: str, life: int | None = None) -> None:
-        """Everything dies, the launcher too, and the run is resumed; the files have what the power has left of them."""
+        """All processes and the launcher die, files may lose what was not flushed, and the run is resumed."""
         if life not in (None, self._life):
             return
         self._kill_all()
@@ -195,7 +194,7 @@ class _Run:
         self._resume(why)
 
     def lay_out_checkpoints(self) -> None:
-        """Those that the disk of the learner has, as the shaper sees them."""
+        """Write the learner's checkpoints to files, where the shaper finds them."""
         shutil.rmtree(self._run_dir / CHECKPOINTS_DIR, ignore_errors=True)
         for checkpoint in self.disk.checkpoints:
             path = self._run_dir / CHECKPOINTS_DIR / f"step-{checkpoint.policy_version:06d}" / SHAPER_STATE_FILE
@@ -218,20 +217,20 @@ class _Run:
             self._outage("outages after the moment: end told, and not noted")
 
     def _refused(self, accuser: str, accused: str, incarnation: int) -> None:
-        """A process talks nonsense, or another one says so: who is taken to be wrong is killed, and started again."""
+        """A process was refused: the one that is held to be wrong is killed, and started again."""
         present = self.incarnations[accused]
         if incarnation < present:
             return
         members_of = {member for hub, members in self.links.values() if hub == accuser for member in members}
-        may_judge = accused in members_of or may_accuse_each_other(accuser, accused)
-        for name in (accused,) if may_judge else self._accusations.hear(accuser, accused, present):
+        is_believed = accused in members_of or may_accuse_each_other(accuser, accused)
+        for name in (accused,) if is_believed else self._accusations.hear(accuser, accused, present):
             process = self._alive.get(name)
             if process is not None and not process.is_dead:
                 self.world.counts[f"{role_of(name)}s killed for nonsense"] += 1
                 process.kill()
 
     def _start(self, name: str) -> None:
-        if self.world.is_full and role_of(name) is SHAPER:  # the launcher waits for room
+        if self.world.is_full and role_of(name) is SHAPER:  # the launcher waits for space
             self.world.at(self.world.full_until_s, functools.partial(self._start_again, self._life, name))
             return
         self.incarnations[name] += 1
@@ -240,26 +239,17 @@ class _Run:
         process.guarded(process.begin)
 
     def _make(self, name: str, incarnation: int) -> Process:
+        process = self.world, name, incarnation, self.links
         match role_of(name).name:
             case SHAPER.name:
-                return ShaperProcess(
-                    self.world,
-                    name,
-                    incarnation,
-                    self.links,
-                    self._run_dir,
-                    self._sets,
-                    life=self._life,
-                    disk=self._files,
-                )
+                return ShaperProcess(*process, self._run_dir, self._sets, life=self._life, disk=self._files)
             case LEARNER.name:
-                return LearnerProcess(self.world, name, incarnation, self.links, self.disk)
+                return LearnerProcess(*process, self.disk)
             case GENERATOR.name:
-                generator = GeneratorProcess(self.world, name, incarnation, self.links)
-                self.generators[name, incarnation] = generator
+                generator = self.generators[name, incarnation] = GeneratorProcess(*process)
                 return generator
             case _:
-                return RewardProcess(self.world, name, incarnation, self.links)
+                return RewardProcess(*process)
 
     def _strike(self, blow: Blow) -> None:
         if blow.kind == "outage":
@@ -277,7 +267,7 @@ class _Run:
                 self.world.cut(blow.victim, blow.other, blow.lasts_s)
 
     def _lose_checkpoints(self) -> None:
-        """All are removed by hand, or the newest: what is left may be older than any group that is kept."""
+        """All, or the newest, are removed by hand: the others may be older than any group that is kept."""
         if self.disk.checkpoints and self.world.chance(self.world.plan.lost_checkpoints):
             self.world.counts["checkpoints removed"] += 1
             self.disk.damaged.clear()
@@ -298,7 +288,7 @@ class _Run:
 
     def _lost(self, life: int, name: str, incarnation: int) -> None:
         if life != self._life:
-            return  # this launcher is dead itself
+            return  # its launcher is dead too
         for other in self._alive:
             self.launcher.send(LAUNCHER, other, ProcessEnded(name, incarnation))
         self.world.after(self.world.rng.uniform(0.0, BACK_WITHIN_S), functools.partial(self._start_again, life, name))
@@ -321,8 +311,8 @@ def run_chaos(plan: ChaosPlan, run_dir: Path) -> ChaosReport:
     """Make the run of a plan; its journal and ledger are left in `run_dir`.
 
     Raises:
-        AssertionError: something that must hold does not (`ChaosError` if it is about the run as a whole).
-        DartsError: a process found what must not be.
+        AssertionError: an invariant is broken (`ChaosError` if it is about the complete run).
+        DartsError: a process has failed.
     """
     run = _Run(plan, run_dir)
     with _short_journals():
@@ -333,7 +323,7 @@ def run_chaos(plan: ChaosPlan, run_dir: Path) -> ChaosReport:
                 process.kill()
     run.lay_out_checkpoints()
     is_stopped = finished.reason != "finished"
-    _judge(run, finished, is_stopped=is_stopped)
+    _check_sums(run, finished, is_stopped=is_stopped)
     return ChaosReport(
         config=run.config,
         is_stopped=is_stopped,
@@ -355,12 +345,13 @@ def _short_journals() -> Iterator[None]:
         journal.MIN_BYTES = before
 
 
-def _judge(run: _Run, finished: RunFinished, *, is_stopped: bool) -> None:
+def _check_sums(run: _Run, finished: RunFinished, *, is_stopped: bool) -> None:
     """Steps and tokens add up."""
     config = run.config
     for name, counts in finished.tokens_by_generator.items():
         for incarnation, count in counts.items():
-            of_it = {incarnation} if incarnation else _incarnations(run, name) - counts.keys()  # 0: of earlier lives
+            every = {number for each, number in run.generators if each == name}
+            of_it = {incarnation} if incarnation else every - counts.keys()  # 0: of earlier lives
             decoded = sum(run.generators[name, each].engine.num_tokens_decoded for each in of_it)
             if count > decoded or (count < decoded and all((name, each) in run.outlived for each in of_it)):
                 raise ChaosError(f"{name} decoded {decoded} tokens as incarnation {incarnation}, but {count} are known")
@@ -369,10 +360,6 @@ def _judge(run: _Run, finished: RunFinished, *, is_stopped: bool) -> None:
             raise ChaosError(f"the run has ended, but its model is {run.disk.model}")
         if finished.num_steps != config.learner.steps:
             raise ChaosError(f"the run has ended after {finished.num_steps} of {config.learner.steps} steps")
-
-
-def _incarnations(run: _Run, name: str) -> set[int]:
-    return {incarnation for each, incarnation in run.generators if each == name}
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,11 +1,12 @@
 """The shaper: the real actor with its real journal and ledger, on simulated links."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from darts_async.actor import Runtime
 from darts_async.prompts.load import PromptSets
-from darts_async.protocol import Message, Shutdown
+from darts_async.protocol import Shutdown
 from darts_async.shaper.process import FLUSH_EVERY_S, ShaperActor
 from darts_async.simulation.chaos.power import DiskOfShaper
 from darts_async.simulation.chaos.process import Process, Script, finish
@@ -19,33 +20,9 @@ FLUSHES_WITHIN_S = 0.2
 """What the disk takes."""
 
 
-class _Runtime:
-    """What the actor needs of its `Runtime`."""
-
-    def __init__(self, process: "ShaperProcess", run_dir: Path, life: int) -> None:
-        self.config = process.world.config
-        self.run_dir = run_dir
-        self.clock = BusyClock()
-        self.trace = Trace()  # off
-        self.faults = process  # has `reach`
-        self.plan = RunPlan((), (), life=life)
-        self.heard: dict[str, tuple[int, int]] = {}
-        self._process = process
-
-    @property
-    def links(self) -> dict[str, Any]:
-        return self._process.links
-
-    def refuse(self, event: Event, reason: str) -> None:
-        self._process.refuse(event, reason)
-
-    def send(self, link: str, peer: str, message: Message) -> None:
-        self._process.send(link, peer, message)
-
-
 class ShaperProcess(Process):
-    """See the module. The files are real: a full disk is a write that fails as a whole, and a loss of power is made of
-    what `disk` is told of the flushes."""
+    """The files are real: a full disk is a write that fails as a whole, and a loss of power follows from the flushes
+    that `disk` is told of."""
 
     def __init__(
         self,
@@ -61,11 +38,21 @@ class ShaperProcess(Process):
     ) -> None:
         super().__init__(world, name, incarnation, links)
         self._disk = disk
-        runtime = _Runtime(self, run_dir, life)
+        runtime = SimpleNamespace(  # what the actor needs of its `Runtime`
+            config=world.config,
+            run_dir=run_dir,
+            plan=RunPlan((), (), life=life),
+            clock=BusyClock(),
+            trace=Trace(),  # off
+            faults=self,  # has `reach`
+            links=self.links,
+            send=self.send,
+            refuse=self.refuse,
+        )
         self.actor = ShaperActor(cast(Runtime, runtime), sets, clock=lambda: world.now_s)
         self.heard = runtime.heard
         self._is_ledger_full = False
-        disk.flushed(disk.sizes())  # both are flushed where another life begins
+        disk.flushed(disk.sizes())  # a life begins with both flushed
 
     def begin(self) -> None:
         """Open the links, and flush the files now and then."""
@@ -103,7 +90,7 @@ class ShaperProcess(Process):
         self.actor.validate()
 
     def died(self) -> None:
-        """Close the files, which flushes nothing that the power could take: `disk` knows better."""
+        """Close the files. What a loss of power takes follows from `disk` alone."""
         finish(self.actor.close())
 
     def _keep_flushed(self) -> Script:

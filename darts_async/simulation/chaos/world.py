@@ -5,16 +5,19 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from darts_async.config import RunConfig
 from darts_async.simulation.chaos.plan import ChaosPlan
 from darts_async.transport.codec import Payload
 from darts_async.transport.session import Envelope
 
+if TYPE_CHECKING:
+    from darts_async.simulation.chaos.process import Process
+
 
 class Crash(Exception):
-    """A process has come to a point at which it dies."""
+    """A process dies at the point that it has reached."""
 
 
 class Frame(NamedTuple):
@@ -27,16 +30,6 @@ class Frame(NamedTuple):
     payload: Payload
 
 
-class Living(Protocol):
-    """A process, as far as the world deals with it."""
-
-    def arrive(self, frame: Frame) -> None:
-        """Take a frame that has come over the network."""
-
-    def kill(self) -> None:
-        """Die now."""
-
-
 class World:
     """Events in the order of their time; ties in the order in which they were asked for."""
 
@@ -45,7 +38,7 @@ class World:
         self.config = config
         self.rng = Random(plan.seed)
         self.now_s = 0.0
-        self.living: dict[str, Living] = {}
+        self.living: dict[str, Process] = {}
         self.counts: Counter[str] = Counter()
         """How often each kind of fault has happened."""
         self.liars: set[tuple[str, int]] = set()
@@ -62,7 +55,7 @@ class World:
 
     @property
     def calm(self) -> bool:
-        """Whether the time of faults is over."""
+        """Whether no more faults come."""
         return self.now_s >= self.plan.calm_after_s
 
     @property
@@ -87,8 +80,6 @@ class World:
         self.now_s, _, call = heapq.heappop(self._heap)
         call()
 
-    # --- the network -----------------------------------------------------------------------------------------
-
     def cut(self, one: str, other: str, for_s: float) -> None:
         """Nothing passes between two processes for a while."""
         self.counts["links cut"] += 1
@@ -96,16 +87,15 @@ class World:
         self._cut_until_s[pair] = max(self.now_s + for_s, self._cut_until_s.get(pair, 0.0))
 
     def transmit(self, frame: Frame) -> None:
-        """Take a frame; it arrives never, once or more often, and others may overtake it."""
+        """Take a frame: it arrives never, once or twice, and others may overtake it."""
         plan = self.plan
         if self._cut_until_s.get(frozenset((frame.sender, frame.receiver)), 0.0) > self.now_s or self.chance(plan.loss):
             self.counts["frames lost"] += 1
             return
-        copies = 1
-        if self.chance(plan.duplication):
+        is_repeated = self.chance(plan.duplication)
+        if is_repeated:
             self.counts["frames repeated"] += 1
-            copies = 2
-        for _ in range(copies):
+        for _ in range(1 + is_repeated):
             delay_s = plan.latency_s * (0.5 + self.rng.random())
             if self.chance(plan.lateness):
                 self.counts["frames late"] += 1

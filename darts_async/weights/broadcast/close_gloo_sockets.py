@@ -4,11 +4,8 @@ Observed with torch 2.13: `ProcessGroupGloo.abort` and `shutdown` do nothing, dr
 operation, and an operation on a hanging peer blocks until its timeout. Closing its TCP connections frees it at once.
 They are found by address: every rank publishes its listening address through the rendezvous store, as a `sockaddr`
 inside an opaque value. If gloo ever changes that format, no connection is found, and the operation's timeout, which is
-the deadline of the update, frees the thread.
-
-The same timeout applies where gloo misses the end of a connection: with torch 2.13 a few in a hundred sending
-operations did, if they were posted at the moment of the cut. A wait for the thread of a sending group must allow for
-this timeout.
+the deadline of the update, frees the thread. The same timeout applies where gloo misses the end of a connection, as a
+few in a hundred sending operations did that were posted at the moment of the cut.
 """
 
 import contextlib
@@ -18,14 +15,13 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 Address = tuple[str, int]
 
 _IPV4 = re.compile(re.escape(struct.pack("=H", socket.AF_INET)) + b"(..)(.{4})", re.DOTALL)
 _IPV6 = re.compile(re.escape(struct.pack("=H", socket.AF_INET6)) + b"(..).{4}(.{16})", re.DOTALL)
-DESCRIPTORS = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
-"""The list of open files of this process."""
+_DESCRIPTORS = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 
 
 def addresses_in(values: Iterable[bytes]) -> set[Address]:
@@ -41,21 +37,28 @@ def addresses_in(values: Iterable[bytes]) -> set[Address]:
 
 def sever(listeners: set[Address]) -> int:
     """Shut down this process's TCP connections that have one of `listeners` at either end; returns how many."""
-    return sum(_sever_if_ours(int(name), listeners) for name in os.listdir(DESCRIPTORS))
+
+    def cut(connection: socket.socket) -> bool:
+        is_ours = not listeners.isdisjoint((connection.getsockname()[:2], connection.getpeername()[:2]))
+        if is_ours:
+            connection.shutdown(socket.SHUT_RDWR)
+        return is_ours
+
+    return do_with_sockets(cut)
 
 
-def _sever_if_ours(descriptor: int, listeners: set[Address]) -> bool:
-    # A duplicate, so that the descriptor cannot be closed and reused between check and cut.
-    # OSError: it was closed meanwhile, or it is a socket without a peer.
-    with contextlib.suppress(OSError):
-        duplicate = os.dup(descriptor)
-        if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
-            os.close(duplicate)
-            return False
-        with socket.socket(fileno=duplicate) as connection:
-            if connection.family in (socket.AF_INET, socket.AF_INET6):
-                ends = {connection.getsockname()[:2], connection.getpeername()[:2]}
-                if ends & listeners:
-                    connection.shutdown(socket.SHUT_RDWR)
-                    return True
-    return False
+def do_with_sockets(act: Callable[[socket.socket], bool]) -> int:
+    """Call `act` with each internet socket of this process; returns how often it was true. An `OSError` is ignored: the
+    socket was closed meanwhile, or has no peer."""
+    num_done = 0
+    for name in os.listdir(_DESCRIPTORS):
+        with contextlib.suppress(OSError):
+            # A duplicate, so that the descriptor cannot be closed and reused between check and use.
+            duplicate = os.dup(int(name))
+            if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
+                os.close(duplicate)
+                continue
+            with socket.socket(fileno=duplicate) as found:
+                if found.family in (socket.AF_INET, socket.AF_INET6):
+                    num_done += act(found)
+    return num_done

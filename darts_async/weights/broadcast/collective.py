@@ -1,10 +1,10 @@
 """One broadcast group: a dedicated thread forms, uses and drops it, and `abort` frees it from any other thread.
 
-The group is a raw process group of torch.distributed. The default group is never used, so a learner may have its own.
-All blocking calls run in the group's single thread, in the order submitted; their results arrive on the event loop.
-Each has a deadline: `deadline_s` for joining (and at most `CONNECT_LIMIT_S` for connecting), and the given deadline for
-each broadcast. `abort` ends them at once, except connecting: an interrupted attempt would make the other side wait for
-a second one.
+The group is a raw process group of torch.distributed, not its default group, which the learner may use. All blocking
+calls run in the group's single thread, in the order submitted; their results arrive on the event loop. Each has a
+deadline: `deadline_s` for joining (and at most `CONNECT_LIMIT_S` for connecting), and the given deadline for each
+broadcast. `abort` ends them at once, except connecting: an interrupted attempt would make the other side wait for a
+second one.
 
 Gloo's port accepts connections only until the group is formed (see `gloo_listener`).
 
@@ -61,8 +61,6 @@ class GroupSpec:
 
 
 class PendingBroadcast:
-    """A broadcast that has been posted."""
-
     def __init__(self, work: Any, deadline_at_s: float, group: str, *, polls: bool = False) -> None:
         self._work: Any = work
         self._deadline_at_s = deadline_at_s
@@ -70,12 +68,8 @@ class PendingBroadcast:
         self._polls = polls
 
     def wait(self) -> None:
-        """Block until the buffer has been sent or filled.
-
-        Raises:
-            DeadlineError: it was not finished by the deadline.
-            WeightUpdateError: a peer has ended, or the group was aborted.
-        """
+        """Block until the buffer has been sent or filled. Raises `DeadlineError` if it was not in time,
+        `WeightUpdateError` if a peer has ended or the group was aborted."""
         # Always dropped: a traceback that keeps the work alive would keep the group's sockets open.
         work, self._work = self._work, None
         try:
@@ -101,13 +95,7 @@ class PendingBroadcast:
 
 
 class Collective:
-    """A broadcast group whose rank 0 sends.
-
-    Args:
-        spec: this member's place in the group.
-        store: the rendezvous; `abort` fails it.
-        loop: the event loop on which results are reported.
-    """
+    """A broadcast group whose rank 0 sends. `store` is the rendezvous; `loop` is where results are reported."""
 
     def __init__(self, spec: GroupSpec, store: RelayStore, loop: asyncio.AbstractEventLoop) -> None:
         self._spec = spec
@@ -150,11 +138,7 @@ class Collective:
         self._thread.shutdown(wait=False)
 
     async def close(self, deadline_s: float) -> None:
-        """Abort, and wait until the group has ended.
-
-        Raises:
-            DeadlineError: its thread still hangs in a call.
-        """
+        """Abort, and wait until the group has ended. Raises `DeadlineError` if its thread hangs in a call."""
         self.abort("closed")
         assert self._ended is not None
         await asyncio.wait({asyncio.wrap_future(self._ended)}, timeout=deadline_s)
@@ -165,12 +149,9 @@ class Collective:
     # --- the thread's side -----------------------------------------------------------------------------------
 
     def post(self, buffer: torch.Tensor, deadline_at_s: float) -> PendingBroadcast:
-        """Begin a broadcast: rank 0 sends `buffer`, the others fill theirs, which has the same size.
-
-        Args:
-            buffer: contiguous, on the device of the backend; unchanged (rank 0) or untouched until waited for.
-            deadline_at_s: on `time.monotonic`.
-        """
+        """Begin a broadcast: rank 0 sends `buffer`, the others fill theirs of the same size. It is contiguous, on the
+        device of the backend, and not to be used until waited for; rank 0 may read it. `deadline_at_s` is on
+        `time.monotonic`."""
         self._raise_if_aborted()
         if self._group is None:
             raise WeightUpdateError(f"{self._name} was not formed")
@@ -236,13 +217,19 @@ def _timeout_until(deadline_at_s: float) -> timedelta:
     return timedelta(seconds=max(0.0, deadline_at_s - time.monotonic()), milliseconds=1)
 
 
+def gloo_group(interface: str, store: Any, rank: int, world_size: int, timeout: timedelta, *, num_threads: int) -> Any:
+    """A process group on the run's interface: torch's own would take the interface of the host name."""
+    options = _c10d.ProcessGroupGloo._Options()
+    options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=interface, lazy_init=False)]
+    options._timeout = timeout
+    options._threads = num_threads
+    return _c10d.ProcessGroupGloo(store, rank, world_size, options)
+
+
 def _new_group(spec: GroupSpec, store: RelayStore, device: torch.device | None) -> Any:
     if spec.backend == "gloo":
-        options = _c10d.ProcessGroupGloo._Options()
-        options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=spec.interface, lazy_init=False)]
-        options._timeout = timedelta(seconds=CONNECT_LIMIT_S / _GLOO_CONNECT_ATTEMPTS)
-        options._threads = 1
-        return _c10d.ProcessGroupGloo(store, spec.rank, spec.world_size, options)
+        timeout = timedelta(seconds=CONNECT_LIMIT_S / _GLOO_CONNECT_ATTEMPTS)
+        return gloo_group(spec.interface, store, spec.rank, spec.world_size, timeout, num_threads=1)
     options = _c10d.ProcessGroupNCCL.Options()
     # NCCL's watchdog ends the process, so its timeout must be the longest.
     options._timeout = timedelta(seconds=_NCCL_WATCHDOG * spec.deadline_s)

@@ -1,29 +1,25 @@
 """Closes gloo's listening port to all other processes once a group is formed.
 
-Each member of a gloo group listens on a port of the run's interface that the kernel chooses, and the other members
-connect to it while the group forms. That takes milliseconds, but gloo listens until the group is dropped, without
-authentication. Observed with torch 2.13: every TCP connection that is opened and closed there costs a descriptor until
-the group is dropped. With about a thousand connections any user of the machine could make the process abort.
+Each member of a gloo group listens on a port of the run's interface, and the others connect to it while the group
+forms. That takes milliseconds, but gloo listens until the group is dropped, without authentication. Observed with torch
+2.13: every TCP connection that is opened and closed there costs a descriptor until the group is dropped. With about a
+thousand connections any user of the machine could make the process abort.
 
 After the group is formed, no further connection is needed, so the kernel drops every packet to the listening socket (a
-socket filter, which needs no privilege). The filter does not affect the connections of the group, and other processes
-get no answer. The socket itself cannot be closed, because gloo still waits for its events. Connections from before that
-end with the group.
+socket filter, which needs no privilege). Connections of the group are not affected, and other processes get no answer.
+The socket itself cannot be closed, because gloo still waits for its events.
 
 There is no filter on systems other than Linux, nor for NCCL's ports.
 """
 
-import contextlib
 import ctypes
-import os
 import socket
-import stat
 import struct
 import sys
 
 import structlog
 
-from darts_async.weights.broadcast.close_gloo_sockets import DESCRIPTORS, Address
+from darts_async.weights.broadcast.close_gloo_sockets import Address, do_with_sockets
 
 _SO_ATTACH_FILTER = 26
 _DROP = struct.pack("=HBBI", 0x06, 0, 0, 0)
@@ -33,29 +29,16 @@ log = structlog.get_logger()
 
 
 def refuse_strangers(own_addresses: set[Address]) -> int:
-    """Refuse further connections to the sockets of this process that listen at one of these addresses. Returns the
-    number of sockets. If the kernel does not allow it, that is logged."""
+    """Refuse further connections to the sockets of this process that listen at one of these addresses; returns their
+    number. It is logged if the kernel does not allow it."""
     if sys.platform != "linux":
         return 0
-    return sum(_refuse_if_ours(int(name), own_addresses) for name in os.listdir(DESCRIPTORS))
+    return do_with_sockets(lambda found: _listens(found, own_addresses) and _drop_all(found))
 
 
-def _refuse_if_ours(descriptor: int, addresses: set[Address]) -> bool:
-    # A duplicate, so that the descriptor cannot be closed and reused between check and call.
-    with contextlib.suppress(OSError):  # it was closed meanwhile
-        duplicate = os.dup(descriptor)
-        if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
-            os.close(duplicate)
-            return False
-        with socket.socket(fileno=duplicate) as found:
-            if _listens(found) and found.getsockname()[:2] in addresses:
-                return _drop_all(found)
-    return False
-
-
-def _listens(found: socket.socket) -> bool:
-    is_tcp = found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM
-    return is_tcp and bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+def _listens(found: socket.socket, addresses: set[Address]) -> bool:
+    accepts = found.type == socket.SOCK_STREAM and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return bool(accepts) and found.getsockname()[:2] in addresses
 
 
 def _drop_all(listener: socket.socket) -> bool:

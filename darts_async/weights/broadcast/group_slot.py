@@ -24,7 +24,6 @@ class Group:
 
     @property
     def epoch(self) -> int:
-        """Its number."""
         return self.spec.epoch
 
 
@@ -36,7 +35,6 @@ class Groups:
         self._left: list[Collective] = []
 
     def in_epoch(self, epoch: int) -> Group | None:
-        """The current group, if it is that of `epoch`."""
         return self.current if self.current is not None and self.current.epoch == epoch else None
 
     def join(
@@ -60,11 +58,7 @@ class Groups:
         self._left.append(group.collective)
 
     async def close(self, deadline_s: float) -> None:
-        """Leave, and wait for the end of all threads and sockets of all groups.
-
-        Raises:
-            DeadlineError: a thread still hangs in a call.
-        """
+        """Leave, and wait for the end of all threads and sockets of all groups. Raises `DeadlineError` if one hangs."""
         self.leave("closed")
         async with asyncio.TaskGroup() as tasks:
             for collective in self._left:

@@ -28,18 +28,12 @@ class RelayStore(Store):
     Args:
         epoch: stamped on every message.
         send: called on the event loop with each value that the collective sets.
-        loop: the event loop.
         deadline_s: how long `get` and `wait` wait. The timeout of the collective is ignored, because gloo passes that
             of a single attempt to connect.
     """
 
     def __init__(
-        self,
-        epoch: int,
-        send: Callable[[StoreValue], None],
-        loop: asyncio.AbstractEventLoop,
-        *,
-        deadline_s: float,
+        self, epoch: int, send: Callable[[StoreValue], None], loop: asyncio.AbstractEventLoop, *, deadline_s: float
     ) -> None:
         super().__init__()
         self._epoch = epoch
@@ -54,11 +48,8 @@ class RelayStore(Store):
     # --- the event loop's side -------------------------------------------------------------------------------
 
     def put(self, key: str, value: bytes) -> None:
-        """Add a value that another member has set.
-
-        Raises:
-            ProtocolError: it is too large, there are too many, or it contradicts an existing value.
-        """
+        """Add a value that another member has set. Raises `ProtocolError` if it is too large, if there are too many, or
+        if it contradicts an existing value."""
         if len(value) > MAX_VALUE_BYTES:
             raise ProtocolError(f"store value {key!r} has {len(value)} bytes, the limit is {MAX_VALUE_BYTES}")
         with self._changed:
@@ -76,7 +67,6 @@ class RelayStore(Store):
             self._changed.notify_all()
 
     def values(self) -> list[bytes]:
-        """All values so far."""
         with self._changed:
             return list(self._values.values())
 
@@ -88,12 +78,7 @@ class RelayStore(Store):
     # --- the group's thread ----------------------------------------------------------------------------------
 
     def meet(self, rank: int, world_size: int) -> None:
-        """Wait until every member has called this.
-
-        Raises:
-            DeadlineError: some have not, at the deadline; the message names their keys.
-            WeightUpdateError: the group was given up.
-        """
+        """Wait until every member has called this; raises as `wait`."""
         self.set(f"here/{rank}", b"")
         self.wait([f"here/{other}" for other in range(world_size)])
 
@@ -109,7 +94,6 @@ class RelayStore(Store):
         self._loop.call_soon_threadsafe(self._send, StoreValue(self._epoch, key, content))
 
     def get(self, key: str) -> bytes:
-        """Wait for a value."""
         self.wait([key])
         with self._changed:
             return self._values[key]
@@ -133,7 +117,6 @@ class RelayStore(Store):
                     )
 
     def check(self, keys: Sequence[str]) -> bool:
-        """Whether all `keys` exist."""
         with self._changed:
             return all(key in self._values for key in keys)
 
@@ -146,7 +129,6 @@ class RelayStore(Store):
             return self._values.pop(key, None) is not None
 
     def get_num_keys(self) -> int:
-        """Number of values here."""
         with self._changed:
             return len(self._values)
 

@@ -1,10 +1,10 @@
-"""A generator's membership in the learner's updates: what it answers, what it takes part in, what it puts in use. Pure.
+"""A generator's decisions in weight updates: its answers, its part in the group, the version in use. Pure.
 
-Each input returns the actions to take, in order. Whatever fails before the commit costs nothing but the update: the
-member reports it, leaves the group and asks to join the next one.
+Each input returns the actions to take, in order. A failure before the commit costs only the update: the member reports
+it, leaves the group and asks to join the next one.
 
-Invariants: the transfer is only told what belongs to the present epoch; an update that is being applied is finished,
-whatever arrives; an offer that arrives meanwhile waits.
+Invariants: the transfer only gets commands of the present epoch; an update that is being applied is finished, whatever
+arrives; an offer that arrives meanwhile waits.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ from darts_async.protocol import (
 )
 
 Command = EpochFormed | StoreValue | UpdateOffered | UpdateCommitted | UpdateAborted
-"""What a transfer is told."""
+"""To a transfer."""
 
 Report = StoreValue | UpdateReady | UpdateStaged | UpdateFailed
-"""What a transfer says."""
+"""Of a transfer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +56,11 @@ Action = Tell | Order | Apply
 
 
 class Member:
-    """See the module.
-
-    Args:
-        num_ranks: places in the broadcast group that its transfer takes.
-    """
+    """See the module. Its transfer has `num_ranks` ranks in the broadcast group."""
 
     def __init__(self, num_ranks: int) -> None:
         self._num_ranks = num_ranks
-        self.version = -1
+        self.policy_version = -1
         """In use; -1 before the first."""
         self._epoch: int | None = None  # of the group that it is in
         self._last_epoch = -1
@@ -80,13 +76,13 @@ class Member:
         return [*left, self._ask()]
 
     def leave(self, reason: str) -> list[Action]:
-        """Whatever is under way ends: the link to the learner is down, or the generator closes."""
+        """End the current update and leave the group: the link to the learner is down, or the generator closes."""
         left, version = self._epoch, self._version_under_way
         self._epoch = self._update = self._postponed = None
         return [] if left is None else [Order(UpdateAborted(left, version, reason))]
 
     def handle(self, message: LearnerToGenerator) -> list[Action]:
-        """Take in a message of the learner. Messages of past epochs change nothing."""
+        """Handle a message of the learner. Messages of past epochs change nothing."""
         match message:
             case EpochFormed(epoch) if epoch > self._last_epoch:
                 left = self.leave(f"epoch {epoch} was formed")
@@ -98,12 +94,12 @@ class Member:
                 return self._consider(message)
             case UpdateCommitted():
                 return self._commit(message)
-            case UpdateAborted(epoch, _, reason) if self._epoch in (epoch, None):  # in no group it was dropped as well
+            case UpdateAborted(epoch, _, reason) if self._epoch in (epoch, None):  # None: it was dropped, too
                 return [*self.leave(reason), self._ask()]
         return []
 
     def report(self, report: Report) -> list[Action]:
-        """Take in what the transfer says. Reports of a group that was left change nothing."""
+        """Handle a report of the transfer. Reports of a group that was left change nothing."""
         if report.epoch != self._epoch:
             return []
         match report:
@@ -117,16 +113,15 @@ class Member:
 
     def applied(self, stall_s: float) -> list[Action]:
         """The version of the last `Apply` is in use; nothing was decoded for `stall_s`."""
-        epoch, self.version = self._end_update()
-        return [Tell(UpdateApplied(epoch, self.version, stall_s)), *self._resume()]
+        epoch, self.policy_version = self._end_update()
+        return [Tell(UpdateApplied(epoch, self.policy_version, stall_s)), *self._resume()]
 
     def apply_failed(self, error: str) -> list[Action]:
-        """It could not be put in use, and what was in use still is."""
+        """The version of the last `Apply` could not be put in use. The one before still is."""
         epoch, _ = self._end_update()
         return [*self._fail(epoch, error), *self._resume()]
 
     def validate(self) -> None:
-        """Assert what holds between two inputs."""
         assert self._epoch in (None, self._last_epoch)
         assert self._epoch is not None or (self._update is None and self._postponed is None)
         assert self._update is None or self._update.epoch == self._epoch
@@ -168,7 +163,7 @@ class Member:
     # --- membership ------------------------------------------------------------------------------------------
 
     def _ask(self) -> Action:
-        return Tell(MemberJoined(self.version, self._num_ranks))
+        return Tell(MemberJoined(self.policy_version, self._num_ranks))
 
     def _fail(self, epoch: int, error: str) -> list[Action]:
         """Report that this member cannot continue in an epoch, and ask for the next."""
@@ -179,4 +174,4 @@ class Member:
 
     @property
     def _version_under_way(self) -> int:
-        return self._update.policy_version if self._update is not None else self.version
+        return self._update.policy_version if self._update is not None else self.policy_version

@@ -1,7 +1,7 @@
 """A generator's side of a weight update: does what its `Member` decides.
 
-What was received is put in use at a step boundary, after the learner has seen that all checksums agree. How and where
-the buckets arrive is the business of the `Transfer`.
+Weights are put in use at a step boundary, after the learner has seen that all checksums agree. The `Transfer` receives
+the buckets.
 """
 
 import asyncio
@@ -16,12 +16,8 @@ from darts_async.weights.receiving.transfer import Transfer
 
 
 class Receiver:
-    """Takes part in the learner's updates. All methods are called on one event loop.
-
-    Args:
-        send: queues a message for the learner.
-        transfer: receives the weights. `open` opens it and `close` closes it.
-    """
+    """Takes part in the learner's updates. All methods are called on one event loop. `send` queues a message for the
+    learner."""
 
     def __init__(self, send: Callable[[GeneratorToLearner], None], transfer: Transfer) -> None:
         self._send = send
@@ -32,7 +28,7 @@ class Receiver:
     @property
     def policy_version(self) -> int:
         """The version in use, -1 before the first."""
-        return self._member.version
+        return self._member.policy_version
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Open the transfer, and apply committed updates in a task of `tasks`. An error of the engine ends them."""
@@ -44,19 +40,15 @@ class Receiver:
         self._do(self._member.join())
 
     def learner_lost(self) -> None:
-        """The link to the learner is down: whatever was under way ends."""
+        """The link to the learner is down."""
         self._do(self._member.leave("the link to the learner is down"))
 
     def handle(self, message: LearnerToGenerator) -> None:
-        """Take in a message of the learner. Messages of past epochs change nothing."""
+        """See `Member.handle`."""
         self._do(self._member.handle(message))
 
     async def close(self, deadline_s: float = 10.0) -> None:
-        """Leave the group, and release all threads, sockets and memory.
-
-        Raises:
-            DeadlineError: a thread hangs.
-        """
+        """Leave the group, and release all threads, sockets and memory. Raises `DeadlineError` if a thread hangs."""
         self._do(self._member.leave("the generator closes"))
         await self._transfer.close(deadline_s)
 
@@ -77,7 +69,8 @@ class Receiver:
         for action in actions:
             match action:
                 case Tell(message):
-                    _reach_point_of(message)
+                    if (point := _POINTS.get(type(message))) is not None:
+                        present().reach(point)
                     self._send(message)
                 case Order(command):
                     self._transfer.handle(command)
@@ -85,11 +78,9 @@ class Receiver:
                     self._committed.put_nowait(version)
 
 
-def _reach_point_of(message: GeneratorToLearner) -> None:
-    match message:
-        case UpdateReady():
-            present().reach("generator.before_ready")
-        case UpdateStaged():
-            present().reach("generator.before_staged")
-        case UpdateApplied():
-            present().reach("generator.before_applied")
+_POINTS = {
+    UpdateReady: "generator.before_ready",
+    UpdateStaged: "generator.before_staged",
+    UpdateApplied: "generator.before_applied",
+}
+"""Points of faults that are reached before these messages are sent."""

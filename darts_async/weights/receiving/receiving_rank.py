@@ -2,8 +2,8 @@
 as a stream of tensors that are loaded at once.
 
 Invariants. Staging memory has at most one owner: a transfer, a complete update, or the code that took the update;
-without an owner it is reused. A failed transfer keeps its memory, because an operation that timed out may still write
-to it. A group that was left sends no reports.
+without an owner it is reused. A failed transfer's memory is not reused, because an operation that timed out may still
+write to it. A group that was left sends no reports.
 """
 
 import asyncio
@@ -35,14 +35,14 @@ from darts_async.weights.receiving.staging import Staging, TensorStream, receive
 
 JOIN_BACKSTOP = 2.0
 TRANSFER_BACKSTOP = 3.0
-"""Deadlines of a rank, in deadlines of a phase (the second one spans two phases). They only matter if the learner is
-silent. Otherwise the learner's deadline comes first, because it knows which member has not answered."""
+"""Deadlines of a rank, in deadlines of a phase (the second one spans two phases). The learner's deadline comes first,
+because it knows which member has not answered. These are for a silent learner."""
 
 
 @dataclass(slots=True, eq=False)
 class _ReceivedUpdate:
     epoch: int
-    version: int
+    policy_version: int
     staging: Staging | None = None  # once all buckets have arrived
     stream: TensorStream | None = None  # if they are not staged
 
@@ -73,12 +73,11 @@ class Rank:
         self._spare: Staging | None = None
 
     def handle(self, command: EpochFormed | StoreValue | UpdateOffered | UpdateAborted) -> None:
-        """Carry out a command of the learner."""
         match command:
             case EpochFormed():
                 self._form(command)
-            case StoreValue(epoch, key, value):
-                self._put(epoch, key, value)
+            case StoreValue():
+                self._put(command)
             case UpdateOffered(epoch):
                 if (group := self._groups.in_epoch(epoch)) is not None:
                     self._receive(group, command)
@@ -86,10 +85,9 @@ class Rank:
                 self._leave(reason)
 
     def has_staged(self, command: UpdateCommitted) -> bool:
-        """Whether this update has arrived completely, and the group was not left since."""
-        update = self._update
-        is_meant = update is not None and (update.epoch, update.version) == (command.epoch, command.policy_version)
-        return is_meant and update is not None and update.staging is not None
+        """Whether this update has arrived completely, and the group was not left afterwards."""
+        update, wanted = self._update, (command.epoch, command.policy_version)
+        return update is not None and (update.epoch, update.policy_version) == wanted and update.staging is not None
 
     def take(self, command: UpdateCommitted) -> Staging:
         """Hand over a staged update. It must be given back."""
@@ -100,15 +98,11 @@ class Rank:
         return update.staging
 
     def give_back(self, staging: Staging) -> None:
-        """The memory is no longer read."""
+        """The memory of an update that was taken is not read any longer."""
         self._spare = staging
 
     async def close(self, deadline_s: float) -> None:
-        """Leave the group, and release all threads, sockets and memory.
-
-        Raises:
-            DeadlineError: a thread hangs.
-        """
+        """Leave the group, and release all threads, sockets and memory. Raises `DeadlineError` if a thread hangs."""
         self._leave("the generator closes")
         self._spare = None
         await self._groups.close(deadline_s)
@@ -130,14 +124,12 @@ class Rank:
         if error := outcome.exception():
             self._fail(group.epoch, describe(error))
 
-    def _put(self, epoch: int, key: str, value: bytes) -> None:
-        group = self._groups.in_epoch(epoch)
-        if group is None:
-            return
-        try:
-            group.store.put(key, value)
-        except ProtocolError as error:
-            self._fail(epoch, describe(error))
+    def _put(self, message: StoreValue) -> None:
+        if (group := self._groups.in_epoch(message.epoch)) is not None:
+            try:
+                group.store.put(message.key, message.value)
+            except ProtocolError as error:
+                self._fail(message.epoch, describe(error))
 
     def _receive(self, group: Group, message: UpdateOffered) -> None:
         update = _ReceivedUpdate(message.epoch, message.policy_version)
@@ -146,7 +138,7 @@ class Rank:
         spare, self._spare = self._spare, None
         deadline_at_s = time.monotonic() + TRANSFER_BACKSTOP * message.deadline_s
         if self._load is not None:
-            update.stream = TensorStream(update.version, deadline_at_s)
+            update.stream = TensorStream(update.policy_version, deadline_at_s)
             self._load(update.stream)
 
         def posted() -> None:
@@ -165,7 +157,7 @@ class Rank:
 
     def _ready(self, update: _ReceivedUpdate) -> None:
         if update is self._update:
-            self._report(UpdateReady(update.epoch, update.version))
+            self._report(UpdateReady(update.epoch, update.policy_version))
 
     def _received(
         self, group: Group, update: _ReceivedUpdate, outcome: Future[tuple[Staging | None, list[int]]]
@@ -180,7 +172,7 @@ class Rank:
             self._spare = staging or self._spare  # the update was aborted just when it was complete
             return
         update.staging = staging
-        self._report(UpdateStaged(update.epoch, update.version, np.array(checksums, np.int64)))
+        self._report(UpdateStaged(update.epoch, update.policy_version, np.array(checksums, np.int64)))
 
     def _leave(self, reason: str) -> None:
         self._groups.leave(reason)
@@ -193,6 +185,6 @@ class Rank:
     def _fail(self, epoch: int, error: str) -> None:
         if self._groups.in_epoch(epoch) is None:
             return  # it has left already
-        version = self._update.version if self._update is not None else -1
+        version = self._update.policy_version if self._update is not None else -1
         self._leave(error)
         self._report(UpdateFailed(epoch, version, error))

@@ -2,7 +2,7 @@
 
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from darts_async.errors import WeightUpdateError
 from darts_async.faults import present
 from darts_async.protocol import WeightManifest
-from darts_async.weights.broadcast.collective import Collective, PendingBroadcast
+from darts_async.weights.broadcast.collective import Collective
 from darts_async.weights.bucket_layout import Layout, layout_of, views_of
 from darts_async.weights.checksum import checksum
 
@@ -26,43 +26,42 @@ class Staging:
 
     @classmethod
     def for_manifest(cls, manifest: WeightManifest, device: torch.device) -> "Staging":
-        """Allocate."""
         layout = layout_of(manifest)
         flat = torch.empty(layout.total_bytes, dtype=torch.uint8, device=device)
         return cls(manifest, layout, flat, views_of(flat, layout))
 
     def fits(self, manifest: WeightManifest, device: torch.device) -> bool:
-        """Whether it can be used again."""
         return self.manifest == manifest and self.flat.device == device
 
 
 def receive_buckets(
     collective: Collective, staging: Staging, deadline_at_s: float, posted: Callable[[], object]
 ) -> list[int]:
-    """Receive all buckets in place; runs in the group's thread.
-
-    Args:
-        posted: called once the first receive is posted.
-
-    Returns:
-        The checksum of each tensor in staging, taken while later buckets are under way. [num_tensors]
-    """
-    layout = staging.layout
-    tensors = list(staging.tensors.values())
+    """Receive all buckets in place; runs in the group's thread. `posted` is called once the first receive is posted.
+    Returns the checksum of each tensor, computed while later buckets are under way. [num_tensors]"""
+    layout, tensors = staging.layout, list(staging.tensors.values())
     checksums = [0] * len(tensors)
-    buckets = [staging.flat[slice(*layout.bucket_range(bucket))] for bucket in range(layout.num_buckets)]
-    pending = collective.post(buckets[0], deadline_at_s) if buckets else None
-    posted()
-    for bucket in range(layout.num_buckets):
-        assert pending is not None
-        present().in_thread("generator.bucket")
-        pending.wait()
-        pending = collective.post(buckets[bucket + 1], deadline_at_s) if bucket + 1 < layout.num_buckets else None
+    buffers = [staging.flat[slice(*layout.bucket_range(bucket))] for bucket in range(layout.num_buckets)]
+    for bucket in _arrived(collective, buffers, deadline_at_s, posted):
         for index in layout.completed[bucket]:
             checksums[index] = checksum(tensors[index])
     for index in layout.empty:
         checksums[index] = checksum(tensors[index])
     return checksums
+
+
+def _arrived(
+    collective: Collective, buffers: Sequence[torch.Tensor], deadline_at_s: float, posted: Callable[[], object]
+) -> Iterator[int]:
+    """Receive one bucket into each buffer; yields each bucket that is there, while the next one is under way."""
+    pending = collective.post(buffers[0], deadline_at_s) if buffers else None
+    posted()
+    for bucket in range(len(buffers)):
+        assert pending is not None
+        present().in_thread("generator.bucket")
+        pending.wait()
+        pending = collective.post(buffers[bucket + 1], deadline_at_s) if bucket + 1 < len(buffers) else None
+        yield bucket
 
 
 _LOOK_S = 0.05
@@ -71,11 +70,8 @@ _STREAM_TENSORS = 4
 
 
 class TensorStream:
-    """Passes tensors from the receiving thread to the loading thread, each in its own memory.
-
-    Args:
-        deadline_at_s: on `time.monotonic`, for both sides.
-    """
+    """Passes tensors from the receiving thread to the loading thread, each in its own memory. The deadline for both
+    sides is on `time.monotonic`."""
 
     def __init__(self, policy_version: int, deadline_at_s: float) -> None:
         self.policy_version = policy_version
@@ -131,40 +127,28 @@ def receive_tensors(
     posted: Callable[[], object],
     stream: TensorStream,
 ) -> list[int]:
-    """Receive all buckets and pass on each complete tensor; runs in the group's thread.
-
-    Returns:
-        The checksum of each tensor. [num_tensors]
-    """
-    checksums = [0] * len(layout.placements)
+    """The same, but each complete tensor is passed to the stream and not kept."""
+    checksums = [0] * len(layout.spans)
     partial: dict[int, torch.Tensor] = {}
     size = min(layout.bucket_bytes, layout.total_bytes)
-    buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(min(2, layout.num_buckets))]
-
-    def post(bucket: int) -> PendingBroadcast:
-        start, stop = layout.bucket_range(bucket)
-        return collective.post(buffers[bucket % 2][: stop - start], deadline_at_s)
+    memory = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(min(2, layout.num_buckets))]
+    ranges = map(layout.bucket_range, range(layout.num_buckets))
+    buffers = [memory[bucket % 2][: stop - start] for bucket, (start, stop) in enumerate(ranges)]
 
     def finish(index: int) -> None:
-        placement = layout.placements[index]
+        span = layout.spans[index]
         content = partial.pop(index, torch.empty(0, dtype=torch.uint8, device=device))
-        tensor = content.view(placement.dtype).view(placement.spec.shape)
+        tensor = content.view(span.dtype).view(span.spec.shape)
         checksums[index] = checksum(tensor)
-        stream.put(placement.spec.name, tensor)
+        stream.put(span.spec.name, tensor)
 
-    pending = post(0) if layout.num_buckets else None
-    posted()
-    for bucket in range(layout.num_buckets):
-        assert pending is not None
-        pending.wait()
-        pending = post(bucket + 1) if bucket + 1 < layout.num_buckets else None
+    for bucket in _arrived(collective, buffers, deadline_at_s, posted):
         for piece in layout.pieces[bucket]:
-            num_bytes = layout.placements[piece.tensor].num_bytes
+            num_bytes = layout.spans[piece.tensor].num_bytes
             if piece.tensor not in partial:
                 partial[piece.tensor] = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-            target = partial[piece.tensor]
-            source = buffers[bucket % 2][piece.bucket_start : piece.bucket_start + piece.num_bytes]
-            target[piece.tensor_start : piece.tensor_start + piece.num_bytes].copy_(source)
+            source = buffers[bucket][piece.bucket_start : piece.bucket_start + piece.num_bytes]
+            partial[piece.tensor][piece.tensor_start : piece.tensor_start + piece.num_bytes].copy_(source)
         for index in layout.completed[bucket]:
             finish(index)
     for index in layout.empty:

@@ -1,9 +1,8 @@
 """The interface of the part of a generator that receives and applies weights.
 
 A transfer is the part of a generator that is in the broadcast group: in this process (`LocalTransfer`), or in the
-worker processes of an engine (`darts_async.generator.vllm.weights`), where each worker is a rank. It is told what the
-learner said (`Command`) and says what came of it (`Report`); the conversation with the learner itself, and which
-messages are out of date, is the business of `member`.
+worker processes of an engine (`darts_async.generator.vllm.weights`), where each worker is a rank. It gets commands and
+reports their results. `Member` converses with the learner and recognises late messages.
 """
 
 import asyncio
@@ -45,11 +44,7 @@ class Transfer(Protocol):
         """
 
     async def close(self, deadline_s: float) -> None:
-        """Leave the group; no thread, socket or memory stays.
-
-        Raises:
-            DeadlineError: a thread hangs.
-        """
+        """Leave the group, and release all threads, sockets and memory. Raises `DeadlineError` if a thread hangs."""
 
 
 class LocalTransfer:
@@ -62,23 +57,18 @@ class LocalTransfer:
             means that the weights in use are unchanged.
     """
 
+    num_ranks = 1
+
     def __init__(self, interface: str, apply: Callable[[dict[str, torch.Tensor], int], Awaitable[float]]) -> None:
         self._interface = interface
         self._apply = apply
         self._rank: Rank | None = None
         self._committed: Staging | None = None
 
-    @property
-    def num_ranks(self) -> int:
-        """One."""
-        return 1
-
     async def open(self, report: Callable[[Report], None], tasks: asyncio.TaskGroup) -> None:
-        """See `Transfer`."""
         self._rank = Rank(self._interface, report)
 
     def handle(self, command: Command) -> None:
-        """See `Transfer`."""
         assert self._rank is not None, "it was opened"
         if isinstance(command, UpdateCommitted):
             self._committed = self._rank.take(command)
@@ -86,7 +76,6 @@ class LocalTransfer:
             self._rank.handle(command)
 
     async def apply(self, policy_version: int) -> float:
-        """See `Transfer`."""
         assert self._rank is not None
         assert self._committed is not None
         staging, self._committed = self._committed, None
@@ -96,6 +85,5 @@ class LocalTransfer:
             self._rank.give_back(staging)
 
     async def close(self, deadline_s: float) -> None:
-        """See `Transfer`."""
         if self._rank is not None:
             await self._rank.close(deadline_s)

@@ -62,7 +62,7 @@ MAX_BROKEN_BROADCASTS = 3
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    version: int
+    policy_version: int
     manifest: WeightManifest
 
 
@@ -76,7 +76,6 @@ class Coordinator:
     """The state machine of the learner's rank 0. Each input returns the actions to take, in order.
 
     Args:
-        backend: backend of torch.distributed.
         interface: the learner's address, which is sent to the members.
         deadline_s: time limit of each phase.
         absence_s: time limit of the wait for a first or returning member. Default: `deadline_s`.
@@ -111,7 +110,6 @@ class Coordinator:
 
     @property
     def is_busy(self) -> bool:
-        """Whether an update is under way."""
         return self._target is not None
 
     @property
@@ -124,29 +122,29 @@ class Coordinator:
         """The latest time for the next `tick`; None if there is no wait."""
         return self._round.deadline if self._round else self._wait_until
 
-    def lagging(self, version: int) -> list[str]:
-        """Members that can receive `version` and do not have it."""
-        return self._members.lagging(version)
+    def lagging(self, policy_version: int) -> list[str]:
+        """Members that can receive the version and do not have it."""
+        return self._members.lagging(policy_version)
 
     # --- inputs ----------------------------------------------------------------------------------------------
 
-    def offer(self, version: int, manifest: WeightManifest, now_s: float) -> list[CoordinatorAction]:
+    def offer(self, policy_version: int, manifest: WeightManifest, now_s: float) -> list[CoordinatorAction]:
         """Begin to publish a version. During an update, the newest offer waits for its end."""
-        offer = _Offer(version, manifest)
+        offer = _Offer(policy_version, manifest)
         if self._target is None:
             self._start(offer, now_s)
-        elif self._queued is None or version > self._queued.version:
+        elif self._queued is None or policy_version > self._queued.policy_version:
             if self._queued is not None:
-                self._actions.append(Superseded(self._queued.version))
+                self._actions.append(Superseded(self._queued.policy_version))
             self._queued = offer
-        elif version < self._queued.version:
-            self._actions.append(Superseded(version))
+        elif policy_version < self._queued.policy_version:
+            self._actions.append(Superseded(policy_version))
         return self._take_actions()
 
     def withdraw(self, reason: str, now_s: float) -> list[CoordinatorAction]:
         """Give up the current update and the queued one. Committed weights stay in use."""
         if self._queued is not None:
-            self._actions.append(Superseded(self._queued.version))
+            self._actions.append(Superseded(self._queued.policy_version))
             self._queued = None
         if self._round is not None:
             self._end_round(self._round, reason)
@@ -155,7 +153,6 @@ class Coordinator:
         return self._take_actions()
 
     def handle(self, event: CoordinatorEvent, now_s: float) -> list[CoordinatorAction]:
-        """Handle an event."""
         match event:
             case MemberLost(name):
                 self._leave(name, "its link is down", now_s)
@@ -238,8 +235,8 @@ class Coordinator:
         wait for it in vain."""
         self._members.strike(name)
         if self._members.is_barred(name):
-            refused = WeightsRefused(current.version, f"it failed too often to receive them, the last time: {reason}")
-            self._actions.append(SendToMember(name, refused))
+            why = f"it failed too often to receive them, the last time: {reason}"
+            self._actions.append(SendToMember(name, WeightsRefused(current.policy_version, why)))
 
     def _note_dropped(self, name: str, reason: str) -> None:
         self._dropped[name] = reason
@@ -251,13 +248,11 @@ class Coordinator:
         current = self._round
         if isinstance(message, MemberJoined | StoreValue | ProbeMeasured):
             return
-        if current is None or name not in current.audience:
-            return
-        if message.epoch != current.epoch:
+        if current is None or name not in current.audience or message.epoch != current.epoch:
             return
         if isinstance(message, UpdateFailed):
             self._failed(current, name, message.error, now_s)
-        elif message.policy_version == current.version:
+        elif message.policy_version == current.policy_version:
             self._progress(current, name, message, now_s)
 
     def _progress(
@@ -268,23 +263,24 @@ class Coordinator:
                 current.waiting_for.discard(name)
                 if not current.waiting_for:
                     current.enter(Phase.TRANSFERRING, now_s)
-                    self._actions.append(Broadcast(current.epoch, current.version))
+                    self._actions.append(Broadcast(current.epoch, current.policy_version))
             case UpdateStaged(), Phase.TRANSFERRING:
                 current.stage(name, tuple(message.checksums.tolist()))
                 self._check(current, now_s)
             case UpdateApplied(), Phase.APPLYING:
                 current.apply(name, message.stall_s)
-                self._members.applied(name, current.version)
+                self._members.applied(name, current.policy_version)
                 self._finish_if_applied(current, now_s)
 
     def _check(self, current: Round, now_s: float) -> None:
         """Compare what has arrived with the learner's checksums; commit when all agree."""
         if wrong := current.wrong():
-            self._expel(current, wrong, f"checksums of version {current.version} differ from the learner's", now_s)
+            reason = f"checksums of version {current.policy_version} differ from the learner's"
+            self._expel(current, wrong, reason, now_s)
         elif current.can_commit():
             current.enter(Phase.APPLYING, now_s)
             for name in sorted(current.audience):
-                self._actions.append(SendToMember(name, UpdateCommitted(current.epoch, current.version)))
+                self._actions.append(SendToMember(name, UpdateCommitted(current.epoch, current.policy_version)))
 
     def _failed(self, current: Round, name: str, error: str, now_s: float) -> None:
         if name in current.stalls_s:
@@ -314,9 +310,9 @@ class Coordinator:
     # --- rounds ----------------------------------------------------------------------------------------------
 
     def _start(self, offer: _Offer, now_s: float) -> None:
-        if offer.version != self._last_version:
+        if offer.policy_version != self._last_version:
             self._members.forgive()
-        self._last_version = offer.version
+        self._last_version = offer.policy_version
         self._target = offer
         self._broken_broadcasts = 0
         self._dropped = {}
@@ -324,15 +320,15 @@ class Coordinator:
 
     def _begin_round(self, target: _Offer, now_s: float) -> None:
         assert self._round is None
-        audience = self._members.lagging(target.version)
+        audience = self._members.lagging(target.policy_version)
         if audience:
             self._wait_until = self._wait_since = None
             epoch = self._epoch_for(audience)
-            self._round = Round(epoch.number, target.version, set(audience), self._deadline_s, began=now_s)
-            offered = UpdateOffered(epoch.number, target.version, target.manifest, self._deadline_s)
+            self._round = Round(epoch.number, target.policy_version, set(audience), self._deadline_s, began=now_s)
+            offered = UpdateOffered(epoch.number, target.policy_version, target.manifest, self._deadline_s)
             self._actions += [SendToMember(name, offered) for name in audience]
-        elif (holders := self._members.holders(target.version)) or self._members.ahead(target.version):
-            self._finish(Published(target.version, tuple(holders), dict(self._dropped)), now_s)
+        elif (holders := self._members.holders(target.policy_version)) or self._members.ahead(target.policy_version):
+            self._finish(Published(target.policy_version, tuple(holders), dict(self._dropped)), now_s)
         else:
             self._wait(now_s)
 
@@ -366,7 +362,6 @@ class Coordinator:
         self._begin_round(self._target, now_s)
 
     def _end_round(self, current: Round, reason: str) -> None:
-        """Abort a round, and tell all of its members."""
         for name in sorted(current.audience):
             self._tell_aborted(current, name, reason)
         self._round = None
@@ -387,7 +382,8 @@ class Coordinator:
 
     def _fail(self, reason: str, now_s: float) -> None:
         assert self._target is not None
-        self._finish(PublishFailed(self._target.version, reason, dict(self._dropped), self._members.names()), now_s)
+        version, members = self._target.policy_version, self._members.names()
+        self._finish(PublishFailed(version, reason, dict(self._dropped), members), now_s)
 
     def _finish(self, outcome: Published | PublishFailed, now_s: float) -> None:
         self._actions.append(outcome)
@@ -397,7 +393,7 @@ class Coordinator:
             self._start(offer, now_s)
 
     def _tell_aborted(self, current: Round, name: str, reason: str) -> None:
-        self._actions.append(SendToMember(name, UpdateAborted(current.epoch, current.version, reason)))
+        self._actions.append(SendToMember(name, UpdateAborted(current.epoch, current.policy_version, reason)))
 
     def _drop_group(self) -> None:
         if self._epoch is not None:
@@ -409,7 +405,6 @@ class Coordinator:
         return actions
 
     def validate(self) -> None:
-        """Assert the invariants between two inputs."""
         assert not self._actions
         assert (self.deadline is not None) == self.is_busy
         assert self._queued is None or self.is_busy
@@ -419,7 +414,7 @@ class Coordinator:
             return
         current.validate()
         assert self._target is not None
-        assert self._target.version == current.version
+        assert self._target.policy_version == current.policy_version
         assert all(name in self._members for name in current.audience)
         if not current.is_committed:
             assert self._epoch is not None

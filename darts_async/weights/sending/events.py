@@ -10,8 +10,6 @@ from darts_async.protocol import GeneratorToLearner, LearnerToGenerator
 
 @dataclass(frozen=True, slots=True)
 class MemberMessage:
-    """A message of a generator."""
-
     name: str
     incarnation: int
     message: GeneratorToLearner
@@ -19,18 +17,15 @@ class MemberMessage:
 
 @dataclass(frozen=True, slots=True)
 class MemberLost:
-    """A generator's link is down."""
-
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class BroadcastDone:
-    """The learner has sent all buckets."""
+    """The learner has sent all buckets. Its tensors have these checksums. [num_tensors]"""
 
     epoch: int
     checksums: Sequence[int]
-    """Checksums of the learner's tensors. [num_tensors]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +44,6 @@ CoordinatorEvent = MemberMessage | MemberLost | BroadcastDone | BroadcastFailed
 
 @dataclass(frozen=True, slots=True)
 class SendToMember:
-    """Send a message to a member."""
-
     name: str
     message: LearnerToGenerator
 
@@ -69,7 +62,7 @@ class Broadcast:
     """Send all buckets to the group of `epoch`; answered by `BroadcastDone` or `BroadcastFailed`."""
 
     epoch: int
-    version: int
+    policy_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +74,6 @@ class DropGroup:
 
 @dataclass(frozen=True, slots=True)
 class MemberDropped:
-    """A member was dropped, because it failed or has ended."""
-
     name: str
     reason: str
 
@@ -91,20 +82,23 @@ class MemberDropped:
 class Published:
     """The members have applied the version. The durations are those of the successful round."""
 
-    version: int
+    policy_version: int
     members: tuple[str, ...]
     dropped: Mapping[str, str]
+    """Former members, with the reason."""
     forming_s: float = 0.0
+    """Joining the group, unless it existed, and getting ready."""
     transfer_s: float = 0.0
+    """Packing, broadcast and checksums on both sides."""
     apply_s: float = 0.0
+    """Waiting for step boundaries and swapping."""
     stalls_s: Mapping[str, float] = field(default_factory=dict)
+    """Time in which each member decoded nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishFailed:
-    """The update was given up."""
-
-    version: int
+    policy_version: int
     reason: str
     dropped: Mapping[str, str]
     members: tuple[str, ...]
@@ -114,7 +108,7 @@ class PublishFailed:
 class Superseded:
     """A queued version was replaced by a newer one."""
 
-    version: int
+    policy_version: int
 
 
 CoordinatorAction = (

@@ -19,7 +19,7 @@ class _Member:
     num_ranks: int
     held: int
     """Its version when it joined, from this or an earlier learner."""
-    version: int | None = None
+    policy_version: int | None = None
 
 
 class Membership:
@@ -33,20 +33,16 @@ class Membership:
         return name in self._members
 
     def names(self) -> tuple[str, ...]:
-        """All members, sorted."""
         return tuple(sorted(self._members))
 
     def is_current(self, name: str, incarnation: int) -> bool:
-        """Whether this incarnation of `name` is the member."""
         member = self._members.get(name)
         return member is not None and member.incarnation == incarnation
 
     def incarnations(self, names: list[str]) -> dict[str, int]:
-        """The incarnations of these members."""
         return {name: self._members[name].incarnation for name in names}
 
     def num_ranks(self, name: str) -> int:
-        """Number of ranks of a member in a group."""
         return self._members[name].num_ranks
 
     def add(self, name: str, incarnation: int, num_ranks: int, held: int = -1) -> None:
@@ -55,36 +51,32 @@ class Membership:
         assert num_ranks > 0
         self._members[name] = _Member(incarnation, num_ranks, held)
 
-    def holds(self, name: str, version: int) -> None:
+    def holds(self, name: str, policy_version: int) -> None:
         """A member reports its version again."""
-        self._members[name].held = version
+        self._members[name].held = policy_version
 
     def remove(self, name: str) -> bool:
         """Remove a member; False if it was not a member. Its strikes are kept."""
         return self._members.pop(name, None) is not None
 
-    def applied(self, name: str, version: int) -> None:
-        """Record the version that a member uses."""
-        self._members[name].version = version
+    def applied(self, name: str, policy_version: int) -> None:
+        self._members[name].policy_version = policy_version
 
-    def lagging(self, version: int) -> list[str]:
+    def lagging(self, policy_version: int) -> list[str]:
         """Members without `version` that are not barred and have no newer version, sorted."""
         return [
             name
             for name, member in sorted(self._members.items())
-            if member.version != version and member.held <= version and not self.is_barred(name)
+            if member.policy_version != policy_version and member.held <= policy_version and not self.is_barred(name)
         ]
 
-    def ahead(self, version: int) -> list[str]:
-        """Members with a newer version, sorted."""
-        return [name for name in self.names() if self._members[name].held > version]
+    def ahead(self, policy_version: int) -> list[str]:
+        return [name for name in self.names() if self._members[name].held > policy_version]
 
-    def holders(self, version: int) -> list[str]:
-        """Members that use `version`, sorted."""
-        return [name for name in self.names() if self._members[name].version == version]
+    def holders(self, policy_version: int) -> list[str]:
+        return [name for name in self.names() if self._members[name].policy_version == policy_version]
 
     def strike(self, name: str) -> None:
-        """Count a failure."""
         key = (name, self._members[name].incarnation)
         self._strikes[key] = self._strikes.get(key, 0) + 1
 

@@ -13,18 +13,14 @@ from darts_async.weights.checksum import checksum
 
 
 class Packer:
-    """Packs the buckets of a layout in ascending order.
-
-    Args:
-        tensors: those of the layout, in its order.
-    """
+    """Packs the buckets of a layout in ascending order. `tensors` are those of the layout, in its order."""
 
     def __init__(self, layout: Layout, tensors: Iterator[torch.Tensor]) -> None:
         self._layout = layout
         self._tensors = tensors
         self._num_taken = 0
         self._held: dict[int, torch.Tensor] = {}
-        self._checksums = [0] * len(layout.placements)
+        self._checksums = [0] * len(layout.spans)
 
     def pack(self, buffer: torch.Tensor, bucket: int) -> None:
         """Copy what belongs into one bucket into `buffer`: uint8, at least as long as the bucket."""

@@ -13,10 +13,10 @@ version that it published last.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import structlog
@@ -56,34 +56,17 @@ BACKSTOP = 2.0
 which member has not answered."""
 
 
-@dataclass(frozen=True, slots=True)
-class PublishReport:
-    """The result and the cost of one update."""
-
-    version: int
-    members: tuple[str, ...]
-    """Generators that use the version now."""
-    dropped: Mapping[str, str]
-    """Generators that were dropped, with the reason."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishReport(Published):
     num_bytes: int
     """Payload of one broadcast, padding included: what each member received."""
     total_s: float
     """From the call to the last acknowledgement, including failed rounds."""
-    forming_s: float
-    """Of the successful round: joining the group, unless it existed, and getting ready."""
-    transfer_s: float
-    """Packing, broadcast and checksums on both sides."""
-    apply_s: float
-    """Waiting for step boundaries and swapping."""
-    stalls_s: Mapping[str, float]
-    """Time in which each member decoded nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _PendingUpdate:
-    version: int
     source: WeightSource
-    manifest: WeightManifest
     layout: Layout
     began: float
     outcome: "asyncio.Future[PublishReport]"
@@ -93,7 +76,6 @@ class Publisher:
     """Publishes versions to the generators. All methods are called on one event loop.
 
     Args:
-        config: the backend, the bucket size and the deadline of each phase.
         interface: local address that the collective's sockets bind to.
         send: queues a message for a generator.
         absence_s: how long to wait for a generator that is expected to return.
@@ -109,14 +91,13 @@ class Publisher:
         self._config = config
         self._interface = interface
         self._send = send
-        # Epochs ascend across restarts of the learner, so that late answers to an earlier one are recognised.
-        first_epoch = time.time_ns() // 1_000_000
         self._coordinator = Coordinator(
             backend=config.backend,
             interface=interface,
             deadline_s=config.deadline_s,
             absence_s=absence_s,
-            first_epoch=first_epoch,
+            # Epochs ascend across restarts of the learner, so that late answers to an earlier one are recognised.
+            first_epoch=time.time_ns() // 1_000_000,
         )
         self._groups = Groups()
         self._members_of_group: frozenset[str] = frozenset()
@@ -127,36 +108,29 @@ class Publisher:
 
     @property
     def newest_epoch(self) -> int:
-        """The newest epoch that a member can know."""
         return self._coordinator.newest_epoch
 
     def handle(self, peer: str, incarnation: int, message: GeneratorToLearner) -> None:
-        """Handle a message of a generator."""
         if isinstance(message, StoreValue):
             self._relay(peer, message)
         else:
             self._feed(MemberMessage(peer, incarnation, message))
 
     def peer_lost(self, peer: str) -> None:
-        """A generator's link is down. It joins again later."""
         self._feed(MemberLost(peer))
 
-    async def publish(self, version: int, source: WeightSource) -> PublishReport:
-        """Send a version to the generators. Returns when all members use it.
-
-        Args:
-            version: the policy version of tokens that are decoded from then on.
-            source: the parameters; unchanged until this returns.
+    async def publish(self, policy_version: int, source: WeightSource) -> PublishReport:
+        """Send a version to the generators. Returns when all members use it; until then the parameters must not change.
 
         Raises:
             WeightUpdateError: no generator received it by the deadline, the broadcast failed repeatedly, or a newer
                 version came in between. The message says which generators were dropped and why.
         """
-        update = self._updates.get(version) or self._prepare(version, source)
+        update = self._updates.get(policy_version) or self._prepare(policy_version, source)
         try:
             return await asyncio.shield(update.outcome)
         except asyncio.CancelledError:
-            self._withdraw(f"publishing version {version} was cancelled")
+            self._withdraw(f"publishing version {policy_version} was cancelled")
             raise
 
     async def run(
@@ -164,9 +138,7 @@ class Publisher:
     ) -> None:
         """Give the current version to generators that join after it was published; runs until cancelled.
 
-        Args:
-            source: the parameters now.
-            lend: has the learner leave the parameters of the version that it published last as they are.
+        `source` returns the parameters. While `lend` is entered, the learner does not change them.
         """
         while True:
             await self._someone_lags.wait()
@@ -176,11 +148,8 @@ class Publisher:
                 await asyncio.sleep(self._config.deadline_s)
 
     async def close(self) -> None:
-        """Give up the current update, and release all threads, timers and sockets.
-
-        Raises:
-            DeadlineError: a thread hangs.
-        """
+        """Give up the current update, and release all threads, timers and sockets. Raises `DeadlineError` if a thread
+        hangs."""
         self._withdraw("the learner closes")
         if self._timer is not None:
             self._timer.cancel()
@@ -188,13 +157,13 @@ class Publisher:
 
     # --- decisions in, actions out ---------------------------------------------------------------------------
 
-    def _prepare(self, version: int, source: WeightSource) -> _PendingUpdate:
+    def _prepare(self, policy_version: int, source: WeightSource) -> _PendingUpdate:
         manifest = WeightManifest(source.specs, self._config.bucket_bytes)
         loop = asyncio.get_running_loop()
-        update = _PendingUpdate(version, source, manifest, layout_of(manifest), loop.time(), loop.create_future())
-        self._updates[version] = update
-        self._version = version
-        self._execute(self._coordinator.offer(version, manifest, loop.time()))
+        update = _PendingUpdate(source, layout_of(manifest), loop.time(), loop.create_future())
+        self._updates[policy_version] = update
+        self._version = policy_version
+        self._execute(self._coordinator.offer(policy_version, manifest, loop.time()))
         return update
 
     async def _catch_up(self, source: Callable[[], WeightSource]) -> bool:
@@ -251,23 +220,14 @@ class Publisher:
                 self._reject(version, "a newer version was offered, or the update was withdrawn, before it began")
 
     def _resolve(self, published: Published) -> None:
-        update = self._updates.pop(published.version)
-        report = PublishReport(
-            version=published.version,
-            members=published.members,
-            dropped=published.dropped,
-            num_bytes=update.layout.total_bytes,
-            total_s=asyncio.get_running_loop().time() - update.began,
-            forming_s=published.forming_s,
-            transfer_s=published.transfer_s,
-            apply_s=published.apply_s,
-            stalls_s=published.stalls_s,
-        )
-        update.outcome.set_result(report)
+        update = self._updates.pop(published.policy_version)
+        total_s = asyncio.get_running_loop().time() - update.began
+        num_bytes = update.layout.total_bytes
+        update.outcome.set_result(PublishReport(**asdict(published), num_bytes=num_bytes, total_s=total_s))
 
-    def _reject(self, version: int, reason: str) -> None:
-        outcome = self._updates.pop(version).outcome
-        outcome.set_exception(WeightUpdateError(f"version {version} was not published: {reason}"))
+    def _reject(self, policy_version: int, reason: str) -> None:
+        outcome = self._updates.pop(policy_version).outcome
+        outcome.set_exception(WeightUpdateError(f"version {policy_version} was not published: {reason}"))
         outcome.exception()  # marks it as retrieved: a cancelled publisher does not fetch it
 
     # --- the group -------------------------------------------------------------------------------------------
@@ -316,11 +276,8 @@ class Publisher:
 def send_buckets(
     collective: Collective, layout: Layout, source: WeightSource, device: torch.device, deadline: float
 ) -> list[int]:
-    """Broadcast all buckets from rank 0; runs in the group's thread.
-
-    Returns:
-        The checksum of each tensor, computed while buckets are being sent. [num_tensors]
-    """
+    """Broadcast all buckets from rank 0; runs in the group's thread. Returns the checksum of each tensor, computed
+    while buckets are being sent. [num_tensors]"""
     buffers = [torch.zeros(min(layout.bucket_bytes, layout.total_bytes), dtype=torch.uint8, device=device)]
     buffers.append(torch.zeros_like(buffers[0]) if layout.num_buckets > 1 else buffers[0])
     with contextlib.closing(source.tensors()) as tensors:

@@ -28,7 +28,7 @@ class Round:
     """The state of a round. `now` and deadlines are on one clock, in seconds."""
 
     epoch: int
-    version: int
+    policy_version: int
     audience: set[str]
     deadline_s: float
     began: float
@@ -45,7 +45,6 @@ class Round:
 
     @property
     def deadline(self) -> float:
-        """The end of the current phase at the latest."""
         return self.began + self.deadline_s
 
     @property
@@ -70,7 +69,6 @@ class Round:
         self.waiting_for.discard(name)
 
     def forget(self, name: str) -> None:
-        """Continue without a member."""
         self.audience.discard(name)
         self.waiting_for.discard(name)
         self.stalls_s.pop(name, None)
@@ -86,9 +84,8 @@ class Round:
         return self.phase is Phase.TRANSFERRING and self.expected is not None and not self.waiting_for
 
     def published(self, dropped: Mapping[str, str], now_s: float) -> Published:
-        """The report of a round that is over."""
         return Published(
-            self.version,
+            self.policy_version,
             tuple(sorted(self.audience)),
             dict(dropped),
             forming_s=self._durations_s[Phase.FORMING],
@@ -98,7 +95,6 @@ class Round:
         )
 
     def validate(self) -> None:
-        """Assert the invariants between two inputs."""
         assert self.audience
         assert self.waiting_for <= self.audience
         assert not self.wrong()

@@ -21,8 +21,8 @@ class WeightSource(Protocol):
         """The specs of the tensors, in order."""
 
     def tensors(self) -> Generator[torch.Tensor]:
-        """Each complete parameter, on any device. Called in the thread of the broadcast group, which closes the
-        iterator at the end."""
+        """Each complete parameter, on any device. Called in the group's thread, which closes the iterator at the
+        end."""
 
 
 class LiveTensors:
@@ -33,9 +33,7 @@ class LiveTensors:
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
-        """One spec for each parameter."""
         return specs_of(self._tensors)
 
     def tensors(self) -> Generator[torch.Tensor]:
-        """The parameters."""
         yield from self._tensors.values()

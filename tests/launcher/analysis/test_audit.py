@@ -396,5 +396,5 @@ def head_after(run_dir: Path) -> JournalHead:
     source = ShuffledPrompts(prompts(3), seed=1)
     replayable = ReplayableState(lambda snapshot: ShaperState(CONFIG, source, (), snapshot=snapshot))
     ledger = scan_ledger(run_dir / LEDGER_FILE)
-    replayable.lineage.num_records = ledger.lineage.num_records
+    replayable.lineage.num_records = ledger.counted.lineage.num_records
     return replayable.to_head(ledger.num_bytes)

@@ -21,6 +21,7 @@ from darts_async.topology.plan import ProcessSpec
 from darts_async.topology.run_files import KEYS_DIR, NODES_DIR
 from darts_async.transport import create_run_keys
 from darts_async.wire.channel import Channel
+from darts_async.wire.framing import HEAD_BYTES, frame
 from launcher.nodes.keeper import Keeper
 from launcher.nodes.node_messages import (
     EndNode,
@@ -232,10 +233,13 @@ async def test_an_agent_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pyte
         assert not is_alive(agent.pid)
 
 
-@pytest.mark.parametrize("nonsense", [b"\x03\0\0\0\xc1\xc1\xc1", b"\xff\xff\xff\xff", b"\x01\0\0\0\x80"])
+@pytest.mark.parametrize(
+    "nonsense", [frame(b"\xc1\xc1\xc1"), frame(b"\x80"), frame(b"damaged")[:-1] + b"?", b"\xff" * HEAD_BYTES]
+)
 async def test_an_agent_that_cannot_be_understood_is_given_up_and_the_keeper_goes_on(
-    tmp_path: Path, nonsense: bytes
+    tmp_path: Path, nonsense: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(launcher.nodes.keeper, "AGENT_SILENT_S", math.inf)  # it is not for its silence
     (tmp_path / NODES_DIR).mkdir()
     (tmp_path / "logs").mkdir()
     ours, theirs = socket.socketpair()

@@ -16,14 +16,12 @@ from darts_async.config import LearnerConfig
 from darts_async.errors import CheckpointError, ConfigError
 from darts_async.learner.checkpoints import checkpoint
 from darts_async.learner.checkpoints.export import write_model
-from darts_async.learner.consumed_groups import ConsumedGroups
+from darts_async.learner.intake import ConsumedGroups
 from darts_async.learner.lr_schedule import learning_rate
-from darts_async.learner.metric_messages import tallied, tally_of
 from darts_async.learner.metric_sums import Tally
-from darts_async.learner.nonfinite import load_groups, save_groups
-from darts_async.learner.ranks.rank_info import Place
-from darts_async.learner.ranks.shard_rows import overlaps, rows_of
-from tests.learner.world import make_group, make_trainer, packed_model
+from darts_async.learner.nonfinite import save_groups
+from darts_async.learner.ranks.rank_info import RankInfo, overlaps, rows_of
+from tests.learner.world import load_groups, make_group, make_trainer, packed_model
 
 # --- consumed groups -----------------------------------------------------------------------------------------
 
@@ -91,17 +89,17 @@ def test_every_rank_finds_its_rows_in_the_parts_of_any_number_of_ranks(num_rows:
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
-    [({}, Place(0, 1)), ({"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, Place(2, 4))],
+    ("environment", "rank_info"),
+    [({}, RankInfo(0, 1)), ({"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, RankInfo(2, 4))],
 )
-def test_rank_and_number_come_from_the_environment(environment: dict[str, str], place: Place) -> None:
-    assert Place.from_environment(environment) == place
+def test_rank_and_number_come_from_the_environment(environment: dict[str, str], rank_info: RankInfo) -> None:
+    assert RankInfo.from_environment(environment) == rank_info
 
 
 @pytest.mark.parametrize("environment", [{"RANK": "1"}, {"RANK": "x"}, {"RANK": "2", "WORLD_SIZE": "2"}])
 def test_a_rank_that_cannot_be_is_refused(environment: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"RANK is '.' and WORLD_SIZE '.'"):
-        Place.from_environment(environment)
+        RankInfo.from_environment(environment)
 
 
 def test_a_tally_crosses_the_link_between_ranks() -> None:
@@ -109,7 +107,7 @@ def test_a_tally_crosses_the_link_between_ranks() -> None:
     tally.mean("loss", torch.tensor([1.0, 2.0]))
     tally.maximum("ratio_max", torch.tensor([3.0]))
     tally.quantiles("ratio", torch.tensor([0.1, -0.2, 0.3]))
-    assert tally_of(tallied(0, tally)).as_floats() == tally.as_floats()
+    assert Tally.of(tally.message(0)).as_floats() == tally.as_floats()
 
 
 def test_a_checkpoint_of_two_ranks_is_read_by_one_and_by_three(tmp_path: Path) -> None:
@@ -119,7 +117,7 @@ def test_a_checkpoint_of_two_ranks_is_read_by_one_and_by_three(tmp_path: Path) -
     whole = checkpoint.Snapshot.of(trainer)
     staging = checkpoint.open_checkpoint(tmp_path, 1)
     tensors = [cut(whole.tensors, rank, 2) for rank in range(2)]
-    snapshots = [replace(whole, place=Place(rank, 2), tensors=tensors[rank]) for rank in range(2)]
+    snapshots = [replace(whole, rank_info=RankInfo(rank, 2), tensors=tensors[rank]) for rank in range(2)]
     parts = [checkpoint.write_part(staging, snapshot) for snapshot in snapshots]
     write_model(staging, trainer.model, whole.weights, torch.float32, tmp_path)
     path = checkpoint.complete(staging, snapshots[0], parts, consumed=(), shaper_state=b"", keep=1)
@@ -128,7 +126,7 @@ def test_a_checkpoint_of_two_ranks_is_read_by_one_and_by_three(tmp_path: Path) -
     for name, tensor in resumed.state_tensors().items():
         assert tensor.equal(whole.tensors[name]), name
     for rank in range(3):
-        found = checkpoint.read_state(path, manifest, Place(rank, 3))
+        found = checkpoint.read_state(path, manifest, RankInfo(rank, 3))
         expected = cut(whole.tensors, rank, 3)
         assert found.keys() == {name for name in expected if name != "random.cpu"}
         assert all(tensor.equal(expected[name]) for name, tensor in found.items())
@@ -147,7 +145,7 @@ def test_a_missing_part_makes_a_checkpoint_torn(tmp_path: Path) -> None:
     trainer = make_trainer()
     whole = checkpoint.Snapshot.of(trainer)
     staging = checkpoint.open_checkpoint(tmp_path, 0)
-    snapshots = [replace(whole, place=Place(rank, 2)) for rank in range(2)]
+    snapshots = [replace(whole, rank_info=RankInfo(rank, 2)) for rank in range(2)]
     parts = [checkpoint.write_part(staging, snapshot) for snapshot in snapshots]
     path = checkpoint.complete(staging, snapshots[0], parts, consumed=(), shaper_state=b"", keep=1)
     (path / "trainer-00002-of-00002.safetensors").unlink()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from darts_async.learner.intake import num_packed_tokens
 from darts_async.learner.packing.batch import PackedBatch, micro_batches
 from darts_async.learner.packing.tree import Tree
+from darts_async.learner.ranks.rank_info import RankInfo
 from darts_async.protocol import TrainGroup
 from tests.learner.world import make_group, weighted
 
@@ -82,7 +83,7 @@ def test_every_response_token_is_a_target_once_and_on_one_rank(
     parts = [weighted(group, number) for group, number in zip(groups, numbers, strict=True)]
     found = set()
     for rank in range(num_ranks):
-        for batch in micro_batches(parts, budget, share_prompts=share_prompts, rank=rank, num_ranks=num_ranks):
+        for batch in micro_batches(parts, budget, share_prompts=share_prompts, rank_info=RankInfo(rank, num_ranks)):
             if batch.idle:
                 continue
             for place, inputs in enumerate(samples_of(batch)):
@@ -111,7 +112,9 @@ def test_all_ranks_make_the_same_number_of_passes(lengths: list[int], budget: in
     group = make_group(lengths)
     passes = [
         list(
-            micro_batches([weighted(group, np.ones(len(lengths), np.float32))], budget, rank=rank, num_ranks=num_ranks)
+            micro_batches(
+                [weighted(group, np.ones(len(lengths), np.float32))], budget, rank_info=RankInfo(rank, num_ranks)
+            )
         )
         for rank in range(num_ranks)
     ]

@@ -17,13 +17,13 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 
 from darts_async.errors import ModelError
 from darts_async.generator.embedded.engine import load_embedded_engine
-from darts_async.learner.model import load_model, response_logprobs
+from darts_async.learner.model import load_model
 from darts_async.learner.packing.batch import micro_batches
 from darts_async.models.length_limits import Lengths, bounds, described_by, thresholds, why_too_long
 from darts_async.models.miniature import crossed
 from darts_async.protocol import sample_id_of
 from tests.generator.world import decode, generate
-from tests.learner.world import make_group, plain_logprobs, weighted
+from tests.learner.world import make_group, plain_logprobs, response_logprobs, weighted
 
 NAMED = 12
 CROSSING = Lengths(sample=40, row=256)

@@ -12,8 +12,7 @@ from darts_async.errors import DeadlineError, ProcessDiedError, WeightUpdateErro
 from darts_async.learner.rank_leader import Team
 from darts_async.learner.ranks.gather import GatheredTensors
 from darts_async.learner.ranks.rank_group import RankGroup
-from darts_async.learner.ranks.rank_info import Place
-from darts_async.learner.ranks.shard_rows import rows_of
+from darts_async.learner.ranks.rank_info import RankInfo, rows_of
 from darts_async.protocol import Dismiss, LeaderToRank, Prepare, RankReady, StepTallied, StoreValue
 from darts_async.weights.bucket_layout import bytes_of
 
@@ -24,7 +23,7 @@ class OtherRanks:
     """Stands for a `RankGroup` of three whose other ranks send their rows when they are asked."""
 
     def __init__(self) -> None:
-        self.place = Place(0, 3)
+        self.rank_info = RankInfo(0, 3)
         self.deadline_s = 0.2
         self.sent: dict[int, list[torch.Tensor]] = {1: [], 2: []}
 
@@ -96,7 +95,7 @@ async def test_a_team_of_one_waits_for_nobody() -> None:
     await alone.saved(3)
     alone.dismiss()
     alone.abort("over")
-    assert alone.place == Place(0, 1)
+    assert alone.rank_info == RankInfo(0, 1)
 
 
 async def test_what_one_rank_sets_reaches_the_others_and_not_itself() -> None:
@@ -126,7 +125,7 @@ async def test_a_lost_rank_is_fatal_until_it_is_dismissed() -> None:
 
 
 async def test_an_abort_frees_a_rank_that_waits_for_the_others() -> None:
-    ranks = RankGroup(Place(1, 2), interface="127.0.0.1", epoch=1, send=lambda _: None, deadline_s=60.0)
+    ranks = RankGroup(RankInfo(1, 2), interface="127.0.0.1", epoch=1, send=lambda _: None, deadline_s=60.0)
     forming = asyncio.create_task(asyncio.to_thread(ranks.form, torch.device("cpu")), name="form")
     await asyncio.sleep(0)
     ranks.abort("the run is stopped")

@@ -313,7 +313,7 @@ def test_a_ledger_is_completed_from_anywhere_in_what_is_missing_and_never_overwr
         path = tmp_path / "other"
         path.write_bytes(data[:size])
         ledger = LedgerWriter(path)
-        with pytest.raises(DataError, match=rf"does not go on from byte .* darts-launch resume {tmp_path}"):
+        with pytest.raises(DataError, match=rf"does not continue from byte .* darts-launch resume {tmp_path}"):
             ledger.catch_up(begin, others)
         ledger.close()
         assert path.read_bytes() == data[:size]

@@ -150,7 +150,7 @@ def checked_take_up(directory: Path, config: RunConfig, life: int) -> TakenUp:
     world._journal.close()
     replayable.state.validate()
     ledger = scan_ledger(directory / LEDGER_FILE)
-    assert (ledger.lineage.num_records, ledger.lineage.firsts) == (
+    assert (ledger.counted.lineage.num_records, ledger.counted.lineage.firsts) == (
         replayable.lineage.num_records,
         replayable.lineage.firsts,
     )
@@ -164,7 +164,7 @@ def checked_take_up(directory: Path, config: RunConfig, life: int) -> TakenUp:
     again = read_journal(directory / JOURNAL_FILE)
     assert again.head is not None
     assert again.head.place == replayable.place
-    assert ledger.lineage.holds(replayable.place)
+    assert ledger.counted.lineage.holds(replayable.place)
     return found
 
 

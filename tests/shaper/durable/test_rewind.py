@@ -342,13 +342,3 @@ def test_a_version_that_a_generator_has_said_to_use_is_the_floor() -> None:
     outputs = world.state.handle(LEARNER.first, LearnerReady(1), world.now_s)
     assert SendTo(LEARNER.first, CatchUp(2, 2)) in outputs
     assert world.state.num_steps == 1
-
-
-def test_pools_of_groups_that_a_start_over_has_ended_are_forgotten() -> None:
-    world, rng = World(world_config(learner={"steps": 4})), random.Random(8)
-    statistics = world.state.training._statistics
-    step_to(world, 1, rng)
-    while not statistics.pools:
-        play(world, rng)
-    world.state.start_over(world.now_s, 2, 1)
-    assert statistics.pools == {}

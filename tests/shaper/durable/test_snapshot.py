@@ -29,10 +29,8 @@ DERIVED = {
     "_cut_at_step": "the same",
     "_order": "of an epoch, drawn when it is needed",
     "_epoch": "goes with it",
-    "_lowest_version": "follows from the seats",
-    "_routable": "the same",
     "_waiting": "may hold samples that have been cancelled, which are passed over",
-    "_unjudged": "the same",
+    "_unscored": "the same",
 }
 
 

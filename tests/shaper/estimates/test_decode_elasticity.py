@@ -10,7 +10,8 @@ from darts_async.config import RunConfig
 from darts_async.protocol import StepCompleted, TokensDecoded
 from darts_async.shaper.estimates.decode_elasticity import DecodePace
 from darts_async.shaper.outbox import Output, SendTo
-from darts_async.simulation import EngineModel, LearnerModel, LengthModel, LognormalWorkload, Models
+from darts_async.simulation.demand import LengthModel, LognormalWorkload
+from darts_async.simulation.models import EngineModel, LearnerModel, Models
 from darts_async.simulation.run import Simulation
 
 
@@ -115,7 +116,7 @@ def test_the_running_shaper_finds_the_elasticity_of_the_simulated_engines(num_sl
     def spy(peer: str, message: object, now_s: float) -> list[Output]:
         outputs = handle(peer, message, now_s)  # type: ignore[arg-type]
         if isinstance(message, TokensDecoded):
-            seat = simulation.state.work.generators.seat(peer)
+            seat = simulation.state.work.generators.seats.get(peer)
             assert seat is not None
             batch = len(seat.sample_ids)
             truth.append(1.0 if batch >= num_slots else batch / (double_at + batch))

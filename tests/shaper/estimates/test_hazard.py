@@ -15,7 +15,6 @@ from darts_async.shaper.estimates.hazard import (
     expected_length_given_beyond,
     expected_remaining,
     hazard_prunes,
-    saturation_mode,
 )
 from darts_async.shaper.estimates.lognormal import LengthEstimate
 
@@ -184,15 +183,3 @@ def test_a_choice_names_running_samples_once_and_leaves_m_alive(
     assert set(named) <= set(running)
     assert not named or len(finished_tokens) + len(running) - len(named) >= rule.keep
     assert all(running[s] > finished_tokens[rule.shortest - 1] for s in named)
-
-
-def test_redundancy_saturates_at_twice_m() -> None:
-    assert saturation_mode(16, 8)
-    assert not saturation_mode(15, 8)
-
-
-def test_settings_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"spare_probability is 1\.5"):
-        replace(RULE, spare_probability=1.5)
-    with pytest.raises(ValueError, match="threshold is 0"):
-        replace(RULE, threshold=0)

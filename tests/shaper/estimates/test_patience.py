@@ -6,7 +6,7 @@ import pytest
 
 from darts_async.errors import DataError
 from darts_async.shaper.estimates.patience import GROUPS_REMEMBERED, LEAST_S, LONGEST_CUT_S, LONGEST_TIMES, Patience
-from darts_async.simulation.models import EngineModel, Models, RewardModel
+from darts_async.simulation.models import EngineModel, Models
 from darts_async.simulation.report import SimulationResult
 from darts_async.simulation.run import simulate
 from tests.simulation.test_run import run_config
@@ -67,12 +67,12 @@ def simulated(staleness: dict[str, Any], longest: int = 280) -> SimulationResult
         generator={"num_slots": 64, "max_context_tokens": 6000},
         sampling={"max_new_tokens": 5000},
     )
-    models = Models(EngineModel(1.0, 1e9), RewardModel(0.01), tick_every_s=1.0)
+    models = Models(EngineModel(1.0, 1e9), 0.01, tick_every_s=1.0)
     return simulate(config, LongThoughts(longest), models, num_prompts=24)
 
 
 def test_long_groups_are_not_cut_but_one_that_takes_many_times_as_long_as_any_is() -> None:
-    with pytest.raises(DataError, match="groups came to nothing"):  # of groups that all take longer than that
+    with pytest.raises(DataError, match="groups were given up"):  # of groups that all take longer than that
         simulated({"cut_after_s": LEAST_S})
     result = simulated({"cut_after_s": None})
     assert "stale" not in result.samples_by_outcome

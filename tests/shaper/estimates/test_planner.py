@@ -86,9 +86,9 @@ def test_the_pass_rate_is_that_of_all_launched_samples_on_average_over_draws(wei
     for draw in combinations(range(1, 5), 2):
         planner = Planner(config)
         visit(planner, rewards, frozenset(draw), shortest=1)
-        successes, trials = planner.history.to_state()["prompts"][0][-2:]
-        assert trials == 5
-        posteriors.append(successes)
+        record = planner.history.prompts[0]
+        assert record.trials == 5
+        posteriors.append(record.successes)
     assert np.mean(posteriors) == pytest.approx(sum(rewards))
 
 
@@ -106,7 +106,16 @@ def test_a_spared_sample_counts_for_the_tail_in_the_pass_rate() -> None:
             else:
                 sample.stage = Stage.ENDED
         planner.observe(group)
-        total += probability * np.array(planner.history.to_state()["prompts"][0][-2:])
+        record = planner.history.prompts[0]
+        total += probability * np.array([record.successes, record.trials])
         number += 1
     assert number == 3
     assert total.tolist() == pytest.approx([2 + 3, 8])
+
+
+def test_only_the_shortest_are_waited_for_where_redundancy_is_saturated() -> None:
+    shaping = {"rule": "random", "keep": 4, "launch": 8, "shortest": 3, "longest": 1, "pruning": {"mode": "saturation"}}
+    planner, saturated = Planner(world_config(shaping=shaping)), group_of(0)
+    smaller = Group(1, PROMPT, "train", saturated.samples[:7], num_finished=5)
+    assert planner.rule(saturated).to_cancel(saturated) == saturated.samples[5:]
+    assert planner.rule(smaller).to_cancel(smaller) == []

@@ -1,7 +1,6 @@
 """How many samples are launched: the total, the split, and the split of a stream."""
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 
@@ -13,12 +12,12 @@ from hypothesis import strategies as st
 from darts_async.config.shaping import Split
 from darts_async.shaper.estimates.redundancy import (
     Allocator,
-    Utility,
     mean_redundancy,
     reward_aware_value,
     split_paper,
     split_uniform,
 )
+from darts_async.wire.encoding import decoder, encode
 
 M = 8
 spreads_strategy = st.lists(st.floats(0, 3), min_size=1, max_size=12)
@@ -64,13 +63,13 @@ def test_equal_spreads_share_alike_even_where_there_is_nothing_to_gain() -> None
 
 @pytest.mark.parametrize("budget", [15, 33])
 def test_a_budget_that_cannot_be_spent_is_refused(budget: int) -> None:
-    with pytest.raises(ValueError, match=rf"budget of {budget} samples for 2 prompts is outside \[16, 32\]"):
+    with pytest.raises(AssertionError, match=str(budget)):
         split_paper([1.0, 1.0], budget, M, 2 * M)
 
 
 @pytest.mark.parametrize("spread", [-0.1, math.nan, math.inf])
 def test_a_spread_that_is_none_is_refused(spread: float) -> None:
-    with pytest.raises(ValueError, match="a length spread is"):
+    with pytest.raises(AssertionError, match=str(spread)):
         split_paper([spread], 8, M, 2 * M)
 
 
@@ -79,13 +78,12 @@ def test_a_spread_that_is_none_is_refused(spread: float) -> None:
 
 @given(st.floats(0, 3), st.floats(0.05, 1))
 def test_mean_redundancy_maximises_benefit_less_price_of_time(spread: float, elasticity: float) -> None:
-    utility = Utility(elasticity=elasticity)
 
     def gain(m: float) -> float:
         x = (m - M) / M
-        return spread * (1 - math.exp(-utility.kappa * x)) - utility.price * (1 + elasticity * x)
+        return spread * (1 - math.exp(-2 / 3 * x)) - 2 / 15 * (1 + elasticity * x)
 
-    found = mean_redundancy(spread, M, utility=utility)
+    found = mean_redundancy(spread, M, elasticity=elasticity)
     assert M <= found <= 14
     assert gain(found) >= max(gain(m) for m in np.linspace(M, 14, 200).tolist()) - 1e-9
 
@@ -98,9 +96,8 @@ def test_default_mean_redundancy_is_the_papers() -> None:
 
 
 def test_redundancy_is_free_on_idle_hardware_and_dear_on_full() -> None:
-    idle, busy = Utility(elasticity=0.1), Utility(elasticity=0.9)
-    assert mean_redundancy(0.25, M, utility=idle) > mean_redundancy(0.25, M, utility=busy)
-    assert mean_redundancy(0.01, M, utility=Utility(elasticity=0)) == 14
+    assert mean_redundancy(0.25, M, elasticity=0.1) > mean_redundancy(0.25, M, elasticity=0.9)
+    assert mean_redundancy(0.01, M, elasticity=0) == 14
 
 
 # --- batch after batch -------------------------------------------------------------------------------------------
@@ -168,13 +165,8 @@ def test_an_allocator_stays_within_bounds_and_owes_less_than_a_sample(
 @pytest.mark.parametrize("split", ["uniform", "paper", "shuffled"])
 def test_an_allocator_that_was_saved_goes_on_as_the_one_that_was_not(split: Split) -> None:
     spreads = lognormal_spreads(7)
-    saved, restored, fresh = (Allocator(M, 2 * M, split, seed=3) for _ in range(3))
+    saved, fresh = (Allocator(M, 2 * M, split, seed=3) for _ in range(2))
     saved.allocate(spreads, 10.2)  # 71.4 samples: .4 are owed
-    restored.restore(json.loads(json.dumps(saved.to_state())))
+    restored = decoder(Allocator).decode(encode(saved))
     after, again, other = ([a.allocate(spreads, 10.2) for _ in range(5)] for a in (saved, restored, fresh))
     assert after == again != other
-
-
-def test_an_allocator_with_crossed_bounds_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"bounds \[8, 7\]"):
-        Allocator(8, 7, "paper")

@@ -63,10 +63,10 @@ def played(shaping: dict[str, object], survivors: tuple[int, ...] | None) -> dic
         for sample in samples[3:]:
             if sample.sample_id not in survivors:
                 sample.stage, sample.reward = Stage.ENDED, None
-    group.kept = planner.rule(group).select(group)
+    group.weights = {sample.sample_id: weight for sample, weight in planner.rule(group).select(group)}
     statistics = StepStatistics()
-    statistics.completed(group, None, planner.counts(group))
-    return statistics.close(0, [group])
+    statistics.completed(group, None)
+    return statistics.close(0, [group], [planner.counts(group)])
 
 
 def test_weighted_survivors_pay_nothing_and_unweighted_ones_do() -> None:

@@ -14,7 +14,7 @@ from darts_async.learner.advantage import Decoded, group_advantages, leave_one_o
 from darts_async.protocol import FinishReason
 from darts_async.shaper.group import Group, Sample, Stage, train_group
 from darts_async.shaper.rules.length_rules import DualEnd, Order, Quadrants
-from darts_async.shaper.rules.selection import KeepAll, RandomKeep, SelectionRule, Survivor, selection_rule
+from darts_async.shaper.rules.selection import RandomKeep, SelectionRule, Survivor, selection_rule
 from darts_async.shaper.rules.signal_guard import split_by_reward
 from tests.learner.world import gradients, make_group, make_trainer
 from tests.shaper.world import prompts
@@ -483,7 +483,8 @@ def test_with_as_many_launched_as_kept_the_gradient_of_every_arm_is_that_of_plai
             sample.append(0, recorded.token_ids[begin:end], recorded.logprobs[begin:end])
             sample.num_tokens = end - begin
         shaping = {"rule": name, "keep": 4, "launch": 4, "shortest": 3, "longest": 1}
-        group.kept, group.step = play(selection_rule(ShapingConfig.model_validate(shaping)), group, [1, 0, 3, 2]), 0
+        kept = play(selection_rule(ShapingConfig.model_validate(shaping)), group, [1, 0, 3, 2])
+        group.weights, group.step = {sample.sample_id: weight for sample, weight in kept}, 0
         trainer = make_trainer()
         trainer.add_groups([train_group(group)])
         return {name: tensor.numpy().tobytes() for name, tensor in gradients(trainer).items()}
@@ -497,7 +498,7 @@ def test_with_as_many_launched_as_kept_the_gradient_of_every_arm_is_that_of_plai
 def as_trained(group: Group, kept: list[tuple[Sample, float]]) -> tuple[np.ndarray, np.ndarray]:
     for sample in group.samples:
         sample.chunks = [(0, np.zeros(sample.num_tokens, np.int32), np.zeros(sample.num_tokens, np.float32))]
-    group.kept, group.step = kept, 0
+    group.weights, group.step = {sample.sample_id: weight for sample, weight in kept}, 0
     message = train_group(group)
     return message.rewards, message.weights
 
@@ -516,7 +517,7 @@ def test_a_shipped_group_carries_the_pass_rate_that_it_was_opened_with() -> None
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        ("none", KeepAll()),
+        ("none", dual_end(8, 0)),
         ("random", RandomKeep(8)),
         ("shortest", dual_end(8, 0, early_stop=True)),
         ("longest", dual_end(0, 8)),

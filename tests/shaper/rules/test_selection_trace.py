@@ -159,11 +159,11 @@ def test_what_a_rule_pays_for_length_is_what_the_dry_run_says(
     config = RunConfig.model_validate({"shaping": {**shaping, "weight_power": power, "baseline": baseline}})
     statistics, planner = StepStatistics(), Planner(config)
     for group in fresh_pools(launch):
-        group.kept = played(planner.rule(group), group)
-        statistics.completed(group, None, planner.counts(group))
+        group.weights = {sample.sample_id: weight for sample, weight in played(planner.rule(group), group)}
+        statistics.completed(group, None)
         for sample in group.samples:
             sample.oldest_version = 0
-        metrics = statistics.close(0, [group])
+        metrics = statistics.close(0, [group], [planner.counts(group)])
     assert metrics["run/pays_for_length"] == pytest.approx(expected, abs=0.015)
 
 

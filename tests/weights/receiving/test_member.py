@@ -45,7 +45,7 @@ def test_what_was_committed_is_applied_and_told() -> None:
     member = staged_member()
     assert member.handle(UpdateCommitted(1, 0)) == [Order(UpdateCommitted(1, 0)), Apply(0)]
     assert member.applied(0.5) == [Tell(UpdateApplied(1, 0, 0.5))]
-    assert member.version == 0
+    assert member.policy_version == 0
 
 
 def test_an_offer_that_comes_while_an_update_is_applied_waits_for_its_end() -> None:

@@ -199,7 +199,7 @@ def test_without_members_an_offer_fails_at_the_deadline_and_says_what_is_missing
     desk = Desk()
     desk.offer(1)
     failed = only(desk.expire(), PublishFailed)
-    assert failed.version == 1
+    assert failed.policy_version == 1
     assert "no generator" in failed.reason
     assert "10 s" in failed.reason
 
@@ -412,9 +412,9 @@ def test_of_several_queued_versions_only_the_newest_is_published() -> None:
     assert desk.offer(4) == [Superseded(2)]
     assert desk.offer(3) == [Superseded(3)]
     actions = desk.complete(1, 1, "a")
-    assert only(actions, Published).version == 1
+    assert only(actions, Published).policy_version == 1
     assert sent(actions, UpdateOffered) == {"a": UpdateOffered(1, 4, MANIFEST, DEADLINE_S)}
-    assert only(desk.complete(1, 4, "a"), Published).version == 4
+    assert only(desk.complete(1, 4, "a"), Published).policy_version == 4
 
 
 def test_a_version_that_all_members_have_is_published_at_once() -> None:
