@@ -31,8 +31,8 @@ from darts_async.shaper.ledger import scan_ledger
 from darts_async.simulation.chaos.plan import draw_plan
 from darts_async.simulation.chaos.run import ChaosError, ChaosReport, run_chaos
 from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
-from launcher.analysis.audit import Books, Finding, audit
-from launcher.analysis.evidence import evidence_against
+from launcher.analysis.audit import evidence_against
+from launcher.analysis.audit_books import Books, Finding, audit
 
 BATCH = 50
 """Runs of one task of a worker."""

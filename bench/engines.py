@@ -249,15 +249,14 @@ def load_embedded(model: Any, num_slots: int, max_context_tokens: int) -> Embedd
 async def load_vllm(model: Any) -> Any:
     """vLLM with as many slots as are ever needed."""
     from darts_async.generator.vllm.engine import VllmEngine
-    from darts_async.generator.vllm.startup import start_vllm
+    from darts_async.generator.vllm.startup import VllmRequest, start_vllm
 
     thread = ThreadPoolExecutor(max_workers=1)
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(Path(directory))
-        started = await asyncio.to_thread(
-            start_vllm, thread, directory, VllmConfig(), dtype="float32", num_slots=max(CONCURRENCY),
-            max_context_tokens=CANCEL_NEW_TOKENS + 32, seed=0,
-        )  # fmt: skip
+        num_slots, max_context_tokens = max(CONCURRENCY), CANCEL_NEW_TOKENS + 32
+        wanted = VllmRequest(directory, VllmConfig(), "float32", num_slots, max_context_tokens, seed=0)
+        started = await asyncio.to_thread(start_vllm, thread, wanted)
     return VllmEngine(replace(started, eos_token_ids=()), thread, step_deadline_s=RESULT_DEADLINE_S)
 
 

@@ -20,7 +20,7 @@ from msgspec import Struct
 from darts_async.errors import ConfigError
 from darts_async.topology.roles import LAUNCHER
 from darts_async.trace import SAMPLE
-from launcher.analysis.time_use import time_spent, tokens_between
+from launcher.analysis.time_use import time_spent
 from launcher.analysis.traces import Life, Traces
 
 ROOT = Path(__file__).parent.parent
@@ -205,3 +205,22 @@ def _use(name: str, lives: Sequence[Life], since_s: float, until_s: float, num_s
 def _tokens_by_outcome(summary: Mapping[str, Any]) -> dict[str, int]:
     tokens = summary["tokens"]
     return {} if tokens is None else {**tokens["by_outcome"], "evaluated": tokens["evaluated"]}
+
+
+def tokens_between(lives: Sequence[Life], since_s: float, until_s: float) -> float:
+    """Tokens that a process decoded in a window. Each incarnation counts from zero; between two counts the rate is
+    constant."""
+    return sum(_count_at(life, until_s) - _count_at(life, since_s) for life in lives)
+
+
+def _count_at(life: Life, at_s: float) -> float:
+    before_s, before = life.began_s, 0.0
+    for level in life.levels:
+        if "tokens" not in level.values:
+            continue
+        tokens = level.values["tokens"]
+        if level.at_s > at_s:
+            share = (at_s - before_s) / (level.at_s - before_s) if at_s > before_s else 0.0
+            return before + (tokens - before) * share
+        before_s, before = level.at_s, tokens
+    return before

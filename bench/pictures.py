@@ -14,7 +14,6 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -24,21 +23,19 @@ from rich.console import Console
 
 from bench.measured import ROOT
 from darts_async.config import RunConfig
-from darts_async.topology.links import AGENTS_LINK, link_named
+from darts_async.topology.links import AGENTS_LINK, WORKERS_LINK, link_named
 from darts_async.topology.plan import LinkPlan, RunPlan
-from darts_async.topology.roles import LAUNCHER
+from darts_async.topology.roles import LAUNCHER, ROLES
 from darts_async.topology.run_files import KEYS_DIR
 from darts_async.transport import create_run_keys
 from launcher.config_file import load_config
-from launcher.display.view import run_screen
+from launcher.display.view import Display, run_screen
 from launcher.lifecycle.lifecycle import Limits
 from launcher.plan.plan import hub_addresses, link_hubs, plan_run
 from launcher.preflight.preflight import link_ports
 from launcher.progress.run_view import RunView
-from launcher.progress.step_merger import StepLine
 from launcher.run.interrupts import caught_signals
-from launcher.run.links import open_control
-from launcher.run.run import run
+from launcher.run.run import PreparedRun, run
 from launcher.run_dir.run_dir import create_run_dir, write_inputs
 
 QUICKSTART: Final = ROOT / "launcher" / "configs" / "quickstart.yaml"
@@ -86,7 +83,8 @@ def flow_svg(plan: RunPlan) -> str:
     """Roles as boxes, links as arrows with their messages: what the hub sends on the left, what it hears on the right.
 
     The role that is the hub of most links is on top, and the other ends of its links are below it, side by side. Links
-    between these are drawn below, one to a row, and those of the launcher, which end at every process, at the bottom.
+    between these are drawn below, one to a row. Then comes that of a generator's workers. Those of the launcher, which
+    end at every process, are at the bottom.
     """
     links = [link for link in plan.links if link.name != AGENTS_LINK.name and link.hub != LAUNCHER]
     hubs = [_role(link.hub) for link in links]
@@ -101,7 +99,7 @@ def flow_svg(plan: RunPlan) -> str:
         body += _spoke(link, index * COLUMN + COLUMN // 2, 90, below)
         body.append(_box(index * COLUMN + 20, below, COLUMN - 40, 40, _title(plan, _role(link.members[0]))))
     ends = [_lower(body, link, columns, below + 40) for link in links if _role(link.hub) != top]
-    height = _launcher(body, plan, width, max(ends, default=below + 40))
+    height = _launcher(body, plan, width, _workers(body, width, max(ends, default=below + 40)))
     return _document(width, height + 16, body)
 
 
@@ -140,10 +138,27 @@ def _lower(body: list[str], link: LinkPlan, columns: dict[str, int], y: int) -> 
     return last + 16
 
 
+def _workers(body: list[str], width: int, y: int) -> int:
+    """The link that a generator makes by itself, for its engine's own processes; returns where it ends."""
+    sent, received = messages_of(WORKERS_LINK.name)
+    to_workers = _wrapped(["a generator with vLLM to each of its workers", *sent], width // 8)
+    lines = to_workers + _wrapped(["and back", *received], width // 8)
+    body += [_text(42, y + 20 + index * LINE, line, size=11) for index, line in enumerate(lines)]
+    last = y + 20 + LINE * len(lines)
+    body.append(_text(42, last, f"link {WORKERS_LINK.name}", colour=PALE, size=11))
+    return last + 16
+
+
 def _launcher(body: list[str], plan: RunPlan, width: int, y: int) -> int:
     """The box of the launcher, under everything, with what it says to every process and hears of it."""
     sent, received = messages_of(LAUNCHER)
-    lines = _wrapped(["to every process", *sent], width // 8) + _wrapped(["and back", *received], width // 8)
+    of_some = {role.name: _names(role.tells_launcher) for role in ROLES if role.tells_launcher}
+    of_every = [name for name in received if not any(name in names for names in of_some.values())]
+    lines = _wrapped([f"to every process, over the link {LAUNCHER}", *sent], width // 8) + _wrapped(
+        ["and back", *of_every], width // 8
+    )
+    for role, names in of_some.items():
+        lines += _wrapped([f"from the {role} also", *names], width // 8)
     agents = next(link for link in plan.links if link.name == AGENTS_LINK.name)
     lines.append(f"Over the link {agents.name} it has the agent of every node start, watch and end the processes.")
     height = 44 + LINE * len(lines)
@@ -164,7 +179,8 @@ def _title(plan: RunPlan, role: str) -> str:
 
 
 def _names(union: Any) -> list[str]:
-    return [kind.__name__ for kind in get_args(union) or (union,)]
+    """Of the classes of a union, or of a tuple."""
+    return [kind.__name__ for kind in (union if isinstance(union, tuple) else get_args(union) or (union,))]
 
 
 def _role(process: str) -> str:
@@ -226,7 +242,7 @@ def _document(width: int, height: int, body: Sequence[str]) -> str:
 # --- the live view -------------------------------------------------------------------------------------------
 
 
-class Camera:
+class Camera(Display):
     """A display that keeps one picture: of the first refresh at which so many steps are done, or of the last one."""
 
     def __init__(self, at_step: int = SHOWN_AT_STEP) -> None:
@@ -239,15 +255,6 @@ class Camera:
         if not self._is_taken:
             self.picture = screen_svg(view, now_s)
             self._is_taken = view.num_steps >= self._at_step
-
-    def step(self, view: RunView, line: StepLine, now_s: float) -> None:
-        """Nothing: a picture is of everything."""
-
-    def note(self, text: str) -> None:
-        """Nothing: the view holds the notice."""
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def screen_svg(view: RunView, now_s: float) -> str:
@@ -268,10 +275,8 @@ async def watched(config: RunConfig, home: Path) -> str:
     create_run_keys(run_dir / KEYS_DIR, plan.endpoints())
     write_inputs(run_dir, config, plan)
     camera = Camera()
-    control = partial(open_control, plan, run_dir, config.transport)
     with caught_signals() as signals:
-        limits = Limits()
-        await run(config, plan, run_dir, open_control=control, display=camera, limits=limits, signals=signals)
+        await run(PreparedRun(config, plan, run_dir, camera, Limits(), signals))
     return camera.picture
 
 

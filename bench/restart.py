@@ -20,8 +20,8 @@ from statistics import mean, median
 import psutil
 
 from bench.charts import for_plots
+from bench.measured import tokens_between
 from bench.results import conditions
-from launcher.analysis.time_use import tokens_between
 from launcher.analysis.traces import Life, Traces
 from tests.support.launched import LaunchedRun
 

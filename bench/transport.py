@@ -1,4 +1,4 @@
-"""How many messages per second does a link carry, how long does one take, and what does CURVE cost?
+"""How many messages per second does a link carry, and how long does one take? With CURVE, as every link.
 
     python -m bench.transport [--messages N] [--repeats N] [--out DIR]
 
@@ -23,7 +23,7 @@ from bench.charts import draw_bars, for_plots
 from bench.results import conditions, keep, table
 from darts_async.config import TransportConfig
 from darts_async.protocol import Cancel, Message, Score, TokensDecoded, TrainGroup
-from darts_async.transport import Endpoint, Link, Mailbox, Received, RunKeys, create_run_keys, load_keys
+from darts_async.transport import Endpoint, Link, Mailbox, Received, create_run_keys, load_keys
 
 HUB, SPOKE = "hub", "spoke"
 CONFIG = TransportConfig()
@@ -77,20 +77,16 @@ KINDS: dict[str, tuple[Message, int]] = {
 """What links carry, and how many times fewer are sent than small ones."""
 
 
-def keys_of(name: str, directory: Path | None) -> RunKeys | None:
-    return load_keys(directory, name) if directory else None
-
-
-async def echo(address: str, directory: Path | None) -> None:
+async def echo(address: str, directory: Path) -> None:
     """The spoke: handles everything, answers each `Cancel`."""
     mailbox = Mailbox()
-    keys = keys_of(SPOKE, directory)
+    keys = load_keys(directory, SPOKE)
     endpoint = Endpoint(SPOKE, 0, keys, CONFIG, mailbox)
     link = endpoint.connect_link(
         name="hub",
         address=address,
         peer=HUB,
-        peer_key=keys.public_of(HUB) if keys else "",
+        peer_key=keys.public_of(HUB),
         receives=Carriable,
         sends=Cancel,
     )
@@ -110,7 +106,7 @@ def answer(link: Link, event: object) -> None:
             link.send(HUB, Cancel(sample_id))
 
 
-def run_spoke(address: str, directory: Path | None) -> None:
+def run_spoke(address: str, directory: Path) -> None:
     uvloop.run(echo(address, directory))
 
 
@@ -161,17 +157,17 @@ class Carried:
         return self.latencies_s[round(share * (len(self.latencies_s) - 1))]
 
 
-async def measure(directory: Path | None, num_messages: int, repeats: int) -> Carried:
+async def measure(directory: Path, num_messages: int, repeats: int) -> Carried:
     """All kinds of messages, again and again, and then the latency of a small one."""
     mailbox = Mailbox()
-    keys = keys_of(HUB, directory)
+    keys = load_keys(directory, HUB)
     endpoint = Endpoint(HUB, 0, keys, CONFIG, mailbox)
     link = endpoint.bind_link(
         name="spokes",
         address="tcp://127.0.0.1:0",
         receives=Cancel,
         sends=Carriable,
-        allowed={SPOKE: keys.public_of(SPOKE) if keys else ""},
+        allowed={SPOKE: keys.public_of(SPOKE)},
     )
     process = multiprocessing.get_context("spawn").Process(target=run_spoke, args=(link.address, directory))
     process.start()
@@ -224,10 +220,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "keys"
         create_run_keys(directory, [HUB, SPOKE])
-        found = {
-            label: uvloop.run(measure(where, arguments.messages, arguments.repeats))
-            for label, where in (("without CURVE", None), ("with CURVE", directory))
-        }
+        found = {"with CURVE": uvloop.run(measure(directory, arguments.messages, arguments.repeats))}
     text = report(arguments, found)
     print(text)
     if arguments.out:

@@ -1,11 +1,10 @@
 """Decides which process to restart when a member of a link accuses the hub of sending invalid messages. Pure.
 
-A hub may accuse its members. One member alone cannot have its hub restarted, because a faulty member could then restart
-all others. But restarting the members one after another does not repair a faulty hub. So the members of a link vote:
+One member alone cannot have its hub restarted, because a faulty member would then restart all others. But restarts of
+members do not repair a faulty hub. So the members of a link vote:
 
 - the hub is restarted when more than half of the members of one link have accused the same incarnation of it;
-- as long as they are fewer, each that accuses is restarted: it takes nothing from this incarnation of the hub any more,
-  and if it was right, its next incarnation will see the same.
+- until then each member that accuses is restarted: if it was right, its next incarnation will see the same.
 
 If a link has only one member, hub and member are both restarted.
 """
@@ -21,11 +20,7 @@ class _Case:
 
 
 class Accusations:
-    """The accusations of members against the hubs of their links.
-
-    Args:
-        links: (hub, members) of each link by its name.
-    """
+    """The accusations of members against their hubs. `links`: {name: (hub, members)}."""
 
     def __init__(self, links: Mapping[str, tuple[str, Collection[str]]]) -> None:
         self._links = list(links.values())
@@ -42,9 +37,8 @@ class Accusations:
         if case is None or case.incarnation != incarnation:
             case = self._cases[hub] = _Case(incarnation)
         case.accusers.add(member)
-        is_wrong = any(self._is_majority(case, members) for head, members in self._links if head == hub)
+        is_wrong = any(
+            2 * len(case.accusers.intersection(members)) > len(members) for head, members in self._links if head == hub
+        )
         is_alone = case.accusers == {member}
         return ((hub,) if is_wrong else ()) + ((member,) if is_alone or not is_wrong else ())
-
-    def _is_majority(self, case: _Case, members: Collection[str]) -> bool:
-        return 2 * len(case.accusers.intersection(members)) > len(members)

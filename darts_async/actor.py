@@ -1,12 +1,11 @@
 """The main loop that all processes share: open, receive, handle, send, close.
 
-A process is an *actor*: it owns its state and communicates only by messages. `main` reads the plan, opens the links of
-this process, and passes events to the actor one after another. Events count as handled, and are acknowledged, when the
-next batch is requested. Long work runs in the actor's tasks, inside one task group: if a task fails, the process ends
-with its error, and the launcher reports it.
+A process is an *actor*: it owns its state and communicates only by messages. `main` opens the links of this process and
+passes events to the actor one after another. They are acknowledged when the next batch is requested. Long work runs in
+tasks of one task group: if a task fails, the process ends with its error, and the launcher reports it.
 
 Shutdown order: the actor is asked to end (`shutdown`) and reports when it is `done`; its tasks are cancelled and
-awaited; it `close`s its resources; the last status is sent, the links wait for acknowledgements, and the process ends.
+awaited; it `close`s its resources; the last status is sent; the links wait for acknowledgements.
 """
 
 import argparse
@@ -19,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -39,11 +38,11 @@ from darts_async.errors import (
 )
 from darts_async.faults import Faults, install
 from darts_async.machine.full_disk import Patience, is_no_space
-from darts_async.machine.limits import raise_open_files
+from darts_async.machine.spawn import raise_open_files
 from darts_async.protocol import Message, PeerRefused, ProcessEnded, ProcessStatus, Shutdown
 from darts_async.telemetry import BusyClock, logging_to
 from darts_async.topology.links import LAUNCHER_LINK, RANKS_LINK, link_named
-from darts_async.topology.plan import LinkPlan, RunPlan, read_plan
+from darts_async.topology.plan import RunPlan, read_plan
 from darts_async.topology.roles import LAUNCHER
 from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, LOGS_DIR, log_path
 from darts_async.trace import Trace, trace_path
@@ -53,7 +52,7 @@ TERMINATED = Shutdown("SIGTERM", finished=False)
 """The process must leave, whatever happens to the run."""
 
 THREADS_END_WITHIN_S = 5.0
-"""Exit code of a process that ends by an error."""
+"""A process that ends by an error waits this long for its threads."""
 
 MAX_REASON_CHARACTERS = 500
 """Longest reason of a refusal in the report to the launcher; a reason may quote the peer's message."""
@@ -116,10 +115,9 @@ class Runtime:
     clock: BusyClock = field(default_factory=BusyClock)
     faults: Faults = field(default_factory=Faults)
     patience: Patience = field(default_factory=lambda: Patience(0.0))
-    """For what is written off the event loop."""
+    """For writes outside the event loop."""
     heard: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """What an earlier incarnation has stored of the messages on the links whose hub this process is: see
-    `Endpoint.bind_link`. Set it before they are opened."""
+    """What an earlier incarnation has stored: see `Endpoint.bind_link`. Set it before the links are opened."""
 
     refused: dict[tuple[str, str], int] = field(default_factory=dict)
     """{(link, peer): the newest refused incarnation}"""
@@ -130,8 +128,7 @@ class Runtime:
         return self.plan.process(self.name).host
 
     def send(self, link: str, peer: str, message: Message) -> None:
-        """Queue a message for a peer. If the peer is up but its outbox is full, because it has not read for a long
-        time, it is refused and does not get the message."""
+        """Queue a message for a peer. A peer that is up, but has not read until its outbox is full, is refused."""
         try:
             self.links[link].send(peer, message)
         except OutboxFullError as error:
@@ -140,13 +137,11 @@ class Runtime:
             self._refuse(link, peer, self.links[link].incarnation(peer), str(error))
 
     def refuse(self, event: Event, reason: str) -> None:
-        """Refuse all messages of this incarnation of a peer, because it sends invalid messages.
+        """Refuse this incarnation of a peer, because it sends invalid messages. Its link ends as if it had died
+        (`PeerDown` follows), its other messages are dropped, and the launcher restarts it. So a faulty peer only harms
+        itself.
 
-        Its link ends as if it had died (`PeerDown` follows), its other messages are dropped, and the launcher is told,
-        which restarts it. So a faulty peer only harms itself, and this process continues.
-
-        A member that refuses its hub waits for the hub's next incarnation. The launcher decides which of both to
-        restart (see `accusations`).
+        A member that refuses its hub waits for the hub's next incarnation: see `accusations`.
 
         Raises:
             ProtocolError: the peer is the first rank of the learner. All ranks restart together, so this one ends.
@@ -173,8 +168,8 @@ class Runtime:
         self.send(LAUNCHER_LINK.name, LAUNCHER, message)
 
     def process_ended(self, ended: ProcessEnded) -> None:
-        """The launcher reports that a process has ended, before its silence shows. Messages of a hub to it are dropped;
-        messages of a member are kept for the next incarnation of the hub."""
+        """The launcher reports the end of a process. Messages of a hub to it are dropped; messages of a member are kept
+        for the next incarnation of the hub."""
         for plan in self.plan.links:
             link, is_hub = self.links.get(plan.name), plan.hub == self.name
             if link is not None and ended.name in (plan.members if is_hub else (plan.hub,)):
@@ -183,32 +178,17 @@ class Runtime:
     def open_links(self) -> None:
         """Bind the links whose hub this process is, and connect the others."""
         for plan in self.plan.links:
+            said, name, address, key_of = link_named(plan.name), plan.name, plan.address, self.keys.public_of
+            hub, member = said.hub_sends, said.member_sends
             if plan.hub == self.name:
-                self.links[plan.name] = self._bind(plan)
+                allowed = {each: key_of(each) for each in plan.members}
+                self.links[name] = self.endpoint.bind_link(
+                    name=name, address=address, receives=member, sends=hub, allowed=allowed, heard=self.heard
+                )
             elif self.name in plan.members:
-                self.links[plan.name] = self._connect(plan)
-
-    def _bind(self, plan: LinkPlan) -> Link:
-        said, allowed = link_named(plan.name), {member: self.keys.public_of(member) for member in plan.members}
-        return self.endpoint.bind_link(
-            name=plan.name,
-            address=plan.address,
-            receives=said.member_sends,
-            sends=said.hub_sends,
-            allowed=allowed,
-            heard=self.heard,
-        )
-
-    def _connect(self, plan: LinkPlan) -> Link:
-        said = link_named(plan.name)
-        return self.endpoint.connect_link(
-            name=plan.name,
-            address=plan.address,
-            peer=plan.hub,
-            peer_key=self.keys.public_of(plan.hub),
-            receives=said.hub_sends,
-            sends=said.member_sends,
-        )
+                self.links[name] = self.endpoint.connect_link(
+                    name=name, address=address, peer=plan.hub, peer_key=key_of(plan.hub), receives=hub, sends=member
+                )
 
 
 class _Done(Exception):
@@ -248,7 +228,7 @@ def _dispatch(runtime: Runtime, actor: Actor, event: Event) -> None:
             actor.shutdown(message)
         case PeerDown(link=LAUNCHER_LINK.name, reason=reason):  # had it died, the kernel would have ended this process
             structlog.get_logger().warning("launcher_silent", reason=reason)
-        case Unreadable(link=LAUNCHER_LINK.name, reason=reason):  # no other process could do anything about it
+        case Unreadable(link=LAUNCHER_LINK.name, reason=reason):  # no other process can change it
             structlog.get_logger().error("launcher_unreadable", reason=reason)
         case _ if event.link == LAUNCHER_LINK.name or runtime.is_refused(event):
             return
@@ -259,7 +239,7 @@ def _dispatch(runtime: Runtime, actor: Actor, event: Event) -> None:
 
 
 async def _report(runtime: Runtime, actor: Actor) -> None:
-    """Status at a fixed interval; sleeping longer than asked is how a held event loop shows."""
+    """Status at a fixed interval. A sleep that is too long shows that the event loop was held."""
     interval_s = runtime.config.telemetry.status_every_s
     lag_s = 0.0
     while True:
@@ -270,7 +250,7 @@ async def _report(runtime: Runtime, actor: Actor) -> None:
 
 
 def _report_now(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> ProcessStatus:
-    """The status; what was done until now goes to the trace."""
+    """The status. The trace is written up to now."""
     gauges = actor.gauges()
     runtime.clock.cut()
     runtime.trace.level(
@@ -282,10 +262,7 @@ def _report_now(runtime: Runtime, actor: Actor, *, loop_lag_s: float) -> Process
     )
     runtime.trace.flush()
     return ProcessStatus(
-        state=gauges.state,
-        policy_version=gauges.policy_version,
-        num_tokens=gauges.num_tokens,
-        num_in_flight=gauges.num_in_flight,
+        **asdict(gauges),
         uptime_s=runtime.clock.uptime_s,
         busy_s=runtime.clock.busy_s(),
         loop_lag_s=loop_lag_s,
@@ -306,7 +283,7 @@ def main(make_actor: Callable[[Runtime], Actor]) -> None:
     with logging_to(path, process=arguments.name, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
         try:
             uvloop.run(_run(make_actor, config, arguments.run_dir, arguments.name, arguments.incarnation))
-        except Exception as error:  # the end of a process: it is told, and raised again where it has no exit code
+        except Exception as error:  # the end of a process: an error without an exit code is raised again
             _say_why(arguments.name, _leaves(error))
             code = _exit_code(_leaves(error))
             if code is None:
@@ -317,7 +294,7 @@ def main(make_actor: Callable[[Runtime], Actor]) -> None:
 
 
 def _say_why(name: str, errors: list[Exception]) -> None:
-    """In the log and in what is printed; a full disk takes neither."""
+    """To the log and to standard error; a full disk accepts neither."""
     for error in errors:
         structlog.get_logger().error("died", error=str(error), kind=type(error).__name__)
         with contextlib.suppress(OSError):
@@ -325,7 +302,7 @@ def _say_why(name: str, errors: list[Exception]) -> None:
 
 
 def _exit_code(errors: list[Exception]) -> int | None:
-    """What the launcher is to know of errors; None where one of them is ours, whose traceback is wanted."""
+    """The exit code for errors; None if one of them is a bug, whose traceback is needed."""
     if any(isinstance(error, PERMANENT_ERRORS) for error in errors):
         return PERMANENT_EXIT_CODE
     if any(map(is_no_space, errors)):
@@ -334,8 +311,8 @@ def _exit_code(errors: list[Exception]) -> int | None:
 
 
 def _leave(code: int) -> None:
-    """End with this exit code. The interpreter would wait for every thread, and one that hangs in a library, say in a
-    collective, may be why this process ends."""
+    """End with this exit code. The interpreter would wait for every thread, but one that hangs in a collective may be
+    why this process ends."""
     deadline_s = time.monotonic() + THREADS_END_WITHIN_S
     threads = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
     for thread in threads:

@@ -1,8 +1,8 @@
-"""What a run may bring itself: the table of kinds, and the one way in which a name becomes something to call.
+"""Extensions of the user: the table of kinds, and how a name becomes something to call.
 
-A setting names it as `module:name`, where the module is one of the user's; a short name is one of ours. It is loaded in
-the process that calls it and, before a run is started, in a child that is thrown away, because an import runs what the
-user has written. In these processes alone the current directory is on the path of modules.
+A setting has `module:name` of the user's, or a short name of this package. An import runs code of the user. So it is
+done in the process that calls it and, before a run, in a child, and only these look for modules in the current
+directory.
 
     reward.function     response -> number                 in each reward worker
     prompts.source      () -> records                      in the shaper
@@ -47,16 +47,13 @@ class Kind:
     arguments: tuple[str, ...]
     """The names of the arguments that it is called with."""
     built_in: Mapping[str, str] = field(default_factory=dict)
-    """The short names, and `module:name` of each; no target where a stage makes it by itself."""
+    """The short names, and `module:name` of each; empty if a stage makes it by itself."""
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Short names of earlier versions, and what to write in their place."""
+    """Short names of earlier versions, and what to write instead."""
 
     def checked(self, name: str) -> str:
-        """`name`, if it has a form that can be loaded. Nothing is imported.
-
-        Raises:
-            ValueError: it is neither a short name nor of the form `module:name`.
-        """
+        """`name`, without an import. Raises `ValueError` if it is neither a short name nor of the form
+        `module:name`."""
         if name in self.renamed:
             raise ValueError(f"{self.setting} {name!r} is now called {self.renamed[name]!r}; write that")
         module, _, attribute = name.partition(":")
@@ -67,7 +64,7 @@ class Kind:
         return name
 
     def names_in(self, config: object) -> tuple[str, ...]:
-        """What the setting has in a `RunConfig`."""
+        """The names that the setting has in a `RunConfig`."""
         found: Any = config
         for part in self.setting.split("."):
             found = getattr(found, part)
@@ -119,12 +116,10 @@ KINDS: Final = {kind.setting: kind for kind in (REWARD, PROMPTS, RULE, LOSS, SIN
 
 
 def load(kind: Kind, name: str) -> Extension:
-    """What a name of this kind leads to.
-
-    Modules of the user's are looked for in the current directory too, which is first on the path from then on.
+    """What a name of this kind leads to. For a module of the user the current directory becomes first on the path.
 
     Raises:
-        ExtensionError: no such module or attribute, its import fails, or it cannot be called as it will be.
+        ExtensionError: no such module or attribute, its import fails, or it cannot be called with the arguments.
 
     Example:
         >>> load(REWARD, "exact_match")(prompt="", response="4", answer="4", metadata={}, finish_reason="stop")
@@ -158,7 +153,7 @@ def _import(module_name: str, where: str, *, of_user: bool) -> ModuleType:
         return importlib.import_module(module_name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a user's module raises while it is imported, `sys.exit` included
+    except BaseException as error:  # the import of a user's module may raise anything, even call `sys.exit`
         raise ExtensionError(f"{where}, but {_import_complaint(module_name, error)}") from error
 
 
@@ -180,7 +175,7 @@ def _check_signature(found: Extension, where: str, expected: str, kind: Kind) ->
         raise ExtensionError(f"{where}, which is a generator function: it must return its result; {expected}")
     try:
         signature = inspect.signature(found)
-    except ValueError:  # written in C, without a signature: the first call will tell
+    except ValueError:  # written in C, without a signature: the first call will show it
         return
     try:
         signature.bind(**dict.fromkeys(kind.arguments))

@@ -121,12 +121,6 @@ class Faults:
         self._passings: Counter[str] = Counter()
         self.links = links
 
-    @classmethod
-    def from_environment(cls, process: str, incarnation: int) -> "Faults":
-        """The faults that the environment asks for. Raises `ConfigError` if the text is invalid."""
-        armed, links = parse_faults(os.environ.get(VARIABLE, ""), process)
-        return cls(armed if incarnation == 1 else None, links)
-
     def reach(self, point: str) -> None:
         """The process is at a point. A crash does not return."""
         if point in self._armed and (kind := self._due(point)) is not None:
@@ -140,7 +134,7 @@ class Faults:
             os.kill(os.getpid(), _SIGNALS[kind])
 
     def in_thread(self, point: str) -> None:
-        """As `reach`, in a thread beside the loop's. Raises `InjectedError`."""
+        """As `reach`, in another thread than the loop's. Raises `InjectedError`."""
         if point not in self._armed or (kind := self._due(point)) is None:
             return
         if kind == "fail":
@@ -166,7 +160,8 @@ _present = Faults()
 def install(process: str, incarnation: int) -> Faults:
     """Install the faults of this operating-system process from the environment. Raises `ConfigError`."""
     global _present
-    _present = Faults.from_environment(process, incarnation)
+    armed, links = parse_faults(os.environ.get(VARIABLE, ""), process)
+    _present = Faults(armed if incarnation == 1 else None, links)
     return _present
 
 

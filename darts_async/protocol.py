@@ -1,4 +1,4 @@
-"""Every message that crosses a process boundary: one union per direction of a link.
+"""Every message between processes: one union per direction of a link.
 
     Shaper -> Generator   Greet, Generate, Cancel
     Generator -> Shaper   GeneratorReady, TokensDecoded, SampleFinished, SampleCancelled, SampleRejected,
@@ -16,7 +16,7 @@
     Leader -> Rank        StoreValue, Prepare, AddGroups, TrainGroup, FinishStep, SaveCheckpoint, GatherWeights,
                           Dismiss
     Rank -> Leader        StoreValue, RankReady, StepTallied, PartSaved
-    Process -> Launcher   PeerRefused, ProcessStatus, StepCompleted, EvaluationCompleted, RewardFailed, RunFinished,
+    Process -> Launcher   PeerRefused, ProcessStatus, StepCompleted, EvaluationCompleted, ScoreFailed, RunFinished,
                           TakeUpAgain
     Launcher -> Process   Shutdown, ProcessEnded
 
@@ -26,13 +26,11 @@ Messages of the launcher to its own parts, and those inside one role, have modul
     launcher.nodes.node_messages         the launcher, the agent of a node and its keeper
     darts_async.reward.worker_messages   a reward process and its workers
 
-Commands are verbs, events are past tense. Messages are frozen and tagged; arrays travel as raw buffer frames
-beside the MessagePack header (see `transport`), so an array field costs no per-element work. The element type
-in the annotation is checked on decoding; `__post_init__` checks what the types cannot say.
+Commands are verbs, events are past tense. Arrays travel as raw buffer frames beside the MessagePack header (see
+`transport`), at no cost per element. Types of elements are checked on decoding; `__post_init__` checks the rest.
 
-Identifiers. A *group* is one visit to one prompt; `group_id` counts visits from 0 and is never reused. A
-*sample* is one response of a group: `sample_id = group_id * SAMPLES_PER_GROUP_LIMIT + index`. Identifiers are
-stable across restarts, which is what makes dropping duplicates by id possible.
+A *group* is one visit to one prompt; `group_id` counts visits from 0 and is never reused. A *sample* is one response of
+a group. Identifiers do not change in a restart, so duplicates are dropped by them.
 """
 
 from typing import Literal
@@ -42,7 +40,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 SAMPLES_PER_GROUP_LIMIT = 4096
-"""Bits of a sample id that number the sample inside its group: a group has fewer samples than this."""
+"""A group has fewer samples than this: `sample_id = group_id * SAMPLES_PER_GROUP_LIMIT + index`."""
 
 FinishReason = Literal["stop", "length"]
 """`stop`: the model ended its response. `length`: it was cut at the token limit."""
@@ -64,7 +62,7 @@ class Message(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True):
-    """How tokens are drawn. `top_p=1` and `top_k=0` switch the truncation off."""
+    """How tokens are drawn. `top_p=1` and `top_k=0` switch truncation off."""
 
     temperature: float
     top_p: float
@@ -73,22 +71,18 @@ class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Greet(Message, frozen=True):
-    """A hub's first message to a peer that is up, or up again: the hub does not rely on the peer's earlier state. From
-    the shaper: a generator drops every sample, and every peer answers with its `...Ready`. From the learner: ask again
-    to be a member of weight updates.
-
-    A generator repeats the `number`: only its answer to the newest greeting counts, because the next greeting makes it
-    drop all samples that it was sent before."""
+    """A hub's first message to a peer that is up, or up again, whose earlier state it does not rely on. From the
+    shaper: a generator drops every sample, and every peer answers with its `...Ready`. A generator repeats the
+    `number`, because only its answer to the newest greeting counts. From the learner: ask again to be a member of
+    weight updates."""
 
     number: int
 
 
 # --- shaper -> generator -------------------------------------------------------------------------------------
-
-
 class Generate(Message, frozen=True):
-    """Decode one sample. An earlier generator, which is lost, has decoded `prefix_tokens`. They count towards
-    `max_new_tokens`; decoding continues after them, and they are not reported again."""
+    """Decode one sample. A generator that is lost has decoded `prefix_tokens`: decoding continues after them. They
+    count towards `max_new_tokens`, and are not reported again."""
 
     sample_id: int
     prompt_tokens: NDArray[np.int32]  # [prompt_length]
@@ -99,8 +93,8 @@ class Generate(Message, frozen=True):
 
 
 class Cancel(Message, frozen=True):
-    """Stop decoding a sample and free its slot. Answered by `SampleCancelled`, or by a `SampleFinished` that was
-    already sent. Unknown ids (of samples that have ended) get no answer."""
+    """Stop decoding a sample. Answered by `SampleCancelled`, or by a `SampleFinished` that was already sent. Ids of
+    samples that have ended get no answer."""
 
     sample_id: int
 
@@ -109,8 +103,6 @@ ShaperToGenerator = Greet | Generate | Cancel
 
 
 # --- generator -> shaper -------------------------------------------------------------------------------------
-
-
 class GeneratorReady(Message, frozen=True):
     """A generator holds no sample and can hold these. `WeightsApplied` follows as soon as it has weights."""
 
@@ -120,11 +112,8 @@ class GeneratorReady(Message, frozen=True):
 
 
 class TokensDecoded(Message, frozen=True):
-    """Tokens of one or more engine steps, all decoded under one policy version.
-
-    The tokens of sample `sample_ids[i]` are the next `num_tokens[i]` entries of the flat arrays.
-    `logprobs` are of the distribution that was sampled from (after temperature and truncation).
-    """
+    """Tokens of one or more engine steps, all decoded under one policy version. Those of sample `sample_ids[i]` are the
+    next `num_tokens[i]` entries. `logprobs` are of the distribution sampled from, after temperature and truncation."""
 
     policy_version: int
     sample_ids: NDArray[np.int64]  # [num_samples]
@@ -152,7 +141,7 @@ class SampleFinished(Message, frozen=True):
 
 
 class SampleCancelled(Message, frozen=True):
-    """Acknowledges `Cancel`: the slot is free and all `num_tokens` decoded tokens (prefix included) were sent."""
+    """Acknowledges `Cancel`: the slot is free, and all `num_tokens` tokens (prefix included) were sent."""
 
     sample_id: int
     num_tokens: int
@@ -176,8 +165,6 @@ GeneratorToShaper = GeneratorReady | TokensDecoded | SampleFinished | SampleCanc
 
 
 # --- shaper <-> reward ---------------------------------------------------------------------------------------
-
-
 class Score(Message, frozen=True):
     """Score one finished response."""
 
@@ -203,12 +190,13 @@ class SampleScored(Message, frozen=True):
 
 
 FailureKind = Literal["raised", "timeout", "wrong_type", "not_finite", "limit", "worker_died"]
-"""Why there is no reward: the function raised an exception, took too long, returned something that is not a number, or
-a number that is not finite; a limit of the settings was exceeded; the worker process ended."""
+"""Why there is no reward: the function raised, took too long, or returned no number or one that is not finite; a limit
+of the settings was exceeded; the worker process ended."""
 
 
 class ScoreFailed(Message, frozen=True):
-    """This sample has no reward, which is not a reward of zero."""
+    """This sample has no reward, which is not a reward of zero. To the launcher: the first failure of its kind in the
+    run. Further ones are counted, and reported at the end."""
 
     sample_id: int
     kind: FailureKind
@@ -220,8 +208,6 @@ RewardToShaper = RewardReady | SampleScored | ScoreFailed
 
 
 # --- shaper <-> learner --------------------------------------------------------------------------------------
-
-
 class TrainGroup(Message, frozen=True):
     """The selected samples of one group, for optimiser step `step` (which turns version `step` into `step + 1`)."""
 
@@ -245,21 +231,18 @@ class TrainGroup(Message, frozen=True):
 
 
 class LearnerReady(Message, frozen=True):
-    """The learner has its model at `policy_version`, and expects groups for step `policy_version` next. Answered by
-    `CatchUp` and by every group from that step on: a restarted learner repeats steps.
-
-    What the learner has of its checkpoint is for a shaper that does not know how the learner got to its version."""
+    """The learner has its model at `policy_version`, and expects groups for that step next. Answered by `CatchUp` and
+    by every group from that step on: a restarted learner repeats steps. The rest is of its checkpoint, for a shaper
+    that does not know how the learner got there."""
 
     policy_version: int
-    shaper_state: bytes = b""
-    """Of its checkpoint, see `ShaperSnapshot`; empty if that has none."""
-    next_group_id: int = 0
-    """No group from this one on is in the checkpoint."""
+    shaper_state: bytes = b""  # see `ShaperSnapshot`; empty if the checkpoint has none
+    next_group_id: int = 0  # no group from this one on is in the checkpoint
 
 
 class CatchUp(Message, frozen=True):
-    """A generator may use `policy_version` already: publish nothing older. None can use one after `newest_version`: for
-    that no learner has had the groups."""
+    """A generator may use `policy_version` already: publish nothing older. None uses a version after `newest_version`,
+    because no learner has had the groups for it."""
 
     policy_version: int
     newest_version: int
@@ -279,19 +262,17 @@ class VersionPublished(Message, frozen=True):
 
 
 class VersionSaved(Message, frozen=True):
-    """A checkpoint of `policy_version` is on the disk; for the last version, the final model too. Older checkpoints are
-    kept down to `oldest_kept`, so the groups of earlier steps are no longer needed."""
+    """A checkpoint of `policy_version` is on the disk; for the last version, the final model too. A learner may restart
+    at `oldest_kept` or later, so groups of earlier steps are no longer needed. It is 0, which is the first model, until
+    there are enough checkpoints."""
 
     policy_version: int
     oldest_kept: int
-    """A learner may restart at this version or a later one. 0 until there are enough checkpoints: it may then restart
-    with the first model."""
 
 
 class ShaperSnapshot(Message, frozen=True):
-    """The state of the shaper when the step that makes `policy_version` is committed, with which another shaper can
-    continue from there. The learner stores it unread in the checkpoint, and returns it when it restarts at that
-    version."""
+    """What another shaper needs to continue after the step that makes `policy_version`. The learner stores it unread in
+    the checkpoint, and returns it when it restarts at that version."""
 
     policy_version: int
     state: bytes
@@ -302,8 +283,6 @@ LearnerToShaper = LearnerReady | GroupsCommitted | VersionPublished | VersionSav
 
 
 # --- learner <-> generator: weights --------------------------------------------------------------------------
-
-
 class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """One tensor of the model on the wire."""
 
@@ -313,7 +292,7 @@ class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WeightManifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """The tensors, their order, and the size of buckets. Both sides derive the same bucket layout."""
+    """The tensors in order. Both sides derive the same layout of buckets from it."""
 
     tensors: tuple[TensorSpec, ...]
     bucket_bytes: int
@@ -331,8 +310,8 @@ class EpochFormed(Message, frozen=True):
 
 
 class StoreValue(Message, frozen=True):
-    """One entry of the rendezvous store of `epoch`; the learner passes it on to the other members. It holds
-    the addresses of gloo's sockets or NCCL's unique id, which so never leave the authenticated link."""
+    """An entry of the rendezvous store of `epoch`, which the learner passes on to the other members: addresses of
+    gloo's sockets or NCCL's unique id. So these never leave the authenticated link."""
 
     epoch: int
     key: str
@@ -376,8 +355,8 @@ class ProbeWeights(Message, frozen=True):
 
 
 class WeightsRefused(Message, frozen=True):
-    """This generator must end: it decodes with other weights than those of `policy_version`, or has failed too often to
-    receive them."""
+    """This generator must end: its weights are not those of `policy_version`, or it failed too often to receive
+    them."""
 
     policy_version: int
     reason: str
@@ -389,8 +368,8 @@ LearnerToGenerator = (
 
 
 class MemberJoined(Message, frozen=True):
-    """A generator asks to be a member of the next epoch. `policy_version` is what it holds, -1 for nothing. Each of its
-    workers that receives weights is a rank of the group."""
+    """A generator asks to be a member of the next epoch. It holds `policy_version`, -1 for nothing. Each of its workers
+    that receives weights is a rank of the group."""
 
     policy_version: int
     num_ranks: int = 1
@@ -432,7 +411,7 @@ class UpdateFailed(Message, frozen=True):
 
 
 class ProbeMeasured(Message, frozen=True):
-    """The tokens sampled after the prompts of `ProbeWeights`, and their log-probabilities at temperature 1. Empty if
+    """The tokens sampled after the prompts of `ProbeWeights`, with their log-probabilities at temperature 1. Empty if
     the generator uses another version by now, or cannot decode such prompts."""
 
     policy_version: int
@@ -446,11 +425,9 @@ GeneratorToLearner = (
 
 
 # --- generator <-> the workers of its engine -----------------------------------------------------------------
-
-
 class WorkerConnected(Message, frozen=True):
-    """A worker's first word: which of the generator's ranks it is. Then it is told what the learner says of its group,
-    and says what came of it."""
+    """A worker's first message: which of the generator's ranks it is. Then it hears what the learner says of its group,
+    and answers."""
 
     rank: int  # from 0
 
@@ -460,8 +437,6 @@ WorkerToGenerator = WorkerConnected | StoreValue | UpdateReady | UpdateStaged | 
 
 
 # --- learner's rank 0 <-> its other ranks --------------------------------------------------------------------
-
-
 class Prepare(Message, frozen=True):
     """Load the model, join the process group, and continue from a checkpoint of the run if one is named."""
 
@@ -470,7 +445,7 @@ class Prepare(Message, frozen=True):
 
 
 class AddGroups(Message, frozen=True):
-    """Train the `TrainGroup`s that come next, so many, together."""
+    """Train the next `num_groups` messages `TrainGroup` together."""
 
     num_groups: int
 
@@ -495,7 +470,7 @@ class GatherWeights(Message, frozen=True):
 
 
 class Dismiss(Message, frozen=True):
-    """Nothing more is to be done."""
+    """The run needs the rank no longer."""
 
 
 LeaderToRank = StoreValue | Prepare | AddGroups | TrainGroup | FinishStep | SaveCheckpoint | GatherWeights | Dismiss
@@ -512,7 +487,7 @@ NUM_BINS = 2001
 
 
 class StepTallied(Message, frozen=True):
-    """The rank has trained its samples of every group of `step`; what its `Tally` holds of them."""
+    """The rank has trained on its samples of every group of `step`: the content of its `Tally`."""
 
     step: int
     sums: dict[str, float]
@@ -533,11 +508,9 @@ RankToLeader = StoreValue | RankReady | StepTallied | PartSaved
 
 
 # --- every process <-> launcher ------------------------------------------------------------------------------
-
-
 class ProcessStatus(Message, frozen=True):
-    """A heartbeat with what the live view shows; one more is sent at the end. `busy_s` integrates busy intervals
-    by stage since the start; `num_tokens` is what a generator decoded, a learner trained."""
+    """A heartbeat for the live view; one more is sent at the end. `busy_s` integrates busy intervals by stage since the
+    start; `num_tokens` were decoded by a generator, or trained on by a learner."""
 
     state: str
     policy_version: int
@@ -557,8 +530,8 @@ class StepCompleted(Message, frozen=True):
 
 
 class EvaluationCompleted(Message, frozen=True):
-    """Fresh, un-aborted samples of the fixed held-out prompts, ordered by prompt, except those without a reward. No
-    token is older than `policy_version`; during training tokens may be newer, because weights are updated in flight."""
+    """Complete samples of the held-out prompts, ordered by prompt, except those without a reward. No token is older
+    than `policy_version`. During training tokens may be newer, because weights are updated in flight."""
 
     policy_version: int
     prompt_ids: NDArray[np.int64]  # [num_samples], the same in every evaluation
@@ -568,18 +541,10 @@ class EvaluationCompleted(Message, frozen=True):
     num_skipped: int = 0  # evaluations that became due during this one, and were skipped
 
 
-class RewardFailed(Message, frozen=True):
-    """The first failed reward of its kind in the run. Further ones are counted, and reported at the end."""
-
-    sample_id: int
-    kind: FailureKind
-    error: str
-
-
 class RunFinished(Message, frozen=True):
-    """The shaper has finished. The tokens by outcome must add up to the counts in the generators' last `ProcessStatus`,
-    which checks the complete bookkeeping. A killed generator has no last count; `tokens_by_generator`, {name:
-    {incarnation: tokens}}, has the tokens that were received from it."""
+    """The shaper has finished. Its tokens by outcome must sum to the counts in the last `ProcessStatus` of the
+    generators. A killed generator has no last count: `tokens_by_generator`, {name: {incarnation: tokens}}, has what was
+    received."""
 
     reason: str
     tokens_by_outcome: dict[str, int]
@@ -593,8 +558,8 @@ class RunFinished(Message, frozen=True):
 
 
 class Shutdown(Message, frozen=True):
-    """End cleanly: finish current work, write results, and leave. `finished`: the run is complete. `num_steps`: the
-    steps that the shaper has accounted for, if known; a learner at that version writes a checkpoint."""
+    """Finish current work, write results, and leave. `finished`: the run is complete. `num_steps`: the steps that the
+    shaper has accounted for, if known; a learner at that version writes a checkpoint."""
 
     reason: str
     finished: bool
@@ -602,16 +567,15 @@ class Shutdown(Message, frozen=True):
 
 
 class ProcessEnded(Message, frozen=True):
-    """A process of the run has ended, and will not receive messages to this incarnation. So its peers need not wait
-    until its silence shows."""
+    """A process of the run has ended, so its peers need not wait until its silence shows."""
 
     name: str
     incarnation: int
 
 
 class PeerRefused(Message, frozen=True):
-    """A process has sent an invalid message. The sender of this refuses all messages of that incarnation, which must be
-    restarted."""
+    """A process has sent an invalid message. The sender of this refuses all messages of that incarnation, which must
+    restart."""
 
     name: str
     incarnation: int
@@ -619,13 +583,13 @@ class PeerRefused(Message, frozen=True):
 
 
 class TakeUpAgain(Message, frozen=True):
-    """The learner is back at a checkpoint that is older than any group the shaper has kept, and generators may decode
-    under versions that are undone by that. The launcher ends all processes and begins another life of the run."""
+    """The learner is back at a checkpoint older than any group that the shaper has kept, so versions that generators
+    use are undone. The launcher ends all processes and begins another life of the run."""
 
     reason: str
 
 
 ProcessToLauncher = (
-    PeerRefused | ProcessStatus | StepCompleted | EvaluationCompleted | RewardFailed | RunFinished | TakeUpAgain
+    PeerRefused | ProcessStatus | StepCompleted | EvaluationCompleted | ScoreFailed | RunFinished | TakeUpAgain
 )
 LauncherToProcess = Shutdown | ProcessEnded

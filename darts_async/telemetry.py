@@ -1,6 +1,6 @@
 """Structured logs and the busy time of a process.
 
-Busy time is an integral over intervals and not a number of samples, which would depend on chance.
+Busy time is an integral over intervals; a number of samples would depend on chance.
 """
 
 import contextlib
@@ -22,11 +22,9 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30}
 
 
 class LogFile:
-    """A log of bounded size that never raises.
-
-    When it reaches half of its bound, it replaces the older file (`older_path`). A line that does not fit on a full
-    disk is omitted; before the next line that fits, the number of omitted lines is written.
-    """
+    """A log of bounded size that never raises. When it reaches half of its bound, it replaces the older file
+    (`older_path`). A line that does not fit on a full disk is omitted; before the next line that fits, the number of
+    omitted lines is written."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path, self._max_bytes = path, max_bytes
@@ -94,47 +92,35 @@ def logging_to(path: Path, *, process: str, level: str, max_mb: float) -> Iterat
             structlog.reset_defaults()
 
 
-class _Intervals:
-    """Integrates the time in which at least one of several overlapping intervals is open."""
-
-    def __init__(self) -> None:
-        self.num_open = 0
-        self.since_s = 0.0
-        self.total_s = 0.0
-
-    def begin(self, now_s: float) -> None:
-        if self.num_open == 0:
-            self.since_s = now_s
-        self.num_open += 1
-
-    def end(self, now_s: float) -> None:
-        self.num_open -= 1
-        if self.num_open == 0:
-            self.total_s += now_s - self.since_s
-
-    def cut(self, now_s: float) -> None:
-        if self.num_open:
-            self.total_s += now_s - self.since_s
-            self.since_s = now_s
-
-
-class _Stage(_Intervals):
-    """The intervals of one stage. In the trace, overlapping intervals are one, with the args of the first."""
+class _Stage:
+    """Integrates the time in which at least one of several overlapping intervals is open. In the trace they are one,
+    with the arguments of the first."""
 
     def __init__(self, name: str, trace: Trace, *, is_work: bool) -> None:
-        super().__init__()
         self._name, self._trace, self._is_work = name, trace, is_work
-        self.args: dict[str, Value] = {}
+        self._num_open = 0
+        self._since_s = 0.0
+        self._args: dict[str, Value] = {}
+        self.total_s = 0.0
+
+    def begin(self, now_s: float, args: dict[str, Value]) -> None:
+        if self._num_open == 0:
+            self._since_s, self._args = now_s, args
+        self._num_open += 1
 
     def end(self, now_s: float) -> None:
-        super().end(now_s)
-        if self.num_open == 0:
-            self._trace.span(self._name, self.since_s, now_s, is_work=self._is_work, args=self.args)
+        self._num_open -= 1
+        if self._num_open == 0:
+            self._count(now_s)
 
     def cut(self, now_s: float) -> None:
-        if self.num_open:
-            self._trace.span(self._name, self.since_s, now_s, is_work=self._is_work, args=self.args)
-        super().cut(now_s)
+        if self._num_open:
+            self._count(now_s)
+
+    def _count(self, now_s: float) -> None:
+        self.total_s += now_s - self._since_s
+        self._trace.span(self._name, self._since_s, now_s, is_work=self._is_work, args=self._args)
+        self._since_s = now_s
 
 
 class BusyClock:
@@ -145,13 +131,13 @@ class BusyClock:
         self._trace = trace if trace is not None else Trace()
         self._stages: dict[str, _Stage] = {}
         self._waits: dict[str, _Stage] = {}
-        self._any = _Intervals()
+        self._any = _Stage("", Trace(), is_work=True)  # not traced
 
     @contextlib.contextmanager
     def busy(self, stage: str, **args: Value) -> Iterator[None]:
         """Count the time inside the block for `stage`. `args` go to the trace."""
         begin_s = time.perf_counter()
-        self._any.begin(begin_s)
+        self._any.begin(begin_s, {})
         intervals = self._begin(self._stages, stage, begin_s, args)
         try:
             yield
@@ -186,10 +172,7 @@ class BusyClock:
             intervals.cut(now_s)
 
     def _begin(self, stages: dict[str, _Stage], name: str, now_s: float, args: dict[str, Value]) -> _Stage:
-        stage = stages.get(name)
-        if stage is None:
-            stage = stages[name] = _Stage(name, self._trace, is_work=stages is self._stages)
-        if stage.num_open == 0:
-            stage.args = args
-        stage.begin(now_s)
-        return stage
+        if name not in stages:
+            stages[name] = _Stage(name, self._trace, is_work=stages is self._stages)
+        stages[name].begin(now_s, args)
+        return stages[name]

@@ -1,7 +1,4 @@
-"""Whether token ids and log-probabilities can be what they are called: asked wherever they come from another process.
-
-They come with every few tokens, so each is a pass or two over an array and no more.
-"""
+"""Checks token ids and log-probabilities that come from another process, by one or two passes over an array."""
 
 import math
 from typing import Final
@@ -10,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_INT32: Final = 1 << 31
-"""Token ids where no vocabulary is known."""
+"""Number of token ids if the vocabulary is unknown."""
 LARGEST_LOGPROB: Final = 0.01
-"""A logarithm of a probability is not positive, but for rounding."""
+"""A log-probability is not positive, except by rounding."""
 
 
 def not_tokens(token_ids: NDArray[np.int32], num_token_ids: int) -> str | None:
@@ -25,5 +22,5 @@ def not_tokens(token_ids: NDArray[np.int32], num_token_ids: int) -> str | None:
 def not_logprobs(logprobs: NDArray[np.float32]) -> str | None:
     """Why these are not log-probabilities of tokens that were drawn; None if they are."""
     if not len(logprobs) or (logprobs.min() > -math.inf and logprobs.max() <= LARGEST_LOGPROB):
-        return None  # and not so if one of them is not a number
+        return None  # a NaN fails both comparisons
     return f"log-probabilities from {logprobs.min()} to {logprobs.max()}"

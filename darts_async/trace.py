@@ -1,15 +1,14 @@
 """What a process did and when: spans, instants and levels, in files that only grow.
 
-    trace/generator-0.1.msgpack       of the first incarnation of generator/0: MessagePack records, one after the other
+    trace/generator-0.1.msgpack       of the first incarnation of generator/0: MessagePack records
     trace/generator-0.1.old.msgpack   what was before them, once half of the file's bound was reached
 
-Short spans of one stage that follow closely on one another are put together as they come, with how much of the whole
-they fill: an engine that makes a thousand steps a second costs a few records a second. Records are written in one call
-per status, so who dies loses the last fraction of a second, and a torn tail at most; who is slow to end an interval
-has it written in pieces (`BusyClock.cut`). The oldest half is thrown away, so a file is bounded and the end is there.
+Short spans of one stage that follow closely are merged, with the share of the time that they fill: an engine that makes
+a thousand steps a second costs a few records a second. Records are written in one call per status, so a process that
+dies loses the last fraction of a second. A long interval is written in pieces (`BusyClock.cut`).
 
-Times are of `time.perf_counter`, which on Linux all processes of a machine share. A head says what that was in
-seconds since 1970, and on which machine: processes of one machine line up exactly, those of several as their clocks do.
+Times are of `time.perf_counter`, which all processes of a Linux machine share. The head has the time since 1970 and the
+machine, so processes of one machine line up exactly, and those of several as their clocks do.
 """
 
 import os
@@ -26,17 +25,17 @@ from msgspec import Struct
 from darts_async.topology.run_files import TRACE_DIR, file_stem, older_path
 
 SAMPLE, GROUP, GROUPS = "sample", "group", "groups"
-"""What instants, and spans, say of whom they are about, by its id, or a list of ids."""
+"""The arguments of instants and spans that hold ids."""
 GAP_S = 0.01
-"""Spans of a stage that are this close are put together, unless they say different things."""
+"""Spans of a stage that are this close are merged, if their arguments are the same."""
 _MAX_PENDING = 2048
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 Value = int | float | str | list[int]
 
 
-class Head(Struct, frozen=True, array_like=True, tag=0):
-    """Begins a file."""
+class TraceHead(Struct, frozen=True, array_like=True, tag=0):
+    """Begins a file. `began_s` is when the incarnation began; `clock_s` and `wall_s` (since 1970) are now."""
 
     process: str
     incarnation: int
@@ -45,22 +44,19 @@ class Head(Struct, frozen=True, array_like=True, tag=0):
     segment: int
     """How many files of this incarnation were before this one."""
     began_s: float
-    """Of the incarnation."""
     clock_s: float
-    """Now."""
     wall_s: float
-    """Now, in seconds since 1970."""
 
 
-class Span(Struct, frozen=True, array_like=True, tag=1):
-    """An interval, or several close to each other that fill `busy_s` of it."""
+class Span(Struct, array_like=True, tag=1):
+    """An interval, or several close to each other that fill `busy_s` of it. It grows until it is written."""
 
     stage: str
     begin_s: float
     end_s: float
     busy_s: float
     is_work: bool
-    """Otherwise the process waits, or works on something else meanwhile."""
+    """If not, the process waits, or works on something else."""
     args: dict[str, Value]
 
 
@@ -87,7 +83,7 @@ class Tallied(Struct, frozen=True, array_like=True, tag=4):
     counts: dict[str, int]
 
 
-AnyRecord = Head | Span | Instant | Level | Tallied
+AnyRecord = TraceHead | Span | Instant | Level | Tallied
 
 
 def trace_path(run_dir: Path, process: str, incarnation: int) -> Path:
@@ -96,11 +92,8 @@ def trace_path(run_dir: Path, process: str, incarnation: int) -> Path:
 
 
 def read_records(path: Path) -> Iterator[AnyRecord]:
-    """The records of a file in order, up to a torn tail or anything that is not a record.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """The records of a file in order, up to a torn tail or anything that is not a record. Raises `OSError` if the file
+    cannot be read."""
     with path.open("rb") as file:
         try:
             for fields in msgpack.Unpacker(file, raw=False, strict_map_key=False):
@@ -109,21 +102,9 @@ def read_records(path: Path) -> Iterator[AnyRecord]:
             return
 
 
-class _Open:
-    """A span that may grow yet."""
-
-    __slots__ = ("args", "begin_s", "busy_s", "end_s", "is_work")
-
-    def __init__(self, begin_s: float, end_s: float, is_work: bool, args: Mapping[str, Value]) -> None:
-        self.begin_s, self.end_s, self.busy_s = begin_s, end_s, end_s - begin_s
-        self.is_work, self.args = is_work, args
-
-
 class Trace:
-    """Takes what a process does, and writes it when `flush` is called. Without a path it does nothing.
-
-    Used by one thread. What cannot be written (the disk is full) ends the trace, and not the process.
-    """
+    """Collects what a process does, and writes it when `flush` is called. Without a path it does nothing. For one
+    thread. If it cannot be written, because the disk is full, the trace ends and the process continues."""
 
     def __init__(
         self,
@@ -134,12 +115,12 @@ class Trace:
         *,
         has_samples: bool = True,
     ) -> None:
-        """`max_bytes` bounds both files of the incarnation together; `has_samples`: write down what befalls each."""
+        """`max_bytes` bounds both files of the incarnation together; `has_samples`: write the events of each sample."""
         self._has_samples = has_samples
         self._path, self._process, self._incarnation, self._max_bytes = path, process, incarnation, max_bytes
         self._encoder = msgspec.msgpack.Encoder()
         self._began_s = self._flushed_s = time.perf_counter()
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, Span] = {}
         self._counts: Counter[str] = Counter()
         self._pending: list[AnyRecord] = []
         self._num_segments = self._num_bytes = 0
@@ -147,26 +128,21 @@ class Trace:
         if path is not None:
             self._begin_file(path)
 
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is written."""
-        return self._file is not None
-
     def span(
         self, stage: str, begin_s: float, end_s: float, *, is_work: bool = True, args: Mapping[str, Value] | None = None
     ) -> None:
         """An interval has ended, or a piece of it. Those of one stage come in order and do not overlap."""
         if self._file is None:
             return
-        args = args or {}
+        args = dict(args or {})
         last = self._open.get(stage)
         if last is not None:
             if begin_s - last.end_s <= GAP_S and last.args == args and last.is_work == is_work:
                 last.end_s = end_s
                 last.busy_s += end_s - begin_s
                 return
-            self._close(stage, last)
-        self._open[stage] = _Open(begin_s, end_s, is_work, args)
+            self._put(last)
+        self._open[stage] = Span(stage, begin_s, end_s, end_s - begin_s, is_work, args)
 
     def instant(self, name: str, **args: Value) -> None:
         """Something happens now."""
@@ -174,12 +150,12 @@ class Trace:
             self._put(Instant(name, time.perf_counter(), args))
 
     def sample(self, name: str, sample_id: int) -> None:
-        """Something befalls a sample now."""
+        """Something happens to a sample now."""
         if self._file is not None and self._has_samples:
             self._put(Instant(name, time.perf_counter(), {SAMPLE: sample_id}))
 
     def count(self, name: str, number: int = 1) -> None:
-        """Something happened so often."""
+        """Something happened `number` times."""
         if self._file is not None:
             self._counts[name] += number
 
@@ -189,12 +165,11 @@ class Trace:
             self._put(Level(time.perf_counter(), values))
 
     def flush(self) -> None:
-        """Write what there is: it is with the operating system on return."""
+        """Write everything so far: the operating system has it on return."""
         if self._file is None:
             return
         now_s = time.perf_counter()
-        for stage, last in self._open.items():
-            self._pending.append(_span(stage, last))
+        self._pending += self._open.values()
         self._open.clear()
         if self._counts:
             self._pending.append(Tallied(self._flushed_s, now_s, dict(self._counts)))
@@ -209,9 +184,6 @@ class Trace:
             os.close(self._file)
             self._file = None
 
-    def _close(self, stage: str, last: _Open) -> None:
-        self._put(_span(stage, last))
-
     def _put(self, record: AnyRecord) -> None:
         self._pending.append(record)
         if len(self._pending) >= _MAX_PENDING:
@@ -224,7 +196,7 @@ class Trace:
         except OSError as error:
             self._give_up(error)
             return
-        head = Head(
+        head = TraceHead(
             process=self._process,
             incarnation=self._incarnation,
             pid=os.getpid(),
@@ -270,12 +242,8 @@ class Trace:
 
 
 def machine() -> str:
-    """What the clocks of processes have in common: the start of the kernel they run on."""
+    """The boot of this machine: processes of one boot share a clock."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
         return ""
-
-
-def _span(stage: str, last: _Open) -> Span:
-    return Span(stage, last.begin_s, last.end_s, last.busy_s, last.is_work, dict(last.args))

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 
 
 class IllegalTransition(AssertionError):
-    """A thing was to enter a state that does not follow its present one: a fault of ours. The message has its story."""
+    """A bug: a state does not follow the present one. The message has the story of the thing."""
 
 
 class Transitions:
-    """The table of one lifecycle: `{(from, to): the event}`, in the order in which a life goes."""
+    """The table of one lifecycle: `{(from, to): the event}`, in the order of a life."""
 
     def __init__(self, events: Mapping[tuple[str, str], str]) -> None:
         self.events = dict(events)

@@ -1,15 +1,15 @@
-"""Truncated sampling: which tokens of a distribution may be drawn. Generators draw by it, the learner evaluates by it.
+"""Truncated sampling: which tokens may be drawn. Generators draw by it, and the learner evaluates by it.
 
     K = the top_k likeliest tokens, all tokens without a top_k
     S = the tokens of K whose likelier ones weigh less than top_p within K
     q(a) = p(a) / sum over b in S of p(b)   for a in S, else 0
 
-That is what vLLM and transformers do, in this order. Equal logits are common in bf16: the tokens at the edge of S,
-those as likely as the least likely of it, are often several, and only so many of them are kept as it takes to reach
-top_k or top_p. The weight of S, and so q of a token that was drawn, depends on the distribution alone. Which of the
-tied tokens are kept depends on how a sort breaks ties: generators here keep the first in the vocabulary, and a learner
-counts each for its share, the drawn one for all of itself. vLLM's kernels for GPUs count in this way. Its PyTorch code,
-which runs on CPUs, does so for top_p and keeps every token that is as likely as the last of top_k.
+vLLM and transformers do this too, in this order. Equal logits are common in bf16: often several tokens are as likely as
+the least likely of S, and only so many of them are kept as top_k or top_p needs. The weight of S, and so q of a token
+that was drawn, depends on the distribution alone. Which of the tied tokens are kept depends on the sort: generators
+here keep the first in the vocabulary, and a learner counts each for its share, and the drawn one completely. vLLM's
+kernels for GPUs count in this way. Its PyTorch code for CPUs does so for top_p, and keeps all tokens that are tied with
+the last of top_k.
 """
 
 from typing import NamedTuple
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 1e-5
-"""In nats: tokens that are nearer than this count as equally likely. What is recomputed from the same weights in
-another order is off by less."""
+"""In nats: tokens that differ by less count as equally likely. Another order of computation changes less."""
 _FIRST_LOOK = 256
-"""Tokens that are sorted at first where only a top_p is given; they nearly always weigh enough."""
+"""Tokens that are sorted first if only a top_p is given; they nearly always weigh enough."""
 
 
 class Truncation(NamedTuple):
@@ -88,8 +87,8 @@ def kept_tokens(log_p: Tensor, truncation: Truncation) -> Kept:
 
     Args: `log_p` [num_rows, vocab_size], normalised.
 
-    Example: of the probabilities (.5, .3, .15, .05) a top_p of .8 keeps two; the third needs more than .8 before it.
-    Of (.4, .2, .2, .2) it keeps three: the edge is .2, where three are tied and two are kept.
+    Example: of the probabilities (.5, .3, .15, .05) a top_p of .8 keeps two; the third needs more than .8 before it. Of
+    (.4, .2, .2, .2) it keeps three: the edge is .2, where three are tied and two are kept.
     """
     log_p = log_p.detach()
     best = _likeliest(log_p, truncation)
@@ -104,7 +103,7 @@ def kept_tokens(log_p: Tensor, truncation: Truncation) -> Kept:
 
 
 def _likeliest(log_p: Tensor, truncation: Truncation) -> Tensor:
-    """K in order, or so much of it that S is in it; a sort of all would cost more than the product with the head."""
+    """K in order, or a part that includes S: a sort of all would cost more than the product with the head."""
     top_k, top_p = truncation
     vocab_size = log_p.shape[-1]
     num_best = top_k or _FIRST_LOOK

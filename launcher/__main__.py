@@ -27,8 +27,7 @@ def main() -> None:
 
 
 def _open_what_is_closed() -> None:
-    """Give a closed standard stream (`>&-`) the null device. Otherwise one of our files would get its number, and all
-    that is printed."""
+    """Give a closed standard stream (`>&-`) the null device. Otherwise a file of ours would get what is printed."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

@@ -11,7 +11,7 @@ expanded.
 import datetime
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,15 @@ def _read(path: Path) -> str:
 
 
 def _missing_file(path: Path) -> Problem:
-    near = [found.name for found in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
-    guess = difflib.get_close_matches(path.name, near, n=1) or (near if len(near) == 1 else [])
-    fix = f"did you mean {path.parent / guess[0]}?" if guess else "give the path of a YAML file"
+    """Names are compared without their endings, because these make any two names similar."""
+    there = {found.stem: found for found in sorted(path.parent.glob("*.y*ml"))} if path.parent.is_dir() else {}
+    near = difflib.get_close_matches(path.stem, there, n=1)
+    if near:
+        fix = f"did you mean {there[near[0]]}?"
+    elif there:
+        fix = f"the YAML files there are {', '.join(found.name for found in [*there.values()][:_MAX_SUGGESTIONS])}"
+    else:
+        fix = "give the path of a YAML file"
     return Problem("", "there is no such file", fix=fix)
 
 
@@ -118,14 +124,14 @@ def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Place, int], tup
         if not isinstance(node, yaml.MappingNode):
             found = shown(_values(loader, node, path))
             raise InputError(path, (Problem("", "is not a mapping", found, "write `section:` with keys below it", 1),))
-        places = dict(_places(node, ()))
-        repeated = tuple(_repeated(node, ()))
+        places = tuple(_places(node, ()))
+        repeated = tuple(_repeated(places))
         data = _values(loader, node, path)
     except yaml.YAMLError as error:
         raise InputError(path, (_syntax_problem(error),)) from error
     except RecursionError as error:  # an alias inside its own anchor, or hundreds of brackets
         raise InputError(path, (Problem("", "is nested too deeply", fix="write values out"),)) from error
-    return data, places, repeated
+    return data, dict(places), repeated
 
 
 def _values(loader: _Loader, node: yaml.Node, path: Path) -> Any:
@@ -163,30 +169,30 @@ def _inner(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _places(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
-    """Every place in the file with its line, in file order."""
+    """Every place in the file with its line, in file order. A repeated key comes again."""
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*place, str(key.value))
-            yield inner, key.start_mark.line + 1
-            yield from _places(value, inner)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*place, index), value.start_mark.line + 1
-            yield from _places(value, (*place, index))
+        inner: list[tuple[Place, yaml.Node, yaml.Node]] = [
+            ((*place, str(key.value)), key, value) for key, value in node.value
+        ]
+    else:
+        inner = [((*place, index), value, value) for index, value in enumerate(_inner(node))]
+    for at, marked, value in inner:
+        yield at, marked.start_mark.line + 1
+        yield from _places(value, at)
 
 
-def _repeated(node: yaml.Node, place: Place) -> Iterator[Problem]:
-    """A problem for each repeated key of a mapping."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    first: dict[str, int] = {}
-    for key, value in node.value:
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in first:
-            message = f"this key is repeated; it is first on line {first[name]}"
-            yield Problem(_dotted((*place, name)), message, fix="remove one of them", line=line)
-        first.setdefault(name, line)
-        yield from _repeated(value, (*place, name))
+def _repeated(places: Iterable[tuple[Place, int]]) -> Iterator[Problem]:
+    """A problem for each repeated key, but none for the keys below it."""
+    first: dict[Place, int] = {}
+    repeated: set[Place] = set()
+    for place, line in places:
+        if place not in first:
+            first[place] = line
+            continue
+        repeated.add(place)
+        if place[:-1] not in repeated:
+            message = f"this key is repeated; it is first on line {first[place]}"
+            yield Problem(_dotted(place), message, fix="remove one of them", line=line)
 
 
 def _syntax_problem(error: yaml.YAMLError) -> Problem:
@@ -206,16 +212,21 @@ def _problem(details: ErrorDetails, lines: Mapping[Place, int]) -> Problem:
     place = tuple(details["loc"])
     line = next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), None)
     if details["type"] == "extra_forbidden":
-        return Problem(
-            _dotted(place),
-            "there is no such setting",
-            shown(details["input"]),
-            _suggestion(place, details["input"]),
-            line,
-        )
+        fix = _suggestion(place, details["input"])
+        return Problem(_dotted(place), "there is no such setting", shown(details["input"]), fix, line)
     if details["type"] == "value_error":
-        return Problem(_dotted(place), str(details["ctx"]["error"]), line=line)
-    return Problem(_dotted(place), _expected(details), shown(details["input"]), _type_fix(details), line)
+        return _refused(_dotted(place), details["input"], str(details["ctx"]["error"]), line)
+    expected = _EXPECTED.get(details["type"]) or details["msg"].replace("Input should be", "expected", 1)
+    return Problem(_dotted(place), expected, shown(details["input"]), _type_fix(details), line)
+
+
+def _refused(place: str, value: Any, text: str, line: int | None) -> Problem:
+    """A problem that the settings describe as `what is wrong; the fix`. A value is shown once."""
+    found = shown(value) if isinstance(value, str | int | float) else None
+    message, _, fix = text.partition("; ")
+    for beginning in (f"{place} is {found}", f"{place} {found} ", f"{found} "):
+        message = message.removeprefix(beginning)
+    return Problem(place, message or "there is no such choice", found, fix or None, line)
 
 
 _EXPECTED = {
@@ -229,12 +240,6 @@ _EXPECTED = {
     "tuple_type": "expected a list",
     "finite_number": "expected a finite number",
 }
-
-
-def _expected(details: ErrorDetails) -> str:
-    if details["type"] in _EXPECTED:
-        return _EXPECTED[details["type"]]
-    return details["msg"].replace("Input should be", "expected", 1)
 
 
 def _type_fix(details: ErrorDetails) -> str | None:
@@ -251,26 +256,27 @@ def _type_fix(details: ErrorDetails) -> str | None:
 
 
 def _suggestion(place: Place, value: Any) -> str:
-    """Our name of the key or of those below it, the nearest key of that section, the same key in another section, or a
-    list of keys."""
-    section = _section(place[:-1])
+    """What the key is here, and then what the keys below it are."""
+    known = _known_as(place)
+    below = [f"{theirs} is {OURS[theirs]}" for theirs in dict.fromkeys(_keys(value)) if theirs in OURS]
+    if below:
+        return f"{known or 'leave this section out'}; of its keys, {', '.join(below[:_MAX_SUGGESTIONS])}"
+    return known or "the settings here are " + ", ".join(_section(place[:-1]).model_fields)
+
+
+def _known_as(place: Place) -> str:
+    """Our name of the key, the nearest key of that section, or the same key in another section; empty without any."""
     key = str(place[-1])
     if key in OURS:
         return f"here it is {OURS[key]}"
-    below = [f"{theirs} is {OURS[theirs]}" for theirs in dict.fromkeys(_keys(value)) if theirs in OURS]
-    if below:
-        return "here " + ", ".join(below[:_MAX_SUGGESTIONS])
-    near = difflib.get_close_matches(key, list(section.model_fields), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, list(_section(place[:-1]).model_fields), n=1, cutoff=0.6)
     if near:
         return f"did you mean {_dotted((*place[:-1], near[0]))}?"
     elsewhere = next((found for found in all_places(RunConfig, ()) if found[-1] == key), None)
-    if elsewhere is not None:
-        return f"did you mean {_dotted(elsewhere)}?"
-    return "the settings here are " + ", ".join(section.model_fields)
+    return f"did you mean {_dotted(elsewhere)}?" if elsewhere is not None else ""
 
 
 def _keys(value: Any) -> Iterator[str]:
-    """All keys of a value, including nested ones."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)

@@ -1,6 +1,10 @@
 """Names of settings in TRL, verl, prime-rl and others, from which errors suggest ours."""
 
+from itertools import chain
 from typing import Final
+
+_GROUP_SIZE = ("num_generations", "n", "rollout_n", "group_size", "rollouts_per_example", "n_samples_per_prompt")
+"""Elsewhere all samples of a prompt are trained on. Here that is two settings of the same value."""
 
 FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "learner.learning_rate": ("lr",),
@@ -30,8 +34,9 @@ FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "learner.loss.normalise_advantage": ("scale_rewards", "norm_adv_by_std_in_grpo"),
     "learner.loss.importance_high": ("tis_imp_ratio_cap", "imp_ratio_cap", "vllm_importance_sampling_cap"),
     "learner.loss.overlong_filter": ("mask_truncated_completions",),
-    "shaping.keep": ("num_generations", "n", "rollout_n", "group_size", "rollouts_per_example", "n_samples_per_prompt"),
-    "shaping.launch": ("gen_batch_size", "oversampling_factor"),
+    "shaping.keep": _GROUP_SIZE,
+    "shaping.launch": _GROUP_SIZE,
+    "shaping.overcommit": ("oversampling_factor",),
     "staleness.max_staleness": (
         "max_off_policy_steps",
         "max_async_level",
@@ -59,4 +64,8 @@ FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {
 }
 """{our setting: its names elsewhere}"""
 
-OURS: Final = {theirs: ours for ours, names in FIELD_NAMES.items() for theirs in names}
+OURS: Final = {
+    theirs: " and ".join(ours for ours, names in FIELD_NAMES.items() if theirs in names)
+    for theirs in chain.from_iterable(FIELD_NAMES.values())
+}
+"""{a name elsewhere: our setting, or settings}"""

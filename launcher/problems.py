@@ -40,9 +40,6 @@ class InputError(ConfigError):
         self.problems = problems
         super().__init__("\n".join(_plain(file, problem) for problem in problems))
 
-    def __rich__(self) -> Group:
-        return problem_screen(self)
-
 
 def shown(value: object) -> str:
     """A value as a short text on one line."""
@@ -53,21 +50,22 @@ def shown(value: object) -> str:
 def problem_screen(error: InputError) -> Group:
     """All problems of a file, each with place, value and fix."""
     count = len(error.problems)
-    title = Text.assemble(
-        ("✗ ", "red"), (str(error.file), "bold"), f" cannot be run: {count} problem{'s' if count > 1 else ''}"
-    )
-    return Group(title, *(Padding(_problem_text(problem), (1, 0, 0, 2)) for problem in error.problems), "")
+    verdict = f"cannot be run: {count} problem{'s' if count > 1 else ''}"
+    return _screen(("✗ ", "red"), error.file, verdict, error.problems)
 
 
 def missing_screen(file: Path, problems: tuple[Problem, ...]) -> Group:
     """Why this machine cannot run a valid file."""
-    title = Text.assemble(("! ", "yellow"), (str(file), "bold"), " is valid, but cannot be run on this machine:")
-    return Group(title, *(Padding(_problem_text(problem), (1, 0, 0, 2)) for problem in problems), "")
+    return _screen(("! ", "yellow"), file, "is valid, but cannot be run on this machine:", problems)
 
 
 def hint_screen(file: Path, problems: tuple[Problem, ...]) -> Group:
     """Hints about a file that can be run."""
-    title = Text.assemble(("! ", "yellow"), (str(file), "bold"), " can be run, but:")
+    return _screen(("! ", "yellow"), file, "can be run, but:", problems)
+
+
+def _screen(mark: tuple[str, str], file: Path, verdict: str, problems: tuple[Problem, ...]) -> Group:
+    title = Text.assemble(mark, (str(file), "bold"), f" {verdict}")
     return Group(title, *(Padding(_problem_text(problem), (1, 0, 0, 2)) for problem in problems), "")
 
 

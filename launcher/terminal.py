@@ -21,7 +21,6 @@ from rich.text import Text
 _HIDDEN = frozenset(["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"])
 """Categories of Unicode: control, format (direction, zero width), surrogate, private, unassigned, separators."""
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-"""Invisible letters and marks."""
 _LAYOUT = frozenset("\n\t")
 _ERRORS = "darts-launch"
 _ASCII = {
@@ -83,6 +82,11 @@ class Screen(Console):
         """Make all text printable; only rich's own commands reach the terminal."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def show_error(text: str) -> None:
+    """One error to standard error."""
+    Screen(stderr=True).print(Text.assemble(("✗ ", "red"), text), soft_wrap=True)
 
 
 def write_line(text: str) -> None:

@@ -26,7 +26,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import pytest
 import typer
@@ -42,6 +42,8 @@ from darts_async.config import RunConfig
 from darts_async.protocol import ProcessStatus
 from darts_async.shaper.group import SAMPLE_LIFE
 from darts_async.shaper.window import StalenessWindow
+from darts_async.topology.links import LINKS
+from darts_async.topology.roles import ROLES
 from launcher.lifecycle.lifecycle import RUN_LIFE
 from launcher.nodes.fleet import NODE_LIFE
 from launcher.progress.run_view import RunView
@@ -398,6 +400,19 @@ def test_the_door_leads_to_every_page() -> None:
 def test_the_picture_of_the_flow_is_that_of_the_links_and_their_messages() -> None:
     """`python -m bench.pictures --only flow` draws it anew."""
     assert (ROOT / "bench" / "results" / "flow.svg").read_text() == flow_svg(full_plan())
+
+
+def test_the_picture_of_the_flow_has_the_messages_of_every_link_and_says_who_sends_what_to_the_launcher() -> None:
+    drawn = re.findall(r">([^<]*)</text>", flow_svg(full_plan()))
+    words = set(re.findall(r"\w+", " ".join(drawn)))
+    for link in LINKS:
+        assert link.name in words
+        sent = [*get_args(link.hub_sends), *get_args(link.member_sends)]
+        assert not {kind.__name__ for kind in sent} - words, link.name
+    assert "and back: PeerRefused, ProcessStatus" in drawn
+    for role in ROLES:
+        expected = f"from the {role} also: {', '.join(kind.__name__ for kind in role.tells_launcher)}"
+        assert (expected in drawn) == bool(role.tells_launcher)
 
 
 def view_of_a_run() -> RunView:

@@ -9,7 +9,17 @@ import sys
 import pytest
 
 from darts_async.errors import ConfigError
-from darts_async.faults import IN_THREAD, PASSED, REACHED, VARIABLE, Faults, InjectedError, LinkFault, parse_faults
+from darts_async.faults import (
+    IN_THREAD,
+    PASSED,
+    REACHED,
+    VARIABLE,
+    Faults,
+    InjectedError,
+    LinkFault,
+    install,
+    parse_faults,
+)
 from tests import ROOT
 
 
@@ -71,7 +81,7 @@ def test_what_cannot_be_meant_is_refused(text: str, why: str) -> None:
 
 def test_only_the_first_incarnation_is_faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "crash generator.step:1")
-    Faults.from_environment("generator/0", incarnation=2).reach("generator.step")
+    install("generator/0", incarnation=2).reach("generator.step")
 
 
 PASSES = """

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from bench.measured import tokens_between
 from darts_async import trace
 from darts_async.telemetry import BusyClock
 from darts_async.topology.run_files import older_path
-from darts_async.trace import Head, Instant, Level, Span, Tallied, Trace, read_records, trace_path
+from darts_async.trace import Instant, Level, Span, Tallied, Trace, TraceHead, read_records, trace_path
 from launcher.analysis.perfetto import events_of
-from launcher.analysis.time_use import time_spent, tokens_between, union_s
+from launcher.analysis.time_use import time_spent, union_s
 from launcher.analysis.traces import Life, Traces, joined
 from launcher.commands.cli import app
 
@@ -85,7 +86,7 @@ def test_instants_levels_and_counts_come_back_as_they_were(tmp_path: Path) -> No
     writer.count("cancelled")
     writer.close()
     head, instant, level, tallied = read_records(path)
-    assert isinstance(head, Head)
+    assert isinstance(head, TraceHead)
     assert (head.process, head.incarnation, head.segment) == ("shaper/0", 3, 0)
     assert isinstance(instant, Instant)
     assert (instant.name, instant.args) == ("version published", {"policy_version": 4})
@@ -129,7 +130,7 @@ def test_a_file_is_bounded_and_the_end_is_there(tmp_path: Path) -> None:
 def test_what_cannot_be_written_ends_the_trace_and_not_the_process(tmp_path: Path) -> None:
     (tmp_path / "trace").write_text("in the way")
     writer = Trace(trace_path(tmp_path, "a", 1), "a", 1, 4000)
-    assert not writer.is_on
+    assert writer._file is None
     writer.span("decode", 0.0, 1.0)
     writer.instant("it")
     writer.close()

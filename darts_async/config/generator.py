@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from darts_async.config.engines import Capabilities, capabilities_of
+from darts_async.config.engines import BuiltIn, capabilities_of
 from darts_async.config.section import NonNegative, Positive, Seconds, Section, named
 from darts_async.extensions import ENGINE
 
@@ -75,8 +75,8 @@ class GeneratorConfig(Section):
     """Settings of the scripted engine."""
 
     @property
-    def capabilities(self) -> Capabilities:
-        """What the engine can do."""
+    def capabilities(self) -> BuiltIn:
+        """What the engine can do, as far as it is known without an import."""
         return capabilities_of(self.engine)
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """The loss: which surrogate, over which tokens, divided by what.
 
-`kind` fills in every setting that is not given with the value of its paper, so the resolved file shows all numbers.
-A setting that the kind does not use is null, and is refused if given. `learner/losses/` has the formulas.
+`kind` fills in every setting that is not given with the value of its paper, so the resolved file shows all numbers. A
+setting that the kind does not use is null, and is refused if given. `learner/losses/` has the formulas.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -96,9 +96,9 @@ class LossConfig(Section):
     def _settings_fit_the_kind(self) -> Self:
         if self.kind not in LOSS.built_in:
             return self
-        self._check_use("clip_low", used=self.kind not in ("cispo", "reinforce"))
-        self._check_use("clip_high", used=self.kind != "reinforce")
-        self._check_use("proximal", used=self.kind == "decoupled_ppo")
+        self._check_use("kind", "clip_low", used=self.kind not in ("cispo", "reinforce"))
+        self._check_use("kind", "clip_high", used=self.kind != "reinforce")
+        self._check_use("kind", "proximal", used=self.kind == "decoupled_ppo")
         fitting = _IMPORTANCE.get(self.kind)
         if fitting is not None and self.importance not in fitting:
             raise ValueError(
@@ -109,15 +109,8 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _bounds_fit_the_importance(self) -> Self:
-        for name, used in (
-            ("importance_low", self.importance.endswith("mask")),
-            ("importance_high", self.importance != "none"),
-        ):
-            if (getattr(self, name) is not None) != used:
-                raise ValueError(
-                    f"learner.loss.importance is {self.importance!r}, which {'needs' if used else 'does not use'} "
-                    f"learner.loss.{name}, but that is {getattr(self, name)}"
-                )
+        self._check_use("importance", "importance_low", used=self.importance.endswith("mask"))
+        self._check_use("importance", "importance_high", used=self.importance != "none")
         cap, reach = self.importance_high, 1 + (self.clip_high or 0.0)
         if self.kind in _CLIPPED and self.importance == "token_truncate" and (cap or 0.0) <= reach:
             raise ValueError(
@@ -135,10 +128,10 @@ class LossConfig(Section):
             )
         return self
 
-    def _check_use(self, name: str, *, used: bool) -> None:
+    def _check_use(self, deciding: str, name: str, *, used: bool) -> None:
         value = getattr(self, name)
         if (value is not None) != used:
             raise ValueError(
-                f"learner.loss.kind is {self.kind!r}, which {'needs' if used else 'does not use'} "
+                f"learner.loss.{deciding} is {getattr(self, deciding)!r}, which {'needs' if used else 'does not use'} "
                 f"learner.loss.{name}, but that is {value!r}"
             )

@@ -25,12 +25,9 @@ class ModelConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How tokens are sampled during training and evaluation.
-
-    The learner trains the distribution that generators sample from. With `top_p` or `top_k`, both compute
-    log-probabilities of the truncated distribution, so the ratio of a fresh token is 1. The divergence from a reference
-    and the entropy are those of complete distributions.
-    """
+    """How tokens are sampled during training and evaluation. The learner trains the distribution that generators sample
+    from. With `top_p` or `top_k`, both compute log-probabilities of the truncated distribution, so the ratio of a fresh
+    token is 1. The divergence from a reference and the entropy are those of complete distributions."""
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides the logits. The learner uses the same value."""

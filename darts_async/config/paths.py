@@ -57,10 +57,8 @@ def is_file(path: Path) -> bool:
 
 
 def missing_file(path: Path) -> str:
-    """The message that this file does not exist, with a suggestion.
-
-    The first wrong part of the path is compared with the names in its directory.
-    """
+    """The message that this file does not exist, with a suggestion. The first wrong part of the path is compared with
+    the names in its directory."""
     wanted = path.absolute()
     if os.path.isdir(wanted):
         return f"{wanted} is a directory, and a file is needed"

@@ -128,7 +128,7 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _who_learns_nothing_has_nobody_who_decodes(self) -> Self:
+    def _no_model_decodes_for_a_scripted_learner(self) -> Self:
         if self.learner.script is not None and self.generator.capabilities.has_model:
             raise ValueError(
                 f"learner.script is set, so nothing would be trained, but generator.engine {self.generator.engine} "
@@ -137,24 +137,11 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _the_engine_can_receive_weights(self) -> Self:
-        engine, weights = self.generator.engine, self.weights
-        can = self.generator.capabilities
-        if (weights.receive == "direct" and not can.receives_directly) or (weights.reprefill and not can.reprefills):
-            raise ValueError(
-                f"weights.receive is {weights.receive} and weights.reprefill {weights.reprefill}, but generator.engine "
-                f"{engine} receives weights staged and keeps its KV cache; leave both out, or choose vllm"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _the_engine_draws_at_the_temperature(self) -> Self:
-        temperature, (lowest, highest) = self.sampling.temperature, self.generator.capabilities.temperatures
-        if not lowest <= temperature <= highest:
-            raise ValueError(
-                f"sampling.temperature is {temperature:g}, but generator.engine {self.generator.engine} samples only "
-                f"at {lowest:g} to {highest:g}: choose a temperature in this range, or another engine"
-            )
+    def _the_engine_can_do_it(self) -> Self:
+        engine = self.generator.engine  # a generator asks one of yours, which is not imported here
+        reason = self.generator.capabilities.why_not(engine, self.weights, self.sampling.temperature)
+        if engine in ENGINE.built_in and reason is not None:
+            raise ValueError(reason)
         return self
 
     @property
@@ -168,10 +155,7 @@ class RunConfig(Section):
 
     @property
     def max_open_groups(self) -> int:
-        """Most groups that are admitted and not yet in a committed step: `B * (max_staleness + 1)`.
-
-        Proof: group number n (dropped groups do not count) is admitted only while `n < B * (v + max_staleness + 1)`,
-        where v is the lowest version of a routable generator. v is at most the number of committed steps, which used
-        `B * v` groups.
-        """
+        """Most groups that are admitted and not yet in a committed step: `B * (max_staleness + 1)`. Proof: group number
+        n (dropped groups do not count) is admitted only while `n < B * (v + max_staleness + 1)`, where v is the lowest
+        version of a routable generator. v is at most the number of committed steps, which used `B * v` groups."""
         return self.learner.groups_per_step * (self.staleness.max_staleness + 1)

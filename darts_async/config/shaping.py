@@ -43,10 +43,8 @@ class PruningConfig(Section):
 
 
 class ShapingConfig(Section):
-    """Distribution-aware shaping: which of the generated samples are decoded to the end and selected for training.
-
-    A rule ignores the settings that do not name it, so that arms of an experiment differ in `rule` alone.
-    """
+    """Distribution-aware shaping: which of the generated samples are decoded to the end and selected for training. A
+    rule ignores the settings that do not name it, so that arms of an experiment differ in `rule` alone."""
 
     rule: Annotated[str, named(RULE)] = "dual_end"
     """`none`: plain GRPO; `launch` must equal `keep`. `random`: `keep` finished samples at random. `shortest`,
@@ -125,15 +123,13 @@ class ShapingConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _redundancy_has_a_use(self) -> Self:
-        if self.redundancy.total == "off":
-            return self
-        if self.rule == "none":
-            raise ValueError(
-                f"shaping.redundancy.total is {self.redundancy.total!r}, but shaping.rule none trains on every sample; "
-                "choose another rule"
-            )
-        if self.launch > 2 * self.keep:
+    def _redundancy_and_pruning_have_a_use(self) -> Self:
+        for setting, value in (("redundancy.total", self.redundancy.total), ("pruning.mode", self.pruning.mode)):
+            if value != "off" and self.rule == "none":
+                raise ValueError(
+                    f"shaping.{setting} is {value!r}, but shaping.rule none trains on every sample; choose another rule"
+                )
+        if self.redundancy.total != "off" and self.launch > 2 * self.keep:
             raise ValueError(
                 f"shaping.launch ({self.launch}) is above twice shaping.keep ({self.keep}), the most samples that "
                 "shaping.redundancy gives to a prompt; lower it"
@@ -141,14 +137,7 @@ class ShapingConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _pruning_has_a_use(self) -> Self:
-        if self.pruning.mode == "off":
-            return self
-        if self.rule == "none":
-            raise ValueError(
-                f"shaping.pruning.mode is {self.pruning.mode!r}, but shaping.rule none trains on every sample; choose "
-                "another rule"
-            )
+    def _pruning_fits(self) -> Self:
         if self.pruning.mode == "saturation" and self.redundancy.total == "off" and self.launch < 2 * self.keep:
             raise ValueError(
                 f"shaping.pruning.mode saturation acts on prompts with twice shaping.keep ({self.keep}) samples, but "
@@ -177,12 +166,11 @@ class ShapingConfig(Section):
     def _one_sample_has_no_sibling(self) -> Self:
         if self.keep == 1 and self.guard:
             raise ValueError("shaping.guard keeps rewards of both kinds, but shaping.keep is 1; set at least 2")
-        if self.keep == 1 and self.baseline == "leave_one_out":
-            raise ValueError("shaping.baseline leave_one_out compares siblings, but shaping.keep is 1; set at least 2")
-        if self.min_keep == 1 and self.baseline == "leave_one_out":
-            raise ValueError(
-                "shaping.baseline leave_one_out compares siblings, but shaping.min_keep is 1; set at least 2"
-            )
+        for name in ("keep", "min_keep"):
+            if getattr(self, name) == 1 and self.baseline == "leave_one_out":
+                raise ValueError(
+                    f"shaping.baseline leave_one_out compares siblings, but shaping.{name} is 1; set at least 2"
+                )
         return self
 
     @model_validator(mode="after")

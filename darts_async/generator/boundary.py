@@ -1,12 +1,13 @@
-"""What a generator takes from the shaper and from the learner, whatever its engine: a message that cannot be meant is
-refused, its sender named, before the engine hears of it.
+"""What a generator accepts from the shaper and from the learner, with any engine.
 
-What an engine cannot decode (see `request_check`) is another matter: it is rejected sample by sample. What the learner
-says of a group that cannot be joined, or of weights that do not fit, fails as an update does.
+An invalid message is refused, its sender named, before the engine gets it. A sample that the engine cannot decode
+(`why_not`) is rejected by itself. A group that cannot be joined, or weights that do not fit, fail as an update does.
 """
 
 import math
 from collections.abc import Container
+
+import numpy as np
 
 from darts_async.protocol import (
     Cancel,
@@ -17,15 +18,16 @@ from darts_async.protocol import (
     ShaperToGenerator,
     UpdateOffered,
 )
+from darts_async.token_checks import not_tokens
 
 _MAX_RANKS = 1 << 16
 _ID_LIMIT = 1 << 62
-"""Below zero are the samples of probes."""
+"""Samples of probes have ids below 0."""
 
 
 def refusal_of_shaper(message: ShaperToGenerator, asked: Container[int]) -> str | None:
-    """Why a message of the shaper cannot be meant; None if it is to be taken. `asked`: the samples that it has
-    asked for since its last greeting, and that have not ended."""
+    """Why a message of the shaper is invalid; None if it is not. `asked`: the samples that it has asked for since its
+    last greeting, and that have not ended."""
     match message:
         case Greet(number=number):
             return None if number >= 1 else f"greeting {number}"
@@ -40,7 +42,7 @@ def refusal_of_shaper(message: ShaperToGenerator, asked: Container[int]) -> str 
 
 
 def refusal_of_learner(message: LearnerToGenerator) -> str | None:
-    """The same of the learner."""
+    """Why a message of the learner is invalid; None if it is not."""
     match message:
         case EpochFormed(first_rank=first_rank, world_size=world_size, deadline_s=deadline_s):
             if not 1 <= first_rank < world_size <= _MAX_RANKS or not 0 < deadline_s < math.inf:
@@ -49,3 +51,28 @@ def refusal_of_learner(message: LearnerToGenerator) -> str | None:
             if version < 0 or not 0 < deadline_s < math.inf:
                 return f"version {version} within {deadline_s} s"
     return None
+
+
+def why_not(request: Generate, max_context_tokens: int, vocab_size: int | None = None) -> str | None:
+    """Why an engine can never decode a request, with the values; None if it can."""
+    num_prompt, num_prefix = len(request.prompt_tokens), len(request.prefix_tokens)
+    sampling = request.sampling
+    if num_prompt == 0:
+        return "the prompt is empty"
+    if num_prompt + sampling.max_new_tokens > max_context_tokens:
+        return (
+            f"{num_prompt} prompt tokens and max_new_tokens {sampling.max_new_tokens} do not fit into "
+            f"max_context_tokens {max_context_tokens}"
+        )
+    if num_prefix >= sampling.max_new_tokens:
+        return f"{num_prefix} tokens were decoded before, which is all of max_new_tokens {sampling.max_new_tokens}"
+    if not (sampling.temperature > 0 and 0 < sampling.top_p <= 1 and sampling.top_k >= 0):
+        return (
+            f"temperature {sampling.temperature}, top_p {sampling.top_p}, top_k {sampling.top_k}: "
+            "the first must be above 0, the second in (0, 1], the third not negative"
+        )
+    return (
+        None
+        if vocab_size is None
+        else not_tokens(np.concatenate((request.prompt_tokens, request.prefix_tokens)), vocab_size)
+    )

@@ -1,8 +1,8 @@
 """Counter-based random numbers: a draw only depends on a sample's seed and the token's position in the response.
 
-That is what lets a response be continued by another engine, in another batch, as if nothing had happened. The
-generator is the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", 2014) applied to the seed and then to seed and counter, so that neighbouring seeds share nothing.
+So another engine continues a response in another batch as if nothing had happened. The generator is the output function
+of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) applied to the seed and
+then to seed and counter, so that neighbouring seeds share nothing.
 """
 
 from typing import Final
@@ -27,10 +27,8 @@ def hash_words(seeds: NDArray[np.uint64], counters: NDArray[np.integer]) -> NDAr
 
 
 def uniforms(seeds: NDArray[np.uint64], counters: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Uniform numbers strictly between 0 and 1, one for each pair of seed and counter.
-
-    They carry 48 bits, so `u * total < total` holds for every positive float64 `total`.
-    """
+    """Uniform numbers strictly between 0 and 1, one for each pair of seed and counter. They carry 48 bits, so
+    `u * total < total` holds for every positive float64 `total`."""
     words = hash_words(seeds, counters) >> np.uint64(64 - _UNIFORM_BITS)
     return (words.astype(np.float64) + 0.5) * 2.0**-_UNIFORM_BITS
 

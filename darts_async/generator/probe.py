@@ -1,16 +1,16 @@
-"""A generator's side of the probe (see `darts_async.weights.probe`): a few samples among the others, of which
-the shaper never hears. Their ids are negative."""
+"""A generator's part of the probe (see `darts_async.weights.probe`): a few samples with negative ids among the others.
+The shaper is not told of them."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from darts_async.generator.events import Outbox, StepEvents
+from darts_async.generator.engine import Outbox, StepEvents
 from darts_async.protocol import Generate, ProbeMeasured, ProbeWeights, SamplingParams
 
 _ONE_TOKEN = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=1)
 _FIRST = -(1 << 30)
-"""Of the waiting samples these are the first: the sooner wrong weights are found, the better."""
+"""These are the first of the waiting samples, so that wrong weights are found soon."""
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class _Probe:
 
 
 class Probing:
-    """The probe under way, at most one: a new one replaces it. What was measured goes to the outbox that is passed."""
+    """At most one probe at a time: a new one replaces it. Results go to the outbox that is passed."""
 
     def __init__(self) -> None:
         self._asked: ProbeWeights | None = None
@@ -33,11 +33,11 @@ class Probing:
         """Decoded for probes so far."""
 
     def ask(self, message: ProbeWeights) -> None:
-        """To be begun at the next step boundary."""
+        """Begin it at the next step boundary."""
         self._asked = message
 
     def begin(self, policy_version: int, out: Outbox) -> list[Generate]:
-        """The samples to start now, `policy_version` being in use."""
+        """The samples to start now, when `policy_version` is in use."""
         asked, self._asked = self._asked, None
         if asked is None:
             return []
@@ -53,7 +53,7 @@ class Probing:
         return [Generate(i, p, prefix, -i, _ONE_TOKEN, _FIRST) for i, p in zip(ids, prompts, strict=True)]
 
     def sift(self, events: StepEvents, policy_version: int, out: Outbox) -> StepEvents:
-        """Take out what belongs to probes; `policy_version` is what the step was made under."""
+        """Take out what belongs to probes. The step was made under `policy_version`."""
         if not self._num_open:
             return events
         ours = events.sample_ids < 0

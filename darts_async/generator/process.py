@@ -1,13 +1,13 @@
-"""The generator process: decodes what the shaper asks for, and swaps in what the learner sends.
+"""The generator process: decodes what the shaper asks for, and puts weights of the learner in use.
 
-`GeneratorState` decides; this does it. One task, `_decode`, owns the engine and makes one move after the other. Weights
-come into use while it stands still: see `engine_pause`.
+`GeneratorState` decides; this does it. One task, `_decode`, owns the engine and makes one move after the other. It
+pauses while weights are put in use.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import cast
 
 import structlog
@@ -15,11 +15,9 @@ import structlog
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.config import RunConfig
 from darts_async.config.engines import Capabilities
-from darts_async.errors import EngineError, ExtensionError, WeightUpdateError
+from darts_async.errors import ConfigError, EngineError, ExtensionError, WeightUpdateError
 from darts_async.extensions import ENGINE, load
-from darts_async.generator.engine import Engine
-from darts_async.generator.engine_pause import Stillness
-from darts_async.generator.events import Outbox, StepEvents
+from darts_async.generator.engine import Engine, Outbox, Pause, StepEvents
 from darts_async.generator.state import Arrange, Decode, GeneratorState, Obey, Swap, Wait
 from darts_async.generator.stop_strings import StopStrings
 from darts_async.models.location import load_tokenizer, resolve_model_path
@@ -27,7 +25,6 @@ from darts_async.protocol import (
     Cancel,
     Generate,
     GeneratorToLearner,
-    GeneratorToShaper,
     Greet,
     LearnerToGenerator,
     ProbeMeasured,
@@ -48,17 +45,17 @@ log = structlog.get_logger()
 
 
 def make_engine(config: RunConfig) -> Engine:
-    """The engine that the configuration names. Imports what it needs and no more.
-
-    Raises:
-        ExtensionError: it cannot be loaded, or does not say what it can do.
-    """
-    engine: Engine = load(ENGINE, config.generator.engine)(config=config)
+    """The engine that the configuration names; no other is imported. Raises `ExtensionError` if it cannot be loaded or
+    does not say what it can do, and `ConfigError` if it cannot do what the settings ask for."""
+    name = config.generator.engine
+    engine: Engine = load(ENGINE, name)(config=config)
     if not isinstance(getattr(engine, "capabilities", None), Capabilities):
         raise ExtensionError(
-            f"generator.engine is {config.generator.engine!r}, and what it makes, {type(engine).__name__}, has no "
+            f"generator.engine is {name!r}, and what it makes, {type(engine).__name__}, has no "
             "`capabilities`; give it `capabilities = Capabilities()` of darts_async.config.engines"
         )
+    if reason := engine.capabilities.why_not(name, config.weights, config.sampling.temperature):
+        raise ConfigError(reason)
     return engine
 
 
@@ -70,16 +67,15 @@ def make_stop_strings(config: RunConfig) -> StopStrings | None:
 
 
 class GeneratorActor:
-    """See the module."""
+    """The `Actor` of a generator."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._engine: Engine | None = None
         self._receiver: Receiver | None = None
-        self._state = GeneratorState(
-            flush_every_steps=runtime.config.generator.flush_every_steps, stopping=make_stop_strings(runtime.config)
-        )
-        self._stillness: Stillness | None = None
+        flush_every_steps = runtime.config.generator.flush_every_steps
+        self._state = GeneratorState(flush_every_steps=flush_every_steps, stopping=make_stop_strings(runtime.config))
+        self._pause: Pause | None = None
         self._work = asyncio.Event()
         self._offered_s = 0.0
         self.done = False
@@ -96,7 +92,6 @@ class GeneratorActor:
             receiver.join()
 
     def handle(self, event: Event) -> None:
-        """A command for the engine, or something about weights."""
         if isinstance(event, Received) and (reason := self._state.refusal(event)) is not None:
             self._runtime.refuse(event, f"{type(event.message).__name__}: {reason}")
             return
@@ -123,14 +118,12 @@ class GeneratorActor:
         receiver.handle(message)
 
     def tick(self, now_s: float) -> None:
-        """Nothing to do."""
+        """A generator does nothing by time."""
 
     def shutdown(self, message: Shutdown) -> None:
-        """Leave."""
         self.done = True
 
     def gauges(self) -> Gauges:
-        """For the status."""
         if self._engine is None:
             return Gauges("loading")
         busy = 0 if self._state.is_shaper_away else self._engine.num_unfinished + self._state.num_waiting
@@ -160,7 +153,7 @@ class GeneratorActor:
                         for request in started:
                             engine.start(request)
                     case Swap():
-                        await self._stand_still()
+                        await self._swap()
                     case Decode():
                         await self._step(engine)
                     case Wait():
@@ -188,22 +181,20 @@ class GeneratorActor:
                 return
         self._report(events)
 
-    async def _stand_still(self) -> None:
-        stillness, self._stillness = self._stillness, None
-        assert stillness is not None, "a swap was asked for"
+    async def _swap(self) -> None:
+        pause, self._pause = self._pause, None
+        assert pause is not None, "a swap was asked for"
         self._runtime.faults.reach("generator.before_swap")
-        stillness.reached.set()
+        pause.reached.set()
         with self._runtime.clock.busy("swap"):
-            await stillness.over.wait()  # what is done meanwhile has deadlines; if it fails this task is cancelled
+            await pause.over.wait()  # the update has deadlines; if it fails this task is cancelled
 
     async def _wait_for_work(self) -> None:
-        """Until an event or weights arrive; woken now and then so that a lost wake-up costs a second, not a run."""
+        """Until an event or weights arrive. After `IDLE_CHECK_S` it looks again, in case a wake-up was lost."""
         self._work.clear()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(IDLE_CHECK_S):
                 await self._work.wait()
-        except TimeoutError:
-            return
 
     def _report(self, events: StepEvents) -> None:
         out: Outbox = []
@@ -222,40 +213,37 @@ class GeneratorActor:
                     self._runtime.trace.sample("finished", sample_id)
                 case SampleCancelled(sample_id=sample_id):
                     self._runtime.trace.sample("stopped", sample_id)
-            self._tell_shaper(message)
-
-    def _tell_shaper(self, message: GeneratorToShaper) -> None:
-        assert self._state.shaper is not None, "it has greeted before anything can be told"
-        self._runtime.send(GENERATORS_LINK.name, self._state.shaper, message)
+            assert self._state.shaper is not None, "it greets before it is told anything"
+            self._runtime.send(GENERATORS_LINK.name, self._state.shaper, message)
 
     # --- weights ---------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _hold(self) -> AsyncIterator[Stillness]:
-        """Have `_decode` stand still from the next boundary on (see `engine_pause`)."""
+    async def _hold(self) -> AsyncIterator[Pause]:
+        """Pause `_decode` at the next boundary."""
         self._state.ask_to_swap()
-        self._stillness = stillness = Stillness(self._report)
+        self._pause = pause = Pause(self._report)
         self._work.set()
-        await stillness.reached.wait()
+        await pause.reached.wait()
         begin_s = time.perf_counter()
         try:
-            yield stillness
+            yield pause
         except WeightUpdateError:
-            self._resume(stillness, None)
+            self._resume(pause, None)
             raise
-        stillness.stall_s = time.perf_counter() - begin_s
-        self._resume(stillness, stillness.policy_version)
+        pause.stall_s = time.perf_counter() - begin_s
+        self._resume(pause, pause.policy_version)
 
-    def _resume(self, stillness: Stillness, version: int | None) -> None:
+    def _resume(self, pause: Pause, version: int | None) -> None:
         out: Outbox = []
-        self._state.resumed(version, stillness.stall_s, out)
+        self._state.resumed(version, pause.stall_s, out)
         if version is not None:
             args, trace = {"policy_version": version}, self._runtime.trace
             trace.span("update", self._offered_s, time.perf_counter(), is_work=False, args=args)
             trace.instant("weights applied", policy_version=version)
             self._runtime.faults.reach("generator.after_swap")
         self._tell(out)
-        stillness.over.set()
+        pause.over.set()
 
     def _send_learner(self, message: GeneratorToLearner) -> None:
         assert self._state.learner is not None

@@ -1,9 +1,10 @@
 """The scripted engine: responses of a known length at a modelled speed, without a model.
 
-It models absent hardware: a decode step of b samples takes `token_latency_s * (1 + b /
-batch_for_double_latency)`. Lengths come from a hierarchical lognormal distribution, `log length = log median +
-prompt_sigma * z(prompt) + sample_sigma * z(sample)` with z standard normal, or from a recorded trace. Everything a
-sample does follows from its prompt, its id and its seed, so runs repeat and responses can be continued elsewhere.
+It models absent hardware: a decode step of b samples takes `token_latency_s * (1 + b / batch_for_double_latency)`.
+Lengths come from a hierarchical lognormal distribution,
+`log length = log median + prompt_sigma * z(prompt) + sample_sigma * z(sample)` with z standard normal, or from a
+recorded trace. Everything a sample does follows from its prompt, its id and its seed, so runs repeat and responses can
+be continued elsewhere.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from darts_async.config.engines import SCRIPTED
 from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError
 from darts_async.generator.counter_rng import hash_words, seed_word, uniforms
-from darts_async.generator.events import StepEvents
+from darts_async.generator.engine import StepEvents
 from darts_async.generator.slot_engine import SlotEngine, SlotTable
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, Generate
 
@@ -28,7 +29,7 @@ _NORMAL: Final = NormalDist()
 _LENGTH_STREAM: Final = np.array([-1])  # counters of draws that belong to no token
 _LOGPROB_STREAM: Final = 1 << 32
 _COLUMNS_BETWEEN_GROUPS: Final = 7
-"""A trace is read from another column on by each group, or a prompt would have the same lengths at every visit."""
+"""Each group reads a trace from another column on, so that a prompt has other lengths at each visit."""
 
 
 class Clock(Protocol):
@@ -45,19 +46,14 @@ class LoopClock:
     """The time of the running event loop."""
 
     def now(self) -> float:
-        """The loop's own time."""
         return asyncio.get_running_loop().time()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait on the loop."""
         await asyncio.sleep(seconds)
 
 
 class ScriptedEngine(SlotEngine):
-    """An engine that decodes nothing: the lengths are scripted, the tokens arbitrary, the time modelled.
-
-    Raises `ConfigError` if the trace of the script cannot be used.
-    """
+    """Scripted lengths, arbitrary tokens, modelled time. Raises `ConfigError` if the trace cannot be used."""
 
     capabilities = SCRIPTED
 
@@ -77,14 +73,13 @@ class ScriptedEngine(SlotEngine):
         self._seed = seed
         self._vocab_size = vocab_size
         self._clock = clock or LoopClock()
-        self._lengths: dict[int, int] = {}  # sample id -> length its response would have without a cap
+        self._lengths: dict[int, int] = {}  # sample id -> length of its response without a cap
         self._due_s: float | None = None  # when the step before should have ended; None: there was none
         self._sleeps = False
 
     def start(self, request: Generate) -> None:
-        """Accept a sample. Ids are unique among unfinished samples."""
         length = self.scripted_length(request)
-        if len(request.prefix_tokens) >= length:  # all was decoded elsewhere, and only word of its end was lost
+        if len(request.prefix_tokens) >= length:  # its generator died before it could report the end
             self._assert_between_steps()
             self._table.end(request, "stop")
             return
@@ -92,7 +87,6 @@ class ScriptedEngine(SlotEngine):
         self._lengths[request.sample_id] = length
 
     async def step(self) -> StepEvents:
-        """Decode one token for every running sample, in the time that takes. Returns at once if there is no work."""
         self._assert_between_steps()
         self._table.begin_step()
         rows = self._table.active
@@ -107,17 +101,16 @@ class ScriptedEngine(SlotEngine):
         return events
 
     async def apply_weights(self, tensors: dict[str, object], policy_version: int) -> None:
-        """Stall as long as an update would; the tensors are not looked at."""
+        """Stall as long as an update would; the tensors are ignored."""
         self._assert_between_steps()
         await self._sleep(self._script.update_stall_s)
         self._due_s = None
 
     async def close(self) -> None:
-        """Nothing to free. Idempotent."""
         self._is_closed = True
 
     def scripted_length(self, request: Generate) -> int:
-        """Tokens of the whole response of a sample, before `max_new_tokens` cuts it."""
+        """Tokens of a complete response, before `max_new_tokens` cuts it."""
         prompt = zlib.crc32(np.ascontiguousarray(request.prompt_tokens, np.int32).tobytes(), self._seed % (1 << 32))
         if self._trace is not None:
             num_prompts, samples_per_prompt = self._trace.shape
@@ -138,11 +131,8 @@ class ScriptedEngine(SlotEngine):
         return (words % np.uint64(self._vocab_size)).astype(np.int32), logprobs.astype(np.float32)
 
     async def _spend(self, seconds: float) -> None:
-        """Sleep until a step of this length would be over.
-
-        Timers are coarser than a step (a millisecond on uvloop): what one step overslept, up to the length of the
-        next, that one sleeps less, so the rate is right on average.
-        """
+        """Sleep until a step of this length would be over. Timers are coarser than a step (a millisecond on uvloop), so
+        each step sleeps less by what the one before overslept, and the rate is right on average."""
         now = self._clock.now()
         start = now if self._due_s is None else min(now, max(self._due_s, now - seconds))
         self._due_s = start + seconds
@@ -161,15 +151,12 @@ def make_engine(config: RunConfig) -> ScriptedEngine:
     settings = config.generator
     assert settings.script is not None, "the configuration requires it"
     return ScriptedEngine(
-        settings.script,
-        num_slots=settings.num_slots,
-        max_context_tokens=settings.max_context_tokens,
-        seed=config.seed,
+        settings.script, num_slots=settings.num_slots, max_context_tokens=settings.max_context_tokens, seed=config.seed
     )
 
 
 def load_lengths(path: str) -> NDArray[np.int64]:
-    """The lengths of a trace, `[num_prompts, samples_per_prompt]`. Raises `ConfigError` if there are none to be had."""
+    """The lengths of a trace, `[num_prompts, samples_per_prompt]`. Raises `ConfigError` if it has none."""
     where = f"generator.script.trace_path {path!r}"
     try:
         with np.load(expanded(path, "generator.script.trace_path"), allow_pickle=False) as archive:

@@ -1,4 +1,4 @@
-"""Which sample sits in which slot, and the engine around that: what all in-process engines share. No model.
+"""Which sample is in which slot, and the part that all engines in this process share. No model.
 
     waiting (by priority, then arrival) --begin_step--> a slot --finish_step--> ended (stop | length)
             \\-------------------------- cancel ------------------------------> ended (cancelled)
@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darts_async.config.engines import Capabilities
+from darts_async.generator.boundary import why_not
 from darts_async.generator.counter_rng import seed_word
-from darts_async.generator.events import SampleEnd, StepEvents
-from darts_async.generator.request_check import why_not
+from darts_async.generator.engine import Hold, SampleEnd, StepEvents
 from darts_async.protocol import FinishReason, Generate
 
 if TYPE_CHECKING:  # these need torch, which a simulation does not
     from darts_async.config import WeightsConfig
-    from darts_async.generator.engine_pause import Hold
     from darts_async.weights.receiving.transfer import Transfer
 
 SLOT: Final = np.dtype(
@@ -48,19 +47,11 @@ SLOT: Final = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """The sample in slot `source` now lives in slot `target`; `num_tokens` cached tokens go with it."""
+    """A sample has moved from slot `source` to slot `target`, with `num_tokens` cached tokens."""
 
     source: int
     target: int
     num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """What changed in the slots at the beginning of a step: moves first, then the slots that were filled."""
-
-    moves: tuple[Move, ...] = ()
-    admitted: tuple[int, ...] = ()
 
 
 class SlotTable:
@@ -103,13 +94,12 @@ class SlotTable:
 
     def start(self, request: Generate) -> None:
         """Queue a sample, or note why it can never be decoded."""
-        waiting = any(other.sample_id == request.sample_id for other in self._waiting)
-        assert not waiting, f"sample {request.sample_id} started twice"
-        assert request.sample_id not in self._slot_of, f"sample {request.sample_id} started twice"
+        known = self._slot_of.keys() | {other.sample_id for other in self._waiting}
+        assert request.sample_id not in known, f"sample {request.sample_id} started twice"
         if (reason := why_not(request, self.max_context_tokens, self._vocab_size)) is not None:
             self._rejected.append((request.sample_id, reason))
         else:
-            insort(self._waiting, request, key=_priority)
+            insort(self._waiting, request, key=lambda waiting: waiting.priority)
 
     def end(self, request: Generate, reason: FinishReason) -> None:
         """Report the end of a sample whose prefix is the whole response."""
@@ -126,12 +116,9 @@ class SlotTable:
                 self._ended.append(SampleEnd(sample_id, len(request.prefix_tokens), None))
                 return
 
-    def begin_step(self, max_admitted_tokens: int | None = None) -> Placement:
-        """Fill free slots from the queue and close the holes that are left.
-
-        At least one waiting sample is admitted if a slot is free, and no more than `max_admitted_tokens` context tokens
-        otherwise.
-        """
+    def begin_step(self, max_admitted_tokens: int | None = None) -> tuple[tuple[Move, ...], tuple[int, ...]]:
+        """Fill free slots from the queue and close the holes that are left. With a free slot one sample is always
+        admitted, and further ones up to `max_admitted_tokens` context tokens."""
         self._holes.sort()
         admitted: list[int] = []
         num_tokens = 0
@@ -140,7 +127,7 @@ class SlotTable:
             if admitted and max_admitted_tokens is not None and num_tokens > max_admitted_tokens:
                 break
             admitted.append(self._admit(self._waiting.pop(0)))
-        return Placement(moves=self._compact(), admitted=tuple(admitted))
+        return self._compact(), tuple(admitted)
 
     def finish_step(
         self,
@@ -222,44 +209,28 @@ class SlotTable:
 
 
 class SlotEngine(ABC):
-    """What the engines of this process have in common: samples in slots, and weights that arrive beside the model.
-
-    Calls come between two steps, from the one task that owns the engine.
-    """
+    """An `Engine` with samples in slots, and with weights that arrive beside the model."""
 
     capabilities: Capabilities
 
     def __init__(self, table: SlotTable) -> None:
         self._table = table
+        self.num_slots, self.max_context_tokens = table.num_slots, table.max_context_tokens
         self._is_closed = False
 
     @property
-    def num_slots(self) -> int:
-        """Samples decoded at once."""
-        return self._table.num_slots
-
-    @property
-    def max_context_tokens(self) -> int:
-        """Prompt and response together."""
-        return self._table.max_context_tokens
-
-    @property
     def num_unfinished(self) -> int:
-        """Samples started whose end has not been reported."""
         return self._table.num_unfinished
 
     @property
     def num_tokens_decoded(self) -> int:
-        """Tokens ever decoded, those of cancelled samples included."""
         return self._table.num_tokens_decoded
 
     def start(self, request: Generate) -> None:
-        """Accept a sample. Ids are unique among unfinished samples."""
         self._assert_between_steps()
         self._table.start(request)
 
     def cancel(self, sample_id: int) -> None:
-        """Stop a sample, running or waiting. The events of the next step carry its end. Unknown ids: no-op."""
         self._assert_between_steps()
         self._table.cancel(sample_id)
 
@@ -267,21 +238,23 @@ class SlotEngine(ABC):
     async def apply_weights(self, tensors: dict[str, Any], policy_version: int) -> None:
         """Put weights in use."""
 
-    def weight_transfer(self, hold: "Hold", interface: str, config: "WeightsConfig") -> "Transfer":
-        """In this process, and staged."""
-        from darts_async.generator.engine_pause import local_transfer  # needs torch, which a simulation does not
+    def weight_transfer(self, hold: Hold, interface: str, config: "WeightsConfig") -> "Transfer":
+        """Staged, in this process."""
+        from darts_async.weights.receiving.transfer import LocalTransfer  # needs torch, which a simulation does not
 
-        return local_transfer(hold, interface, config, self.apply_weights)
+        async def apply(tensors: dict[str, Any], policy_version: int) -> float:
+            async with hold() as pause:
+                await self.apply_weights(tensors, policy_version)
+                pause.policy_version = policy_version
+            return pause.stall_s
+
+        return LocalTransfer(interface, apply)
 
     @property
     def _is_stepping(self) -> bool:
-        """Whether a step, or a change of the weights, is under way; of one that waits for nothing it never is."""
+        """Whether a step, or a change of the weights, is under way. An engine that never waits keeps this default."""
         return False
 
     def _assert_between_steps(self) -> None:
         assert not self._is_closed, "the engine is closed"
         assert not self._is_stepping, "called during a step"
-
-
-def _priority(request: Generate) -> int:
-    return request.priority

@@ -1,15 +1,13 @@
-"""What a generator does next and what it tells: all decisions of the process, without engine, socket, clock or task.
+"""All decisions of a generator, without engine, socket, clock or task.
 
-    greeting -> cancel and decode to the end what runs -> ready -> between two steps: swap weights, start and cancel
-    samples, decode or wait
+    greeting -> cancel all samples, and decode until they have ended -> ready -> between two steps: swap weights,
+    start and cancel samples, decode or wait
 
-The owner of the engine asks for the `next_move` between two steps, sends what stands in the outbox, makes the move, and
-asks again. Commands wait for the boundary and are given to the engine there, in order; weights come into use there too.
-Tokens of the old version are told before, so a message never mixes versions, and the shaper learns of the new version
-before it sees a token of it.
+Between two steps the owner of the engine asks for the `next_move`, sends the outbox, and makes the move. Only then are
+commands given to the engine, in order, and weights put in use. Tokens of the old version are sent before a swap, so a
+message never mixes versions, and the shaper hears of the new version before its first token.
 
-While the shaper is away nothing is decoded: when it is back it greets, and whatever it has not heard of by then is
-dropped. Weights are taken meanwhile as ever.
+While the shaper is away nothing is decoded, because it drops all samples when it greets again. Weights still arrive.
 """
 
 from collections import deque
@@ -17,7 +15,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from darts_async.generator.boundary import refusal_of_learner, refusal_of_shaper
-from darts_async.generator.events import Outbox, StepEvents
+from darts_async.generator.engine import Outbox, StepEvents
 from darts_async.generator.probe import Probing
 from darts_async.generator.stop_strings import StopStrings
 from darts_async.generator.token_batcher import Outgoing
@@ -37,14 +35,14 @@ from darts_async.transport import Event, PeerDown, PeerUp, Received
 
 @dataclass(frozen=True, slots=True)
 class Obey:
-    """Give the engine what the shaper has asked for, in order."""
+    """Give the engine these commands of the shaper, in order."""
 
     commands: tuple[Generate | Cancel, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Arrange:
-    """Cancel and start samples that the shaper has not named."""
+    """Cancel and start samples for a reason of the generator's own."""
 
     cancelled: tuple[int, ...] = ()
     started: tuple[Generate, ...] = ()
@@ -66,25 +64,20 @@ Move = Obey | Arrange | Swap | Decode | Wait
 
 
 class GeneratorState:
-    """See the module.
-
-    Args:
-        flush_every_steps: tokens of so many steps are told together.
-        stopping: what ends responses at stop strings, if there are any.
-    """
+    """Tokens of `flush_every_steps` are sent together. `stopping` ends responses at stop strings, if there are any."""
 
     def __init__(self, *, flush_every_steps: int, stopping: StopStrings | None = None) -> None:
         self._stopping = stopping
         self._capacity: tuple[int, int] | None = None  # slots and context of the engine, once there is one
         self._outgoing = Outgoing(flush_every_steps)
         self._probing = Probing()
-        self.shaper: str | None = None  # until it greets: what comes before was meant for the process before this one
+        self.shaper: str | None = None  # until it greets: earlier messages were for the process before this one
         self.learner: str | None = None  # the same
         self.is_shaper_away = False
         self.version = -1  # in use; -1 before the first
         self._commands: deque[Generate | Cancel] = deque()  # bounded by the link's credit and the shaper's seats
-        self._greeting: Greet | None = None  # not taken up yet
-        self._answering: Greet | None = None  # taken up: what runs is decoded to its end, then this is answered
+        self._greeting: Greet | None = None  # not begun yet
+        self._answering: Greet | None = None  # answered when all samples have ended
         self._live: set[int] = set()  # the shaper's samples that the engine has
         self._asked: set[int] = set()  # those asked for since it greeted that have not ended
         self._is_swap_due = False
@@ -93,19 +86,19 @@ class GeneratorState:
     # --- events ----------------------------------------------------------------------------------------------
 
     def refusal(self, event: Received) -> str | None:
-        """Why a message cannot be meant; None if it is to be taken."""
+        """Why a message is invalid; None if it is not."""
         if event.link == GENERATORS_LINK.name:
             return refusal_of_shaper(cast(ShaperToGenerator, event.message), self._asked)
         return refusal_of_learner(cast(LearnerToGenerator, event.message))
 
     def handle(self, event: Event) -> None:
-        """Take in an event; what is said of an update of the weights is the business of `Member`."""
+        """Take in an event. `Member` has those about updates of the weights."""
         match event:
             case Received(link=GENERATORS_LINK.name, peer=peer, message=Greet() as greeting):
                 self.shaper, self._greeting, self.is_shaper_away = peer, greeting, False
                 self._commands.clear()
                 self._asked.clear()
-            case PeerUp(link=GENERATORS_LINK.name):  # it may not have noticed that it was away, and then does not greet
+            case PeerUp(link=GENERATORS_LINK.name):  # it does not greet if it did not notice that it was away
                 self.is_shaper_away = False
             case PeerDown(link=GENERATORS_LINK.name):
                 self.is_shaper_away = True
@@ -121,7 +114,7 @@ class GeneratorState:
                 self._probing.ask(probe)
 
     def loaded(self, *, num_slots: int, max_context_tokens: int) -> None:
-        """There is an engine now, of this size. `next_move` is asked for from then on."""
+        """There is an engine now. From now on `next_move` is asked for."""
         self._capacity = num_slots, max_context_tokens
 
     @property
@@ -130,20 +123,15 @@ class GeneratorState:
         return self._capacity is not None and self.learner is not None
 
     def ask_to_swap(self) -> None:
-        """Weights are to come into use at the next boundary."""
+        """Weights are to be put in use at the next boundary."""
         assert not self._is_swap_due, "one update at a time"
         assert not self._is_swapping, "one update at a time"
         self._is_swap_due = True
 
-    # --- moves and what comes of them ------------------------------------------------------------------------
+    # --- moves and their results -----------------------------------------------------------------------------
 
     def next_move(self, num_unfinished: int, out: Outbox) -> Move:
-        """What to do after `out` is sent.
-
-        Args:
-            num_unfinished: samples that the engine has.
-            out: takes what is to be told before.
-        """
+        """What to do after `out` is sent. The engine has `num_unfinished` samples."""
         if self._stopping is not None and (stopped := self._stopping.take_stopped()):
             return Arrange(cancelled=tuple(stopped))
         if self._answering is not None:
@@ -167,7 +155,7 @@ class GeneratorState:
         return Decode()
 
     def decoded(self, events: StepEvents, out: Outbox) -> None:
-        """A step, or what was decoded before a swap and comes while it is under way, brought these events."""
+        """A step brought these events, or they were decoded before a swap that has begun."""
         events = self._probing.sift(events, self.version, out)
         if self._stopping is not None:
             events = self._stopping.sift(events)
@@ -179,7 +167,7 @@ class GeneratorState:
             self._flush(out)
 
     def resumed(self, version: int | None, stall_s: float, out: Outbox) -> None:
-        """The swap is over, after `stall_s`; `version` is what is in use now, None if that has not changed."""
+        """The swap is over, after `stall_s`. `version` is in use now; None: the same as before."""
         self._is_swapping = False
         if version is not None:
             self.version = version
@@ -198,11 +186,11 @@ class GeneratorState:
 
     @property
     def num_tokens_untold(self) -> int:
-        """Tokens decoded so far of which the shaper never hears: those of probes, and those after a stop string."""
+        """Tokens that the shaper is not told of: those of probes, and those after a stop string."""
         return self._probing.num_tokens + (0 if self._stopping is None else self._stopping.num_tokens_dropped)
 
     def validate(self) -> None:
-        """Assert what holds between two events: every sample that was asked for waits or runs, and no other does."""
+        """Assert that between two events exactly the samples that were asked for wait or run."""
         waiting = [command.sample_id for command in self._commands if isinstance(command, Generate)]
         assert len(set(waiting)) == len(waiting)
         assert not (self._is_swapping and self._is_swap_due)
@@ -214,10 +202,10 @@ class GeneratorState:
     # --- inside ----------------------------------------------------------------------------------------------
 
     def _answer(self, greeting: Greet, out: Outbox) -> None:
-        """Every sample is dropped, for the shaper has given them to others: say what this generator is."""
-        self._flush(out)  # none waits for these tokens, but they were decoded and are to be counted
+        """All samples have ended, because the shaper has given them to others: say what this generator is."""
+        self._flush(out)  # these tokens have no use, but they were decoded and must be counted
         assert not self._live, "every sample that was started has ended"
-        assert self._capacity is not None, "moves are asked for by the owner of an engine"
+        assert self._capacity is not None, "the owner of an engine asks for moves"
         self._answering = None
         self._asked = {command.sample_id for command in self._commands if isinstance(command, Generate)}
         out.append(GeneratorReady(greeting.number, *self._capacity))
@@ -230,7 +218,7 @@ class GeneratorState:
             command = self._commands.popleft()
             if isinstance(command, Generate):
                 end = None if self._stopping is None else self._stopping.start(command)
-                if end is not None:  # its generator died after the stop string and before it said so
+                if end is not None:  # its generator died before it could report the stop string
                     self.decoded(StepEvents(ended=(end,)), out)
                     continue
                 self._live.add(command.sample_id)

@@ -1,8 +1,7 @@
 """Stop strings: a response ends as soon as its text holds one of them, with any engine.
 
-Engines draw tokens and know no text, so this filters what an engine reports. The tokens up to and
-with the one that completes a stop string are the response; the engine is told to cancel the sample, and what it decodes
-of it until then is dropped and counted.
+Engines draw tokens and know no text, so this filters what an engine reports. The token that completes a stop string is
+the last of the response. The engine is told to cancel the sample; what it decodes until then is dropped and counted.
 
 A string of n bytes is completed within its last n tokens that have text, so only the last few tokens of a response are
 decoded at each step.
@@ -13,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from darts_async.generator.events import SampleEnd, StepEvents
+from darts_async.generator.engine import SampleEnd, StepEvents
 from darts_async.protocol import Generate
 
 _MARGIN_TOKENS = 4
-"""Tokens at the front of a window may be parts of a character, or lose a space when they are decoded first."""
+"""The first tokens of a window may be parts of a character, or lose a space."""
 
 
 @dataclass(slots=True)
@@ -28,11 +27,8 @@ class _Response:
 
 
 class StopStrings:
-    """Ends responses at stop strings. Pure: who owns it gives it what happens and does what it says.
-
-    Args:
-        strings: not empty, each not empty.
-        tokenizer: of the model.
+    """Ends responses at stop strings. Pure: its owner reports what happens, and does what it says. Neither `strings`
+    nor any of them is empty; `tokenizer` is that of the model.
 
     Example:
         >>> stopping = StopStrings(("</answer>",), tokenizer)  # doctest: +SKIP
@@ -47,13 +43,13 @@ class StopStrings:
         self._window = max(len(string.encode()) for string in strings) + _MARGIN_TOKENS
         self._running: dict[int, _Response] = {}
         self._stopped: set[int] = set()
-        """Ended here, while the engine still has them."""
+        """These have ended here, and the engine still has them."""
         self._to_cancel: list[int] = []
         self.num_tokens_dropped = 0
-        """Decoded after a stop string, before the engine heard of it."""
+        """Decoded after a stop string, before the engine cancelled the sample."""
 
     def start(self, request: Generate) -> SampleEnd | None:
-        """The end of a sample whose prefix holds a stop string already; None where it is to be decoded."""
+        """The end of a sample whose prefix already holds a stop string; None: decode it."""
         prefix = request.prefix_tokens[-self._window :].tolist()
         response = _Response(len(request.prefix_tokens), prefix)
         if self._holds_stop(response):
@@ -62,7 +58,7 @@ class StopStrings:
         return None
 
     def sift(self, events: StepEvents) -> StepEvents:
-        """What is to be reported of what an engine brought."""
+        """The part of an engine's events that is reported."""
         is_kept = np.ones(len(events.sample_ids), np.bool_)
         ended: list[SampleEnd] = []
         for row, (sample_id, token_id) in enumerate(

@@ -2,14 +2,8 @@
 
 import numpy as np
 
-from darts_async.generator.events import StepEvents
-from darts_async.protocol import (
-    GeneratorToShaper,
-    SampleCancelled,
-    SampleFinished,
-    SampleRejected,
-    TokensDecoded,
-)
+from darts_async.generator.engine import StepEvents
+from darts_async.protocol import GeneratorToShaper, SampleCancelled, SampleFinished, SampleRejected, TokensDecoded
 
 
 class Outgoing:
@@ -20,13 +14,13 @@ class Outgoing:
         self._steps: list[StepEvents] = []
 
     def add(self, events: StepEvents) -> None:
-        """Take what one step brought."""
+        """Collect what one step brought."""
         if len(events.sample_ids) or events.ended or events.rejected:
             self._steps.append(events)
 
     @property
     def is_due(self) -> bool:
-        """Whether to flush now: enough steps, or somebody waits for an end."""
+        """Whether to flush now: after enough steps, or after an end, which the shaper waits for."""
         if not self._steps:
             return False
         last = self._steps[-1]

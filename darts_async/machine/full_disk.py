@@ -76,12 +76,8 @@ def is_no_space(error: BaseException | None) -> bool:
 
 
 def append_whole(descriptor: int, data: bytes, path: Path) -> None:
-    """Append all of the data or none: a partial write is cut off again.
-
-    Raises:
-        NoSpaceError: the file system of `path`, the file, is full.
-        OSError: it cannot be written for another reason.
-    """
+    """Append all of the data or none: a partial write is cut off again. Raises `NoSpaceError` if the file system of
+    `path`, the file, is full, and `OSError` for another reason."""
     num_bytes, left = os.fstat(descriptor).st_size, memoryview(data)
     try:
         while left:

@@ -22,11 +22,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:
-    """Let the kernel kill this process when its parent ends.
-
-    `parent_pid` is the expected parent. Default: the pid that `spawn` has set in the environment, or the current parent
-    if the process was started in another way (ssh, a user). No effect on systems other than Linux.
-    """
+    """Let the kernel kill this process when its parent ends. `parent_pid` is the expected parent. Default: the pid that
+    `spawn` has set in the environment, or the current parent if the process was started in another way (ssh, a user).
+    No effect on systems other than Linux."""
     if sys.platform != "linux":
         return
     expected_pid = parent_pid or int(os.environ.pop(PARENT_PID_VARIABLE, "0")) or os.getppid()

@@ -10,6 +10,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
@@ -19,16 +20,15 @@ from typing import IO, Any
 from darts_async.machine.lifetime import PARENT_PID_VARIABLE
 
 FIRST_MODULE = "darts_async.machine.lifetime"
+MAX_OPEN_FILES = 1 << 20
+"""The soft limit is not raised above this, because some libraries do work for every possible descriptor."""
 
 
 def module_command(
     module: str, *arguments: str, python: str = sys.executable, outlives_parent: bool = False
 ) -> tuple[str, ...]:
-    """The command line that runs a module of this package.
-
-    With `outlives_parent` the kernel does not end the process with its parent: for a process that cleans up after its
-    parent and notices its end by itself.
-    """
+    """The command line that runs a module of this package. With `outlives_parent` the kernel does not end the process
+    with its parent: for a process that cleans up after its parent and notices its end by itself."""
     return (python, "-P", "-m", *(() if outlives_parent else (FIRST_MODULE,)), module, *arguments)
 
 
@@ -47,10 +47,8 @@ async def spawn(
     cwd: str | None = None,
     pass_fds: Sequence[int] = (),
 ) -> Process:
-    """Start a child of this process in its own session; `env` is added to the environment. Raises `OSError`.
-
-    The kernel ends a child when the parent *thread* ends, so call this from a thread that lives as long as the process.
-    """
+    """Start a child of this process in its own session; `env` is added to the environment. Raises `OSError`. The kernel
+    ends a child when the parent *thread* ends, so call this from a thread that lives as long as the process."""
     return await asyncio.create_subprocess_exec(
         *argv,
         env={**os.environ, **(env or {}), PARENT_PID_VARIABLE: str(os.getpid())},
@@ -69,3 +67,12 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def raise_open_files() -> None:
+    """Raise the soft limit of open files to the hard limit; child processes inherit it. The usual soft limit of 1,024
+    is for programs that use `select`. A process of a run uses `epoll`, and several descriptors for every peer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,18 +1,17 @@
-"""A chain of operations on a digit, modulo 10: the prompts and the verifier, as a source and a reward function.
+"""A chain of operations on a digit, modulo 10: a prompt source and a reward function, without torch and transformers.
 
-A prompt is a start digit and k operations; a response works them off one by one, may verify, and answers:
+A prompt is a start digit and k operations. A response applies them one by one, may verify, and answers:
 
     prompt     7 +5 *3 -9 =
     response   +5 2 *3 6 -9 7  check +5 2 *3 6 -9 7  ans 7
 
-Every operation is a bijection of the ten digits, so a slip is carried to the end unless a second one happens to
-undo it: k is the difficulty. Verification is of two kinds. `check` copies the block before it (verbosity without
-effect); `redo` computes the chain again (useful depth). The answer is the last result of the last block.
+Every operation is a bijection of the digits, so a slip carries over to the end unless another one happens to undo it: k
+is the difficulty. There are two kinds of verification. `check` copies the block before it (verbosity without effect);
+`redo` computes the chain again (useful depth). The answer is the last result of the last block.
 
-Training and held-out prompts are disjoint for every seed: a checksum of the text decides to which of the two
-pools a text belongs (`is_held_out`), and the warm start of the shipped model draws from the training pool too.
-
-Words are separated by single spaces and each is one token. This module imports neither torch nor transformers.
+Training and held-out prompts are disjoint for every seed, because a checksum of the text decides (`is_held_out`). The
+warm start of the shipped model draws from the training pool too. Words are separated by single spaces and are one token
+each.
 """
 
 import random
@@ -41,7 +40,7 @@ def prompts(*, num_train: int | None, held_out: int, seed: int) -> dict[str, lis
 
 
 def reward(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float:
-    """The task as a reward function: 1.0 if the chain was worked off to the right answer and ended by the model."""
+    """The task as a reward function: 1.0 if the model ended its response with the right answer."""
     return verify(response, answer, finish_reason == "stop")
 
 
@@ -69,17 +68,14 @@ def apply_operation(digit: int, operation: str) -> int:
 
 
 def is_held_out(text: str) -> bool:
-    """To which of the two pools a prompt's text belongs."""
+    """Whether the text of a prompt belongs to the held-out pool."""
     return zlib.crc32(text.encode()) % HELD_OUT_SHARE == 0
 
 
 def make_prompts(num_train: int, num_held_out: int, seed: int) -> tuple[list[ChainPrompt], list[ChainPrompt]]:
-    """Distinct training and held-out prompts, difficulties in turn.
-
-    Each list depends on the seed and its own length alone, and a shorter list is the beginning of a longer one.
-
-    Raises `DataError` when so many are asked for that the texts of the lowest difficulty would run short.
-    """
+    """Distinct training and held-out prompts, difficulties in turn. Each list depends on the seed and its own length
+    alone, and a shorter list is the beginning of a longer one. Raises `DataError` when so many are asked for that the
+    texts of the lowest difficulty would run short."""
     train = _draw_distinct(random.Random(f"train/{seed}"), num_train, from_held_out=False)
     return train, _draw_distinct(random.Random(f"held-out/{seed}"), num_held_out, from_held_out=True)
 
@@ -96,9 +92,7 @@ def draw_prompt(rng: random.Random, k: int) -> ChainPrompt:
 
 def verify(response_text: str, answer: str, finished: bool) -> float:
     """1.0 if the response ends with the right answer and was finished by the end-of-sequence token, else 0.0.
-
-    `response_text` is decoded without special tokens.
-    """
+    `response_text` is decoded without special tokens."""
     return float(finished and response_text.split()[-2:] == [ANSWER, answer])
 
 

@@ -7,7 +7,6 @@ samples are scored. A late report, of a sample that the process no longer has, c
 from darts_async.protocol import (
     Cancel,
     FinishReason,
-    RewardFailed,
     SampleCancelled,
     SampleFinished,
     SampleRejected,
@@ -116,7 +115,7 @@ class SampleEvents:
         sample = self._awaited(peer, message.sample_id)
         if sample is not None:
             if self._work.totals.rewards.failed(message.kind, message.error):
-                self._outbox.to_launcher(RewardFailed(message.sample_id, message.kind, message.error))
+                self._outbox.to_launcher(message)
             self._fail(sample, f"reward_{message.kind}")
 
     def _awaited(self, peer: str, sample_id: int) -> Sample | None:

@@ -1,4 +1,4 @@
-"""The table of the links: who talks to whom, and what is said.
+"""The table of the links: which processes talk, and which messages they send.
 
 A *link* is one socket bound by its hub; only its members may connect, and no other process learns the address.
 """
@@ -8,28 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from darts_async.protocol import (
-    GeneratorToLearner,
-    GeneratorToShaper,
-    GeneratorToWorker,
-    LauncherToProcess,
-    LeaderToRank,
-    LearnerToGenerator,
-    LearnerToShaper,
-    ProcessToLauncher,
-    RankToLeader,
-    RewardToShaper,
-    ShaperToGenerator,
-    ShaperToLearner,
-    ShaperToReward,
-    WorkerToGenerator,
-)
+from darts_async import protocol as p
 from darts_async.topology.roles import AGENT, GENERATOR, LAUNCHER, LEARNER, REWARD, ROLES, SHAPER, Role
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Who binds it, who may connect, and the union of the messages in each direction.
+    """Which process binds it, which may connect, and the union of the messages in each direction.
 
     >>> GENERATORS_LINK.members({"generator": ("generator/0", "generator/1")})
     ('generator/0', 'generator/1')
@@ -39,12 +24,12 @@ class Link:
     hub: str
     """The process that binds it."""
     roles: tuple[Role, ...]
-    """Those of its members. A link without them is in no plan: its hub makes it by itself."""
+    """The roles of its members. A link without them is not in the plan: its hub makes it."""
     hub_sends: Any
     member_sends: Any
     first: int = 0
     end: int | None = None
-    """Of the processes of these roles those from number `first` on and before `end` are members."""
+    """Members are the processes of each role from number `first` to before `end`."""
 
     def members(self, names: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
         """Its members in a run that has these processes, by the name of their role."""
@@ -52,15 +37,15 @@ class Link:
 
 
 LINKS: Final[tuple[Link, ...]] = (
-    GENERATORS_LINK := Link("generators", SHAPER.first, (GENERATOR,), ShaperToGenerator, GeneratorToShaper),
-    REWARDS_LINK := Link("rewards", SHAPER.first, (REWARD,), ShaperToReward, RewardToShaper),
-    LEARNER_LINK := Link("learner", SHAPER.first, (LEARNER,), ShaperToLearner, LearnerToShaper, end=1),
-    WEIGHTS_LINK := Link("weights", LEARNER.first, (GENERATOR,), LearnerToGenerator, GeneratorToLearner),
-    LAUNCHER_LINK := Link("launcher", LAUNCHER, ROLES, LauncherToProcess, ProcessToLauncher),
-    # What launcher and agents say is the launcher's own: see its `node_messages`.
+    GENERATORS_LINK := Link("generators", SHAPER.first, (GENERATOR,), p.ShaperToGenerator, p.GeneratorToShaper),
+    REWARDS_LINK := Link("rewards", SHAPER.first, (REWARD,), p.ShaperToReward, p.RewardToShaper),
+    LEARNER_LINK := Link("learner", SHAPER.first, (LEARNER,), p.ShaperToLearner, p.LearnerToShaper, end=1),
+    WEIGHTS_LINK := Link("weights", LEARNER.first, (GENERATOR,), p.LearnerToGenerator, p.GeneratorToLearner),
+    LAUNCHER_LINK := Link("launcher", LAUNCHER, ROLES, p.LauncherToProcess, p.ProcessToLauncher),
+    # The messages are in `launcher.nodes.node_messages`.
     AGENTS_LINK := Link("agents", LAUNCHER, (AGENT,), None, None),
-    RANKS_LINK := Link("ranks", LEARNER.first, (LEARNER,), LeaderToRank, RankToLeader, first=1),
-    WORKERS_LINK := Link("workers", f"{GENERATOR.name}/*", (), GeneratorToWorker, WorkerToGenerator),
+    RANKS_LINK := Link("ranks", LEARNER.first, (LEARNER,), p.LeaderToRank, p.RankToLeader, first=1),
+    WORKERS_LINK := Link("workers", f"{GENERATOR.name}/*", (), p.GeneratorToWorker, p.WorkerToGenerator),
 )
 """In the order of their ports."""
 

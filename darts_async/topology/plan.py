@@ -1,7 +1,6 @@
 """The resolved plan of a run, written once and read by every process.
 
-A process finds in the plan, by its own name, the links that it binds and those that it connects to, so addresses are
-decided in one place and never guessed.
+A process finds in it, by its own name, the links that it binds and those that it connects to.
 """
 
 from pathlib import Path
@@ -32,9 +31,9 @@ class ProcessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_timeout_s: float
     node: str = "local"
     host: str = "127.0.0.1"
-    """Address of its node: whatever the process listens on, it binds there."""
+    """Address of its node, at which all its sockets listen."""
     devices: tuple[int, ...] = ()
-    """Numbers of the GPUs of the node that it may use. It sees them as `cuda:0` onwards."""
+    """Numbers of the GPUs of its node that it may use, as `cuda:0` onwards."""
 
 
 class RunPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,9 +42,9 @@ class RunPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     processes: tuple[ProcessSpec, ...]
     links: tuple[LinkPlan, ...]
     life: int = 1
-    """Which life of the run this is of: in another one all processes are new."""
+    """Number of the life of the run: in another one all processes are new."""
     from_checkpoint: bool = False
-    """The run is taken up from its newest checkpoint, whatever the journal of the shaper says."""
+    """The run continues from its newest checkpoint, and not from the journal of the shaper."""
 
     def link(self, name: str) -> LinkPlan:
         """The link of that name."""
@@ -83,7 +82,7 @@ def decode_plan(data: bytes) -> RunPlan:
 
 
 def read_plan(run_dir: Path) -> RunPlan:
-    """The plan that the launcher left in the run directory. Raises `ConfigError`."""
+    """The plan in a run directory. Raises `ConfigError`."""
     path = run_dir / PLAN_FILE
     try:
         return decode_plan(path.read_bytes())

@@ -1,20 +1,17 @@
-"""The table of the roles: what a process of a run can be.
-
-A role is one entry here, a link of its own one entry in `links`. Settings (`roles.NAME`), plan, addresses, keys,
-restarts and what the launcher believes of it are derived from these.
-"""
+"""The table of the roles of processes. A role is one entry here, and a link of its own one entry in `links`. Settings
+(`roles.NAME`), plan, addresses, keys and restarts follow from these."""
 
 from dataclasses import dataclass
 from typing import Any, Final
 
-from darts_async.protocol import EvaluationCompleted, RewardFailed, RunFinished, StepCompleted, TakeUpAgain
+from darts_async.protocol import EvaluationCompleted, RunFinished, ScoreFailed, StepCompleted, TakeUpAgain
 
 READS_MODEL, READS_PROMPTS = "model", "prompts"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Role:
-    """What the processes of one kind have in common. They are named `NAME/NUMBER`, numbered from 0.
+    """A kind of processes. They are named `NAME/NUMBER`, numbered from 0.
 
     >>> Role("umpire", module="my_package.umpire").process(2)
     'umpire/2'
@@ -27,21 +24,20 @@ class Role:
     is_single: bool = False
     """There is exactly one."""
     has_ranks: bool = False
-    """The processes are the ranks of one: each is told its rank and drives one device, and they end and come back
-    together."""
+    """The processes are ranks: each is told its rank and drives one device, and they end and restart together."""
     is_essential: bool = False
-    """Every run needs it. Two essential roles may accuse each other, whichever of them is the hub."""
+    """Every run needs it. Two essential roles may accuse each other."""
     decodes: bool = False
-    """A status with samples in flight and not one token more than the last shows that it hangs."""
+    """It hangs if it has samples in flight and decodes no token."""
     num_model_copies: int = 0
-    """How many times the bytes of the weights' file it needs of address space, which may have half of those in memory:
-    for gradients, moments and a snapshot, or for staging. 0: it has no model."""
+    """Address space that it needs, in bytes of the weights' file: for gradients, moments and a snapshot, or for
+    staging. 0: it has no model."""
     reads: tuple[str, ...] = ()
-    """The sections of the settings whose files or modules it looks up on its node."""
+    """The sections of the settings whose files or modules it reads on its node."""
     tells_launcher: tuple[type[Any], ...] = ()
-    """The messages that it may send to the launcher, beside its status and whom it refuses."""
+    """The messages that it may send to the launcher, beside `ProcessStatus` and `PeerRefused`."""
     reports_per_step: int = 0
-    """Number of `StepCompleted` that its first process sends for each optimiser step."""
+    """Messages `StepCompleted` of its first process for each optimiser step."""
 
     def __str__(self) -> str:
         return self.name
@@ -67,7 +63,7 @@ ROLES: Final[tuple[Role, ...]] = (
         is_single=True,
         is_essential=True,
         reads=(READS_MODEL, READS_PROMPTS),
-        tells_launcher=(StepCompleted, EvaluationCompleted, RewardFailed, RunFinished, TakeUpAgain),
+        tells_launcher=(StepCompleted, EvaluationCompleted, ScoreFailed, RunFinished, TakeUpAgain),
         reports_per_step=1,
     ),
     LEARNER := Role(
@@ -82,21 +78,16 @@ ROLES: Final[tuple[Role, ...]] = (
     ),
     REWARD := Role("reward", module="darts_async.reward.process"),
     GENERATOR := Role(
-        "generator",
-        module="darts_async.generator.process",
-        decodes=True,
-        num_model_copies=4,
-        reads=(READS_MODEL,),
+        "generator", module="darts_async.generator.process", decodes=True, num_model_copies=4, reads=(READS_MODEL,)
     ),
 )
 """In the order of starting: hubs first, so that members find them listening."""
 
 LAUNCHER: Final = "launcher"
-"""The name of the launcher. It is of no role of the settings."""
 AGENT: Final = Role("agent")
-"""The launcher's hand on a node. It is named after the node, and is of no role of the settings either."""
+"""Works for the launcher on a node, after which it is named."""
 KEEPER: Final = Role("keeper")
-"""What starts a node's agent and processes, and outlives the agent. It has no link: the agent speaks for it."""
+"""Starts a node's agent and processes, and outlives the agent. It has no link: the agent speaks for it."""
 
 _BY_NAME: Final = {role.name: role for role in (*ROLES, Role(LAUNCHER), AGENT, KEEPER)}
 
@@ -124,6 +115,6 @@ def keeper_name(node: str) -> str:
 
 
 def may_accuse_each_other(one: str, other: str) -> bool:
-    """Whether either of two processes may refuse the other, whichever of them is the hub of their link."""
+    """Whether each of two processes may have the other restarted."""
     role, another = role_of(one), role_of(other)
     return role.is_essential and another.is_essential and role is not another

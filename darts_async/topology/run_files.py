@@ -1,13 +1,13 @@
-"""The directory of a run: what it was asked to do, what it did, and how it ended. All names in it are here.
+"""The names in the directory of a run.
 
-Files that are rewritten are replaced atomically, also when the power goes: a reader sees the old one or the new one.
-Those that grow are on the disk about a second after they were written.
+A file that is rewritten is replaced atomically, so a reader sees the old one or the new one, also after a power loss. A
+file that grows is on the disk about a second after a write.
 
-Logs, traces, journal and checkpoints are bounded, by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, what is in
-flight and `learner.keep_checkpoints`. Three files are the record of the run and grow with it: `ledger.msgpack` by less
-than 100 bytes a sample, `metrics.jsonl` by about 2 KB a step, `events.jsonl` with each start and end of a process. So
-ten million samples, of which 256 are trained on in a step, are 1 GB of ledger and 80 MB of metrics. A shaper that takes
-a run up again reads the ledger as bytes, 130 a sample in memory; `audit` and `report` keep about 1 KB a sample.
+Logs, traces, journal and checkpoints are bounded by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, the samples in
+flight and `learner.keep_checkpoints`. Three files grow with the run: `ledger.msgpack` by less than 100 bytes a sample,
+`metrics.jsonl` by about 2 KB a step, `events.jsonl` with each start and end of a process. So ten million samples, of
+which 256 are trained on in a step, are 1 GB of ledger and 80 MB of metrics. A shaper that continues a run needs 130
+bytes a sample in memory; `audit` and `report` need about 1 KB.
 """
 
 from pathlib import Path

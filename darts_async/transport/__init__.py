@@ -4,8 +4,8 @@
                                             |
       MessageCodec (typed messages)  Session (delivery: pure)  Wire (one non-blocking socket)
 
-ZeroMQ alone loses messages when a peer dies. Here a message is kept until the consumer at the other end has
-handled it, and is sent again to the next incarnation of a peer that died before. See `session` for the theory.
+ZeroMQ alone loses messages when a peer dies. Here a message is kept until the consumer at the other end has handled it,
+and is sent again to the next incarnation of a peer that died before. See `session` for the theory.
 """
 
 from darts_async.transport.endpoint import Endpoint

@@ -2,20 +2,48 @@
 
 Every bound link is a separate domain with its own set of public keys. libzmq asks this handler during each CURVE
 handshake. The answer names the owner of the key, and libzmq adds that name to every message of the connection. Unknown
-keys are refused and logged.
+keys are refused and logged, and so are connections that fail before (`Handshakes`).
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import structlog
 import zmq
 from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
 
 from darts_async.errors import TransportError
-from darts_async.transport.refusals import Refusals
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"
+_FAILED = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+MAX_EVENTS_PER_WAKEUP = 64
+"""A peer that connects again and again does not block the loop."""
+LOG_INTERVAL_S = 1.0
+"""At most one line of refusals per interval; the next line has the number of omitted ones."""
+
+_log = structlog.get_logger()
+
+
+class Refusals:
+    """Counts refusals, and logs them as `event` with a rate limit, so that a broken peer cannot fill the log."""
+
+    def __init__(self, event: str) -> None:
+        self.total = 0
+        self._event = event
+        self._logged_total = 0
+        self._logged_s = float("-inf")
+
+    def add(self, now_s: float, **context: Any) -> None:
+        """Count one refusal, and log it unless one was just logged."""
+        self.total += 1
+        if now_s - self._logged_s < LOG_INTERVAL_S:
+            return
+        _log.error(self._event, left_out=self.total - self._logged_total - 1, **context)
+        self._logged_total = self.total
+        self._logged_s = now_s
 
 
 class Authenticator:
@@ -66,3 +94,40 @@ class Authenticator:
         domain, address = (part.decode(errors="replace") for part in [*request, b"", b"", b"", b""][2:4])
         self._refusals.add(self._loop.time(), link=domain, peer=address, error="its key is not of this link")
         return [ZAP_VERSION, request_id, b"400", b"unknown key", b"", b""]
+
+
+class Handshakes:
+    """Counts and logs connections to a bound socket that fail before their key is known: without a key, with a key for
+    another server, or without ZeroMQ. libzmq closes them by itself. Close this before the socket."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]", link: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._socket = socket
+        self._link = link
+        self._loop = loop
+        self._refusals = Refusals("handshake_failed")
+        self._events = socket.get_monitor_socket(_FAILED)
+        self._events.linger = 0
+        self._fd = int(self._events.getsockopt(zmq.FD))
+        loop.add_reader(self._fd, self._take)
+        loop.call_soon(self._take_if_open)  # the descriptor signals changes, and the first may be over
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._loop.remove_reader(self._fd)
+        self._socket.disable_monitor()
+        self._events.close()
+
+    def _take(self) -> None:
+        for _ in range(MAX_EVENTS_PER_WAKEUP):
+            try:
+                parts = self._events.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            event = parse_monitor_message(parts)
+            error = f"{zmq.Event(event['event']).name}: {event['value']!r}"
+            self._refusals.add(self._loop.time(), link=self._link, error=error)
+        self._loop.call_soon(self._take_if_open)
+
+    def _take_if_open(self) -> None:
+        if not self._events.closed:
+            self._take()

@@ -4,12 +4,11 @@ A message is a MessagePack header followed by one raw buffer per array. In the h
 `[dtype, index of its buffer]`. Buffers are numbered in the order of the header, so a message has exactly one encoding
 and every buffer is used exactly once.
 
-Both directions are checked. `decode` only raises `ProtocolError`, for any bytes, because they come from another
-process. `encode` refuses what the receiver would refuse (an array of the wrong type or rank, a message that is too
-large), so that the error is raised at its cause.
+Both directions are checked. For any bytes, `decode` only raises `ProtocolError`. `encode` refuses what the receiver
+would refuse (an array of the wrong type or rank, a message that is too large), so that an error is raised at its cause.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -24,12 +23,8 @@ Payload = tuple[bytes, ...]
 
 
 class MessageCodec:
-    """Encodes the messages that a link sends and decodes those that it receives.
-
-    Args:
-        receives, sends: a message class or a union of them.
-        max_message_bytes: bound on the sum of all frames of a message, both ways.
-    """
+    """Encodes the messages that a link sends and decodes those that it receives, each a class or a union.
+    `max_message_bytes` bounds the sum of all frames of a message, both ways."""
 
     def __init__(self, *, receives: Any, sends: Any, max_message_bytes: int) -> None:
         self._sends = sends
@@ -95,19 +90,6 @@ class MessageCodec:
             raise ValueError(f"{len(frame)} bytes are not a multiple of the size of {element.name!r}")
         self._num_read += 1
         return np.frombuffer(frame, element.dtype)
-
-
-def typed_decoder(kind: type[Any]) -> Callable[[bytes], Any]:
-    """A decoder of one plain struct that only raises `ProtocolError`."""
-    decoder = msgspec.msgpack.Decoder(kind)
-
-    def decode(data: bytes) -> Any:
-        try:
-            return decoder.decode(data)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise ProtocolError(f"malformed {kind.__name__}: {error}") from error
-
-    return decode
 
 
 def _check_array(array: object, dtype: np.dtype[Any], place: str) -> None:

@@ -12,7 +12,7 @@ from darts_async.errors import TransportError
 from darts_async.faults import present
 from darts_async.transport.authentication import Authenticator
 from darts_async.transport.codec import MessageCodec
-from darts_async.transport.inbox import NOTHING_HEARD
+from darts_async.transport.inbox import NOTHING_HEARD, Heard
 from darts_async.transport.keys import RunKeys
 from darts_async.transport.link import Link
 from darts_async.transport.mailbox import Mailbox
@@ -24,18 +24,11 @@ log = structlog.get_logger()
 
 
 class Endpoint:
-    """Creates links that deliver into one mailbox. Create and close it inside a running event loop.
+    """Creates links that deliver into one mailbox. Create and close it inside a running event loop. The incarnation
+    grows at each restart of the process. Peers then send again what was not acknowledged."""
 
-    Args:
-        name: unique in the run, for example "generator/0".
-        incarnation: larger at each restart of the process. Peers send it again what it has not acknowledged.
-        keys: keys of this process; None leaves links unauthenticated and restricts them to loopback addresses.
-    """
-
-    def __init__(
-        self, name: str, incarnation: int, keys: RunKeys | None, config: TransportConfig, mailbox: Mailbox
-    ) -> None:
-        if keys is not None and keys.name != name:
+    def __init__(self, name: str, incarnation: int, keys: RunKeys, config: TransportConfig, mailbox: Mailbox) -> None:
+        if keys.name != name:
             raise TransportError(f"endpoint {name!r} was given the keys of {keys.name!r}")
         if incarnation < 0:
             raise TransportError(f"incarnation {incarnation} of {name!r} is negative")
@@ -57,39 +50,25 @@ class Endpoint:
         receives: Any,
         sends: Any,
         allowed: Mapping[str, str],
-        heard: Mapping[str, tuple[int, int]] | None = None,
+        heard: Mapping[str, Heard] | None = None,
     ) -> Link:
-        """Wait at `address` for the peers in `allowed`, `{peer name: public key}`.
-
-        Args:
-            name: name of the link.
-            address: address to bind.
-            receives: a message class or a union.
-            sends: the same.
-            allowed: the peers that may connect.
-            heard: what an earlier incarnation of this process has stored, {peer: (incarnation, first message that was
-                not stored)}. Earlier messages are not delivered again, acknowledged or not.
-
-        Raises:
-            TransportError: the address is taken.
-        """
+        """Wait at `address` for the peers in `allowed`, `{peer name: public key}`. `receives` and `sends` are classes
+        or unions. `heard`, {peer: `Heard`}, is what an earlier incarnation of this process has stored. Raises
+        `TransportError` if the address is taken."""
         self._authenticator.allow(name, allowed)
         wire = open_router(self._context, address, self._keys, name, self._config)
-        if self._keys is not None:
-            wire.watch_handshakes(name, self._loop)
+        wire.watch_handshakes(name, self._loop)
         return self._open(name, wire, allowed, receives, sends, heard or {})
 
     def connect_link(self, *, name: str, address: str, peer: str, peer_key: str, receives: Any, sends: Any) -> Link:
-        """Connect to `peer`, which listens at `address` and has the secret of `peer_key`. Reconnects automatically."""
+        """Connect to `peer`, which listens at `address` and has the secret of `peer_key`, again and again."""
         wire = open_dealer(self._context, address, self._keys, peer_key, self._config)
         return self._open(name, wire, [peer], receives, sends, {})
 
     async def close(self) -> None:
-        """Close all links (see `Link.close`) and free the context. Returns within `2 * linger_s`.
-
-        This does not acknowledge the events that the mailbox has returned, because the process may end since it could
-        not handle them. For a clean end call `Mailbox.acknowledge` first.
-        """
+        """Close all links (see `Link.close`) and free the context, within `2 * linger_s`. Events that the mailbox has
+        returned are not acknowledged: a process may end because it could not handle them. For a clean end call
+        `Mailbox.acknowledge` first."""
         async with asyncio.TaskGroup() as group:
             for link in self._links:
                 group.create_task(link.close(), name=f"close {self.name} {link.name}")
@@ -97,19 +76,10 @@ class Endpoint:
         await asyncio.to_thread(self._context.term)
 
     def _open(
-        self,
-        name: str,
-        wire: Wire,
-        peers: Iterable[str],
-        receives: Any,
-        sends: Any,
-        heard: Mapping[str, tuple[int, int]],
+        self, name: str, wire: Wire, peers: Iterable[str], receives: Any, sends: Any, heard: Mapping[str, Heard]
     ) -> Link:
-        now_s = self._loop.time()
-        sessions = [
-            Session(self.name, self.incarnation, peer, self._config, now_s, heard.get(peer, NOTHING_HEARD))
-            for peer in peers
-        ]
+        me, now_s = (self.name, self.incarnation), self._loop.time()
+        sessions = [Session(*me, peer, self._config, now_s, heard.get(peer, NOTHING_HEARD)) for peer in peers]
         if faults := tuple(fault for fault in present().links if fault.concerns(name)):
             log.warning("link_faults", link=name, faults=[str(fault) for fault in faults])
             wire = UnreliableWire(wire, faults, f"{self.name} {name}")

@@ -8,8 +8,8 @@ sent again. Accepted messages are *unhandled* until the consumer acknowledges th
     limit = expected + window - len(unhandled)       never falls within one incarnation of the peer
     handled <= expected <= limit                     `handled` is the cumulative acknowledgement
 
-Proof that the limit never falls: accepting adds one to `expected` and one to `len(unhandled)`; handling and
-refusing take from the latter only; skipping adds to the former only.
+Proof that the limit never falls: accepting adds one to `expected` and one to `len(unhandled)`; handling and refusing
+take from the latter only; skipping adds to the former only.
 """
 
 from collections import deque
@@ -18,7 +18,10 @@ from enum import Enum, auto
 NO_INCARNATION = -1
 """The incarnation of a peer that was never heard. Real incarnations count from 0."""
 
-NOTHING_HEARD = NO_INCARNATION, 0
+Heard = tuple[int, int]
+"""An incarnation of the peer, and its first message that this process has not stored. Earlier ones are not delivered
+again."""
+NOTHING_HEARD: Heard = NO_INCARNATION, 0
 """The start of a receiver without memory."""
 
 
@@ -32,14 +35,9 @@ class Offer(Enum):
 
 
 class Inbox:
-    """The messages of one peer.
+    """The messages of one peer, at most `window` of them unhandled."""
 
-    Args:
-        window: most unhandled messages.
-        heard: the peer's incarnation and its first message that an earlier incarnation of us has not handled.
-    """
-
-    def __init__(self, window: int, heard: tuple[int, int] = NOTHING_HEARD) -> None:
+    def __init__(self, window: int, heard: Heard = NOTHING_HEARD) -> None:
         self._window = window
         self._unhandled: deque[tuple[int, int]] = deque()  # (incarnation, sequence number)
         self.incarnation, self.expected = heard

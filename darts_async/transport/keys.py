@@ -50,9 +50,8 @@ class RunKeys:
             raise TransportError(f"no key was made for {name!r}; the run has {sorted(self.public_keys)}") from None
 
 
-def create_run_keys(directory: Path | str, names: Iterable[str]) -> None:
+def create_run_keys(directory: Path, names: Iterable[str]) -> None:
     """Write new keys for all processes of a run into a new directory. One that has keys is refused."""
-    directory = Path(directory)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_private(directory)
     public_keys: dict[str, str] = {}
@@ -63,16 +62,15 @@ def create_run_keys(directory: Path | str, names: Iterable[str]) -> None:
     _write_private(directory / PUBLIC_KEYS_FILE, msgspec.json.encode(public_keys))
 
 
-def renew_run_keys(directory: Path | str, names: Iterable[str]) -> None:
+def renew_run_keys(directory: Path, names: Iterable[str]) -> None:
     """Replace the keys of an earlier life of the run, which may have had other processes."""
-    if Path(directory).exists():
+    if directory.exists():
         shutil.rmtree(directory)
     create_run_keys(directory, names)
 
 
-def load_keys(directory: Path | str, name: str) -> RunKeys:
+def load_keys(directory: Path, name: str) -> RunKeys:
     """The keys of process `name`. Raises `TransportError` for missing, malformed or readable-by-others files."""
-    directory = Path(directory)
     _check_private(directory)
     pair = _read_private(_private_path(directory, name), _KeyPair)
     public_keys = _read_private(directory / PUBLIC_KEYS_FILE, dict[str, Key])

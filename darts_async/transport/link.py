@@ -8,25 +8,25 @@ No frame can harm more than its sender: frames that are malformed, of a wrong na
 in `refused`, logged and dropped. An unreadable message with a valid envelope counts as handled, because its sender
 would otherwise repeat it forever. It is lost, and the process is told (`Unreadable`), so that it does not wait for it.
 
-Closing: wait for acknowledgements until the deadline, say farewell, stop watching, close the socket (which sends
-its last frames in the background, for a bounded time).
+Closing: wait for acknowledgements until the deadline, say farewell, stop watching, close the socket (which sends its
+last frames in the background, for a bounded time).
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 import structlog
 
 from darts_async.config import TransportConfig
-from darts_async.errors import DeadlineError, NonsenseError, ProtocolError, TransportError
+from darts_async.errors import NonsenseError, ProtocolError, TransportError
 from darts_async.protocol import Message
-from darts_async.transport.codec import MessageCodec, typed_decoder
+from darts_async.transport.authentication import Refusals
+from darts_async.transport.codec import MessageCodec
 from darts_async.transport.inbox import NO_INCARNATION
 from darts_async.transport.mailbox import Mailbox, PeerDown, PeerUp, Received, Unreadable
-from darts_async.transport.refusals import Refusals
 from darts_async.transport.session import Delivered, Down, Envelope, Session, SessionEvent, Up
 from darts_async.transport.zmq_socket import Arrival, Sent, Wire
 
@@ -35,14 +35,14 @@ TICKS_PER_PERIOD = 4
 """How often timers are checked in the shortest period that they measure."""
 
 _log = structlog.get_logger()
-_decode_envelope = typed_decoder(Envelope)
+_envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 _encode_envelope = msgspec.msgpack.Encoder().encode
 
 
 @dataclass
 class _Peer:
-    """A session and the connection that its frames take. Retired connections may still have frames queued; they
-    must not take over again."""
+    """A session and the connection that its frames take. Retired connections may still have frames queued; they must
+    not take over again."""
 
     session: Session
     route: bytes | None
@@ -91,8 +91,6 @@ class Link:
         self._tick_s = min(config.heartbeat_s, config.resend_after_s) / TICKS_PER_PERIOD
         self._loop.add_reader(wire.fd, self._drain)
         self._timer = self._loop.call_soon(self._tick)
-
-    # --- for the process -------------------------------------------------------------------------------------
 
     @property
     def address(self) -> str:
@@ -148,18 +146,15 @@ class Link:
             return
         self._is_closed = True
         try:
-            await self._wait(
-                lambda: not any(peer.session.is_worth_waiting_for for peer in self._peers.values()),
-                self._config.linger_s if linger_s is None else linger_s,
-                "the last acknowledgements",
-            )
-        except DeadlineError as error:
+            async with asyncio.timeout(self._config.linger_s if linger_s is None else linger_s):
+                while any(peer.session.is_worth_waiting_for for peer in self._peers.values()):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
             left = {name: len(peer.session.outbox) for name, peer in self._peers.items() if peer.session.outbox}
-            _log.warning("link_closed_early", link=self.name, error=str(error), unacknowledged=left)
+            _log.warning("link_closed_early", link=self.name, unacknowledged=left)
         finally:
             self._shut()
-
-    # --- for the mailbox -------------------------------------------------------------------------------------
 
     def acknowledge(self, peer: str, incarnation: int, seq: int) -> None:
         """Messages of `peer` up to this one have been handled."""
@@ -169,8 +164,6 @@ class Link:
         target.session.acknowledge(incarnation, seq)
         if self._flush(target):
             self._drain_soon()
-
-    # --- on the loop -----------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
         self._is_drain_due = False
@@ -215,7 +208,7 @@ class Link:
     def _opened(self, arrival: Arrival) -> tuple[Envelope, _Peer]:
         """The envelope of an arrival and its peer. If there is none, the owner of the key is at fault."""
         try:
-            envelope: Envelope = _decode_envelope(arrival.frames[0])
+            envelope = decode_envelope(arrival.frames[0])
             return envelope, self._claimed(envelope.sender, arrival.user_id)
         except ProtocolError as error:
             owner = self._peers.get(arrival.user_id or "") if self._wire.routes else next(iter(self._peers.values()))
@@ -223,11 +216,11 @@ class Link:
                 self._unreadable(owner, owner.session.peer_incarnation, str(error))
             raise
 
-    def _heard(self, peer: _Peer, envelope: Envelope, num_behind: int, now_s: float) -> list[SessionEvent]:
-        """The events that follow from an envelope of this peer with `num_behind` frames after it."""
+    def _heard(self, peer: _Peer, envelope: Envelope, num_more: int, now_s: float) -> list[SessionEvent]:
+        """The events that follow from an envelope of this peer with `num_more` frames after it."""
         try:
-            if envelope.seq is None and num_behind and envelope.incarnation >= peer.session.peer_incarnation:
-                raise NonsenseError(f"{num_behind} frames after an envelope without a message")
+            if envelope.seq is None and num_more and envelope.incarnation >= peer.session.peer_incarnation:
+                raise NonsenseError(f"{num_more} frames after an envelope without a message")
             return peer.session.receive(envelope, now_s)
         except NonsenseError as error:
             self._unreadable(peer, envelope.incarnation, str(error))
@@ -239,7 +232,7 @@ class Link:
             self._mailbox.announce(Unreadable(self.name, peer.session.peer, incarnation, reason))
 
     def _claimed(self, name: str, user_id: str | None) -> _Peer:
-        if self._wire.checks_user_id and user_id != name:
+        if self._wire.routes and user_id != name:
             raise ProtocolError(f"the key of {user_id} does not belong to {name[:80]!r}")
         peer = self._peers.get(name)
         if peer is None:
@@ -263,8 +256,7 @@ class Link:
             self._refusals.add(self._loop.time(), link=self.name, peer=session.peer, error=str(error))
             self._unreadable(self._peers[session.peer], event.incarnation, str(error))
             return
-        received = Received(self.name, session.peer, event.incarnation, message, event.seq)
-        self._mailbox.deliver(received, self, event.seq)
+        self._mailbox.deliver(Received(self.name, session.peer, event.incarnation, message, event.seq), self)
 
     def _flush(self, peer: _Peer) -> bool:
         """Transmit the frames of a session as far as the socket accepts them. Returns whether it was used."""
@@ -290,22 +282,11 @@ class Link:
             self._is_drain_due = True
             self._loop.call_soon(self._drain)
 
-    # --- inside ----------------------------------------------------------------------------------------------
-
     def _find(self, peer: str) -> _Peer:
         try:
             return self._peers[peer]
         except KeyError:
             raise TransportError(f"{peer!r} is not a peer of {self.name!r}; that has {sorted(self._peers)}") from None
-
-    async def _wait(self, is_done: Callable[[], bool], timeout_s: float, what: str) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not is_done():
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError as error:
-            raise DeadlineError(f"link {self.name!r} waited {timeout_s} s for {what}") from error
 
     def _shut(self) -> None:
         for peer in self._peers.values():
@@ -315,3 +296,11 @@ class Link:
         self._timer.cancel()
         self._loop.remove_reader(self._wire.fd)
         self._wire.close()
+
+
+def decode_envelope(frame: bytes) -> Envelope:
+    """The first frame of a transmission. Only raises `ProtocolError`, for any bytes."""
+    try:
+        return _envelope_decoder.decode(frame)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"malformed Envelope: {error}") from error

@@ -1,9 +1,8 @@
 """Collects what all links of one process receive.
 
-`receive` returns the events that have arrived. They count as handled at the next call of `receive` (or `acknowledge`).
-Then their senders are told, at most a tick later (see `session`), and get new credit. If a process dies first, its next
-incarnation receives the messages again. So handle all events of one `receive`, make the results durable, and call it
-again.
+`receive` returns the events that have arrived. They count as handled at the next call of `receive` (or `acknowledge`):
+then their senders are told, at most a tick later (see `session`), and get new credit. If a process dies first, its next
+incarnation receives the messages again. So make the results of all events durable before the next call.
 
 A mailbox holds at most `window` messages per peer; senders without credit wait.
 """
@@ -69,8 +68,8 @@ class Mailbox:
         self._unacknowledged: dict[tuple[Acknowledger, str], tuple[int, int]] = {}
 
     async def receive(self, timeout_s: float) -> list[Event]:
-        """Acknowledge the events of the last call, then return all that have arrived since, waiting up to
-        `timeout_s` for the first one. Empty if there was none."""
+        """Acknowledge the events of the last call, then return all that have arrived since, waiting up to `timeout_s`
+        for the first one. Empty if there was none."""
         self.acknowledge()
         if not self._events:
             self._arrived.clear()
@@ -92,8 +91,8 @@ class Mailbox:
         self._events.append(event)
         self._arrived.set()
 
-    def deliver(self, event: Received, link: Acknowledger, seq: int) -> None:
-        """Add a message, to be acknowledged to `link` as number `seq`. Called by links."""
-        self._receipts[link, event.peer] = (event.incarnation, seq)
+    def deliver(self, event: Received, link: Acknowledger) -> None:
+        """Add a message, to be acknowledged to `link`. Called by links."""
+        self._receipts[link, event.peer] = (event.incarnation, event.seq)
         self._events.append(event)
         self._arrived.set()

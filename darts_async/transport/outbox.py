@@ -16,12 +16,7 @@ from darts_async.transport.codec import Payload
 
 
 class Outbox:
-    """Messages for one peer.
-
-    Args:
-        peer: its name, for errors.
-        max_messages: bound on the number of unacknowledged messages.
-    """
+    """Messages for one peer, at most `max_messages` of them unacknowledged."""
 
     def __init__(self, peer: str, max_messages: int) -> None:
         self._peer = peer
@@ -40,11 +35,6 @@ class Outbox:
     def end(self) -> int:
         """The sequence number of the next message."""
         return self.first_unacknowledged + len(self._payloads)
-
-    @property
-    def num_unsent(self) -> int:
-        """Messages to transmit, for the first time or again."""
-        return self.end - self.cursor
 
     def push(self, payload: Payload) -> None:
         """Append a message. Raises `OutboxFullError`."""

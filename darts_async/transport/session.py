@@ -12,9 +12,9 @@ acknowledged its message.
 *Delivery* is in order and exactly once for each pair of incarnations. A new incarnation of a peer gets every message
 that the old one has not acknowledged. Acknowledgements come from the consumer, after handling. So a message is handled
 at least once, and more than once only if it was in flight when the receiver died. Its envelope names the first
-unacknowledged number, where a receiver without memory begins: an earlier incarnation has acknowledged all lower
-numbers (or the sender dropped them). A receiver that has stored what it handled begins after that (`heard`), and so
-handles every message exactly once.
+unacknowledged number, where a receiver without memory begins: an earlier incarnation has acknowledged all lower numbers
+(or the sender dropped them). A receiver that has stored what it handled begins after that (`heard`), and so handles
+every message exactly once.
 
 *Repair* is go-back-N: by timer, when a gap shows, and when the peer is back.
 
@@ -32,7 +32,7 @@ from msgspec import Meta, Struct
 from darts_async.config import TransportConfig
 from darts_async.errors import NonsenseError, ProtocolError
 from darts_async.transport.codec import Payload
-from darts_async.transport.inbox import NO_INCARNATION, NOTHING_HEARD, Inbox, Offer
+from darts_async.transport.inbox import NO_INCARNATION, NOTHING_HEARD, Heard, Inbox, Offer
 from darts_async.transport.outbox import Outbox
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
@@ -69,7 +69,7 @@ class Down(Struct, frozen=True):
 
 
 class Delivered(Struct, frozen=True):
-    """The message in this frame is next; the consumer acknowledges it under these numbers."""
+    """The message in this frame is next. The consumer acknowledges it with these numbers."""
 
     incarnation: int
     seq: int
@@ -88,7 +88,7 @@ class Session:
         peer: str,
         config: TransportConfig,
         now_s: float,
-        heard: tuple[int, int] = NOTHING_HEARD,
+        heard: Heard = NOTHING_HEARD,
     ) -> None:
         self.name = name
         self.incarnation = incarnation

@@ -19,7 +19,7 @@ class UnreliableWire(Wire):
 
     def __init__(self, wire: Wire, faults: tuple[LinkFault, ...], seed: str) -> None:
         self._socket, self._handshakes = wire._socket, wire._handshakes
-        self.routes, self.checks_user_id, self.fd = wire.routes, wire.checks_user_id, wire.fd
+        self.routes, self.fd = wire.routes, wire.fd
         self._faults = faults
         self._random = Random(seed)
         self._opened_s = time.monotonic()
@@ -27,7 +27,7 @@ class UnreliableWire(Wire):
         self._num_held = 0
 
     def has_input(self) -> bool:
-        """Whether there is input, including delayed frames that are due."""
+        """As `Wire.has_input`, with delayed frames that are due."""
         return self._is_due() or super().has_input()
 
     def receive(self) -> Arrival | None:

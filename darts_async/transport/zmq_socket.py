@@ -15,7 +15,7 @@ import zmq
 
 from darts_async.config import TransportConfig
 from darts_async.errors import TransportError
-from darts_async.transport.handshakes import Handshakes
+from darts_async.transport.authentication import Handshakes
 from darts_async.transport.keys import RunKeys
 
 Socket = zmq.Socket[bytes]
@@ -25,7 +25,6 @@ Context = zmq.Context[Socket]
 NOBLOCK, POLLIN, MORE = int(zmq.NOBLOCK), int(zmq.POLLIN), int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 
 WILDCARD_HOSTS = ("", "*", "0.0.0.0", "::")
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 FRAME_SLACK_BYTES = 1 << 16
 """libzmq drops the connection over a frame that is larger than the largest message by this much."""
@@ -55,13 +54,12 @@ class Sent(Enum):
 
 
 class Wire:
-    """A socket of a link. `routes`: its frames are addressed to connections (ROUTER). `checks_user_id`: its
-    arrivals come with the name that the authenticator gave to the key of the connection."""
+    """A socket of a link. `routes`: its frames are addressed to connections (ROUTER), and its arrivals come with the
+    name that the authenticator gave to the key of the connection."""
 
-    def __init__(self, socket: Socket, *, routes: bool, authenticated: bool) -> None:
+    def __init__(self, socket: Socket, *, routes: bool) -> None:
         self._socket = socket
         self.routes = routes
-        self.checks_user_id = routes and authenticated
         self.fd = int(socket.getsockopt(zmq.FD))
         self._handshakes: Handshakes | None = None
 
@@ -87,9 +85,10 @@ class Wire:
             return None
         while parts[-1].more:  # the parts of a message arrive together
             parts.append(self._socket.recv(NOBLOCK, copy=False))
-        user_id = str(parts[-1].get("User-Id")) if self.checks_user_id else None
         frames = [part.bytes for part in parts]
-        return Arrival(frames[0], user_id, frames[1:]) if self.routes else Arrival(b"", user_id, frames)
+        if self.routes:
+            return Arrival(frames[0], str(parts[-1].get("User-Id")), frames[1:])
+        return Arrival(b"", None, frames)
 
     def send(self, route: bytes, frames: tuple[bytes, ...]) -> Sent:
         """Hand frames to the socket, all or none."""
@@ -113,36 +112,29 @@ class Wire:
         self._socket.close()
 
 
-def open_router(context: Context, address: str, keys: RunKeys | None, domain: str, config: TransportConfig) -> Wire:
+def open_router(context: Context, address: str, keys: RunKeys, domain: str, config: TransportConfig) -> Wire:
     """Bind `address` as the CURVE server of `domain`. Raises `TransportError` if that fails."""
-    _check_address(address, keys)
-    socket = _new_socket(context, zmq.ROUTER, config)
+    socket = _new_socket(context, zmq.ROUTER, keys, config)
     socket.router_mandatory = 1
-    if keys is not None:
-        socket.curve_server = 1
-        socket.curve_publickey = keys.public_key.encode()
-        socket.curve_secretkey = keys.secret_key.encode()
-        socket.zap_domain = domain.encode()
+    socket.curve_server = 1
+    socket.zap_domain = domain.encode()
     _attach(socket, socket.bind, address)
-    return Wire(socket, routes=True, authenticated=keys is not None)
+    return Wire(socket, routes=True)
 
 
-def open_dealer(context: Context, address: str, keys: RunKeys | None, server_key: str, config: TransportConfig) -> Wire:
+def open_dealer(context: Context, address: str, keys: RunKeys, server_key: str, config: TransportConfig) -> Wire:
     """Connect to `address`, whose owner must hold the secret of `server_key`."""
-    _check_address(address, keys)
-    socket = _new_socket(context, zmq.DEALER, config)
+    socket = _new_socket(context, zmq.DEALER, keys, config)
     socket.immediate = 1
-    if keys is not None:
-        socket.curve_serverkey = server_key.encode()
-        socket.curve_publickey = keys.public_key.encode()
-        socket.curve_secretkey = keys.secret_key.encode()
+    socket.curve_serverkey = server_key.encode()
     _attach(socket, socket.connect, address)
-    return Wire(socket, routes=False, authenticated=keys is not None)
+    return Wire(socket, routes=False)
 
 
-def _new_socket(context: Context, kind: int, config: TransportConfig) -> Socket:
+def _new_socket(context: Context, kind: int, keys: RunKeys, config: TransportConfig) -> Socket:
     heartbeat_ms, dead_after_ms = int(config.heartbeat_s * 1000), int(config.dead_after_s * 1000)
     socket = context.socket(kind)
+    socket.curve_publickey, socket.curve_secretkey = keys.public_key.encode(), keys.secret_key.encode()
     socket.heartbeat_ivl = heartbeat_ms
     socket.heartbeat_timeout = dead_after_ms
     socket.heartbeat_ttl = dead_after_ms
@@ -156,18 +148,13 @@ def _new_socket(context: Context, kind: int, config: TransportConfig) -> Socket:
 
 
 def _attach(socket: Socket, attach: Callable[[str], object], address: str) -> None:
+    """Refuses addresses that listen on every interface."""
+    url, reason = urlsplit(address), "it is not a tcp://HOST:PORT of one interface (network.host)"
     try:
-        attach(address)
+        if url.scheme == "tcp" and (url.hostname or "") not in WILDCARD_HOSTS:
+            attach(address)
+            return
     except zmq.ZMQError as error:
-        socket.close()
-        raise TransportError(f"cannot use {address}: {zmq.strerror(error.errno or 0)}") from error
-
-
-def _check_address(address: str, keys: RunKeys | None) -> None:
-    """Refuse addresses that listen on every interface, and ones beyond this machine without keys."""
-    url = urlsplit(address)
-    host = url.hostname or ""
-    if url.scheme != "tcp" or host in WILDCARD_HOSTS:
-        raise TransportError(f"{address!r} is not a tcp://HOST:PORT of one interface (network.host)")
-    if keys is None and host not in LOOPBACK_HOSTS:
-        raise TransportError(f"{address!r} is not a loopback address, which a link without keys needs")
+        reason = zmq.strerror(error.errno or 0)
+    socket.close()
+    raise TransportError(f"cannot use {address}: {reason}")

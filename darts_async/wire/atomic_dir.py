@@ -1,7 +1,7 @@
 """Writes directories that are complete or absent: beside their place, flushed to the disk, and then renamed.
 
 A crash at any point leaves the old directory and no part of the new one. Later damage of a file is detected by its size
-and its CRC-32, which misses one in four thousand million accidents.
+and its CRC-32.
 """
 
 import shutil
@@ -63,7 +63,7 @@ def remove_leftovers(root: Path) -> None:
 
 
 class FileSum(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a file is known by."""
+    """Size and checksum of a file."""
 
     num_bytes: int
     crc32: int

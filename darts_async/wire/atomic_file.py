@@ -1,8 +1,5 @@
-"""Files that survive a power loss: what is written is with the operating system, and on the disk once it was flushed.
-
-The order matters for renames: a file is flushed before it gets its name, or the name may survive without the contents,
-and the directory is flushed after it, or the old file may come back.
-"""
+"""Files that survive a power loss. A file is flushed before it gets its name, because the name may survive without the
+contents, and its directory afterwards, because the old file may come back."""
 
 import os
 from pathlib import Path
@@ -15,7 +12,7 @@ from darts_async.machine.full_disk import is_no_space, room_of
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the names in a directory, on the disk when this returns."""
+    """Return when a file, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,5 +42,5 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def replace_json(path: Path, value: Any) -> None:
-    """The same, of a struct as indented JSON."""
+    """Replace a file by a struct as indented JSON. Raises what `replace_file` does."""
     replace_file(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")

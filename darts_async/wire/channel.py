@@ -1,7 +1,7 @@
 """Messages between two processes of one machine, over pipes or a local socket that only these two have.
 
-Each message is one frame (see `framing`) of MessagePack (see `encoding`). What was written before the writer died can
-still be read; a message that was torn by its death is as good as not written.
+Each message is one frame (see `framing`) of MessagePack (see `encoding`). After the death of a writer all its complete
+messages can be read.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from darts_async.wire.encoding import decoder, encode
 from darts_async.wire.framing import HEAD_BYTES, frame, is_payload_of, payload_length
 
 MAX_MESSAGE_BYTES = 1 << 26
-"""The largest are a manifest of a million tensors and a long prompt with its metadata."""
+"""Enough for a manifest of a million tensors, or a long prompt with its metadata."""
 MAX_UNREAD_BYTES = 1 << 26
-"""More than this unread, and the other end hangs."""
+"""The other end hangs if it leaves more than this unread."""
 
 Receives = TypeVar("Receives")
 
@@ -38,7 +38,7 @@ class Channel(Generic[Receives]):
         return cls(reader, writer, receives)
 
     async def receive(self) -> Receives | None:
-        """The next message; None when there will be no more. Raises `ProtocolError` for what is none."""
+        """The next message; None if there will be no more. Raises `ProtocolError` for an invalid one."""
         try:
             head = await self._reader.readexactly(HEAD_BYTES)
             payload = await self._reader.readexactly(_length_after(head))
@@ -47,7 +47,7 @@ class Channel(Generic[Receives]):
         return cast(Receives, _decoded(head, payload, self._decoder))
 
     def send(self, message: msgspec.Struct) -> None:
-        """Queue a message; nothing if the other end is gone. Raises `TransportError` if it does not read."""
+        """Queue a message, unless the other end is gone. Raises `TransportError` if that does not read."""
         if self._writer.is_closing():
             return
         if self._writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
@@ -55,18 +55,15 @@ class Channel(Generic[Receives]):
         self._writer.write(frame(encode(message)))
 
     async def close(self) -> None:
-        """Write what is queued, and no more."""
+        """Write what is queued, then close."""
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
 
 def read_message(file: BinaryIO, decode: "msgspec.msgpack.Decoder[Receives]") -> Receives | None:
-    """The next message of a pipe, for a process without an event loop; None at its end, also inside a message.
-
-    Raises:
-        ProtocolError: what arrived is not a message.
-    """
+    """The next message of a pipe, for a process without an event loop; None at its end, also inside a message. Raises
+    `ProtocolError` if what arrived is not a message."""
     head = file.read(HEAD_BYTES)
     payload = file.read(_length_after(head)) if len(head) == HEAD_BYTES else b""
     if len(head) < HEAD_BYTES or len(payload) < _length_after(head):

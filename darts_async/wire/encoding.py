@@ -1,8 +1,5 @@
-"""Structs, dataclasses, counters and arrays to bytes and back, for what the shaper keeps on the disk.
-
-MessagePack by msgspec; an array is its raw little-endian elements, of the type that the annotation names. Decoded
-arrays are read-only views, as those of messages that have just come in.
-"""
+"""Structs, dataclasses, counters and arrays to bytes and back: MessagePack, with an array as its raw little-endian
+elements, of the type in the annotation. Decoded arrays are read-only views."""
 
 from collections import Counter
 from typing import Any, get_args, get_origin
@@ -12,12 +9,12 @@ import numpy as np
 
 
 def encode(value: Any) -> bytes:
-    """The bytes of a struct. It is read at once: nothing of it is kept."""
+    """The bytes of a struct, which may change afterwards."""
     return _encoder.encode(value)
 
 
 def decoder(kind: Any) -> "msgspec.msgpack.Decoder[Any]":
-    """Decodes what `encode` has made of a value of this type. Raises `msgspec.DecodeError`."""
+    """Decodes values of this type. Raises `msgspec.DecodeError`."""
     return msgspec.msgpack.Decoder(kind, dec_hook=_attach)
 
 

@@ -1,11 +1,10 @@
-"""Records in a file, messages in a pipe: each framed by its length and two CRC-32, so that no damage is taken for one.
+"""Records in a file or messages in a pipe: each has its length and two CRC-32 before it, so that damage is seen.
 
     | length | CRC-32 of the length | CRC-32 of the payload | payload |     numbers: 32 bits, little-endian
 
-A file that was written in order can end in three ways. At the end of a record: it is whole. In the middle of one: it is
-*torn*, because a writer died or a disk lost the tail. Or a checksum is wrong: it is *damaged* from there on, and what
-follows is as good as lost. The length has a checksum of its own because a flipped bit in it would otherwise pass for a
-torn tail, and all records after it would be dropped without a word.
+A file that ends inside a record is *torn*: a writer died, or a disk lost the tail. A file with a wrong checksum is
+*damaged*, and all that follows is lost. The length has its own checksum: without it, a flipped bit there would look
+like a torn tail, and all later records would be dropped silently.
 """
 
 from array import array
@@ -21,19 +20,19 @@ HEAD_BYTES = _HEAD.size
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The records of a file, as far as they can be read."""
+    """The records of a file that can be read."""
 
     data: memoryview
     begins: "array[int]"
     """The first byte of each."""
     num_bytes: int
-    """Of the whole records: what follows is torn or damaged."""
+    """Length of the complete records: what follows is torn or damaged."""
     is_damaged: bool
     """A checksum is wrong at `num_bytes`."""
 
     @property
     def payloads(self) -> list[memoryview]:
-        """Views of the data: of a file with millions of records, take one after the other by `payload_at`."""
+        """Views of the data. With millions of records, use `payload_at` one after the other."""
         return [payload_at(self.data, begin) for begin in self.begins]
 
 
@@ -54,12 +53,12 @@ def payload_length(head: bytes | memoryview) -> int | None:
 
 
 def is_payload_of(head: bytes | memoryview, payload: bytes | memoryview) -> bool:
-    """Whether a payload is what the head was written for."""
+    """Whether the head was written for this payload."""
     return bool(crc32(payload) == _HEAD.unpack(head)[2])
 
 
 def payload_at(data: memoryview, begin: int) -> memoryview:
-    """The payload of the whole record that begins there, as a view."""
+    """The payload of the complete record that begins there, as a view."""
     (length,) = _LENGTH.unpack_from(data, begin)
     return data[begin + HEAD_BYTES : begin + HEAD_BYTES + length]
 

@@ -79,7 +79,6 @@ class Books:
 
     @classmethod
     def of(cls, records: Iterable[AnyRecord]) -> "Books":
-        """Sort the records of a ledger."""
         books = cls()
         for record in records:
             match record:
@@ -124,31 +123,22 @@ class Books:
             self.placed_behind.append(record.sample_id)
 
     def knows(self, group_id: int) -> bool:
-        """Whether these books have the records of a group."""
         return group_id >= self.brought.next_group_id
 
     @property
     def drawn(self) -> set[int]:
-        """The samples that were started."""
         groups = self.opened.items()
         return {sample_id_of(group_id, index) for group_id, group in groups for index in range(group.num_samples)}
 
     def ended(self) -> Iterator[SampleEnded]:
-        """The ends of all samples."""
         return (record for records in self.endings.values() for record in records)
 
     def trained(self) -> Iterator[SampleEnded]:
-        """The samples that were trained on."""
         return (record for record in self.ended() if record.outcome == "trained")
 
 
 def audit(books: Books, config: RunConfig, *, is_over: bool, num_steps: int | None) -> list[Finding]:
-    """The broken rules of a run's books; empty if there are none.
-
-    Args:
-        is_over: the run is over, so every sample must have ended.
-        num_steps: optimiser steps of a finished run; None otherwise.
-    """
+    """The broken rules. `is_over`: every sample must have ended. `num_steps`: steps of a finished run; else None."""
     findings = [
         *(audit(books.before, config, is_over=False, num_steps=None) if books.before is not None else []),
         Finding("groups opened twice", tuple(books.opened_twice)),
@@ -180,7 +170,6 @@ def _training(books: Books, max_staleness: int) -> Iterator[Finding]:
 
 
 def _wrong_with(record: SampleEnded, books: Books, max_staleness: int) -> Iterator[str]:
-    """The rules that a sample breaks that was trained on."""
     step, oldest, newest = record.step, record.oldest_version, record.newest_version
     group_id = group_id_of(record.sample_id)
     if step is None or oldest is None or newest is None:
@@ -202,7 +191,6 @@ def _wrong_with(record: SampleEnded, books: Books, max_staleness: int) -> Iterat
 
 
 def _history(books: Books) -> Iterator[Finding]:
-    """The rules of the surviving steps."""
     counts = Counter(group_id for group_ids in books.history for group_id in group_ids)
     placed = [(group_id, step) for step, group_ids in enumerate(books.history) for group_id in group_ids]
     yield Finding("steps out of order", tuple(books.out_of_order))
@@ -225,8 +213,7 @@ def _many(lists: dict[int, list[SampleEnded]] | dict[int, list[int]]) -> tuple[i
 
 
 def _uneven(books: Books, num_steps: int, config: RunConfig) -> tuple[int, ...]:
-    """Steps with a wrong number of groups, or with a group of a wrong size. A group in which rewards failed may be
-    smaller."""
+    """Steps with a wrong number or size of groups. A group in which rewards failed may be smaller."""
     sizes = Counter((record.step, group_id_of(record.sample_id)) for record in books.trained())
     without_reward = {group_id_of(r.sample_id) for r in books.ended() if r.reason.startswith("reward_")}
     groups, odd = Counter[int](), set[int]()

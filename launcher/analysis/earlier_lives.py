@@ -46,7 +46,6 @@ class Past:
     lines: tuple[StepLine, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     notices: tuple[str, ...] = ()
-    """Notices of what could not be read."""
 
     @property
     def num_steps(self) -> int:
@@ -79,11 +78,7 @@ def held(run_dir: Path) -> Iterator[None]:
 
 
 def read_past(run_dir: Path, plan: RunPlan) -> Past:
-    """Read the files of a run that is `held`. Cuts off torn lines.
-
-    Raises:
-        ConfigError: the run is finished, or a file is unreadable.
-    """
+    """Read a run that is `held`, and cut off torn lines. Raises `ConfigError` if it is finished or unreadable."""
     record = known_record(run_dir)
     if record is not None and record.status == "finished":
         raise ConfigError(
@@ -101,8 +96,8 @@ def read_past(run_dir: Path, plan: RunPlan) -> Past:
 
 def _past(run_dir: Path, record: RunRecord | None, plan: RunPlan) -> Past:
     events, metrics = whole_lines(run_dir / EVENTS_FILE), whole_lines(run_dir / METRICS_FILE)
-    starts, num_bad_starts = _made(_start, events, "started")
-    lives, num_bad_lives = _made(_life, events, "resumed")
+    starts, num_bad_starts = _made(lambda line: (str(line["process"]), int(line["incarnation"])), events, "started")
+    lives, num_bad_lives = _made(lambda line: int(line["life"]), events, "resumed")
     steps, num_bad_steps = _made(_step, metrics, "step")
     evaluations, num_bad_evaluations = _made(Evaluation.of_line, metrics, "evaluation")
     notices = [] if record is not None else [f"{STATE_FILE} cannot be read: the run was probably killed"]
@@ -151,14 +146,6 @@ def _traced(run_dir: Path, plan: RunPlan) -> Iterator[tuple[str, int]]:
         stem, _, incarnation = path.name.removesuffix(".msgpack").removesuffix(".old").rpartition(".")
         if stem in names and incarnation.isdigit():
             yield names[stem], int(incarnation)
-
-
-def _start(line: dict[str, Any]) -> tuple[str, int]:
-    return str(line["process"]), int(line["incarnation"])
-
-
-def _life(line: dict[str, Any]) -> int:
-    return int(line["life"])
 
 
 def _step(line: dict[str, Any]) -> StepLine:

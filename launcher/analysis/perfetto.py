@@ -15,6 +15,8 @@ from darts_async.trace import GROUP, GROUPS, SAMPLE, Instant, Level, Span, Talli
 from launcher.analysis.traces import Life, joined
 
 Event = dict[str, Any]
+_Shown = tuple[str, float, float, dict[str, Any]]
+"""Name, begin and end in seconds, and arguments of an interval."""
 
 _LIVES, _SAMPLES = 0, 1
 _TRACKS_PER_PROCESS = 1000
@@ -46,10 +48,10 @@ def events_of(number: int, process: str, lives: Sequence[Life], since_s: float, 
     free_s = 0.0  # of the samples' track
     for life in lives:
         lived = (f"#{life.incarnation}", life.began_s, life.ended_s, {"pid": life.pid})
-        yield from _interval(number, _LIVES, *lived, since_s, until_s)
+        yield from _interval(number, _LIVES, lived, since_s, until_s)
         for span in joined(life.spans):
             track = tracks.setdefault(span.stage, len(tracks) + _SAMPLES + 1)
-            yield from _interval(number, track, *_shown(span), since_s, until_s)
+            yield from _interval(number, track, _shown(span), since_s, until_s)
             if since_s <= span.begin_s <= until_s:
                 for group_id in cast(list[int], span.args.get(GROUPS, ())):
                     yield _arrow("f", GROUP, group_id, number, track, span.begin_s)
@@ -72,7 +74,7 @@ def events_of(number: int, process: str, lives: Sequence[Life], since_s: float, 
         yield _meta("thread_name", number, track, name=stage)
 
 
-def _shown(span: Span) -> tuple[str, float, float, dict[str, Any]]:
+def _shown(span: Span) -> _Shown:
     length_s = span.end_s - span.begin_s
     busy = {"busy": f"{span.busy_s / length_s:.0%}"} if 0 < span.busy_s < 0.995 * length_s else {}
     version = span.args.get("policy_version", span.args.get("step"))
@@ -80,16 +82,8 @@ def _shown(span: Span) -> tuple[str, float, float, dict[str, Any]]:
     return name, span.begin_s, span.end_s, {**span.args, **busy}
 
 
-def _interval(
-    number: int,
-    track: int,
-    name: str,
-    begin_s: float,
-    end_s: float,
-    args: dict[str, Any],
-    since_s: float,
-    until_s: float,
-) -> Iterator[Event]:
+def _interval(number: int, track: int, shown: _Shown, since_s: float, until_s: float) -> Iterator[Event]:
+    name, begin_s, end_s, args = shown
     begin_s, end_s = max(begin_s, since_s), min(end_s, until_s)
     if begin_s <= end_s:
         length_us = round((end_s - begin_s) * 1e6, 1)
@@ -106,7 +100,6 @@ def _instant(number: int, life: Life, instant: Instant) -> Iterator[Event]:
 
 
 def _moment(number: int, instant: Instant, subject: str, at_s: float) -> Iterator[Event]:
-    """An instant of a sample or group, and its place in the arrow."""
     subject_id = instant.args[subject]
     place = {"pid": number, "tid": _tid(number, _SAMPLES), "ts": _us(at_s), "dur": _MOMENT_US}
     yield {"ph": "X", "name": f"{instant.name} {subject_id}", **place, "args": instant.args}

@@ -1,7 +1,6 @@
 """Reads the data of a run for `darts-launch report`: metrics, samples and the time of its processes."""
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from darts_async.shaper.ledger import SampleEnded, read_ledger
 from darts_async.topology.roles import LAUNCHER
 from darts_async.topology.run_files import LEDGER_FILE, METRICS_FILE, SUMMARY_FILE
 from launcher.analysis.time_use import TimeSpent
-from launcher.analysis.traces import Life, Traces
+from launcher.analysis.traces import Traces
 from launcher.analysis.tracing import time_of_all
 from launcher.control.find_run import record_of
 from launcher.display.summary import Summary
@@ -34,7 +33,6 @@ class RunData:
     evaluations: list[dict[str, Any]]
     trained: list[SampleEnded]
     ended: list[SampleEnded]
-    """All samples that have ended."""
     spent: list[TimeSpent]
     """Empty if the run has no trace."""
     away: list[tuple[str, float, float]]
@@ -47,11 +45,7 @@ class RunData:
 
 
 def gather(run_dir: Path) -> RunData:
-    """Read all data of a run.
-
-    Raises:
-        ConfigError: this is not a run directory, or the run has no step yet.
-    """
+    """Read all data of a run. Raises `ConfigError` if this is not a run directory, or the run has no step yet."""
     record = record_of(run_dir)
     lines = read_lines(run_dir / METRICS_FILE).objects
     steps: dict[int, dict[str, Any]] = {}
@@ -98,10 +92,6 @@ def _time(run_dir: Path) -> tuple[list[TimeSpent], list[tuple[str, float, float]
         (process, before.ended_s, after.began_s)
         for process, lives in traces.by_process()
         if process != LAUNCHER
-        for before, after in _gaps(lives)
+        for before, after in itertools.pairwise(lives)
     ]
     return time_of_all(traces), away
-
-
-def _gaps(lives: Sequence[Life]) -> list[tuple[Life, Life]]:
-    return list(itertools.pairwise(lives))

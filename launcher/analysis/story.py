@@ -8,7 +8,7 @@ The ledger covers a run from its beginning. The journal has a head, with what th
 messages to the shaper since.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from darts_async.protocol import (
     sample_id_of,
 )
 from darts_async.shaper.durable.journal import FoundJournal, read_journal
-from darts_async.shaper.durable.replayable_state import AnyInput, Heard
+from darts_async.shaper.durable.replayable_state import Heard
 from darts_async.shaper.ledger import (
     AnyRecord,
     FoundLedger,
@@ -49,7 +49,6 @@ class Subject:
     sample_id: int | None = None
 
     def is_about(self, sample_id: int) -> bool:
-        """Whether a sample belongs to the story."""
         return sample_id == self.sample_id if self.sample_id is not None else group_id_of(sample_id) == self.group_id
 
     def __str__(self) -> str:
@@ -88,11 +87,7 @@ def parse_subject(text: str) -> Subject:
 
 
 def read_story(run_dir: Path, subject: Subject) -> list[Line]:
-    """All that the files of a run have about a sample or a group.
-
-    Raises:
-        ConfigError: they have nothing about it, or cannot be read.
-    """
+    """All that the files of a run have about it. Raises `ConfigError` if they have nothing, or cannot be read."""
     try:
         journal, ledger = read_journal(run_dir / JOURNAL_FILE), scan_ledger(run_dir / LEDGER_FILE)
     except OSError as error:
@@ -121,11 +116,7 @@ def of_journal(journal: FoundJournal, subject: Subject) -> Iterator[Line]:
             if group.group_id == subject.group_id:
                 samples = [sample for sample in group.samples if subject.is_about(sample.sample_id)]
                 yield from (Line("journal", f"known: {sample.story()}") for sample in samples)
-    yield from _heard(journal.inputs, subject)
-
-
-def _heard(inputs: Iterable[AnyInput], subject: Subject) -> Iterator[Line]:
-    for given in inputs:
+    for given in journal.inputs:
         if isinstance(given, Heard):
             for text in _of_message(given.message, subject):
                 yield Line("journal", f"{given.now_s:.3f} s: {given.peer} says: {text}")

@@ -30,7 +30,6 @@ class TimeSpent:
     """The time of each wait. The process may have worked meanwhile."""
 
     def share(self, seconds: float) -> float:
-        """A time as a share of the window."""
         return seconds / self.window_s
 
 
@@ -76,22 +75,3 @@ def _by_stage(spans: Iterable[Span], since_s: float, until_s: float) -> dict[str
         stages[span.stage].append(span)
     seconds = {stage: union_s(spans, since_s, until_s) for stage, spans in stages.items()}
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))
-
-
-def tokens_between(lives: Sequence[Life], since_s: float, until_s: float) -> float:
-    """Tokens that a process decoded in a window. Each incarnation counts from zero; between two counts the rate is
-    constant."""
-    return sum(_count_at(life, until_s) - _count_at(life, since_s) for life in lives)
-
-
-def _count_at(life: Life, at_s: float) -> float:
-    before_s, before = life.began_s, 0.0
-    for level in life.levels:
-        if "tokens" not in level.values:
-            continue
-        tokens = level.values["tokens"]
-        if level.at_s > at_s:
-            share = (at_s - before_s) / (level.at_s - before_s) if at_s > before_s else 0.0
-            return before + (tokens - before) * share
-        before_s, before = level.at_s, tokens
-    return before

@@ -12,7 +12,7 @@ from pathlib import Path
 from darts_async.errors import ConfigError
 from darts_async.topology.roles import LAUNCHER
 from darts_async.topology.run_files import TRACE_DIR, older_path
-from darts_async.trace import GAP_S, Head, Instant, Level, Span, Tallied, read_records
+from darts_async.trace import GAP_S, Instant, Level, Span, Tallied, TraceHead, read_records
 
 _OLD = ".old.msgpack"
 
@@ -36,7 +36,7 @@ class Life:
 @dataclass(frozen=True, slots=True)
 class _File:
     path: Path
-    head: Head
+    head: TraceHead
 
 
 class Traces:
@@ -95,7 +95,7 @@ def _files_of(directory: Path) -> Iterator[_File]:
         if path.name.endswith(_OLD):
             continue
         head = next(iter(read_records(path)), None)
-        if isinstance(head, Head):
+        if isinstance(head, TraceHead):
             yield _File(path, head)
 
 
@@ -105,10 +105,10 @@ def _order(file: _File) -> tuple[bool, str, int, int]:
     return file.head.process != LAUNCHER, role, int(index or 0), file.head.incarnation
 
 
-def _offsets(heads: Iterable[Head]) -> dict[str, float]:
+def _offsets(heads: Iterable[TraceHead]) -> dict[str, float]:
     """What to add to the clock of each machine. It is taken from the machine's first head, so that a change of the time
     of day does not shift its processes against each other."""
-    first: dict[str, Head] = {}
+    first: dict[str, TraceHead] = {}
     for head in heads:
         if head.machine not in first or head.clock_s < first[head.machine].clock_s:
             first[head.machine] = head
@@ -123,7 +123,7 @@ def _in_order(file: _File) -> Iterator[Path]:
     yield file.path
 
 
-def _take(life: Life, record: Head | Span | Instant | Level | Tallied, shift_s: float) -> None:
+def _take(life: Life, record: TraceHead | Span | Instant | Level | Tallied, shift_s: float) -> None:
     match record:
         case Span(stage, begin_s, end_s, busy_s, is_work, args):
             life.spans.append(Span(stage, begin_s + shift_s, end_s + shift_s, busy_s, is_work, args))
@@ -137,6 +137,6 @@ def _take(life: Life, record: Head | Span | Instant | Level | Tallied, shift_s: 
         case Tallied(begin_s, end_s, counts):
             life.tallied.append(Tallied(begin_s + shift_s, end_s + shift_s, counts))
             last_s = end_s
-        case Head(clock_s=clock_s):
+        case TraceHead(clock_s=clock_s):
             last_s = clock_s
     life.ended_s = max(life.ended_s, last_s + shift_s)

@@ -1,20 +1,20 @@
 """`darts-launch trace`: the file for Perfetto, and a table of how each process spent its time."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from darts_async.errors import ConfigError
 from darts_async.topology.roles import LAUNCHER, SHAPER
 from launcher.analysis.perfetto import Event, events_of, write_events
 from launcher.analysis.time_use import TimeSpent, time_spent
-from launcher.analysis.traces import Life, Traces
+from launcher.analysis.traces import Traces
+from launcher.display.view import plain_table
 
 _STAGES = {"swap": "paused for weights", "update": "(update under way)"}
 """Stages that have another name in the table."""
@@ -36,11 +36,8 @@ def export(run_dir: Path, out: Path, since_s: float | None, until_s: float | Non
     """Write the trace of a run, live or over, between two times in seconds since its start.
 
     The table uses the same window. Its default is from the first version of the weights to the last record of the
-    shaper, without start-up and shutdown.
-
-    Raises:
-        ConfigError: there is no trace, the window is empty, or the file cannot be written.
-    """
+    shaper, without start-up and shutdown. Raises `ConfigError` if there is no trace, the window is empty, or the file
+    cannot be written."""
     traces = Traces(run_dir)
     begin_s, end_s = 0.0 if since_s is None else since_s, math.inf if until_s is None else until_s
     window_s = _window(traces, since_s, until_s)
@@ -74,27 +71,18 @@ def time_of_all(traces: Traces) -> list[TimeSpent]:
 
 
 def _window(traces: Traces, since_s: float | None, until_s: float | None) -> tuple[float, float]:
-    """The window of the table."""
     last_s, published_s = 0.0, 0.0
     for process, lives in traces.by_process():
         if process == SHAPER.first:
             last_s = max(life.ended_s for life in lives)
-            published_s = _first_version_s(lives)
+            seen = (each.at_s for life in lives for each in life.instants if each.name == "version published")
+            published_s = min(seen, default=0.0)
     begin_s = published_s if since_s is None else since_s
     return begin_s, last_s if until_s is None else min(until_s, last_s)
 
 
-def _first_version_s(lives: Sequence[Life]) -> float:
-    seen = (each.at_s for life in lives for each in life.instants if each.name == "version published")
-    return min(seen, default=0.0)
-
-
 def report_screen(report: Report) -> RenderableType:
-    """The table, and the path of the file."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column("process", no_wrap=True)
-    for title in ("busy", "idle", "away"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = plain_table("process", *(numbers := ("busy", "idle", "away")), numbers=numbers)
     table.add_column("of that time")
     for spent in report.spent:
         shares = (f"{spent.share(seconds):.1%}" for seconds in (spent.busy_s, spent.idle_s, spent.away_s))

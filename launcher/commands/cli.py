@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -28,7 +27,7 @@ from darts_async.config import RunConfig
 from darts_async.errors import ConfigError, NoSpaceError, TransportError
 from darts_async.faults import VARIABLE, parse_faults
 from darts_async.machine.full_disk import is_no_space
-from darts_async.machine.limits import raise_open_files
+from darts_async.machine.spawn import raise_open_files
 from darts_async.topology.plan import RunPlan, read_plan
 from darts_async.topology.roles import LAUNCHER
 from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, SUMMARY_FILE
@@ -38,7 +37,7 @@ from launcher.commands.dry_run import dry_run_screen
 from launcher.commands.verbs import VERBS, bad_input
 from launcher.config_file import load_config
 from launcher.control.find_run import find_run, known_record, refuse_links
-from launcher.display.failure_screen import failure_screen
+from launcher.display.status import failure_screen
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import make_display
 from launcher.lifecycle.lifecycle import Limits, RunOutcome
@@ -46,11 +45,11 @@ from launcher.plan.plan import hub_addresses, plan_run
 from launcher.preflight.changed_settings import refuse_changes
 from launcher.preflight.preflight import Findings, check_run, link_ports
 from launcher.problems import InputError, hint_screen, missing_screen, problem_screen
-from launcher.run.interrupts import CaughtSignals, caught_signals, outliving_readers
-from launcher.run.links import open_control
+from launcher.run.interrupts import caught_signals, outliving_readers
+from launcher.run.run import PreparedRun
 from launcher.run.run import run as carry_out
 from launcher.run_dir.run_dir import create_run_dir, run_dir_name, write_inputs
-from launcher.terminal import Screen, accept_any_text, show_traceback
+from launcher.terminal import Screen, accept_any_text, show_error, show_traceback
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _EXIT_CODES = {"finished": OK, "failed": FAILED, "stopped": INTERRUPTED}
@@ -91,14 +90,13 @@ for _verb in VERBS:
 
 
 def main() -> None:
-    """Entry point of `darts-launch`."""
     accept_any_text()
     raise_open_files()
     try:
         app(prog_name="darts-launch")
     except Exception as error:  # noqa: BLE001 - the end of the process: a full disk, or a mistake of ours
         if is_no_space(error):
-            Screen(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)), soft_wrap=True)
+            show_error(str(error))
         else:
             show_traceback(error)
         sys.exit(FAILED)
@@ -215,30 +213,24 @@ def _run(config: RunConfig) -> tuple[RunOutcome, Summary]:
 
 
 async def _lead(config: RunConfig, plan: RunPlan, run_dir: Path, past: Past) -> tuple[RunOutcome, Summary]:
-    """A life of the run, and further ones where all processes have to be new (`TakeUpAgain`). A signal between two of
-    them ends the second."""
+    """A life of the run, and further ones after `TakeUpAgain`. A signal between two of them ends the second."""
     limits = _limits(config)
     with caught_signals(ignored_afterwards=True) as signals:
-        outcome, summary = await _conduct(config, plan, run_dir, past, limits, signals)
-        while outcome.goes_on:
+        while True:
+            write_inputs(run_dir, config, plan)
+            (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the previous life
+            display = make_display(Screen())
+            outcome, summary = await _conduct(PreparedRun(config, plan, run_dir, display, limits, signals, past))
+            if not outcome.goes_on:
+                return outcome, summary
             limits, past = replace(limits, num_lives=limits.num_lives - 1), read_past(run_dir, plan)
             plan = structs.replace(_plan(config, run_dir), life=past.life)
-            outcome, summary = await _conduct(config, plan, run_dir, past, limits, signals)
-    return outcome, summary
 
 
-async def _conduct(
-    config: RunConfig, plan: RunPlan, run_dir: Path, past: Past, limits: Limits, signals: CaughtSignals
-) -> tuple[RunOutcome, Summary]:
-    """One life of it."""
-    write_inputs(run_dir, config, plan)
-    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # of the previous life
-    display = make_display(Screen())
+async def _conduct(life: PreparedRun) -> tuple[RunOutcome, Summary]:
+    run_dir, display = life.run_dir, life.display
     try:
-        control = partial(open_control, plan, run_dir, config.transport, past.life)
-        return await carry_out(
-            config, plan, run_dir, open_control=control, display=display, limits=limits, signals=signals, past=past
-        )
+        return await carry_out(life)
     except TransportError as error:
         display.close()
         _give_up(f"the launcher's own link cannot be opened: {error}")
@@ -280,5 +272,5 @@ def _room_wanted() -> Iterator[None]:
 
 
 def _give_up(message: str) -> NoReturn:
-    Screen(stderr=True).print(Text.assemble(("✗ ", "red"), message), soft_wrap=True)
+    show_error(message)
     raise typer.Exit(FAILED)

@@ -11,10 +11,10 @@ from rich.text import Text
 from darts_async.config import NodeConfig, RunConfig, ShapingConfig
 from darts_async.topology.plan import ProcessSpec, RunPlan
 from launcher.display.length_notes import length_note
+from launcher.display.view import plain_table
 
 
 def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
-    """Processes, links, bounds and key settings."""
     title = Text.assemble((config.name, "bold"), (": the plan; nothing is started", "dim"))
     return Padding(
         Group(
@@ -32,7 +32,6 @@ def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
 
 
 def key_settings(config: RunConfig) -> dict[str, str]:
-    """The most important settings, in words."""
     shaping, learner, prompts, generator = config.shaping, config.learner, config.prompts, config.generator
     return {
         "model": f"{config.model.path}, {config.model.dtype}",
@@ -48,7 +47,6 @@ def key_settings(config: RunConfig) -> dict[str, str]:
 
 
 def bounds(config: RunConfig) -> dict[str, str]:
-    """What follows from the settings."""
     per_step = config.learner.groups_per_step * config.shaping.keep
     slots = config.roles.generator.replicas * config.generator.num_slots
     staleness = config.staleness.max_staleness
@@ -64,7 +62,6 @@ def bounds(config: RunConfig) -> dict[str, str]:
 
 
 def _shaping(shaping: ShapingConfig) -> str:
-    """The rule, its counts, and what else is switched on."""
     ends = f" ({shaping.shortest} + {shaping.longest})" if shaping.rule in ("dual_end", "survivor") else ""
     switches = {
         "early stop": shaping.early_stop,
@@ -101,7 +98,7 @@ def _command(spec: ProcessSpec) -> str:
 
 
 def _link_table(plan: RunPlan) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    table = plain_table(gap=3)
     for title in ("link", "address", "bound by", "members"):
         table.add_column(title, overflow="fold")
     for link in plan.links:
@@ -110,8 +107,7 @@ def _link_table(plan: RunPlan) -> Table:
 
 
 def _pairs(title: str, pairs: dict[str, str]) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column(title, no_wrap=True)
+    table = plain_table(title, gap=3)
     table.add_column("", overflow="fold")
     for key, value in pairs.items():
         table.add_row(key, value)

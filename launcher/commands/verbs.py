@@ -28,7 +28,7 @@ from launcher.control.requests import Done, GetStatus, Refused, Request, Restart
 from launcher.display.status import status_screen
 from launcher.run_dir.logs import log_tails
 from launcher.run_dir.run_dir import RunRecord
-from launcher.terminal import Screen, write_json, write_line
+from launcher.terminal import Screen, show_error, write_json, write_line
 
 FAILED, BAD_INPUT = 1, 2
 _POLL_S = 0.2
@@ -82,7 +82,7 @@ def down(
         while has_launcher(found) and not _has_ended(record := record_of(found), before):
             if time.monotonic() >= deadline_s:
                 late = f"{found} has not ended within {timeout_s:g} s; its launcher is pid {record.launcher_pid}"
-                Screen(stderr=True).print(Text.assemble(("✗ ", "red"), late), soft_wrap=True)
+                show_error(late)
                 raise typer.Exit(FAILED)
             time.sleep(_POLL_S)
             is_asked = is_asked or _stop(found, may_be_gone=True)
@@ -182,7 +182,7 @@ def report(
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The file to write.")] = Path("cluster.yaml"),
 ) -> None:
-    """Write a file with every setting, its default and its meaning."""
+    """Write a file with the settings, their defaults and their meanings."""
     with bad_input():
         try:
             with file.open("x", encoding="utf-8") as new:
@@ -218,9 +218,7 @@ def _asked(run_dir: Path, request: Request) -> str:
 
 def _goes_on(run_dir: Path) -> bool:
     """Whether more may be logged. A launcher that was killed leaves the record as it was, but holds no lock."""
-    if record_of(run_dir).status != "running":
-        return False
-    return has_launcher(run_dir)
+    return record_of(run_dir).status == "running" and has_launcher(run_dir)
 
 
 def _show_ended(run_dir: Path, error: NotRunningError, *, as_json: bool) -> None:
@@ -264,5 +262,5 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        Screen(stderr=True).print(Text.assemble(("✗ ", "red"), str(error)), soft_wrap=True)
+        show_error(str(error))
         raise typer.Exit(BAD_INPUT) from error

@@ -119,11 +119,7 @@ async def _reply(reader: asyncio.StreamReader, answer: Answer) -> Reply:
 
 
 def ask(run_dir: Path, request: Request, timeout_s: float = 10.0) -> Reply:
-    """The reply of the launcher of the run in this directory.
-
-    Raises:
-        NotRunningError: no launcher runs, or it does not answer in time.
-    """
+    """The reply of the launcher. Raises `NotRunningError` if none runs, or if it does not answer in time."""
     try:
         with _address(run_dir) as address, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(timeout_s)

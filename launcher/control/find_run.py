@@ -73,8 +73,7 @@ def _is_locked(run_dir: Path) -> bool:
 
 
 def refuse_links(run_dir: Path) -> None:
-    """Raises `ConfigError` if files of this run directory are hard links to those of another one, because writes would
-    change both."""
+    """Raises `ConfigError` if files are hard links to those of another run, because writes would change both."""
     try:
         is_linked = (run_dir / LOCK_FILE).stat().st_nlink > 1
     except OSError:
@@ -123,9 +122,10 @@ def _newest_live(runs_dir: Path) -> Path:
     for is_live in (_answers, has_launcher):  # prefer a launcher that answers
         if (newest := next(filter(is_live, running), None)) is not None:
             return newest
-    raise ConfigError(
-        f"no run is live in {runs_dir.absolute()}, which holds {len(found)}; give RUN_DIR, or another --runs-dir"
-    )
+    advice = f"name one of its {len(found)} runs as RUN_DIR" if found else "there are no runs: give --runs-dir"
+    if newest_first:
+        advice += f"; the newest is {newest_first[0]}"
+    raise ConfigError(f"no run is live in {runs_dir.absolute()}; {advice}")
 
 
 def _answers(run_dir: Path) -> bool:

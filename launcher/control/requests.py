@@ -47,8 +47,6 @@ class NodeState(Struct, frozen=True):
 
 
 class RunState(Struct, frozen=True, tag=True):
-    """The state of the run."""
-
     name: str
     run_dir: str
     ending: str | None

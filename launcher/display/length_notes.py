@@ -1,10 +1,12 @@
-"""How much a shaping rule rewards or penalises length, in words, for the plan of a run.
+"""How much a shaping rule rewards or penalises length, in sentences, for the plan of a run.
 
 The numbers are `selection/pays_for_length` (see `darts_async.shaper.rules.length_pay`) on the log that the authors of
 DARTS have released: 16 complete samples of each of 2,560 mathematical prompts, by one model. In that log, responses
 that are longer by the prompt's mean length are right .08 less often. The numbers show sign and size; a run reports its
 own as a metric.
 """
+
+from collections.abc import Iterator
 
 from darts_async.config import ShapingConfig
 
@@ -25,49 +27,53 @@ PAID_ON_THE_TRACE: dict[tuple[str, str, int, float], float] = {
 """Right answers per mean length, by rule, `shortest` + `longest`, samples generated (8 are selected), and gamma."""
 
 
-def length_note(shaping: ShapingConfig, *, normalises: bool) -> str:
-    """The sentence; `normalises`: advantages are divided by the deviation of their group."""
-    rule = "none" if shaping.launch == shaping.keep and shaping.redundancy.total == "off" else shaping.rule
-    parts = [_SENTENCES[rule] if rule != "survivor" else _survivor(shaping, normalises)]
-    if measured := _measured(rule, shaping.weight_power):
-        parts.append(f"on the released log of the DARTS paper {measured}")
-    if shaping.early_stop and rule in ("shortest", "dual_end"):
-        parts.append("with early stop it acts like rule shortest, and the metric cannot show this")
-    if shaping.pruning.mode == "saturation":
-        parts.append("prompts with saturated redundancy act like rule shortest, and the metric cannot show this")
-    return "; ".join(parts)
-
-
 _SENTENCES = {
-    "none": "length is not rewarded: every sample is trained on",
-    "random": "length is not rewarded: samples are selected at random",
-    "shortest": "length is rewarded: long samples are not trained on, so wrong ones among them are not penalised",
-    "longest": "length is penalised a little: the shortest samples, which are right more often, are not trained on",
-    "dual_end": "length is penalised where the longest samples are wrong, and more so with a larger shaping.launch",
-    "qlpo": "length is strongly penalised, by design: short right samples and long wrong samples are selected",
+    "none": ("Length is not rewarded", "Every sample is trained on"),
+    "random": ("Length is not rewarded", "Samples are selected at random"),
+    "shortest": ("Length is rewarded", "Long samples are not trained on, so wrong ones among them are not penalised"),
+    "longest": (
+        "Length is penalised a little",
+        "The shortest samples are right more often, and they are not trained on",
+    ),
+    "dual_end": (
+        "Length is penalised where the longest samples are wrong",
+        "A larger shaping.launch penalises it more",
+    ),
+    "qlpo": ("Length is strongly penalised, by design", "Short right samples and long wrong samples are selected"),
 }
 
 
-def _survivor(shaping: ShapingConfig, normalises: bool) -> str:
-    power = shaping.weight_power
-    if power < 1:
-        return (
-            f"with shaping.weight_power {power:g} length is rewarded where long answers are more often wrong, and "
-            "penalised where they are more often right: most selected samples are short, and survivors count for too "
-            "little"
-        )
+def length_note(shaping: ShapingConfig, *, normalises: bool) -> str:
+    """The sentences; `normalises`: advantages are divided by the deviation of their group."""
+    rule = "none" if shaping.launch == shaping.keep and shaping.redundancy.total == "off" else shaping.rule
+    sentences = [*(_SENTENCES[rule] if rule != "survivor" else _survivor(shaping, normalises))]
+    sentences += _measured(rule, shaping.weight_power)
+    if shaping.early_stop and rule in ("shortest", "dual_end"):
+        sentences.append("With early stop it acts like rule shortest, and the metric cannot show this")
+    if shaping.pruning.mode == "saturation":
+        sentences.append("Prompts with saturated redundancy act like rule shortest, and the metric cannot show this")
+    return " ".join(f"{sentence}." for sentence in sentences)
+
+
+def _survivor(shaping: ShapingConfig, normalises: bool) -> Iterator[str]:
+    if shaping.weight_power < 1:
+        yield "Length is rewarded where long answers are more often wrong"
+        yield "It is penalised where they are more often right"
+        yield "Most selected samples are short"
+        yield f"With shaping.weight_power {shaping.weight_power:g}, survivors count for too little to make up for that"
+        return
+    yield "Length is not rewarded, up to noise"
     if normalises and shaping.baseline != "history":
-        return (
-            "length is not rewarded, up to noise; but learner.loss.normalise_advantage divides by the group's own "
-            "deviation, which makes weight_power 1 biased"
-        )
-    return "length is not rewarded, up to noise"
+        yield "But learner.loss.normalise_advantage divides by the group's own deviation"
+        yield "This makes shaping.weight_power 1 biased"
 
 
-def _measured(rule: str, power: float) -> str:
+def _measured(rule: str, power: float) -> Iterator[str]:
     found = [
-        f"{paid:+.3f} of {launch}{f' with {ends}' if ends else ''}"
+        f"{paid:+.3f} with {launch} samples{f' and ends {ends}' if ends else ''}"
         for (name, ends, launch, gamma), paid in PAID_ON_THE_TRACE.items()
         if name == rule and gamma == power
     ]
-    return f"{', '.join(found)} (right answers per mean length; length itself is worth -.080)" if found else ""
+    if found:
+        yield "In the released log of the DARTS paper, length by itself is worth -0.080 right answers per mean length"
+        yield f"There this rule pays {', '.join(found)}"

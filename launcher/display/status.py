@@ -1,4 +1,6 @@
-"""The state of a run for the verb `status`: as data, and as a screen."""
+"""The state of a run for the verb `status`, as data and as a screen; and the screen of a run that failed."""
+
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -6,11 +8,16 @@ from rich.table import Table
 from rich.text import Text
 
 from darts_async.topology.roles import role_of
+from darts_async.topology.run_files import LOGS_DIR, file_stem
 from launcher.control.requests import NodeState, ProcessState, RunState
-from launcher.display.view import clock, state_text
+from launcher.display.view import clock, plain_table, state_text
 from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.nodes.fleet import Fleet
 from launcher.progress.run_view import RunView
+from launcher.run_dir.logs import last_lines
+from launcher.terminal import printable
+
+_NUM_LINES = 15
 
 
 def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: RunOutcome | None) -> RunState:
@@ -46,7 +53,6 @@ def run_status(view: RunView, fleet: Fleet, now_s: float, *, ending: RunOutcome 
 
 
 def status_screen(state: RunState) -> RenderableType:
-    """The state as a screen."""
     left = f", about {clock(state.remaining_s)} left" if state.remaining_s is not None else ""
     ending = f", ending: {state.ending}" if state.ending else ""
     steps = f"{state.num_steps} of {state.total_steps} steps in {clock(state.elapsed_s)}{left}{ending}"
@@ -57,11 +63,10 @@ def status_screen(state: RunState) -> RenderableType:
 
 
 def _table(state: RunState) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)  # 80 columns hold it
-    table.add_column("process", no_wrap=True)
-    table.add_column("state", min_width=7, max_width=40)
-    for title in ("pid", "version", "tokens/s", "in flight", "up", "restarts"):
-        table.add_column(title, justify="right", no_wrap=True)
+    numbers = "pid", "version", "tokens/s", "in flight", "up", "restarts"
+    table = plain_table("process", "state", *numbers, numbers=numbers)  # 80 columns hold it
+    state_column = table.columns[1]
+    state_column.min_width, state_column.max_width, state_column.no_wrap = 7, 40, False
     for process in state.processes:
         has_tokens = role_of(process.name).decodes and process.pid is not None
         table.add_row(
@@ -75,3 +80,15 @@ def _table(state: RunState) -> Table:
             Text(str(process.restarts), style="yellow" if process.restarts else "dim"),
         )
     return table
+
+
+def failure_screen(outcome: RunOutcome, run_dir: Path) -> RenderableType:
+    """The reason of the failure, and the end of the culprit's log."""
+    title = Text.assemble(("✗ ", "red"), ("the run failed: ", "bold"), printable(outcome.reason))
+    parts: list[RenderableType] = [title]
+    if outcome.culprit is not None:
+        logs_dir = run_dir / LOGS_DIR
+        lines = last_lines(logs_dir, outcome.culprit, _NUM_LINES)
+        parts.append(Text(f"the last lines of {logs_dir / file_stem(outcome.culprit)}.*", style="dim"))
+        parts.extend(Text.assemble(("│ ", "red"), line) for line in lines or ["(it printed and logged nothing)"])
+    return Padding(Group(*parts), (0, 2, 1, 2))

@@ -19,7 +19,7 @@ from rich.text import Text
 from darts_async.protocol import RunFinished
 from darts_async.reward.worker_messages import failure_text
 from darts_async.topology.outcomes import EVALUATED, OUTCOMES
-from launcher.display.view import bar, clock, sparkline
+from launcher.display.view import bar, clock, plain_table, sparkline
 from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.progress.evaluation import EvaluationSummary, Gain, gain_between
 from launcher.progress.run_view import IDLE_STAGE, RunView
@@ -42,7 +42,6 @@ class TokenAccount(msgspec.Struct, frozen=True):
 
     @property
     def balanced(self) -> bool:
-        """The ledger and the engines agree."""
         return self.accounted == self.decoded
 
 
@@ -51,13 +50,10 @@ class RewardAccount(msgspec.Struct, frozen=True):
 
     num_responses: int
     failed: dict[str, int]
-    """Failed rewards by kind of failure."""
     first_failures: dict[str, str]
-    """The message of the first failure of each kind."""
 
     @property
     def num_failed(self) -> int:
-        """Failed rewards of all kinds."""
         return sum(self.failed.values())
 
 
@@ -85,7 +81,6 @@ class Summary(msgspec.Struct, frozen=True):
     after: EvaluationSummary | None
     gain: Gain | None
     evaluations: list[EvaluationSummary]
-    """All evaluations, by policy version."""
     tokens: TokenAccount | None
     rewards: RewardAccount | None
     samples_by_outcome: dict[str, int]
@@ -98,7 +93,6 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 def summarise(view: RunView, outcome: RunOutcome, *, model_path: Path | None, now_s: float) -> Summary:
-    """The totals of a run that has ended."""
     summaries, finished = list(view.evaluations.values()), view.finished
     first, last, several = view.first_evaluation, view.last_evaluation, len(summaries) > 1
     return Summary(
@@ -113,9 +107,7 @@ def summarise(view: RunView, outcome: RunOutcome, *, model_path: Path | None, no
         gain=gain_between(first, last) if first is not None and last is not None and several else None,
         evaluations=summaries,
         tokens=_tokens(view, finished) if finished else None,
-        rewards=RewardAccount(finished.num_rewards, finished.failed_rewards, finished.first_failures)
-        if finished
-        else None,
+        rewards=_rewards(finished) if finished else None,
         samples_by_outcome=finished.samples_by_outcome if finished else {},
         tokens_by_staleness=finished.tokens_by_staleness if finished else {},
         processes=[
@@ -134,6 +126,10 @@ def summarise(view: RunView, outcome: RunOutcome, *, model_path: Path | None, no
         run_dir=view.run_dir,
         model_path=str(model_path) if model_path is not None else None,
     )
+
+
+def _rewards(finished: RunFinished) -> RewardAccount:
+    return RewardAccount(finished.num_rewards, finished.failed_rewards, finished.first_failures)
 
 
 def _tokens(view: RunView, finished: RunFinished) -> TokenAccount:
@@ -162,11 +158,14 @@ def summary_screen(summary: Summary) -> RenderableType:
     if len(summary.evaluations) > 2:
         parts.append(_all_evaluations(summary.evaluations))
     if summary.tokens is not None and max(summary.tokens.accounted, summary.tokens.decoded) > 0:
-        parts += ["", _token_table(summary.tokens), _balance(summary.tokens)]
+        by_outcome = summary.tokens.by_outcome | {EVALUATED: summary.tokens.evaluated}
+        parts += ["", _share_table("tokens", by_outcome), _balance(summary.tokens)]
     if summary.rewards is not None and summary.rewards.num_failed:
         parts += ["", *_failed_rewards(summary.rewards)]
     if summary.tokens_by_staleness:
-        parts += ["", _staleness_table(summary.tokens_by_staleness)]
+        counts = sorted(summary.tokens_by_staleness.items())
+        by_staleness = {f"{age} version{'' if age == 1 else 's'}": count for age, count in counts}
+        parts += ["", _share_table("staleness", by_staleness)]
     if summary.processes:
         parts += ["", _time_table(summary)]
     return Padding(Group(*parts, "", _places(summary)), (1, 2))
@@ -179,10 +178,8 @@ def _title(summary: Summary) -> Text:
 
 
 def _table(*columns: str, title: str) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column(title, min_width=14, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = plain_table(title, *columns, gap=3, numbers=columns)
+    table.columns[0].min_width = 14
     return table
 
 
@@ -213,7 +210,6 @@ def _add_change(table: Table, label: str, first: float | None, last: float | Non
 
 
 def _all_evaluations(evaluations: list[EvaluationSummary]) -> Text:
-    """All evaluations in one line."""
     num_skipped = sum(evaluation.num_skipped for evaluation in evaluations)
     skipped = f", {num_skipped} skipped" if num_skipped else ""
     first, last = evaluations[0].policy_version, evaluations[-1].policy_version
@@ -223,12 +219,13 @@ def _all_evaluations(evaluations: list[EvaluationSummary]) -> Text:
     )
 
 
-def _token_table(tokens: TokenAccount) -> Table:
-    table = _table("count", "share", title="tokens")
+def _share_table(title: str, counts: dict[str, int]) -> Table:
+    table = _table("count", "share", title=title)
     table.add_column("")
-    for outcome, count in (*tokens.by_outcome.items(), (EVALUATED, tokens.evaluated)):
-        share = count / tokens.accounted if tokens.accounted else 0.0
-        table.add_row(outcome, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
+    total = sum(counts.values())
+    for label, count in counts.items():
+        share = count / total if total else 0.0
+        table.add_row(label, f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH))
     return table
 
 
@@ -255,18 +252,6 @@ def _failed_rewards(rewards: RewardAccount) -> list[Text]:
     line = f"{rewards.num_failed:,} of {rewards.num_responses:,} rewards failed ({share:.1%}): {by_kind}"
     said = [Text(f"  first {failure_text(kind, error)}", style="dim") for kind, error in rewards.first_failures.items()]
     return [Text.assemble(("! ", "yellow"), line), *said]
-
-
-def _staleness_table(tokens_by_staleness: dict[int, int]) -> Table:
-    table = _table("count", "share", title="staleness")
-    table.add_column("")
-    total = sum(tokens_by_staleness.values())
-    for staleness, count in sorted(tokens_by_staleness.items()):
-        share = count / total if total else 0.0
-        table.add_row(
-            f"{staleness} version{'' if staleness == 1 else 's'}", f"{count:,}", f"{share:.1%}", bar(share, _BAR_WIDTH)
-        )
-    return table
 
 
 def _time_table(summary: Summary) -> Table:

@@ -1,8 +1,7 @@
 """Shows a run: a live view on a terminal, plain lines elsewhere. Rendering is a function of `RunView` and the time."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,8 +20,8 @@ _TREND_WIDTH = 40
 _BAR_WIDTH = 8
 
 
-class Display(Protocol):
-    """Shows a run to the user."""
+class Display:
+    """Shows a run to the user. By itself it shows nothing."""
 
     def refresh(self, view: RunView, now_s: float) -> None:
         """Show the present state."""
@@ -37,7 +36,7 @@ class Display(Protocol):
         """Leave the screen as it is. Idempotent."""
 
 
-class LiveDisplay:
+class LiveDisplay(Display):
     """Redraws in place, whenever the caller refreshes it."""
 
     def __init__(self, console: Console) -> None:
@@ -45,41 +44,22 @@ class LiveDisplay:
         self._live.start()
 
     def refresh(self, view: RunView, now_s: float) -> None:
-        """Redraw."""
         self._live.update(run_screen(view, now_s), refresh=True)
 
-    def step(self, view: RunView, line: StepLine, now_s: float) -> None:
-        """Nothing: the next redraw shows it."""
-
-    def note(self, text: str) -> None:
-        """Nothing: the view holds the notice."""
-
     def close(self) -> None:
-        """Leave the last picture."""
         self._live.stop()
 
 
-class PlainDisplay:
+class PlainDisplay(Display):
     """One line per step, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def refresh(self, view: RunView, now_s: float) -> None:
-        """Nothing: lines are for events."""
-
     def step(self, view: RunView, line: StepLine, now_s: float) -> None:
-        """Print the step."""
-        self._print(step_text(view, line, now_s))
+        self.note(step_text(view, line, now_s))
 
     def note(self, text: str) -> None:
-        """Print the notice."""
-        self._print(text)
-
-    def close(self) -> None:
-        """Nothing to leave."""
-
-    def _print(self, text: str) -> None:
         self._console.file.write(printable(text) + "\n")
         self._console.file.flush()
 
@@ -90,7 +70,6 @@ def make_display(console: Console) -> Display:
 
 
 def step_text(view: RunView, line: StepLine, now_s: float) -> str:
-    """One step in one line."""
     parts = [f"step {line.step + 1:>{len(str(view.total_steps))}}/{view.total_steps}"]
     for label, metric, form in (
         ("reward", REWARD_METRIC, "{:.3f}"),
@@ -104,9 +83,8 @@ def step_text(view: RunView, line: StepLine, now_s: float) -> str:
 
 
 def run_screen(view: RunView, now_s: float) -> RenderableType:
-    """The complete live view."""
     parts: list[RenderableType] = [
-        _header(view),
+        Text.assemble((view.name, "bold"), "   ", (view.run_dir, "dim"), no_wrap=True, overflow="ellipsis"),
         _progress(view, now_s),
         "",
         *_trends(view),
@@ -120,7 +98,7 @@ def run_screen(view: RunView, now_s: float) -> RenderableType:
 
 def sparkline(values: Sequence[float], width: int) -> str:
     """Values as bars of eight heights. More values than `width` are averaged in equal runs."""
-    points = [_mean(values[start:end]) for start, end in _runs(len(values), width)]
+    points = [sum(values[start:end]) / (end - start) for start, end in _runs(len(values), width)]
     finite = [point for point in points if math.isfinite(point)]
     if not finite:
         return ""
@@ -133,6 +111,14 @@ def _spark(value: float, low: float, high: float) -> str:
         return " "
     half_span = high / 2 - low / 2  # halves: the difference itself may overflow
     return _SPARKS[round((value / 2 - low / 2) / half_span * top) if half_span > 0 else top // 2]
+
+
+def plain_table(*columns: str, gap: int = 2, numbers: Collection[str] = ()) -> Table:
+    """A table without lines. Its columns are so many cells apart, and those of `numbers` are aligned to the right."""
+    table = Table(box=None, padding=(0, gap, 0, 0), header_style="dim", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+    return table
 
 
 def clock(seconds: float) -> str:
@@ -148,10 +134,6 @@ def bar(share: float, width: int) -> Text:
     full, part = divmod(eighths, 8)
     filled = "█" * full + (" ▏▎▍▌▋▊▉"[part] if part else "")
     return Text(filled.ljust(width), style="cyan")
-
-
-def _header(view: RunView) -> RenderableType:
-    return Text.assemble((view.name, "bold"), "   ", (view.run_dir, "dim"), no_wrap=True, overflow="ellipsis")
 
 
 def _progress(view: RunView, now_s: float) -> RenderableType:
@@ -176,17 +158,11 @@ def _trends(view: RunView) -> Iterator[RenderableType]:
     held_out = [evaluation.reward for evaluation in evaluations]
     at_version = f", at version {evaluations[-1].policy_version}" if evaluations else ""
     reward, length = view.trends[REWARD_METRIC], view.trends[LENGTH_METRIC]
+    ends = (held_out[0], held_out[-1]) if held_out else (None, None)
     rows = [
         ("reward", reward.values(), reward.first, reward.last, "{:.3f}", ""),
         ("length", length.values(), length.first, length.last, "{:.0f}", ""),
-        (
-            "held-out",
-            held_out,
-            held_out[0] if held_out else None,
-            held_out[-1] if held_out else None,
-            "{:.3f}",
-            at_version,
-        ),
+        ("held-out", held_out, *ends, "{:.3f}", at_version),
     ]
     if not any(values for _, values, *_ in rows):
         return
@@ -204,13 +180,9 @@ def _trends(view: RunView) -> Iterator[RenderableType]:
 
 
 def _process_table(view: RunView, now_s: float) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)  # 80 columns hold it
-    table.add_column("process", no_wrap=True)
-    table.add_column("state", no_wrap=True, max_width=32, min_width=8, overflow="ellipsis")
-    for title in ("version", "tokens/s", "in flight"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("busy", no_wrap=True)
-    table.add_column("restarts", justify="right", no_wrap=True)
+    columns = "process", "state", "version", "tokens/s", "in flight", "busy", "restarts"  # 80 columns hold them
+    table = plain_table(*columns, numbers=("version", "tokens/s", "in flight", "restarts"))
+    table.columns[1].min_width, table.columns[1].max_width = 8, 32
     for row in view.rows.values():
         table.add_row(*_cells(row, now_s), style="dim" if row.ended or row.state == "starting" else "")
     if len(generators := view.generators) > 1:
@@ -247,7 +219,3 @@ def _runs(count: int, width: int) -> Iterator[tuple[int, int]]:
     num_runs = min(count, width)
     for index in range(num_runs):
         yield index * count // num_runs, (index + 1) * count // num_runs
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

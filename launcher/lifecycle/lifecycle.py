@@ -23,7 +23,8 @@ from darts_async.topology.plan import RunPlan
 from darts_async.topology.roles import LEARNER, SHAPER, role_of
 from darts_async.transitions import Transitions
 from launcher.lifecycle.liveness import Liveness
-from launcher.lifecycle.restarts import AwaitRoom, EndRun, LeaveDown, Restarts, StartAgain
+from launcher.lifecycle.progress_watch import ProgressWatch
+from launcher.lifecycle.restarts import EndRun, LeaveDown, Restarts, StartAgain
 from launcher.nodes.supervisor import ProcessExit
 
 Status = Literal["finished", "stopped", "failed"]
@@ -36,9 +37,6 @@ RUN_LIFE = Transitions(
         ("stopping", "leaving"): "the shaper has accounted for every sample, is gone, or is late",
     }
 )
-
-STALLED_AFTER_S = 60.0
-"""A run without a step for this long is worth a warning."""
 
 NODE_COMES_UP_WITHIN_S = 60.0
 """How long a process may wait for its node, in addition to its start timeout."""
@@ -140,7 +138,6 @@ class Lost:
     ended: ProcessExit
     restart_at_s: float | None
     needs_room: bool = False
-    """It restarts once there is space on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +162,14 @@ class RunLifecycle:
     def __init__(self, plan: RunPlan, limits: Limits, restarts: Restarts, *, now_s: float) -> None:
         self._limits = limits
         self._restarts = restarts
-        self._liveness = Liveness(restarts.policies)
+        self._names = tuple(spec.name for spec in plan.processes)
+        start_timeouts_s = {spec.name: spec.start_timeout_s for spec in plan.processes}
+        self._liveness = Liveness(restarts.policies, start_timeouts_s)
+        self._progress = ProgressWatch(no_progress_s=limits.no_progress_s, no_space_s=limits.no_space_s, now_s=now_s)
         self._away_since_s: dict[str, float] = {}
-        self._stopping: set[str] = set()  # asked to end: the supervisor has a deadline for that
-        self._start_timeouts_s = {spec.name: spec.start_timeout_s for spec in plan.processes}
-        self._shapers = plan.names(SHAPER.name)
-        self._silent_since_s: dict[str, float] = {}  # processes that have not reported; from when on they should
         self._running: set[str] = set()
-        self._progress_at_s = now_s
-        self._warned = False
-        self._hindered: set[str] = set()  # processes that are alive and wait for space on the disk
-        self._no_room_since_s: float | None = None  # the first wait for space since the last step
+        self._stopping: set[str] = set()  # asked to end: the supervisor has a deadline for that
+        self._shapers = plan.names(SHAPER.name)
         self._deadline_s: float | None = None
         self._saved_by_s = 0.0
         """Until when to wait for the learner alone."""
@@ -196,43 +190,37 @@ class RunLifecycle:
             return self._deadline_s is not None
         learners = [name for name in self._running if role_of(name) is LEARNER]
         # One that has not reported has nothing to save; its node may be lost, and it never come.
-        saves = now_s < self._saved_by_s and any(name not in self._silent_since_s for name in learners)
+        saves = now_s < self._saved_by_s and not self._liveness.unheard.issuperset(learners)
         return now_s >= self._deadline_s and not saves
 
     def incarnation(self, name: str) -> int:
-        """The current incarnation of a process."""
         return self._restarts.incarnation(name)
 
     def ordered(self, name: str, now_s: float) -> None:
         """A process will be started on its node, which may have to come up first."""
         self._running.add(name)
         self._stopping.discard(name)
-        self._silent_since_s[name] = now_s + NODE_COMES_UP_WITHIN_S
+        self._liveness.expect(name, now_s + NODE_COMES_UP_WITHIN_S)
 
     def started(self, name: str, now_s: float) -> list[Action]:
         """A process was started, and must report in time. It is dropped if the run is ending."""
-        self._silent_since_s[name] = now_s
+        self._liveness.expect(name, now_s)
         is_too_late = self.outcome is not None  # all other processes have been asked to leave
         return self._drop(name) if is_too_late or self._restarts.is_unwanted(name) else []
 
     def failed_to_start(self, name: str, error: str, now_s: float) -> list[Action]:
-        """The system would not start a process."""
-        self._running.discard(name)
-        self._silent_since_s.pop(name, None)
-        self._stopping.discard(name)
+        self._has_left(name)
         reason = f"{name} cannot be started: {error}"
         if not self._restarts.is_first(name) and self.outcome is None:  # it could start before: treat as a death
             return self._lose(ProcessExit(name, 0, -1, self._restarts.incarnation(name)), reason, now_s)
         return self._cut_short(RunOutcome("failed", reason), now_s)
 
     def node_failed(self, reason: str, now_s: float, culprit: str | None = None) -> list[Action]:
-        """A node cannot be used from the start."""
         return self._cut_short(RunOutcome("failed", reason, culprit), now_s)
 
     def reported(self, name: str, status: ProcessStatus, now_s: float) -> list[Action]:
-        """A process has reported its status."""
-        notices = self._watch_hindrance(name, status.hindrance)
-        self._silent_since_s.pop(name, None)
+        news = self._progress.reported(name, status.hindrance)
+        notices: list[Action] = [Notice(news)] if news else []
         if name not in self._stopping:
             self._liveness.heard(name, status, now_s)
         if status.state in NOT_SERVING:
@@ -244,15 +232,12 @@ class RunLifecycle:
         return [*notices, Serves(name, self._restarts.incarnation(name), now_s - since_s)]
 
     def refused(self, name: str, incarnation: int, reason: str) -> list[Action]:
-        """This incarnation of a process, or one that never existed, sends invalid messages. The process is killed, and
-        its restart policy applies."""
+        """This incarnation sends invalid messages: it is killed, and its restart policy applies."""
         if self.outcome is not None or name not in self._running or name in self._stopping:
             return []
         if incarnation < self._restarts.incarnation(name):
             return []
-        self._stopping.add(name)
-        self._silent_since_s.pop(name, None)
-        self._liveness.forget(name)
+        self._expect_end(name)
         kill = Kill(name, self._restarts.incarnation(name), reason, "refused")
         return [kill, Notice(f"{name} is refused and killed: {reason}")]
 
@@ -260,13 +245,12 @@ class RunLifecycle:
         """A user asks for the restart of a process. Raises `RestartRefused`."""
         if self.outcome is not None:
             raise RestartRefused(f"the run is ending: {self.outcome.reason}")
-        if name not in self._start_timeouts_s:
-            raise RestartRefused(f"there is no {name!r}; the run has {', '.join(sorted(self._start_timeouts_s))}")
+        if name not in self._names:
+            raise RestartRefused(f"there is no {name!r}; the run has {', '.join(sorted(self._names))}")
         is_being_started = self._restarts.is_up(name) and name not in self._running
         if is_being_started or not self._restarts.asked(name, now_s):
             return []
-        self._stopping.add(name)
-        self._liveness.forget(name)
+        self._expect_end(name)
         return [Stop(name)]
 
     def is_stopping(self, name: str) -> bool:
@@ -274,8 +258,7 @@ class RunLifecycle:
         return name in self._stopping
 
     def progressed(self, now_s: float) -> None:
-        """A step or an evaluation was completed."""
-        self._progress_at_s, self._warned, self._no_room_since_s = now_s, False, None
+        self._progress.progressed(now_s)
 
     @property
     def needs_room(self) -> bool:
@@ -291,8 +274,7 @@ class RunLifecycle:
         return [AskToLeave(True, reason), Notice(reason)]
 
     def take_up_again(self, reason: str, now_s: float) -> list[Action]:
-        """The shaper cannot continue with the present processes. They are ended at once, as if the run had been killed,
-        and another life of the run begins."""
+        """The shaper needs new processes: all are ended at once, as by a kill, and another life of the run begins."""
         if self.outcome is not None:
             return []
         if not self._limits.num_lives:
@@ -317,21 +299,16 @@ class RunLifecycle:
 
     def exited(self, ended: ProcessExit, now_s: float, cause: str = "") -> list[Action]:
         """A process has ended, unexpectedly if the run is running. `cause`: its last log line, or the full disk."""
-        self._hindered.discard(ended.name)
-        self._running.discard(ended.name)
-        self._silent_since_s.pop(ended.name, None)
-        self._liveness.forget(ended.name)
-        self._stopping.discard(ended.name)
+        self._has_left(ended.name)
         if self.outcome is None:
             return self._lose(ended, f"{ended}: {cause}" if cause else str(ended), now_s)
         return self._leave() if ended.name in self._shapers else []
 
     def overdue(self) -> None:
-        """Some processes did not leave in time."""
         if self.outcome is not None and self.outcome.status == "finished" and self._running:
             names = sorted(self._running)
             reason = f"{', '.join(names)} did not leave within {self._limits.finish_s:.0f} s after the last step"
-            if self._hindered:
+            if self._progress.is_hindered:
                 reason += ": there is no space on the disk"
             self.outcome = RunOutcome("failed", reason, names[0])
 
@@ -340,11 +317,7 @@ class RunLifecycle:
         if self.outcome is not None:
             return self._leave() if now_s >= self._leave_by_s else []
         actions: list[Action] = []
-        for name, since_s in sorted(self._silent_since_s.items()):
-            timeout_s = self._start_timeouts_s[name]
-            if now_s - since_s < timeout_s:
-                continue
-            reason = f"did not report within {timeout_s:g} s (roles.{name.partition('/')[0]}.start_timeout_s)"
+        for name, reason in self._liveness.late(now_s):
             if self._restarts.is_first(name):
                 return self._cut_short(RunOutcome("failed", f"{name} {reason}", name), now_s)
             actions += self._kill(name, f"it {reason}")
@@ -352,70 +325,44 @@ class RunLifecycle:
             actions += self._kill(name, reason)
         due = self._restarts.take_due(now_s, has_room=has_room)
         actions += [Start(name, self._restarts.incarnation(name)) for name in due]
-        return actions + self._watch_room(now_s) + self._watch_progress(now_s)
+        if failure := self._progress.failure(now_s, needs_space=self.needs_room):
+            return actions + self._cut_short(RunOutcome("failed", failure), now_s)
+        if not self._liveness.unheard and (warning := self._progress.warning(now_s)):
+            actions.append(Notice(warning))
+        return actions
 
     def _kill(self, name: str, reason: str) -> list[Action]:
-        """Kill a process. Only its exit is expected from now on."""
-        self._silent_since_s.pop(name, None)
         self._liveness.forget(name)
         return [Kill(name, self._restarts.incarnation(name), reason), Notice(f"{name} hangs and is killed: {reason}")]
 
     def _drop(self, name: str) -> list[Action]:
-        self._silent_since_s.pop(name, None)
-        self._liveness.forget(name)
-        self._stopping.add(name)
+        self._expect_end(name)
         return [Drop(name)]
 
+    def _expect_end(self, name: str) -> None:
+        self._liveness.forget(name)
+        self._stopping.add(name)
+
+    def _has_left(self, name: str) -> None:
+        self._liveness.forget(name)
+        self._progress.ended(name)
+        self._running.discard(name)
+        self._stopping.discard(name)
+
     def _lose(self, ended: ProcessExit, reason: str, now_s: float) -> list[Action]:
-        """A process has ended while the run is running."""
         match self._restarts.ended(ended.name, ended.code, now_s):
-            case StartAgain(delay_s=delay_s, to_end=to_end):
+            case StartAgain(delay_s=delay_s, to_end=to_end, needs_room=needs_room):
                 self._away_since_s.setdefault(ended.name, now_s)
-                when = f"in {delay_s:.1f} s" if delay_s else "at once"
+                when = "once there is space" if needs_room else f"in {delay_s:.1f} s" if delay_s else "at once"
                 others = f" with {', '.join(to_end)}" if to_end else ""
                 drops = [action for name in to_end for action in self._drop(name)]
-                return [Lost(ended, now_s + delay_s), *drops, Notice(f"{reason}; it restarts {when}{others}")]
-            case AwaitRoom(to_end=to_end):
-                self._away_since_s.setdefault(ended.name, now_s)
-                drops = [action for name in to_end for action in self._drop(name)]
-                lost = Lost(ended, now_s, needs_room=True)
-                return [lost, *drops, Notice(f"{reason}; it restarts once there is space")]
+                lost = Lost(ended, now_s + delay_s, needs_room)
+                return [lost, *drops, Notice(f"{reason}; it restarts {when}{others}")]
             case LeaveDown(reason=why):
                 self._away_since_s.setdefault(ended.name, now_s)
                 return [Lost(ended, None), Notice(f"{reason}; the run continues without it: {why}")]
             case EndRun(reason=why):
                 return self._cut_short(RunOutcome("failed", f"{reason}: {why}", ended.name), now_s)
-
-    def _watch_hindrance(self, name: str, hindrance: str) -> list[Action]:
-        """Tell when a process begins to wait for space, and when it has it."""
-        if bool(hindrance) == (name in self._hindered):
-            return []
-        if hindrance:
-            self._hindered.add(name)
-            return [Notice(f"{hindrance}: {name} waits for space")]
-        self._hindered.discard(name)
-        return [Notice(f"{name} has space on the disk again")]
-
-    def _watch_room(self, now_s: float) -> list[Action]:
-        """While the disk is full no steps are expected, up to a time limit."""
-        if not (self._restarts.needs_room or self._hindered):
-            return []
-        since_s = self._no_room_since_s = now_s if self._no_room_since_s is None else self._no_room_since_s
-        self._progress_at_s = now_s
-        if now_s - since_s < self._limits.no_space_s:
-            return []
-        reason = f"there was no space on the disk for {now_s - since_s:.0f} s (telemetry.no_space_timeout_s)"
-        return self._cut_short(RunOutcome("failed", reason), now_s)
-
-    def _watch_progress(self, now_s: float) -> list[Action]:
-        idle_s = now_s - self._progress_at_s
-        if idle_s >= self._limits.no_progress_s:
-            reason = f"no step for {idle_s:.0f} s (telemetry.no_progress_timeout_s)"
-            return self._cut_short(RunOutcome("failed", reason), now_s)
-        if self._silent_since_s or self._warned or idle_s < STALLED_AFTER_S:
-            return []
-        self._warned = True
-        return [Notice(f"no step for {idle_s:.0f} s; logs/ in the run directory shows what the processes do")]
 
     def _cut_short(self, outcome: RunOutcome, now_s: float) -> list[Action]:
         """End the run before its last step. No effect if it is ending already."""
@@ -426,7 +373,7 @@ class RunLifecycle:
         self._deadline_s = now_s + self._limits.stop_s
         self._saved_by_s = self._deadline_s + self._limits.save_s
         self._leave_by_s = now_s + self._limits.stop_s / 2
-        shaper_listens = any(name in self._running and name not in self._silent_since_s for name in self._shapers)
+        shaper_listens = any(name in self._running and name not in self._liveness.unheard for name in self._shapers)
         return [Notice(outcome.reason), *([AskToStop(outcome.reason)] if shaper_listens else self._leave())]
 
     def _leave(self) -> list[Action]:

@@ -1,8 +1,8 @@
-"""Finds processes that hang: those that are silent, and those that have work and make no progress. Pure.
+"""Finds processes that are silent, and those that have work and make no progress. Pure.
 
-A process is silent when it sends no status, although its event loop should send one at a fixed interval. A generator
-stalls when its statuses show samples in flight and no new token. Both are measured from the first report on; the start
-timeout covers the time before. Time in which the watcher itself did not look is not counted.
+A process must first report within its start timeout. From then on it is silent when it sends no status, although its
+event loop should send one at a fixed interval. A generator stalls when its statuses show samples in flight and no new
+token. Time in which the watcher itself did not look is not counted.
 """
 
 from collections.abc import Mapping
@@ -24,17 +24,26 @@ class _Pulse:
 
 
 class Liveness:
-    """Watches the processes that have a policy. Times are of one monotonic clock, given by the caller."""
+    """Watches processes. Times are of one monotonic clock, given by the caller."""
 
-    def __init__(self, policies: Mapping[str, RestartConfig]) -> None:
+    def __init__(self, policies: Mapping[str, RestartConfig], start_timeouts_s: Mapping[str, float]) -> None:
         self._policies = policies
+        self._start_timeouts_s = start_timeouts_s
+        self._unheard_since_s: dict[str, float] = {}
         self._pulses: dict[str, _Pulse] = {}
         self._looked_at_s: float | None = None
 
+    @property
+    def unheard(self) -> frozenset[str]:
+        """Processes that have not reported yet, and should."""
+        return frozenset(self._unheard_since_s)
+
+    def expect(self, name: str, since_s: float) -> None:
+        """From this time on the start timeout of the process runs."""
+        self._unheard_since_s[name] = since_s
+
     def heard(self, name: str, status: ProcessStatus, now_s: float) -> None:
-        """A process has reported."""
-        if name not in self._policies:
-            return
+        self._unheard_since_s.pop(name, None)
         pulse = self._pulses.get(name)
         if pulse is None or status.num_in_flight == 0 or status.num_tokens != pulse.num_tokens:
             self._pulses[name] = _Pulse(now_s, now_s, status.num_tokens)
@@ -43,7 +52,17 @@ class Liveness:
 
     def forget(self, name: str) -> None:
         """The process has ended, or is about to."""
+        self._unheard_since_s.pop(name, None)
         self._pulses.pop(name, None)
+
+    def late(self, now_s: float) -> list[tuple[str, str]]:
+        """Processes whose start timeout is over, each with the diagnosis."""
+        timeouts_s = {name: self._start_timeouts_s[name] for name in sorted(self._unheard_since_s)}
+        return [
+            (name, f"did not report within {timeout_s:g} s (roles.{role_of(name)}.start_timeout_s)")
+            for name, timeout_s in timeouts_s.items()
+            if now_s - self._unheard_since_s[name] >= timeout_s
+        ]
 
     def hanging(self, now_s: float) -> list[tuple[str, str]]:
         """Processes that hang, each with the diagnosis."""

@@ -41,13 +41,8 @@ class StartAgain:
 
     delay_s: float
     to_end: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitRoom:
-    """It restarts when the disk has space, together with the rest of its unit, which must be ended."""
-
-    to_end: tuple[str, ...] = ()
+    needs_room: bool = False
+    """It waits for space on the disk instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +59,7 @@ class EndRun:
     reason: str
 
 
-Verdict = StartAgain | AwaitRoom | LeaveDown | EndRun
+Verdict = StartAgain | LeaveDown | EndRun
 
 
 @dataclass(slots=True)
@@ -80,7 +75,6 @@ class _Unit:
     """A user asked for its next end."""
     start_at_s: float | None = None
     needs_room: bool = False
-    """It restarts once there is space on the disk."""
     is_down: bool = False
     deaths_s: deque[float] = field(default_factory=deque)  # those in the window: no more than its intensity and one
 
@@ -103,25 +97,18 @@ class Restarts:
 
     @property
     def policies(self) -> Mapping[str, RestartConfig]:
-        """The policy of each process."""
         return {name: unit.policy for name, unit in self._unit_of.items()}
 
     def incarnation(self, name: str) -> int:
-        """The current or last incarnation of the process."""
         return self._unit_of[name].incarnation
 
     def is_first(self, name: str) -> bool:
-        """Whether the process has never been restarted."""
         unit = self._unit_of[name]
         return unit.incarnation == unit.first_incarnation
 
     def is_unwanted(self, name: str) -> bool:
         """Whether a running process must be ended, because another one of its unit has ended."""
         return self._unit_of[name].start_at_s is not None
-
-    def has_served(self, name: str) -> bool:
-        """Whether any incarnation of the process has served."""
-        return self._unit_of[name].has_served
 
     def served(self, name: str) -> None:
         """The process does its work."""
@@ -133,8 +120,7 @@ class Restarts:
         return unit.start_at_s is None and not unit.is_down
 
     def ended(self, name: str, code: int, now_s: float) -> Verdict:
-        """A process has ended, or could not be started, while the run is running. `code` is its exit code, or minus the
-        number of the signal that ended it."""
+        """A process has ended, or could not be started. `code`: its exit code, or minus the signal that ended it."""
         unit = self._unit_of[name]
         unit.alive.discard(name)
         if unit.by_hand:
@@ -144,7 +130,8 @@ class Restarts:
             return EndRun("a restart would end in the same way")
         if code == NO_SPACE_EXIT_CODE:
             unit.needs_room = True
-            return AwaitRoom(self._start_again(unit, unit.policy.backoff.initial_s, now_s).to_end)
+            to_end = self._start_again(unit, unit.policy.backoff.initial_s, now_s).to_end
+            return StartAgain(0.0, to_end, needs_room=True)
         if unit.start_at_s is not None:  # it follows another of its unit
             return StartAgain(max(0.0, unit.start_at_s - now_s))
         if code > 0 and not unit.has_served:
@@ -166,7 +153,6 @@ class Restarts:
 
     @property
     def needs_room(self) -> bool:
-        """Whether a unit waits for space on the disk."""
         return any(unit.needs_room for unit in self._units)
 
     def take_due(self, now_s: float, *, has_room: bool = True) -> list[str]:
@@ -211,7 +197,6 @@ class Restarts:
         return LeaveDown(reason)
 
     def validate(self) -> None:
-        """Assert the invariants of the module."""
         for unit in self._units:
             assert not (unit.is_down and unit.start_at_s is not None), unit.names
             assert not (unit.by_hand and (unit.is_down or unit.start_at_s is not None)), unit.names

@@ -57,8 +57,7 @@ def detach(run_dir: Path, node: str, life: int, watched_s: float) -> Callable[[]
 
 
 def end_keeper(run_dir: Path, node: str) -> None:
-    """Kill the keeper of a node, if there is one, and wait until the kernel has ended its descendants. Raises
-    `DeadlineError`."""
+    """Kill the keeper of a node, and wait for the end of its descendants. Raises `DeadlineError`."""
     record = read_node_record(run_dir, node)
     if record is None:
         return

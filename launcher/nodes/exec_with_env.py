@@ -9,7 +9,6 @@ import sys
 
 
 def main() -> None:
-    """Entry point."""
     environment = json.loads(_line())
     if not isinstance(environment, dict) or len(sys.argv) < 2:
         sys.exit(__doc__)

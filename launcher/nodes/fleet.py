@@ -19,25 +19,15 @@ earlier agent. Invariants: every incarnation that is started gives one `Ended` o
 starts only after that.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from darts_async.topology.plan import RunPlan
 from darts_async.topology.roles import agent_name, keeper_name
 from darts_async.transitions import Transitions
 from darts_async.wire.backoff import backoff_s
-from launcher.nodes.node_messages import (
-    EndNode,
-    KillProcess,
-    NodeStatus,
-    Order,
-    ProcessLeft,
-    ProcessNotStarted,
-    ProcessStarted,
-    Report,
-    RestartAgent,
-    StartProcess,
-    StopProcess,
-)
+from launcher.nodes import node_messages as messages
+from launcher.nodes.node_messages import Order, Report, StartProcess
 from launcher.nodes.supervisor import ProcessExit, ProcessRecord
 
 COMES_UP_WITHIN_S = 60.0
@@ -101,7 +91,6 @@ class NodeCame:
     node: str
     agent_incarnation: int
     away_s: float | None
-    """Time since it was lost, if it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +129,10 @@ class _Member:
     record: ProcessRecord | None = None
     """Once it is known to run."""
     is_unwanted: bool = False
-    """It was told to leave."""
 
 
 @dataclass(slots=True)
 class Node:
-    """A node and its state."""
-
     name: str
     state: str = "starting"
     """A state of `NODE_LIFE`."""
@@ -156,12 +142,10 @@ class Node:
     silent_since_s: float | None = None
     lost_since_s: float | None = None
     num_failures: int = 0
-    """Failed launches in a row."""
     launch_at_s: float | None = None
     """While it is away: when to try again, or when the current launch has failed."""
     members: dict[str, _Member] = field(default_factory=dict)
     earlier: list[str] = field(default_factory=list)
-    """The earlier states."""
 
     def to(self, state: str) -> None:
         """Enter another state. Raises `IllegalTransition`, with the story of the node."""
@@ -198,13 +182,11 @@ class Fleet:
 
     @property
     def is_over(self) -> bool:
-        """Whether every node has ended."""
         return self._grace_s is not None and not any(node.is_up for node in self.nodes.values())
 
     # --- what is wanted --------------------------------------------------------------------------------------
 
     def begin(self, now_s: float) -> list[Step]:
-        """Start every node."""
         return [step for node in self.nodes.values() for step in self._launch(node, now_s)]
 
     def start(self, name: str, incarnation: int) -> list[Step]:
@@ -217,26 +199,23 @@ class Fleet:
 
     def stop(self, name: str, grace_s: float) -> list[Step]:
         """Ask a process to leave, and kill it if it does not. No effect if it has ended."""
-        node = self._node_of(name)
-        member = node.members.get(name)
-        if member is None or not node.is_up:
-            return self._give_up(node, name)
-        member.is_unwanted = True
-        return [Tell(node.name, StopProcess(name, member.order.incarnation, grace_s))]
+        return self._end_process(name, lambda incarnation: messages.StopProcess(name, incarnation, grace_s))
 
     def kill(self, name: str) -> list[Step]:
         """Kill a process. No effect if it has ended."""
+        return self._end_process(name, lambda incarnation: messages.KillProcess(name, incarnation))
+
+    def _end_process(self, name: str, order: Callable[[int], Order]) -> list[Step]:
         node = self._node_of(name)
         member = node.members.get(name)
         if member is None or not node.is_up:
             return self._give_up(node, name)
         member.is_unwanted = True
-        return [Tell(node.name, KillProcess(name, member.order.incarnation))]
+        return [Tell(node.name, order(member.order.incarnation))]
 
     def restart_agent(self, node: str) -> list[Step]:
-        """Replace the agent of a node."""
         found = self.nodes[node]
-        return [Tell(node, RestartAgent(found.agent_incarnation))] if found.is_up else []
+        return [Tell(node, messages.RestartAgent(found.agent_incarnation))] if found.is_up else []
 
     def end(self, grace_s: float) -> list[Step]:
         """Make every node stop its processes, report their exits, and end."""
@@ -245,7 +224,7 @@ class Fleet:
         for node in self.nodes.values():
             node.launch_at_s = None
             if node.is_up:
-                steps.append(Tell(node.name, EndNode(grace_s)))
+                steps.append(Tell(node.name, messages.EndNode(grace_s)))
             else:
                 steps += [step for name in tuple(node.members) for step in self._give_up(node, name)]
         return steps
@@ -253,28 +232,26 @@ class Fleet:
     # --- what happens ----------------------------------------------------------------------------------------
 
     def reported(self, node_name: str, agent_incarnation: int, report: Report, now_s: float) -> list[Step]:
-        """The agent of a node reports."""
         node = self.nodes[node_name]
         match report:
-            case NodeStatus():
+            case messages.NodeStatus():
                 return self._stands(node, agent_incarnation, report, now_s)
-            case ProcessStarted(record=record):
+            case messages.ProcessStarted(record=record):
                 return self._runs(node, record)
-            case ProcessNotStarted(name=name, incarnation=incarnation, error=error):
+            case messages.ProcessNotStarted(name=name, incarnation=incarnation, error=error):
                 if self._is_current(node, name, incarnation):
                     del node.members[name]
                     return [NotStarted(name, error)]
-            case ProcessLeft(exit=ended):
+            case messages.ProcessLeft(exit=ended):
                 return self._left(node, ended)
         return []
 
-    def heard(self, node_name: str) -> list[Step]:
+    def heard(self, node_name: str) -> None:
         """The link to the agent of a node is up."""
         node = self.nodes[node_name]
         if node.state == "silent":
             node.to("up")
         node.silent_since_s = None
-        return []
 
     def silent(self, node_name: str, reason: str, now_s: float) -> list[Step]:
         """The link to the agent of a node is down."""
@@ -304,7 +281,6 @@ class Fleet:
         return []
 
     def tick(self, now_s: float) -> list[Step]:
-        """Time has passed."""
         steps: list[Step] = []
         for node in self.nodes.values():
             if node.is_up and node.silent_since_s is not None and now_s - node.silent_since_s >= self._lost_after_s:
@@ -327,7 +303,7 @@ class Fleet:
         node.is_launching, node.launch_at_s = True, now_s + COMES_UP_WITHIN_S
         return [Launch(node.name)]
 
-    def _stands(self, node: Node, agent_incarnation: int, report: NodeStatus, now_s: float) -> list[Step]:
+    def _stands(self, node: Node, agent_incarnation: int, report: messages.NodeStatus, now_s: float) -> list[Step]:
         away_s = None if node.lost_since_s is None else now_s - node.lost_since_s
         node.to("up")
         node.is_launching, node.launch_at_s, node.num_failures = False, None, 0
@@ -344,12 +320,12 @@ class Fleet:
         for name in [name for name in unseen if self._grace_s is not None or node.members[name].is_unwanted]:
             steps += self._give_up(node, name)
         if self._grace_s is not None:  # it came up too late, or this agent does not know of the end
-            return [*steps, Tell(node.name, EndNode(self._grace_s))]
+            return [*steps, Tell(node.name, messages.EndNode(self._grace_s))]
         return steps + [Tell(node.name, member.order) for member in node.members.values() if member.record is None]
 
     def _runs(self, node: Node, record: ProcessRecord) -> list[Step]:
         if not self._is_current(node, record.name, record.incarnation):
-            return [Tell(node.name, KillProcess(record.name, record.incarnation))]
+            return [Tell(node.name, messages.KillProcess(record.name, record.incarnation))]
         member = node.members[record.name]
         if member.record is not None:
             return []
@@ -387,7 +363,6 @@ class Fleet:
         return [Ended(ProcessExit(name, pid, _KILLED, member.order.incarnation))]
 
     def validate(self) -> None:
-        """Assert the invariants of the state."""
         for node in self.nodes.values():
             assert (node.state == "silent") == (node.silent_since_s is not None), node.name
             assert not (node.is_up and node.is_launching), node.name

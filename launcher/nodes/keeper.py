@@ -30,33 +30,20 @@ import structlog
 
 from darts_async.errors import NoSpaceError, ProtocolError
 from darts_async.faults import install, present
-from darts_async.machine.limits import raise_open_files
-from darts_async.machine.spawn import module_command, spawn
+from darts_async.machine.spawn import module_command, raise_open_files, spawn
 from darts_async.protocol import Message
 from darts_async.telemetry import logging_to
 from darts_async.topology.roles import agent_name, keeper_name
 from darts_async.topology.run_files import LOGS_DIR, NODES_DIR, log_path
 from darts_async.wire.backoff import backoff_s
 from darts_async.wire.channel import Channel
+from launcher.nodes import node_messages as messages
 from launcher.nodes.detached import detach, end_keeper
-from launcher.nodes.node_messages import (
-    EndNode,
-    KillProcess,
-    NodeEnded,
-    NodeStatus,
-    ProcessLeft,
-    ProcessNotStarted,
-    ProcessStarted,
-    Pulse,
-    StartProcess,
-    StopProcess,
-    ToKeeper,
-)
+from launcher.nodes.node_messages import StartProcess, ToKeeper
 from launcher.nodes.node_record import NodeRecord, end_leftovers, locked, read_node_record, write_node_record
-from launcher.nodes.outputs import bound_outputs
 from launcher.nodes.scratch import owner_of, sweep
 from launcher.nodes.supervisor import ProcessExit, ProcessRecord, Supervisor, start_time_s
-from launcher.run_dir.logs import last_lines
+from launcher.run_dir.logs import bound_outputs, last_lines
 from launcher.run_dir.run_dir import inode_of
 
 AGENT_SILENT_S = 20.0
@@ -98,9 +85,8 @@ class Keeper:
         self._supervisor = supervisor
         self._output_max_bytes = int(log_max_mb * 1e6)
         self._is_unrecorded = False
-        before = read_node_record(run_dir, node)
+        self._before = before = read_node_record(run_dir, node)
         install(keeper_name(node), 1 if before is None else 2)
-        self._before = before
         self._life = life
         self._inode = inode_of(run_dir)
         self._me = ProcessRecord(keeper_name(node), os.getpid(), start_time_s(os.getpid()), tuple(sys.argv))
@@ -142,7 +128,7 @@ class Keeper:
             exits.cancel()
             for ended in self._supervisor.take_exits():
                 self._report_exit(ended)
-            self._tell(NodeEnded())
+            self._tell(messages.NodeEnded())
             _, late = await asyncio.wait([agent], timeout=AGENT_LEAVES_S)
             if late:
                 agent.cancel()
@@ -172,7 +158,6 @@ class Keeper:
         self._end(0.0)
 
     async def _one_agent(self) -> None:
-        """Start an agent, do what it orders, and return when it has ended."""
         ours, theirs = socket.socketpair()
         channel: Channel[ToKeeper] = await Channel.over(ours, ToKeeper)
         with theirs:
@@ -180,7 +165,7 @@ class Keeper:
         try:
             self._channel = channel
             running, ended = self._supervisor.records, self._ended
-            self._tell(NodeStatus(self._me, list(running.values()), list(ended.values())))
+            self._tell(messages.NodeStatus(self._me, list(running.values()), list(ended.values())))
             await self._serve(channel)
         finally:
             self._channel = None
@@ -226,19 +211,19 @@ class Keeper:
 
     def _obey(self, order: ToKeeper) -> None:
         match order:
-            case Pulse(launcher_is_heard=is_heard):
+            case messages.Pulse(launcher_is_heard=is_heard):
                 self._take_pulse(launcher_is_heard=is_heard)
             case StartProcess(spec=spec, incarnation=incarnation):
                 if incarnation > self._newest.get(spec.name, 0) and not self._over.is_set():
                     self._newest[spec.name] = incarnation
                     self._tasks.create_task(self._start(order), name=f"start {spec.name}")
-            case StopProcess(name=name, incarnation=incarnation, grace_s=grace_s):
+            case messages.StopProcess(name=name, incarnation=incarnation, grace_s=grace_s):
                 if self._is_running(name, incarnation):
                     self._tasks.create_task(self._supervisor.stop(name, grace_s), name=f"stop {name}")
-            case KillProcess(name=name, incarnation=incarnation):
+            case messages.KillProcess(name=name, incarnation=incarnation):
                 if self._is_running(name, incarnation):
                     self._supervisor.kill(name)
-            case EndNode(grace_s=grace_s):
+            case messages.EndNode(grace_s=grace_s):
                 self._end(grace_s)
 
     def _take_pulse(self, *, launcher_is_heard: bool) -> None:
@@ -269,11 +254,11 @@ class Keeper:
                 record = await self._supervisor.start(order.spec, incarnation)
             except OSError as error:
                 self._ended[name] = ProcessExit(name, 0, -signal.SIGKILL, incarnation)
-                self._tell(ProcessNotStarted(name, incarnation, str(error)))
+                self._tell(messages.ProcessNotStarted(name, incarnation, str(error)))
                 return
         present().reach("keeper.before_started")
         self._write_record()
-        self._tell(ProcessStarted(record))
+        self._tell(messages.ProcessStarted(record))
         if (name, incarnation) in self._unwanted or self._over.is_set():
             self._unwanted.discard((name, incarnation))
             self._supervisor.kill(name)
@@ -286,7 +271,7 @@ class Keeper:
         present().reach("keeper.before_left")
         self._ended[ended.name] = ended
         self._write_record()
-        self._tell(ProcessLeft(ended))
+        self._tell(messages.ProcessLeft(ended))
 
     # --- the end ---------------------------------------------------------------------------------------------
 
@@ -362,17 +347,10 @@ def main() -> None:
 
 
 async def _keep(arguments: argparse.Namespace, came_up: Callable[[], None] | None) -> str | None:
-    run_dir, node, life, lease_s = arguments.run_dir, arguments.node, arguments.life, arguments.lease_s
+    run_dir, node = arguments.run_dir, arguments.node
+    bounds = {name: getattr(arguments, name) for name in ("life", "lease_s", "log_max_mb")}
     async with Supervisor(run_dir / LOGS_DIR, owner_of(run_dir, node)) as supervisor:
-        keeper = Keeper(
-            run_dir,
-            node,
-            life=life,
-            lease_s=lease_s,
-            supervisor=supervisor,
-            log_max_mb=arguments.log_max_mb,
-            came_up=came_up,
-        )
+        keeper = Keeper(run_dir, node, supervisor=supervisor, came_up=came_up, **bounds)
         await keeper.keep()
         return keeper.failure
 

@@ -37,7 +37,6 @@ class NodeRecord(msgspec.Struct, frozen=True):
 
 
 def record_path(run_dir: Path, node: str) -> Path:
-    """Path of a node's record."""
     return run_dir / NODES_DIR / f"{node}.json"
 
 

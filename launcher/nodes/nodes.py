@@ -7,7 +7,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,32 +23,13 @@ from launcher.plan.placement import local_node
 from launcher.plan.plan import python_of
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchFailed:
-    """The agent of a node could not be started."""
-
-    node: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class KeeperEnded:
-    """The keeper of a node has ended."""
-
-    node: str
-    reason: str
-
-
-NodeNews = LaunchFailed | KeeperEnded
-
-
 class Nodes:
     """The launches of all nodes."""
 
     def __init__(self, backends: Mapping[str, Backend], command_of: Callable[[str], AgentCommand]) -> None:
         self._backends = backends
         self._command_of = command_of
-        self._news: list[NodeNews] = []  # at most two of each launch
+        self._news: list[tuple[str, str, bool]] = []  # at most two of each launch
         self._launches: dict[str, asyncio.Task[None]] = {}
         self._tasks = asyncio.TaskGroup()
 
@@ -73,23 +53,21 @@ class Nodes:
         if running is None or running.done():
             self._launches[node] = self._tasks.create_task(self._launch(node), name=f"launch the agent of {node}")
 
-    def take_news(self) -> list[NodeNews]:
-        """What has happened since the last call."""
+    def take_news(self) -> list[tuple[str, str, bool]]:
+        """The nodes whose keepers have ended since the last call: each with the reason, and whether it had started."""
         news, self._news = self._news, []
         return news
 
     async def kill(self, nodes: Iterable[str]) -> None:
-        """End these nodes by force."""
         await asyncio.gather(*(self._backends[node].kill() for node in nodes))
 
     async def _launch(self, node: str) -> None:
-        def ended(reason: str) -> None:
-            self._news.append(KeeperEnded(node, reason))
-
         try:
-            await self._backends[node].launch(self._command_of(node), ended)
+            await self._backends[node].launch(
+                self._command_of(node), lambda reason: self._news.append((node, reason, True))
+            )
         except NodeError as error:
-            self._news.append(LaunchFailed(node, str(error)))
+            self._news.append((node, str(error), False))
 
 
 def make_backends(config: RunConfig, plan: RunPlan, run_dir: Path) -> dict[str, Backend]:
@@ -114,7 +92,6 @@ def agent_command(config: RunConfig, run_dir: Path, node: str, *, life: int) -> 
 
 
 def keeper_command(config: RunConfig, run_dir: Path, node: str, *options: str) -> AgentCommand:
-    """The keeper of a node with these options."""
     [settings] = (found for found in config.nodes if found.name == node)
     whose = ("--run-dir", str(run_dir), "--node", node)
     argv = module_command("launcher.nodes.keeper", *whose, *options, python=python_of(config, node))

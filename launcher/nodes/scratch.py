@@ -45,7 +45,7 @@ class Scratch:
 
     def remove(self) -> None:
         """With all that is in it; what cannot be removed stays. Once."""
-        _remove(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._descriptor)
 
 
@@ -60,7 +60,7 @@ def sweep() -> None:
         if _NAME.fullmatch(path.name):
             with contextlib.suppress(OSError):  # it is held, gone, or of somebody else
                 descriptor = _hold(path)
-                _remove(path)
+                shutil.rmtree(path, ignore_errors=True)
                 os.close(descriptor)
 
 
@@ -85,10 +85,6 @@ def _hold(path: Path, *, if_possible: bool = False) -> int:
             os.close(descriptor)
             raise
     return descriptor
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def _prefix(owner: str) -> str:

@@ -74,7 +74,6 @@ class Supervisor:
     """The processes of one machine. Use with `async with`; leaving the block kills those that still run."""
 
     def __init__(self, logs_dir: Path, owner: str) -> None:
-        """`owner`: see `scratch`."""
         self._logs_dir, self._owner = logs_dir, owner
         self._children: dict[str, _Child] = {}
         self._ended: deque[ProcessExit] = deque()  # as many as were started and not yet read
@@ -101,7 +100,6 @@ class Supervisor:
 
     @property
     def records(self) -> dict[str, ProcessRecord]:
-        """The records of the processes that have not ended."""
         return {name: child.record for name, child in self._children.items()}
 
     async def start(self, spec: ProcessSpec, incarnation: int = 1) -> ProcessRecord:
@@ -146,7 +144,6 @@ class Supervisor:
             await self._gone(child)
 
     async def stop_all(self, grace_s: float) -> None:
-        """Stop all processes at the same time."""
         await asyncio.gather(*(self.stop(name, grace_s) for name in self.running))
 
     def kill(self, name: str) -> None:
@@ -159,13 +156,9 @@ class Supervisor:
         for child in self._children.values():
             _kill_session(child.process.pid)
 
-    def output_path(self, name: str) -> Path:
-        """Where the output of a process goes."""
-        return output_path(self._logs_dir, name)
-
     def open_output(self, name: str) -> BinaryIO:
         """What a process prints goes there, or nowhere on a disk that takes no further file. Raises `OSError`."""
-        path = self.output_path(name)
+        path = output_path(self._logs_dir, name)
         try:
             path.parent.mkdir(exist_ok=True)  # somebody may have removed it
             return path.open("ab")

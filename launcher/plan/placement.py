@@ -22,8 +22,6 @@ Takers = defaultdict[tuple[str, int], set[Role]]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The node and devices of a process."""
-
     node: str
     host: str
     devices: tuple[int, ...] = ()
@@ -38,12 +36,10 @@ class PlacementError(ConfigError):
 
 
 def role_config(config: RunConfig, role: Role) -> RoleConfig:
-    """The settings of a role."""
     return config.roles.of(role)
 
 
 def role_names(config: RunConfig, role: Role) -> tuple[str, ...]:
-    """The processes of a role, in order."""
     return role.processes(role_config(config, role).replicas)
 
 
@@ -51,7 +47,7 @@ def place_processes(config: RunConfig) -> dict[str, Place]:
     """The place of every process, by name. Raises `PlacementError`."""
     takers: Takers = defaultdict(set)
     places: dict[str, Place] = {}
-    for role in sorted(ROLES, key=lambda role: _order_of_choice(config, role)):
+    for role in sorted(ROLES, key=lambda role: (len(_nodes_of(config, role)), -role_config(config, role).devices)):
         for number, name in enumerate(role_names(config, role)):
             places[name] = _place(config, role, number, takers)
     return places
@@ -60,10 +56,6 @@ def place_processes(config: RunConfig) -> dict[str, Place]:
 def local_node(config: RunConfig) -> NodeConfig:
     """The node on which `darts-launch` is called."""
     return config.nodes[0]
-
-
-def _order_of_choice(config: RunConfig, role: Role) -> tuple[int, int, int]:
-    return len(_nodes_of(config, role)), -role_config(config, role).devices, ROLES.index(role)
 
 
 def _nodes_of(config: RunConfig, role: Role) -> list[NodeConfig]:
@@ -81,14 +73,11 @@ def _place(config: RunConfig, role: Role, number: int, takers: Takers) -> Place:
     offers = [(node, devices) for node, devices in offers if len(devices) == wanted]
     if not offers:
         raise PlacementError(_no_room(config, role, number, takers))
-    node, devices = min(offers, key=lambda offer: _num_shared(offer[0], offer[1], takers))  # the first of equals
+    num_shared = [sum(bool(takers[node.name, device]) for device in devices) for node, devices in offers]
+    node, devices = offers[num_shared.index(min(num_shared))]  # the first of equals
     for device in devices:
         takers[node.name, device].add(role)
     return Place(node.name, config.host_of(node), tuple(sorted(devices)))
-
-
-def _num_shared(node: NodeConfig, devices: list[int], takers: Takers) -> int:
-    return sum(bool(takers[node.name, device]) for device in devices)
 
 
 def _free_devices(config: RunConfig, role: Role, node: NodeConfig, takers: Takers) -> Iterator[int]:

@@ -52,7 +52,6 @@ def reports_per_step() -> dict[str, int]:
 
 
 def _members(config: RunConfig) -> list[tuple[Link, tuple[str, ...]]]:
-    """The links that have members in a run."""
     names = {role.name: role_names(config, role) for role in ROLES}
     nodes = dict.fromkeys(place_processes(config)[name].node for of_role in names.values() for name in of_role)
     names[AGENT.name] = tuple(map(agent_name, nodes))
@@ -64,20 +63,15 @@ def _processes(config: RunConfig, run_dir: Path) -> Iterator[ProcessSpec]:
     for role in ROLES:
         for name in role_names(config, role):
             place = places[name]
-            argv = _command(role, name, run_dir, python_of(config, place.node))
+            whose = ("--run-dir", str(run_dir), "--name", name, "--incarnation", "1")
+            argv = module_command(role.module, *whose, python=python_of(config, place.node))
             env, timeout_s = _environment(config, role, name, places), role_config(config, role).start_timeout_s
             yield ProcessSpec(name, role.name, argv, env, timeout_s, place.node, place.host, place.devices)
 
 
 def python_of(config: RunConfig, node: str) -> str:
-    """Path of the Python on a node."""
     [settings] = (found for found in config.nodes if found.name == node)
     return settings.python or sys.executable
-
-
-def _command(role: Role, name: str, run_dir: Path, python: str) -> tuple[str, ...]:
-    whose = ("--run-dir", str(run_dir), "--name", name, "--incarnation", "1")
-    return module_command(role.module, *whose, python=python)
 
 
 def _environment(config: RunConfig, role: Role, name: str, places: Mapping[str, Place]) -> dict[str, str]:

@@ -10,13 +10,11 @@ _LOOPBACK = "127.0.0.1"
 
 
 def block(first_port: int, count: int) -> tuple[int, ...]:
-    """`count` ports in a row."""
     return tuple(range(first_port, first_port + count))
 
 
 def free_block(host: str, count: int) -> tuple[int, ...]:
-    """`count` free ports in a row at a host. For a host of another machine, which only a dry run asks for, at loopback.
-    Raises `OSError`."""
+    """Free ports in a row at a host; at loopback for a dry run of another machine. Raises `OSError`."""
     here = host if why_not_bound(host, 0) is None else _LOOPBACK
     for first in random.SystemRandom().sample(_FREE_PORTS, len(_FREE_PORTS)):
         if all(why_not_bound(here, port) is None for port in block(first, count)):

@@ -6,6 +6,7 @@ train on groups that neither file describes. Machines, speed, length and telemet
 Each life keeps a copy of its settings beside `config.yaml`. If the copy is lost, nothing is compared.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,10 @@ def refuse_changes(run_dir: Path, file: Path, now: RunConfig, num_steps: int) ->
 
 
 def _at(settings: Mapping[str, Any], path: str) -> Any:
-    value: Any = settings
-    for key in path.split("."):
-        value = value[key]
-    return value
+    return functools.reduce(lambda value, key: value[key], path.split("."), settings)
 
 
 def _differences(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The innermost settings that differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         for key in old:
             yield from _differences(f"{place}.{key}", old[key], new[key])

@@ -1,9 +1,5 @@
 """Whether what a run brings itself can be loaded, and does what it is for. A child looks at it (`extension_trial`)."""
 
-import contextlib
-import os
-import signal
-import subprocess
 from collections.abc import Iterator
 
 import msgspec
@@ -11,10 +7,9 @@ import msgspec
 from darts_async.config import RunConfig
 from darts_async.errors import ExtensionError
 from darts_async.extensions import KINDS, PROMPTS, REWARD, Kind, load
-from darts_async.machine.lifetime import PARENT_PID_VARIABLE
-from darts_async.machine.spawn import module_command, signal_name
 from launcher.preflight.extension_trial import Question
 from launcher.preflight.prompt_check import Found, look_at_prompts
+from launcher.preflight.trial_process import TrialError, trial_process
 from launcher.problems import Problem, shown
 
 _DEADLINE_S = 300.0
@@ -45,36 +40,17 @@ def _faults_here(kind: Kind, name: str) -> Iterator[Problem]:
 
 
 def _try_in_a_child(kind: Kind, name: str, config: RunConfig) -> Found:
-    child = subprocess.Popen(
-        module_command("launcher.preflight.extension_trial"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, PARENT_PID_VARIABLE: str(os.getpid())},
-        start_new_session=True,
-    )
     deadline_s = config.reward.start_deadline_s if kind is REWARD else _DEADLINE_S
     module, question = name.partition(":")[0], Question(kind.setting, name, config.model_dump_json())
     try:
-        output, errors = child.communicate(msgspec.json.encode(question), timeout=deadline_s)
-    except subprocess.TimeoutExpired:
+        with trial_process("launcher.preflight.extension_trial", question) as child:
+            return msgspec.json.decode(child.answer(deadline_s), type=Found)
+    except TimeoutError:
         limit = f"{'reward.start_deadline_s (' if kind is REWARD else '('}{deadline_s:g} s)"
         return _failed(kind, name, f"importing {module!r} took longer than {limit}")
-    finally:
-        _end(child)
-    if not output:
-        last = (errors.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        how = f"exit code {child.returncode}" if child.returncode >= 0 else signal_name(-child.returncode)
-        return _failed(kind, name, f"importing {module!r} ended the process ({how}): {last}")
-    return msgspec.json.decode(output, type=Found)
+    except TrialError as error:
+        return _failed(kind, name, f"importing {module!r} ended the process {error}")
 
 
 def _failed(kind: Kind, name: str, fault: str) -> Found:
     return Found((Problem(kind.setting, fault, shown(name)),))
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """The child, and what the module has started in its session."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()

@@ -18,8 +18,6 @@ from launcher.problems import Problem, shown
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What is to be tried out."""
-
     setting: str
     name: str
     """`module:name`."""
@@ -28,7 +26,6 @@ class Question(msgspec.Struct, frozen=True):
 
 
 def main() -> None:
-    """Answer one question."""
     question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
     config, kind = RunConfig.model_validate_json(question.config), KINDS[question.setting]
     with os.fdopen(os.dup(1), "wb") as answer:

@@ -2,7 +2,7 @@
 on samples as long as those of the run.
 
 It is a process of its own because it imports torch, which the launcher does not. Its input is a `Question` and its
-output a list of `Finding`, both as JSON. It reads no weights.
+output a list of `Problem`, both as JSON. It reads no weights.
 """
 
 import importlib.util
@@ -16,31 +16,19 @@ import msgspec
 from darts_async.config import RunConfig
 from darts_async.errors import ModelError
 from darts_async.models.weight_files import WEIGHT_FILE, read_header
+from launcher.problems import Problem, shown
 
 _SAME_MODEL = "take config.json and the weights from one model"
 
 
 class Question(msgspec.Struct):
-    """The models to check."""
-
     config: str
     """`RunConfig` as JSON."""
     directories: dict[str, str]
     """Directory of each model, by the setting that names it."""
 
 
-class Finding(msgspec.Struct):
-    """A problem with a model."""
-
-    setting: str
-    message: str
-    fix: str | None = None
-    is_hint: bool = False
-    """The run can start anyway."""
-
-
 def main() -> None:
-    """Answer one question."""
     question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
     config = RunConfig.model_validate_json(question.config)
     findings = [
@@ -51,7 +39,7 @@ def main() -> None:
     sys.stdout.buffer.write(msgspec.json.encode(findings))
 
 
-def _findings(config: RunConfig, setting: str, directory: Path) -> Iterator[Finding]:
+def _findings(config: RunConfig, setting: str, directory: Path) -> Iterator[Problem]:
     found = [*_check_names(setting, directory)]
     yield from found
     if not all(finding.is_hint for finding in found):
@@ -59,13 +47,14 @@ def _findings(config: RunConfig, setting: str, directory: Path) -> Iterator[Find
     try:
         _try_out(config, setting, directory)
     except ModelError as error:
-        yield Finding(setting, str(error))
+        yield Problem(setting, str(error), shown(str(directory)))
 
 
-def _check_names(setting: str, directory: Path) -> Iterator[Finding]:
+def _check_names(setting: str, directory: Path) -> Iterator[Problem]:
     """The weights have the names and shapes that transformers expects for the configuration."""
     from transformers import AutoModelForCausalLM
 
+    value = shown(str(directory))
     if importlib.util.find_spec("accelerate") is None:  # transformers needs it to load a model without its weights
         return
     try:
@@ -74,20 +63,20 @@ def _check_names(setting: str, directory: Path) -> Iterator[Finding]:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        yield Finding(setting, f"{directory} cannot be loaded as a causal language model: {reason}")
+        yield Problem(setting, f"{directory} cannot be loaded as a causal language model: {reason}", value)
         return
     for name, found, expected in sorted(loading["mismatched_keys"])[:1]:
         message = (
             f"{_file_of(directory, name)} has {name} of shape {list(found)}, but config.json describes "
             f"{list(expected)} ({len(loading['mismatched_keys'])} tensors differ)"
         )
-        yield Finding(setting, message, _SAME_MODEL)
+        yield Problem(setting, message, value, _SAME_MODEL)
     if missing := sorted(loading["missing_keys"]):
         message = f"the weights in {directory} lack {missing[0]} ({len(missing)} missing), which config.json describes"
-        yield Finding(setting, message, _SAME_MODEL)
+        yield Problem(setting, message, value, _SAME_MODEL)
     if extra := sorted(loading["unexpected_keys"]):
         message = f"the weights have {extra[0]} ({len(extra)} in all), which config.json does not describe: ignored"
-        yield Finding(setting, message, _SAME_MODEL, is_hint=True)
+        yield Problem(setting, message, value, _SAME_MODEL, is_hint=True)
 
 
 def _file_of(directory: Path, name: str) -> Path:

@@ -24,8 +24,6 @@ PACKAGES = ("darts-async", "torch", "transformers", "pyzmq", "msgspec", *VLLM.pa
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What to inspect on a node."""
-
     shared_file: str
     shared_text: str
     """The content of the shared file, if the node sees the same `runs_dir`."""
@@ -39,8 +37,6 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the node has."""
-
     python: str
     versions: dict[str, str]
     sees_shared_file: bool
@@ -54,7 +50,6 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def versions_here() -> dict[str, str]:
-    """Versions of the installed packages."""
     found = {}
     for package in PACKAGES:
         try:
@@ -65,7 +60,6 @@ def versions_here() -> dict[str, str]:
 
 
 def answer(question: Question) -> Answer:
-    """Look."""
     bound = {port: why_not_bound(question.host, port) for port in (0, *question.ports)}
     return Answer(
         python=platform.python_version(),
@@ -102,7 +96,6 @@ def _is_importable(module: str) -> bool:
 
 
 def main() -> None:
-    """Entry point."""
     question = msgspec.json.decode(sys.stdin.buffer.readline(), type=Question)
     sys.stdout.write(msgspec.json.encode(answer(question)).decode() + "\n")
 

@@ -19,7 +19,6 @@ from darts_async.errors import ConfigError, ModelError
 from darts_async.extensions import TASKS
 from darts_async.models.length_limits import bounds, text_part
 from darts_async.models.location import load_tokenizer, resolve_model_path
-from darts_async.prompts import task_families
 from darts_async.prompts.load import PromptCounts
 from darts_async.topology.roles import GENERATOR
 from launcher.plan.devices import check_backend, check_gpus, check_vllm
@@ -47,36 +46,26 @@ class Findings:
 
 
 def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
-    """Check everything that a run needs. It takes as long as loading the prompts and, with `reaches_nodes`, asking the
-    other nodes."""
+    """Check everything that a run needs. `reaches_nodes`: also on the other nodes."""
     model, data = tuple(check_model(config)), tuple(check_data_files(config))
     models = local_models(config)
     files = tuple(check_files(models))
     with ModelTrial(config, {} if model or files else models) as trial:
         prompts = Found() if model or data else check_prompts(config)  # without these, it fails for the same reason
         found = (
-            *_check_all(config, model + files, data + prompts.problems, reaches_nodes=reaches_nodes),
+            *check_network(config),
+            *check_runs_dir(config),
+            *_check_places(config, reaches_nodes=reaches_nodes),
+            *check_script(config),
+            *check_extensions(config),
+            *check_adapters(config),
+            *(model + files + data + prompts.problems),
             *trial.problems(),
         )
     return Findings(
         problems=tuple(problem for problem in found if not problem.is_hint),
         hints=tuple(problem for problem in found if problem.is_hint),
         prompts=prompts.counts,
-    )
-
-
-def _check_all(
-    config: RunConfig, model: tuple[Problem, ...], data: tuple[Problem, ...], *, reaches_nodes: bool
-) -> tuple[Problem, ...]:
-    return (
-        *check_network(config),
-        *check_runs_dir(config),
-        *_check_places(config, reaches_nodes=reaches_nodes),
-        *check_script(config),
-        *check_extensions(config),
-        *check_adapters(config),
-        *model,
-        *data,
     )
 
 
@@ -90,7 +79,7 @@ def link_ports(config: RunConfig) -> tuple[int, ...]:
 
 def check_network(config: RunConfig) -> Iterator[Problem]:
     """Hosts are addresses, the local one is of this machine, and the ports of the block are free on it."""
-    wrong = tuple(problem for node in config.nodes for problem in _check_address(_host_setting(config, node)))
+    wrong = tuple(problem for node in config.nodes for problem in _check_address(*_host_setting(config, node)))
     yield from wrong
     if wrong:
         return
@@ -135,20 +124,21 @@ def check_script(config: RunConfig) -> Iterator[Problem]:
 
 def check_adapters(config: RunConfig) -> Iterator[Problem]:
     """The package that trains adapters is installed."""
-    if config.learner.lora is not None and importlib.util.find_spec("peft") is None:
-        fix = "pip install 'darts-async[lora]'"
-        yield Problem(
-            "learner.lora", "adapters need the package peft", f"rank {config.learner.lora.rank}", fix, here=True
-        )
+    if config.learner.lora is not None:
+        yield from _lacking("peft", "lora", "learner.lora", "adapters need", f"rank {config.learner.lora.rank}")
 
 
 def check_ssh(config: RunConfig, places: Mapping[str, Place]) -> tuple[Problem, ...]:
     """The package that reaches other nodes is installed."""
-    is_needed = any(place.node != local_node(config).name for place in places.values())
-    if not is_needed or importlib.util.find_spec("asyncssh") is not None:
+    if all(place.node == local_node(config).name for place in places.values()):
         return ()
-    fix = "pip install 'darts-async[ssh]'"
-    return (Problem("nodes", "other nodes need the package asyncssh", shown(len(config.nodes)), fix, here=True),)
+    return tuple(_lacking("asyncssh", "ssh", "nodes", "other nodes need", shown(len(config.nodes))))
+
+
+def _lacking(package: str, extra: str, setting: str, needing: str, value: str) -> Iterator[Problem]:
+    if importlib.util.find_spec(package) is None:
+        message, fix = f"{needing} the package {package}", f"pip install 'darts-async[{extra}]'"
+        yield Problem(setting, message, value, fix, here=True)
 
 
 def check_model(config: RunConfig) -> Iterator[Problem]:
@@ -176,13 +166,10 @@ def check_data_files(config: RunConfig) -> Iterator[Problem]:
     for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
         if path is not None:
             yield from _check_file(f"prompts.{setting}", path, "give the path of a file of records")
-    if config.prompts.source == "parquet" and importlib.util.find_spec("pyarrow") is None:
-        fix = "pip install 'darts-async[data]'"
-        yield Problem("prompts.source", "parquet files need the package pyarrow", "'parquet'", fix, here=True)
-    if config.prompts.source == TASKS and not task_families.is_installed():
-        yield Problem(
-            "prompts.source", "tasks need the package reasoning-gym", f"'{TASKS}'", task_families.EXTRA, here=True
-        )
+    if config.prompts.source == "parquet":
+        yield from _lacking("pyarrow", "data", "prompts.source", "parquet files need", "'parquet'")
+    if config.prompts.source == TASKS:
+        yield from _lacking("reasoning_gym", "reasoning-gym", "prompts.source", "tasks need", f"'{TASKS}'")
 
 
 def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:
@@ -227,8 +214,7 @@ def _host_setting(config: RunConfig, node: NodeConfig) -> tuple[str, str]:
     return ("network.host" if node.host is None else f"nodes: {node.name}.host"), config.host_of(node)
 
 
-def _check_address(setting: tuple[str, str]) -> Iterator[Problem]:
-    name, host = setting
+def _check_address(name: str, host: str) -> Iterator[Problem]:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

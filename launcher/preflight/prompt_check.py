@@ -20,7 +20,6 @@ class Found(msgspec.Struct, frozen=True):
 
     problems: tuple[Problem, ...] = ()
     counts: PromptCounts | None = None
-    """Of prompts, where they can be loaded."""
 
 
 def look_at_prompts(config: RunConfig) -> Found:

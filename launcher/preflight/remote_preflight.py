@@ -10,9 +10,9 @@ import contextlib
 import os
 import platform
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -46,11 +46,10 @@ def check_nodes(config: RunConfig, places: Mapping[str, Place]) -> Iterator[Prob
     if not nodes:
         return
     with _shared_file(config) as (path, text):
-        questions = {node.name: _question(config, places, node, path, text) for node in nodes}
-        answers = asyncio.run(_ask_all(config, nodes, questions))
+        questions = [(node, _question(config, places, node, path, text)) for node in nodes]
+        answers = asyncio.run(_ask_all(config, questions))
     num_bytes = weight_bytes(config)
-    for node in nodes:
-        answer = answers[node.name]
+    for node, answer in zip(nodes, answers, strict=True):
         if isinstance(answer, NodeError):
             yield Problem(f"nodes: {node.name}", answer.reason, fix=answer.fix, here=True)
         else:
@@ -82,10 +81,10 @@ def problems_of(config: RunConfig, places: Mapping[str, Place], node: NodeConfig
         yield Problem(f"{setting}.devices", message, shown(list(node.devices)), here=True)
     for name in answer.missing_paths:
         fix = "put it there, or on storage that all nodes share"
-        yield Problem(name, f"there is no such file on {node.name}", shown(_value_of(config, name)), fix, here=True)
+        yield Problem(name, f"there is no such file on {node.name}", shown(attrgetter(name)(config)), fix, here=True)
     for name in answer.missing_modules:
         message = f"its module cannot be imported on {node.name}"
-        yield Problem(name, message, shown(_value_of(config, name)), "install it there", here=True)
+        yield Problem(name, message, shown(attrgetter(name)(config)), "install it there", here=True)
 
 
 def _versions(config: RunConfig, node: NodeConfig, answer: Answer) -> Iterator[Problem]:
@@ -93,19 +92,13 @@ def _versions(config: RunConfig, node: NodeConfig, answer: Answer) -> Iterator[P
     if here.split(".")[:2] != answer.python.split(".")[:2]:
         message = f"{node.name} has Python {answer.python}, but this machine has {here}"
         yield Problem(setting, message, shown(python_of(config, node.name)), "use the same version", here=True)
-    ours = versions_here()
-    for package in sorted(ours.keys() | answer.versions.keys()):
-        mine, theirs = ours.get(package), answer.versions.get(package)
-        if mine is not None and theirs is not None and mine != theirs:
-            message = f"{node.name} has {package} {theirs}, but this machine has {mine}"
-            yield Problem(
-                setting, message, shown(python_of(config, node.name)), f"install {package} {mine} there", here=True
-            )
-        elif mine is not None and theirs is None and package not in VLLM.packages:
-            message = f"{node.name} has no {package}, but this machine has {mine}"
-            yield Problem(
-                setting, message, shown(python_of(config, node.name)), f"install {package} {mine} there", here=True
-            )
+    for package, mine in sorted(versions_here().items()):
+        theirs = answer.versions.get(package)
+        if theirs != mine and not (theirs is None and package in VLLM.packages):
+            there = f"{package} {theirs}" if theirs else f"no {package}"
+            message = f"{node.name} has {there}, but this machine has {mine}"
+            python = shown(python_of(config, node.name))
+            yield Problem(setting, message, python, f"install {package} {mine} there", here=True)
     packages = config.generator.capabilities.packages
     if packages and answer.versions.keys().isdisjoint(packages):
         message = f"{node.name} has no vLLM"
@@ -114,22 +107,17 @@ def _versions(config: RunConfig, node: NodeConfig, answer: Answer) -> Iterator[P
 
 def _question(config: RunConfig, places: Mapping[str, Place], node: NodeConfig, path: Path, text: str) -> Question:
     host = config.host_of(node)
-    read = {what for name, at in places.items() if at.node == node.name for what in role_of(name).reads}
-    hubs = link_hubs(config)
+    hubs, names = link_hubs(config), {name for name, at in places.items() if at.node == node.name}
     first_port = config.network.base_port
     ports = block(first_port, len(hubs)) if first_port else ()
     return Question(
         shared_file=str(path),
         shared_text=text,
         host=host,
-        ports=tuple(port for port, hub in zip(ports, hubs.values(), strict=False) if _is_at(places, hub, node)),
-        paths=dict(_paths(config, read)),
-        modules=dict(_modules(config, {role_of(name) for name, at in places.items() if at.node == node.name})),
+        ports=tuple(port for port, hub in zip(ports, hubs.values(), strict=False) if hub in names),
+        paths=dict(_paths(config, {what for name in names for what in role_of(name).reads})),
+        modules=dict(_modules(config, set(map(role_of, names)))),
     )
-
-
-def _is_at(places: Mapping[str, Place], name: str, node: NodeConfig) -> bool:
-    return name in places and places[name].node == node.name
 
 
 def _paths(config: RunConfig, read: set[str]) -> Iterator[tuple[str, str]]:
@@ -149,18 +137,8 @@ def _modules(config: RunConfig, here: set[roles.Role]) -> Iterator[tuple[str, st
                 yield kind.setting, name.partition(":")[0]
 
 
-def _value_of(config: RunConfig, setting: str) -> Any:
-    found: Any = config
-    for part in setting.split("."):
-        found = getattr(found, part)
-    return found
-
-
-async def _ask_all(
-    config: RunConfig, nodes: list[NodeConfig], questions: Mapping[str, Question]
-) -> dict[str, Answer | NodeError]:
-    answers = await asyncio.gather(*(_ask(config, node, questions[node.name]) for node in nodes))
-    return dict(zip([node.name for node in nodes], answers, strict=True))
+async def _ask_all(config: RunConfig, questions: Iterable[tuple[NodeConfig, Question]]) -> list[Answer | NodeError]:
+    return await asyncio.gather(*(_ask(config, node, question) for node, question in questions))
 
 
 async def _ask(config: RunConfig, node: NodeConfig, question: Question) -> Answer | NodeError:

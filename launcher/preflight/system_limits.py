@@ -36,14 +36,11 @@ _NCCL_SHM_BYTES = 32 * _MIB
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """The limits of a machine."""
-
     open_files: int | None
     """Limit of a process, after it has raised its soft limit to the hard limit."""
     threads: int | None
     """Limit of this user."""
     threads_now: int
-    """Threads that this user has now."""
     address_space_bytes: int | None
     """Limit of a process."""
     shm_bytes: int | None
@@ -62,12 +59,13 @@ class Need(msgspec.Struct, frozen=True):
 
 def limits_here() -> Limits:
     """The limits of this process, which its children inherit."""
-    threads = None if os.geteuid() == 0 else _hard(resource.RLIMIT_NPROC)  # the kernel does not hold root to it
+    # The kernel does not hold root to it.
+    threads = None if os.geteuid() == 0 else _finite(resource.getrlimit(resource.RLIMIT_NPROC)[1])
     return Limits(
-        open_files=_hard(resource.RLIMIT_NOFILE),
+        open_files=_finite(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         threads=threads,
         threads_now=_threads_of_user() if threads is not None else 0,
-        address_space_bytes=_soft(resource.RLIMIT_AS),
+        address_space_bytes=_finite(resource.getrlimit(resource.RLIMIT_AS)[0]),
         shm_bytes=psutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None,
     )
 
@@ -150,14 +148,6 @@ def _address_space(config: RunConfig, role: Role, num_weight_bytes: int) -> int:
 def _shm_bytes(config: RunConfig, role: Role) -> int:
     nccl = _NCCL_SHM_BYTES if role.num_model_copies and config.weights.backend == "nccl" else 0
     return nccl + (config.generator.capabilities.shm_bytes if role is GENERATOR else 0)
-
-
-def _hard(which: int) -> int | None:
-    return _finite(resource.getrlimit(which)[1])
-
-
-def _soft(which: int) -> int | None:
-    return _finite(resource.getrlimit(which)[0])
 
 
 def _finite(limit: int) -> int | None:

@@ -43,7 +43,6 @@ class EvaluationSummary(msgspec.Struct, frozen=True):
 
     @property
     def headline_pass_at(self) -> dict[int, float]:
-        """pass@k of the smallest and the largest k."""
         return {k: self.pass_at[k] for k in sorted({min(self.pass_at), max(self.pass_at)})}
 
     def metrics(self) -> dict[str, float]:
@@ -98,7 +97,6 @@ class Evaluation:
         )
 
     def summary(self) -> EvaluationSummary:
-        """The numbers."""
         lengths = self.num_tokens
         spreads = [float(of.std(ddof=1)) for of in self._by_prompt(lengths).values() if len(of) > 1]
         return EvaluationSummary(
@@ -116,7 +114,6 @@ class Evaluation:
         )
 
     def prompt_rewards(self) -> dict[int, float]:
-        """The mean reward of each prompt."""
         return {
             prompt: float(rewards.mean(dtype=np.float64)) for prompt, rewards in self._by_prompt(self.rewards).items()
         }
@@ -133,8 +130,7 @@ class Evaluation:
 
 
 def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
-    """The probability that one of k samples passes, drawn without replacement from `num_samples`, of which `num_passed`
-    pass."""
+    """The probability that one of k samples, drawn without replacement, is one of the `num_passed`."""
     if not 1 <= k <= num_samples:
         raise ValueError(f"pass@{k} of {num_samples} samples; k is from 1 to the number of samples")
     return 1.0 - math.comb(num_samples - num_passed, k) / math.comb(num_samples, k)
@@ -148,7 +144,6 @@ def gain_between(before: Evaluation, after: Evaluation) -> Gain:
 
 
 def evaluation_text(evaluation: EvaluationSummary) -> str:
-    """One evaluation in one line."""
     error = evaluation.reward_standard_error
     parts = [
         f"held-out prompts at version {evaluation.policy_version}",

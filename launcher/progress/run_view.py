@@ -62,8 +62,6 @@ class Trend:
 
 @dataclass(slots=True)
 class ProcessRow:
-    """One process in the live view."""
-
     name: str
     state: str = "starting"
     policy_version: int = -1
@@ -87,7 +85,6 @@ class ProcessRow:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens per second over the last few seconds."""
         elapsed_s, num_tokens, _ = self._window_change()
         return num_tokens / elapsed_s if elapsed_s > 0 else 0.0
 
@@ -104,7 +101,6 @@ class ProcessRow:
 
     @property
     def restarts(self) -> int:
-        """How often it was restarted."""
         return self.incarnation - self.first_incarnation
 
     def begin(self, incarnation: int) -> None:
@@ -116,7 +112,6 @@ class ProcessRow:
         self._window.clear()
 
     def update(self, status: ProcessStatus) -> None:
-        """Take a heartbeat."""
         self.state, self.policy_version = printable(status.state), status.policy_version
         self.num_tokens, self.num_in_flight = status.num_tokens, status.num_in_flight
         self.uptime_s, self.busy_s = status.uptime_s, status.busy_s
@@ -163,11 +158,9 @@ class RunView:
             self._keep_evaluation(evaluation)
 
     def take_start(self, name: str, incarnation: int) -> None:
-        """A process was restarted."""
         self.rows[name].begin(incarnation)
 
     def take_status(self, name: str, status: ProcessStatus) -> None:
-        """A status of the current incarnation of a process."""
         self.rows[name].update(status)
 
     def take_step(self, line: StepLine, now_s: float) -> bool:
@@ -201,7 +194,6 @@ class RunView:
             self.last_evaluation = evaluation
 
     def take_exit(self, name: str, text: str, *, left_cleanly: bool) -> None:
-        """A process has ended."""
         row = self.rows[name]
         row.state, row.ended, row.num_in_flight, row.left_cleanly = printable(text), True, 0, left_cleanly
 
@@ -217,7 +209,6 @@ class RunView:
             row.away_since_s = now_s
 
     def take_service(self, name: str) -> None:
-        """A restarted process works again."""
         self.rows[name].away_since_s = None
 
     @property
@@ -226,11 +217,7 @@ class RunView:
         return sum(row.num_tokens for row in self.generators if row.left_cleanly)
 
     def tokens_received(self, tokens_by_generator: Mapping[str, Mapping[int, int]]) -> int:
-        """Tokens received from the generators that ended early, whose own counts are lost.
-
-        Args:
-            tokens_by_generator: the shaper's count, {name: {incarnation: tokens}}.
-        """
+        """Those of the shaper's count {name: {incarnation: tokens}} whose generators ended before they counted."""
         counted = {(row.name, row.incarnation) for row in self.generators if row.left_cleanly}
         return sum(
             num_tokens
@@ -241,17 +228,14 @@ class RunView:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens per second of all generators."""
         return sum(row.tokens_per_s for row in self.generators if not row.ended)
 
     @property
     def num_away(self) -> int:
-        """Generators that do not work."""
         return sum(row.ended or row.away_since_s is not None for row in self.generators)
 
     @property
     def generators(self) -> list[ProcessRow]:
-        """Their rows."""
         return [row for row in self.rows.values() if role_of(row.name).decodes]
 
     def note(self, text: str) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 MAX_OPEN_STEPS = 4
-"""Most steps that wait for a report."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from darts_async.protocol import (
     PeerRefused,
     ProcessStatus,
     ProcessToLauncher,
-    RewardFailed,
     RunFinished,
+    ScoreFailed,
     StepCompleted,
     TakeUpAgain,
 )
@@ -31,12 +31,7 @@ MAX_NAMES = 10_000
 
 
 class Boundary:
-    """Checks messages against the plan.
-
-    Args:
-        plan: the plan of the run.
-        num_steps: optimiser steps of the run.
-    """
+    """Checks messages against the plan of a run of `num_steps` optimiser steps."""
 
     def __init__(self, plan: RunPlan, num_steps: int) -> None:
         self._plan = plan
@@ -55,7 +50,7 @@ class Boundary:
                 return self._step(message)
             case EvaluationCompleted():
                 return self._evaluation(message)
-            case RewardFailed():
+            case ScoreFailed():
                 return _names([message.kind])
             case RunFinished():
                 return self._finished(message)

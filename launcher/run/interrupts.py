@@ -29,7 +29,6 @@ class CaughtSignals:
         self._hear: Callable[[signal.Signals], None] = self._unheard.append
 
     def come(self, number: signal.Signals) -> None:
-        """A signal has arrived."""
         self._hear(number)
 
     def tell(self, hear: Callable[[signal.Signals], None]) -> None:
@@ -43,16 +42,15 @@ class CaughtSignals:
         self._hear = self._unheard.append
 
     def ignore(self) -> None:
-        """Ignore all further signals."""
         self._hear = lambda number: None
 
 
 @contextlib.contextmanager
 def caught_signals(*, ignored_afterwards: bool = False) -> Iterator[CaughtSignals]:
-    """Inside, none of them ends the process; `ignored_afterwards`: nor later on, for a process that only has to say how
-    it has ended."""
+    """Inside the block, none of them ends the process; nor later on, if `ignored_afterwards`."""
     loop, caught = asyncio.get_running_loop(), CaughtSignals()
-    numbers = [number for number in _ENDING if number != signal.SIGHUP or not _is_ignored(number)]
+    is_under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in _ENDING if not (is_under_nohup and number == signal.SIGHUP)]
     for number in numbers:
         loop.add_signal_handler(number, caught.come, number)
     try:
@@ -62,10 +60,6 @@ def caught_signals(*, ignored_afterwards: bool = False) -> Iterator[CaughtSignal
             loop.remove_signal_handler(number)
             if ignored_afterwards:
                 signal.signal(number, signal.SIG_IGN)
-
-
-def _is_ignored(number: signal.Signals) -> bool:
-    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def reason_of(number: signal.Signals) -> str:
@@ -92,13 +86,11 @@ class _Outliving:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write, or discard the text."""
         with self._failing():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or do nothing."""
         with self._failing():
             self._stream.flush()
 

@@ -11,13 +11,12 @@ because both the kernel and the shell send one when a terminal is closed.
 """
 
 import asyncio
-import contextlib
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from darts_async.config import RunConfig
 from darts_async.errors import NO_SPACE_EXIT_CODE, NoSpaceError
@@ -30,44 +29,33 @@ from darts_async.protocol import (
     ProcessEnded,
     ProcessStatus,
     ProcessToLauncher,
-    RewardFailed,
     RunFinished,
+    ScoreFailed,
     Shutdown,
     StepCompleted,
     TakeUpAgain,
 )
 from darts_async.reward.worker_messages import failure_text
 from darts_async.telemetry import logging_to
+from darts_async.topology.links import AGENTS_LINK
 from darts_async.topology.plan import RunPlan
 from darts_async.topology.roles import LAUNCHER, SHAPER, agent_name
 from darts_async.topology.run_files import EVENTS_FILE, LOGS_DIR, METRICS_FILE, log_path
 from darts_async.trace import Trace, trace_path
+from darts_async.transport import Event, PeerDown, PeerUp, Received, Unreadable
 from launcher.analysis.earlier_lives import NO_PAST, Past
 from launcher.control.control_socket import serving_requests
 from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
 from launcher.display.status import run_status
 from launcher.display.summary import Summary, summarise
 from launcher.display.view import Display
-from launcher.lifecycle.lifecycle import (
-    Action,
-    AskToLeave,
-    AskToStop,
-    Drop,
-    Kill,
-    Limits,
-    Lost,
-    Notice,
-    RestartRefused,
-    RunLifecycle,
-    RunOutcome,
-    Serves,
-    Start,
-    Stop,
-)
+from launcher.lifecycle import lifecycle as of_run
+from launcher.lifecycle.lifecycle import Limits, RestartRefused, RunLifecycle, RunOutcome
 from launcher.lifecycle.restarts import Restarts
 from launcher.nodes import fleet as on_nodes
 from launcher.nodes.fleet import Fleet
-from launcher.nodes.nodes import KeeperEnded, LaunchFailed, NodeNews, Nodes, agent_command, make_backends
+from launcher.nodes.node_messages import Report
+from launcher.nodes.nodes import Nodes, agent_command, make_backends
 from launcher.nodes.supervisor import ProcessExit
 from launcher.plan.plan import reports_per_step
 from launcher.progress.evaluation import evaluation_text
@@ -75,8 +63,8 @@ from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepLine, StepMerger
 from launcher.run.boundary import Boundary
 from launcher.run.interrupts import CaughtSignals, reason_of
-from launcher.run.links import Control, Gibberish, Heard, HeardOfNode, Presence, Silence
-from launcher.run_dir.growing_files import flushed
+from launcher.run.links import Control, open_control
+from launcher.run_dir.json_lines import flushed
 from launcher.run_dir.logs import last_words
 from launcher.run_dir.run_dir import final_model_path, write_summary
 from launcher.sinks.recorder import Recorder, recorded
@@ -88,8 +76,6 @@ LEASE_MARGIN_S = 10.0
 """Time between the end of a node's lease and giving up the node: it ends its processes meanwhile, and clocks differ."""
 LOOK_FOR_ROOM_S = 1.0
 _TICK_S = 0.25
-
-OpenControl = Callable[[], contextlib.AbstractAsyncContextManager[Control]]
 
 
 @dataclass(slots=True)
@@ -130,19 +116,19 @@ class Run:
         return self.lifecycle.outcome
 
     def _start(self, name: str, incarnation: int) -> None:
-        """Start a process, as this incarnation."""
         self.view.take_start(name, incarnation)
         self.lifecycle.ordered(name, _now_s())
         self._do(self.fleet.start(name, incarnation))
 
     async def _turn(self, timeout_s: float) -> None:
-        for heard in await self.control.receive(timeout_s):
-            if isinstance(heard, HeardOfNode):
-                self._hear_of_node(heard)
+        for event in await self.control.receive(timeout_s):
+            if event.link == AGENTS_LINK.name:
+                self._hear_of_node(event)
             else:
-                self._hear(heard)
-        for news in self.nodes.take_news():
-            self._take_news(news)
+                self._hear(event)
+        for node, reason, was_started in self.nodes.take_news():
+            take = self.fleet.keeper_ended if was_started else self.fleet.launch_failed
+            self._do(take(node, reason, _now_s()))
         self._do(self.fleet.tick(_now_s()))
         self._act(self.lifecycle.tick(_now_s(), has_room=self._has_room()))
         self._settle()
@@ -180,48 +166,49 @@ class Run:
 
     # --- events ----------------------------------------------------------------------------------------------
 
-    def _hear(self, heard: Heard) -> None:
-        name, now_s = heard.process, _now_s()
-        is_current = heard.incarnation == self.view.rows[name].incarnation
-        if (reason := self._refusal(name, heard.body)) is not None:
-            self._act(self.lifecycle.refused(name, heard.incarnation, reason))
-            return
-        match heard.body:
-            case ProcessStatus() if is_current:
-                self._act(self.lifecycle.reported(name, heard.body, now_s))
-                self.view.take_status(name, heard.body)
-            case StepCompleted():
-                self._take_lines(self.merger.add(name, heard.body.step, heard.body.metrics))
+    def _hear(self, event: Event) -> None:
+        name, incarnation = event.peer, event.incarnation
+        match event:
+            case PeerDown(reason=reason):
+                is_current = incarnation == self.view.rows[name].incarnation
+                is_to_leave = self.lifecycle.ending or self.lifecycle.is_stopping(name)
+                if is_current and name in self.fleet.running and not is_to_leave:
+                    self.note(f"the connection to {name} is down: {reason}")
+            case Unreadable(reason=reason):
+                self._act(self.lifecycle.refused(name, incarnation, reason))
+            case Received():
+                message = cast(ProcessToLauncher, event.message)
+                if (why := self.boundary.refusal(name, message)) is None:
+                    self._take(name, incarnation, message)
+                else:
+                    self._act(self.lifecycle.refused(name, incarnation, f"{type(message).__name__}: {why}"))
+
+    def _take(self, name: str, incarnation: int, message: ProcessToLauncher) -> None:
+        match message:
+            case ProcessStatus():
+                if incarnation == self.view.rows[name].incarnation:
+                    self._act(self.lifecycle.reported(name, message, _now_s()))
+                    self.view.take_status(name, message)
+            case StepCompleted(step=step, metrics=metrics):
+                self._take_lines(self.merger.add(name, step, metrics))
             case EvaluationCompleted():
-                self._take_evaluation(heard.body)
-            case RewardFailed(sample_id=sample_id, kind=kind, error=error):
+                self._take_evaluation(message)
+            case ScoreFailed(sample_id=sample_id, kind=kind, error=error):
                 said = failure_text(kind, error)
                 self.note(
                     f"sample {sample_id} has no reward (which is not a reward of 0): {said}; see the log of reward"
                 )
-            case RunFinished():
-                self.view.finished = heard.body
-                self._act(self.lifecycle.finished(heard.body.reason, now_s))
+            case RunFinished(reason=reason):
+                self.view.finished = message
+                self._act(self.lifecycle.finished(reason, _now_s()))
             case TakeUpAgain(reason=reason):
-                self._act(self.lifecycle.take_up_again(reason, now_s))
-            case PeerRefused() as refused:
-                self._take_accusation(heard, refused)
-            case Silence() if is_current and name in self.fleet.running and not self._is_to_leave(name):
-                self.note(f"the connection to {name} is down: {heard.body.reason}")
+                self._act(self.lifecycle.take_up_again(reason, _now_s()))
+            case PeerRefused():
+                self._take_accusation(name, incarnation, message)
 
-    def _refusal(self, name: str, body: ProcessToLauncher | Silence | Gibberish) -> str | None:
-        match body:
-            case Silence():
-                return None
-            case Gibberish(reason=reason):
-                return reason
-            case message:
-                why = self.boundary.refusal(name, message)
-                return None if why is None else f"{type(message).__name__}: {why}"
-
-    def _take_accusation(self, heard: Heard, refused: PeerRefused) -> None:
+    def _take_accusation(self, accuser: str, its_incarnation: int, refused: PeerRefused) -> None:
         """One process refuses all messages of another. Ignored for an incarnation that has been replaced."""
-        accuser, accused, incarnation = heard.process, refused.name, self.lifecycle.incarnation(refused.name)
+        accused, incarnation = refused.name, self.lifecycle.incarnation(refused.name)
         if refused.incarnation < incarnation:
             return
         for culprit in self.boundary.culprits(accuser, accused, incarnation):
@@ -229,10 +216,7 @@ class Run:
                 self._act(self.lifecycle.refused(accused, incarnation, f"{refused.reason} (says {accuser})"))
             else:
                 alone = f"it refuses the messages of {accused}, and most others do not: {refused.reason}"
-                self._act(self.lifecycle.refused(accuser, heard.incarnation, alone))
-
-    def _is_to_leave(self, name: str) -> bool:
-        return self.lifecycle.ending or self.lifecycle.is_stopping(name)
+                self._act(self.lifecycle.refused(accuser, its_incarnation, alone))
 
     def _take_lines(self, lines: list[StepLine]) -> None:
         for line in lines:
@@ -250,25 +234,18 @@ class Run:
         self.recorder.evaluation(evaluation, now_s)
         self.display.note(evaluation_text(evaluation.summary()))  # the view has a place for it: no notice
 
-    def _hear_of_node(self, heard: HeardOfNode) -> None:
-        now_s = _now_s()
-        match heard.body:
-            case Presence():
-                self._do(self.fleet.heard(heard.node))
-            case Silence(reason=reason):
-                self._do(self.fleet.silent(heard.node, reason, now_s))
-            case Gibberish(reason=reason):  # the next agent begins with a complete report
-                self.note(f"the agent of node {heard.node} sends unreadable messages and is restarted: {reason}")
-                self._do(self.fleet.restart_agent(heard.node))
-            case report:
-                self._do(self.fleet.reported(heard.node, heard.incarnation, report, now_s))
-
-    def _take_news(self, news: NodeNews) -> None:
-        match news:
-            case LaunchFailed(node=node, reason=reason):
-                self._do(self.fleet.launch_failed(node, reason, _now_s()))
-            case KeeperEnded(node=node, reason=reason):
-                self._do(self.fleet.keeper_ended(node, reason, _now_s()))
+    def _hear_of_node(self, event: Event) -> None:
+        node = event.peer.partition("/")[2]
+        match event:
+            case PeerUp():
+                self.fleet.heard(node)
+            case PeerDown(reason=reason):
+                self._do(self.fleet.silent(node, reason, _now_s()))
+            case Unreadable(reason=reason):  # the next agent begins with a complete report
+                self.note(f"the agent of node {node} sends unreadable messages and is restarted: {reason}")
+                self._do(self.fleet.restart_agent(node))
+            case Received(incarnation=incarnation, message=report):
+                self._do(self.fleet.reported(node, incarnation, cast(Report, report), _now_s()))
 
     def _do(self, steps: list[on_nodes.Step]) -> None:
         for step in steps:
@@ -292,10 +269,6 @@ class Run:
 
     def _take_node(self, step: on_nodes.NodeCame | on_nodes.NodeSilent | on_nodes.NodeLost) -> None:
         self.recorder.node(step, _now_s())
-        self._note_node(step)
-        self._nodes_seen.add(step.node)
-
-    def _note_node(self, step: on_nodes.NodeCame | on_nodes.NodeSilent | on_nodes.NodeLost) -> None:
         match step:
             case on_nodes.NodeCame(node=node, away_s=away_s) if away_s is not None:
                 self.note(f"node {node} is back, {away_s:.1f} s after it was lost")
@@ -306,6 +279,7 @@ class Run:
             case on_nodes.NodeLost(node=node, reason=reason):
                 self.control.forget_node(node)
                 self.note(f"node {node} is lost: {reason}")
+        self._nodes_seen.add(step.node)
 
     def _take_exit(self, ended: ProcessExit) -> None:
         self.control.forget(ended.name)
@@ -320,30 +294,30 @@ class Run:
             return str(room_of(run_dir))
         return last_words(run_dir / LOGS_DIR, ended.name) if ended.code > 0 else ""
 
-    def _act(self, actions: list[Action]) -> None:
+    def _act(self, actions: list[of_run.Action]) -> None:
         for action in actions:
             match action:
-                case AskToStop(reason=reason):
+                case of_run.AskToStop(reason=reason):
                     self._tell(self.plan.names(SHAPER.name), Shutdown(reason, finished=False))
-                case AskToLeave(finished=finished, reason=reason):
+                case of_run.AskToLeave(finished=finished, reason=reason):
                     num_steps = self.view.finished.num_steps if self.view.finished is not None else None
                     self._tell(self.fleet.running, Shutdown(reason, finished, num_steps))
-                case Notice(text=text):
+                case of_run.Notice(text=text):
                     self.note(text)
-                case Start(name=name, incarnation=incarnation):
+                case of_run.Start(name=name, incarnation=incarnation):
                     self._start(name, incarnation)
-                case Stop(name=name):
+                case of_run.Stop(name=name):
                     self._do(self.fleet.stop(name, self.grace_s))
-                case Kill(name=name):
+                case of_run.Kill(name=name):
                     self.recorder.killed(action, _now_s())
                     self._do(self.fleet.kill(name))
-                case Drop(name=name):
+                case of_run.Drop(name=name):
                     self._do(self.fleet.kill(name))
-                case Lost(ended=ended, restart_at_s=at_s, needs_room=needs_room):
+                case of_run.Lost(ended=ended, restart_at_s=at_s, needs_room=needs_room):
                     self.recorder.lost(action, _now_s())
                     self.view.take_restart(ended.name, at_s, _now_s(), needs_room=needs_room)
                     self._tell(self.fleet.running, ProcessEnded(ended.name, ended.incarnation))
-                case Serves(name=name, away_s=away_s):
+                case of_run.Serves(name=name, away_s=away_s):
                     self.recorder.serves(action, _now_s())
                     self.view.take_service(name)
                     self.note(f"{name} serves again, {away_s:.1f} s after it ended")
@@ -353,7 +327,6 @@ class Run:
             self.control.send(name, message)
 
     def note(self, text: str) -> None:
-        """Tell the user."""
         self.view.note(text)
         self.display.note(text)
 
@@ -397,35 +370,32 @@ class Run:
                 self._do(self.fleet.kill(name))
 
 
-async def run(
-    config: RunConfig,
-    plan: RunPlan,
-    run_dir: Path,
-    *,
-    open_control: OpenControl,
-    display: Display,
-    limits: Limits,
-    signals: CaughtSignals,
-    past: Past = NO_PAST,
-) -> tuple[RunOutcome, Summary]:
-    """Carry a run out in a prepared run directory, for the first time or, with a `past`, further. If the run
-    continues in another life, signals that come later are kept for that one."""
-    install(LAUNCHER, past.life)
-    path, telemetry = log_path(run_dir / LOGS_DIR, LAUNCHER), config.telemetry
+@dataclass(frozen=True, slots=True)
+class PreparedRun:
+    """All that one life of a run needs, once its directory has been written."""
+
+    config: RunConfig
+    plan: RunPlan
+    run_dir: Path
+    display: Display
+    limits: Limits
+    signals: CaughtSignals
+    past: Past = NO_PAST
+
+
+async def run(prepared: PreparedRun) -> tuple[RunOutcome, Summary]:
+    """Carry a run out, for the first time or, with a `past`, further. If the run continues in another life, signals
+    that come later are kept for that one. Raises `TransportError` if the launcher's links cannot be opened."""
+    life, telemetry = prepared.past.life, prepared.config.telemetry
+    install(LAUNCHER, life)
+    path = log_path(prepared.run_dir / LOGS_DIR, LAUNCHER)
     with logging_to(path, process=LAUNCHER, level=telemetry.log_level, max_mb=telemetry.log_max_mb):
-        return await _carry_out(config, plan, run_dir, open_control, display, limits, signals, past)
+        return await _carry_out(prepared)
 
 
-async def _carry_out(
-    config: RunConfig,
-    plan: RunPlan,
-    run_dir: Path,
-    open_control: OpenControl,
-    display: Display,
-    limits: Limits,
-    signals: CaughtSignals,
-    past: Past,
-) -> tuple[RunOutcome, Summary]:
+async def _carry_out(prepared: PreparedRun) -> tuple[RunOutcome, Summary]:
+    config, plan, run_dir, past = prepared.config, prepared.plan, prepared.run_dir, prepared.past
+    display, limits = prepared.display, prepared.limits
     now_s = _now_s()
     began_s = now_s - past.elapsed_s
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)
@@ -439,10 +409,11 @@ async def _carry_out(
             recorder.resumed(past.life, now_s)
         backends = make_backends(config, plan, run_dir)
         command_of = partial(agent_command, config, run_dir, life=past.life)
-        async with open_control() as control, Nodes(backends, command_of) as nodes:
+        control = open_control(plan, run_dir, config.transport, past.life)
+        async with control as links, Nodes(backends, command_of) as nodes:
             it = Run(
                 plan=plan,
-                control=control,
+                control=links,
                 nodes=nodes,
                 fleet=Fleet(plan, lost_after_s=config.network.lease_s + LEASE_MARGIN_S),
                 lifecycle=RunLifecycle(plan, limits, restarts, now_s=now_s),
@@ -451,7 +422,7 @@ async def _carry_out(
                 recorder=recorder,
                 grace_s=limits.grace_s,
                 merger=StepMerger(reports_per_step()),
-                signals=signals,
+                signals=prepared.signals,
                 boundary=Boundary(plan, config.learner.steps),
             )
             for text in past.notices:
@@ -463,7 +434,7 @@ async def _carry_out(
             display.note(text)
         if ending.outcome.goes_on:
             ending.outcome = it.lifecycle.outcome or ending.outcome  # a signal or `down` may have come since
-            signals.keep()
+            prepared.signals.keep()
         trace.close()
         # Written before `state.json`, so that every run that has ended has its summary.
         summary = summarise(view, ending.outcome, model_path=final_model_path(run_dir), now_s=_now_s())
@@ -477,7 +448,6 @@ async def _carry_out(
 
 
 def _open_trace(config: RunConfig, run_dir: Path, life: int) -> Trace:
-    """The launcher's own trace."""
     if not config.telemetry.trace:
         return Trace()
     return Trace(trace_path(run_dir, LAUNCHER, life), LAUNCHER, life, int(config.telemetry.trace_max_mb * 1e6))

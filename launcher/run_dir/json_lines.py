@@ -1,19 +1,24 @@
-"""Reads files with one JSON object per line: `metrics.jsonl` and `events.jsonl`.
+"""Reads files with one JSON object per line, `metrics.jsonl` and `events.jsonl`, and flushes them while they grow.
 
 A kill may tear the last line, and a disk may damage any line. A damaged line is skipped and counted.
 """
 
+import asyncio
+import contextlib
 import json
 import os
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from darts_async.wire.atomic_file import flush
+
+FLUSH_EVERY_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """The contents of a file."""
-
     objects: list[dict[str, Any]]
     num_bad: int
     """Complete lines that are not a JSON object with a `type`, or whose `elapsed_s` is not a number."""
@@ -48,3 +53,28 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     is_good = isinstance(value, dict) and isinstance(value.get("type"), str)
     return value if is_good and isinstance(value.get("elapsed_s", 0.0), int | float) else None
+
+
+@contextlib.asynccontextmanager
+async def flushed(*paths: Path) -> AsyncIterator[None]:
+    """Inside the block, a thread flushes these files to the disk about once a second; also at the end."""
+    task = asyncio.create_task(_keep_flushed(paths), name="flush")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        _flush_all(paths)
+
+
+async def _keep_flushed(paths: tuple[Path, ...]) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_EVERY_S)
+        await asyncio.to_thread(_flush_all, paths)
+
+
+def _flush_all(paths: tuple[Path, ...]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # it does not exist yet, or the next write reports the error
+            flush(path)

@@ -2,13 +2,19 @@
 
 A process has a structured log and a file of its output. Both are bounded: a full file replaces the older file
 (`older_path`). A reader that follows a log first reads the older file to its end.
+
+A process keeps the file of its output open, so `bound_outputs` copies a full file over the older one and empties it.
+Output between these two operations is lost; without space for the copy, all of the file is lost. The process appends,
+so it continues at the beginning.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +36,6 @@ class LogTail:
     path: Path
     label: str
     _inode: int | None = None
-    """The inode of the file that was read last."""
     _offset: int = 0
     _torn: bytes = field(default=b"")
 
@@ -74,7 +79,6 @@ class LogTail:
 
 
 def log_tails(logs_dir: Path, names: tuple[str, ...]) -> list[LogTail]:
-    """The logs and the output files of some processes."""
     width = max(map(len, names))
     return [
         LogTail(path_of(logs_dir, name), name.ljust(width)) for name in names for path_of in (log_path, output_path)
@@ -128,3 +132,27 @@ def _end_of(path: Path) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def bound_outputs(logs_dir: Path, names: Iterable[str], max_bytes: int) -> None:
+    """Bound the output of each of these processes, both of its files together."""
+    for name in names:
+        _bound(output_path(logs_dir, name), max_bytes // 2)
+
+
+def _bound(path: Path, max_bytes: int) -> None:
+    try:
+        num_bytes = path.stat().st_size
+    except OSError:
+        return
+    if num_bytes <= max_bytes:
+        return
+    older = older_path(path)
+    try:
+        with path.open("rb") as file, older.open("wb") as copy:
+            file.seek(-max_bytes, os.SEEK_END)
+            shutil.copyfileobj(file, copy)
+    except OSError:
+        older.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(path, 0)

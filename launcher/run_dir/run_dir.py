@@ -37,7 +37,6 @@ class RunRecord(msgspec.Struct, frozen=True):
     ended_at_s: float | None
     launcher_pid: int
     life: int = 1
-    """The number of the life."""
     directory: str = ""
     """Where `darts-launch` was called. Relative paths of the settings begin there."""
     inode: int = 0
@@ -45,8 +44,7 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 def inode_of(run_dir: Path) -> int:
-    """The number that distinguishes a run directory from its copies, even from one that has replaced it. A rename does
-    not change it. Raises `OSError`."""
+    """What tells a run directory from its copies, and stays through a rename. Raises `OSError`."""
     return run_dir.stat().st_ino
 
 
@@ -87,7 +85,6 @@ def write_inputs(run_dir: Path, config: RunConfig, plan: RunPlan) -> None:
 
 
 def write_record(run_dir: Path, record: RunRecord) -> None:
-    """Write the state of the run."""
     replace_json(run_dir / STATE_FILE, record)
 
 
@@ -97,11 +94,7 @@ def read_record(run_dir: Path) -> RunRecord:
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append lines of text, all or none of them. The operating system has them on return.
-
-    Raises:
-        NoSpaceError: the disk is full.
-    """
+    """Append all of these lines or none; the operating system has them on return. Raises `NoSpaceError`."""
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
@@ -115,7 +108,6 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def write_summary(run_dir: Path, summary: msgspec.Struct) -> None:
-    """The totals of the run."""
     replace_json(run_dir / SUMMARY_FILE, summary)
 
 

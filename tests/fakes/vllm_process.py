@@ -14,6 +14,7 @@ import uvloop
 from darts_async.config import VllmConfig
 from darts_async.errors import EngineError
 from darts_async.generator.vllm.engine import VllmEngine, load_vllm_engine
+from darts_async.generator.vllm.startup import VllmRequest
 from tests.generator.world import generate
 
 
@@ -31,9 +32,8 @@ async def decode(engine: VllmEngine) -> None:
 async def main(model_dir: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, say, "SIGTERM")
     settings = VllmConfig(step_deadline_s=30.0)
-    engine = await asyncio.to_thread(
-        load_vllm_engine, model_dir, settings, dtype="float32", num_slots=4, max_context_tokens=900, seed=0
-    )
+    wanted = VllmRequest(model_dir, settings, dtype="float32", num_slots=4, max_context_tokens=900, seed=0)
+    engine = await asyncio.to_thread(load_vllm_engine, wanted)
     for i in range(4):
         engine.start(generate(i, max_new_tokens=890, temperature=2.0))
     await engine.step()

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from darts_async.config import ScriptConfig
-from darts_async.config.engines import Capabilities, capabilities_of
+from darts_async.config.engines import BuiltIn, capabilities_of
 from darts_async.generator.embedded.engine import EmbeddedEngine
-from darts_async.generator.engine import Engine
-from darts_async.generator.events import SampleEnd
+from darts_async.generator.engine import Engine, SampleEnd
 from darts_async.generator.scripted import ScriptedEngine
 from darts_async.generator.vllm.engine import VllmEngine
 from darts_async.protocol import Generate
@@ -57,7 +56,7 @@ def test_an_engine_says_of_itself_what_settings_are_checked_by() -> None:
 
 
 def test_nothing_special_is_taken_for_granted_of_an_engine_that_is_not_in_the_table() -> None:
-    assert capabilities_of("my_engine:Mine") == Capabilities()
+    assert capabilities_of("my_engine:Mine") == BuiltIn()
 
 
 async def test_every_sample_ends_once_with_all_its_tokens(make: MakeEngine) -> None:

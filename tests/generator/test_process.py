@@ -12,11 +12,10 @@ import pytest
 
 from darts_async.config import GeneratorConfig, RunConfig, WeightsConfig
 from darts_async.config.engines import Capabilities
-from darts_async.errors import ExtensionError
+from darts_async.errors import ConfigError, ExtensionError
 from darts_async.faults import Faults
 from darts_async.generator import process
-from darts_async.generator.engine_pause import Hold
-from darts_async.generator.events import SampleEnd, StepEvents
+from darts_async.generator.engine import Hold, SampleEnd, StepEvents
 from darts_async.generator.process import GeneratorActor, make_engine
 from darts_async.generator.stop_strings import StopStrings
 from darts_async.protocol import (
@@ -228,3 +227,33 @@ def test_an_engine_that_does_not_say_what_it_can_do_is_refused() -> None:
     config = RunConfig.model_validate({"generator": {"engine": "tests.fakes.sources:no_engine"}})
     with pytest.raises(ExtensionError, match=r"what it makes, object, has no `capabilities`; give it `capabilities ="):
         make_engine(config)
+
+
+class Able(LastWords):
+    """An engine of the user's that can do more than is assumed, and one thing less."""
+
+    capabilities = Capabilities(receives_directly=True, reprefills=True, temperatures=(0.5, 1.5))
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize("weights", [{"receive": "direct"}, {"reprefill": True}])
+def test_an_engine_of_the_user_gets_the_settings_that_its_capabilities_allow(weights: dict[str, Any]) -> None:
+    settings = {"generator": {"engine": f"{__name__}:Able"}, "weights": weights}
+    assert isinstance(make_engine(RunConfig.model_validate(settings)), Able)
+    plain = RunConfig.model_validate(settings | {"generator": {"engine": f"{__name__}:Plain"}})
+    with pytest.raises(ConfigError, match=r"Plain receives weights staged and keeps its KV cache; leave both out"):
+        make_engine(plain)
+
+
+class Plain(Able):
+    """An engine that can do nothing special."""
+
+    capabilities = Capabilities()
+
+
+def test_an_engine_of_the_user_is_not_asked_to_draw_at_a_temperature_at_which_it_cannot() -> None:
+    settings = {"generator": {"engine": f"{__name__}:Able"}, "sampling": {"temperature": 2.0}}
+    with pytest.raises(ConfigError, match=r"Able samples only at 0\.5 to 1\.5: choose a temperature in this range"):
+        make_engine(RunConfig.model_validate(settings))

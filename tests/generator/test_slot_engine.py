@@ -21,14 +21,14 @@ class Storage:
         self.owner = [-1] * num_slots
 
     def step(self, table: SlotTable, *, stop_on: int, max_admitted_tokens: int) -> Record:
-        placement = table.begin_step(max_admitted_tokens)
-        for move in placement.moves:
+        moves, admitted = table.begin_step(max_admitted_tokens)
+        for move in moves:
             self.owner[move.target] = self.owner[move.source]
-        for slot in placement.admitted:
+        for slot in admitted:
             self.owner[slot] = table.request(slot).sample_id
         assert self.owner[: table.num_active] == table.active["sample_id"].tolist()
         table.validate()
-        assert placement.admitted or not table._waiting or table.num_active == table.num_slots
+        assert admitted or not table._waiting or table.num_active == table.num_slots
         tokens = (table.active["sample_id"] + table.active["num_tokens"]).astype(np.int32)
         record = Record()
         record.add(table.finish_step(tokens, np.zeros(len(tokens), np.float32), tokens % 7 == stop_on))
@@ -68,9 +68,9 @@ def test_admission_is_bounded_in_tokens_but_never_stuck() -> None:
     table = SlotTable(4, 64)
     for index in range(4):
         table.start(generate(index, prompt=(1,) * 20))
-    assert table.begin_step(max_admitted_tokens=45).admitted == (0, 1)
-    assert table.begin_step(max_admitted_tokens=1).admitted == (2,)
-    assert table.begin_step().admitted == (3,)
+    assert table.begin_step(max_admitted_tokens=45)[1] == (0, 1)
+    assert table.begin_step(max_admitted_tokens=1)[1] == (2,)
+    assert table.begin_step()[1] == (3,)
 
 
 def test_a_freed_slot_is_filled_by_a_waiting_sample_before_any_is_moved() -> None:
@@ -79,6 +79,5 @@ def test_a_freed_slot_is_filled_by_a_waiting_sample_before_any_is_moved() -> Non
         table.start(generate(index))
     table.begin_step()
     table.cancel(1)
-    placement = table.begin_step()
-    assert (placement.moves, placement.admitted) == ((), (1,))
+    assert table.begin_step() == ((), (1,))
     assert table.active["sample_id"].tolist() == [0, 3, 2]

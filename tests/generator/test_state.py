@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from darts_async.generator.events import Outbox, SampleEnd, StepEvents
+from darts_async.generator.engine import Outbox, SampleEnd, StepEvents
 from darts_async.generator.state import Arrange, Decode, GeneratorState, Move, Obey, Swap, Wait
 from darts_async.protocol import (
     Cancel,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from darts_async.config import RunConfig
-from darts_async.generator.events import SampleEnd, StepEvents
+from darts_async.generator.engine import SampleEnd, StepEvents
 from darts_async.generator.process import make_stop_strings
 from darts_async.generator.stop_strings import StopStrings
 from darts_async.models.location import load_tokenizer, resolve_model_path

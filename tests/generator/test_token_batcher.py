@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darts_async.generator.events import SampleEnd, StepEvents
+from darts_async.generator.engine import SampleEnd, StepEvents
 from darts_async.generator.token_batcher import Outgoing
 from darts_async.protocol import SampleCancelled, SampleFinished, SampleRejected, TokensDecoded
 

@@ -16,8 +16,7 @@ from transformers import (
 )
 
 from darts_async.generator.embedded.engine import EmbeddedEngine
-from darts_async.generator.engine import Engine
-from darts_async.generator.events import SampleEnd, StepEvents
+from darts_async.generator.engine import Engine, SampleEnd, StepEvents
 from darts_async.protocol import Generate, SamplingParams
 
 VOCAB_SIZE = 48

@@ -28,7 +28,20 @@ BAD_FILES = {
     "name in TRL": ("learner:\n  beta: 0.04\n", ["learner.beta", "line 2", "here it is learner.loss.kl_weight"]),
     "sections of verl": (
         "actor_rollout_ref:\n  rollout: {n: 8}\n  actor: {optim: {lr: 1e-6}}\n",
-        ["actor_rollout_ref", "line 1", "here n is shaping.keep, lr is learner.learning_rate"],
+        [
+            "actor_rollout_ref",
+            "line 1",
+            "leave this section out; of its keys, n is shaping.keep and shaping.launch, lr is learner.learning_rate",
+        ],
+    ),
+    "misspelt section with names in TRL": (
+        "lerner:\n  lr: 1e-6\n",
+        ["lerner", "line 1", "did you mean learner?; of its keys, lr is learner.learning_rate"],
+    ),
+    "group size in verl": ("shaping:\n  n: 8\n", ["shaping.n: 8", "here it is shaping.keep and shaping.launch"]),
+    "factor in prime-rl": (
+        "shaping:\n  oversampling_factor: 1.5\n",
+        ["shaping.oversampling_factor: 1.5", "here it is shaping.overcommit"],
     ),
     "nothing like it": ("staleness:\n  xyzzy: 1\n", ["staleness.xyzzy", "the settings here are max_staleness"]),
     "text for a number": ("learner:\n  steps: '5'\n", ["learner.steps", "'5'", "whole number", "without quotes"]),
@@ -105,22 +118,36 @@ BAD_FILES = {
     ),
     "a reward of an earlier version": (
         "reward:\n  function: chain\n",
-        ["line 2", "reward.function 'chain' is now called 'darts_async.quickstart.task:reward'"],
+        ["line 2", "reward.function: 'chain'", "is now called 'darts_async.quickstart.task:reward'", "→ write that"],
     ),
     "a source of an earlier version": (
         "prompts:\n  source: chain\n",
-        ["line 2", "prompts.source 'chain' is now called 'darts_async.quickstart.task:prompts'"],
+        ["line 2", "prompts.source: 'chain'", "is now called 'darts_async.quickstart.task:prompts'"],
     ),
     "a model of an earlier version": (
         "model:\n  path: quickstart\n",
-        ["line 2", "model.path 'quickstart' is now called 'darts_async.quickstart:model'"],
+        ["line 2", "model.path: 'quickstart'", "is now called 'darts_async.quickstart:model'"],
     ),
     "no such model in a package": (
         "model:\n  path: darts_async.quickstart:modle\n",
         ["model.path", "there is no directory", "correct the name"],
     ),
-    "no such rule": ("shaping:\n  rule: my_rule\n", ["line 2", "shaping.rule is 'my_rule'", "or module:name"]),
-    "no such sink": ("telemetry:\n  sinks: [wandb]\n", ["line 2", "telemetry.sinks is 'wandb'", "use module:name"]),
+    "no such rule": (
+        "shaping:\n  rule: my_rule\n",
+        ["line 2", "shaping.rule: 'my_rule'", "there is no such choice", "→ use one of", "or module:name"],
+    ),
+    "no such engine": (
+        "generator:\n  engine: vlm\n",
+        ["generator.engine: 'vlm'", "line 2", "there is no such choice", "→ use one of", "did you mean 'vllm'?"],
+    ),
+    "no such loss": (
+        "learner:\n  loss:\n    kind: grppo\n",
+        ["learner.loss.kind: 'grppo'", "line 3", "there is no such choice", "→ use one of", "did you mean 'grpo'?"],
+    ),
+    "no such sink": (
+        "telemetry:\n  sinks: [wandb]\n",
+        ["line 2", "telemetry.sinks", "is 'wandb'", "→ use module:name"],
+    ),
     "no such module": (
         "shaping:\n  rule: my_rule:Rule\n",
         ["shaping.rule", "there is no module 'my_rule'", "looked in the current directory"],
@@ -181,7 +208,8 @@ def test_all_mistakes_of_a_file_are_shown_at_once() -> None:
 def test_names_of_other_systems_lead_to_settings_that_exist_and_are_none_of_ours() -> None:
     places = [".".join(place) for place in all_places(RunConfig, ())]
     assert set(FIELD_NAMES) <= set(places)
-    assert sum(map(len, FIELD_NAMES.values())) == len(OURS), "one name leads to one setting"
+    several = {theirs for theirs, ours in OURS.items() if " and " in ours}
+    assert {OURS[theirs] for theirs in several} == {"shaping.keep and shaping.launch"}, "others lead to one setting"
     assert not {place.rpartition(".")[2] for place in places} & set(OURS)
 
 
@@ -201,10 +229,18 @@ def test_a_mistyped_verb_is_not_taken_for_a_file() -> None:
     assert "cluster.yaml" not in output
 
 
-def test_of_several_other_files_none_is_suggested() -> None:
-    Path("0.yml").touch()
-    Path("1.yml").touch()
-    assert "did you mean" not in invoke("cluster.yaml")[1]
+@pytest.mark.parametrize("files", [["0.yml"], ["0.yml", "1.yml"]])
+def test_files_of_little_resemblance_are_listed_and_none_is_suggested(files: list[str]) -> None:
+    for file in files:
+        Path(file).touch()
+    output = invoke("cluster.yaml")[1]
+    assert "did you mean" not in output
+    assert f"the YAML files there are {', '.join(files)}" in output
+
+
+def test_names_are_not_similar_for_their_endings() -> None:
+    Path("a.yaml").touch()
+    assert "did you mean" not in invoke("b.yaml")[1]
 
 
 def test_a_reward_module_that_leaves_python_is_a_mistake_with_a_name() -> None:

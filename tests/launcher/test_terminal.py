@@ -20,7 +20,7 @@ from darts_async.config import RunConfig
 from darts_async.protocol import ProcessStatus
 from darts_async.topology.plan import encode_plan
 from launcher.commands.cli import app
-from launcher.display.failure_screen import failure_screen
+from launcher.display.status import failure_screen
 from launcher.display.view import PlainDisplay, run_screen
 from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.plan.plan import link_addresses, plan_run

@@ -28,8 +28,7 @@ STARTERS = {
     "launcher/nodes/exec_with_env.py": {"execvpe"},  # becomes a command that `module_command` has made
     "launcher/nodes/detached.py": {"fork"},  # the keeper that outlives its ssh session
     "darts_async/reward/warden.py": {"fork"},  # its worker, before anything heavy is imported
-    "launcher/preflight/model_check.py": {"Popen"},  # a child that looks at models, killed at a deadline
-    "launcher/preflight/extension_check.py": {"Popen"},  # a child that imports a module of the user's
+    "launcher/preflight/trial_process.py": {"Popen"},  # looks at models, or imports a module of the user's
     "launcher/plan/devices.py": {"run"},  # nvidia-smi, with a deadline
 }
 """The files that may start a process, and with what. vLLM forks its own: see `process_tree`."""

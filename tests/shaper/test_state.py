@@ -16,7 +16,6 @@ from darts_async.protocol import (
     Cancel,
     EvaluationCompleted,
     GroupsCommitted,
-    RewardFailed,
     SampleFinished,
     Score,
     ScoreFailed,
@@ -202,7 +201,7 @@ def test_the_first_failure_of_each_kind_is_told_at_once_and_all_at_the_end() -> 
             world.feed("reward/0", ScoreFailed(world.to_score.popleft().sample_id, kind, f"why it {kind}"))
         else:
             move(*arguments)
-    told = [m for m in world.to_launcher if isinstance(m, RewardFailed)]
+    told = [m for m in world.to_launcher if isinstance(m, ScoreFailed)]
     assert [(m.kind, m.error) for m in told] == [(k, f"why it {k}") for k in ("raised", "timeout", "limit")]
     assert world.finished.failed_rewards == {"raised": 2, "timeout": 2, "limit": 1}
     assert world.finished.first_failures == {m.kind: m.error for m in told}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from darts_async.config import WeightsConfig
-from darts_async.generator.events import Outbox, SampleEnd, StepEvents
+from darts_async.generator.engine import Outbox, SampleEnd, StepEvents
 from darts_async.generator.probe import Probing
 from darts_async.learner.model import use_packed_attention
 from darts_async.learner.publishing import packed_reference

@@ -5,7 +5,6 @@ import io
 import json
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from launcher.display.view import PlainDisplay
 from launcher.lifecycle.lifecycle import Limits, RunOutcome
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.preflight.preflight import link_ports
-from launcher.run.links import open_control
 from launcher.run_dir.run_dir import create_run_dir, write_inputs
 from tests.launcher.run.test_run import run_caught
 from tests.support.launched import CONFIGS, ROOT
@@ -75,11 +73,7 @@ class Told:
         create_run_keys(self.run_dir / KEYS_DIR, plan.endpoints())
         output = io.StringIO()
         display = PlainDisplay(Console(file=output, width=250))
-        control = partial(open_control, plan, self.run_dir, config.transport)
-        limits = Limits(stop_s=20.0)
-        outcome, self.summary = asyncio.run(
-            run_caught(config, plan, self.run_dir, open_control=control, display=display, limits=limits)
-        )
+        outcome, self.summary = asyncio.run(run_caught(config, plan, self.run_dir, display, Limits(stop_s=20.0)))
         self.output = output.getvalue()
         assert outcome == RunOutcome("finished", "finished"), self.output
         assert self.summary.tokens is not None

@@ -1,13 +1,13 @@
 """Decodes with any Hugging Face causal LM: a function from the next tokens of all slots to their logits.
 
-One forward call per step does prefills and decoding together: a call costs mostly operator overhead on a small
-model, and the weights are read once on a large one. A prompt's last token is not prefilled but decoded, so the
-logits that are needed are always those of the last `num_decoding` tokens.
+One forward call per step does prefills and decoding together: with a small model most of a call is operator overhead,
+and with a large one the weights are read once. A prompt's last token is not prefilled but decoded, so the needed logits
+are always those of the last `num_decoding` tokens.
 
-A model is tried once when it is wrapped: samples that are prefilled and decoded side by side over several steps must
-get the logits that the model's own forward gives each alone. Kinds of models that the attention interface does not
-reach (other caches, recurrent state, positions of their own) are refused there, before anything has been decoded. What
-happens at greater lengths is tried out on small copies (`check_decoding`).
+A model is tried out when it is wrapped: samples that are prefilled and decoded together over several steps must get the
+logits that the model's own forward gives each alone. So models that the attention interface does not reach (other
+caches, recurrent state, own positions) are refused at once. Greater lengths are tried on small copies
+(`check_decoding`).
 """
 
 from collections.abc import Sequence
@@ -26,27 +26,23 @@ from darts_async.models.length_limits import Lengths, Threshold, described_by
 from darts_async.models.miniature import crossed, foreign_code, miniature, short_of
 
 _TRIAL_PROMPTS: Final = (20, 6, 11)
-"""Tokens of each sample that is tried out..."""
+"""Tokens of the samples of a trial. `_TRIAL_TOGETHER` of these begin in the first step, and one in each later step."""
 _TRIAL_TOGETHER: Final = 2
-"""...of which so many begin in the first step, and one in each later one."""
 _TRIAL_STEPS: Final = 4
 _TRIAL_TOKENS: Final = 24
-"""Of the longest sample where no threshold is."""
+"""Length of the longest sample if there is no threshold."""
 _TRIAL_TOLERANCE: Final = 1e-3
-"""Of a log-probability in float32."""
+"""Largest difference of a log-probability in float32."""
 _TRIAL_DIVERGENCE: Final = 0.1
-"""In nats, of what is decoded from the model's own, in a lower precision. There the log-probabilities of rare tokens
-differ by several tenths by rounding alone, between two kernels of the same attention too."""
+"""Largest divergence in a lower precision, in nats. Log-probabilities of rare tokens there differ by several tenths by
+rounding alone, even between two kernels of the same attention."""
 
 log = structlog.get_logger()
 
 
 def check_decoding(config: PreTrainedConfig, lengths: Lengths) -> None:
-    """Try out small copies of a model at the thresholds that samples or steps of these lengths exceed.
-
-    Raises `ModelError`, with the number to lower, if what is decoded there is not what the model's own attention makes
-    of it.
-    """
+    """Try out small copies of a model at the thresholds that samples or steps of these lengths exceed. Raises
+    `ModelError`, with the number to lower, if a copy is not decoded as by the model's own attention."""
     for thresholds in crossed(config, lengths.row):
         _try_copy(config, thresholds, short_of(thresholds), "of all samples of a step; use generator.engine: vllm")
     for thresholds in crossed(config, lengths.sample):
@@ -79,10 +75,8 @@ def _try_copy(config: PreTrainedConfig, thresholds: Sequence[Threshold], num_tok
 
 
 class SlotDecoder:
-    """A model and the cache of its slots. Takes the model over: its attention and its gradients are switched.
-
-    Raises `ModelError` if the model is of a kind that cannot be decoded this way.
-    """
+    """A model and the cache of its slots. It takes the model over: it changes its attention and switches gradients off.
+    Raises `ModelError` for a kind of model that cannot be decoded this way."""
 
     def __init__(self, model: Any, *, num_slots: int, max_context_tokens: int) -> None:
         self._model = model.eval().requires_grad_(False)
@@ -122,10 +116,8 @@ class SlotDecoder:
         self._cache.copy(source, target, num_tokens)
 
     def load_weights(self, tensors: dict[str, object]) -> None:
-        """Copy weights into the model's own tensors. Of the names of a tied parameter one is enough.
-
-        Raises `EngineError`, with nothing copied, if a parameter is missing, or a name or a shape is not the model's.
-        """
+        """Copy weights into the model's tensors. One name of a tied parameter is enough. Raises `EngineError`, before
+        anything is copied, if a parameter is missing, or a name or a shape is not the model's."""
         checked = {name: self._check_tensor(name, tensor) for name, tensor in tensors.items()}
         given = {id(self._tensors[name]) for name in checked}
         for name, tensor in self._tensors.items():
@@ -146,7 +138,7 @@ class SlotDecoder:
         return tensor
 
     def _try_out(self) -> None:
-        """Hold prefills beside decoded tokens, over several steps, against the model's own forward of each sample."""
+        """Compare several steps of prefills and decoded tokens with the model's own forward of each sample."""
         num_steps = min(_TRIAL_STEPS, (self._cache.max_context_tokens + 1) // 2)
         room = self._cache.max_context_tokens - num_steps
         prompts = [min(length, room) for length in _TRIAL_PROMPTS[: self._cache.num_slots]]
@@ -162,13 +154,13 @@ class SlotDecoder:
                 np.array([ids[place] for ids, place in zip(samples, cached, strict=False)]),
                 cached,
             )
-            self._hold(logits, torch.stack([rows[place] for rows, place in zip(own, cached, strict=False)]))
+            self._compare(logits, torch.stack([rows[place] for rows, place in zip(own, cached, strict=False)]))
             cached = cached + 1
 
     def _trial_tokens(self, slot: int, num_tokens: int) -> NDArray[np.int64]:
         return (np.arange(1, num_tokens + 1, dtype=np.int64) * 7919 + slot * 104729) % (self.vocab_size - 1) + 1
 
-    def _hold(self, logits: Tensor, own: Tensor) -> None:
+    def _compare(self, logits: Tensor, own: Tensor) -> None:
         """Raises `ModelError` if these are not the model's own, both [num_decoding, vocab_size]."""
         name = type(self._model).__name__
         if self._cache.num_layers == 0:
@@ -195,5 +187,4 @@ class SlotDecoder:
 
 def _named_tensors(model: Any) -> dict[str, Tensor]:
     """Parameters under all their names, and the buffers that are saved with the model."""
-    persistent = model.state_dict(keep_vars=True)
-    return {**persistent, **dict(model.named_parameters(remove_duplicate=False))}
+    return {**model.state_dict(keep_vars=True), **dict(model.named_parameters(remove_duplicate=False))}

@@ -1,12 +1,12 @@
 """The embedded engine: continuous batching of any Hugging Face causal LM on CPUs.
 
-A step admits waiting samples into free slots, prefills their prompts in the same forward call that decodes one
-token for every running sample, and draws all tokens at once. It runs in the engine's one thread; all other calls
-come between steps from the task that owns the engine, so nothing here is locked.
+A step admits waiting samples into free slots, prefills their prompts in the same forward call that decodes one token
+for every running sample, and draws all tokens at once. It runs in the engine's thread. All other calls come between
+steps from the task that owns the engine, so there are no locks.
 
-A prompt is prefilled once per group and weights: samples of the same group copy its keys and values from a slot
-that still has them. Samples with a prefix are prefilled whole. Keys and values made under older weights stay in
-use by the samples they belong to and are never given to a new one.
+A prompt is prefilled once per group and weights: samples of the same group copy its keys and values from a slot that
+still has them. The complete context of a sample with a prefix is prefilled. A sample keeps its keys and values of older
+weights, and no new sample gets them.
 """
 
 import asyncio
@@ -28,23 +28,20 @@ from darts_async.generator.counter_rng import uniforms
 from darts_async.generator.embedded.decoder import SlotDecoder, check_decoding
 from darts_async.generator.embedded.sampling import draw
 from darts_async.generator.embedded.slot_attention import Prefill
-from darts_async.generator.events import StepEvents
+from darts_async.generator.engine import StepEvents
 from darts_async.generator.slot_engine import SlotEngine, SlotTable
 from darts_async.models.length_limits import Lengths, why_too_long
 from darts_async.models.location import known_stop_token_ids, resolve_model_path
 from darts_async.protocol import SAMPLES_PER_GROUP_LIMIT, group_id_of
 
 _MAX_PREFILL_TOKENS: Final = 4096
-"""Context tokens admitted in one step: bounds its memory, and how long running samples wait for their next token."""
+"""Context tokens admitted in one step: bounds its memory, and the wait of running samples for their next token."""
 
 T = TypeVar("T")
 
 
 class EmbeddedEngine(SlotEngine):
-    """Continuous batching of a causal LM in this process. The model is taken over.
-
-    Raises `ModelError` if the model is of a kind that cannot be decoded this way.
-    """
+    """Continuous batching of a causal LM in this process. It takes the model over. Raises what `SlotDecoder` does."""
 
     capabilities = EMBEDDED
 
@@ -58,14 +55,13 @@ class EmbeddedEngine(SlotEngine):
         self._running: Future[Any] | None = None
 
     async def step(self) -> StepEvents:
-        """Decode one token for every running sample. Returns at once if there is no work."""
         self._assert_between_steps()
         if self.num_unfinished == 0:
             return StepEvents()
         return await self._in_thread(self._step)
 
     async def apply_weights(self, tensors: dict[str, object], policy_version: int) -> None:
-        """Copy weights into the model. Raises `EngineError` naming the tensor that is missing, unknown or misshapen."""
+        """Copy weights into the model. Raises `EngineError` that names a missing, unknown or misshapen tensor."""
         self._assert_between_steps()
         try:
             await self._in_thread(lambda: self._decoder.load_weights(tensors))
@@ -74,7 +70,6 @@ class EmbeddedEngine(SlotEngine):
         self._num_updates += 1
 
     async def close(self) -> None:
-        """Wait for the step under way, if any, and end the thread. Idempotent."""
         self._is_closed = True
         if self._running is not None and self._is_stepping:
             await asyncio.gather(asyncio.wrap_future(self._running), return_exceptions=True)
@@ -89,10 +84,10 @@ class EmbeddedEngine(SlotEngine):
         return await asyncio.wrap_future(future)
 
     def _step(self) -> StepEvents:
-        placement = self._table.begin_step(_MAX_PREFILL_TOKENS)
-        for move in placement.moves:
+        moves, admitted = self._table.begin_step(_MAX_PREFILL_TOKENS)
+        for move in moves:
             self._decoder.copy_slot(move.source, move.target, move.num_tokens)
-        prefills = self._fill(placement.admitted)
+        prefills = self._fill(admitted)
         rows = self._table.active
         if len(rows) == 0:
             return self._finish(np.empty(0, np.int32), np.empty(0, np.float32))
@@ -115,7 +110,7 @@ class EmbeddedEngine(SlotEngine):
     def _fill(self, admitted: tuple[int, ...]) -> list[Prefill]:
         """Give each new slot the keys and values of its context: copied from a slot that has them, or prefilled."""
         prefills: list[Prefill] = []
-        filled_by: dict[int, Prefill] = {}  # slots whose keys and values this step will bring
+        filled_by: dict[int, Prefill] = {}  # slots whose keys and values this step computes
         for slot in admitted:
             request, donor = self._table.request(slot), self._donor(slot)
             context = np.concatenate((request.prompt_tokens, request.prefix_tokens))[:-1].astype(np.int64)
@@ -133,7 +128,7 @@ class EmbeddedEngine(SlotEngine):
         return prefills
 
     def _donor(self, slot: int) -> int | None:
-        """A slot with the same prompt, prefilled under the present weights, for a sample that has no prefix."""
+        """A slot with the same prompt, prefilled under these weights; None for a sample with a prefix."""
         request = self._table.request(slot)
         if len(request.prefix_tokens):
             return None
@@ -147,26 +142,23 @@ class EmbeddedEngine(SlotEngine):
 
 
 def longest(num_slots: int, max_context_tokens: int) -> Lengths:
-    """The longest sample, and the most tokens of a step: those that are prefilled, and one of each slot."""
+    """The longest sample, and the most tokens of a step: prefilled ones, and one of each slot."""
     return Lengths(max_context_tokens, max(max_context_tokens, _MAX_PREFILL_TOKENS) + num_slots)
 
 
 def make_engine(config: RunConfig) -> EmbeddedEngine:
     """The engine `embedded`. Raises what `load_embedded_engine` does."""
+    path, num_slots = str(resolve_model_path(config.model.path)), config.generator.num_slots
+    max_context_tokens = config.generator.max_context_tokens
     return load_embedded_engine(
-        str(resolve_model_path(config.model.path)),
-        dtype=config.model.dtype,
-        num_slots=config.generator.num_slots,
-        max_context_tokens=config.generator.max_context_tokens,
+        path, dtype=config.model.dtype, num_slots=num_slots, max_context_tokens=max_context_tokens
     )
 
 
 def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_context_tokens: int) -> EmbeddedEngine:
-    """Load a model from a directory or the hub, with the end-of-sequence tokens of its generation settings.
-
-    Raises `ModelError` if it cannot be loaded, does not say how a response ends, has fewer positions than
-    `max_context_tokens`, or cannot be decoded at such lengths.
-    """
+    """Load a model from a directory or the hub, with the end-of-sequence tokens of its generation settings. Raises
+    `ModelError` if it cannot be loaded, does not say how a response ends, has fewer positions than
+    `max_context_tokens`, or cannot be decoded at such lengths."""
     try:
         config = AutoConfig.from_pretrained(model_path)
         if (reason := why_too_long(config.to_dict(), max_context_tokens)) is not None:
@@ -178,9 +170,4 @@ def load_embedded_engine(model_path: str, *, dtype: str, num_slots: int, max_con
         raise
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model.path {model_path!r} cannot be loaded as a causal language model: {error}") from error
-    return EmbeddedEngine(
-        model,
-        num_slots=num_slots,
-        max_context_tokens=max_context_tokens,
-        eos_token_ids=stop_tokens,
-    )
+    return EmbeddedEngine(model, num_slots=num_slots, max_context_tokens=max_context_tokens, eos_token_ids=stop_tokens)

@@ -1,8 +1,8 @@
 """Samples the next token of all running samples at once: temperature, top-k, top-p, inverse of the distribution.
 
-The token is the first whose cumulative probability, in vocabulary order, exceeds a uniform number made from the
-sample's seed and the token's place. Truncation masks tokens and moves none (see `truncation`), and no row looks at
-another, so what a sample draws does not depend on the company it is in.
+The token is the first whose cumulative probability, in vocabulary order, exceeds a uniform number of the sample's seed
+and the token's place. Truncation masks tokens and moves none (see `truncation`), and rows are independent. So what a
+sample draws does not depend on the other samples.
 """
 
 import numpy as np
@@ -22,10 +22,8 @@ def draw(
     top_p: NDArray[np.float32],  # [num_samples]
     top_k: NDArray[np.int64],  # [num_samples]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Tokens and their log-probabilities under the distribution they were drawn from.
-
-    Raises `EngineError` if a row has logits that are not finite.
-    """
+    """Tokens and their log-probabilities under the distribution they were drawn from. Raises `EngineError` if a row has
+    logits that are not finite."""
     logprobs = _log_distribution(logits, temperature, top_p, top_k)
     cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]

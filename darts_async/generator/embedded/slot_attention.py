@@ -1,14 +1,13 @@
 """The KV cache in slots, and the attention function that reads and writes it.
 
-The function enters a Hugging Face model through transformers' attention interface, as the library's own paged
-attention does: the model computes queries, keys and values of all tokens of a step, packed in one row, and this
-module does the rest. No mask function is registered under its name, so the library builds no mask.
+The function enters a Hugging Face model through transformers' attention interface: the model computes queries, keys and
+values of all tokens of a step, packed in one row, and this module does the rest. No mask function is registered under
+its name, so the library builds no mask.
 
-Tokens of a step, in this order: the prompts to prefill, one span after the other, then one token of each running
-sample, slot by slot. A prefill attends to itself (causally); a decoded token attends to its slot in the cache, where
-its own key has just been written. Keys are `[num_slots * num_kv_heads, max_context_tokens, head_dim]`: any front
-part of slots and positions is a view that a batched matrix product takes without copying, and the queries that share
-a key head are its rows.
+A step has first the prompts to prefill, one span after the other, then one token of each running sample, slot by slot.
+A prefill attends to itself (causally); a decoded token attends to its slot in the cache, where its own key has just
+been written. Keys are `[num_slots * num_kv_heads, max_context_tokens, head_dim]`: a batched matrix product takes the
+first slots and positions as a view, without a copy, and its rows are the queries that share a key head.
 """
 
 from collections.abc import Sequence
@@ -61,7 +60,7 @@ class SlotCache:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Tokens to run through the model at once, and the slots (one or more) that get their keys and values."""
+    """Tokens to prefill, and the slots (one or more) that get their keys and values."""
 
     token_ids: NDArray[np.int64]  # [num_tokens], at positions 0..num_tokens-1
     slots: list[int]
@@ -80,11 +79,8 @@ class SlotStep:
     _layouts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Write the new keys and values, then attend.
-
-        `query` is `[1, num_heads, num_tokens, head_dim]`, `key` and `value` have `num_kv_heads`. The result is
-        `[1, num_tokens, num_heads, head_dim]`.
-        """
+        """Write the new keys and values, then attend. `query` is `[1, num_heads, num_tokens, head_dim]`, `key` and
+        `value` have `num_kv_heads`. The result is `[1, num_tokens, num_heads, head_dim]`."""
         keys, values = self.cache.layer(layer, key, value)
         rows, mask = self._layout(key)
         self._write(keys, key, rows)
@@ -159,7 +155,7 @@ def slot_attention(
     slot_step: SlotStep | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The function that the attention interface calls. Raises `ModelError` for a kind of attention it does not do."""
+    """The function that the attention interface calls. Raises `ModelError` for unsupported kinds of attention."""
     if slot_step is None:
         raise ModelError("the model does not hand keyword arguments through to its attention layers")
     if attention_mask is not None:

@@ -1,18 +1,17 @@
 """vLLM as an engine.
 
-vLLM decodes in a process of its own and does not wait for anybody: `step` waits for the next of its steps and brings
-everything that has arrived. Between this process and the engine core everything is in order, which is what makes three
-things exact:
+vLLM decodes in a process of its own and waits for no other: `step` waits for vLLM's next step and brings everything
+that has arrived. Messages between this process and the engine core stay in order, which makes three things exact:
 
-- A cancelled sample is acknowledged when the engine core has answered a call that was sent after the abort. Its slot
-  and its keys and values are free then, and every token that was decoded for it has been delivered.
+- A cancelled sample is acknowledged when the engine core has answered a call that was sent after the abort. Then its
+  slot and its keys and values are free, and each of its tokens has been delivered.
 - After a pause no token of an earlier step is in flight: `paused` has received them all.
-- Each step says under which weights it was made, and that they are the ones known here is asserted.
+- Each step says under which weights it was made, and these are asserted to be those known here.
 
-AsyncLLM is used for its start, its requests and its calls; its own handling of outputs, a task for every request and an
-object for every token, is left out. Do not call its `generate`: it would take outputs away from here.
+AsyncLLM starts vLLM, prepares requests and makes calls. Its handling of outputs, with a task for every request and an
+object for every token, is not used. Do not call its `generate`: it would take outputs away from here.
 
-Calls may never be answered when the engine core dies, so every wait looks out for that and has a deadline.
+A call is never answered if the engine core dies, so every wait looks out for that and has a deadline.
 """
 
 import asyncio
@@ -23,14 +22,13 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from darts_async.config import RunConfig, VllmConfig, WeightsConfig
+from darts_async.config import RunConfig, WeightsConfig
 from darts_async.config.engines import VLLM
 from darts_async.errors import DeadlineError, EngineError
-from darts_async.generator.engine_pause import Hold
-from darts_async.generator.events import StepEvents
+from darts_async.generator.engine import Hold, StepEvents
 from darts_async.generator.vllm.requests import to_core_request
-from darts_async.generator.vllm.sample_tracker import SampleBook
-from darts_async.generator.vllm.startup import StartedVllm, start_vllm
+from darts_async.generator.vllm.sample_tracker import SampleTracker
+from darts_async.generator.vllm.startup import StartedVllm, VllmRequest, start_vllm
 from darts_async.generator.vllm.weights import worker_transfer
 from darts_async.models.location import resolve_model_path
 from darts_async.protocol import FinishReason, Generate
@@ -45,17 +43,17 @@ T = TypeVar("T")
 
 
 class VllmEngine:
-    """Takes over vLLM as it was started, and the thread that started it: the engine core dies with that thread."""
+    """An `Engine` that takes over vLLM, and the thread that started it, with which the engine core dies."""
 
     capabilities = VLLM
 
     def __init__(self, started: StartedVllm, thread: ThreadPoolExecutor, *, step_deadline_s: float) -> None:
         self._llm: Any = started.llm
-        self._capacity = started.capacity
+        self.num_slots, self.max_context_tokens = started.num_slots, started.max_context_tokens
         self._eos_token_ids = started.eos_token_ids
         self._thread = thread
         self._step_deadline_s = step_deadline_s
-        self._book = SampleBook(started.capacity.max_context_tokens, started.capacity.vocab_size)
+        self._samples = SampleTracker(started.max_context_tokens, started.vocab_size)
         self._weights = "default"  # vLLM's name for the weights in use before it is told another
         self._is_paused = False
         self._is_closed = False
@@ -63,24 +61,12 @@ class VllmEngine:
         """Prompt tokens whose keys and values were taken from another sample instead of computed."""
 
     @property
-    def num_slots(self) -> int:
-        """Samples decoded at once."""
-        return self._capacity.num_slots
-
-    @property
-    def max_context_tokens(self) -> int:
-        """Prompt and response together."""
-        return self._capacity.max_context_tokens
-
-    @property
     def num_unfinished(self) -> int:
-        """Samples started whose end has not been reported."""
-        return self._book.num_unfinished
+        return self._samples.num_unfinished
 
     @property
     def num_tokens_decoded(self) -> int:
-        """Tokens ever decoded, those of cancelled samples included."""
-        return self._book.num_tokens_decoded
+        return self._samples.num_tokens_decoded
 
     @property
     def num_workers(self) -> int:
@@ -94,45 +80,37 @@ class VllmEngine:
         return self._llm
 
     def start(self, request: Generate) -> None:
-        """Accept a sample; the next step sends it. Ids are unique among unfinished samples."""
         assert not self._is_closed, "the engine is closed"
-        self._book.start(request)
+        self._samples.start(request)
 
     def cancel(self, sample_id: int) -> None:
-        """Stop a sample, running or waiting. The events of the next step carry its end. Unknown ids: no-op."""
         assert not self._is_closed, "the engine is closed"
-        self._book.cancel(sample_id)
+        self._samples.cancel(sample_id)
 
     async def step(self) -> StepEvents:
-        """Send what was asked for, wait for vLLM's next step, and bring what has arrived.
-
-        Does not wait if there is something to report already, if there is no work, or while paused. Raises
-        `EngineError` if the engine core has died or brings nothing by the deadline.
-        """
+        """Send what was asked for, wait for vLLM's next step, and bring what has arrived. Does not wait if there is
+        something to report already, if there is no work, or while paused. Raises `EngineError` if the engine core has
+        died or brings nothing by the deadline."""
         await self._send()
         self._take_arrived()
-        if self._book.num_live and not self._book.has_events and not self._is_paused:
+        if self._samples.num_live and not self._samples.has_events and not self._is_paused:
             self._take(await self._within(self._core.get_output_async(), "its next step"))
             self._take_arrived()
         return self.take()
 
     def take(self) -> StepEvents:
-        """What has arrived and was not brought by a step: after a pause, the last tokens of the old weights."""
-        events = self._book.take_events()
+        """What no step has brought yet: after a pause, the last tokens of the old weights."""
+        events = self._samples.take_events()
         if not np.isfinite(events.logprobs).all():
             raise EngineError("the model's logits are not finite: its weights have diverged or were damaged")
         return events
 
     @asynccontextmanager
     async def paused(self, *, clear_cache: bool = False) -> AsyncIterator[None]:
-        """Hold vLLM between two of its steps, with every token that was decoded before taken in (see `take`).
-
-        Samples continue after the pause with the KV cache that they have; with `clear_cache` these are thrown away
-        and computed again, under the weights of then. Raises `EngineError` if the engine core dies or does not answer.
-
-        A body that raises, or is cancelled, leaves vLLM paused: its weights may be torn, or the engine may be closed
-        by now.
-        """
+        """Hold vLLM between two of its steps. All tokens of earlier steps have arrived (see `take`). Samples continue
+        after the pause with their KV cache; with `clear_cache` it is computed again, under the weights of then. Raises
+        `EngineError` if the engine core dies or does not answer. A body that raises, or is cancelled, leaves vLLM
+        paused: its weights may be torn, or the engine may be closed."""
         assert not self._is_paused, "paused already"
         await self._within(self._core.pause_scheduler_async(mode="keep", clear_cache=clear_cache), "a pause")
         self._is_paused = True
@@ -142,24 +120,19 @@ class VllmEngine:
         self._is_paused = False
 
     async def set_policy_version(self, policy_version: int) -> None:
-        """Say that the weights in use are now these; to be called while paused.
-
-        Keys and values made before are not shared with samples that start from here on.
-        """
+        """Say, while paused, that these weights are in use now. Samples that start later share no older keys and
+        values."""
         assert self._is_paused, "weights change while paused, and at no other time"
         await self._within(self._core.set_weight_version_async(str(policy_version)), "the number of its weights")
         self._weights = str(policy_version)
 
     def weight_transfer(self, hold: Hold, interface: str, config: WeightsConfig) -> Transfer:
-        """In vLLM's workers."""
         return worker_transfer(self, hold, interface, config)
 
     async def call_workers(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
-        """Call a method of the worker extension on each worker, between two steps; what each returned.
-
-        May be called from any task. Raises `DeadlineError` if there is no answer by then, and `EngineError` if the
-        method raised or the engine core has died.
-        """
+        """What a method of the worker extension returns on each worker, between two steps. Any task may call this.
+        Raises `DeadlineError` if there is no answer by then, and `EngineError` if the method raised or the engine core
+        has died."""
         call = self._core.collective_rpc_async(method, None, args, None)
         try:
             results: list[Any] = await self._within(call, f"{method}()", deadline_s)
@@ -168,7 +141,6 @@ class VllmEngine:
         return results
 
     async def close(self) -> None:
-        """End the engine core. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -181,7 +153,7 @@ class VllmEngine:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
-        """Something at the end that should not take long, and is not waited for if it does."""
+        """Clean up within a deadline. What takes longer is not waited for."""
         done, _ = await asyncio.wait((asyncio.wrap_future(self._thread.submit(work)),), timeout=_CLOSE_DEADLINE_S)
         for future in done:
             future.result()
@@ -192,18 +164,18 @@ class VllmEngine:
 
     async def _send(self) -> None:
         """New samples first, so that one that is cancelled at once is known to vLLM by then."""
-        for request in self._book.take_unsent():
+        for request in self._samples.take_unsent():
             try:
                 core_request = to_core_request(self._llm, request, self._eos_token_ids, self._weights)
             except ValueError as error:
-                self._book.reject(request.sample_id, str(error))
+                self._samples.reject(request.sample_id, str(error))
             else:
                 await self._within(self._core.add_request_async(core_request), "taking a sample")
-        if aborts := self._book.take_aborts():
+        if aborts := self._samples.take_aborts():
             await self._within(self._core.abort_requests_async([str(sample_id) for sample_id in aborts]), "an abort")
             await self._within(self._core.is_scheduler_paused_async(), "an abort")  # answered after the abort
             self._take_arrived()
-            self._book.confirm_aborted(aborts)
+            self._samples.confirm_aborted(aborts)
 
     def _take_arrived(self) -> None:
         queue = self._core.outputs_queue
@@ -219,22 +191,20 @@ class VllmEngine:
             sample_id = int(output.request_id)
             reason = None if output.finish_reason is None else str(output.finish_reason)
             if reason == "error":
-                self._book.reject(sample_id, "vLLM could not process the request; its output says why")
+                self._samples.reject(sample_id, "vLLM could not process the request; its output says why")
                 continue
             if reason == "abort":  # not by us: aborted samples are not heard of again
                 raise EngineError("vLLM's engine core is being shut down")
             assert outputs.weight_version == self._weights, f"{outputs.weight_version} is not {self._weights}"
             logprobs = [] if output.new_logprobs is None else output.new_logprobs.logprobs[:, 0].tolist()
             finish_reason = None if reason is None else _FINISH_REASONS[reason]
-            self._book.decoded(sample_id, output.new_token_ids, logprobs, finish_reason)
+            self._samples.decoded(sample_id, output.new_token_ids, logprobs, finish_reason)
             if output.prefill_stats is not None:
                 self.num_shared_tokens += output.prefill_stats.num_cached_tokens
 
     async def _within(self, wait: Coroutine[Any, Any, T], what: str, deadline_s: float | None = None) -> T:
-        """Await something of vLLM's that may never come.
-
-        Without a deadline of the caller's own, which raises `TimeoutError`, the engine is given up: `EngineError`.
-        """
+        """Await something of vLLM's that may never come. Past `deadline_s`: `TimeoutError`. Without one, past that of a
+        step: `EngineError`."""
         loop = asyncio.get_running_loop()
         limit_s = self._step_deadline_s if deadline_s is None else deadline_s
         end_s = loop.time() + limit_s
@@ -261,27 +231,25 @@ class VllmEngine:
 
 def make_engine(config: RunConfig) -> VllmEngine:
     """The engine `vllm`. Raises what `start_vllm` does."""
+    settings = config.generator
     return load_vllm_engine(
-        str(resolve_model_path(config.model.path)),
-        config.generator.vllm,
-        dtype=config.model.dtype,
-        num_slots=config.generator.num_slots,
-        max_context_tokens=config.generator.max_context_tokens,
-        seed=config.seed,
+        VllmRequest(
+            str(resolve_model_path(config.model.path)),
+            settings.vllm,
+            config.model.dtype,
+            settings.num_slots,
+            settings.max_context_tokens,
+            config.seed,
+        )
     )
 
 
-def load_vllm_engine(
-    model_path: str, settings: VllmConfig, *, dtype: str, num_slots: int, max_context_tokens: int, seed: int
-) -> VllmEngine:
+def load_vllm_engine(wanted: VllmRequest) -> VllmEngine:
     """Start vLLM from a thread of its own, which the engine core dies with. Raises what `start_vllm` does."""
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
     try:
-        started = start_vllm(
-            thread, model_path, settings, dtype=dtype, num_slots=num_slots, max_context_tokens=max_context_tokens,
-            seed=seed,
-        )  # fmt: skip
+        started = start_vllm(thread, wanted)
     except BaseException:  # whatever ends the start, the thread ends too; it is raised again
         thread.shutdown(wait=False)
         raise
-    return VllmEngine(started, thread, step_deadline_s=settings.step_deadline_s)
+    return VllmEngine(started, thread, step_deadline_s=wanted.settings.step_deadline_s)

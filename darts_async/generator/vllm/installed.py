@@ -1,4 +1,4 @@
-"""Finds the installed vLLM without importing it: an import takes seconds and a good part of a gigabyte."""
+"""Finds the installed vLLM without an import, which takes seconds and a large part of a gigabyte."""
 
 from dataclasses import dataclass
 from importlib import metadata
@@ -9,12 +9,11 @@ from darts_async.errors import ConfigError
 
 SUPPORTED: Final = ">=0.32,<0.33"
 _SUPPORTED_RELEASE: Final = ("0", "32")
-"""The builds for GPUs and for CPUs; both are the module `vllm`."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstalledVllm:
-    """A distribution of vLLM."""
+    """A distribution of vLLM: the builds for GPUs and for CPUs are both the module `vllm`."""
 
     name: str
     version: str

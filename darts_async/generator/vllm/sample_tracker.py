@@ -1,22 +1,21 @@
 """Tracks the samples that vLLM decodes: the engine's decisions, without vLLM and without waiting.
 
 A sample is *unsent*, then *live*, then ended; its end is reported once, after its last token. A live sample that is
-cancelled stays live, and its tokens count, until vLLM has confirmed that it is out (`confirm_aborted`), or until it has
-ended by itself in the meantime. What vLLM still brings of a sample after its end is dropped: with asynchronous
-scheduling a step may be under way when the sample leaves.
+cancelled stays live, and its tokens count, until vLLM has confirmed the abort (`confirm_aborted`), or until it ends by
+itself. Tokens after its end are dropped: with asynchronous scheduling a step may be under way when a sample leaves.
 """
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from darts_async.generator.events import SampleEnd, StepEvents
-from darts_async.generator.request_check import why_not
+from darts_async.generator.boundary import why_not
+from darts_async.generator.engine import SampleEnd, StepEvents
 from darts_async.protocol import FinishReason, Generate
 
 
-class SampleBook:
-    """Samples on their way in, inside, and on their way out."""
+class SampleTracker:
+    """The samples of one engine that have not been reported as ended."""
 
     def __init__(self, max_context_tokens: int, vocab_size: int) -> None:
         self.num_tokens_decoded = 0
@@ -49,8 +48,7 @@ class SampleBook:
     def start(self, request: Generate) -> None:
         """Queue a sample, or note why it can never be decoded."""
         sample_id = request.sample_id
-        assert sample_id not in self._unsent, f"sample {sample_id} started twice"
-        assert sample_id not in self._live, f"sample {sample_id} started twice"
+        assert sample_id not in self._unsent.keys() | self._live.keys(), f"sample {sample_id} started twice"
         if (reason := why_not(request, self._max_context_tokens, self._vocab_size)) is not None:
             self.reject(sample_id, reason)
         else:
@@ -94,7 +92,7 @@ class SampleBook:
             self._end(sample_id, finish_reason)
 
     def confirm_aborted(self, sample_ids: Iterable[int]) -> None:
-        """vLLM has dropped these; those that had ended by themselves before have been noted so."""
+        """vLLM has dropped these. Some may have ended by themselves before."""
         for sample_id in sample_ids:
             if sample_id in self._live:
                 self._end(sample_id, None)

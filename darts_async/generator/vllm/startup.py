@@ -1,11 +1,11 @@
 """Starts vLLM: its settings, environment and memory, and checks of them.
 
-vLLM runs in a child process, the engine core; this process holds the client. The start takes a few seconds instead
-of most of a minute because the child is forked, so it imports nothing again, because on CPUs its only worker lives
-inside it, no model class is inspected in a process of its own, and nothing is compiled. Forking allows one thing less:
-nothing in this process may have used several threads of torch, nor CUDA, before.
+vLLM runs in a child process, the engine core; this process holds the client. A start takes seconds instead of most of a
+minute. The child is forked, so it imports nothing again. On CPUs its only worker lives inside it, no model class is
+inspected in another process, and nothing is compiled. A fork requires that this process has used neither several
+threads of torch nor CUDA before.
 
-All of vLLM is imported here and below, never at the top of a module that others import.
+vLLM is imported inside functions, never at the top of a module that others import.
 """
 
 import os
@@ -30,10 +30,7 @@ WORKER_EXTENSION: Final = "darts_async.generator.vllm.worker.WorkerExtension"
 WEIGHT_BACKEND: Final = "darts"
 """Both are in `worker`, which only vLLM's workers may import."""
 
-_ENVIRONMENT: Final = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+_ENVIRONMENT: Final = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 _CPU_ENVIRONMENT: Final = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker lives in the engine core
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # as many threads as this process was given, on any core
@@ -45,104 +42,71 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
-    """What the engine can take."""
+class VllmRequest:
+    """What to start: the settings of the same names."""
 
+    model_path: str
+    settings: VllmConfig
+    dtype: str
     num_slots: int
-    """Samples decoded at once."""
     max_context_tokens: int
-    vocab_size: int
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class StartedVllm:
-    """vLLM, running."""
+    """vLLM, running, and what it can take."""
 
     llm: Any
     """`vllm.v1.engine.async_llm.AsyncLLM`."""
-    capacity: Capacity
-    eos_token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    config: Any
-    """`vllm.config.VllmConfig`."""
-    model_path: str
+    num_slots: int
+    max_context_tokens: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
 
 
-def start_vllm(
-    thread: ThreadPoolExecutor,
-    model_path: str,
-    settings: VllmConfig,
-    *,
-    dtype: str,
-    num_slots: int,
-    max_context_tokens: int,
-    seed: int,
-) -> StartedVllm:
-    """Load a model into vLLM, in a thread that is to outlive the engine: the engine core dies with it.
-
-    Raises `ConfigError` if vLLM is missing, of another version, or has too little memory for one sample, `ModelError`
-    if the model cannot be read or vLLM has no code for it, and `EngineError` if the engine core ended while it loaded.
-    """
-    preparing = thread.submit(
-        _prepare, model_path, settings, dtype=dtype, num_slots=num_slots, max_context_tokens=max_context_tokens,
-        seed=seed,
-    )  # fmt: skip
-    prepared = preparing.result()
-    llm = thread.submit(_launch, prepared).result()  # not one call: vLLM keeps the frames of the first forever
-    num_slots = _count_slots(prepared.config, settings, num_slots)
-    return StartedVllm(llm, Capacity(num_slots, max_context_tokens, prepared.vocab_size), prepared.eos_token_ids)
+def start_vllm(thread: ThreadPoolExecutor, wanted: VllmRequest) -> StartedVllm:
+    """Load a model into vLLM, in a thread that is to outlive the engine: the engine core dies with it. Raises
+    `ConfigError` if vLLM is missing, of another version, or has too little memory for one sample, `ModelError` if the
+    model cannot be read or vLLM has no code for it, and `EngineError` if the engine core ended while it loaded."""
+    config, vocab_size, eos_token_ids = thread.submit(_prepare, wanted).result()
+    llm = thread.submit(_launch, config, wanted.model_path).result()  # vLLM keeps the frames of a first call forever
+    num_slots = _count_slots(config, wanted)
+    return StartedVllm(llm, num_slots, wanted.max_context_tokens, vocab_size, eos_token_ids)
 
 
-def _prepare(
-    model_path: str, settings: VllmConfig, *, dtype: str, num_slots: int, max_context_tokens: int, seed: int
-) -> _Prepared:
+def _prepare(wanted: VllmRequest) -> tuple[Any, int, tuple[int, ...]]:
+    """vLLM's configuration, the size of the vocabulary, and the end-of-sequence tokens."""
     installed = require_vllm()
-    eos, vocab_size = _read_model(model_path, max_context_tokens)
-    _set_environment(installed, settings)
+    vocab_size, eos_token_ids = _read_model(wanted)
+    _set_environment(installed, wanted.settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's imports warn about themselves
-        config = _engine_config(
-            installed, model_path, settings, dtype=dtype, num_slots=num_slots, max_context_tokens=max_context_tokens,
-            seed=seed,
-        )  # fmt: skip
-    _size_cache(config, settings, is_for_cpus=installed.is_for_cpus, num_slots=num_slots)
-    return _Prepared(config, model_path, vocab_size, eos)
+        config = _engine_config(installed, wanted)
+    _size_cache(config, wanted, is_for_cpus=installed.is_for_cpus)
+    return config, vocab_size, eos_token_ids
 
 
-def _read_model(model_path: str, max_context_tokens: int) -> tuple[tuple[int, ...], int]:
-    """End-of-sequence tokens and size of the vocabulary."""
+def _read_model(wanted: VllmRequest) -> tuple[int, tuple[int, ...]]:
+    path = wanted.model_path
     try:
-        config = AutoConfig.from_pretrained(model_path)
+        config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.path {model_path!r} cannot be loaded as a causal language model: {error}") from error
-    if (reason := why_too_long(config.to_dict(), max_context_tokens)) is not None:
-        raise ModelError(f"model.path is {model_path!r}: {reason}")
-    return known_stop_token_ids(Path(model_path)), int(config.get_text_config().vocab_size)
+        raise ModelError(f"model.path {path!r} cannot be loaded as a causal language model: {error}") from error
+    if (reason := why_too_long(config.to_dict(), wanted.max_context_tokens)) is not None:
+        raise ModelError(f"model.path is {path!r}: {reason}")
+    return int(config.get_text_config().vocab_size), known_stop_token_ids(Path(path))
 
 
 def _set_environment(installed: InstalledVllm, settings: VllmConfig) -> None:
-    """What can only be said by variables; those that the user has set stay."""
-    variables = _ENVIRONMENT | (_CPU_ENVIRONMENT if installed.is_for_cpus else {})
-    for name, value in variables.items():
+    """What only variables can say. Those that the user has set are not changed."""
+    for name, value in (_ENVIRONMENT | (_CPU_ENVIRONMENT if installed.is_for_cpus else {})).items():
         os.environ.setdefault(name, value)
     os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(settings.start_deadline_s))
 
 
-def _engine_config(
-    installed: InstalledVllm,
-    model_path: str,
-    settings: VllmConfig,
-    *,
-    dtype: str,
-    num_slots: int,
-    max_context_tokens: int,
-    seed: int,
-) -> Any:
+def _engine_config(installed: InstalledVllm, wanted: VllmRequest) -> Any:
+    model_path, settings = wanted.model_path, wanted.settings
     try:
         from vllm.config import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -157,11 +121,11 @@ def _engine_config(
         arguments = AsyncEngineArgs(
             model=model_path,
             skip_tokenizer_init=True,
-            dtype=dtype,
-            seed=seed,
-            max_model_len=max_context_tokens,
-            max_num_seqs=num_slots,
-            max_num_batched_tokens=_step_tokens(installed, settings, max_context_tokens),
+            dtype=wanted.dtype,
+            seed=wanted.seed,
+            max_model_len=wanted.max_context_tokens,
+            max_num_seqs=wanted.num_slots,
+            max_num_batched_tokens=_step_tokens(installed, wanted),
             enable_chunked_prefill=not installed.is_for_cpus,
             tensor_parallel_size=settings.tensor_parallel_size,
             gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -189,17 +153,16 @@ def _reason(error: Exception) -> str:
     return "; ".join(detail["msg"] for detail in error.errors()) if isinstance(error, ValidationError) else str(error)
 
 
-def _step_tokens(installed: InstalledVllm, settings: VllmConfig, max_context_tokens: int) -> int | None:
+def _step_tokens(installed: InstalledVllm, wanted: VllmRequest) -> int | None:
     """On CPUs vLLM 0.32 dies of a prompt that is computed in parts: after all but the last part it winds the stream of
     a seeded sample back, which CPU streams cannot do. So a step there holds any prompt as a whole."""
-    if not installed.is_for_cpus:
-        return settings.max_num_batched_tokens
-    return max(settings.max_num_batched_tokens or _CPU_STEP_TOKENS, max_context_tokens)
+    num_tokens = wanted.settings.max_num_batched_tokens
+    return max(num_tokens or _CPU_STEP_TOKENS, wanted.max_context_tokens) if installed.is_for_cpus else num_tokens
 
 
 def _do_without_compiler_and_inspection(architectures: list[str]) -> None:
-    """On CPUs compiling gains nothing. And a model class that is imported here need not be inspected elsewhere; on GPUs
-    importing it might initialise CUDA, which would rule out forking."""
+    """On CPUs compiling gains nothing, and a model class that is imported here need not be inspected elsewhere. On GPUs
+    that import might initialise CUDA, after which this process cannot fork."""
     import torch._dynamo
     from vllm import ModelRegistry
 
@@ -210,14 +173,15 @@ def _do_without_compiler_and_inspection(architectures: list[str]) -> None:
             ModelRegistry.register_model(architecture, registered.load_model_cls())
 
 
-def _size_cache(config: Any, settings: VllmConfig, *, is_for_cpus: bool, num_slots: int) -> None:
+def _size_cache(config: Any, wanted: VllmRequest, *, is_for_cpus: bool) -> None:
     """On CPUs give the cache what the slots need; refuse a cache that cannot hold one sample."""
-    cache = config.cache_config
+    settings = wanted.settings
     needed = _blocks_per_sample(config, config.model_config.max_model_len)
     if settings.kv_cache_bytes is None:
         if is_for_cpus:
             per_slot = _blocks_per_sample(config, _tokens_per_sample(config, settings))
-            cache.kv_cache_memory_bytes = _block_bytes(config) * (max(needed, num_slots * per_slot) + 1)
+            num_blocks = max(needed, wanted.num_slots * per_slot) + 1
+            config.cache_config.kv_cache_memory_bytes = _block_bytes(config) * num_blocks
     elif settings.kv_cache_bytes < (minimum := _block_bytes(config) * (needed + 1)):
         raise ConfigError(
             f"generator.vllm.kv_cache_bytes is {settings.kv_cache_bytes}, but keys and values of one sample of "
@@ -226,30 +190,30 @@ def _size_cache(config: Any, settings: VllmConfig, *, is_for_cpus: bool, num_slo
         )
 
 
-def _launch(prepared: _Prepared) -> Any:
+def _launch(config: Any, model_path: str) -> Any:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # the configuration has just set it to `spawn` on CPUs
     try:
         with binding_children(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return AsyncLLM.from_vllm_config(prepared.config, disable_log_stats=True)
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     except (RuntimeError, TimeoutError) as error:
         raise EngineError(
-            f"vLLM's engine core ended while it loaded {prepared.model_path!r}; what it wrote before says why: {error}"
+            f"vLLM's engine core ended while it loaded {model_path!r}; what it wrote before says why: {error}"
         ) from error
 
 
-def _count_slots(config: Any, settings: VllmConfig, num_slots: int) -> int:
-    """The slots that the cache has room for. One block of vLLM's serves as padding."""
+def _count_slots(config: Any, wanted: VllmRequest) -> int:
+    """The slots that the cache has room for. vLLM uses one block as padding."""
     num_blocks = int(config.cache_config.num_gpu_blocks) - 1
-    tokens = _tokens_per_sample(config, settings)
-    room = num_blocks // _blocks_per_sample(config, tokens)
-    offered = max(1, min(num_slots, room))
+    tokens = _tokens_per_sample(config, wanted.settings)
+    offered = max(1, min(wanted.num_slots, num_blocks // _blocks_per_sample(config, tokens)))
     kv_tokens = num_blocks * int(config.cache_config.block_size)
     log.info("vllm_ready", num_slots=offered, kv_tokens=kv_tokens, kv_tokens_per_sample=tokens)
-    if offered < num_slots:
-        log.warning("fewer_slots_than_wanted", wanted=num_slots, num_slots=offered, reason="memory for keys and values")
+    if offered < wanted.num_slots:
+        reason = "memory for keys and values"
+        log.warning("fewer_slots_than_wanted", wanted=wanted.num_slots, num_slots=offered, reason=reason)
     return offered
 
 
@@ -259,8 +223,7 @@ def _tokens_per_sample(config: Any, settings: VllmConfig) -> int:
 
 
 def _blocks_per_sample(config: Any, num_tokens: int) -> int:
-    block_tokens = int(config.cache_config.block_size)
-    return -(-num_tokens // block_tokens)
+    return -(-num_tokens // int(config.cache_config.block_size))
 
 
 def _block_bytes(config: Any) -> int:

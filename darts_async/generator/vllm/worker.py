@@ -1,13 +1,13 @@
 """The code that runs inside vLLM's worker processes. vLLM imports it there as the worker extension.
 
-Importing it has two effects, both wanted in a worker and nowhere else: the process dies with the one that started it
-(kill -9 of a generator would otherwise leave its engine core running forever), and vLLM learns the weight transfer
-backend `BACKEND`.
+An import has two effects, which are wanted only in a worker. The process dies with the one that started it: otherwise
+kill -9 of a generator would leave its engine core running forever. And vLLM knows the weight transfer backend
+`BACKEND`.
 
-The weights of an update arrive through a `WorkerLink`. Staged, they lie beside the running model, and what vLLM calls
-an update (start, update, finish) happens between two steps, in one call, out of memory that is there: nothing that can
-go wrong on the network leaves the model half loaded. Direct, the update takes tensors as they arrive, and one that
-breaks leaves a model that is whole in form but must not decode until another update has got through.
+The weights of an update arrive through a `WorkerLink`. Staged weights are beside the running model, and are loaded from
+memory between two steps, in one call of vLLM's start, update and finish. So no failure of the network leaves the model
+half loaded. A direct update loads tensors as they arrive. One that breaks leaves a complete model with mixed weights,
+which must not decode until another update is complete.
 """
 
 import os
@@ -19,11 +19,7 @@ from typing import Any
 
 import torch
 from vllm.config import set_current_vllm_config
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -39,7 +35,7 @@ BACKEND = "darts"
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
-    """Where the generator listens, the address that the collective's sockets bind to, and how weights are received."""
+    """Where the generator listens, the local address for the collective's sockets, and how weights are received."""
 
     socket_path: str
     interface: str
@@ -48,7 +44,7 @@ class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """The version to load: it was committed, or is under way."""
+    """The version to load."""
 
     policy_version: int
 
@@ -72,16 +68,16 @@ class LinkedWeights(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore
         self._link.open()
 
     def start_weight_update(self) -> None:
-        """Take the model apart: layers are filled as their weights come, and rebuilt as the kernels want them. On
-        CPUs there is no other way, because the weights as they were loaded are gone."""
+        """Begin to fill layers as their weights come, and to rebuild them as the kernels need them. CPUs need this too,
+        because the weights in the form in which they were loaded no longer exist."""
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Load a version. (vLLM's own synchronizes an accelerator, whether there is one or not.)"""
+        """Load a version. (vLLM's own method synchronizes an accelerator even without one.)"""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Copy tensors into the model: those that are staged, or those that arrive. Raises `WeightUpdateError`."""
+        """Copy staged or arriving tensors into the model. Raises `WeightUpdateError`."""
         assert self._link is not None, "it was connected"
         if self._is_direct:
             self.model.load_weights(self._arriving(update_info.policy_version))
@@ -90,18 +86,18 @@ class LinkedWeights(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore
             self.model.load_weights(iter(self._staging.tensors.items()))
 
     def finish_weight_update(self) -> None:
-        """Put the model together again."""
+        """Complete the model again."""
         finalize_layerwise_reload(self.model, self.model_config)
         if current_platform.is_cpu():
             _repack_tied_heads(self.model)
         if torch.accelerator.is_available():
-            torch.accelerator.synchronize()  # the memory that was read from is received into next
+            torch.accelerator.synchronize()  # the next update writes into the memory that was read
         if self._link is not None and self._staging is not None:
             self._link.give_back(self._staging)
         self._staging = None
 
     def shutdown(self) -> None:
-        """Let go of the generator."""
+        """Close the link."""
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -122,7 +118,7 @@ class WorkerExtension:
         _worker(self).init_weight_transfer_engine(init_info)
 
     def darts_use(self, policy_version: int) -> None:
-        """Load the version that was committed, all of it, between two steps."""
+        """Load the version that was committed, between two steps."""
         worker = _worker(self)
         worker.start_weight_update()
         worker.update_weights({"policy_version": policy_version})
@@ -136,7 +132,7 @@ class WorkerExtension:
             worker.update_weights({"policy_version": policy_version})
         except WeightUpdateError as error:
             with set_current_vllm_config(worker.vllm_config):
-                worker.weight_transfer_engine.finish_weight_update()  # so that the next update finds a whole model
+                worker.weight_transfer_engine.finish_weight_update()  # so that the next update finds a complete model
             return str(error)
         worker.finish_weight_update()
         return None
@@ -148,15 +144,15 @@ def _worker(extension: WorkerExtension) -> Any:
 
 
 def _repack_tied_heads(model: torch.nn.Module) -> None:
-    """vLLM 0.32 on CPUs keeps a packed copy of the output layer. Where that shares its weight with the embedding, the
-    reload sees only the embedding, and the copy stays what it was."""
+    """vLLM 0.32 on CPUs keeps a packed copy of the output layer. If that shares its weight with the embedding, a reload
+    only updates the embedding, so the copy is made again."""
     for layer in model.modules():
         if isinstance(layer, ParallelLMHead):
             layer.quant_method.process_weights_after_loading(layer)
 
 
 def _die() -> None:
-    """The generator has ended, so decoding here has no use."""
+    """The generator has ended, so decoding has no use."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""The generator's ends of the links to its engine's workers (see `worker_link` for the others)."""
+"""The generator's ends of the links to the workers of its engine (see `worker_link` for the others)."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 class Answers:
-    """What the workers have said to an offer: one answer of all. Pure."""
+    """Merges the answers of all workers to an offer into one. Pure."""
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers
@@ -43,7 +43,7 @@ class Answers:
         self._staged.clear()
 
     def add(self, number: int, message: UpdateReady | UpdateStaged | UpdateFailed) -> Report | None:
-        """A worker has answered; returns what is to be reported now."""
+        """A worker has answered: what to report now, if anything."""
         match message:
             case UpdateFailed(epoch, version, error):
                 return UpdateFailed(epoch, version, f"worker {number}: {error}")
@@ -63,11 +63,7 @@ class Answers:
 
 
 class WorkerLinks:
-    """The sockets to the workers.
-
-    Args:
-        heard: called with a worker's number and what it says.
-    """
+    """The sockets to the workers. `heard` is called with a worker's number and its message."""
 
     def __init__(self, num_workers: int, heard: Callable[[int, Report], None]) -> None:
         self._num_workers = num_workers
@@ -86,11 +82,8 @@ class WorkerLinks:
         return path
 
     async def all_connected(self, deadline_s: float) -> None:
-        """Wait for every worker's first word; then nobody can connect any more, and the directory is gone.
-
-        Raises:
-            DeadlineError: some have not come.
-        """
+        """Wait for the first message of every worker. Then the directory is removed, and no process can connect. Raises
+        `DeadlineError` if some do not connect."""
         try:
             async with asyncio.timeout(deadline_s):
                 await self._complete.wait()
@@ -101,7 +94,7 @@ class WorkerLinks:
             self._stop_listening()
 
     def tell(self, number: int, message: GeneratorToWorker) -> None:
-        """Send to a worker. To one that is gone: nothing; the engine notices that by itself."""
+        """Send to a worker, if it is still there: the engine itself notices that it is not."""
         if number in self._channels:
             self._channels[number].send(message)
 
@@ -139,7 +132,7 @@ class WorkerLinks:
     async def _listen(self, channel: Channel[WorkerToGenerator]) -> None:
         first = await channel.receive()
         if not isinstance(first, WorkerConnected) or first.rank in self._channels:
-            raise ProtocolError(f"the first word of a worker is {first}")
+            raise ProtocolError(f"the first message of a worker is {first}")
         if not 0 <= first.rank < self._num_workers:
             raise ProtocolError(f"worker {first.rank} of {self._num_workers}")
         self._channels[first.rank] = channel
@@ -152,11 +145,10 @@ class WorkerLinks:
 
 
 def _require_same_user(writer: asyncio.StreamWriter) -> None:
-    """The directory keeps others out already; this holds where its mode means nothing."""
-    peer = writer.get_extra_info("socket")
+    """The directory already keeps others out; this also holds on file systems that ignore its mode."""
     if not hasattr(socket, "SO_PEERCRED"):
         return
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, user, _ = struct.unpack("3i", credentials)
+    peer = writer.get_extra_info("socket")
+    _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     if user != os.getuid():
         raise ProtocolError(f"a process of user {user} connected")

@@ -1,8 +1,8 @@
-"""A worker's end of the link to its generator: a rank of the broadcast group beside the model that is running.
+"""A worker's end of the link to its generator, with a rank of the broadcast group, beside the running model.
 
-The learner's words reach a worker through its generator, over a socket in a directory that only the user can enter.
-One thread with an event loop of its own holds that conversation and a `Rank`; the worker's main thread goes on
-decoding, and comes by only to fetch what was received. Nothing of vLLM is used here.
+Messages of the learner reach a worker through its generator, over a socket in a directory that only the user can enter.
+A thread with an event loop of its own reads them and owns the `Rank`. The worker's main thread continues to decode, and
+only fetches what was received. This module does not use vLLM.
 """
 
 import asyncio
@@ -24,45 +24,39 @@ from darts_async.wire.channel import Channel
 
 CONNECT_S: Final = 10.0
 FETCH_S: Final = 10.0
-"""What is fetched was announced before the call that fetches it, on another way: it is there, or under way."""
+"""What is fetched was announced on another way before: it is there, or is about to be."""
 CLOSE_S: Final = 10.0
 
 T = TypeVar("T")
 
 
 class _Counter(Generic[T]):
-    """Where one thing is left for another thread; what was not fetched is replaced."""
+    """Holds one thing for another thread. A newer one replaces it."""
 
     def __init__(self) -> None:
         self._queue: queue.Queue[T] = queue.Queue(maxsize=1)
 
     def leave(self, thing: T) -> T | None:
         """Returns what was not fetched. Called by one thread only."""
-        try:
-            unused = self._queue.get_nowait()
-        except queue.Empty:
-            unused = None
+        unused = self.fetch(0.0)
         self._queue.put_nowait(thing)
         return unused
 
     def fetch(self, timeout_s: float) -> T | None:
         """None: there was nothing."""
-        try:
+        with suppress(queue.Empty):
             return self._queue.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
+        return None
 
 
 class WorkerLink:
-    """See the module. All methods are called by the worker's main thread.
+    """All methods are called by the worker's main thread.
 
     Args:
-        socket_path: where the generator listens.
         number: of this worker among those of its generator, from 0.
         interface: local address that the collective's sockets bind to.
-        device: of the model.
         is_direct: updates are not staged but streamed (see `stream`).
-        lost: called, in the link's thread, when the generator is gone, or cannot be understood.
+        lost: called, in the link's thread, when the generator is gone or sends an invalid message.
     """
 
     def __init__(
@@ -91,12 +85,7 @@ class WorkerLink:
         self._thread = threading.Thread(target=self._run, name=f"weights-link-{number}", daemon=True)
 
     def open(self) -> None:
-        """Connect.
-
-        Raises:
-            OSError: the generator does not listen.
-            DeadlineError: nothing came of it.
-        """
+        """Connect. Raises `OSError` if the generator does not listen, `DeadlineError` if it takes too long."""
         self._thread.start()
         outcome = self._connected.fetch(CONNECT_S)
         if outcome is None:
@@ -105,38 +94,26 @@ class WorkerLink:
             raise outcome
 
     def staged(self, policy_version: int) -> Staging:
-        """The weights of a version that was committed. To be given back.
-
-        Raises:
-            WeightUpdateError: they are not there.
-        """
+        """The weights of a version that was committed, to be given back. Raises `WeightUpdateError` without them."""
         version, staging = self._committed.fetch(FETCH_S) or (-1, None)
         if staging is None or version != policy_version:
             raise WeightUpdateError(f"version {policy_version} is not staged; the last one committed is {version}")
         return staging
 
     def give_back(self, staging: Staging) -> None:
-        """The memory is no longer read."""
+        """This memory is no longer read."""
         if self._rank is not None and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._rank.give_back, staging)
 
     def stream(self, policy_version: int) -> TensorStream:
-        """The tensors of a version that was offered.
-
-        Raises:
-            WeightUpdateError: it was not.
-        """
+        """The tensors of a version that was offered. Raises `WeightUpdateError` if it was not."""
         stream = self._streams.fetch(FETCH_S)
         if stream is None or stream.policy_version != policy_version:
             raise WeightUpdateError(f"version {policy_version} is not under way here")
         return stream
 
     def close(self) -> None:
-        """Leave the group and end the thread. Idempotent.
-
-        Raises:
-            DeadlineError: the thread hangs.
-        """
+        """Leave the group and end the thread. Idempotent. Raises `DeadlineError` if the thread hangs."""
         self._closing = True
         if self._loop is not None and self._conversation is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._conversation.cancel)
@@ -155,7 +132,7 @@ class WorkerLink:
                 self._loop.run_until_complete(self._conversation)
         except DartsError as error:
             sys.stderr.write(f"the weight link of worker {self._number} ended: {error}\n")
-        finally:  # whatever ended it: no weights would reach this worker any more, and nobody would know
+        finally:  # after any end no weights reach this worker, and no other process would notice
             if not self._closing:
                 self._lost()
 

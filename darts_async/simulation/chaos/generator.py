@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from darts_async.generator.events import Outbox
+from darts_async.generator.engine import Outbox
 from darts_async.generator.scripted import ScriptedEngine
 from darts_async.generator.state import Arrange, Decode, GeneratorState, Obey, Swap, Wait
 from darts_async.protocol import (

@@ -22,8 +22,7 @@ class NodeError(DartsError):
 
 @dataclass(frozen=True, slots=True)
 class AgentCommand:
-    """A command to run on a node. `argv[0]` is the launcher's Python and `cwd` its directory, unless the settings of
-    the node name others."""
+    """A command to run on a node, with the launcher's Python and directory unless its settings name others."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -35,12 +34,10 @@ class Backend(Protocol):
     """Starts the agent of one node."""
 
     async def launch(self, command: AgentCommand, on_end: Callable[[str], None]) -> None:
-        """Start the agent, within a deadline. `on_end` is called with a reason when its end is seen, if it can be seen.
-        Raises `NodeError`."""
+        """Start the agent, within a deadline. If its end is seen, `on_end` gets the reason. Raises `NodeError`."""
 
     async def kill(self) -> None:
-        """End the process that `launch` has started, and its descendants, at once. If the node cannot be reached, the
-        lease ends them later."""
+        """End what `launch` has started, and its descendants. On a node out of reach the lease ends them later."""
 
     async def close(self) -> None:
         """Release connections."""

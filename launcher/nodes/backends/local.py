@@ -1,9 +1,10 @@
 """Starts the keeper of this machine as a child of the launcher, with which it always ends."""
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
@@ -50,12 +51,11 @@ class LocalBackend:
             return
         below = _descendants(self._process.pid)
         if self._process.returncode is None:
-            _kill_pid(self._process.pid)
-        for process in _ended_by_us(below):  # the kernel ends them with the keeper; this makes sure
-            _kill(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+        _kill(_ended_by_us(below))  # the kernel ends them with the keeper; this makes sure
         _, stuck = await asyncio.to_thread(psutil.wait_procs, below, timeout=ENDED_WITHIN_S)
-        for process in stuck:  # a warden that is stopped, say
-            _kill(process)
+        _kill(stuck)  # a warden that is stopped, say
         await asyncio.to_thread(psutil.wait_procs, stuck, timeout=ENDED_WITHIN_S)
 
     async def close(self) -> None:
@@ -95,16 +95,8 @@ def _outlives_parent(process: psutil.Process) -> bool:
         return False
 
 
-def _kill(process: psutil.Process) -> None:
-    """Kill the listed process, never another one that has its pid now."""
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
-
-
-def _kill_pid(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill the listed processes, never others that have their pids now."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -37,8 +37,7 @@ class SshBackend:
         self._kill_command = kill_command
 
     async def launch(self, command: AgentCommand, on_end: Callable[[str], None]) -> None:
-        """Start the keeper, if it does not run, and wait for its agent. It continues without the connection, so its end
-        is not seen."""
+        """Start the keeper, if it does not run, and wait for its agent. Its end is not seen."""
         await run_there(self._node, self._host, command, takes_s=COMES_UP_WITHIN_S)
 
     async def kill(self) -> None:
@@ -56,13 +55,11 @@ async def run_there(
     node: NodeConfig, host: str, command: AgentCommand, words: Mapping[str, Any] | None = None, *, takes_s: float = 0.0
 ) -> str:
     """Run a command on a node, and return its output. Its standard input has its environment and then `words`, as JSON.
-    `takes_s` is how long the command itself may wait.
-
-    Raises:
-        NodeError: the node cannot be reached or refuses, or the command fails or does not end in time.
-    """
+    `takes_s` is how long the command itself may wait. Raises `NodeError` if the node cannot be reached or refuses,
+    or if the command fails or does not end in time."""
     address = f"{node.ssh.host or host}" + (f" port {node.ssh.port}" if node.ssh.port else "")
-    environment = _forwarded(os.environ) | dict(command.env)
+    forwarded = {name for name in os.environ if name in FORWARDED or name.startswith(FORWARDED_PREFIXES)}
+    environment = {name: os.environ[name] for name in forwarded} | dict(command.env)
     text = "".join(msgspec.json.encode(part).decode() + "\n" for part in (environment, dict(words or {})))
     try:
         async with asyncio.timeout(2 * node.ssh.timeout_s + takes_s), await _connect(node, host) as connection:
@@ -89,32 +86,21 @@ async def _connect(node: NodeConfig, host: str) -> asyncssh.SSHClientConnection:
 
 def _options(ssh: SshConfig) -> dict[str, Any]:
     """Options of asyncssh, which finds the rest as ssh does."""
-    options: dict[str, Any] = {}
-    if ssh.port is not None:
-        options["port"] = ssh.port
-    if ssh.user is not None:
-        options["username"] = ssh.user
-    if ssh.identity_file is not None:
-        options["client_keys"] = [str(Path(ssh.identity_file).expanduser())]
-    if ssh.known_hosts is not None:
-        options["known_hosts"] = str(Path(ssh.known_hosts).expanduser())
-    return options
-
-
-def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value for name, value in environment.items() if name in FORWARDED or name.startswith(FORWARDED_PREFIXES)
+    options = {
+        "port": ssh.port,
+        "username": ssh.user,
+        "client_keys": None if ssh.identity_file is None else [str(Path(ssh.identity_file).expanduser())],
+        "known_hosts": None if ssh.known_hosts is None else str(Path(ssh.known_hosts).expanduser()),
     }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _shell_line(command: AgentCommand) -> str:
-    """The command line, which begins with `launcher.nodes.exec_with_env`."""
     first = module_command("launcher.nodes.exec_with_env", *command.argv, python=command.argv[0])
     return f"cd {shlex.quote(command.cwd)} && exec {shlex.join(first)}"
 
 
 def _why(node: NodeConfig, address: str, error: Exception) -> NodeError:
-    """What went wrong, and a fix."""
     setting = f"nodes: {node.name}.ssh"
     match error:
         case asyncssh.HostKeyNotVerifiable():
@@ -123,19 +109,15 @@ def _why(node: NodeConfig, address: str, error: Exception) -> NodeError:
             return NodeError(node.name, f"the key of {address} is not the known one: {error.reason}", fix)
         case asyncssh.PermissionDenied():
             who = f" {node.ssh.user!r}" if node.ssh.user else ""
-            return NodeError(
-                node.name,
-                f"{address} refuses the user{who}: {error.reason}",
-                f"see {setting}.user and identity_file",
-            )
+            fix = f"see {setting}.user and identity_file"
+            return NodeError(node.name, f"{address} refuses the user{who}: {error.reason}", fix)
         case asyncssh.KeyImportError() | asyncssh.ConfigParseError() | FileNotFoundError() | ValueError():
             return NodeError(node.name, f"a file of {setting} cannot be used: {error}", f"see {setting}")
         case asyncssh.Error():
             return NodeError(node.name, f"{address}: {error.reason}", f"try: ssh {node.ssh.host or address}")
         case _:
-            return NodeError(
-                node.name, f"{address} cannot be reached: {error}", f"see nodes: {node.name}.host and {setting}"
-            )
+            fix = f"see nodes: {node.name}.host and {setting}"
+            return NodeError(node.name, f"{address} cannot be reached: {error}", fix)
 
 
 def _failed(node: NodeConfig, command: AgentCommand, done: asyncssh.SSHCompletedProcess) -> NodeError:

@@ -9,7 +9,7 @@ import torch
 
 from darts_async.config import VllmConfig
 from darts_async.errors import DeadlineError, EngineError
-from darts_async.generator.events import SampleEnd
+from darts_async.generator.engine import SampleEnd
 from darts_async.generator.vllm.engine import VllmEngine
 from darts_async.learner.logprobs import logits_scores
 from darts_async.truncation import Truncation
@@ -390,7 +390,7 @@ async def test_samples_that_outgrow_the_memory_for_keys_and_values_finish_all_th
 ) -> None:
     settings = VllmConfig(block_size=BLOCK_TOKENS, kv_tokens_per_sample=64)
     async with running_vllm(tmp_path_factory.mktemp("model"), num_slots=8, settings=settings) as small:
-        assert small.started.capacity.num_slots == 8
+        assert small.started.num_slots == 8
         assert small.started.llm.vllm_config.cache_config.num_gpu_blocks == 8 * 64 // BLOCK_TOKENS + 1
         async with small.engine(is_endless=True) as engine:
             for i in range(12):  # 8 slots of 64 tokens, and one sample alone may take all of them

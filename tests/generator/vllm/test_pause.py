@@ -9,7 +9,7 @@ import pytest
 
 from darts_async.errors import EngineError
 from darts_async.generator.vllm.engine import VllmEngine
-from darts_async.generator.vllm.startup import Capacity, StartedVllm
+from darts_async.generator.vllm.startup import StartedVllm
 
 
 class Core:
@@ -36,7 +36,7 @@ class Closable:
 
 def engine_over(core: Core) -> VllmEngine:
     llm = SimpleNamespace(engine_core=core, shutdown=lambda: None)
-    return VllmEngine(StartedVllm(llm, Capacity(4, 64, 48), ()), ThreadPoolExecutor(1), step_deadline_s=5.0)
+    return VllmEngine(StartedVllm(llm, 4, 64, 48, ()), ThreadPoolExecutor(1), step_deadline_s=5.0)
 
 
 async def test_vllm_goes_on_behind_an_update() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darts_async.generator.vllm.requests import stream_seed
-from darts_async.generator.vllm.sample_tracker import SampleBook
+from darts_async.generator.vllm.sample_tracker import SampleTracker
 from tests.generator.world import Record, generate
 
 EVENTS = st.lists(st.tuples(st.sampled_from(("start", "cancel", "send", "abort", "decode", "stop")), st.integers(0, 4)))
@@ -13,7 +13,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from(("start", "cancel", "send", "abort",
 
 @given(EVENTS)
 def test_every_sample_ends_once_with_the_tokens_it_was_reported_to_have(events: list[tuple[str, int]]) -> None:
-    book, record = SampleBook(100, 48), Record()
+    book, record = SampleTracker(100, 48), Record()
     started: set[int] = set()
     for place, (kind, sample_id) in enumerate(events):
         match kind:
@@ -43,7 +43,7 @@ def test_every_sample_ends_once_with_the_tokens_it_was_reported_to_have(events: 
 
 
 def test_what_comes_behind_an_end_is_dropped() -> None:
-    book = SampleBook(100, 48)
+    book = SampleTracker(100, 48)
     book.start(generate(0))
     book.take_unsent()
     book.decoded(0, [3], [-1.0], "stop")
@@ -53,7 +53,7 @@ def test_what_comes_behind_an_end_is_dropped() -> None:
 
 
 def test_a_sample_that_ends_before_its_abort_goes_out_is_not_aborted() -> None:
-    book = SampleBook(100, 48)
+    book = SampleTracker(100, 48)
     book.start(generate(0))
     book.take_unsent()
     book.cancel(0)

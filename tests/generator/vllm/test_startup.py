@@ -12,6 +12,7 @@ from darts_async.config import GeneratorConfig, VllmConfig
 from darts_async.errors import ConfigError, EngineError, ModelError
 from darts_async.generator.vllm.engine import load_vllm_engine
 from darts_async.generator.vllm.installed import InstalledVllm, find_vllm, require_vllm
+from darts_async.generator.vllm.startup import VllmRequest
 from tests.generator.vllm.world import needs_vllm, tiny_model
 
 
@@ -28,7 +29,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
 
 def load(model_dir: Path, settings: VllmConfig | None = None, **changes: int) -> None:
     limits = {"num_slots": 4, "max_context_tokens": 256} | changes
-    load_vllm_engine(str(model_dir), settings or VllmConfig(), dtype="float32", seed=0, **limits)
+    load_vllm_engine(VllmRequest(str(model_dir), settings or VllmConfig(), dtype="float32", seed=0, **limits))
 
 
 @pytest.fixture
@@ -110,7 +111,8 @@ def test_memory_too_small_for_one_sample_is_refused_with_what_it_takes(model_dir
 async def test_slots_are_those_that_the_memory_has_room_for(model_dir: Path) -> None:
     block_bytes = 2 * 2 * 32 * 4 * 32
     settings = VllmConfig(kv_cache_bytes=block_bytes * (3 * 8 + 7 + 1), block_size=32)
-    engine = load_vllm_engine(str(model_dir), settings, dtype="float32", num_slots=64, max_context_tokens=250, seed=0)
+    wanted = VllmRequest(str(model_dir), settings, dtype="float32", num_slots=64, max_context_tokens=250, seed=0)
+    engine = load_vllm_engine(wanted)
     assert engine.num_slots == 3
     await engine.close()
 

@@ -59,7 +59,7 @@ class LentEngine(VllmEngine):
         if self._is_paused:  # an update was cut short
             await self.llm.engine_core.resume_scheduler_async()
             self._is_paused = False
-        for sample_id in list(self._book._live):
+        for sample_id in list(self._samples._live):
             self.cancel(sample_id)
         while self.num_unfinished:
             await self.step()

@@ -14,7 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from darts_async.config import VllmConfig
 from darts_async.generator.vllm.engine import VllmEngine
-from darts_async.generator.vllm.startup import StartedVllm, start_vllm
+from darts_async.generator.vllm.startup import StartedVllm, VllmRequest, start_vllm
 
 VOCAB_SIZE = 48
 EOS = 0
@@ -77,12 +77,14 @@ async def running_vllm(
     thread = ThreadPoolExecutor(max_workers=1)
     started = start_vllm(
         thread,
-        str(model_dir),
-        settings or VllmConfig(block_size=BLOCK_TOKENS),
-        dtype="float32",
-        num_slots=num_slots,
-        max_context_tokens=MAX_CONTEXT_TOKENS,
-        seed=0,
+        VllmRequest(
+            str(model_dir),
+            settings or VllmConfig(block_size=BLOCK_TOKENS),
+            dtype="float32",
+            num_slots=num_slots,
+            max_context_tokens=MAX_CONTEXT_TOKENS,
+            seed=0,
+        ),
     )
     yield RunningVllm(started, thread, model)
     await VllmEngine(started, thread, step_deadline_s=60.0).close()

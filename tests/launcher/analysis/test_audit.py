@@ -35,7 +35,7 @@ from darts_async.shaper.state import ShaperState
 from darts_async.topology.run_files import LEDGER_FILE
 from darts_async.wire.encoding import encode
 from darts_async.wire.framing import frame
-from launcher.analysis.audit import Books, audit
+from launcher.analysis.audit_books import Books, audit
 from launcher.commands.cli import app
 from launcher.run_dir.run_dir import RunRecord, write_record
 from tests.shaper.world import prompts

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from darts_async.protocol import sample_id_of
 from darts_async.shaper.ledger import LedgerWriter, SampleEnded
 from darts_async.trace import Trace, trace_path
-from launcher.analysis.report import write_report
-from launcher.analysis.report_plots import PLOTS
+from launcher.analysis.report import PLOTS, write_report
 from launcher.analysis.run_data import gather
 from launcher.commands.cli import app
 from launcher.run_dir.run_dir import RunRecord, write_record

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,8 @@ from launcher.display.summary import Summary, summarise
 from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.progress.run_view import RunView
-from launcher.run.interrupts import CaughtSignals, reason_of
+from launcher.run.interrupts import reason_of
+from launcher.run.run import PreparedRun
 from launcher.run_dir.run_dir import create_run_dir
 from launcher.sinks.recorder import recorded
 from tests.launcher.commands.test_verbs import said
@@ -46,9 +46,8 @@ class TwoLives:
         self.gap()
         return Past(life=2)
 
-    async def live(
-        self, config: RunConfig, plan: RunPlan, run_dir: Path, *, signals: CaughtSignals, past: Past, **_: Any
-    ) -> tuple[RunOutcome, Summary]:
+    async def live(self, prepared: PreparedRun) -> tuple[RunOutcome, Summary]:
+        past, run_dir, signals = prepared.past, prepared.run_dir, prepared.signals
         self.lives.append(past.life)
         stops: asyncio.Queue[str] = asyncio.Queue()
 
@@ -62,7 +61,7 @@ class TwoLives:
                 signals.tell(lambda number: stops.put_nowait(reason_of(number)))
                 ending.outcome = AGAIN if past.life == 1 else RunOutcome("stopped", await stops.get())
             signals.keep()
-        view = RunView(plan, name="a", run_dir=str(run_dir), total_steps=1, now_s=0.0)
+        view = RunView(prepared.plan, name="a", run_dir=str(run_dir), total_steps=1, now_s=0.0)
         return ending.outcome, summarise(view, ending.outcome, model_path=None, now_s=1.0)
 
     def lead(self) -> RunOutcome:

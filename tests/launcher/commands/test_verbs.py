@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from darts_async.config import RunConfig
@@ -21,9 +22,8 @@ from launcher.commands.cli import app
 from launcher.config_file import load_config
 from launcher.control.control_socket import MAX_REQUEST_BYTES, NotRunningError, ask, serving_requests
 from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
-from launcher.nodes.outputs import bound_outputs
 from launcher.plan.plan import link_addresses, plan_run
-from launcher.run_dir.logs import LogTail, last_lines, last_words
+from launcher.run_dir.logs import LogTail, bound_outputs, last_lines, last_words
 from launcher.run_dir.run_dir import RunRecord, inode_of, write_record
 
 PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
@@ -174,6 +174,7 @@ def test_a_verb_without_a_live_run_is_bad_input(tmp_path: Path, verb: list[str])
     result = CliRunner().invoke(app, [*verb, "--runs-dir", str(tmp_path)])
     assert result.exit_code == 2
     assert "no run is live in" in result.output
+    assert "name one of its 1 runs as RUN_DIR; the newest is" in " ".join(result.output.split())
     result = CliRunner().invoke(app, [*verb, str(tmp_path / "nowhere")])
     assert result.exit_code == 2
     assert "is not a run directory" in result.output
@@ -365,6 +366,11 @@ def test_init_writes_a_file_that_says_what_would_be_without_it(tmp_path: Path) -
     text = file.read_text()
     for meaning in ("Seed of prompts, sampling and selection", "`on_failure`: a process that leaves", "median_tokens"):
         assert meaning in " ".join(text.replace("#", "").split()), meaning
+    assert text.count("on_exhausted:") == 1, "what the roles share is written once"
+    assert "  generator: {replicas: 1, threads: 1}  # and the other settings of `shaper`\n" in text
+    commented = text[text.index("# nodes:") : text.index("\n\n", text.index("# nodes:"))]
+    nodes = yaml.safe_load("\n".join(line.removeprefix("# ") for line in commented.splitlines()))
+    assert RunConfig.model_validate(nodes) == RunConfig()
     assert CliRunner().invoke(app, ["validate", str(file)]).exit_code == 0
 
 

@@ -18,7 +18,6 @@ from darts_async.topology.run_files import file_stem
 from launcher.lifecycle.lifecycle import (
     NODE_COMES_UP_WITHIN_S,
     NOT_SERVING,
-    STALLED_AFTER_S,
     Action,
     AskToLeave,
     AskToStop,
@@ -34,6 +33,7 @@ from launcher.lifecycle.lifecycle import (
     Start,
     Stop,
 )
+from launcher.lifecycle.progress_watch import STALLED_AFTER_S
 from launcher.lifecycle.restarts import Restarts
 from launcher.nodes.supervisor import ProcessExit
 from launcher.plan.plan import link_addresses, plan_run, reports_per_step

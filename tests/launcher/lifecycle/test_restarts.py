@@ -11,7 +11,7 @@ from darts_async.config import BackoffConfig, IntensityConfig, RestartConfig, Ro
 from darts_async.errors import NO_SPACE_EXIT_CODE, PERMANENT_EXIT_CODE
 from darts_async.protocol import ProcessStatus
 from launcher.lifecycle.liveness import Liveness
-from launcher.lifecycle.restarts import AwaitRoom, EndRun, LeaveDown, Restarts, StartAgain, Verdict
+from launcher.lifecycle.restarts import EndRun, LeaveDown, Restarts, StartAgain, Verdict
 from launcher.plan.plan import link_addresses, plan_run
 
 KILLED = -9
@@ -177,7 +177,7 @@ def test_any_history_keeps_the_invariants(
                     down.add(name)
                     assert not by_hand
                     assert sum(other.partition("/")[0] == name.partition("/")[0] for other in down) <= 2 - min_healthy
-                case AwaitRoom():
+                case StartAgain(needs_room=True):
                     assert restarts.needs_room
                     waiting[name] = now_s + 1.0
                 case StartAgain(delay_s):
@@ -221,7 +221,7 @@ def hanging(liveness: Liveness, until_s: float, since_s: float = 0.0) -> list[st
 
 
 def test_silence_is_noticed_from_the_first_report_on() -> None:
-    liveness = Liveness({"generator/0": POLICY})
+    liveness = Liveness({"generator/0": POLICY}, {})
     assert hanging(liveness, 100.0) == [], "the start timeout is another's"
     liveness.heard("generator/0", status(0, 0), 100.0)
     assert hanging(liveness, 104.5, since_s=100.0) == []
@@ -232,7 +232,7 @@ def test_silence_is_noticed_from_the_first_report_on() -> None:
 
 
 def test_work_without_a_token_is_a_stall_of_a_generator_only() -> None:
-    liveness = Liveness({"generator/0": POLICY, "reward/0": POLICY})
+    liveness = Liveness({"generator/0": POLICY, "reward/0": POLICY}, {})
     found: list[tuple[float, str]] = []
     for second in range(60):
         for name in ("generator/0", "reward/0"):
@@ -243,7 +243,7 @@ def test_work_without_a_token_is_a_stall_of_a_generator_only() -> None:
 
 
 def test_a_generator_without_work_does_not_stall() -> None:
-    liveness = Liveness({"generator/0": POLICY})
+    liveness = Liveness({"generator/0": POLICY}, {})
     for second in range(100):
         liveness.heard("generator/0", status(7, 0), float(second))
         assert liveness.hanging(float(second)) == []
@@ -253,7 +253,7 @@ def test_a_generator_without_work_does_not_stall() -> None:
 
 
 def test_the_absence_of_the_watcher_is_no_silence_of_the_others() -> None:
-    liveness = Liveness({"generator/0": POLICY})
+    liveness = Liveness({"generator/0": POLICY}, {})
     liveness.heard("generator/0", status(0, 0), 0.0)
     liveness.hanging(0.5)
     assert liveness.hanging(1000.0) == []
@@ -261,7 +261,10 @@ def test_the_absence_of_the_watcher_is_no_silence_of_the_others() -> None:
     assert hanging(liveness, 1004.5, since_s=1004.5) == ["generator/0"], "half a second of silence came before"
 
 
-def test_a_process_without_a_policy_is_not_watched() -> None:
-    liveness = Liveness({})
-    liveness.heard("learner/0", status(0, 1), 0.0)
-    assert hanging(liveness, 1000.0) == []
+def test_a_process_that_has_not_reported_within_its_start_timeout_is_late() -> None:
+    liveness = Liveness({"learner/0": POLICY}, {"learner/0": 10.0})
+    liveness.expect("learner/0", 5.0)
+    assert (liveness.late(14.5), liveness.unheard) == ([], {"learner/0"})
+    assert liveness.late(15.0) == [("learner/0", "did not report within 10 s (roles.learner.start_timeout_s)")]
+    liveness.heard("learner/0", status(0, 0), 15.0)
+    assert (liveness.late(99.0), liveness.unheard) == ([], set())

@@ -17,9 +17,10 @@ import pytest
 
 import launcher.nodes.keeper
 from darts_async.config import RunConfig
+from darts_async.topology.links import AGENTS_LINK
 from darts_async.topology.plan import ProcessSpec
 from darts_async.topology.run_files import KEYS_DIR, NODES_DIR
-from darts_async.transport import create_run_keys
+from darts_async.transport import Received, create_run_keys
 from darts_async.wire.channel import Channel
 from darts_async.wire.framing import HEAD_BYTES, frame
 from launcher.nodes.keeper import Keeper
@@ -40,7 +41,7 @@ from launcher.nodes.node_record import NodeRecord, read_node_record
 from launcher.nodes.supervisor import ProcessRecord, Supervisor
 from launcher.plan.plan import hub_addresses, plan_run
 from launcher.preflight.preflight import link_ports
-from launcher.run.links import Control, HeardOfNode, open_control
+from launcher.run.links import Control, open_control
 from launcher.run_dir.run_dir import create_run_dir, write_inputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -79,9 +80,9 @@ class Lead:
                     if isinstance(report, kind) and which(report):
                         self.reports.remove(report)
                         return report
-                for heard in await self._control.receive(0.1):
-                    if isinstance(heard, HeardOfNode):
-                        self.reports.append(heard.body)
+                for event in await self._control.receive(0.1):
+                    if event.link == AGENTS_LINK.name and isinstance(event, Received):
+                        self.reports.append(event.message)
 
     async def start(self, name: str, incarnation: int = 1, code: str = SLEEPS) -> ProcessRecord:
         """A process that has printed something."""

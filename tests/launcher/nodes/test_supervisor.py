@@ -227,7 +227,7 @@ WRITES = "import os, tempfile; print(tempfile.mkstemp()[1], flush=True); os.kill
 async def test_temporary_files_go_with_the_process_that_was_killed(supervisor: Supervisor, tmp_path: Path) -> None:
     await supervisor.start(spec("reward/0", WRITES))
     assert (await one_exit(supervisor)).code == -signal.SIGKILL
-    [path] = await until_ready(supervisor.output_path("reward/0"))
+    [path] = await until_ready(tmp_path / "reward-0.out")
     assert Path(path).parent.name.startswith("darts-")
     assert not Path(path).parent.exists()
 

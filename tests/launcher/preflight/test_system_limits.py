@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from darts_async.config import RunConfig
-from darts_async.machine.limits import MAX_OPEN_FILES, raise_open_files
+from darts_async.machine.spawn import MAX_OPEN_FILES, raise_open_files
 from launcher.config_file import load_config
 from launcher.plan.placement import place_processes
 from launcher.preflight.preflight import check_run

@@ -19,13 +19,14 @@ from darts_async.protocol import (
     StepCompleted,
     TakeUpAgain,
 )
+from darts_async.transport import Received, Unreadable
 from launcher.lifecycle.lifecycle import Kill, Lost, Notice
 from launcher.nodes.supervisor import ProcessExit
 from launcher.plan.plan import link_addresses, plan_run, reports_per_step
 from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepMerger
 from launcher.run.boundary import Boundary
-from launcher.run.run import Gibberish, Heard, Run
+from launcher.run.run import Run
 from tests.launcher.lifecycle.test_lifecycle import running_lifecycle
 from tests.support.nonsense import messages
 
@@ -134,7 +135,7 @@ said = st.tuples(st.sampled_from([spec.name for spec in PLAN.processes]), messag
 def test_the_launcher_outlives_whatever_processes_say(conversation: list[tuple[str, ProcessToLauncher]]) -> None:
     run, _ = silenced_run()
     for name, message in conversation:
-        run._hear(Heard(name, 1, message))
+        run._hear(Received("launcher", name, 1, message))
     run._take_lines(run.merger.flush())
     assert 0 <= run.view.num_steps <= 5
     assert all(row.num_tokens >= 0 for row in run.view.rows.values())
@@ -142,22 +143,22 @@ def test_the_launcher_outlives_whatever_processes_say(conversation: list[tuple[s
 
 def test_what_cannot_be_read_is_named_and_its_sender_killed() -> None:
     run, other = silenced_run()
-    run._hear(Heard("reward/0", 1, Gibberish("3 array frames, of which the header uses 2")))
+    run._hear(Unreadable("launcher", "reward/0", 1, "3 array frames, of which the header uses 2"))
     assert other.notes == ["reward/0 is refused and killed: 3 array frames, of which the header uses 2"]
 
 
 def test_a_member_that_alone_accuses_its_hub_is_restarted_and_a_second_one_has_the_hub_restarted() -> None:
     run, other = silenced_run()
-    run._hear(Heard("generator/0", 1, PeerRefused("shaper/0", 1, "sample -1")))
+    run._hear(Received("launcher", "generator/0", 1, PeerRefused("shaper/0", 1, "sample -1")))
     assert other.notes == [
         "generator/0 is refused and killed: it refuses the messages of shaper/0, and most others do not: sample -1"
     ]
     assert not run.lifecycle.is_stopping("shaper/0")
-    run._hear(Heard("generator/0", 1, PeerRefused("shaper/0", 1, "sample -1")))
+    run._hear(Received("launcher", "generator/0", 1, PeerRefused("shaper/0", 1, "sample -1")))
     assert not run.lifecycle.is_stopping("shaper/0"), "one voice counts once"
-    run._hear(Heard("generator/1", 1, PeerRefused("shaper/0", 0, "sample -1")))
+    run._hear(Received("launcher", "generator/1", 1, PeerRefused("shaper/0", 0, "sample -1")))
     assert not run.lifecycle.is_stopping("shaper/0"), "it is of an earlier incarnation"
-    run._hear(Heard("generator/1", 1, PeerRefused("shaper/0", 1, "sample -2")))
+    run._hear(Received("launcher", "generator/1", 1, PeerRefused("shaper/0", 1, "sample -2")))
     assert other.notes[1:] == ["shaper/0 is refused and killed: sample -2 (says generator/1)"]
     assert run.lifecycle.is_stopping("shaper/0")
     assert not run.lifecycle.is_stopping("generator/1")
@@ -165,3 +166,9 @@ def test_a_member_that_alone_accuses_its_hub_is_restarted_and_a_second_one_has_t
 
 def test_the_launcher_is_accused_by_no_one() -> None:
     assert BOUNDARY.refusal("generator/0", PeerRefused("launcher", 1, "no")) is not None
+
+
+def test_a_refusal_names_the_kind_of_the_message() -> None:
+    run, other = silenced_run()
+    run._hear(Received("launcher", "learner/0", 1, StepCompleted(-1, {})))
+    assert other.notes == ["learner/0 is refused and killed: StepCompleted: step -1 of 5"]

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ from launcher.plan.plan import link_addresses, plan_run
 from launcher.preflight.preflight import link_ports
 from launcher.progress.run_view import RunView
 from launcher.run.interrupts import caught_signals
-from launcher.run.links import open_control
-from launcher.run.run import run
+from launcher.run.run import PreparedRun, run
 from launcher.run_dir.run_dir import create_run_dir, read_record, write_inputs, write_summary
 from tests import ROOT
 
@@ -54,19 +52,16 @@ class Prepared:
         write_inputs(self.run_dir, self.config, self.plan)
         create_run_keys(self.run_dir / KEYS_DIR, self.plan.endpoints())
         display = PlainDisplay(Console(file=self.output, width=120))
-        control = partial(open_control, self.plan, self.run_dir, self.config.transport)
-        return asyncio.run(
-            run_caught(self.config, self.plan, self.run_dir, open_control=control, display=display, limits=self.limits)
-        )
+        return asyncio.run(run_caught(self.config, self.plan, self.run_dir, display, self.limits))
 
     def metrics(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-async def run_caught(*settings: Any, **more: Any) -> tuple[RunOutcome, Summary]:
+async def run_caught(*given: Any) -> tuple[RunOutcome, Summary]:
     """As the command line does it."""
     with caught_signals() as signals:
-        return await run(*settings, signals=signals, **more)
+        return await run(PreparedRun(*given, signals))
 
 
 def assert_nothing_is_left(run_dir: Path) -> None:

@@ -33,7 +33,7 @@ from darts_async.shaper.phases import RunPhase
 from darts_async.shaper.state import Incoming, ShaperState, StateSnapshot
 from darts_async.topology.roles import LAUNCHER, LEARNER
 from darts_async.wire.framing import HEAD_BYTES, frame
-from launcher.analysis.audit import Books, audit
+from launcher.analysis.audit_books import Books, audit
 from tests.shaper.test_state import RULES
 from tests.shaper.world import World, prompts, world_config
 from tests.support.small_disk import BALLAST, small_disk, why_not

@@ -21,7 +21,7 @@ from darts_async.shaper.phases import RunPhase
 from darts_async.topology.roles import LEARNER
 from darts_async.topology.run_files import CHECKPOINTS_DIR, JOURNAL_FILE, LEDGER_FILE, SHAPER_STATE_FILE
 from darts_async.wire.framing import HEAD_BYTES, read_frames
-from launcher.analysis.audit import Books, audit
+from launcher.analysis.audit_books import Books, audit
 from tests.shaper.durable.test_journal import MortalWorld, Process
 from tests.shaper.test_state import RULES
 from tests.shaper.world import FakeGenerator, world_config

@@ -25,7 +25,7 @@ from darts_async.shaper.outbox import SendTo
 from darts_async.shaper.phases import RunPhase
 from darts_async.shaper.state import ShaperState, StateSnapshot
 from darts_async.topology.roles import LAUNCHER, LEARNER
-from launcher.analysis.audit import Books, audit
+from launcher.analysis.audit_books import Books, audit
 from tests.shaper.world import World, prompts, world_config
 
 

@@ -96,19 +96,23 @@ def test_samples_that_were_cut_unseen_leave_no_number() -> None:
 @pytest.mark.parametrize(
     ("settings", "normalises", "words"),
     [
-        ({"rule": "none", "launch": 8}, True, ["length is not rewarded: every sample"]),
-        ({"rule": "shortest", "launch": 8}, True, ["length is not rewarded: every sample"]),
-        ({"rule": "shortest", "launch": 12}, True, ["length is rewarded", "+0.083 of 12"]),
-        ({"rule": "dual_end", "launch": 12}, True, ["length is penalised", "-0.007 of 12 with 7+1"]),
+        ({"rule": "none", "launch": 8}, True, ["Length is not rewarded. Every sample is trained on."]),
+        ({"rule": "shortest", "launch": 8}, True, ["Length is not rewarded. Every sample is trained on."]),
+        ({"rule": "shortest", "launch": 12}, True, ["Length is rewarded.", "+0.083 with 12 samples"]),
+        ({"rule": "dual_end", "launch": 12}, True, ["Length is penalised", "-0.007 with 12 samples and ends 7+1"]),
         ({"rule": "dual_end", "early_stop": True}, True, ["acts like rule shortest"]),
-        ({"rule": "survivor", "shortest": 6, "longest": 2}, True, ["weight_power 0", "+0.035 of 12 with 6+2"]),
-        ({"rule": "survivor", "weight_power": 1.0, "baseline": "history"}, True, ["length is not rewarded"]),
+        (
+            {"rule": "survivor", "shortest": 6, "longest": 2},
+            True,
+            ["weight_power 0", "+0.035 with 12 samples and ends 6+2"],
+        ),
+        ({"rule": "survivor", "weight_power": 1.0, "baseline": "history"}, True, ["Length is not rewarded"]),
         (
             {"rule": "survivor", "shortest": 6, "longest": 2, "weight_power": 1.0, "baseline": "leave_one_out"},
             True,
-            ["length is not rewarded", "normalise_advantage", "weight_power 1 biased"],
+            ["Length is not rewarded", "normalise_advantage", "weight_power 1 biased"],
         ),
-        ({"rule": "qlpo", "launch": 12}, True, ["strongly penalised", "-0.244 of 12"]),
+        ({"rule": "qlpo", "launch": 12}, True, ["strongly penalised", "-0.244 with 12 samples"]),
     ],
 )
 def test_the_plan_of_a_run_says_what_its_rule_pays(
@@ -128,4 +132,7 @@ def test_every_rule_has_its_sentence() -> None:
     assert {name for name, _, _, _ in PAID_ON_THE_TRACE} | {"none", "random"} == rules
     for rule in rules:
         launch = 8 if rule == "none" else 10
-        assert "length" in length_note(ShapingConfig.model_validate({"rule": rule, "launch": launch}), normalises=True)
+        note = length_note(ShapingConfig.model_validate({"rule": rule, "launch": launch}), normalises=True)
+        assert note.startswith("Length is ")
+        assert ";" not in note, "one idea to a sentence"
+        assert all(len(sentence.split()) < 22 or "this rule pays" in sentence for sentence in note.split(". "))

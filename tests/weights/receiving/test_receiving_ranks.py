@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from darts_async.config import WeightsConfig
 from darts_async.errors import DeadlineError, WeightUpdateError
-from darts_async.generator.engine_pause import Stillness
-from darts_async.generator.events import StepEvents
+from darts_async.generator.engine import Pause, StepEvents
 from darts_async.generator.vllm.weights import worker_transfer
 from darts_async.generator.vllm.worker_hub import Answers, WorkerLinks
 from darts_async.generator.vllm.worker_link import WorkerLink
@@ -148,8 +147,8 @@ async def test_both_workers_of_a_generator_get_every_version(receive: str) -> No
     workers = Workers()
 
     @asynccontextmanager
-    async def hold() -> AsyncIterator[Stillness]:
-        yield Stillness(lambda _: None)
+    async def hold() -> AsyncIterator[Pause]:
+        yield Pause(lambda _: None)
 
     def tell(name: str, message: LearnerToGenerator) -> None:
         loop.call_soon(receiver.handle, message)
@@ -185,14 +184,14 @@ async def test_both_workers_of_a_generator_get_every_version(receive: str) -> No
 
 async def test_a_direct_update_that_is_given_up_before_the_engine_stands_still_holds_nobody() -> None:
     config = WeightsConfig(receive="direct")
-    workers, stills = Workers(), list[Stillness]()
+    workers, stills = Workers(), list[Pause]()
     wanted, boundary, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
-    async def hold() -> AsyncIterator[Stillness]:
+    async def hold() -> AsyncIterator[Pause]:
         wanted.set()
         await boundary.wait()
-        stills.append(Stillness(lambda _: None))
+        stills.append(Pause(lambda _: None))
         yield stills[0]
         left.set()
 

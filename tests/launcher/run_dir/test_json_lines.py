@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.run_dir.growing_files import flushed
+from launcher.run_dir.json_lines import flushed
 
 
 async def test_what_was_appended_is_on_the_disk_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
