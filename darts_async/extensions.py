@@ -27,6 +27,8 @@ from typing import Any, Final
 from darts_async.errors import ExtensionError
 
 Extension = Callable[..., Any]
+HUB: Final = "hub"
+"""The source that reads data sets of the Hugging Face hub."""
 TASKS: Final = "reasoning_gym"
 """The source that makes tasks, and the reward function that scores them."""
 
@@ -88,7 +90,7 @@ REWARD: Final = Kind(
 PROMPTS: Final = Kind(
     "prompts.source",
     ("num_train", "held_out", "seed"),
-    dict.fromkeys(("jsonl", "parquet", TASKS), ""),
+    dict.fromkeys(("jsonl", "parquet", HUB, TASKS), ""),
     renamed={"chain": "darts_async.quickstart.task:prompts"},
 )
 RULE: Final = Kind(

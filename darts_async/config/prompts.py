@@ -1,14 +1,16 @@
 """Settings of the prompts: where their records come from, and how they become text."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from darts_async.config.section import Positive, Section, named
-from darts_async.extensions import PROMPTS, TASKS
+from darts_async.extensions import HUB, PROMPTS, TASKS
 
-_OF_FILES = ("path", "held_out_path", "prompt_field", "answer_field", "answer_pattern", "metadata_fields")
+_OF_RECORDS = ("prompt_field", "answer_field", "answer_pattern", "metadata_fields")
+_INSTEAD = {HUB: " (held_out_split is there)"}
+_OF_HUB = ("subset", "split", "held_out_split", "revision")
 
 
 class FamilyConfig(Section):
@@ -22,21 +24,35 @@ class FamilyConfig(Section):
     """Settings of the family itself: `{min_terms: 2, max_terms: 3}`. Default: that package's own."""
 
 
-class PromptsConfig(Section):
-    """Where prompts come from. Training and held-out prompts never overlap."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class RecordsConfig(Section):
+    """Where records come from."""
+
+    _prefix: ClassVar[str] = ""
+    """What messages put before the name of a setting."""
 
     source: Annotated[str, named(PROMPTS)] = "darts_async.quickstart.task:prompts"
-    """`jsonl`, `parquet`: a file of records. `reasoning_gym`: tasks that the package of this name makes, with its own
-    scorer as the reward. Otherwise `module:name`, which is called and gives records; the default is the quickstart's
-    arithmetic."""
+    """`jsonl`, `parquet`: a file of records. `hub`: a data set of the Hugging Face hub. `reasoning_gym`: tasks that the
+    package of this name makes, with its own scorer as the reward. Otherwise `module:name`, which is called and gives
+    records; the default is the quickstart's arithmetic."""
     families: tuple[FamilyConfig, ...] = Field((), strict=False, max_length=256)
     """For the source `reasoning_gym`: what it makes. Each family gives as many different questions as it has, up to its
     share of `num_train` (1,024, if that is not set)."""
     path: str | None = None
-    """File of training records (jsonl, parquet). In every path `~`, `$NAME` and `${NAME}` are filled in, and `$$` is a
-    dollar sign."""
+    """File of training records (jsonl, parquet), or the data set: its id on the hub, or a directory with a copy of it.
+    In every path `~`, `$NAME` and `${NAME}` are filled in, and `$$` is a dollar sign."""
     held_out_path: str | None = None
     """File of held-out records. Default: `held_out` records are split off the training file."""
+    subset: str | None = None
+    """`hub`: which subset (also called configuration) of the data set, if it has several."""
+    split: str | None = None
+    """`hub`: the split to train on. Default: `train`."""
+    held_out_split: str | None = None
+    """`hub`: the split to hold records out of. Default: they are split off the one to train on."""
+    revision: str | None = None
+    """`hub`: branch, tag or commit. Name a commit to get the same records later."""
     prompt_field: str = "prompt"
     """Field that holds the prompt: a text, or a list of {role, content} messages."""
     answer_field: str = "answer"
@@ -47,16 +63,75 @@ class PromptsConfig(Section):
     metadata_fields: tuple[str, ...] | None = Field(None, strict=False)
     """Fields that the reward function gets as `metadata`, as they are in the record. Dots reach into nested fields.
     Default: all but prompt and answer. Other fields are not checked, and are not read from a parquet file."""
+    num_train: Positive | None = None
+    """Most training prompts to take. A source that is called gets the number, so that it can generate so many."""
+    held_out: Positive = 128
+    """Held-out prompts, chosen by the seed."""
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _pattern_is_a_regular_expression(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return pattern
+
+    @model_validator(mode="after")
+    def _the_source_has_what_it_needs(self) -> Self:
+        prefix, source = self._prefix, self.source
+        if source in ("jsonl", "parquet", HUB) and self.path is None:
+            raise ValueError(f"{prefix}source is {source!r}, which needs {prefix}path")
+        if source == TASKS and not self.families:
+            raise ValueError(f"{prefix}source is {source!r}, which needs {prefix}families: `- name: chain_sum`")
+        of_tasks, of_hub = f"which is of the source {TASKS!r}", f"which is of the source {HUB!r}"
+        unused = {
+            "families": source != TASKS and of_tasks,
+            **dict.fromkeys(_OF_HUB, source != HUB and of_hub),
+            **dict.fromkeys(_OF_RECORDS, source == TASKS and "but tasks are made, and no records are read"),
+            "path": source == TASKS and "but tasks are made, and no file is read",
+            "held_out_path": source in (TASKS, HUB) and f"but that reads no such file{_INSTEAD.get(source, '')}",
+        }
+        for name, why in unused.items():
+            if why and self.differs(name):
+                raise ValueError(f"{prefix}source is {source!r}, and {prefix}{name} is set, {why}; leave it out")
+        return self
+
+    def differs(self, name: str) -> bool:
+        """Whether a setting has another value than its default."""
+        return bool(getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True))
+
+
+class MixturePartConfig(RecordsConfig):
+    """One of several sources that prompts are drawn from."""
+
+    name: Name
+    """Names the part in metrics."""
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """How often its prompts are drawn, in proportion to those of the other parts. How many records it has does not
+    matter."""
+
+
+class EvaluationSetConfig(RecordsConfig):
+    """A set of prompts that is only evaluated on: `held_out` of its records, or of its held-out ones, if it has any."""
+
+    name: Name
+    """Names the set in metrics."""
+
+
+class PromptsConfig(RecordsConfig):
+    """Where prompts come from. Training and held-out prompts never overlap."""
+
+    _prefix: ClassVar[str] = "prompts."
+
+    mixture: tuple[MixturePartConfig, ...] = Field((), strict=False, max_length=256)
+    """Several sources in place of one, each with a `name`, a `weight` and the settings above."""
     chat_template: bool | str = True
     """Render the prompt with the tokenizer's chat template, if it has one. A text chooses one of several by name."""
     chat_template_arguments: dict[str, Any] = Field(default_factory=dict)
     """Further variables for the chat template: `{enable_thinking: false}`."""
     system_prompt: str | None = None
     """System message before the prompt, when the chat template is used."""
-    num_train: Positive | None = None
-    """Most training prompts to take. A source that is called gets the number, so that it can generate so many."""
-    held_out: Positive = 128
-    """Held-out prompts, chosen by the seed."""
     max_prompt_tokens: Positive = 512
     """Longer prompts are refused when the data set is loaded."""
     on_too_long: Literal["error", "skip"] = "error"
@@ -69,30 +144,21 @@ class PromptsConfig(Section):
             raise ValueError(f"the run itself gives {taken[0]} to the template; leave it out")
         return arguments
 
-    @field_validator("answer_pattern")
-    @classmethod
-    def _pattern_is_a_regular_expression(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        return pattern
-
     @model_validator(mode="after")
-    def _files_have_paths(self) -> Self:
-        if self.source in ("jsonl", "parquet") and self.path is None:
-            raise ValueError(f"prompts.source is {self.source!r}, which needs prompts.path")
-        return self
-
-    @model_validator(mode="after")
-    def _families_are_of_their_source(self) -> Self:
-        if self.source != TASKS:
-            if self.families:
-                raise ValueError(f"prompts.families is set, but prompts.source is {self.source!r}; set it to {TASKS!r}")
+    def _a_mixture_is_all_there_is(self) -> Self:
+        names = [part.name for part in self.mixture]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"prompts.mixture has two parts with the name {twice!r}; name one of them differently")
+        if not self.mixture:
             return self
-        if not self.families:
-            raise ValueError(f"prompts.source is {TASKS!r}, which needs prompts.families: `- name: chain_sum`")
-        for name in _OF_FILES:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"prompts.{name} is set, but prompts.source {TASKS!r} reads no file; leave it out")
+        for name in RecordsConfig.model_fields:
+            if self.differs(name):
+                raise ValueError(f"prompts.{name} is set, but so is prompts.mixture; move it into a part of that")
         return self
+
+    @property
+    def sections(self) -> dict[str, RecordsConfig]:
+        """Where the records come from, each by the setting that says it."""
+        if not self.mixture:
+            return {"prompts": self}
+        return {f"prompts.mixture.{place}": part for place, part in enumerate(self.mixture)}

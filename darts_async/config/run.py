@@ -11,7 +11,7 @@ from darts_async.config.model import ModelConfig, SamplingConfig
 from darts_async.config.network import NetworkConfig, TransportConfig
 from darts_async.config.nodes import NodeConfig, Nodes
 from darts_async.config.paths import expanded
-from darts_async.config.prompts import PromptsConfig
+from darts_async.config.prompts import PromptsConfig, RecordsConfig
 from darts_async.config.reward import RewardConfig
 from darts_async.config.roles import RolesConfig
 from darts_async.config.section import NonNegative, Section
@@ -57,7 +57,11 @@ class RunConfig(Section):
         if not isinstance(given, dict) or not isinstance(given.get("prompts"), dict):
             return given
         reward = given.get("reward", {})
-        if given["prompts"].get("source") == TASKS and isinstance(reward, dict) and not _OF_REWARD & reward.keys():
+        parts = given["prompts"].get("mixture") or [given["prompts"]]
+        are_tasks = isinstance(parts, (list, tuple)) and all(
+            isinstance(part, dict) and part.get("source") == TASKS for part in parts
+        )
+        if are_tasks and isinstance(reward, dict) and not _OF_REWARD & reward.keys():
             return given | {"reward": reward | {"function": TASKS}}
         return given
 
@@ -143,6 +147,12 @@ class RunConfig(Section):
         if engine in ENGINE.built_in and reason is not None:
             raise ValueError(reason)
         return self
+
+    @property
+    def record_sections(self) -> dict[str, RecordsConfig]:
+        """Where the records of prompts come from, each by the setting that says it."""
+        sets = {f"evaluation.sets.{place}": each for place, each in enumerate(self.evaluation.sets)}
+        return self.prompts.sections | sets
 
     @property
     def runs_path(self) -> Path:

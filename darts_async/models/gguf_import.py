@@ -138,7 +138,7 @@ def _without_quantisation(quantised: "PreTrainedModel") -> "PreTrainedModel":
         model = AutoModelForCausalLM.from_config(config)
     model.load_state_dict(quantised.state_dict(), assign=True)
     model.tie_weights()
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _text(path: Path) -> str:

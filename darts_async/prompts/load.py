@@ -133,39 +133,40 @@ def load_prompts(config: "RunConfig") -> PromptSets:
         ConfigError: a system prompt is set, but the chat template is not used.
     """
     encoder = _make_encoder(resolve_model_path(config.model.path, with_weights=False), config.prompts)
-    parts = read_parts(config.prompts, config.seed)
+    parts = read_parts(config.prompts, config.evaluation.sets, config.seed)
     train, held_out, num_too_long, num_read = list[list[Prompt]](), list[Prompt](), 0, 0
     for part in parts:
         prompts, num_longer = _to_prompts(part.train, encoder, config.prompts, num_read, part.name)
         num_read += len(part.train)
         num_too_long += num_longer
         if part.held_out is None:
-            prompts, chosen = split_off(prompts, part.num_held_out, config.seed)
+            prompts, chosen = split_off(prompts, part.num_held_out, config.seed, part.name)
         else:
             others, num_longer = _to_prompts(part.held_out, encoder, config.prompts, num_read, part.name)
             num_read += len(part.held_out)
             num_too_long += num_longer
-            _, chosen = split_off(others, part.num_held_out, config.seed)
+            _, chosen = split_off(others, part.num_held_out, config.seed, part.name)
         train.append(prompts)
         held_out += chosen
     distinct = [without_those_of(prompts, held_out) for prompts in train]
     num_duplicates = sum(map(len, train)) - sum(map(len, distinct))
     for part, prompts in zip(parts, distinct, strict=True):
-        if not prompts:
+        if part.is_trained and not prompts:
             sets = PromptSets((), tuple(held_out), num_too_long, num_duplicates)
             of = f" of {part.name!r}" if len(parts) > 1 else ""
             raise DataError(f"of {len(part.train)} records{of} there are {sets.counts}; give more, or hold out fewer")
     kept = [each for part, prompts in zip(parts, distinct, strict=True) for each in prompts[: part.num_train]]
-    weights = {part.name: part.weight for part in parts}
+    weights = {part.name: part.weight for part in parts if part.is_trained}
     return PromptSets(tuple(kept), tuple(held_out), num_too_long, num_duplicates, weights)
 
 
-def split_off(prompts: list[Prompt], num_held_out: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+def split_off(prompts: list[Prompt], num_held_out: int, seed: int, part: str = "") -> tuple[list[Prompt], list[Prompt]]:
     """(the others, `num_held_out` prompts chosen by the seed), both in the order of the data set."""
     if num_held_out > len(prompts):
+        setting = f"held_out of {part!r}" if part else "prompts.held_out"
         raise DataError(
-            f"prompts.held_out is {num_held_out}, but there are only {len(prompts)} prompts to take them from; "
-            "lower prompts.held_out or give more records"
+            f"{setting} is {num_held_out}, but there are only {len(prompts)} prompts to take them from; "
+            f"lower {setting} or give more records"
         )
     chosen = set(np.random.default_rng(seed).permutation(len(prompts))[:num_held_out].tolist())
     others = [prompt for place, prompt in enumerate(prompts) if place not in chosen]

@@ -28,8 +28,9 @@ def check_extensions(config: RunConfig) -> Iterator[Problem]:
 
 def check_prompts(config: RunConfig) -> Found:
     """What `look_at_prompts` finds; a source of the user's is called in a child."""
-    source = config.prompts.source
-    return _try_in_a_child(PROMPTS, source, config) if PROMPTS.is_of_user(source) else look_at_prompts(config)
+    sources = [section.source for section in config.record_sections.values()]
+    of_user = next((source for source in sources if PROMPTS.is_of_user(source)), None)
+    return look_at_prompts(config) if of_user is None else _try_in_a_child(PROMPTS, of_user, config)
 
 
 def _faults_here(kind: Kind, name: str) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ import msgspec
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.config.engines import VLLM
-from darts_async.extensions import ENGINE, LOSS, PROMPTS, REWARD, RULE
+from darts_async.extensions import ENGINE, HUB, LOSS, PROMPTS, REWARD, RULE
 from darts_async.machine.spawn import module_command
 from darts_async.topology import roles
 from darts_async.topology.roles import READS_MODEL, READS_PROMPTS, role_of
@@ -125,9 +125,10 @@ def _paths(config: RunConfig, read: set[str]) -> Iterator[tuple[str, str]]:
     if model.startswith(("/", "~", "$")) and READS_MODEL in read:
         yield "model.path", model
     if READS_PROMPTS in read:
-        for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
-            if path is not None:
-                yield f"prompts.{setting}", path
+        for where, section in config.record_sections.items():
+            for setting, path in (("path", section.path), ("held_out_path", section.held_out_path)):
+                if path is not None and section.source != HUB:
+                    yield f"{where}.{setting}", path
 
 
 def _modules(config: RunConfig, here: set[roles.Role]) -> Iterator[tuple[str, str]]:
