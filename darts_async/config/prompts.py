@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from darts_async.config.section import Positive, Section, named
-from darts_async.extensions import HUB, PROMPTS, TASKS
+from darts_async.extensions import HUB, PROMPTS, REWARD, TASKS
 
 _OF_RECORDS = ("prompt_field", "answer_field", "answer_pattern", "metadata_fields")
 _INSTEAD = {HUB: " (held_out_split is there)"}
@@ -102,21 +102,31 @@ class RecordsConfig(Section):
         return bool(getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True))
 
 
-class MixturePartConfig(RecordsConfig):
-    """One of several sources that prompts are drawn from."""
+class NamedRecordsConfig(RecordsConfig):
+    """One of several places where records come from."""
 
     name: Name
-    """Names the part in metrics."""
+    """Its name in metrics."""
+    reward: Annotated[str, Field(max_length=1_000), named(REWARD)] | None = None
+    """Reward function of these prompts alone, which has workers of its own: `math`, `exact_match`, `module:name`.
+    Default: for tasks of `reasoning_gym` their own scorer, else the section `reward`."""
+
+    @property
+    def own_reward(self) -> str | None:
+        """The reward function of these prompts alone; None if it is that of the section `reward`."""
+        return self.reward or (TASKS if self.source == TASKS else None)
+
+
+class MixturePartConfig(NamedRecordsConfig):
+    """One of several sources that prompts are drawn from."""
+
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """How often its prompts are drawn, in proportion to those of the other parts. How many records it has does not
     matter."""
 
 
-class EvaluationSetConfig(RecordsConfig):
+class EvaluationSetConfig(NamedRecordsConfig):
     """A set of prompts that is only evaluated on: `held_out` of its records, or of its held-out ones, if it has any."""
-
-    name: Name
-    """Names the set in metrics."""
 
 
 class PromptsConfig(RecordsConfig):

@@ -155,6 +155,12 @@ class RunConfig(Section):
         return self.prompts.sections | sets
 
     @property
+    def own_rewards(self) -> tuple[str, ...]:
+        """The reward functions beside that of the section `reward`, each of some prompts alone."""
+        own = {part.own_reward for part in (*self.prompts.mixture, *self.evaluation.sets)}
+        return tuple(sorted(own - {None, self.reward.function}, key=str))  # type: ignore[arg-type]
+
+    @property
     def runs_path(self) -> Path:
         """`runs_dir` with `~` and variables filled in. Raises `ConfigError` if one is not set."""
         return expanded(self.runs_dir, "runs_dir").absolute()

@@ -20,7 +20,7 @@ from darts_async.errors import ConfigError, DataError, ModelError
 from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.chat import ChatMessage, ChatTemplate
 from darts_async.prompts.chat_files import load_chat_template
-from darts_async.prompts.record_sources import read_parts
+from darts_async.prompts.record_sources import Part, read_parts
 from darts_async.prompts.records import Record
 from darts_async.prompts.source import MixedPrompts, Prompt, PromptSource, ShuffledPrompts
 
@@ -136,13 +136,13 @@ def load_prompts(config: "RunConfig") -> PromptSets:
     parts = read_parts(config.prompts, config.evaluation.sets, config.seed)
     train, held_out, num_too_long, num_read = list[list[Prompt]](), list[Prompt](), 0, 0
     for part in parts:
-        prompts, num_longer = _to_prompts(part.train, encoder, config.prompts, num_read, part.name)
+        prompts, num_longer = _to_prompts(part.train, encoder, config, num_read, part)
         num_read += len(part.train)
         num_too_long += num_longer
         if part.held_out is None:
             prompts, chosen = split_off(prompts, part.num_held_out, config.seed, part.name)
         else:
-            others, num_longer = _to_prompts(part.held_out, encoder, config.prompts, num_read, part.name)
+            others, num_longer = _to_prompts(part.held_out, encoder, config, num_read, part)
             num_read += len(part.held_out)
             num_too_long += num_longer
             _, chosen = split_off(others, part.num_held_out, config.seed, part.name)
@@ -205,14 +205,15 @@ def _make_encoder(model_dir: Path, config: "PromptsConfig") -> PromptEncoder:
 
 
 def _to_prompts(
-    records: list[Record], encoder: PromptEncoder, config: "PromptsConfig", first_id: int, part: str
+    records: list[Record], encoder: PromptEncoder, config: "RunConfig", first_id: int, part: Part
 ) -> tuple[list[Prompt], int]:
     """The prompts that fit, numbered by their position among the records, and how many do not fit."""
-    prompts = []
+    prompts, reward = [], part.reward if part.reward in config.own_rewards else ""
     for place, (record, token_ids) in enumerate(zip(records, encoder.encode(records), strict=True)):
-        if _fits(len(token_ids), record, config):
+        if _fits(len(token_ids), record, config.prompts):
             ids = np.array(token_ids, np.int32)
-            prompts.append(Prompt(first_id + place, record.question, ids, record.answer, metadata_json(record), part))
+            told = record.question, ids, record.answer, metadata_json(record)
+            prompts.append(Prompt(first_id + place, *told, part.name, reward))
     return prompts, len(records) - len(prompts)
 
 

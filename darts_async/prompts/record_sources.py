@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from darts_async.config.paths import expanded
@@ -55,6 +55,8 @@ class Part:
     num_train: int | None
     """Most training prompts to take; None: all."""
     num_held_out: int
+    reward: str = ""
+    """The reward function of this part alone."""
 
     @property
     def is_trained(self) -> bool:
@@ -73,12 +75,16 @@ def read_parts(prompts: "PromptsConfig", evaluated: "Iterable[EvaluationSetConfi
     if not prompts.mixture:
         parts = _parts_of("", 1.0, prompts, seed)
     else:
-        parts = [part for each in prompts.mixture for part in _parts_of(each.name, each.weight, each, seed)]
+        parts = [
+            replace(part, reward=each.own_reward or "")
+            for each in prompts.mixture
+            for part in _parts_of(each.name, each.weight, each, seed)
+        ]
     for each in evaluated:
         train, held_out = _read(each, seed)
         chosen = train if held_out is None else held_out
         num_held_out = len(chosen) if each.source == TASKS else each.held_out
-        parts.append(Part(each.name, 1.0, [], chosen, None, num_held_out))
+        parts.append(Part(each.name, 1.0, [], chosen, None, num_held_out, each.own_reward or ""))
     return parts
 
 

@@ -35,7 +35,9 @@ class Prompt:
     metadata_json: str = "{}"
     """The other fields of the record, as the text of a JSON object."""
     part: str = ""
-    """The part of a mixture that it is of."""
+    """The part of a mixture, or the set to evaluate on, that it is of."""
+    reward: str = ""
+    """The reward function of its part alone; empty for that of the section `reward`."""
 
 
 class PromptSource(Protocol):

@@ -19,7 +19,8 @@ _DEADLINE_S = 300.0
 def check_extensions(config: RunConfig) -> Iterator[Problem]:
     """Everything that a setting names as `module:name` can be imported and called. (For prompts: `check_prompts`.)"""
     for kind in KINDS.values():
-        for name in kind.names_in(config) if kind is not PROMPTS else ():
+        own = config.own_rewards if kind is REWARD else ()
+        for name in (*kind.names_in(config), *own) if kind is not PROMPTS else ():
             if kind.is_of_user(name):
                 yield from _try_in_a_child(kind, name, config).problems
             elif name not in kind.built_in:

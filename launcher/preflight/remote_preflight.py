@@ -133,7 +133,11 @@ def _paths(config: RunConfig, read: set[str]) -> Iterator[tuple[str, str]]:
 
 def _modules(config: RunConfig, here: set[roles.Role]) -> Iterator[tuple[str, str]]:
     for role, kind in _LOADED_BY:
-        for name in kind.names_in(config) if role in here else ():
+        sources = (section.source for section in config.record_sections.values())
+        names = (
+            sources if kind is PROMPTS else (*kind.names_in(config), *(config.own_rewards if kind is REWARD else ()))
+        )
+        for name in names if role in here else ():
             if name not in kind.built_in:
                 yield kind.setting, name.partition(":")[0]
 

@@ -107,6 +107,29 @@ def test_settings_that_do_not_fit_together_are_refused(given: dict[str, Any], me
         RunConfig.model_validate(given)
 
 
+def test_prompts_carry_the_reward_of_their_part_where_it_differs(tmp_path: Path) -> None:
+    mixture = [part(tmp_path, "a", *range(4), reward="exact_match"), part(tmp_path, "b", *range(4), reward="math")]
+    given = {
+        "model": {"path": str(write_tokenizer(tmp_path / "model"))},
+        "prompts": {"mixture": mixture},
+        "evaluation": {"sets": [part(tmp_path, "c", 1)]},
+        "reward": {"function": "math"},
+    }
+    config = RunConfig.model_validate(given)
+    assert config.own_rewards == ("exact_match",)
+    sets = load_prompts(config)
+    found = {(prompt.part, prompt.reward) for prompt in (*sets.train, *sets.held_out)}
+    assert found == {("a", "exact_match"), ("b", ""), ("c", "")}
+
+
+def test_tasks_beside_other_records_bring_their_scorer() -> None:
+    tasks = {"name": "tasks", "source": "reasoning_gym", "families": [{"name": "gcd"}]}
+    config = RunConfig.model_validate({"prompts": {"mixture": [tasks, {"name": "b"}]}})
+    assert config.own_rewards == ("reasoning_gym",)
+    alone = RunConfig.model_validate({"prompts": {"mixture": [tasks]}})
+    assert (alone.reward.function, alone.own_rewards) == ("reasoning_gym", ())
+
+
 def test_a_mixture_survives_being_written_and_read() -> None:
     parts = [{"name": "a", "weight": 2.0}, {"name": "b", "source": "hub", "path": "x/y", "metadata_fields": ["z"]}]
     config = RunConfig.model_validate({"prompts": {"mixture": parts}, "evaluation": {"sets": [{"name": "c"}]}})

@@ -6,6 +6,7 @@ import math
 from itertools import combinations
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -157,3 +158,31 @@ def test_the_last_evaluation_of_a_run_that_was_stopped_is_not_called_the_one_aft
     assert "last" in text
     assert "after" not in text
     assert "evaluations" not in text, "two are in the table"
+
+
+def test_each_set_of_prompts_has_its_own_numbers() -> None:
+    message = msgspec.structs.replace(
+        report(3, [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]), prompts_by_set={"a": [0, 1], "b": [2, 9]}
+    )
+    evaluation = Evaluation.of(message)
+    summary = evaluation.summary()
+    assert summary.reward == pytest.approx(0.5)
+    assert {name: each.reward for name, each in summary.sets.items()} == {"a": 0.75, "b": 0.0}
+    metrics = summary.metrics()
+    assert metrics["sets/a/pass@2"] == 1.0
+    assert metrics["sets/a/length/mean"] == 16.0
+    assert metrics["sets/b/reward/mean"] == 0.0
+    assert "of which a 0.750, b 0.000" in evaluation_text(summary)
+    assert msgspec.json.decode(msgspec.json.encode(summary), type=type(summary)) == summary
+
+
+def test_a_set_without_rewards_has_no_numbers_and_one_set_is_not_told_apart() -> None:
+    message = msgspec.structs.replace(report(3, [1.0, 0.0]), prompts_by_set={"a": [0], "b": [5]})
+    assert [*Evaluation.of(message).summary().sets] == ["a"]
+    assert Evaluation.of(report(3, [1.0, 0.0])).summary().sets == {}
+
+
+def test_a_sample_passes_with_a_reward_above_the_setting() -> None:
+    graded = report(3, [0.4, 0.6, 0.9, 1.0])
+    assert Evaluation.of(graded).summary().pass_at[1] == pytest.approx(0.75)
+    assert Evaluation.of(msgspec.structs.replace(graded, pass_above=0.9)).summary().pass_at[1] == pytest.approx(0.25)
