@@ -134,6 +134,7 @@ NAMES_ELSEWHERE = {
     ("weights/receiving/receive.py", "weights"): "a task",
     ("quickstart/__init__.py", "model"): "no file of a run",
     ("analysis/report.py", "launcher"): "the package",
+    ("config/run.py", "reward"): "a section of the settings",
     ("commands/dry_run.py", "generator"): "a section of the settings",
     ("commands/dry_run.py", "learner"): "a section of the settings",
     ("commands/dry_run.py", "reward"): "a section of the settings",

@@ -154,7 +154,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     """The command; returns its exit code: 0, or 2 for input that cannot be converted."""
     parser = argparse.ArgumentParser(
         prog="python -m darts_async.models.gguf_import", description=__doc__.split("\n")[0]
@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("directory", type=Path, help="a new directory")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--chat-template", type=Path, metavar="FILE.jinja")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     say(f"reading {given.source}: half a minute for 100 million parameters")
     try:
         written = convert(given.source, given.directory, dtype=given.dtype, chat_template=given.chat_template)

@@ -12,7 +12,7 @@ verb names the file of a run.
 import asyncio
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, SUMMARY_FILE
 from darts_async.transport import create_run_keys, renew_run_keys
 from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
 from launcher.commands.dry_run import dry_run_screen
+from launcher.commands.evaluation import as_evaluation
 from launcher.commands.verbs import VERBS, bad_input
 from launcher.config_file import load_config
 from launcher.control.find_run import find_run, known_record, refuse_links
@@ -149,6 +150,19 @@ def resume(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL|RUN_DIR", help="A directory, a hub id, or a run.")],
+    file: RunFile,
+) -> None:
+    """Evaluate a model, or what a run has trained, on the held-out prompts of FILE.yaml. Nothing is trained."""
+    config, _ = _checked(file, starts=True, change=lambda config: as_evaluation(config, model))
+    with outliving_readers(), _room_wanted(), bad_input():
+        outcome, summary = _run(config)
+        _show_end(outcome, summary)
+    raise typer.Exit(_EXIT_CODES[outcome.status])
+
+
+@app.command()
 def validate(file: RunFile) -> None:
     """Check FILE.yaml and everything it names, and start nothing."""
     _, findings = _checked(file, starts=False)
@@ -166,8 +180,10 @@ def _limits(config: RunConfig) -> Limits:
     )
 
 
-def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, Findings]:
-    """The settings of a file that can be run, and the findings. Otherwise shows the problems and exits.
+def _checked(
+    file: Path, *, starts: bool, change: Callable[[RunConfig], RunConfig] = lambda config: config
+) -> tuple[RunConfig, Findings]:
+    """The settings of a file, changed, if they can be run, and the findings. Otherwise shows the problems and exits.
 
     What this machine lacks is a problem if the run `starts`, and otherwise a warning.
     """
@@ -175,6 +191,8 @@ def _checked(file: Path, *, starts: bool) -> tuple[RunConfig, Findings]:
         parse_faults(os.environ.get(VARIABLE, ""), LAUNCHER)
     try:
         config = load_config(file)
+        with bad_input():
+            config = change(config)
         findings = check_run(config, reaches_nodes=starts)
         problems = findings.problems
         refused = tuple(problem for problem in problems if starts or not problem.here)

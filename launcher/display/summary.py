@@ -200,6 +200,9 @@ def _evaluation_table(summary: Summary) -> Table:
         ("  p99", "length_p99"),
     ):
         _add_change(table, label, getattr(before, name), getattr(after, name, None), ",.1f")
+    for name, of_set in before.sets.items():
+        last = after.sets.get(name) if after else None
+        _add_change(table, f"reward, {name}", of_set.reward, last.reward if last else None, ".3f")
     return table
 
 

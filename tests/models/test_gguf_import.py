@@ -1,6 +1,7 @@
 """A GGUF file becomes a directory in Hugging Face format: the same model, its tokenizer, and mistakes named."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +103,17 @@ def write_gguf(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of transformers and gguf
-def test_the_model_and_the_tokenizer_are_those_of_the_file(tmp_path: Path) -> None:
+def test_the_model_and_the_tokenizer_are_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     model = make_model()
     file = write_gguf(tmp_path / "small.gguf", model)
     directory = tmp_path / "models" / "small"
-    assert main([str(file), str(directory)]) == 0
+    monkeypatch.setattr(sys, "argv", ["gguf_import", str(file), str(directory)])
+    assert main() == 0
     assert [path.name for path in directory.parent.iterdir()] == ["small"]
     loaded = AutoModelForCausalLM.from_pretrained(directory).eval()
     ids = torch.arange(20)[None]
@@ -136,12 +140,17 @@ def test_the_model_and_the_tokenizer_are_those_of_the_file(tmp_path: Path) -> No
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_before_its_weights_are_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], made: dict[str, Any], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    made: dict[str, Any],
+    message: str,
 ) -> None:
     file = write_gguf(tmp_path / "small.gguf", **made)
     with pytest.raises(ModelError, match=message):
         convert(str(file), tmp_path / "model")
-    assert main([str(file), str(tmp_path / "model")]) == 2
+    monkeypatch.setattr(sys, "argv", ["gguf_import", str(file), str(tmp_path / "model")])
+    assert main() == 2
     assert str(file) in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["small.gguf"]
 
