@@ -20,14 +20,17 @@ from darts_async.faults import (
     install,
     parse_faults,
 )
+from darts_async.weights.receiving.receive import OF_MESSAGES
 from tests import ROOT
 
 
 def test_every_point_is_passed_somewhere_and_nothing_else_is() -> None:
     paths = [path for part in ("darts_async", "launcher") for path in (ROOT / part).rglob("*.py")]
     sources = "".join(path.read_text() for path in paths if "simulation" not in path.parts)
-    for called, points in (("reach", REACHED), ("pass_by", PASSED), ("in_thread", IN_THREAD)):
+    for called, points in (("pass_by", PASSED), ("in_thread", IN_THREAD)):
         assert sorted(re.findall(rf'(?:faults|present\(\))\.{called}\("([\w.]+)"\)', sources)) == sorted(points)
+    reached = re.findall(r'(?:faults|present\(\))\.reach\("([\w.]+)"\)', sources)
+    assert sorted((*reached, *OF_MESSAGES.values())) == sorted(REACHED)
 
 
 def test_a_fault_is_for_one_process_or_for_each() -> None:

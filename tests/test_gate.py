@@ -123,7 +123,12 @@ def test_what_decides_does_no_io() -> None:
 
 NAMES_ELSEWHERE = {
     ("generator/vllm/worker_hub.py", "workers"): "a directory",
+    ("shaper/rules/custom.py", "reward"): "a field of a sample",
+    ("shaper/token_accounts.py", "rewards"): "a field of a message",
+    ("shaper/token_accounts.py", "weights"): "a field of a message",
     ("simulation/chaos/lies.py", "reward"): "a field of a message",
+    ("simulation/chaos/lies.py", "rewards"): "a field of a message",
+    ("simulation/chaos/lies.py", "weights"): "a field of a message",
     ("simulation/chaos/plan.py", "generator"): "a section of the settings",
     ("simulation/chaos/plan.py", "learner"): "a section of the settings",
     ("simulation/chaos/plan.py", "reward"): "a section of the settings",

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from darts_async.config import RunConfig
 from darts_async.learner.advantage import Decoded
 from darts_async.learner.lora import add_adapters
-from darts_async.learner.model import DTYPES, compile_model, load_model
+from darts_async.learner.model import DTYPES, compile_model, layers_of, load_model
 from darts_async.learner.objective import Objective, ScriptedObjective
 from darts_async.learner.ranks.rank_group import RankGroup
 from darts_async.learner.ranks.rank_info import ALONE, training_device
@@ -67,7 +67,7 @@ def _load(config: RunConfig, model_dir: Path, ranks: RankGroup | None, device: t
         else:
             log.warning("learner_not_compiled", reason="learner.compile is for a GPU, and this process sees none")
     if ranks is not None:
-        shard_model(model, ranks.form(device), DTYPES[config.model.dtype])
+        shard_model(model, layers_of(model), ranks.form(device), DTYPES[config.model.dtype])
     return model
 
 

@@ -8,6 +8,8 @@ not averaged: `Trainer` divides once per step.
 Invariant. All ranks make the same passes in the same order, because every pass is a collective of all.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -16,15 +18,15 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from darts_async.errors import ModelError
-from darts_async.learner.model import layers_of
 
 
-def shard_model(model: PreTrainedModel, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+def shard_model(
+    model: PreTrainedModel, layers: Sequence[nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype
+) -> None:
     """Spread a float32 model over the ranks of a mesh, in place, and move it to their device layer by layer.
 
-    Raises `ModelError` if the model does not say what its layers are.
+    Raises `ModelError` if the model has not said what its layers are.
     """
-    layers = layers_of(model)
     if not layers:
         raise ModelError(f"{type(model).__name__} names no layers (_no_split_modules), by which it could be sharded")
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)

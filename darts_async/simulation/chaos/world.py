@@ -5,15 +5,12 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from darts_async.config import RunConfig
 from darts_async.simulation.chaos.plan import ChaosPlan
 from darts_async.transport.codec import Payload
 from darts_async.transport.session import Envelope
-
-if TYPE_CHECKING:
-    from darts_async.simulation.chaos.process import Process
 
 
 class Crash(Exception):
@@ -30,6 +27,16 @@ class Frame(NamedTuple):
     payload: Payload
 
 
+class Living(Protocol):
+    """A process, as far as the world deals with it."""
+
+    def arrive(self, frame: Frame) -> None:
+        """Take a frame of the network."""
+
+    def kill(self) -> None:
+        """Die now."""
+
+
 class World:
     """Events in the order of their time; ties in the order in which they were asked for."""
 
@@ -38,7 +45,7 @@ class World:
         self.config = config
         self.rng = Random(plan.seed)
         self.now_s = 0.0
-        self.living: dict[str, Process] = {}
+        self.living: dict[str, Living] = {}
         self.counts: Counter[str] = Counter()
         """How often each kind of fault has happened."""
         self.liars: set[tuple[str, int]] = set()

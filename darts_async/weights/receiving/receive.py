@@ -69,7 +69,7 @@ class Receiver:
         for action in actions:
             match action:
                 case Tell(message):
-                    if (point := _POINTS.get(type(message))) is not None:
+                    if (point := OF_MESSAGES.get(type(message))) is not None:
                         present().reach(point)
                     self._send(message)
                 case Order(command):
@@ -78,7 +78,7 @@ class Receiver:
                     self._committed.put_nowait(version)
 
 
-_POINTS = {
+OF_MESSAGES = {
     UpdateReady: "generator.before_ready",
     UpdateStaged: "generator.before_staged",
     UpdateApplied: "generator.before_applied",
