@@ -70,6 +70,8 @@ def find_split(path: str, *, subset: str | None, split: str, revision: str | Non
     local = expanded(path, "path")
     where = f"the data set {path!r}"
     is_local = local.is_dir()
+    if is_local and revision is not None:
+        raise DataError(f"prompts.revision is {revision!r}, but {where} is a local directory; leave the revision out")
     root = local if is_local else _fetch(path, revision, [_README])
     subsets = _subsets_of(root / _README)
     if subsets:

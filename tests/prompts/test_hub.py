@@ -187,3 +187,10 @@ def test_parquet_of_a_data_set_is_read(tmp_path: Path) -> None:
 def test_settings_that_do_not_fit_a_data_set_are_refused(prompts: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunConfig.model_validate({"prompts": prompts})
+
+
+def test_a_copy_has_no_revisions(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"prompts.revision is .v2., but .* is a local directory; leave the revision out"
+    ):
+        find_split(str(lay_out(tmp_path)), subset="main", split="test", revision="v2")

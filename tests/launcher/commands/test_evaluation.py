@@ -28,9 +28,16 @@ def test_the_model_of_a_run_is_its_last_one(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(ConfigError, match="has no model yet and no checkpoint"):
         as_evaluation(RunConfig(), str(tmp_path))
+    (tmp_path / "checkpoints" / "step-000150.damaged").mkdir(parents=True)
     for name in ("checkpoints/step-000050", "checkpoints/step-000100", "model"):
         (tmp_path / name).mkdir(parents=True)
         assert as_evaluation(RunConfig(), str(tmp_path)).model.path == str(tmp_path / name)
+
+
+def test_no_reference_model_and_no_adapters_are_loaded_to_evaluate() -> None:
+    given = RunConfig.model_validate({"learner": {"lora": {"rank": 4}, "loss": {"kl_weight": 0.1}}})
+    learner = as_evaluation(given, "somebody/model").learner
+    assert (learner.lora, learner.loss.kl_weight, learner.loss.reference_path) == (None, 0.0, None)
 
 
 def test_an_evaluation_of_nothing_is_refused() -> None:
@@ -50,7 +57,9 @@ def test_a_model_is_evaluated_on_every_set(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "held-out prompts at version 0" in done.stdout
-    assert "reward, probe" in done.stdout
+    assert "✓ evaluate-scripted finished: no steps, an evaluation in" in done.stdout
+    (probe,) = [line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["probe"]]
+    assert len(probe) == 1 + 3 + 2 + 2  # reward ± error, pass@1 and pass@2, length and its spread
     (run_dir,) = (tmp_path / "runs").iterdir()
     (line,) = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     assert (line["type"], len(line["rewards"])) == ("evaluation", 2 * (8 + 3))

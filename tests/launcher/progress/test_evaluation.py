@@ -186,3 +186,17 @@ def test_a_sample_passes_with_a_reward_above_the_setting() -> None:
     graded = report(3, [0.4, 0.6, 0.9, 1.0])
     assert Evaluation.of(graded).summary().pass_at[1] == pytest.approx(0.75)
     assert Evaluation.of(msgspec.structs.replace(graded, pass_above=0.9)).summary().pass_at[1] == pytest.approx(0.25)
+
+
+def test_a_run_that_only_evaluates_is_shown_as_one() -> None:
+    message = msgspec.structs.replace(report(0, [1.0, 1.0, 0.0, 1.0]), prompts_by_set={"sums": [0], "products": [1]})
+    view = new_view(message, total_steps=0)
+    assert "evaluating, without steps" in shown(run_screen(view, 1.0))
+    summary = summarise(view, RunOutcome("finished", "why"), model_path=None, now_s=9.0)
+    text = shown(summary_screen(summary))
+    assert "finished: no steps, an evaluation in" in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert rows["sums"][:3] == ["1.000", "1.000", "1.000"]
+    assert rows["products"][:3] == ["0.500", "0.500", "1.000"]
+    assert rows["all"][:5] == ["0.750", "±", "0.250", "0.750", "1.000"]
+    assert "before" not in text
