@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from darts_async.config.section import Positive, Section, named
+from darts_async.config.section import Fraction, Positive, Section, named
 from darts_async.extensions import HUB, PROMPTS, REWARD, TASKS
 
 _OF_RECORDS = ("prompt_field", "answer_field", "answer_pattern", "metadata_fields")
@@ -129,6 +129,26 @@ class EvaluationSetConfig(NamedRecordsConfig):
     """A set of prompts that is only evaluated on: `held_out` of its records, or of its held-out ones, if it has any."""
 
 
+class CurriculumConfig(Section):
+    """Which prompts are passed over for what their earlier samples got: a group whose rewards are all equal teaches
+    nothing. The measure is a prompt's mean reward, each clipped to 0 to 1, in which earlier visits count less."""
+
+    lowest: Fraction = 0.0
+    """A prompt whose mean reward is lower is passed over."""
+    highest: Fraction = 1.0
+    """A prompt whose mean reward is higher is passed over."""
+    revisit_share: Annotated[float, Field(ge=0.01, le=1)] = 0.1
+    """Share of such prompts that are asked all the same, chosen by the seed: the model changes."""
+
+    @model_validator(mode="after")
+    def _some_are_inside(self) -> Self:
+        if self.lowest > self.highest:
+            raise ValueError(
+                f"prompts.curriculum.lowest is {self.lowest:g}, but highest is {self.highest:g}; swap them"
+            )
+        return self
+
+
 class PromptsConfig(RecordsConfig):
     """Where prompts come from. Training and held-out prompts never overlap."""
 
@@ -136,6 +156,8 @@ class PromptsConfig(RecordsConfig):
 
     mixture: tuple[MixturePartConfig, ...] = Field((), strict=False, max_length=256)
     """Several sources in place of one, each with a `name`, a `weight` and the settings above."""
+    curriculum: CurriculumConfig | None = None
+    """Pass over prompts that are too hard or too easy by now. Default: every prompt is asked in its turn."""
     chat_template: bool | str = True
     """Render the prompt with the tokenizer's chat template, if it has one. A text chooses one of several by name."""
     chat_template_arguments: dict[str, Any] = Field(default_factory=dict)
