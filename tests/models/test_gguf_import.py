@@ -103,9 +103,7 @@ def write_gguf(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of transformers and gguf
-def test_the_model_and_the_tokenizer_are_those_of_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_and_the_tokenizer_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
