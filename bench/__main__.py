@@ -16,6 +16,7 @@ QUESTIONS: Final = {
     "engines": "how fast do engines decode, and how soon is a cancelled sample gone?",
     "learner": "how fast is a training step, on a CPU or a GPU?",
     "shaper": "how many samples a minute does the shaper bear?",
+    "rollouts": "what does it cost to keep rollouts?",
     "transport": "how many messages does a link move, how fast?",
     "weights": "what does an update of the weights cost over a bare broadcast?",
     "weights_vllm": "and with vLLM as the receiver?",

@@ -34,8 +34,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config
 
+from darts_async.advantage import group_advantages
 from darts_async.config import LearnerConfig
-from darts_async.learner.advantage import group_advantages
 from darts_async.learner.intake import num_packed_tokens
 from darts_async.learner.model import compile_model, use_packed_attention
 from darts_async.learner.objective import Objective

@@ -29,6 +29,15 @@ class Problem:
     """This machine is the problem and not the file, so verbs that only check or show the file do not fail."""
     is_hint: bool = False
     """Only a hint, with which a run can start."""
+    source: str | None = None
+    """Where the value was written, if not in the run's own file: another file, or the command line."""
+
+    @property
+    def origin(self) -> str:
+        """`line 7`, `line 7 of more.yaml`, or `from the command line`."""
+        if self.line is None:
+            return "" if self.source is None else f"from {self.source}"
+        return f"line {self.line}" if self.source is None else f"line {self.line} of {self.source}"
 
 
 class InputError(ConfigError):
@@ -73,8 +82,8 @@ def _problem_text(problem: Problem) -> Text:
     head = Text(problem.place or "the file", style="bold")
     if problem.value is not None:
         head.append(": ", style="not bold").append(problem.value, style="not bold yellow")
-    if problem.line is not None:
-        head.append(f"  line {problem.line}", style="not bold dim")
+    if problem.origin:
+        head.append(f"  {problem.origin}", style="not bold dim")
     head.append(f"\n  {problem.message}", style="not bold")
     if problem.fix is not None:
         head.append("\n  → ", style="not bold green").append(problem.fix, style="not bold")
@@ -82,6 +91,7 @@ def _problem_text(problem: Problem) -> Text:
 
 
 def _plain(file: Path, problem: Problem) -> str:
-    place = f"{file}:{problem.line}" if problem.line is not None else str(file)
+    where = problem.source or str(file)
+    place = f"{where}:{problem.line}" if problem.line is not None else where
     parts = [place, problem.place, problem.value, problem.message, problem.fix]
     return ": ".join(part for part in parts if part)

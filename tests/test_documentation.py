@@ -44,10 +44,12 @@ from darts_async.shaper.group import SAMPLE_LIFE
 from darts_async.shaper.window import StalenessWindow
 from darts_async.topology.links import LINKS
 from darts_async.topology.roles import ROLES
+from launcher.config_file import parse_config
 from launcher.lifecycle.lifecycle import RUN_LIFE
 from launcher.nodes.fleet import NODE_LIFE
 from launcher.progress.run_view import RunView
 from launcher.progress.step_merger import StepLine
+from launcher.settings_tree import Overrides
 from tests import ROOT
 from tests.support.launched import LaunchedRun
 
@@ -61,7 +63,7 @@ PAGES = sorted(
 DOOR = ROOT / "README.md"
 ARCHITECTURE = ROOT / "darts_async" / "README.md"
 OF_A_LIVE_RUN = ("status", "logs", "restart")
-OF_A_RUN = ("audit", "story", "trace", "report")
+OF_A_RUN = ("audit", "story", "trace", "report", "samples")
 ENDS_A_RUN, GOES_ON = "down", "resume"
 WITHOUT_A_RUN = ("validate", "init", "--dry-run")
 EVALUATES = "evaluate"
@@ -183,6 +185,7 @@ def is_carried_out(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.words[1] in (*OF_A_LIVE_RUN, *OF_A_RUN, ENDS_A_RUN, GOES_ON, EVALUATES, *WITHOUT_A_RUN, THE_RUN), (
         command
     )
+    parse_config("name: x", Path(THE_RUN), Overrides(words=tuple(word for word in command.words if "=" in word)))
 
 
 CHECKS: dict[str, Callable[[Command, pytest.MonkeyPatch], None]] = {
@@ -475,3 +478,15 @@ def test_fences_and_prose_are_both_read(tmp_path: Path) -> None:
         ("darts-launch", "a.yaml"),
     ]
     assert found[0].environment == {"X": "1, 2"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_example_of_a_run_from_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [block] = [block for block in blocks(ROOT / "launcher" / "README.md", "python") if "launcher.api" in block]
+    (tmp_path / "launcher").symlink_to(ROOT / "launcher")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["result"].status == "finished"
+    assert len(names["result"].steps) == 5

@@ -59,6 +59,13 @@ class TelemetryConfig(Section):
     space, and processes that wait for it do not count as dead."""
     log_max_mb: Annotated[float, Field(ge=0.1)] = 64.0
     """Largest log of each process, in MB, and largest file of what it prints. The oldest half is removed first."""
+    sample_groups: Annotated[int, Field(ge=0, le=1 << 20)] = 4
+    """Groups of each step whose samples are kept in `samples/` of the run directory, with text, log-probabilities and
+    versions, beside those of every evaluation. The groups are chosen by their number alone, so each step has about so
+    many, as long as any. 0 keeps none."""
+    samples_max_mb: Annotated[float, Field(ge=0.1)] = 256.0
+    """Largest size of `samples/`, in MB. The oldest training steps are removed first, and then the oldest evaluations.
+    """
     sinks: tuple[Annotated[str, named(SINK)], ...] = Field((), strict=False)
     """Further sinks of metrics, each a `module:name`, which get every line that is written to `metrics.jsonl`."""
     trace: bool = True

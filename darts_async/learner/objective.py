@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from darts_async.advantage import Decoded, trained_advantages
 from darts_async.config import Baseline, LearnerConfig
 from darts_async.errors import ModelError
 from darts_async.extensions import LOSS, load
-from darts_async.learner.advantage import Decoded, group_advantages
 from darts_async.learner.flops import ModelFlops, utilisation
 from darts_async.learner.lora import adapters_off, has_adapters
-from darts_async.learner.losses.aggregation import denominator, overlong_penalties, token_shares
+from darts_async.learner.losses.aggregation import denominator, token_shares
 from darts_async.learner.losses.policy import policy_loss
 from darts_async.learner.metric_sums import Tally
 from darts_async.learner.model import checkpoint_activations, response_scores
@@ -46,7 +46,7 @@ class Objective:
     max_new_tokens: int
     baseline: Baseline
     decoded: Decoded | None = None
-    """For `group_advantages`."""
+    """For `trained_advantages`."""
     reference: PreTrainedModel | None = None
     """For a loss with a `kl_weight`. A model with adapters needs none: without them it is the reference itself."""
     rank_info: RankInfo = ALONE
@@ -104,14 +104,7 @@ class Objective:
 
     def _weighted(self, group: TrainGroup) -> Weighted:
         loss = self.config.loss
-        advantages = group_advantages(
-            group.rewards - overlong_penalties(group.num_tokens, loss, self.max_new_tokens),
-            group.weights,
-            normalise=loss.normalise_advantage,
-            baseline=self.baseline,
-            pass_rate=group.baseline,
-            decoded=self.decoded,
-        )
+        advantages = trained_advantages(group, loss, self.max_new_tokens, baseline=self.baseline, decoded=self.decoded)
         return Weighted(group, advantages, token_shares(group, loss, self.max_new_tokens))
 
     def _has_gradient(self, weighted: Weighted) -> bool:

@@ -6,8 +6,8 @@ import structlog
 import torch
 from transformers import PreTrainedModel
 
+from darts_async.advantage import Decoded
 from darts_async.config import RunConfig
-from darts_async.learner.advantage import Decoded
 from darts_async.learner.lora import add_adapters
 from darts_async.learner.model import DTYPES, compile_model, layers_of, load_model
 from darts_async.learner.objective import Objective, ScriptedObjective

@@ -60,6 +60,7 @@ class Evaluation:
         if self._held_out:
             self._policy_version = policy_version
             self._unopened.extend(self._held_out)
+            self._work.rollouts.begin_evaluation()
 
     def published(self, policy_version: int) -> None:
         """Training continues with this version: an evaluation may be due."""
@@ -100,6 +101,7 @@ class Evaluation:
         if self._policy_version is None or self._unopened or self._open:
             return None
         report = self._report(self._policy_version) if self._evaluated else None
+        self._work.rollouts.close_evaluation(self._policy_version)
         self.abandon()
         return report
 

@@ -17,8 +17,8 @@ A sample lives like this (`SAMPLE_LIFE`):
     scored     -> ended       it was trained on, or filtered, or became stale
     unscorable -> ended       its group is decided
 
-A sample ends exactly once, with an outcome and a reason, and holds its tokens until then. Token versions never decrease
-along a sample.
+A sample ends exactly once, with an outcome and a reason, and holds its tokens until then, or until all of its group
+have ended if that is shown. Token versions never decrease along a sample.
 """
 
 from dataclasses import dataclass, field
@@ -94,6 +94,8 @@ class Sample:
     chunks: list[tuple[int, NDArray[np.int32], NDArray[np.float32]]] = field(default_factory=list)
     earlier: list[Stage] = field(default_factory=list)
     """The stages before this one."""
+    decoded_by: list[str] = field(default_factory=list)
+    """Every generator that it was given to, in order."""
 
     def to(self, stage: Stage) -> None:
         """Enter the next stage. Raises `IllegalTransition`, with the story of the sample."""
@@ -164,6 +166,8 @@ class Group:
     """Once complete: of the samples to train on, by id."""
     step: int | None = None
     """The step it was shipped for."""
+    is_shown: bool = False
+    """Its rollouts are kept, so its samples hold their tokens until the last one has ended."""
 
     @property
     def kept(self) -> list[tuple[Sample, float]]:

@@ -16,6 +16,7 @@ from darts_async.protocol import Cancel, FinishReason, Generate, SamplingParams,
 from darts_async.shaper.group import Group, Purpose, Sample, Stage
 from darts_async.shaper.ledger import GroupOpened, SampleEnded, SamplePlaced
 from darts_async.shaper.outbox import Outbox
+from darts_async.shaper.rollouts import Rollouts, RolloutsState
 from darts_async.shaper.rosters import GeneratorRoster, RewardRoster
 from darts_async.shaper.token_accounts import Totals
 from darts_async.topology.outcomes import SampleOutcome
@@ -36,6 +37,7 @@ class OpenWorkState(Struct, frozen=True):
     next_group_id: int = 0
     waiting: list[int] = []
     unscored: list[int] = []
+    rollouts: RolloutsState = RolloutsState()
 
 
 class OpenWork:
@@ -48,6 +50,7 @@ class OpenWork:
         self._sampling = SamplingParams(**config.sampling.model_dump(exclude={"stop"}))
         self.generators = GeneratorRoster()
         self.rewards = RewardRoster()
+        self.rollouts = Rollouts(config)
         self.groups: dict[int, Group] = {}
         """Groups with a sample that has not ended."""
         self._samples: dict[int, Sample] = {}
@@ -72,6 +75,7 @@ class OpenWork:
         self.next_group_id += 1
         samples = [Sample(sample_id_of(group_id, index)) for index in range(num_samples)]
         group = self.groups[group_id] = Group(group_id, prompt, purpose, samples, floor, now_s)
+        group.is_shown = self.rollouts.wants(group_id, purpose)
         self._waiting.extend(samples)
         self._samples.update((sample.sample_id, sample) for sample in samples)
         self._outbox.record(GroupOpened(group_id, prompt.prompt_id, purpose, num_samples, floor, cursor))
@@ -103,6 +107,7 @@ class OpenWork:
         seat = self.generators.seats[name]
         seat.sample_ids.add(sample.sample_id)
         sample.generator = name
+        sample.decoded_by.append(name)
         sample.to(Stage.DECODING)
         generate = Generate(
             sample_id=sample.sample_id,
@@ -148,7 +153,7 @@ class OpenWork:
         """The one terminal event of a sample."""
         sample.to(Stage.ENDED)
         self.release(sample)
-        sample.chunks = []
+        sample.end_outcome, sample.end_reason = outcome, reason
         self.totals.ended(outcome, sample.num_tokens)
         record = SampleEnded(
             sample_id=sample.sample_id,
@@ -163,7 +168,11 @@ class OpenWork:
         self._outbox.record(record)
         group = self.group_of(sample)
         group.num_ended += 1
+        if not group.is_shown:
+            sample.chunks = []
         if group.num_ended == len(group.samples):
+            if group.is_shown:
+                self.rollouts.ended(group)
             del self.groups[group.group_id]
             for ended in group.samples:
                 del self._samples[ended.sample_id]
@@ -257,13 +266,19 @@ class OpenWork:
             # Samples that have been cancelled are skipped in a queue, and left out here.
             waiting=[sample.sample_id for sample in self._waiting if sample.stage is Stage.WAITING],
             unscored=[sample.sample_id for sample in self._unscored if sample.stage is Stage.FINISHED],
+            rollouts=self.rollouts.to_state(),
         )
 
     def to_checkpoint(self) -> OpenWorkState:
         """For `restore`, where all processes are gone and no open group continues: of these, what their end will say of
         their samples."""
         groups = [
-            replace(group, samples=[replace(each, generator=None, chunks=[]) for each in group.samples], step=None)
+            replace(
+                group,
+                samples=[replace(each, generator=None, chunks=[]) for each in group.samples],
+                step=None,
+                is_shown=False,
+            )
             for group in self.groups.values()
         ]
         return OpenWorkState(groups, self.totals, next_group_id=self.next_group_id)
@@ -282,6 +297,7 @@ class OpenWork:
         self.next_group_id = state.next_group_id
         self._waiting.extend(self._samples[sample_id] for sample_id in state.waiting)
         self._unscored.extend(self._samples[sample_id] for sample_id in state.unscored)
+        self.rollouts.restore(state.rollouts)
 
     def validate(self) -> None:
         """Samples and seats agree; every token received is in a live sample or has an outcome."""

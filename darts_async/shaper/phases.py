@@ -105,10 +105,11 @@ class RunPhases:
 
     def reopen(self, now_s: float) -> None:
         """The run continues in another life. If it had been stopped, the prompts of given-up groups are asked again. If
-        it had finished, it ends again when the learner reports the last version."""
-        if self.phase is RunPhase.FINISHED and self._stop_reason == FINISHED:
+        it had finished and has no further steps, it ends again when the learner reports the last version."""
+        had_all = self.phase is RunPhase.EVALUATING_AFTER or (self.is_ending and self._stop_reason == FINISHED)
+        if had_all and self._feed.num_steps >= self._learner.steps:
             self.phase = RunPhase.EVALUATING_AFTER
-        elif self.is_ending:
+        elif had_all or self.is_ending:
             self.abandon()
             self.begin_again(now_s)
 

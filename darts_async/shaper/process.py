@@ -21,7 +21,7 @@ import structlog
 from darts_async.actor import TERMINATED, Gauges, Runtime, main
 from darts_async.config import RunConfig
 from darts_async.errors import DataError
-from darts_async.models.location import resolve_model_path, stop_token_ids, vocab_size
+from darts_async.models.location import load_tokenizer, resolve_model_path, stop_token_ids, vocab_size
 from darts_async.prompts.load import PromptSets, load_prompts
 from darts_async.protocol import Cancel, Message, SampleRejected, Shutdown
 from darts_async.shaper.boundary import Boundary
@@ -37,6 +37,7 @@ from darts_async.shaper.durable.replayable_state import (
     Reopened,
     ReplayableState,
     Restarted,
+    RolloutsWritten,
     Stopped,
     Ticked,
     WentDown,
@@ -53,10 +54,11 @@ from darts_async.shaper.ledger import (
 )
 from darts_async.shaper.outbox import Forget, Output, SendTo
 from darts_async.shaper.phases import RunPhase
+from darts_async.shaper.rollout_writer import RolloutWriter
 from darts_async.shaper.state import Incoming, ShaperState, StateSnapshot
 from darts_async.topology.links import LAUNCHER_LINK, link_between
 from darts_async.topology.roles import LAUNCHER, SHAPER, role_of
-from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE
+from darts_async.topology.run_files import JOURNAL_FILE, LEDGER_FILE, SAMPLES_DIR
 from darts_async.transport import Event, PeerDown, PeerUp, Received
 
 FLUSH_EVERY_S = 1.0
@@ -79,6 +81,7 @@ class ShaperActor:
         stop_token_ids: frozenset[int] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
         boundary: Boundary | None = None,
+        writer: RolloutWriter | None = None,
     ) -> None:
         """
         Args:
@@ -86,7 +89,9 @@ class ShaperActor:
             stop_token_ids: the tokens that end a response, where the engine's model names any.
             clock: seconds since some fixed moment.
             boundary: what is taken from peers, where the engine's model has a vocabulary.
+            writer: of rollouts; without one they are given up.
         """
+        self._writer = writer
         self._runtime = runtime
         self._boundary = boundary or Boundary(runtime.config, runtime.run_dir)
         self._clock = clock
@@ -113,6 +118,10 @@ class ShaperActor:
         self._outputs = [*self._replayable.reports, *(output for output in self._outputs if not is_report(output))]
         self._stop_at_s: float | None = None
         self._leaving = self._terminated = False
+        self._num_steps = self._state.num_steps
+        """When files of rollouts were last compared with it."""
+        if writer is not None:
+            writer.void(self._state.work.rollouts.void_from(self._num_steps))
 
     def _begin(self, make_state: MakeState) -> ReplayableState:
         """For the first time, in place of a process of this life of the run, or in place of those of another life."""
@@ -246,6 +255,8 @@ class ShaperActor:
         """Flush the files to the disk and close them."""
         self._ledger.close()
         self._journal.close()
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.close, self._state.work.rollouts.unwritten)
 
     def validate(self) -> None:
         """The invariants of the state."""
@@ -285,6 +296,18 @@ class ShaperActor:
         for peer in {report.peer for report in self._replayable.reports}:
             if not self._runtime.links[_link_to(peer)].num_unacknowledged(peer):
                 self._take(Confirmed(self._now_s(), peer))
+        self._keep_rollouts()
+
+    def _keep_rollouts(self) -> None:
+        """Have rollouts written, and take what has become of earlier ones."""
+        rollouts, writer = self._state.work.rollouts, self._writer
+        before, self._num_steps = self._num_steps, self._state.num_steps
+        if writer is not None and self._num_steps < before:  # the state has started over from a checkpoint
+            writer.void(rollouts.void_from(self._num_steps))
+        unwritten = rollouts.unwritten
+        done = [(file.serial, True) for file in unwritten] if writer is None else writer.turn(unwritten)
+        for serial, is_given_up in done:
+            self._take(RolloutsWritten(self._now_s(), serial, is_given_up))
 
     def _carry_out(self) -> None:
         outputs, self._outputs = self._outputs, []
@@ -325,6 +348,14 @@ def boundary_of(config: RunConfig, run_dir: Path) -> Boundary:
     return Boundary(config, run_dir, vocab_size(resolve_model_path(config.model.path, with_weights=False)))
 
 
+def rollout_writer_of(config: RunConfig, run_dir: Path) -> RolloutWriter | None:
+    """What keeps rollouts, if any are to be kept."""
+    if not config.telemetry.sample_groups:
+        return None
+    model_dir = resolve_model_path(config.model.path, with_weights=False)
+    return RolloutWriter(run_dir / SAMPLES_DIR, config, lambda: load_tokenizer(model_dir))
+
+
 def _link_to(peer: str) -> str:
     return LAUNCHER_LINK.name if peer == LAUNCHER else link_between(SHAPER.first, role_of(peer)).name
 
@@ -334,7 +365,13 @@ def make_actor(runtime: Runtime) -> ShaperActor:
     config = runtime.config
     sets = load_prompts(config)
     log.info("prompts_loaded", found=str(sets.counts))
-    return ShaperActor(runtime, sets, stop_tokens_of(config), boundary=boundary_of(config, runtime.run_dir))
+    return ShaperActor(
+        runtime,
+        sets,
+        stop_tokens_of(config),
+        boundary=boundary_of(config, runtime.run_dir),
+        writer=rollout_writer_of(config, runtime.run_dir),
+    )
 
 
 if __name__ == "__main__":

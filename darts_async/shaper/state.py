@@ -264,6 +264,7 @@ class ShaperState:
         self.work.lose_all("taken_up_without_it")
         self.work.totals.end_of_life()
         self.work.next_group_id = max(self.work.next_group_id, next_group_id)
+        self.work.rollouts.start_over()
         if not self.explains(policy_version):
             self.feed.committed.jump(policy_version)
         self._outbox.record(RunReopened(self.num_steps, life))
@@ -317,6 +318,7 @@ class ShaperState:
         if report is not None:
             self._outbox.to_launcher(report)
         self._phases.advance(now_s)
+        self.work.rollouts.advance(self.num_steps, self.work.groups.values())
         self.work.score_waiting()
         self.work.place()
         while self.work.has_room and self._open_group(now_s):
@@ -336,6 +338,7 @@ class ShaperState:
     def validate(self) -> None:
         """What holds between any two calls; the parts have their own."""
         self.work.validate()
+        self.work.rollouts.validate(self.num_steps)
         if not self.is_ending:
             self.training.validate()
             self._evaluation.validate()

@@ -217,6 +217,7 @@ class Training:
             metrics |= self._planner.metrics()
             metrics |= {f"tokens/{outcome}": float(n) for outcome, n in totals.tokens_by_outcome.items()}
             metrics["run/failed_rewards"] = float(totals.rewards.num_failed)
+            metrics["run/groups_not_shown"] = float(self._work.rollouts.num_given_up)
             self._outbox.to_launcher(StepCompleted(step, metrics))
 
     # --- the end of a process, of a run, and what comes after it -----------------------------------------------

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from darts_async.advantage import Decoded, group_advantages
 from darts_async.config import ShapingConfig
-from darts_async.learner.advantage import Decoded, group_advantages
 from darts_async.protocol import RunFinished, TrainGroup
 from darts_async.simulation.demand import Draw
 

@@ -3,11 +3,11 @@
 A file that is rewritten is replaced atomically, so a reader sees the old one or the new one, also after a power loss. A
 file that grows is on the disk about a second after a write.
 
-Logs, traces, journal and checkpoints are bounded by `telemetry.log_max_mb`, `telemetry.trace_max_mb`, the samples in
-flight and `learner.keep_checkpoints`. Three files grow with the run: `ledger.msgpack` by less than 100 bytes a sample,
-`metrics.jsonl` by about 2 KB a step, `events.jsonl` with each start and end of a process. So ten million samples, of
-which 256 are trained on in a step, are 1 GB of ledger and 80 MB of metrics. A shaper that continues a run needs 130
-bytes a sample in memory; `audit` and `report` need about 1 KB.
+Logs, traces, rollouts, journal and checkpoints are bounded by `telemetry.log_max_mb`, `telemetry.trace_max_mb`,
+`telemetry.samples_max_mb`, the samples in flight and `learner.keep_checkpoints`. Three files grow with the run:
+`ledger.msgpack` by less than 100 bytes a sample, `metrics.jsonl` by about 2 KB a step, `events.jsonl` with each start
+and end of a process. So ten million samples, of which 256 are trained on in a step, are 1 GB of ledger and 80 MB of
+metrics. A shaper that continues a run needs 130 bytes a sample in memory; `audit` and `report` need about 1 KB.
 """
 
 from pathlib import Path
@@ -50,6 +50,8 @@ TRACE_DIR: Final = "trace"
 """What each process did and when: see `darts_async.trace`."""
 TRACE_FILE: Final = "trace.json"
 """The same for Perfetto, once `darts-launch trace` has been called."""
+SAMPLES_DIR: Final = "samples"
+"""Rollouts to be looked at: see `darts_async.rollouts`."""
 MODEL_DIR: Final = "model"
 """The trained model, at the end."""
 

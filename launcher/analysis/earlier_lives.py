@@ -46,6 +46,8 @@ class Past:
     lines: tuple[StepLine, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     notices: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    """Settings that differ from those of the previous life."""
 
     @property
     def num_steps(self) -> int:
@@ -77,21 +79,27 @@ def held(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def read_past(run_dir: Path, plan: RunPlan) -> Past:
-    """Read a run that is `held`, and cut off torn lines. Raises `ConfigError` if it is finished or unreadable."""
+def read_past(run_dir: Path, plan: RunPlan, *, steps: int | None = None) -> Past:
+    """Read the files of a run that is `held`. Cuts off torn lines. `steps` is the number that it now has to reach.
+
+    Raises:
+        ConfigError: the run is finished and has no further steps, or a file is unreadable.
+    """
     record = known_record(run_dir)
-    if record is not None and record.status == "finished":
-        raise ConfigError(
-            f"the run in {run_dir} is finished ({record.reason}) and cannot be resumed; see its results with "
-            f"`darts-launch audit {run_dir}` and `darts-launch report {run_dir}`"
-        )
     try:
-        return _past(run_dir, record, plan)
+        past = _past(run_dir, record, plan)
     except OSError as error:
         raise ConfigError(
             f"{run_dir} cannot be resumed: {error}; check that you may read and write its files, and call "
             f"`darts-launch resume {run_dir}` again"
         ) from error
+    if record is not None and record.status == "finished" and (steps is None or steps <= past.num_steps):
+        more = f"`darts-launch resume {run_dir} learner.steps={2 * max(past.num_steps, 1)}`"
+        raise ConfigError(
+            f"the run in {run_dir} is finished ({record.reason}, {past.num_steps} steps): {more} trains further; "
+            f"`darts-launch audit {run_dir}` and `darts-launch report {run_dir}` show its results"
+        )
+    return past
 
 
 def _past(run_dir: Path, record: RunRecord | None, plan: RunPlan) -> Past:

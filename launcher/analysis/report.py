@@ -12,8 +12,12 @@ import numpy as np
 from jinja2 import Environment
 
 from darts_async.errors import ConfigError
+from darts_async.rollouts import Rollout, best_and_worst
 from darts_async.topology.outcomes import OUTCOMES
+from launcher.analysis.rollouts import RunRollouts
 from launcher.analysis.run_data import RunData, gather
+from launcher.display.rollouts import excerpt, one_line
+from launcher.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +34,7 @@ _BUSY, _IDLE, _AWAY = "#3f7fbf", "#e3e6ea", "#c94f4f"
 _BANDS = ((1, 99, 0.15), (10, 90, 0.25), (25, 75, 0.35))
 _MAX_BINS = 60
 REPORT_FILE = "report.html"
+_PROMPT_CHARS, _RESPONSE_CHARS = 400, 1200
 
 
 def write_report(run_dir: Path, out: Path) -> None:
@@ -53,7 +58,35 @@ def _page(data: RunData) -> str:
         figures=figures(data),
         rows=stage_rows(data),
         away=data.away,
+        samples=_samples(data.run_dir),
     )
+
+
+def _samples(run_dir: Path) -> list[dict[str, Any]]:
+    """Rows of samples of an early and a late step; none where no rollouts were kept."""
+    reader = RunRollouts(run_dir)
+    try:
+        steps = reader.numbers("train")
+        chosen = sorted({steps[0], reader.newest("train")}) if steps else []
+    except ConfigError:
+        return []
+    return [_row(rollout) for step in chosen for rollout in _telling(reader.of("train", step))]
+
+
+def _telling(rollouts: list[Rollout]) -> list[Rollout]:
+    """The best, the worst, and the longest that was cancelled."""
+    cancelled = [rollout for rollout in rollouts if rollout.outcome == "cancelled"]
+    longest = [max(cancelled, key=lambda rollout: rollout.length)] if cancelled else []
+    return [*best_and_worst(rollouts), *longest]
+
+
+def _row(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "step": rollout.step,
+        "about": printable(one_line(rollout).plain),
+        "prompt": printable(excerpt(rollout.prompt, _PROMPT_CHARS)),
+        "text": printable(excerpt(rollout.text, _RESPONSE_CHARS)),
+    }
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:

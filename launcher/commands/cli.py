@@ -10,6 +10,7 @@ verb names the file of a run.
 """
 
 import asyncio
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -35,9 +36,10 @@ from darts_async.transport import create_run_keys, renew_run_keys
 from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
 from launcher.commands.dry_run import dry_run_screen
 from launcher.commands.evaluation import as_evaluation
-from launcher.commands.verbs import VERBS, bad_input
+from launcher.commands.samples import samples
+from launcher.commands.verbs import RUNS, VERBS, RunsDir, bad_input, split_words, the_run
 from launcher.config_file import load_config
-from launcher.control.find_run import find_run, known_record, refuse_links
+from launcher.control.find_run import known_record, refuse_links
 from launcher.display.status import failure_screen
 from launcher.display.summary import Summary, summary_screen
 from launcher.display.view import make_display
@@ -50,11 +52,13 @@ from launcher.run.interrupts import caught_signals, outliving_readers
 from launcher.run.run import PreparedRun
 from launcher.run.run import run as carry_out
 from launcher.run_dir.run_dir import create_run_dir, run_dir_name, write_inputs
-from launcher.terminal import Screen, accept_any_text, show_error, show_traceback
+from launcher.settings_tree import Overrides
+from launcher.terminal import Screen, accept_any_text, show_error, show_traceback, write_line
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _EXIT_CODES = {"finished": OK, "failed": FAILED, "stopped": INTERRUPTED}
 _DEFAULT_VERB = "run"
+_FIRST_VERBS = ("run", "validate", "init", "resume")
 
 
 class _FileOrVerb(TyperGroup):
@@ -66,6 +70,14 @@ class _FileOrVerb(TyperGroup):
             args = [_DEFAULT_VERB, *args]
         return super().parse_args(ctx, args)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list of verbs, with complete sentences."""
+        helps = {name: (command.help or "").partition("\n\n")[0] for name, command in self.commands.items()}
+        begin = [name for name in _FIRST_VERBS if name in helps]
+        with formatter.section("Verbs"):
+            rest = [name for name in helps if name not in begin]
+            formatter.write_dl([(name, " ".join(helps[name].split())) for name in begin + rest])
+
     def invoke(self, ctx: Any) -> Any:
         """Carry out the verb. A Ctrl-C that no run catches ends it without a message."""
         try:
@@ -76,18 +88,39 @@ class _FileOrVerb(TyperGroup):
 
 app = typer.Typer(
     cls=_FileOrVerb,
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Train a language model with the settings of one YAML file: darts-launch [--dry-run] FILE.yaml",
+    help="Train a language model with the settings of one YAML file: darts-launch FILE.yaml [NAME=VALUE]...",
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The cluster and the run.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NAME=VALUE", help="Settings that replace those of the file: learner.steps=200"),
+]
+MoreFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--file", "-f", metavar="MORE.yaml", help="Settings laid over those of the file. May be repeated."),
+]
 
 
-for _verb in VERBS:
+for _verb in (*VERBS, samples):
     app.command()(_verb)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        write_line(f"darts-launch {importlib.metadata.version('darts-async')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version, and exit.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:
@@ -106,6 +139,8 @@ def main() -> None:
 @app.command(_DEFAULT_VERB)
 def run_command(
     file: RunFile,
+    words: Words = None,
+    more: MoreFiles = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be started, and start nothing.")] = False,
 ) -> None:
     """Run FILE.yaml (the verb may be left out).
@@ -113,7 +148,7 @@ def run_command(
     Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) stop the run in order. In a script, make this the last command,
     `exec darts-launch FILE.yaml`: a signal to a shell that waits for the run does not reach the run.
     """
-    config, _ = _checked(file, starts=not dry_run)
+    config, _ = _checked(file, _overrides(words, more), starts=not dry_run)
     if dry_run:
         Screen().print(dry_run_screen(config, _plan(config, config.runs_path / run_dir_name(config.name))))
         return
@@ -125,22 +160,31 @@ def run_command(
 
 @app.command()
 def resume(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN_DIR|NAME=VALUE", help="The run (default: the newest), and new settings."),
+    ] = None,
+    more: MoreFiles = None,
     from_checkpoint: Annotated[
         bool, typer.Option("--from-checkpoint", help="Start from the newest checkpoint and discard later progress.")
     ] = False,
+    runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Continue a run that was stopped, failed or killed."""
+    """Continue a run that was stopped, failed or killed, or train a finished one further: learner.steps=200."""
     with bad_input():
-        found = find_run(run_dir, Path()).absolute()
+        run_dir, settings = split_words(words or [])
+        overrides = _overrides(settings, [file.absolute() for file in more or ()])
+        found = the_run(run_dir, runs_dir, is_live=False).absolute()
         refuse_links(found)
         with held(found):
             record = known_record(found)
             if record is not None and Path(record.directory or ".").is_dir():
                 os.chdir(record.directory or ".")  # relative paths of the settings begin there
-            past = read_past(found, _known_plan(found))
-            config, _ = _checked(found / CONFIG_FILE, starts=True)
-            refuse_changes(found, found / CONFIG_FILE, config, past.num_steps)
+            steps = _loaded(found / CONFIG_FILE, overrides).learner.steps
+            past = read_past(found, _known_plan(found), steps=steps)
+            config, _ = _checked(found / CONFIG_FILE, overrides, starts=True)
+            changes = refuse_changes(found, found / CONFIG_FILE, config, past.num_steps)
+            past = replace(past, changes=tuple(map(str, changes)))
             plan = structs.replace(_plan(config, found), life=past.life, from_checkpoint=from_checkpoint)
             renew_run_keys(found / KEYS_DIR, plan.endpoints())
             with outliving_readers(), _room_wanted():
@@ -153,9 +197,11 @@ def resume(
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL|RUN_DIR", help="A directory, a hub id, or a run.")],
     file: RunFile,
+    words: Words = None,
+    more: MoreFiles = None,
 ) -> None:
     """Evaluate a model, or what a run has trained, on the held-out prompts of FILE.yaml. Nothing is trained."""
-    config, _ = _checked(file, starts=True, change=lambda config: as_evaluation(config, model))
+    config, _ = _checked(file, _overrides(words, more), starts=True, change=lambda config: as_evaluation(config, model))
     with outliving_readers(), _room_wanted(), bad_input():
         outcome, summary = _run(config)
         _show_end(outcome, summary)
@@ -163,9 +209,9 @@ def evaluate(
 
 
 @app.command()
-def validate(file: RunFile) -> None:
+def validate(file: RunFile, words: Words = None, more: MoreFiles = None) -> None:
     """Check FILE.yaml and everything it names, and start nothing."""
-    _, findings = _checked(file, starts=False)
+    _, findings = _checked(file, _overrides(words, more), starts=False)
     prompts = f": {findings.prompts}" if findings.prompts is not None else ""
     result = f"{file} {'is valid' if findings.problems else 'can be run'}{prompts}"
     Screen().print(Text.assemble(("✓ ", "green"), result), soft_wrap=True)
@@ -180,8 +226,16 @@ def _limits(config: RunConfig) -> Limits:
     )
 
 
+def _overrides(words: list[str] | None, more: list[Path] | None) -> Overrides:
+    return Overrides(tuple(more or ()), tuple(words or ()))
+
+
 def _checked(
-    file: Path, *, starts: bool, change: Callable[[RunConfig], RunConfig] = lambda config: config
+    file: Path,
+    overrides: Overrides,
+    *,
+    starts: bool,
+    change: Callable[[RunConfig], RunConfig] = lambda config: config,
 ) -> tuple[RunConfig, Findings]:
     """The settings of a file, changed, if they can be run, and the findings. Otherwise shows the problems and exits.
 
@@ -189,18 +243,14 @@ def _checked(
     """
     with bad_input():
         parse_faults(os.environ.get(VARIABLE, ""), LAUNCHER)
-    try:
-        config = load_config(file)
-        with bad_input():
-            config = change(config)
-        findings = check_run(config, reaches_nodes=starts)
-        problems = findings.problems
-        refused = tuple(problem for problem in problems if starts or not problem.here)
-        if refused:
-            raise InputError(file, refused)
-    except InputError as error:
-        Screen(stderr=True).print(problem_screen(error))
-        raise typer.Exit(BAD_INPUT) from error
+    config = _loaded(file, overrides)
+    with bad_input():
+        config = change(config)
+    findings = check_run(config, reaches_nodes=starts)
+    problems = findings.problems
+    refused = tuple(problem for problem in problems if starts or not problem.here)
+    if refused:
+        _refuse(InputError(file, refused))
     if problems:
         Screen(stderr=True).print(missing_screen(file, problems))
     if findings.hints:
@@ -208,6 +258,19 @@ def _checked(
     if findings.prompts is not None and findings.prompts.num_left_out:
         Screen(stderr=True).print(Text.assemble(("! ", "yellow"), str(findings.prompts)), soft_wrap=True)
     return config, findings
+
+
+def _loaded(file: Path, overrides: Overrides) -> RunConfig:
+    """The settings of a file. Otherwise shows the problems and exits."""
+    try:
+        return load_config(file, overrides)
+    except InputError as error:
+        _refuse(error)
+
+
+def _refuse(error: InputError) -> NoReturn:
+    Screen(stderr=True).print(problem_screen(error))
+    raise typer.Exit(BAD_INPUT) from error
 
 
 def _plan(config: RunConfig, run_dir: Path) -> RunPlan:

@@ -1,6 +1,7 @@
 """The verbs for an existing run, live or over. They work from any terminal.
 
-RUN_DIR is the directory of a run. Its default is the newest live run in `--runs-dir`.
+RUN_DIR is the directory of a run in `--runs-dir`. Its default is the newest live run for verbs that ask a launcher, and
+the newest run, live or over, for verbs that read its files. A verb says which run it has found.
 """
 
 import time
@@ -34,20 +35,21 @@ FAILED, BAD_INPUT = 1, 2
 _POLL_S = 0.2
 _MAX_IDS = 20
 
-RunDir = Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="The run. Default: the newest live run.")]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Directory in which to look for the newest live run.")]
+LiveRun = Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="The run. Default: the newest live run.")]
+AnyRun = Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="The run. Default: the newest run.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Directory in which to look for the newest run.")]
 Process = Annotated[str, typer.Argument(metavar="ROLE[/N]", help="One process, or all of a role.")]
-_RUNS = Path("runs")
+RUNS = Path("runs")
 
 
 def status(
-    run_dir: RunDir = None,
+    run_dir: AnyRun = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    runs_dir: RunsDir = _RUNS,
+    runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show the state of a run: steps, processes, notices."""
     with bad_input():
-        found = find_run(run_dir, runs_dir)
+        found = the_run(run_dir, runs_dir, is_live=False)
         try:
             state = ask_run(found, GetStatus())
         except NotRunningError as error:
@@ -60,22 +62,22 @@ def status(
         Screen().print(status_screen(state))
 
 
-def restart(process: Process, run_dir: RunDir = None, runs_dir: RunsDir = _RUNS) -> None:
+def restart(process: Process, run_dir: LiveRun = None, runs_dir: RunsDir = RUNS) -> None:
     """Restart a process of a live run, all of a role, or the agent of a node."""
     with bad_input():
-        found = find_run(run_dir, runs_dir)
+        found = the_run(run_dir, runs_dir)
         names_of(read_plan(found), process)
         write_line(_asked(found, RestartProcess(process)))
 
 
 def down(
-    run_dir: RunDir = None,
-    runs_dir: RunsDir = _RUNS,
+    run_dir: LiveRun = None,
+    runs_dir: RunsDir = RUNS,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.0, help="Seconds to wait for the end.")] = 120.0,
 ) -> None:
     """End a live run in order, as Ctrl-C does, and wait until it has ended."""
     with bad_input():
-        found = find_run(run_dir, runs_dir)
+        found = the_run(run_dir, runs_dir)
         before = record_of(found)
         is_asked = _stop(found)
         deadline_s = time.monotonic() + timeout_s
@@ -111,14 +113,14 @@ def _stop(run_dir: Path, *, may_be_gone: bool = False) -> bool:
 
 def logs(
     process: Process,
-    run_dir: RunDir = None,
+    run_dir: AnyRun = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new lines until the run ends.")] = False,
     num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Earlier lines to show of each file.")] = 20,
-    runs_dir: RunsDir = _RUNS,
+    runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show what processes have logged and printed."""
     with bad_input():
-        found = find_run(run_dir, runs_dir)
+        found = the_run(run_dir, runs_dir, is_live=False)
         tails = log_tails(found / LOGS_DIR, _logged_names(found, process))
         for tail in tails:
             for line in tail.skip_to_last(num_lines):
@@ -133,47 +135,57 @@ def logs(
 
 
 def audit(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run.")],
+    run_dir: AnyRun = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    runs_dir: RunsDir = RUNS,
 ) -> None:
     """Check that no sample was lost, trained on twice or too stale. Shows the ids and exits with 1 otherwise."""
     with bad_input():
-        report = audit_run(find_run(run_dir, _RUNS))
+        report = audit_run(the_run(run_dir, runs_dir, is_live=False))
     write_json(msgspec.json.encode(report)) if as_json else Screen().print(_audit_text(report))
     if report.findings:
         raise typer.Exit(FAILED)
 
 
 def story(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
-    subject: Annotated[str, typer.Argument(metavar="GROUP|GROUP/INDEX|sample/ID", help="A group, or a sample.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN_DIR|GROUP|GROUP/INDEX|sample/ID", help="The run, and a group or a sample."),
+    ],
+    runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show the complete history of one sample or group, from the ledger and the journal."""
     with bad_input():
-        lines = read_story(find_run(run_dir, _RUNS), parse_subject(subject))
+        *run, subject = words
+        if len(run) > 1:
+            raise ConfigError(f"expected [RUN_DIR] and a group or sample, found {len(words)} words: {' '.join(words)}")
+        found = the_run(Path(run[0]) if run else None, runs_dir, is_live=False)
+        lines = read_story(found, parse_subject(subject))
     Screen().print(_story_text(lines), soft_wrap=True)
 
 
 def trace(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
+    run_dir: AnyRun = None,
     out: Annotated[Path | None, typer.Option("--out", help="File to write. Default: RUN_DIR/trace.json.")] = None,
     since_s: Annotated[float | None, typer.Option("--since", min=0.0, help="Seconds since the run began.")] = None,
     until_s: Annotated[float | None, typer.Option("--until", min=0.0, help="Seconds since the run began.")] = None,
+    runs_dir: RunsDir = RUNS,
 ) -> None:
     """Write a timeline of every process for Perfetto, and show how busy each process was."""
     with bad_input():
-        found = find_run(run_dir, _RUNS)
+        found = the_run(run_dir, runs_dir, is_live=False)
         exported = export(found, out or found / TRACE_FILE, since_s, until_s)
     Screen().print(report_screen(exported))
 
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run, live or over.")],
+    run_dir: AnyRun = None,
     out: Annotated[Path | None, typer.Option("--out", help="File to write. Default: RUN_DIR/report.html.")] = None,
+    runs_dir: RunsDir = RUNS,
 ) -> None:
     """Write a page about a run: rewards, lengths, staleness, outcomes, idle time. Needs the extra `report`."""
     with bad_input():
-        found = find_run(run_dir, _RUNS)
+        found = the_run(run_dir, runs_dir, is_live=False)
         file = out or found / REPORT_FILE
         write_report(found, file)
     write_line(f"{file} is written")
@@ -254,6 +266,20 @@ def _story_text(lines: list[Line]) -> Text:
         for line in lines
     ]
     return Text("\n").join(texts)
+
+
+def the_run(run_dir: Path | None, runs_dir: Path, *, is_live: bool = True) -> Path:
+    """The run that a verb means. Says which, if the user did not. Raises `ConfigError` if there is none."""
+    found = find_run(run_dir, runs_dir, is_live=is_live)
+    if run_dir is None:
+        Screen(stderr=True).print(Text(str(found), style="dim"), soft_wrap=True)
+    return found
+
+
+def split_words(words: list[str]) -> tuple[Path | None, list[str]]:
+    """`[RUN_DIR] [NAME=VALUE]...`, in any order: the run, if it is named, and the settings."""
+    run = next((word for word in words if "=" not in word or Path(word).is_dir()), None)
+    return (None, words) if run is None else (Path(run), [word for word in words if word is not run])
 
 
 @contextmanager

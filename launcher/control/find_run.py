@@ -15,10 +15,10 @@ from launcher.control.requests import GetStatus, Reply, Request
 from launcher.run_dir.run_dir import RunRecord, inode_of, read_record
 
 
-def find_run(run_dir: Path | None, runs_dir: Path) -> Path:
-    """The directory of the run. Raises `ConfigError` if there is none."""
+def find_run(run_dir: Path | None, runs_dir: Path, *, is_live: bool = True) -> Path:
+    """The directory of the run: the given one, the newest live one, or the newest one. Raises `ConfigError`."""
     if run_dir is None:
-        return _newest_live(runs_dir)
+        return _newest_live(runs_dir) if is_live else _newest(runs_dir)
     if not (run_dir / CONFIG_FILE).is_file():
         raise ConfigError(f"{run_dir} is not a run directory: it has no {CONFIG_FILE}")
     return run_dir
@@ -126,6 +126,19 @@ def _newest_live(runs_dir: Path) -> Path:
     if newest_first:
         advice += f"; the newest is {newest_first[0]}"
     raise ConfigError(f"no run is live in {runs_dir.absolute()}; {advice}")
+
+
+def _newest(runs_dir: Path) -> Path:
+    """The run that started last, live or over."""
+
+    def started_at_s(run_dir: Path) -> float:
+        record = known_record(run_dir)
+        return record.started_at_s if record is not None else run_dir.stat().st_mtime
+
+    found = [path.parent for path in runs_dir.glob(f"*/{CONFIG_FILE}")]
+    if not found:
+        raise ConfigError(f"there is no run in {runs_dir.absolute()}; give RUN_DIR, or another --runs-dir")
+    return max(found, key=started_at_s)
 
 
 def _answers(run_dir: Path) -> bool:

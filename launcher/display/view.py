@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from darts_async.topology.roles import role_of
+from launcher.display.rollouts import Facts, FirstLines
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC, ProcessRow, RunView
 from launcher.progress.step_merger import StepLine
 from launcher.terminal import printable
@@ -18,6 +22,10 @@ from launcher.terminal import printable
 _SPARKS = "▁▂▃▄▅▆▇█"
 _TREND_WIDTH = 40
 _BAR_WIDTH = 8
+_ROLLOUT_LINES = 2
+_COLUMNS = "process", "state", "version", "tokens/s", "in flight", "busy", "restarts"  # 80 columns hold them
+_LEAST_WANTED = "restarts", "version", "in flight", "busy", "tokens/s"
+"""Columns that a narrow terminal leaves out, in this order."""
 
 
 class Display:
@@ -88,11 +96,12 @@ def run_screen(view: RunView, now_s: float) -> RenderableType:
         _progress(view, now_s),
         "",
         *_trends(view),
-        _process_table(view, now_s),
+        _Processes(view, now_s),
     ]
     if view.notices:
         parts.append("")
         parts.extend(Text.assemble(("• ", "yellow"), notice) for notice in view.notices)
+    parts.extend(_rollouts(view))  # last: a low terminal cuts them off first
     return Padding(Group(*parts), (1, 2, 0, 2))
 
 
@@ -179,17 +188,43 @@ def _trends(view: RunView) -> Iterator[RenderableType]:
     yield ""
 
 
-def _process_table(view: RunView, now_s: float) -> Table:
-    columns = "process", "state", "version", "tokens/s", "in flight", "busy", "restarts"  # 80 columns hold them
-    table = plain_table(*columns, numbers=("version", "tokens/s", "in flight", "restarts"))
+@dataclass(frozen=True, slots=True)
+class _Processes:
+    """The table of the processes. A narrow terminal shows fewer columns, and cuts no name."""
+
+    view: RunView
+    now_s: float
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(width=1000)
+        for num_hidden in range(len(_LEAST_WANTED) + 1):
+            table = _process_table(self.view, self.now_s, _LEAST_WANTED[:num_hidden])
+            if Measurement.get(console, unbounded, table).maximum <= options.max_width:
+                break
+        yield table
+
+
+def _process_table(view: RunView, now_s: float, hidden: Collection[str]) -> Table:
+    shown = [column not in hidden for column in _COLUMNS]
+    numbers = "version", "tokens/s", "in flight", "restarts"
+    table = plain_table(*compress(_COLUMNS, shown), numbers=numbers)
     table.columns[1].min_width, table.columns[1].max_width = 8, 32
     for row in view.rows.values():
-        table.add_row(*_cells(row, now_s), style="dim" if row.ended or row.state == "starting" else "")
+        table.add_row(*compress(_cells(row, now_s), shown), style="dim" if row.ended or row.state == "starting" else "")
     if len(generators := view.generators) > 1:
         at_work = f"{len(generators) - view.num_away} of {len(generators)}"
         in_flight = sum(row.num_in_flight for row in generators)
-        table.add_row("generators", at_work, "", f"{view.tokens_per_s:,.0f}", f"{in_flight:,}", "", "", style="bold")
+        cells = "generators", at_work, "", f"{view.tokens_per_s:,.0f}", f"{in_flight:,}", "", ""
+        table.add_row(*compress(cells, shown), style="bold")
     return table
+
+
+def _rollouts(view: RunView) -> Iterator[RenderableType]:
+    for rollout in view.rollouts:
+        yield ""
+        yield Facts(rollout)
+        yield FirstLines(rollout.prompt, 1, style="dim")
+        yield FirstLines(rollout.text, _ROLLOUT_LINES)
 
 
 def state_text(row: ProcessRow, now_s: float) -> str:

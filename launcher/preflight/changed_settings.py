@@ -9,7 +9,7 @@ Each life keeps a copy of its settings beside `config.yaml`. If the copy is lost
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from darts_async.config import RunConfig
 from darts_async.topology.run_files import BEGUN_FILE
@@ -21,6 +21,17 @@ FIXED = (
     *("learner.groups_per_step", "learner.lora"),
 )
 """Settings, or sections of them, that a run keeps from its first step to its last."""
+
+
+class Change(NamedTuple):
+    """A setting that differs from that of the previous life."""
+
+    place: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.place}: {shown(self.was)} -> {shown(self.now)}"
 
 
 def changed(before: RunConfig, now: RunConfig, num_steps: int) -> tuple[Problem, ...]:
@@ -42,14 +53,17 @@ def changed(before: RunConfig, now: RunConfig, num_steps: int) -> tuple[Problem,
     return tuple(found)
 
 
-def refuse_changes(run_dir: Path, file: Path, now: RunConfig, num_steps: int) -> None:
-    """Raises `InputError` if `file`, the settings of a run to resume, has a forbidden change."""
+def refuse_changes(run_dir: Path, file: Path, now: RunConfig, num_steps: int) -> tuple[Change, ...]:
+    """The changes since the previous life. Raises `InputError` if `file`, the settings of a run to resume, has a
+    forbidden one."""
     try:
         before = load_config(run_dir / BEGUN_FILE)
     except InputError:  # lost, or written by another version
         before = now
     if problems := changed(before, now, num_steps):
         raise InputError(file, problems)
+    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    return tuple(Change(*found) for key in old for found in _differences(key, old[key], new[key]))
 
 
 def _at(settings: Mapping[str, Any], path: str) -> Any:

@@ -5,10 +5,11 @@ evaluation, and the samples of only the first and the last evaluation. `metrics.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
+from darts_async.rollouts import Rollout
 from darts_async.topology.plan import RunPlan
 from darts_async.topology.roles import role_of
 from launcher.progress.evaluation import Evaluation, EvaluationSummary
@@ -144,6 +145,8 @@ class RunView:
         self.last_evaluation: Evaluation | None = None
         self.finished: RunFinished | None = None
         self.notices: deque[str] = deque(maxlen=_MAX_NOTICES)
+        self.rollouts: Sequence[Rollout] = ()
+        """Two of a recent step."""
 
     def recall(
         self, first_incarnations: Mapping[str, int], lines: Iterable[StepLine], evaluations: Iterable[Evaluation]
@@ -178,6 +181,10 @@ class RunView:
         evaluation = Evaluation.of(message)
         self._keep_evaluation(evaluation)
         return evaluation
+
+    def take_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+        """Two samples of a step, to be shown until there are later ones."""
+        self.rollouts = rollouts
 
     def _remember(self, line: StepLine) -> None:
         self.num_steps = max(self.num_steps, line.step + 1)

@@ -64,6 +64,7 @@ from launcher.progress.step_merger import StepLine, StepMerger
 from launcher.run.boundary import Boundary
 from launcher.run.interrupts import CaughtSignals, reason_of
 from launcher.run.links import Control, open_control
+from launcher.run.rollout_watch import watched_rollouts
 from launcher.run_dir.json_lines import flushed
 from launcher.run_dir.logs import last_words
 from launcher.run_dir.run_dir import final_model_path, write_summary
@@ -406,7 +407,7 @@ async def _carry_out(prepared: PreparedRun) -> tuple[RunOutcome, Summary]:
     restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
     with recorded(run_dir, past.life) as ending:
         if past.life > 1:
-            recorder.resumed(past.life, now_s)
+            recorder.resumed(past.life, past.changes, now_s)
         backends = make_backends(config, plan, run_dir)
         command_of = partial(agent_command, config, run_dir, life=past.life)
         control = open_control(plan, run_dir, config.transport, past.life)
@@ -425,9 +426,13 @@ async def _carry_out(prepared: PreparedRun) -> tuple[RunOutcome, Summary]:
                 signals=prepared.signals,
                 boundary=Boundary(plan, config.learner.steps),
             )
-            for text in past.notices:
+            for text in (*past.notices, *(f"changed: {each}" for each in past.changes)):
                 it.note(text)
-            async with serving_requests(run_dir, it.answer), flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE):
+            async with (
+                serving_requests(run_dir, it.answer),
+                flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE),
+                watched_rollouts(run_dir, view.take_rollouts),
+            ):
                 ending.outcome = await it.conduct()
                 await asyncio.to_thread(close_all, sinks)
         for text in recorder.sink_notices():

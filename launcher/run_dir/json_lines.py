@@ -23,19 +23,21 @@ class Lines:
     num_bad: int
     """Complete lines that are not a JSON object with a `type`, or whose `elapsed_s` is not a number."""
     num_bytes: int
-    """Size of the complete lines; the rest is torn."""
+    """Where the complete lines end, from the beginning of the file; the rest is torn."""
 
 
-def read_lines(path: Path) -> Lines:
-    """All complete lines of a file; none if it does not exist. Raises `OSError`."""
+def read_lines(path: Path, begin: int = 0) -> Lines:
+    """All complete lines of a file after its first `begin` bytes; none if it does not exist. Raises `OSError`."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(begin)
+            data = file.read()
     except FileNotFoundError:
         return Lines([], 0, 0)
     end = data.rfind(b"\n") + 1
     parsed = [_parsed(line) for line in data[:end].splitlines()]
     good = [line for line in parsed if line is not None]
-    return Lines(good, len(parsed) - len(good), end)
+    return Lines(good, len(parsed) - len(good), begin + end)
 
 
 def whole_lines(path: Path) -> Lines:

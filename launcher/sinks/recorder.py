@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,9 @@ class Recorder:
             prompts_by_set=dict(evaluation.prompts_by_set),
         )
 
-    def resumed(self, life: int, now_s: float) -> None:
-        """The run is resumed."""
-        self._event(now_s, type="resumed", life=life)
+    def resumed(self, life: int, changes: Sequence[str], now_s: float) -> None:
+        """The run is resumed, with `changes` of its settings."""
+        self._event(now_s, type="resumed", life=life, changes=list(changes))
         self._metrics(now_s, type="resumed", life=life)  # what follows is of this life
 
     def started(self, name: str, incarnation: int, pid: int, now_s: float) -> None:

@@ -208,7 +208,7 @@ def test_the_launchers_lines_wait_for_room_and_none_is_lost_or_torn(tmp_path: Pa
     found = Recorder(tmp_path, 0.0)
     for step in range(3):
         found.step(StepLine(step, {"reward/mean": 0.5}), 1.0)
-    found.resumed(2, 1.0)
+    found.resumed(2, [], 1.0)
     assert "metrics.jsonl cannot be written: no space left on" in found.settle()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
     full.left = 100_000

@@ -36,16 +36,6 @@ def denominator(group: TrainGroup, config: LossConfig, max_new_tokens: int) -> f
     return num_samples * max_new_tokens if config.aggregate == "constant" else num_samples
 
 
-def overlong_penalties(num_tokens: NDArray[np.int32], config: LossConfig, max_new_tokens: int) -> NDArray[np.float32]:
-    """What is subtracted from each sample's reward, [num_samples]: the soft punishment of DAPO (equation 13). It is 0
-    up to `max_new_tokens - buffer` tokens, then rises linearly to `overlong_penalty` at `max_new_tokens`."""
-    if not config.overlong_buffer_tokens:
-        return np.zeros(len(num_tokens), np.float32)
-    inside = num_tokens - (max_new_tokens - config.overlong_buffer_tokens)
-    share = np.clip(inside / config.overlong_buffer_tokens, 0, 1)
-    return (share * config.overlong_penalty).astype(np.float32)
-
-
 def _trained(group: TrainGroup, config: LossConfig, max_new_tokens: int) -> NDArray[np.bool_]:
     trained = np.ones(len(group.token_ids), np.bool_)
     if config.max_token_staleness is not None:

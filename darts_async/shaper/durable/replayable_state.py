@@ -85,7 +85,14 @@ class Confirmed(Input, frozen=True):
     peer: str
 
 
-AnyInput = Heard | CameUp | WentDown | Ticked | Stopped | Abandoned | Restarted | Reopened | Confirmed
+class RolloutsWritten(Input, frozen=True):
+    """A file of rollouts is on its place, or was given up because it could not be written."""
+
+    serial: int
+    is_given_up: bool
+
+
+AnyInput = Heard | CameUp | WentDown | Ticked | Stopped | Abandoned | Restarted | Reopened | Confirmed | RolloutsWritten
 
 
 class JournalHead(Struct, frozen=True):
@@ -228,6 +235,9 @@ class ReplayableState:
                 return self.state.reopen(now_s, life)
             case Confirmed(_, peer):
                 self.reports = [report for report in self.reports if report.peer != peer]
+                return []
+            case RolloutsWritten(_, serial, is_given_up):
+                self.state.work.rollouts.written(serial, is_given_up=is_given_up)
                 return []
 
     def _prepared_for(self, message: Incoming, now_s: float) -> list[Output]:

@@ -123,8 +123,11 @@ def test_steps_evaluations_and_the_time_so_far_are_remembered(tmp_path: Path) ->
 
 def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
     leave(tmp_path, "finished")
-    with pytest.raises(ConfigError, match=r"is finished \(why\) and cannot be resumed"):
-        read_past(tmp_path, plan())
+    write_lines(tmp_path / METRICS_FILE, {"type": "step", "step": 19, "elapsed_s": 7.5})
+    for steps in (None, 20):
+        with pytest.raises(ConfigError, match=r"is finished \(why, 20 steps\): `.* learner\.steps=40` trains further"):
+            read_past(tmp_path, plan(), steps=steps)
+    assert read_past(tmp_path, plan(), steps=21).num_steps == 20
     leave(tmp_path)
     (tmp_path / EVENTS_FILE).mkdir()
     with pytest.raises(ConfigError, match=rf"cannot be resumed: .*`darts-launch resume {tmp_path}` again"):

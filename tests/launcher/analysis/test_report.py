@@ -15,6 +15,8 @@ from launcher.analysis.report import PLOTS, write_report
 from launcher.analysis.run_data import gather
 from launcher.commands.cli import app
 from launcher.run_dir.run_dir import RunRecord, write_record
+from tests.launcher.analysis.test_rollouts import write
+from tests.test_rollouts import rollout
 
 
 def line(step: int, **metrics: Any) -> str:
@@ -55,6 +57,32 @@ def test_the_page_needs_nothing_beside_itself(run_dir: Path, tmp_path: Path) -> 
     assert page.count("<svg") == len(PLOTS)
     assert "15, of which 12 were trained on" in page
     assert all(word not in page for word in ("<script", "<link", 'src="', "@import"))
+
+
+def test_samples_of_an_early_and_a_late_step_are_on_it_as_text(run_dir: Path) -> None:
+    assert "<h2>Samples</h2>" not in page_of(run_dir), "none were kept"
+    for step in (0, 1, 2):
+        write(
+            run_dir,
+            [
+                rollout(f"{step}/0", step=step, text=f"<b>best of {step}</b>\x1b[2J", reward=1.0, length=9),
+                rollout(f"{step}/1", step=step, text=f"worst of {step}", reward=0.0, length=9),
+                rollout(f"{step}/2", step=step, text=f"middle of {step}", reward=0.5, length=9),
+                rollout(f"{step}/3", step=step, text=f"cut of {step} " + "x" * 5000, outcome="cancelled", length=99),
+            ],
+        )
+    page = page_of(run_dir)
+    for step in (0, 2):
+        assert f"&lt;b&gt;best of {step}&lt;/b&gt;\\u001b[2J" in page
+        assert f"worst of {step}" in page
+        assert f"cut of {step} " in page
+    assert "of 1" not in page.split("<h2>Samples</h2>")[1]
+    assert "middle of" not in page
+
+
+def page_of(run_dir: Path) -> str:
+    write_report(run_dir, run_dir / "page.html")
+    return (run_dir / "page.html").read_text()
 
 
 def test_who_was_gone_is_on_it(run_dir: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,14 @@ from darts_async.topology.plan import encode_plan
 from darts_async.topology.run_files import CONTROL_SOCKET, older_path
 from launcher.analysis.earlier_lives import held
 from launcher.commands.cli import app
+from launcher.commands.verbs import split_words
 from launcher.config_file import load_config
 from launcher.control.control_socket import MAX_REQUEST_BYTES, NotRunningError, ask, serving_requests
 from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.run_dir.logs import LogTail, bound_outputs, last_lines, last_words
 from launcher.run_dir.run_dir import RunRecord, inode_of, write_record
+from tests.support.launched import CONFIGS
 
 PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
 
@@ -167,7 +170,19 @@ async def test_a_run_whose_record_is_damaged_does_not_hide_the_others(tmp_path: 
     assert (code, "live has not ended within 0 s; its launcher is pid 1" in output) == (1, True), output
 
 
-@pytest.mark.parametrize("verb", [["restart", "generator/0"], ["down"], ["status"], ["logs", "shaper"]])
+def test_verbs_that_read_files_take_the_newest_run_and_say_which(tmp_path: Path) -> None:
+    run_dir_of(tmp_path, "older", "running", 1.0)
+    newer = run_dir_of(tmp_path, "newer", "finished", 4.0)
+    result = CliRunner().invoke(app, ["status", "--runs-dir", str(tmp_path)])
+    assert (result.exit_code, result.stderr.replace("\n", "")) == (0, str(newer))
+    assert "newer: finished" in result.stdout.replace("\n", "")
+    for verb in (["logs", "shaper"], ["audit"], ["story", "7/3"], ["trace"], ["report"], ["resume", "seed=1"]):
+        result = CliRunner().invoke(app, [*verb, "--runs-dir", str(tmp_path / "nothing")])
+        assert result.exit_code == 2
+        assert "there is no run in" in result.output
+
+
+@pytest.mark.parametrize("verb", [["restart", "generator/0"], ["down"]])
 def test_a_verb_without_a_live_run_is_bad_input(tmp_path: Path, verb: list[str]) -> None:
     over = run_dir_of(tmp_path, "over", "finished", 4.0)
     (over / "plan.json").write_text('{"processes": [], "links": []}')
@@ -380,3 +395,40 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["init", str(file)])
     assert (result.exit_code, file.read_text()) == (2, "mine")
     assert "exists" in result.output
+
+
+def test_the_version_is_shown_and_every_verb_with_a_complete_sentence() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == f"darts-launch {version('darts-async')}\n"
+    shown = " ".join(CliRunner().invoke(app, ["--help"], terminal_width=60).output.split())
+    for command in app.registered_commands:
+        assert command.callback is not None
+        sentence = (command.callback.__doc__ or "").partition("\n\n")[0]
+        assert " ".join(sentence.split()) in shown
+    assert "..." not in shown.partition("Verbs:")[2]
+
+
+def test_a_mistyped_verb_is_suggested() -> None:
+    result = CliRunner().invoke(app, ["statsu"])
+    assert (result.exit_code, "Did you mean 'status'" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "words", [["learner.steps=7", "RUN"], ["RUN", "learner.steps=7"], ["RUN"], ["learner.steps=7"]]
+)
+def test_a_run_and_settings_come_in_any_order(words: list[str]) -> None:
+    run, settings = split_words(words)
+    assert run == (Path("RUN") if "RUN" in words else None)
+    assert settings == [word for word in words if word != "RUN"]
+
+
+def test_settings_of_the_command_line_reach_the_plan(tmp_path: Path) -> None:
+    file, more = tmp_path / "run.yaml", tmp_path / "more.yaml"
+    file.write_text((CONFIGS / "scripted.yaml").read_text())
+    more.write_text("roles: {generator: {replicas: 5}}\n")
+    words = [str(file), "--dry-run", "--file", str(more), "learner.steps=77"]
+    result = CliRunner().invoke(app, words)
+    assert (result.exit_code, "generator/4" in result.output, "77" in result.output) == (0, True, True), result.output
+    wrong = CliRunner().invoke(app, ["validate", str(file), "learner.stesp=1"])
+    assert wrong.exit_code == 2
+    assert "from the command line" in wrong.output
+    assert "did you mean learner.steps?" in wrong.output

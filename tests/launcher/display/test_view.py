@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from darts_async.config import RunConfig
 from darts_async.protocol import EvaluationCompleted, ProcessStatus, RunFinished
+from darts_async.rollouts import Rollout
 from launcher.display.status import run_status, status_screen
 from launcher.display.summary import Summary, summarise, summary_screen, token_account
 from launcher.display.view import (
@@ -225,9 +227,43 @@ def test_the_live_view_shows_processes_trends_and_notices(width: int) -> None:
     text = text_of(run_screen(view, 120.0), width)
     assert all(len(row) <= width for row in text.splitlines())
     assert "no step for 60 s" in text
+    if width >= 60:
+        assert {"generator/0", "learner/0"} <= {word for row in text.splitlines() for word in row.split()}
+        assert "tokens/s" in text
+        assert ("restarts" in text) == (width >= 100), "a narrow terminal has fewer columns"
     if width >= 100:
         for part in ("4/10 steps", "0:20", "1,234", "90%", "0.300", "▁▃▆█", "exit code 1", "starting"):
             assert part in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 140])
+def test_two_rollouts_take_few_lines_at_any_width_and_their_texts_are_printable(width: int) -> None:
+    view = new_view()
+    fields = {
+        "kind": "train",
+        "step": 3,
+        "prompt_id": 1,
+        "prompt": "1 + 1 =\n" * 99,
+        "outcome": "trained",
+        "reward": 0.5,
+    }
+    long = "one\n\n\ttwo \x1b[2J\u202e 漢字 " * 400
+    view.take_rollouts(
+        [
+            Rollout(sample=f"7/{index}", group_id=7, sample_index=index, text=text, advantage=-1.5, **fields)
+            for index, text in enumerate(("short", long))
+        ]
+    )
+    before, text = text_of(run_screen(new_view(), 120.0), width), text_of(run_screen(view, 120.0), width)
+    assert all(cell_len(row) <= width for row in text.splitlines())
+    num_facts = 2 if width < 60 else 1
+    assert len(text.splitlines()) - len(before.splitlines()) == 2 * (1 + num_facts + 1) + 1 + 2, (
+        "an empty line, the facts, a line of the prompt, and one or two of the response"
+    )
+    assert "short" in text
+    assert "7/1  trained  reward 0.500" in text
+    assert "\x1b[2J" not in text
+    assert "\u202e" not in text
 
 
 def test_one_plain_line_per_step() -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from darts_async.config import RunConfig
 from darts_async.topology.plan import RunPlan
@@ -88,21 +87,15 @@ def test_every_fixed_setting_exists() -> None:
 def test_a_file_is_compared_with_what_the_last_life_began_with_and_with_nothing_if_that_is_lost(tmp_path: Path) -> None:
     write_inputs(tmp_path, CONFIG, RunPlan((), ()))
     other = with_settings("seed", 7)
-    refuse_changes(tmp_path, tmp_path / "config.yaml", CONFIG, 0)
+    assert refuse_changes(tmp_path, tmp_path / "config.yaml", CONFIG, 0) == ()
+    more = with_settings("learner.steps", 1000)
+    assert [str(change) for change in refuse_changes(tmp_path, tmp_path / "config.yaml", more, 0)] == [
+        f"learner.steps: {CONFIG.learner.steps} -> 1000"
+    ]
     with pytest.raises(InputError, match=r"config\.yaml: seed: 7: is 0 in the run so far"):
         refuse_changes(tmp_path, tmp_path / "config.yaml", other, 0)
     (tmp_path / "config.begun.yaml").write_bytes(b"\xff")
     refuse_changes(tmp_path, tmp_path / "config.yaml", other, 0)
-
-
-def edit(run: LaunchedRun, section: tuple[str, ...], **values: Any) -> None:
-    file = run.run_dir / "config.yaml"
-    settings = yaml.safe_load(file.read_text())
-    inner = settings
-    for name in section:
-        inner = inner[name]
-    inner.update(values)
-    file.write_text(yaml.safe_dump(settings))
 
 
 @pytest.mark.slow
@@ -116,19 +109,34 @@ def test_a_run_goes_on_with_fewer_and_with_more_generators_and_steps_and_not_wit
     with LaunchedRun(tmp_path, "scripted.yaml", settings) as run:
         run.wait_for_steps(6)
         run.kill_all()
-        edit(run, ("shaping",), launch=8)
-        refused = run.verb("resume", str(run.run_dir))
+        refused = run.verb("resume", str(run.run_dir), "shaping.launch=8")
         assert (refused.returncode, "shaping.launch" in refused.stderr) == (2, True), refused.stderr
-        edit(run, ("shaping",), launch=6)
-        edit(run, ("roles", "generator"), replicas=1)
-        edit(run, ("learner",), steps=1000)
-        run.resume()
+        run.resume("roles.generator.replicas=1", "learner.steps=1000")
         run.wait_for_steps(30)
         run.kill_all()
-        edit(run, ("roles", "generator"), replicas=3)
-        edit(run, ("learner",), steps=60)
-        run.resume()
+        run.resume("roles.generator.replicas=3", "learner.steps=60")
         assert run.end() == 0, run.output
         summary = run.assert_clean()
         assert summary["num_steps"] == 60
         assert {line["process"] for line in run.events("started")} >= {f"generator/{n}" for n in range(3)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_finished_run_is_trained_further(tmp_path: Path) -> None:
+    with LaunchedRun(tmp_path, "scripted.yaml", {"learner": {"steps": 7, "checkpoint_every": 5}}) as run:
+        assert run.end() == 0, run.output
+        before = run.assert_clean()
+        refused = run.verb("resume", str(run.run_dir))
+        assert (refused.returncode, "learner.steps=14` trains further" in refused.stderr) == (2, True), refused.stderr
+        run.resume("learner.steps=20")
+        assert run.end() == 0, run.output
+        assert "changed: learner.steps: 7 -> 20" in run.output
+        after = run.assert_clean()
+        assert (before["num_steps"], after["num_steps"]) == (7, 20)
+        assert [event["changes"] for event in run.events("resumed")] == [["learner.steps: 7 -> 20"]]
+        steps = [line["step"] for line in run.lines("metrics.jsonl") if "learner/loss" in line]
+        assert steps == list(range(20)), "no step was trained twice"
+        versions = [line["policy_version"] for line in run.lines("metrics.jsonl") if line["type"] == "evaluation"]
+        assert versions == [0, 7, 20]
+        assert (run.run_dir / "model" / "config.json").is_file()

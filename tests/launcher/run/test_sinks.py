@@ -68,7 +68,7 @@ def test_it_gets_the_lines_of_the_file(tmp_path: Path) -> None:
     collecting = made("Collects", tmp_path)
     recorder = Recorder(tmp_path, 10.0, sinks=(collecting,))
     recorder.step(StepLine(3, {"reward/mean": 0.5, "learner/grad_norm": float("nan")}), 12.0)
-    recorder.resumed(2, 13.0)
+    recorder.resumed(2, [], 13.0)
     close_all([collecting])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert Collects.lines == [*lines, {"type": "closed"}]

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from darts_async.advantage import overlong_penalties
 from darts_async.config import LossConfig
-from darts_async.learner.losses.aggregation import denominator, overlong_penalties, token_shares
+from darts_async.learner.losses.aggregation import denominator, token_shares
 from darts_async.protocol import TrainGroup
 from tests.learner.world import make_group
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from darts_async.advantage import group_advantages
 from darts_async.config import LearnerConfig
-from darts_async.learner.advantage import group_advantages
 from darts_async.learner.objective import Objective
 from darts_async.protocol import TrainGroup
 from tests.learner.world import make_group, packed_model, plain_logprobs, plain_model

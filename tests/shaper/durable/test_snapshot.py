@@ -103,6 +103,7 @@ OF_CONFIG = {
     "_max_staleness",
     "_memory",
     "_most",
+    "_per_step",
     "_seed",
 }
 """Numbers of parts that are the same for every state of a run."""

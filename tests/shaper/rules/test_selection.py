@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from darts_async.advantage import Decoded, group_advantages, leave_one_out
 from darts_async.config import ShapingConfig
-from darts_async.learner.advantage import Decoded, group_advantages, leave_one_out
 from darts_async.protocol import FinishReason
 from darts_async.shaper.group import Group, Sample, Stage, train_group
 from darts_async.shaper.rules.length_rules import DualEnd, Order, Quadrants

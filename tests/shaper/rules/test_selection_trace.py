@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from darts_async.advantage import group_advantages
 from darts_async.config import RunConfig, ShapingConfig
-from darts_async.learner.advantage import group_advantages
 from darts_async.shaper.estimates.planner import Planner
 from darts_async.shaper.group import Group, Sample, Stage
 from darts_async.shaper.rules.selection import SelectionRule, selection_rule

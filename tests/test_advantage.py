@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darts_async.advantage import LOWEST_PASS_RATE, Decoded, group_advantages, leave_one_out
 from darts_async.config import Baseline
-from darts_async.learner.advantage import LOWEST_PASS_RATE, Decoded, group_advantages, leave_one_out
 
 REWARDS = st.lists(st.sampled_from([0.0, 0.1, 0.25, 1.0, -2.0]), min_size=1, max_size=12)
 

@@ -26,7 +26,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from darts_async.config import Baseline, ShapingConfig
+from darts_async.config import Baseline, LossConfig, ShapingConfig
+from darts_async.protocol import TrainGroup
 
 STD_EPSILON = 1e-6
 _ONE = 1 + 1e-6
@@ -56,6 +57,38 @@ class Decoded(NamedTuple):
         if weight > _ONE:
             return max(total, round(total * self.shortest / max(total - weight * self.longest, STD_EPSILON)))
         return max(total, round(total / weight))
+
+
+def trained_advantages(
+    group: TrainGroup,
+    loss: LossConfig,
+    max_new_tokens: int,
+    *,
+    baseline: Baseline = "group",
+    decoded: Decoded | None = None,
+) -> NDArray[np.float32]:
+    """The advantages that the gradient of a group has, weights and the penalty of overlong samples included.
+
+    The learner takes them, and the shaper keeps them with the rollouts. Returns: [num_samples].
+    """
+    return group_advantages(
+        group.rewards - overlong_penalties(group.num_tokens, loss, max_new_tokens),
+        group.weights,
+        normalise=loss.normalise_advantage,
+        baseline=baseline,
+        pass_rate=group.baseline,
+        decoded=decoded,
+    )
+
+
+def overlong_penalties(num_tokens: NDArray[np.int32], config: LossConfig, max_new_tokens: int) -> NDArray[np.float32]:
+    """What is subtracted from each sample's reward, [num_samples]: the soft punishment of DAPO (equation 13). It is 0
+    up to `max_new_tokens - buffer` tokens, then rises linearly to `overlong_penalty` at `max_new_tokens`."""
+    if not config.overlong_buffer_tokens:
+        return np.zeros(len(num_tokens), np.float32)
+    inside = num_tokens - (max_new_tokens - config.overlong_buffer_tokens)
+    share = np.clip(inside / config.overlong_buffer_tokens, 0, 1)
+    return (share * config.overlong_penalty).astype(np.float32)
 
 
 def group_advantages(
