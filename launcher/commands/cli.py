@@ -202,7 +202,7 @@ def evaluate(
     more: MoreFiles = None,
 ) -> None:
     """Evaluate a model, or what a run has trained, on the held-out prompts of FILE.yaml. Nothing is trained."""
-    config, _ = _checked(file, _overrides(words, more), starts=True, change=partial(as_evaluation, model=model))
+    config, _ = _checked(file, _overrides(words, more), starts=True, change=lambda config: as_evaluation(config, model))
     with outliving_readers(), _room_wanted(), bad_input():
         outcome, summary = _run(config)
         _show_end(outcome, summary)
@@ -232,7 +232,11 @@ def _overrides(words: list[str] | None, more: list[Path] | None) -> Overrides:
 
 
 def _checked(
-    file: Path, overrides: Overrides, *, starts: bool, change: Callable[[RunConfig], RunConfig] = lambda config: config
+    file: Path,
+    overrides: Overrides,
+    *,
+    starts: bool,
+    change: Callable[[RunConfig], RunConfig] = lambda config: config,
 ) -> tuple[RunConfig, Findings]:
     """The settings of a file, changed, if they can be run, and the findings. Otherwise shows the problems and exits.
 
@@ -240,7 +244,9 @@ def _checked(
     """
     with bad_input():
         parse_faults(os.environ.get(VARIABLE, ""), LAUNCHER)
-        config = change(_loaded(file, overrides))
+    config = _loaded(file, overrides)
+    with bad_input():
+        config = change(config)
     findings = check_run(config, reaches_nodes=starts)
     problems = findings.problems
     refused = tuple(problem for problem in problems if starts or not problem.here)

@@ -229,6 +229,7 @@ def test_every_verb_speaks_to_a_terminal_that_knows_ascii_alone(
             "story": [there, "0"],
             "trace": [there],
             "report": [there],
+            "samples": [there],
             "init": [str(tmp_path / "new.yaml")],
         }
         assert set(verbs) == {command.name or command.callback.__name__ for command in app.registered_commands}
