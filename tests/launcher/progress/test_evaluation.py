@@ -186,3 +186,13 @@ def test_a_sample_passes_with_a_reward_above_the_setting() -> None:
     graded = report(3, [0.4, 0.6, 0.9, 1.0])
     assert Evaluation.of(graded).summary().pass_at[1] == pytest.approx(0.75)
     assert Evaluation.of(msgspec.structs.replace(graded, pass_above=0.9)).summary().pass_at[1] == pytest.approx(0.25)
+
+
+def test_what_several_reward_functions_gave_is_in_the_line_and_read_back() -> None:
+    message = msgspec.structs.replace(report(4, [1, 0, 1, 1]), part_metrics={"rewards/right/mean": 0.75})
+    evaluation = Evaluation.of(message)
+    line = evaluation.summary().metrics()
+    assert line["rewards/right/mean"] == 0.75
+    arrays = {name: getattr(evaluation, name).tolist() for name in ("prompt_ids", "rewards", "num_tokens")}
+    numbers = {"policy_version": 4, "newest_version": 4, "num_skipped": 0, "pass_above": 0.5, "prompts_by_set": {}}
+    assert Evaluation.of_line(line | arrays | numbers).summary() == evaluation.summary()
