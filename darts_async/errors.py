@@ -58,6 +58,10 @@ class RewardError(DartsError):
     """Rewards cannot be given: a worker does not start, or too many rewards fail."""
 
 
+class SandboxError(DartsError):
+    """A sandbox cannot be set up, or a program in it does not end. (A program that fails is an outcome.)"""
+
+
 class StalenessError(DartsError):
     """A token older than `max_staleness` was about to enter a gradient."""
 

@@ -189,6 +189,7 @@ class SampleScored(Message, frozen=True):
 
     sample_id: int
     reward: float
+    parts: tuple[float, ...] = ()  # of each of several reward functions, before it is weighted; none of a single one
 
 
 FailureKind = Literal["raised", "timeout", "wrong_type", "not_finite", "limit", "worker_died"]
@@ -543,6 +544,7 @@ class EvaluationCompleted(Message, frozen=True):
     num_skipped: int = 0  # evaluations that became due during this one, and were skipped
     pass_above: float = 0.5  # a sample passes with a reward above this
     prompts_by_set: dict[str, list[int]] = {}  # ids of the prompts of each set; empty if there is only one
+    part_metrics: dict[str, float] = {}  # of each of several reward functions
 
 
 class RunFinished(Message, frozen=True):

@@ -5,6 +5,7 @@ import doctest
 import importlib
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,21 @@ import yaml
 from typer.testing import CliRunner
 
 import launcher.commands.cli
+from darts_async.config import RewardConfig
 from darts_async.extensions import KINDS
+from darts_async.reward.code import CodeReward
+from darts_async.reward.process import functions_of
+from darts_async.rollouts import read_rollouts, rollout_files
+from darts_async.topology.run_files import SAMPLES_DIR
 from tests import ROOT
 from tests.support.launched import CONFIGS, LaunchedRun
 
 GUIDE = (ROOT / "darts_async" / "EXTENDING.md").read_text()
 PYTHON = re.compile(r"```python\n# (\w+\.py)\n(.*?)```", re.DOTALL)
 YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
-SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", GUIDE, re.DOTALL | re.MULTILINE))
+SECTIONS = dict(re.findall(r"^##+ (.*?)\n(.*?)(?=^##+ |\Z)", GUIDE, re.DOTALL | re.MULTILINE))
+SEVERAL, PROGRAMS = "Several reward functions", "Programs with test cases"
+"""In place of `A reward function`."""
 DOCSTRINGS = (
     "darts_async.extensions",
     "darts_async.generator.engine",
@@ -29,6 +37,7 @@ DOCSTRINGS = (
     "darts_async.reward.builtin",
     "darts_async.learner.losses.kinds",
     "darts_async.shaper.rules.custom",
+    "darts_async.shaper.token_accounts",
     "launcher.sinks.sink",
 )
 
@@ -53,7 +62,7 @@ def test_every_kind_has_a_section_that_sets_it() -> None:
     found = [json.dumps(settings_of(section)) for section in SECTIONS.values()]
     for kind in KINDS.values():
         assert any(f'"{kind.setting.rpartition(".")[2]}": ' in text for text in found), kind.setting
-    assert len(found) == len(KINDS)
+    assert len(re.findall(r"^## ", GUIDE, re.MULTILINE)) == len(KINDS)
 
 
 @pytest.mark.slow
@@ -69,9 +78,65 @@ def test_each_example_is_valid(title: str, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_several_reward_functions_are_added_up_and_each_has_its_curve(tmp_path: Path) -> None:
+    section = SECTIONS[SEVERAL]
+    write_modules(tmp_path, section)
+    short = {"learner": {"steps": 2, "groups_per_step": 2}, "evaluation": {"samples_per_prompt": 1}}
+    with LaunchedRun(tmp_path, "scripted.yaml", merged(short, settings_of(section))) as run:
+        assert run.end() == 0, run.output
+        run.assert_clean()
+        lines = [line for line in run.lines("metrics.jsonl") if "reward/mean" in line]
+        kept = [
+            each for path in rollout_files(run.run_dir / SAMPLES_DIR, "train").values() for each in read_rollouts(path)
+        ]
+    scored = [each for each in kept if each.reward is not None]
+    assert scored
+    for each in scored:
+        assert each.reward_parts["judge"] == 0.5
+        assert each.reward == pytest.approx(each.reward_parts["right"] + 2 * each.reward_parts["brevity"])
+    assert all(not each.reward_parts for each in kept if each.reward is None)
+    assert {line["type"] for line in lines} == {"step", "evaluation"}
+    for line in lines:
+        assert line["rewards/judge/mean"] == 0.5
+        assert line["rewards/brevity/mean"] < 0
+        total = line["rewards/right/mean"] + 2 * line["rewards/brevity/mean"]
+        assert line["reward/pool_mean" if line["type"] == "step" else "reward/mean"] == pytest.approx(total)
+
+
+@pytest.mark.slow
+def test_programs_earn_what_their_test_cases_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = SECTIONS[PROGRAMS]
+    write_modules(tmp_path, section)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    [record] = importlib.import_module("my_programs").doubles(num_train=1, held_out=0, seed=0)
+    config = RewardConfig.model_validate(settings_of(section)["reward"])
+    [spec] = functions_of(config)
+    assert spec.code is not None
+    reward, fields = CodeReward(spec.code), {"prompt": "", "answer": "", "metadata": record, "finish_reason": "stop"}
+    assert reward(response="```python\nprint(2 * int(input()))\n```", **fields) == 1.0
+    assert reward(response="```python\nprint(42)\n```", **fields) == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_programs_are_run_in_a_run(tmp_path: Path) -> None:
+    section = SECTIONS[PROGRAMS]
+    write_modules(tmp_path, section)
+    short = {"learner": {"steps": 1, "groups_per_step": 2}, "evaluation": {"samples_per_prompt": 1}}
+    with LaunchedRun(tmp_path, "scripted.yaml", merged(short, settings_of(section))) as run:
+        assert run.end() == 0, run.output
+        run.assert_clean()
+        means = [line["rewards/code/mean"] for line in run.lines("metrics.jsonl") if "reward/mean" in line]
+    assert means == [0.0] * len(means), "no response has a program"
+    assert means
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_run_is_made_of_all_of_them(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"learner": {"steps": 3, "groups_per_step": 2}, "evaluation": {"samples_per_prompt": 1}}
-    for section in SECTIONS.values():
+    for section in (section for title, section in SECTIONS.items() if title not in (SEVERAL, PROGRAMS)):
         write_modules(tmp_path, section)
         settings = merged(settings, settings_of(section))
     with LaunchedRun(tmp_path, "scripted.yaml", settings) as run:

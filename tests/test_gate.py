@@ -78,7 +78,7 @@ def test_only_what_calls_an_extension_loads_it() -> None:
         "darts_async/shaper/rules/custom.py",
         "launcher/preflight/extension_check.py",  # ours alone
         "launcher/preflight/extension_trial.py",
-        "launcher/sinks/sink.py",
+        "launcher/sinks/follower.py",
     }
 
 
@@ -125,6 +125,7 @@ NAMES_ELSEWHERE = {
     ("generator/vllm/worker_hub.py", "workers"): "a directory",
     ("shaper/rules/custom.py", "reward"): "a field of a sample",
     ("shaper/token_accounts.py", "rewards"): "a field of a message",
+    ("shaper/token_accounts.py", "rewards/"): "what the names of curves begin with",
     ("shaper/token_accounts.py", "weights"): "a field of a message",
     ("simulation/chaos/lies.py", "reward"): "a field of a message",
     ("simulation/chaos/lies.py", "rewards"): "a field of a message",
@@ -149,6 +150,8 @@ NAMES_ELSEWHERE = {
     ("display/view.py", "generators"): "a label",
     ("display/view.py", "reward"): "a label",
     ("progress/evaluation.py", "rewards"): "a field of a line",
+    ("progress/evaluation.py", "rewards/"): "what the names of curves begin with",
+    ("progress/metric_names.py", "reward"): "a unit",
     ("sinks/recorder.py", "reward"): "a label",
 }
 """Words that are also the name of a role, of a link or of a file of a run, and mean something else here."""

@@ -77,6 +77,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _several_rewards_are_those_of_all_prompts(self) -> Self:
+        if self.reward.functions and self.own_rewards:
+            raise ValueError(
+                "reward.functions is set, but some prompts have a reward of their own "
+                f"({', '.join(self.own_rewards)}), so the parts of their rewards would be missing: set reward.function, or leave the others out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _token_staleness_masks_something(self) -> Self:
         tokens, samples = self.learner.loss.max_token_staleness, self.staleness.max_staleness
         if tokens is not None and tokens >= samples:

@@ -2,11 +2,13 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from darts_async.config.prompts import EvaluationSetConfig
 from darts_async.config.section import NonNegative, Seconds, Section, named
 from darts_async.extensions import SINK
+
+Name = Annotated[str, Field(min_length=1)]
 
 
 class EvaluationConfig(Section):
@@ -45,6 +47,41 @@ class EvaluationConfig(Section):
         return self
 
 
+class WandbConfig(Section):
+    """Weights & Biases, the sink `wandb` (extra `wandb`)."""
+
+    project: Name | None = None
+    """Left out: the variable WANDB_PROJECT, or `darts-async`."""
+    entity: Name | None = None
+    """User or team. Left out: the variable WANDB_ENTITY, or your own default."""
+    mode: Literal["online", "offline"] | None = None
+    """`offline` writes a directory that `wandb sync` uploads later. Left out: the variable WANDB_MODE, or online."""
+
+
+class TensorBoardConfig(Section):
+    """TensorBoard, the sink `tensorboard` (extra `tensorboard`)."""
+
+    path: Name | None = None
+    """Directory in which each run has one of its own. Left out: `tensorboard/` in the run directory, which
+    `tensorboard --logdir runs` finds too."""
+
+
+class TrackioConfig(Section):
+    """trackio, the sink `trackio` (extra `trackio`)."""
+
+    project: Name = "darts-async"
+    """Project, which is a database of this machine. The variable TRACKIO_DIR says where they are."""
+
+
+class MlflowConfig(Section):
+    """MLflow, the sink `mlflow` (extra `mlflow`)."""
+
+    tracking_uri: Name | None = None
+    """Address of the server, or `sqlite:///FILE`. Left out: the variable MLFLOW_TRACKING_URI, or MLflow's default."""
+    experiment: Name | None = None
+    """Left out: the variable MLFLOW_EXPERIMENT_NAME, or `darts-async`."""
+
+
 class TelemetryConfig(Section):
     """What is reported, and when a run without progress fails."""
 
@@ -67,7 +104,14 @@ class TelemetryConfig(Section):
     """Largest size of `samples/`, in MB. The oldest training steps are removed first, and then the oldest evaluations.
     """
     sinks: tuple[Annotated[str, named(SINK)], ...] = Field((), strict=False)
-    """Further sinks of metrics, each a `module:name`, which get every line that is written to `metrics.jsonl`."""
+    """Where metrics go beside `metrics.jsonl`: `wandb`, `tensorboard`, `trackio`, `mlflow`, or your own `module:name`.
+    Each gets every line from a process of its own, so a sink never fails or delays a run."""
+    wandb: WandbConfig = WandbConfig()
+    tensorboard: TensorBoardConfig = TensorBoardConfig()
+    trackio: TrackioConfig = TrackioConfig()
+    mlflow: MlflowConfig = MlflowConfig()
+    prometheus_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of 127.0.0.1 at which the launcher serves the newest metrics for Prometheus, at `/metrics`. 0: none."""
     trace: bool = True
     """Whether each process records what it does and when, for `darts-launch trace`. The cost is negligible."""
     trace_samples: bool = True
@@ -75,3 +119,11 @@ class TelemetryConfig(Section):
     about 100 bytes per sample to the shaper's trace."""
     trace_max_mb: Annotated[float, Field(ge=0.1)] = 32.0
     """Largest trace of each start of a process, in MB. The oldest half is removed first."""
+
+    @field_validator("sinks")
+    @classmethod
+    def _each_once(cls, sinks: tuple[str, ...]) -> tuple[str, ...]:
+        repeated = sorted({name for name in sinks if sinks.count(name) > 1})
+        if repeated:
+            raise ValueError(f"telemetry.sinks names {repeated[0]!r} {sinks.count(repeated[0])} times; name it once")
+        return sinks

@@ -11,14 +11,14 @@ from typing import cast
 import structlog
 
 from darts_async.actor import Gauges, Runtime, main
-from darts_async.config.reward import RewardLimitsConfig
+from darts_async.config.reward import RewardConfig, RewardLimitsConfig
 from darts_async.errors import RewardError
 from darts_async.models.location import resolve_model_path
 from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, ShaperToReward, Shutdown
 from darts_async.reward.boundary import refusal_of_shaper
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
-from darts_async.reward.worker_messages import failure_text
+from darts_async.reward.worker_messages import CodeSpec, FunctionSpec, FunctionSpecs, failure_text
 from darts_async.reward.worker_pool import RewardPool, kill_strays_beside
 from darts_async.topology.links import REWARDS_LINK
 from darts_async.transport import Event, Received
@@ -43,15 +43,30 @@ def limits_of(config: RewardLimitsConfig) -> Limits:
     )
 
 
+def functions_of(config: RewardConfig) -> FunctionSpecs:
+    """The functions of the settings."""
+    if config.function is not None:
+        return (FunctionSpec(config.function),)
+    return tuple(
+        FunctionSpec(
+            part.kind,
+            part.label,
+            part.takes,
+            part.weight,
+            None if part.code is None else CodeSpec(**part.code.model_dump()),
+        )
+        for part in config.functions
+    )
+
+
 class RewardActor:
     """The decisions and tasks of a reward process."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         config = runtime.config
-        self._pools = {"": self._make_pool(config.reward.function)} | {
-            name: self._make_pool(name) for name in config.own_rewards
-        }
+        own = {name: self._make_pool((FunctionSpec(name),)) for name in config.own_rewards}
+        self._pools = {"": self._make_pool(functions_of(config.reward))} | own
         self._tasks: asyncio.TaskGroup | None = None
         self._shaper: str | None = None
         self._open = False
@@ -59,15 +74,17 @@ class RewardActor:
         self._failed: deque[bool] = deque(maxlen=WATCHED_ITEMS)
         self.done = False
 
-    def _make_pool(self, function: str) -> RewardPool:
+    def _make_pool(self, functions: FunctionSpecs) -> RewardPool:
         config = self._runtime.config
         return RewardPool(
-            function,
+            functions,
             resolve_model_path(config.model.path, with_weights=False),
             num_workers=config.reward.workers,
             deadline_s=config.reward.deadline_s,
             start_deadline_s=config.reward.start_deadline_s,
             limits=limits_of(config.reward.limits),
+            concurrency=config.reward.concurrency,
+            max_batch=config.reward.max_batch,
         )
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
@@ -136,7 +153,7 @@ class RewardActor:
         share, limit = sum(self._failed) / len(self._failed), self._runtime.config.reward.max_failed_share
         if isinstance(reply, ScoreFailed) and len(self._failed) >= MIN_ITEMS and share > limit:
             raise RewardError(
-                f"reward function {self._runtime.config.reward.function!r} failed on {share:.0%} of the last "
+                f"{self._runtime.config.reward.description} failed on {share:.0%} of the last "
                 f"{len(self._failed)} responses, more than reward.max_failed_share ({limit:g}); the last failure was "
                 f"{failure_text(reply.kind, reply.error)}"
             )

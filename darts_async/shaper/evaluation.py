@@ -19,6 +19,7 @@ from darts_async.prompts.source import Prompt
 from darts_async.protocol import EvaluationCompleted
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.open_work import OpenWork
+from darts_async.shaper.token_accounts import part_metrics
 
 REST = "prompts"
 """The set of held-out prompts of a run whose other sets have names."""
@@ -38,8 +39,12 @@ class EvaluationState(Struct, frozen=True):
 class Evaluation:
     """The evaluations of a run, one after the other."""
 
-    def __init__(self, config: EvaluationConfig, work: OpenWork, held_out: tuple[Prompt, ...]) -> None:
+    def __init__(
+        self, config: EvaluationConfig, work: OpenWork, held_out: tuple[Prompt, ...], labels: tuple[str, ...] = ()
+    ) -> None:
+        """`labels`: the names of several reward functions."""
         self._config = config
+        self._labels = labels
         self._work = work
         self._held_out = held_out if config.samples_per_prompt else ()
         self._policy_version: int | None = None  # of the one that is under way
@@ -122,6 +127,7 @@ class Evaluation:
             num_skipped=self._num_skipped,
             pass_above=self._config.pass_above,
             prompts_by_set=self.prompts_by_set,
+            part_metrics=part_metrics(self._labels, [s.reward_parts for _, s in evaluated]),
         )
 
     @property

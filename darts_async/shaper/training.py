@@ -204,7 +204,10 @@ class Training:
         """The learner has taken a step, for the first time or again."""
         before, step = self.feed.committed.position, message.step
         groups = self.feed.commit(message)
-        metrics = self._statistics.close(step, groups, list(map(self._planner.counts, groups))) if groups else {}
+        metrics = dict[str, float]()
+        if groups:
+            counts, labels = list(map(self._planner.counts, groups)), self._config.reward.labels
+            metrics = self._statistics.close(step, groups, counts, labels)
         for group in groups:
             for sample, _ in group.kept:
                 self._work.totals.trained(sample, step)

@@ -36,6 +36,7 @@ from darts_async.transport import create_run_keys, renew_run_keys
 from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
 from launcher.commands.dry_run import dry_run_screen
 from launcher.commands.evaluation import as_evaluation
+from launcher.commands.follow import follow
 from launcher.commands.samples import samples
 from launcher.commands.verbs import RUNS, VERBS, RunsDir, bad_input, split_words, the_run
 from launcher.config_file import load_config
@@ -105,7 +106,8 @@ MoreFiles = Annotated[
 ]
 
 
-for _verb in (*VERBS, samples):
+_ALL_VERBS: tuple[Callable[..., None], ...] = (*VERBS, samples, follow)
+for _verb in _ALL_VERBS:
     app.command()(_verb)
 
 

@@ -23,6 +23,7 @@ from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.hub import DEFAULT_SPLIT, UnreachableError, find_split
 from darts_async.prompts.load import PromptCounts
 from darts_async.topology.roles import GENERATOR
+from launcher.control.metrics_server import HOST
 from launcher.plan.devices import check_backend, check_gpus, check_vllm
 from launcher.plan.placement import Place, PlacementError, local_node, place_processes, role_names
 from launcher.plan.plan import link_hubs
@@ -31,6 +32,7 @@ from launcher.preflight.extension_check import check_extensions, check_prompts
 from launcher.preflight.model_check import ModelTrial, check_files, local_models
 from launcher.preflight.prompt_check import Found
 from launcher.preflight.remote_preflight import check_nodes
+from launcher.preflight.reward_check import check_rewards
 from launcher.preflight.system_limits import check_limits, limits_here, need_of, weight_bytes
 from launcher.problems import Problem, shown
 
@@ -56,10 +58,12 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
         prompts = Found() if model or data else check_prompts(config)  # without these, it fails for the same reason
         found = (
             *check_network(config),
+            *check_prometheus_port(config),
             *check_runs_dir(config),
             *_check_places(config, reaches_nodes=reaches_nodes),
             *check_script(config),
             *check_extensions(config),
+            *check_rewards(config),
             *check_adapters(config),
             *(model + files + data + prompts.problems),
             *trial.problems(),
@@ -100,6 +104,17 @@ def check_network(config: RunConfig) -> Iterator[Problem]:
             fix = f"choose a base_port that begins {len(link_hubs(config))} free ports, or 0 for any free ports"
             value = shown(config.network.base_port)
             yield Problem("network.base_port", f"port {port} {reason}", value, fix, here=True)
+
+
+def check_prometheus_port(config: RunConfig) -> Iterator[Problem]:
+    """The launcher can listen there."""
+    if not (port := config.telemetry.prometheus_port):
+        return
+    setting, fix = "telemetry.prometheus_port", "choose a free port, or 0 to serve no metrics"
+    if config.network.base_port and port in link_ports(config):
+        yield Problem(setting, "is a port of the links (network.base_port)", shown(port), fix)
+    elif (reason := why_not_bound(HOST, port)) is not None:
+        yield Problem(setting, f"port {port} of {HOST} {reason}", shown(port), fix, here=True)
 
 
 def check_runs_dir(config: RunConfig) -> Iterator[Problem]:

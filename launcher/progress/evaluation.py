@@ -41,6 +41,8 @@ class EvaluationSummary(msgspec.Struct, frozen=True):
     """Evaluations that became due while this one was running, and were skipped."""
     sets: "dict[str, EvaluationSummary]" = {}
     """The same of each set of prompts, if there are several: parts of a mixture, families of tasks, further sets."""
+    part_metrics: dict[str, float] = {}
+    """Of each of several reward functions, as in the lines of steps."""
 
     @property
     def headline_pass_at(self) -> dict[int, float]:
@@ -56,6 +58,7 @@ class EvaluationSummary(msgspec.Struct, frozen=True):
             "length/std_within_prompt": self.length_std_within_prompt,
             "length/p50": self.length_p50,
             "length/p99": self.length_p99,
+            **self.part_metrics,
         }
         own = {name: value for name, value in values.items() if value is not None}
         return own | {
@@ -85,13 +88,20 @@ class Evaluation:
     num_tokens: NDArray[np.int32]  # [num_samples]
     pass_above: float = 0.5
     prompts_by_set: Mapping[str, list[int]] = field(default_factory=dict)
+    part_metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, message: EvaluationCompleted) -> Self:
         """Copies of the arrays of a message."""
         arrays = message.prompt_ids.copy(), message.rewards.copy(), message.num_tokens.copy()
         versions = message.policy_version, message.newest_version, message.num_skipped
-        return cls(*versions, *arrays, pass_above=message.pass_above, prompts_by_set=message.prompts_by_set)
+        return cls(
+            *versions,
+            *arrays,
+            pass_above=message.pass_above,
+            prompts_by_set=message.prompts_by_set,
+            part_metrics=message.part_metrics,
+        )
 
     @classmethod
     def of_line(cls, line: dict[str, Any]) -> Self:
@@ -105,6 +115,7 @@ class Evaluation:
             np.array(line["num_tokens"], np.int32),
             pass_above=line["pass_above"],
             prompts_by_set=line["prompts_by_set"],
+            part_metrics={name: value for name, value in line.items() if name.startswith("rewards/")},
         )
 
     def summary(self) -> EvaluationSummary:
@@ -123,6 +134,7 @@ class Evaluation:
             length_p99=float(np.percentile(lengths, 99)),
             num_skipped=self.num_skipped,
             sets={name: each.summary() for name, each in self._by_set().items()},
+            part_metrics=dict(self.part_metrics),
         )
 
     def _by_set(self) -> "dict[str, Evaluation]":
@@ -135,6 +147,7 @@ class Evaluation:
                 rewards=self.rewards[chosen],
                 num_tokens=self.num_tokens[chosen],
                 prompts_by_set={},
+                part_metrics={},
             )
             for name, chosen in inside.items()
             if chosen.any()

@@ -97,7 +97,7 @@ class Boundary:
             return f"rewards {message.rewards[:5]} of {message.num_tokens[:5]} tokens"
         if not math.isfinite(message.pass_above):
             return f"samples that pass above {message.pass_above}"
-        return _names(message.prompts_by_set)
+        return _names([*message.part_metrics, *message.prompts_by_set])
 
     def _finished(self, message: RunFinished) -> str | None:
         counts = [*message.tokens_by_outcome.values(), *message.samples_by_outcome.values(), message.num_steps]

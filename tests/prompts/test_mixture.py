@@ -100,6 +100,13 @@ def test_a_part_with_too_few_records_is_named(
         ({"prompts": {"mixture": [{"name": "a", "weight": 0.0}]}}, "greater than 0"),
         ({"prompts": {"mixture": [{"name": "a/b"}]}}, "should match pattern"),
         ({"evaluation": {"sets": [{"name": "a"}, {"name": "a"}]}}, "evaluation.sets has two with the name 'a'"),
+        (
+            {
+                "evaluation": {"sets": [{"name": "a", "reward": "math"}]},
+                "reward": {"functions": [{"function": "exact_match"}]},
+            },
+            "reward.functions is set, but some prompts have a reward of their own",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(given: dict[str, Any], message: str) -> None:

@@ -200,3 +200,13 @@ def test_a_run_that_only_evaluates_is_shown_as_one() -> None:
     assert rows["products"][:3] == ["0.500", "0.500", "1.000"]
     assert rows["all"][:5] == ["0.750", "±", "0.250", "0.750", "1.000"]
     assert "before" not in text
+
+
+def test_what_several_reward_functions_gave_is_in_the_line_and_read_back() -> None:
+    message = msgspec.structs.replace(report(4, [1, 0, 1, 1]), part_metrics={"rewards/right/mean": 0.75})
+    evaluation = Evaluation.of(message)
+    line = evaluation.summary().metrics()
+    assert line["rewards/right/mean"] == 0.75
+    arrays = {name: getattr(evaluation, name).tolist() for name in ("prompt_ids", "rewards", "num_tokens")}
+    numbers = {"policy_version": 4, "newest_version": 4, "num_skipped": 0, "pass_above": 0.5, "prompts_by_set": {}}
+    assert Evaluation.of_line(line | arrays | numbers).summary() == evaluation.summary()
