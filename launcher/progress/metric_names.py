@@ -32,6 +32,7 @@ class Metric:
 
 _OF_SELECTED: Final = "of the samples that were trained on"
 _OF_ALL: Final = "of all scored samples, those left out included"
+_SETS: Final = "there are several: parts of a mixture, families of tasks, `evaluation.sets`"
 _SINCE_START: Final = "since the run began"
 _KL: Final = "`learner.loss.kl_weight` is above 0"
 _TRUNCATED: Final = "`sampling.top_k` or `top_p` is set"
@@ -75,6 +76,9 @@ STEP_METRICS: Final[tuple[Metric, ...]] = (
     Metric("redundancy/elasticity", "", "per cent by which decoding slows for one per cent more samples", _UTILITY),
     Metric("redundancy/typical_spread", "", "relative spread of the lengths of a prompt", _UTILITY),
     Metric("tokens/{outcome}", "tokens", f"decoded tokens by what became of their sample, {_SINCE_START}"),
+    Metric(
+        "prompts/passed_over", "", f"draws that the curriculum has passed over, {_SINCE_START}", "`prompts.curriculum`"
+    ),
     Metric("run/failed_rewards", "samples", f"rewards that failed, {_SINCE_START}"),
     Metric("run/groups_not_shown", "", f"groups whose rollouts could not be kept, {_SINCE_START}"),
     Metric("run/pays_for_length", "", f"`selection/pays_for_length`, {_SINCE_START}", "lengths differ"),
@@ -138,6 +142,9 @@ EVALUATION_METRICS: Final[tuple[Metric, ...]] = (
     Metric("length/p50", "tokens", "median length"),
     Metric("length/p99", "tokens", "99th percentile of the lengths"),
     Metric("num_skipped", "", "evaluations that became due during this one"),
+    Metric("sets/{set}/reward/{which}", "reward", "`reward/` of one set of prompts", _SETS),
+    Metric("sets/{set}/pass@{k}", "share", "pass@k of one set of prompts", _SETS),
+    Metric("sets/{set}/length/{which}", "tokens", "`length/` of one set of prompts", _SETS),
 )
 """Of lines whose `type` is `evaluation`. Outside `metrics.jsonl` their names begin with `evaluation/`."""
 
