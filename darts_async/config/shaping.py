@@ -65,7 +65,7 @@ class ShapingConfig(Section):
     reports it as `selection/pays_for_length`."""
     keep: Annotated[int, Field(gt=0, le=1024)] = 8
     """Samples selected per prompt for training: the group size (M)."""
-    launch: Annotated[int, Field(gt=0, le=2048, default_factory=_launched)]
+    launch: Annotated[int, Field(gt=0, le=2048)] = Field(default_factory=_launched)
     """Samples generated per prompt (R), including the redundant ones. Default: `keep` for the rule `none`, a quarter
     more for others."""
     min_keep: Positive | None = None

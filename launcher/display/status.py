@@ -65,7 +65,7 @@ def status_screen(state: RunState) -> RenderableType:
     title = Text.assemble((state.name, "bold"), f"   {steps}")
     nodes = [Text.assemble((f"{node.name} ", "bold"), node.state) for node in state.nodes if node.state != "up"]
     notices = [Text.assemble(("• ", "yellow"), notice) for notice in state.notices]
-    learning = [LearningTable(state.learning), ""] if state.learning else []
+    learning: list[RenderableType] = [LearningTable(state.learning), ""] if state.learning else []
     processes = FewerColumns(partial(_table, state), _LEAST_WANTED)
     place = Text(state.run_dir, style="dim", overflow="fold")
     return Padding(Group(title, place, "", *learning, processes, *nodes, *notices), (1, 1))
@@ -78,7 +78,7 @@ def _table(state: RunState, hidden: Collection[str]) -> Table:
     state_column.min_width, state_column.max_width, state_column.no_wrap = 7, 40, False
     for process in state.processes:
         has_tokens = role_of(process.name).decodes and process.pid is not None
-        cells = (
+        cells: tuple[RenderableType, ...] = (
             process.name,
             process.state,
             str(process.pid or ""),

@@ -12,10 +12,10 @@ import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.errors import DartsError
-from darts_async.extensions import KINDS, LOSS, PROMPTS, REWARD, RULE, Kind, load
+from darts_async.extensions import KINDS, LOSS, PROMPTS, REWARD, REWARDS, RULE, SINK, Extension, Kind, load
 from launcher.preflight.prompt_check import Found, look_at_prompts
 from launcher.preflight.prompt_figures import PromptFigures
-from launcher.preflight.reward_trial import doubts, try_reward
+from launcher.preflight.reward_trial import Takes, doubts, try_reward
 from launcher.problems import Problem, shown
 
 
@@ -58,14 +58,30 @@ def _try(kind: Kind, question: Question, config: RunConfig) -> Found:
             from darts_async.learner.losses.kinds import try_loss  # needs torch, which the others do not
 
             try_loss(config.learner.loss)
+        elif kind is REWARDS["sample"]:
+            for takes in {part.takes for part in config.reward.functions if part.function == name}:
+                function = load(REWARDS[takes], name)
+            return _tried(kind, name, function, question.figures, takes)
+        elif kind is SINK:
+            getattr(load(kind, name), "check", _accept)(config)
         else:
             function = load(kind, name)
-            if kind is REWARD and question.figures is not None:
-                trial = try_reward(name, function, question.figures)
-                return Found(tuple(doubts(trial)), reward=trial)
+            if kind is REWARD:
+                return _tried(kind, name, function, question.figures, "sample")
     except DartsError as error:
         return Found((Problem(kind.setting, str(error), shown(name)),))
     return Found()
+
+
+def _accept(config: RunConfig) -> None:
+    """Of a sink without a check."""
+
+
+def _tried(kind: Kind, name: str, function: Extension, figures: PromptFigures | None, takes: Takes) -> Found:
+    if figures is None:
+        return Found()
+    trial = try_reward(name, function, figures, takes)
+    return Found(tuple(doubts(kind, trial)), reward=trial)
 
 
 if __name__ == "__main__":

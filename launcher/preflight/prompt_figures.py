@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
+from darts_async.config import RunConfig
+from darts_async.extensions import TASKS, Kind
 from darts_async.prompts.load import PromptSets
 from launcher.problems import Problem, shown
 
@@ -40,6 +42,14 @@ class PromptFigures(msgspec.Struct, frozen=True):
     answer: str
     metadata_json: str
     """The record of the first prompt, as a reward function gets it."""
+    own_reward: str = ""
+    """The reward function of this prompt, if it has one of its own."""
+
+    def is_scored_by(self, kind: Kind, name: str, config: RunConfig) -> bool:
+        """Whether this reward function gets the first prompt, and can be tried without the package of its tasks."""
+        if name == TASKS or not kind.setting.startswith("reward."):
+            return False
+        return name == self.own_reward if self.own_reward else name in kind.names_in(config)
 
 
 def figures_of(sets: PromptSets, tokenizer: Tokenizer, limit: int) -> PromptFigures:
@@ -69,6 +79,7 @@ def figures_of(sets: PromptSets, tokenizer: Tokenizer, limit: int) -> PromptFigu
         prompt=first.text,
         answer=first.answer,
         metadata_json=first.metadata_json,
+        own_reward=first.reward,
     )
 
 

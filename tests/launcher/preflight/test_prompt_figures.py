@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from darts_async.config import RunConfig
+from darts_async.extensions import REWARD, REWARDS
 from darts_async.prompts.load import PromptSets
 from darts_async.prompts.source import Prompt
 from launcher.preflight.prompt_check import look_at_prompts
@@ -89,24 +91,46 @@ def test_a_reward_is_called_as_a_run_calls_it() -> None:
     assert str(trial) == "1 for the reference answer '2', 0 for an empty response"
     rest = {"prompt": "one", "answer": "2", "metadata": {"source": 7}, "finish_reason": "stop"}
     assert seen == [rest | {"response": ""}, rest | {"response": "2"}]
-    assert [*doubts(trial)] == []
+    assert [*doubts(REWARD, trial)] == []
 
 
 def test_an_answer_that_counts_in_a_box_is_right() -> None:
     trial = trial_of(lambda response, **_: float(response == r"\boxed{2}"))
     assert (trial.with_answer, trial.is_boxed, trial.with_nothing) == (1.0, True, 0.0)
-    assert [*doubts(trial)] == []
+    assert [*doubts(REWARD, trial)] == []
 
 
 def test_equal_rewards_are_a_hint() -> None:
-    (hint,) = doubts(trial_of(lambda **_: 0.5))
+    (hint,) = doubts(REWARD, trial_of(lambda **_: 0.5))
     assert hint.is_hint
     assert hint.message == "gives 0.5 for the reference answer '2' and for an empty response alike"
 
 
 def test_a_reward_that_fails_is_a_hint_with_its_words() -> None:
-    (hint,) = doubts(trial_of(lambda response, **_: 1.0 / len(response)))
+    (hint,) = doubts(REWARD, trial_of(lambda response, **_: 1.0 / len(response)))
     assert hint.is_hint
     assert "no reward (ZeroDivisionError: float division by zero) for an empty response" in hint.message
-    (hint,) = doubts(trial_of(lambda **_: "yes"))
+    (hint,) = doubts(REWARD, trial_of(lambda **_: "yes"))
     assert "the reward must be a number" in hint.message
+
+
+def test_functions_of_batches_and_coroutine_functions_are_tried_too() -> None:
+    def batch(*, responses: list[str], answers: list[str], **_: object) -> list[float]:
+        return [float(response == answer) for response, answer in zip(responses, answers, strict=True)]
+
+    async def asked(*, response: str, answer: str, **_: object) -> float:
+        return float(response == answer)
+
+    found = figures("one")
+    for trial in (try_reward("a:b", batch, found, "batch"), try_reward("a:b", asked, found)):
+        assert (trial.with_answer, trial.with_nothing) == (1.0, 0.0)
+
+
+def test_a_function_gets_only_prompts_that_it_scores() -> None:
+    config = RunConfig.model_validate({"reward": {"function": "math"}})
+    found = figures("one")
+    assert found.is_scored_by(REWARD, "math", config)
+    assert not found.is_scored_by(REWARDS["sample"], "math", config), "it is not one of several"
+    of_part = msgspec.structs.replace(found, own_reward="a:b")
+    assert of_part.is_scored_by(REWARD, "a:b", config)
+    assert not of_part.is_scored_by(REWARD, "math", config)
