@@ -19,7 +19,7 @@ from darts_async.config.shaping import ShapingConfig, StalenessConfig
 from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
 from darts_async.extensions import ENGINE, TASKS
-from darts_async.topology.roles import ROLES
+from darts_async.topology.roles import GENERATOR, ROLES
 
 _OF_REWARD = {"function", "functions"}
 
@@ -64,14 +64,14 @@ class RunConfig(Section):
         """Fills in `generator.max_context_tokens`. Values of other types are left to the validation of their fields."""
         if not isinstance(values, dict):
             return values
-        generator = values.get("generator", {})
+        generator = values.get(GENERATOR.name, {})
         need = _given(values, "prompts", "max_prompt_tokens"), _given(values, "sampling", "max_new_tokens")
         if not all(isinstance(each, int) for each in need):
             return values
         if isinstance(generator, dict) and "max_context_tokens" not in generator:
-            return values | {"generator": generator | {"max_context_tokens": sum(need)}}
+            return values | {GENERATOR.name: generator | {"max_context_tokens": sum(need)}}
         if isinstance(generator, GeneratorConfig) and "max_context_tokens" not in generator.model_fields_set:
-            return values | {"generator": generator.model_copy(update={"max_context_tokens": sum(need)})}
+            return values | {GENERATOR.name: generator.model_copy(update={"max_context_tokens": sum(need)})}
         return values
 
     @model_validator(mode="before")

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from darts_async.topology.roles import REWARD
 from launcher.preflight.memory_need import ProcessMemory, gib, host_need
 from launcher.preflight.preflight import Findings
 from launcher.preflight.prompt_figures import PromptFigures
@@ -61,7 +62,7 @@ def _quoted(figures: PromptFigures) -> Iterator[Text]:
 
 def _reward_rows(findings: Findings) -> Iterator[tuple[str, RenderableType]]:
     for number, trial in enumerate(findings.rewards):
-        yield "" if number else "reward", Text(printable(_reward_text(trial)))
+        yield "" if number else REWARD.name, Text(printable(_reward_text(trial)))
 
 
 def _reward_text(trial: RewardTrial) -> str:

@@ -96,7 +96,7 @@ def _learner(config: RunConfig, size: ModelSize) -> dict[str, int]:
     copy = trained * _FLOAT32 if width < _FLOAT32 and learner.lora is None else 0
     has_reference = learner.loss.kl_weight > 0 and learner.lora is None
     parts = {
-        "weights": weights,
+        "model weights": weights,
         "float32 copy": copy,
         "gradients": trained * _FLOAT32,
         "optimiser": 2 * trained * _FLOAT32,
@@ -115,7 +115,7 @@ def _generator(config: RunConfig, size: ModelSize) -> dict[str, int]:
     if generator.capabilities.has_workers and vllm.kv_cache_bytes is not None:
         cache = vllm.kv_cache_bytes * num_ranks
     weights = size.num_parameters * _bytes_of(config)
-    parts = {"weights": weights, "arriving weights": weights, "KV cache": cache}
+    parts = {"model weights": weights, "arriving weights": weights, "KV cache": cache}
     return {what: num_bytes for what, num_bytes in parts.items() if num_bytes}
 
 

@@ -201,3 +201,10 @@ def test_hosts_that_cannot_work_are_named(first: str, second: str, words: tuple[
     (problem,) = check_network(two_nodes(first, second))
     assert (problem.place, problem.here) == (words[0], False)
     assert words[1] in problem.message
+
+
+def test_the_memory_of_gpus_is_read_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_asked", lambda query: "0, 143771\n1, [N/A]\n3, 24576\n")
+    assert devices.gpu_memory() == {0: 143771 << 20, 3: 24576 << 20}
+    monkeypatch.setattr(devices, "_asked", lambda query: "")
+    assert devices.gpu_memory() == {}

@@ -39,26 +39,26 @@ def test_a_directory_without_weights_has_no_size(tmp_path: Any) -> None:
 
 def test_float32_weights_are_their_own_master_copy() -> None:
     found = needs(generator={"num_slots": 2, "max_context_tokens": 768})
-    assert found["learner/0"].parts == {"weights": 4000, "gradients": 4000, "optimiser": 8000}
-    assert found["generator/0"].parts == {"weights": 4000, "arriving weights": 4000, "KV cache": 2 * 768 * 8 * 4}
+    assert found["learner/0"].parts == {"model weights": 4000, "gradients": 4000, "optimiser": 8000}
+    assert found["generator/0"].parts == {"model weights": 4000, "arriving weights": 4000, "KV cache": 2 * 768 * 8 * 4}
     assert "shaper/0" not in found
 
 
 def test_weights_of_fewer_bits_have_a_copy_and_a_reference_is_one_more() -> None:
     found = needs(model={"dtype": "bfloat16"}, learner={"loss": {"kl_weight": 0.1}})["learner/0"].parts
-    wanted = {"weights": 2000, "float32 copy": 4000, "gradients": 4000, "optimiser": 8000, "reference": 2000}
+    wanted = {"model weights": 2000, "float32 copy": 4000, "gradients": 4000, "optimiser": 8000, "reference": 2000}
     assert found == wanted
 
 
 def test_adapters_leave_the_weights_without_gradients() -> None:
     found = needs(learner={"lora": {"rank": 2}, "loss": {"kl_weight": 0.1}})["learner/0"].parts
-    assert found == {"weights": 4000, "gradients": 480, "optimiser": 960}
+    assert found == {"model weights": 4000, "gradients": 480, "optimiser": 960}
 
 
 def test_ranks_share_what_the_learner_needs() -> None:
     found = needs(model={"dtype": "bfloat16"}, roles={"learner": {"replicas": 2}})
     assert found["learner/0"].parts == found["learner/1"].parts
-    assert found["learner/0"].parts == {"weights": 2000, "gradients": 2000, "optimiser": 4000}
+    assert found["learner/0"].parts == {"model weights": 2000, "gradients": 2000, "optimiser": 4000}
 
 
 def test_a_machine_with_less_is_a_hint() -> None:
