@@ -74,7 +74,10 @@ STEP_METRICS: Final[tuple[Metric, ...]] = (
     Metric("redundancy/typical_spread", "", "relative spread of the lengths of a prompt", _UTILITY),
     Metric("tokens/{outcome}", "tokens", f"decoded tokens by what became of their sample, {_SINCE_START}"),
     Metric(
-        "prompts/passed_over", "", f"draws that the curriculum has passed over, {_SINCE_START}", "`prompts.curriculum`"
+        "prompts/passed_over",
+        "",
+        f"draws that the curriculum has passed over, {_SINCE_START}",
+        "`prompts.curriculum` is set",
     ),
     Metric("run/failed_rewards", "samples", f"rewards that failed, {_SINCE_START}"),
     Metric("run/pays_for_length", "", f"`selection/pays_for_length`, {_SINCE_START}", "lengths differ"),
