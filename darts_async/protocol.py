@@ -192,9 +192,9 @@ class SampleScored(Message, frozen=True):
     parts: tuple[float, ...] = ()  # of each of several reward functions, before it is weighted; none of a single one
 
 
-FailureKind = Literal["raised", "timeout", "wrong_type", "not_finite", "limit", "worker_died"]
+FailureKind = Literal["raised", "timeout", "wrong_type", "not_finite", "limit", "worker_died", "unavailable"]
 """Why there is no reward: the function raised, took too long, or returned no number or one that is not finite; a limit
-of the settings was exceeded; the worker process ended."""
+of the settings was exceeded; the worker process ended; a judge or a sandbox does not work at the moment."""
 
 
 class ScoreFailed(Message, frozen=True):

@@ -3,6 +3,7 @@
 import csv
 import doctest
 import importlib
+import itertools
 import json
 import re
 import sys
@@ -21,13 +22,14 @@ from darts_async.reward.process import functions_of
 from darts_async.rollouts import read_rollouts, rollout_files
 from darts_async.topology.run_files import SAMPLES_DIR
 from tests import ROOT
+from tests.support.judge_server import judge_server
 from tests.support.launched import CONFIGS, LaunchedRun
 
 GUIDE = (ROOT / "darts_async" / "EXTENDING.md").read_text()
 PYTHON = re.compile(r"```python\n# (\w+\.py)\n(.*?)```", re.DOTALL)
 YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
 SECTIONS = dict(re.findall(r"^##+ (.*?)\n(.*?)(?=^##+ |\Z)", GUIDE, re.DOTALL | re.MULTILINE))
-SEVERAL, PROGRAMS = "Several reward functions", "Programs with test cases"
+SEVERAL, PROGRAMS, JUDGE = "Several reward functions", "Programs with test cases", "A judge"
 """In place of `A reward function`."""
 DOCSTRINGS = (
     "darts_async.extensions",
@@ -134,9 +136,26 @@ def test_programs_are_run_in_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_a_judge_that_fails_at_times_costs_rewards_and_no_run(tmp_path: Path) -> None:
+    settings = settings_of(SECTIONS[JUDGE])["reward"]
+    replies = itertools.cycle([(200, "Score: 5"), (200, "Score: 5"), (503, "busy")])
+    with judge_server(replies) as url:
+        settings["functions"][1]["judge"] |= {"url": url, "max_attempts": 1, "requests_per_minute": None}
+        reward = {"reward": {**settings, "max_failed_share": 0.0}}  # an outage is no failure of the function
+        short = {"learner": {"steps": 2, "groups_per_step": 2}, "evaluation": {"samples_per_prompt": 1}}
+        with LaunchedRun(tmp_path, "scripted.yaml", short | reward) as run:
+            assert run.end() == 0, run.output
+            run.assert_clean()
+            steps = [line for line in run.lines("metrics.jsonl") if line["type"] == "step" and "reward/mean" in line]
+    assert [line["rewards/judge/mean"] for line in steps] == [0.5, 0.5]
+    assert steps[-1]["run/failed_rewards"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_run_is_made_of_all_of_them(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"learner": {"steps": 3, "groups_per_step": 2}, "evaluation": {"samples_per_prompt": 1}}
-    for section in (section for title, section in SECTIONS.items() if title not in (SEVERAL, PROGRAMS)):
+    for section in (section for title, section in SECTIONS.items() if title not in (SEVERAL, PROGRAMS, JUDGE)):
         write_modules(tmp_path, section)
         settings = merged(settings, settings_of(section))
     with LaunchedRun(tmp_path, "scripted.yaml", settings) as run:

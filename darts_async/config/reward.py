@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from darts_async.config.reward_code import CodeConfig
+from darts_async.config.reward_judge import JudgeConfig
 from darts_async.config.section import Positive, Seconds, Section, named
 from darts_async.extensions import REWARD, REWARDS
 
@@ -25,15 +26,20 @@ class RewardLimitsConfig(Section):
     """Size of what is printed for one item. It goes to the log of the reward process."""
 
 
+_KINDS = ("function", "code", "judge")
+
+
 class RewardFunctionConfig(Section):
-    """One of several reward functions: a `function` of yours or ours, or `code`. The reward of a response is the sum of
-    what they return, each times its weight; `rewards/NAME/mean` and `rewards/NAME/std` are the curves of each, without
-    the weight. If one of them fails, the response has no reward."""
+    """One of several reward functions: a `function` of yours or ours, `code`, or a `judge`. The reward of a response is
+    the sum of what they return, each times its weight; `rewards/NAME/mean` and `rewards/NAME/std` are the curves of
+    each, without the weight. If one of them fails, the response has no reward."""
 
     function: Annotated[str, Field(max_length=1_000), named(REWARDS["sample"])] | None = None
     """`math`, `exact_match`, or `module:name`. It may be a coroutine function (`async def`)."""
     code: CodeConfig | None = None
     """Runs the program in the response on the test cases of its record."""
+    judge: JudgeConfig | None = None
+    """Asks another model."""
     takes: Literal["sample", "batch"] = "sample"
     """What it is called with. `sample`: one response. `batch`: the responses that wait, at most `reward.max_batch`, as
     lists; it returns a list of numbers."""
@@ -44,10 +50,10 @@ class RewardFunctionConfig(Section):
 
     @model_validator(mode="after")
     def _it_is_one_thing(self) -> Self:
-        kinds = [kind for kind in ("function", "code") if getattr(self, kind) is not None]
+        kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
         if len(kinds) != 1:
             said = " and ".join(map(repr, kinds)) or "none of them"
-            raise ValueError(f"each of reward.functions has either `function` or `code`, and one has {said}")
+            raise ValueError(f"each of reward.functions has one of `function`, `code` and `judge`, and one has {said}")
         return self
 
     @model_validator(mode="after")
@@ -58,8 +64,8 @@ class RewardFunctionConfig(Section):
 
     @property
     def kind(self) -> str:
-        """What it names, or `code`."""
-        return self.function or "code"
+        """What it names, or `code`, or `judge`."""
+        return self.function or next(kind for kind in _KINDS if getattr(self, kind) is not None)
 
     @property
     def label(self) -> str:
@@ -109,12 +115,13 @@ class RewardConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _programs_end_before_their_worker(self) -> Self:
+    def _each_ends_before_the_deadline(self) -> Self:
         for part in self.functions:
-            if part.code is not None and part.code.total_s >= self.deadline_s:
+            total_s = max(timed.total_s for timed in (part.code, part.judge) if timed) if part.function is None else 0.0
+            if total_s >= self.deadline_s:
                 raise ValueError(
-                    f"total_s of `code` is {part.code.total_s:g}, but the worker that waits for the program is ended "
-                    f"after reward.deadline_s ({self.deadline_s:g}); raise the second or lower the first"
+                    f"total_s of `{part.kind}` is {total_s:g}, but a response has no reward after reward.deadline_s "
+                    f"({self.deadline_s:g}); raise the second or lower the first"
                 )
         return self
 

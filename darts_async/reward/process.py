@@ -9,16 +9,18 @@ from collections import deque
 from typing import cast
 
 import structlog
+from msgspec import structs
 
 from darts_async.actor import Gauges, Runtime, main
 from darts_async.config.reward import RewardConfig, RewardLimitsConfig
+from darts_async.config.reward_judge import JudgeConfig
 from darts_async.errors import RewardError
 from darts_async.models.location import resolve_model_path
 from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, ShaperToReward, Shutdown
 from darts_async.reward.boundary import refusal_of_shaper
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
-from darts_async.reward.worker_messages import CodeSpec, FunctionSpec, FunctionSpecs, failure_text
+from darts_async.reward.worker_messages import CodeSpec, FunctionSpec, FunctionSpecs, JudgeSpec, failure_text
 from darts_async.reward.worker_pool import RewardPool, kill_strays_beside
 from darts_async.topology.links import REWARDS_LINK
 from darts_async.transport import Event, Received
@@ -43,10 +45,11 @@ def limits_of(config: RewardLimitsConfig) -> Limits:
     )
 
 
-def functions_of(config: RewardConfig) -> FunctionSpecs:
-    """The functions of the settings."""
+def functions_of(config: RewardConfig, num_processes: int = 1) -> FunctionSpecs:
+    """The functions of the settings, for one worker of so many reward processes."""
     if config.function is not None:
         return (FunctionSpec(config.function),)
+    num_workers = config.workers * num_processes
     return tuple(
         FunctionSpec(
             part.kind,
@@ -54,9 +57,17 @@ def functions_of(config: RewardConfig) -> FunctionSpecs:
             part.takes,
             part.weight,
             None if part.code is None else CodeSpec(**part.code.model_dump()),
+            None if part.judge is None else judge_of(part.judge, config.concurrency, num_workers),
         )
         for part in config.functions
     )
+
+
+def judge_of(config: JudgeConfig, concurrency: int, num_workers: int) -> JudgeSpec:
+    """The settings of a judge for one of all workers of the run."""
+    spec = JudgeSpec(**config.model_dump(), concurrency=concurrency)
+    share = None if spec.requests_per_minute is None else spec.requests_per_minute / num_workers
+    return structs.replace(spec, requests_per_minute=share)
 
 
 class RewardActor:
@@ -66,7 +77,7 @@ class RewardActor:
         self._runtime = runtime
         config = runtime.config
         own = {name: self._make_pool((FunctionSpec(name),)) for name in config.own_rewards}
-        self._pools = {"": self._make_pool(functions_of(config.reward))} | own
+        self._pools = {"": self._make_pool(functions_of(config.reward, config.roles.reward.replicas))} | own
         self._tasks: asyncio.TaskGroup | None = None
         self._shaper: str | None = None
         self._open = False
@@ -149,6 +160,8 @@ class RewardActor:
         self._watch(reply)
 
     def _watch(self, reply: object) -> None:
+        if isinstance(reply, ScoreFailed) and reply.kind == "unavailable":
+            return  # no fault of the reward function
         self._failed.append(isinstance(reply, ScoreFailed))
         share, limit = sum(self._failed) / len(self._failed), self._runtime.config.reward.max_failed_share
         if isinstance(reply, ScoreFailed) and len(self._failed) >= MIN_ITEMS and share > limit:

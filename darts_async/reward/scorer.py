@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from darts_async.errors import RewardUnavailableError
 from darts_async.extensions import Extension, is_coroutine_function
 from darts_async.reward.limits import Limits
 from darts_async.reward.values import NotFiniteError, WrongTypeError, checked_reward, checked_rewards
@@ -71,6 +72,8 @@ class RewardFunction:
 
     def failed(self, error: BaseException) -> Failed:
         """What its exception means."""
+        if isinstance(error, RewardUnavailableError):
+            return self._named(Failed("unavailable", str(error)))
         return self._named(Failed("raised", last_lines(error)) if not _is_of_file_limit(error) else _too_large(error))
 
     def late(self, deadline_s: float) -> Failed:

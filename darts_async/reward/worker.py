@@ -89,6 +89,10 @@ def _loaded(spec: FunctionSpec) -> Callable[..., object]:
         programs = CodeReward(spec.code)
         sys.stderr.write(f"{spec.label}: programs run in {programs.choice.describe()}\n")
         return programs
+    if spec.judge is not None:
+        from darts_async.reward.judge import JudgeReward  # few runs need it
+
+        return JudgeReward(spec.judge)
     return load(REWARDS[spec.takes] if spec.label else REWARD, spec.function)
 
 

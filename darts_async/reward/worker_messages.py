@@ -30,6 +30,28 @@ class CodeSpec(Struct, frozen=True):
     output_kib: float = 1024.0
 
 
+class JudgeSpec(Struct, frozen=True):
+    """The settings of `JudgeConfig`, as one worker keeps them."""
+
+    url: str
+    model: str
+    template: str
+    pattern: str
+    api_key_env: str = ""
+    system: str = ""
+    best: float = 10.0
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    requests_per_minute: float | None = None
+    """Of this worker."""
+    request_s: float = 60.0
+    total_s: float = 120.0
+    max_attempts: int = 5
+    cache_size: int = 10_000
+    concurrency: int = 16
+    """Requests at a time."""
+
+
 class FunctionSpec(Struct, frozen=True):
     """One reward function, as the settings name it."""
 
@@ -39,7 +61,8 @@ class FunctionSpec(Struct, frozen=True):
     takes: Literal["sample", "batch"] = "sample"
     weight: float = 1.0
     code: CodeSpec | None = None
-    """Set where it is not a function that is loaded."""
+    judge: JudgeSpec | None = None
+    """One of these is set where it is not a function that is loaded."""
 
 
 FunctionSpecs = tuple[FunctionSpec, ...]
@@ -109,7 +132,7 @@ class Rewarded(Struct, frozen=True, tag=True):
 class Failed(Struct, frozen=True, tag=True):
     """A function raised, took too long, or returned something else."""
 
-    kind: Literal["raised", "wrong_type", "not_finite", "limit", "timeout"]
+    kind: Literal["raised", "wrong_type", "not_finite", "limit", "timeout", "unavailable"]
     error: str
 
 

@@ -132,7 +132,7 @@ class Training:
         """A group is given up; its prompt is asked again, but not forever."""
         if not self._spares.discard(group.group_id):
             self._window.drop(group.group_id)
-        self._num_dropped_in_a_row += 1
+        self._num_dropped_in_a_row += not any(s.end_reason == "reward_unavailable" for s in group.samples)
         if self._num_dropped_in_a_row > MAX_DROPPED_IN_A_ROW:
             raise DataError(
                 f"{self._num_dropped_in_a_row} groups were given up one after another, the last because of "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from darts_async.errors import RewardUnavailableError
 from darts_async.reward.scorer import RewardFunction, Scorer
 from darts_async.reward.values import WrongTypeError, checked_rewards
 from darts_async.reward.worker_messages import (
@@ -223,3 +224,10 @@ def test_partial_functions_and_objects_may_be_coroutine_functions() -> None:
 def test_functions_travel_as_an_argument() -> None:
     functions = (FunctionSpec("a:b"), FunctionSpec("c:d", "déjà", "batch", -0.5))
     assert of_argument(as_argument(functions)) == functions
+
+
+def test_what_cannot_be_asked_at_the_moment_is_unavailable() -> None:
+    def away(**_: Any) -> float:
+        raise RewardUnavailableError("the server is away")
+
+    assert replies_of(job("x"), function(away, label="it")) == [Failed("unavailable", "it: the server is away")]

@@ -51,8 +51,8 @@ class Choice:
 
     @property
     def fault(self) -> str:
-        """What is wrong with them."""
-        return self.complaint or f"a program could {' and '.join(self.gaps)}"
+        """What is wrong with them; empty for nothing."""
+        return self.complaint or (self.gaps and f"a program could {' and '.join(self.gaps)}") or ""
 
 
 @cache
@@ -131,4 +131,4 @@ def _candidates(wanted: Kind, python: str) -> Iterator[Isolation]:
     if wanted != "bubblewrap":
         for version in dict.fromkeys((landlock, 0)):
             for namespaces in (True, False):
-                yield Isolation("processes", python, landlock=version, namespaces=namespaces, user_id=user_id)
+                yield Isolation("processes", python, "", version, namespaces, confine.can_refuse_sockets(), user_id)

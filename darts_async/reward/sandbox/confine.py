@@ -7,6 +7,7 @@ In bubblewrap, which has namespaces of its own, it only sets limits. Without bub
 - It stays as the supervisor of the program, as a subreaper. When the program has ended, or at SIGTERM, it kills all
   that is left. It ends as the program did.
 - Where the kernel permits, the program is in network, process and IPC namespaces of its own.
+- Where the kernel has seccomp, the program opens no socket, except pairs of its own.
 - Where the kernel has Landlock (Linux 5.13), the program reads the system's files and its own directory and writes its
   own directory alone; from Linux 6.7 on it opens no TCP connection, and from 6.12 on it signals no process outside.
 
@@ -15,10 +16,12 @@ Only the standard library is imported: in a sandbox there is nothing else.
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
 import signal
+import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -33,6 +36,12 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _FIRST_RIGHTS = (1 << 13) - 1
 """The rights on files of the first version."""
 _LOOK_EVERY_S = 0.005
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
+_SECCOMP_ALLOW, _SECCOMP_REFUSE = 0x7FFF0000, 0x00050000 | errno.EACCES
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_ARCHITECTURES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
+"""Its number, and that of the system call `socket`."""
+_IO_URING_SETUP, _FIRST_X32_CALL = 425, 0x40000000
 CANNOT_CONFINE = 120
 """Exit code when a wall that was asked for cannot be set up."""
 
@@ -53,6 +62,8 @@ def main(arguments: Sequence[str]) -> None:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         if options["user_id"]:
             _become(options["user_id"])
+        if options["no_sockets"]:
+            refuse_sockets()
         if options["supervise"]:
             _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of the user takes it away
         os.execv(program[0], program)
@@ -160,6 +171,30 @@ def enter_namespaces(*, as_root: bool) -> None:
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+
+
+def can_refuse_sockets() -> bool:
+    """Whether the kernel has seccomp, on a machine whose system calls are known here."""
+    return os.path.exists("/proc/sys/kernel/seccomp") and os.uname().machine in _ARCHITECTURES
+
+
+def refuse_sockets() -> None:
+    """Have seccomp refuse `socket`, and the ways around it: io_uring, and system calls of other architectures. Raises
+    `OSError`."""
+    architecture, socket = _ARCHITECTURES[os.uname().machine]
+    program = (
+        (_LOAD, 0, 0, 4),  # the architecture
+        (_IF_EQUAL, 0, 5, architecture),
+        (_LOAD, 0, 0, 0),  # the number of the call
+        (_IF_AT_LEAST, 3, 0, _FIRST_X32_CALL),
+        (_IF_EQUAL, 2, 0, socket),
+        (_IF_EQUAL, 1, 0, _IO_URING_SETUP),
+        (_RETURN, 0, 0, _SECCOMP_ALLOW),
+        (_RETURN, 0, 0, _SECCOMP_REFUSE),
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
+    header = struct.pack("@HP", len(program), ctypes.addressof(code))
+    _checked(libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0))
 
 
 def landlock_version() -> int:

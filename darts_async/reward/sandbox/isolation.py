@@ -2,8 +2,8 @@
 
     bubblewrap   namespaces of every kind: the program sees the system's files read-only, a directory of its own in
                  memory, its own processes and no network
-    processes    a supervisor, limits, and of these as many as the kernel permits: Landlock (files, TCP, signals) and
-                 namespaces (network, processes)
+    processes    a supervisor, limits, and of these as many as the kernel permits: Landlock (files, TCP, signals),
+                 namespaces (network, processes) and seccomp (sockets)
 
 In both, the kernel limits CPU time, address space, size of files, number of open files and number of processes, and
 `program` limits wall time, memory of all processes together and output. The kernel exempts the user root from the limit
@@ -54,12 +54,15 @@ class Isolation:
     landlock: int = 0
     """Version of Landlock; 0 for none."""
     namespaces: bool = False
+    no_sockets: bool = False
+    """Whether seccomp refuses to open sockets."""
     user_id: int = 0
     """The user of the programs, the first of `NUM_OWN_USERS`; 0 for the user of the run."""
 
     def describe(self) -> str:
         """For people."""
         walls = [f"Landlock {self.landlock}"] * bool(self.landlock) + ["namespaces"] * self.namespaces
+        walls += ["no sockets"] * self.no_sockets
         walls += ["a user of its own"] * bool(self.user_id)
         if self.kind == "bubblewrap":
             return " with ".join([f"bubblewrap ({self.bubblewrap})", *walls])
@@ -94,6 +97,7 @@ class Isolation:
             "supervise": is_supervised,
             "namespaces": self.namespaces,
             "landlock": is_supervised and bool(self.landlock),
+            "no_sockets": self.no_sockets,
             "user_id": self.user_id,
             "readable": [*_SYSTEM, *_places_of(self.python), "/dev/urandom"],
             "writable": [str(directory), *_DEVICES],

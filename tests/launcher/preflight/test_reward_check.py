@@ -1,4 +1,4 @@
-"""Whether programs in responses can be confined, as `validate` says it."""
+"""Whether programs in responses can be confined and judges answer, as `validate` says it."""
 
 import pytest
 
@@ -9,6 +9,8 @@ from darts_async.reward.sandbox.isolation import Isolation
 from launcher.commands.dry_run import key_settings
 from launcher.preflight import reward_check
 from launcher.preflight.reward_check import check_rewards
+from launcher.problems import Problem
+from tests.support.judge_server import judge_server
 
 CONFIG = RunConfig.model_validate({"reward": {"functions": [{"function": "math"}, {"code": {}}]}})
 
@@ -41,3 +43,49 @@ def test_a_machine_that_cannot_confine_programs_is_a_problem_of_this_machine(mon
 def test_without_programs_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward_check, "isolation_of", None)
     assert [*check_rewards(RunConfig())] == []
+
+
+# --- judges ------------------------------------------------------------------------------------------------------
+
+
+def problems_of_judge(url: str, **settings: str) -> list[Problem]:
+    reward = {"deadline_s": 200.0, "functions": [{"judge": {"url": url, "model": "small", **settings}}]}
+    return [*check_rewards(RunConfig.model_validate({"reward": reward}))]
+
+
+def test_a_judge_that_names_the_model_is_no_problem() -> None:
+    with judge_server(iter([]), models=(200, b'{"data": [{"id": "small"}]}')) as url:
+        assert problems_of_judge(url) == []
+
+
+@pytest.mark.parametrize(
+    ("models", "place", "message"),
+    [
+        ((200, b'{"data": [{"id": "large"}]}'), "model", "does not name this model; it names large"),
+        ((200, b"<html>"), "model", "it names none"),
+        ((404, b""), "url", "answers with status 404; the address ends in /v1"),
+    ],
+)
+def test_a_judge_that_answers_otherwise_is_a_hint(models: tuple[int, bytes], place: str, message: str) -> None:
+    with judge_server(iter([]), models=models) as url:
+        [hint] = problems_of_judge(url)
+    assert (hint.place, hint.is_hint) == (f"reward.functions.0.judge.{place}", True)
+    assert message in hint.message
+
+
+def test_a_judge_that_is_not_there_is_a_hint() -> None:
+    with judge_server(iter([])) as url:
+        pass
+    [hint] = problems_of_judge(url)
+    assert hint.is_hint
+    assert "does not answer" in hint.message
+    assert "responses have no reward until it does" in hint.message
+
+
+def test_a_judge_that_refuses_the_key_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    with judge_server(iter([]), models=(401, b"")) as url:
+        [problem] = problems_of_judge(url)
+        assert (problem.place, problem.is_hint, problem.here) == ("reward.functions.0.judge.api_key_env", False, True)
+        monkeypatch.delenv("JUDGE_KEY", raising=False)
+        [problem] = problems_of_judge(url, api_key_env="JUDGE_KEY")
+    assert "'JUDGE_KEY', and the environment has no such variable" in problem.message

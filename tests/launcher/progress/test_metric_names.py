@@ -17,6 +17,8 @@ ELSEWHERE = {
     "sets/{set}/pass@{k}": "several sets",
     "sets/{set}/length/{which}": "several sets",
     "learner/mfu": "a GPU",
+    "rewards/{function}/mean": "several reward functions",
+    "rewards/{function}/std": "several reward functions",
     "learner/masked_share": "another loss",
     "learner/outside_truncation_older": "chance",
     "learner/gap_older_mean": "chance",

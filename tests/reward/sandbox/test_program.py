@@ -40,6 +40,8 @@ def closed() -> Iterator[Isolation]:
 
 
 CLOSED = [*closed()]
+if CLOSED and not (contained := look_at(replace(CLOSED[-1], namespaces=False))).fault:
+    CLOSED.append(contained.isolation)  # as in most containers
 BARE = Isolation("processes", CLOSED[-1].python if CLOSED else sys.executable, user_id=own_user_id())
 """What is left where the kernel permits nothing."""
 EVERY = [*CLOSED, BARE]
@@ -74,7 +76,7 @@ def wait_until_gone(mark: str) -> None:
 
 def test_both_kinds_are_there_where_everything_has_to_be() -> None:
     if "DARTS_REQUIRE_ALL" in os.environ:
-        assert [each.kind for each in CLOSED] == ["bubblewrap", "processes"]
+        assert [each.kind for each in CLOSED] == ["bubblewrap", "processes", "processes"]
 
 
 # --- programs that mean well ---------------------------------------------------------------------------------
