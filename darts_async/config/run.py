@@ -81,7 +81,8 @@ class RunConfig(Section):
         if self.reward.functions and self.own_rewards:
             raise ValueError(
                 "reward.functions is set, but some prompts have a reward of their own "
-                f"({', '.join(self.own_rewards)}), so the parts of their rewards would be missing: set reward.function, or leave the others out"
+                f"({', '.join(self.own_rewards)}), so the parts of their rewards would be missing: set "
+                "reward.function, or leave the others out"
             )
         return self
 
