@@ -124,6 +124,7 @@ def test_every_line_of_the_metrics_is_json_whatever_the_numbers_are(tmp_path: Pa
     recorder.evaluation(Evaluation.of(report(4, [largest] * 6)), 1.0)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     step, evaluation = (json.loads(line, parse_constant=refused) for line in lines)
+    assert step.pop("unix_s") > 0
     assert step == {"type": "step", "step": 3, "learner/loss": 0.5, "elapsed_s": 1.0}
     assert evaluation["reward/mean"] == pytest.approx(largest)
 

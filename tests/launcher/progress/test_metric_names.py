@@ -13,6 +13,8 @@ from tests.support.launched import LaunchedRun
 
 ELSEWHERE = {
     "learner/mfu": "a GPU",
+    "rewards/{function}/mean": "several reward functions",
+    "rewards/{function}/std": "several reward functions",
     "learner/masked_share": "another loss",
     "learner/outside_truncation_older": "chance",
     "learner/gap_older_mean": "chance",
