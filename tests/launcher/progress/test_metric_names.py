@@ -15,6 +15,8 @@ ELSEWHERE = {
     "learner/mfu": "a GPU",
     "rewards/{function}/mean": "several reward functions",
     "rewards/{function}/std": "several reward functions",
+    "sets/{set}/{metric}": "several sets of prompts",
+    "sets/{set}/{metric}/{kind}": "several sets of prompts",
     "learner/masked_share": "another loss",
     "learner/outside_truncation_older": "chance",
     "learner/gap_older_mean": "chance",
