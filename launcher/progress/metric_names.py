@@ -32,12 +32,12 @@ class Metric:
 
 _OF_SELECTED: Final = "of the samples that were trained on"
 _OF_ALL: Final = "of all scored samples, those left out included"
+_SETS: Final = "there are several: parts of a mixture, families of tasks, `evaluation.sets`"
 _SINCE_START: Final = "since the run began"
 _KL: Final = "`learner.loss.kl_weight` is above 0"
 _TRUNCATED: Final = "`sampling.top_k` or `top_p` is set"
 _OLD: Final = "a token was older than the step"
 _SEVERAL: Final = "there are several reward functions"
-_SETS: Final = "there are several sets: parts of a mixture, families of tasks, `evaluation.sets`"
 _UTILITY: Final = "`shaping.redundancy.total: utility`"
 
 STEP_METRICS: Final[tuple[Metric, ...]] = (
@@ -146,8 +146,9 @@ EVALUATION_METRICS: Final[tuple[Metric, ...]] = (
     Metric("length/p99", "tokens", "99th percentile of the lengths"),
     Metric("num_skipped", "", "evaluations that became due during this one"),
     Metric("pass_above", "reward", "a sample passes with a reward above this"),
-    Metric("sets/{set}/{metric}", "", "a metric of one set of prompts: `pass@K`", _SETS),
-    Metric("sets/{set}/{metric}/{kind}", "", "the same: `reward/mean` and the others", _SETS),
+    Metric("sets/{set}/reward/{which}", "reward", "`reward/` of one set of prompts", _SETS),
+    Metric("sets/{set}/pass@{k}", "share", "pass@k of one set of prompts", _SETS),
+    Metric("sets/{set}/length/{which}", "tokens", "`length/` of one set of prompts", _SETS),
 )
 """Of lines whose `type` is `evaluation`. Outside `metrics.jsonl` their names begin with `evaluation/`."""
 
