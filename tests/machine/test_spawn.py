@@ -150,7 +150,7 @@ async def test_no_process_executes_what_lies_in_the_directory_of_the_caller(tmp_
     said = output.read_text()
     assert code != 0
     assert "of the caller" not in said
-    assert any(word in said for word in ("usage:", "Input data was truncated", "JSON is malformed", "IndexError")), said
+    assert any(word in said for word in ("usage:", "Input data was truncated", "JSON", "IndexError")), said
 
 
 SHADOWS = ("structlog", "types", "darts_async", "msgspec", "numpy", "uvloop", "torch", "asyncssh")
