@@ -12,14 +12,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 from darts_async.errors import SandboxError
 from darts_async.reward.descendants import descendants, memory_bytes
-from darts_async.reward.sandbox.confine import CANNOT_CONFINE
+from darts_async.reward.sandbox.confine import SET_UP
 from darts_async.reward.sandbox.isolation import Isolation, environment_in
 
 LOOK_EVERY_S = 0.02
@@ -110,8 +110,7 @@ def run_program(
     """
     isolation = isolation.of_program(next(_numbers))
     with contextlib.ExitStack() as stack:
-        made = tempfile.TemporaryDirectory(prefix="darts-sandbox-", dir=isolation.place())
-        directory = Path(stack.enter_context(made))
+        directory = stack.enter_context(_own_directory(isolation.place()))
         for name, content in files.items():
             (directory / name).write_bytes(content)
         isolation.give(directory)
@@ -119,8 +118,11 @@ def run_program(
         given.write(stdin)
         given.seek(0)
         of_kernel = limits.of_kernel(of_own_user=bool(isolation.user_id))
-        command = isolation.command(argv, of_kernel, directory, limits.memory_bytes)
-        process = _start(command, directory, given)
+        told, tells = os.pipe()
+        stack.callback(os.close, told)
+        with os.fdopen(tells, "wb"):
+            command = isolation.command(argv, of_kernel, directory, limits.memory_bytes, tells)
+            process = _start(command, directory, given, tells)
         watch = _Watch(process, limits)
         stack.callback(watch.close)
         try:
@@ -128,12 +130,35 @@ def run_program(
         finally:
             _kill(process, isolation)
         outcome = Outcome(watch.stdout, watch.stderr, _exit_code(process.returncode), breach)
-    if outcome.exit_code == CANNOT_CONFINE or outcome.stderr.startswith(b"bwrap: "):
-        raise SandboxError(f"{isolation.describe()}: {outcome.stderr.decode(errors='replace').strip()[-500:]}")
+        if not _was_executed(told):  # a program may end with any exit code and print anything
+            said = outcome.stderr.decode(errors="replace").strip()[-500:] or f"it ended with {outcome.exit_code}"
+            raise SandboxError(f"{isolation.describe()}: {'it took longer than wall_s' if breach else said}")
     return outcome
 
 
-def _start(command: Sequence[str], directory: Path, stdin: IO[bytes]) -> "subprocess.Popen[bytes]":
+@contextlib.contextmanager
+def _own_directory(place: str) -> Iterator[Path]:
+    """A directory that is removed afterwards, whatever a program has left in it."""
+    made = tempfile.TemporaryDirectory(prefix="darts-sandbox-", dir=place, ignore_cleanup_errors=True)
+    try:
+        yield Path(made.name)
+    finally:
+        try:
+            made.cleanup()
+        except RecursionError:  # deeper than Python can follow
+            subprocess.run(["rm", "-rf", "--", made.name], check=False, timeout=END_WITHIN_S)
+
+
+def _was_executed(told: int) -> bool:
+    """Whether the sandbox said that it was set up and then no more, because the program was executed."""
+    os.set_blocking(told, False)
+    try:
+        return os.read(told, len(SET_UP) + 1) == SET_UP
+    except BlockingIOError:  # a killed process has not ended yet, and has said nothing
+        return False
+
+
+def _start(command: Sequence[str], directory: Path, stdin: IO[bytes], tells: int) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
             command,
@@ -143,6 +168,7 @@ def _start(command: Sequence[str], directory: Path, stdin: IO[bytes]) -> "subpro
             cwd=directory,
             env=environment_in(str(directory)),
             start_new_session=True,
+            pass_fds=(tells,),
         )
     except OSError as error:
         raise SandboxError(f"a program cannot be started: {error}") from error
