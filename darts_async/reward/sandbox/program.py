@@ -23,6 +23,7 @@ from darts_async.reward.sandbox.confine import SET_UP
 from darts_async.reward.sandbox.isolation import Isolation, environment_in
 
 LOOK_EVERY_S = 0.02
+SET_UP_WITHIN_S = 10.0
 END_WITHIN_S = 10.0
 """A killed program that has not ended after this long is stuck in the kernel."""
 MAX_SUPERVISORS = 3
@@ -126,13 +127,15 @@ def run_program(
         watch = _Watch(process, limits)
         stack.callback(watch.close)
         try:
+            select.select([told], [], [], SET_UP_WITHIN_S)  # this is not the time of the program
             breach = watch.until_it_ends()
         finally:
             _kill(process, isolation)
         outcome = Outcome(watch.stdout, watch.stderr, _exit_code(process.returncode), breach)
         if not _was_executed(told):  # a program may end with any exit code and print anything
             said = outcome.stderr.decode(errors="replace").strip()[-500:] or f"it ended with {outcome.exit_code}"
-            raise SandboxError(f"{isolation.describe()}: {'it took longer than wall_s' if breach else said}")
+            why = f"it was not set up within {SET_UP_WITHIN_S:g} s" if breach else said
+            raise SandboxError(f"{isolation.describe()}: {why}")
     return outcome
 
 
@@ -184,7 +187,6 @@ class _Watch:
         self._limits = limits
         self._pipes = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
         self._open = set(self._pipes)
-        self._ends_at_s = time.monotonic() + limits.wall_s
         self._next_look_s = 0.0
 
     @property
@@ -198,7 +200,8 @@ class _Watch:
         return self._printed(1)
 
     def until_it_ends(self) -> Breach | None:
-        """Wait until the program has ended, or must end: for which limit."""
+        """Wait until the program has ended, or must end: for which limit. Its time begins now."""
+        ends_at_s = time.monotonic() + self._limits.wall_s
         while True:
             has_ended = self._process.poll() is not None  # first: what it printed before is read below
             self._read(0.0 if has_ended else LOOK_EVERY_S)
@@ -206,7 +209,7 @@ class _Watch:
                 return "output"
             if has_ended:
                 return None
-            if time.monotonic() > self._ends_at_s:
+            if time.monotonic() > ends_at_s:
                 return "wall_s"
             breach = self._measured()
             if breach is not None:
