@@ -29,6 +29,10 @@ from typing import Any, Final
 from darts_async.errors import ExtensionError
 
 Extension = Callable[..., Any]
+HUB: Final = "hub"
+"""The source that reads data sets of the Hugging Face hub."""
+TASKS: Final = "reasoning_gym"
+"""The source that makes tasks, and the reward function that scores them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +42,9 @@ class Kind:
     Example:
         >>> REWARD.checked("exact_match"), REWARD.checked("my_task:reward")
         ('exact_match', 'my_task:reward')
-        >>> PROMPTS.checked("parquett")
+        >>> LOSS.checked("grppo")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: prompts.source is 'parquett'; use one of 'jsonl', 'parquet', or module:name; did you mean 'parquet'?
+        ValueError: learner.loss.kind is 'grppo'; use one of 'dapo', ..., or module:name; did you mean 'grpo'?
     """
 
     setting: str
@@ -84,7 +88,11 @@ class Kind:
 REWARD: Final = Kind(
     "reward.function",
     ("prompt", "response", "answer", "metadata", "finish_reason"),
-    {"exact_match": "darts_async.reward.builtin:exact_match", "math": "darts_async.reward.mathematics:math"},
+    {
+        "exact_match": "darts_async.reward.builtin:exact_match",
+        "math": "darts_async.reward.mathematics:math",
+        TASKS: "darts_async.reward.task_families:score",
+    },
     renamed={"chain": "darts_async.quickstart.task:reward"},
     may_be_async=True,
 )
@@ -98,7 +106,7 @@ REWARDS: Final = {
 PROMPTS: Final = Kind(
     "prompts.source",
     ("num_train", "held_out", "seed"),
-    {"jsonl": "", "parquet": ""},
+    dict.fromkeys(("jsonl", "parquet", HUB, TASKS), ""),
     renamed={"chain": "darts_async.quickstart.task:prompts"},
 )
 RULE: Final = Kind(

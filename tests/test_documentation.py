@@ -66,6 +66,8 @@ OF_A_LIVE_RUN = ("status", "logs", "restart")
 OF_A_RUN = ("audit", "story", "trace", "report", "samples", "follow")
 ENDS_A_RUN, GOES_ON = "down", "resume"
 WITHOUT_A_RUN = ("validate", "init", "--dry-run")
+EVALUATES = "evaluate"
+"""Carried out by `launcher/commands/test_evaluation.py`: it is a run of its own."""
 THE_RUN = "cluster.yaml"
 
 
@@ -180,7 +182,9 @@ def is_a_valid_plan(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def is_carried_out(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """By `test_the_verbs_do_what_the_pages_say`."""
-    assert command.words[1] in (*OF_A_LIVE_RUN, *OF_A_RUN, ENDS_A_RUN, GOES_ON, *WITHOUT_A_RUN, THE_RUN), command
+    assert command.words[1] in (*OF_A_LIVE_RUN, *OF_A_RUN, ENDS_A_RUN, GOES_ON, EVALUATES, *WITHOUT_A_RUN, THE_RUN), (
+        command
+    )
     parse_config("name: x", Path(THE_RUN), Overrides(words=tuple(word for word in command.words if "=" in word)))
 
 

@@ -34,7 +34,8 @@ SEVERAL, PROGRAMS, JUDGE = "Several reward functions", "Programs with test cases
 DOCSTRINGS = (
     "darts_async.extensions",
     "darts_async.generator.engine",
-    "darts_async.prompts.load",
+    "darts_async.prompts.record_sources",
+    "darts_async.prompts.source",
     "darts_async.reward.builtin",
     "darts_async.learner.losses.kinds",
     "darts_async.shaper.rules.custom",

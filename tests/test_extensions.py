@@ -75,7 +75,7 @@ def test_a_reward_function_may_be_a_coroutine_function_and_nothing_else_may(user
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("maths", "reward.function is 'maths'; use one of 'exact_match', 'math', or module:name; did you mean 'math'?"),
+        ("maths", "reward.function is 'maths'; use one of 'exact_match', 'math', 'reasoning_gym', or"),
         ("chian", "or module:name; did you mean 'darts_async.quickstart.task:reward'?"),
         ("chain", "'chain' is now called 'darts_async.quickstart.task:reward'; write that"),
         ("some_module:", "or module:name"),

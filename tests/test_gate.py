@@ -73,7 +73,7 @@ def test_only_what_calls_an_extension_loads_it() -> None:
         "darts_async/generator/process.py",
         "darts_async/learner/losses/kinds.py",
         "darts_async/learner/objective.py",
-        "darts_async/prompts/load.py",
+        "darts_async/prompts/record_sources.py",
         "darts_async/reward/worker.py",
         "darts_async/shaper/rules/custom.py",
         "launcher/preflight/extension_check.py",  # ours alone
@@ -140,6 +140,7 @@ NAMES_ELSEWHERE = {
     ("weights/receiving/receive.py", "weights"): "a task",
     ("quickstart/__init__.py", "model"): "no file of a run",
     ("analysis/report.py", "launcher"): "the package",
+    ("config/run.py", "reward"): "a section of the settings",
     ("api/run.py", "launcher"): "the package",
     ("commands/dry_run.py", "generator"): "a section of the settings",
     ("commands/dry_run.py", "learner"): "a section of the settings",

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from darts_async.config.prompts import EvaluationSetConfig
 from darts_async.config.section import NonNegative, Seconds, Section, named
 from darts_async.extensions import SINK
 
@@ -22,6 +23,19 @@ class EvaluationConfig(Section):
     max_slot_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Largest share of the generators' slots that an evaluation uses during training; the samples of one prompt may
     always run. A larger share ends an evaluation sooner, so that fewer policy versions contribute to it."""
+
+    sets: tuple[EvaluationSetConfig, ...] = Field((), strict=False, max_length=64)
+    """Further sets of prompts to evaluate on, beside those that `prompts` holds out. Each has a `name`, under which its
+    numbers are in the metrics, and the settings of `prompts` that say where records come from."""
+    pass_above: Annotated[float, Field(allow_inf_nan=False)] = 0.5
+    """A sample passes, for pass@k, if its reward is above this."""
+
+    @model_validator(mode="after")
+    def _sets_have_different_names(self) -> Self:
+        names = [each.name for each in self.sets]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"evaluation.sets has two with the name {twice!r}; name one of them differently")
+        return self
 
     @model_validator(mode="after")
     def _something_is_evaluated(self) -> Self:

@@ -21,7 +21,7 @@ from darts_async.reward.boundary import refusal_of_shaper
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
 from darts_async.reward.worker_messages import CodeSpec, FunctionSpec, FunctionSpecs, JudgeSpec, failure_text
-from darts_async.reward.worker_pool import RewardPool
+from darts_async.reward.worker_pool import RewardPool, kill_strays_beside
 from darts_async.topology.links import REWARDS_LINK
 from darts_async.transport import Event, Received
 
@@ -76,8 +76,19 @@ class RewardActor:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         config = runtime.config
-        self._pool = RewardPool(
-            functions_of(config.reward, config.roles.reward.replicas),
+        own = {name: self._make_pool((FunctionSpec(name),)) for name in config.own_rewards}
+        self._pools = {"": self._make_pool(functions_of(config.reward, config.roles.reward.replicas))} | own
+        self._tasks: asyncio.TaskGroup | None = None
+        self._shaper: str | None = None
+        self._open = False
+        self._num_scoring = 0
+        self._failed: deque[bool] = deque(maxlen=WATCHED_ITEMS)
+        self.done = False
+
+    def _make_pool(self, functions: FunctionSpecs) -> RewardPool:
+        config = self._runtime.config
+        return RewardPool(
+            functions,
             resolve_model_path(config.model.path, with_weights=False),
             num_workers=config.reward.workers,
             deadline_s=config.reward.deadline_s,
@@ -86,18 +97,13 @@ class RewardActor:
             concurrency=config.reward.concurrency,
             max_batch=config.reward.max_batch,
         )
-        self._tasks: asyncio.TaskGroup | None = None
-        self._shaper: str | None = None
-        self._open = False
-        self._num_scoring = 0
-        self._failed: deque[bool] = deque(maxlen=WATCHED_ITEMS)
-        self.done = False
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Start the workers, then announce them."""
         become_subreaper()
         self._tasks = tasks
-        await self._pool.start()
+        for pool in self._pools.values():
+            await pool.start()
         self._open = True
         self._announce()
 
@@ -110,6 +116,8 @@ class RewardActor:
             case Received(peer=peer, message=Greet()):
                 self._shaper = peer
                 self._announce()
+            case Received(message=Score(function=function)) if function not in self._pools:
+                self._runtime.refuse(event, f"Score: reward function {function!r}")
             case Received(peer=peer, message=Score() as item) if self._open and self._tasks is not None:
                 self._runtime.faults.reach("reward.before_score")
                 self._tasks.create_task(self._score(peer, item), name=f"score {item.sample_id}")
@@ -117,7 +125,7 @@ class RewardActor:
 
     def tick(self, now_s: float) -> None:
         """End the orphans of a killed warden, which this process inherits."""
-        self._pool.kill_strays()
+        kill_strays_beside([*self._pools.values()])
 
     def shutdown(self, message: Shutdown) -> None:
         """Leave."""
@@ -130,9 +138,9 @@ class RewardActor:
 
     async def close(self) -> None:
         """End the workers and the orphans of killed wardens."""
-        await self._pool.close()
+        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
         for _ in range(STRAYS_END_AFTER):
-            if not self._pool.kill_strays():
+            if not kill_strays_beside([*self._pools.values()]):
                 return
             await asyncio.sleep(0.01)
 
@@ -142,7 +150,7 @@ class RewardActor:
 
     async def _score(self, peer: str, item: Score) -> None:
         with self._runtime.clock.busy("score"):
-            reply = await self._pool.score(item)
+            reply = await self._pools[item.function].score(item)
         self._num_scoring -= 1
         self._runtime.faults.reach("reward.before_reply")
         self._runtime.send(REWARDS_LINK.name, peer, reply)

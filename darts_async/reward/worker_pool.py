@@ -15,6 +15,7 @@ The wait for a free seat has no deadline of its own: the earlier items and their
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,12 +164,17 @@ class RewardPool:
         workers = [place.worker for place in self._places]
         return tuple(worker.pid for worker in workers if worker is not None and worker.is_usable)
 
+    @property
+    def known_pids(self) -> list[int] | None:
+        """The pids of the workers; None while one is being started, whose pid is not known yet."""
+        if any(place.is_spawning for place in self._places):
+            return None
+        return [place.worker.pid for place in self._places if place.worker is not None]
+
     def kill_strays(self) -> bool:
         """End the orphans of a killed warden. For a subreaper whose only children are those of this pool. Returns
         whether there may be more."""
-        if any(place.is_spawning for place in self._places):  # its pid is not known yet
-            return True
-        return kill_strays([place.worker.pid for place in self._places if place.worker is not None])
+        return kill_strays_beside([self])
 
     async def start(self) -> None:
         """Start all workers, at once.
@@ -299,3 +305,10 @@ class RewardPool:
 def _refuse_if(closing: asyncio.Event) -> None:
     if closing.is_set():
         raise RewardError("the reward pool is closed")
+
+
+def kill_strays_beside(pools: Sequence[RewardPool]) -> bool:
+    """End the orphans of killed wardens. For a subreaper whose only children are those of these pools. Returns whether
+    there may be more."""
+    pids = [pool.known_pids for pool in pools]
+    return True if None in pids else kill_strays([pid for some in pids for pid in some or ()])

@@ -21,6 +21,9 @@ from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.open_work import OpenWork
 from darts_async.shaper.token_accounts import part_metrics
 
+REST = "prompts"
+"""The set of held-out prompts of a run whose other sets have names."""
+
 
 class EvaluationState(Struct, frozen=True):
     """What `Evaluation` knows between two events; open groups by id."""
@@ -122,8 +125,18 @@ class Evaluation:
             num_tokens=np.array([s.num_tokens for _, s in evaluated], np.int32),
             newest_version=max(s.newest_version for _, s in evaluated if s.newest_version is not None),
             num_skipped=self._num_skipped,
+            pass_above=self._config.pass_above,
+            prompts_by_set=self.prompts_by_set,
             part_metrics=part_metrics(self._labels, [s.reward_parts for _, s in evaluated]),
         )
+
+    @property
+    def prompts_by_set(self) -> dict[str, list[int]]:
+        """Parts of a mixture, families of tasks and further sets; empty if there is nothing to tell apart."""
+        found: dict[str, list[int]] = {}
+        for prompt in self._held_out:
+            found.setdefault(prompt.part or REST, []).append(prompt.prompt_id)
+        return found if len(found) > 1 else {}
 
     def to_state(self) -> EvaluationState:
         return EvaluationState(

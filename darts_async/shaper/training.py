@@ -58,7 +58,7 @@ class Training:
         self.feed = LearnerFeed(config, self._window, outbox)
         """Complete groups on their way into the gradient."""
         self._spares = Spares(config, self._window, work.groups)
-        self._queue = PromptQueue(prompts, planner.num_samples, planner.batch)
+        self._queue = PromptQueue(prompts, planner.num_samples, planner.batch, planner.passes_over)
         self._num_dropped_in_a_row = 0
         self._learner_fed_s = 0.0
         self._patience = Patience(config.staleness.cut_after_s)
@@ -221,6 +221,8 @@ class Training:
             metrics |= {f"tokens/{outcome}": float(n) for outcome, n in totals.tokens_by_outcome.items()}
             metrics["run/failed_rewards"] = float(totals.rewards.num_failed)
             metrics["run/groups_not_shown"] = float(self._work.rollouts.num_given_up)
+            if self._config.prompts.curriculum is not None:
+                metrics["prompts/passed_over"] = float(self._queue.num_passed_over)
             self._outbox.to_launcher(StepCompleted(step, metrics))
 
     # --- the end of a process, of a run, and what comes after it -----------------------------------------------

@@ -33,10 +33,10 @@ def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
 
 
 def key_settings(config: RunConfig) -> dict[str, str]:
-    shaping, learner, prompts, generator = config.shaping, config.learner, config.prompts, config.generator
+    shaping, learner, generator = config.shaping, config.learner, config.generator
     return {
         "model": f"{config.model.path}, {config.model.dtype}",
-        "prompts": f"{prompts.path or prompts.source}, {prompts.held_out} held out",
+        "prompts": _prompts_text(config),
         "reward": f"{_reward(config.reward)}, workers in each process: {config.reward.workers}",
         "shaping": _shaping(shaping),
         "length": length_note(shaping, normalises=learner.loss.normalise_advantage),
@@ -45,6 +45,14 @@ def key_settings(config: RunConfig) -> dict[str, str]:
         "weights": f"{config.weights.backend}, buckets of {config.weights.bucket_bytes:,} bytes",
         "seed": str(config.seed),
     }
+
+
+def _prompts_text(config: RunConfig) -> str:
+    parts = (config.prompts.mixture or (config.prompts,), config.evaluation.sets)
+    drawn, evaluated = ([f"{part.path or part.source}, {part.held_out} held out" for part in some] for some in parts)
+    weights = [f"{part.weight:g} x " for part in config.prompts.mixture] or [""]
+    also = [f"evaluated on {each}" for each in evaluated]
+    return "; ".join([*(f"{weight}{text}" for weight, text in zip(weights, drawn, strict=True)), *also])
 
 
 def _reward(reward: RewardConfig) -> str:

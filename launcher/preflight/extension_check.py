@@ -7,7 +7,7 @@ import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.errors import ExtensionError
-from darts_async.extensions import KINDS, PROMPTS, SINK, Kind, load
+from darts_async.extensions import KINDS, PROMPTS, REWARD, SINK, Kind, load
 from launcher.preflight.extension_trial import Question
 from launcher.preflight.prompt_check import Found, look_at_prompts
 from launcher.preflight.trial_process import TrialError, trial_process
@@ -21,7 +21,8 @@ def check_extensions(config: RunConfig) -> Iterator[Problem]:
     """Everything that a setting names as `module:name` can be imported and called. (For prompts: `check_prompts`.)"""
     yield from check_sinks(config)
     for kind in KINDS.values():
-        for name in kind.names_in(config) if kind not in (PROMPTS, SINK) else ():
+        own = config.own_rewards if kind is REWARD else ()
+        for name in (*kind.names_in(config), *own) if kind not in (PROMPTS, SINK) else ():
             if kind.is_of_user(name):
                 yield from _try_in_a_child(kind, name, config).problems
             elif name not in kind.built_in:
@@ -37,8 +38,9 @@ def check_sinks(config: RunConfig) -> Iterator[Problem]:
 
 def check_prompts(config: RunConfig) -> Found:
     """What `look_at_prompts` finds; a source of the user's is called in a child."""
-    source = config.prompts.source
-    return _try_in_a_child(PROMPTS, source, config) if PROMPTS.is_of_user(source) else look_at_prompts(config)
+    sources = [section.source for section in config.record_sections.values()]
+    of_user = next((source for source in sources if PROMPTS.is_of_user(source)), None)
+    return look_at_prompts(config) if of_user is None else _try_in_a_child(PROMPTS, of_user, config)
 
 
 def _faults_here(kind: Kind, name: str) -> Iterator[Problem]:

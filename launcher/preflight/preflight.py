@@ -15,9 +15,12 @@ from typing import Any
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.config.paths import expanded, is_file, missing_file
-from darts_async.errors import ConfigError, ModelError
+from darts_async.config.prompts import RecordsConfig
+from darts_async.errors import ConfigError, DataError, ModelError
+from darts_async.extensions import HUB, TASKS
 from darts_async.models.length_limits import bounds, text_part
 from darts_async.models.location import load_tokenizer, resolve_model_path
+from darts_async.prompts.hub import DEFAULT_SPLIT, UnreachableError, find_split
 from darts_async.prompts.load import PromptCounts
 from darts_async.topology.roles import GENERATOR
 from launcher.control.metrics_server import HOST
@@ -176,12 +179,26 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_data_files(config: RunConfig) -> Iterator[Problem]:
-    """The files exist, and the package that reads them is installed."""
-    for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
-        if path is not None:
-            yield from _check_file(f"prompts.{setting}", path, "give the path of a file of records")
-    if config.prompts.source == "parquet":
-        yield from _lacking("pyarrow", "data", "prompts.source", "parquet files need", "'parquet'")
+    """The files exist, data sets of the hub can be fetched, and the packages that read and make them are installed."""
+    for where, section in config.record_sections.items():
+        if section.source == HUB:
+            yield from _check_hub(f"{where}.path", section)
+            continue
+        for setting, path in (("path", section.path), ("held_out_path", section.held_out_path)):
+            if path is not None:
+                yield from _check_file(f"{where}.{setting}", path, "give the path of a file of records")
+        if section.source == "parquet":
+            yield from _lacking("pyarrow", "data", f"{where}.source", "parquet files need", "'parquet'")
+        if section.source == TASKS:
+            yield from _lacking("reasoning_gym", "reasoning-gym", f"{where}.source", "tasks need", f"'{TASKS}'")
+
+
+def _check_hub(setting: str, section: RecordsConfig) -> Iterator[Problem]:
+    try:
+        for split in filter(None, (section.split or DEFAULT_SPLIT, section.held_out_split)):
+            find_split(section.path or "", subset=section.subset, split=split, revision=section.revision)
+    except (ConfigError, DataError) as error:
+        yield Problem(setting, str(error), shown(section.path), here=isinstance(error, UnreachableError))
 
 
 def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:

@@ -32,10 +32,12 @@ class Metric:
 
 _OF_SELECTED: Final = "of the samples that were trained on"
 _OF_ALL: Final = "of all scored samples, those left out included"
+_SETS: Final = "there are several: parts of a mixture, families of tasks, `evaluation.sets`"
 _SINCE_START: Final = "since the run began"
 _KL: Final = "`learner.loss.kl_weight` is above 0"
 _TRUNCATED: Final = "`sampling.top_k` or `top_p` is set"
 _OLD: Final = "a token was older than the step"
+_SEVERAL: Final = "there are several reward functions"
 _UTILITY: Final = "`shaping.redundancy.total: utility`"
 
 STEP_METRICS: Final[tuple[Metric, ...]] = (
@@ -45,6 +47,8 @@ STEP_METRICS: Final[tuple[Metric, ...]] = (
     Metric(
         "reward/length_covariance", "", "covariance of reward and length in a group; below 0, responses get shorter"
     ),
+    Metric("rewards/{function}/mean", "reward", f"mean of one reward function, {_OF_ALL}", _SEVERAL),
+    Metric("rewards/{function}/std", "reward", "its standard deviation", _SEVERAL),
     Metric("length/mean", "tokens", f"mean length {_OF_SELECTED}"),
     Metric("length/p50", "tokens", f"median length {_OF_SELECTED}"),
     Metric("length/p99", "tokens", f"99th percentile of the lengths {_OF_SELECTED}"),
@@ -72,7 +76,11 @@ STEP_METRICS: Final[tuple[Metric, ...]] = (
     Metric("redundancy/elasticity", "", "per cent by which decoding slows for one per cent more samples", _UTILITY),
     Metric("redundancy/typical_spread", "", "relative spread of the lengths of a prompt", _UTILITY),
     Metric("tokens/{outcome}", "tokens", f"decoded tokens by what became of their sample, {_SINCE_START}"),
+    Metric(
+        "prompts/passed_over", "", f"draws that the curriculum has passed over, {_SINCE_START}", "`prompts.curriculum`"
+    ),
     Metric("run/failed_rewards", "samples", f"rewards that failed, {_SINCE_START}"),
+    Metric("run/groups_not_shown", "", f"groups whose rollouts could not be kept, {_SINCE_START}"),
     Metric("run/pays_for_length", "", f"`selection/pays_for_length`, {_SINCE_START}", "lengths differ"),
     Metric("run/survival_{difficulty}", "share", "groups that were completed, by the pass rate of their prompt so far"),
     Metric(
@@ -126,12 +134,17 @@ STEP_METRICS: Final[tuple[Metric, ...]] = (
 EVALUATION_METRICS: Final[tuple[Metric, ...]] = (
     Metric("reward/mean", "reward", "mean reward of the samples of held-out prompts"),
     Metric("reward/standard_error", "reward", "its standard error, over prompts", "there are two prompts"),
+    Metric("rewards/{function}/mean", "reward", "mean of one reward function", _SEVERAL),
+    Metric("rewards/{function}/std", "reward", "its standard deviation", _SEVERAL),
     Metric("pass@{k}", "share", "probability that one of k samples passes, mean over prompts"),
     Metric("length/mean", "tokens", "mean length"),
     Metric("length/std_within_prompt", "tokens", "spread of the lengths of a prompt, mean", "two samples per prompt"),
     Metric("length/p50", "tokens", "median length"),
     Metric("length/p99", "tokens", "99th percentile of the lengths"),
     Metric("num_skipped", "", "evaluations that became due during this one"),
+    Metric("sets/{set}/reward/{which}", "reward", "`reward/` of one set of prompts", _SETS),
+    Metric("sets/{set}/pass@{k}", "share", "pass@k of one set of prompts", _SETS),
+    Metric("sets/{set}/length/{which}", "tokens", "`length/` of one set of prompts", _SETS),
 )
 """Of lines whose `type` is `evaluation`. Outside `metrics.jsonl` their names begin with `evaluation/`."""
 

@@ -72,6 +72,8 @@ class Recorder:
             prompt_ids=evaluation.prompt_ids.tolist(),
             rewards=evaluation.rewards.tolist(),
             num_tokens=evaluation.num_tokens.tolist(),
+            pass_above=evaluation.pass_above,
+            prompts_by_set=dict(evaluation.prompts_by_set),
         )
 
     def resumed(self, life: int, changes: Sequence[str], now_s: float) -> None:

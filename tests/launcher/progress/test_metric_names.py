@@ -12,7 +12,13 @@ from tests import ROOT
 from tests.support.launched import LaunchedRun
 
 ELSEWHERE = {
+    "prompts/passed_over": "a curriculum",
+    "sets/{set}/reward/{which}": "several sets",
+    "sets/{set}/pass@{k}": "several sets",
+    "sets/{set}/length/{which}": "several sets",
     "learner/mfu": "a GPU",
+    "rewards/{function}/mean": "several reward functions",
+    "rewards/{function}/std": "several reward functions",
     "learner/masked_share": "another loss",
     "learner/outside_truncation_older": "chance",
     "learner/gap_older_mean": "chance",

@@ -124,7 +124,8 @@ def silenced_run() -> tuple[Run, Silenced]:
     for row in view.rows.values():
         row.incarnation = 1
     merger = StepMerger(reports_per_step())
-    run = Run(PLAN, anything, anything, anything, lifecycle, view, anything, anything, 1.0, merger, anything, BOUNDARY)
+    outputs = anything, anything, anything
+    run = Run(PLAN, anything, anything, anything, lifecycle, view, *outputs, 1.0, merger, anything, BOUNDARY)
     return run, other
 
 
