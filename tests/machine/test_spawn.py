@@ -33,7 +33,7 @@ STARTERS = {
     "launcher/plan/devices.py": {"run"},  # nvidia-smi, with a deadline
     "launcher/api/run.py": {"Popen"},  # the launcher, for a caller in Python
     "darts_async/prompts/task_families.py": {"Popen"},  # makes tasks, with a deadline
-    "darts_async/reward/sandbox/program.py": {"Popen"},  # a program of a response, in its sandbox
+    "darts_async/reward/sandbox/program.py": {"Popen", "run"},  # a program of a response, in its sandbox
     "darts_async/reward/sandbox/confine.py": {"execv", "fork"},  # becomes that program, once it is confined
     "darts_async/reward/sandbox/probe.py": {"fork"},  # tries whether the bound of processes holds
     "darts_async/reward/sandbox/isolation.py": {"run"},  # asks the program's Python where its files are
