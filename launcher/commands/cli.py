@@ -13,7 +13,7 @@ import asyncio
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from darts_async.topology.roles import LAUNCHER
 from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, SUMMARY_FILE
 from darts_async.transport import create_run_keys, renew_run_keys
 from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
+from launcher.commands.dashboard import dashboard
 from launcher.commands.dry_run import dry_run_screen
 from launcher.commands.samples import samples
 from launcher.commands.verbs import RUNS, VERBS, RunsDir, bad_input, split_words, the_run
@@ -104,7 +105,8 @@ MoreFiles = Annotated[
 ]
 
 
-for _verb in (*VERBS, samples):
+_OTHER_VERBS: tuple[Callable[..., None], ...] = (samples, dashboard)
+for _verb in (*VERBS, *_OTHER_VERBS):
     app.command()(_verb)
 
 
