@@ -71,6 +71,9 @@ class _Connections:
         with self._lock:
             self._open.discard(connection)
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def cut(self) -> None:
         """End all of them, whatever they wait for."""
         with self._lock:
@@ -105,6 +108,11 @@ class DashboardServer(socketserver.ThreadingTCPServer):
     def url(self) -> str:
         """The address with the token."""
         return f"http://{ADDRESS}:{self.server_address[1]}/{self.token}/"
+
+    @property
+    def num_connections(self) -> int:
+        """Connections that are open."""
+        return len(self._connections)
 
     def close(self) -> None:
         """Cut all connections, wait for their threads, and free the port."""

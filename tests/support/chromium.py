@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -37,24 +38,22 @@ _OPTIONS = (
 class Chromium:
     """A browser with one page. Use as a context manager. Skips the test where none is installed.
 
-    Args:
-        home: a directory for its profile and its temporary files.
+    Its profile and its temporary files are in a directory that is removed.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self) -> None:
         program = next(filter(None, map(shutil.which, _PROGRAMS)), None)
         if program is None:
             pytest.skip("no chromium is installed: apt-get install chromium")
-        self._home = home
         self._next_id, self._rest, self._session = 0, b"", ""
         self.events: list[dict[str, Any]] = []
-        (home / "temporary").mkdir(parents=True)
+        self._temporary = tempfile.TemporaryDirectory(prefix="browser", dir="/tmp")  # it makes a socket: a short path
         to_read, self._writes = os.pipe()
         self._reads, to_write = os.pipe()
-        words = [program, *_OPTIONS, f"--user-data-dir={home / 'profile'}", "about:blank"]
+        words = [program, *_OPTIONS, f"--user-data-dir={self._temporary.name}/profile", "about:blank"]
         # It reads from descriptor 3 and writes to 4.
         shell = ["bash", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write} >/dev/null 2>&1', "bash", *words]
-        environment = os.environ | {"TMPDIR": str(home / "temporary"), "HOME": str(home)}
+        environment = os.environ | {"TMPDIR": self._temporary.name, "HOME": self._temporary.name}
         self._process = subprocess.Popen(
             shell, pass_fds=(to_read, to_write), env=environment, start_new_session=True, stdin=subprocess.DEVNULL
         )
@@ -62,14 +61,25 @@ class Chromium:
         os.close(to_write)
 
     def __enter__(self) -> "Chromium":
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _attach(self) -> None:
         [page] = [t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"]
         attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the browser, and remove what it has left."""
         os.close(self._writes)  # without its pipe it ends
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5.0)
@@ -77,6 +87,7 @@ class Chromium:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(DEADLINE_S)
         os.close(self._reads)
+        self._temporary.cleanup()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The reply to a command. What happens meanwhile is kept in `events`."""

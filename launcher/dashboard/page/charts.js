@@ -13,12 +13,22 @@ export const hasData = (chart, runs) => runs.some((run) => chart.series.some((ea
 /** Draw a chart into its figure, which is made at the first call. Stacked ones are for one run. */
 export function draw(figure, chart, runs, smoothing) {
   const lines = chart.kind === "stacked" ? stackedLines(chart, runs[0]) : plainLines(chart, runs, smoothing);
-  const legend = lines.filter((line) => line.label).map((line) => el("span", { class: "key" }, swatch(line.colour), line.label));
+  const legend = runs.length > 1 ? dashKeys(lines) : lines.filter((line) => line.label).map((line) => el("span", { class: "key" }, swatch(line.colour), line.label));
   const caption = el("figcaption", {}, el("h3", {}, chart.title), el("span", { class: "about" }, chart.about));
   const width = Math.max(260, figure.clientWidth - 28);
   const picture = plotted(lines, bandsOf(chart, runs), width, chart);
   figure.replaceChildren(caption, el("div", { class: "legend" }, legend), picture.element);
   addTip(figure, picture, lines);
+}
+
+/** Of several runs: what each dash means. The colours of the runs are at the top of the page. */
+function dashKeys(lines) {
+  const dashes = new Map(lines.filter((line) => line.label).map((line) => [line.of, line]));
+  return [...dashes].map(([of, line]) => {
+    const stroke = svg("line", { class: "dash", x1: 0, x2: 24, y1: 4, y2: 4, "stroke-dasharray": line.dash || null });
+    const dots = line.points ? [svg("circle", { class: "dash", cx: 12, cy: 4, r: 2 })] : [];
+    return el("span", { class: "key" }, svg("svg", { width: 24, height: 8, "aria-hidden": "true", class: "sample" }, stroke, dots), of);
+  });
 }
 
 function plainLines(chart, runs, smoothing) {
@@ -31,12 +41,12 @@ function plainLines(chart, runs, smoothing) {
       const style = { colour: several ? colour(place) : colour(index), dash: several ? DASHES[index % 4] : "" };
       const label = several ? `${run.name}: ${each.label}` : each.label;
       if (smoothing > 0) lines.push({ ...found, ...style, label: "", faint: true });
-      lines.push({ steps: found.steps, values: smoothed(found.values, smoothing), ...style, label });
+      lines.push({ steps: found.steps, values: smoothed(found.values, smoothing), ...style, label, of: each.label });
     });
     const evaluated = run.evaluated(chart.evaluated);
     if (evaluated.steps.length) {
       const label = several ? `${run.name}: held out` : "held out";
-      lines.push({ ...evaluated, colour: several ? colour(place) : colour(3), dash: "2 3", label, points: true });
+      lines.push({ ...evaluated, colour: several ? colour(place) : colour(3), dash: "2 3", label, of: "held out", points: true });
     }
   });
   return lines;

@@ -102,7 +102,7 @@ export class Samples {
     const cards = this.groups.slice(0, this.shown).map((group) => this.groupCard(group));
     const left = this.groups.length - cards.length;
     const more = left > 0 ? el("button", { type: "button", onclick: () => this.more() }, `show more: ${left} groups are left`) : null;
-    this.list.replaceChildren(...cards, more ?? "");
+    this.list.replaceChildren(el("div", { class: "cards" }, cards), more ?? "");
   }
 
   more() {

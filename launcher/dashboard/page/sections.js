@@ -97,8 +97,8 @@ export function processes(run) {
   found.push(el("h2", {}, "Starts and ends"));
   if (!histories.length) return [...found, el("p", { class: "about" }, "No process has started yet.")];
   return [...found, table([
-    ["process", (each) => each.process], ["starts", (each) => String(each.num_starts), "number"], ["ends in the run", (each) => String(each.num_ends), "number"],
-    ["last code", (each) => String(each.last_code ?? "–"), "number"], ["killed for hanging or refused", (each) => String(each.num_kills), "number"], ["away", (each) => clock(each.away_s), "number"],
+    ["process", (each) => each.process], ["starts", (each) => String(each.num_starts), "number"], ["ends", (each) => String(each.num_ends), "number"],
+    ["last code", (each) => String(each.last_code ?? "–"), "number"], ["killed", (each) => String(each.num_kills), "number"], ["away", (each) => clock(each.away_s), "number"],
   ], histories)];
 }
 
