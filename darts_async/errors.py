@@ -58,6 +58,19 @@ class RewardError(DartsError):
     """Rewards cannot be given: a worker does not start, or too many rewards fail."""
 
 
+class RewardUnavailableError(DartsError):
+    """What gives a reward cannot be asked at the moment. The response has no reward, and the run continues, however
+    often it happens. A reward function may raise it."""
+
+
+class SandboxError(RewardUnavailableError):
+    """A sandbox cannot be set up, or a program in it does not end. (A program that fails is an outcome.)"""
+
+
+class JudgeError(RewardUnavailableError):
+    """A judge does not answer."""
+
+
 class StalenessError(DartsError):
     """A token older than `max_staleness` was about to enter a gradient."""
 

@@ -25,6 +25,7 @@ Messages of the launcher to its own parts, and those inside one role, have modul
     launcher.control.requests            another terminal and the launcher, over the socket of the run directory
     launcher.nodes.node_messages         the launcher, the agent of a node and its keeper
     darts_async.reward.worker_messages   a reward process and its workers
+    darts_async.prompts.task_maker       a process that loads prompts, and the process that makes tasks
 
 Commands are verbs, events are past tense. Arrays travel as raw buffer frames beside the MessagePack header (see
 `transport`), at no cost per element. Types of elements are checked on decoding; `__post_init__` checks the rest.
@@ -174,6 +175,7 @@ class Score(Message, frozen=True):
     metadata_json: str  # the other fields of the record: a JSON object
     token_ids: NDArray[np.int32]  # [response_length], the end-of-sequence token included if there was one
     finish_reason: FinishReason
+    function: str = ""  # a reward function of these prompts alone; empty: that of the settings
 
 
 class RewardReady(Message, frozen=True):
@@ -187,11 +189,12 @@ class SampleScored(Message, frozen=True):
 
     sample_id: int
     reward: float
+    parts: tuple[float, ...] = ()  # of each of several reward functions, before it is weighted; none of a single one
 
 
-FailureKind = Literal["raised", "timeout", "wrong_type", "not_finite", "limit", "worker_died"]
+FailureKind = Literal["raised", "timeout", "wrong_type", "not_finite", "limit", "worker_died", "unavailable"]
 """Why there is no reward: the function raised, took too long, or returned no number or one that is not finite; a limit
-of the settings was exceeded; the worker process ended."""
+of the settings was exceeded; the worker process ended; a judge or a sandbox does not work at the moment."""
 
 
 class ScoreFailed(Message, frozen=True):
@@ -539,6 +542,9 @@ class EvaluationCompleted(Message, frozen=True):
     num_tokens: NDArray[np.int32]  # [num_samples]
     newest_version: int  # of all their tokens
     num_skipped: int = 0  # evaluations that became due during this one, and were skipped
+    pass_above: float = 0.5  # a sample passes with a reward above this
+    prompts_by_set: dict[str, list[int]] = {}  # ids of the prompts of each set; empty if there is only one
+    part_metrics: dict[str, float] = {}  # of each of several reward functions
 
 
 class RunFinished(Message, frozen=True):

@@ -77,6 +77,8 @@ class Rollout(Struct, frozen=True, kw_only=True):
     """Whether its rule has kept it for the gradient."""
     reward: float | None = None
     """None: not scored, or the reward failed. Such a sample is never one with reward 0."""
+    reward_parts: dict[str, float] = {}
+    """Of each of several reward functions, before its weight."""
     weight: float | None = None
     """Of a selected sample, in the loss."""
     baseline: float | None = None

@@ -22,7 +22,7 @@ INSTEAD = {
     r"(?<!there )(?<!longer )is no (?!longer)": "is not a",
     r"(?:goes|go|went|going) on": "continues",
     r"makes of|made of what": "does with",
-    r"judged?|judges|judgements?": "scored, reward",
+    r"judged|judging|judgements?": "scored, reward",
     r"fates?": "outcome",
     r"sees? to it|what cannot be meant": "ensures; an invalid message",
     r"is none of|not any more": "is not one of; no longer",

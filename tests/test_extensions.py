@@ -1,6 +1,8 @@
 """What a run brings itself: found by name, and refused with the reason."""
 
+import dataclasses
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from darts_async.config import RunConfig
 from darts_async.errors import ExtensionError
-from darts_async.extensions import KINDS, REWARD, Kind, load
+from darts_async.extensions import KINDS, REWARD, SINK, Kind, is_coroutine_function, load
 
 USER_MODULE = """
 import functools
@@ -52,8 +54,6 @@ def test_any_callable_of_the_right_shape_is_taken(user_module: str, name: str, r
         ("nothing_like_it", "has no 'nothing_like_it'$"),
         ("constant", "is a int and cannot be called"),
         ("partial", r"takes \(prompt, response\): .* it is called as partial\(prompt=, response=, answer=, metadata="),
-        ("later", "is a coroutine function"),
-        ("later_instance", "is a coroutine function"),
         ("in_parts", "is a generator function: it must return its result"),
         ("later_in_parts", "is a coroutine function"),
     ],
@@ -63,10 +63,19 @@ def test_what_cannot_be_called_is_refused(user_module: str, function: str, messa
         load(REWARD, f"{user_module}:{function}")
 
 
+@pytest.mark.parametrize("function", ["later", "later_instance"])
+def test_a_reward_function_may_be_a_coroutine_function_and_nothing_else_may(user_module: str, function: str) -> None:
+    found = load(REWARD, f"{user_module}:{function}")
+    assert is_coroutine_function(found)
+    arguments = dataclasses.replace(REWARD, may_be_async=False)
+    with pytest.raises(ExtensionError, match="is a coroutine function"):
+        load(arguments, f"{user_module}:{function}")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("maths", "reward.function is 'maths'; use one of 'exact_match', 'math', or module:name; did you mean 'math'?"),
+        ("maths", "reward.function is 'maths'; use one of 'exact_match', 'math', 'reasoning_gym', or"),
         ("chian", "or module:name; did you mean 'darts_async.quickstart.task:reward'?"),
         ("chain", "'chain' is now called 'darts_async.quickstart.task:reward'; write that"),
         ("some_module:", "or module:name"),
@@ -103,10 +112,20 @@ def test_a_module_that_fails_to_import_says_why(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in KINDS.values() for name, target in kind.built_in.items() if target]
+    ("kind", "name"),
+    [(kind, name) for kind in KINDS.values() if kind is not SINK for name, target in kind.built_in.items() if target],
 )
 def test_every_built_in_name_can_be_loaded(kind: Kind, name: str) -> None:
     assert callable(load(kind, name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SINK.built_in)
+def test_every_built_in_sink_can_be_loaded(name: str) -> None:
+    """In a child: the packages of services make temporary files when they are imported."""
+    code = f"from darts_async.extensions import SINK, load; assert callable(load(SINK, {name!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS.values())

@@ -73,12 +73,12 @@ def test_only_what_calls_an_extension_loads_it() -> None:
         "darts_async/generator/process.py",
         "darts_async/learner/losses/kinds.py",
         "darts_async/learner/objective.py",
-        "darts_async/prompts/load.py",
+        "darts_async/prompts/record_sources.py",
         "darts_async/reward/worker.py",
         "darts_async/shaper/rules/custom.py",
         "launcher/preflight/extension_check.py",  # ours alone
         "launcher/preflight/extension_trial.py",
-        "launcher/sinks/sink.py",
+        "launcher/sinks/follower.py",
     }
 
 
@@ -125,6 +125,7 @@ NAMES_ELSEWHERE = {
     ("generator/vllm/worker_hub.py", "workers"): "a directory",
     ("shaper/rules/custom.py", "reward"): "a field of a sample",
     ("shaper/token_accounts.py", "rewards"): "a field of a message",
+    ("shaper/token_accounts.py", "rewards/"): "what the names of curves begin with",
     ("shaper/token_accounts.py", "weights"): "a field of a message",
     ("simulation/chaos/lies.py", "reward"): "a field of a message",
     ("simulation/chaos/lies.py", "rewards"): "a field of a message",
@@ -139,6 +140,7 @@ NAMES_ELSEWHERE = {
     ("weights/receiving/receive.py", "weights"): "a task",
     ("quickstart/__init__.py", "model"): "no file of a run",
     ("analysis/report.py", "launcher"): "the package",
+    ("config/run.py", "reward"): "a section of the settings",
     ("api/run.py", "launcher"): "the package",
     ("commands/dry_run.py", "generator"): "a section of the settings",
     ("commands/dry_run.py", "learner"): "a section of the settings",
@@ -148,6 +150,8 @@ NAMES_ELSEWHERE = {
     ("display/view.py", "generators"): "a label",
     ("display/view.py", "reward"): "a label",
     ("progress/evaluation.py", "rewards"): "a field of a line",
+    ("progress/evaluation.py", "rewards/"): "what the names of curves begin with",
+    ("progress/metric_names.py", "reward"): "a unit",
     ("sinks/recorder.py", "reward"): "a label",
 }
 """Words that are also the name of a role, of a link or of a file of a run, and mean something else here."""

@@ -7,9 +7,10 @@ property of `RunConfig`, with its proof.
 from darts_async.config.generator import GeneratorConfig, ScriptConfig, VllmConfig
 from darts_async.config.learner import LearnerConfig, LoraConfig
 from darts_async.config.loss import LossConfig
-from darts_async.config.model import ModelConfig, PromptsConfig, SamplingConfig
+from darts_async.config.model import ModelConfig, SamplingConfig
 from darts_async.config.network import NetworkConfig, TransportConfig
 from darts_async.config.nodes import NodeConfig, SshConfig
+from darts_async.config.prompts import PromptsConfig
 from darts_async.config.restart import BackoffConfig, IntensityConfig, RestartConfig
 from darts_async.config.reward import RewardConfig
 from darts_async.config.roles import RoleConfig, RolesConfig

@@ -33,8 +33,8 @@ class LearnerScriptConfig(Section):
 class LearnerConfig(Section):
     """Settings of the learner (trainer)."""
 
-    steps: Positive = 100
-    """Optimiser steps of the run."""
+    steps: NonNegative = 100
+    """Optimiser steps of the run. With 0 it only evaluates, once, and writes no model."""
     groups_per_step: Positive = 16
     """Groups in the gradient of one step (B)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5

@@ -1,12 +1,10 @@
-"""Settings of the language model, the prompts and the sampling of tokens."""
+"""Settings of the language model and the sampling of tokens."""
 
-import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from darts_async.config.section import NonNegative, Positive, Section, named
-from darts_async.extensions import PROMPTS
+from darts_async.config.section import NonNegative, Positive, Section
 
 
 class ModelConfig(Section):
@@ -24,65 +22,6 @@ class ModelConfig(Section):
         if path == "quickstart":
             raise ValueError("model.path 'quickstart' is now called 'darts_async.quickstart:model'; write that")
         return path
-
-
-class PromptsConfig(Section):
-    """Where prompts come from. Training and held-out prompts never overlap."""
-
-    source: Annotated[str, named(PROMPTS)] = "darts_async.quickstart.task:prompts"
-    """`jsonl`, `parquet`: a file of records. Otherwise `module:name`, which is called and gives records; the default is
-    the quickstart's arithmetic."""
-    path: str | None = None
-    """File of training records (jsonl, parquet). In every path `~`, `$NAME` and `${NAME}` are filled in, and `$$` is a
-    dollar sign."""
-    held_out_path: str | None = None
-    """File of held-out records. Default: `held_out` records are split off the training file."""
-    prompt_field: str = "prompt"
-    """Field that holds the prompt: a text, or a list of {role, content} messages."""
-    answer_field: str = "answer"
-    """Field that holds the reference answer. Dots reach into nested fields: `reward_model.ground_truth`."""
-    answer_pattern: str | None = None
-    """Regular expression that finds the answer in that field: its first group, or the complete match if it has no
-    group. A record without a match is an error."""
-    metadata_fields: tuple[str, ...] | None = Field(None, strict=False)
-    """Fields that the reward function gets as `metadata`, as they are in the record. Dots reach into nested fields.
-    Default: all but prompt and answer. Other fields are not checked, and are not read from a parquet file."""
-    chat_template: bool | str = True
-    """Render the prompt with the tokenizer's chat template, if it has one. A text chooses one of several by name."""
-    chat_template_arguments: dict[str, Any] = Field(default_factory=dict)
-    """Further variables for the chat template: `{enable_thinking: false}`."""
-    system_prompt: str | None = None
-    """System message before the prompt, when the chat template is used."""
-    num_train: Positive | None = None
-    """Most training prompts to take. A source that is called gets the number, so that it can generate so many."""
-    held_out: Positive = 128
-    """Held-out prompts, chosen by the seed."""
-    max_prompt_tokens: Positive = 512
-    """Longer prompts are refused when the data set is loaded."""
-    on_too_long: Literal["error", "skip"] = "error"
-    """What to do with a prompt longer than `max_prompt_tokens`."""
-
-    @field_validator("chat_template_arguments")
-    @classmethod
-    def _arguments_are_not_those_of_the_run(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted({"messages", "add_generation_prompt"} & set(arguments)):
-            raise ValueError(f"the run itself gives {taken[0]} to the template; leave it out")
-        return arguments
-
-    @field_validator("answer_pattern")
-    @classmethod
-    def _pattern_is_a_regular_expression(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        return pattern
-
-    @model_validator(mode="after")
-    def _files_have_paths(self) -> Self:
-        if self.source in PROMPTS.built_in and self.path is None:
-            raise ValueError(f"prompts.source is {self.source!r}, which needs prompts.path")
-        return self
 
 
 class SamplingConfig(Section):

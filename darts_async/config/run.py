@@ -1,24 +1,27 @@
 """All sections of a run, and the rules that span several."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from darts_async.config.generator import GeneratorConfig
 from darts_async.config.learner import LearnerConfig
-from darts_async.config.model import ModelConfig, PromptsConfig, SamplingConfig
+from darts_async.config.model import ModelConfig, SamplingConfig
 from darts_async.config.network import NetworkConfig, TransportConfig
 from darts_async.config.nodes import NodeConfig, Nodes
 from darts_async.config.paths import expanded
+from darts_async.config.prompts import PromptsConfig, RecordsConfig
 from darts_async.config.reward import RewardConfig
 from darts_async.config.roles import RolesConfig
 from darts_async.config.section import NonNegative, Section
 from darts_async.config.shaping import ShapingConfig, StalenessConfig
 from darts_async.config.telemetry import EvaluationConfig, TelemetryConfig
 from darts_async.config.weights import WeightsConfig
-from darts_async.extensions import ENGINE
+from darts_async.extensions import ENGINE, TASKS
 from darts_async.topology.roles import ROLES
+
+_OF_REWARD = {"function", "functions"}
 
 
 class RunConfig(Section):
@@ -47,6 +50,21 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_bring_their_scorer(cls, given: Any) -> Any:
+        """`prompts.source: reasoning_gym` needs no setting of the reward."""
+        if not isinstance(given, dict) or not isinstance(given.get("prompts"), dict):
+            return given
+        reward = given.get("reward", {})
+        parts = given["prompts"].get("mixture") or [given["prompts"]]
+        are_tasks = isinstance(parts, (list, tuple)) and all(
+            isinstance(part, dict) and part.get("source") == TASKS for part in parts
+        )
+        if are_tasks and isinstance(reward, dict) and not _OF_REWARD & reward.keys():
+            return given | {"reward": reward | {"function": TASKS}}
+        return given
+
     @model_validator(mode="after")
     def _context_holds_a_sample(self) -> Self:
         need = self.prompts.max_prompt_tokens + self.sampling.max_new_tokens
@@ -55,6 +73,16 @@ class RunConfig(Section):
                 f"prompts.max_prompt_tokens ({self.prompts.max_prompt_tokens}) + sampling.max_new_tokens "
                 f"({self.sampling.max_new_tokens}) is {need}, but generator.max_context_tokens is "
                 f"{self.generator.max_context_tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _several_rewards_are_those_of_all_prompts(self) -> Self:
+        if self.reward.functions and self.own_rewards:
+            raise ValueError(
+                "reward.functions is set, but some prompts have a reward of their own "
+                f"({', '.join(self.own_rewards)}), so the parts of their rewards would be missing: set "
+                "reward.function, or leave the others out"
             )
         return self
 
@@ -129,6 +157,18 @@ class RunConfig(Section):
         if engine in ENGINE.built_in and reason is not None:
             raise ValueError(reason)
         return self
+
+    @property
+    def record_sections(self) -> dict[str, RecordsConfig]:
+        """Where the records of prompts come from, each by the setting that says it."""
+        sets = {f"evaluation.sets.{place}": each for place, each in enumerate(self.evaluation.sets)}
+        return self.prompts.sections | sets
+
+    @property
+    def own_rewards(self) -> tuple[str, ...]:
+        """The reward functions beside that of the section `reward`, each of some prompts alone."""
+        own = {part.own_reward for part in (*self.prompts.mixture, *self.evaluation.sets)}
+        return tuple(sorted(own - {None, self.reward.function}, key=str))  # type: ignore[arg-type]
 
     @property
     def runs_path(self) -> Path:

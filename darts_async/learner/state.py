@@ -75,7 +75,7 @@ class LearnerState:
         self._on_disk = 0
         self._saved = self._oldest_kept = 0  # as told to the shaper: the last version only with the model
         self.leaving: Shutdown | None = None
-        self._is_trained = False
+        self._is_trained = config.learner.steps == 0
 
     # --- events ----------------------------------------------------------------------------------------------
 

@@ -46,20 +46,34 @@ def local_directory(path: str, setting: str) -> Path | None:
     if directory.is_dir():
         return directory
     match = _IN_A_PACKAGE.fullmatch(path)
-    return None if match is None else _directory_in(match[1], match[2], f"{setting} is {path!r}")
+    if match is None:
+        return None
+    found = _in_package(match[1], match[2], f"{setting} is {path!r}", "directory")
+    if not found.is_dir():
+        raise ModelError(
+            f"{setting} is {path!r}, but there is no directory {found}; reinstall the package, or correct the name"
+        )
+    return found
 
 
-def _directory_in(package: str, name: str, where: str) -> Path:
+def file_in_package(path: str, setting: str) -> Path | None:
+    """The file that `package:file` names in an installed package, which need not exist; None for any other text.
+
+    Raises:
+        ModelError: there is no such package.
+    """
+    match = _IN_A_PACKAGE.fullmatch(path)
+    return None if match is None else _in_package(match[1], match[2], f"{setting} is {path!r}", "file")
+
+
+def _in_package(package: str, name: str, where: str, kind: str) -> Path:
     try:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"{where}, but no package {package!r} is installed; write package:directory, or a path")
-    found = Path(next(iter(spec.submodule_search_locations))) / name
-    if not found.is_dir():
-        raise ModelError(f"{where}, but there is no directory {found}; reinstall the package, or correct the name")
-    return found
+        raise ModelError(f"{where}, but no package {package!r} is installed; write package:{kind}, or a path")
+    return Path(next(iter(spec.submodule_search_locations))) / name
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:

@@ -7,50 +7,27 @@ module imports neither torch nor transformers.
 
 import datetime
 import decimal
-import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError, DataError, ModelError
-from darts_async.extensions import PROMPTS, load
 from darts_async.models.location import load_tokenizer, resolve_model_path
 from darts_async.prompts.chat import ChatMessage, ChatTemplate
 from darts_async.prompts.chat_files import load_chat_template
-from darts_async.prompts.files import FileFormat
-from darts_async.prompts.records import Fields, Record, parse_record, read_records
-from darts_async.prompts.source import Prompt
+from darts_async.prompts.record_sources import Part, read_parts
+from darts_async.prompts.records import Record
+from darts_async.prompts.source import MixedPrompts, Prompt, PromptSource, ShuffledPrompts
 
 if TYPE_CHECKING:
     from darts_async.config import PromptsConfig, RunConfig
 
-Rows = Iterable[Mapping[str, Any]]
-MAX_RECORDS = 1 << 22
-"""What a source may give of each set: one without an end is a mistake."""
 _TEXTS_PER_BATCH = 1024
-
-
-class Source(Protocol):
-    """Gives records, of which some are held out, or two sets of them, `train` and `held_out`.
-
-    Example:
-        >>> def sums(*, num_train: int | None, held_out: int, seed: int) -> Rows:
-        ...     for number in range((num_train or 1000) + held_out):
-        ...         yield {"prompt": f"{number} + {number} =", "answer": 2 * number, "size": len(str(number))}
-        >>> next(iter(sums(num_train=64, held_out=8, seed=0)))
-        {'prompt': '0 + 0 =', 'answer': 0, 'size': 1}
-    """
-
-    def __call__(self, *, num_train: int | None, held_out: int, seed: int) -> Rows | Mapping[str, Rows]:
-        """`prompts.num_train` (None if it is not set), `prompts.held_out` and the seed of the run are handed over. The
-        same ones give the same records: a shaper that is started again asks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +63,14 @@ class PromptSets:
     held_out: tuple[Prompt, ...]
     num_too_long: int
     num_duplicates: int
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """How often each part of a mixture is drawn, by name."""
+
+    def in_order(self, seed: int) -> PromptSource:
+        """The training prompts, in the order in which they are visited."""
+        if len(self.weights) > 1:
+            return MixedPrompts(self.train, self.weights, seed=seed)
+        return ShuffledPrompts(self.train, seed=seed)
 
     @property
     def counts(self) -> PromptCounts:
@@ -148,28 +133,40 @@ def load_prompts(config: "RunConfig") -> PromptSets:
         ConfigError: a system prompt is set, but the chat template is not used.
     """
     encoder = _make_encoder(resolve_model_path(config.model.path, with_weights=False), config.prompts)
-    train_records, held_out_records = _read(config.prompts, config.seed)
-    train, num_too_long = _to_prompts(train_records, encoder, config.prompts, first_id=0)
-    if held_out_records is None:
-        train, held_out = split_off(train, config.prompts.held_out, config.seed)
-    else:
-        others, num_others_too_long = _to_prompts(held_out_records, encoder, config.prompts, len(train_records))
-        num_too_long += num_others_too_long
-        _, held_out = split_off(others, config.prompts.held_out, config.seed)
-    distinct = without_those_of(train, held_out)
-    if not distinct:
-        sets = PromptSets((), tuple(held_out), num_too_long, len(train))
-        raise DataError(f"of {len(train_records)} records there are {sets.counts}; give more, or hold out fewer")
-    num_duplicates = len(train) - len(distinct)
-    return PromptSets(tuple(distinct[: config.prompts.num_train]), tuple(held_out), num_too_long, num_duplicates)
+    parts = read_parts(config.prompts, config.evaluation.sets, config.seed)
+    train, held_out, num_too_long, num_read = list[list[Prompt]](), list[Prompt](), 0, 0
+    for part in parts:
+        prompts, num_longer = _to_prompts(part.train, encoder, config, num_read, part)
+        num_read += len(part.train)
+        num_too_long += num_longer
+        if part.held_out is None:
+            prompts, chosen = split_off(prompts, part.num_held_out, config.seed, part.name)
+        else:
+            others, num_longer = _to_prompts(part.held_out, encoder, config, num_read, part)
+            num_read += len(part.held_out)
+            num_too_long += num_longer
+            _, chosen = split_off(others, part.num_held_out, config.seed, part.name)
+        train.append(prompts)
+        held_out += chosen
+    distinct = [without_those_of(prompts, held_out) for prompts in train]
+    num_duplicates = sum(map(len, train)) - sum(map(len, distinct))
+    for part, prompts in zip(parts, distinct, strict=True):
+        if part.is_trained and not prompts:
+            sets = PromptSets((), tuple(held_out), num_too_long, num_duplicates)
+            of = f" of {part.name!r}" if len(parts) > 1 else ""
+            raise DataError(f"of {len(part.train)} records{of} there are {sets.counts}; give more, or hold out fewer")
+    kept = [each for part, prompts in zip(parts, distinct, strict=True) for each in prompts[: part.num_train]]
+    weights = {part.name: part.weight for part in parts if part.is_trained}
+    return PromptSets(tuple(kept), tuple(held_out), num_too_long, num_duplicates, weights)
 
 
-def split_off(prompts: list[Prompt], num_held_out: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+def split_off(prompts: list[Prompt], num_held_out: int, seed: int, part: str = "") -> tuple[list[Prompt], list[Prompt]]:
     """(the others, `num_held_out` prompts chosen by the seed), both in the order of the data set."""
     if num_held_out > len(prompts):
+        setting = f"held_out of {part!r}" if part else "prompts.held_out"
         raise DataError(
-            f"prompts.held_out is {num_held_out}, but there are only {len(prompts)} prompts to take them from; "
-            "lower prompts.held_out or give more records"
+            f"{setting} is {num_held_out}, but there are only {len(prompts)} prompts to take them from; "
+            f"lower {setting} or give more records"
         )
     chosen = set(np.random.default_rng(seed).permutation(len(prompts))[:num_held_out].tolist())
     others = [prompt for place, prompt in enumerate(prompts) if place not in chosen]
@@ -207,55 +204,16 @@ def _make_encoder(model_dir: Path, config: "PromptsConfig") -> PromptEncoder:
     return PromptEncoder(load_tokenizer(model_dir), template, config.system_prompt)
 
 
-def _read(config: "PromptsConfig", seed: int) -> tuple[list[Record], list[Record] | None]:
-    """Training records, and the held-out records if they are a separate set."""
-    pattern = None if config.answer_pattern is None else re.compile(config.answer_pattern)
-    fields = Fields(config.prompt_field, config.answer_field, pattern, config.metadata_fields)
-    if config.source not in PROMPTS.built_in:
-        return _ask(config, seed, fields)
-    assert config.path is not None, "the configuration requires it"
-    file_format: FileFormat = "parquet" if config.source == "parquet" else "jsonl"
-    records = read_records(expanded(config.path, "prompts.path"), file_format, fields)
-    if config.held_out_path is None:
-        return records, None
-    held_out_path = expanded(config.held_out_path, "prompts.held_out_path")
-    return records, read_records(held_out_path, file_format, fields)
-
-
-def _ask(config: "PromptsConfig", seed: int, fields: Fields) -> tuple[list[Record], list[Record] | None]:
-    """The records of a source that is called: an iterable of them, or a mapping of two sets."""
-    where = f"prompts.source {config.source!r}"
-    source: Source = load(PROMPTS, config.source)
-    try:
-        given = source(num_train=config.num_train, held_out=config.held_out, seed=seed)
-        sets = given if isinstance(given, Mapping) else {"train": given}
-        rows = {name: list(itertools.islice(sets[name], MAX_RECORDS + 1)) for name in sets}
-    except DataError:
-        raise
-    except Exception as error:  # whatever the user's code raises
-        raise DataError(f"{where} raised {type(error).__name__}: {error}") from error
-    if "train" not in rows or not rows.keys() <= {"train", "held_out"}:
-        raise DataError(f"{where} gave sets named {sorted(map(str, rows))}; name them 'train' and 'held_out'")
-    for name, found in rows.items():
-        if not 0 < len(found) <= MAX_RECORDS:
-            amount = "no records" if not found else f"more than {MAX_RECORDS:,} records"
-            raise DataError(f"{where} gave {amount} of the set {name!r}; give at least 1, and come to an end")
-    records = {
-        name: [parse_record(row, f"{where}, {name} record {place}", fields) for place, row in enumerate(found)]
-        for name, found in rows.items()
-    }
-    return records["train"], records.get("held_out")
-
-
 def _to_prompts(
-    records: list[Record], encoder: PromptEncoder, config: "PromptsConfig", first_id: int
+    records: list[Record], encoder: PromptEncoder, config: "RunConfig", first_id: int, part: Part
 ) -> tuple[list[Prompt], int]:
     """The prompts that fit, numbered by their position among the records, and how many do not fit."""
-    prompts = []
+    prompts, reward = [], part.reward if part.reward in config.own_rewards else ""
     for place, (record, token_ids) in enumerate(zip(records, encoder.encode(records), strict=True)):
-        if _fits(len(token_ids), record, config):
+        if _fits(len(token_ids), record, config.prompts):
             ids = np.array(token_ids, np.int32)
-            prompts.append(Prompt(first_id + place, record.question, ids, record.answer, metadata_json(record)))
+            told = record.question, ids, record.answer, metadata_json(record)
+            prompts.append(Prompt(first_id + place, *told, part.name, reward))
     return prompts, len(records) - len(prompts)
 
 

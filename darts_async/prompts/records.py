@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,17 @@ class Fields:
         return None if self.metadata is None else (self.prompt, self.answer, *self.metadata)
 
 
-def read_records(path: Path, file_format: FileFormat, fields: Fields) -> list[Record]:
-    """All records of a file, in its order.
+def read_records(paths: Sequence[Path], file_format: FileFormat, fields: Fields) -> list[Record]:
+    """All records of some files, in their order.
 
     Raises:
-        DataError: the file is missing or empty, or one of its records cannot be used.
+        DataError: a file is missing, all are empty, or one of the records cannot be used.
     """
-    records = [parse_record(row, place, fields) for place, row in read_rows(path, file_format, fields.used)]
+    records = [
+        parse_record(row, place, fields) for path in paths for place, row in read_rows(path, file_format, fields.used)
+    ]
     if not records:
-        raise DataError(f"{path} holds no records")
+        raise DataError(f"{', '.join(map(str, paths))} holds no records")
     return records
 
 

@@ -9,17 +9,19 @@ from collections import deque
 from typing import cast
 
 import structlog
+from msgspec import structs
 
 from darts_async.actor import Gauges, Runtime, main
-from darts_async.config.reward import RewardLimitsConfig
+from darts_async.config.reward import RewardConfig, RewardLimitsConfig
+from darts_async.config.reward_judge import JudgeConfig
 from darts_async.errors import RewardError
 from darts_async.models.location import resolve_model_path
 from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, ShaperToReward, Shutdown
 from darts_async.reward.boundary import refusal_of_shaper
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
-from darts_async.reward.worker_messages import failure_text
-from darts_async.reward.worker_pool import RewardPool
+from darts_async.reward.worker_messages import CodeSpec, FunctionSpec, FunctionSpecs, JudgeSpec, failure_text
+from darts_async.reward.worker_pool import RewardPool, kill_strays_beside
 from darts_async.topology.links import REWARDS_LINK
 from darts_async.transport import Event, Received
 
@@ -43,20 +45,39 @@ def limits_of(config: RewardLimitsConfig) -> Limits:
     )
 
 
+def functions_of(config: RewardConfig, num_processes: int = 1) -> FunctionSpecs:
+    """The functions of the settings, for one worker of so many reward processes."""
+    if config.function is not None:
+        return (FunctionSpec(config.function),)
+    num_workers = config.workers * num_processes
+    return tuple(
+        FunctionSpec(
+            part.kind,
+            part.label,
+            part.takes,
+            part.weight,
+            None if part.code is None else CodeSpec(**part.code.model_dump()),
+            None if part.judge is None else judge_of(part.judge, config.concurrency, num_workers),
+        )
+        for part in config.functions
+    )
+
+
+def judge_of(config: JudgeConfig, concurrency: int, num_workers: int) -> JudgeSpec:
+    """The settings of a judge for one of all workers of the run."""
+    spec = JudgeSpec(**config.model_dump(), concurrency=concurrency)
+    share = None if spec.requests_per_minute is None else spec.requests_per_minute / num_workers
+    return structs.replace(spec, requests_per_minute=share)
+
+
 class RewardActor:
     """The decisions and tasks of a reward process."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         config = runtime.config
-        self._pool = RewardPool(
-            config.reward.function,
-            resolve_model_path(config.model.path, with_weights=False),
-            num_workers=config.reward.workers,
-            deadline_s=config.reward.deadline_s,
-            start_deadline_s=config.reward.start_deadline_s,
-            limits=limits_of(config.reward.limits),
-        )
+        own = {name: self._make_pool((FunctionSpec(name),)) for name in config.own_rewards}
+        self._pools = {"": self._make_pool(functions_of(config.reward, config.roles.reward.replicas))} | own
         self._tasks: asyncio.TaskGroup | None = None
         self._shaper: str | None = None
         self._open = False
@@ -64,11 +85,25 @@ class RewardActor:
         self._failed: deque[bool] = deque(maxlen=WATCHED_ITEMS)
         self.done = False
 
+    def _make_pool(self, functions: FunctionSpecs) -> RewardPool:
+        config = self._runtime.config
+        return RewardPool(
+            functions,
+            resolve_model_path(config.model.path, with_weights=False),
+            num_workers=config.reward.workers,
+            deadline_s=config.reward.deadline_s,
+            start_deadline_s=config.reward.start_deadline_s,
+            limits=limits_of(config.reward.limits),
+            concurrency=config.reward.concurrency,
+            max_batch=config.reward.max_batch,
+        )
+
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Start the workers, then announce them."""
         become_subreaper()
         self._tasks = tasks
-        await self._pool.start()
+        for pool in self._pools.values():
+            await pool.start()
         self._open = True
         self._announce()
 
@@ -81,6 +116,8 @@ class RewardActor:
             case Received(peer=peer, message=Greet()):
                 self._shaper = peer
                 self._announce()
+            case Received(message=Score(function=function)) if function not in self._pools:
+                self._runtime.refuse(event, f"Score: reward function {function!r}")
             case Received(peer=peer, message=Score() as item) if self._open and self._tasks is not None:
                 self._runtime.faults.reach("reward.before_score")
                 self._tasks.create_task(self._score(peer, item), name=f"score {item.sample_id}")
@@ -88,7 +125,7 @@ class RewardActor:
 
     def tick(self, now_s: float) -> None:
         """End the orphans of a killed warden, which this process inherits."""
-        self._pool.kill_strays()
+        kill_strays_beside([*self._pools.values()])
 
     def shutdown(self, message: Shutdown) -> None:
         """Leave."""
@@ -101,9 +138,9 @@ class RewardActor:
 
     async def close(self) -> None:
         """End the workers and the orphans of killed wardens."""
-        await self._pool.close()
+        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
         for _ in range(STRAYS_END_AFTER):
-            if not self._pool.kill_strays():
+            if not kill_strays_beside([*self._pools.values()]):
                 return
             await asyncio.sleep(0.01)
 
@@ -113,7 +150,7 @@ class RewardActor:
 
     async def _score(self, peer: str, item: Score) -> None:
         with self._runtime.clock.busy("score"):
-            reply = await self._pool.score(item)
+            reply = await self._pools[item.function].score(item)
         self._num_scoring -= 1
         self._runtime.faults.reach("reward.before_reply")
         self._runtime.send(REWARDS_LINK.name, peer, reply)
@@ -123,11 +160,13 @@ class RewardActor:
         self._watch(reply)
 
     def _watch(self, reply: object) -> None:
+        if isinstance(reply, ScoreFailed) and reply.kind == "unavailable":
+            return  # no fault of the reward function
         self._failed.append(isinstance(reply, ScoreFailed))
         share, limit = sum(self._failed) / len(self._failed), self._runtime.config.reward.max_failed_share
         if isinstance(reply, ScoreFailed) and len(self._failed) >= MIN_ITEMS and share > limit:
             raise RewardError(
-                f"reward function {self._runtime.config.reward.function!r} failed on {share:.0%} of the last "
+                f"{self._runtime.config.reward.description} failed on {share:.0%} of the last "
                 f"{len(self._failed)} responses, more than reward.max_failed_share ({limit:g}); the last failure was "
                 f"{failure_text(reply.kind, reply.error)}"
             )

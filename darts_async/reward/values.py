@@ -1,4 +1,4 @@
-"""What a reward function returns, held to what a reward is: one finite number."""
+"""What a reward function returns, held to what a reward is: one finite number for each response."""
 
 import math
 import numbers
@@ -35,6 +35,20 @@ def checked_reward(value: object) -> float:
     if not abs(reward) <= _LARGEST_REWARD:
         raise NotFiniteError(f"the reward must be finite, and {_shown(value)} is not")
     return reward
+
+
+def checked_rewards(result: object, num_items: int) -> list[object]:
+    """`result` as a list with an element for each item: a list, a tuple, an array or a tensor of one dimension.
+
+    Raises:
+        WrongTypeError: it is something else, or has another length.
+    """
+    found = result.tolist() if getattr(result, "ndim", None) == 1 and hasattr(result, "tolist") else result
+    if not isinstance(found, (list, tuple)):
+        raise WrongTypeError(f"the rewards must be a list of {num_items} numbers, and {_shown(result)} is not a list")
+    if len(found) != num_items:
+        raise WrongTypeError(f"the rewards must be a list of {num_items} numbers, and there are {len(found)}")
+    return list(found)
 
 
 def _shown(value: object) -> str:

@@ -1,8 +1,8 @@
 """The warden of a reward worker ends the worker's descendants with it, and enforces its limits.
 
-    darts_async.reward.warden --function NAME --tokenizer DIRECTORY --limits BYTES,COUNT,BYTES,BYTES
+    darts_async.reward.warden --functions JSON --tokenizer DIRECTORY --limits BYTES,COUNT,BYTES,BYTES
 
-    reward process  <- items, replies ->  worker  ->  whatever a reward function starts
+    reward process  <- jobs, replies  ->  worker  ->  whatever a reward function starts
           |                                 ^
           +----------- starts ->  warden  --+ forks; reads what it prints
 
@@ -43,13 +43,13 @@ _CHUNK_BYTES = select.PIPE_BUF
 class Warden:
     """Watches one worker."""
 
-    def __init__(self, worker_pid: int, limits: Limits, output: int, num_items: "SharedCount") -> None:
-        """`output` receives what the worker prints; `num_items` counts the items that it has begun."""
+    def __init__(self, worker_pid: int, limits: Limits, output: int, num_jobs: "SharedCount") -> None:
+        """`output` receives what the worker prints; `num_jobs` counts the jobs that it has begun."""
         self._worker_pid = worker_pid
         self._limits = limits
         self._output = output
-        self._num_items = num_items
-        self._item = 0
+        self._num_jobs = num_jobs
+        self._job = 0
         self._printed_bytes = 0
         self._pending = b""
         self._is_open = True
@@ -117,8 +117,8 @@ class Warden:
         if is_readable and not self._pending:
             self._pending = os.read(self._output, _CHUNK_BYTES)
             self._is_open = bool(self._pending)
-            item, self._item = self._item, self._num_items.value
-            self._printed_bytes = len(self._pending) + (self._printed_bytes if item == self._item else 0)
+            job, self._job = self._job, self._num_jobs.value
+            self._printed_bytes = len(self._pending) + (self._printed_bytes if job == self._job else 0)
         if self._pending and _can_write(2):
             with contextlib.suppress(OSError):  # the disk may be full or the reader gone: scoring continues
                 os.write(2, self._pending)
@@ -130,7 +130,7 @@ class Warden:
         if time.monotonic() < self._next_look_s:
             return None
         self._next_look_s = time.monotonic() + LOOK_EVERY_S
-        pids = descendants(os.getpid())
+        pids = descendants(os.getpid(), self._limits.processes or sys.maxsize)
         used_bytes = memory_bytes(pids, self._limits.memory_bytes) if self._limits.memory_bytes else 0
         return self._limits.breached_by(memory_bytes=used_bytes, processes=len(pids))
 
@@ -165,7 +165,7 @@ class SharedCount:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(prog="darts_async.reward.warden")
-    parser.add_argument("--function", required=True)
+    parser.add_argument("--functions", required=True)
     parser.add_argument("--tokenizer", required=True, type=Path)
     parser.add_argument("--limits", required=True, type=Limits.of_argument)
     options = parser.parse_args(arguments)
@@ -173,16 +173,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     become_subreaper()
     _limit(resource.RLIMIT_CORE, 0)  # how a worker has crashed is printed
     output, prints_to = os.pipe()
-    num_items, warden_pid = SharedCount(), os.getpid()
+    num_jobs, warden_pid = SharedCount(), os.getpid()
     worker_pid = os.fork()
     if worker_pid == 0:
         os.close(output)
         _become_worker(warden_pid, prints_to, options.limits)
-        _work(options.function, options.tokenizer, num_items)
+        _work(options.functions, options.tokenizer, num_jobs)
         return
     os.close(prints_to)
     _let_go_of_replies()
-    warden = Warden(worker_pid, options.limits, output, num_items)
+    warden = Warden(worker_pid, options.limits, output, num_jobs)
     warden.end(warden.watch())
 
 
@@ -202,10 +202,11 @@ def _limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (most, most))
 
 
-def _work(function: str, tokenizer_dir: Path, num_items: SharedCount) -> None:
+def _work(functions: str, tokenizer_dir: Path, num_jobs: SharedCount) -> None:
     from darts_async.reward.worker import work  # slow, and runs the user's code
+    from darts_async.reward.worker_messages import of_argument
 
-    work(function, tokenizer_dir, num_items.up)
+    work(of_argument(functions), tokenizer_dir, num_jobs.up)
 
 
 def _let_go_of_replies() -> None:

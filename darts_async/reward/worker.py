@@ -1,128 +1,112 @@
-"""A reward worker is a process that scores one response at a time, so that a function may hang, leak or crash.
+"""A reward worker is a process that scores responses, so that a function may hang, leak or crash.
 
-Its warden forks it and calls `work`. Items arrive on standard input and replies leave on standard output
+Its warden forks it and calls `work`. Jobs arrive on standard input and replies leave on standard output
 (`worker_messages`). Both move to private descriptors before any foreign code runs. So the output of a function goes to
 standard error, its input is empty, and its child processes inherit neither pipe. The worker ends at the end of its
 input, and the kernel ends it with its warden.
+
+Plain functions are called in the main thread, one job after another: they may use signals, or `asyncio.run`. Coroutine
+functions run in the event loop of a second thread, those of several jobs at the same time.
 """
 
-import errno
+import asyncio
 import faulthandler
-import json
 import os
-import resource
-import signal
-import traceback
-from collections.abc import Callable, Iterator
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from tokenizers import Tokenizer
+import msgspec
 
-from darts_async.errors import ExtensionError, ModelError
-from darts_async.extensions import REWARD, Extension, load
+from darts_async.errors import ConfigError, ExtensionError, ModelError
+from darts_async.extensions import REWARD, REWARDS, load
 from darts_async.models.location import load_tokenizer
-from darts_async.reward.limits import Limits
-from darts_async.reward.values import NotFiniteError, WrongTypeError, checked_reward
-from darts_async.reward.worker_messages import (
-    Failed,
-    LoadFailed,
-    Ready,
-    Rewarded,
-    WorkItem,
-)
+from darts_async.reward.scorer import RewardFunction, Scorer, Scoring, last_lines
+from darts_async.reward.worker_messages import Begun, Done, FunctionSpec, FunctionSpecs, Job, LoadFailed, Ready
 from darts_async.wire.channel import read_message, write_message
 from darts_async.wire.encoding import decoder
 
-MAX_TRACEBACK_LINES = 8
-MAX_LINE_CHARS = 300
-"""Longer lines lose their end, because a message begins with the name of its exception."""
+
+class _Replies:
+    """The pipe of the replies, for two threads."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+
+    def write(self, message: msgspec.Struct) -> None:
+        """Write one message."""
+        with self._lock:
+            write_message(self._pipe, message)
 
 
-class Scorer:
-    """Decodes a response and calls the reward function."""
+class _CoroutineThread:
+    """The event loop in which coroutine functions run."""
 
-    def __init__(self, function: Extension, tokenizer: Tokenizer) -> None:
-        self._function = function
-        self._tokenizer = tokenizer
+    def __init__(self, replies: _Replies) -> None:
+        self._replies = replies
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="coroutine functions", daemon=True).start()
 
-    def score(self, item: WorkItem) -> Rewarded | Failed:
-        """The reward, or why there is none."""
-        token_ids = np.frombuffer(item.token_ids, np.int32).tolist()
-        try:
-            reward = checked_reward(
-                self._function(
-                    prompt=item.prompt,
-                    response=self._tokenizer.decode(token_ids, skip_special_tokens=True),
-                    answer=item.answer,
-                    metadata=json.loads(item.metadata_json),
-                    finish_reason=item.finish_reason,
-                )
-            )
-        except WrongTypeError as error:
-            return Failed("wrong_type", str(error))
-        except NotFiniteError as error:
-            return Failed("not_finite", str(error))
-        except BaseException as error:  # noqa: BLE001 - whatever a user's code raises is reported, never a zero
-            return Failed("raised", last_lines(error)) if not _is_of_file_limit(error) else _too_large(error)
-        return Rewarded(reward)
+    def finish(self, job_id: int, scoring: Scoring) -> None:
+        """Await what is left of a job and answer it, without waiting for that here."""
+        asyncio.run_coroutine_threadsafe(self._finish(job_id, scoring), self._loop)
 
-
-def last_lines(error: BaseException) -> str:
-    """The end of a traceback, as text that can be encoded."""
-    lines = "".join(traceback.format_exception(error)).splitlines()[-MAX_TRACEBACK_LINES:]
-    return "\n".join(line[:MAX_LINE_CHARS] for line in lines).encode("utf-8", "replace").decode()
-
-
-def _too_large(error: BaseException) -> Failed:
-    limit = Limits(file_bytes=resource.getrlimit(resource.RLIMIT_FSIZE)[0]).describe("file_bytes")
-    return Failed("limit", f"the reward function {limit}:\n{last_lines(error)}")
-
-
-def _is_of_file_limit(error: BaseException) -> bool:
-    """Whether this process, or one that the function has waited for, was kept from writing a large file."""
-    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY and any(
-        getattr(cause, "errno", None) == errno.EFBIG or getattr(cause, "returncode", None) == -signal.SIGXFSZ
-        for cause in _causes(error)
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception, and those that led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    async def _finish(self, job_id: int, scoring: Scoring) -> None:
+        await scoring.await_coroutines()
+        self._replies.write(Done(job_id, scoring.replies()))
 
 
 def serve(
-    items: BinaryIO, replies: BinaryIO, function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]
+    jobs: BinaryIO, replies: BinaryIO, functions: FunctionSpecs, tokenizer_dir: Path, on_job: Callable[[], None]
 ) -> None:
-    """Score items until the input ends. `on_item` is called before each item."""
+    """Score until the input ends. `on_job` is called before each job."""
+    pipe = _Replies(replies)
     try:
-        scorer = Scorer(load(REWARD, function_name), load_tokenizer(tokenizer_dir))
-    except (ExtensionError, ModelError) as error:
+        scorer = Scorer([RewardFunction(spec, _loaded(spec)) for spec in functions], load_tokenizer(tokenizer_dir))
+    except (ConfigError, ExtensionError, ModelError) as error:
         cause = f"\n{last_lines(error.__cause__)}" if error.__cause__ is not None else ""
-        write_message(replies, LoadFailed(f"{error}{cause}"))
+        pipe.write(LoadFailed(f"{error}{cause}"))
         return
-    write_message(replies, Ready())
-    decode = decoder(WorkItem)
-    while (item := read_message(items, decode)) is not None:
-        on_item()
-        write_message(replies, scorer.score(item))
+    coroutines = _CoroutineThread(pipe) if scorer.is_async else None
+    pipe.write(Ready(scorer.is_async))
+    decode = decoder(Job)
+    while (job := read_message(jobs, decode)) is not None:
+        on_job()
+        if coroutines is None:
+            pipe.write(Done(job.job_id, scorer.begin(job).replies()))
+        else:
+            pipe.write(Begun(job.job_id))
+            coroutines.finish(job.job_id, scorer.begin(job))
 
 
-def work(function_name: str, tokenizer_dir: Path, on_item: Callable[[], None]) -> None:
+def _loaded(spec: FunctionSpec) -> Callable[..., object]:
+    if spec.code is not None:
+        from darts_async.reward.code import CodeReward  # few runs need it
+
+        programs = CodeReward(spec.code)
+        sys.stderr.write(f"{spec.label}: programs run in {programs.choice.describe()}\n")
+        return programs
+    if spec.judge is not None:
+        from darts_async.reward.judge import JudgeReward  # few runs need it
+
+        return JudgeReward(spec.judge)
+    return load(REWARDS[spec.takes] if spec.label else REWARD, spec.function)
+
+
+def work(functions: FunctionSpecs, tokenizer_dir: Path, on_job: Callable[[], None]) -> None:
     """The complete life of a worker."""
     faulthandler.enable()
-    items, replies = _claim_pipes()
-    serve(items, replies, function_name, tokenizer_dir, on_item)
+    jobs, replies = _claim_pipes()
+    serve(jobs, replies, functions, tokenizer_dir, on_job)
 
 
 def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
-    items, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     os.dup2(2, 1)
-    return items, replies
+    return jobs, replies

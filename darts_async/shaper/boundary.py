@@ -68,7 +68,7 @@ class Boundary:
             case SampleFinished() | SampleCancelled() | SampleRejected():
                 return _end_of_sample(state, peer, message)
             case SampleScored() | ScoreFailed():
-                return _answer(state, message)
+                return self._answer(state, message)
             case WeightsApplied():
                 return _weights_applied(state, peer, message)
             case GeneratorReady():
@@ -81,6 +81,14 @@ class Boundary:
                 return _committed(state, message, self._config.learner.groups_per_step)
             case VersionPublished() | VersionSaved():
                 return _version_made(state, message)
+
+    def _answer(self, state: ShaperState, message: SampleScored | ScoreFailed) -> str | None:
+        if isinstance(message, SampleScored):
+            if not all(abs(number) <= LARGEST_REWARD for number in (message.reward, *message.parts)):
+                return f"a reward of {message.reward} for sample {message.sample_id}"
+            if len(message.parts) != len(labels := self._config.reward.labels):
+                return f"{len(message.parts)} parts of a reward, and there are {len(labels)} reward functions"
+        return _unknown(state, [message.sample_id])
 
     def _generator_ready(self, state: ShaperState, peer: str, message: GeneratorReady) -> str | None:
         newest, asked = state.greeting(peer), self._config.generator.num_slots
@@ -189,12 +197,6 @@ def _end_of_owned(sample: Sample, message: SampleFinished | SampleCancelled | Sa
             num_sent, num_claimed = sample.num_tokens, message.num_tokens
             return f"sample {sample.sample_id} has ended with {num_claimed} tokens, and {num_sent} were sent"
     return None
-
-
-def _answer(state: ShaperState, message: SampleScored | ScoreFailed) -> str | None:
-    if isinstance(message, SampleScored) and not abs(message.reward) <= LARGEST_REWARD:
-        return f"a reward of {message.reward} for sample {message.sample_id}"
-    return _unknown(state, [message.sample_id])
 
 
 def _committed(state: ShaperState, message: GroupsCommitted, groups_per_step: int) -> str | None:

@@ -19,6 +19,10 @@ from darts_async.prompts.source import Prompt
 from darts_async.protocol import EvaluationCompleted
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.open_work import OpenWork
+from darts_async.shaper.token_accounts import part_metrics
+
+REST = "prompts"
+"""The set of held-out prompts of a run whose other sets have names."""
 
 
 class EvaluationState(Struct, frozen=True):
@@ -35,8 +39,12 @@ class EvaluationState(Struct, frozen=True):
 class Evaluation:
     """The evaluations of a run, one after the other."""
 
-    def __init__(self, config: EvaluationConfig, work: OpenWork, held_out: tuple[Prompt, ...]) -> None:
+    def __init__(
+        self, config: EvaluationConfig, work: OpenWork, held_out: tuple[Prompt, ...], labels: tuple[str, ...] = ()
+    ) -> None:
+        """`labels`: the names of several reward functions."""
         self._config = config
+        self._labels = labels
         self._work = work
         self._held_out = held_out if config.samples_per_prompt else ()
         self._policy_version: int | None = None  # of the one that is under way
@@ -117,7 +125,18 @@ class Evaluation:
             num_tokens=np.array([s.num_tokens for _, s in evaluated], np.int32),
             newest_version=max(s.newest_version for _, s in evaluated if s.newest_version is not None),
             num_skipped=self._num_skipped,
+            pass_above=self._config.pass_above,
+            prompts_by_set=self.prompts_by_set,
+            part_metrics=part_metrics(self._labels, [s.reward_parts for _, s in evaluated]),
         )
+
+    @property
+    def prompts_by_set(self) -> dict[str, list[int]]:
+        """Parts of a mixture, families of tasks and further sets; empty if there is nothing to tell apart."""
+        found: dict[str, list[int]] = {}
+        for prompt in self._held_out:
+            found.setdefault(prompt.part or REST, []).append(prompt.prompt_id)
+        return found if len(found) > 1 else {}
 
     def to_state(self) -> EvaluationState:
         return EvaluationState(

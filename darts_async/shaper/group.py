@@ -88,6 +88,8 @@ class Sample:
     finish_rank: int | None = None
     """How many of its group had finished before it."""
     reward: float | None = None
+    reward_parts: tuple[float, ...] = ()
+    """What each of several reward functions gave, before it was weighted."""
     end_outcome: SampleOutcome = "cancelled"
     end_reason: str = ""
     """How it will end, once that is decided."""

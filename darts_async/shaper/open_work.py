@@ -129,7 +129,8 @@ class OpenWork:
         prompt = self.group_of(sample).prompt
         assert sample.finish_reason is not None
         tokens = sample.token_ids()
-        score = Score(sample.sample_id, prompt.text, prompt.answer, prompt.metadata_json, tokens, sample.finish_reason)
+        of_prompt = prompt.text, prompt.answer, prompt.metadata_json
+        score = Score(sample.sample_id, *of_prompt, tokens, sample.finish_reason, prompt.reward)
         self._outbox.send(peer, score)
 
     def score_waiting(self) -> None:

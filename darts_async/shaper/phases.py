@@ -83,7 +83,8 @@ class RunPhases:
                 self._training.begin(now_s)
             case RunPhase.TRAINING if lowest == num_steps:
                 self.phase = RunPhase.EVALUATING_AFTER
-                self._evaluation.begin(num_steps)
+                if num_steps:  # a run without steps has evaluated this version
+                    self._evaluation.begin(num_steps)
             case RunPhase.EVALUATING_AFTER if not self._work.groups and self._is_saved() and self._is_told(now_s):
                 self._finish()
             case _:

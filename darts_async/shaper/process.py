@@ -23,7 +23,6 @@ from darts_async.config import RunConfig
 from darts_async.errors import DataError
 from darts_async.models.location import load_tokenizer, resolve_model_path, stop_token_ids, vocab_size
 from darts_async.prompts.load import PromptSets, load_prompts
-from darts_async.prompts.source import ShuffledPrompts
 from darts_async.protocol import Cancel, Message, SampleRejected, Shutdown
 from darts_async.shaper.boundary import Boundary
 from darts_async.shaper.durable.journal import FoundJournal, Journal, read_journal
@@ -101,8 +100,7 @@ class ShaperActor:
         self._ledger = LedgerWriter(runtime.run_dir / LEDGER_FILE)
 
         def make_state(snapshot: StateSnapshot | None) -> ShaperState:
-            source = ShuffledPrompts(sets.train, seed=config.seed)
-            return ShaperState(config, source, sets.held_out, stop_token_ids, snapshot)
+            return ShaperState(config, sets.in_order(config.seed), sets.held_out, stop_token_ids, snapshot)
 
         self._flushes_new_journal = False
         self._inputs: list[AnyInput] = []

@@ -218,6 +218,7 @@ def _of_group(name: FileName, group: Group, config: RunConfig, tokenizer: Tokeni
             why=sample.end_reason,
             selected=sample.sample_id in weights,
             reward=sample.reward,
+            reward_parts=dict(zip(config.reward.labels, sample.reward_parts, strict=False)),  # none of a failed reward
             weight=weights.get(sample.sample_id),
             baseline=group.baseline,
             advantage=advantages.get(sample.sample_id),

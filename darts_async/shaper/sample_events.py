@@ -105,7 +105,7 @@ class SampleEvents:
         if sample is None:
             return False
         self._work.totals.rewards.num_scored += 1
-        sample.reward = message.reward
+        sample.reward, sample.reward_parts = message.reward, message.parts
         sample.to(Stage.SCORED)
         group = self._work.group_of(sample)
         self._decide(group)

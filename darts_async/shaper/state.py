@@ -93,7 +93,7 @@ class ShaperState:
         self.work = work = OpenWork(config, out, stop_token_ids)
         self.training = training = Training(config, prompts, work, self.planner, out)
         self.feed = training.feed
-        self._evaluation = evaluation = Evaluation(config.evaluation, work, held_out)
+        self._evaluation = evaluation = Evaluation(config.evaluation, work, held_out, config.reward.labels)
         self._phases = RunPhases(config, work, training, evaluation, out)
         self._samples = SampleEvents(work, self.planner, training, evaluation, out)
         self._incarnations: dict[str, int] = {}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from msgspec import Struct, field
+from numpy.typing import NDArray
 
 from darts_async.shaper.group import Group, Sample
 from darts_async.shaper.rules.length_pay import LengthTerms, Lot, length_terms
@@ -95,14 +96,17 @@ class _Lots:
     scored: Lot
     """The pool, before the selection; with the launched samples that each represents."""
     length: LengthTerms
+    parts: tuple[tuple[float, ...], ...]
+    """What each of several reward functions gave, for each sample of the pool."""
 
     @classmethod
     def of(cls, group: Group, counts: Mapping[int, float] | None) -> "_Lots":
         """`counts`: by the id of a scored sample the launched samples that it represents, 1 where it is not given; None
         if no scored one represents the others."""
-        scored = _lot([(s, (counts or {}).get(s.sample_id, 1.0)) for s in group.samples if s.reward is not None])
-        kept = _lot(group.kept)
-        return cls(kept, scored, LengthTerms() if counts is None else length_terms(scored, kept))
+        samples = [s for s in group.samples if s.reward is not None]
+        scored, kept = _lot([(s, (counts or {}).get(s.sample_id, 1.0)) for s in samples]), _lot(group.kept)
+        length = LengthTerms() if counts is None else length_terms(scored, kept)
+        return cls(kept, scored, length, tuple(s.reward_parts for s in samples))
 
 
 class StepStatistics(Struct, eq=False):
@@ -132,15 +136,25 @@ class StepStatistics(Struct, eq=False):
         self.num_complete[_difficulty(tercile)] -= group.weights is not None
 
     def close(
-        self, step: int, groups: Sequence[Group], counts: Sequence[Mapping[int, float] | None]
+        self,
+        step: int,
+        groups: Sequence[Group],
+        counts: Sequence[Mapping[int, float] | None],
+        labels: Sequence[str] = (),
     ) -> dict[str, float]:
-        """Metrics of one step over its groups. `counts` of each: see `_Lots.of`."""
+        """Metrics of one step over its groups. `counts` of each: see `_Lots.of`. `labels`: the names of several reward
+        functions."""
         lots = [_Lots.of(*each) for each in zip(groups, counts, strict=True)]
         weights = [np.array(each.kept.weights) for each in lots]
         shifts = [_mean(each.kept.rewards) - _mean_of_pool(each.scored) for each in lots]
         return {
             **_kept_metrics([each.kept for each in lots]),
             **_pool_metrics([each.scored for each in lots], sum(group.num_unscorable for group in groups)),
+            **part_metrics(
+                labels,
+                [parts for each in lots for parts in each.parts],
+                np.concatenate([each.scored.weights for each in lots]),
+            ),
             **_staleness(step, [sample for group in groups for sample, _ in group.kept]),
             "groups/baseline_shift": _mean(shifts),
             "groups/kept_mean": _mean([len(w) for w in weights]),
@@ -223,6 +237,28 @@ def _pool_metrics(pools: Sequence[Lot], num_failed: int) -> dict[str, float]:
         "length/pool_p99": float(p99),
         "groups/pool_zero_advantage_share": _mean([len(set(pool.rewards)) == 1 for pool in pools]),
     }
+
+
+def part_metrics(
+    labels: Sequence[str], parts: Sequence[tuple[float, ...]], counts: NDArray[np.float64] | None = None
+) -> dict[str, float]:
+    """Mean and standard deviation of what each reward function gave, before it was weighted.
+
+    Args:
+        labels: names of the functions; empty for a single function.
+        parts: of each sample a number for each function, [num_samples][num_functions].
+        counts: how much each sample counts, [num_samples]; 1 where it is not given.
+
+    Example:
+        >>> part_metrics(["right", "brief"], [(1.0, 0.25), (0.0, 0.75)])["rewards/brief/mean"]
+        0.5
+    """
+    metrics = {}
+    for label, values in zip(labels, np.array(parts, np.float64).T if labels else (), strict=True):
+        mean = np.average(values, weights=counts)
+        metrics[f"rewards/{label}/mean"] = float(mean)
+        metrics[f"rewards/{label}/std"] = float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
+    return metrics
 
 
 def _mean_of_pool(pool: Lot) -> float:

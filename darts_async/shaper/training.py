@@ -58,7 +58,7 @@ class Training:
         self.feed = LearnerFeed(config, self._window, outbox)
         """Complete groups on their way into the gradient."""
         self._spares = Spares(config, self._window, work.groups)
-        self._queue = PromptQueue(prompts, planner.num_samples, planner.batch)
+        self._queue = PromptQueue(prompts, planner.num_samples, planner.batch, planner.passes_over)
         self._num_dropped_in_a_row = 0
         self._learner_fed_s = 0.0
         self._patience = Patience(config.staleness.cut_after_s)
@@ -132,7 +132,7 @@ class Training:
         """A group is given up; its prompt is asked again, but not forever."""
         if not self._spares.discard(group.group_id):
             self._window.drop(group.group_id)
-        self._num_dropped_in_a_row += 1
+        self._num_dropped_in_a_row += not any(s.end_reason == "reward_unavailable" for s in group.samples)
         if self._num_dropped_in_a_row > MAX_DROPPED_IN_A_ROW:
             raise DataError(
                 f"{self._num_dropped_in_a_row} groups were given up one after another, the last because of "
@@ -204,7 +204,10 @@ class Training:
         """The learner has taken a step, for the first time or again."""
         before, step = self.feed.committed.position, message.step
         groups = self.feed.commit(message)
-        metrics = self._statistics.close(step, groups, list(map(self._planner.counts, groups))) if groups else {}
+        metrics = dict[str, float]()
+        if groups:
+            counts, labels = list(map(self._planner.counts, groups)), self._config.reward.labels
+            metrics = self._statistics.close(step, groups, counts, labels)
         for group in groups:
             for sample, _ in group.kept:
                 self._work.totals.trained(sample, step)
@@ -218,6 +221,8 @@ class Training:
             metrics |= {f"tokens/{outcome}": float(n) for outcome, n in totals.tokens_by_outcome.items()}
             metrics["run/failed_rewards"] = float(totals.rewards.num_failed)
             metrics["run/groups_not_shown"] = float(self._work.rollouts.num_given_up)
+            if self._config.prompts.curriculum is not None:
+                metrics["prompts/passed_over"] = float(self._queue.num_passed_over)
             self._outbox.to_launcher(StepCompleted(step, metrics))
 
     # --- the end of a process, of a run, and what comes after it -----------------------------------------------

@@ -36,6 +36,8 @@ from darts_async.transport import create_run_keys, renew_run_keys
 from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
 from launcher.commands.dashboard import dashboard
 from launcher.commands.dry_run import dry_run_screen
+from launcher.commands.evaluation import as_evaluation
+from launcher.commands.follow import follow
 from launcher.commands.samples import samples
 from launcher.commands.verbs import RUNS, VERBS, RunsDir, bad_input, split_words, the_run
 from launcher.config_file import load_config
@@ -105,8 +107,8 @@ MoreFiles = Annotated[
 ]
 
 
-_OTHER_VERBS: tuple[Callable[..., None], ...] = (samples, dashboard)
-for _verb in (*VERBS, *_OTHER_VERBS):
+_ALL_VERBS: tuple[Callable[..., None], ...] = (*VERBS, samples, follow, dashboard)
+for _verb in _ALL_VERBS:
     app.command()(_verb)
 
 
@@ -195,6 +197,21 @@ def resume(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL|RUN_DIR", help="A directory, a hub id, or a run.")],
+    file: RunFile,
+    words: Words = None,
+    more: MoreFiles = None,
+) -> None:
+    """Evaluate a model, or what a run has trained, on the held-out prompts of FILE.yaml. Nothing is trained."""
+    config, _ = _checked(file, _overrides(words, more), starts=True, change=lambda config: as_evaluation(config, model))
+    with outliving_readers(), _room_wanted(), bad_input():
+        outcome, summary = _run(config)
+        _show_end(outcome, summary)
+    raise typer.Exit(_EXIT_CODES[outcome.status])
+
+
+@app.command()
 def validate(file: RunFile, words: Words = None, more: MoreFiles = None) -> None:
     """Check FILE.yaml and everything it names, and start nothing."""
     _, findings = _checked(file, _overrides(words, more), starts=False)
@@ -216,14 +233,22 @@ def _overrides(words: list[str] | None, more: list[Path] | None) -> Overrides:
     return Overrides(tuple(more or ()), tuple(words or ()))
 
 
-def _checked(file: Path, overrides: Overrides, *, starts: bool) -> tuple[RunConfig, Findings]:
-    """The settings of a file that can be run, and the findings. Otherwise shows the problems and exits.
+def _checked(
+    file: Path,
+    overrides: Overrides,
+    *,
+    starts: bool,
+    change: Callable[[RunConfig], RunConfig] = lambda config: config,
+) -> tuple[RunConfig, Findings]:
+    """The settings of a file, changed, if they can be run, and the findings. Otherwise shows the problems and exits.
 
     What this machine lacks is a problem if the run `starts`, and otherwise a warning.
     """
     with bad_input():
         parse_faults(os.environ.get(VARIABLE, ""), LAUNCHER)
     config = _loaded(file, overrides)
+    with bad_input():
+        config = change(config)
     findings = check_run(config, reaches_nodes=starts)
     problems = findings.problems
     refused = tuple(problem for problem in problems if starts or not problem.here)

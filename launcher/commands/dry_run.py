@@ -8,10 +8,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from darts_async.config import NodeConfig, RunConfig, ShapingConfig
+from darts_async.config import NodeConfig, RewardConfig, RunConfig, ShapingConfig
 from darts_async.topology.plan import ProcessSpec, RunPlan
 from launcher.display.length_notes import length_note
 from launcher.display.view import plain_table
+from launcher.preflight.reward_check import isolations
 
 
 def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
@@ -32,11 +33,11 @@ def dry_run_screen(config: RunConfig, plan: RunPlan) -> RenderableType:
 
 
 def key_settings(config: RunConfig) -> dict[str, str]:
-    shaping, learner, prompts, generator = config.shaping, config.learner, config.prompts, config.generator
+    shaping, learner, generator = config.shaping, config.learner, config.generator
     return {
         "model": f"{config.model.path}, {config.model.dtype}",
-        "prompts": f"{prompts.path or prompts.source}, {prompts.held_out} held out",
-        "reward": f"{config.reward.function}, workers in each process: {config.reward.workers}",
+        "prompts": _prompts_text(config),
+        "reward": f"{_reward(config.reward)}, workers in each process: {config.reward.workers}",
         "shaping": _shaping(shaping),
         "length": length_note(shaping, normalises=learner.loss.normalise_advantage),
         "learner": f"{learner.steps} steps of {learner.groups_per_step} groups, rate {learner.learning_rate:g}",
@@ -44,6 +45,21 @@ def key_settings(config: RunConfig) -> dict[str, str]:
         "weights": f"{config.weights.backend}, buckets of {config.weights.bucket_bytes:,} bytes",
         "seed": str(config.seed),
     }
+
+
+def _prompts_text(config: RunConfig) -> str:
+    parts = (config.prompts.mixture or (config.prompts,), config.evaluation.sets)
+    drawn, evaluated = ([f"{part.path or part.source}, {part.held_out} held out" for part in some] for some in parts)
+    weights = [f"{part.weight:g} x " for part in config.prompts.mixture] or [""]
+    also = [f"evaluated on {each}" for each in evaluated]
+    return "; ".join([*(f"{weight}{text}" for weight, text in zip(weights, drawn, strict=True)), *also])
+
+
+def _reward(reward: RewardConfig) -> str:
+    if reward.function is not None:
+        return reward.function
+    programs = "".join(f"; programs run in {walls}" for walls in sorted(set(isolations(reward))))
+    return " + ".join(f"{part.weight:g} * {part.label}" for part in reward.functions) + programs
 
 
 def bounds(config: RunConfig) -> dict[str, str]:

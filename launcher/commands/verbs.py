@@ -17,7 +17,7 @@ from rich.text import Text
 from darts_async.errors import ConfigError
 from darts_async.topology.plan import read_plan
 from darts_async.topology.roles import LAUNCHER, keeper_name
-from darts_async.topology.run_files import LOGS_DIR, TRACE_FILE
+from darts_async.topology.run_files import LOGS_DIR, SINKS_DIR, TRACE_FILE
 from launcher.analysis.audit import AuditReport, audit_run
 from launcher.analysis.report import REPORT_FILE, write_report
 from launcher.analysis.story import Line, parse_subject, read_story
@@ -29,6 +29,7 @@ from launcher.control.requests import Done, GetStatus, Refused, Request, Restart
 from launcher.display.status import status_screen
 from launcher.run_dir.logs import log_tails
 from launcher.run_dir.run_dir import RunRecord
+from launcher.sinks.follower import process_name as sink_process
 from launcher.terminal import Screen, show_error, write_json, write_line
 
 FAILED, BAD_INPUT = 1, 2
@@ -127,7 +128,7 @@ def logs(
                 write_line(line)
         is_live = follow
         while is_live:  # and once more after its end
-            is_live = _goes_on(found)
+            is_live = goes_on(found)
             for tail in tails:
                 for line in tail.new_lines():
                     write_line(line)
@@ -210,9 +211,10 @@ VERBS: tuple[Callable[..., None], ...] = (status, restart, down, logs, audit, st
 
 
 def _logged_names(run_dir: Path, process: str) -> tuple[str, ...]:
-    """The names whose logs to show: processes, the launcher, or the keeper of a node."""
+    """The names whose logs to show: processes, the launcher, the keeper of a node, or the follower of a sink."""
     plan = read_plan(run_dir)
-    others = (LAUNCHER, *map(keeper_name, plan.nodes))
+    sinks = (sink_process(path.stem) for path in (run_dir / SINKS_DIR).glob("*.json"))
+    others = (LAUNCHER, *map(keeper_name, plan.nodes), *sinks)
     return (process,) if process in others else names_of(plan, process)
 
 
@@ -228,7 +230,7 @@ def _asked(run_dir: Path, request: Request) -> str:
     return reply.text
 
 
-def _goes_on(run_dir: Path) -> bool:
+def goes_on(run_dir: Path) -> bool:
     """Whether more may be logged. A launcher that was killed leaves the record as it was, but holds no lock."""
     return record_of(run_dir).status == "running" and has_launcher(run_dir)
 

@@ -25,6 +25,8 @@ class Chart(Struct, frozen=True):
     """`stacked`: areas one above the other, which are parts of a total."""
     band: tuple[str, str] | None = None
     """Two metrics between which an area is filled: the spread of the first line."""
+    family: str = ""
+    """A name with `*`: each metric of that form is a line too, labelled with what the star is."""
     evaluated: str = ""
     """The metric of evaluations that is drawn as points at the version that was evaluated."""
 
@@ -43,6 +45,7 @@ CHARTS: Final = (
         band=("length/pool_p50", "length/pool_p99"),
         evaluated="length/mean",
     ),
+    Chart("Reward functions", "mean of each, of all scored samples", (), family="rewards/*/mean"),
     Chart("Loss", "of the step", (Series("learner/loss", "loss"), Series("learner/loss_policy", "policy part"))),
     Chart(
         "KL",

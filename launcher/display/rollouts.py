@@ -52,6 +52,7 @@ def _facts(rollout: Rollout) -> Iterator[Text]:
     yield Text(f"{rollout.outcome} ({rollout.why})" if says_why else rollout.outcome, style=colour)
     if rollout.reward is not None:
         yield Text(f"reward {rollout.reward:.3f}")
+    yield from (Text(f"{name} {value:.3f}", style="dim") for name, value in rollout.reward_parts.items())
     if rollout.advantage is not None:
         yield Text(f"advantage {rollout.advantage:+.3f}")
     yield Text(f"{rollout.length:,} tokens{', cut at the limit' if rollout.finish_reason == 'length' else ''}")

@@ -154,7 +154,7 @@ def summary_screen(summary: Summary) -> RenderableType:
     """The totals as a screen, shown at the end of a run."""
     parts: list[RenderableType] = [_title(summary)]
     if summary.before is not None:
-        parts += ["", _evaluation_table(summary)]
+        parts += ["", _evaluation_table(summary) if summary.total_steps else _sets_table(summary.before)]
     if len(summary.evaluations) > 2:
         parts.append(_all_evaluations(summary.evaluations))
     if summary.tokens is not None and max(summary.tokens.accounted, summary.tokens.decoded) > 0:
@@ -173,8 +173,9 @@ def summary_screen(summary: Summary) -> RenderableType:
 
 def _title(summary: Summary) -> Text:
     mark, style = {"finished": ("✓", "green"), "stopped": ("■", "yellow")}.get(summary.status, ("✗", "red"))
-    steps = f"{summary.num_steps} of {summary.total_steps} steps in {clock(summary.duration_s)}"
-    return Text.assemble((f"{mark} ", style), (summary.name, "bold"), f" {summary.status}: {steps}")
+    done = f"{summary.num_steps} of {summary.total_steps} steps" if summary.total_steps else "no steps, an evaluation"
+    took = clock(summary.duration_s)
+    return Text.assemble((f"{mark} ", style), (summary.name, "bold"), f" {summary.status}: {done} in {took}")
 
 
 def _table(*columns: str, title: str) -> Table:
@@ -200,6 +201,26 @@ def _evaluation_table(summary: Summary) -> Table:
         ("  p99", "length_p99"),
     ):
         _add_change(table, label, getattr(before, name), getattr(after, name, None), ",.1f")
+    for name, of_set in before.sets.items():
+        last = after.sets.get(name) if after else None
+        _add_change(table, f"reward, {name}", of_set.reward, last.reward if last else None, ".3f")
+    return table
+
+
+def _sets_table(evaluation: EvaluationSummary) -> Table:
+    """One evaluation: a row for each set of prompts, and one for all of them."""
+    ks = evaluation.headline_pass_at
+    table = _table("reward", *(f"pass@{k}" for k in ks), "length", "  std in prompt", title="held-out")
+    rows = {**evaluation.sets, "all" if evaluation.sets else "": evaluation}
+    for name, of in rows.items():
+        error, spread = of.reward_standard_error, of.length_std_within_prompt
+        table.add_row(
+            name,
+            f"{of.reward:.3f}" + (f" ± {error:.3f}" if error is not None else ""),
+            *(f"{of.pass_at[k]:.3f}" if k in of.pass_at else "" for k in ks),
+            f"{of.length_mean:,.1f}",
+            f"{spread:,.1f}" if spread is not None else "",
+        )
     return table
 
 

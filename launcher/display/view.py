@@ -151,6 +151,9 @@ def _progress(view: RunView, now_s: float) -> RenderableType:
     grid.add_column(no_wrap=True)
     left_s = view.remaining_s(now_s)
     left = f"about {clock(left_s)} left" if left_s is not None else ""
+    if not view.total_steps:
+        grid.add_row(Text("evaluating, without steps", style="bold"), clock(now_s - view.started_at_s))
+        return grid
     grid.add_row(
         ProgressBar(total=view.total_steps, completed=view.num_steps, complete_style="cyan", finished_style="green"),
         Text.assemble(

@@ -17,8 +17,8 @@ from launcher.config_file import load_config
 from launcher.problems import InputError, Problem, shown
 
 FIXED = (
-    *("seed", "model", "prompts", "sampling", "shaping", "staleness", "evaluation", "reward.function"),
-    *("learner.groups_per_step", "learner.lora"),
+    *("seed", "model", "prompts", "sampling", "shaping", "staleness", "evaluation"),
+    *("reward.function", "reward.functions", "learner.groups_per_step", "learner.lora"),
 )
 """Settings, or sections of them, that a run keeps from its first step to its last."""
 

@@ -1,12 +1,13 @@
 """Whether what a run brings itself can be loaded, and does what it is for. A child looks at it (`extension_trial`)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.errors import ExtensionError
-from darts_async.extensions import KINDS, PROMPTS, REWARD, Kind, load
+from darts_async.extensions import KINDS, PROMPTS, REWARD, SINK, Kind, load
 from launcher.preflight.extension_trial import Question
 from launcher.preflight.prompt_check import Found, look_at_prompts
 from launcher.preflight.trial_process import TrialError, trial_process
@@ -18,18 +19,28 @@ _DEADLINE_S = 300.0
 
 def check_extensions(config: RunConfig) -> Iterator[Problem]:
     """Everything that a setting names as `module:name` can be imported and called. (For prompts: `check_prompts`.)"""
+    yield from check_sinks(config)
     for kind in KINDS.values():
-        for name in kind.names_in(config) if kind is not PROMPTS else ():
+        own = config.own_rewards if kind is REWARD else ()
+        for name in (*kind.names_in(config), *own) if kind not in (PROMPTS, SINK) else ():
             if kind.is_of_user(name):
                 yield from _try_in_a_child(kind, name, config).problems
             elif name not in kind.built_in:
                 yield from _faults_here(kind, name)
 
 
+def check_sinks(config: RunConfig) -> Iterator[Problem]:
+    """Each sink can be made. All in a child, because the packages of services have effects when they are imported."""
+    for name in SINK.names_in(config):
+        for problem in _try_in_a_child(SINK, name, config).problems:
+            yield replace(problem, here=True) if name in SINK.built_in else problem
+
+
 def check_prompts(config: RunConfig) -> Found:
     """What `look_at_prompts` finds; a source of the user's is called in a child."""
-    source = config.prompts.source
-    return _try_in_a_child(PROMPTS, source, config) if PROMPTS.is_of_user(source) else look_at_prompts(config)
+    sources = [section.source for section in config.record_sections.values()]
+    of_user = next((source for source in sources if PROMPTS.is_of_user(source)), None)
+    return look_at_prompts(config) if of_user is None else _try_in_a_child(PROMPTS, of_user, config)
 
 
 def _faults_here(kind: Kind, name: str) -> Iterator[Problem]:
@@ -40,13 +51,14 @@ def _faults_here(kind: Kind, name: str) -> Iterator[Problem]:
 
 
 def _try_in_a_child(kind: Kind, name: str, config: RunConfig) -> Found:
-    deadline_s = config.reward.start_deadline_s if kind is REWARD else _DEADLINE_S
+    is_reward = kind.setting.startswith("reward.")
+    deadline_s = config.reward.start_deadline_s if is_reward else _DEADLINE_S
     module, question = name.partition(":")[0], Question(kind.setting, name, config.model_dump_json())
     try:
         with trial_process("launcher.preflight.extension_trial", question) as child:
             return msgspec.json.decode(child.answer(deadline_s), type=Found)
     except TimeoutError:
-        limit = f"{'reward.start_deadline_s (' if kind is REWARD else '('}{deadline_s:g} s)"
+        limit = f"{'reward.start_deadline_s (' if is_reward else '('}{deadline_s:g} s)"
         return _failed(kind, name, f"importing {module!r} took longer than {limit}")
     except TrialError as error:
         return _failed(kind, name, f"importing {module!r} ended the process {error}")

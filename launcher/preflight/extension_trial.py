@@ -12,7 +12,7 @@ import msgspec
 
 from darts_async.config import RunConfig
 from darts_async.errors import DartsError
-from darts_async.extensions import KINDS, LOSS, PROMPTS, RULE, Kind, load
+from darts_async.extensions import KINDS, LOSS, PROMPTS, REWARDS, RULE, SINK, Kind, load
 from launcher.preflight.prompt_check import Found, look_at_prompts
 from launcher.problems import Problem, shown
 
@@ -53,11 +53,20 @@ def _try(kind: Kind, name: str, config: RunConfig) -> Found:
             from darts_async.learner.losses.kinds import try_loss  # needs torch, which the others do not
 
             try_loss(config.learner.loss)
+        elif kind is REWARDS["sample"]:
+            for takes in {part.takes for part in config.reward.functions if part.function == name}:
+                load(REWARDS[takes], name)
+        elif kind is SINK:
+            getattr(load(kind, name), "check", _accept)(config)
         else:
             load(kind, name)
     except DartsError as error:
         return Found((Problem(kind.setting, str(error), shown(name)),))
     return Found()
+
+
+def _accept(config: RunConfig) -> None:
+    """Of a sink without a check."""
 
 
 if __name__ == "__main__":

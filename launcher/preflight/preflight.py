@@ -15,11 +15,15 @@ from typing import Any
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.config.paths import expanded, is_file, missing_file
-from darts_async.errors import ConfigError, ModelError
+from darts_async.config.prompts import RecordsConfig
+from darts_async.errors import ConfigError, DataError, ModelError
+from darts_async.extensions import HUB, TASKS
 from darts_async.models.length_limits import bounds, text_part
 from darts_async.models.location import load_tokenizer, resolve_model_path
+from darts_async.prompts.hub import DEFAULT_SPLIT, UnreachableError, find_split
 from darts_async.prompts.load import PromptCounts
 from darts_async.topology.roles import GENERATOR
+from launcher.control.metrics_server import HOST
 from launcher.plan.devices import check_backend, check_gpus, check_vllm
 from launcher.plan.placement import Place, PlacementError, local_node, place_processes, role_names
 from launcher.plan.plan import link_hubs
@@ -28,6 +32,7 @@ from launcher.preflight.extension_check import check_extensions, check_prompts
 from launcher.preflight.model_check import ModelTrial, check_files, local_models
 from launcher.preflight.prompt_check import Found
 from launcher.preflight.remote_preflight import check_nodes
+from launcher.preflight.reward_check import check_rewards
 from launcher.preflight.system_limits import check_limits, limits_here, need_of, weight_bytes
 from launcher.problems import Problem, shown
 
@@ -53,10 +58,12 @@ def check_run(config: RunConfig, *, reaches_nodes: bool = False) -> Findings:
         prompts = Found() if model or data else check_prompts(config)  # without these, it fails for the same reason
         found = (
             *check_network(config),
+            *check_prometheus_port(config),
             *check_runs_dir(config),
             *_check_places(config, reaches_nodes=reaches_nodes),
             *check_script(config),
             *check_extensions(config),
+            *check_rewards(config),
             *check_adapters(config),
             *(model + files + data + prompts.problems),
             *trial.problems(),
@@ -97,6 +104,17 @@ def check_network(config: RunConfig) -> Iterator[Problem]:
             fix = f"choose a base_port that begins {len(link_hubs(config))} free ports, or 0 for any free ports"
             value = shown(config.network.base_port)
             yield Problem("network.base_port", f"port {port} {reason}", value, fix, here=True)
+
+
+def check_prometheus_port(config: RunConfig) -> Iterator[Problem]:
+    """The launcher can listen there."""
+    if not (port := config.telemetry.prometheus_port):
+        return
+    setting, fix = "telemetry.prometheus_port", "choose a free port, or 0 to serve no metrics"
+    if config.network.base_port and port in link_ports(config):
+        yield Problem(setting, "is a port of the links (network.base_port)", shown(port), fix)
+    elif (reason := why_not_bound(HOST, port)) is not None:
+        yield Problem(setting, f"port {port} of {HOST} {reason}", shown(port), fix, here=True)
 
 
 def check_runs_dir(config: RunConfig) -> Iterator[Problem]:
@@ -161,12 +179,26 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_data_files(config: RunConfig) -> Iterator[Problem]:
-    """The files exist, and the package that reads them is installed."""
-    for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
-        if path is not None:
-            yield from _check_file(f"prompts.{setting}", path, "give the path of a file of records")
-    if config.prompts.source == "parquet":
-        yield from _lacking("pyarrow", "data", "prompts.source", "parquet files need", "'parquet'")
+    """The files exist, data sets of the hub can be fetched, and the packages that read and make them are installed."""
+    for where, section in config.record_sections.items():
+        if section.source == HUB:
+            yield from _check_hub(f"{where}.path", section)
+            continue
+        for setting, path in (("path", section.path), ("held_out_path", section.held_out_path)):
+            if path is not None:
+                yield from _check_file(f"{where}.{setting}", path, "give the path of a file of records")
+        if section.source == "parquet":
+            yield from _lacking("pyarrow", "data", f"{where}.source", "parquet files need", "'parquet'")
+        if section.source == TASKS:
+            yield from _lacking("reasoning_gym", "reasoning-gym", f"{where}.source", "tasks need", f"'{TASKS}'")
+
+
+def _check_hub(setting: str, section: RecordsConfig) -> Iterator[Problem]:
+    try:
+        for split in filter(None, (section.split or DEFAULT_SPLIT, section.held_out_split)):
+            find_split(section.path or "", subset=section.subset, split=split, revision=section.revision)
+    except (ConfigError, DataError) as error:
+        yield Problem(setting, str(error), shown(section.path), here=isinstance(error, UnreachableError))
 
 
 def _check_file(setting: str, text: str, fix: str) -> Iterator[Problem]:

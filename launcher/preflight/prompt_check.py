@@ -1,6 +1,6 @@
-"""Whether prompts can be loaded, and whether the reward function can give a reward for their answers.
+"""Whether prompts can be loaded, and whether the reward functions can give a reward for their records.
 
-Answers are only checked for `math`: how a function of the user reads them is not known.
+Answers are only checked for `math`, and test cases for `code`: what a function of the user reads is not known.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from darts_async.errors import ConfigError, DataError, ExtensionError, ModelErro
 from darts_async.prompts.load import PromptCounts, PromptSets, load_prompts
 from darts_async.prompts.source import Prompt
 from darts_async.reward.answer_forms import content_of, prose
+from darts_async.reward.code import cases_of
 from launcher.problems import Problem, shown
 
 
@@ -30,12 +31,12 @@ def look_at_prompts(config: RunConfig) -> Found:
         return Found((Problem("model.path", str(error), shown(config.model.path)),))
     except (ConfigError, DataError, ExtensionError) as error:
         return Found((Problem("prompts", str(error)),))
-    return Found(tuple(check_answers(config, sets)), sets.counts)
+    return Found((*check_answers(config, sets), *check_test_cases(config, sets)), sets.counts)
 
 
 def check_answers(config: RunConfig, prompts: PromptSets) -> Iterator[Problem]:
     """`math` has reference answers that a response can equal: none at all is an error, words are a hint."""
-    if config.reward.function != "math":
+    if "math" not in config.reward.names:
         return
     every = [(prompt, content_of(prompt.answer)) for prompt in (*prompts.train, *prompts.held_out)]
     empty = [prompt for prompt, content in every if not content.strip("$ ")]
@@ -50,6 +51,22 @@ def check_answers(config: RunConfig, prompts: PromptSets) -> Iterator[Problem]:
         )
         fix = "give answers as numbers or expressions, or a reward function of your own"
         yield Problem("prompts.answer_field", message, fix=fix, is_hint=True)
+
+
+def check_test_cases(config: RunConfig, prompts: PromptSets) -> Iterator[Problem]:
+    """`code` has test cases in every record."""
+    for field in {part.code.tests_field: None for part in config.reward.functions if part.code is not None}:
+        wrong = list[tuple[Prompt, str]]()
+        every = (*prompts.train, *prompts.held_out)
+        for prompt in every:
+            try:
+                cases_of(msgspec.json.decode(prompt.metadata_json), field)
+            except DataError as error:
+                wrong.append((prompt, str(error)))
+        if wrong:
+            (prompt, reason), number = wrong[0], f"{len(wrong):,} of {len(every):,} records"
+            message = f"{number} have no test cases that can be run; of the prompt {shown(prompt.text)}: {reason}"
+            yield Problem("reward.functions", message, fix="name their field in `tests_field`, or remove the records")
 
 
 def _share(some: Sequence[Prompt], num_prompts: int) -> str:

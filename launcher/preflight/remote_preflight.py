@@ -18,7 +18,7 @@ import msgspec
 
 from darts_async.config import NodeConfig, RunConfig
 from darts_async.config.engines import VLLM
-from darts_async.extensions import ENGINE, LOSS, PROMPTS, REWARD, RULE
+from darts_async.extensions import ENGINE, HUB, LOSS, PROMPTS, REWARD, RULE
 from darts_async.machine.spawn import module_command
 from darts_async.topology import roles
 from darts_async.topology.roles import READS_MODEL, READS_PROMPTS, role_of
@@ -125,14 +125,19 @@ def _paths(config: RunConfig, read: set[str]) -> Iterator[tuple[str, str]]:
     if model.startswith(("/", "~", "$")) and READS_MODEL in read:
         yield "model.path", model
     if READS_PROMPTS in read:
-        for setting, path in (("path", config.prompts.path), ("held_out_path", config.prompts.held_out_path)):
-            if path is not None:
-                yield f"prompts.{setting}", path
+        for where, section in config.record_sections.items():
+            for setting, path in (("path", section.path), ("held_out_path", section.held_out_path)):
+                if path is not None and section.source != HUB:
+                    yield f"{where}.{setting}", path
 
 
 def _modules(config: RunConfig, here: set[roles.Role]) -> Iterator[tuple[str, str]]:
     for role, kind in _LOADED_BY:
-        for name in kind.names_in(config) if role in here else ():
+        sources = (section.source for section in config.record_sections.values())
+        names = (
+            sources if kind is PROMPTS else (*kind.names_in(config), *(config.own_rewards if kind is REWARD else ()))
+        )
+        for name in names if role in here else ():
             if name not in kind.built_in:
                 yield kind.setting, name.partition(":")[0]
 

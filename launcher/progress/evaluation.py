@@ -3,14 +3,15 @@
     pass@k = mean over prompts of 1 - C(n - c, k) / C(n, k)
 
 for n samples of a prompt of which c pass. It estimates without bias the probability that one of k samples passes (Chen
-et al. 2021, arXiv 2107.03374, equation 1). A sample passes with a reward above `PASS_ABOVE`. A prompt with fewer than k
-scored samples is left out of pass@k.
+et al. 2021, arXiv 2107.03374, equation 1). A sample passes with a reward above `evaluation.pass_above`. A
+prompt with fewer than k scored samples is left out of pass@k.
 
 Samples of one prompt are correlated, so the standard error of the mean reward is computed over the prompts' means.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import msgspec
@@ -18,8 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darts_async.protocol import EvaluationCompleted
-
-PASS_ABOVE = 0.5
 
 
 class EvaluationSummary(msgspec.Struct, frozen=True):
@@ -40,6 +39,10 @@ class EvaluationSummary(msgspec.Struct, frozen=True):
     length_p99: float
     num_skipped: int
     """Evaluations that became due while this one was running, and were skipped."""
+    sets: "dict[str, EvaluationSummary]" = {}
+    """The same of each set of prompts, if there are several: parts of a mixture, families of tasks, further sets."""
+    part_metrics: dict[str, float] = {}
+    """Of each of several reward functions, as in the lines of steps."""
 
     @property
     def headline_pass_at(self) -> dict[int, float]:
@@ -55,8 +58,14 @@ class EvaluationSummary(msgspec.Struct, frozen=True):
             "length/std_within_prompt": self.length_std_within_prompt,
             "length/p50": self.length_p50,
             "length/p99": self.length_p99,
+            **self.part_metrics,
         }
-        return {name: value for name, value in values.items() if value is not None}
+        own = {name: value for name, value in values.items() if value is not None}
+        return own | {
+            f"sets/{name}/{metric}": value
+            for name, each in self.sets.items()
+            for metric, value in each.metrics().items()
+        }
 
 
 class Gain(msgspec.Struct, frozen=True):
@@ -77,12 +86,22 @@ class Evaluation:
     prompt_ids: NDArray[np.int64]  # [num_samples]
     rewards: NDArray[np.float32]  # [num_samples]
     num_tokens: NDArray[np.int32]  # [num_samples]
+    pass_above: float = 0.5
+    prompts_by_set: Mapping[str, list[int]] = field(default_factory=dict)
+    part_metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, message: EvaluationCompleted) -> Self:
         """Copies of the arrays of a message."""
         arrays = message.prompt_ids.copy(), message.rewards.copy(), message.num_tokens.copy()
-        return cls(message.policy_version, message.newest_version, message.num_skipped, *arrays)
+        versions = message.policy_version, message.newest_version, message.num_skipped
+        return cls(
+            *versions,
+            *arrays,
+            pass_above=message.pass_above,
+            prompts_by_set=message.prompts_by_set,
+            part_metrics=message.part_metrics,
+        )
 
     @classmethod
     def of_line(cls, line: dict[str, Any]) -> Self:
@@ -94,6 +113,9 @@ class Evaluation:
             np.array(line["prompt_ids"], np.int64),
             np.array(line["rewards"], np.float32),
             np.array(line["num_tokens"], np.int32),
+            pass_above=line["pass_above"],
+            prompts_by_set=line["prompts_by_set"],
+            part_metrics={name: value for name, value in line.items() if name.startswith("rewards/")},
         )
 
     def summary(self) -> EvaluationSummary:
@@ -111,7 +133,25 @@ class Evaluation:
             length_p50=float(np.percentile(lengths, 50)),
             length_p99=float(np.percentile(lengths, 99)),
             num_skipped=self.num_skipped,
+            sets={name: each.summary() for name, each in self._by_set().items()},
+            part_metrics=dict(self.part_metrics),
         )
+
+    def _by_set(self) -> "dict[str, Evaluation]":
+        """The samples of each set that has any."""
+        inside = {name: np.isin(self.prompt_ids, ids) for name, ids in self.prompts_by_set.items()}
+        return {
+            name: replace(
+                self,
+                prompt_ids=self.prompt_ids[chosen],
+                rewards=self.rewards[chosen],
+                num_tokens=self.num_tokens[chosen],
+                prompts_by_set={},
+                part_metrics={},
+            )
+            for name, chosen in inside.items()
+            if chosen.any()
+        }
 
     def prompt_rewards(self) -> dict[int, float]:
         return {
@@ -119,7 +159,7 @@ class Evaluation:
         }
 
     def _pass_at(self) -> dict[int, float]:
-        counts = [(len(of), int((of > PASS_ABOVE).sum())) for of in self._by_prompt(self.rewards).values()]
+        counts = [(len(of), int((of > self.pass_above).sum())) for of in self._by_prompt(self.rewards).values()]
         most = max(num_samples for num_samples, _ in counts)
         ks = [1 << power for power in range(most.bit_length())]
         return {k: float(np.mean([pass_at_k(n, c, k) for n, c in counts if n >= k])) for k in ks}
@@ -155,6 +195,8 @@ def evaluation_text(evaluation: EvaluationSummary) -> str:
         parts.append(f"versions up to {evaluation.newest_version}")
     if evaluation.num_skipped:
         parts.append(f"{evaluation.num_skipped} skipped meanwhile")
+    if evaluation.sets:
+        parts.append("of which " + ", ".join(f"{name} {each.reward:.3f}" for name, each in evaluation.sets.items()))
     return "  ".join(parts)
 
 

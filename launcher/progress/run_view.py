@@ -27,6 +27,8 @@ IDLE_STAGE = "idle"
 SHOWN_METRICS = (REWARD_METRIC, LENGTH_METRIC)
 _MAX_NOTICES = 4
 MAX_POINTS = 80
+MAX_LATEST = 1000
+"""Most metrics whose newest value is kept."""
 _RATE_WINDOW_S = 5.0
 
 
@@ -140,6 +142,8 @@ class RunView:
         self.first_step_at_s: float | None = None
         self.last_step_at_s: float | None = None
         self.trends = {metric: Trend() for metric in SHOWN_METRICS}
+        self.latest: dict[str, float] = {}
+        """The newest value of each metric, whatever step it is of."""
         self.evaluations: dict[int, EvaluationSummary] = {}  # by version, ascending
         self.first_evaluation: Evaluation | None = None
         self.last_evaluation: Evaluation | None = None
@@ -188,6 +192,9 @@ class RunView:
 
     def _remember(self, line: StepLine) -> None:
         self.num_steps = max(self.num_steps, line.step + 1)
+        for name, value in line.metrics.items():
+            if name in self.latest or len(self.latest) < MAX_LATEST:
+                self.latest[name] = value
         for metric, trend in self.trends.items():
             if metric in line.metrics:
                 trend.add(line.step, line.metrics[metric])

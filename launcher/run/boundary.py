@@ -95,7 +95,9 @@ class Boundary:
             return f"an evaluation of {prompts} prompts, {rewards} rewards and {lengths} lengths"
         if not np.isfinite(message.rewards).all() or message.num_tokens.min() < 0:
             return f"rewards {message.rewards[:5]} of {message.num_tokens[:5]} tokens"
-        return None
+        if not math.isfinite(message.pass_above):
+            return f"samples that pass above {message.pass_above}"
+        return _names([*message.part_metrics, *message.prompts_by_set])
 
     def _finished(self, message: RunFinished) -> str | None:
         counts = [*message.tokens_by_outcome.values(), *message.samples_by_outcome.values(), message.num_steps]

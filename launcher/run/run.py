@@ -10,7 +10,6 @@ The first signal ends the run in order; the second kills every process at once. 
 because both the kernel and the shell send one when a terminal is closed.
 """
 
-import asyncio
 import signal
 import time
 from dataclasses import dataclass, field
@@ -45,7 +44,9 @@ from darts_async.trace import Trace, trace_path
 from darts_async.transport import Event, PeerDown, PeerUp, Received, Unreadable
 from launcher.analysis.earlier_lives import NO_PAST, Past
 from launcher.control.control_socket import serving_requests
+from launcher.control.metrics_server import serving_metrics
 from launcher.control.requests import Done, GetStatus, Refused, Reply, Request, RestartProcess, StopRun
+from launcher.display.prometheus import prometheus_text
 from launcher.display.status import run_status
 from launcher.display.summary import Summary, summarise
 from launcher.display.view import Display
@@ -68,8 +69,8 @@ from launcher.run.rollout_watch import watched_rollouts
 from launcher.run_dir.json_lines import flushed
 from launcher.run_dir.logs import last_words
 from launcher.run_dir.run_dir import final_model_path, write_summary
+from launcher.sinks.followers import Followers
 from launcher.sinks.recorder import Recorder, recorded
-from launcher.sinks.sink import UserSink, close_all
 
 NODE_ENDS_WITHIN_S = 20.0
 """Time after the grace of the processes, to kill them and deliver the last reports."""
@@ -91,6 +92,7 @@ class Run:
     view: RunView
     display: Display
     recorder: Recorder
+    followers: Followers
     grace_s: float
     merger: StepMerger
     signals: CaughtSignals
@@ -149,7 +151,7 @@ class Run:
         before, self._unwritten = self._unwritten, self.recorder.settle()
         if self._unwritten and not before:
             self.note(f"{self._unwritten}: lines are kept until there is space")
-        for text in self.recorder.sink_notices():
+        for text in self.followers.take_notices():
             self.note(text)
 
     async def _end(self) -> None:
@@ -402,8 +404,9 @@ async def _carry_out(prepared: PreparedRun) -> tuple[RunOutcome, Summary]:
     view = RunView(plan, name=config.name, run_dir=str(run_dir), total_steps=config.learner.steps, now_s=began_s)
     view.recall(past.first_incarnations, past.lines, past.evaluations)
     trace = _open_trace(config, run_dir, past.life)
-    sinks = tuple(UserSink(name, run_dir, config) for name in config.telemetry.sinks)
-    recorder = Recorder(run_dir, began_s, trace, sinks)
+    recorder = Recorder(run_dir, began_s, trace)
+    telemetry = config.telemetry
+    followers = Followers(run_dir, config, telemetry.sinks)
     restarts = Restarts(plan, config.roles, config.seed, past.first_incarnations)
     with recorded(run_dir, past.life) as ending:
         if past.life > 1:
@@ -421,6 +424,7 @@ async def _carry_out(prepared: PreparedRun) -> tuple[RunOutcome, Summary]:
                 view=view,
                 display=display,
                 recorder=recorder,
+                followers=followers,
                 grace_s=limits.grace_s,
                 merger=StepMerger(reports_per_step()),
                 signals=prepared.signals,
@@ -428,14 +432,12 @@ async def _carry_out(prepared: PreparedRun) -> tuple[RunOutcome, Summary]:
             )
             for text in (*past.notices, *(f"changed: {each}" for each in past.changes)):
                 it.note(text)
-            async with (
-                serving_requests(run_dir, it.answer),
-                flushed(run_dir / METRICS_FILE, run_dir / EVENTS_FILE),
-                watched_rollouts(run_dir, view.take_rollouts),
-            ):
+            files = run_dir / METRICS_FILE, run_dir / EVENTS_FILE
+            metrics = serving_metrics(telemetry.prometheus_port, lambda: prometheus_text(view, _now_s()), it.note)
+            rollouts = watched_rollouts(run_dir, view.take_rollouts)
+            async with serving_requests(run_dir, it.answer), metrics, flushed(*files), rollouts, followers:
                 ending.outcome = await it.conduct()
-                await asyncio.to_thread(close_all, sinks)
-        for text in recorder.sink_notices():
+        for text in followers.take_notices():
             display.note(text)
         if ending.outcome.goes_on:
             ending.outcome = it.lifecycle.outcome or ending.outcome  # a signal or `down` may have come since

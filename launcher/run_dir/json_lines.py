@@ -1,20 +1,49 @@
-"""Reads files with one JSON object per line, `metrics.jsonl` and `events.jsonl`, and flushes them while they grow.
+"""Writes and reads files with one JSON object per line, `metrics.jsonl` and `events.jsonl`, and flushes them.
 
-A kill may tear the last line, and a disk may damage any line. A damaged line is skipped and counted.
+No line is lost to a full disk. A kill may tear the last line, and a disk may damage any line. A damaged line is skipped
+and counted.
 """
 
 import asyncio
 import contextlib
 import json
 import os
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from darts_async.errors import NoSpaceError
 from darts_async.wire.atomic_file import flush
+from launcher.run_dir.run_dir import append_lines
 
 FLUSH_EVERY_S = 1.0
+MAX_UNWRITTEN: Final = 10_000
+"""Lines of a file that are kept for a disk that is full; the oldest are left out beyond that."""
+
+
+class JsonLines:
+    """JSON objects, one per line. What the disk does not take is written before the next line, or by `settle`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._unwritten: deque[str] = deque(maxlen=MAX_UNWRITTEN)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append a line."""
+        self._unwritten.append(json.dumps(line))
+        self.settle()
+
+    def settle(self) -> str:
+        """Write what the disk did not take before. Returns why it still does not, or nothing."""
+        try:
+            if self._unwritten:
+                append_lines(self._path, self._unwritten)
+        except NoSpaceError as error:
+            return str(error)
+        self._unwritten.clear()
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +67,7 @@ def read_lines(path: Path, begin: int = 0, max_bytes: int = -1) -> Lines:
     except FileNotFoundError:
         return Lines([], 0, 0)
     end = data.rfind(b"\n") + 1
-    parsed = [_parsed(line) for line in data[:end].splitlines()]
+    parsed = [parsed_line(line) for line in data[:end].splitlines()]
     good = [line for line in parsed if line is not None]
     return Lines(good, len(parsed) - len(good), begin + end)
 
@@ -51,7 +80,8 @@ def whole_lines(path: Path) -> Lines:
     return lines
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def parsed_line(line: bytes) -> dict[str, Any] | None:
+    """The object in a line, or None if the line is damaged."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):  # also for bytes that are not text

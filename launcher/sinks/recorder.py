@@ -18,8 +18,8 @@ from launcher.nodes.fleet import NodeCame, NodeLost, NodeSilent
 from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
 from launcher.progress.step_merger import StepLine
+from launcher.run_dir.json_lines import JsonLines
 from launcher.run_dir.run_dir import RunRecord, RunStatus, check_place, inode_of, write_record
-from launcher.sinks.sink import JsonLines, Sink, UserSink
 
 _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}
 
@@ -34,8 +34,6 @@ class Recorder:
     run_dir: Path
     started_at_s: float
     trace: Trace = field(default_factory=Trace)
-    sinks: tuple[UserSink, ...] = ()
-    """Where metrics go beside their file."""
     _metrics_file: JsonLines = field(init=False)
     _events_file: JsonLines = field(init=False)
     _inode: int = field(init=False)
@@ -49,10 +47,6 @@ class Recorder:
         """Write what the disk did not take before. Returns why it still does not, or nothing."""
         check_place(self.run_dir, self._inode)
         return self._metrics_file.settle() or self._events_file.settle()
-
-    def sink_notices(self) -> list[str]:
-        """What the user is to be told of the other sinks, since the last call."""
-        return [text for sink in self.sinks for text in sink.take_notices()]
 
     def step(self, line: StepLine, now_s: float) -> None:
         """Metrics of an optimiser step."""
@@ -78,6 +72,8 @@ class Recorder:
             prompt_ids=evaluation.prompt_ids.tolist(),
             rewards=evaluation.rewards.tolist(),
             num_tokens=evaluation.num_tokens.tolist(),
+            pass_above=evaluation.pass_above,
+            prompts_by_set=dict(evaluation.prompts_by_set),
         )
 
     def resumed(self, life: int, changes: Sequence[str], now_s: float) -> None:
@@ -129,10 +125,7 @@ class Recorder:
 
     def _metrics(self, now_s: float, **values: Any) -> None:
         check_place(self.run_dir, self._inode)
-        line = values | self._elapsed(now_s)
-        outputs: tuple[Sink, ...] = (self._metrics_file, *self.sinks)
-        for sink in outputs:
-            sink.write(line)
+        self._metrics_file.write(values | self._elapsed(now_s) | {"unix_s": round(time.time(), 3)})
 
     def _event(self, now_s: float, **values: Any) -> None:
         present().reach("launcher.before_event")

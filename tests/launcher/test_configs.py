@@ -18,8 +18,8 @@ from tests.prompts.test_chat import CHATML
 from tests.support.byte_tokenizer import write_tokenizer
 
 CONFIGS = {path.name: path for path in sorted((ROOT / "launcher" / "configs").glob("*.yaml"))}
-ON_ONE_CPU = {"quickstart.yaml", "quickstart_vllm.yaml", "scripted.yaml"}
-WITH_GPUS = sorted(set(CONFIGS) - ON_ONE_CPU)
+ON_CPUS = {"quickstart.yaml", "quickstart_vllm.yaml", "scripted.yaml", "smollm2.yaml", "smollm2_vllm.yaml"}
+WITH_GPUS = sorted(set(CONFIGS) - ON_CPUS)
 
 GSM8K_ROW = {"question": "Natalia sold 48 clips, then half as many. How many?", "answer": "48 / 2 = 24\n#### 72"}
 DAPO_ROW = {
@@ -160,3 +160,25 @@ def test_the_quickstart_on_vllm_is_the_quickstart() -> None:
     plain, vllm = (load_config(CONFIGS[name]) for name in ("quickstart.yaml", "quickstart_vllm.yaml"))
     differing = {key for key in RunConfig.model_fields if getattr(plain, key) != getattr(vllm, key)}
     assert differing == {"name", "roles", "generator"}
+
+
+@pytest.mark.slow
+def test_smollm2_needs_nothing_but_its_model(tmp_path: Path) -> None:
+    """A directory in place of the hub id, as `model.path` of the command line sets it."""
+    pytest.importorskip("reasoning_gym")
+    config = load_config(CONFIGS["smollm2.yaml"])
+    assert config.reward.function == "reasoning_gym"
+    local = config.model.model_copy(update={"path": str(write_tokenizer(tmp_path / "model", chat_template=CHATML))})
+    roomy = config.prompts.model_copy(update={"max_prompt_tokens": 512})  # a byte is a token here
+    sets = load_prompts(config.model_copy(update={"model": local, "prompts": roomy}))
+    assert len(sets.held_out) == config.prompts.held_out
+    assert len(sets.train) > 300
+    code, _, errors = invoke("validate", str(CONFIGS["smollm2.yaml"]))
+    assert code == 0
+    assert "could not be loaded from the hub" in errors
+
+
+def test_smollm2_on_vllm_has_the_same_tasks() -> None:
+    plain, vllm = (load_config(CONFIGS[name]) for name in ("smollm2.yaml", "smollm2_vllm.yaml"))
+    differing = {key for key in RunConfig.model_fields if getattr(plain, key) != getattr(vllm, key)}
+    assert differing == {"name", "roles", "model", "shaping", "generator", "learner"}

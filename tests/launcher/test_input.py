@@ -145,9 +145,15 @@ BAD_FILES = {
         ["learner.loss.kind: 'grppo'", "line 3", "there is no such choice", "→ use one of", "did you mean 'grpo'?"],
     ),
     "no such sink": (
-        "telemetry:\n  sinks: [wandb]\n",
-        ["line 2", "telemetry.sinks", "is 'wandb'", "→ use module:name"],
+        "telemetry:\n  sinks: [wandbb]\n",
+        ["line 2", "telemetry.sinks is 'wandbb'", "or module:name", "did you mean 'wandb'?"],
     ),
+    "a sink twice": ("telemetry:\n  sinks: [wandb, wandb]\n", ["line 2", "names 'wandb' 2 times"]),
+    "no such setting of a sink": (
+        "telemetry:\n  wandb: {projct: mine}\n",
+        ["line 2", "telemetry.wandb.projct", "did you mean telemetry.wandb.project?"],
+    ),
+    "the name of sinks elsewhere": ("telemetry:\n  report_to: wandb\n", ["line 2", "here it is telemetry.sinks"]),
     "no such module": (
         "shaping:\n  rule: my_rule:Rule\n",
         ["shaping.rule", "there is no module 'my_rule'", "looked in the current directory"],

@@ -194,7 +194,7 @@ def names_in(path: Path) -> set[str]:
 
 def test_nothing_else_writes_to_a_terminal() -> None:
     """Those that say a line of JSON to the launcher, over a pipe; interrupts wrap the streams."""
-    talkers = {"terminal.py", "detached.py", "interrupts.py", "model_trial.py", "node_inspection.py"}
+    talkers = {"terminal.py", "detached.py", "interrupts.py", "model_trial.py", "node_inspection.py", "follower.py"}
     for path in sorted((ROOT / "launcher").rglob("*.py")):
         if path.name not in talkers:
             assert not names_in(path) & {"sys.stdout", "sys.stderr", "Console", "print", "typer.echo"}, path
@@ -229,6 +229,9 @@ def test_every_verb_speaks_to_a_terminal_that_knows_ascii_alone(
             "story": [there, "0"],
             "trace": [there],
             "report": [there],
+            "samples": [there],
+            "follow": [there],
+            "dashboard": [str(tmp_path / "temporary")],  # where there is no run: otherwise it would stay
             "init": [str(tmp_path / "new.yaml")],
         }
         assert set(verbs) == {command.name or command.callback.__name__ for command in app.registered_commands}
@@ -238,4 +241,4 @@ def test_every_verb_speaks_to_a_terminal_that_knows_ascii_alone(
             assert said, verb
             assert said.isascii(), said
             assert "Traceback" not in said, said
-            assert done.returncode == (2 if verb in ("resume", "restart", "down") else 0), said
+            assert done.returncode == (2 if verb in ("resume", "restart", "down", "follow", "dashboard") else 0), said

@@ -28,8 +28,9 @@ from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.nodes.node_record import NodeRecord, read_node_record, write_node_record
 from launcher.nodes.supervisor import ProcessRecord
 from launcher.progress.step_merger import StepLine
+from launcher.run_dir import json_lines
 from launcher.run_dir.run_dir import inode_of, read_record
-from launcher.sinks import recorder, sink
+from launcher.sinks import recorder
 from launcher.sinks.recorder import Recorder
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -221,7 +222,7 @@ def test_the_launchers_lines_wait_for_room_and_none_is_lost_or_torn(tmp_path: Pa
 def test_the_launchers_lines_are_bounded_while_they_wait(
     tmp_path: Path, full: FullDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink, "MAX_UNWRITTEN", 3)
+    monkeypatch.setattr(json_lines, "MAX_UNWRITTEN", 3)
     found = Recorder(tmp_path, 0.0)
     for step in range(10):
         found.step(StepLine(step, {}), 1.0)

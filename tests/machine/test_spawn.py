@@ -16,6 +16,7 @@ import pytest
 from darts_async.config import RunConfig
 from darts_async.machine.spawn import FIRST_MODULE, module_command, spawn
 from darts_async.protocol import SampleScored, Score
+from darts_async.reward.worker_messages import FunctionSpec
 from darts_async.reward.worker_pool import RewardPool
 from launcher.preflight.extension_check import check_extensions
 from tests import ROOT
@@ -158,7 +159,7 @@ async def test_a_reward_worker_finds_the_modules_of_the_user_and_no_other_files_
 ) -> None:
     shadow(tmp_path)
     monkeypatch.chdir(tmp_path)
-    pool = RewardPool("user_reward:reward", write_tokenizer(tmp_path), num_workers=1, deadline_s=20.0)
+    pool = RewardPool((FunctionSpec("user_reward:reward"),), write_tokenizer(tmp_path), num_workers=1, deadline_s=20.0)
     await pool.start()
     scored = await pool.score(Score(1, "", "", "{}", np.array([], np.int32), "stop"))
     await pool.close()

@@ -69,7 +69,7 @@ def test_a_line_that_is_not_an_object_is_never_split(text: str) -> None:
 def test_an_unused_field_may_hold_anything(tmp_path: Path, odd: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"q": "p", "x": ' + odd + ', "reward": {"log": ' + odd + ', "truth": "t"}, "k": 1}\n')
-    (record,) = read_records(path, "jsonl", Fields("q", "reward.truth", metadata=("k",)))
+    (record,) = read_records([path], "jsonl", Fields("q", "reward.truth", metadata=("k",)))
     assert (record.prompt, record.answer, record.metadata) == ("p", "t", {"k": 1})
 
 

@@ -19,7 +19,7 @@ from darts_async.config import ModelConfig, PromptsConfig, RunConfig
 from darts_async.config.paths import expanded
 from darts_async.errors import ConfigError, DataError, ModelError
 from darts_async.models.location import load_tokenizer, resolve_model_path
-from darts_async.prompts import load
+from darts_async.prompts import record_sources
 from darts_async.prompts.load import PromptSets, load_prompts, metadata_json, split_off, without_those_of
 from darts_async.prompts.records import Record
 from darts_async.prompts.source import Prompt
@@ -229,7 +229,7 @@ def test_a_source_may_have_a_held_out_set_of_its_own(tmp_path: Path) -> None:
 def test_a_source_with_a_mistake_is_refused_with_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
-    monkeypatch.setattr(load, "MAX_RECORDS", 100)
+    monkeypatch.setattr(record_sources, "MAX_RECORDS", 100)
     with pytest.raises(DataError, match=f"prompts.source 'tests.fakes.sources:{name}',? {message}"):
         of_source(tmp_path, name)
 

@@ -29,7 +29,7 @@ def parse(row: Any, fields: Fields = FIELDS) -> Record:
 def test_every_other_field_is_metadata_as_it_is(tmp_path: Path) -> None:
     others = {"level": 5, "hard": True, "rate": 0.5, "none": None, "tests": [{"in": "1", "out": [2]}], "big": 2**70}
     row = {"prompt": "1+1", "answer": 2, **others}
-    (record,) = read_records(write_jsonl(tmp_path / "a.jsonl", row), "jsonl", FIELDS)
+    (record,) = read_records([write_jsonl(tmp_path / "a.jsonl", row)], "jsonl", FIELDS)
     assert (record.prompt, record.answer) == ("1+1", "2")
     assert record.metadata == others
     assert record.place == f"{tmp_path / 'a.jsonl'}, line 1"
@@ -101,7 +101,7 @@ def test_a_bad_record_is_refused_with_its_place(row: Any, message: str) -> None:
 
 def test_a_missing_file_is_named_in_full(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"there is no file {tmp_path}/none.jsonl"):
-        read_records(tmp_path / "none.jsonl", "jsonl", FIELDS)
+        read_records([tmp_path / "none.jsonl"], "jsonl", FIELDS)
 
 
 def test_a_missing_file_suggests_the_one_that_was_meant(tmp_path: Path) -> None:
@@ -109,18 +109,18 @@ def test_a_missing_file_suggests_the_one_that_was_meant(tmp_path: Path) -> None:
     (tmp_path / "gsm8k" / "train.jsonl").touch()
     for wrong in ("gsm8k/trian.jsonl", "gsm8/train.jsonl"):
         with pytest.raises(DataError, match=rf"no file .*/{wrong}; did you mean {tmp_path}/gsm8k/train.jsonl\?"):
-            read_records(tmp_path / wrong, "jsonl", FIELDS)
+            read_records([tmp_path / wrong], "jsonl", FIELDS)
 
 
 def test_a_directory_in_place_of_a_file_is_called_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"^{tmp_path} is a directory, and a file is needed"):
-        read_records(tmp_path, "jsonl", FIELDS)
+        read_records([tmp_path], "jsonl", FIELDS)
 
 
 def test_a_path_that_the_system_refuses_is_a_missing_file(tmp_path: Path) -> None:
     for name in ("a" * 300, "a\0b"):
         with pytest.raises(DataError, match="there is no file"):
-            read_records(tmp_path / name, "jsonl", FIELDS)
+            read_records([tmp_path / name], "jsonl", FIELDS)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,13 +131,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match=r"a\.jsonl cannot be read: .*Permission denied"):
-        read_records(file, "jsonl", FIELDS)
+        read_records([file], "jsonl", FIELDS)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n \n")
     with pytest.raises(DataError, match="holds no records"):
-        read_records(tmp_path / "empty.jsonl", "jsonl", FIELDS)
+        read_records([tmp_path / "empty.jsonl"], "jsonl", FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_line_that_is_not_json_is_named(tmp_path: Path, line: bytes, reason: s
     file = tmp_path / "bad.jsonl"
     file.write_bytes(b'{"prompt": "p", "answer": "a"}\n\n' + line + b"\n")
     with pytest.raises(DataError, match=f"bad.jsonl, line 3: {reason}"):
-        read_records(file, "jsonl", FIELDS)
+        read_records([file], "jsonl", FIELDS)
 
 
 @pytest.mark.slow
@@ -163,8 +163,8 @@ def test_parquet_holds_the_same_records_as_jsonl(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     write_jsonl(tmp_path / "a.jsonl", *rows)
     fields = Fields("prompt", "reward_model.ground_truth")
-    of_parquet = read_records(tmp_path / "a.parquet", "parquet", fields)
-    of_jsonl = read_records(tmp_path / "a.jsonl", "jsonl", fields)
+    of_parquet = read_records([tmp_path / "a.parquet"], "parquet", fields)
+    of_jsonl = read_records([tmp_path / "a.jsonl"], "jsonl", fields)
     assert [(r.prompt, r.answer, r.metadata) for r in of_parquet] == [
         (r.prompt, r.answer, r.metadata) for r in of_jsonl
     ]
@@ -176,14 +176,14 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_text("not parquet at all")
     with pytest.raises(DataError, match="not readable as parquet"):
-        read_records(tmp_path / "a.parquet", "parquet", FIELDS)
+        read_records([tmp_path / "a.parquet"], "parquet", FIELDS)
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "a.parquet").touch()
     with pytest.raises(DataError, match=r"pip install 'darts-async\[data\]'"):
-        read_records(tmp_path / "a.parquet", "parquet", FIELDS)
+        read_records([tmp_path / "a.parquet"], "parquet", FIELDS)
 
 
 # --- only what is used is touched, and all of it as it is ------------------------------------------------------
@@ -218,29 +218,29 @@ def test_a_message_keeps_what_it_has_and_may_come_in_parts() -> None:
 def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
     row = json.dumps({"prompt": "p", "answer": "a"})
     (tmp_path / "a.jsonl").write_text(row + "\n" + row, encoding="utf-8-sig")
-    assert len(read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)) == 2
+    assert len(read_records([tmp_path / "a.jsonl"], "jsonl", FIELDS)) == 2
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 def test_a_file_in_a_wide_encoding_says_how_to_change_it(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "p", "answer": "a"}', encoding=encoding)
     with pytest.raises(DataError, match=r"a.jsonl, line 1: the file is UTF-16 or UTF-32; save it as UTF-8"):
-        read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)
+        read_records([tmp_path / "a.jsonl"], "jsonl", FIELDS)
 
 
 def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "\\ud800", "answer": "a"}')
     with pytest.raises(DataError, match=r"a.jsonl, line 1: not valid JSON: .*surrogates"):
-        read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)
+        read_records([tmp_path / "a.jsonl"], "jsonl", FIELDS)
 
 
 def test_what_is_no_number_stays_one_in_metadata_and_is_no_answer(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "p", "answer": "a", "x": NaN}')
-    (record,) = read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)
+    (record,) = read_records([tmp_path / "a.jsonl"], "jsonl", FIELDS)
     assert record.metadata["x"] != record.metadata["x"]
     (tmp_path / "a.jsonl").write_text('{"prompt": "p", "answer": NaN}')
     with pytest.raises(DataError, match=r"line 1: field 'answer': the answer is nan"):
-        read_records(tmp_path / "a.jsonl", "jsonl", FIELDS)
+        read_records([tmp_path / "a.jsonl"], "jsonl", FIELDS)
 
 
 def write_odd_parquet(path: Path) -> None:
@@ -261,7 +261,7 @@ def write_odd_parquet(path: Path) -> None:
 @pytest.mark.slow
 def test_a_parquet_column_that_is_not_used_is_not_touched(tmp_path: Path) -> None:
     write_odd_parquet(tmp_path / "a.parquet")
-    (record,) = read_records(tmp_path / "a.parquet", "parquet", Fields("prompt", "answer", metadata=("level",)))
+    (record,) = read_records([tmp_path / "a.parquet"], "parquet", Fields("prompt", "answer", metadata=("level",)))
     assert (record.prompt, record.answer, record.metadata) == ("p", "a", {"level": 3})
 
 
@@ -269,4 +269,4 @@ def test_a_parquet_column_that_is_not_used_is_not_touched(tmp_path: Path) -> Non
 def test_a_parquet_column_that_cannot_be_read_is_named_with_the_way_around_it(tmp_path: Path) -> None:
     write_odd_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a.parquet: column 'far' cannot be read .* in prompts.metadata_fields"):
-        read_records(tmp_path / "a.parquet", "parquet", FIELDS)
+        read_records([tmp_path / "a.parquet"], "parquet", FIELDS)

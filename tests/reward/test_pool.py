@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import psutil
@@ -18,6 +19,7 @@ import uvloop
 from darts_async.errors import RewardError
 from darts_async.protocol import FinishReason, SampleScored, Score, ScoreFailed
 from darts_async.reward.limits import Limits
+from darts_async.reward.worker_messages import FunctionSpec
 from darts_async.reward.worker_pool import NO_LIMITS, RewardPool
 from tests.support.byte_tokenizer import make_byte_tokenizer, write_tokenizer
 
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.slow
 MISCHIEF = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
+from typing import Literal
 
 if Path("crash_at_import").exists():
     os._exit(7)
@@ -155,7 +158,7 @@ async def running(
 ) -> AsyncIterator[RewardPool]:
     """A started pool; afterwards no process of it may be left."""
     pool = RewardPool(
-        function,
+        (FunctionSpec(function),),
         directory,
         num_workers=num_workers,
         deadline_s=deadline_s,
@@ -442,12 +445,14 @@ def test_what_a_killed_warden_leaves_comes_to_the_reward_process_and_is_ended_th
 import asyncio, os, signal
 import numpy as np
 from pathlib import Path
+from typing import Literal
 from darts_async.protocol import Score
 from darts_async.reward.descendants import become_subreaper, descendants
+from darts_async.reward.worker_messages import FunctionSpec
 from darts_async.reward.worker_pool import RewardPool
 async def main():
     become_subreaper()
-    pool = RewardPool("user_reward:mischief", Path("."), num_workers=2, deadline_s=60)
+    pool = RewardPool((FunctionSpec("user_reward:mischief"),), Path("."), num_workers=2, deadline_s=60)
     await pool.start()
     assert not pool.kill_strays()
     await pool.score(Score(1, "escape", "", "{}", np.zeros(0, np.int32), "stop"))
@@ -565,10 +570,12 @@ def test_workers_and_what_has_escaped_them_die_with_the_process_that_started_the
 import asyncio, sys
 import numpy as np
 from pathlib import Path
+from typing import Literal
 from darts_async.protocol import Score
+from darts_async.reward.worker_messages import FunctionSpec
 from darts_async.reward.worker_pool import RewardPool
 async def main():
-    pool = RewardPool("user_reward:mischief", Path("."), num_workers=2, deadline_s=60)
+    pool = RewardPool((FunctionSpec("user_reward:mischief"),), Path("."), num_workers=2, deadline_s=60)
     await pool.start()
     score = Score(1, "escape", "", "{}", np.zeros(0, np.int32), "stop")
     await pool.score(score)
@@ -603,7 +610,7 @@ asyncio.run(main())
 )
 async def test_a_function_that_cannot_be_loaded_stops_the_start(directory: Path, source: str, message: str) -> None:
     (directory / "user_reward.py").write_text(source)
-    pool = RewardPool("user_reward:mischief", directory, num_workers=2, deadline_s=1.0)
+    pool = RewardPool((FunctionSpec("user_reward:mischief"),), directory, num_workers=2, deadline_s=1.0)
     with pytest.raises(RewardError, match=message):
         await pool.start()
     assert running_children() == []
@@ -611,13 +618,159 @@ async def test_a_function_that_cannot_be_loaded_stops_the_start(directory: Path,
 
 async def test_a_start_that_hangs_has_a_deadline(directory: Path) -> None:
     (directory / "user_reward.py").write_text("import time; time.sleep(600)")
-    pool = RewardPool("user_reward:mischief", directory, num_workers=2, deadline_s=1.0, start_deadline_s=0.5)
+    pool = RewardPool(
+        (FunctionSpec("user_reward:mischief"),), directory, num_workers=2, deadline_s=1.0, start_deadline_s=0.5
+    )
     with pytest.raises(RewardError, match=r"reward worker \d+ could not start: it was not ready within 0.5 s"):
         await pool.start()
     assert running_children() == []
 
 
 async def test_a_missing_tokenizer_stops_the_start(directory: Path) -> None:
-    pool = RewardPool("exact_match", directory / "elsewhere", num_workers=1, deadline_s=1.0)
+    pool = RewardPool((FunctionSpec("exact_match"),), directory / "elsewhere", num_workers=1, deadline_s=1.0)
     with pytest.raises(RewardError, match=r"elsewhere has no tokenizer\.json"):
         await pool.start()
+
+
+# --- several jobs at a time, and batches ------------------------------------------------------------------------
+
+COROUTINES = """
+import asyncio, os, time
+
+running = []
+both_run = asyncio.Event()
+
+async def meet(*, prompt, **_):
+    running.append(prompt)
+    if len(running) == 2:
+        both_run.set()
+    await both_run.wait()
+    return float(len(running))
+
+async def mischief(*, prompt, **_):
+    match prompt:
+        case "one": return 1.0
+        case "wait":
+            await asyncio.Event().wait()
+        case "wait at first":
+            if os.path.exists("waits"): return 1.0
+            open("waits", "w").close()
+            await asyncio.Event().wait()
+        case "refuse to end":
+            while True:
+                try: await asyncio.Event().wait()
+                except asyncio.CancelledError: pass
+        case "block": time.sleep(600)
+        case "exit": os._exit(3)
+
+def in_a_batch(*, prompts, responses, answers, metadata, finish_reasons):
+    if "wait" in prompts:
+        while not os.path.exists("go"): time.sleep(0.01)
+    return [float(len(prompts))] * len(prompts)
+"""
+
+
+@asynccontextmanager
+async def coroutines(
+    directory: Path, name: str, *, takes: Literal["sample", "batch"] = "sample"
+) -> AsyncIterator[RewardPool]:
+    """A pool of one worker that has four responses at a time, or batches of four, and had one already."""
+    (directory / "coroutines.py").write_text(COROUTINES)
+    pool = RewardPool(
+        (FunctionSpec(f"coroutines:{name}", "it", takes),),
+        directory,
+        num_workers=1,
+        deadline_s=0.5,
+        start_deadline_s=20.0,
+        concurrency=4,
+        max_batch=4,
+    )
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        await pool.close()
+        assert running_children() == []
+
+
+def kind_of(reply: SampleScored | ScoreFailed) -> str:
+    return reply.kind if isinstance(reply, ScoreFailed) else "scored"
+
+
+async def test_a_coroutine_function_has_several_responses_in_one_worker(directory: Path) -> None:
+    async with coroutines(directory, "meet") as pool:
+        replies = await asyncio.gather(*(pool.score(score(prompt, n)) for n, prompt in enumerate("ab")))
+        assert replies == [SampleScored(0, 2.0, (2.0,)), SampleScored(1, 2.0, (2.0,))]
+
+
+async def test_a_coroutine_that_is_late_costs_neither_its_worker_nor_others(directory: Path) -> None:
+    async with coroutines(directory, "mischief") as pool:
+        await pool.score(score("one"))
+        before = pool.worker_pids
+        replies = await asyncio.gather(*(pool.score(score(prompt)) for prompt in ("wait", "one", "wait", "one")))
+        assert list(map(kind_of, replies)) == ["timeout", "scored", "timeout", "scored"]
+        assert pool.worker_pids == before
+
+
+@pytest.mark.parametrize("prompt", ["refuse to end", "block"])
+async def test_a_coroutine_that_cannot_be_cancelled_costs_its_worker(directory: Path, prompt: str) -> None:
+    async with coroutines(directory, "mischief") as pool:
+        await pool.score(score("one"))
+        before = pool.worker_pids
+        assert kind_of(await pool.score(score(prompt))) == "timeout"
+        assert kind_of(await pool.score(score("one"))) == "scored"
+        assert pool.worker_pids != before
+
+
+async def test_what_a_worker_had_beside_an_item_for_which_it_was_ended_is_scored_again(directory: Path) -> None:
+    async with coroutines(directory, "mischief") as pool:
+        cancelled = asyncio.create_task(pool.score(score("wait")), name="cancelled item")
+        other = asyncio.create_task(pool.score(score("wait at first")), name="other item")
+        await until((directory / "waits").exists)
+        cancelled.cancel()
+        assert kind_of(await other) == "scored"
+
+
+async def test_a_worker_that_dies_fails_what_it_had_and_counts_as_one_death(directory: Path) -> None:
+    async with coroutines(directory, "mischief") as pool:
+        await pool.score(score("one"))
+        replies = await asyncio.gather(*(pool.score(score(prompt)) for prompt in ("wait", "wait", "exit")))
+        assert list(map(kind_of, replies)) == ["worker_died"] * 3
+        [place] = pool._places
+        assert place.num_deaths_in_a_row == 1
+        assert kind_of(await pool.score(score("one"))) == "scored"
+
+
+async def test_a_plain_function_has_one_response_at_a_time_whatever_the_concurrency(directory: Path) -> None:
+    async with running(directory) as pool:
+        assert len(pool._seats) == 1
+    async with coroutines(directory, "mischief") as pool:
+        assert len(pool._seats) == 4
+
+
+async def test_responses_that_wait_become_a_batch(directory: Path) -> None:
+    async with coroutines(directory, "in_a_batch", takes="batch") as pool:
+        tasks = [asyncio.create_task(pool.score(score("wait", n)), name=f"item {n}") for n in range(7)]
+        await until(lambda: len(pool._waiting) == 6)
+        (directory / "go").touch()
+        replies = await asyncio.gather(*tasks)
+        sizes = [reply.reward for reply in replies if isinstance(reply, SampleScored)]
+        assert sizes == [1.0, 4.0, 4.0, 4.0, 4.0, 2.0, 2.0]
+
+
+async def test_a_batch_is_bounded_in_bytes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darts_async.reward.worker_pool.MAX_BATCH_BYTES", 2 * len("wait") + 60)
+    async with coroutines(directory, "in_a_batch", takes="batch") as pool:
+        (directory / "go").touch()
+        replies = await asyncio.gather(*(pool.score(score("wait", n)) for n in range(5)))
+        assert max(reply.reward for reply in replies if isinstance(reply, SampleScored)) == 2.0
+
+
+async def test_cancelling_an_item_of_a_batch_leaves_the_others(directory: Path) -> None:
+    async with coroutines(directory, "in_a_batch", takes="batch") as pool:
+        tasks = [asyncio.create_task(pool.score(score("wait", n)), name=f"item {n}") for n in range(3)]
+        await until(lambda: len(pool._waiting) == 2)
+        tasks[2].cancel()
+        (directory / "go").touch()
+        replies = await asyncio.gather(*tasks[:2])
+        assert [reply.reward for reply in replies if isinstance(reply, SampleScored)] == [1.0, 1.0]

@@ -1,6 +1,7 @@
 """Evaluations between the steps: beside training, complete, under known versions, and never in training's way."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -9,11 +10,12 @@ from pydantic import ValidationError
 
 from darts_async.config import EvaluationConfig
 from darts_async.protocol import EvaluationCompleted, StepCompleted, VersionPublished, group_id_of
+from darts_async.shaper.evaluation import Evaluation
 from darts_async.shaper.group import RUNNING
 from darts_async.shaper.phases import RunPhase
 from darts_async.topology.roles import LEARNER
 from tests.shaper.test_state import RULES, check_accounts
-from tests.shaper.world import World, world_config
+from tests.shaper.world import World, prompts, world_config
 
 NUM_HELD_OUT = 3
 
@@ -190,3 +192,11 @@ def test_without_a_setting_there_are_two_evaluations_and_a_metric_line_per_step(
 def test_evaluations_of_nothing_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"every_steps is 5, but evaluation\.samples_per_prompt is 0"):
         EvaluationConfig(every_steps=5, samples_per_prompt=0)
+
+
+def test_the_prompts_of_each_set_are_told_apart() -> None:
+    named = [replace(prompt, part=part) for prompt, part in zip(prompts(3), ("", "probe", ""), strict=True)]
+    work = World(world_config()).state.work
+    alone, several = (Evaluation(EvaluationConfig(), work, tuple(held_out)) for held_out in (prompts(3), named))
+    assert alone.prompts_by_set == {}
+    assert several.prompts_by_set == {"prompts": [0, 2], "probe": [1]}

@@ -496,6 +496,16 @@ def test_a_run_in_which_every_group_comes_to_nothing_ends_with_an_error() -> Non
         fail_for_ever()
 
 
+def test_a_run_continues_while_a_judge_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darts_async.shaper.training.MAX_DROPPED_IN_A_ROW", 10)
+    world = World(world_config(evaluation={"samples_per_prompt": 0}))
+    rng = random.Random(0)
+    while len(world.dropped) < 30:
+        move, *arguments = rng.choice(world.moves())
+        world.score(fails=True, kind="unavailable") if move == world.score else move(*arguments)
+    assert world.state.work.totals.rewards.num_by_kind["unavailable"] > 30
+
+
 def test_a_shaper_that_comes_back_counts_groups_that_came_to_nothing_from_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -84,3 +84,16 @@ def test_oscillation_of_the_budget_shows_as_a_negative_autocorrelation() -> None
         statistics.completed(group, tercile=None)
         metrics = statistics.close(5, [group], [{}])
     assert metrics["run/redundancy_autocorrelation"] == pytest.approx(-1.0)
+
+
+def test_each_of_several_reward_functions_has_its_mean_and_spread_over_the_pool() -> None:
+    statistics = StepStatistics()
+    group = group_of(0, [0.0, 1.0, 1.0], [10, 20, 60], [0, 1])
+    for sample, parts in zip(group.samples, [(0.0, 4.0), (1.0, 4.0), (1.0, 7.0)], strict=True):
+        sample.reward_parts = parts
+    statistics.completed(group, tercile=None)
+    metrics = statistics.close(5, [group], [{0: 2.0}], ["right", "brief"])
+    assert metrics["rewards/right/mean"] == pytest.approx(0.5)
+    assert metrics["rewards/right/std"] == pytest.approx(0.5)
+    assert metrics["rewards/brief/mean"] == pytest.approx(4.75)
+    assert metrics["rewards/brief/std"] == pytest.approx((3 * 0.75**2 / 4 + 2.25**2 / 4) ** 0.5)

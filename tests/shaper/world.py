@@ -13,6 +13,7 @@ from darts_async.prompts.source import Prompt, ShuffledPrompts
 from darts_async.protocol import (
     Cancel,
     CatchUp,
+    FailureKind,
     Generate,
     GeneratorReady,
     Greet,
@@ -162,10 +163,10 @@ class World:
         tokens = self.generators[name].running.pop(sample_id)
         self.feed(name, SampleFinished(sample_id, "stop", tokens))
 
-    def score(self, *, fails: bool = False) -> None:
+    def score(self, *, fails: bool = False, kind: FailureKind = "raised") -> None:
         score = self.to_score.popleft()
         if fails:
-            self.feed("reward/0", ScoreFailed(score.sample_id, "raised", "no"))
+            self.feed("reward/0", ScoreFailed(score.sample_id, kind, "no"))
         else:
             self.feed("reward/0", SampleScored(score.sample_id, float(score.sample_id % 2)))
 

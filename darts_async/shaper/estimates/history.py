@@ -126,6 +126,11 @@ class History(Struct, dict=True):
         alpha, beta = self._pass_posterior(prompt_id)
         return alpha / (alpha + beta)
 
+    def mean_reward(self, prompt_id: int) -> float | None:
+        """Mean of the prompt's own rewards, clipped to [0, 1], earlier visits with less weight; None without any."""
+        record = self.prompts.get(prompt_id)
+        return record.successes / record.trials if record is not None and record.trials else None
+
     def reward_variance(self, prompt_id: int) -> float:
         """Posterior mean of p (1 - p): what a group of this prompt is expected to teach, in (0, 1/4)."""
         alpha, beta = self._pass_posterior(prompt_id)

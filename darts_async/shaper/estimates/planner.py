@@ -4,6 +4,7 @@ aborted. Composes `history`, `redundancy` and `hazard`; pure like them."""
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+import numpy as np
 from msgspec import Struct
 
 from darts_async.config import RunConfig
@@ -32,6 +33,7 @@ class Planner:
     def __init__(self, config: RunConfig, learnt: Learnt | None = None) -> None:
         """`learnt`: what `to_state` gave in an earlier process of the run."""
         self._shaping = config.shaping
+        self._curriculum = config.prompts.curriculum
         self._seed = config.seed
         self._rule = selection_rule(config.shaping, config.seed)
         if isinstance(self._rule, UserRule) and learnt:
@@ -62,6 +64,14 @@ class Planner:
         if self._shaping.redundancy.total == "off":
             return [self._shaping.launch] * len(prompt_ids)
         return self._allocator.allocate([self._value(prompt_id) for prompt_id in prompt_ids], self._mean_target())
+
+    def passes_over(self, prompt_id: int, place: int) -> bool:
+        """Whether the curriculum leaves out a prompt that the source brings as its number `place`."""
+        mean = self.history.mean_reward(prompt_id)
+        if self._curriculum is None or mean is None or self._curriculum.lowest <= mean <= self._curriculum.highest:
+            return False
+        drawn = float(np.random.default_rng((self._seed, place)).random())
+        return drawn >= self._curriculum.revisit_share
 
     def baseline(self, prompt_id: int) -> float | None:
         """The prompt's pass rate so far, where that is the baseline."""

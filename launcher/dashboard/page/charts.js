@@ -7,8 +7,16 @@ const EDGE = { left: 46, right: 10, top: 8, bottom: 22 };
 const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
 const colour = (index) => `var(--c${index % 8})`;
 
+/** The lines of a chart in these runs, with those of its family. */
+export function seriesOf(chart, runs) {
+  const [before, after] = chart.family.split("*");
+  const names = chart.family ? [...new Set(runs.flatMap((run) => [...run.metrics.keys()]))] : [];
+  const found = names.filter((name) => name.startsWith(before) && name.endsWith(after) && name.length >= chart.family.length);
+  return [...chart.series, ...found.sort().map((metric) => ({ metric, label: metric.slice(before.length, metric.length - after.length) }))];
+}
+
 /** Whether a run of these has something to draw. */
-export const hasData = (chart, runs) => runs.some((run) => chart.series.some((each) => run.series(each.metric)));
+export const hasData = (chart, runs) => runs.some((run) => seriesOf(chart, runs).some((each) => run.series(each.metric)));
 
 /** Draw a chart into its figure, which is made at the first call. Stacked ones are for one run. */
 export function draw(figure, chart, runs, smoothing) {
@@ -35,7 +43,7 @@ function plainLines(chart, runs, smoothing) {
   const lines = [];
   const several = runs.length > 1;
   runs.forEach((run, place) => {
-    chart.series.forEach((each, index) => {
+    seriesOf(chart, runs).forEach((each, index) => {
       const found = run.series(each.metric);
       if (!found) return;
       const style = { colour: several ? colour(place) : colour(index), dash: several ? DASHES[index % 4] : "" };

@@ -1,6 +1,6 @@
 // The page: which runs and which section are shown, and the stream of what is new in them.
 
-import { draw, hasData } from "./charts.js";
+import { draw, hasData, seriesOf } from "./charts.js";
 import { el, styled } from "./dom.js";
 import { Samples } from "./samples.js";
 import { evaluations, events, overview, processes } from "./sections.js";
@@ -191,9 +191,9 @@ class Page {
   }
 
   drawCharts(runs) {
-    const named = new Set(this.charts.flatMap((chart) => [...chart.series.map((each) => each.metric), ...(chart.band ?? [])]));
+    const named = new Set(this.charts.flatMap((chart) => [...seriesOf(chart, runs).map((each) => each.metric), ...(chart.band ?? [])]));
     const rest = [...new Set(runs.flatMap((run) => [...run.metrics.keys()]))].filter((name) => !named.has(name) && name !== "elapsed_s").sort();
-    const more = rest.map((name) => ({ title: name, about: "", kind: "lines", band: null, evaluated: "", series: [{ metric: name, label: name }] }));
+    const more = rest.map((name) => ({ title: name, about: "", kind: "lines", band: null, family: "", evaluated: "", series: [{ metric: name, label: name }] }));
     const drawn = JSON.stringify([this.charts.filter((chart) => hasData(chart, runs)).map((chart) => chart.title), rest, runs.map((run) => run.name)]);
     if (drawn !== this.drawn) this.layOut(runs, more, drawn);
     for (const [figure, [chart, of]] of this.figures) if (figure.isConnected && figure.clientWidth) draw(figure, chart, of, this.smoothing);

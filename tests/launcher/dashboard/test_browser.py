@@ -91,6 +91,7 @@ def runs(tmp_path: Path) -> Path:
         write_record(run_dir, RunRecord("failed", HOSTILE, 5.0 + number, 9.0, 2))
         metrics = [
             {"type": "step", "step": step, "elapsed_s": step, "reward/pool_mean": step / 9, HOSTILE: 1.0 * step}
+            | {"rewards/format/mean": 0.5, "rewards/sums/mean": 0.25}
             | {f"tokens/{outcome}": 100.0 * step for outcome in ("trained", "cancelled")}
             for step in range(9)
         ]
@@ -140,7 +141,10 @@ def test_what_others_have_written_is_text_wherever_it_is_shown(browser: Chromium
     for name, words in seen.items():
         section(browser, name, *reversed(names))
         browser.wait_until(f"document.querySelector('main').innerText.includes({json.dumps(words)})")
-        if name not in ("charts", "samples"):
+        if name == "charts":
+            browser.wait_until("document.querySelector('main').innerText.includes('Reward functions')")
+            assert "sums" in browser.evaluate("document.querySelectorAll('figure')[1].innerText")
+        elif name != "samples":
             browser.wait_until(f"document.querySelector('main').innerText.includes({json.dumps(SHOWN)})")
     browser.wait_until("document.querySelectorAll('.bars button').length === 3")
     assert browser.evaluate(f"document.querySelector('.prompt').textContent === {json.dumps(SHOWN)}")

@@ -6,6 +6,7 @@ from importlib.resources import files
 from darts_async.topology.outcomes import OUTCOMES
 from launcher.dashboard.answers import PAGE_FILES
 from launcher.dashboard.charts import CHARTS
+from launcher.progress.metric_names import EVALUATION_METRICS, metric_of
 
 PAGE = {path.name: path.read_text("utf-8") for path in (files("launcher.dashboard") / "page").iterdir()}
 
@@ -36,6 +37,13 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
 def test_every_outcome_has_a_colour_in_both_schemes() -> None:
     for outcome in OUTCOMES:
         assert PAGE["style.css"].count(f"--{outcome}:") == 2
+
+
+def test_every_metric_of_a_chart_is_in_the_table_of_metrics() -> None:
+    for chart in CHARTS:
+        named = [*(each.metric for each in chart.series), *(chart.band or ()), chart.family.replace("*", "any")]
+        assert [name for name in named if name and metric_of(name) is None] == []
+        assert not chart.evaluated or metric_of(chart.evaluated, EVALUATION_METRICS)
 
 
 def test_no_metric_is_in_two_charts() -> None:

@@ -8,7 +8,7 @@ import pytest
 from darts_async.config import RunConfig
 from darts_async.prompts.load import PromptSets, load_prompts
 from launcher.preflight.preflight import check_run
-from launcher.preflight.prompt_check import check_answers
+from launcher.preflight.prompt_check import check_answers, check_test_cases
 from launcher.problems import Problem
 
 ANSWERS = ["5", "36 dollars", "no solution", r"\frac{1}{2}", "2 hours and 5 minutes", "B", "five"]
@@ -48,3 +48,19 @@ def test_a_check_of_a_run_tells_of_them(tmp_path: Path) -> None:
     assert [hint.place for hint in check_run(config).hints] == ["prompts.answer_field"]
     config, _ = problems(tmp_path, *ANSWERS, "")
     assert any("are empty" in problem.message for problem in check_run(config).problems)
+
+
+def test_records_without_test_cases_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    cases = [[{"input": "1", "output": "2"}], [], [{"input": "2", "output": "4"}]]
+    path.write_text(
+        "".join(json.dumps({"prompt": f"p{n}", "answer": "", "tests": c}) + "\n" for n, c in enumerate(cases))
+    )
+    prompts = {"source": "jsonl", "path": str(path), "held_out": 1, "chat_template": False}
+    reward = {"functions": [{"code": {}}, {"function": "math"}]}
+    config = RunConfig.model_validate({"prompts": prompts, "reward": reward})
+    [problem] = check_test_cases(config, load_prompts(config))
+    assert problem.message == (
+        "1 of 3 records have no test cases that can be run; of the prompt 'p1': the record has no test case in 'tests'"
+    )
+    assert [*check_test_cases(RunConfig.model_validate({"prompts": prompts}), load_prompts(config))] == []

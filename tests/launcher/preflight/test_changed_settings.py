@@ -70,6 +70,15 @@ def test_where_and_how_fast_a_run_goes_on_may_change(place: str, value: Any) -> 
     assert changed(CONFIG, with_settings(place, value), num_steps=5) == ()
 
 
+def test_another_weight_of_a_reward_function_is_another_reward() -> None:
+    before, now = (
+        RunConfig.model_validate({"reward": {"functions": [{"function": "math", "weight": weight}]}})
+        for weight in (1.0, 2.0)
+    )
+    [problem] = changed(before, now, num_steps=5)
+    assert problem.place == "reward.functions"
+
+
 def test_a_run_is_not_resumed_to_a_step_that_lies_in_its_past() -> None:
     config = with_settings("learner.steps", 3)
     assert changed(config, config, num_steps=3) == ()

@@ -51,9 +51,14 @@ def test_a_source_of_the_users_is_called_in_a_child_and_its_prompts_are_counted(
             "must return (loss of each token [5], metrics)",
         ),
         (
-            {"telemetry": {"sinks": ["tests.launcher.run.test_sinks:Collects", "tests.fakes.rules:Idle"]}},
+            {"telemetry": {"sinks": ["tests.launcher.sinks.fakes:Collects", "tests.fakes.rules:Idle"]}},
             "telemetry.sinks",
-            "it is called as Idle(run_dir=, config=)",
+            "it is called as Idle(run_dir=, config=, memory=)",
+        ),
+        (
+            {"reward": {"functions": [{"function": "tests.reward.test_scorer:slow_length", "takes": "batch"}]}},
+            "reward.functions",
+            "it is called as slow_length(prompts=, responses=, answers=, metadata=, finish_reasons=)",
         ),
         ({"generator": {"engine": "tests.fakes.rules:Nothing"}}, "generator.engine", "has no 'Nothing'"),
     ],

@@ -6,6 +6,7 @@ import math
 from itertools import combinations
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -123,6 +124,7 @@ def test_every_line_of_the_metrics_is_json_whatever_the_numbers_are(tmp_path: Pa
     recorder.evaluation(Evaluation.of(report(4, [largest] * 6)), 1.0)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     step, evaluation = (json.loads(line, parse_constant=refused) for line in lines)
+    assert step.pop("unix_s") > 0
     assert step == {"type": "step", "step": 3, "learner/loss": 0.5, "elapsed_s": 1.0}
     assert evaluation["reward/mean"] == pytest.approx(largest)
 
@@ -157,3 +159,55 @@ def test_the_last_evaluation_of_a_run_that_was_stopped_is_not_called_the_one_aft
     assert "last" in text
     assert "after" not in text
     assert "evaluations" not in text, "two are in the table"
+
+
+def test_each_set_of_prompts_has_its_own_numbers() -> None:
+    message = msgspec.structs.replace(
+        report(3, [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]), prompts_by_set={"a": [0, 1], "b": [2, 9]}
+    )
+    evaluation = Evaluation.of(message)
+    summary = evaluation.summary()
+    assert summary.reward == pytest.approx(0.5)
+    assert {name: each.reward for name, each in summary.sets.items()} == {"a": 0.75, "b": 0.0}
+    metrics = summary.metrics()
+    assert metrics["sets/a/pass@2"] == 1.0
+    assert metrics["sets/a/length/mean"] == 16.0
+    assert metrics["sets/b/reward/mean"] == 0.0
+    assert "of which a 0.750, b 0.000" in evaluation_text(summary)
+    assert msgspec.json.decode(msgspec.json.encode(summary), type=type(summary)) == summary
+
+
+def test_a_set_without_rewards_has_no_numbers_and_one_set_is_not_told_apart() -> None:
+    message = msgspec.structs.replace(report(3, [1.0, 0.0]), prompts_by_set={"a": [0], "b": [5]})
+    assert [*Evaluation.of(message).summary().sets] == ["a"]
+    assert Evaluation.of(report(3, [1.0, 0.0])).summary().sets == {}
+
+
+def test_a_sample_passes_with_a_reward_above_the_setting() -> None:
+    graded = report(3, [0.4, 0.6, 0.9, 1.0])
+    assert Evaluation.of(graded).summary().pass_at[1] == pytest.approx(0.75)
+    assert Evaluation.of(msgspec.structs.replace(graded, pass_above=0.9)).summary().pass_at[1] == pytest.approx(0.25)
+
+
+def test_a_run_that_only_evaluates_is_shown_as_one() -> None:
+    message = msgspec.structs.replace(report(0, [1.0, 1.0, 0.0, 1.0]), prompts_by_set={"sums": [0], "products": [1]})
+    view = new_view(message, total_steps=0)
+    assert "evaluating, without steps" in shown(run_screen(view, 1.0))
+    summary = summarise(view, RunOutcome("finished", "why"), model_path=None, now_s=9.0)
+    text = shown(summary_screen(summary))
+    assert "finished: no steps, an evaluation in" in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert rows["sums"][:3] == ["1.000", "1.000", "1.000"]
+    assert rows["products"][:3] == ["0.500", "0.500", "1.000"]
+    assert rows["all"][:5] == ["0.750", "±", "0.250", "0.750", "1.000"]
+    assert "before" not in text
+
+
+def test_what_several_reward_functions_gave_is_in_the_line_and_read_back() -> None:
+    message = msgspec.structs.replace(report(4, [1, 0, 1, 1]), part_metrics={"rewards/right/mean": 0.75})
+    evaluation = Evaluation.of(message)
+    line = evaluation.summary().metrics()
+    assert line["rewards/right/mean"] == 0.75
+    arrays = {name: getattr(evaluation, name).tolist() for name in ("prompt_ids", "rewards", "num_tokens")}
+    numbers = {"policy_version": 4, "newest_version": 4, "num_skipped": 0, "pass_above": 0.5, "prompts_by_set": {}}
+    assert Evaluation.of_line(line | arrays | numbers).summary() == evaluation.summary()

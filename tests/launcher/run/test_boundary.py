@@ -33,6 +33,7 @@ from tests.support.nonsense import messages
 CONFIG = RunConfig.model_validate({"learner": {"steps": 5}, "roles": {"generator": {"replicas": 2}}})
 PLAN = plan_run(CONFIG, Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
 BOUNDARY = Boundary(PLAN, 5)
+ONE = np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros(1, np.int32)
 EMPTY = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int32)
 
 
@@ -57,6 +58,7 @@ def status(state: str = "decoding", **changes: Any) -> ProcessStatus:
         ("shaper/0", EvaluationCompleted(6, *EMPTY, 6), "versions 6 to 6 of 5"),
         ("shaper/0", EvaluationCompleted(0, np.zeros(2, np.int64), *EMPTY[1:], 0), "2 prompts, 0 rewards"),
         ("shaper/0", EvaluationCompleted(0, *EMPTY, 0), "0 prompts"),
+        ("shaper/0", EvaluationCompleted(0, *ONE, 0, part_metrics={"a\nb": 1.0}), "the name 'a"),
         ("shaper/0", EvaluationCompleted(0, EMPTY[0][:0], *EMPTY[1:], -1), "versions 0 to -1"),
         ("generator/0", status(policy_version=6), "version 6 of 5"),
         ("generator/0", status(num_tokens=-1), "-1 tokens"),
@@ -122,7 +124,8 @@ def silenced_run() -> tuple[Run, Silenced]:
     for row in view.rows.values():
         row.incarnation = 1
     merger = StepMerger(reports_per_step())
-    run = Run(PLAN, anything, anything, anything, lifecycle, view, anything, anything, 1.0, merger, anything, BOUNDARY)
+    outputs = anything, anything, anything
+    run = Run(PLAN, anything, anything, anything, lifecycle, view, *outputs, 1.0, merger, anything, BOUNDARY)
     return run, other
 
 

@@ -132,11 +132,18 @@ def some_moves(world: World, rng: random.Random, count: int) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 2**32), num_moves=st.integers(0, 400), late=st.booleans(), every_steps=st.integers(0, 1))
+@given(
+    seed=st.integers(0, 2**32),
+    num_moves=st.integers(0, 400),
+    late=st.booleans(),
+    every_steps=st.integers(0, 1),
+    curriculum=st.sampled_from([None, {"lowest": 0.3, "highest": 0.7, "revisit_share": 0.3}]),
+)
 def test_a_restored_state_is_the_same_and_answers_the_same(
-    rule: str, seed: int, num_moves: int, late: bool, every_steps: int
+    rule: str, seed: int, num_moves: int, late: bool, every_steps: int, curriculum: dict | None
 ) -> None:
     sections = {"staleness": {"max_staleness": 2}, "evaluation": {"every_steps": every_steps}}
+    sections["prompts"] = {"curriculum": curriculum}
     world, rng = World(world_config(shaping=RULES[rule], **sections)), random.Random(seed)
     some_moves(world, rng, num_moves)
     if late:

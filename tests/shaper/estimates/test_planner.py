@@ -119,3 +119,24 @@ def test_only_the_shortest_are_waited_for_where_redundancy_is_saturated() -> Non
     smaller = Group(1, PROMPT, "train", saturated.samples[:7], num_finished=5)
     assert planner.rule(saturated).to_cancel(saturated) == saturated.samples[5:]
     assert planner.rule(smaller).to_cancel(smaller) == []
+
+
+def test_a_curriculum_passes_over_what_is_too_hard_or_too_easy_but_not_always() -> None:
+    curriculum = {"lowest": 0.1, "highest": 0.9, "revisit_share": 0.25}
+    planner, plain = Planner(world_config(prompts={"curriculum": curriculum})), Planner(world_config())
+    rewards = {1: [0.0, 0.0], 2: [1.0, 1.0], 3: [1.0, 0.0], 4: [5.0, -5.0]}
+    for each in (planner, plain):
+        for prompt_id, of_prompt in rewards.items():
+            each.history.observe(prompt_id, [10, 12], [], of_prompt)
+    places = range(2000)
+    shares = {i: sum(planner.passes_over(i, place) for place in places) / len(places) for i in range(5)}
+    assert shares[0] == shares[3] == shares[4] == 0, "one never seen, and those inside; rewards are clipped"
+    assert 0.7 < shares[1] == shares[2] < 0.8, "the same draw for the same place"
+    assert not any(plain.passes_over(i, place) for i in rewards for place in places)
+    planner.history.observe(1, [10], [], [1.0, 1.0, 1.0])
+    assert not any(planner.passes_over(1, place) for place in places), "it has been learnt since"
+
+
+def test_a_curriculum_without_an_inside_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"prompts.curriculum.lowest is 0.9, but highest is 0.1; swap them"):
+        world_config(prompts={"curriculum": {"lowest": 0.9, "highest": 0.1}})

@@ -45,10 +45,11 @@ import numpy as np
 from pathlib import Path
 from darts_async.protocol import Score
 from darts_async.reward.descendants import become_subreaper
+from darts_async.reward.worker_messages import FunctionSpec
 from darts_async.reward.worker_pool import RewardPool
 async def main():
     become_subreaper()
-    pool = RewardPool("relaying_reward:reward", Path("."), num_workers=1, deadline_s=600)
+    pool = RewardPool((FunctionSpec("relaying_reward:reward"),), Path("."), num_workers=1, deadline_s=600)
     await pool.start()
     await pool.score(Score(1, "", "", "{}", np.zeros(0, np.int32), "stop"))
 asyncio.run(main())
