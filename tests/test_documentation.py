@@ -183,9 +183,16 @@ def is_a_valid_plan(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def is_carried_out(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """By `test_the_verbs_do_what_the_pages_say`."""
-    assert command.words[1] in (*OF_A_LIVE_RUN, *OF_A_RUN, ENDS_A_RUN, GOES_ON, SERVES, EVALUATES, *WITHOUT_A_RUN, THE_RUN), (
-        command
-    )
+    assert command.words[1] in (
+        *OF_A_LIVE_RUN,
+        *OF_A_RUN,
+        ENDS_A_RUN,
+        GOES_ON,
+        SERVES,
+        EVALUATES,
+        *WITHOUT_A_RUN,
+        THE_RUN,
+    ), command
     parse_config("name: x", Path(THE_RUN), Overrides(words=tuple(word for word in command.words if "=" in word)))
 
 

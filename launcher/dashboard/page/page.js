@@ -196,7 +196,7 @@ class Page {
     const more = rest.map((name) => ({ title: name, about: "", kind: "lines", band: null, family: "", evaluated: "", series: [{ metric: name, label: name }] }));
     const drawn = JSON.stringify([this.charts.filter((chart) => hasData(chart, runs)).map((chart) => chart.title), rest, runs.map((run) => run.name)]);
     if (drawn !== this.drawn) this.layOut(runs, more, drawn);
-    for (const [figure, [chart, of]] of this.figures) if (figure.isConnected && figure.clientWidth) draw(figure, chart, of, this.smoothing);
+    for (const [figure, [chart, of]] of this.figures) if (!figure.closest("details:not([open])")) draw(figure, chart, of, this.smoothing);
   }
 
   layOut(runs, more, drawn) {

@@ -46,37 +46,51 @@ def test_a_live_run_is_watched_to_its_end(tmp_path: Path, browser: Chromium) -> 
     with LaunchedRun(tmp_path, "scripted.yaml", {"learner": {"steps": 1_000_000}}) as run:
         run.wait_for_steps(2)
         dashboard = run.begin("dashboard", "runs")
-        run.wait_until(lambda: "(Ctrl-C ends it)" in run.output)
-        [url] = re.findall(r"http://127\.0\.0\.1:\d+/\S+/", run.output)
-        browser.open(url)
-        browser.wait_until("document.querySelector('.card')?.innerText.includes('tokens/s')")
-        assert "of 1000000" in browser.evaluate("document.querySelector('.card dl').innerText")
+        try:
+            run.wait_until(lambda: "(Ctrl-C ends it)" in run.output)
+            [url] = re.findall(r"http://127\.0\.0\.1:\d+/\S+/", run.output)
+            browser.open(url)
+            watch_it_live(browser, run)
+            watch_its_end(browser, run)
+            assert {each.startswith(url) or each == "about:blank" for each in browser.addresses()} == {True}
+            dashboard.send_signal(signal.SIGINT)
+            assert dashboard.wait(20) == 0, run.output
+        finally:
+            dashboard.kill()
+            dashboard.wait(20)
 
-        section(browser, "charts")
-        browser.wait_until("document.querySelectorAll('figure svg path').length > 10")
-        steps = int(browser.evaluate("parseInt(document.title)"))
-        browser.wait_until(f"parseInt(document.title) > {steps}")
-        titles = browser.evaluate("[...document.querySelectorAll('figure h3')].map((each) => each.textContent)")
-        assert {"Reward", "Response length", "Loss", "Staleness", "Tokens by outcome", "Idle share"} <= set(titles)
-        browser.evaluate("document.querySelector('details summary').click()")
-        browser.wait_until(f"document.querySelectorAll('figure svg').length > {len(titles)}")
 
-        section(browser, "processes")
-        browser.wait_until("document.querySelector('td')?.textContent === 'shaper/0'")
-        run.kill("generator/0")
-        section(browser, "events")
-        browser.wait_until("document.body.innerText.includes('code -9')")
+def watch_it_live(browser: Chromium, run: LaunchedRun) -> None:
+    """The numbers grow, and a death is told."""
+    browser.wait_until("document.querySelector('.card')?.innerText.includes('tokens/s')")
+    assert "of 1000000" in browser.evaluate("document.querySelector('.card dl').innerText")
 
-        run.process.send_signal(signal.SIGINT)
-        assert run.end() == 130, run.output
-        section(browser, "overview")
-        browser.wait_until("document.querySelector('.card .status').textContent === 'stopped'")
-        section(browser, "samples")
-        browser.wait_until("document.querySelectorAll('.bars button').length >= 6")
-        assert browser.complaints() == []
-        assert {each.startswith((url, "data:")) or each == "about:blank" for each in browser.addresses()} == {True}
-        dashboard.send_signal(signal.SIGINT)
-        assert dashboard.wait(20) == 0, run.output
+    section(browser, "charts")
+    browser.wait_until("document.querySelectorAll('figure svg path').length > 10")
+    steps = int(browser.evaluate("parseInt(document.title)"))
+    browser.wait_until(f"parseInt(document.title) > {steps}")
+    titles = browser.evaluate("[...document.querySelectorAll('figure h3')].map((each) => each.textContent)")
+    assert {"Reward", "Response length", "Loss", "Staleness", "Tokens by outcome", "Idle share"} <= set(titles)
+    assert not [title for title in titles if "/" in title], "metrics without a chart are drawn once they are wanted"
+    browser.evaluate("document.querySelector('details summary').click()")
+    browser.wait_until(f"document.querySelectorAll('figure svg').length > {len(titles)}")
+
+    section(browser, "processes")
+    browser.wait_until("document.querySelector('td')?.textContent === 'shaper/0'")
+    run.kill("generator/0")
+    section(browser, "events")
+    browser.wait_until("document.body.innerText.includes('code -9')")
+
+
+def watch_its_end(browser: Chromium, run: LaunchedRun) -> None:
+    """The end is told, and its samples are shown."""
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130, run.output
+    section(browser, "overview")
+    browser.wait_until("document.querySelector('.card .status').textContent === 'stopped'")
+    section(browser, "samples")
+    browser.wait_until("document.querySelectorAll('.bars button').length >= 6")
+    assert browser.complaints() == []
 
 
 @pytest.fixture
