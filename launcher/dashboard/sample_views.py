@@ -3,8 +3,10 @@
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from darts_async.rollouts import Rollout, RolloutKind, groups_of
+from darts_async.topology.outcomes import SampleOutcome
 from launcher.analysis.rollouts import RunRollouts
 from launcher.dashboard.access import RefusedError
 from launcher.dashboard.plain import plain
@@ -26,28 +28,35 @@ def group_rows(reader: RunRollouts, kind: str, number: str) -> list[dict[str, An
         RefusedError: there is no such kind.
         ConfigError: there are no samples of this number.
     """
-    return [plain(_group_row(group)) for group in groups_of(_rollouts(reader, kind, number))]
+    return [plain(msgspec.to_builtins(_group_row(group))) for group in groups_of(_rollouts(reader, kind, number))]
 
 
-def _group_row(group: list[Rollout]) -> dict[str, Any]:
+class Bar(Struct, frozen=True):
+    """One sample of a group, as its bar shows it."""
+
+    sample: str
+    length: int
+    outcome: SampleOutcome
+    why: str
+    reward: float | None
+    selected: bool
+
+
+class GroupRow(Struct, frozen=True):
+    """A group: the beginning of its prompt and answer, and a bar for each sample in launch order."""
+
+    group_id: int
+    prompt_id: int
+    prompt: str
+    answer: str
+    samples: list[Bar]
+
+
+def _group_row(group: list[Rollout]) -> GroupRow:
+    bars = [Bar(each.sample, each.length, each.outcome, each.why, each.reward, each.selected) for each in group]
     first = group[0]
-    return {
-        "group_id": first.group_id,
-        "prompt_id": first.prompt_id,
-        "prompt": first.prompt[:_PROMPT_CHARS],
-        "answer": first.answer[:_PROMPT_CHARS],
-        "samples": [
-            {
-                "sample": each.sample,
-                "length": each.length,
-                "outcome": each.outcome,
-                "why": each.why,
-                "reward": each.reward,
-                "selected": each.selected,
-            }
-            for each in group
-        ],
-    }
+    prompt, answer = first.prompt[:_PROMPT_CHARS], first.answer[:_PROMPT_CHARS]
+    return GroupRow(first.group_id, first.prompt_id, prompt, answer, bars)
 
 
 def sample_view(reader: RunRollouts, kind: str, number: str, sample: str) -> dict[str, Any]:

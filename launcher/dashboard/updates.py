@@ -29,8 +29,6 @@ from launcher.dashboard.state import read_state
 from launcher.run_dir.json_lines import read_lines
 
 PART_BYTES = 1 << 20
-_LEFT_OUT = ("prompt_ids", "rewards", "num_tokens")
-"""Of an evaluation: an entry for each sample."""
 
 
 @dataclass(slots=True)
@@ -136,4 +134,5 @@ def measurements(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _without_samples(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name not in _LEFT_OUT}
+    """An evaluation without its lists, which have an entry for each sample."""
+    return {name: value for name, value in line.items() if not isinstance(value, list)}
