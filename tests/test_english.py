@@ -7,8 +7,6 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for folder in ("darts_async", "launcher") for path in (ROOT / folder).rglob("*.py"))
 
@@ -28,9 +26,6 @@ INSTEAD = {
     r"is none of|not any more": "is not one of; no longer",
 }
 """{what is not written: what is written in its place}"""
-
-NOT_YET_EDITED = ("darts_async/shaper",)
-"""Rooms that still use them. This list only shrinks."""
 
 
 def texts_of(source: str) -> Iterator[tuple[int, str]]:
@@ -53,18 +48,9 @@ def faults_of(path: Path) -> list[str]:
     ]
 
 
-def is_edited(path: Path) -> bool:
-    return not str(path.relative_to(ROOT)).startswith(NOT_YET_EDITED)
-
-
 def test_no_text_of_the_package_has_a_word_that_stops_a_reader() -> None:
-    faults = [fault for path in FILES if is_edited(path) for fault in faults_of(path)]
+    faults = [fault for path in FILES for fault in faults_of(path)]
     assert not faults, "\n".join(faults)
-
-
-@pytest.mark.parametrize("room", NOT_YET_EDITED)
-def test_a_room_that_is_edited_leaves_the_list(room: str) -> None:
-    assert any(faults_of(path) for path in FILES if str(path.relative_to(ROOT)).startswith(room))
 
 
 def test_words_are_found_in_docstrings_comments_and_messages_and_nowhere_else() -> None:

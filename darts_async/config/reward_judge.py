@@ -44,7 +44,7 @@ class JudgeConfig(Section):
     best: Annotated[float, Field(gt=0)] = 10.0
     """The best score. The reward is the score divided by it; a negative or larger one is a failure."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    max_tokens: Positive = 1024
+    max_verdict_tokens: Positive = 1024
     """Longest answer of the judge."""
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
     """Of the complete run: each worker gets an equal share. At a time, each worker has `reward.concurrency`."""

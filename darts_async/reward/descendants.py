@@ -100,9 +100,11 @@ def _children(pid: int) -> list[int]:
     if not _LISTS_CHILDREN:
         return [child for child in _all_pids() if _parent_of(child) == pid]
     children = list[int]()
-    for path in (_PROC / str(pid) / "task").glob("*/children"):
-        with contextlib.suppress(*_GONE):
-            children += map(int, path.read_text().split())
+    threads = _PROC / str(pid) / "task"
+    with contextlib.suppress(*_GONE):  # the process may end at any moment, and its threads before it
+        for thread in os.listdir(threads):
+            with contextlib.suppress(*_GONE):
+                children += map(int, (threads / thread / "children").read_text().split())
     return children
 
 

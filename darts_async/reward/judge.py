@@ -165,7 +165,7 @@ def request_body(spec: JudgeSpec, fields: Mapping[str, str], metadata: Mapping[s
     messages = [{"role": "system", "content": spec.system}] if spec.system else []
     messages.append({"role": "user", "content": _FIELD.sub(value, spec.template)})
     request = {"model": spec.model, "messages": messages, "temperature": spec.temperature}
-    return json.dumps(request | {"max_tokens": spec.max_tokens}).encode()
+    return json.dumps(request | {"max_tokens": spec.max_verdict_tokens}).encode()
 
 
 def answer_in(body: bytes) -> str:

@@ -41,7 +41,7 @@ class JudgeSpec(Struct, frozen=True):
     system: str = ""
     best: float = 10.0
     temperature: float = 0.0
-    max_tokens: int = 1024
+    max_verdict_tokens: int = 1024
     requests_per_minute: float | None = None
     """Of this worker."""
     request_s: float = 60.0

@@ -14,6 +14,7 @@ Messages of a run, each a JSON object with its name as `run`:
 A long file is sent in parts, so that no message is large.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from launcher.dashboard.processes import Histories, event_row
 from launcher.dashboard.sample_views import numbers_of
 from launcher.dashboard.state import read_state
 from launcher.run_dir.json_lines import read_lines
+from launcher.terminal import printable
 
 PART_BYTES = 1 << 20
 
@@ -122,12 +124,12 @@ def measurements(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             continue
         last_step = max(last_step, step)
         for name, value in line.items():
-            if name not in ("type", "step") and isinstance(value, int | float) and plain(float(value)) is not None:
+            if name not in ("type", "step") and isinstance(value, int | float) and math.isfinite(value):
                 steps, values = points.setdefault(name, ([], []))
                 steps.append(step)
                 values.append(float(f"{value:.6g}"))
     if points:
-        yield {"points": plain(points), "last_step": last_step}
+        yield {"points": {printable(name): series for name, series in points.items()}, "last_step": last_step}
     evaluations = [line for line in lines if line["type"] == "evaluation"]
     if evaluations:
         yield {"evaluations": [plain(_without_samples(line)) for line in evaluations]}

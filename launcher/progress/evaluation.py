@@ -113,8 +113,8 @@ class Evaluation:
             np.array(line["prompt_ids"], np.int64),
             np.array(line["rewards"], np.float32),
             np.array(line["num_tokens"], np.int32),
-            pass_above=line["pass_above"],
-            prompts_by_set=line["prompts_by_set"],
+            pass_above=line.get("pass_above", 0.5),
+            prompts_by_set=line.get("prompts_by_set", {}),
             part_metrics={name: value for name, value in line.items() if name.startswith("rewards/")},
         )
 

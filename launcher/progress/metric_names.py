@@ -77,7 +77,10 @@ STEP_METRICS: Final[tuple[Metric, ...]] = (
     Metric("redundancy/typical_spread", "", "relative spread of the lengths of a prompt", _UTILITY),
     Metric("tokens/{outcome}", "tokens", f"decoded tokens by what became of their sample, {_SINCE_START}"),
     Metric(
-        "prompts/passed_over", "", f"draws that the curriculum has passed over, {_SINCE_START}", "`prompts.curriculum`"
+        "prompts/passed_over",
+        "",
+        f"draws that the curriculum has passed over, {_SINCE_START}",
+        "`prompts.curriculum` is set",
     ),
     Metric("run/failed_rewards", "samples", f"rewards that failed, {_SINCE_START}"),
     Metric("run/groups_not_shown", "", f"groups whose rollouts could not be kept, {_SINCE_START}"),
@@ -142,6 +145,7 @@ EVALUATION_METRICS: Final[tuple[Metric, ...]] = (
     Metric("length/p50", "tokens", "median length"),
     Metric("length/p99", "tokens", "99th percentile of the lengths"),
     Metric("num_skipped", "", "evaluations that became due during this one"),
+    Metric("pass_above", "reward", "a sample passes with a reward above this"),
     Metric("sets/{set}/reward/{which}", "reward", "`reward/` of one set of prompts", _SETS),
     Metric("sets/{set}/pass@{k}", "share", "pass@k of one set of prompts", _SETS),
     Metric("sets/{set}/length/{which}", "tokens", "`length/` of one set of prompts", _SETS),

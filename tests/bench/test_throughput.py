@@ -226,7 +226,7 @@ def test_a_cluster_is_run_for_the_steps_that_were_asked_for_and_only_if_it_can_b
 
 def test_a_run_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exit code 2"):
-        launch({"learner": {"steps": 0}}, tmp_path)
+        launch({"learner": {"steps": -1}}, tmp_path)
 
 
 def test_measured_numbers_survive_json() -> None:

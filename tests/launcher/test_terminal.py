@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -200,17 +201,16 @@ def test_nothing_else_writes_to_a_terminal() -> None:
             assert not names_in(path) & {"sys.stdout", "sys.stderr", "Console", "print", "typer.echo"}, path
 
 
+PLAIN = ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"})
+"""Environments in which a terminal knows ASCII alone."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "plain",
-    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
-    ids=["PYTHONIOENCODING=ascii", "LC_ALL=C"],
-)
 def test_every_verb_speaks_to_a_terminal_that_knows_ascii_alone(
-    plain: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in plain.items():
+    for name, value in PLAIN[0].items():
         monkeypatch.setenv(name, value)
     with LaunchedRun(tmp_path, "scripted.yaml", {"learner": {"steps": 2}}) as run:
         assert run.end() == 0, run.output
@@ -233,12 +233,22 @@ def test_every_verb_speaks_to_a_terminal_that_knows_ascii_alone(
             "follow": [there],
             "dashboard": [str(tmp_path / "temporary")],  # where there is no run: otherwise it would stay
             "init": [str(tmp_path / "new.yaml")],
+            "evaluate": [there, str(tmp_path / "no.yaml")],
         }
         assert set(verbs) == {command.name or command.callback.__name__ for command in app.registered_commands}
+        mistakes = ("resume", "restart", "down", "follow", "dashboard", "evaluate")
         for verb, words in verbs.items():
-            done = run.verb(verb, *words)
-            said = done.stdout + done.stderr
-            assert said, verb
-            assert said.isascii(), said
-            assert "Traceback" not in said, said
-            assert done.returncode == (2 if verb in ("resume", "restart", "down", "follow", "dashboard") else 0), said
+            assert_plain(run.verb(verb, *words), 2 if verb in mistakes else 0)
+        monkeypatch.delenv("PYTHONIOENCODING")
+        for name, value in PLAIN[1].items():
+            monkeypatch.setenv(name, value)
+        for verb in ("run", "status", "resume"):
+            assert_plain(run.verb(verb, *verbs[verb]), 2 if verb in mistakes else 0)
+
+
+def assert_plain(done: subprocess.CompletedProcess[str], code: int) -> None:
+    said = done.stdout + done.stderr
+    assert said, done.args
+    assert said.isascii(), said
+    assert "Traceback" not in said, said
+    assert done.returncode == code, said

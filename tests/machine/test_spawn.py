@@ -31,6 +31,12 @@ STARTERS = {
     "darts_async/reward/warden.py": {"fork"},  # its worker, before anything heavy is imported
     "launcher/preflight/trial_process.py": {"Popen"},  # looks at models, or imports a module of the user's
     "launcher/plan/devices.py": {"run"},  # nvidia-smi, with a deadline
+    "launcher/api/run.py": {"Popen"},  # the launcher, for a caller in Python
+    "darts_async/prompts/task_families.py": {"Popen"},  # makes tasks, with a deadline
+    "darts_async/reward/sandbox/program.py": {"Popen", "run"},  # a program of a response, in its sandbox
+    "darts_async/reward/sandbox/confine.py": {"execv", "fork"},  # becomes that program, once it is confined
+    "darts_async/reward/sandbox/probe.py": {"fork"},  # tries whether the bound of processes holds
+    "darts_async/reward/sandbox/isolation.py": {"run"},  # asks the program's Python where its files are
 }
 """The files that may start a process, and with what. vLLM forks its own: see `process_tree`."""
 _OF_MODULES = {
@@ -68,7 +74,7 @@ def test_one_module_starts_processes_and_the_exceptions_are_known() -> None:
 def test_one_module_makes_command_lines_of_python() -> None:
     for path in SOURCES:
         constants = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
-        assert path.name == "spawn.py" or not constants & {"-m", "-c"}, path
+        assert path.name in ("spawn.py", "isolation.py") or not constants & {"-m", "-c"}, path
 
 
 @pytest.mark.parametrize("module", [f"{FIRST_MODULE}", "launcher.__main__"])
@@ -116,6 +122,11 @@ MODULES = (
     "launcher.nodes.exec_with_env",
     "launcher.preflight.model_trial",
     "launcher.preflight.extension_trial",
+    "launcher.sinks.follower",
+    "darts_async.reward.sandbox.confine",
+    "darts_async.reward.sandbox.probe",
+    "darts_async.models.gguf_import",
+    "darts_async.prompts.task_maker",
 )
 """All that is started as a process."""
 
@@ -139,7 +150,7 @@ async def test_no_process_executes_what_lies_in_the_directory_of_the_caller(tmp_
     said = output.read_text()
     assert code != 0
     assert "of the caller" not in said
-    assert any(word in said for word in ("usage:", "Input data was truncated", "JSONDecodeError")), said
+    assert any(word in said for word in ("usage:", "Input data was truncated", "JSON", "IndexError")), said
 
 
 SHADOWS = ("structlog", "types", "darts_async", "msgspec", "numpy", "uvloop", "torch", "asyncssh")

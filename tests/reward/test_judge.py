@@ -55,7 +55,7 @@ def reward_of(script: Callable[..., Reply], item: dict[str, Any] = ITEM, **setti
 def test_the_request_is_a_chat_completion_with_the_fields_filled_in() -> None:
     script = Script(saying("Score: 7"))
     template = "{metadata.rubric}: {prompt} -> {response} ({answer}) {other}"
-    assert reward_of(script, template=template, system="You judge.", temperature=0.5, max_tokens=9) == 0.7
+    assert reward_of(script, template=template, system="You judge.", temperature=0.5, max_verdict_tokens=9) == 0.7
     [(url, request, key)] = script.requests
     assert (url, key) == ("http://127.0.0.1:1/v1/chat/completions", "")
     assert request == {

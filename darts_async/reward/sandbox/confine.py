@@ -42,8 +42,8 @@ _LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ARCHITECTURES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
 """Its number, and that of the system call `socket`."""
 _IO_URING_SETUP, _FIRST_X32_CALL = 425, 0x40000000
-CANNOT_CONFINE = 120
-"""Exit code when a wall that was asked for cannot be set up."""
+SET_UP = b"set up"
+"""What is told through a pipe just before the program is executed. If that fails, more follows."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -66,10 +66,13 @@ def main(arguments: Sequence[str]) -> None:
             refuse_sockets()
         if options["supervise"]:
             _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of the user takes it away
+        os.set_inheritable(options["tells"], False)
+        os.write(options["tells"], SET_UP)
         os.execv(program[0], program)
     except OSError as error:
         os.write(2, f"the sandbox cannot be set up: {error}\n".encode())
-        os._exit(CANNOT_CONFINE)
+        os.write(options["tells"], b"no")
+        os._exit(1)
 
 
 def _become(user_id: int) -> None:
@@ -100,6 +103,7 @@ def _become_supervisor(options: dict[str, Any]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD})
         os.setsid()
         return
+    os.close(options["tells"])
     status = None
     while status is None:
         if signal.sigwait({signal.SIGTERM, signal.SIGCHLD}) == signal.SIGTERM:

@@ -87,10 +87,17 @@ class Isolation:
                 os.chown(path, self.user_id, self.user_id)
 
     def command(
-        self, program: Sequence[str], limits: Mapping[str, int], directory: Path, tmpfs_bytes: int
+        self, program: Sequence[str], limits: Mapping[str, int], directory: Path, tmpfs_bytes: int, tells: int
     ) -> tuple[str, ...]:
-        """The command line that runs `program` with limits of the kernel (by their name in `resource`). `directory` has
-        its files; `tmpfs_bytes` limits what bubblewrap keeps in memory for each directory."""
+        """The command line that runs a program.
+
+        Args:
+            program: an executable and its arguments.
+            limits: of the kernel, by their name in `resource`.
+            directory: has the files of the program.
+            tmpfs_bytes: limits what bubblewrap keeps in memory for each directory.
+            tells: an open pipe, into which `confine.SET_UP` is written before the program is executed.
+        """
         is_supervised = self.kind == "processes"
         options: dict[str, Any] = {
             "limits": dict(limits),
@@ -99,6 +106,7 @@ class Isolation:
             "landlock": is_supervised and bool(self.landlock),
             "no_sockets": self.no_sockets,
             "user_id": self.user_id,
+            "tells": tells,
             "readable": [*_SYSTEM, *_places_of(self.python), "/dev/urandom"],
             "writable": [str(directory), *_DEVICES],
         }
@@ -167,6 +175,11 @@ def _is_open_to_all(directory: Path) -> bool:
         return False
 
 
+def _below(*directories: str) -> Iterator[str]:
+    """What the paths of all that is in these directories begin with."""
+    return (f"{directory}/" for directory in directories)
+
+
 def _bound(path: str) -> tuple[str, ...]:
     """A part of the file system, read-only; a link such as /bin stays one."""
     if os.path.islink(path):
@@ -194,5 +207,6 @@ def _places_of(python: str) -> tuple[str, ...]:
         raise ConfigError(
             f"`python` of `code` is {python!r}, which does not work: {error}; write the path of a Python"
         ) from error
-    places = {*told, *(str(Path(path).resolve()) for path in told), str(Path(executable).resolve().parent.parent)}
-    return tuple(sorted(place for place in places if place not in ("/", "/usr") and not place.startswith("/usr/")))
+    places = {*told, *(str(Path(path).resolve()) for path in told), executable, str(Path(executable).resolve())}
+    outside = {place for place in places if place not in ("/", "/usr")}
+    return tuple(sorted(place for place in outside if not any(map(place.startswith, _below("/usr", *outside)))))

@@ -12,17 +12,18 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 from darts_async.errors import SandboxError
 from darts_async.reward.descendants import descendants, memory_bytes
-from darts_async.reward.sandbox.confine import CANNOT_CONFINE
+from darts_async.reward.sandbox.confine import SET_UP
 from darts_async.reward.sandbox.isolation import Isolation, environment_in
 
 LOOK_EVERY_S = 0.02
+SET_UP_WITHIN_S = 10.0
 END_WITHIN_S = 10.0
 """A killed program that has not ended after this long is stuck in the kernel."""
 MAX_SUPERVISORS = 3
@@ -110,8 +111,7 @@ def run_program(
     """
     isolation = isolation.of_program(next(_numbers))
     with contextlib.ExitStack() as stack:
-        made = tempfile.TemporaryDirectory(prefix="darts-sandbox-", dir=isolation.place())
-        directory = Path(stack.enter_context(made))
+        directory = stack.enter_context(_own_directory(isolation.place()))
         for name, content in files.items():
             (directory / name).write_bytes(content)
         isolation.give(directory)
@@ -119,21 +119,49 @@ def run_program(
         given.write(stdin)
         given.seek(0)
         of_kernel = limits.of_kernel(of_own_user=bool(isolation.user_id))
-        command = isolation.command(argv, of_kernel, directory, limits.memory_bytes)
-        process = _start(command, directory, given)
+        told, tells = os.pipe()
+        stack.callback(os.close, told)
+        with os.fdopen(tells, "wb"):
+            command = isolation.command(argv, of_kernel, directory, limits.memory_bytes, tells)
+            process = _start(command, directory, given, tells)
         watch = _Watch(process, limits)
         stack.callback(watch.close)
         try:
+            select.select([told], [], [], SET_UP_WITHIN_S)  # this is not the time of the program
             breach = watch.until_it_ends()
         finally:
             _kill(process, isolation)
         outcome = Outcome(watch.stdout, watch.stderr, _exit_code(process.returncode), breach)
-    if outcome.exit_code == CANNOT_CONFINE or outcome.stderr.startswith(b"bwrap: "):
-        raise SandboxError(f"{isolation.describe()}: {outcome.stderr.decode(errors='replace').strip()[-500:]}")
+        if not _was_executed(told):  # a program may end with any exit code and print anything
+            said = outcome.stderr.decode(errors="replace").strip()[-500:] or f"it ended with {outcome.exit_code}"
+            why = f"it was not set up within {SET_UP_WITHIN_S:g} s" if breach else said
+            raise SandboxError(f"{isolation.describe()}: {why}")
     return outcome
 
 
-def _start(command: Sequence[str], directory: Path, stdin: IO[bytes]) -> "subprocess.Popen[bytes]":
+@contextlib.contextmanager
+def _own_directory(place: str) -> Iterator[Path]:
+    """A directory that is removed afterwards, whatever a program has left in it."""
+    made = tempfile.TemporaryDirectory(prefix="darts-sandbox-", dir=place, ignore_cleanup_errors=True)
+    try:
+        yield Path(made.name)
+    finally:
+        try:
+            made.cleanup()
+        except RecursionError:  # deeper than Python can follow
+            subprocess.run(["rm", "-rf", "--", made.name], check=False, timeout=END_WITHIN_S)
+
+
+def _was_executed(told: int) -> bool:
+    """Whether the sandbox said that it was set up and then no more, because the program was executed."""
+    os.set_blocking(told, False)
+    try:
+        return os.read(told, len(SET_UP) + 1) == SET_UP
+    except BlockingIOError:  # a killed process has not ended yet, and has said nothing
+        return False
+
+
+def _start(command: Sequence[str], directory: Path, stdin: IO[bytes], tells: int) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
             command,
@@ -143,6 +171,7 @@ def _start(command: Sequence[str], directory: Path, stdin: IO[bytes]) -> "subpro
             cwd=directory,
             env=environment_in(str(directory)),
             start_new_session=True,
+            pass_fds=(tells,),
         )
     except OSError as error:
         raise SandboxError(f"a program cannot be started: {error}") from error
@@ -158,7 +187,6 @@ class _Watch:
         self._limits = limits
         self._pipes = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
         self._open = set(self._pipes)
-        self._ends_at_s = time.monotonic() + limits.wall_s
         self._next_look_s = 0.0
 
     @property
@@ -172,7 +200,8 @@ class _Watch:
         return self._printed(1)
 
     def until_it_ends(self) -> Breach | None:
-        """Wait until the program has ended, or must end: for which limit."""
+        """Wait until the program has ended, or must end: for which limit. Its time begins now."""
+        ends_at_s = time.monotonic() + self._limits.wall_s
         while True:
             has_ended = self._process.poll() is not None  # first: what it printed before is read below
             self._read(0.0 if has_ended else LOOK_EVERY_S)
@@ -180,7 +209,7 @@ class _Watch:
                 return "output"
             if has_ended:
                 return None
-            if time.monotonic() > self._ends_at_s:
+            if time.monotonic() > ends_at_s:
                 return "wall_s"
             breach = self._measured()
             if breach is not None:

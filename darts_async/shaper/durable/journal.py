@@ -1,13 +1,13 @@
 """The journal: a state of the shaper, and everything that has happened to it since.
 
-One file of framed records (`wire.framing`), the first a `JournalHead`, the others inputs in order. What was written
-survives the death of the process, and a power loss about a second later:
+One file of framed records (`wire.framing`). The first is a `JournalHead`, the others are inputs in order. What was
+written survives the death of the process. About a second later it also survives a power loss.
 
-- inputs are written before any peer hears of what followed from them, and before they are acknowledged;
-- a death can only tear the last record: reading stops there, and what it held comes again;
-- when the inputs outweigh the head, a new journal is begun with a new head beside the old one. Inputs go to both until
-  the new one is on the disk and takes the name of the old one. So the size of the file is bounded by that of what is in
-  flight, and a loss of power leaves one of the two whole.
+- Inputs are written before any peer hears of their consequences, and before they are acknowledged.
+- A death can only tear the last record. Reading stops there, and its peer sends that input again.
+- When the inputs are larger than the head, a new journal with a new head is begun beside the old one. Inputs go to both
+  until the new one is on the disk and takes the name of the old one. So the file is as large as the work in flight, and
+  a power loss leaves one of the two complete.
 """
 
 import os
@@ -29,7 +29,7 @@ MIN_BYTES = 1 << 18
 
 
 class Journal:
-    """Writes a journal. `begin` or `resume` comes first."""
+    """Writes a journal. Call `begin` or `resume` first."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -40,7 +40,7 @@ class Journal:
 
     @property
     def is_due(self) -> bool:
-        """Whether to prepare a new one."""
+        """Whether to call `prepare`."""
         return self._next < 0 and self._num_bytes - self._head_bytes >= max(MIN_BYTES, self._head_bytes)
 
     @property
@@ -49,7 +49,7 @@ class Journal:
         return self._next >= 0
 
     def begin(self, head: JournalHead) -> None:
-        """Start with this head, in place of what there was. It is on the disk on return."""
+        """Replace any journal by one with this head. It is on the disk on return."""
         self.prepare(head)
         os.fsync(self._next)
         self.replace()
@@ -71,7 +71,7 @@ class Journal:
         self._next_head_bytes = self._next_bytes = len(data)
 
     def replace(self) -> None:
-        """Put what `prepare` has written in the place of the old one. It is to be flushed before."""
+        """Replace the old journal by that of `prepare`, which must have been flushed."""
         self._beside.replace(self._path)
         if self._file >= 0:
             os.close(self._file)
@@ -79,15 +79,15 @@ class Journal:
         self._head_bytes, self._num_bytes = self._next_head_bytes, self._next_bytes
 
     def resume(self, num_bytes: int) -> None:
-        """Go on after the whole records of a journal that `read_journal` has read. One that a process before has begun
-        beside it is of no use, and takes room."""
+        """Continue after the complete records that `read_journal` found. A new journal that a dead process has begun is
+        removed."""
         self._beside.unlink(missing_ok=True)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         os.ftruncate(self._file, num_bytes)
         self._head_bytes, self._num_bytes = 0, num_bytes
 
     def append(self, inputs: Iterable[AnyInput]) -> None:
-        """Write inputs in one call; they are with the operating system on return."""
+        """Write inputs in one call. The operating system has them on return."""
         data = b"".join(frame(encode(given)) for given in inputs)
         append_whole(self._file, data, self._path)
         self._num_bytes += len(data)
@@ -96,7 +96,7 @@ class Journal:
             self._next_bytes += len(data)
 
     def flusher(self) -> Callable[[], None]:
-        """What has everything so far on the disk, to be called in any thread, whatever happens here meanwhile."""
+        """A function for any thread that flushes everything so far to the disk."""
         files, directory = [os.dup(file) for file in (self._file, self._next) if file >= 0], self._path.parent
 
         def work() -> None:
@@ -118,14 +118,14 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class FoundJournal:
-    """What a journal holds, as far as it can be read."""
+    """The readable part of a journal."""
 
     head: JournalHead | None
     inputs: list[AnyInput]
     num_bytes: int
-    """Of the whole records."""
+    """Size of the complete records."""
     fault: str
-    """Why it ends there, if that is not what a death leaves."""
+    """Why reading stopped, unless a death explains it."""
 
 
 def read_journal(path: Path) -> FoundJournal:

@@ -1,23 +1,21 @@
-"""A shaper takes the place of another: in the same life of a run, from the journal to the last word; in another life of
-it, from whatever the disk has kept.
+"""A new shaper continues from the files of the one before.
 
-In the same life only a process has died. What was written is there, and the peers continue from it: if journal and
-ledger do not fit together, no guess is safe, and the run has to be ended first.
+In the same life of a run only the shaper has died. Its files are complete, and its peers continue from them. If journal
+and ledger contradict each other, no guess is safe, and the run has to be ended first.
 
-In another life all processes are new, and any of the files may have lost its end with the power, or its contents. What
-can be taken up, the best first:
+In another life all processes are new, and any file may have lost its end, or all of its contents. The shaper continues
+from the best of these:
 
-    the journal        if it can be read, and the newest checkpoint follows from it. Records of the ledger that follow
-                       after its last input are taken back, and those that are missing are written
-    the checkpoint     by what the shaper gave to it: what is later is void, and what was open then is asked again
-    nothing            the run begins again, and all records are void
+    the journal        if it can be read and explains the newest checkpoint. Later records of the ledger become void,
+                       and missing records are written
+    the checkpoint     from the shaper's part of it. Later records become void, and open groups are asked again
+    nothing            the run begins again, and all records become void
 
-A life that has begun may find that its learner comes back at a checkpoint older than any group it knows, because the
-later ones are damaged. Then another life begins at once, by itself (`protocol.TakeUpAgain`): so any checkpoint that is
-kept is enough, at any time.
+During a life, the learner may come back at a checkpoint that is older than any group the shaper knows, because later
+checkpoints are damaged. Then another life begins by itself (`protocol.TakeUpAgain`). So any kept checkpoint is enough.
 
-Where the ledger has lost records that were written before the place at which the shaper continues, they are lost for
-good: it says so, with their sums, and what was open is asked again.
+If the ledger has lost records from before the point at which the shaper continues, the shaper records their sums, and
+groups that were open are asked again.
 """
 
 from dataclasses import dataclass
@@ -40,12 +38,12 @@ from darts_async.topology.run_files import CHECKPOINTS_DIR, SHAPER_STATE_FILE
 
 
 def take_up(found: FoundJournal, ledger: LedgerWriter, make_state: MakeState) -> ReplayableState:
-    """Where the process before stood when it died, in the same life of the run.
+    """The state in which the shaper died, in the same life of the run.
 
-    What was decided is decided again, and what of it is missing in the ledger is written there. Nothing is sent.
+    The decisions are made again, and their records are written where the ledger lacks them. Nothing is sent.
 
     Raises:
-        DataError: journal or ledger is not what this life has written.
+        DataError: journal or ledger was not written by this life.
     """
     if found.head is None or found.fault:
         raise DataError(f"{found.fault}; end the run and take it up again: darts-launch resume {ledger.path.parent}")
@@ -56,16 +54,15 @@ def take_up(found: FoundJournal, ledger: LedgerWriter, make_state: MakeState) ->
 
 @dataclass(frozen=True, slots=True)
 class NewestCheckpoint:
-    """Of a run that is taken up again."""
+    """The newest checkpoint of a run that continues in another life."""
 
     policy_version: int
     shared: Shared | None
-    """None if it has nothing of the shaper."""
+    """The shaper's part; None if it is empty."""
 
 
 def newest_checkpoint(run_dir: Path) -> NewestCheckpoint | None:
-    """The newest checkpoint whose part of the shaper is whole, or empty. Whether the rest of it is whole is for the
-    learner to say, which reads it.
+    """The newest checkpoint whose shaper part is complete or empty. The learner checks the other parts.
 
     Raises:
         OSError: a file is there and cannot be read.
@@ -78,7 +75,7 @@ def newest_checkpoint(run_dir: Path) -> NewestCheckpoint | None:
     for version, path in sorted(found.items(), reverse=True):
         try:
             data = path.read_bytes()
-        except FileNotFoundError:  # the learner begins meanwhile, and has found it damaged
+        except FileNotFoundError:  # the learner has just found it damaged, and renamed it
             continue
         shared = decode_shared(data)
         if shared is not None or not data:
@@ -92,9 +89,9 @@ class TakenUp:
 
     replayable: ReplayableState
     records: list[AnyRecord]
-    """To be written to the ledger."""
+    """Records to write to the ledger."""
     outputs: list[Output]
-    """To be sent after that."""
+    """Messages to send after that."""
     source: str
 
 
@@ -107,8 +104,7 @@ def take_up_again(
     life: int,
     now_s: float,
 ) -> TakenUp:
-    """Go on in another life, from its moment `now_s` on if no earlier one is known. `journal` is to hold nothing where
-    it is not to be used."""
+    """Continue in another life. `now_s` is the time if no file has one. Pass an empty `journal` to ignore it."""
     replayable, records, source = _from_journal(journal, ledger, checkpoint, make_state, life)
     if replayable is None:
         replayable, records, source = _from_checkpoint(ledger, checkpoint, make_state, life, now_s)
@@ -142,8 +138,8 @@ def _from_journal(
 
 
 def seen_by(head: JournalHead, ledger: FoundLedger) -> Counted | None:
-    """What counted in the ledger when this head was taken; None if the ledger has lost some of it. What was written
-    after that may be void in the meantime, or have made this void: a run starts over, and dies before the next head."""
+    """The valid records of the ledger when this head was written; None if the ledger has lost some of them. Later
+    records cannot be used: they may be void, or make earlier ones void, if the run has started over since."""
     return ledger.until(head.ledger_bytes, head.place.num_records, head.firsts)
 
 
@@ -152,7 +148,7 @@ def _from_checkpoint(
 ) -> tuple[ReplayableState, list[AnyRecord], str]:
     replayable = ReplayableState(make_state, life=life)
     replayable.lineage, replayable.now_s = ledger.counted.lineage, now_s
-    if checkpoint is None or checkpoint.shared is None:  # if there is one, the learner says what it has
+    if checkpoint is None or checkpoint.shared is None:  # a checkpoint without it: the learner reports its version
         return replayable, _recorded(replayable.begin_again()), "nothing"
     replayable.now_s = checkpoint.shared.now_s
     ready = LearnerReady(checkpoint.policy_version)

@@ -1,13 +1,13 @@
-"""The state of a shaper, and what another process needs beside it to take its place.
+"""The state of a shaper, and what a new process needs beside it to continue. Pure.
 
-Everything that happens to a shaper is an `Input`, and `take` is the only way in. A shaper that starts from a
-`JournalHead` and takes the same inputs comes to the same state, with the same outputs on the way: this is what the
-journal rests on. Pure, as the state.
+Everything that happens to a shaper is an `Input`, and `take` is the only way in. A shaper that starts from the same
+`JournalHead` and takes the same inputs reaches the same state, with the same outputs. The journal depends on this.
 
-A place in the ledger is counted in records, so that what a checkpoint needs of the shaper can be made here: `Shared`.
+A position in the ledger is a number of records, so that this module can make the shaper's part of a checkpoint,
+`Shared`.
 
-What generators and reward processes were sent is asked for again when they are greeted. Not so what goes to the
-launcher, and what the learner keeps for a checkpoint: these *reports* are remembered until they have been handled.
+After a greeting, generators and reward processes ask again for their work. Messages to the launcher, and those that the
+learner keeps for a checkpoint, are *reports*: they are remembered until the peer has handled them.
 """
 
 from collections.abc import Callable
@@ -66,11 +66,11 @@ class Stopped(Input, frozen=True):
 
 
 class Abandoned(Input, frozen=True):
-    """The end has been waited for long enough."""
+    """The deadline of an orderly end has passed."""
 
 
 class Restarted(Input, frozen=True):
-    """A new process has taken the place of the one before."""
+    """A new process has replaced a dead one."""
 
 
 class Reopened(Input, frozen=True):
@@ -86,7 +86,7 @@ class Confirmed(Input, frozen=True):
 
 
 class RolloutsWritten(Input, frozen=True):
-    """A file of rollouts is on its place, or was given up because it could not be written."""
+    """A file of rollouts is written, or was given up because it could not be written."""
 
     serial: int
     is_given_up: bool
@@ -96,7 +96,7 @@ AnyInput = Heard | CameUp | WentDown | Ticked | Stopped | Abandoned | Restarted 
 
 
 class JournalHead(Struct, frozen=True):
-    """Where a shaper stood, to be encoded at once. `ledger_bytes` is how much of the ledger was written by then."""
+    """The state of a shaper, to be encoded at once. `ledger_bytes` is the size of the ledger at that moment."""
 
     now_s: float
     snapshot: StateSnapshot
@@ -109,16 +109,16 @@ class JournalHead(Struct, frozen=True):
 
 
 class Shared(Struct, frozen=True):
-    """What a shaper gives to a checkpoint, to be encoded at once; nothing that is open in it continues from there."""
+    """The shaper's part of a checkpoint, to be encoded at once. Groups that are open in it do not continue."""
 
     now_s: float
     snapshot: StateSnapshot
     place: Position
-    """How much of the ledger was written by then."""
+    """The position in the ledger at that moment."""
 
 
 MAX_SHARED_BYTES = 32 << 20
-"""A checkpoint goes without what takes more: it is a message. That can happen only while a learner catches up."""
+"""Size limit of a message. A larger part is left out, which can only happen while a learner catches up."""
 MakeState = Callable[[StateSnapshot | None], ShaperState]
 
 
@@ -129,18 +129,18 @@ class ReplayableState:
         self._make_state = make_state
         self.state = make_state(snapshot)
         self.life = life
-        """Which life of the run the present processes are of."""
+        """The present life of the run."""
         self.lineage = Lineage()
         self.now_s = 0.0
-        """Of the newest input."""
+        """Time of the newest input."""
         self.heard: dict[str, tuple[int, int]] = {}
-        """{peer: (incarnation, first message of it that has not been taken)}"""
+        """{peer: (incarnation, number of its first message that was not taken)}"""
         self.reports: list[SendTo] = []
-        """Not confirmed, in order."""
+        """Unconfirmed reports, in order."""
 
     @classmethod
     def of(cls, head: JournalHead, make_state: MakeState) -> "ReplayableState":
-        """Where `to_head` was taken."""
+        """The inverse of `to_head`."""
         replayable = cls(make_state, head.snapshot, head.place.life)
         replayable.now_s, replayable.heard, replayable.reports = head.now_s, head.heard, head.reports
         replayable.lineage.num_records, replayable.lineage.firsts = head.place.num_records, head.firsts
@@ -148,7 +148,7 @@ class ReplayableState:
 
     @property
     def place(self) -> Position:
-        """In the ledger."""
+        """The position in the ledger."""
         return Position(self.life, self.lineage.num_records)
 
     def to_head(self, ledger_bytes: int) -> JournalHead:
@@ -164,18 +164,18 @@ class ReplayableState:
         )
 
     def take(self, given: AnyInput) -> list[Output]:
-        """One input, completely."""
+        """Handle one input completely."""
         self.now_s = given.now_s
         return self._noted(self._decide(given))
 
     def start_over(self, ready: LearnerReady, shared: Shared | None, now_s: float) -> list[Output]:
-        """Go on with a learner that is at a version which does not follow from here, from what its checkpoint has, or
-        from the beginning if it has the first model; without either, from the sums of what is here. The records since
-        then are void. If some before are lost, the ledger begins again with what they have come to."""
+        """Continue with a learner whose version does not follow from this state: from the shaper's part of its
+        checkpoint, from the beginning if it has the first model, or else from the sums of this state. Later records
+        become void. If earlier records are lost, the ledger begins again with their sums."""
         return self._noted(self._start_over(ready, shared, now_s))
 
     def begin_again(self) -> list[Output]:
-        """Nothing is known of what the ledger has."""
+        """Begin again: all records of the ledger become void."""
         return self._noted([TakenBack(0)] if self.lineage.num_records else [])
 
     def _noted(self, outputs: list[Output]) -> list[Output]:
@@ -241,7 +241,7 @@ class ReplayableState:
                 return []
 
     def _prepared_for(self, message: Incoming, now_s: float) -> list[Output]:
-        """A learner may have gone back to where no step is known, or be where none was heard of."""
+        """Start over if the learner is at a version that this state does not explain."""
         if not isinstance(message, LearnerReady) or self.state.phase is RunPhase.FINISHED:
             return []
         if self.state.explains(message.policy_version) or not self.state.may_start_over:
@@ -250,12 +250,12 @@ class ReplayableState:
 
 
 def encode_shared(shared: Shared) -> bytes:
-    """For `decode_shared`."""
+    """The bytes for a checkpoint."""
     return frame(encode(shared))
 
 
 def decode_shared(data: bytes) -> Shared | None:
-    """What was encoded; None if that is torn, damaged, empty or of another version."""
+    """The inverse of `encode_shared`; None if the bytes are torn, damaged, empty or of another version."""
     payloads = read_frames(data).payloads
     try:
         return cast(Shared, decoder(Shared).decode(payloads[0])) if payloads else None
@@ -264,11 +264,11 @@ def decode_shared(data: bytes) -> Shared | None:
 
 
 def _outlives_a_life(report: SendTo) -> bool:
-    """How a life ended is over with it. And what the learner of then was to keep for a checkpoint is not for the one of
-    now: that one may take other steps on its way to the same version."""
+    """The end of a life is reported in that life only. A checkpoint part for its learner is not for the next learner,
+    which may reach the same version by other steps."""
     return report.peer == LAUNCHER and not isinstance(report.message, RunFinished | TakeUpAgain)
 
 
 def is_report(output: Output) -> TypeGuard[SendTo]:
-    """Whether it is kept until it has been handled."""
+    """Whether it is kept until its peer has handled it."""
     return isinstance(output, SendTo) and (output.peer == LAUNCHER or isinstance(output.message, ShaperSnapshot))

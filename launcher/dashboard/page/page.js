@@ -73,7 +73,7 @@ class Page {
     this.readAddress();
     window.addEventListener("hashchange", () => this.readAddress() && this.follow());
     document.addEventListener("visibilitychange", () => this.follow()); // a hidden page keeps no connection
-    new ResizeObserver(() => this.section === "charts" && this.later()).observe(main);
+    new ResizeObserver(() => this.redraw()).observe(main);
     this.follow();
   }
 
@@ -117,6 +117,7 @@ class Page {
         if (!isFresh.has(run.name)) run.clear();
         isFresh.add(run.name);
         run.take(message);
+        this.isStale ||= Boolean(message.points || message.evaluations || message.reset);
       }
       this.later();
     };
@@ -133,6 +134,12 @@ class Page {
       this.isDue = null;
       this.refresh();
     });
+  }
+
+  /** Draw the charts, also if they have nothing new. */
+  redraw() {
+    this.isStale = true;
+    this.later();
   }
 
   show() {
@@ -195,6 +202,8 @@ class Page {
     const rest = [...new Set(runs.flatMap((run) => [...run.metrics.keys()]))].filter((name) => !named.has(name) && name !== "elapsed_s").sort();
     const more = rest.map((name) => ({ title: name, about: "", kind: "lines", band: null, family: "", evaluated: "", series: [{ metric: name, label: name }] }));
     const drawn = JSON.stringify([this.charts.filter((chart) => hasData(chart, runs)).map((chart) => chart.title), rest, runs.map((run) => run.name)]);
+    if (drawn === this.drawn && !this.isStale) return;
+    this.isStale = false;
     if (drawn !== this.drawn) this.layOut(runs, more, drawn);
     for (const [figure, [chart, of]] of this.figures) if (!figure.closest("details:not([open])")) draw(figure, chart, of, this.smoothing);
   }
@@ -212,7 +221,7 @@ class Page {
       });
     });
     const first = figures(this.charts);
-    const rest = el("details", { open: this.isOpen.more, ontoggle: (event) => { this.isOpen.more = event.target.open; this.later(); } }, el("summary", {}, `${more.length} further metrics`), el("div", { class: "cards" }, figures(more)));
+    const rest = el("details", { open: this.isOpen.more, ontoggle: (event) => { this.isOpen.more = event.target.open; this.redraw(); } }, el("summary", {}, `${more.length} further metrics`), el("div", { class: "cards" }, figures(more)));
     this.body.replaceChildren(first.length ? el("div", { class: "cards" }, first) : el("p", { class: "about" }, "No step is complete yet."), more.length ? rest : "");
   }
 
@@ -238,7 +247,7 @@ class Page {
 
   smooth(strength) {
     this.smoothing = strength;
-    this.later();
+    this.redraw();
   }
 
   find(words) {

@@ -102,6 +102,30 @@ def test_how_a_program_ends_is_told(walls: Isolation, source: str, exit_code: in
     assert (outcome.exit_code, outcome.breach, outcome.is_good) == (exit_code, None, False)
 
 
+@in_every
+@pytest.mark.parametrize("source", ["import os; os._exit(120)", "import os; os.write(2, b'bwrap: no'); os._exit(1)"])
+def test_a_program_cannot_pretend_that_its_sandbox_has_failed(walls: Isolation, source: str) -> None:
+    outcome = run(walls, source)
+    assert (outcome.is_good, outcome.exit_code) == (False, 120 if "120" in source else 1)
+
+
+@in_every
+def test_a_program_does_not_get_the_pipe_of_its_sandbox(walls: Isolation) -> None:
+    source = "import os\nfor n in range(3, 64):\n    try: os.write(n, b'x'); print(n)\n    except OSError: pass"
+    assert run(walls, source).stdout == b""
+
+
+@in_every
+def test_what_a_program_leaves_is_removed(walls: Isolation, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "import os\nfor n in range(1500): os.mkdir('d'); os.chdir('d')\nos.chmod('.', 0)"
+    made: list[str] = []
+    real = Isolation.give
+    monkeypatch.setattr(Isolation, "give", lambda self, path: (made.append(str(path)), real(self, path)))
+    assert run(walls, source).is_good
+    assert len(made) == 1
+    assert not Path(made[0]).exists()
+
+
 # --- limits --------------------------------------------------------------------------------------------------
 
 
