@@ -14,7 +14,6 @@ Messages of a run, each a JSON object with its name as `run`:
 A long file is sent in parts, so that no message is large.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from launcher.run_dir.json_lines import read_lines
 from launcher.terminal import printable
 
 PART_BYTES = 1 << 20
+_LARGEST = 1e300
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ def measurements(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             continue
         last_step = max(last_step, step)
         for name, value in line.items():
-            if name not in ("type", "step") and isinstance(value, int | float) and math.isfinite(value):
+            if name not in ("type", "step") and _is_number(value):
                 steps, values = points.setdefault(name, ([], []))
                 steps.append(step)
                 values.append(float(f"{value:.6g}"))
@@ -133,6 +133,11 @@ def measurements(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     evaluations = [line for line in lines if line["type"] == "evaluation"]
     if evaluations:
         yield {"evaluations": [plain(_without_samples(line)) for line in evaluations]}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is finite. An integer of a damaged line may be too large for a float."""
+    return isinstance(value, int | float) and -_LARGEST < value < _LARGEST
 
 
 def _without_samples(line: dict[str, Any]) -> dict[str, Any]:

@@ -39,13 +39,13 @@ def test_the_first_look_tells_everything_and_the_next_what_is_new(run_dir: Path)
     first = list(run.new())
     assert {message["run"] for message in first} == {"made"}
     [points] = [message["points"] for message in first if "points" in message]
-    assert points == {"elapsed_s": [[0, 1], [1.0, 1.0]], "loss": [[0, 1], [1.0, 2.0]]}
+    assert points == {"elapsed_s": ([0, 1], [1.0, 1.0]), "loss": ([0, 1], [1.0, 2.0])}
     [state] = [message["state"] for message in first if "state" in message]
     assert (state["status"], state["live"], state["summary"], state["histories"]) == ("finished", None, None, [])
     assert list(run.new()) == []
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('ep"}\n' + step(1, loss=3.0))
-    assert new(run, "points") == [{"elapsed_s": [[1], [1.0]], "loss": [[1], [3.0]]}]
+    assert new(run, "points") == [{"elapsed_s": ([1], [1.0]), "loss": ([1], [3.0])}]
     write(run_dir, [rollout(step=4)])
     assert new(run, "samples") == [{"train": [4], "held-out": []}]
 
@@ -80,9 +80,9 @@ def test_what_is_damaged_is_left_out_and_numbers_are_finite() -> None:
     lines = [
         {"type": "step", "step": "poem", "loss": 1.0},
         {"type": "step", "loss": 1.0},
-        {"type": "step", "step": 3, "loss": float("nan"), "words": "x", "norm": 0.123456789},
+        {"type": "step", "step": 3, "loss": float("nan"), "words": "x", "huge": 10**400, "norm": 0.123456789},
     ]
-    assert list(measurements(lines)) == [{"points": {"norm": [[3], [0.123457]]}, "last_step": 3}]
+    assert list(measurements(lines)) == [{"points": {"norm": ([3], [0.123457])}, "last_step": 3}]
 
 
 def test_an_evaluation_is_sent_without_its_samples(run_dir: Path) -> None:
