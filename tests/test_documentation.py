@@ -20,6 +20,7 @@ import os
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import textwrap
@@ -64,7 +65,7 @@ DOOR = ROOT / "README.md"
 ARCHITECTURE = ROOT / "darts_async" / "README.md"
 OF_A_LIVE_RUN = ("status", "logs", "restart")
 OF_A_RUN = ("audit", "story", "trace", "report", "samples", "follow")
-ENDS_A_RUN, GOES_ON = "down", "resume"
+ENDS_A_RUN, GOES_ON, SERVES = "down", "resume", "dashboard"
 WITHOUT_A_RUN = ("validate", "init", "--dry-run")
 EVALUATES = "evaluate"
 """Carried out by `launcher/commands/test_evaluation.py`: it is a run of its own."""
@@ -182,9 +183,16 @@ def is_a_valid_plan(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def is_carried_out(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """By `test_the_verbs_do_what_the_pages_say`."""
-    assert command.words[1] in (*OF_A_LIVE_RUN, *OF_A_RUN, ENDS_A_RUN, GOES_ON, EVALUATES, *WITHOUT_A_RUN, THE_RUN), (
-        command
-    )
+    assert command.words[1] in (
+        *OF_A_LIVE_RUN,
+        *OF_A_RUN,
+        ENDS_A_RUN,
+        GOES_ON,
+        SERVES,
+        EVALUATES,
+        *WITHOUT_A_RUN,
+        THE_RUN,
+    ), command
     parse_config("name: x", Path(THE_RUN), Overrides(words=tuple(word for word in command.words if "=" in word)))
 
 
@@ -237,6 +245,9 @@ def test_the_verbs_do_what_the_pages_say(tmp_path: Path, monkeypatch: pytest.Mon
                 do(*verb)
                 if verb[0] == "restart" and not verb[1].startswith("agent"):
                     run.wait_for_service(verb[1] if "/" in verb[1] else f"{verb[1]}/0", 2)
+        for verb in verbs:
+            if verb[0] == SERVES:
+                serve_and_end(run, *verb)
         do(ENDS_A_RUN)
         assert [follower.wait(60) for follower in followed] == [0] * len(followed), run.output
         assert run.end() == 130, run.output
@@ -251,6 +262,15 @@ def test_the_verbs_do_what_the_pages_say(tmp_path: Path, monkeypatch: pytest.Mon
                 run.wait_for_steps(num_steps + 2)
                 do(ENDS_A_RUN)
                 assert run.end() == 130, run.output
+
+
+def serve_and_end(run: LaunchedRun, *verb: str) -> None:
+    """A verb that stays until Ctrl-C."""
+    num_addresses = run.output.count("http://")
+    serving = run.begin(*(str(run.run_dir) if word == "RUN_DIR" else word for word in verb))
+    run.wait_until(lambda: run.output.count("http://") > num_addresses)
+    serving.send_signal(signal.SIGINT)
+    assert serving.wait(60) == 0, run.output
 
 
 def is_a_verb(command: Command) -> bool:

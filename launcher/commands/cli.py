@@ -34,6 +34,7 @@ from darts_async.topology.roles import LAUNCHER
 from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, SUMMARY_FILE
 from darts_async.transport import create_run_keys, renew_run_keys
 from launcher.analysis.earlier_lives import NO_PAST, Past, held, read_past
+from launcher.commands.dashboard import dashboard
 from launcher.commands.dry_run import dry_run_screen
 from launcher.commands.evaluation import as_evaluation
 from launcher.commands.follow import follow
@@ -108,7 +109,7 @@ MoreFiles = Annotated[
 ]
 
 
-_ALL_VERBS: tuple[Callable[..., None], ...] = (*VERBS, samples, follow)
+_ALL_VERBS: tuple[Callable[..., None], ...] = (*VERBS, samples, follow, dashboard)
 for _verb in _ALL_VERBS:
     app.command()(_verb)
 

@@ -55,12 +55,15 @@ class Lines:
     """Where the complete lines end, from the beginning of the file; the rest is torn."""
 
 
-def read_lines(path: Path, begin: int = 0) -> Lines:
-    """All complete lines of a file after its first `begin` bytes; none if it does not exist. Raises `OSError`."""
+def read_lines(path: Path, begin: int = 0, max_bytes: int = -1) -> Lines:
+    """All complete lines of a file after its first `begin` bytes; none if it does not exist. Raises `OSError`.
+
+    With `max_bytes` only those that end within so many bytes.
+    """
     try:
         with path.open("rb") as file:
             file.seek(begin)
-            data = file.read()
+            data = file.read(max_bytes)
     except FileNotFoundError:
         return Lines([], 0, 0)
     end = data.rfind(b"\n") + 1

@@ -231,11 +231,12 @@ def test_every_verb_speaks_to_a_terminal_that_knows_ascii_alone(
             "report": [there],
             "samples": [there],
             "follow": [there],
+            "dashboard": [str(tmp_path / "temporary")],  # where there is no run: otherwise it would stay
             "init": [str(tmp_path / "new.yaml")],
             "evaluate": [there, str(tmp_path / "no.yaml")],
         }
         assert set(verbs) == {command.name or command.callback.__name__ for command in app.registered_commands}
-        mistakes = ("resume", "restart", "down", "follow", "evaluate")
+        mistakes = ("resume", "restart", "down", "follow", "dashboard", "evaluate")
         for verb, words in verbs.items():
             assert_plain(run.verb(verb, *words), 2 if verb in mistakes else 0)
         monkeypatch.delenv("PYTHONIOENCODING")
