@@ -144,7 +144,7 @@ def played(rule: SelectionRule, group: Group) -> list[tuple[Sample, float]]:
             group.finish(sample, "stop")
             sample.stage = Stage.SCORED
             for cancelled in rule.to_cancel(group):
-                cancelled.stage = Stage.ENDED
+                cancelled.stage, cancelled.reward = Stage.ENDED, None
     return rule.select(group)
 
 
