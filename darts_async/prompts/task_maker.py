@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from darts_async.reward.task_guard import refusal
+
 _PATIENCE = 200
 """A family has no more questions when so many draws, and as many more as are wanted, gave none that is new."""
 _DRAWS_PER_TASK = 8
@@ -111,6 +113,8 @@ def _dataset(order: FamilyOrder) -> Any:
         near = difflib.get_close_matches(order.name, list(DATASETS), n=3, cutoff=0.5)
         guess = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(sorted(DATASETS))}"
         raise _UnusableError(f"reasoning-gym has no family {order.name!r}; {guess}")
+    if reason := refusal(order.name):
+        raise _UnusableError(reason)
     known = [field.name for field in dataclasses.fields(DATASETS[order.name][1]) if field.name not in ("seed", "size")]
     for name in order.arguments:
         if name not in known:

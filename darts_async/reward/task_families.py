@@ -10,16 +10,18 @@ from functools import lru_cache
 from typing import Any
 
 from darts_async.reward.answer_forms import last_box
+from darts_async.reward.task_guard import guard, is_harmless
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
 
 
 def score(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], finish_reason: str) -> float:
-    """What the family's scorer gives to the answer of the response; 0.0 if the response was cut at the token limit.
+    """What the family's scorer gives to the answer of the response; 0.0 if the response was cut at the token limit, and
+    for an answer that the scorer would execute (see `task_guard`).
 
     Raises:
-        ValueError: the prompt is not of `prompts.source: reasoning_gym`.
+        ValueError: the prompt is not of `prompts.source: reasoning_gym`, or its family cannot be scored safely.
     """
     if not {"family", "arguments", "entry"} <= metadata.keys():
         raise ValueError("reward.function reasoning_gym scores prompts of prompts.source reasoning_gym, and no others")
@@ -27,7 +29,8 @@ def score(*, prompt: str, response: str, answer: str, metadata: dict[str, Any], 
         return 0.0
     dataset = _family(metadata["family"], json.dumps(metadata["arguments"]))
     entry = {"question": prompt, **metadata["entry"]}
-    return float(dataset.score_answer(answer_in(response, answer), entry))
+    found = answer_in(response, answer)
+    return float(dataset.score_answer(found, entry)) if is_harmless(metadata["family"], found, entry) else 0.0
 
 
 def answer_in(response: str, reference: str) -> str:
@@ -51,4 +54,5 @@ def answer_in(response: str, reference: str) -> str:
 def _family(name: str, arguments_json: str) -> Any:
     from reasoning_gym.factory import create_dataset  # two seconds, and rarely needed
 
+    guard(name)
     return create_dataset(name, seed=0, size=1, **json.loads(arguments_json))
