@@ -94,7 +94,7 @@ class RewardConfig(Section):
     load what they need."""
     limits: RewardLimitsConfig = RewardLimitsConfig()
     max_failed_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """The run fails when more than this share of the last 200 items failed."""
+    """The run fails when more than this share of the last 200 items of a function failed."""
 
     @model_validator(mode="before")
     @classmethod

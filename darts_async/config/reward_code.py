@@ -10,8 +10,9 @@ Size = Annotated[float, Field(gt=0)]
 
 
 class CodeConfig(Section):
-    """Runs the last fenced block of a response, a Python program, in a sandbox without network and without files of
-    others. A program that fails or exceeds a limit fails its test case; a sandbox that fails gives no reward."""
+    """Runs the last fenced block of a response that is labelled as Python, or else the last without a label, in a
+    sandbox without network and without files of others. A program that fails or exceeds a limit fails its test case; a
+    sandbox that fails gives no reward."""
 
     tests_field: str = "tests"
     """Field of `metadata` with the test cases: `[{input, output}, ...]`, `{inputs: [...], outputs: [...]}`, a list of

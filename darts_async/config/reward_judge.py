@@ -25,6 +25,13 @@ How good is the response, from 0 (worthless) to 10 (perfect)? Give your reasons 
 last line: Score: N"""
 
 
+PATTERN = (
+    r"(?i)score(?:[\s*_]*\([^()]*\))?"  # the scale, as in `Score (0-10): 8`
+    r"(?:[^\w.\u2212-]|[.\u2212-](?!\.?\d))+"
+    r"([\u2212-]?(?:\d+(?:\.\d+)?|\.\d+))"
+)
+
+
 class JudgeConfig(Section):
     """Asks a model at an OpenAI-compatible address. A judge that does not answer gives no reward, and the run continues
     without that response; one that refuses the request counts for `reward.max_failed_share`."""
@@ -39,8 +46,9 @@ class JudgeConfig(Section):
     """System message; none if it is empty."""
     template: str = TEMPLATE
     """The question. `{prompt}`, `{response}`, `{answer}` and `{metadata.FIELD}` are replaced."""
-    pattern: str = r"(?i)score\W+(-?\d+(?:\.\d+)?)"
-    """Regular expression with one group, which is the score; its last match in the answer counts."""
+    pattern: str = PATTERN
+    """Regular expression with one group, which is the score; its last match in the answer counts. Default: the
+    number after the word `score`, as in `**Score:** 7/10` and `Score (0-10): 7`."""
     best: Annotated[float, Field(gt=0)] = 10.0
     """The best score. The reward is the score divided by it; a negative or larger one is a failure."""
     temperature: Annotated[float, Field(ge=0)] = 0.0

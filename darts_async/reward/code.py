@@ -1,6 +1,7 @@
 """Scores a response by running the program in it on the test cases of its record, in a sandbox.
 
-The program is the last fenced block of the response (after its thoughts). Test cases are a field of the record, in one
+The program is the last fenced block of the response (after its thoughts) that is labelled as Python, or else the last
+without a label. Test cases are a field of the record, in one
 of the forms that data sets have, or one of these as a JSON text:
 
     [{"input": "21\\n", "output": "42\\n"}, ...]       what it reads and what it has to print
@@ -29,9 +30,9 @@ from darts_async.reward.sandbox.choice import Choice, choose_isolation
 from darts_async.reward.sandbox.program import Outcome, ProgramLimits, run_program
 from darts_async.reward.worker_messages import CodeSpec
 
-_BLOCK = re.compile(
-    r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE | re.IGNORECASE
-)
+_OPENS = re.compile(r"[ \t]*(`{3,})[ \t]*([^`\s]*)[^`\n]*\n")
+_CLOSES = re.compile(r"[ \t]*(`{3,})(?!\w)")
+_PYTHON = re.compile(r"(?:python|py)[\d.]*", re.IGNORECASE)
 _END_OF_THOUGHTS = "</think>"
 _FILE = "program.py"
 
@@ -112,9 +113,29 @@ def isolation_of(spec: CodeSpec) -> Choice:
 
 
 def program_in(response: str) -> str | None:
-    """The last fenced block after the thoughts, if there is one."""
-    blocks = _BLOCK.findall(response.rpartition(_END_OF_THOUGHTS)[2])
-    return blocks[-1] if blocks else None
+    """The last fenced block after the thoughts that is labelled as Python, or else the last without a label: where both
+    are there, that may be an example of what is printed. None if there is neither."""
+    labelled = unlabelled = None
+    for label, content in _blocks(response.rpartition(_END_OF_THOUGHTS)[2]):
+        if not label:
+            unlabelled = content
+        elif _PYTHON.fullmatch(label):
+            labelled = content
+    return unlabelled if labelled is None else labelled
+
+
+def _blocks(text: str) -> Iterator[tuple[str, str]]:
+    """The label and the content of each fenced block. Blocks in other languages count: their ends begin no block."""
+    fence, label, lines = "", "", list[str]()
+    for line in re.split(r"(?<=\n)", text):
+        if not fence:
+            if opens := _OPENS.match(line):
+                fence, label, lines = opens[1], opens[2], []
+        elif (closes := _CLOSES.match(line)) and len(closes[1]) >= len(fence):
+            yield label, "".join(lines)
+            fence = ""
+        else:
+            lines.append(line)
 
 
 def cases_of(metadata: Mapping[str, Any], field: str) -> list[Case]:

@@ -4,8 +4,8 @@
 
 Requests are spaced evenly (`Pace`), so that a worker keeps to its share of `requests_per_minute`. What may pass by
 itself is tried again; a server that asks for a pause gets one from all requests of this worker. A judge that cannot be
-reached raises `JudgeError`, which never ends a run. One that refuses, and an answer without a score, is a failure
-like that of any reward function.
+reached raises `JudgeError`, which does not end a run by itself. One that refuses, and an answer without a score, is a
+failure like that of any reward function.
 """
 
 import asyncio
@@ -55,8 +55,9 @@ class Pace:
 
     Example:
         >>> pace = Pace(requests_per_minute=30)
-        >>> [pace.wait_s(now_s) for now_s in (100.0, 100.0, 103.5)]
-        [0.0, 2.0, 0.5]
+        >>> pace.take(100.0)
+        >>> [pace.wait_s(now_s) for now_s in (100.0, 101.5, 103.5)]
+        [2.0, 0.5, 0.0]
     """
 
     def __init__(self, requests_per_minute: float | None) -> None:
@@ -64,10 +65,12 @@ class Pace:
         self._next_s = 0.0
 
     def wait_s(self, now_s: float) -> float:
-        """How long the request that is made now has to wait. It has the place that is told."""
-        at_s = max(now_s, self._next_s)
-        self._next_s = at_s + self._every_s
-        return at_s - now_s
+        """How long until a request may be made."""
+        return max(0.0, self._next_s - now_s)
+
+    def take(self, now_s: float) -> None:
+        """A request is made now."""
+        self._next_s = max(now_s, self._next_s) + self._every_s
 
     def pause(self, until_s: float) -> None:
         """No request before this time."""
@@ -83,6 +86,7 @@ class JudgeReward:
         self._key = key_of(spec, environment)
         self._send = send or send_http
         self._pace = Pace(spec.requests_per_minute)
+        self._turn = asyncio.Lock()
         self._pattern = re.compile(spec.pattern)
         self._scores: OrderedDict[bytes, float] = OrderedDict()
         self._threads = ThreadPoolExecutor(spec.concurrency, thread_name_prefix="judge")
@@ -112,7 +116,7 @@ class JudgeReward:
     async def _ask(self, body: bytes) -> bytes:
         url, failures = f"{self._spec.url.rstrip('/')}/chat/completions", list[str]()
         while True:
-            await asyncio.sleep(self._pace.wait_s(time.monotonic()))
+            await self._wait_for_turn()
             pause_s: float | None = None
             try:
                 reply = await asyncio.get_running_loop().run_in_executor(
@@ -134,20 +138,37 @@ class JudgeReward:
             else:
                 await asyncio.sleep(backoff_s(len(failures), FIRST_BACKOFF_S, MAX_BACKOFF_S))
 
+    async def _wait_for_turn(self) -> None:
+        """The first in the line waits for the time of a request. One that leaves the line has used no time."""
+        async with self._turn:
+            while True:
+                now_s = time.monotonic()
+                wait_s = self._pace.wait_s(now_s)
+                if wait_s <= 0.0:
+                    self._pace.take(now_s)
+                    return
+                await asyncio.sleep(wait_s)  # a server may ask for a pause meanwhile
+
 
 def key_of(spec: JudgeSpec, environment: Mapping[str, str]) -> str:
-    """The key of the judge; empty for none.
+    """The key of the judge, without white space at its ends; empty for none.
 
     Raises:
-        ConfigError: the variable that is named is not set.
+        ConfigError: the variable that is named is not set, or no header can have its value. The value is not shown.
     """
     if not spec.api_key_env:
         return ""
-    if not environment.get(spec.api_key_env):
+    key = environment.get(spec.api_key_env, "").strip()
+    if not key:
         raise ConfigError(
             f"`api_key_env` of `judge` is {spec.api_key_env!r}, and the environment has no such variable; set it"
         )
-    return environment[spec.api_key_env]
+    if not key.isprintable() or max(key) > "\xff":
+        raise ConfigError(
+            f"the environment variable {spec.api_key_env!r} (`api_key_env` of `judge`) has a character that a key "
+            "cannot have, such as a line break; set it again"
+        )
+    return key
 
 
 def request_body(spec: JudgeSpec, fields: Mapping[str, str], metadata: Mapping[str, Any]) -> bytes:
@@ -187,7 +208,7 @@ def score_in(said: str, pattern: re.Pattern[str], best: float) -> float:
     found = pattern.findall(said)
     if not found:
         raise ValueError(f"the judge gave no score (`pattern` is {pattern.pattern!r}); its answer ends {said[-200:]!r}")
-    score = float(found[-1])
+    score = float(found[-1].replace("\u2212", "-"))
     if not 0 <= score <= best:
         raise ValueError(f"the judge gave the score {score:g}, and scores are from 0 to {best:g} (`best`)")
     return score / best
@@ -198,12 +219,20 @@ def may_pass(status: int) -> bool:
     return status in _PASSING or 500 <= status < 600
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is a reply like any other: another host would get the key."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Nothing to request."""
+
+
 def send_http(url: str, body: bytes | None, key: str, timeout_s: float) -> Reply:
-    """Make one request and wait for the reply. A proxy of the environment is not used for addresses of this machine."""
+    """Make one request and wait for the reply, which may be a redirect. A proxy of the environment is not used for
+    addresses of this machine."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(url, data=body, headers=headers)
     is_here = urllib.parse.urlsplit(url).hostname in _LOOPBACK
-    opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * is_here)
+    opener = urllib.request.build_opener(_NoRedirects, *[urllib.request.ProxyHandler({})] * is_here)
     try:
         with opener.open(request, timeout=timeout_s) as response:
             return Reply(response.status, response.read(_MAX_REPLY_BYTES))

@@ -82,7 +82,7 @@ class RewardActor:
         self._shaper: str | None = None
         self._open = False
         self._num_scoring = 0
-        self._failed: deque[bool] = deque(maxlen=WATCHED_ITEMS)
+        self._failed = {name: deque[bool](maxlen=WATCHED_ITEMS) for name in self._pools}
         self.done = False
 
     def _make_pool(self, functions: FunctionSpecs) -> RewardPool:
@@ -157,17 +157,20 @@ class RewardActor:
         self._runtime.trace.sample("scored", item.sample_id)
         if isinstance(reply, ScoreFailed):
             log.warning("score_failed", sample_id=reply.sample_id, kind=reply.kind, error=reply.error)
-        self._watch(reply)
+        self._watch(item.function, reply)
 
-    def _watch(self, reply: object) -> None:
+    def _watch(self, function: str, reply: object) -> None:
+        """The share of failures is that of one reward function: the one of the settings, or a part's own."""
         if isinstance(reply, ScoreFailed) and reply.kind == "unavailable":
             return  # no fault of the reward function
-        self._failed.append(isinstance(reply, ScoreFailed))
-        share, limit = sum(self._failed) / len(self._failed), self._runtime.config.reward.max_failed_share
-        if isinstance(reply, ScoreFailed) and len(self._failed) >= MIN_ITEMS and share > limit:
+        config, failed = self._runtime.config.reward, self._failed[function]
+        failed.append(isinstance(reply, ScoreFailed))
+        share, limit = sum(failed) / len(failed), config.max_failed_share
+        if isinstance(reply, ScoreFailed) and len(failed) >= MIN_ITEMS and share > limit:
+            described = f"reward function {function!r}" if function else config.description
             raise RewardError(
-                f"{self._runtime.config.reward.description} failed on {share:.0%} of the last "
-                f"{len(self._failed)} responses, more than reward.max_failed_share ({limit:g}); the last failure was "
+                f"{described} failed on {share:.0%} of the last {len(failed)} responses, more than "
+                f"reward.max_failed_share ({limit:g}); the last failure was "
                 f"{failure_text(reply.kind, reply.error)}"
             )
 

@@ -1,7 +1,8 @@
 """Which settings in `config.yaml` may change between two lives of a run.
 
 The shaper's journal and the learner's checkpoints follow from the settings: with other settings, a resumed run would
-train on groups that neither file describes. Machines, speed, length and telemetry of a run may change.
+train on groups that neither file describes. Machines, speed, length and telemetry of a run may change, and so may the
+place of a judge and how often it is asked.
 
 Each life keeps a copy of its settings beside `config.yaml`. If the copy is lost, nothing is compared.
 """
@@ -22,6 +23,11 @@ FIXED = (
 )
 """Settings, or sections of them, that a run keeps from its first step to its last."""
 
+_FREE_OF_JUDGES = frozenset(
+    {"url", "api_key_env", "requests_per_minute", "request_s", "total_s", "max_attempts", "cache_size"}
+)
+"""Settings of a judge that say where and how often it is asked, and not what or with what result."""
+
 
 class Change(NamedTuple):
     """A setting that differs from that of the previous life."""
@@ -36,7 +42,7 @@ class Change(NamedTuple):
 
 def changed(before: RunConfig, now: RunConfig, num_steps: int) -> tuple[Problem, ...]:
     """The changes with which a run of `num_steps` completed steps cannot be resumed."""
-    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    old, new = _bound(before), _bound(now)
     found = [
         Problem(
             place,
@@ -64,6 +70,15 @@ def refuse_changes(run_dir: Path, file: Path, now: RunConfig, num_steps: int) ->
         raise InputError(file, problems)
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
     return tuple(Change(*found) for key in old for found in _differences(key, old[key], new[key]))
+
+
+def _bound(config: RunConfig) -> dict[str, Any]:
+    """All settings but those of judges that may change."""
+    settings = config.model_dump(mode="json")
+    for part in settings["reward"]["functions"]:
+        if part["judge"] is not None:
+            part["judge"] = {name: value for name, value in part["judge"].items() if name not in _FREE_OF_JUDGES}
+    return settings
 
 
 def _at(settings: Mapping[str, Any], path: str) -> Any:

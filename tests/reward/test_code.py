@@ -40,10 +40,17 @@ def test_settings_and_what_a_worker_gets_of_them_have_the_same_defaults() -> Non
         ("```python\nx = 1\n```\n</think>\n```python\nx = 2\n```", "x = 2\n"),
         ("  ```python\n  x = 1\n  ```", "  x = 1\n"),
         ("```python\nx = 1", None),
+        ("```text\n42\n```\nIt works.\n```python\nx = 1\n```", "x = 1\n"),
+        ("```text\n42\n```\nIt is done.\n```text\n42\n```", None),
+        ("```python\nx = 1\n```\nIt prints\n```\n42\n```", "x = 1\n"),
+        ("```\nx = 1\n```\nIt prints\n```text\n42\n```\nDone.", "x = 1\n"),
+        ("```c++\nint x;\n```\n```python title=a.py\nx = 1\n```", "x = 1\n"),
+        ("````markdown\n```python\nx = 1\n```\n````", None),
+        ("```python\nx = 1\n``` That is all.", "x = 1\n"),
         ("x = 1", None),
     ],
 )
-def test_the_last_block_after_the_thoughts_is_the_program(response: str, program: str | None) -> None:
+def test_the_last_block_of_python_after_the_thoughts_is_the_program(response: str, program: str | None) -> None:
     assert program_in(response) == program
 
 

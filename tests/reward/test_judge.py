@@ -12,7 +12,7 @@ import pytest
 from darts_async.config.reward_judge import JudgeConfig
 from darts_async.errors import ConfigError, DataError, JudgeError
 from darts_async.reward import judge
-from darts_async.reward.judge import JudgeReward, Pace, Reply, answer_in, request_body, score_in, send_http
+from darts_async.reward.judge import JudgeReward, Pace, Reply, answer_in, key_of, request_body, score_in, send_http
 from darts_async.reward.process import judge_of
 from darts_async.reward.worker_messages import JudgeSpec
 from tests.support.judge_server import judge_server, saying
@@ -93,12 +93,35 @@ def test_the_key_comes_from_the_environment() -> None:
         JudgeReward(settings, script, {})
 
 
+def test_a_key_has_no_white_space_at_its_ends_and_one_that_no_header_can_have_is_refused_unseen() -> None:
+    settings = spec(api_key_env="JUDGE_KEY")
+    assert key_of(settings, {"JUDGE_KEY": " secret\r\n"}) == "secret"
+    for key in ("secret\nX-Other: 1", "secret\x7f", "secr\u20act"):
+        with pytest.raises(ConfigError, match=r"'JUDGE_KEY' .* has a character that a key cannot have") as error:
+            key_of(settings, {"JUDGE_KEY": key})
+        assert "secr" not in str(error.value)
+    with pytest.raises(ConfigError, match="no such variable"):
+        key_of(settings, {"JUDGE_KEY": "\n"})
+
+
 # --- the answer --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("said", "reward"),
-    [("Score: 7", 0.7), ("**Score:** 7.5", 0.75), ("score 3 at first\nScore: 10", 1.0), ("Score: 0/10", 0.0)],
+    [
+        ("Score: 7", 0.7),
+        ("**Score:** 7.5", 0.75),
+        ("**Score:** 7/10", 0.7),
+        ("**Score**: **7**", 0.7),
+        ("score 3 at first\nScore: 10", 1.0),
+        ("Score: 0/10", 0.0),
+        ("Score (0-10): 8", 0.8),
+        ("**Score (out of 10):** 8", 0.8),
+        ("Score: (8)", 0.8),
+        ("Score - 8", 0.8),
+        ("Score:\n.5", 0.05),
+    ],
 )
 def test_the_last_score_counts(said: str, reward: float) -> None:
     assert reward_of(Script(saying(said))) == reward
@@ -106,7 +129,8 @@ def test_the_last_score_counts(said: str, reward: float) -> None:
 
 @pytest.mark.parametrize(
     ("said", "error"),
-    [("I cannot say.", "gave no score"), ("Score: 11", "the score 11, and scores are from 0 to 10"), ("", "no score")],
+    [("I cannot say.", "gave no score"), ("Score: 11", "the score 11, and scores are from 0 to 10"), ("", "no score")]
+    + [(f"Score: {sign}3", "the score -3, and scores are from 0 to 10") for sign in "-\u2212"],
 )
 def test_an_answer_without_a_score_is_a_failure_and_no_zero(said: str, error: str) -> None:
     with pytest.raises(ValueError, match=error):
@@ -176,10 +200,32 @@ def test_the_pause_that_a_server_asks_for_is_kept_by_every_request(monkeypatch: 
 
 def test_requests_are_spaced_and_wait_for_a_pause() -> None:
     pace = Pace(60.0)
-    assert [pace.wait_s(10.0) for _ in range(3)] == [0.0, 1.0, 2.0]
+    assert pace.wait_s(10.0) == 0.0
+    pace.take(10.0)
+    assert [pace.wait_s(10.0), pace.wait_s(10.0), pace.wait_s(10.75)] == [1.0, 1.0, 0.25]
     pace.pause(20.0)
-    assert [pace.wait_s(15.0), pace.wait_s(15.0), pace.wait_s(40.0)] == [5.0, 6.0, 0.0]
-    assert [Pace(None).wait_s(10.0) for _ in range(2)] == [0.0, 0.0]
+    assert pace.wait_s(15.0) == 5.0
+    pace.take(20.0)
+    assert [pace.wait_s(20.0), pace.wait_s(40.0)] == [1.0, 0.0]
+    free = Pace(None)
+    free.take(10.0)
+    assert free.wait_s(10.0) == 0.0
+
+
+def test_a_request_whose_time_ends_before_its_turn_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[float] = []
+    real = Pace.take
+    monkeypatch.setattr(Pace, "take", lambda self, now_s: (taken.append(now_s), real(self, now_s)))
+    script = Script(*[saying("Score: 5")] * 9)
+
+    async def ask() -> list[float | BaseException]:
+        asked = JudgeReward(spec(requests_per_minute=1.0, total_s=0.05), script)
+        items = (ITEM | {"response": str(number)} for number in range(5))
+        return await asyncio.gather(*(asked(**item) for item in items), return_exceptions=True)
+
+    replies = asyncio.run(ask())
+    assert len(script.requests) == len(taken) == 1
+    assert sum(isinstance(reply, JudgeError) for reply in replies) >= 4
 
 
 def test_workers_share_the_rate() -> None:
@@ -222,6 +268,13 @@ def test_a_server_is_asked_and_asked_again(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_reply_of_a_server_has_its_status_its_text_and_its_pause(header: str, pause_s: float | None) -> None:
     with judge_server(iter([(429, "slow down")]), (("Retry-After", header),)) as url:
         assert send_http(f"{url}/chat/completions", b"{}", "k", 5.0) == Reply(429, b"slow down", pause_s)
+
+
+def test_a_redirect_is_a_refusal_and_the_other_host_gets_nothing() -> None:
+    with judge_server(iter([])) as other, judge_server(iter([(302, "")] * 2), (("Location", other),)) as url:
+        assert send_http(f"{url}/chat/completions", b"{}", "secret", 5.0).status == 302
+        with pytest.raises(ValueError, match="refuses: status 302"):
+            asyncio.run(JudgeReward(judge_of(JudgeConfig(url=url, model="m"), 1, 1))(**ITEM))
 
 
 def test_a_server_that_is_not_there_is_an_error_of_the_system() -> None:

@@ -149,3 +149,26 @@ def test_a_finished_run_is_trained_further(tmp_path: Path) -> None:
         versions = [line["policy_version"] for line in run.lines("metrics.jsonl") if line["type"] == "evaluation"]
         assert versions == [0, 7, 20]
         assert (run.run_dir / "model" / "config.json").is_file()
+
+
+JUDGE = {"url": "http://old:1/v1", "model": "m"}
+
+
+def with_judge(**settings: Any) -> RunConfig:
+    functions = [{"judge": JUDGE | settings}]
+    return RunConfig.model_validate({"reward": {"functions": functions, "deadline_s": 900.0}})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("url", "http://new:1/v1"), ("api_key_env", "KEY"), ("requests_per_minute", 9.0), ("total_s", 99.0)],
+)
+def test_a_judge_may_move_and_be_asked_more_slowly(name: str, value: Any) -> None:
+    assert changed(with_judge(), with_judge(**{name: value}), num_steps=0) == ()
+
+
+@pytest.mark.parametrize(("name", "value"), [("model", "n"), ("template", "{response}?"), ("best", 5.0)])
+def test_a_judge_may_not_judge_otherwise(name: str, value: Any) -> None:
+    assert [problem.place for problem in changed(with_judge(), with_judge(**{name: value}), num_steps=0)] == [
+        "reward.functions"
+    ]
