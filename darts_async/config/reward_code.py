@@ -42,5 +42,8 @@ class CodeConfig(Section):
     told to start one."""
     file_mib: Size = 16.0
     """Size of each file that a program writes."""
+    files_mib: Size = 64.0
+    """Size of all files that a program has at a time. Measured many times a second; in bubblewrap `memory_mib` limits
+    them, because they are in memory."""
     output_kib: Size = 1024.0
     """Size of what a program prints for one test case."""

@@ -68,6 +68,7 @@ class CodeReward:
             memory_bytes=round(spec.memory_mib * (1 << 20)),
             processes=spec.processes,
             file_bytes=round(spec.file_mib * (1 << 20)),
+            files_bytes=round(spec.files_mib * (1 << 20)),
             output_bytes=round(spec.output_kib * (1 << 10)),
         )
 

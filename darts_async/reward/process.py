@@ -20,6 +20,8 @@ from darts_async.protocol import Greet, RewardReady, Score, ScoreFailed, ShaperT
 from darts_async.reward.boundary import refusal_of_shaper
 from darts_async.reward.descendants import become_subreaper
 from darts_async.reward.limits import GIB, MIB, Limits
+from darts_async.reward.sandbox.directory import remove_orphans
+from darts_async.reward.sandbox.isolation import places
 from darts_async.reward.worker_messages import CodeSpec, FunctionSpec, FunctionSpecs, JudgeSpec, failure_text
 from darts_async.reward.worker_pool import RewardPool, kill_strays_beside
 from darts_async.topology.links import REWARDS_LINK
@@ -29,6 +31,7 @@ WATCHED_ITEMS = 200
 """Length of the window for the share of failures."""
 STRAYS_END_AFTER = 500
 """Number of attempts to end strays, a hundredth of a second apart. Later they must be stuck in the kernel."""
+SWEEP_EVERY_S = 60.0
 MIN_ITEMS = 20
 """With fewer items the share is not computed."""
 
@@ -83,6 +86,7 @@ class RewardActor:
         self._open = False
         self._num_scoring = 0
         self._failed = {name: deque[bool](maxlen=WATCHED_ITEMS) for name in self._pools}
+        self._next_sweep_s = 0.0
         self.done = False
 
     def _make_pool(self, functions: FunctionSpecs) -> RewardPool:
@@ -97,6 +101,11 @@ class RewardActor:
             concurrency=config.reward.concurrency,
             max_batch=config.reward.max_batch,
         )
+
+    def _sweep(self) -> None:
+        """Remove what killed workers have left of the programs in responses."""
+        if self._tasks is not None and any(part.code for part in self._runtime.config.reward.functions):
+            self._tasks.create_task(asyncio.to_thread(remove_orphans, places()), name="remove directories")
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Start the workers, then announce them."""
@@ -124,8 +133,11 @@ class RewardActor:
                 self._num_scoring += 1
 
     def tick(self, now_s: float) -> None:
-        """End the orphans of a killed warden, which this process inherits."""
+        """End the orphans of a killed warden, which this process inherits, and remove directories without a worker."""
         kill_strays_beside([*self._pools.values()])
+        if now_s >= self._next_sweep_s:
+            self._next_sweep_s = now_s + SWEEP_EVERY_S
+            self._sweep()
 
     def shutdown(self, message: Shutdown) -> None:
         """Leave."""

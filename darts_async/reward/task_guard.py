@@ -34,8 +34,8 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 _CHARACTERS = re.compile(r"[\w+\-*/()., ]*", re.ASCII)
 MAX_CHARS = 4_000
 """Longest expression."""
-_MAX_DIGITS, _MAX_EXPONENT, _MAX_GROWTH = 12, 99, 10_000
-"""Of a number; of a number in an exponent; of the product of exponents on each other."""
+_MAX_NUMBER, _MAX_EXPONENT, _MAX_GROWTH = 10**12, 99, 10_000
+"""Limits of a number; of a number in an exponent; of the product of exponents on each other."""
 
 
 def guard(family: str) -> None:
@@ -104,7 +104,7 @@ def is_harmless(family: str, answer: str, entry: Mapping[str, Any]) -> bool:
 def _is_arithmetic(node: ast.expr, names: frozenset[str], functions: frozenset[str]) -> bool:
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return abs(value) < 10**_MAX_DIGITS
+            return abs(value) < _MAX_NUMBER
         case ast.Name(id=name):
             return name in names
         case ast.UnaryOp(op=ast.UAdd() | ast.USub(), operand=operand):

@@ -27,6 +27,7 @@ class CodeSpec(Struct, frozen=True):
     memory_mib: float = 512.0
     processes: int = 16
     file_mib: float = 16.0
+    files_mib: float = 64.0
     output_kib: float = 1024.0
 
 

@@ -76,8 +76,8 @@ class Isolation:
     def place(self) -> str:
         """Where directories of programs are made: where the user of the programs gets to them, if there is such a
         place."""
-        places = (tempfile.gettempdir(), "/tmp", "/var/tmp")
-        return next((place for place in places if not self.user_id or _is_open_to_all(Path(place))), places[0])
+        found = places()
+        return next((place for place in found if not self.user_id or _is_open_to_all(Path(place))), found[0])
 
     def give(self, directory: Path) -> None:
         """Let the user of the programs have this directory and its files."""
@@ -134,6 +134,11 @@ class Isolation:
             *(word for name, value in environment_in(HOME).items() for word in ("--setenv", name, value)),
             *("--chdir", HOME, "--"),
         )
+
+
+def places() -> tuple[str, ...]:
+    """Where directories of programs may be."""
+    return (tempfile.gettempdir(), "/tmp", "/var/tmp")
 
 
 def environment_in(home: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -20,6 +20,7 @@ from typing import IO, Literal
 from darts_async.errors import SandboxError
 from darts_async.reward.descendants import descendants, memory_bytes
 from darts_async.reward.sandbox.confine import SET_UP
+from darts_async.reward.sandbox.directory import bytes_in, own_directory
 from darts_async.reward.sandbox.isolation import Isolation, environment_in
 
 LOOK_EVERY_S = 0.02
@@ -32,7 +33,7 @@ _CHUNK_BYTES = 1 << 16
 _numbers = itertools.count()
 """Of the programs of this process."""
 
-Breach = Literal["wall_s", "memory", "processes", "output"]
+Breach = Literal["wall_s", "memory", "processes", "output", "files"]
 """A limit that only the process which waits can enforce; the kernel enforces the others."""
 
 
@@ -49,6 +50,8 @@ class ProgramLimits:
     """Processes and threads at a time, itself included."""
     file_bytes: int = 16 << 20
     """Size of each file."""
+    files_bytes: int = 64 << 20
+    """Size of all files that it has at a time. In bubblewrap they are in memory, and `memory_bytes` limits them."""
     output_bytes: int = 1 << 20
     """Of standard output and standard error, each."""
 
@@ -111,7 +114,7 @@ def run_program(
     """
     isolation = isolation.of_program(next(_numbers))
     with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(_own_directory(isolation.place()))
+        directory = stack.enter_context(own_directory(isolation.place()))
         for name, content in files.items():
             (directory / name).write_bytes(content)
         isolation.give(directory)
@@ -124,7 +127,7 @@ def run_program(
         with os.fdopen(tells, "wb"):
             command = isolation.command(argv, of_kernel, directory, limits.memory_bytes, tells)
             process = _start(command, directory, given, tells)
-        watch = _Watch(process, limits)
+        watch = _Watch(process, limits, directory)
         stack.callback(watch.close)
         try:
             select.select([told], [], [], SET_UP_WITHIN_S)  # this is not the time of the program
@@ -137,19 +140,6 @@ def run_program(
             why = f"it was not set up within {SET_UP_WITHIN_S:g} s" if breach else said
             raise SandboxError(f"{isolation.describe()}: {why}")
     return outcome
-
-
-@contextlib.contextmanager
-def _own_directory(place: str) -> Iterator[Path]:
-    """A directory that is removed afterwards, whatever a program has left in it."""
-    made = tempfile.TemporaryDirectory(prefix="darts-sandbox-", dir=place, ignore_cleanup_errors=True)
-    try:
-        yield Path(made.name)
-    finally:
-        try:
-            made.cleanup()
-        except RecursionError:  # deeper than Python can follow
-            subprocess.run(["rm", "-rf", "--", made.name], check=False, timeout=END_WITHIN_S)
 
 
 def _was_executed(told: int) -> bool:
@@ -180,11 +170,12 @@ def _start(command: Sequence[str], directory: Path, stdin: IO[bytes], tells: int
 class _Watch:
     """Reads what a program prints, and measures what it uses."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", limits: ProgramLimits) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", limits: ProgramLimits, directory: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         self._process = process
         self._limits = limits
+        self._directory = directory
         self._pipes = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
         self._open = set(self._pipes)
         self._next_look_s = 0.0
@@ -246,7 +237,10 @@ class _Watch:
         pids = descendants(self._process.pid, most)
         if len(pids) > most:
             return "processes"
-        return "memory" if memory_bytes(pids, self._limits.memory_bytes) > self._limits.memory_bytes else None
+        if memory_bytes(pids, self._limits.memory_bytes) > self._limits.memory_bytes:
+            return "memory"
+        most_bytes = self._limits.files_bytes
+        return "files" if bytes_in(self._directory, most_bytes) > most_bytes else None
 
 
 def _kill(process: "subprocess.Popen[bytes]", isolation: Isolation) -> None:

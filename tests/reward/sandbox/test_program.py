@@ -392,3 +392,19 @@ def test_an_own_user_has_no_name_and_no_process() -> None:
     user_id = own_user_id()
     assert (user_id > 0) == (os.geteuid() == 0)
     assert user_id == 0 or user_id not in {process.uids().real for process in psutil.process_iter()}
+
+
+@pytest.mark.parametrize("walls", [each for each in EVERY if each.kind == "processes"], ids=Isolation.describe)
+def test_many_files_together_are_too_large(walls: Isolation) -> None:
+    """Each is as large as one file may be, and there are at most 40."""
+    source = (
+        "import time\n"
+        "for n in range(40):\n"
+        "    open(f'f{n}', 'wb').write(bytes(1 << 20))\n"
+        "    time.sleep(0.02)\n"
+        "print('all written')\n"
+    )
+    outcome = run(walls, source, replace(LIMITS, files_bytes=8 << 20))
+    assert outcome.breach == "files"
+    assert b"all written" not in outcome.stdout
+    assert run(walls, source, replace(LIMITS, files_bytes=64 << 20)).stdout == b"all written\n"

@@ -1,4 +1,4 @@
-"""A reward function that fails too often ends the run, and the error names it."""
+"""A reward process: when failures end the run, and what it removes."""
 
 import asyncio
 from contextlib import nullcontext
@@ -13,6 +13,7 @@ from darts_async.errors import RewardError
 from darts_async.protocol import SampleScored, Score, ScoreFailed
 from darts_async.reward import process
 from darts_async.reward.process import MIN_ITEMS, WATCHED_ITEMS, RewardActor
+from darts_async.reward.sandbox.isolation import places
 from darts_async.transport import Received
 
 OWN = "exact_match"
@@ -33,26 +34,33 @@ class Pool:
         return SampleScored(item.sample_id, 1.0)
 
 
-def error_after(monkeypatch: pytest.MonkeyPatch, *functions: str) -> RewardError | None:
-    """The error of the process after items with these functions."""
+def nothing(*_: object, **__: object) -> None: ...
 
-    def nothing(*_: object) -> None: ...
 
-    mixture = [{"name": "a", "reward": OWN}, {"name": "b"}]
-    config = RunConfig.model_validate({"prompts": {"mixture": mixture}, "reward": {"function": "math"}})
+@pytest.fixture(autouse=True)
+def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "RewardPool", Pool)
-    monkeypatch.setattr(process, "become_subreaper", nothing)
-    monkeypatch.setattr(process, "resolve_model_path", nothing)
+    for name in ("become_subreaper", "resolve_model_path", "kill_strays_beside"):
+        monkeypatch.setattr(process, name, nothing)
+
+
+def actor_of(**reward: Any) -> RewardActor:
+    mixture = [{"name": "a", "reward": OWN}, {"name": "b"}]
     runtime: Any = SimpleNamespace(
-        config=config,
+        config=RunConfig.model_validate({"prompts": {"mixture": mixture}, "reward": reward}),
         faults=SimpleNamespace(reach=nothing),
         clock=SimpleNamespace(busy=lambda _: nullcontext()),
         send=nothing,
         trace=SimpleNamespace(sample=nothing),
     )
+    return RewardActor(runtime)
+
+
+def error_after(*functions: str) -> RewardError | None:
+    """The error of the process after items with these functions."""
 
     async def score() -> None:
-        actor = RewardActor(runtime)
+        actor = actor_of(function="math")
         async with asyncio.TaskGroup() as tasks:
             await actor.open(tasks)
             for number, function in enumerate(functions):
@@ -68,10 +76,28 @@ def error_after(monkeypatch: pytest.MonkeyPatch, *functions: str) -> RewardError
     return None
 
 
-def test_the_function_of_a_part_is_named_although_that_of_the_settings_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = error_after(monkeypatch, *[""] * WATCHED_ITEMS, *[OWN] * MIN_ITEMS)
+def test_the_function_of_a_part_is_named_although_that_of_the_settings_works() -> None:
+    error = error_after(*[""] * WATCHED_ITEMS, *[OWN] * MIN_ITEMS)
     assert f"reward function {OWN!r} failed on 100% of the last {MIN_ITEMS} responses" in str(error)
 
 
-def test_few_failures_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert error_after(monkeypatch, *[""] * WATCHED_ITEMS, *[OWN] * (MIN_ITEMS - 1)) is None
+def test_few_failures_end_nothing() -> None:
+    assert error_after(*[""] * WATCHED_ITEMS, *[OWN] * (MIN_ITEMS - 1)) is None
+
+
+@pytest.mark.parametrize(("function", "num_sweeps"), [({"code": {}}, 2), ({"function": "math"}, 0)])
+def test_directories_of_dead_workers_are_removed_once_a_minute(
+    function: dict[str, Any], num_sweeps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[object] = []
+    monkeypatch.setattr(process, "remove_orphans", swept.append)
+
+    async def wait() -> None:
+        actor = actor_of(functions=[function])
+        async with asyncio.TaskGroup() as tasks:
+            await actor.open(tasks)
+            for now_s in (100.0, 101.0, 159.0, 160.0):
+                actor.tick(now_s)
+
+    asyncio.run(wait())
+    assert swept == [places()] * num_sweeps
