@@ -44,8 +44,8 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(process, name, nothing)
 
 
-def actor_of(**reward: Any) -> RewardActor:
-    mixture = [{"name": "a", "reward": OWN}, {"name": "b"}]
+def actor_of(reward: dict[str, Any], own: str | None = None) -> RewardActor:
+    mixture = [{"name": "a", "reward": own}, {"name": "b"}]
     runtime: Any = SimpleNamespace(
         config=RunConfig.model_validate({"prompts": {"mixture": mixture}, "reward": reward}),
         faults=SimpleNamespace(reach=nothing),
@@ -60,7 +60,7 @@ def error_after(*functions: str) -> RewardError | None:
     """The error of the process after items with these functions."""
 
     async def score() -> None:
-        actor = actor_of(function="math")
+        actor = actor_of({"function": "math"}, OWN)
         async with asyncio.TaskGroup() as tasks:
             await actor.open(tasks)
             for number, function in enumerate(functions):
@@ -93,7 +93,7 @@ def test_directories_of_dead_workers_are_removed_once_a_minute(
     monkeypatch.setattr(process, "remove_orphans", swept.append)
 
     async def wait() -> None:
-        actor = actor_of(functions=[function])
+        actor = actor_of({"functions": [function]})
         async with asyncio.TaskGroup() as tasks:
             await actor.open(tasks)
             for now_s in (100.0, 101.0, 159.0, 160.0):
