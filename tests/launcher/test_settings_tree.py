@@ -104,7 +104,7 @@ def test_a_word_that_is_not_a_setting_is_refused(tmp_path: Path, word: str) -> N
     assert "section.setting=value" in str(found.fix)
 
 
-@pytest.mark.parametrize("value", ["[1", "*x", "'a", "{a: }}", "a: b: c", "&x [*x]", "@x", "9" * 30])
+@pytest.mark.parametrize("value", ["[1", "*x", "'a", "{a: }}", "a: b: c", "&x [*x]", "@x", "9" * 30, '"\\ud83d"'])
 def test_a_value_that_is_not_yaml_is_refused_with_its_name(tmp_path: Path, value: str) -> None:
     found = problem(tmp_path, f"learner.steps={value}")
     assert (found.place, found.origin) == ("learner.steps", "from the command line")
