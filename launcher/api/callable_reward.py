@@ -16,6 +16,7 @@ import os
 import socket
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -150,6 +151,7 @@ def _scored(function: RewardFunction, sample: Sample) -> Scored:
     try:
         reward = float(function(**msgspec.structs.asdict(sample)))
     except BaseException as error:  # noqa: BLE001 - a user's function may also call exit(), or skip a test
-        text = f"{type(error).__name__}: {error}"
+        *_, last = traceback.extract_tb(error.__traceback__)
+        text = f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
         return Scored(0.0, text.encode(errors="replace").decode())
     return Scored(reward) if math.isfinite(reward) else Scored(0.0, f"ValueError: the reward is {reward}")
