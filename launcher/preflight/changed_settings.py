@@ -75,7 +75,7 @@ def refuse_changes(run_dir: Path, file: Path, now: RunConfig, num_steps: int) ->
 def _bound(config: RunConfig) -> dict[str, Any]:
     """All settings but those of judges that may change."""
     settings = config.model_dump(mode="json")
-    for part in settings["reward"]["functions"]:
+    for part in _at(settings, "reward.functions"):
         if part["judge"] is not None:
             part["judge"] = {name: value for name, value in part["judge"].items() if name not in _FREE_OF_JUDGES}
     return settings

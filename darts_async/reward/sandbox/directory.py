@@ -72,7 +72,7 @@ def remove_orphans(places: Iterable[str]) -> int:
 def _remove_orphan(path: Path) -> bool:
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # it has just gone, or is of another user, or is none of ours
+    except OSError:  # it has just gone, or is of another user, or is a link
         return False
     try:
         if time.time() - os.fstat(lock).st_mtime < _LOCKED_WITHIN_S:
