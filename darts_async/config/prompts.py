@@ -56,7 +56,8 @@ class RecordsConfig(Section):
     held_out_split: str | None = None
     """`hub`: the split to hold records out of. Default: they are split off the one to train on."""
     revision: str | None = None
-    """`hub`: branch, tag or commit. Name a commit to get the same records later."""
+    """`hub`: branch, tag or commit. A run keeps the commit that it begins with. Name one to get the same records in
+    another run."""
     prompt_field: str = "prompt"
     """Field that holds the prompt: a text, or a list of {role, content} messages."""
     answer_field: str = "answer"

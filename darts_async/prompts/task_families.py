@@ -8,9 +8,7 @@ The name of a set is part of its seed, so that two sets of one family are not th
 
 import importlib.util
 import math
-import os
 import random
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +18,7 @@ import msgspec
 from darts_async.config.prompts import FamilyConfig
 from darts_async.errors import DataError
 from darts_async.extensions import TASKS
-from darts_async.machine.lifetime import PARENT_PID_VARIABLE
-from darts_async.machine.spawn import module_command
+from darts_async.machine.trial_process import TrialError, trial_process
 from darts_async.prompts.task_maker import FamilyOrder, Made, Order, Refused
 
 DEFAULT_NUM_TRAIN = 1024
@@ -121,26 +118,16 @@ def _check_enough(tasks: FamilyTasks) -> None:
 
 def _made(order: Order, deadline_s: float) -> list[list[dict[str, Any]]]:
     names = ", ".join(family.name for family in order.families)
-    child = subprocess.Popen(
-        module_command("darts_async.prompts.task_maker"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, PARENT_PID_VARIABLE: str(os.getpid()), "PYTHONHASHSEED": "0"},
-    )
     try:
-        output, errors = child.communicate(msgspec.json.encode(order), timeout=deadline_s)
-    except subprocess.TimeoutExpired as error:
+        with trial_process("darts_async.prompts.task_maker", order, PYTHONHASHSEED="0") as child:
+            output = child.answer(deadline_s)
+    except TimeoutError as error:
         raise DataError(
             f"making tasks of the families {names} took longer than {deadline_s:g} s; some arguments make a family "
             "search without an end: change them, or lower prompts.num_train"
         ) from error
-    finally:
-        child.kill()
-        child.communicate()
-    if child.returncode != 0:
-        last = (errors.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise DataError(f"the process that makes tasks of the families {names} ended: {last}")
+    except TrialError as error:
+        raise DataError(f"the process that makes tasks of the families {names} ended {error}") from error
     reply = msgspec.json.decode(output, type=Made | Refused)
     if isinstance(reply, Refused):
         raise DataError(f"prompts.families: {reply.error}")
