@@ -140,6 +140,7 @@ def load_prompts(config: "RunConfig") -> PromptSets:
         num_read += len(part.train)
         num_too_long += num_longer
         if part.held_out is None:
+            assert part.num_held_out is not None, part.name
             prompts, chosen = split_off(prompts, part.num_held_out, config.seed, part.name)
         else:
             chosen, num_longer = _to_prompts(part.held_out, encoder, config, num_read, part)

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from darts_async.config import RunConfig
-from darts_async.errors import DataError
+from darts_async.errors import ConfigError, DataError
 from darts_async.prompts.hub import UnreachableError, find_split, with_commits
 from darts_async.prompts.load import PromptSets, load_prompts
-from launcher.preflight.preflight import check_data_files
+from launcher.commands import cli
+from launcher.preflight.preflight import Findings, check_data_files
 from tests.support.byte_tokenizer import write_tokenizer
 
 NEWEST, SMALL = "a" * 40, "b" * 40
@@ -113,6 +115,24 @@ def test_a_run_keeps_the_commits_that_it_begins_with(cache: Path) -> None:
     assert [each.text for each in load_prompts(begun).train] == [each.text for each in before.train]
     with pytest.raises(UnreachableError, match="'somebody/else' is not a local directory"):
         with_commits(RunConfig.model_validate({"prompts": {"source": "hub", "path": "somebody/else"}}))
+
+
+@pytest.mark.slow
+def test_the_settings_that_a_run_writes_have_the_commits(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = list[RunConfig]()
+
+    def begin(config: RunConfig) -> None:
+        begun.append(config)
+        raise ConfigError("no further")
+
+    monkeypatch.setattr(cli, "check_run", lambda *_, **__: Findings((), (), None))
+    monkeypatch.setattr(cli, "create_run_dir", begin)
+    Path("cluster.yaml").write_text("prompts: {source: hub, path: somebody/sums}\n")
+    assert CliRunner().invoke(cli.app, ["cluster.yaml"]).exit_code == 2
+    assert [config.prompts.revision for config in begun] == [NEWEST]
+    done = CliRunner().invoke(cli.app, ["cluster.yaml", "prompts.path=somebody/else"])
+    assert (done.exit_code, len(begun)) == (2, 1)
+    assert "the data set 'somebody/else' is not a local directory" in done.output
 
 
 def test_a_copy_is_read_as_the_data_set_is(tmp_path: Path) -> None:
