@@ -88,6 +88,8 @@ def _problem(details: ErrorDetails, origins: Mapping[Place, Origin]) -> Problem:
     fix = _type_fix(details)
     if origin.source == COMMAND_LINE and details["type"] == "string_type":  # the shell takes the outer quotes
         fix = f"put it in two pairs of quotes: {name}='\"{details['input']}\"'"
+    elif details["type"] in _NUMBERS and not _is_number(details["input"]):
+        fix = None
     return Problem(name, expected, found, fix, origin.line, source=origin.source)
 
 
@@ -111,6 +113,17 @@ _EXPECTED = {
     "tuple_type": "expected a list",
     "finite_number": "expected a finite number",
 }
+
+
+_NUMBERS = ("int_type", "float_type")
+
+
+def _is_number(text: object) -> bool:
+    try:
+        float(str(text))
+    except ValueError:
+        return False
+    return True
 
 
 def _type_fix(details: ErrorDetails) -> str | None:

@@ -83,9 +83,12 @@ class _Loader(yaml.SafeLoader):
         return int(value)
 
     def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
-        """Raises `ConstructorError` for a text with a null character."""
+        """Raises `ConstructorError` for a text with a null character or half of a surrogate pair."""
         if "\0" in node.value:
             raise yaml.constructor.ConstructorError(None, None, "a text with a null character", node.start_mark)
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            fault = "a text with half of a surrogate pair (write the character itself)"
+            raise yaml.constructor.ConstructorError(None, None, fault, node.start_mark)
         return str(super().construct_yaml_str(node))
 
 

@@ -246,11 +246,24 @@ def _of_gradient(group: Group, config: RunConfig) -> tuple[dict[int, float], dic
     )
 
 
+_MAX_PENDING_TOKENS = 16
+"""No character has more tokens than this."""
+
+
 def token_texts(token_ids: Iterable[int], tokenizer: Tokenizer) -> list[str]:
     """The text of each token: joined they are the whole text. Where a character takes several tokens, it comes with the
-    last of them."""
-    stream = DecodeStream(skip_special_tokens=False)
-    return [stream.step(tokenizer, token_id) or "" for token_id in token_ids]
+    last of them. Longer runs of tokens that are no text are decoded one by one: a stream decodes all of them again with
+    each."""
+    texts: list[str] = []
+    stream, num_pending = DecodeStream(skip_special_tokens=False), 0
+    for token_id in token_ids:
+        text = stream.step(tokenizer, token_id) or ""
+        num_pending = 0 if text else num_pending + 1
+        if num_pending == _MAX_PENDING_TOKENS:
+            text = tokenizer.decode([token_id], skip_special_tokens=False)
+            stream, num_pending = DecodeStream(skip_special_tokens=False), 0
+        texts.append(text)
+    return texts
 
 
 def _all_logprobs(sample: Sample) -> NDArray[np.float32]:

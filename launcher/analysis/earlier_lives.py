@@ -94,6 +94,10 @@ def read_past(run_dir: Path, plan: RunPlan, *, steps: int | None = None) -> Past
             f"`darts-launch resume {run_dir}` again"
         ) from error
     if record is not None and record.status == "finished" and (steps is None or steps <= past.num_steps):
+        if steps is not None and steps < past.num_steps:
+            raise ConfigError(
+                f"learner.steps is {steps}, and the run in {run_dir} has taken {past.num_steps}; give more"
+            )
         more = f"`darts-launch resume {run_dir} learner.steps={2 * max(past.num_steps, 1)}`"
         raise ConfigError(
             f"the run in {run_dir} is finished ({record.reason}, {past.num_steps} steps): {more} trains further; "

@@ -6,7 +6,8 @@ result = run("launcher/configs/quickstart.yaml", {"learner.steps": 20}, reward=m
 print(result.evaluations[-1]["reward/mean"], result.run_dir)
 """
 
+from darts_async.errors import ConfigError
 from launcher.api.result import Result, RunFailedError
 from launcher.api.run import run
 
-__all__ = ["Result", "RunFailedError", "run"]
+__all__ = ["ConfigError", "Result", "RunFailedError", "run"]

@@ -16,6 +16,7 @@ import os
 import socket
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -65,9 +66,11 @@ def score(**sample: Any) -> float:
         connection = connection_of(os.getpid())
         write_message(connection, Sample(**sample))
         scored = read_message(connection, _SCORED)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the next call connects again
+        connection_of.cache_clear()
         raise RuntimeError(f"the process that called run() cannot be reached: {error}") from error
     if scored is None:
+        connection_of.cache_clear()
         raise RuntimeError("the process that called run() is gone")
     if scored.error:
         raise RuntimeError(scored.error)
@@ -147,6 +150,8 @@ def _answer(connection: socket.socket, function: RewardFunction, connections: se
 def _scored(function: RewardFunction, sample: Sample) -> Scored:
     try:
         reward = float(function(**msgspec.structs.asdict(sample)))
-    except Exception as error:  # noqa: BLE001 - a user's function; its failure is a failed reward, as in a worker
-        return Scored(0.0, f"{type(error).__name__}: {error}")
+    except BaseException as error:  # noqa: BLE001 - a user's function may also call exit(), or skip a test
+        *_, last = traceback.extract_tb(error.__traceback__)
+        text = f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
+        return Scored(0.0, text.encode(errors="replace").decode())
     return Scored(reward) if math.isfinite(reward) else Scored(0.0, f"ValueError: the reward is {reward}")

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import yaml
@@ -24,7 +24,7 @@ from darts_async.config import RunConfig
 from darts_async.errors import ConfigError
 from darts_async.machine.lifetime import PARENT_PID_VARIABLE
 from darts_async.machine.spawn import module_command
-from darts_async.topology.run_files import METRICS_FILE
+from darts_async.topology.run_files import METRICS_FILE, STATE_FILE
 from launcher.api.callable_reward import FUNCTION, SOCKET_VARIABLE, RewardFunction, served
 from launcher.api.result import Result, RunFailedError, StepLines, read_result
 from launcher.config_file import load_config
@@ -105,7 +105,13 @@ def _file_of(settings: Settings, home: Path) -> Path:
 
 
 def _words(overrides: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{name}={json.dumps(value, default=str)}" for name, value in overrides.items())
+    return tuple(f"{name}={_in_yaml(value)}" for name, value in overrides.items())
+
+
+def _in_yaml(value: Any) -> str:
+    """On one line. Paths become texts."""
+    plain = json.loads(json.dumps(value, default=str))
+    return yaml.safe_dump(plain, default_flow_style=True, width=float("inf")).removesuffix("...\n").strip()
 
 
 def _written(prompts: Prompts, runs_dir: Path) -> Path:
@@ -152,10 +158,10 @@ class _Callbacks:
 class _Launcher:
     """The process of `darts-launch`."""
 
-    def __init__(self, process: subprocess.Popen[str], said: list[str], reading: threading.Thread) -> None:
+    def __init__(self, process: subprocess.Popen[str], output: "_Output") -> None:
         self._process = process
-        self._said = said
-        self._reading = reading
+        self._output = output
+        self._started_at_s = time.time()
 
     def follow(self, runs_dir: Path, callbacks: _Callbacks) -> Result:
         """Until the run is over. See `run`."""
@@ -165,14 +171,17 @@ class _Launcher:
                 run_dir = run_dir or self._run_dir(runs_dir)
                 if run_dir is not None:
                     callbacks.look(run_dir, is_over=False)
+                self._output.raise_failure()
                 time.sleep(_POLL_S)
         except BaseException:
             self.stop()
             raise
-        self._reading.join()
+        self._output.join()
+        self._output.raise_failure()
         run_dir = run_dir or self._run_dir(runs_dir)
         if run_dir is None or self._process.returncode == _BAD_INPUT:
-            raise ConfigError("\n".join(self._said).strip() or f"the launcher ended with {self._process.returncode}")
+            said = "\n".join(self._output.lines).strip()
+            raise ConfigError(said or f"the launcher ended with {self._process.returncode}")
         callbacks.look(run_dir, is_over=True)
         result = read_result(run_dir)
         if result.status not in ("finished", "stopped"):
@@ -190,13 +199,45 @@ class _Launcher:
             self._process.wait()
 
     def _run_dir(self, runs_dir: Path) -> Path | None:
-        """The directory whose record names this launcher."""
-        newest = sorted(runs_dir.glob("*/state.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in newest[:8]:
+        """The directory whose record names this launcher, and not an earlier one that had the same pid."""
+        for path in runs_dir.glob(f"*/{STATE_FILE}"):
             with contextlib.suppress(OSError, UnicodeDecodeError, msgspec.DecodeError):
-                if read_record(path.parent).launcher_pid == self._process.pid:
+                record = read_record(path.parent)
+                if record.launcher_pid == self._process.pid and record.started_at_s >= self._started_at_s - 1.0:
                     return path.parent
         return None
+
+
+class _Output:
+    """Reads the lines of the launcher in a thread, whatever `show` does: a launcher that cannot write would stop."""
+
+    def __init__(self, file: IO[str], show: Callable[[str], object] | None) -> None:
+        self.lines: list[str] = []
+        """The last ones."""
+        self._file = file
+        self._show = show
+        self._failure: Exception | None = None
+        self._reading = threading.Thread(target=self._read, name="output of darts-launch", daemon=True)
+        self._reading.start()
+
+    def raise_failure(self) -> None:
+        """Raise what `show` has raised."""
+        if self._failure is not None:
+            raise self._failure
+
+    def join(self) -> None:
+        """Wait for the last line."""
+        self._reading.join()
+
+    def _read(self) -> None:
+        for line in self._file:
+            self.lines.append(line.rstrip("\n"))
+            del self.lines[:-_KEPT_LINES]
+            if self._show is not None and self._failure is None:
+                try:
+                    self._show(self.lines[-1])
+                except Exception as error:  # noqa: BLE001 - a user's function; `follow` raises it
+                    self._failure = error
 
 
 @contextlib.contextmanager
@@ -213,23 +254,12 @@ def _launched(
         errors="replace",
         start_new_session=True,  # a Ctrl-C of the terminal comes to this process alone, which passes it on once
     )
-    said: list[str] = []
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            said.append(line.rstrip("\n"))
-            del said[:-_KEPT_LINES]
-            if show is not None:
-                show(said[-1])
-
-    reading = threading.Thread(target=read, name="output of darts-launch", daemon=True)
-    reading.start()
-    launcher = _Launcher(process, said, reading)
+    assert process.stdout is not None
+    output = _Output(process.stdout, show)
+    launcher = _Launcher(process, output)
     try:
         yield launcher
     finally:
         launcher.stop()
-        reading.join()
-        assert process.stdout is not None
+        output.join()
         process.stdout.close()

@@ -12,6 +12,7 @@ verb names the file of a run.
 import asyncio
 import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ from launcher.terminal import Screen, accept_any_text, show_error, show_tracebac
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _EXIT_CODES = {"finished": OK, "failed": FAILED, "stopped": INTERRUPTED}
 _DEFAULT_VERB = "run"
+_DASHED_SETTING = re.compile(r"--?[a-z_]+(\.[a-z_]+)+(=.*)?")
 _FIRST_VERBS = ("run", "validate", "init", "resume")
 
 
@@ -70,6 +72,8 @@ class _FileOrVerb(TyperGroup):
     """Puts `run` before arguments that name a file. Any other bare word is a mistyped verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if (setting := next((word for word in args if _DASHED_SETTING.fullmatch(word)), None)) is not None:
+            raise typer.BadParameter(f"{setting} is a setting: write it without dashes, {setting.lstrip('-')}")
         words = [word for word in args if not word.startswith("-")]
         if words and words[0] not in self.commands and ({".", os.sep} & set(words[0]) or Path(words[0]).exists()):
             args = [_DEFAULT_VERB, *args]
@@ -206,11 +210,18 @@ def resume(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL|RUN_DIR", help="A directory, a hub id, or a run.")],
-    file: RunFile,
-    words: Words = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE.yaml|NAME=VALUE", help="The settings (default: those of the run), and changes."),
+    ] = None,
     more: MoreFiles = None,
 ) -> None:
     """Evaluate a model, or what a run has trained, on the held-out prompts of FILE.yaml. Nothing is trained."""
+    named, words = split_words(words or [])
+    file = named or Path(model) / CONFIG_FILE
+    if named is None and not file.is_file():
+        with bad_input():
+            raise ConfigError(f"{model} is not a run, so its settings are not known; write FILE.yaml after it")
     config, _ = _checked(file, _overrides(words, more), starts=True, change=lambda config: as_evaluation(config, model))
     with outliving_readers(), _room_wanted(), bad_input():
         outcome, summary = _run(config)

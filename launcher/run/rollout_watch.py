@@ -38,14 +38,18 @@ async def _watch(directory: Path, take: Take) -> None:
 
 def newest_two(directory: Path, seen: int) -> tuple[int, list[Rollout]] | None:
     """Of the newest step with samples that were trained on, two that show the range; None if it is `seen` already. A
-    file that cannot be read is passed over: the next one may be better."""
+    file that cannot be read is passed over: the one before may be better."""
     try:
-        for step, path in sorted(rollout_files(directory, "train").items(), reverse=True)[:2]:
-            if step == seen:
-                return None
+        newest = sorted(rollout_files(directory, "train").items(), reverse=True)[:2]
+    except OSError:
+        return None
+    for step, path in newest:
+        if step == seen:
+            return None
+        try:
             trained = [rollout for rollout in read_rollouts(path) if rollout.outcome == "trained"]
-            if trained:
-                return step, best_and_worst(trained)
-    except (OSError, ValueError):
-        pass
+        except (OSError, ValueError):
+            continue
+        if trained:
+            return step, best_and_worst(trained)
     return None

@@ -164,7 +164,8 @@ class Followers:
         finally:
             if process.returncode is None:
                 process.kill()
-                await process.wait()
+                with contextlib.suppress(TimeoutError):  # one that a dead file system holds ends when that does
+                    await asyncio.wait_for(process.wait(), CLOSE_WITHIN_S)
 
     async def _started(self, name: str) -> Process | None:
         command = module_command("launcher.sinks.follower", str(self.run_dir), name)

@@ -11,9 +11,10 @@ earlier one of the same step.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from darts_async.config import RunConfig
 
@@ -98,8 +99,19 @@ def point_of(line: Mapping[str, Any]) -> Point | None:
 
 def settings_for(config: RunConfig) -> dict[str, Any]:
     """The settings of the run, to be shown by a service. `nodes` is left out: its addresses and environments may be
-    secret."""
-    return config.model_dump(mode="json", exclude={"nodes"})
+    secret. So is `user:password@` of any address."""
+    return cast(dict[str, Any], _without_users(config.model_dump(mode="json", exclude={"nodes"})))
+
+
+_USER = re.compile(r"(?<=://)[^/?#\s]*@")
+
+
+def _without_users(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_users(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_users(inner) for inner in value]
+    return _USER.sub("", value) if isinstance(value, str) else value
 
 
 def unix_s_of(line: Mapping[str, Any]) -> float:

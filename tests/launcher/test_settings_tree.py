@@ -104,7 +104,7 @@ def test_a_word_that_is_not_a_setting_is_refused(tmp_path: Path, word: str) -> N
     assert "section.setting=value" in str(found.fix)
 
 
-@pytest.mark.parametrize("value", ["[1", "*x", "'a", "{a: }}", "a: b: c", "&x [*x]", "@x", "9" * 30])
+@pytest.mark.parametrize("value", ["[1", "*x", "'a", "{a: }}", "a: b: c", "&x [*x]", "@x", "9" * 30, '"\\ud83d"'])
 def test_a_value_that_is_not_yaml_is_refused_with_its_name(tmp_path: Path, value: str) -> None:
     found = problem(tmp_path, f"learner.steps={value}")
     assert (found.place, found.origin) == ("learner.steps", "from the command line")
@@ -143,3 +143,9 @@ def words_of(place: str, value: Any) -> list[str]:
 def test_any_setting_of_a_configuration_can_be_given_as_a_word() -> None:
     settings = RunConfig().model_dump(mode="json")
     assert read_tree([(OWN, "name: x")], tuple(words_of("", settings))).values == settings
+
+
+def test_a_word_that_is_not_a_number_is_not_said_to_have_quotes(tmp_path: Path) -> None:
+    assert problem(tmp_path, "learner.steps=many").fix is None
+    assert problem(tmp_path, "learner.learning_rate=5e-4x").fix is None
+    assert problem(tmp_path, "learner.steps='7'").fix == "write it without quotes"

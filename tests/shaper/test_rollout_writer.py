@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from darts_async.rollouts import FileName, Rollout, read_rollouts
 from darts_async.shaper.group import Group, Sample, Stage
 from darts_async.shaper.rollout_writer import MAX_WAITING, RolloutWriter, rollouts_of, token_texts
 from darts_async.shaper.rollouts import RolloutFile
+from tests.support.byte_tokenizer import make_byte_tokenizer
 
 TOKENIZER = load_tokenizer(resolve_model_path("darts_async.quickstart:model", with_weights=False))
 QUESTION, ANSWER = "7 +5 =", "+5 2 ans 2"
@@ -120,6 +122,17 @@ def test_the_texts_of_tokens_are_the_whole_text_with_special_tokens() -> None:
     assert len(texts) == len(ids)
     assert "".join(texts) == TOKENIZER.decode(ids, skip_special_tokens=False)
     assert token_texts([0, 10**6, 2], TOKENIZER)[1] == "", "a token that the vocabulary lacks has no text"
+
+
+def test_a_long_run_of_tokens_that_are_no_text_does_not_wait_for_its_end() -> None:
+    """A stream would decode all of them again with each: the texts come in pieces of bounded length."""
+    tokenizer = make_byte_tokenizer()
+    half = tokenizer.encode("é", add_special_tokens=False).ids[0]
+    texts = token_texts([half] * 100, tokenizer)
+    assert len(texts) == 100
+    longest = max(len(list(group)) for text, group in groupby(texts) if not text)
+    assert longest < 16
+    assert token_texts(tokenizer.encode("né").ids, tokenizer)[-1] == "é"
 
 
 def test_a_file_is_written_once_and_again_under_its_name(tmp_path: Path, writers: Callable[..., RolloutWriter]) -> None:

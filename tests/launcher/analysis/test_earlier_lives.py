@@ -127,6 +127,8 @@ def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
     for steps in (None, 20):
         with pytest.raises(ConfigError, match=r"is finished \(why, 20 steps\): `.* learner\.steps=40` trains further"):
             read_past(tmp_path, plan(), steps=steps)
+    with pytest.raises(ConfigError, match=r"learner\.steps is 19, and the run in .* has taken 20; give more"):
+        read_past(tmp_path, plan(), steps=19)
     assert read_past(tmp_path, plan(), steps=21).num_steps == 20
     leave(tmp_path)
     (tmp_path / EVENTS_FILE).mkdir()

@@ -51,7 +51,9 @@ def test_an_exception_comes_back_as_its_text(monkeypatch: pytest.MonkeyPatch) ->
     def raises(**_: Any) -> float:
         raise ZeroDivisionError("by the level")
 
-    with pytest.raises(RuntimeError, match="ZeroDivisionError: by the level"):
+    with pytest.raises(
+        RuntimeError, match=r"ZeroDivisionError: by the level \(test_callable_reward\.py, line \d+, in raises\)"
+    ):
         ask(raises, monkeypatch)
 
 
@@ -82,3 +84,35 @@ def test_without_a_caller_the_worker_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(SOCKET_VARIABLE, "/nowhere/reward.sock")
     with pytest.raises(RuntimeError, match="cannot be reached"):
         score(**SAMPLE)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), LookupError("\ud83d")])
+def test_a_worker_goes_on_after_any_exception(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter([error, None])
+
+    def raises_once(**_: Any) -> float:
+        if (raised := next(calls)) is not None:
+            raise raised
+        return 1.0
+
+    connection_of.cache_clear()
+    with served(raises_once) as path:
+        monkeypatch.setenv(SOCKET_VARIABLE, str(path))
+        with pytest.raises(RuntimeError, match=type(error).__name__):
+            score(**SAMPLE)
+        assert score(**SAMPLE) == 1.0
+        connection_of(os.getpid()).close()
+        connection_of.cache_clear()
+
+
+def test_a_worker_connects_again_when_its_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection_of.cache_clear()
+    with served(lambda **_: 1.0) as path:
+        monkeypatch.setenv(SOCKET_VARIABLE, str(path))
+        assert score(**SAMPLE) == 1.0
+        connection_of(os.getpid()).close()
+        with pytest.raises(RuntimeError, match="cannot be reached"):
+            score(**SAMPLE)
+        assert score(**SAMPLE) == 1.0
+        connection_of(os.getpid()).close()
+        connection_of.cache_clear()

@@ -2,12 +2,18 @@
 
 import json
 import os
+import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from launcher.api.result import StepLines, read_result
+from launcher.api.run import _Launcher, _words
 from launcher.run_dir.run_dir import RunRecord, write_record
+from launcher.settings_tree import read_tree
 
 
 def lines_of(*objects: dict[str, object]) -> StepLines:
@@ -49,3 +55,19 @@ def test_a_result_is_what_the_directory_says(tmp_path: Path) -> None:
     assert [each["reward"] for each in result.evaluations] == [0.5]
     with pytest.raises(KeyError, match=r"no step has 'los'; the metrics are loss"):
         result.series("los")
+
+
+def test_overrides_keep_every_character() -> None:
+    tree = read_tree([(Path("run.yaml"), "name: x")], _words({"prompts.system_prompt": "hi 😀 \u2028é", "seed": 3}))
+    assert tree.values == {"name": "x", "prompts": {"system_prompt": "hi 😀 \u2028é"}, "seed": 3}
+
+
+def test_a_run_with_the_pid_of_an_earlier_one_is_not_taken_for_it(tmp_path: Path) -> None:
+    for name, started_at_s in (("old", time.time() - 100), ("new", time.time() + 1)):
+        (tmp_path / name).mkdir()
+        write_record(tmp_path / name, RunRecord("finished", "", started_at_s, None, os.getpid()))
+    process = SimpleNamespace(pid=os.getpid(), poll=lambda: 0)
+    launcher = _Launcher(cast(Any, process), cast(Any, None))
+    assert launcher._run_dir(tmp_path) == tmp_path / "new"
+    shutil.rmtree(tmp_path / "new")
+    assert launcher._run_dir(tmp_path) is None

@@ -9,6 +9,7 @@ import pytest
 from darts_async.errors import ConfigError
 from launcher.analysis.audit import audit_run
 from launcher.api import RunFailedError, run
+from launcher.run_dir.run_dir import read_record
 from tests.support.launched import CONFIGS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -74,8 +75,19 @@ def test_an_exception_of_a_callback_stops_the_run_in_order_and_is_raised(tmp_pat
     with pytest.raises(EnoughError):
         run(CONFIGS / "scripted.yaml", overrides, on_step=on_step, show=None)
     [run_dir] = [path.parent for path in tmp_path.glob("*/state.json")]
-    assert '"status":"stopped"' in (run_dir / "state.json").read_text().replace(" ", "")
+    assert read_record(run_dir).status == "stopped"
     assert audit_run(run_dir).findings == []
+
+
+def test_a_show_that_raises_stops_the_run_and_is_raised(tmp_path: Path) -> None:
+    def refuses(line: str) -> None:
+        if "step" in line:
+            raise UnicodeEncodeError("ascii", line, 0, 1, "of the screen")
+
+    with pytest.raises(UnicodeEncodeError):
+        run(CONFIGS / "scripted.yaml", {"runs_dir": str(tmp_path), "learner.steps": 100_000}, show=refuses)
+    [run_dir] = [path.parent for path in tmp_path.glob("*/state.json")]
+    assert read_record(run_dir).status == "stopped"
 
 
 def test_a_run_that_fails_raises_with_its_result(tmp_path: Path) -> None:

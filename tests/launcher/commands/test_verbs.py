@@ -461,3 +461,18 @@ def test_settings_of_the_command_line_reach_the_plan(tmp_path: Path) -> None:
     assert wrong.exit_code == 2
     assert "from the command line" in wrong.output
     assert "did you mean learner.steps?" in wrong.output
+
+
+@pytest.mark.parametrize("words", [["a.yaml", "--learner.steps=3"], ["validate", "a.yaml", "--seed.x=1"]])
+def test_a_setting_with_dashes_is_explained(words: list[str]) -> None:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "write it without dashes" in " ".join(result.output.split())
+
+
+def test_a_model_is_evaluated_with_settings_and_a_run_with_its_own(tmp_path: Path) -> None:
+    nowhere = CliRunner().invoke(app, ["evaluate", str(tmp_path)])
+    assert (nowhere.exit_code, "write FILE.yaml after it" in " ".join(nowhere.output.split())) == (2, True)
+    (tmp_path / "config.yaml").write_text("learner: {stesp: 3}\n")
+    own = CliRunner().invoke(app, ["evaluate", str(tmp_path), "seed=3"])
+    assert (own.exit_code, "did you mean learner.steps?" in own.output) == (2, True)
