@@ -12,6 +12,8 @@ from darts_async.extensions import HUB, PROMPTS, REWARD, TASKS
 _SOURCE_BY_ENDING = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _OF_RECORDS = ("prompt_field", "answer_field", "answer_pattern", "metadata_fields")
 _INSTEAD = {HUB: " (held_out_split is there)"}
+REST = "prompts"
+"""The set, in metrics, of the prompts of a single source without a name. No other set has this name."""
 _OF_HUB = ("subset", "split", "held_out_split", "revision")
 
 
@@ -54,7 +56,8 @@ class RecordsConfig(Section):
     held_out_split: str | None = None
     """`hub`: the split to hold records out of. Default: they are split off the one to train on."""
     revision: str | None = None
-    """`hub`: branch, tag or commit. Name a commit to get the same records later."""
+    """`hub`: branch, tag or commit. A run keeps the commit that it begins with. Name one to get the same records in
+    another run."""
     prompt_field: str = "prompt"
     """Field that holds the prompt: a text, or a list of {role, content} messages."""
     answer_field: str = "answer"
@@ -111,6 +114,15 @@ class RecordsConfig(Section):
                 raise ValueError(f"{prefix}source is {source!r}, and {prefix}{name} is set, {why}; leave it out")
         return self
 
+    def part_names(self, name: str = "") -> tuple[str, ...]:
+        """The names in metrics of what these records become: one part, which has this name, or one for each family of
+        tasks; empty for a single part without a name."""
+        if self.source != TASKS:
+            return (name,)
+        families = [family.name for family in self.families]
+        own = (each if families.count(each) == 1 else f"{each}.{place}" for place, each in enumerate(families))
+        return tuple(f"{name}.{each}" if name else each for each in own)
+
     def differs(self, name: str) -> bool:
         """Whether a setting has another value than its default."""
         return bool(getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True))
@@ -148,14 +160,19 @@ class CurriculumConfig(Section):
     nothing. The measure is a prompt's mean reward, each clipped to 0 to 1, in which earlier visits count less."""
 
     lowest: Fraction = 0.0
-    """A prompt whose mean reward is lower is passed over."""
+    """A prompt whose mean reward is lower is passed over. Set this, `highest` or both."""
     highest: Fraction = 1.0
     """A prompt whose mean reward is higher is passed over."""
     revisit_share: Annotated[float, Field(ge=0.01, le=1)] = 0.1
     """Share of such prompts that are asked all the same, chosen by the seed: the model changes."""
 
     @model_validator(mode="after")
-    def _some_are_inside(self) -> Self:
+    def _some_are_inside_and_some_outside(self) -> Self:
+        if self.lowest == 0.0 and self.highest == 1.0:
+            raise ValueError(
+                "prompts.curriculum passes over nothing with lowest 0 and highest 1; set one of them, as in "
+                "{lowest: 0.05, highest: 0.95}, or leave the curriculum out"
+            )
         if self.lowest > self.highest:
             raise ValueError(
                 f"prompts.curriculum.lowest is {self.lowest:g}, but highest is {self.highest:g}; swap them"
@@ -192,9 +209,6 @@ class PromptsConfig(RecordsConfig):
 
     @model_validator(mode="after")
     def _a_mixture_is_all_there_is(self) -> Self:
-        names = [part.name for part in self.mixture]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"prompts.mixture has two parts with the name {twice!r}; name one of them differently")
         if not self.mixture:
             return self
         for name in RecordsConfig.model_fields:

@@ -1,5 +1,6 @@
 """All sections of a run, and the rules that span several."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from darts_async.config.model import ModelConfig, SamplingConfig
 from darts_async.config.network import NetworkConfig, TransportConfig
 from darts_async.config.nodes import NodeConfig, Nodes
 from darts_async.config.paths import expanded
-from darts_async.config.prompts import PromptsConfig, RecordsConfig
+from darts_async.config.prompts import REST, PromptsConfig, RecordsConfig
 from darts_async.config.reward import RewardConfig
 from darts_async.config.roles import RolesConfig
 from darts_async.config.section import NonNegative, Section
@@ -109,6 +110,25 @@ class RunConfig(Section):
                 "reward.function, or leave the others out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _sets_of_prompts_have_different_names(self) -> Self:
+        owners = {REST: "the single source of a run"}
+        for place, name in self._set_names():
+            if (owner := owners.get(name)) is not None:
+                raise ValueError(
+                    f"{place} has the name {name!r} in metrics, which is that of {owner}; name one of them differently"
+                )
+            owners[name] = place
+        return self
+
+    def _set_names(self) -> Iterator[tuple[str, str]]:
+        """Of all sets of prompts that have names: (the setting that says it, the name)."""
+        prompts = self.prompts
+        parts = {f"prompts.mixture.{number}": part.part_names(part.name) for number, part in enumerate(prompts.mixture)}
+        sets = {f"evaluation.sets.{number}": (each.name,) for number, each in enumerate(self.evaluation.sets)}
+        for place, names in ((parts or {"prompts.families": prompts.part_names()}) | sets).items():
+            yield from ((place, name) for name in names if name)
 
     @model_validator(mode="after")
     def _token_staleness_masks_something(self) -> Self:

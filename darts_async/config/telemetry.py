@@ -31,13 +31,6 @@ class EvaluationConfig(Section):
     """A sample passes, for pass@k, if its reward is above this."""
 
     @model_validator(mode="after")
-    def _sets_have_different_names(self) -> Self:
-        names = [each.name for each in self.sets]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"evaluation.sets has two with the name {twice!r}; name one of them differently")
-        return self
-
-    @model_validator(mode="after")
     def _something_is_evaluated(self) -> Self:
         if self.every_steps and not self.samples_per_prompt:
             raise ValueError(

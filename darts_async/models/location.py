@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from darts_async.config.paths import expanded
 from darts_async.errors import ModelError
+from darts_async.machine.hub_cache import FetchError, fetched
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -138,14 +139,10 @@ def _parts(file: Path) -> list[_Part]:
 
 
 def _fetch(hub_id: str, setting: str, patterns: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
-    from huggingface_hub.errors import HFValidationError
-
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
-    except (OSError, HFValidationError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return fetched(hub_id, patterns)
+    except FetchError as error:
         raise ModelError(
             f"{setting} is {hub_id!r}: it is not a local directory (looked in {Path.cwd()}), and could not be loaded "
-            f"from the hub: {reason}. Give a directory, or download it on a machine with a network and copy the cache"
+            f"from the hub: {error}. Give a directory, or download it on a machine with a network and copy the cache"
         ) from error

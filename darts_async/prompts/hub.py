@@ -18,18 +18,26 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from darts_async.config.paths import expanded
 from darts_async.errors import DataError
+from darts_async.extensions import HUB
+from darts_async.machine.hub_cache import FetchError, fetched
 from darts_async.prompts.files import FileFormat
+
+if TYPE_CHECKING:
+    from darts_async.config import RunConfig
+    from darts_async.config.prompts import RecordsConfig
 
 DEFAULT_SPLIT = "train"
 CONVERTED = "refs/convert/parquet"
 _README = "README.md"
 _HEAD = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_Records = TypeVar("_Records", bound="RecordsConfig")
 _FORMATS: dict[str, FileFormat] = {".parquet": "parquet", ".jsonl": "jsonl"}
 
 
@@ -88,6 +96,32 @@ def find_split(path: str, *, subset: str | None, split: str, revision: str | Non
             f"{sorted(_FORMATS)} is needed; try prompts.revision: {CONVERTED}, where the hub keeps most data sets"
         )
     return SplitFiles(tuple(found), formats.pop())
+
+
+def with_commits(config: "RunConfig") -> "RunConfig":
+    """The settings of a run with the commit of each of its data sets as `revision`, so that a process that is started
+    again, or a run that is resumed, reads the same records when the hub has newer ones.
+
+    Raises:
+        ConfigError: a variable in a path is not set.
+        UnreachableError: the hub does not give a data set.
+    """
+    prompts, evaluation = _with_commit(config.prompts), config.evaluation
+    mixture = tuple(_with_commit(part) for part in prompts.mixture)
+    sets = tuple(_with_commit(each) for each in evaluation.sets)
+    return config.model_copy(
+        update={
+            "prompts": prompts.model_copy(update={"mixture": mixture}),
+            "evaluation": evaluation.model_copy(update={"sets": sets}),
+        }
+    )
+
+
+def _with_commit(section: _Records) -> _Records:
+    path, revision = section.path, section.revision
+    if section.source != HUB or path is None or expanded(path, "path").is_dir() or _COMMIT.fullmatch(revision or ""):
+        return section
+    return section.model_copy(update={"revision": _fetch(path, revision, [_README]).name})
 
 
 def _named(subsets: Sequence[_Subset], subset: str | None, split: str, where: str) -> list[str]:
@@ -175,15 +209,11 @@ def _subset_of(described: dict[str, Any]) -> _Subset:
 
 
 def _fetch(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
-    from huggingface_hub.errors import HFValidationError
-
     try:
-        return Path(snapshot_download(hub_id, repo_type="dataset", revision=revision, allow_patterns=patterns))
-    except (OSError, HFValidationError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return fetched(hub_id, patterns, revision=revision, is_dataset=True)
+    except FetchError as error:
         at = "" if revision is None else f" (revision {revision!r})"
         raise UnreachableError(
             f"the data set {hub_id!r}{at} is not a local directory (looked in {Path.cwd()}), and could not be fetched "
-            f"from the hub: {reason}. Correct its name, give a directory, or copy the cache of a machine that has it"
+            f"from the hub: {error}. Correct its name, give a directory, or copy the cache of a machine that has it"
         ) from error

@@ -140,12 +140,16 @@ def load_prompts(config: "RunConfig") -> PromptSets:
         num_read += len(part.train)
         num_too_long += num_longer
         if part.held_out is None:
+            assert part.num_held_out is not None, part.name
             prompts, chosen = split_off(prompts, part.num_held_out, config.seed, part.name)
         else:
-            others, num_longer = _to_prompts(part.held_out, encoder, config, num_read, part)
+            chosen, num_longer = _to_prompts(part.held_out, encoder, config, num_read, part)
             num_read += len(part.held_out)
             num_too_long += num_longer
-            _, chosen = split_off(others, part.num_held_out, config.seed, part.name)
+            if part.num_held_out is not None:
+                _, chosen = split_off(chosen, part.num_held_out, config.seed, part.name)
+            elif part.held_out and not chosen:
+                raise _all_too_long(part, config.prompts.max_prompt_tokens)
         train.append(prompts)
         held_out += chosen
     distinct = [without_those_of(prompts, held_out) for prompts in train]
@@ -171,6 +175,13 @@ def split_off(prompts: list[Prompt], num_held_out: int, seed: int, part: str = "
     chosen = set(np.random.default_rng(seed).permutation(len(prompts))[:num_held_out].tolist())
     others = [prompt for place, prompt in enumerate(prompts) if place not in chosen]
     return others, [prompts[place] for place in sorted(chosen)]
+
+
+def _all_too_long(part: Part, limit: int) -> DataError:
+    return DataError(
+        f"none of the {len(part.held_out or ())} held-out tasks of {part.name!r} has a prompt of at most {limit} "
+        "tokens; raise prompts.max_prompt_tokens, or change the arguments of the families"
+    )
 
 
 def without_those_of(prompts: Iterable[Prompt], held_out: Iterable[Prompt]) -> list[Prompt]:

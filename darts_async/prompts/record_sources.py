@@ -54,7 +54,8 @@ class Part:
     """A separate set; None: `num_held_out` of `train` are held out."""
     num_train: int | None
     """Most training prompts to take; None: all."""
-    num_held_out: int
+    num_held_out: int | None
+    """None: all of a separate set that are short enough."""
     reward: str = ""
     """The reward function of this part alone."""
 
@@ -80,12 +81,17 @@ def read_parts(prompts: "PromptsConfig", evaluated: "Iterable[EvaluationSetConfi
             for each in prompts.mixture
             for part in _parts_of(each.name, each.weight, each, seed)
         ]
-    for each in evaluated:
-        train, held_out = _read(each, seed)
-        chosen = train if held_out is None else held_out
-        num_held_out = len(chosen) if each.source == TASKS else each.held_out
-        parts.append(Part(each.name, 1.0, [], chosen, None, num_held_out, each.own_reward or ""))
-    return parts
+    return parts + [_evaluated(each, seed) for each in evaluated]
+
+
+def _evaluated(config: "EvaluationSetConfig", seed: int) -> Part:
+    """A set that is only evaluated on."""
+    reward = config.own_reward or ""
+    if config.source == TASKS:
+        tasks = [record for _, _, held_out in _tasks(config.name, config, 0, seed) for record in held_out]
+        return Part(config.name, 1.0, [], tasks, None, None, reward)
+    train, held_out = _read(config, seed)
+    return Part(config.name, 1.0, [], train if held_out is None else held_out, None, config.held_out, reward)
 
 
 def _parts_of(name: str, weight: float, config: "RecordsConfig", seed: int) -> list[Part]:
@@ -93,19 +99,20 @@ def _parts_of(name: str, weight: float, config: "RecordsConfig", seed: int) -> l
     if config.source != TASKS:
         train, held_out = _read(config, seed)
         return [Part(name, weight, train, held_out, config.num_train, config.held_out)]
-    families = [family.name for family in config.families]
     total = sum(family.weight for family in config.families)
     parts = []
-    for place, (family, train, held_out) in enumerate(_tasks(config, seed)):
-        own = family.name if families.count(family.name) == 1 else f"{family.name}.{place}"
+    made = _tasks(name, config, config.num_train, seed)
+    for own, (family, train, held_out) in zip(config.part_names(name), made, strict=True):
         share = weight * family.weight / total if name else family.weight
-        parts.append(Part(f"{name}.{own}" if name else own, share, train, held_out, None, len(held_out)))
+        parts.append(Part(own, share, train, held_out, None, None))
     return parts
 
 
-def _tasks(config: "RecordsConfig", seed: int) -> Iterator[tuple["FamilyConfig", list[Record], list[Record]]]:
+def _tasks(
+    of_set: str, config: "RecordsConfig", num_train: int | None, seed: int
+) -> Iterator[tuple["FamilyConfig", list[Record], list[Record]]]:
     """The records of each family, to train on and held out."""
-    made = make_tasks(config.families, num_train=config.num_train, held_out=config.held_out, seed=seed)
+    made = make_tasks(config.families, num_train=num_train, held_out=config.held_out, seed=seed, of_set=of_set)
     for tasks in made:
         name = tasks.family.name
         train, held_out = (
@@ -116,9 +123,7 @@ def _tasks(config: "RecordsConfig", seed: int) -> Iterator[tuple["FamilyConfig",
 
 
 def _read(config: "RecordsConfig", seed: int) -> tuple[list[Record], list[Record] | None]:
-    """Training records, and the held-out records if they are a separate set."""
-    if config.source == TASKS:
-        return [], [record for _, _, held_out in _tasks(config, seed) for record in held_out]
+    """Training records, and the held-out records if they are a separate set; none are tasks."""
     pattern = None if config.answer_pattern is None else re.compile(config.answer_pattern)
     fields = Fields(config.prompt_field, config.answer_field, pattern, config.metadata_fields)
     if config.source not in PROMPTS.built_in:

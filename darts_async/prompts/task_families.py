@@ -3,13 +3,12 @@
 A family with its arguments and a seed is an endless sequence of tasks, in which a question may come again. The first
 different ones are held out, the next ones are trained on. So no question is in both, and the held-out ones are the same
 for any number of training ones. (Two seeds of that package are no two sets: task n of seed s is task n - 1 of s + 1.)
+The name of a set is part of its seed, so that two sets of one family are not the same tasks.
 """
 
 import importlib.util
 import math
-import os
 import random
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,7 @@ import msgspec
 from darts_async.config.prompts import FamilyConfig
 from darts_async.errors import DataError
 from darts_async.extensions import TASKS
-from darts_async.machine.lifetime import PARENT_PID_VARIABLE
-from darts_async.machine.spawn import module_command
+from darts_async.machine.trial_process import TrialError, trial_process
 from darts_async.prompts.task_maker import FamilyOrder, Made, Order, Refused
 
 DEFAULT_NUM_TRAIN = 1024
@@ -49,9 +47,18 @@ def make_tasks(
     num_train: int | None,
     held_out: int,
     seed: int,
+    of_set: str = "",
     deadline_s: float = _DEADLINE_S,
 ) -> list[FamilyTasks]:
     """The tasks of each family. Blocks while another process makes them.
+
+    Args:
+        families: what is made.
+        num_train: tasks to train on, at least one of each family; 0: none at all; None: `DEFAULT_NUM_TRAIN`.
+        held_out: tasks that are held out.
+        seed: that of the run.
+        of_set: name of a part of a mixture, or of a set to evaluate on; each has tasks of its own.
+        deadline_s: the longest wait.
 
     Raises:
         DataError: the package is missing, there is no such family or argument, a family has too few different
@@ -61,10 +68,11 @@ def make_tasks(
         raise DataError(f"prompts.source is {TASKS!r}, which needs the package reasoning-gym: {EXTRA}")
     weights = [family.weight for family in families]
     shares = apportioned(held_out, weights)
-    wanted = [max(1, share) for share in apportioned(num_train or DEFAULT_NUM_TRAIN, weights)]
+    total = DEFAULT_NUM_TRAIN if num_train is None else num_train
+    wanted = [max(1, share) if total else 0 for share in apportioned(total, weights)]
     order = Order(
         [
-            FamilyOrder(family.name, family.arguments, _seed_of(seed, place), shares[place] + wanted[place])
+            FamilyOrder(family.name, family.arguments, _seed_of(seed, of_set, place), shares[place] + wanted[place])
             for place, family in enumerate(families)
         ]
     )
@@ -72,8 +80,9 @@ def make_tasks(
         FamilyTasks(family, records[share:], records[:share])
         for family, records, share in zip(families, _made(order, deadline_s), shares, strict=True)
     ]
-    for tasks in made:
-        _check_enough(tasks)
+    if total:
+        for tasks in made:
+            _check_enough(tasks)
     return made
 
 
@@ -92,9 +101,9 @@ def apportioned(total: int, weights: Sequence[float]) -> list[int]:
     return shares
 
 
-def _seed_of(seed: int, place: int) -> int:
-    """Far from that of another run: see the module."""
-    return random.Random(f"{seed}/{place}").randrange(1 << 31)
+def _seed_of(seed: int, of_set: str, place: int) -> int:
+    """Far from that of another run, set or family: see the module."""
+    return random.Random(f"{seed}/{of_set}/{place}").randrange(1 << 31)
 
 
 def _check_enough(tasks: FamilyTasks) -> None:
@@ -109,26 +118,16 @@ def _check_enough(tasks: FamilyTasks) -> None:
 
 def _made(order: Order, deadline_s: float) -> list[list[dict[str, Any]]]:
     names = ", ".join(family.name for family in order.families)
-    child = subprocess.Popen(
-        module_command("darts_async.prompts.task_maker"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, PARENT_PID_VARIABLE: str(os.getpid()), "PYTHONHASHSEED": "0"},
-    )
     try:
-        output, errors = child.communicate(msgspec.json.encode(order), timeout=deadline_s)
-    except subprocess.TimeoutExpired as error:
+        with trial_process("darts_async.prompts.task_maker", order, PYTHONHASHSEED="0") as child:
+            output = child.answer(deadline_s)
+    except TimeoutError as error:
         raise DataError(
             f"making tasks of the families {names} took longer than {deadline_s:g} s; some arguments make a family "
             "search without an end: change them, or lower prompts.num_train"
         ) from error
-    finally:
-        child.kill()
-        child.communicate()
-    if child.returncode != 0:
-        last = (errors.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise DataError(f"the process that makes tasks of the families {names} ended: {last}")
+    except TrialError as error:
+        raise DataError(f"the process that makes tasks of the families {names} ended {error}") from error
     reply = msgspec.json.decode(output, type=Made | Refused)
     if isinstance(reply, Refused):
         raise DataError(f"prompts.families: {reply.error}")

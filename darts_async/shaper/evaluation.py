@@ -15,14 +15,12 @@ import numpy as np
 from msgspec import Struct
 
 from darts_async.config import EvaluationConfig
+from darts_async.config.prompts import REST
 from darts_async.prompts.source import Prompt
 from darts_async.protocol import EvaluationCompleted
 from darts_async.shaper.group import RUNNING, Group, Sample, Stage
 from darts_async.shaper.open_work import OpenWork
 from darts_async.shaper.token_accounts import part_metrics
-
-REST = "prompts"
-"""The set of held-out prompts of a run whose other sets have names."""
 
 
 class EvaluationState(Struct, frozen=True):

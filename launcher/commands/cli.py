@@ -26,10 +26,11 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from darts_async.config import RunConfig
-from darts_async.errors import ConfigError, NoSpaceError, TransportError
+from darts_async.errors import ConfigError, DataError, NoSpaceError, TransportError
 from darts_async.faults import VARIABLE, parse_faults
 from darts_async.machine.full_disk import is_no_space
 from darts_async.machine.spawn import raise_open_files
+from darts_async.prompts.hub import with_commits
 from darts_async.topology.plan import RunPlan, read_plan
 from darts_async.topology.roles import LAUNCHER
 from darts_async.topology.run_files import CONFIG_FILE, KEYS_DIR, SUMMARY_FILE
@@ -305,6 +306,10 @@ def _known_plan(run_dir: Path) -> RunPlan:
 
 
 def _run(config: RunConfig) -> tuple[RunOutcome, Summary]:
+    try:
+        config = with_commits(config)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
     run_dir = create_run_dir(config)
     plan = _plan(config, run_dir)
     create_run_keys(run_dir / KEYS_DIR, plan.endpoints())

@@ -8,11 +8,11 @@ import msgspec
 from darts_async.config import RunConfig
 from darts_async.errors import ExtensionError
 from darts_async.extensions import KINDS, PROMPTS, REWARD, SINK, Kind, load
+from darts_async.machine.trial_process import TrialError, trial_process
 from launcher.preflight.extension_trial import Question
 from launcher.preflight.prompt_check import Found, look_at_prompts
 from launcher.preflight.prompt_figures import PromptFigures
 from launcher.preflight.reward_trial import doubts, try_reward
-from launcher.preflight.trial_process import TrialError, trial_process
 from launcher.problems import Problem, shown
 
 _DEADLINE_S = 300.0

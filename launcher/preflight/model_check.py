@@ -14,10 +14,10 @@ import msgspec
 import darts_async
 from darts_async.config import RunConfig
 from darts_async.errors import ConfigError, ModelError
+from darts_async.machine.trial_process import TrialError, TrialProcess, trial_process
 from darts_async.models.location import local_directory
 from darts_async.models.weight_files import check_weight_files
 from launcher.preflight.model_trial import Question
-from launcher.preflight.trial_process import TrialError, TrialProcess, trial_process
 from launcher.problems import Problem, shown
 
 _PACKAGE_DIR = Path(darts_async.__file__).parent

@@ -65,9 +65,11 @@ def _also_too_long(config: RunConfig) -> str:
 
 def check_answers(config: RunConfig, prompts: PromptSets) -> Iterator[Problem]:
     """`math` has reference answers that a response can equal: none at all is an error, words are a hint."""
-    if "math" not in config.reward.names:
-        return
-    every = [(prompt, content_of(prompt.answer)) for prompt in (*prompts.train, *prompts.held_out)]
+    every = [
+        (prompt, content_of(prompt.answer))
+        for prompt in (*prompts.train, *prompts.held_out)
+        if "math" in ((prompt.reward,) if prompt.reward else config.reward.names)
+    ]
     empty = [prompt for prompt, content in every if not content.strip("$ ")]
     in_words = [prompt for prompt, content in every if prose(content) is not None]
     if empty:

@@ -29,10 +29,9 @@ STARTERS = {
     "launcher/nodes/exec_with_env.py": {"execvpe"},  # becomes a command that `module_command` has made
     "launcher/nodes/detached.py": {"fork"},  # the keeper that outlives its ssh session
     "darts_async/reward/warden.py": {"fork"},  # its worker, before anything heavy is imported
-    "launcher/preflight/trial_process.py": {"Popen"},  # looks at models, or imports a module of the user's
+    "darts_async/machine/trial_process.py": {"Popen"},  # looks at models or a module of the user's, or makes tasks
     "launcher/plan/devices.py": {"run"},  # nvidia-smi, with a deadline
     "launcher/api/run.py": {"Popen"},  # the launcher, for a caller in Python
-    "darts_async/prompts/task_families.py": {"Popen"},  # makes tasks, with a deadline
     "darts_async/reward/sandbox/program.py": {"Popen", "run"},  # a program of a response, in its sandbox
     "darts_async/reward/sandbox/confine.py": {"execv", "fork"},  # becomes that program, once it is confined
     "darts_async/reward/sandbox/probe.py": {"fork"},  # tries whether the bound of processes holds

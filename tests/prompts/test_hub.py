@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from darts_async.config import RunConfig
-from darts_async.errors import DataError
-from darts_async.prompts.hub import UnreachableError, find_split
+from darts_async.errors import ConfigError, DataError
+from darts_async.prompts.hub import UnreachableError, find_split, with_commits
 from darts_async.prompts.load import PromptSets, load_prompts
-from launcher.preflight.preflight import check_data_files
+from launcher.commands import cli
+from launcher.preflight.preflight import Findings, check_data_files
 from tests.support.byte_tokenizer import write_tokenizer
 
+NEWEST, SMALL = "a" * 40, "b" * 40
 README = """---
 license: mit
 configs:
@@ -56,11 +59,11 @@ def lay_out(root: Path, readme: str | None = README) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub's cache, which has two commits of a data set; the hub itself is out of reach."""
     home = tmp_path / "cache" / "datasets--somebody--sums"
-    lay_out(home / "snapshots" / "aaaa")
-    write_rows(home / "snapshots" / "bbbb" / "train.jsonl", 9, 10)
+    lay_out(home / "snapshots" / NEWEST)
+    write_rows(home / "snapshots" / SMALL / "train.jsonl", 9, 10)
     (home / "refs").mkdir()
-    (home / "refs" / "main").write_text("aaaa")
-    (home / "refs" / "small").write_text("bbbb")
+    (home / "refs" / "main").write_text(NEWEST)
+    (home / "refs" / "small").write_text(SMALL)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -90,6 +93,46 @@ def test_a_split_is_read_from_the_cache_and_another_one_is_held_out(cache: Path)
 def test_a_revision_is_read(cache: Path) -> None:
     sets = loaded(write_tokenizer(cache / "model"), path="somebody/sums", revision="small")
     assert answers(*sets.train, *sets.held_out) == [9, 10]
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_commits_that_it_begins_with(cache: Path) -> None:
+    of_hub = {"source": "hub", "path": "somebody/sums"}
+    copy = {"source": "hub", "path": str(lay_out(cache / "copy"))}
+    mixture = [of_hub | {"name": "a"}, of_hub | {"name": "b", "revision": "small"}, copy | {"name": "c"}]
+    sets = [of_hub | {"name": "d"}, of_hub | {"name": "e", "revision": "c" * 40}, {"name": "f"}]
+    given = RunConfig.model_validate({"prompts": {"mixture": mixture}, "evaluation": {"sets": sets}})
+    kept = with_commits(given)
+    found = {section.name: section.revision for section in (*kept.prompts.mixture, *kept.evaluation.sets)}
+    assert found == {"a": NEWEST, "b": SMALL, "c": None, "d": NEWEST, "e": "c" * 40, "f": None}
+    assert RunConfig.model_validate(kept.model_dump(mode="json")) == kept
+
+    model = write_tokenizer(cache / "model")
+    alone = {"model": {"path": str(model)}, "prompts": of_hub | {"subset": "socratic", "prompt_field": "question"}}
+    begun = with_commits(RunConfig.model_validate({**alone, "prompts": alone["prompts"] | {"held_out": 1}}))
+    before = load_prompts(begun)
+    (cache / "cache" / "datasets--somebody--sums" / "refs" / "main").write_text(SMALL)
+    assert [each.text for each in load_prompts(begun).train] == [each.text for each in before.train]
+    with pytest.raises(UnreachableError, match="'somebody/else' is not a local directory"):
+        with_commits(RunConfig.model_validate({"prompts": {"source": "hub", "path": "somebody/else"}}))
+
+
+@pytest.mark.slow
+def test_the_settings_that_a_run_writes_have_the_commits(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = list[RunConfig]()
+
+    def begin(config: RunConfig) -> None:
+        begun.append(config)
+        raise ConfigError("no further")
+
+    monkeypatch.setattr(cli, "check_run", lambda *_, **__: Findings((), (), None))
+    monkeypatch.setattr(cli, "create_run_dir", begin)
+    Path("cluster.yaml").write_text("prompts: {source: hub, path: somebody/sums}\n")
+    assert CliRunner().invoke(cli.app, ["cluster.yaml"]).exit_code == 2
+    assert [config.prompts.revision for config in begun] == [NEWEST]
+    done = CliRunner().invoke(cli.app, ["cluster.yaml", "prompts.path=somebody/else"])
+    assert (done.exit_code, len(begun)) == (2, 1)
+    assert "the data set 'somebody/else' is not a local directory" in done.output
 
 
 def test_a_copy_is_read_as_the_data_set_is(tmp_path: Path) -> None:

@@ -91,7 +91,10 @@ def test_a_part_with_too_few_records_is_named(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"prompts": {"mixture": [{"name": "a"}, {"name": "a"}]}}, "two parts with the name 'a'"),
+        (
+            {"prompts": {"mixture": [{"name": "a"}, {"name": "a"}]}},
+            r"prompts.mixture.1 has the name 'a' in metrics, which is that of prompts.mixture.0; name one of them",
+        ),
         (
             {"prompts": {"mixture": [{"name": "a"}], "held_out": 3}},
             "prompts.held_out is set, but so is prompts.mixture",
@@ -99,7 +102,33 @@ def test_a_part_with_too_few_records_is_named(
         ({"prompts": {"mixture": [{"name": "a", "source": "jsonl"}]}}, "source is 'jsonl', which needs path"),
         ({"prompts": {"mixture": [{"name": "a", "weight": 0.0}]}}, "greater than 0"),
         ({"prompts": {"mixture": [{"name": "a/b"}]}}, "should match pattern"),
-        ({"evaluation": {"sets": [{"name": "a"}, {"name": "a"}]}}, "evaluation.sets has two with the name 'a'"),
+        (
+            {"evaluation": {"sets": [{"name": "a"}, {"name": "a"}]}},
+            r"evaluation.sets.1 has the name 'a' in metrics, which is that of evaluation.sets.0",
+        ),
+        (
+            {"prompts": {"mixture": [{"name": "a"}]}, "evaluation": {"sets": [{"name": "a"}]}},
+            r"evaluation.sets.0 has the name 'a' in metrics, which is that of prompts.mixture.0",
+        ),
+        ({"evaluation": {"sets": [{"name": "prompts"}]}}, "which is that of the single source of a run"),
+        (
+            {
+                "prompts": {"source": "reasoning_gym", "families": [{"name": "gcd"}]},
+                "evaluation": {"sets": [{"name": "gcd"}]},
+            },
+            r"evaluation.sets.0 has the name 'gcd' in metrics, which is that of prompts.families",
+        ),
+        (
+            {
+                "prompts": {
+                    "mixture": [
+                        {"name": "a", "source": "reasoning_gym", "families": [{"name": "gcd"}]},
+                        {"name": "a.gcd"},
+                    ]
+                }
+            },
+            r"prompts.mixture.1 has the name 'a.gcd' in metrics, which is that of prompts.mixture.0",
+        ),
         (
             {
                 "evaluation": {"sets": [{"name": "a", "reward": "math"}]},

@@ -72,6 +72,47 @@ def test_held_out_tasks_are_the_same_for_any_number_of_training_ones(monkeypatch
 
 
 @pytest.mark.slow
+def test_a_set_to_evaluate_on_has_tasks_of_its_own(tmp_path: Path) -> None:
+    wide = {"name": "chain_sum", "arguments": {"min_terms": 4, "max_terms": 6, "min_digits": 3, "max_digits": 5}}
+    probe = {"name": "probe", "source": "reasoning_gym", "families": [wide], "held_out": 30}
+    given = settings(write_tokenizer(tmp_path), wide).model_dump(mode="json") | {"evaluation": {"sets": [probe]}}
+    sets = load_prompts(RunConfig.model_validate(given))
+    assert Counter(prompt.part for prompt in sets.held_out) == {"chain_sum": 8, "probe": 30}
+    assert (len(sets.train), sets.num_duplicates) == (40, 0)
+    assert len({prompt.text for prompt in (*sets.train, *sets.held_out)}) == 78
+
+
+@pytest.mark.slow
+def test_a_set_to_evaluate_on_may_have_all_questions_of_its_family() -> None:
+    (tasks,) = made(PRODUCTS, num_train=0, held_out=500)
+    assert tasks.train == []
+    assert 90 < len(tasks.held_out) <= 100
+
+
+@pytest.mark.slow
+def test_held_out_tasks_that_are_too_long_are_skipped(tmp_path: Path) -> None:
+    sums = SUMS | {"arguments": {"min_terms": 2, "max_terms": 9, "min_digits": 1, "max_digits": 1}}
+    probe = {"name": "probe", "source": "reasoning_gym", "families": [sums], "held_out": 20}
+    short = {"on_too_long": "skip", "chat_template": False, "num_train": 40, "held_out": 20}
+    model = write_tokenizer(tmp_path)
+
+    def found(limit: int) -> PromptSets:
+        given = settings(model, sums, **short, max_prompt_tokens=limit).model_dump(mode="json")
+        return load_prompts(RunConfig.model_validate(given | {"evaluation": {"sets": [probe]}}))
+
+    all_of_them = found(512)
+    lengths = sorted(len(prompt.token_ids) for prompt in all_of_them.held_out)
+    limit = lengths[len(lengths) // 2]
+    skipped = found(limit)
+    assert [each.text for each in skipped.held_out] == [
+        each.text for each in all_of_them.held_out if len(each.token_ids) <= limit
+    ]
+    assert {each.part for each in skipped.held_out} == {"chain_sum", "probe"}
+    with pytest.raises(DataError, match="none of the 20 held-out tasks of 'chain_sum' has a prompt of at most 1 token"):
+        found(1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["word_ladder", "isomorphic_strings", "polynomial_multiplication"])
 def test_a_family_that_goes_through_sets_of_texts_gives_the_same_tasks_again(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -42,6 +42,23 @@ def test_expressions_and_the_answers_of_other_functions_are_not_told_of(tmp_path
     assert problems(tmp_path, *ANSWERS, "", function="exact_match")[1] == []
 
 
+def test_only_the_prompts_that_math_scores_are_looked_at(tmp_path: Path) -> None:
+    def part(name: str, *answers: str, **settings: str) -> dict[str, object]:
+        path = tmp_path / f"{name}.jsonl"
+        rows = ({"prompt": f"{name} {n}", "answer": each} for n, each in enumerate(answers))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"name": name, "source": "jsonl", "path": str(path), "held_out": 1} | settings
+
+    def messages(function: str, *mixture: dict[str, object]) -> list[str]:
+        prompts = {"mixture": list(mixture), "chat_template": False}
+        config = RunConfig.model_validate({"prompts": prompts, "reward": {"function": function}})
+        return [problem.message for problem in check_answers(config, load_prompts(config))]
+
+    assert messages("math", part("a", "5", "6"), part("b", "", "", reward="exact_match")) == []
+    (message,) = messages("exact_match", part("a", "", "", ""), part("b", "", "6", reward="math"))
+    assert message.startswith("1 of 2 reference answers are empty")
+
+
 @pytest.mark.slow
 def test_a_check_of_a_run_tells_of_them(tmp_path: Path) -> None:
     config, _ = problems(tmp_path, *ANSWERS)

@@ -140,3 +140,9 @@ def test_a_curriculum_passes_over_what_is_too_hard_or_too_easy_but_not_always() 
 def test_a_curriculum_without_an_inside_is_refused() -> None:
     with pytest.raises(ValueError, match=r"prompts.curriculum.lowest is 0.9, but highest is 0.1; swap them"):
         world_config(prompts={"curriculum": {"lowest": 0.9, "highest": 0.1}})
+
+
+def test_a_curriculum_that_passes_over_nothing_is_refused() -> None:
+    for curriculum in ({}, {"lowest": 0.0, "revisit_share": 0.5}):
+        with pytest.raises(ValueError, match="passes over nothing with lowest 0 and highest 1; set one of them"):
+            world_config(prompts={"curriculum": curriculum})

@@ -1,4 +1,4 @@
-"""A child that tries out what a run names, in a session of its own: the launcher is not to import it."""
+"""A child that answers one question, in a session of its own: for what is not to be imported here, or may not end."""
 
 import contextlib
 import os
@@ -38,7 +38,15 @@ class TrialProcess:
 
 @contextlib.contextmanager
 def trial_process(module: str, question: msgspec.Struct, **environment: str) -> Iterator[TrialProcess]:
-    """Start `python -m module`. Leaving the block ends it and all that it has started in its session."""
+    """Start `python -m module` with additions to its environment.
+
+    Leaving the block ends it and all that it has started in its session. A process that it has started elsewhere and
+    that holds its pipes is not waited for.
+
+    Example:
+        >>> with trial_process("package.module", question) as child:  # doctest: +SKIP
+        ...     answer = child.answer(deadline_s=60.0)
+    """
     with tempfile.TemporaryFile() as file:  # a pipe may be full before the child reads it
         file.write(msgspec.json.encode(question))
         file.seek(0)
@@ -50,9 +58,9 @@ def trial_process(module: str, question: msgspec.Struct, **environment: str) -> 
             env=os.environ | environment | {PARENT_PID_VARIABLE: str(os.getpid())},
             start_new_session=True,
         )
-    try:
-        yield TrialProcess(child)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
+    with child:  # closes the pipes
+        try:
+            yield TrialProcess(child)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
