@@ -159,9 +159,9 @@ class CurriculumConfig(Section):
     """Which prompts are passed over for what their earlier samples got: a group whose rewards are all equal teaches
     nothing. The measure is a prompt's mean reward, each clipped to 0 to 1, in which earlier visits count less."""
 
-    lowest: Fraction = 0.0
-    """A prompt whose mean reward is lower is passed over. Set this, `highest` or both."""
-    highest: Fraction = 1.0
+    lowest: Fraction = 0.05
+    """A prompt whose mean reward is lower is passed over."""
+    highest: Fraction = 0.95
     """A prompt whose mean reward is higher is passed over."""
     revisit_share: Annotated[float, Field(ge=0.01, le=1)] = 0.1
     """Share of such prompts that are asked all the same, chosen by the seed: the model changes."""
@@ -170,8 +170,8 @@ class CurriculumConfig(Section):
     def _some_are_inside_and_some_outside(self) -> Self:
         if self.lowest == 0.0 and self.highest == 1.0:
             raise ValueError(
-                "prompts.curriculum passes over nothing with lowest 0 and highest 1; set one of them, as in "
-                "{lowest: 0.05, highest: 0.95}, or leave the curriculum out"
+                "prompts.curriculum passes over nothing with lowest 0 and highest 1; leave one of them "
+                "at its default, or leave the curriculum out"
             )
         if self.lowest > self.highest:
             raise ValueError(

@@ -32,9 +32,10 @@ STARTERS = {
     "darts_async/machine/trial_process.py": {"Popen"},  # looks at models or a module of the user's, or makes tasks
     "launcher/plan/devices.py": {"run"},  # nvidia-smi, with a deadline
     "launcher/api/run.py": {"Popen"},  # the launcher, for a caller in Python
-    "darts_async/reward/sandbox/program.py": {"Popen", "run"},  # a program of a response, in its sandbox
+    "darts_async/reward/sandbox/program.py": {"Popen"},  # a program of a response, in its sandbox
     "darts_async/reward/sandbox/confine.py": {"execv", "fork"},  # becomes that program, once it is confined
     "darts_async/reward/sandbox/probe.py": {"fork"},  # tries whether the bound of processes holds
+    "darts_async/reward/sandbox/directory.py": {"run"},  # removes what is nested too deeply for a function
     "darts_async/reward/sandbox/isolation.py": {"run"},  # asks the program's Python where its files are
 }
 """The files that may start a process, and with what. vLLM forks its own: see `process_tree`."""

@@ -143,6 +143,6 @@ def test_a_curriculum_without_an_inside_is_refused() -> None:
 
 
 def test_a_curriculum_that_passes_over_nothing_is_refused() -> None:
-    for curriculum in ({}, {"lowest": 0.0, "revisit_share": 0.5}):
-        with pytest.raises(ValueError, match="passes over nothing with lowest 0 and highest 1; set one of them"):
+    for curriculum in ({"lowest": 0.0, "highest": 1.0}, {"lowest": 0, "highest": 1, "revisit_share": 0.5}):
+        with pytest.raises(ValueError, match="passes over nothing with lowest 0 and highest 1; leave one of them"):
             world_config(prompts={"curriculum": curriculum})
