@@ -81,7 +81,7 @@ async def test_a_socket_that_somebody_removes_is_made_again_and_never_in_another
         for _ in range(2):
             (run_dir / CONTROL_SOCKET).unlink()
             async with asyncio.timeout(10):
-                while (reply := await asyncio.to_thread(answer_of, run_dir)) is None:  # there, and not yet listened to
+                while (reply := await asyncio.to_thread(answer_of, run_dir)) is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert reply == Done("GetStatus()")
         run_dir.rename(moved)
