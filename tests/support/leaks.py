@@ -24,6 +24,7 @@ _TICK_S = 0.02
 _SHARED_MEMORY = Path("/dev/shm")
 _KEPT = ("/dev/", "/proc/", "/sys/", "/usr/", "anon_inode:[pidfd]", sysconfig.get_path("purelib"))
 """Where descriptors lead that libraries open once and keep."""
+_OF_WANDB = ("wandb-artifacts", "wandb-media")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,14 @@ def belongings() -> Belongings:
 
 
 def _temporary() -> Iterator[Path]:
-    """Temporary files. What a supervisor that was killed leaves of its processes' waits for the next one, and PyTorch
-    keeps what it has compiled."""
+    """Temporary files. What a supervisor that was killed leaves of its processes' waits for the next one, PyTorch keeps
+    what it has compiled, and W&B removes the directories of its import when the process ends."""
     own = Path(tempfile.gettempdir())
     if not own.name.startswith("darts-"):  # or the module's own, which are removed with it
-        yield from (path for path in own.iterdir() if not path.name.startswith(("darts-", "torchinductor_")))
+        for path in own.iterdir():
+            kept = path.name.startswith(("darts-", "torchinductor_")) or path.name.endswith(_OF_WANDB)
+            if not kept:
+                yield path
 
 
 def _ours() -> dict[int, str]:
