@@ -181,7 +181,7 @@ def test_the_verbs_work_from_another_terminal(tmp_path: Path) -> None:
         assert run.end() == 130, run.output
         run.assert_clean()
 
-        for words in (["restart", "generator/0"], ["status"], ["down"]):
+        for words in (["restart", "generator/0"], ["down"]):
             nobody = run.verb(*words)
             assert (nobody.returncode, "no run is live" in nobody.stderr) == (2, True), nobody.stderr
         over = run.verb("restart", "generator/0", str(run.run_dir))
