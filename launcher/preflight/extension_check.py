@@ -1,5 +1,6 @@
 """Whether what a run brings itself can be loaded, and does what it is for. A child looks at it (`extension_trial`)."""
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,12 +10,15 @@ from darts_async.config import RunConfig
 from darts_async.errors import ExtensionError
 from darts_async.extensions import KINDS, PROMPTS, REWARD, SINK, Kind, load
 from darts_async.machine.trial_process import TrialError, trial_process
+from darts_async.reward.descendants import kill_marked
 from launcher.preflight.extension_trial import Question
 from launcher.preflight.prompt_check import Found, look_at_prompts
 from launcher.preflight.prompt_figures import PromptFigures
 from launcher.preflight.reward_trial import doubts, try_reward
 from launcher.problems import Problem, shown
 
+_MARK = "DARTS_TRIAL"
+"""An environment variable of a trial and its descendants, with a unique value."""
 _DEADLINE_S = 300.0
 """For one that imports torch on a busy machine, or makes a data set."""
 
@@ -62,14 +66,17 @@ def _try_in_a_child(kind: Kind, name: str, config: RunConfig, figures: PromptFig
     is_reward = kind.setting.startswith("reward.")
     deadline_s = config.reward.start_deadline_s if is_reward else _DEADLINE_S
     module, question = name.partition(":")[0], Question(kind.setting, name, config.model_dump_json(), figures)
+    mark = uuid.uuid4().hex
     try:
-        with trial_process("launcher.preflight.extension_trial", question) as child:
+        with trial_process("launcher.preflight.extension_trial", question, **{_MARK: mark}) as child:
             return msgspec.json.decode(child.answer(deadline_s), type=Found)
     except TimeoutError:
         limit = f"{'reward.start_deadline_s (' if is_reward else '('}{deadline_s:g} s)"
         return _failed(kind, name, f"importing {module!r} and trying it out took longer than {limit}")
     except TrialError as error:
         return _failed(kind, name, f"importing {module!r} and trying it out ended the process {error}")
+    finally:
+        kill_marked(_MARK, mark)  # what the function has started in other sessions
 
 
 def _failed(kind: Kind, name: str, fault: str) -> Found:
