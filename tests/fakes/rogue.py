@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 
 from darts_async.actor import Actor, Runtime, main
+from darts_async.generator.engine import Outbox
 from darts_async.generator.process import GeneratorActor
 from darts_async.prompts.load import load_prompts
 from darts_async.protocol import (
     Generate,
     GeneratorToLearner,
-    GeneratorToShaper,
     MemberJoined,
     RunFinished,
     SampleScored,
@@ -43,14 +43,14 @@ class Generator(GeneratorActor):
         super().__init__(runtime)
         self.lie = os.environ["LIE"] if _lies(runtime) else ""
 
-    def _tell_shaper(self, message: GeneratorToShaper) -> None:
-        super()._tell_shaper(message)
-        if not isinstance(message, TokensDecoded):
+    def _tell(self, out: Outbox) -> None:
+        super()._tell(out)
+        if not any(isinstance(message, TokensDecoded) for message in out):
             return
         lie, self.lie = self.lie, ""
         match lie:
             case "future_weights":
-                super()._tell_shaper(WeightsApplied(FAR, 0.0))
+                super()._tell([WeightsApplied(FAR, 0.0)])
             case "surplus_frame":
                 header = msgspec.msgpack.encode(WeightsApplied(0, 0.0))
                 self._runtime.links["generators"]._find("shaper/0").session.push((header, b"surplus"))
