@@ -117,7 +117,7 @@ class Isolation:
         return (*walls, self.python, "-I", "-S", "/confine.py", *confined)
 
     def _bubblewrap(self, directory: Path, tmpfs_bytes: int) -> Sequence[str]:
-        places = (*_SYSTEM, *_places_of(self.python))
+        places = (*_SYSTEM, *(part for place in _places_of(self.python) for part in _parts_for_all(place)))
         parents = {str(parent) for path in places for parent in Path(path).parents[:-1]}
         binds = [word for path in sorted(parents) for word in ("--perms", "0755", "--dir", path)]
         binds += [word for path in places for word in _bound(path)]
@@ -127,10 +127,11 @@ class Isolation:
         return (
             *(self.bubblewrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
             *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL", *rights),
+            *(*in_memory, HOME),  # before the interpreter, which may be below it
             *binds,
             *("--ro-bind", str(_CONFINE), "/confine.py", "--proc", "/proc", "--dev", "/dev"),
             *(*in_memory, "/dev/shm", "--remount-ro", "/dev"),
-            *(*in_memory, HOME, *files, "--remount-ro", "/"),
+            *(*files, "--remount-ro", "/"),
             *(word for name, value in environment_in(HOME).items() for word in ("--setenv", name, value)),
             *("--chdir", HOME, "--"),
         )
@@ -178,6 +179,15 @@ def _is_open_to_all(directory: Path) -> bool:
         return all(path.stat().st_mode & stat.S_IXOTH for path in (directory, *directory.resolve().parents))
     except OSError:
         return False
+
+
+def _parts_for_all(place: str) -> list[str]:
+    """What to show of a place. A directory that only its owner may enter, such as the home of root, is made again for
+    all to enter, with the same contents."""
+    path = Path(place)
+    if not path.is_dir() or path.stat().st_mode & stat.S_IXOTH:
+        return [place]
+    return sorted(str(inner) for inner in path.iterdir())
 
 
 def _below(*directories: str) -> Iterator[str]:

@@ -5,10 +5,12 @@ Each is bounded by itself too: it starts at most 200 processes, uses at most 512
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +79,20 @@ def wait_until_gone(mark: str) -> None:
 def test_both_kinds_are_there_where_everything_has_to_be() -> None:
     if "DARTS_REQUIRE_ALL" in os.environ:
         assert [each.kind for each in CLOSED] == ["bubblewrap", "processes", "processes"]
+
+
+def test_an_interpreter_in_a_private_directory_below_that_of_temporary_files_will_do(tmp_path: Path) -> None:
+    """As `python3 -m venv "$(mktemp -d)"` makes it. The tests above take another if this one does not work."""
+    if shutil.which("bwrap") is None:
+        assert "DARTS_REQUIRE_ALL" not in os.environ
+        pytest.skip("bubblewrap is not installed")
+    home = tmp_path / "private"
+    venv.create(home, symlinks=True)
+    home.chmod(0o700)
+    assert str(home).startswith("/tmp/")
+    choice = choose_isolation("bubblewrap", str(home / "bin" / "python"), allow_weaker=False)
+    assert run(choice.isolation, "import sys, json; print(sys.prefix)").stdout.decode().strip() == str(home)
+    assert run(choice.isolation, f"open({str(home / 'new')!r}, 'w')").exit_code == 1
 
 
 # --- programs that mean well ---------------------------------------------------------------------------------
