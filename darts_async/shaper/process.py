@@ -13,6 +13,7 @@ journal. A shaper that is started in another life of the run takes up what is le
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -33,7 +34,6 @@ from darts_async.shaper.durable.replayable_state import (
     CameUp,
     Confirmed,
     Heard,
-    MakeState,
     Reopened,
     ReplayableState,
     Restarted,
@@ -99,14 +99,15 @@ class ShaperActor:
         self._journal = Journal(runtime.run_dir / JOURNAL_FILE)
         self._ledger = LedgerWriter(runtime.run_dir / LEDGER_FILE)
 
-        def make_state(snapshot: StateSnapshot | None) -> ShaperState:
+        def make_state(snapshot: StateSnapshot | None, config: RunConfig = config) -> ShaperState:
             return ShaperState(config, sets.in_order(config.seed), sets.held_out, stop_token_ids, snapshot)
 
+        self._make_state = make_state
         self._flushes_new_journal = False
         self._inputs: list[AnyInput] = []
         self._outputs: list[Output] = []
         try:
-            self._replayable = self._begin(make_state)
+            self._replayable = self._begin()
         except DataError:
             self._ledger.close()
             raise
@@ -123,30 +124,37 @@ class ShaperActor:
         if writer is not None:
             writer.void(self._state.work.rollouts.void_from(self._num_steps))
 
-    def _begin(self, make_state: MakeState) -> ReplayableState:
+    def _begin(self) -> ReplayableState:
         """For the first time, in place of a process of this life of the run, or in place of those of another life."""
         path, life = self._runtime.run_dir / JOURNAL_FILE, self._runtime.plan.life
         found = read_journal(path)
         if life == 1 and found.head is None and not self._ledger.num_bytes:
-            replayable = ReplayableState(make_state)
+            replayable = ReplayableState(self._make_state)
             replayable.now_s = self._clock()
             self._journal.begin(replayable.to_head(0))
             return replayable
         if life > 1 and (found.head is None or found.head.place.life != life):
-            return self._begin_life(found, make_state)
-        replayable = take_up(found, self._ledger, make_state)
+            return self._begin_life(found)
+        replayable = take_up(found, self._ledger, self._make_state)
         self._journal.resume(found.num_bytes)
         log.info("taken_up", journal_bytes=found.num_bytes, phase=replayable.state.phase.name)
         return replayable
 
-    def _begin_life(self, found: FoundJournal, make_state: MakeState) -> ReplayableState:
+    def _begin_life(self, found: FoundJournal) -> ReplayableState:
         """All processes are new, and the files may have lost what was not on the disk yet."""
         run_dir, plan = self._runtime.run_dir, self._runtime.plan
         ledger = scan_ledger(run_dir / LEDGER_FILE)
         if plan.from_checkpoint:
             found = FoundJournal(None, [], 0, "it is not to be used")
+        before = self._runtime.config if found.head is None else RunConfig.model_validate_json(found.head.settings)
         taken_up = take_up_again(
-            found, ledger, newest_checkpoint(run_dir), make_state, life=plan.life, now_s=self._clock()
+            found,
+            ledger,
+            newest_checkpoint(run_dir),
+            self._make_state,
+            life=plan.life,
+            now_s=self._clock(),
+            make_before=partial(self._make_state, config=before),
         )
         log.info(
             "taken_up_again",

@@ -132,6 +132,11 @@ class ShaperState:
     # --- to look at ------------------------------------------------------------------------------------------
 
     @property
+    def settings(self) -> str:
+        """The settings under which it decides, as JSON."""
+        return self._config.model_dump_json()
+
+    @property
     def num_steps(self) -> int:
         """Optimiser steps that were committed."""
         return self.feed.num_steps

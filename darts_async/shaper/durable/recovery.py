@@ -103,11 +103,15 @@ def take_up_again(
     *,
     life: int,
     now_s: float,
+    make_before: MakeState | None = None,
 ) -> TakenUp:
-    """Continue in another life. `now_s` is the time if no file has one. Pass an empty `journal` to ignore it."""
-    replayable, records, source = _from_journal(journal, ledger, checkpoint, make_state, life)
+    """Continue in another life. `now_s` is the time if no file has one. Pass an empty `journal` to ignore it.
+    `make_before` makes a state under the settings of the journal, if they are not those of `make_state`."""
+    replayable, records, source = _from_journal(journal, ledger, checkpoint, make_before or make_state, life)
     if replayable is None:
         replayable, records, source = _from_checkpoint(ledger, checkpoint, make_state, life, now_s)
+    else:
+        replayable.continue_with(make_state)
     outputs = replayable.take(Reopened(replayable.now_s, life))
     return TakenUp(replayable, records + _recorded(outputs), outputs, source)
 

@@ -1,7 +1,8 @@
 """The state of a shaper, and what a new process needs beside it to continue. Pure.
 
 Everything that happens to a shaper is an `Input`, and `take` is the only way in. A shaper that starts from the same
-`JournalHead` and takes the same inputs reaches the same state, with the same outputs. The journal depends on this.
+`JournalHead` and takes the same inputs under the same settings reaches the same state, with the same outputs. The
+journal depends on this. A run may be resumed with other settings, so the head holds those of its life.
 
 A position in the ledger is a number of records, so that this module can make the shaper's part of a checkpoint,
 `Shared`.
@@ -106,6 +107,8 @@ class JournalHead(Struct, frozen=True):
     place: Position
     firsts: dict[int, int]
     """See `Lineage`."""
+    settings: str
+    """The settings of the run, as JSON."""
 
 
 class Shared(Struct, frozen=True):
@@ -161,7 +164,12 @@ class ReplayableState:
             ledger_bytes=ledger_bytes,
             place=self.place,
             firsts=self.lineage.firsts,
+            settings=self.state.settings,
         )
+
+    def continue_with(self, make_state: MakeState) -> None:
+        """Continue from this state under the settings of `make_state`."""
+        self._make_state, self.state = make_state, make_state(self.state.to_state())
 
     def take(self, given: AnyInput) -> list[Output]:
         """Handle one input completely."""

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from darts_async.config import RunConfig
+from darts_async.shaper.ledger import scan_ledger
 from darts_async.topology.plan import RunPlan
+from darts_async.topology.run_files import LEDGER_FILE
 from launcher.preflight.changed_settings import FIXED, changed, refuse_changes
 from launcher.problems import InputError
 from launcher.run_dir.run_dir import write_inputs
@@ -143,11 +145,15 @@ def test_a_finished_run_is_trained_further(tmp_path: Path) -> None:
         assert "changed: learner.steps: 7 -> 20" in run.output
         after = run.assert_clean()
         assert (before["num_steps"], after["num_steps"]) == (7, 20)
+        assert not scan_ledger(run.run_dir / LEDGER_FILE).counted.num_void, "what was decided stays decided"
+        lines = [line for line in run.lines("metrics.jsonl") if line["type"] == "evaluation"]
+        evaluations = {line["policy_version"]: line for line in lines}  # the last of a life may come again in the next
+        assert list(evaluations) == [0, 7, 20]
+        num_samples = sum(len(line["num_tokens"]) for line in evaluations.values())
+        assert after["samples_by_outcome"]["evaluated"] == num_samples
         assert [event["changes"] for event in run.events("resumed")] == [["learner.steps: 7 -> 20"]]
         steps = [line["step"] for line in run.lines("metrics.jsonl") if "learner/loss" in line]
         assert steps == list(range(20)), "no step was trained twice"
-        versions = [line["policy_version"] for line in run.lines("metrics.jsonl") if line["type"] == "evaluation"]
-        assert versions == [0, 7, 20]
         assert (run.run_dir / "model" / "config.json").is_file()
 
 
