@@ -1,7 +1,8 @@
 """The verb `dashboard`: a page about runs, live and over."""
 
+import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -24,10 +25,18 @@ def dashboard(
     """
     with bad_input():
         server = DashboardServer(ShownRuns.at(path), port)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         write_line(f"{server.url}  (Ctrl-C ends it)")
         server.serve_forever()
     except KeyboardInterrupt:
         pass  # the only way in which it ends
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         server.close()
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Also where Python would not: a shell starts its background jobs with SIGINT ignored."""
+    raise KeyboardInterrupt

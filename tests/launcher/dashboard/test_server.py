@@ -2,7 +2,10 @@
 
 import http.client
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -301,3 +304,22 @@ def test_a_port_that_is_in_use_is_named_with_exit_code_2(server: DashboardServer
     assert CliRunner().invoke(app, ["dashboard", str(runs), "--port", "70000"]).exit_code == 2
     with pytest.raises(ConfigError, match="cannot be used"):
         DashboardServer(ShownRuns.at(runs), port)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order_also_where_a_shell_has_started_it_in_the_background(
+    runs: Path, number: signal.Signals
+) -> None:
+    """A shell starts its background jobs with SIGINT ignored."""
+    command = [sys.executable, "-m", "launcher", "dashboard", str(runs)]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        serving = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert serving.stdout is not None
+    with serving.stdout:
+        assert serving.stdout.readline().startswith("http://127.0.0.1:")
+        serving.send_signal(number)
+        assert serving.wait(60) == 0
