@@ -1,6 +1,7 @@
 """Where the records of a run come from: files, tasks that are made, or a source of the user's that is called."""
 
 import itertools
+import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -34,8 +35,9 @@ class Source(Protocol):
     """
 
     def __call__(self, *, num_train: int | None, held_out: int, seed: int) -> Rows | Mapping[str, Rows]:
-        """`prompts.num_train` (None if it is not set), `prompts.held_out` and the seed of the run are handed over. The
-        same ones give the same records: a shaper that is started again asks again."""
+        """`prompts.num_train` (None if it is not set), `prompts.held_out` and a seed are handed over: the run's, or
+        for a part of a mixture and an evaluation set one of its own. The same ones give the same records: a shaper that
+        is started again asks again."""
 
 
 _OF_TASKS = Fields("prompt", "answer")
@@ -90,14 +92,14 @@ def _evaluated(config: "EvaluationSetConfig", seed: int) -> Part:
     if config.source == TASKS:
         tasks = [record for _, _, held_out in _tasks(config.name, config, 0, seed) for record in held_out]
         return Part(config.name, 1.0, [], tasks, None, None, reward)
-    train, held_out = _read(config, seed)
+    train, held_out = _read(config, _seed_for(config.name, seed))
     return Part(config.name, 1.0, [], train if held_out is None else held_out, None, config.held_out, reward)
 
 
 def _parts_of(name: str, weight: float, config: "RecordsConfig", seed: int) -> list[Part]:
     """A source as one part; families of tasks as one part each."""
     if config.source != TASKS:
-        train, held_out = _read(config, seed)
+        train, held_out = _read(config, _seed_for(name, seed))
         return [Part(name, weight, train, held_out, config.num_train, config.held_out)]
     total = sum(family.weight for family in config.families)
     parts = []
@@ -106,6 +108,12 @@ def _parts_of(name: str, weight: float, config: "RecordsConfig", seed: int) -> l
         share = weight * family.weight / total if name else family.weight
         parts.append(Part(own, share, train, held_out, None, None))
     return parts
+
+
+def _seed_for(name: str, seed: int) -> int:
+    """A seed of its own for each named set or part: one function called twice with one seed gives the same records, and
+    those of an evaluation set are removed from training."""
+    return random.Random(f"{seed}/{name}").randrange(1 << 31) if name else seed
 
 
 def _tasks(

@@ -1,6 +1,7 @@
 """Mixtures: parts with their own settings and weights, disjoint from all that is held out; sets to evaluate on."""
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,21 @@ def test_a_mixture_survives_being_written_and_read() -> None:
     config = RunConfig.model_validate({"prompts": {"mixture": parts}, "evaluation": {"sets": [{"name": "c"}]}})
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
     assert [*config.record_sections] == ["prompts.mixture.0", "prompts.mixture.1", "evaluation.sets.0"]
+
+
+def drawn(*, num_train: int | None, held_out: int, seed: int) -> list[dict[str, str]]:
+    """A source that draws its records, as many do."""
+    rng = random.Random(seed)
+    return [{"prompt": f"{rng.randrange(10**9)}", "answer": "1"} for _ in range((num_train or 8) + held_out)]
+
+
+def test_a_set_of_the_same_function_is_not_made_of_the_records_to_train_on(tmp_path: Path) -> None:
+    source = {"source": f"{__name__}:drawn", "held_out": 4}
+    given = {
+        "model": {"path": str(write_tokenizer(tmp_path / "model"))},
+        "prompts": source | {"num_train": 32},
+        "evaluation": {"sets": [source | {"name": "probe"}]},
+    }
+    sets = load_prompts(RunConfig.model_validate(given))
+    assert Counter(prompt.part for prompt in sets.held_out)["probe"] == 4
+    assert len(sets.train) == 32, "none was taken away for the set"
