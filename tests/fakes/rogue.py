@@ -76,12 +76,15 @@ class Reward(RewardActor):
 
 
 class Shaper(ShaperActor):
-    """Lies when its run has come a little further."""
+    """Lies once when its run has come a little further: at that step, or later where several come at once."""
+
+    _has_lied = False
 
     def _carry_out(self) -> None:
         super()._carry_out()
         lies, life = os.environ["LIE"].split(","), self._runtime.incarnation
-        if life <= len(lies) and self._state.num_steps == 4 * life:
+        if life <= len(lies) and self._state.num_steps >= 4 * life and not self._has_lied:
+            self._has_lied = True
             self._lie(lies[life - 1])
 
     def _lie(self, lie: str) -> None:
