@@ -51,6 +51,9 @@ class NodeConfig(Section):
     """Path of the Python on the node. Default: that of the launcher."""
     workdir: str | None = None
     """Working directory of its processes. Default: that of the launcher."""
+    warm_start: bool = True
+    """Whether its processes are forked from one that has imported everything, so that they are there at once. On
+    systems other than Linux they are not."""
     env: dict[str, str] = Field(default_factory=dict)
     """Variables to add to the environment of its processes."""
 

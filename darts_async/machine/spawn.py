@@ -32,6 +32,11 @@ def module_command(
     return (python, "-P", "-m", *(() if outlives_parent else (FIRST_MODULE,)), module, *arguments)
 
 
+def is_module_command(argv: Sequence[str], *, python: str) -> bool:
+    """Whether this is a command line of `module_command` for that Python, of a process that ends with its parent."""
+    return tuple(argv[:4]) == module_command("", python=python)[:4] and len(argv) > 4
+
+
 def outlives_parent(argv: Sequence[str]) -> bool:
     """Whether this is a command line of `module_command` with `outlives_parent`."""
     return list(argv[1:3]) == ["-P", "-m"] and list(argv[3:4]) != [FIRST_MODULE]

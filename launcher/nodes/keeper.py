@@ -24,6 +24,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -42,7 +43,8 @@ from launcher.nodes.detached import detach, end_keeper
 from launcher.nodes.node_messages import StartProcess, ToKeeper
 from launcher.nodes.node_record import NodeRecord, end_leftovers, locked, read_node_record, write_node_record
 from launcher.nodes.scratch import owner_of, sweep
-from launcher.nodes.supervisor import ProcessExit, ProcessRecord, Supervisor, start_time_s
+from launcher.nodes.supervisor import ProcessExit, ProcessRecord, Supervisor, open_output, start_time_s
+from launcher.nodes.warm_start import Forks, Orphans
 from launcher.run_dir.logs import bound_outputs, last_lines
 from launcher.run_dir.run_dir import inode_of
 
@@ -76,6 +78,7 @@ class Keeper:
         life: int,
         lease_s: float,
         supervisor: Supervisor,
+        forks: Forks | None = None,
         log_max_mb: float = 64.0,
         came_up: Callable[[], None] | None = None,
     ) -> None:
@@ -83,6 +86,8 @@ class Keeper:
         self._node = node
         self._lease_s = lease_s
         self._supervisor = supervisor
+        self._forks = forks
+        self._orphans = Orphans()
         self._output_max_bytes = int(log_max_mb * 1e6)
         self._is_unrecorded = False
         self._before = before = read_node_record(run_dir, node)
@@ -296,6 +301,13 @@ class Keeper:
             await asyncio.to_thread(bound_outputs, self._run_dir / LOGS_DIR, names, self._output_max_bytes)
             if self._is_unrecorded:
                 self._write_record()
+            self._orphans.reap(self._children())
+
+    def _children(self) -> set[int]:
+        """The processes that are waited for."""
+        server = self._forks.pid if self._forks is not None else None
+        ours = {record.pid for record in (*self._supervisor.records.values(), self._agent) if record is not None}
+        return ours if server is None else {*ours, server}
 
     def _write_record(self) -> None:
         """For the next keeper, should this one be killed. One that cannot be written now is written later: the disk is
@@ -320,6 +332,7 @@ def main() -> None:
     parser.add_argument("--kill", action="store_true", help="end the running keeper and all of its processes")
     parser.add_argument("--lease-s", type=float, default=math.inf)
     parser.add_argument("--log-max-mb", type=float, default=64.0, help="bound of each log and each output file")
+    parser.add_argument("--warm", default="", help="modules of processes that a fork server imports, with commas")
     parser.add_argument(
         "--detach",
         type=float,
@@ -349,10 +362,16 @@ def main() -> None:
 async def _keep(arguments: argparse.Namespace, came_up: Callable[[], None] | None) -> str | None:
     run_dir, node = arguments.run_dir, arguments.node
     bounds = {name: getattr(arguments, name) for name in ("life", "lease_s", "log_max_mb")}
-    async with Supervisor(run_dir / LOGS_DIR, owner_of(run_dir, node)) as supervisor:
-        keeper = Keeper(run_dir, node, supervisor=supervisor, came_up=came_up, **bounds)
-        await keeper.keep()
-        return keeper.failure
+    output = partial(open_output, run_dir / LOGS_DIR, keeper_name(node))
+    forks = Forks(("--run-dir", str(run_dir)), tuple(filter(None, arguments.warm.split(","))), output)
+    await forks.start()
+    try:
+        async with Supervisor(run_dir / LOGS_DIR, owner_of(run_dir, node), forks) as supervisor:
+            keeper = Keeper(run_dir, node, supervisor=supervisor, forks=forks, came_up=came_up, **bounds)
+            await keeper.keep()
+            return keeper.failure
+    finally:
+        await forks.close()
 
 
 if __name__ == "__main__":

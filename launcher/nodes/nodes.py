@@ -20,7 +20,7 @@ from launcher.nodes.backends import AgentCommand, Backend, NodeError
 from launcher.nodes.backends.local import LocalBackend
 from launcher.nodes.fleet import COMES_UP_WITHIN_S
 from launcher.plan.placement import local_node
-from launcher.plan.plan import python_of
+from launcher.plan.plan import imports_of, python_of
 
 
 class Nodes:
@@ -86,6 +86,8 @@ def _backend(config: RunConfig, node: NodeConfig, run_dir: Path) -> Backend:
 def agent_command(config: RunConfig, run_dir: Path, node: str, *, life: int) -> AgentCommand:
     """The command of a node: its keeper, which starts its agent. On another machine it runs detached, under a lease."""
     options = ["--life", str(life), "--log-max-mb", str(config.telemetry.log_max_mb)]
+    if next(found.warm_start for found in config.nodes if found.name == node):
+        options += ["--warm", ",".join(imports_of(config, node))]
     if node != local_node(config).name:
         options += ["--detach", str(COMES_UP_WITHIN_S), "--lease-s", str(config.network.lease_s)]
     return keeper_command(config, run_dir, node, *options)

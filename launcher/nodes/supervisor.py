@@ -32,6 +32,7 @@ from darts_async.machine.spawn import signal_name, spawn
 from darts_async.topology.plan import ProcessSpec
 from darts_async.topology.run_files import output_path
 from launcher.nodes.scratch import Scratch
+from launcher.nodes.warm_start import ForkedProcess, Forks
 
 KILLED_AFTER_S = 10.0
 """A killed process that has not ended after this long hangs in a system call."""
@@ -66,15 +67,16 @@ class ProcessRecord(msgspec.Struct, frozen=True):
 @dataclass(slots=True)
 class _Child:
     record: ProcessRecord
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | ForkedProcess
     watcher: asyncio.Task[None]
 
 
 class Supervisor:
-    """The processes of one machine. Use with `async with`; leaving the block kills those that still run."""
+    """The processes of one machine. Use with `async with`; leaving the block kills those that still run. `forks` starts
+    those that it can."""
 
-    def __init__(self, logs_dir: Path, owner: str) -> None:
-        self._logs_dir, self._owner = logs_dir, owner
+    def __init__(self, logs_dir: Path, owner: str, forks: Forks | None = None) -> None:
+        self._logs_dir, self._owner, self._forks = logs_dir, owner, forks
         self._children: dict[str, _Child] = {}
         self._ended: deque[ProcessExit] = deque()  # as many as were started and not yet read
         self._changed = asyncio.Event()
@@ -110,7 +112,8 @@ class Supervisor:
         try:
             with self.open_output(spec.name) as output:
                 env = {"TMPDIR": str(scratch.path), **spec.env}
-                process = await spawn(argv, env=env, stdout=output, stderr=asyncio.subprocess.STDOUT)
+                forked = await self._forks.fork(argv, env, output) if self._forks is not None else None
+                process = forked or await spawn(argv, env=env, stdout=output, stderr=asyncio.subprocess.STDOUT)
         except OSError:
             scratch.remove()
             raise
@@ -157,17 +160,12 @@ class Supervisor:
             _kill_session(child.process.pid)
 
     def open_output(self, name: str) -> BinaryIO:
-        """What a process prints goes there, or nowhere on a disk that takes no further file. Raises `OSError`."""
-        path = output_path(self._logs_dir, name)
-        try:
-            path.parent.mkdir(exist_ok=True)  # somebody may have removed it
-            return path.open("ab")
-        except OSError as error:
-            if not is_no_space(error):
-                raise
-            return Path(os.devnull).open("ab")
+        """See the function."""
+        return open_output(self._logs_dir, name)
 
-    async def _watch(self, record: ProcessRecord, process: asyncio.subprocess.Process, scratch: Scratch) -> None:
+    async def _watch(
+        self, record: ProcessRecord, process: asyncio.subprocess.Process | ForkedProcess, scratch: Scratch
+    ) -> None:
         code = await process.wait()
         await end_session(process.pid)
         await asyncio.to_thread(scratch.remove)  # a reward function may leave much
@@ -181,6 +179,18 @@ class Supervisor:
             raise DeadlineError(
                 f"{child.record.name} (pid {child.record.pid}) is alive {KILLED_AFTER_S} s after SIGKILL"
             )
+
+
+def open_output(logs_dir: Path, name: str) -> BinaryIO:
+    """What a process prints goes there, or nowhere on a disk that takes no further file. Raises `OSError`."""
+    path = output_path(logs_dir, name)
+    try:
+        path.parent.mkdir(exist_ok=True)  # somebody may have removed it
+        return path.open("ab")
+    except OSError as error:
+        if not is_no_space(error):
+            raise
+        return Path(os.devnull).open("ab")
 
 
 def _as_incarnation(argv: tuple[str, ...], incarnation: int) -> tuple[str, ...]:

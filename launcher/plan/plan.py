@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from darts_async.config import RunConfig
+from darts_async.extensions import ENGINE
 from darts_async.machine.spawn import module_command
 from darts_async.topology.links import LINKS, Link
 from darts_async.topology.plan import LinkPlan, ProcessSpec, RunPlan
@@ -72,6 +73,18 @@ def _processes(config: RunConfig, run_dir: Path) -> Iterator[ProcessSpec]:
 def python_of(config: RunConfig, node: str) -> str:
     [settings] = (found for found in config.nodes if found.name == node)
     return settings.python or sys.executable
+
+
+def imports_of(config: RunConfig, node: str) -> tuple[str, ...]:
+    """The modules of the processes of a node, and what they load by name: those that import little first."""
+    places = place_processes(config)
+    here = [role for role in ROLES if any(places[name].node == node for name in role_names(config, role))]
+    engine = ENGINE.built_in.get(config.generator.engine, "").partition(":")[0]
+    modules: list[str] = []
+    for role in sorted(here, key=lambda role: role.num_model_copies):
+        modules += [engine] if role.decodes and engine else []
+        modules.append(role.module)
+    return tuple(modules)
 
 
 def _environment(config: RunConfig, role: Role, name: str, places: Mapping[str, Place]) -> dict[str, str]:
