@@ -80,8 +80,8 @@ def mismatch(reference: Reference, measured: ProbeMeasured, tolerance_nats: floa
     if error <= tolerance_nats:  # false if it is NaN
         return None
     return (
-        f"log-probabilities under version {reference.policy_version} are {error:.3g} nats (root mean square) from the learner's, "
-        f"tolerance {tolerance_nats:g} (weights.probe_tolerance_nats)"
+        f"log-probabilities under version {reference.policy_version} are {error:.3g} nats from the learner's in the "
+        f"root mean square, tolerance {tolerance_nats:g} (weights.probe_tolerance_nats)"
     )
 
 

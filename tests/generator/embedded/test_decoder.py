@@ -79,7 +79,7 @@ def test_a_wrong_decoding_is_refused_in_every_precision(
 ) -> None:
     method, replacement = WRONG[wrong]
     monkeypatch.setattr(SlotStep, method, replacement)
-    with pytest.raises(ModelError, match="does not decode correctly: lo.* differ from the model's own by"):
+    with pytest.raises(ModelError, match=r"does not decode correctly: lo.* differ from the model's own by"):
         wrap(TINY_MODELS[name]().to(dtype))
 
 
