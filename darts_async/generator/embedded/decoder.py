@@ -197,7 +197,7 @@ def _deviation(logits: Tensor, own: Tensor) -> float:
     expected = own - own.mean(-1, keepdim=True)
     error = logits - logits.mean(-1, keepdim=True) - expected
     tiny = torch.finfo(torch.float32).tiny
-    return (error.norm(dim=-1) / expected.norm(dim=-1).clamp(min=tiny)).max().item()
+    return float((error.norm(dim=-1) / expected.norm(dim=-1).clamp(min=tiny)).max())
 
 
 def _named_tensors(model: Any) -> dict[str, Tensor]:
