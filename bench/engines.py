@@ -105,7 +105,8 @@ def report(arguments: argparse.Namespace, vllm: str, speeds: Speeds, cancels: li
             "# Engines: decoding speed and cancel latency",
             "",
             f"{conditions('engines')} torch {torch.__version__}, transformers {transformers.__version__}, {vllm}; "
-            f"{arguments.dtype}; {arguments.new_tokens} new tokens each, with log-probabilities; medians of {arguments.repeats}, in turn. "
+            f"{arguments.dtype}; {arguments.new_tokens} new tokens each, with log-probabilities; medians of "
+            f"{arguments.repeats}, in turn. "
             "transformers: its continuous batching, the better of two sizings of its cache.",
             "",
             *table(
