@@ -1,6 +1,6 @@
 """How fast do the engines decode, how does transformers' continuous batching compare, and how soon is a cancel done?
 
-    python -m bench.engines [--model DIR] [--repeats N] [--new-tokens N] [--out DIR]
+    python -m bench.engines [--model DIR] [--dtype bfloat16] [--repeats N] [--new-tokens N] [--out DIR]
 
 All decode the same prompts to the same length with log-probabilities, in turn; the table shows medians over the
 repeats. The embedded engine and the library run in this process with one thread; vLLM, which is left out where it is
@@ -67,6 +67,7 @@ def main() -> None:
     """One command; a user's mistake ends it with one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory of a model; random weights without it")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of all three")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--out", type=for_plots, help="directory for engines.md, .json and .png")
@@ -74,9 +75,9 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     vllm = find_vllm()
-    model = load_model(arguments.model)
+    model = load_model(arguments.model, arguments.dtype)
     with asyncio.Runner() as runner:
-        engine = None if vllm is None else runner.run(load_vllm(model))
+        engine = None if vllm is None else runner.run(load_vllm(model, arguments.dtype))
         speeds: Speeds = {}
         for num_samples in CONCURRENCY:
             speeds[num_samples] = measure(runner, model, engine, num_samples, arguments.new_tokens, arguments.repeats)
@@ -104,7 +105,8 @@ def report(arguments: argparse.Namespace, vllm: str, speeds: Speeds, cancels: li
             "# Engines: decoding speed and cancel latency",
             "",
             f"{conditions('engines')} torch {torch.__version__}, transformers {transformers.__version__}, {vllm}; "
-            f"{arguments.new_tokens} new tokens each, with log-probabilities; medians of {arguments.repeats}, in turn. "
+            f"{arguments.dtype}; {arguments.new_tokens} new tokens each, with log-probabilities; medians of "
+            f"{arguments.repeats}, in turn. "
             "transformers: its continuous batching, the better of two sizings of its cache.",
             "",
             *table(
@@ -246,7 +248,7 @@ def load_embedded(model: Any, num_slots: int, max_context_tokens: int) -> Embedd
     )
 
 
-async def load_vllm(model: Any) -> Any:
+async def load_vllm(model: Any, dtype: str) -> Any:
     """vLLM with as many slots as are ever needed."""
     from darts_async.generator.vllm.engine import VllmEngine
     from darts_async.generator.vllm.startup import VllmRequest, start_vllm
@@ -255,15 +257,15 @@ async def load_vllm(model: Any) -> Any:
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(Path(directory))
         num_slots, max_context_tokens = max(CONCURRENCY), CANCEL_NEW_TOKENS + 32
-        wanted = VllmRequest(directory, VllmConfig(), "float32", num_slots, max_context_tokens, seed=0)
+        wanted = VllmRequest(directory, VllmConfig(), dtype, num_slots, max_context_tokens, seed=0)
         started = await asyncio.to_thread(start_vllm, thread, wanted)
     return VllmEngine(replace(started, eos_token_ids=()), thread, step_deadline_s=RESULT_DEADLINE_S)
 
 
-def load_model(model_path: str | None) -> Any:
+def load_model(model_path: str | None, dtype: str) -> Any:
     """The model to measure, or one of the quickstart's size with random weights."""
     if model_path is not None:
-        return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype)).eval()
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=64,
@@ -277,7 +279,7 @@ def load_model(model_path: str | None) -> Any:
         max_position_embeddings=1024,
         eos_token_id=1,
     )
-    return AutoModelForCausalLM.from_config(config).eval()
+    return AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).eval()
 
 
 def run_in(runner: asyncio.Runner, engine: Engine, prompts: list[NDArray[np.int32]], new_tokens: int) -> int:

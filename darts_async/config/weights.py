@@ -26,7 +26,7 @@ class WeightsConfig(Section):
     probe: bool = True
     """After each update, compare the generator's log-probabilities of a few tokens with the learner's."""
     probe_tolerance_nats: Annotated[float, Field(gt=0)] | None = None
-    """A generator that differs by more is ended. Default by `model.dtype`: 0.02 for float32, 0.2 for float16, 0.5 for
-    bfloat16."""
+    """A generator that differs by more, in the root mean square over the tokens, is ended. Default by `model.dtype`:
+    0.01 for float32, 0.15 for float16, 0.35 for bfloat16."""
     reprefill: bool = False
     """Recompute the KV cache under the new weights, instead of decoding on with the old one. Only vLLM."""

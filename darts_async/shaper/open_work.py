@@ -186,12 +186,12 @@ class OpenWork:
             elif sample.stage not in (Stage.CANCELLING, Stage.ENDED):
                 self.end(sample, "filtered" if sample.is_lost else outcome, sample.end_reason or reason)
 
-    def lose_all(self, reason: str) -> None:
+    def abandon_all(self, reason: str) -> None:
         """No sample continues, and no generator is waited for."""
         self.generators.owing.clear()
         for sample in self.samples():
             if sample.stage is not Stage.ENDED:
-                self.end(sample, "lost", reason)
+                self.end(sample, "abandoned", reason)
 
     def release(self, sample: Sample) -> None:
         """The sample no longer takes a place in its generator."""

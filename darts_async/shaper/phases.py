@@ -99,9 +99,9 @@ class RunPhases:
             self._evaluation.abandon()
 
     def abandon(self) -> None:
-        """What has not been acknowledged by the end of a stop is lost."""
+        """What has not been acknowledged by the end of a stop is abandoned."""
         self._training.abandon()
-        self._work.lose_all("unacknowledged_at_stop")
+        self._work.abandon_all("unacknowledged_at_stop")
 
     def reopen(self, now_s: float) -> None:
         """The run continues in another life. If it had been stopped, the prompts of given-up groups are asked again. If

@@ -1,7 +1,8 @@
 """What generators and reward processes say of samples: tokens, ends and rewards.
 
 Each report changes one sample and lets its group decide: a training group by its rule, a held-out one when all of its
-samples are scored. A late report, of a sample that the process no longer has, changes only the count of lost tokens.
+samples are scored. A late report, of a sample that the process no longer has, changes only the count of abandoned
+tokens.
 """
 
 from darts_async.protocol import (
@@ -68,7 +69,7 @@ class SampleEvents:
             if sample is not None:
                 sample.append(version, token_ids[begin:end], logprobs[begin:end])
             else:  # it was given to another generator while this one was silent
-                totals.tokens_by_outcome["lost"] += count
+                totals.tokens_by_outcome["abandoned"] += count
                 self._outbox.send(peer, Cancel(sample_id))
             begin = end
         seat, pace = self._work.generators.seats.get(peer), self._planner.pace

@@ -266,7 +266,7 @@ class ShaperState:
         followed it is lost. The learner is at `policy_version`; a step before it that is not known here counts as
         taken. Groups get ids from `next_group_id` on."""
         self.training.give_up()
-        self.work.lose_all("taken_up_without_it")
+        self.work.abandon_all("taken_up_without_it")
         self.work.totals.end_of_life()
         self.work.next_group_id = max(self.work.next_group_id, next_group_id)
         self.work.rollouts.start_over()

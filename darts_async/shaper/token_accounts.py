@@ -1,6 +1,6 @@
 """Where every token went, and the statistics of each step.
 
-generated = trained + cancelled + filtered + stale + lost (+ evaluated), because each sample ends exactly once.
+generated = trained + cancelled + filtered + stale + abandoned (+ evaluated), because each sample ends exactly once.
 
 Statistics of the kept samples say little about the policy: selection alone shortens them. So those of the pool, all
 scored samples before the selection, are reported beside them. A sample that a draw has spared counts for the cut ones

@@ -27,9 +27,14 @@ from darts_async.protocol import (
 
 NUM_PROMPTS: Final = 4
 PROMPT_TOKENS: Final = 12
-TOLERANCE_NATS: Final = {"float32": 2e-2, "float16": 0.2, "bfloat16": 0.5}
-"""Tolerance by the coarser dtype of both. Engine and learner compute in a different order and round differently. Wrong
-weights differ by more, unless the error is smaller than a training step."""
+TOLERANCE_NATS: Final = {"float32": 1e-2, "float16": 0.15, "bfloat16": 0.35}
+"""Tolerance of the root mean square over the prompts, by the coarser dtype of both. Engine and learner compute in a
+different order and round differently. Wrong weights differ by more, unless the error is smaller than a training step.
+
+SmolLM2-135M in bfloat16, 128 probes: rounding gave at most .15 against bfloat16 and .24 against float32. One token
+alone was off by up to .26 and .48. So a bound for each token must be wider, and finds no more: with one layer of 30
+wrong (heads shifted, the queries of its neighbour, no attention), .35 refused 75 to 89 % of probes and .5 for each
+token as many; with a wrong norm or embedding both refused all."""
 
 log = structlog.get_logger()
 
@@ -71,12 +76,12 @@ def mismatch(reference: Reference, measured: ProbeMeasured, tolerance_nats: floa
     if measured.token_ids.min() < 0 or measured.token_ids.max() >= vocab_size:
         return f"it drew tokens {measured.token_ids.tolist()} of a vocabulary of {vocab_size}"
     expected = reference.logprobs[np.arange(num_prompts), measured.token_ids]
-    error = float(np.abs(expected - measured.logprobs).max())
+    error = float(np.sqrt(np.square(expected - measured.logprobs).mean()))
     if error <= tolerance_nats:  # false if it is NaN
         return None
     return (
-        f"log-probabilities under version {reference.policy_version} are {error:.3g} nats from the learner's, "
-        f"tolerance {tolerance_nats:g} (weights.probe_tolerance_nats)"
+        f"log-probabilities under version {reference.policy_version} are {error:.3g} nats from the learner's in the "
+        f"root mean square, tolerance {tolerance_nats:g} (weights.probe_tolerance_nats)"
     )
 
 

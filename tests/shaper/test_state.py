@@ -528,7 +528,7 @@ def test_a_shaper_that_comes_back_counts_groups_that_came_to_nothing_from_there(
         fail_until_dropped(21)
 
 
-def test_a_stop_without_acknowledgements_ends_with_lost_samples() -> None:
+def test_a_stop_without_acknowledgements_ends_with_abandoned_samples() -> None:
     world = World(world_config())
     name = "generator/0"
     while world.generators[name].inbox:
@@ -539,7 +539,7 @@ def test_a_stop_without_acknowledgements_ends_with_lost_samples() -> None:
     world.absorb(world.state.abandon(world.now_s))
     assert world.state.phase is RunPhase.FINISHED
     assert sum(world.finished.tokens_by_outcome.values()) == world.num_decoded
-    assert world.finished.tokens_by_outcome["lost"] == world.num_decoded
+    assert world.finished.tokens_by_outcome["abandoned"] == world.num_decoded
 
 
 def test_held_out_prompts_are_evaluated_before_and_after_on_all_their_samples() -> None:

@@ -26,11 +26,21 @@ def right_answer(asked: Reference, tokens: tuple[int, ...] = (4, 0, 47, 9)) -> P
 def test_the_right_answer_is_accepted_and_one_off_by_more_than_the_tolerance_is_not() -> None:
     asked, answer = reference(), right_answer(reference())
     assert mismatch(asked, answer, 0.01) is None
-    off = ProbeMeasured(3, answer.token_ids, answer.logprobs + np.array([0, 0, 0.02, 0], np.float32))
-    assert mismatch(asked, off, 0.01) is not None
-    assert mismatch(asked, off, 0.03) is None
+    off = ProbeMeasured(3, answer.token_ids, answer.logprobs + np.array([0, 0, 0.04, 0], np.float32))
+    assert mismatch(asked, off, 0.019) is not None, "the root mean square is .02"
+    assert mismatch(asked, off, 0.021) is None
     broken = ProbeMeasured(3, answer.token_ids, answer.logprobs * np.float32(np.nan))
     assert mismatch(asked, broken, 0.01) is not None
+
+
+def test_in_bfloat16_one_rounded_token_passes_and_a_difference_of_all_does_not() -> None:
+    """One of a real model was off by .48 by rounding alone, and wrong weights move all tokens."""
+    asked, answer = reference(), right_answer(reference())
+    tolerance = tolerance_of(WeightsConfig(), "bfloat16")
+    rounded = ProbeMeasured(3, answer.token_ids, answer.logprobs + np.array([0.1, -0.06, 0.55, 0.02], np.float32))
+    assert mismatch(asked, rounded, tolerance) is None
+    wrong = ProbeMeasured(3, answer.token_ids, answer.logprobs + np.array([0.4, -0.4, 0.4, -0.4], np.float32))
+    assert mismatch(asked, wrong, tolerance) is not None
 
 
 def test_an_answer_that_says_nothing_is_no_mismatch_and_one_of_the_wrong_shape_is() -> None:

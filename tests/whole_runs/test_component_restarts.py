@@ -130,7 +130,7 @@ def test_samples_of_a_dead_generator_go_on_from_the_tokens_that_were_streamed(tm
         home.mkdir()
         with LaunchedRun(home, "scripted.yaml", sections, faults) as run:
             assert run.end() == 0, run.output
-            totals.append(run.assert_clean()["tokens"]["by_outcome"] | {"lost": 0})
+            totals.append(run.assert_clean()["tokens"]["by_outcome"] | {"abandoned": 0})
             assert len(run.events("ended")) == (name == "hit")
     assert totals[0] == totals[1]
 

@@ -5,6 +5,8 @@ and the token's place. Truncation masks tokens and moves none (see `truncation`)
 sample draws does not depend on the other samples.
 """
 
+from typing import Final
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +14,10 @@ from torch import Tensor
 
 from darts_async.errors import EngineError
 from darts_async.truncation import Truncation, kept_tokens
+
+_TOKENS_AT_ONCE: Final = 1 << 18
+"""Rows are drawn in parts of so many logits, about what the cache of a core holds: the five passes over a part read and
+write it there. For 64 rows of 49,152 tokens a draw took 6.5 ms in parts and 34 ms in one, on one thread."""
 
 
 def draw(
@@ -24,6 +30,20 @@ def draw(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Tokens and their log-probabilities under the distribution they were drawn from. Raises `EngineError` if a row has
     logits that are not finite."""
+    num_rows = max(1, _TOKENS_AT_ONCE // logits.shape[1])
+    parts = [slice(first, first + num_rows) for first in range(0, max(1, len(logits)), num_rows)]
+    drawn = [_draw(logits[part], uniforms[part], temperature[part], top_p[part], top_k[part]) for part in parts]
+    tokens, logprobs = zip(*drawn, strict=True)
+    return np.concatenate(tokens), np.concatenate(logprobs)
+
+
+def _draw(
+    logits: Tensor,
+    uniforms: NDArray[np.float64],
+    temperature: NDArray[np.float32],
+    top_p: NDArray[np.float32],
+    top_k: NDArray[np.int64],
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     logprobs = _log_distribution(logits, temperature, top_p, top_k)
     cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]

@@ -99,7 +99,7 @@ class SlotStep:
         num_rows, _, window = mask.shape
         num_heads, head_dim = query.shape[1], query.shape[3]
         last = query[0, :, -num_decoding:].transpose(0, 1).reshape(num_rows, -1, head_dim)
-        scores = torch.baddbmm(mask, last, keys[:num_rows, :window].transpose(1, 2), alpha=scaling)
+        scores = _scores(mask, last, keys[:num_rows, :window], scaling)
         weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
         return torch.bmm(weights, values[:num_rows, :window]).view(1, num_decoding, num_heads, -1)
 
@@ -121,6 +121,18 @@ class SlotStep:
             mask = torch.from_numpy(np.where(hidden, np.float32(-np.inf), np.float32(0))).to(key.dtype)
             self._layouts[num_kv_heads] = (torch.from_numpy(rows.reshape(-1)), mask.unsqueeze(1))
         return self._layouts[num_kv_heads]
+
+
+def _scores(mask: Tensor, queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """`mask + scaling * queries @ keys^T`, `[num_rows, queries per key head, window]`.
+
+    A product below float32 first copies operands that are not contiguous. Keys as the left operand are copied as they
+    lie, and as the right one they are transposed meanwhile: 1.6 times the time of the attention at 64 slots of 120
+    tokens. In float32 nothing is copied, and queries on the left are faster.
+    """
+    if keys.dtype == torch.float32:
+        return torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scaling)
+    return torch.baddbmm(mask.transpose(1, 2), keys, queries.transpose(1, 2), alpha=scaling).transpose(1, 2)
 
 
 def make_step(cache: SlotCache, prefills: Sequence[Prefill], cached: NDArray[np.int64]) -> SlotStep:

@@ -87,6 +87,26 @@ def test_a_row_draws_the_same_whatever_truncation_its_neighbours_have(
     assert logprobs[n] >= alone_logprobs[0] or tokens[n] != alone_tokens[0]
 
 
+def test_a_large_vocabulary_is_drawn_in_parts_and_a_row_as_if_it_were_alone() -> None:
+    """Neither the tokens nor the log-probabilities of a row depend on where a part ends."""
+    num_rows, vocab_size = 7, 100_003
+    logits = 3 * torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(0))
+    u = uniforms(np.full(num_rows, 5, np.uint64), np.arange(num_rows))
+    temperature = np.linspace(0.5, 1.1, num_rows, dtype=np.float32)
+    top_p = np.array([1, 1, 1, 0.9, 1, 1, 0.5], np.float32)
+    top_k = np.array([0, 4, 0, 0, 0, 0, 0], np.int64)
+    tokens, logprobs = draw(logits, u, temperature=temperature, top_p=top_p, top_k=top_k)
+    for i in range(num_rows):
+        one = slice(i, i + 1)
+        alone = draw(logits[one], u[one], temperature=temperature[one], top_p=top_p[one], top_k=top_k[one])
+        assert (tokens[i], logprobs[i]) == (alone[0][0], alone[1][0])
+    cumulative = (logits.double() / torch.from_numpy(temperature)[:, None].double()).softmax(-1).cumsum(-1)
+    whole = np.flatnonzero((top_p == 1) & (top_k == 0))
+    for i in whole.tolist():
+        below, above = cumulative[i, tokens[i] - 1].item(), cumulative[i, tokens[i]].item()
+        assert below - 1e-6 < u[i] < above + 1e-6
+
+
 def test_frequencies_follow_the_distribution() -> None:
     num_draws = 20_000
     logits = torch.tensor([0.05, 0.15, 0.3, 0.5]).log().expand(num_draws, 4)

@@ -98,17 +98,17 @@ class PoweredWorld(MortalWorld):
         assert audit(books, self.config, is_over=True, num_steps=self.config.learner.steps) == []
         assert sum(self.finished.tokens_by_outcome.values()) == self.num_decoded
         in_ledger = sum(books.brought.tokens_by_outcome.values()) + sum(each.num_tokens for each in books.ended())
-        assert in_ledger == self.num_decoded - self.finished.tokens_by_outcome.get("lost", 0) + lost_in(books)
+        assert in_ledger == self.num_decoded - self.finished.tokens_by_outcome.get("abandoned", 0) + abandoned_in(books)
         assert self.version == self.config.learner.steps
         assert [sorted(groups) for groups in self.history[books.brought.num_steps :]] == [
             sorted(groups) for groups in books.history[books.brought.num_steps :]
         ], "the model is made of what the ledger says"
 
 
-def lost_in(books: Books) -> int:
-    """Tokens of samples that were lost. Others came of generators that had lost the sample."""
-    ended = sum(each.num_tokens for each in books.ended() if each.outcome == "lost")
-    return ended + books.brought.tokens_by_outcome.get("lost", 0)
+def abandoned_in(books: Books) -> int:
+    """Tokens of samples that were abandoned. Others came of generators that had lost the sample."""
+    ended = sum(each.num_tokens for each in books.ended() if each.outcome == "abandoned")
+    return ended + books.brought.tokens_by_outcome.get("abandoned", 0)
 
 
 def take_up_files(process: Process, life: int, *, from_checkpoint: bool = False) -> tuple[ReplayableState, TakenUp]:
