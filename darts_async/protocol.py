@@ -24,6 +24,7 @@ Messages of the launcher to its own parts, and those inside one role, have modul
 
     launcher.control.requests            another terminal and the launcher, over the socket of the run directory
     launcher.nodes.node_messages         the launcher, the agent of a node and its keeper
+    darts_async.machine.fork_server      a keeper and the process that forks others for it
     darts_async.reward.worker_messages   a reward process and its workers
     darts_async.prompts.task_maker       a process that loads prompts, and the process that makes tasks
 

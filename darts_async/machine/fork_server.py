@@ -1,4 +1,4 @@
-"""Forks processes that have their imports behind them already, so that a process is back at once after its death.
+"""Forks processes that need not import anything any more, so that a process is back at once after its death.
 
     python -P -m darts_async.machine.lifetime darts_async.machine.fork_server --parent PID --channel FD MODULE...
 
@@ -41,7 +41,7 @@ MAX_REQUEST_BYTES = 64 * 1024
 BOUND_WITHIN_S = 5.0
 """How long a new process waits for being a child of the keeper."""
 PACKAGES = ("darts_async.", "launcher.")
-"""Their files may be edited while a run goes on. The next start has to see it."""
+"""Their files may be edited while a run continues. The next start has to see it."""
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -73,12 +73,13 @@ class NotForked(msgspec.Struct, frozen=True, tag=True):
 Answer = Forked | NotForked
 
 
-def adopt_orphans() -> bool:
-    """Let this process be the parent of descendants whose own parent has ended. Whether the system can do that."""
+def adopt_orphans(*, wanted: bool = True) -> bool:
+    """Let this process be the parent of descendants whose own parent has ended, or no longer. Whether the system can
+    do that."""
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    return bool(libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) == 0)
 
 
 def open_gate(gate: int) -> None:
@@ -240,7 +241,7 @@ def _set_threads() -> None:
 
 
 def _reseed() -> None:
-    """Two processes of one server must not draw the same numbers. Whoever needs certain ones sets a seed."""
+    """Two processes of one server must not draw the same numbers. Code that needs certain numbers sets a seed."""
     random.seed()
     numpy = sys.modules.get("numpy")
     if numpy is not None:

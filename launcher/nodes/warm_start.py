@@ -139,7 +139,7 @@ class Forks:
             asked.set_result(answer)
 
     def _give_up(self) -> None:
-        """End the server that there is; whoever waits for it starts the process in the ordinary way."""
+        """End the server, if there is one. Processes that wait for it are started in the ordinary way."""
         if self._channel is None:
             return
         asyncio.get_running_loop().remove_reader(self._channel.fileno())

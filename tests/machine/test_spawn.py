@@ -28,6 +28,7 @@ STARTERS = {
     "darts_async/machine/spawn.py": {"create_subprocess_exec"},
     "launcher/nodes/exec_with_env.py": {"execvpe"},  # becomes a command that `module_command` has made
     "launcher/nodes/detached.py": {"fork"},  # the keeper that outlives its ssh session
+    "darts_async/machine/fork_server.py": {"fork"},  # processes of a node that have imported everything
     "darts_async/reward/warden.py": {"fork"},  # its worker, before anything heavy is imported
     "darts_async/machine/trial_process.py": {"Popen"},  # looks at models or a module of the user's, or makes tasks
     "launcher/plan/devices.py": {"run"},  # nvidia-smi, with a deadline
@@ -125,6 +126,7 @@ MODULES = (
     "launcher.sinks.follower",
     "darts_async.reward.sandbox.confine",
     "darts_async.reward.sandbox.probe",
+    "darts_async.machine.fork_server",
     "darts_async.models.gguf_import",
     "darts_async.prompts.task_maker",
 )
