@@ -49,11 +49,12 @@ _GO = b"g"
 
 
 class ForkRequest(msgspec.Struct, frozen=True):
-    """Run a command of `module_command`; `env` is added to the environment. The answer has the same `number`."""
+    """Run a command of `module_command`. The answer has the same `number`."""
 
     number: int
     argv: tuple[str, ...]
-    env: dict[str, str]
+    env: dict[str, str | None]
+    """Variables to set in the environment of the server, and to remove from it."""
 
 
 class Forked(msgspec.Struct, frozen=True, tag=True):
@@ -94,6 +95,11 @@ class _Birth:
     request: ForkRequest
     output: int
     gate: int
+
+    def close(self) -> None:
+        """Close its descriptors."""
+        os.close(self.output)
+        os.close(self.gate)
 
 
 class ForkServer:
@@ -136,16 +142,18 @@ class ForkServer:
 
     def _serve(self) -> _Birth | None:
         """Fork for all requests whose module is there."""
-        ready = [birth for birth in self._waiting if module_of(birth.request.argv) not in self._coming]
-        self._waiting = [birth for birth in self._waiting if birth not in ready]
-        for birth in ready:
+        for birth in [*self._waiting]:
+            if module_of(birth.request.argv) in self._coming:
+                continue
+            self._waiting.remove(birth)
             reason = self._reason_against()
             if reason is not None:
                 self._answer(NotForked(birth.request.number, reason))
             elif self._fork(birth.request.number):
+                for other in self._waiting:
+                    other.close()
                 return birth
-            os.close(birth.output)
-            os.close(birth.gate)
+            birth.close()
         return None
 
     def _reason_against(self) -> str | None:
@@ -219,9 +227,12 @@ def _become(birth: _Birth) -> None:
         os._exit(1)
     os.dup2(birth.output, 1)
     os.dup2(birth.output, 2)
-    os.close(birth.output)
-    os.close(birth.gate)
-    os.environ.update(birth.request.env)
+    birth.close()
+    for name, value in birth.request.env.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     tempfile.tempdir = None  # it is another directory now
     _set_threads()
     _reseed()

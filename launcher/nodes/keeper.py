@@ -127,6 +127,8 @@ class Keeper:
             lease = tasks.create_task(self._watch_lease(), name="watch the lease")
             disk = tasks.create_task(self._watch_disk(), name="watch the disk")
             await self._over.wait()
+            if self._forks is not None:
+                self._forks.end()  # or a process that waits for its imports would delay the end
             lease.cancel()
             disk.cancel()
             await self._supervisor.stop_all(self._grace_s)

@@ -28,6 +28,8 @@ MAX_SERVERS = 3
 _ROOM = "." * 512
 """For longer command lines than that of the server."""
 _ANSWER_BYTES = 8192
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""In the server. A library with several threads starts them when it is loaded, and a fork loses them."""
 
 log = structlog.get_logger()
 
@@ -77,12 +79,10 @@ class Forks:
         ours.setblocking(False)
         words = ("--parent", str(os.getpid()), "--channel", str(theirs.fileno()), "--room", _ROOM, *self._modules)
         argv = module_command("darts_async.machine.fork_server", *self._whose, *words)
-        # One thread in every library: a library with several starts them when it is loaded, and a fork loses them.
-        env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         try:
             with theirs, self._open_output() as output:
                 self._process = await spawn(
-                    argv, stdout=output, stderr=asyncio.subprocess.STDOUT, env=env, pass_fds=(theirs.fileno(),)
+                    argv, stdout=output, stderr=asyncio.subprocess.STDOUT, env=_ONE_THREAD, pass_fds=(theirs.fileno(),)
                 )
         except OSError as error:
             log.warning("no_fork_server", error=str(error))
@@ -99,7 +99,8 @@ class Forks:
         if self._channel is None:
             return None
         number = next(self._numbers)
-        request = msgspec.msgpack.encode(ForkRequest(number, tuple(argv), dict(env)))
+        as_here = {name: os.environ.get(name) for name in _ONE_THREAD}
+        request = msgspec.msgpack.encode(ForkRequest(number, tuple(argv), {**as_here, **env}))
         self._asked[number] = asyncio.get_running_loop().create_future()
         theirs, gate = os.pipe()
         try:
@@ -115,9 +116,14 @@ class Forks:
             os.close(theirs)
             os.close(gate)
 
-    async def close(self) -> None:
-        """End the server."""
+    def end(self) -> None:
+        """From now on every process is started in the ordinary way, also those that wait for the server."""
+        self._num_servers = MAX_SERVERS
         self._give_up()
+
+    async def close(self) -> None:
+        """End, and wait for the end of the server."""
+        self.end()
         if self._process is not None:
             await self._process.wait()
 

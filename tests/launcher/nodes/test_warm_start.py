@@ -18,7 +18,7 @@ from darts_async.topology.plan import ProcessSpec
 from launcher.nodes.supervisor import ProcessExit, Supervisor, open_output
 from launcher.nodes.warm_start import Forks, Orphans
 from tests import ROOT
-from tests.launcher.nodes.test_supervisor import until_ready
+from tests.launcher.nodes.test_supervisor import until_ready, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,7 +30,8 @@ import json, os, random, sys, tempfile, time
 print(json.dumps({
     "argv": sys.argv[1:], "name": __name__, "shade": os.environ.get("SHADE"), "parent": os.getppid(),
     "session": os.getsid(0), "pid": os.getpid(), "temporary": tempfile.gettempdir(), "drawn": random.random(),
-    "was_imported": "wave" in sys.modules,
+    "was_imported": "wave" in sys.modules, "threads": os.environ.get("OPENBLAS_NUM_THREADS"),
+    "descriptors": len(os.listdir("/proc/self/fd")),
 }), flush=True)
 if "--sleep" in sys.argv:
     time.sleep(600)
@@ -71,6 +72,7 @@ class Node:
 async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
     (tmp_path / "darts_child.py").write_text("if __name__ == '__main__':\n" + indented(CHILD))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     node = Node(tmp_path, "wave", "darts_child")
     try:
         async with node.supervisor:
@@ -99,6 +101,8 @@ async def test_a_forked_process_is_a_child_with_its_own_session_environment_and_
     assert said["pid"] == said["session"] == pid
     assert said["argv"] == ["--run-dir", str(node.home), "--incarnation", "1"]
     assert "darts-" in str(said["temporary"]), "a directory of its own"
+    assert said["threads"] == "3", "as here, and not as in the server"
+    assert said["descriptors"] == 4, "three of any process, and the one that lists them"
 
 
 async def test_two_of_them_draw_different_numbers_and_one_can_be_killed_and_found_by_its_command_line(
@@ -142,6 +146,24 @@ async def test_a_server_that_hangs_is_given_up_and_leaves_nothing(node: Node, mo
     assert not node.said("reward/0")["was_imported"], "it was started in the ordinary way"
     left = {child.pid for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE}
     assert not left - {node.forks.pid}
+
+
+async def test_what_waits_for_the_imports_is_started_at_once_when_the_node_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_import.py").write_text(
+        "import os, time\ntime.sleep(0 if __name__ == '__main__' else 600)\nprint(os.getpid(), flush=True)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    node = Node(tmp_path, "slow_import")
+    async with node.supervisor, asyncio.timeout(20):
+        starting = asyncio.create_task(node.start("reward/0", module="slow_import"))
+        await asyncio.to_thread(wait_until, lambda: bool(node.forks._asked))
+        node.forks.end()
+        pid = await starting
+        assert (await node.one_exit()).code == 0
+        assert (tmp_path / "reward-0.out").read_text() == f"{pid}\n"
+        await node.forks.close()
 
 
 async def test_code_that_has_changed_is_not_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
