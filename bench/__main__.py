@@ -22,6 +22,7 @@ QUESTIONS: Final = {
     "weights_vllm": "and with vLLM as the receiver?",
     "faults": "is anything lost when processes are killed?",
     "restart": "how long is a process gone that is restarted?",
+    "away": "how long is a process away that was killed, forked or not?",
     "chaos": "and in simulated runs, thousands of them?",
     "gpu": "does the weight transfer work under NCCL?",
 }

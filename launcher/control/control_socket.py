@@ -21,7 +21,7 @@ import msgspec
 from darts_async.errors import DartsError
 from darts_async.topology.run_files import CONTROL_SOCKET
 from launcher.control.requests import Refused, Reply, Request
-from launcher.run_dir.run_dir import inode_of
+from launcher.run_dir.place import inode_of
 
 MAX_REQUEST_BYTES = 1 << 12
 MAX_REPLY_BYTES = 1 << 20

@@ -12,7 +12,8 @@ from darts_async.topology.roles import agent_name
 from darts_async.topology.run_files import CONFIG_FILE, LOCK_FILE, STATE_FILE
 from launcher.control.control_socket import NotRunningError, ask
 from launcher.control.requests import GetStatus, Reply, Request
-from launcher.run_dir.run_dir import RunRecord, inode_of, read_record
+from launcher.run_dir.place import inode_of
+from launcher.run_dir.run_dir import RunRecord, read_record
 
 
 def find_run(run_dir: Path | None, runs_dir: Path, *, is_live: bool = True) -> Path:

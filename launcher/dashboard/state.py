@@ -10,7 +10,8 @@ from launcher.control.control_socket import NotRunningError, ask
 from launcher.control.find_run import record_of
 from launcher.control.requests import GetStatus, RunState
 from launcher.display.summary import Summary
-from launcher.run_dir.run_dir import RunRecord, inode_of
+from launcher.run_dir.place import inode_of
+from launcher.run_dir.run_dir import RunRecord
 
 _ASK_TIMEOUT_S = 2.0
 

@@ -46,7 +46,7 @@ from launcher.nodes.scratch import owner_of, sweep
 from launcher.nodes.supervisor import ProcessExit, ProcessRecord, Supervisor, open_output, start_time_s
 from launcher.nodes.warm_start import Forks, Orphans
 from launcher.run_dir.logs import bound_outputs, last_lines
-from launcher.run_dir.run_dir import inode_of
+from launcher.run_dir.place import inode_of
 
 AGENT_SILENT_S = 20.0
 """An agent that has not given a sign of life for this long hangs."""

@@ -17,7 +17,7 @@ import psutil
 from darts_async.topology.run_files import NODES_DIR
 from darts_async.wire.atomic_file import replace_json
 from launcher.nodes.supervisor import ProcessRecord, end_session
-from launcher.run_dir.run_dir import check_place, inode_of
+from launcher.run_dir.place import check_place, inode_of
 
 _SAME_START_WITHIN_S = 1.0
 """Tolerance of start times: the kernel counts from boot, whose time is only known to a fraction of a second."""

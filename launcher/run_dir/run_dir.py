@@ -1,6 +1,5 @@
 """The directory of a run is made, and what the launcher alone writes into it. Its files: `topology.run_files`."""
 
-import errno
 import os
 import time
 from collections.abc import Iterable
@@ -40,18 +39,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     directory: str = ""
     """Where `darts-launch` was called. Relative paths of the settings begin there."""
     inode: int = 0
-    """The inode of the run directory in which this was written: see `inode_of`."""
-
-
-def inode_of(run_dir: Path) -> int:
-    """What tells a run directory from its copies, and stays through a rename. Raises `OSError`."""
-    return run_dir.stat().st_ino
-
-
-def check_place(run_dir: Path, inode: int) -> None:
-    """Raises `OSError` if the run directory with this inode has been moved or removed; another one may be there."""
-    if inode_of(run_dir) != inode:
-        raise FileNotFoundError(errno.ENOENT, "another directory is in its place", str(run_dir))
+    """The inode of the run directory in which this was written: see `place.inode_of`."""
 
 
 def run_dir_name(name: str, number: int = 1) -> str:

@@ -38,7 +38,7 @@ from darts_async.machine.full_disk import is_no_space
 from darts_async.topology.run_files import METRICS_FILE, SINKS_DIR
 from darts_async.wire.atomic_file import replace_json
 from launcher.run_dir.json_lines import parsed_line
-from launcher.run_dir.run_dir import inode_of
+from launcher.run_dir.place import inode_of
 from launcher.sinks.sink import Memory, Sink
 
 POLL_S: Final = 0.5

@@ -19,7 +19,8 @@ from launcher.progress.evaluation import Evaluation
 from launcher.progress.run_view import LENGTH_METRIC, REWARD_METRIC, STALENESS_METRIC
 from launcher.progress.step_merger import StepLine
 from launcher.run_dir.json_lines import JsonLines
-from launcher.run_dir.run_dir import RunRecord, RunStatus, check_place, inode_of, write_record
+from launcher.run_dir.place import check_place, inode_of
+from launcher.run_dir.run_dir import RunRecord, RunStatus, write_record
 
 _TRACED = {STALENESS_METRIC: "staleness", REWARD_METRIC: "reward", LENGTH_METRIC: "length"}
 

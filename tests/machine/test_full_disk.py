@@ -29,7 +29,8 @@ from launcher.nodes.node_record import NodeRecord, read_node_record, write_node_
 from launcher.nodes.supervisor import ProcessRecord
 from launcher.progress.step_merger import StepLine
 from launcher.run_dir import json_lines
-from launcher.run_dir.run_dir import inode_of, read_record
+from launcher.run_dir.place import inode_of
+from launcher.run_dir.run_dir import read_record
 from launcher.sinks import recorder
 from launcher.sinks.recorder import Recorder
 

@@ -15,7 +15,7 @@ from darts_async.topology.run_files import NODES_DIR
 from launcher.nodes.node_record import NodeRecord, find_process, read_node_record, write_node_record
 from launcher.nodes.scratch import owner_of
 from launcher.nodes.supervisor import ProcessRecord, start_time_s
-from launcher.run_dir.run_dir import inode_of
+from launcher.run_dir.place import inode_of
 from tests.support.kept import detached, keep, prepared
 from tests.support.launched import LaunchedRun
 

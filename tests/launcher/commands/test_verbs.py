@@ -29,7 +29,8 @@ from launcher.lifecycle.lifecycle import RunOutcome
 from launcher.plan.plan import link_addresses, plan_run
 from launcher.progress.run_view import RunView
 from launcher.run_dir.logs import LogTail, bound_outputs, last_lines, last_words
-from launcher.run_dir.run_dir import RunRecord, inode_of, write_record, write_summary
+from launcher.run_dir.place import inode_of
+from launcher.run_dir.run_dir import RunRecord, write_record, write_summary
 from tests.support.launched import CONFIGS
 
 PLAN = plan_run(RunConfig(), Path("/runs/a"), link_addresses("127.0.0.1", range(7000, 7006)))
