@@ -40,11 +40,12 @@ from darts_async.machine.lifetime import die_with_parent
 MAX_REQUEST_BYTES = 64 * 1024
 BOUND_WITHIN_S = 5.0
 """How long a new process waits for being a child of the keeper."""
-PACKAGES = ("darts_async.", "launcher.")
+PACKAGES = ("darts_async", "launcher")
 """Their files may be edited while a run continues. The next start has to see it."""
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 _PR_SET_CHILD_SUBREAPER = 36
+_DEVICES = "/dev/nvidia"
 _GO = b"g"
 
 
@@ -160,6 +161,8 @@ class ForkServer:
         num_threads = len(os.listdir("/proc/self/task"))
         if num_threads > 1:
             return f"the imports have left {num_threads - 1} threads, which a fork would lose"
+        if any(name.startswith(_DEVICES) for name in _open_files()):
+            return "the imports have opened a GPU, which a fork cannot use"
         for path, written_ns in self._files.items():
             if _written_ns(path) != written_ns:
                 return f"{path} has changed since it was imported"
@@ -169,14 +172,23 @@ class ForkServer:
         """Whether this is the new process."""
         sys.stdout.flush()
         sys.stderr.flush()
-        middle = os.fork()
-        if middle != 0:
-            os.waitpid(middle, 0)
+        try:
+            middle = os.fork()
+            if middle != 0:
+                _, status = os.waitpid(middle, 0)
+                if status != 0:
+                    self._answer(NotForked(number, "the system has no room for another process"))
+                return False
+        except OSError as error:
+            self._answer(NotForked(number, str(error)))
             return False
-        if os.fork() != 0:
-            os._exit(0)  # now the new process is an orphan
+        try:
+            if os.fork() != 0:
+                os._exit(0)  # now the new process is an orphan
+        except OSError:
+            os._exit(1)
         os.setsid()
-        self._bind()
+        self._bind(number)
         self._answer(Forked(number, os.getpid()))
         self._channel.close()
         return True
@@ -184,11 +196,12 @@ class ForkServer:
     def _answer(self, answer: Answer) -> None:
         self._channel.send(msgspec.msgpack.encode(answer))
 
-    def _bind(self) -> None:
+    def _bind(self, number: int) -> None:
         """Wait until the keeper is the parent, and end with it from now on."""
         deadline_s = time.monotonic() + BOUND_WITHIN_S
         while os.getppid() != self._parent_pid:
             if time.monotonic() > deadline_s:
+                self._answer(NotForked(number, "the keeper did not become the parent of the new process"))
                 os._exit(1)
             time.sleep(0.0005)
         die_with_parent(self._parent_pid)
@@ -196,13 +209,21 @@ class ForkServer:
     def _note_files(self) -> None:
         for name, module in list(sys.modules.items()):
             path = getattr(module, "__file__", None)
-            if path and name.startswith(PACKAGES) and path not in self._files:
+            if path and name.partition(".")[0] in PACKAGES and path not in self._files:
                 self._files[path] = _written_ns(path)
 
 
 def module_of(argv: Sequence[str]) -> str:
     """The module that a command of `module_command` runs."""
     return argv[4]
+
+
+def _open_files() -> list[str]:
+    names = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that lists them
+            names.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return names
 
 
 def _written_ns(path: str) -> int:
@@ -216,7 +237,7 @@ def _import(module: str) -> None:
     """An import that fails here fails again in the process that needs it, which says so."""
     try:
         importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         sys.stderr.write(f"{module} is not imported in advance: {error}\n")
 
 

@@ -23,6 +23,7 @@ from darts_async.machine.spawn import is_module_command, module_command, spawn
 
 FORKED_WITHIN_S = 45.0
 """A server that has not answered after this long, the imports included, is given up."""
+UNKNOWN_EXIT_CODE = 255
 MAX_SERVERS = 3
 """So many are started in the life of a keeper."""
 _ROOM = "." * 512
@@ -50,8 +51,8 @@ class ForkedProcess:
             await ended.wait()
         finally:
             loop.remove_reader(self._descriptor)
-        os.close(self._descriptor)
-        return _exit_code(self.pid)
+            os.close(self._descriptor)
+        return await asyncio.to_thread(_exit_code, self.pid)
 
 
 class Forks:
@@ -61,6 +62,8 @@ class Forks:
         self._whose, self._modules, self._open_output = tuple(whose), tuple(modules), open_output
         self._numbers = itertools.count()
         self._num_servers = 0
+        self._starting = asyncio.Lock()
+        self._has_ended = False
         self._channel: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._asked: dict[int, asyncio.Future[Answer | None]] = {}  # at most as many as processes of the node
@@ -72,8 +75,12 @@ class Forks:
 
     async def start(self) -> None:
         """Start a server, if none runs, and if the system can do what it needs."""
-        if self._channel is not None or self._num_servers >= MAX_SERVERS or not self._modules or not adopt_orphans():
-            return
+        async with self._starting:
+            is_possible = self._num_servers < MAX_SERVERS and self._modules and adopt_orphans()
+            if self._channel is None and is_possible and not self._has_ended:
+                await self._start()
+
+    async def _start(self) -> None:
         self._num_servers += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -88,11 +95,15 @@ class Forks:
             log.warning("no_fork_server", error=str(error))
             ours.close()
             return
+        if self._has_ended:
+            ours.close()  # at which it ends
+            return
         self._channel = ours
         asyncio.get_running_loop().add_reader(ours.fileno(), self._read)
 
     async def fork(self, argv: Sequence[str], env: Mapping[str, str], output: BinaryIO) -> ForkedProcess | None:
-        """A process with this command line, or None if it must be started in the ordinary way."""
+        """A process with this command line, or None if it must be started in the ordinary way. Raises `OSError` if
+        `end` was called."""
         if not is_module_command(argv, python=sys.executable) or module_of(argv) not in self._modules:
             return None
         await self.start()
@@ -106,19 +117,23 @@ class Forks:
         try:
             socket.send_fds(self._channel, [request], [output.fileno(), theirs])
             async with asyncio.timeout(FORKED_WITHIN_S):
-                return _begin(await self._asked[number], gate)
+                answer = await self._asked[number]
         except (OSError, TimeoutError) as error:
             log.warning("fork_server_given_up", error=str(error) or f"no answer after {FORKED_WITHIN_S} s")
             self._give_up()
             return None
+        else:
+            if self._has_ended:
+                raise InterruptedError("the node ends")
+            return _begin(answer, gate)
         finally:
             self._asked.pop(number, None)
             os.close(theirs)
             os.close(gate)
 
     def end(self) -> None:
-        """From now on every process is started in the ordinary way, also those that wait for the server."""
-        self._num_servers = MAX_SERVERS
+        """End the server. Processes that wait for it are not started any more."""
+        self._has_ended = True
         self._give_up()
 
     async def close(self) -> None:
@@ -160,8 +175,11 @@ class Forks:
 
 
 def _exit_code(pid: int) -> int:
-    """Of a child that has ended. Does not block."""
-    _, status = os.waitpid(pid, os.WNOHANG)
+    """Of a child that has ended. Waits where a debugger still holds it."""
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:  # somebody else has waited for it
+        return UNKNOWN_EXIT_CODE
     return os.waitstatus_to_exitcode(status)
 
 
@@ -173,8 +191,12 @@ def _begin(answer: Answer | None, gate: int) -> ForkedProcess | None:
             log.info("not_forked", reason=reason)
             return None
         case Forked(pid=pid):
-            process = ForkedProcess(pid)
-            open_gate(gate)
+            try:
+                process = ForkedProcess(pid)
+                open_gate(gate)
+            except OSError as error:
+                log.warning("forked_process_gone", pid=pid, error=str(error))
+                return None
             return process
 
 

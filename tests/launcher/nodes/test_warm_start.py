@@ -148,22 +148,33 @@ async def test_a_server_that_hangs_is_given_up_and_leaves_nothing(node: Node, mo
     assert not left - {node.forks.pid}
 
 
-async def test_what_waits_for_the_imports_is_started_at_once_when_the_node_ends(
+async def test_what_waits_for_the_imports_is_not_started_when_the_node_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "slow_import.py").write_text(
-        "import os, time\ntime.sleep(0 if __name__ == '__main__' else 600)\nprint(os.getpid(), flush=True)\n"
-    )
+    (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     node = Node(tmp_path, "slow_import")
     async with node.supervisor, asyncio.timeout(20):
         starting = asyncio.create_task(node.start("reward/0", module="slow_import"))
         await asyncio.to_thread(wait_until, lambda: bool(node.forks._asked))
         node.forks.end()
-        pid = await starting
-        assert (await node.one_exit()).code == 0
-        assert (tmp_path / "reward-0.out").read_text() == f"{pid}\n"
+        with pytest.raises(OSError, match="the node ends"):
+            await starting
+        assert node.supervisor.running == ()
         await node.forks.close()
+
+
+async def test_two_starts_after_the_death_of_the_server_share_the_next_one(node: Node) -> None:
+    await node.start("reward/0")
+    assert (await node.one_exit()).code == 7
+    assert node.forks.pid is not None
+    os.kill(node.forks.pid, signal.SIGKILL)
+    await asyncio.to_thread(wait_until, lambda: node.forks._channel is None)
+    started = await asyncio.gather(*(node.start(f"reward/{number}") for number in (1, 2)))
+    ended = {(await node.one_exit()).pid for _ in started}
+    assert ended == set(started)
+    assert node.forks._num_servers == 2
+    assert all(node.said(f"reward/{number}")["was_imported"] for number in (1, 2))
 
 
 async def test_code_that_has_changed_is_not_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
