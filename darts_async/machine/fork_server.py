@@ -40,7 +40,7 @@ from darts_async.machine.lifetime import die_with_parent
 MAX_REQUEST_BYTES = 64 * 1024
 BOUND_WITHIN_S = 5.0
 """How long a new process waits for being a child of the keeper."""
-PACKAGES = ("darts_async", "launcher")
+PACKAGES = ("darts_async.", "launcher.")
 """Their files may be edited while a run continues. The next start has to see it."""
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
@@ -209,7 +209,7 @@ class ForkServer:
     def _note_files(self) -> None:
         for name, module in list(sys.modules.items()):
             path = getattr(module, "__file__", None)
-            if path and name.partition(".")[0] in PACKAGES and path not in self._files:
+            if path and f"{name}.".startswith(PACKAGES) and path not in self._files:
                 self._files[path] = _written_ns(path)
 
 
